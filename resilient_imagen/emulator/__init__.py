@@ -1,0 +1,1 @@
+"""A loopback server that speaks both vendors' APIs, with faults."""

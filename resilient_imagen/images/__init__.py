@@ -1,0 +1,1 @@
+"""Pictures as bytes: sniffing, decoding, loading, mending, fitting. Bytes in, bytes out."""

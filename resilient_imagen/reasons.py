@@ -1,0 +1,94 @@
+"""Every failure has one reason; this file says what each reason means for the call.
+
+The words are the contract: errors carry them, spans and log lines use them, settings name them.
+Which vendor answer gets which reason is decided beside each provider, never here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["POLICIES", "Policy", "Reason", "Retry", "Verdict"]
+
+
+class Reason(StrEnum):
+    """Why a call, or one request of it, did not deliver an image."""
+
+    OVERLOADED = "overloaded"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    MODEL_NOT_FOUND = "model_not_found"
+    INVALID_RESPONSE = "invalid_response"
+    NO_IMAGE = "no_image"
+    CONTENT_BLOCKED = "content_blocked"
+    INVALID_REQUEST = "invalid_request"
+    CIRCUIT_OPEN = "circuit_open"
+    SATURATED = "saturated"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+
+
+class Retry(Enum):
+    """How often the same route may be asked again after a reason."""
+
+    NEVER = auto()
+    ONCE = auto()
+    ONCE_IF_NO_OTHER_ROUTE = auto()
+    ALWAYS = auto()
+
+
+class Verdict(StrEnum):
+    """What the circuit breaker is told about one request."""
+
+    SUCCESS = "success"
+    """The service answered."""
+    FAILURE = "failure"
+    """Counts towards both trip rules."""
+    THROTTLED = "throttled"
+    """With a hint: opens for exactly that long. Without: counts in a row, not in the rate."""
+    TRIP = "trip"
+    """Opens at once: asking again soon cannot help."""
+    NEUTRAL = "neutral"
+    """No vote: the request says nothing about the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What follows from a reason."""
+
+    retry: Retry
+    next_route: bool
+    verdict: Verdict
+    loud: bool = False
+    """Somebody has to act (a key, a permission, a model name): reported as an error event."""
+
+
+POLICIES: Final[Mapping[Reason, Policy]] = {
+    Reason.OVERLOADED: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
+    Reason.RATE_LIMITED: Policy(Retry.ALWAYS, True, Verdict.THROTTLED),
+    Reason.QUOTA_EXHAUSTED: Policy(Retry.NEVER, True, Verdict.TRIP),
+    Reason.SERVER_ERROR: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
+    Reason.TIMEOUT: Policy(Retry.ONCE_IF_NO_OTHER_ROUTE, True, Verdict.FAILURE),
+    Reason.CONNECTION: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
+    Reason.UNAUTHENTICATED: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
+    Reason.FORBIDDEN: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
+    Reason.MODEL_NOT_FOUND: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
+    Reason.INVALID_RESPONSE: Policy(Retry.ONCE, True, Verdict.FAILURE),
+    Reason.NO_IMAGE: Policy(Retry.ONCE, True, Verdict.SUCCESS),
+    Reason.CONTENT_BLOCKED: Policy(Retry.NEVER, False, Verdict.SUCCESS),
+    Reason.INVALID_REQUEST: Policy(Retry.NEVER, False, Verdict.SUCCESS),
+    Reason.CIRCUIT_OPEN: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
+    Reason.SATURATED: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
+    Reason.DEADLINE: Policy(Retry.NEVER, False, Verdict.NEUTRAL),
+    Reason.CANCELLED: Policy(Retry.NEVER, False, Verdict.NEUTRAL),
+}

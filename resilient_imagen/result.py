@@ -1,0 +1,105 @@
+"""What comes back: the image, where it came from, what was tried on the way and what it cost."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import os
+
+    from resilient_imagen.reasons import Reason
+
+__all__ = ["Attempt", "DroppedReference", "ImageResult", "Usage"]
+
+
+class Usage(TypedDict):
+    """What a request used, as the vendor counted it; None where it did not say."""
+
+    provider: str
+    model: str
+    input_tokens: int | None
+    output_tokens: int | None
+    total_tokens: int | None
+    cost_usd: float | None
+    """US dollars, from the model table's prices; None when the model has none there."""
+
+
+class DroppedReference(TypedDict):
+    """A reference image that was not sent, and why."""
+
+    index: int
+    """Its place in the caller's list, from 0."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request really sent; a refusal by a guard is not an attempt."""
+
+    provider: str
+    model: str
+    reason: Reason | None
+    """None when it succeeded."""
+    status: int | None
+    """HTTP status, or None when no answer came."""
+    latency_s: float
+    """Seconds from sending to the answer, the failure or the timeout."""
+    retry_after: float | None
+    """Seconds the server asked to wait, or None."""
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One delivered image."""
+
+    image_bytes: bytes = field(repr=False)
+    """The encoded picture."""
+    mime_type: str
+    """Its true type, sniffed from the bytes."""
+    provider: str
+    """Who made it: ``google``, ``openai`` or a custom provider's name."""
+    model: str
+    attempts: int
+    """Requests sent for it, the successful one included."""
+    fallback_reason: str | None
+    """Why the primary was left, or None when it served."""
+    dropped_references: tuple[DroppedReference, ...]
+    usage: Usage
+    latency_s: float
+    """Seconds the whole call took, queueing, retries and fallback included."""
+    adjustments: tuple[str, ...] = ()
+    """What was changed on the way, in words: references mended, the picture cropped or padded."""
+
+    @cached_property
+    def image_base64(self) -> str:
+        """The picture in standard base64."""
+        return base64.b64encode(self.image_bytes).decode("ascii")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain dict that the drop-in functions return."""
+        return {
+            "image_base64": self.image_base64,
+            "mime_type": self.mime_type,
+            "provider": self.provider,
+            "model": self.model,
+            "attempts": self.attempts,
+            "fallback_reason": self.fallback_reason,
+            "dropped_references": [dict(dropped) for dropped in self.dropped_references],
+            "usage": dict(self.usage),
+            "latency_s": self.latency_s,
+            "adjustments": list(self.adjustments),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the picture to ``path`` and return it; an existing file is replaced.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        target = Path(path)
+        target.write_bytes(self.image_bytes)
+        return target

@@ -1,0 +1,1 @@
+"""Record, replay, sweep and report: tune thresholds from what really happened."""
