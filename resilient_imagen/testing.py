@@ -1,0 +1,156 @@
+"""What the library's own tests use, for yours: virtual time and a scripted provider.
+
+Example::
+
+    from resilient_imagen import ImageClient, Settings
+    from resilient_imagen.testing import FakeProvider, run_virtual
+
+    async def outage() -> None:
+        google = FakeProvider("google").fail(Reason.OVERLOADED, times=3, status=503)
+        async with ImageClient(Settings(), providers=[google, FakeProvider("openai")]) as client:
+            result = await client.generate("a lighthouse")
+        assert result.provider == "openai"
+
+    run_virtual(outage())  # takes no time: retries sleep on the loop's virtual clock
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from resilient_imagen.errors import ImageGenerationError, provider_failure
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
+
+if TYPE_CHECKING:
+    from resilient_imagen.reasons import Reason
+    from resilient_imagen.request import ImageRequest
+
+__all__ = ["FakeProvider", "Sent", "VirtualTimeLoop", "run_virtual"]
+
+# 9:16 at 9x16 pixels, so that the default aspect ratio needs no fitting.
+TINY_PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000090000001008020000004b2ac214"
+    "000000174944415478da63d4885ac080033031e006a37283430e0016a20142cf50"
+    "72ad0000000049454e44ae426082"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One request that reached a FakeProvider."""
+
+    at: float
+    """Loop time in seconds."""
+    model: str
+    request: ImageRequest = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    latency: float
+    error: ImageGenerationError | BaseException | None
+
+
+class FakeProvider:
+    """A provider that answers from a script and keeps a record of what it was sent.
+
+    It is also the example of a custom provider: ``name``, ``generate`` and ``aclose`` are all
+    that a provider needs.
+
+    Args:
+        name: The provider's name, as in IMAGE_GEN_ROUTES.
+        latency: Seconds a healthy answer takes, on the loop's clock.
+        image: The encoded picture that is delivered.
+    """
+
+    def __init__(self, name: str, *, latency: float = 1.0, image: bytes = TINY_PNG) -> None:
+        self.name = name
+        self.latency = latency
+        self.image = image
+        self.sent: list[Sent] = []
+        self.in_flight = 0
+        self.max_in_flight = 0
+        self.closed = False
+        self._steps: deque[_Step] = deque()
+        self._always: _Step | None = None
+
+    def fail(
+        self,
+        reason: Reason,
+        *,
+        times: int | None = None,
+        latency: float = 0.1,
+        status: int | None = None,
+        retry_after: float | None = None,
+        account_wide: bool = False,
+    ) -> Self:
+        """Fail the next ``times`` requests for ``reason``, or every one until ``heal()``."""
+        error = provider_failure(
+            reason,
+            provider=self.name,
+            status=status,
+            retry_after=retry_after,
+            account_wide=account_wide,
+        )
+        return self._add(_Step(latency, error), times)
+
+    def hang(self, *, times: int | None = None) -> Self:
+        """Never answer the next ``times`` requests, or any until ``heal()``."""
+        return self._add(_Step(float("inf"), None), times)
+
+    def crash(self, error: BaseException, *, times: int | None = None) -> Self:
+        """Raise ``error`` as it is, as a provider with a bug would."""
+        return self._add(_Step(0.0, error), times)
+
+    def heal(self) -> Self:
+        """Forget the script; every request from now on is served."""
+        self._steps.clear()
+        self._always = None
+        return self
+
+    def _add(self, step: _Step, times: int | None) -> Self:
+        if times is None:
+            self._always = step
+        else:
+            self._steps.extend([step] * times)
+        return self
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        """Answer as scripted."""
+        self.sent.append(Sent(asyncio.get_running_loop().time(), model, request))
+        step = self._steps.popleft() if self._steps else self._always or _Step(self.latency, None)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            await (
+                asyncio.Event().wait()
+                if step.latency == float("inf")
+                else asyncio.sleep(step.latency)
+            )
+        finally:
+            self.in_flight -= 1
+        if step.error is not None:
+            raise _fresh(step.error, model)
+        return ProviderImage(self.image, "image/png", model, input_tokens=10, output_tokens=100)
+
+    async def aclose(self) -> None:
+        """Note that the client closed it."""
+        self.closed = True
+
+
+def _fresh(error: BaseException, model: str) -> BaseException:
+    """A new error for each request: one instance raised twice would collect tracebacks."""
+    if not isinstance(error, ImageGenerationError):
+        return error
+    return provider_failure(
+        error.reason,
+        provider=error.provider,
+        model=model,
+        status=error.status,
+        retry_after=error.retry_after,
+        account_wide=error.account_wide,
+    )
