@@ -1,0 +1,345 @@
+"""Every setting in one class, and the only reader of the environment.
+
+Each field names its variable, its default and its unit; the README's table is made from here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.reasons import POLICIES, Reason
+
+__all__ = ["Route", "Settings"]
+
+_OFF = frozenset({"", "off", "none", "no", "-"})
+
+
+def _blank_is_none(value: Any) -> Any:
+    return None if isinstance(value, str) and value.strip().lower() in _OFF else value
+
+
+def _comma_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def _key(value: object) -> object:
+    """Blank keys are missing keys; a copied line break is not part of the key."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        return value.strip() or None
+    return value
+
+
+class Route(str):
+    """``provider:model``, one link of the chain."""
+
+    __slots__ = ()
+
+    @property
+    def provider(self) -> str:
+        """The part before the colon."""
+        return self.partition(":")[0]
+
+    @property
+    def model(self) -> str:
+        """The part after the colon."""
+        return self.partition(":")[2]
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
+MaybeSeconds = Annotated[Seconds | None, BeforeValidator(_blank_is_none)]
+MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_blank_is_none)]
+PerMinute = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_finite)]
+Key = Annotated[SecretStr | None, BeforeValidator(_key)]
+Url = Annotated[str | None, BeforeValidator(_blank_is_none)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
+
+
+def _variable(*names: str) -> AliasChoices:
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """How the client behaves; read from the environment, overridden by keyword arguments.
+
+    Example: ``Settings(ipm=20, deadline=90)``.
+
+    Raises:
+        ConfigurationError: A value is not allowed. The text names the variable and what is.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,  # VARIABLE= in an env file means "not set"
+        arbitrary_types_allowed=True,
+    )
+
+    google_api_key: Key = Field(
+        None,
+        validation_alias=_variable("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        description="The primary's key; the first of the three that is set. "
+        "Missing: the route is off, with one warning.",
+    )
+    openai_api_key: Key = Field(
+        None,
+        validation_alias=_variable("OPENAI_API_KEY"),
+        description="The fallback's key. Missing: one warning, and the primary's error reaches "
+        "the caller.",
+    )
+    google_base_url: Url = Field(
+        None,
+        validation_alias=_variable("GOOGLE_GEMINI_BASE_URL"),
+        description="Where the Gemini API is; empty means Google's own.",
+    )
+    openai_base_url: Url = Field(
+        None,
+        validation_alias=_variable("OPENAI_BASE_URL"),
+        description="Where the OpenAI API is; empty means OpenAI's own.",
+    )
+    routes: Annotated[tuple[Route, ...], NoDecode] = Field(
+        (Route("google:gemini-3-pro-image"), Route("openai:gpt-image-2.5-flare")),
+        validation_alias=_variable("IMAGE_GEN_ROUTES"),
+        description="Ordered chain of provider:model. A sibling model of the same vendor may "
+        "stand between.",
+    )
+    max_concurrent: int = Field(
+        4,
+        ge=1,
+        validation_alias=_variable("IMAGE_GEN_MAX_CONCURRENT"),
+        description="Requests in flight per provider and process.",
+    )
+    ipm: PerMinute = Field(
+        10,
+        validation_alias=_variable("IMAGE_GEN_IPM"),
+        description="Images per minute per provider, paced. Every request sent takes a place, "
+        "retries too.",
+    )
+    openai_ipm: Annotated[PerMinute | None, BeforeValidator(_blank_is_none)] = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_OPENAI_IPM"),
+        description="The same for OpenAI; empty means as IMAGE_GEN_IPM.",
+    )
+    burst: int = Field(
+        1,
+        ge=1,
+        validation_alias=_variable("IMAGE_GEN_BURST"),
+        description="Places that may be taken at once after a quiet time; 1 is even spacing.",
+    )
+    max_queue: MaybeCount = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_MAX_QUEUE"),
+        description="Callers waiting per provider; one more goes to the next route.",
+    )
+    max_retries: int = Field(
+        2,
+        ge=0,
+        le=20,
+        validation_alias=_variable("IMAGE_GEN_MAX_RETRIES"),
+        description="Retries of the same route after the first try; at most 1 on a route reached "
+        "by fallback.",
+    )
+    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(_finite)] = Field(
+        5,
+        validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
+        description="Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; "
+        "a server's hint wins.",
+    )
+    per_call_timeout: Seconds = Field(
+        60,
+        validation_alias=_variable("IMAGE_GEN_PER_CALL_TIMEOUT"),
+        description="Seconds of wall clock per request.",
+    )
+    openai_timeout: Seconds = Field(
+        180,
+        validation_alias=_variable("IMAGE_GEN_OPENAI_TIMEOUT"),
+        description="The same for OpenAI, whose good pictures take minutes.",
+    )
+    deadline: MaybeSeconds = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_DEADLINE"),
+        description="Seconds for a whole call, queueing, retries and fallback included, unless "
+        "the call says otherwise.",
+    )
+    breaker_mode: Literal["on", "off", "shadow"] = Field(
+        "on",
+        validation_alias=_variable("IMAGE_GEN_BREAKER_MODE"),
+        description="on, off, or shadow: decide, record, let through.",
+    )
+    breaker_fail_max: int = Field(
+        3,
+        ge=1,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_FAIL_MAX"),
+        description="Failures in a row that open the circuit.",
+    )
+    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(_finite)] = Field(
+        0.5,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
+        description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW seconds.",
+    )
+    breaker_window: Seconds = Field(
+        300,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_WINDOW"),
+        description="Seconds over which the failure rate is counted.",
+    )
+    breaker_min_calls: int = Field(
+        6,
+        ge=1,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_MIN_CALLS"),
+        description="Requests in the window before its rate means anything.",
+    )
+    breaker_slow_call: MaybeSeconds = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_SLOW_CALL"),
+        description="Seconds after which a request in flight counts as failed; off by default.",
+    )
+    breaker_reset_timeout: Seconds = Field(
+        60,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
+        description="Seconds open, plus up to 10 % jitter; doubles with each failed probe.",
+    )
+    breaker_reset_max: Seconds = Field(
+        600,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_MAX"),
+        description="The longest a circuit stays open in one go, in seconds.",
+    )
+    breaker_half_open_calls: int = Field(
+        1,
+        ge=1,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_HALF_OPEN_CALLS"),
+        description="Probes at a time, also the successes needed to close.",
+    )
+    when_all_open: Literal["fail", "wait"] = Field(
+        "fail",
+        validation_alias=_variable("IMAGE_GEN_WHEN_ALL_OPEN"),
+        description="fail at once, or wait for the first circuit to let a probe through, within "
+        "the deadline.",
+    )
+    force_open: Names = Field(
+        (),
+        validation_alias=_variable("IMAGE_GEN_FORCE_OPEN"),
+        description="Comma list of providers to skip: tries the fallback without touching code.",
+    )
+    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(_blank_is_none)] = (
+        Field(
+            None,
+            validation_alias=_variable("IMAGE_GEN_FALLBACK_ON"),
+            description="Comma list of reasons that go on to the next route; empty means every "
+            "reason marked so.",
+        )
+    )
+    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"] = Field(
+        "high",
+        validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
+        description="Quality asked of OpenAI; xhigh and max where the model has them.",
+    )
+    fit: Literal["crop", "pad", "none", "exact"] = Field(
+        "crop",
+        validation_alias=_variable("IMAGE_GEN_FIT"),
+        description="What to do with a picture more than 2 % off the asked ratio; exact fits to "
+        "the pixel always.",
+    )
+    strict_references: bool = Field(
+        False,
+        validation_alias=_variable("IMAGE_GEN_STRICT_REFERENCES"),
+        description="Raise for a reference that cannot be read, instead of going on without it.",
+    )
+    redis_url: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
+        description="Share breakers and pacing between processes.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment; keyword arguments, by field name or variable, win."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
+
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _routes(cls, value: Any) -> tuple[Route, ...]:
+        checked = tuple(Route(route) for route in _comma_list(value))
+        if not checked:
+            raise ValueError("must name at least one provider:model")
+        for route in checked:
+            if not route.provider or not route.model or any(c.isspace() for c in route):
+                raise ValueError("must be provider:model, comma-separated, without spaces inside")
+        if len(set(checked)) != len(checked):
+            raise ValueError("names the same provider:model twice")
+        return checked
+
+    @field_validator("fallback_on", mode="before")
+    @classmethod
+    def _fallback_on(cls, value: object) -> object:
+        return _comma_list(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.breaker_reset_max < self.breaker_reset_timeout:
+            raise ValueError(
+                "IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIMEOUT"
+            )
+        return self
+
+    def goes_on(self, reason: Reason) -> bool:
+        """Whether a route left for ``reason`` is followed by the next one."""
+        if self.fallback_on is not None:
+            return reason in self.fallback_on
+        return POLICIES[reason].next_route
+
+    def timeout_for(self, provider: str) -> float:
+        """Seconds of wall clock that one request to ``provider`` may take."""
+        return self.openai_timeout if provider == "openai" else self.per_call_timeout
+
+    def ipm_for(self, provider: str) -> float:
+        """Images per minute for ``provider``."""
+        if provider == "openai" and self.openai_ipm is not None:
+            return self.openai_ipm
+        return self.ipm
+
+
+def _explain(error: ValidationError) -> str:
+    """Name each variable, what is wrong and what is allowed; never the value given."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False):
+        location = str(problem["loc"][0]) if problem["loc"] else ""
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            what = "no such setting"
+        lines.append(f"{_variable_name(location)}: {what}" if location else what)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _variable_name(location: str) -> str:
+    """The environment variable that sets the field (errors name the field or an alias)."""
+    info = Settings.model_fields.get(location)
+    if info is not None and isinstance(info.validation_alias, AliasChoices):
+        return str(info.validation_alias.choices[0])
+    return location
