@@ -1,0 +1,152 @@
+"""What a picture is, told from its first bytes: type and size, no pixel decoded, no Pillow.
+
+A name or a claimed type is never believed: the Gemini 3 models send JPEG, their predecessors PNG,
+and tools store either one under the other's name.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+__all__ = ["pixel_size", "sniff_mime"]
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_BMP_HEADER_SIZES: Final = frozenset((12, 40, 108, 124))
+_MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
+    (_PNG, "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+)
+_HEIC_BRANDS: Final = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"))
+_HEIF_BRANDS: Final = frozenset((b"mif1", b"msf1", b"heif"))
+_AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
+
+_MARKER: Final = 0xFF
+_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ENDS: Final = frozenset((0xD9, 0xDA))  # the file's end, or its scan, before any frame
+_JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+# Real files have a few dozen; a hostile one of 50 MB could have twelve million.
+_MAX_JPEG_SEGMENTS: Final = 4096
+
+
+def sniff_mime(data: bytes) -> str | None:
+    """Tell the type of an encoded picture, or None if it is none we know.
+
+    Knows image/png, image/jpeg, image/webp, image/gif, image/bmp, image/tiff, image/heic,
+    image/heif and image/avif.
+    """
+    for magic, mime in _MAGIC:
+        if data.startswith(magic):
+            return mime
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:8] == b"ftyp":
+        return _iso_mime(data)
+    # Two letters are little evidence: ask for a header size that BMP really has.
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
+        return "image/bmp"
+    return None
+
+
+def pixel_size(data: bytes) -> tuple[int, int] | None:
+    """Read width and height in pixels from a PNG, JPEG, WebP, GIF or BMP header.
+
+    Takes microseconds whatever the file's length. The size is the stored one: a turn that EXIF
+    asks for is not applied. None for other types and for headers that make no sense.
+    """
+    reader = {
+        "image/png": _png_size,
+        "image/jpeg": _jpeg_size,
+        "image/webp": _webp_size,
+        "image/gif": _gif_size,
+        "image/bmp": _bmp_size,
+    }.get(sniff_mime(data) or "")
+    if reader is None:
+        return None
+    try:
+        width, height = reader(data)
+    except (struct.error, IndexError):  # the header ends too early
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _iso_mime(data: bytes) -> str | None:
+    """HEIC, HEIF and AVIF are one container; the brands in its first box tell them apart."""
+    box = data[: min(int.from_bytes(data[:4], "big"), 256)]
+    brands = {box[8:12], *(box[at : at + 4] for at in range(16, len(box), 4))}
+    if brands & _AVIF_BRANDS:
+        return "image/avif"
+    if brands & _HEIC_BRANDS:
+        return "image/heic"
+    return "image/heif" if brands & _HEIF_BRANDS else None
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] != b"IHDR":
+        return 0, 0
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def _gif_size(data: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<HH", data, 6)
+    return width, height
+
+
+def _bmp_size(data: bytes) -> tuple[int, int]:
+    if data[14] == 12:  # noqa: PLR2004 - the oldest header is 12 bytes long and has 16-bit sizes
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)
+    return width, abs(height)  # a negative height means top-down
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        return _uint24(data, 24) + 1, _uint24(data, 27) + 1
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _uint24(data: bytes, at: int) -> int:
+    low, high = struct.unpack_from("<HB", data, at)
+    return int(low | high << 16)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    frame = jpeg_frame(data)
+    if frame is None:
+        return 0, 0
+    height, width = struct.unpack_from(">HH", data, frame + 5)
+    return width, height
+
+
+def jpeg_frame(data: bytes) -> int | None:
+    """Find the offset of a JPEG's frame header (SOF marker), or None."""
+    at = 2
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        marker = data[at : at + 2]
+        if len(marker) < 2 or marker[0] != _MARKER:  # noqa: PLR2004 - a marker is two bytes
+            return None
+        if marker[1] in _JPEG_FRAMES:
+            return at
+        if marker[1] in _JPEG_ENDS:
+            return None
+        if marker[1] == _MARKER:  # padding before a marker
+            at += 1
+        elif marker[1] in _JPEG_LONE:
+            at += 2
+        else:
+            (length,) = struct.unpack_from(">H", data, at + 2)
+            at += 2 + length
+    return None
