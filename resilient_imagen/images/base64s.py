@@ -1,0 +1,132 @@
+"""Base64 of pictures, in both directions, without holding up the event loop.
+
+The standard library decodes 20 MB in one call that holds the interpreter lock, so that even in a
+thread everything else stands still meanwhile. Here pydantic's decoder, several times faster, is
+fed piece by piece, and the lock is given up in between: ``benchmarks/images_loop_stall.py`` measures.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.offload import off_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["decode_base64", "decode_base64_async", "encode_base64", "encode_base64_async"]
+
+# Both divide evenly into base64's groups, 4 characters for 3 bytes: pieces simply join up.
+_TEXT_PIECE: Final = 2**20
+_BYTES_PIECE: Final = _TEXT_PIECE // 4 * 3
+_SMALL: Final = 2**16
+"""Characters or bytes that take well under a millisecond: not worth a thread."""
+_LONGEST_PREFIX: Final = 1024
+"""Characters of a data URL before its comma."""
+_WHITESPACE: Final = b" \t\r\n\v\f"
+_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+
+
+def decode_base64(text: str | bytes) -> bytes:
+    """Decode base64, with the usual liberties taken by those who send it.
+
+    Understood are a data URL, spaces and line breaks anywhere, the URL-safe alphabet (even mixed
+    with the standard one) and missing padding.
+
+    Raises:
+        UnusableImageError: It is not base64. The text holds nothing of it.
+    """
+    body = _body(text)
+    decoded = _decode_pieces(body)
+    if decoded is None:
+        decoded = _decode_pieces(_cleaned(body))
+    if decoded is None:
+        raise UnusableImageError("is not valid base64")
+    return decoded
+
+
+def encode_base64(data: bytes) -> str:
+    """Encode in the standard alphabet, padded, on one line."""
+    view = memoryview(data)
+    starts = _considerate(range(0, len(view), _BYTES_PIECE))
+    pieces = [base64.b64encode(view[at : at + _BYTES_PIECE]).decode("ascii") for at in starts]
+    return "".join(pieces)
+
+
+async def decode_base64_async(text: str | bytes) -> bytes:
+    """Do as decode_base64 does; a long text is decoded in a thread, the event loop runs on.
+
+    Raises:
+        UnusableImageError: It is not base64.
+    """
+    return decode_base64(text) if len(text) <= _SMALL else await off_loop(decode_base64, text)
+
+
+async def encode_base64_async(data: bytes) -> str:
+    """Do as encode_base64 does; long data are encoded in a thread, the event loop runs on."""
+    return encode_base64(data) if len(data) <= _SMALL else await off_loop(encode_base64, data)
+
+
+def _body(text: str | bytes) -> str:
+    """Take the characters after a data URL's comma, or all of them."""
+    # A decoding error would carry the whole text; letters outside ASCII fail later, silently.
+    plain = text if isinstance(text, str) else str(text, "latin-1")
+    start = plain[: _LONGEST_PREFIX + 1].lstrip()
+    if start[:5].lower() != "data:":
+        return plain
+    head, comma, _ = start.partition(",")
+    if not comma or not head.lower().rstrip().endswith(";base64"):
+        raise UnusableImageError("is a data URL without base64 data")
+    return plain[plain.index(",") + 1 :]
+
+
+def _decode_pieces(text: str) -> bytes | None:
+    """Decode clean base64; None if it is not."""
+    if not text.isascii() or 0 <= text.find("=") < len(text) - 2:  # padding is for the end only
+        return None
+    decode = _decoder()
+    pieces = []
+    for at in _considerate(range(0, len(text), _TEXT_PIECE)):
+        piece = decode(text[at : at + _TEXT_PIECE])
+        if piece is None:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _cleaned(text: str) -> str:
+    """Leave out white space and excess padding, and settle on one alphabet."""
+    if not text.isascii():
+        return text
+    starts = _considerate(range(0, len(text), _TEXT_PIECE))
+    pieces = (text[at : at + _TEXT_PIECE].encode("ascii") for at in starts)
+    plain = b"".join(piece.translate(_TO_STANDARD, _WHITESPACE) for piece in pieces)
+    return plain.rstrip(b"=").decode("ascii")
+
+
+def _considerate(steps: range) -> Iterator[int]:
+    """Give the steps one by one, letting other threads have the interpreter lock in between."""
+    for number, step in enumerate(steps):
+        if number:
+            time.sleep(0)
+        yield step
+
+
+@cache
+def _decoder() -> Callable[[str], bytes | None]:
+    """Build pydantic's base64 decoder: the import is paid for on first use only."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    adapter = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))
+
+    def decode(text: str) -> bytes | None:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError:  # it holds the text: it must not become anyone's context
+            return None
+
+    return decode

@@ -1,0 +1,45 @@
+"""How much a caller's reference image may ask of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ImageLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Bounds on what is read, decoded and fetched; a picture beyond one is refused unread.
+
+    Raises:
+        ValueError: A bound is not positive.
+    """
+
+    max_reference_bytes: int = 50_000_000
+    """Bytes of one encoded picture, the most that the vendors take."""
+    max_pixels: int = 100_000_000
+    """Width times height, judged from the header before a pixel is decoded."""
+    max_loading: int = 4
+    """Pictures loaded at a time; bounds memory, together with the two above."""
+    fetch_seconds: float = 20.0
+    """Seconds for one address altogether: name lookup, connecting, redirects and the body."""
+    connect_seconds: float = 5.0
+    """Seconds for connecting to one of a name's addresses before the next is tried."""
+    max_redirects: int = 3
+    """Redirects followed for one address; 0 follows none."""
+    allow_http: bool = False
+    """Also load from plain http addresses."""
+    allow_private: bool = False
+    """Also load from loopback, private and other addresses that are not public. Only for trusted
+    callers: whoever may name an address may then reach your internal services."""
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that nothing could meet."""
+        for name in ("max_reference_bytes", "max_pixels", "max_loading"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        for name in ("fetch_seconds", "connect_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0")
+        if self.max_redirects < 0:
+            raise ValueError("max_redirects must not be negative")
