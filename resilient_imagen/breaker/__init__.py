@@ -1,1 +1,31 @@
-"""The circuit breaker: pybreaker as the state machine, an asyncio-correct gate around it."""
+"""A circuit breaker that is right under asyncio: `Gate`, its permits and its numbers.
+
+Nothing here loads pybreaker until the first `Gate` is made.
+"""
+
+from resilient_imagen.breaker.config import BreakerConfig, BreakerMode
+from resilient_imagen.breaker.gate import Gate
+from resilient_imagen.breaker.permit import Permit
+from resilient_imagen.breaker.views import (
+    BreakerNumbers,
+    BreakerState,
+    Counted,
+    Rejection,
+    Settlement,
+    StateChange,
+    Transition,
+)
+
+__all__ = [
+    "BreakerConfig",
+    "BreakerMode",
+    "BreakerNumbers",
+    "BreakerState",
+    "Counted",
+    "Gate",
+    "Permit",
+    "Rejection",
+    "Settlement",
+    "StateChange",
+    "Transition",
+]

@@ -1,0 +1,387 @@
+"""An asyncio-correct gate around one route's circuit breaker."""
+
+from __future__ import annotations
+
+import math
+import random as _random
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.breaker.circuit import Circuit, Why
+from resilient_imagen.breaker.config import BreakerConfig, BreakerMode
+from resilient_imagen.breaker.flights import NO_VOTE, Flight
+from resilient_imagen.breaker.guard import Guard, verdict_of
+from resilient_imagen.breaker.notify import Listeners, Waiters
+from resilient_imagen.breaker.permit import Permit
+from resilient_imagen.breaker.timing import Alarm, Clock
+from resilient_imagen.breaker.trip import believable, tripped_pause
+from resilient_imagen.breaker.views import (
+    BreakerNumbers,
+    BreakerState,
+    Counted,
+    Rejection,
+    Settlement,
+    StateChange,
+    Transition,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from resilient_imagen.reasons import Verdict
+
+__all__ = ["Gate"]
+
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+_CHANGES: Final[Mapping[tuple[BreakerState, BreakerState], StateChange]] = {
+    (_CLOSED, _OPEN): "closed_to_open",
+    (_HALF_OPEN, _OPEN): "half_open_to_open",
+    (_HALF_OPEN, _CLOSED): "half_open_to_closed",
+}
+
+
+class Gate:
+    """Decides who may ask a service, from what became of those who did.
+
+    No method awaits, so on its loop each one is atomic; a lock makes them safe to call from other
+    threads too. Time is the running loop's: a gate belongs to one running loop at a time, loops
+    may follow one another, and a loop in another thread should have its own gate.
+
+    Args:
+        name: Says which service, in rejections and transitions: `provider:model`.
+        config: The numbers.
+        random: Returns 0 to 1 for the jitter.
+        clock: Seconds, read instead of the running loop's time (simulations, code without a loop).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: BreakerConfig,
+        *,
+        random: Callable[[], float] = _random.random,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._random = random
+        self._clock = Clock(clock)
+        self._lock = threading.RLock()
+        self._listeners = Listeners()
+        self._waiters = Waiters()
+        self._alarm = Alarm(self._tick)
+        self._circuit = Circuit(config, random, self._moved, self._waiters.wake)
+        self._forced = False
+        self._told = _CLOSED
+        self._told_at = self._clock.now()
+        self._would_reject = 0
+
+    def reserve(self) -> Permit | Rejection | None:
+        """Ask before queueing.
+
+        Returns:
+            None when callers are simply let through (closed, off, shadow): queue, then ask `admit`.
+            A probe's permit when open and due, or half-open with room: carry it through the queue.
+            Else a rejection.
+
+        Raises:
+            RuntimeError: No loop is running, and no clock was given.
+        """
+        with self._lock:
+            now = self._catch_up(strict=True)
+            if self._state is _CLOSED:
+                return None
+            answer = self._answer(now)
+        self._listeners.deliver()
+        return answer
+
+    def admit(self) -> Permit | Rejection:
+        """Ask after queueing, with the request ready to be sent.
+
+        Raises:
+            RuntimeError: No loop is running, and no clock was given.
+        """
+        with self._lock:
+            answer = self._answer(self._catch_up(strict=True))
+        self._listeners.deliver()
+        return answer
+
+    def guard(self, classify: Callable[[Exception], Verdict] = verdict_of) -> Guard:
+        """Guard anybody's coroutine, no images needed.
+
+        ::
+
+            gate = Gate("thumbnails", BreakerConfig(fail_max=5))
+            async with gate.guard():
+                await fetch_thumbnail()
+
+        Args:
+            classify: What an exception says about the service. Cancellation, and whatever else is
+                no Exception, is neutral and does not come here.
+
+        Raises:
+            CircuitOpenError: On entry, when rejected; its `retry_after` says when to come back.
+        """
+        return Guard(self, classify)
+
+    def usable(self) -> bool:
+        """Whether `reserve` would let a caller through right now. Takes nothing."""
+        return self.open_until() is None
+
+    def open_until(self) -> float | None:
+        """Loop time until which callers are rejected; None: they are not; inf: until told so.
+
+        While probes take every place, it is when the first of them will be decided at the latest.
+        """
+        with self._lock:
+            until = self._blocked_until(self._catch_up())
+            return until if until is None else self._clock.loop_time(until)
+
+    def changed(self) -> asyncio.Future[None]:
+        """A future, resolved when callers next meet another state or a probe's place is free again.
+
+        Await it, cancel it or drop it; ask again afterwards. An opening that has merely lasted its
+        time resolves nothing: wait for that with `open_until`.
+        """
+        with self._lock:
+            future = self._waiters.new()
+            self._set_alarm()  # on this loop, should the last one have ended
+            return future
+
+    def trip(
+        self,
+        *,
+        cause: str | None,
+        brief: str | None = None,
+        retry_after: float | None = None,
+        origin: object | None = None,
+    ) -> None:
+        """Open now, for `reset_max` or a longer hint: what a sibling route learned holds here too.
+
+        Open already, it stays open for the longer of both. Does nothing in mode off.
+        """
+        with self._lock:
+            now = self._catch_up()
+            if self._config.mode is not BreakerMode.OFF:
+                seconds = tripped_pause(self._config, believable(retry_after), self._random)
+                self._circuit.open(now, seconds, Why(cause, brief, origin, retry_after))
+            self._set_alarm()
+        self._listeners.deliver()
+
+    @property
+    def force_open(self) -> bool:
+        """Reject everybody, whatever the mode, until set to False.
+
+        Requests in flight are still counted, so that it comes back in the state that is true then.
+        """
+        return self._forced
+
+    @force_open.setter
+    def force_open(self, forced: bool) -> None:
+        with self._lock:
+            now = self._catch_up()
+            self._forced = forced
+            self._announce(now)
+        self._listeners.deliver()
+
+    def reconfigure(self, config: BreakerConfig) -> None:
+        """Take other numbers; state, counts, window and the present opening stay.
+
+        The trip rules look at them at the next failure. Requests sent before `slow_call` was set
+        are judged when they end. Switching off ends the votes of requests in flight.
+        """
+        with self._lock:
+            now = self._catch_up()
+            self._config = config
+            self._circuit.reconfigure(config, now)
+            if config.mode is BreakerMode.OFF:
+                self._circuit.disown()
+            self._announce(now)
+            self._waiters.wake()  # there may be more places now
+            self._set_alarm()
+        self._listeners.deliver()
+
+    def subscribe(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
+        """Tell `listener` every transition from now on; call the result to stop.
+
+        It is called once the state is consistent, and must be quick. What it raises is logged and
+        goes no further.
+        """
+        return self._listeners.subscribe(listener)
+
+    def numbers(self) -> BreakerNumbers:
+        """The numbers right now."""
+        with self._lock:
+            return self._numbers(self._catch_up())
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything an operator wants to see, ready for JSON; times in seconds."""
+        with self._lock:
+            now = self._catch_up()
+            numbers = self._numbers(now)
+            circuit, window = self._circuit, self._circuit.rule.window
+            shadow = self._config.mode is BreakerMode.SHADOW
+            return {
+                "name": self.name,
+                "state": numbers.state.value,
+                "mode": self._config.mode.value,
+                "since_s": now - self._told_at,
+                "why": circuit.opening.why.cause if circuit.opening else None,
+                "retry_after": numbers.retry_after,
+                "window": {
+                    "calls": numbers.window_calls,
+                    "failures": window.failures,
+                    "failure_rate": numbers.failure_rate,
+                    "seconds": window.seconds,
+                },
+                "consecutive": numbers.consecutive,
+                "fail_max": numbers.failure_threshold,
+                "probes_in_flight": len(circuit.flights.probes),
+                "openings_in_a_row": circuit.openings,
+                "shadow": {
+                    "state": circuit.state.value if shadow else None,
+                    "would_reject": self._would_reject,
+                },
+            }
+
+    # What permits call
+
+    def _begin(self, flight: Flight, origin: object | None) -> None:
+        with self._lock:
+            now = self._catch_up()
+            if flight.settlement is None:
+                flight.origin = origin
+                self._circuit.send(flight, now)
+                self._set_alarm()
+        self._listeners.deliver()
+
+    def _is_stale(self, flight: Flight) -> bool:
+        with self._lock:
+            self._catch_up()
+            return flight.generation != NO_VOTE and self._circuit.is_stale(flight)
+
+    def _settle(self, flight: Flight, verdict: Verdict, why: Why) -> Settlement:
+        with self._lock:
+            if flight.settlement is not None:
+                return flight.settlement
+            now = self._catch_up()
+            before = self._state
+            counted = self._count(flight, verdict, now, why)
+            change = _CHANGES.get((before, self._state))
+            settlement = Settlement(counted, change, self._numbers(now))
+            flight.settlement = settlement
+            self._set_alarm()
+        self._listeners.deliver()
+        return settlement
+
+    def _count(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
+        if self._config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
+            return "ignored"
+        return self._circuit.count(flight, verdict, now, why)
+
+    # With the lock held
+
+    @property
+    def _state(self) -> BreakerState:
+        if self._forced:
+            return BreakerState.FORCED_OPEN
+        return self._circuit.state if self._config.mode is BreakerMode.ON else _CLOSED
+
+    def _answer(self, now: float) -> Permit | Rejection:
+        if self._forced:
+            return self._rejection(now)
+        flight = None if self._config.mode is BreakerMode.OFF else self._circuit.ask(now)
+        self._set_alarm()
+        if flight is None:
+            if self._config.mode is BreakerMode.ON:
+                return self._rejection(now)
+            self._would_reject += self._config.mode is BreakerMode.SHADOW
+            flight = Flight(NO_VOTE, False, now)
+        probe = flight.probe and self._config.mode is BreakerMode.ON
+        return Permit(
+            self, flight, probe=probe, generation=self._circuit.generation, state=self._state
+        )
+
+    def _rejection(self, now: float) -> Rejection:
+        numbers = self._numbers(now)
+        opening = None if self._forced else self._circuit.opening
+        why = opening.why if opening else Why()
+        return Rejection(
+            name=self.name,
+            state=numbers.state,
+            retry_after=numbers.retry_after,
+            probing=numbers.state is _HALF_OPEN,
+            cause=why.cause,
+            brief=why.brief,
+            origin=why.origin,
+            numbers=numbers,
+        )
+
+    def _numbers(self, now: float) -> BreakerNumbers:
+        rule, state, opening = self._circuit.rule, self._state, self._circuit.opening
+        rule.window.roll(now)
+        until = self._blocked_until(now)
+        return BreakerNumbers(
+            state=state,
+            failure_rate=rule.window.failure_rate,
+            window_calls=rule.window.calls,
+            consecutive=rule.consecutive,
+            failure_threshold=self._config.fail_max,
+            open_for=opening.until - opening.since if opening and state is _OPEN else None,
+            retry_after=None if until is None or until == math.inf else until - now,
+        )
+
+    def _blocked_until(self, now: float) -> float | None:
+        if self._forced:
+            return math.inf
+        if self._config.mode is BreakerMode.ON:
+            return self._circuit.blocked_until(now)
+        return None
+
+    def _catch_up(self, *, strict: bool = False) -> float:
+        now = self._clock.now(strict=strict)
+        self._circuit.catch_up(now)
+        return now
+
+    def _set_alarm(self) -> None:
+        self._alarm.set(self._circuit.flights.due, self._clock)
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._catch_up()
+            self._set_alarm()
+        self._listeners.deliver()
+
+    # Telling
+
+    def _moved(self, old: BreakerState, new: BreakerState, at: float) -> None:
+        if self._config.mode is BreakerMode.SHADOW:
+            self._tell(old, new, at, shadow=True)
+        self._announce(at)
+
+    def _announce(self, at: float) -> None:
+        old, new = self._told, self._state
+        if new is not old:
+            self._told, self._told_at = new, at
+            self._tell(old, new, at, shadow=False)
+            self._waiters.wake()
+
+    def _tell(self, old: BreakerState, new: BreakerState, at: float, *, shadow: bool) -> None:
+        opening = None if new is BreakerState.FORCED_OPEN else self._circuit.opening
+        why = opening.why if opening else Why()
+        self._listeners.put(
+            Transition(
+                name=self.name,
+                from_state=old,
+                to_state=new,
+                at=self._clock.loop_time(at),
+                cause=why.cause,
+                brief=why.brief,
+                retry_after=opening.until - at if opening and new is _OPEN else None,
+                numbers=self._numbers(at),
+                origin=why.origin,
+                shadow=shadow,
+            )
+        )

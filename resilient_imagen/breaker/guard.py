@@ -1,0 +1,85 @@
+"""`async with gate.guard():` around anybody's coroutine."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
+
+from resilient_imagen.breaker.views import Rejection
+from resilient_imagen.errors import CircuitOpenError, ImageGenerationError
+from resilient_imagen.reasons import POLICIES, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from resilient_imagen.breaker.gate import Gate
+    from resilient_imagen.breaker.permit import Permit
+
+__all__ = ["Guard", "verdict_of"]
+
+_logger = logging.getLogger("resilient_imagen")
+
+
+def verdict_of(error: Exception) -> Verdict:
+    """What an exception says about the service: the verdict of its reason; without one, failure."""
+    if isinstance(error, ImageGenerationError):
+        return POLICIES[error.reason].verdict
+    return Verdict.FAILURE
+
+
+class Guard(AbstractAsyncContextManager["Permit"]):
+    """One guarded call: asks on entry, settles on exit, suppresses and replaces nothing."""
+
+    __slots__ = ("_classify", "_gate", "_permit")
+
+    def __init__(self, gate: Gate, classify: Callable[[Exception], Verdict]) -> None:
+        self._gate = gate
+        self._classify = classify
+        self._permit: Permit | None = None
+
+    async def __aenter__(self) -> Permit:
+        """Take a permit.
+
+        Raises:
+            CircuitOpenError: The gate rejects.
+        """
+        answer = self._gate.admit()
+        if isinstance(answer, Rejection):
+            raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
+        answer.begin()
+        self._permit = answer
+        return answer
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Settle it."""
+        if self._permit is None:
+            return
+        if error is None:
+            self._permit.settle(Verdict.SUCCESS)
+        elif isinstance(error, ImageGenerationError):
+            self._permit.settle(
+                self._judge(error),
+                cause=error.reason,
+                brief=error.brief,
+                retry_after=error.retry_after,
+            )
+        elif isinstance(error, Exception):
+            self._permit.settle(self._judge(error))
+        else:
+            self._permit.settle(Verdict.NEUTRAL)  # cancelled, or the program is ending
+
+    def _judge(self, error: Exception) -> Verdict:
+        try:
+            return self._classify(error)
+        except Exception as trouble:  # noqa: BLE001 - the call's own error has to reach the caller
+            _logger.warning(
+                "classify of breaker %s failed with %s", self._gate.name, type(trouble).__name__
+            )
+            return Verdict.NEUTRAL

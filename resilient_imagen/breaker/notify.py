@@ -1,0 +1,116 @@
+"""Who is told about a change: listeners that hear of each, and callers that wait for the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from resilient_imagen.breaker.timing import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.breaker.views import Transition
+
+__all__ = ["Listeners", "Waiters"]
+
+_logger = logging.getLogger("resilient_imagen")
+
+
+class Listeners:
+    """Tells transitions, one after the other, in the order they happened.
+
+    `put` only queues; `deliver` is called when the gate's state is consistent and its lock free.
+    A listener that causes another transition hears of it after this one has been told to all.
+    """
+
+    __slots__ = ("_busy", "_listeners", "_lock", "_queue")
+
+    def __init__(self) -> None:
+        self._listeners: tuple[Callable[[Transition], None], ...] = ()
+        self._queue: deque[Transition] = deque()
+        self._lock = threading.Lock()
+        self._busy = False
+
+    def subscribe(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
+        """Tell `listener` from now on; call the result to stop."""
+        entry = [listener]  # its own identity: the same listener may subscribe twice
+
+        def tell(transition: Transition) -> None:
+            entry[0](transition)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._listeners = tuple(each for each in self._listeners if each is not tell)
+
+        with self._lock:
+            self._listeners += (tell,)
+        return unsubscribe
+
+    def put(self, transition: Transition) -> None:
+        """Queue a transition."""
+        self._queue.append(transition)
+
+    def deliver(self) -> None:
+        """Tell what is queued, unless somebody is telling already (who then tells this too)."""
+        while self._queue:
+            with self._lock:
+                if self._busy or not self._queue:
+                    return
+                self._busy = True
+                transition = self._queue.popleft()
+            try:
+                for listener in self._listeners:
+                    _tell(listener, transition)
+            finally:
+                self._busy = False
+
+
+def _tell(listener: Callable[[Transition], None], transition: Transition) -> None:
+    try:
+        listener(transition)
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no call may break by it
+        _logger.warning(
+            "a listener of breaker %s failed with %s", transition.name, type(error).__name__
+        )
+
+
+class Waiters:
+    """Futures that are resolved together, each in its own loop."""
+
+    __slots__ = ("_futures",)
+
+    def __init__(self) -> None:
+        self._futures: set[asyncio.Future[None]] = set()
+
+    def new(self) -> asyncio.Future[None]:
+        """A future of the running loop: one per caller, so that cancelling it concerns no other.
+
+        Raises:
+            RuntimeError: No loop is running.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def wake(self) -> None:
+        """Resolve all of them."""
+        if not self._futures:
+            return
+        futures, self._futures = self._futures, set()
+        running = running_loop()
+        for future in futures:
+            loop = future.get_loop()
+            if loop is running:
+                _resolve(future)
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
