@@ -269,6 +269,16 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_STRICT_REFERENCES"),
         description="Raise for a reference that cannot be read, instead of going on without it.",
     )
+    reference_http_urls: bool = Field(
+        False,
+        validation_alias=_variable("IMAGE_GEN_REFERENCE_HTTP_URLS"),
+        description="Also load references from plain http addresses.",
+    )
+    reference_private_urls: bool = Field(
+        False,
+        validation_alias=_variable("IMAGE_GEN_REFERENCE_PRIVATE_URLS"),
+        description="Also load references from private, loopback and link-local addresses.",
+    )
     redis_url: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_REDIS_URL"),

@@ -1,0 +1,197 @@
+"""The drop-in functions. They hold no logic: they call the default client.
+
+The default client belongs to the thread: successive event loops of a thread share its state, one
+running loop at a time, and a loop in another thread has a client of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from resilient_imagen.call import OnStart
+    from resilient_imagen.client import ImageClient
+    from resilient_imagen.request import AspectRatio, Resolution
+
+__all__ = [
+    "call_options",
+    "default_client",
+    "edit_image",
+    "generate_image",
+    "generate_image_with_references",
+    "reset_default_client",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    deadline: float | None = None
+    on_start: OnStart | None = None
+
+
+_NO_OPTIONS = _Options()
+_options: ContextVar[_Options] = ContextVar("resilient_imagen_call_options", default=_NO_OPTIONS)
+_mine = threading.local()
+
+
+@contextmanager
+def call_options(
+    *, deadline: float | None = None, on_start: OnStart | None = None
+) -> Iterator[None]:
+    """Options for every call inside the block, for call sites that cannot be changed.
+
+    An argument of the call itself wins; an inner block wins over an outer one. Tasks started
+    inside the block keep the options.
+
+    Args:
+        deadline: Seconds for each whole call, queueing, retries and fallback included.
+        on_start: Called once per call, when its first request is about to be sent.
+    """
+    outer = _options.get()
+    token = _options.set(
+        _Options(
+            deadline=outer.deadline if deadline is None else deadline,
+            on_start=outer.on_start if on_start is None else on_start,
+        )
+    )
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def default_client() -> ImageClient:
+    """The client behind the drop-in functions: for a health route, warm-up and shutdown.
+
+    Raises:
+        ConfigurationError: The environment holds a setting that is not allowed, or no key.
+    """
+    client: ImageClient | None = getattr(_mine, "client", None)
+    if client is None:
+        from resilient_imagen.client import ImageClient
+
+        client = _mine.client = ImageClient()
+    return client
+
+
+async def reset_default_client() -> None:
+    """Close the default client and forget all its state; the next use reads the environment."""
+    client: ImageClient | None = getattr(_mine, "client", None)
+    _mine.client = None
+    if client is not None:
+        await client.aclose()
+
+
+async def generate_image(
+    prompt: str,
+    aspect_ratio: AspectRatio = "9:16",
+    model: str | None = None,
+    *,
+    on_start: OnStart | None = None,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Make an image; the dict holds ``image_base64``, ``mime_type`` and where it came from.
+
+    Args:
+        prompt: What to draw.
+        aspect_ratio: Width to height.
+        model: Stands in for the first route's model.
+        on_start: Called once, when the first request is about to be sent.
+        deadline: Seconds for the whole call, queueing, retries and fallback included.
+
+    Raises:
+        ImageGenerationError: No image; ``reason`` says why. A ValueError when the request is at
+            fault, a TimeoutError when time ran out.
+    """
+    options = _options.get()
+    result = await default_client().generate(
+        prompt,
+        aspect_ratio=aspect_ratio,
+        resolution="1K",
+        model=model,
+        on_start=options.on_start if on_start is None else on_start,
+        deadline=options.deadline if deadline is None else deadline,
+    )
+    return result.to_dict()
+
+
+async def generate_image_with_references(
+    prompt: str,
+    reference_images: Sequence[object],
+    aspect_ratio: AspectRatio = "9:16",
+    resolution: Resolution = "2K",
+    model: str | None = None,
+    *,
+    on_start: OnStart | None = None,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Make an image guided by others; see ``generate_image``.
+
+    Args:
+        prompt: What to draw.
+        reference_images: ``{"image_base64": ..., "mime_type": ...}`` dicts; data URLs, bytes and
+            ``{"image_url": ...}`` too. One that cannot be read is listed in
+            ``dropped_references``.
+        aspect_ratio: Width to height.
+        resolution: ``1K``, ``2K`` or ``4K``.
+        model: Stands in for the first route's model.
+        on_start: Called once, when the first request is about to be sent.
+        deadline: Seconds for the whole call, queueing, retries and fallback included.
+
+    Raises:
+        ImageGenerationError: As ``generate_image``.
+    """
+    options = _options.get()
+    result = await default_client().generate(
+        prompt,
+        references=reference_images,
+        aspect_ratio=aspect_ratio,
+        resolution=resolution,
+        model=model,
+        on_start=options.on_start if on_start is None else on_start,
+        deadline=options.deadline if deadline is None else deadline,
+    )
+    return result.to_dict()
+
+
+async def edit_image(
+    image: object,
+    feedback: str,
+    aspect_ratio: AspectRatio = "9:16",
+    resolution: Resolution = "2K",
+    model: str | None = None,
+    *,
+    on_start: OnStart | None = None,
+    deadline: float | None = None,
+) -> dict[str, Any]:
+    """Change an image as the feedback says; see ``generate_image``.
+
+    Args:
+        image: base64, a data URL, bytes, a path, an http(s) URL or a result's dict.
+        feedback: What to change.
+        aspect_ratio: Width to height.
+        resolution: ``1K``, ``2K`` or ``4K``.
+        model: Stands in for the first route's model.
+        on_start: Called once, when the first request is about to be sent.
+        deadline: Seconds for the whole call, queueing, retries and fallback included.
+
+    Raises:
+        ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
+    """
+    options = _options.get()
+    result = await default_client().edit(
+        image,
+        feedback,
+        aspect_ratio=aspect_ratio,
+        resolution=resolution,
+        model=model,
+        on_start=options.on_start if on_start is None else on_start,
+        deadline=options.deadline if deadline is None else deadline,
+    )
+    return result.to_dict()

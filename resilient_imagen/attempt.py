@@ -1,0 +1,227 @@
+"""The last rung: one request within its time limit, its verdict for the breaker, its report."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+from resilient_imagen.errors import ImageGenerationError, provider_failure
+from resilient_imagen.reasons import POLICIES, Reason, Verdict
+from resilient_imagen.result import Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_imagen.breaker import Permit
+    from resilient_imagen.call import Call
+    from resilient_imagen.lane import Lane
+    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.result import DroppedReference, Usage
+    from resilient_imagen.telemetry.reporter import Reporter
+
+__all__ = ["AttemptRung", "Finished", "Served", "Turn"]
+
+_SAME_MOMENT = 1e-3
+"""Seconds by which a timer and the clock may disagree about the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A delivered picture after it was made to fit."""
+
+    data: bytes
+    mime_type: str
+    note: str | None = None
+    """What was done to make it fit, in words; None when the bytes passed untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A picture, ready for the caller, and the route it came by."""
+
+    lane: Lane
+    picture: Finished
+    usage: Usage
+    dropped: tuple[DroppedReference, ...]
+    """References beyond what the model takes."""
+
+
+Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
+Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
+
+
+@dataclass(slots=True)
+class Turn:
+    """One call's time on one route."""
+
+    lane: Lane
+    following: Sequence[Lane]
+    until: float
+    """Loop time by which this route must be done: the deadline, less what the next route needs."""
+    limit: int
+    """Requests this route may send for this call."""
+    number: int = 0
+    """Requests sent on it so far."""
+    permit: Permit | None = None
+    """The breaker's leave to send one request."""
+    queue_s: float = 0.0
+    """Seconds the latest request waited for its turn."""
+    failed: ImageGenerationError | None = None
+    """How the latest request failed."""
+    retry_in: float | None = None
+    """Seconds until the route is asked again, or None when it is not."""
+
+    @property
+    def has_alternative(self) -> bool:
+        """Whether a later route would let a caller through right now."""
+        return any(lane.gate.usable() for lane in self.following)
+
+    def drop_permit(self, *, only_if_stale: bool = False) -> None:
+        """Hand the permit back without a vote; harmless when it was settled already."""
+        if self.permit is not None and not (only_if_stale and not self.permit.stale):
+            self.permit.settle(Verdict.NEUTRAL)
+            self.permit = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a request ended, whatever way it did."""
+
+    reason: Reason | None
+    verdict: Verdict
+    error: BaseException
+    cut_short: bool = False
+
+
+class AttemptRung:
+    """Sends one request at a time and tells the breaker and the sinks how it went.
+
+    Args:
+        reporter: Tells the sinks.
+        finish: Makes a delivered picture fit the request.
+        siblings: All routes of a provider, for failures that concern the whole account.
+    """
+
+    def __init__(
+        self, reporter: Reporter, finish: Finish, siblings: Callable[[str], Sequence[Lane]]
+    ) -> None:
+        self._reporter = reporter
+        self._finish = finish
+        self._siblings = siblings
+
+    async def run(
+        self, call: Call, turn: Turn, ticket: Ticket, permit: Permit, plan: Plan
+    ) -> Served:
+        """Send the request; ``plan`` says whether a failed one is tried again.
+
+        Raises:
+            ImageGenerationError: It failed; ``turn.failed`` and ``turn.retry_in`` are set.
+        """
+        loop = asyncio.get_running_loop()
+        lane = turn.lane
+        request, dropped = lane.tailored(call.request)
+        await call.start_signal.fire()
+        turn.number += 1
+        permit.begin()
+        ticket.spend()
+        self._reporter.attempt_started(call, turn, permit)
+        started = loop.time()
+        scope = asyncio.timeout_at(_limit(call, turn, started))
+        try:
+            async with scope:
+                answer = await lane.provider.generate(request, lane.model)
+            latency = loop.time() - started
+            picture = await self._finish(request, answer)
+        except BaseException as error:  # noqa: BLE001 - cancellation is settled and goes its way, too
+            ending = _ending(call, turn, error, timed_out=scope.expired(), started=started)
+            self._failed(call, turn, permit, ending, loop.time() - started, plan)
+        lane.latencies.append(latency)
+        settlement = permit.settle(Verdict.SUCCESS)
+        usage = lane.usage(answer, request.resolution)
+        call.attempts.append(_attempt(turn, None, None, latency, None))
+        self._reporter.attempt_served(call, turn, settlement, answer, usage, latency)
+        return Served(lane, picture, usage, dropped)
+
+    def _failed(
+        self,
+        call: Call,
+        turn: Turn,
+        permit: Permit,
+        ending: _Ending,
+        latency: float,
+        plan: Plan,
+    ) -> NoReturn:
+        """Vote, record, decide what follows, report; then let the failure go its way."""
+        error, lane = ending.error, turn.lane
+        ours = error if isinstance(error, ImageGenerationError) else None
+        if ours is not None:
+            ours.provider = ours.provider or lane.provider.name
+            ours.model = ours.model or lane.model
+        hint = None if ours is None else ours.retry_after
+        settlement = permit.settle(
+            ending.verdict,
+            cause=ending.reason,
+            brief=None if ours is None else ours.brief,
+            retry_after=hint,
+        )
+        if ours is not None and ours.account_wide and ending.verdict is Verdict.TRIP:
+            for sibling in self._siblings(lane.provider.name):
+                if sibling is not lane:
+                    sibling.gate.trip(cause=ours.reason, brief=ours.brief, retry_after=hint)
+        if ending.reason is not None:
+            status = None if ours is None else ours.status
+            call.attempts.append(_attempt(turn, ending.reason, status, latency, hint))
+        if ours is not None:
+            turn.failed = ours
+            turn.retry_in = plan(turn, ours)
+        self._reporter.attempt_failed(
+            call,
+            turn,
+            settlement,
+            error,
+            reason=ending.reason,
+            latency=latency,
+            cut_short=ending.cut_short,
+        )
+        raise error
+
+
+def _limit(call: Call, turn: Turn, started: float) -> float | None:
+    """Loop time at which the request is given up; None when the call's own deadline does it."""
+    own = started + turn.lane.timeout
+    if turn.until >= own:
+        return own
+    return None if turn.until >= call.deadline else turn.until
+
+
+def _ending(
+    call: Call, turn: Turn, error: BaseException, *, timed_out: bool, started: float
+) -> _Ending:
+    if isinstance(error, TimeoutError) and timed_out:
+        cut_short = turn.until < started + turn.lane.timeout
+        late = provider_failure(
+            Reason.TIMEOUT, provider=turn.lane.provider.name, model=turn.lane.model
+        )
+        late.__suppress_context__ = True
+        verdict = Verdict.NEUTRAL if cut_short else Verdict.FAILURE
+        return _Ending(Reason.TIMEOUT, verdict, late, cut_short)
+    if isinstance(error, asyncio.CancelledError):
+        out_of_time = (
+            not math.isinf(call.deadline)
+            and asyncio.get_running_loop().time() + _SAME_MOMENT >= call.deadline
+        )
+        reason = Reason.DEADLINE if out_of_time else Reason.CANCELLED
+        return _Ending(reason, Verdict.NEUTRAL, error, cut_short=out_of_time)
+    if isinstance(error, ImageGenerationError):
+        return _Ending(error.reason, POLICIES[error.reason].verdict, error)
+    return _Ending(None, Verdict.NEUTRAL, error)  # a local trouble: it surfaces as what it is
+
+
+def _attempt(
+    turn: Turn, reason: Reason | None, status: int | None, latency: float, hint: float | None
+) -> Attempt:
+    return Attempt(turn.lane.provider.name, turn.lane.model, reason, status, latency, hint)

@@ -1,0 +1,129 @@
+"""One call's own state: its deadline, what was tried, why each route was left, the final word."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from resilient_imagen.errors import (
+    AllProvidersFailedError,
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+)
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from resilient_imagen.lane import Lane
+    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.result import Attempt, DroppedReference
+
+__all__ = ["Call", "OnStart", "StartSignal"]
+
+_log = logging.getLogger("resilient_imagen")
+
+OnStart: TypeAlias = Callable[[], Awaitable[object] | object]
+"""A sync or async callable without arguments, told that the first request is about to be sent."""
+
+_PATIENCE_WITH_CALLBACK = 1.0
+"""Seconds the first request waits for an async ``on_start`` to finish; then both go on."""
+
+
+class StartSignal:
+    """Fires the caller's ``on_start`` once; whatever it does, the generation goes on."""
+
+    def __init__(self, on_start: OnStart | None) -> None:
+        self._on_start = on_start
+        self._task: asyncio.Future[object] | None = None
+
+    async def fire(self) -> None:
+        """Tell the caller now, the first time; later calls do nothing."""
+        on_start, self._on_start = self._on_start, None
+        if on_start is None:
+            return
+        try:
+            answer = on_start()
+        except Exception as error:  # noqa: BLE001 - the caller's code; its failure is not ours
+            _complain(error)
+            return
+        if inspect.isawaitable(answer):
+            self._task = asyncio.ensure_future(answer)
+            await asyncio.wait({self._task}, timeout=_PATIENCE_WITH_CALLBACK)
+
+    async def finish(self) -> None:
+        """End of the call: nothing of ours stays behind."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_PATIENCE_WITH_CALLBACK)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            _complain(error)
+
+
+def _complain(error: BaseException) -> None:
+    _log.warning("on_start failed: %s", type(error).__name__)
+
+
+@dataclass(slots=True)
+class Call:
+    """What the ladder carries from rung to rung."""
+
+    id: str
+    request: ImageRequest
+    lanes: tuple[Lane, ...]
+    started: float
+    """Loop time in seconds."""
+    deadline: float
+    """Loop time by which the caller wants an answer; infinite when there is none."""
+    start_signal: StartSignal
+    attempts: list[Attempt] = field(default_factory=list)
+    left: list[ImageGenerationError] = field(default_factory=list)
+    """Why each route was left, in order."""
+    dropped: tuple[DroppedReference, ...] = ()
+    notes: tuple[str, ...] = ()
+    retries: int = 0
+    short_circuits: int = 0
+    queue_s: float = 0.0
+    backoff_s: float = 0.0
+    fallback_cause: Reason | None = None
+    """Why the primary was left."""
+
+    def fail_with(self, error: ImageGenerationError) -> ImageGenerationError:
+        """``error`` as the caller gets it: with every request that was sent."""
+        error.attempts = tuple(self.attempts)
+        return error
+
+    def verdict(self) -> ImageGenerationError:
+        """The error for a call that no route served.
+
+        One route: its own error. A later route that found the request itself at fault: that
+        error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
+        """
+        last = self.left[-1]
+        if len(self.left) == 1 or last.reason in {Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST}:
+            return self.fail_with(last)
+        errors = tuple(self.left)
+        waits = [error.retry_after for error in errors if error.retry_after is not None]
+        soonest = min(waits, default=None)
+        if all(isinstance(error, CircuitOpenError) for error in errors):
+            first = errors[0]
+            return self.fail_with(
+                CircuitOpenError(
+                    "; ".join(str(error) for error in errors),
+                    provider=first.provider,
+                    model=first.model,
+                    retry_after=soonest,
+                )
+            )
+        return self.fail_with(AllProvidersFailedError(errors=errors, retry_after=soonest))
+
+    def out_of_time(self) -> ImageGenerationError:
+        """The error for a call whose deadline passed, led by what went wrong until then."""
+        parts = [str(error) for error in self.left]
+        return self.fail_with(DeadlineExceededError("; ".join([*parts, "out of time"])))

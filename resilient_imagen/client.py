@@ -1,0 +1,271 @@
+"""The client: owns providers, breakers, queues and their lifetime; every call starts here."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from resilient_imagen.attempt import AttemptRung, Finished
+from resilient_imagen.call import Call, StartSignal
+from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
+from resilient_imagen.images.fit import UnreadableImageError, fit
+from resilient_imagen.images.references import load_references
+from resilient_imagen.pipeline import Pipeline
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.result import ImageResult
+from resilient_imagen.routing import Routing
+from resilient_imagen.settings import Settings
+from resilient_imagen.telemetry import default_sinks
+from resilient_imagen.telemetry.hub import Hub
+from resilient_imagen.telemetry.reporter import Reporter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from resilient_imagen.attempt import Served
+    from resilient_imagen.call import OnStart
+    from resilient_imagen.images.fetch import Fetcher
+    from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.telemetry.hub import Sink
+
+__all__ = ["ImageClient"]
+
+
+class ImageClient:
+    """Asks providers for images, in order, with everything that makes that reliable.
+
+    A client made by hand owns its state; nothing is shared with the drop-in functions' default
+    client. It belongs to one running event loop at a time; a loop in another thread needs its own.
+
+    Args:
+        settings: The knobs; read from the environment when None.
+        providers: Providers of your own, found by name in IMAGE_GEN_ROUTES. One named ``google``
+            or ``openai`` stands in for the built-in one.
+        sinks: More listeners for events, beside OpenTelemetry and structlog.
+        tracer_provider: For spans; the global one when None.
+        meter_provider: For metrics; the global one when None.
+
+    Raises:
+        ConfigurationError: A setting is not allowed, or no route can be used at all.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        providers: Iterable[Provider] | None = None,
+        sinks: Iterable[Sink] | None = None,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
+        self.settings = Settings() if settings is None else settings
+        self._hub = Hub([*default_sinks(tracer_provider, meter_provider), *(sinks or ())])
+        self._reporter = Reporter(self._hub)
+        self._routing = Routing(self.settings, providers or (), self._reporter)
+        attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)
+        self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
+        self._fetcher: Fetcher | None = None
+        self._images = 0
+        self._cost_usd = 0.0
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        """The client itself; nothing is connected yet."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        await self.aclose()
+
+    async def warm_up(self) -> None:
+        """Build the SDK clients now, in threads; the first call does it otherwise."""
+        await asyncio.gather(*(lane.warm_up() for lane in self._routing.lanes))
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        aspect_ratio: str = "9:16",
+        references: Sequence[object] = (),
+        resolution: str = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        on_start: OnStart | None = None,
+    ) -> ImageResult:
+        """Make one image.
+
+        Args:
+            prompt: What to draw.
+            aspect_ratio: Width to height, one of ``request.ASPECT_RATIOS``.
+            references: Pictures to be guided by: dicts with ``image_base64`` or ``image_url``,
+                data URLs, http(s) URLs, bytes or paths.
+            resolution: ``1K``, ``2K`` or ``4K``.
+            model: Stands in for the first route's model, for this call.
+            deadline: Seconds for the whole call, queueing, retries and fallback included.
+            on_start: Called once, when the first request is about to be sent.
+
+        Raises:
+            ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
+        """
+        request = ImageRequest(prompt, aspect_ratio, resolution)
+        return await self._serve(request, references, model, deadline, on_start)
+
+    async def edit(
+        self,
+        image: object,
+        feedback: str,
+        *,
+        aspect_ratio: str = "9:16",
+        resolution: str = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        on_start: OnStart | None = None,
+    ) -> ImageResult:
+        """Change one image as the feedback says.
+
+        Args:
+            image: base64, a data URL, bytes, a path, an http(s) URL or a result's dict.
+            feedback: What to change.
+            aspect_ratio: As ``generate``, and so are the others.
+            resolution: ``1K``, ``2K`` or ``4K``.
+            model: Stands in for the first route's model, for this call.
+            deadline: Seconds for the whole call.
+            on_start: Called once, when the first request is about to be sent.
+
+        Raises:
+            InvalidRequestError: The image cannot be read.
+            ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
+        """
+        request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit")
+        return await self._serve(request, [image], model, deadline, on_start)
+
+    async def _serve(
+        self,
+        request: ImageRequest,
+        references: Sequence[object],
+        model: str | None,
+        deadline: float | None,
+        on_start: OnStart | None,
+    ) -> ImageResult:
+        if self._closed:
+            raise RuntimeError("this ImageClient is closed; make a new one")
+        call = self._open(request, model, deadline, on_start)
+        self._reporter.request_started(call)
+
+        async def prepare() -> None:
+            await self._load(call, references)
+
+        try:
+            served = await self._pipeline.run(call, prepare)
+            result = _result(call, served)
+        except BaseException as error:
+            self._reporter.request_ended(call, result=None, error=error)
+            raise
+        self._images += 1
+        self._cost_usd += result.usage["cost_usd"] or 0.0
+        self._reporter.request_ended(call, result=result, error=None)
+        return result
+
+    def _open(
+        self,
+        request: ImageRequest,
+        model: str | None,
+        deadline: float | None,
+        on_start: OnStart | None,
+    ) -> Call:
+        if on_start is not None and not callable(on_start):
+            raise InvalidRequestError("on_start must be callable, or None")
+        started = asyncio.get_running_loop().time()
+        seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
+        return Call(
+            id=secrets.token_hex(8),
+            request=request,
+            lanes=self._routing.chain(model),
+            started=started,
+            deadline=started + seconds,
+            start_signal=StartSignal(on_start),
+        )
+
+    async def _load(self, call: Call, references: Sequence[object]) -> None:
+        """Read, check and mend the references; what cannot be used is listed, never lost."""
+        if not references:
+            return
+        loaded = await load_references(
+            references,
+            limits=self._routing.image_limits,
+            fetch=self._url_fetcher(),
+            strict=self.settings.strict_references or call.request.operation == "edit",
+        )
+        call.request = replace(call.request, references=loaded.references)
+        call.dropped, call.notes = loaded.dropped, loaded.notes
+        if call.dropped or call.notes:
+            self._reporter.references_changed(call)
+
+    def _url_fetcher(self) -> Fetcher:
+        if self._fetcher is None:
+            from resilient_imagen.images.fetch import Fetcher
+
+            self._fetcher = Fetcher(self._routing.image_limits)
+        return self._fetcher
+
+    async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> Finished:
+        try:
+            fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)
+        except UnreadableImageError:
+            raise InvalidResponseError(status=200) from None
+        return Finished(fitted.data, fitted.mime_type, fitted.note)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state of every route, as plain JSON: for a health route or a support ticket."""
+        return {
+            "routes": self._routing.snapshot(),
+            "images": self._images,
+            "cost_usd": round(self._cost_usd, 6),
+        }
+
+    async def aclose(self) -> None:
+        """Close every connection. Calls in flight fail; closing twice does no harm."""
+        if self._closed:
+            return
+        self._closed = True
+        closing = [provider.aclose() for provider in self._routing.providers]
+        if self._fetcher is not None:
+            closing.append(self._fetcher.aclose())
+        await asyncio.gather(*closing)
+
+
+def _checked_deadline(seconds: float | None) -> float:
+    if seconds is None:
+        return math.inf
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
+        raise InvalidRequestError("deadline must be a number of seconds above zero, or None")
+    return seconds
+
+
+def _result(call: Call, served: Served) -> ImageResult:
+    notes = [*call.notes, *([served.picture.note] if served.picture.note else [])]
+    return ImageResult(
+        image_bytes=served.picture.data,
+        mime_type=served.picture.mime_type,
+        provider=served.lane.provider.name,
+        model=served.lane.model,
+        attempts=len(call.attempts),
+        fallback_reason=None if call.fallback_cause is None else str(call.fallback_cause),
+        dropped_references=(*call.dropped, *served.dropped),
+        usage=served.usage,
+        latency_s=asyncio.get_running_loop().time() - call.started,
+        adjustments=tuple(notes),
+    )

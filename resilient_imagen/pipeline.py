@@ -1,0 +1,311 @@
+"""The ladder: one call's way through, each rung adding one thing and calling only the next.
+
+::
+
+    deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
+
+Read it from top to bottom; the last rung, one request and its verdict, is in ``attempt``.
+Sinks are told what happens; they are never part of the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from resilient_imagen.attempt import Turn
+from resilient_imagen.breaker import Rejection
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+    SaturatedError,
+)
+from resilient_imagen.limiter.memory import QueueFullError
+from resilient_imagen.reasons import POLICIES, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_imagen.attempt import AttemptRung, Served
+    from resilient_imagen.call import Call
+    from resilient_imagen.lane import Lane
+    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.reporter import Reporter
+
+__all__ = ["Pipeline"]
+
+_WORTHWHILE = 1e-3
+"""Seconds that must be left for a request to be worth sending."""
+
+
+class _NotAdmittedError(Exception):
+    """The breaker changed its mind while the caller queued; ask at the entrance again."""
+
+
+class Pipeline:
+    """The rungs, and what they share.
+
+    Args:
+        settings: The knobs of every rung.
+        attempts: The last rung.
+        reporter: Tells the sinks.
+        random: Chance for jitter, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        attempts: AttemptRung,
+        reporter: Reporter,
+        random: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._attempts = attempts
+        self._reporter = reporter
+        self._random = random
+
+    # -- deadline ---------------------------------------------------------------------------------
+
+    async def run(self, call: Call, prepare: Callable[[], Awaitable[None]]) -> Served:
+        """Serve the call within its deadline: load what it needs, then go across the routes.
+
+        Raises:
+            ImageGenerationError: No image; the error says why, with every request sent.
+        """
+        scope = asyncio.timeout_at(None if math.isinf(call.deadline) else call.deadline)
+        try:
+            async with scope:
+                await prepare()
+                return await self._across_routes(call)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            await call.start_signal.finish()
+        raise call.out_of_time()
+
+    # -- across routes ----------------------------------------------------------------------------
+
+    async def _across_routes(self, call: Call) -> Served:
+        while True:
+            try:
+                return await self._once_across(call)
+            except CircuitOpenError:
+                if self._settings.when_all_open == "fail" or not await self._some_due(call):
+                    raise
+                call.left.clear()
+
+    async def _once_across(self, call: Call) -> Served:
+        for index, lane in enumerate(call.lanes):
+            following = call.lanes[index + 1 :]
+            try:
+                return await self._on_route(call, lane, following)
+            except DeadlineExceededError:
+                raise call.out_of_time() from None
+            except ImageGenerationError as error:
+                call.left.append(error)
+            reason = call.left[-1].reason
+            if index == 0:
+                call.fallback_cause = reason
+            if not following or not self._settings.goes_on(reason):
+                break
+            lane.last_left = (asyncio.get_running_loop().time(), reason)
+            self._reporter.fell_back(call, lane, following[0], reason)
+        raise call.verdict()
+
+    async def _some_due(self, call: Call) -> bool:
+        """Wait until a breaker lets a probe through; False if none will within the deadline."""
+        loop = asyncio.get_running_loop()
+        while not any(lane.gate.usable() for lane in call.lanes):
+            due = min(lane.gate.open_until() or 0.0 for lane in call.lanes)
+            if due >= call.deadline or math.isinf(due):
+                return False
+            await _first_of(
+                *(lane.gate.changed() for lane in call.lanes), timeout=due - loop.time()
+            )
+        return True
+
+    # -- per route: retry -------------------------------------------------------------------------
+
+    async def _on_route(self, call: Call, lane: Lane, following: Sequence[Lane]) -> Served:
+        retries = self._settings.max_retries
+        turn = Turn(
+            lane=lane,
+            following=following,
+            until=_leave_reserve(call, following),
+            limit=1 + (retries if lane is call.lanes[0] else min(1, retries)),
+        )
+        await self._enter(call, turn)
+        try:
+            await lane.warm_up()
+            return await self._retrying(call, turn)
+        except (CircuitOpenError, SaturatedError):
+            if turn.failed is None:
+                raise
+        finally:
+            turn.drop_permit()
+        raise turn.failed  # what was sent says more than what was then refused
+
+    async def _retrying(self, call: Call, turn: Turn) -> Served:
+        while True:
+            try:
+                return await self._paced(call, turn)
+            except _NotAdmittedError:
+                await self._enter(call, turn)
+            except ImageGenerationError:
+                if turn.retry_in is None:
+                    raise
+                await self._back_off(call, turn, turn.retry_in)
+
+    async def _enter(self, call: Call, turn: Turn) -> None:
+        """Ask the breaker before queueing: an open route is skipped in microseconds."""
+        gate = turn.lane.gate
+        while isinstance(answer := gate.reserve(), Rejection):
+            if not answer.probing or turn.has_alternative:
+                raise self._skipped(call, turn, answer)
+            # The last usable route, and only a probe in flight: its verdict is worth waiting for.
+            await _first_of(gate.changed(), timeout=answer.retry_after)
+        turn.permit = answer
+
+    def _skipped(self, call: Call, turn: Turn, rejection: Rejection) -> CircuitOpenError:
+        call.short_circuits += 1
+        self._reporter.short_circuited(call, turn.lane, rejection)
+        provider, model = turn.lane.provider.name, turn.lane.model
+        what = f"skipped after {rejection.brief}" if rejection.brief else "skipped by the operator"
+        return CircuitOpenError(
+            f"{provider} {model}: {what}",
+            provider=provider,
+            model=model,
+            retry_after=rejection.retry_after,
+        )
+
+    def _plan_retry(self, turn: Turn, error: ImageGenerationError) -> float | None:
+        """Seconds to sleep before the same route is asked again, or None to leave it."""
+        alternative = turn.has_alternative and self._settings.goes_on(error.reason)
+        limit = {
+            Retry.ALWAYS: turn.limit,
+            Retry.ONCE: min(turn.limit, 2),
+            Retry.ONCE_IF_NO_OTHER_ROUTE: 1 if alternative else min(turn.limit, 2),
+            Retry.NEVER: 1,
+        }[POLICIES[error.reason].retry]
+        if turn.number >= limit:
+            return None
+        delay = self._settings.retry_base_delay * 2 ** (turn.number - 1)
+        delay *= 1 - 0.3 * self._random()
+        if error.retry_after is not None:
+            delay = error.retry_after
+            if alternative and delay > self._patience(turn):
+                return None
+        wake = asyncio.get_running_loop().time() + delay
+        if wake + _WORTHWHILE >= turn.until or turn.lane.rejects_at(wake):
+            return None
+        return delay
+
+    def _patience(self, turn: Turn) -> float:
+        """Seconds that falling back takes: a longer hint is not waited for.
+
+        Until the next route's latency is known, what our own back-off would have slept in all.
+        """
+        own = self._settings.retry_base_delay * (2**self._settings.max_retries - 1)
+        usable = next(lane for lane in turn.following if lane.gate.usable())
+        usual = usable.usual_latency()
+        return own if usual is None else min(own, usual)
+
+    async def _back_off(self, call: Call, turn: Turn, delay: float) -> None:
+        """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        wake = started + delay
+        call.retries += 1
+        try:
+            while loop.time() < wake and not turn.lane.rejects_at(wake):
+                await _first_of(turn.lane.gate.changed(), timeout=wake - loop.time())
+        finally:
+            call.backoff_s += loop.time() - started
+        await self._enter(call, turn)
+
+    # -- pace -------------------------------------------------------------------------------------
+
+    async def _paced(self, call: Call, turn: Turn) -> Served:
+        loop = asyncio.get_running_loop()
+        pacer = turn.lane.pacer
+        turn.retry_in = None
+        joined = loop.time()
+        wait = pacer.shortest_wait()
+        if joined + wait + _WORTHWHILE >= turn.until:
+            raise _saturated(turn.lane, wait)
+        try:
+            ticket = pacer.join()
+        except QueueFullError:
+            raise _saturated(turn.lane, wait) from None
+        with ticket:
+            try:
+                await self._queue(call, turn, ticket)
+            finally:
+                turn.queue_s = loop.time() - joined
+                call.queue_s += turn.queue_s
+            return await self._guarded(call, turn, ticket)
+
+    async def _queue(self, call: Call, turn: Turn, ticket: Ticket) -> None:
+        """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
+        loop = asyncio.get_running_loop()
+        gate = turn.lane.gate
+        while not ticket.granted.done():
+            left = turn.until - loop.time()
+            if left <= 0:
+                raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
+            await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
+            turn.drop_permit(only_if_stale=True)
+            if turn.permit is None and turn.lane.rejects_at(loop.time()):
+                await self._enter(call, turn)
+
+    # -- breaker ----------------------------------------------------------------------------------
+
+    async def _guarded(self, call: Call, turn: Turn, ticket: Ticket) -> Served:
+        """Take the permit after queueing, or bring the one from the entrance; settle it once."""
+        turn.drop_permit(only_if_stale=True)
+        if turn.permit is None:
+            answer = turn.lane.gate.admit()
+            if isinstance(answer, Rejection):
+                raise _NotAdmittedError
+            turn.permit = answer
+        try:
+            return await self._attempts.run(call, turn, ticket, turn.permit, self._plan_retry)
+        finally:
+            turn.drop_permit()
+
+
+def _leave_reserve(call: Call, following: Sequence[Lane]) -> float:
+    """Loop time by which a route must be done, so that the next one still has a chance."""
+    usable = next((lane for lane in following if lane.gate.usable()), None)
+    if usable is None or math.isinf(call.deadline):
+        return call.deadline
+    left = call.deadline - asyncio.get_running_loop().time()
+    return call.deadline - min(usable.timeout, left / 2)
+
+
+def _saturated(lane: Lane, wait: float) -> SaturatedError:
+    return SaturatedError(provider=lane.provider.name, model=lane.model, retry_after=wait or None)
+
+
+async def _first_of(
+    *passing: asyncio.Future[None],
+    timeout: float | None,  # noqa: ASYNC109 - this is the one place that turns it into waiting
+    keep: asyncio.Future[None] | None = None,
+) -> None:
+    """Wait until any of the futures is done or ``timeout`` seconds are over.
+
+    The passing ones are given back afterwards; ``keep`` stays as it is.
+    """
+    try:
+        await asyncio.wait(
+            {*passing, keep} if keep is not None else set(passing),
+            timeout=None if timeout is None or math.isinf(timeout) else max(0.0, timeout),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+    finally:
+        for future in passing:
+            future.cancel()

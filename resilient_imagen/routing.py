@@ -1,0 +1,184 @@
+"""Which routes there are: providers, queues and breakers built from the settings, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen import models
+from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate
+from resilient_imagen.errors import ConfigurationError, InvalidRequestError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.lane import Lane
+from resilient_imagen.limiter.memory import Pacer
+from resilient_imagen.providers import BUILT_IN, build
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from resilient_imagen.providers.base import Provider
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.reporter import Reporter
+
+__all__ = ["Routing"]
+
+_MAX_EXTRA_LANES = 32
+"""Breakers kept for models that callers name; beyond it the one unused for longest is forgotten."""
+
+
+class Routing:
+    """The chain of routes, and more of them for models that callers name.
+
+    Raises:
+        ConfigurationError: A route names an unknown provider, or none can be used.
+    """
+
+    def __init__(
+        self, settings: Settings, providers: Iterable[Provider], reporter: Reporter
+    ) -> None:
+        self._settings = settings
+        self._reporter = reporter
+        self._warned: set[str] = set()
+        self._pacers: dict[str, Pacer] = {}
+        self.image_limits = ImageLimits(
+            allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
+        )
+        self._providers = self._gather(providers)
+        usable = [route for route in settings.routes if route.provider in self._providers]
+        if not usable:
+            raise ConfigurationError(
+                "no route can be used: set GOOGLE_GENAI_API_KEY, OPENAI_API_KEY or both"
+            )
+        self.lanes = tuple(
+            self._lane(route.provider, self._living(route.model)) for route in usable
+        )
+        self._extra: OrderedDict[str, Lane] = OrderedDict()
+
+    @property
+    def providers(self) -> Sequence[Provider]:
+        """Every provider, to be closed."""
+        return tuple(self._providers.values())
+
+    def chain(self, model: str | None) -> tuple[Lane, ...]:
+        """The routes for one call; ``model`` stands in for the first one's.
+
+        Raises:
+            InvalidRequestError: The model belongs to another vendor than the first route's.
+        """
+        if model is None:
+            return self.lanes
+        if not isinstance(model, str) or not model.strip():
+            raise InvalidRequestError("model must be a model's name, or None")
+        first = self.lanes[0]
+        model = self._living(model.strip())
+        vendor = models.vendor_of(model)
+        if vendor is not None and first.provider.name in BUILT_IN and vendor != first.provider.name:
+            raise InvalidRequestError(
+                f"model {model} belongs to {vendor}, and the first route is {first.name}; "
+                "change IMAGE_GEN_ROUTES to put another vendor first"
+            )
+        if models.find(model) is None and first.provider.name in BUILT_IN:
+            self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
+        if model == first.model:
+            return self.lanes
+        lane = self._named(first.provider.name, model)
+        return (lane, *(other for other in self.lanes[1:] if other.name != lane.name))
+
+    def of_provider(self, name: str) -> Sequence[Lane]:
+        """All routes that share the provider's account."""
+        return [lane for lane in (*self.lanes, *self._extra.values()) if lane.provider.name == name]
+
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Every route's breaker and queue, as plain JSON."""
+        now = asyncio.get_running_loop().time()
+        return [lane.snapshot(now) for lane in (*self.lanes, *self._extra.values())]
+
+    def _gather(self, given: Iterable[Provider]) -> dict[str, Provider]:
+        """The providers that routes name: the caller's, else the built-in ones that have a key."""
+        found = {provider.name: provider for provider in given}
+        named = {route.provider for route in self._settings.routes}
+        self._check_names(named, set(found))
+        for name in sorted(named - set(found)):
+            provider = build(name, self._settings)
+            if provider is None:
+                variable = BUILT_IN[name]
+                self._warn("missing_key", f"{variable} is not set: routes to {name} are off")
+            else:
+                found[name] = provider
+        return found
+
+    def _check_names(self, named: set[str], given: set[str]) -> None:
+        known = given | set(BUILT_IN)
+        if unknown := named - known:
+            raise ConfigurationError(
+                f"IMAGE_GEN_ROUTES names {', '.join(sorted(unknown))}; "
+                f"known providers: {', '.join(sorted(known))}"
+            )
+        if idle := given - named:
+            raise ConfigurationError(
+                f"no route leads to {', '.join(sorted(idle))}; name it in IMAGE_GEN_ROUTES"
+            )
+        if unknown := set(self._settings.force_open) - known:
+            raise ConfigurationError(
+                f"IMAGE_GEN_FORCE_OPEN names {', '.join(sorted(unknown))}; "
+                f"known providers: {', '.join(sorted(known))}"
+            )
+
+    def _living(self, model: str) -> str:
+        """The model that serves for a retired name, with one warning."""
+        successor = models.successor(model, datetime.now(UTC).date())
+        if successor is None:
+            return model
+        self._warn("retired_model", f"model {model} was retired; using {successor}")
+        return successor
+
+    def _named(self, provider: str, model: str) -> Lane:
+        name = f"{provider}:{model}"
+        for lane in self.lanes:
+            if lane.name == name:
+                return lane
+        lane = self._extra.get(name) or self._lane(provider, model)
+        self._extra[name] = lane
+        self._extra.move_to_end(name)
+        if len(self._extra) > _MAX_EXTRA_LANES:
+            self._extra.popitem(last=False)
+        return lane
+
+    def _lane(self, name: str, model: str) -> Lane:
+        timeout = self._settings.timeout_for(name)
+        gate = Gate(f"{name}:{model}", _breaker_config(self._settings, timeout))
+        gate.force_open = name in self._settings.force_open
+        gate.subscribe(self._reporter.breaker_changed)
+        return Lane(self._providers[name], model, gate, self._pacer(name), timeout)
+
+    def _pacer(self, name: str) -> Pacer:
+        if name not in self._pacers:
+            self._pacers[name] = Pacer(
+                max_concurrent=self._settings.max_concurrent,
+                per_minute=self._settings.ipm_for(name),
+                burst=self._settings.burst,
+                max_queue=self._settings.max_queue,
+            )
+        return self._pacers[name]
+
+    def _warn(self, code: str, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            self._reporter.warned(code, message)
+
+
+def _breaker_config(settings: Settings, timeout: float) -> BreakerConfig:
+    return BreakerConfig(
+        mode=BreakerMode(settings.breaker_mode),
+        fail_max=settings.breaker_fail_max,
+        failure_rate=settings.breaker_failure_rate,
+        window=settings.breaker_window,
+        min_calls=settings.breaker_min_calls,
+        slow_call=settings.breaker_slow_call,
+        reset_timeout=settings.breaker_reset_timeout,
+        reset_max=settings.breaker_reset_max,
+        half_open_calls=settings.breaker_half_open_calls,
+        probe_deadline=timeout + 1.0,
+    )

@@ -1,0 +1,188 @@
+"""What happened, as frozen dataclasses: the vocabulary of spans, log lines and recordings.
+
+The pipeline tells these to the sinks, in order, from the caller's own task. Times are the event
+loop's, in seconds. Prompts and image data are reachable only through ``RequestStarted.request``,
+for sinks that capture content because the operator asked for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resilient_imagen.breaker import BreakerNumbers, Transition
+    from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.reasons import Reason
+    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.result import DroppedReference, ImageResult, Usage
+
+__all__ = [
+    "AttemptEnded",
+    "AttemptStarted",
+    "BreakerChanged",
+    "Event",
+    "FellBack",
+    "ReferencesChanged",
+    "RequestEnded",
+    "RequestStarted",
+    "RetryScheduled",
+    "ShortCircuited",
+    "Warned",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    at: float
+    """Loop time in seconds."""
+    call_id: str = ""
+    """The call it belongs to; empty for events of the client itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStarted(Event):
+    """A caller asked for an image."""
+
+    request: ImageRequest = field(repr=False)
+    provider: str
+    """The primary's name."""
+    model: str
+    """The primary's model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferencesChanged(Event):
+    """References were dropped or mended on the way."""
+
+    dropped: tuple[DroppedReference, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted(Event):
+    """A request is about to be sent: slot and permit are held."""
+
+    provider: str
+    model: str
+    number: int
+    """1-based, per route."""
+    limit: int
+    """How many this route may send for this call."""
+    operation: str
+    base_url: str | None
+    breaker: BreakerNumbers
+    probe: bool
+    queue_s: float
+    """Seconds this request waited for its turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded(Event):
+    """A request was answered, failed, timed out or was cancelled. Complete enough to replay."""
+
+    provider: str
+    model: str
+    number: int
+    reason: Reason | None
+    """None when an image came, or when our own code failed (then ``error_type`` is set)."""
+    status: int | None
+    latency_s: float
+    retry_after: float | None
+    """Seconds the server asked to wait."""
+    retry_in: float | None
+    """Seconds until this route is asked again, or None when it is not."""
+    counted: str
+    """What the breaker made of it: success, failure, throttled, slow, ignored or stale."""
+    transition: str | None
+    """The breaker's change of state caused by it, such as ``closed_to_open``."""
+    breaker: BreakerNumbers
+    """The breaker's numbers after counting."""
+    probe: bool
+    cut_short: bool
+    """True when the deadline or the reserve ended it before its own timeout."""
+    usage: Usage | None
+    may_have_been_billed: bool
+    error_type: str | None = None
+    """Name of the SDK's exception type, or of our own bug's."""
+    vendor_message: str | None = None
+    """Redacted and bounded."""
+    response_model: str | None = None
+    response_id: str | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryScheduled(Event):
+    """The same route will be asked again."""
+
+    provider: str
+    model: str
+    number: int
+    """Of the attempt that failed."""
+    reason: Reason
+    delay_s: float
+    hinted: bool
+    """True when the server said how long to wait."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FellBack(Event):
+    """A route was left for the next one."""
+
+    from_route: str
+    to_route: str
+    cause: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortCircuited(Event):
+    """A route was skipped by its breaker."""
+
+    provider: str
+    model: str
+    breaker: BreakerNumbers
+    retry_after: float | None
+    cause: str | None
+    """The reason that opened the breaker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged(Event):
+    """A breaker changed its state; in shadow mode, would have."""
+
+    provider: str
+    model: str
+    transition: Transition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded(Event):
+    """The call is over, one way or another."""
+
+    outcome: str
+    """success, error, cancelled or deadline."""
+    latency_s: float
+    attempts: int
+    retries: int
+    short_circuits: int
+    queue_s: float
+    backoff_s: float
+    fallback_cause: Reason | None
+    """Why the primary was left, if it was."""
+    fallback_from: str | None
+    """The route that was left, as provider:model."""
+    result: ImageResult | None
+    error: ImageGenerationError | None
+    error_type: str | None = None
+    """Name of the exception's type when it is none of ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something an operator should know once: a missing key, a model name that was mapped."""
+
+    code: str
+    message: str

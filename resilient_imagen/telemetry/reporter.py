@@ -1,0 +1,234 @@
+"""Turns what the ladder does into events: the one place that knows both."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import events
+
+if TYPE_CHECKING:
+    from resilient_imagen.attempt import Turn
+    from resilient_imagen.breaker import Permit, Rejection, Settlement, Transition
+    from resilient_imagen.call import Call
+    from resilient_imagen.lane import Lane
+    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.result import ImageResult, Usage
+    from resilient_imagen.telemetry.hub import Hub
+
+__all__ = ["Reporter"]
+
+_UNANSWERED = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE, Reason.CONNECTION})
+"""Endings after which the vendor may still have finished, and billed, the picture."""
+
+
+class Reporter:
+    """Tells the sinks, in the words of the events."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def request_started(self, call: Call) -> None:
+        """A caller asked for an image."""
+        primary = call.lanes[0]
+        self._hub.tell(
+            events.RequestStarted(
+                at=call.started,
+                call_id=call.id,
+                request=call.request,
+                provider=primary.provider.name,
+                model=primary.model,
+            )
+        )
+
+    def references_changed(self, call: Call) -> None:
+        """References were dropped or mended."""
+        self._hub.tell(
+            events.ReferencesChanged(
+                at=_now(), call_id=call.id, dropped=call.dropped, notes=call.notes
+            )
+        )
+
+    def attempt_started(self, call: Call, turn: Turn, permit: Permit) -> None:
+        """A request is about to be sent."""
+        self._hub.tell(
+            events.AttemptStarted(
+                at=_now(),
+                call_id=call.id,
+                provider=turn.lane.provider.name,
+                model=turn.lane.model,
+                number=turn.number,
+                limit=turn.limit,
+                operation=call.request.operation,
+                base_url=turn.lane.base_url,
+                breaker=turn.lane.gate.numbers(),
+                probe=permit.probe,
+                queue_s=turn.queue_s,
+            )
+        )
+
+    def attempt_served(
+        self,
+        call: Call,
+        turn: Turn,
+        settlement: Settlement,
+        answer: ProviderImage,
+        usage: Usage,
+        latency: float,
+    ) -> None:
+        """A request delivered."""
+        self._hub.tell(
+            events.AttemptEnded(
+                at=_now(),
+                call_id=call.id,
+                provider=turn.lane.provider.name,
+                model=turn.lane.model,
+                number=turn.number,
+                reason=None,
+                status=200,
+                latency_s=latency,
+                retry_after=None,
+                retry_in=None,
+                counted=settlement.counted,
+                transition=settlement.transition,
+                breaker=settlement.numbers,
+                probe=turn.permit is not None and turn.permit.probe,
+                cut_short=False,
+                usage=usage,
+                may_have_been_billed=True,
+                response_model=answer.model,
+                response_id=answer.response_id,
+                finish_reason=answer.finish_reason,
+            )
+        )
+
+    def attempt_failed(
+        self,
+        call: Call,
+        turn: Turn,
+        settlement: Settlement,
+        error: BaseException,
+        *,
+        reason: Reason | None,
+        latency: float,
+        cut_short: bool,
+    ) -> None:
+        """A request failed, timed out or was cancelled; then what follows from it."""
+        ours = error if isinstance(error, ImageGenerationError) else None
+        lane, route = turn.lane, {"provider": turn.lane.provider.name, "model": turn.lane.model}
+        vendor_error = None if ours is None else ours.vendor_error
+        self._hub.tell(
+            events.AttemptEnded(
+                at=_now(),
+                call_id=call.id,
+                provider=lane.provider.name,
+                model=lane.model,
+                number=turn.number,
+                reason=reason,
+                status=None if ours is None else ours.status,
+                latency_s=latency,
+                retry_after=None if ours is None else ours.retry_after,
+                retry_in=turn.retry_in,
+                counted=settlement.counted,
+                transition=settlement.transition,
+                breaker=settlement.numbers,
+                probe=turn.permit is not None and turn.permit.probe,
+                cut_short=cut_short,
+                usage=None,
+                may_have_been_billed=reason in _UNANSWERED,
+                error_type=vendor_error or type(error).__name__,
+                vendor_message=None if ours is None else ours.vendor_message,
+            )
+        )
+        if ours is not None and turn.retry_in is not None:
+            self._hub.tell(
+                events.RetryScheduled(
+                    at=_now(),
+                    call_id=call.id,
+                    number=turn.number,
+                    reason=ours.reason,
+                    delay_s=turn.retry_in,
+                    hinted=ours.retry_after is not None,
+                    **route,
+                )
+            )
+
+    def short_circuited(self, call: Call, lane: Lane, rejection: Rejection) -> None:
+        """A route was skipped by its breaker."""
+        self._hub.tell(
+            events.ShortCircuited(
+                at=_now(),
+                call_id=call.id,
+                provider=lane.provider.name,
+                model=lane.model,
+                breaker=rejection.numbers,
+                retry_after=rejection.retry_after,
+                cause=rejection.cause,
+            )
+        )
+
+    def breaker_changed(self, transition: Transition) -> None:
+        """A breaker changed its state; it is named ``provider:model``."""
+        provider, _, model = transition.name.partition(":")
+        self._hub.tell(
+            events.BreakerChanged(
+                at=transition.at, provider=provider, model=model, transition=transition
+            )
+        )
+
+    def fell_back(self, call: Call, left: Lane, following: Lane, cause: Reason) -> None:
+        """A route was left for the next one."""
+        self._hub.tell(
+            events.FellBack(
+                at=_now(),
+                call_id=call.id,
+                from_route=left.name,
+                to_route=following.name,
+                cause=cause,
+            )
+        )
+
+    def request_ended(
+        self, call: Call, *, result: ImageResult | None, error: BaseException | None
+    ) -> None:
+        """The call is over."""
+        ours = error if isinstance(error, ImageGenerationError) else None
+        if result is not None:
+            outcome = "success"
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = "cancelled"
+        else:
+            out_of_time = ours is not None and ours.reason is Reason.DEADLINE
+            outcome = "deadline" if out_of_time else "error"
+        self._hub.tell(
+            events.RequestEnded(
+                at=_now(),
+                call_id=call.id,
+                outcome=outcome,
+                latency_s=_now() - call.started,
+                attempts=len(call.attempts),
+                retries=call.retries,
+                short_circuits=call.short_circuits,
+                queue_s=call.queue_s,
+                backoff_s=call.backoff_s,
+                fallback_cause=call.fallback_cause,
+                fallback_from=call.lanes[0].name if call.fallback_cause is not None else None,
+                result=result,
+                error=ours,
+                error_type=None if error is None else type(error).__name__,
+            )
+        )
+
+    def warned(self, code: str, message: str, *, call_id: str = "") -> None:
+        """Something an operator should know."""
+        try:
+            at = _now()
+        except RuntimeError:  # made outside a running loop
+            at = 0.0
+        self._hub.tell(events.Warned(at=at, call_id=call_id, code=code, message=message))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
