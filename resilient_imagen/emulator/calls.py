@@ -1,0 +1,137 @@
+"""What both vendors have in common: a call understood, a picture to make, an answer to shape."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resilient_imagen.emulator.wire import HttpRequest, Reply
+
+__all__ = ["Answer", "Call", "Canvas", "Dialect", "Picture", "Received", "Refusal", "Shape"]
+
+
+class Refusal(Exception):  # noqa: N818 - the vendor's no, not an error of the emulator
+    """The vendor answers that the request is not acceptable."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(f"HTTP {reply.status}")
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A reference picture as it arrived."""
+
+    mime_type: str
+    """As declared by the sender."""
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request understood as far as it can be; whether it is acceptable is checked later."""
+
+    operation: str
+    """generate or edit."""
+    model: str
+    prompt: str = field(default="", repr=False)
+    references: tuple[Received, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The other parameters, by the vendor's names."""
+    aspect_ratio: str | None = None
+    """As asked for, where the vendor has such a thing."""
+    resolution: str | None = None
+    """Gemini's imageSize or OpenAI's size, as asked for."""
+    problem: Reply | None = None
+    """The refusal of a body that could not be read at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The picture to make. Sizes are in pixels."""
+
+    width: int
+    height: int
+    mime_type: str
+    quality: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded picture."""
+
+    data: bytes = field(repr=False)
+    mime_type: str
+
+    @cached_property
+    def base64(self) -> str:
+        """In standard base64, encoded once however often it is sent."""
+        return base64.b64encode(self.data).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All that a shape needs to write the vendor's answer."""
+
+    call: Call
+    canvas: Canvas
+    pictures: tuple[Picture, ...]
+    """As many as the canvas counts or the shape wants, all different."""
+    detail: str | None
+    created: int
+    """Seconds since 1970."""
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One form of a vendor's answer to a request that it accepted."""
+
+    write: Callable[[Answer], Any]
+    """Gives the JSON body, or a whole Reply."""
+    pictures: int | None = None
+    """How many pictures it shows; None for as many as were asked for."""
+    canvas: Callable[[Canvas], Canvas] = replace
+    """Changes what is drawn; by default nothing (``replace`` copies)."""
+
+
+class Dialect(Protocol):
+    """One vendor's API on the wire: no state, no time."""
+
+    name: str
+    shapes: Mapping[str, Shape]
+    errors: Mapping[str, Callable[[Call, float | None], Reply]]
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is an image endpoint of this vendor."""
+        ...
+
+    def read(self, request: HttpRequest) -> Call:
+        """Understand a request, as far as it can be."""
+        ...
+
+    def check(self, call: Call) -> Canvas:
+        """Decide what picture to make.
+
+        Raises:
+            Refusal: The vendor does not accept the call.
+        """
+        ...
+
+    def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
+        """Look at the key.
+
+        Raises:
+            Refusal: There is none, or it is not one of ``accepted`` (None accepts any).
+        """
+        ...
+
+    def error(self, code: int, retry_after: float | None = None) -> Reply:
+        """This status in the vendor's own words."""
+        ...

@@ -1,0 +1,222 @@
+"""Draws pictures that tell what was asked for; the only module here that loads Pillow."""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+if TYPE_CHECKING:
+    from resilient_imagen.emulator.calls import Call, Canvas
+
+__all__ = ["draw", "flat", "is_plain"]
+
+_Colour = tuple[int, int, int]
+
+_HUES: Final = {"google": 0.60, "openai": 0.44}
+"""Blue and green; anything else gets violet."""
+_OTHER_HUE: Final = 0.78
+_LONG_EDGE: Final = 1024
+"""Pixels at which pictures are drawn; larger ones are enlarged from it, smaller ones reduced."""
+_SHORTEST: Final = 256
+"""A banner of 8:1 is drawn larger, so that its text can be read."""
+_MAX_THUMBNAILS: Final = 16
+_WHITE: Final = (255, 255, 255)
+_EFFORT: Final = {
+    "JPEG": {"quality": 88},
+    "PNG": {"compress_level": 1},
+    "WEBP": {"quality": 85, "method": 0},
+}
+"""Encoder settings: speed before size."""
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether the bytes are a PNG, JPEG or WebP that OpenAI takes: no MPO, no CMYK."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.format in ("PNG", "JPEG", "WEBP") and image.mode not in ("CMYK", "YCCK")
+    except Exception:  # noqa: BLE001 - whatever Pillow makes of it, it is no picture
+        return False
+
+
+@lru_cache(maxsize=128)
+def flat(size: tuple[int, int], mime_type: str, vendor: str, variant: int) -> bytes:
+    """A picture of one colour. ``size`` in pixels."""
+    colour = _tone(_hue(vendor), 0.55, 0.75 - 0.15 * (variant % 4))
+    return _encode(Image.new("RGB", size, colour), mime_type)
+
+
+def draw(vendor: str, call: Call, canvas: Canvas, variant: int) -> bytes:
+    """A picture that shows who was asked for what, the same for the same request."""
+    scale = max(_LONG_EDGE / max(canvas.width, canvas.height),
+                _SHORTEST / min(canvas.width, canvas.height))  # fmt: skip
+    size = (round(canvas.width * scale), round(canvas.height * scale))
+    seed = hashlib.blake2b(f"{vendor}\0{call.model}\0{call.prompt}\0{variant}".encode()).digest()
+    rng = random.Random(seed)
+    image = _backdrop(size, _hue(vendor) + rng.uniform(-0.05, 0.05), rng)
+    page = _Page(image, ImageDraw.Draw(image, "RGBA"), min(size))
+    top = _write_head(page, vendor, call, canvas, variant)
+    bottom = _place_thumbnails(page, call)
+    _write_prompt(page, call.prompt, top, bottom)
+    return _encode(image.resize((canvas.width, canvas.height), Image.Resampling.BICUBIC),
+                   canvas.mime_type)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    image: Image.Image
+    pen: ImageDraw.ImageDraw
+    unit: int
+    """The shorter side in pixels; everything is measured in it."""
+
+    @property
+    def margin(self) -> int:
+        return self.unit // 16
+
+    @property
+    def width(self) -> int:
+        return self.image.width - 2 * self.margin
+
+
+def _hue(vendor: str) -> float:
+    return _HUES.get(vendor, _OTHER_HUE)
+
+
+def _tone(hue: float, saturation: float, value: float) -> _Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _backdrop(size: tuple[int, int], hue: float, rng: random.Random) -> Image.Image:
+    """A diagonal gradient with soft lights on it."""
+    dark, light = _tone(hue, 0.85, 0.28), _tone(hue + rng.uniform(0.02, 0.09), 0.62, 0.82)
+    mask = Image.linear_gradient("L").rotate(rng.uniform(15, 50), expand=True, fillcolor=128)
+    image = Image.composite(
+        Image.new("RGB", size, dark), Image.new("RGB", size, light), mask.resize(size)
+    )
+    lights = Image.new("RGBA", size)
+    pen = ImageDraw.Draw(lights)
+    for _ in range(9):
+        radius = rng.uniform(0.08, 0.42) * min(size)
+        x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
+        tone = _tone(hue + rng.uniform(-0.14, 0.14), rng.uniform(0.25, 0.6), 1.0)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(box, fill=(*tone, rng.randrange(28, 80)))
+    soft = lights.filter(ImageFilter.GaussianBlur(min(size) / 90))
+    image.paste(soft, mask=soft)
+    return image
+
+
+@lru_cache(maxsize=64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(max(8, size))
+
+
+def _write_head(page: _Page, vendor: str, call: Call, canvas: Canvas, variant: int) -> int:
+    """The vendor's badge and the facts under it; returns where the head ends."""
+    x = y = page.margin
+    badge, small = _font(page.unit // 18), _font(page.unit // 28)
+    label = vendor.upper() + (f"  #{variant + 1}" if variant else "")
+    left, above, right, below = page.pen.textbbox((x, y), label, font=badge)
+    pad = page.unit // 45
+    page.pen.rounded_rectangle(
+        (left, above, right + 2 * pad, below + 2 * pad), pad * 2, fill=(*_WHITE, 235)
+    )
+    page.pen.text((x + pad, y + pad), label, font=badge, fill=_tone(_hue(vendor), 0.9, 0.45))
+    facts = f"{call.model}   {canvas.width} x {canvas.height}   {call.operation}"
+    at = (x, below + 3 * pad)
+    for line in _wrap(facts, small, page, page.width, 2):
+        page.pen.text(at, line, font=small, fill=(*_WHITE, 225))
+        at = (x, at[1] + page.unit // 22)
+    return int(at[1])
+
+
+def _place_thumbnails(page: _Page, call: Call) -> int:
+    """The references along the bottom; returns where they begin."""
+    count = min(len(call.references), _MAX_THUMBNAILS)
+    floor = page.image.height - page.margin
+    if not count:
+        return floor
+    gap = page.unit // 60
+    side = min(page.unit // 4, (page.width + gap) // count - gap)
+    for index, reference in enumerate(call.references[:count]):
+        at = (page.margin + index * (side + gap), floor - side)
+        frame = (at[0] - 2, at[1] - 2, at[0] + side + 1, at[1] + side + 1)
+        page.pen.rectangle(frame, fill=(*_WHITE, 230))
+        page.image.paste(_thumbnail(reference.data, side), at)
+    return floor - side - gap
+
+
+def _thumbnail(data: bytes, side: int) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (side, side))
+            return ImageOps.fit(image.convert("RGB"), (side, side))
+    except Exception:  # noqa: BLE001 - a broken reference is shown as an empty frame
+        return Image.new("RGB", (side, side), (90, 90, 90))
+
+
+def _write_prompt(page: _Page, prompt: str, top: int, bottom: int) -> None:
+    """The prompt in the largest type that lets it fit, on a darker panel."""
+    room = bottom - top - page.margin
+    for size in (page.unit // 14, page.unit // 18, page.unit // 24, page.unit // 32):
+        font, step = _font(size), round(size * 1.35)
+        most = max(1, room // step)
+        lines = _wrap(prompt, font, page, page.width - size, most + 1)
+        if len(lines) <= most:
+            break
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + " ..."]
+    start = bottom - page.margin // 2 - len(lines) * step
+    panel = (page.margin // 2, start - size // 2, page.image.width - page.margin // 2, bottom)
+    page.pen.rounded_rectangle(panel, size // 2, fill=(0, 0, 0, 95))
+    for index, line in enumerate(lines):
+        page.pen.text((page.margin, start + index * step), line, font=font, fill=_WHITE)
+
+
+def _wrap(
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    page: _Page,
+    width: int,
+    most: int,
+) -> list[str]:
+    """At most ``most`` lines of at most ``width`` pixels; words that are too long are broken."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        rest = word
+        while rest and len(lines) < most:
+            tried = f"{line} {rest}" if line else rest
+            if page.pen.textlength(tried, font=font) <= width:
+                line, rest = tried, ""
+            elif line:
+                lines.append(line)
+                line = ""
+            else:
+                fitting = _longest_start(rest, font, page, width)
+                lines.append(rest[:fitting])
+                rest = rest[fitting:]
+    return [*lines, line][:most] if line else lines
+
+
+def _longest_start(
+    word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, page: _Page, width: int
+) -> int:
+    fitting = len(word)
+    while fitting > 1 and page.pen.textlength(word[:fitting], font=font) > width:
+        fitting = fitting * 3 // 4
+    return fitting
+
+
+def _encode(image: Image.Image, mime_type: str) -> bytes:
+    kind = mime_type.removeprefix("image/").upper()
+    out = io.BytesIO()
+    image.save(out, kind, **_EFFORT[kind])
+    return out.getvalue()

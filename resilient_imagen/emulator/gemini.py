@@ -1,0 +1,186 @@
+"""Gemini's generateContent on the wire: reading, checking and answering image requests."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from resilient_imagen.emulator import gemini_errors as errors
+from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
+from resilient_imagen.emulator.gemini_shapes import SHAPES
+from resilient_imagen.emulator.pictures import sniff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resilient_imagen.emulator.calls import Shape
+    from resilient_imagen.emulator.wire import HttpRequest, Reply
+
+__all__ = ["SIZES_1K", "Gemini"]
+
+_PATH: Final = re.compile(r"/(v1|v1beta)/models/([^/:]+):generateContent")
+
+SIZES_1K: Final[Mapping[str, tuple[int, int]]] = {
+    "1:1": (1024, 1024), "2:3": (848, 1264), "3:2": (1264, 848), "3:4": (896, 1200),
+    "4:3": (1200, 896), "4:5": (928, 1152), "5:4": (1152, 928), "9:16": (768, 1376),
+    "16:9": (1376, 768), "21:9": (1584, 672), "1:4": (512, 2048), "4:1": (2048, 512),
+    "1:8": (384, 3072), "8:1": (3072, 384),
+}  # fmt: skip
+"""Width and height in pixels at 1K, by aspect ratio."""
+
+_SCALE: Final = {"1K": 1, "2K": 2, "4K": 4}
+_MODELS: Final[Mapping[str, frozenset[str]]] = {
+    "gemini-3-pro-image": frozenset(_SCALE),
+    "gemini-nano-banana-2.1": frozenset(_SCALE),
+    "gemini-3.1-flash-image": frozenset(_SCALE),
+    "gemini-3.1-flash-lite-image": frozenset({"1K"}),
+    "gemini-2.5-flash-image": frozenset(),
+}
+"""The image sizes that each living model takes."""
+_RETIRED: Final = frozenset({
+    "gemini-3-pro-image-preview", "gemini-3.1-flash-image-preview",
+    "gemini-2.5-flash-image-preview", "gemini-2.0-flash-preview-image-generation",
+    "gemini-2.0-flash",
+})  # fmt: skip
+_SENDS_PNG: Final = "gemini-2.5-flash-image"
+"""The one model that answers PNG, and that fails with a 500 when an imageSize is sent."""
+_MAX_REFERENCES: Final = 14
+_INPUT_TYPES: Final = frozenset(
+    {"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"}
+)
+_IMAGE_CONFIG: Final = frozenset({"aspectRatio", "imageSize"})
+
+
+class Gemini:
+    """Google's dialect."""
+
+    name = "google"
+    shapes: Mapping[str, Shape] = SHAPES
+    errors: Mapping[str, Callable[[Call, float | None], Reply]] = errors.NAMED
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is a model's generateContent."""
+        return _PATH.fullmatch(path) is not None
+
+    def read(self, request: HttpRequest) -> Call:
+        """Understand a request, as far as it can be."""
+        match = _PATH.fullmatch(request.path)
+        model = unquote(match[2]) if match else ""
+        try:
+            body = json.loads(request.body)
+            return _understand(model, body)
+        except (ValueError, TypeError, AttributeError):
+            return Call("generate", model, problem=errors.invalid("Invalid JSON payload received."))
+
+    def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
+        """Look at the key.
+
+        Raises:
+            Refusal: There is none, or it is not an accepted one.
+        """
+        key = request.headers.get("x-goog-api-key", "")
+        if not key:
+            raise Refusal(errors.no_key())
+        if accepted is not None and key not in accepted:
+            raise Refusal(errors.bad_key())
+
+    def error(self, code: int, retry_after: float | None = None) -> Reply:
+        """This status in Gemini's own words."""
+        return errors.error(code, retry_after=retry_after)
+
+    def check(self, call: Call) -> Canvas:
+        """Decide what picture to make.
+
+        Raises:
+            Refusal: Gemini does not accept the call.
+        """
+        if call.problem is not None:
+            raise Refusal(call.problem)
+        sizes = _sizes_of(call.model)
+        config = call.parameters
+        for name in config.keys() - _IMAGE_CONFIG:
+            raise Refusal(errors.unknown_field(name, "generation_config.image_config"))
+        if not call.prompt and not call.references:
+            raise Refusal(
+                errors.invalid("* GenerateContentRequest.contents: contents is not specified\n")
+            )
+        _check_references(call)
+        if call.model == _SENDS_PNG and call.resolution is not None:
+            raise Refusal(errors.error(500))
+        return _canvas(call, sizes)
+
+
+def _understand(model: str, body: dict[str, Any]) -> Call:
+    parts = [
+        _camel(part) for content in body.get("contents", []) for part in content.get("parts", [])
+    ]
+    config = _camel(_camel(body).get("generationConfig") or {})
+    call = Call("generate", model)
+    if "aspectRatio" in config:
+        problem = errors.unknown_field("aspectRatio", "generation_config")
+        call = replace(call, problem=problem)
+    image = _camel(config.get("imageConfig") or {})
+    try:
+        references = tuple(_received(part) for part in parts if "inlineData" in part)
+    except (binascii.Error, KeyError):
+        references = ()
+        call = replace(call, problem=errors.invalid("Base64 decoding failed for inline_data."))
+    return replace(
+        call,
+        operation="edit" if references else "generate",
+        prompt="\n".join(part["text"] for part in parts if part.get("text")),
+        references=references,
+        parameters=dict(image),
+        aspect_ratio=image.get("aspectRatio"),
+        resolution=image.get("imageSize"),
+    )
+
+
+def _camel(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The API takes both spellings of a field, and the SDK mixes them."""
+    return {
+        re.sub(r"_([a-z])", lambda match: match[1].upper(), name): value
+        for name, value in message.items()
+    }
+
+
+def _received(part: Mapping[str, Any]) -> Received:
+    blob = _camel(part["inlineData"])
+    # The SDK sends the url-safe alphabet, curl users the standard one; the API takes both.
+    data = str(blob["data"]).translate({ord("-"): "+", ord("_"): "/"})
+    return Received(blob.get("mimeType", ""), base64.b64decode(data + "=" * (-len(data) % 4)))
+
+
+def _sizes_of(model: str) -> frozenset[str]:
+    sizes = _MODELS.get(model)
+    if sizes is None:
+        raise Refusal(errors.retired(model) if model in _RETIRED else errors.unknown_model(model))
+    return sizes
+
+
+def _check_references(call: Call) -> None:
+    if len(call.references) > _MAX_REFERENCES:
+        raise Refusal(errors.invalid("Request contains an invalid argument."))
+    for reference in call.references:
+        if reference.mime_type not in _INPUT_TYPES:
+            raise Refusal(errors.invalid(f"Unsupported MIME type: {reference.mime_type}"))
+        if sniff(reference.data) is None:
+            raise Refusal(errors.unreadable_image())
+
+
+def _canvas(call: Call, sizes: frozenset[str]) -> Canvas:
+    aspect = call.aspect_ratio or "1:1"
+    if aspect not in SIZES_1K:
+        raise Refusal(errors.unsupported("aspectRatio", aspect))
+    resolution = call.resolution or "1K"
+    if call.resolution is not None and call.resolution not in sizes:
+        raise Refusal(errors.unsupported("imageSize", resolution))
+    width, height = SIZES_1K[aspect]
+    scale = _SCALE[resolution]
+    mime = "image/png" if call.model == _SENDS_PNG else "image/jpeg"
+    return Canvas(width * scale, height * scale, mime)

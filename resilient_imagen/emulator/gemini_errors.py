@@ -1,0 +1,168 @@
+"""Gemini's refusals and failures, in the words that it was seen to use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.emulator.wire import Reply, json_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resilient_imagen.emulator.calls import Call
+
+__all__ = [
+    "NAMED",
+    "bad_key",
+    "error",
+    "invalid",
+    "no_key",
+    "quota_failure",
+    "retired",
+    "retry_info",
+    "unknown_field",
+    "unknown_model",
+    "unreadable_image",
+    "unsupported",
+]
+
+_RPC: Final = "type.googleapis.com/google.rpc."
+_SERVICE: Final = "generativelanguage.googleapis.com"
+_REPORT: Final = (
+    "Please retry or report in https://developers.generativeai.google/guide/troubleshooting"
+)
+_WORDS: Final[Mapping[int, tuple[str, str]]] = {
+    400: ("INVALID_ARGUMENT", "Request contains an invalid argument."),
+    401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+    403: ("PERMISSION_DENIED", "The caller does not have permission"),
+    404: ("NOT_FOUND", "Requested entity was not found."),
+    429: ("RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
+    499: ("CANCELLED", "The operation was cancelled."),
+    500: ("INTERNAL", f"An internal error has occurred. {_REPORT}"),
+    503: ("UNAVAILABLE", "The model is overloaded. Please try again later."),
+    504: ("DEADLINE_EXCEEDED", "Deadline expired before operation could complete."),
+}
+
+
+def error(
+    code: int,
+    message: str | None = None,
+    *,
+    details: list[dict[str, Any]] | None = None,
+    retry_after: float | None = None,
+) -> Reply:
+    """An error body in google.rpc.Status form; ``retry_after`` (seconds) becomes RetryInfo."""
+    state, usual = _WORDS.get(code, ("UNKNOWN", "Unknown error."))
+    body: dict[str, Any] = {"code": code, "message": message or usual, "status": state}
+    every = [*(details or []), *([] if retry_after is None else [retry_info(retry_after)])]
+    if every:
+        body["details"] = every
+    return json_reply({"error": body}, code)
+
+
+def retry_info(seconds: float) -> dict[str, Any]:
+    """The detail that says how long to wait."""
+    return {"@type": f"{_RPC}RetryInfo", "retryDelay": f"{seconds:g}s"}
+
+
+def quota_failure(model: str, *windows: str) -> dict[str, Any]:
+    """The detail that says which quotas were exceeded; a window is Day or Minute."""
+    violations = [
+        {
+            "quotaMetric": f"{_SERVICE}/generate_requests_per_model_per_{window.lower()}",
+            "quotaId": f"GenerateRequestsPer{window}PerProjectPerModel",
+            "quotaDimensions": {"location": "global", "model": model},
+        }
+        for window in windows
+    ]
+    return {"@type": f"{_RPC}QuotaFailure", "violations": violations}
+
+
+def invalid(message: str) -> Reply:
+    """400 INVALID_ARGUMENT with these words."""
+    return error(400, message)
+
+
+def unsupported(parameter: str, value: object) -> Reply:
+    """400 for a value that the model does not take."""
+    return invalid(
+        f"`{parameter}` does not support `{value}` as a valid value. Please refer to the Gemini "
+        "API documentation for supported usage."
+    )
+
+
+def unknown_field(name: str, where: str) -> Reply:
+    """400 for a field that the API does not have."""
+    message = f"Invalid JSON payload received. Unknown name \"{name}\" at '{where}': "
+    violation = {"field": where, "description": message + "Cannot find field."}
+    detail = {"@type": f"{_RPC}BadRequest", "fieldViolations": [violation]}
+    return error(400, message + "Cannot find field.", details=[detail])
+
+
+def unknown_model(model: str) -> Reply:
+    """404 for a name that was never heard of."""
+    return error(
+        404,
+        f"models/{model} is not found for API version v1, or is not supported for "
+        "generateContent. Call ListModels to see the list of available models and their "
+        "supported methods.",
+    )
+
+
+def retired(model: str) -> Reply:
+    """404 for a model that was shut down."""
+    return error(
+        404,
+        f"This model models/{model} is no longer available. Please update your code to use a "
+        "newer model for the latest features and improvements.",
+    )
+
+
+def unreadable_image() -> Reply:
+    """400 for a reference that is no picture."""
+    return invalid(f"Unable to process input image. {_REPORT}")
+
+
+def no_key() -> Reply:
+    """403 for a request without a key."""
+    return error(
+        403,
+        "Method doesn't allow unregistered callers (callers without established identity). "
+        "Please use API Key or other form of API consumer identity to call this API.",
+    )
+
+
+def bad_key() -> Reply:
+    """Gemini answers a wrong key with 400; only the detail's reason tells."""
+    detail = {
+        "@type": f"{_RPC}ErrorInfo",
+        "reason": "API_KEY_INVALID",
+        "domain": "googleapis.com",
+        "metadata": {"service": _SERVICE},
+    }
+    return error(400, "API key not valid. Please pass a valid API key.", details=[detail])
+
+
+def _exceeded(call: Call, retry_after: float | None, *windows: str) -> Reply:
+    hint = "" if retry_after is None else f"\nPlease retry in {retry_after:g}s."
+    message = (
+        "You exceeded your current quota, please check your plan and billing details. For more "
+        "information on this error, head to: https://ai.google.dev/gemini-api/docs/rate-limits."
+    )
+    details = [quota_failure(call.model, *windows)]
+    return error(429, message + hint, details=details, retry_after=retry_after)
+
+
+def _rate_limited(call: Call, retry_after: float | None) -> Reply:
+    return _exceeded(call, retry_after, "Minute")
+
+
+def _quota_exhausted(call: Call, retry_after: float | None) -> Reply:
+    # The day's violation comes last: a client that reads only the first takes it for the minute.
+    return _exceeded(call, retry_after, "Minute", "Day")
+
+
+NAMED: Final[Mapping[str, Callable[[Call, float | None], Reply]]] = {
+    "rate_limited": _rate_limited,
+    "quota_exhausted": _quota_exhausted,
+}

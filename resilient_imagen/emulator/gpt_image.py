@@ -1,0 +1,204 @@
+"""OpenAI's image endpoints on the wire: reading, checking and answering requests."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.emulator import gpt_image_errors as errors
+from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
+from resilient_imagen.emulator.gpt_image_shapes import SHAPES
+from resilient_imagen.emulator.multipart import read_form
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resilient_imagen.emulator.calls import Shape
+    from resilient_imagen.emulator.wire import HttpRequest, Reply
+
+__all__ = ["GptImage"]
+
+_GENERATE: Final = "/v1/images/generations"
+_EDIT: Final = "/v1/images/edits"
+_FREE: Final = re.compile(r"gpt-image-2(\.\d+-(sunburst|flare))?(-\d{4}-\d{2}-\d{2})?")
+"""The models that take any size within limits; the others take three."""
+_MODELS: Final = frozenset({
+    "gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest", "gpt-image-2",
+    "gpt-image-2-2026-04-21", "gpt-image-2.5-sunburst", "gpt-image-2.5-sunburst-2026-09-08",
+    "gpt-image-2.5-flare", "gpt-image-2.5-flare-2026-09-08", "gpt-image-2.6-sunburst",
+    "gpt-image-2.6-flare",
+})  # fmt: skip
+_RETIRED: Final = frozenset({"gpt-image-1"})
+_STANDARD: Final = ("1024x1024", "1024x1536", "1536x1024", "auto")
+_MIN_PIXELS, _MAX_PIXELS, _MAX_EDGE, _MAX_RATIO, _STEP = 655_360, 8_294_400, 3840, 3, 16
+_MAX_PROMPT: Final = 32_000
+_MAX_IMAGES: Final = 16
+_MAX_IMAGE_BYTES: Final = 50 * 1024 * 1024
+_MAX_N: Final = 10
+_FORMATS: Final = ("png", "jpeg", "webp")
+_QUALITIES: Final = ("low", "medium", "high", "auto")
+_FINER: Final = ("xhigh", "max")
+_COMMON: Final = frozenset({
+    "background", "complexity", "moderation", "model", "n", "output_compression", "output_format",
+    "partial_images", "prompt", "quality", "safety_identifier", "size", "stream", "user",
+})  # fmt: skip
+_EDIT_ONLY: Final = frozenset({"image", "image[]", "mask", "markup", "input_fidelity"})
+
+
+class GptImage:
+    """OpenAI's dialect."""
+
+    name = "openai"
+    shapes: Mapping[str, Shape] = SHAPES
+    errors: Mapping[str, Callable[[Call, float | None], Reply]] = errors.NAMED
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is one of the image endpoints."""
+        return path in (_GENERATE, _EDIT)
+
+    def read(self, request: HttpRequest) -> Call:
+        """Understand a request, as far as it can be."""
+        if request.path == _EDIT:
+            return _read_edit(request)
+        try:
+            body = json.loads(request.body)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return Call("generate", "", problem=errors.unreadable())
+        return _call("generate", body, ())
+
+    def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
+        """Look at the key.
+
+        Raises:
+            Refusal: There is none, or it is not an accepted one.
+        """
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise Refusal(errors.no_key())
+        if accepted is not None and key not in accepted:
+            raise Refusal(errors.bad_key(key))
+
+    def error(self, code: int, retry_after: float | None = None) -> Reply:
+        """This status in OpenAI's own words."""
+        return errors.error(code, retry_after=retry_after)
+
+    def check(self, call: Call) -> Canvas:
+        """Decide what picture to make.
+
+        Raises:
+            Refusal: OpenAI does not accept the call.
+        """
+        if call.problem is not None:
+            raise Refusal(call.problem)
+        _check_model(call.model)
+        known = _COMMON | _EDIT_ONLY if call.operation == "edit" else _COMMON
+        for name in call.parameters.keys() - known:
+            raise Refusal(errors.unknown_parameter(name))
+        if not call.prompt:
+            raise Refusal(errors.missing("prompt"))
+        if len(call.prompt) > _MAX_PROMPT:
+            raise Refusal(errors.too_long(len(call.prompt), _MAX_PROMPT))
+        if call.operation == "edit":
+            _check_images(call.references)
+        return _canvas(call)
+
+
+def _read_edit(request: HttpRequest) -> Call:
+    form = read_form(request.headers.get("content-type", ""), request.body)
+    if form is None:
+        return Call("edit", "", problem=errors.unreadable())
+    received = [part for part in form if part.name in ("image", "image[]")]
+    if any(part.filename is None for part in received):
+        return Call("edit", "", problem=errors.not_a_file())
+    # An image's field counts as known; its bytes are no parameter.
+    fields = {part.name: part.text() for part in form if part.filename is None}
+    return _call("edit", fields, tuple(Received(part.mime_type, part.data) for part in received))
+
+
+def _call(operation: str, fields: Mapping[str, Any], images: tuple[Received, ...]) -> Call:
+    prompt = fields.get("prompt")
+    size = fields.get("size")
+    return Call(
+        operation,
+        str(fields.get("model") or ""),
+        prompt=prompt if isinstance(prompt, str) else "",
+        references=images,
+        parameters=dict(fields),
+        resolution=None if size is None else str(size),
+    )
+
+
+def _check_model(model: str) -> None:
+    if not model:
+        raise Refusal(errors.missing("model"))
+    if model in _RETIRED:
+        raise Refusal(errors.retired(model))
+    if model not in _MODELS:
+        raise Refusal(errors.unknown_model(model))
+
+
+def _check_images(images: tuple[Received, ...]) -> None:
+    if not images:
+        raise Refusal(errors.missing("image"))
+    if len(images) > _MAX_IMAGES:
+        raise Refusal(errors.too_many(len(images), _MAX_IMAGES))
+    from resilient_imagen.emulator import drawing
+
+    for index, image in enumerate(images):
+        if len(image.data) > _MAX_IMAGE_BYTES:
+            raise Refusal(errors.too_large(index))
+        if image.mime_type not in ("image/png", "image/jpeg", "image/webp"):
+            raise Refusal(errors.unsupported_type(index, image.mime_type))
+        if not drawing.is_plain(image.data):
+            raise Refusal(errors.invalid_image(index))
+
+
+def _canvas(call: Call) -> Canvas:
+    options = call.parameters
+    width, height = _size(call.model, call.resolution or "auto")
+    qualities = _QUALITIES + (_FINER if _FREE.fullmatch(call.model) and "2." in call.model else ())
+    quality = _choice(options, "quality", "auto", qualities)
+    kind = _choice(options, "output_format", "png", _FORMATS)
+    _choice(options, "background", "auto", ("transparent", "opaque", "auto"))
+    _choice(options, "moderation", "auto", ("low", "auto"))
+    return Canvas(width, height, f"image/{kind}", quality, _count(options.get("n", 1)))
+
+
+def _choice(options: Mapping[str, Any], name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = options.get(name, default)
+    if value not in allowed:
+        raise Refusal(errors.invalid_value(name, value, allowed))
+    return str(value)
+
+
+def _count(value: Any) -> int:
+    text = str(value)
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_N:
+        raise Refusal(errors.invalid_value("n", value, tuple(str(i) for i in range(1, _MAX_N + 1))))
+    return int(text)
+
+
+def _size(model: str, size: str) -> tuple[int, int]:
+    if size == "auto":
+        return 1024, 1024
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size, re.ASCII)
+    free = _FREE.fullmatch(model) is not None
+    if match is None or (not free and size not in _STANDARD):
+        raise Refusal(errors.invalid_value("size", size, _STANDARD))
+    width, height = int(match[1]), int(match[2])
+    if free and not _within_limits(width, height):
+        raise Refusal(errors.invalid_size(size))
+    return width, height
+
+
+def _within_limits(width: int, height: int) -> bool:
+    short, long = sorted((width, height))
+    return (
+        width % _STEP == height % _STEP == 0
+        and long <= _MAX_EDGE
+        and long <= short * _MAX_RATIO
+        and _MIN_PIXELS <= width * height <= _MAX_PIXELS
+    )

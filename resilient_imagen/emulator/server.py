@@ -1,0 +1,249 @@
+"""The emulator over real sockets: HTTP/1.1 on loopback, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import h11
+
+from resilient_imagen.emulator.calls import Refusal
+from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, Reply, pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import TracebackType
+
+    from resilient_imagen.emulator.app import Emulator, Exchange
+    from resilient_imagen.emulator.vendor import Vendor
+
+__all__ = ["EmulatorServer", "serve"]
+
+_READ: Final = 1 << 18
+"""Bytes read at a time."""
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER of zero seconds: closing sends RST."""
+
+
+class EmulatorServer:
+    """Serves an emulator on loopback while its ``async with`` block runs.
+
+    Args:
+        app: What to serve.
+        host: A loopback address, or localhost.
+        port: 0 takes a free one.
+
+    Raises:
+        ValueError: ``host`` is not a loopback address.
+        OSError: On entering, when the port is taken.
+    """
+
+    def __init__(self, app: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.app = app
+        self.host = _loopback(host)
+        self.port = port
+        self._server: asyncio.Server | None = None
+        self._connections: dict[_Connection, asyncio.Task[None]] = {}
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def google_url(self) -> str:
+        """What GOOGLE_GEMINI_BASE_URL has to be."""
+        return self.url
+
+    @property
+    def openai_url(self) -> str:
+        """What OPENAI_BASE_URL has to be."""
+        return f"{self.url}/v1"
+
+    @property
+    def open_connections(self) -> int:
+        """Connections now open, those without a request included."""
+        return len(self._connections)
+
+    async def __aenter__(self) -> Self:
+        """Begin to serve."""
+        self._server = await asyncio.start_server(
+            self._connected, self.host, self.port, limit=_READ
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.app.serve_from(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop listening and drop every connection."""
+        if self._server is not None:
+            self._server.close()
+            tasks = list(self._connections.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - asyncio runs this as a task
+        connection = _Connection(self.app, reader, writer)
+        self._connections[connection] = task
+        try:
+            await connection.run()
+        except asyncio.CancelledError:
+            # The server stops: a client that does not read may not hold it up.
+            writer.transport.abort()
+        finally:
+            del self._connections[connection]
+            connection.close()
+
+
+async def serve(host: str, port: int, app: Emulator) -> None:
+    """Serve on a loopback address until cancelled.
+
+    Raises:
+        ValueError: ``host`` is not a loopback address.
+        OSError: The port is taken.
+    """
+    async with EmulatorServer(app, host=host, port=port):
+        await asyncio.get_running_loop().create_future()
+
+
+def _loopback(host: str) -> str:
+    address = "127.0.0.1" if host == "localhost" else host
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(address).is_loopback:
+            return address
+    raise ValueError(f"the emulator serves on loopback only (127.0.0.1, ::1), not on {host!r}")
+
+
+class _Connection:
+    """One client's connection, request after request."""
+
+    def __init__(
+        self, app: Emulator, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._app = app
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.SERVER)
+        self._vendor: Vendor | None = None
+
+    async def run(self) -> None:
+        """Serve until either side closes."""
+        with contextlib.suppress(ConnectionError, h11.RemoteProtocolError):
+            while (request := await self._next_request()) is not None:
+                try:
+                    await self._serve(request)
+                except ConnectionLost as lost:
+                    if lost.abrupt:
+                        self._abort()
+                    return
+                if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+                    return
+                self._http.start_next_cycle()
+
+    def close(self) -> None:
+        """Close the connection; what was written is still sent."""
+        self._belongs_to(None)
+        self._writer.close()
+
+    async def _next_request(self) -> HttpRequest | None:
+        head: h11.Request | None = None
+        body = bytearray()
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._reader.read(_READ))
+            elif isinstance(event, h11.Request):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+            elif isinstance(event, h11.EndOfMessage) and head is not None:
+                return _request(head, bytes(body))
+            else:
+                return None
+
+    async def _serve(self, request: HttpRequest) -> None:
+        self._belongs_to(self._app.vendor_of(request.path))
+        try:
+            exchange = await self._app.receive(request)
+        except Refusal as refusal:
+            await self._send(refusal.reply)
+            return
+        try:
+            await self._unless_client_leaves(self._respond(exchange))
+        finally:
+            exchange.close(delivered=False)
+
+    async def _respond(self, exchange: Exchange) -> None:
+        await self._send(await exchange.reply())
+        exchange.close(delivered=True)
+
+    async def _unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work, but stop at once when the client closes the connection.
+
+        Raises:
+            ConnectionError: The client left.
+        """
+        working = asyncio.create_task(work)
+        watching = asyncio.create_task(self._reader.read(_READ))
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                early = watching.result()
+                if not early and not working.done():
+                    raise ConnectionResetError
+                # The next request came before the answer to this one: kept for its turn.
+                self._http.receive_data(early)
+            await working
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _send(self, reply: Reply) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in reply.all_headers()]
+        head = h11.Response(status_code=reply.status, headers=headers)
+        self._write(self._http.send(head))
+        async for piece in pieces(reply):
+            self._write(self._http.send(h11.Data(data=piece)))
+            await self._writer.drain()
+        self._write(self._http.send(h11.EndOfMessage()))
+        await self._writer.drain()
+
+    def _write(self, data: bytes | None) -> None:
+        if data:
+            self._writer.write(data)
+
+    def _abort(self) -> None:
+        raw = self._writer.get_extra_info("socket")
+        if raw is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._writer.transport.abort()
+
+    def _belongs_to(self, vendor: Vendor | None) -> None:
+        if vendor is not self._vendor:
+            if self._vendor is not None:
+                self._vendor.connections(-1)
+            if vendor is not None:
+                vendor.connections(1)
+            self._vendor = vendor
+
+
+def _request(head: h11.Request, body: bytes) -> HttpRequest:
+    path = head.target.decode("ascii", "replace").partition("?")[0]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
+    return HttpRequest(head.method.decode("ascii"), path, headers, body)

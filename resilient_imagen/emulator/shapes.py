@@ -1,0 +1,64 @@
+"""Spoilt answers that any vendor may give: written once, on top of its good one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.emulator.calls import Picture, Shape
+from resilient_imagen.emulator.wire import Reply, json_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.emulator.calls import Answer, Canvas
+
+__all__ = ["common_shapes", "other_ratio"]
+
+_PAGE: Final = (
+    b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Sign in</body></html>"
+)
+
+
+class _Unreadable(Picture):
+    """A picture whose base64 is none."""
+
+    @property
+    def base64(self) -> str:
+        return "this is *not* base64!"
+
+
+def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
+    """The shapes that every vendor has, made from the one that writes its good answer."""
+
+    def bad_json(answer: Answer) -> Reply:
+        reply = json_reply(good(answer))
+        return replace(reply, body=reply.body[: len(reply.body) // 2])
+
+    def bad_base64(answer: Answer) -> Any:
+        spoilt = tuple(_Unreadable(b"", picture.mime_type) for picture in answer.pictures)
+        return good(replace(answer, pictures=spoilt))
+
+    def html(_answer: Answer) -> Reply:
+        return Reply(200, _PAGE, (("content-type", "text/html; charset=utf-8"),))
+
+    def no_body(_answer: Answer) -> Reply:
+        return Reply(200, b"", (("content-type", "application/json"),))
+
+    return {
+        "bad_base64": Shape(bad_base64),
+        "bad_json": Shape(bad_json),
+        "body_empty": Shape(no_body, pictures=0),
+        "body_list": Shape(lambda _: [], pictures=0),
+        "body_null": Shape(lambda _: None, pictures=0),
+        "body_object": Shape(lambda _: {}, pictures=0),
+        "good": Shape(good),
+        "html": Shape(html, pictures=0),
+    }
+
+
+def other_ratio(canvas: Canvas) -> Canvas:
+    """A square; for a square, something that is none."""
+    side = min(canvas.width, canvas.height)
+    wide = side * 2 if canvas.width == canvas.height else side
+    return replace(canvas, width=wide, height=side)

@@ -1,0 +1,243 @@
+"""One vendor of the emulator: what it is told to do wrong, and what it saw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from resilient_imagen.emulator.faults import Fault, Latency
+from resilient_imagen.emulator.plan import FaultPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resilient_imagen.emulator.calls import Call, Dialect
+
+__all__ = ["ReferenceSeen", "RequestSeen", "Vendor"]
+
+_AT_ONCE = Latency(0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceSeen:
+    """A reference picture that arrived."""
+
+    mime_type: str
+    """As declared by the sender."""
+    size: int
+    """In bytes."""
+
+
+@dataclass(slots=True)
+class RequestSeen:
+    """One request, as the vendor saw it. Filled in as the exchange goes on; no key is kept."""
+
+    time: float
+    """When it was complete, in seconds of the serving loop's time."""
+    operation: str
+    """generate or edit."""
+    model: str
+    prompt: str = field(repr=False)
+    aspect_ratio: str | None
+    """As asked for, where the vendor has such a thing."""
+    resolution: str | None
+    """Gemini's imageSize or OpenAI's size, as asked for."""
+    references: tuple[ReferenceSeen, ...]
+    fault: str | None
+    """The fault that struck, by name."""
+    status: int | None = None
+    """The HTTP status answered; None while there is none, and for ever if it hangs."""
+    ended: float | None = None
+    """When the exchange was over."""
+    delivered: bool = False
+    """Whether the whole answer was sent; False when either side left before."""
+
+
+class Vendor:
+    """What an application may do with one emulated vendor. Safe to use from any thread."""
+
+    def __init__(
+        self, dialect: Dialect, *, seed: int, keys: Iterable[str] | None, latency: Latency
+    ) -> None:
+        self.dialect = dialect
+        self.name = dialect.name
+        self.keys = None if keys is None else frozenset(keys)
+        self._rng = random.Random(f"{seed}:{dialect.name}")
+        self._plan = FaultPlan(self._rng)
+        self._latencies: dict[str | None, Latency] = {None: latency}
+        self._requests: list[RequestSeen] = []
+        self._in_flight = self._max_in_flight = self._open_connections = 0
+        self._lock = threading.Lock()
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # What goes wrong
+
+    def fail(self, fault: Fault, *, times: int = 1, model: str | None = None) -> None:
+        """Let the next ``times`` requests (of this model, if one is given) fail.
+
+        Raises:
+            ValueError: ``times`` is below 1, or this vendor does not know the fault.
+        """
+        self._know(fault)
+        with self._lock:
+            self._plan.add_next(fault, times, model)
+
+    def set(self, fault: Fault, *, model: str | None = None) -> None:
+        """Let every request (of this model, if one is given) fail until healed.
+
+        Raises:
+            ValueError: This vendor does not know the fault.
+        """
+        self._know(fault)
+        with self._lock:
+            self._plan.set_standing(fault, model)
+
+    def schedule(
+        self, windows: Iterable[tuple[float, float, Fault]], *, model: str | None = None
+    ) -> None:
+        """Let requests fail within windows (start, end, fault).
+
+        Seconds count from now; before anything is served, from the moment serving begins.
+
+        Raises:
+            ValueError: A window is empty or negative, or this vendor does not know a fault.
+        """
+        listed = list(windows)
+        for _, _, fault in listed:
+            self._know(fault)
+        with self._lock:
+            self._plan.add_windows(listed, model, self._now())
+
+    def heal(self) -> None:
+        """Forget every fault. Requests that already hang go on hanging."""
+        with self._lock:
+            self._plan.clear()
+
+    def set_latency(self, latency: float | Latency, *, model: str | None = None) -> None:
+        """How long good answers take: seconds, or a Latency to draw them from."""
+        with self._lock:
+            self._latencies[model] = latency if isinstance(latency, Latency) else Latency(latency)
+
+    def _know(self, fault: Fault) -> None:
+        for kind, name, known in (
+            ("answer", fault.answer, self.dialect.shapes),
+            ("error", fault.error, self.dialect.errors),
+        ):
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"{self.name} has no {kind} {name!r}; it has {', '.join(sorted(known))}"
+                )
+
+    # What was seen
+
+    @property
+    def requests(self) -> tuple[RequestSeen, ...]:
+        """Every request so far, in the order of arrival."""
+        with self._lock:
+            return tuple(self._requests)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that arrived and are not over."""
+        return self._in_flight
+
+    @property
+    def max_in_flight(self) -> int:
+        """The most that ever were in flight at a time."""
+        return self._max_in_flight
+
+    @property
+    def open_connections(self) -> int:
+        """Connections now open whose last request was for this vendor."""
+        return self._open_connections
+
+    def forget(self) -> None:
+        """Forget the requests seen, and the maximum in flight."""
+        with self._lock:
+            self._requests.clear()
+            self._max_in_flight = self._in_flight
+
+    async def until(self, condition: Callable[[Vendor], bool]) -> None:
+        """Wait until ``condition(self)`` holds; it is looked at after every change."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        entry = (loop, changed)
+        with self._lock:
+            self._waiting.append(entry)
+        try:
+            while not condition(self):
+                await changed.wait()
+                changed.clear()
+        finally:
+            with self._lock:
+                self._waiting.remove(entry)
+
+    # For the application object and the server
+
+    def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take this loop's time from here on."""
+        with self._lock:
+            self._loop = loop
+            self._plan.anchor(loop.time())
+
+    def arrived(self, call: Call) -> tuple[RequestSeen, Fault | None, float]:
+        """Note a request; gives its record, the fault that strikes it and its latency."""
+        with self._lock:
+            now = self._now() or 0.0
+            fault = self._plan.choose(now, call.model)
+            seen = RequestSeen(
+                now, call.operation, call.model, call.prompt, call.aspect_ratio, call.resolution,
+                tuple(ReferenceSeen(r.mime_type, len(r.data)) for r in call.references),
+                fault.name if fault else None,
+            )  # fmt: skip
+            self._requests.append(seen)
+            self._in_flight += 1
+            self._max_in_flight = max(self._max_in_flight, self._in_flight)
+            latency = self._latency(fault, call.model).sample(self._rng)
+        self._tell()
+        return seen, fault, latency
+
+    def answered(self, seen: RequestSeen, status: int) -> None:
+        """Note which status is on its way."""
+        seen.status = status
+        self._tell()
+
+    def ended(self, seen: RequestSeen, *, delivered: bool) -> None:
+        """Note that an exchange is over."""
+        with self._lock:
+            self._in_flight -= 1
+            seen.ended = self._now()
+            seen.delivered = delivered
+        self._tell()
+
+    def connections(self, change: int) -> None:
+        """Note that a connection was opened (1) or closed (-1)."""
+        with self._lock:
+            self._open_connections += change
+        self._tell()
+
+    def _latency(self, fault: Fault | None, model: str) -> Latency:
+        if fault is not None and fault.delay is not None:
+            return fault.delay
+        if fault is not None and fault.replaces_answer:
+            return _AT_ONCE
+        return self._latencies.get(model, self._latencies[None])
+
+    def _now(self) -> float | None:
+        if self._loop is not None:
+            return self._loop.time()
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop().time()
+        return None
+
+    def _tell(self) -> None:
+        with self._lock:
+            waiting = list(self._waiting)
+        for loop, changed in waiting:
+            # A loop that was closed meanwhile has nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(changed.set)

@@ -1,0 +1,115 @@
+"""One HTTP exchange as plain values: what came in, what goes out and how its bytes are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+__all__ = [
+    "WHOLE",
+    "ConnectionLost",
+    "Delivery",
+    "HttpRequest",
+    "Reply",
+    "json_reply",
+    "offload",
+    "pieces",
+]
+
+_PIECE: Final = 1 << 18
+"""Bytes handed to the socket at a time: other connections get their turn in between."""
+_DRIPS: Final = 20
+"""Pieces of a body that trickles."""
+_WORTH_A_THREAD: Final = 1 << 18
+"""Bytes above which parsing and encoding would be felt by everything else on the loop."""
+
+_T = TypeVar("_T")
+
+
+class ConnectionLost(Exception):  # noqa: N818 - an event on the wire, not an error of the emulator
+    """The exchange ends here and the connection is closed.
+
+    ``abrupt`` says how: reset (RST), or closed in good order (FIN) but too early.
+    """
+
+    def __init__(self, *, abrupt: bool) -> None:
+        super().__init__("reset" if abrupt else "closed early")
+        self.abrupt = abrupt
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A complete request, as received."""
+
+    method: str
+    path: str
+    """Without the query."""
+    headers: Mapping[str, str] = field(repr=False)
+    """Names in lower case. They hold the key, so they are never shown or kept."""
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How a body travels."""
+
+    cut_at: float | None = None
+    """Share of the promised body after which the connection is closed; None sends all of it."""
+    abrupt: bool = False
+    """Whether a cut resets the connection instead of closing it."""
+    seconds: float = 0.0
+    """Time over which the body trickles."""
+
+
+WHOLE: Final = Delivery()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer ready to be sent."""
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+    delivery: Delivery = WHOLE
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        """The headers to send; content-length promises the whole body, cut or not."""
+        return [*self.headers, ("content-length", str(len(self.body)))]
+
+
+def json_reply(body: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
+    """Encode ``body`` as a JSON answer."""
+    kind = (("content-type", "application/json; charset=UTF-8"),)
+    return Reply(status, json.dumps(body).encode(), (*kind, *headers))
+
+
+async def pieces(reply: Reply) -> AsyncIterator[bytes]:
+    """The body as its delivery sends it, piece by piece.
+
+    Raises:
+        ConnectionLost: After the last byte that a cut body sends.
+    """
+    delivery = reply.delivery
+    total = len(reply.body)
+    end = total if delivery.cut_at is None else int(total * delivery.cut_at)
+    step = max(1, -(-end // _DRIPS)) if delivery.seconds else _PIECE
+    pause = delivery.seconds / max(1, -(-end // step))
+    for start in range(0, end, step):
+        if pause:
+            await asyncio.sleep(pause)
+        yield reply.body[start : min(start + step, end)]
+    if delivery.cut_at is not None:
+        raise ConnectionLost(abrupt=delivery.abrupt)
+
+
+async def offload(size: int, work: Callable[..., _T], *args: Any) -> _T:
+    """Do ``work(*args)`` on ``size`` bytes: at once when small, in a thread when large."""
+    if size < _WORTH_A_THREAD:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
