@@ -6,8 +6,7 @@ since, in order and at its own moment, so that nothing depends on when a timer c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.breaker.flights import Flight, Flights
 from resilient_imagen.breaker.trip import TripRule, believable, pause, tripped_pause
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.views import Counted
 
-__all__ = ["Circuit", "Opening", "Why"]
+__all__ = ["NO_REASON", "Circuit", "Opening", "Why"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
-@dataclass(frozen=True, slots=True)
-class Why:
+class Why(NamedTuple):
     """What a failure is remembered by, if it is the one that opens the circuit."""
 
     cause: str | None = None
@@ -35,8 +33,7 @@ class Why:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """From when until when, and why. Kept until the circuit closes."""
 
     since: float
@@ -44,7 +41,7 @@ class Opening:
     why: Why
 
 
-_NO_REASON: Final = Why()
+NO_REASON: Final = Why()
 
 
 class Circuit:
@@ -66,7 +63,7 @@ class Circuit:
     ) -> None:
         from resilient_imagen.breaker.machine import Machine  # pybreaker, only where it is used
 
-        self._config = config
+        self.config = config
         self._random = random
         self._on_moved = moved
         self._on_freed = freed
@@ -80,7 +77,7 @@ class Circuit:
         self.flights = Flights(config)
         self._machine = Machine(self.rule, config, self._moved)
         self._at = 0.0
-        self._why = _NO_REASON
+        self._why = NO_REASON
         self._pause: float | None = None
 
     def catch_up(self, now: float) -> None:
@@ -136,10 +133,10 @@ class Circuit:
         if verdict is Verdict.TRIP:
             if flight.counted is None:
                 self.rule.failure(now)
-            self.open(now, tripped_pause(self._config, hint, self._random), why)
+            self.open(now, tripped_pause(self.config, hint, self._random), why)
             return flight.counted or "failure"
         if verdict is Verdict.THROTTLED and hint is not None:
-            self.open(now, min(hint, self._config.reset_max), why)
+            self.open(now, min(hint, self.config.reset_max), why)
             return flight.counted or "throttled"
         if flight.counted is None:
             flight.counted = self._vote(flight, verdict, now, why)
@@ -151,11 +148,11 @@ class Circuit:
             self._why, self._pause = why, seconds
             self._machine.open()
         elif self.opening is not None and now + seconds > self.opening.until:
-            self.opening = replace(self.opening, until=now + seconds, why=why)
+            self.opening = self.opening._replace(until=now + seconds, why=why)
 
     def reconfigure(self, config: BreakerConfig, now: float) -> None:
         """Take other numbers; state, counts and the present opening stay."""
-        self._config = config
+        self.config = config
         self.rule.reconfigure(config, now)
         self.flights.reconfigure(config)
         self._machine.reconfigure(config)
@@ -170,7 +167,7 @@ class Circuit:
     @property
     def _has_room(self) -> bool:
         taken = len(self.flights.probes) + self._machine.successes
-        return self.state is _HALF_OPEN and taken < self._config.half_open_calls
+        return self.state is _HALF_OPEN and taken < self.config.half_open_calls
 
     def _vote(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
         if self.flights.is_slow(flight, now):  # sent before slow calls were watched
@@ -210,7 +207,7 @@ class Circuit:
         if state is _OPEN:
             self.openings += 1
             hint = believable(self._why.retry_after)
-            seconds = self._pause or pause(self._config, self.openings, hint, self._random)
+            seconds = self._pause or pause(self.config, self.openings, hint, self._random)
             self.opening = Opening(self._at, self._at + seconds, self._why)
         elif state is _CLOSED:
             self.openings = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random as _random
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -13,6 +12,7 @@ from resilient_imagen.breaker.flights import NO_VOTE, Flight
 from resilient_imagen.breaker.guard import Guard, verdict_of
 from resilient_imagen.breaker.notify import Listeners, Waiters
 from resilient_imagen.breaker.permit import Permit
+from resilient_imagen.breaker.reports import Reports
 from resilient_imagen.breaker.timing import Alarm, Clock
 from resilient_imagen.breaker.trip import believable, tripped_pause
 from resilient_imagen.breaker.views import (
@@ -65,7 +65,6 @@ class Gate:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self.name = name
-        self._config = config
         self._random = random
         self._clock = Clock(clock)
         self._lock = threading.RLock()
@@ -73,9 +72,11 @@ class Gate:
         self._waiters = Waiters()
         self._alarm = Alarm(self._tick)
         self._circuit = Circuit(config, random, self._moved, self._waiters.wake)
+        self._reports = Reports(name, self._circuit, self._clock)
         self._forced = False
-        self._told = _CLOSED
-        self._told_at = self._clock.now()
+        self._state = _CLOSED
+        """What callers meet: the circuit's own state, unless the mode or force lies over it."""
+        self._since = self._clock.now()
         self._would_reject = 0
 
     def reserve(self) -> Permit | Rejection | None:
@@ -136,7 +137,7 @@ class Gate:
         While probes take every place, it is when the first of them will be decided at the latest.
         """
         with self._lock:
-            until = self._blocked_until(self._catch_up())
+            until = self._reports.blocked_until(self._state, self._catch_up())
             return until if until is None else self._clock.loop_time(until)
 
     def changed(self) -> asyncio.Future[None]:
@@ -164,8 +165,8 @@ class Gate:
         """
         with self._lock:
             now = self._catch_up()
-            if self._config.mode is not BreakerMode.OFF:
-                seconds = tripped_pause(self._config, believable(retry_after), self._random)
+            if self._circuit.config.mode is not BreakerMode.OFF:
+                seconds = tripped_pause(self._circuit.config, believable(retry_after), self._random)
                 self._circuit.open(now, seconds, Why(cause, brief, origin, retry_after))
             self._set_alarm()
         self._listeners.deliver()
@@ -194,7 +195,6 @@ class Gate:
         """
         with self._lock:
             now = self._catch_up()
-            self._config = config
             self._circuit.reconfigure(config, now)
             if config.mode is BreakerMode.OFF:
                 self._circuit.disown()
@@ -214,37 +214,17 @@ class Gate:
     def numbers(self) -> BreakerNumbers:
         """The numbers right now."""
         with self._lock:
-            return self._numbers(self._catch_up())
+            return self._reports.numbers(self._state, self._catch_up())
 
     def snapshot(self) -> dict[str, Any]:
         """Everything an operator wants to see, ready for JSON; times in seconds."""
         with self._lock:
-            now = self._catch_up()
-            numbers = self._numbers(now)
-            circuit, window = self._circuit, self._circuit.rule.window
-            shadow = self._config.mode is BreakerMode.SHADOW
-            return {
-                "name": self.name,
-                "state": numbers.state.value,
-                "mode": self._config.mode.value,
-                "since_s": now - self._told_at,
-                "why": circuit.opening.why.cause if circuit.opening else None,
-                "retry_after": numbers.retry_after,
-                "window": {
-                    "calls": numbers.window_calls,
-                    "failures": window.failures,
-                    "failure_rate": numbers.failure_rate,
-                    "seconds": window.seconds,
-                },
-                "consecutive": numbers.consecutive,
-                "fail_max": numbers.failure_threshold,
-                "probes_in_flight": len(circuit.flights.probes),
-                "openings_in_a_row": circuit.openings,
-                "shadow": {
-                    "state": circuit.state.value if shadow else None,
-                    "would_reject": self._would_reject,
-                },
-            }
+            return self._reports.snapshot(
+                self._state,
+                self._catch_up(),
+                since=self._since,
+                would_reject=self._would_reject,
+            )
 
     # What permits call
 
@@ -270,75 +250,34 @@ class Gate:
             before = self._state
             counted = self._count(flight, verdict, now, why)
             change = _CHANGES.get((before, self._state))
-            settlement = Settlement(counted, change, self._numbers(now))
+            settlement = Settlement(counted, change, self._reports.numbers(self._state, now))
             flight.settlement = settlement
             self._set_alarm()
         self._listeners.deliver()
         return settlement
 
     def _count(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
-        if self._config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
+        if self._circuit.config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
             return "ignored"
         return self._circuit.count(flight, verdict, now, why)
 
     # With the lock held
 
-    @property
-    def _state(self) -> BreakerState:
-        if self._forced:
-            return BreakerState.FORCED_OPEN
-        return self._circuit.state if self._config.mode is BreakerMode.ON else _CLOSED
-
     def _answer(self, now: float) -> Permit | Rejection:
         if self._forced:
-            return self._rejection(now)
-        flight = None if self._config.mode is BreakerMode.OFF else self._circuit.ask(now)
+            return self._reports.rejection(self._state, now)
+        mode = self._circuit.config.mode
+        flight = None if mode is BreakerMode.OFF else self._circuit.ask(now)
         self._set_alarm()
         if flight is None:
-            if self._config.mode is BreakerMode.ON:
-                return self._rejection(now)
-            self._would_reject += self._config.mode is BreakerMode.SHADOW
+            if mode is BreakerMode.ON:
+                return self._reports.rejection(self._state, now)
+            self._would_reject += mode is BreakerMode.SHADOW
             flight = Flight(NO_VOTE, False, now)
-        probe = flight.probe and self._config.mode is BreakerMode.ON
+        probe = flight.probe and mode is BreakerMode.ON
         return Permit(
             self, flight, probe=probe, generation=self._circuit.generation, state=self._state
         )
-
-    def _rejection(self, now: float) -> Rejection:
-        numbers = self._numbers(now)
-        opening = None if self._forced else self._circuit.opening
-        why = opening.why if opening else Why()
-        return Rejection(
-            name=self.name,
-            state=numbers.state,
-            retry_after=numbers.retry_after,
-            probing=numbers.state is _HALF_OPEN,
-            cause=why.cause,
-            brief=why.brief,
-            origin=why.origin,
-            numbers=numbers,
-        )
-
-    def _numbers(self, now: float) -> BreakerNumbers:
-        rule, state, opening = self._circuit.rule, self._state, self._circuit.opening
-        rule.window.roll(now)
-        until = self._blocked_until(now)
-        return BreakerNumbers(
-            state=state,
-            failure_rate=rule.window.failure_rate,
-            window_calls=rule.window.calls,
-            consecutive=rule.consecutive,
-            failure_threshold=self._config.fail_max,
-            open_for=opening.until - opening.since if opening and state is _OPEN else None,
-            retry_after=None if until is None or until == math.inf else until - now,
-        )
-
-    def _blocked_until(self, now: float) -> float | None:
-        if self._forced:
-            return math.inf
-        if self._config.mode is BreakerMode.ON:
-            return self._circuit.blocked_until(now)
-        return None
 
     def _catch_up(self, *, strict: bool = False) -> float:
         now = self._clock.now(strict=strict)
@@ -357,31 +296,18 @@ class Gate:
     # Telling
 
     def _moved(self, old: BreakerState, new: BreakerState, at: float) -> None:
-        if self._config.mode is BreakerMode.SHADOW:
-            self._tell(old, new, at, shadow=True)
+        if self._circuit.config.mode is BreakerMode.SHADOW:
+            self._listeners.put(self._reports.transition(old, new, at, shadow_of=self._state))
         self._announce(at)
 
     def _announce(self, at: float) -> None:
-        old, new = self._told, self._state
+        old, new = self._state, self._met()
         if new is not old:
-            self._told, self._told_at = new, at
-            self._tell(old, new, at, shadow=False)
+            self._state, self._since = new, at
+            self._listeners.put(self._reports.transition(old, new, at, shadow_of=None))
             self._waiters.wake()
 
-    def _tell(self, old: BreakerState, new: BreakerState, at: float, *, shadow: bool) -> None:
-        opening = None if new is BreakerState.FORCED_OPEN else self._circuit.opening
-        why = opening.why if opening else Why()
-        self._listeners.put(
-            Transition(
-                name=self.name,
-                from_state=old,
-                to_state=new,
-                at=self._clock.loop_time(at),
-                cause=why.cause,
-                brief=why.brief,
-                retry_after=opening.until - at if opening and new is _OPEN else None,
-                numbers=self._numbers(at),
-                origin=why.origin,
-                shadow=shadow,
-            )
-        )
+    def _met(self) -> BreakerState:
+        if self._forced:
+            return BreakerState.FORCED_OPEN
+        return self._circuit.state if self._circuit.config.mode is BreakerMode.ON else _CLOSED

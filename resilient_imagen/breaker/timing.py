@@ -55,7 +55,7 @@ class Clock:
             if loop is not self._loop:
                 self._adopt(loop)
             now = loop.time() + self._shift
-        self._last = max(now, self._last)
+        self._last = max(self._last, now)
         return self._last
 
     def loop_time(self, moment: float) -> float:

@@ -1,10 +1,13 @@
-"""What the breaker says: its states, its numbers, a refusal, a settlement, a transition."""
+"""What the breaker says: its states, its numbers, a refusal, a settlement, a transition.
+
+What is made for every call is a named tuple, which costs a third of a frozen dataclass.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
     "BreakerNumbers",
@@ -37,8 +40,7 @@ class BreakerState(StrEnum):
     """Nobody is, until an operator says otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerNumbers:
+class BreakerNumbers(NamedTuple):
     """The breaker's numbers at one moment."""
 
     state: BreakerState
@@ -76,8 +78,7 @@ class Rejection:
     numbers: BreakerNumbers
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What became of one request's vote."""
 
     counted: Counted

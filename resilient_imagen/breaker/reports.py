@@ -1,0 +1,116 @@
+"""A gate's condition put into the words of `views`, and into JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen.breaker.circuit import NO_REASON
+from resilient_imagen.breaker.config import BreakerMode
+from resilient_imagen.breaker.views import BreakerNumbers, BreakerState, Rejection, Transition
+
+if TYPE_CHECKING:
+    from resilient_imagen.breaker.circuit import Circuit, Why
+    from resilient_imagen.breaker.timing import Clock
+
+__all__ = ["Reports"]
+
+
+class Reports:
+    """Reads a circuit; changes nothing.
+
+    `state` is always the one that callers meet, which need not be the circuit's own.
+    """
+
+    __slots__ = ("_circuit", "_clock", "_name")
+
+    def __init__(self, name: str, circuit: Circuit, clock: Clock) -> None:
+        self._name = name
+        self._circuit = circuit
+        self._clock = clock
+
+    def blocked_until(self, state: BreakerState, now: float) -> float | None:
+        """Until when callers are rejected; None: they are not; inf: until told so."""
+        if state is BreakerState.CLOSED:
+            return None
+        return math.inf if state is BreakerState.FORCED_OPEN else self._circuit.blocked_until(now)
+
+    def numbers(self, state: BreakerState, now: float) -> BreakerNumbers:
+        """The numbers at `now`."""
+        rule, opening = self._circuit.rule, self._circuit.opening
+        rule.window.roll(now)
+        until = self.blocked_until(state, now)
+        return BreakerNumbers(
+            state,
+            rule.window.failure_rate,
+            rule.window.calls,
+            rule.consecutive,
+            self._circuit.config.fail_max,
+            opening.until - opening.since if opening and state is BreakerState.OPEN else None,
+            None if until is None or until == math.inf else until - now,
+        )
+
+    def rejection(self, state: BreakerState, now: float) -> Rejection:
+        """The refusal of a caller."""
+        why, numbers = self._why(state), self.numbers(state, now)
+        return Rejection(
+            name=self._name,
+            state=state,
+            retry_after=numbers.retry_after,
+            probing=state is BreakerState.HALF_OPEN,
+            cause=why.cause,
+            brief=why.brief,
+            origin=why.origin,
+            numbers=numbers,
+        )
+
+    def transition(
+        self, old: BreakerState, new: BreakerState, at: float, *, shadow_of: BreakerState | None
+    ) -> Transition:
+        """A change that callers meet or, with `shadow_of`, one behind the state they meet."""
+        why, opening = self._why(new), self._circuit.opening
+        return Transition(
+            name=self._name,
+            from_state=old,
+            to_state=new,
+            at=self._clock.loop_time(at),
+            cause=why.cause,
+            brief=why.brief,
+            retry_after=opening.until - at if opening and new is BreakerState.OPEN else None,
+            numbers=self.numbers(shadow_of or new, at),
+            origin=why.origin,
+            shadow=shadow_of is not None,
+        )
+
+    def snapshot(
+        self, state: BreakerState, now: float, *, since: float, would_reject: int
+    ) -> dict[str, Any]:
+        """Everything an operator wants to see."""
+        numbers, circuit = self.numbers(state, now), self._circuit
+        shadowed = circuit.config.mode is BreakerMode.SHADOW
+        return {
+            "name": self._name,
+            "state": state.value,
+            "mode": circuit.config.mode.value,
+            "since_s": now - since,
+            "why": circuit.opening.why.cause if circuit.opening else None,
+            "retry_after": numbers.retry_after,
+            "window": {
+                "calls": numbers.window_calls,
+                "failures": circuit.rule.window.failures,
+                "failure_rate": numbers.failure_rate,
+                "seconds": circuit.rule.window.seconds,
+            },
+            "consecutive": numbers.consecutive,
+            "fail_max": numbers.failure_threshold,
+            "probes_in_flight": len(circuit.flights.probes),
+            "openings_in_a_row": circuit.openings,
+            "shadow": {
+                "state": circuit.state.value if shadowed else None,
+                "would_reject": would_reject,
+            },
+        }
+
+    def _why(self, state: BreakerState) -> Why:
+        opening = self._circuit.opening
+        return NO_REASON if opening is None or state is BreakerState.FORCED_OPEN else opening.why
