@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from resilient_imagen.images.faults import UnusableImageError
+
 __all__ = ["ImageLimits"]
 
 
@@ -19,7 +21,7 @@ class ImageLimits:
     """Bytes of one encoded picture, the most that the vendors take."""
     max_pixels: int = 100_000_000
     """Width times height, judged from the header before a pixel is decoded."""
-    max_loading: int = 4
+    max_loading: int = 6
     """Pictures loaded at a time; bounds memory, together with the two above."""
     fetch_seconds: float = 20.0
     """Seconds for one address altogether: name lookup, connecting, redirects and the body."""
@@ -43,3 +45,12 @@ class ImageLimits:
                 raise ValueError(f"{name} must be more than 0")
         if self.max_redirects < 0:
             raise ValueError("max_redirects must not be negative")
+
+    def check_bytes(self, size: int) -> None:
+        """Refuse an encoded picture of more bytes than ``max_reference_bytes``.
+
+        Raises:
+            UnusableImageError: It is too large.
+        """
+        if size > self.max_reference_bytes:
+            raise UnusableImageError(f"is larger than {self.max_reference_bytes / 1e6:g} MB")

@@ -7,9 +7,12 @@ and tools store either one under the other's name.
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["pixel_size", "sniff_mime"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["JPEG_SCAN", "jpeg_segments", "pixel_size", "sniff_mime"]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES: Final = frozenset((12, 40, 108, 124))
@@ -27,7 +30,8 @@ _AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
 
 _MARKER: Final = 0xFF
 _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_ENDS: Final = frozenset((0xD9, 0xDA))  # the file's end, or its scan, before any frame
+JPEG_END: Final = 0xD9
+JPEG_SCAN: Final = 0xDA
 _JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 # Real files have a few dozen; a hostile one of 50 MB could have twelve million.
 _MAX_JPEG_SEGMENTS: Final = 4096
@@ -124,29 +128,26 @@ def _uint24(data: bytes, at: int) -> int:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    frame = jpeg_frame(data)
-    if frame is None:
-        return 0, 0
-    height, width = struct.unpack_from(">HH", data, frame + 5)
-    return width, height
+    for code, at in jpeg_segments(data):
+        if code in _JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+    return 0, 0
 
 
-def jpeg_frame(data: bytes) -> int | None:
-    """Find the offset of a JPEG's frame header (SOF marker), or None."""
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield code and offset of a JPEG's markers, up to the first scan, the end, or nonsense."""
     at = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         marker = data[at : at + 2]
         if len(marker) < 2 or marker[0] != _MARKER:  # noqa: PLR2004 - a marker is two bytes
-            return None
-        if marker[1] in _JPEG_FRAMES:
-            return at
-        if marker[1] in _JPEG_ENDS:
-            return None
-        if marker[1] == _MARKER:  # padding before a marker
+            return
+        code = marker[1]
+        if code == _MARKER:  # padding before a marker
             at += 1
-        elif marker[1] in _JPEG_LONE:
-            at += 2
-        else:
-            (length,) = struct.unpack_from(">H", data, at + 2)
-            at += 2 + length
-    return None
+            continue
+        yield code, at
+        if code in {JPEG_SCAN, JPEG_END}:
+            return
+        length = data[at + 2 : at + 4]
+        at += 2 if code in _JPEG_LONE else 2 + int.from_bytes(length, "big")

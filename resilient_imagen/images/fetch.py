@@ -1,0 +1,240 @@
+"""Loads a picture from an address that a stranger may have chosen.
+
+Whoever can name an address can otherwise make this machine ask its own network for them. So a name
+is looked up once, every address it has must be public, the connection goes to exactly the address
+that was checked, and each redirect begins again from there; a name server that changes its answer
+in between gains nothing. TLS still verifies the name.
+
+Below httpx2's client on purpose: no proxies, cookies, credentials or environment to switch off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import httpcore2
+import httpx2
+
+from resilient_imagen.images.addresses import is_public
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.offload import off_loop
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["FetchError", "Fetcher", "Resolver"]
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Looks a host name up for a port and gives its numeric addresses, best first."""
+
+_OK: Final = 200
+_REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+# In words: applications search error texts for status codes of the providers.
+_STATUS_WORDS: Final = {401: "access was denied", 403: "access was denied", 404: "was not found"}
+_MOST_ADDRESSES: Final = 4
+_FAILURES: Final = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+    anyio.BrokenResourceError,
+    anyio.EndOfStream,
+    OSError,  # ssl.SSLError is one
+)
+
+
+class FetchError(UnusableImageError):
+    """A picture could not be loaded from its address. The text never holds the address."""
+
+
+class Fetcher:
+    """Loads pictures over https. Holds no connections: any event loop may use it at any time.
+
+    Args:
+        limits: Size, time, redirects, and whether http or private addresses are allowed.
+        resolve: Looks names up instead of the system.
+        ssl_context: Verifies servers instead of the system's trust store.
+    """
+
+    def __init__(
+        self,
+        limits: ImageLimits | None = None,
+        *,
+        resolve: Resolver | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits or ImageLimits()
+        self._network = _GuardedNetwork(self._limits, resolve or _system_lookup)
+        self._ssl_context = ssl_context
+        self._closed = False
+
+    async def fetch(self, url: str) -> bytes:
+        """Load what stands at an http(s) address, at most ``max_reference_bytes`` of it.
+
+        Raises:
+            FetchError: It cannot be loaded, or must not be; the text says why in plain words.
+            UnusableImageError: It is too large.
+        """
+        if self._closed:
+            raise FetchError("the loader is closed")
+        try:
+            async with asyncio.timeout(self._limits.fetch_seconds):
+                return await self._load(self._allowed(_parsed(url)))
+        except TimeoutError:  # before OSError, which it is a kind of
+            raise FetchError("took too long to load") from None
+        except _FAILURES:
+            raise FetchError("its server could not be reached, or broke off") from None
+
+    async def aclose(self) -> None:
+        """Refuse further use. Loads under way end on their own, within their time limit."""
+        self._closed = True
+
+    async def _load(self, url: httpx2.URL) -> bytes:
+        async with httpcore2.AsyncConnectionPool(
+            ssl_context=await self._trust(), network_backend=self._network
+        ) as pool:
+            for _ in range(self._limits.max_redirects + 1):
+                async with pool.stream("GET", _core_url(url), headers=_headers(url)) as response:
+                    if response.status == _OK:
+                        return await self._body(response)
+                    url = self._allowed(_next_url(url, response))
+        raise FetchError("was redirected too often")
+
+    async def _body(self, response: httpcore2.Response) -> bytes:
+        body = io.BytesIO()  # hands its bytes over without a copy
+        async for chunk in response.aiter_stream():
+            self._limits.check_bytes(body.tell() + len(chunk))
+            body.write(chunk)
+        return body.getvalue()
+
+    def _allowed(self, url: httpx2.URL) -> httpx2.URL:
+        schemes = {"https", "http"} if self._limits.allow_http else {"https"}
+        if url.scheme not in schemes:
+            raise FetchError(f"is not an {' or '.join(sorted(schemes))} address")
+        if url.userinfo:
+            raise FetchError("is an address with a user name or password in it")
+        if not url.host:
+            raise FetchError("is not a valid address")
+        return url
+
+    async def _trust(self) -> ssl.SSLContext:
+        if self._ssl_context is None:  # takes some 20 ms to build
+            self._ssl_context = await off_loop(_system_trust)
+        return self._ssl_context
+
+
+class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
+    """Connects to checked addresses only."""
+
+    def __init__(self, limits: ImageLimits, resolve: Resolver) -> None:
+        self._limits = limits
+        self._resolve = resolve
+        self._network = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002, ASYNC109 - the overridden signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Look the host up, check what it has, connect to the first address that answers.
+
+        Raises:
+            FetchError: It has an address that is not public, or no address answers.
+        """
+        addresses = await self._addresses(host, port)
+        for address in addresses:
+            self._check(address)
+        for address in addresses[:_MOST_ADDRESSES]:
+            try:
+                stream = await self._network.connect_tcp(
+                    address, port, self._limits.connect_seconds, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+            return await self._verified(stream)
+        raise FetchError("its server could not be reached")
+
+    async def _addresses(self, host: str, port: int) -> Sequence[str]:
+        if _is_numeric(host):
+            return [host]
+        try:
+            addresses = await self._resolve(host, port)
+        except (OSError, UnicodeError):
+            addresses = []
+        if not addresses:
+            raise FetchError("its server's name is unknown")
+        return addresses
+
+    def _check(self, address: str) -> None:
+        """One bad address spoils a name: no public server has a private one too."""
+        if not self._limits.allow_private and not is_public(address):
+            raise FetchError("leads to an address that is not public")
+
+    async def _verified(self, stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncNetworkStream:
+        """Ask the socket itself where it went, whatever happened below us."""
+        try:
+            self._check(str(stream.get_extra_info("server_addr")[0]))
+        except BaseException:
+            await stream.aclose()
+            raise
+        return stream
+
+
+def _parsed(url: str) -> httpx2.URL:
+    try:
+        return httpx2.URL(url.strip())
+    except (httpx2.InvalidURL, ValueError):
+        raise FetchError("is not a valid address") from None
+
+
+def _next_url(url: httpx2.URL, response: httpcore2.Response) -> httpx2.URL:
+    if response.status not in _REDIRECTS:
+        raise FetchError(_STATUS_WORDS.get(response.status, "its server did not deliver it"))
+    location = next((value for name, value in response.headers if name.lower() == b"location"), b"")
+    try:
+        return url.join(location.decode("latin-1"))
+    except (httpx2.InvalidURL, ValueError):
+        raise FetchError("was redirected to an address that is not valid") from None
+
+
+def _core_url(url: httpx2.URL) -> httpcore2.URL:
+    return httpcore2.URL(
+        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+    )
+
+
+def _headers(url: httpx2.URL) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"Host", url.netloc),
+        (b"User-Agent", b"resilient-imagen"),
+        (b"Accept", b"image/*"),
+        (b"Accept-Encoding", b"identity"),  # a compressed body could unpack to any size
+    ]
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _system_trust() -> ssl.SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)
+
+
+async def _system_lookup(host: str, port: int) -> Sequence[str]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))

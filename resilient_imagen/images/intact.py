@@ -1,0 +1,63 @@
+"""Whether an encoded picture is all there, told from its structure: no pixel is decoded.
+
+A provider answers a torn picture with an error that blames the whole request, so it is worth
+knowing beforehand; decoding each reference to find out would cost a hundred times more.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Final
+
+from resilient_imagen.images.sniff import JPEG_SCAN, jpeg_segments, sniff_mime
+
+__all__ = ["is_intact"]
+
+# 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
+_MAX_PNG_CHUNKS: Final = 50_000
+_PNG_START: Final = 8
+_PNG_OVERHEAD: Final = 12
+_JPEG_EOI: Final = b"\xff\xd9"
+
+
+def is_intact(data: bytes) -> bool:
+    """Tell whether a PNG, JPEG or WebP is complete; True for other types, which get decoded anyway.
+
+    A PNG's checksums are verified too. Takes some 15 ms for 20 MB: call it off the event loop.
+    """
+    check = {"image/png": _png, "image/jpeg": _jpeg, "image/webp": _webp}.get(
+        sniff_mime(data) or ""
+    )
+    return check is None or check(data)
+
+
+def _png(data: bytes) -> bool:
+    view = memoryview(data)
+    at = _PNG_START
+    for _ in range(_MAX_PNG_CHUNKS):
+        if at + _PNG_OVERHEAD > len(view):
+            return False
+        (length,) = struct.unpack_from(">I", view, at)
+        end = at + 8 + length
+        if end + 4 > len(view) or zlib.crc32(view[at + 4 : end]) != _uint32(view, end):
+            return False
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False
+
+
+def _uint32(view: memoryview, at: int) -> int:
+    (value,) = struct.unpack_from(">I", view, at)
+    return int(value)
+
+
+def _jpeg(data: bytes) -> bool:
+    """An end marker must follow the scan; a thumbnail in the header has one of its own."""
+    scan = next((at for code, at in jpeg_segments(data) if code == JPEG_SCAN), None)
+    return scan is not None and data.rfind(_JPEG_EOI, scan) >= 0
+
+
+def _webp(data: bytes) -> bool:
+    return 8 + int.from_bytes(data[4:8], "little") <= len(data)

@@ -1,0 +1,108 @@
+"""Makes a reference image one that every provider takes, and leaves those alone that are.
+
+Providers refuse what cameras and old tools write: JPEGs with several pictures in them (MPO), CMYK,
+palettes, 16 bits a channel, GIF, TIFF. They also overlook EXIF and see a turned photo lying down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.intact import is_intact
+from resilient_imagen.images.pillow import (
+    encode,
+    open_picture,
+    orientation,
+    pillow_errors,
+    plain,
+    style_of,
+    upright,
+)
+from resilient_imagen.images.sniff import sniff_mime
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Mended", "mend"]
+
+_PLAIN_MODES: Final = {
+    "image/png": frozenset(("L", "RGB", "RGBA")),
+    "image/jpeg": frozenset(("L", "RGB")),
+    "image/webp": frozenset(("RGB", "RGBA")),
+}
+_LOSSY: Final = frozenset(("image/jpeg", "image/heic", "image/heif", "image/avif"))
+_PNG_DEPTH_AT: Final = 24
+_PNG_PLAIN_DEPTH: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Mended:
+    """A picture ready to be sent."""
+
+    data: bytes = field(repr=False)
+    """Encoded; the very bytes that came in, if nothing had to be mended."""
+    mime_type: str
+    """image/png, image/jpeg or image/webp."""
+    note: str | None
+    """What was mended and what it became, or None."""
+
+
+def mend(data: bytes, *, max_pixels: int) -> Mended:
+    """Check a picture by its header and structure; decode and encode it anew only if it must be.
+
+    A picture that is turned upright or made plain keeps its type (JPEG at quality 95 with the same
+    subsampling). Of several frames the first is taken. What was animated, palette or uncompressed
+    becomes PNG; lossy types that providers do not take become JPEG, or PNG if they are transparent.
+    EXIF and other metadata of a mended picture are gone, its colour profile is kept.
+
+    Takes up to seconds for a large picture that has to be mended: call it off the event loop.
+
+    Args:
+        data: The encoded picture.
+        max_pixels: The most it may have, width times height.
+
+    Raises:
+        UnusableImageError: It is no picture, too large, truncated or damaged.
+    """
+    mime = sniff_mime(data)
+    if mime is None:
+        raise UnusableImageError("is not an image of a known type")
+    if not is_intact(data):
+        raise UnusableImageError("is truncated or damaged")
+    picture = open_picture(data, max_pixels)
+    with pillow_errors():
+        flaws = _flaws(picture, mime, data)
+        if not flaws:
+            return Mended(data, mime, None)
+        style = style_of(picture, data)
+        mended = plain(upright(picture))
+        target = _target(mime, mended, animated="animated" in flaws)
+        encoded = encode(mended, target, style=style)
+    return Mended(encoded, target, f"{', '.join(flaws)}: sent as {target}")
+
+
+def _flaws(picture: Image, mime: str, data: bytes) -> list[str]:
+    """Name everything about a picture that a provider may stumble over, from its header alone."""
+    modes = _PLAIN_MODES.get(mime)
+    if modes is None:
+        return [mime]
+    flaws = []
+    if picture.format == "MPO":
+        flaws.append("several pictures in one JPEG")
+    elif getattr(picture, "is_animated", False):
+        flaws.append("animated")
+    if picture.mode not in modes:
+        flaws.append(f"mode {picture.mode}")
+    elif mime == "image/png" and data[_PNG_DEPTH_AT] != _PNG_PLAIN_DEPTH:
+        flaws.append(f"{data[_PNG_DEPTH_AT]} bits a channel")
+    if orientation(picture) != 1:
+        flaws.append("turned by EXIF")
+    return flaws
+
+
+def _target(mime: str, mended: Image, *, animated: bool) -> str:
+    if mime in _LOSSY and mended.mode != "RGBA":
+        return "image/jpeg"
+    return "image/webp" if mime == "image/webp" and not animated else "image/png"

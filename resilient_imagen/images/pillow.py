@@ -1,0 +1,215 @@
+"""All that is asked of Pillow directly: opening within limits, turning, converting, encoding.
+
+The one place that imports it, on first use. Its process-wide settings are the application's and
+are neither changed nor relied on: the limit on pixels is ours, checked before anything is decoded.
+Everything here takes time; call it off the event loop.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.sniff import pixel_size, sniff_mime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
+
+__all__ = [
+    "Style",
+    "cut",
+    "encode",
+    "open_picture",
+    "orientation",
+    "pillow_errors",
+    "plain",
+    "shown_size",
+    "style_of",
+    "upright",
+]
+
+# Only the decoder of the sniffed type is ever run: Pillow has dozens, some start other programs.
+_DECODERS: Final = {
+    "image/png": ("PNG", "PngImagePlugin"),
+    "image/jpeg": ("JPEG", "JpegImagePlugin"),
+    "image/webp": ("WEBP", "WebPImagePlugin"),
+    "image/gif": ("GIF", "GifImagePlugin"),
+    "image/bmp": ("BMP", "BmpImagePlugin"),
+    "image/tiff": ("TIFF", "TiffImagePlugin"),
+    "image/avif": ("AVIF", "AvifImagePlugin"),
+    # Pillow has none for these; an application may have registered one.
+    "image/heic": ("HEIF", "Image"),
+    "image/heif": ("HEIF", "Image"),
+}
+# Level 6, the usual one, takes over three times as long for pictures 5 % smaller.
+_PNG_LEVEL: Final = 4
+_WEBP_HEAD: Final = 2**16
+"""Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
+_EXIF_ORIENTATION: Final = 0x0112
+_UPRIGHT: Final = 1
+_TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
+
+
+@contextmanager
+def pillow_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged picture into UnusableImageError.
+
+    Raises:
+        UnusableImageError: Something was raised within.
+    """
+    try:
+        yield
+    except UnusableImageError:
+        raise
+    except Exception:  # noqa: BLE001 - decoders raise nearly anything on hostile bytes
+        raise UnusableImageError("is damaged and cannot be decoded") from None
+
+
+def open_picture(data: bytes, max_pixels: int) -> ImageFile:
+    """Read a picture's header; nothing is decoded yet.
+
+    Raises:
+        UnusableImageError: It is no picture, too large, or of a type that Pillow cannot read here.
+    """
+    mime = sniff_mime(data)
+    if mime is None:
+        raise UnusableImageError("is not an image of a known type")
+    _check_pixels(pixel_size(data), max_pixels)  # before Pillow sees it at all
+    name, plugin = _DECODERS[mime]
+    with pillow_errors():
+        import_module(f"PIL.{plugin}")
+        from PIL import Image
+
+        decoder = Image.OPEN.get(name)
+        if decoder is None:
+            raise UnusableImageError(f"is {mime}, which cannot be read here")
+        # Not Image.open: it warns of, or refuses, sizes by the application's own limit.
+        picture = decoder[0](io.BytesIO(data), "")
+    _check_pixels(picture.size, max_pixels)
+    return picture
+
+
+def orientation(picture: Image) -> int:
+    """Read the turn that EXIF asks for, from 1 (upright) to 8; nothing is decoded."""
+    info = picture.info
+    # For a PNG without EXIF Pillow would decode all of it, in search of some at the end.
+    if not any(key in info for key in ("exif", "Raw profile type exif", "xmp")):
+        return _UPRIGHT
+    try:
+        turn = picture.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
+    except Exception:  # noqa: BLE001 - broken EXIF may raise anything, and means nothing
+        return _UPRIGHT
+    return turn if turn in range(1, 9) else _UPRIGHT
+
+
+def shown_size(picture: Image) -> tuple[int, int]:
+    """Width and height in pixels as a viewer shows it: after the turn that EXIF asks for."""
+    width, height = picture.size
+    return (height, width) if orientation(picture) in _TURNED_SIDEWAYS else (width, height)
+
+
+def upright(picture: Image) -> Image:
+    """Decode and turn as EXIF asks for."""
+    if orientation(picture) == _UPRIGHT:
+        picture.load()
+        return picture
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
+
+
+def plain(picture: Image) -> Image:
+    """Convert to eight bits of L, RGB or RGBA, whichever holds all that the picture has."""
+    if picture.mode == "CMYK":
+        return _from_cmyk(picture)
+    if picture.mode.startswith("I;16"):  # conversion alone would cut off, not scale
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if "transparency" in picture.info or picture.mode in {"LA", "La", "PA", "RGBa", "RGBA"}:
+        return picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    return picture if picture.mode in {"L", "RGB"} else picture.convert("RGB")
+
+
+def cut(picture: Image, box: tuple[int, int, int, int]) -> Image:
+    """Cut out left, top, right, bottom, in pixels.
+
+    Not Image.crop, which warns of sizes by the application's own limit.
+    """
+    from PIL.Image import Resampling
+
+    left, top, right, bottom = box
+    return picture.resize((right - left, bottom - top), Resampling.NEAREST, box=box)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a picture is encoded, so that another one can be made alike."""
+
+    subsampling: int = -1
+    """Of a JPEG's colours, in Pillow's numbering; -1 leaves it to the encoder."""
+    lossless: bool = False
+    """Of a WebP."""
+
+
+def style_of(picture: Image, data: bytes) -> Style:
+    """Tell how an opened picture, read from ``data``, is encoded."""
+    from PIL.JpegImagePlugin import JpegImageFile, get_sampling
+
+    if isinstance(picture, JpegImageFile):
+        return Style(subsampling=get_sampling(picture))
+    return Style(lossless=b"VP8L" in data[:_WEBP_HEAD])
+
+
+def encode(picture: Image, mime: str, *, style: Style | None = None, quality: int = 95) -> bytes:
+    """Encode as image/png, image/jpeg or image/webp.
+
+    The colour profile is kept, all other metadata (camera, place, signatures) is not.
+
+    Args:
+        picture: What to encode, in a mode that the type knows.
+        mime: The type to encode as.
+        style: The details to keep of the picture's source.
+        quality: For JPEG and lossy WebP, up to 100.
+    """
+    style = style or Style()
+    options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
+    if mime == "image/jpeg":
+        options |= {"quality": quality, "subsampling": style.subsampling}
+    elif mime == "image/webp":
+        options |= {"quality": quality, "lossless": style.lossless}
+    else:
+        options |= {"compress_level": _PNG_LEVEL}
+    out = io.BytesIO()
+    picture.save(out, mime.removeprefix("image/"), **options)
+    return out.getvalue()
+
+
+def _check_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise UnusableImageError(f"has more than {max_pixels / 1e6:g} megapixels")
+
+
+def _from_cmyk(picture: Image) -> Image:
+    """By the picture's own profile if it has one: the plain formula gives garish colours."""
+    profile = picture.info.get("icc_profile")
+    rgb = _through_profile(picture, profile) if profile else None
+    rgb = rgb or picture.convert("RGB")
+    rgb.info.pop("icc_profile", None)  # it describes CMYK
+    return rgb
+
+
+def _through_profile(picture: Image, profile: bytes) -> Image | None:
+    from PIL import ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(picture, source, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a broken profile
+        return None

@@ -1,0 +1,167 @@
+"""Turns what a caller passes as reference images into pictures that can be sent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.errors import InvalidRequestError
+from resilient_imagen.images.base64s import decode_base64_async
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.mend import mend
+from resilient_imagen.images.offload import off_loop
+from resilient_imagen.request import Reference
+from resilient_imagen.result import DroppedReference, ImageResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from resilient_imagen.images.fetch import Fetcher
+    from resilient_imagen.images.limits import ImageLimits
+
+__all__ = ["LoadedReferences", "load_references"]
+
+_ADDRESS: Final = ("http://", "https://")
+_SCHEME_LENGTH: Final = max(map(len, _ADDRESS))
+_BASE64_SLACK: Final = 1.1
+"""How much longer base64 may be than its bytes need, for line breaks."""
+_BASE64_PREFIX: Final = 1024
+"""Characters that a data URL may begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReferences:
+    """A caller's reference images, sorted into those that can be sent and those that cannot."""
+
+    references: tuple[Reference, ...]
+    """In the caller's order; each knows its place in it."""
+    dropped: tuple[DroppedReference, ...]
+    notes: tuple[str, ...]
+    """What was mended, in words, one note a reference."""
+
+
+async def load_references(
+    raw: Sequence[object], *, limits: ImageLimits, fetch: Fetcher | None, strict: bool
+) -> LoadedReferences:
+    """Load, check and mend reference images, several at a time, off the event loop.
+
+    An item may be: a dict with ``image_base64`` (a result dict has it) or, if that is empty,
+    ``image_url`` (an address, or a dict with one as ``url``); an ImageResult; bytes, bytearray or
+    memoryview of an encoded picture; an os.PathLike to a file; a text that is an http(s) address, a
+    data URL, or base64. A text is never taken for a file's path: it may come from a stranger. A
+    claimed mime type is ignored: the bytes say what they are.
+
+    Args:
+        raw: The caller's items.
+        limits: What a single one may ask for.
+        fetch: Loads addresses; None drops items that are addresses.
+        strict: Raise for an item that cannot be used, rather than drop it.
+
+    Raises:
+        InvalidRequestError: ``raw`` is no sequence of items; or, when strict, an item cannot be
+            used: the text has its index and the cause, nothing of its content.
+    """
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
+        raise InvalidRequestError("reference_images must be a list of images")
+    loader = _Loader(limits, fetch)
+    loaded = await asyncio.gather(*(loader.load(index, item) for index, item in enumerate(raw)))
+    dropped = tuple(each for each in loaded if not isinstance(each, _Loaded))
+    if strict and dropped:
+        first = dropped[0]
+        raise InvalidRequestError(f"reference_images[{first['index']}] {first['why']}")
+    usable = [each for each in loaded if isinstance(each, _Loaded)]
+    notes = tuple(each.note for each in usable if each.note is not None)
+    return LoadedReferences(tuple(each.reference for each in usable), dropped, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    reference: Reference
+    note: str | None
+
+
+class _Loader:
+    """One call's way of loading: its limits, and how many at a time."""
+
+    def __init__(self, limits: ImageLimits, fetch: Fetcher | None) -> None:
+        self._limits = limits
+        self._fetch = fetch
+        self._gate = asyncio.Semaphore(limits.max_loading)
+
+    async def load(self, index: int, item: object) -> _Loaded | DroppedReference:
+        """Make a reference of an item, or say why it cannot be one."""
+        async with self._gate:
+            try:
+                data = await self._bytes_of(item)
+                self._limits.check_bytes(len(data))
+                mended = await off_loop(partial(mend, data, max_pixels=self._limits.max_pixels))
+            except UnusableImageError as error:
+                return DroppedReference(index=index, why=str(error))
+        note = None if mended.note is None else f"reference {index} mended: {mended.note}"
+        return _Loaded(Reference(mended.data, mended.mime_type, index), note)
+
+    async def _bytes_of(self, item: object) -> bytes:
+        if isinstance(item, Mapping):
+            return await self._from_mapping(item)
+        if isinstance(item, ImageResult):
+            return item.image_bytes
+        if isinstance(item, bytes):
+            return item
+        if isinstance(item, (bytearray, memoryview)):
+            self._limits.check_bytes(memoryview(item).nbytes)
+            return await off_loop(bytes, item)
+        if isinstance(item, str):
+            return await self._from_text(item)
+        if isinstance(item, os.PathLike):
+            return await off_loop(_read, item, self._limits)
+        raise UnusableImageError(f"is of type {type(item).__name__}, not an image")
+
+    async def _from_mapping(self, item: Mapping[object, object]) -> bytes:
+        content = item.get("image_base64")
+        if isinstance(content, (str, bytes)) and content:
+            return await self._from_base64(content)
+        address = item.get("image_url")
+        if isinstance(address, Mapping):
+            address = address.get("url")
+        if isinstance(address, str) and address:
+            return await self._from_text(address)
+        raise UnusableImageError("has neither image_base64 nor image_url")
+
+    async def _from_text(self, text: str) -> bytes:
+        if not text[:_SCHEME_LENGTH].lower().startswith(_ADDRESS):
+            return await self._from_base64(text)
+        if self._fetch is None:
+            raise UnusableImageError("is an address, and loading from addresses is off")
+        return await self._fetch.fetch(text)
+
+    async def _from_base64(self, text: str | bytes) -> bytes:
+        self._limits.check_bytes(int(len(text) / _BASE64_SLACK * 3 / 4) - _BASE64_PREFIX)
+        return await decode_base64_async(text)
+
+
+def _read(path: os.PathLike[str], limits: ImageLimits) -> bytes:
+    with _file_errors():
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait for ever
+            raise UnusableImageError("is not a regular file")
+        limits.check_bytes(status.st_size)
+        with Path(path).open("rb") as file:
+            return file.read(limits.max_reference_bytes + 1)
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    """Leave the path out of errors: it says more of this machine than a caller may learn."""
+    try:
+        yield
+    except UnusableImageError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # ValueError: a null character in the path
+        raise UnusableImageError(f"is a file that gives {type(error).__name__}") from None

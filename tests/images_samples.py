@@ -1,0 +1,52 @@
+"""Pictures made for tests: small, with content that shows turns and cuts, in many encodings."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+from PIL import Image
+
+
+def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image:
+    """Red grows to the right, green to the bottom, blue is constant."""
+    red = Image.linear_gradient("L").rotate(90).resize((width, height))
+    green = Image.linear_gradient("L").resize((width, height))
+    rgb = Image.merge("RGB", (red, green, Image.new("L", (width, height), 90)))
+    return rgb if mode == "RGB" else rgb.convert(mode)
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A picture that compresses badly, as a photo does."""
+    bands = [Image.effect_noise((width, height), 90) for _ in mode]
+    return Image.merge(mode, bands)
+
+
+def encoded(source: Image.Image, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    source.save(out, form, **options)
+    return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG whose every header field is chosen; ``rows`` are its filtered bytes."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()

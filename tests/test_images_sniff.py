@@ -1,0 +1,130 @@
+"""Type and size of a picture from its header."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from images_samples import encoded, exif, picture
+
+from resilient_imagen.images.intact import is_intact
+from resilient_imagen.images.sniff import pixel_size, sniff_mime
+
+ENCODINGS = {
+    "png": (encoded(picture(), "PNG"), "image/png"),
+    "png palette": (encoded(picture(mode="P"), "PNG"), "image/png"),
+    "jpeg": (encoded(picture(), "JPEG"), "image/jpeg"),
+    "jpeg progressive": (encoded(picture(), "JPEG", progressive=True), "image/jpeg"),
+    "jpeg exif": (encoded(picture(), "JPEG", exif=exif(6)), "image/jpeg"),
+    "webp lossy": (encoded(picture(), "WEBP"), "image/webp"),
+    "webp lossless": (encoded(picture(), "WEBP", lossless=True), "image/webp"),
+    "webp extended": (encoded(picture(), "WEBP", exif=exif(1)), "image/webp"),
+    "gif": (encoded(picture(), "GIF"), "image/gif"),
+    "bmp": (encoded(picture(), "BMP"), "image/bmp"),
+}
+SIZELESS = {
+    "tiff": (encoded(picture(), "TIFF"), "image/tiff"),
+    "tiff big-endian": (b"MM\x00*" + bytes(40), "image/tiff"),
+    "avif": (encoded(picture(), "AVIF"), "image/avif"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic"),
+    "heic by its second brand": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/heic"),
+    "heif": (b"\0\0\0\x14ftypmif1\0\0\0\0msf1", "image/heif"),
+}
+
+
+@pytest.mark.parametrize("case", [*ENCODINGS, *SIZELESS])
+def test_type_is_told_from_the_bytes(case: str) -> None:
+    """Every type the library knows is recognised."""
+    data, mime = (ENCODINGS | SIZELESS)[case]
+
+    assert mime == sniff_mime(data)
+
+
+@pytest.mark.parametrize("case", ENCODINGS)
+def test_size_is_read_from_the_header(case: str) -> None:
+    """Width and height come in that order, as stored, from a header cut off behind them."""
+    data, _ = ENCODINGS[case]
+
+    assert pixel_size(data) == (48, 80)
+
+
+@pytest.mark.parametrize("case", SIZELESS)
+def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
+    """None, not a guess, for containers that only a decoder understands."""
+    assert pixel_size(SIZELESS[case][0]) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE", b"%PDF-1.7",
+     b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
+)  # fmt: skip
+def test_what_is_no_picture_has_no_type(data: bytes) -> None:
+    """Text, sound, video and stumps are not taken for pictures."""
+    assert sniff_mime(data) is None
+    assert pixel_size(data) is None
+
+
+@given(st.sampled_from([data for data, _ in ENCODINGS.values()]), st.data())
+def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
+    """A header cut anywhere and overwritten anywhere leads to a size or to None, never an error."""
+    cut = data.draw(st.integers(0, min(len(good), 700)))
+    at = data.draw(st.integers(0, cut))
+    damaged = good[:at] + data.draw(st.binary(max_size=12)) + good[at:cut]
+
+    size = pixel_size(damaged)
+    is_intact(damaged)
+
+    assert size is None or min(size) > 0
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_an_answer(data: bytes) -> None:
+    """No bytes at all make the readers fail."""
+    assert pixel_size(data) is None or sniff_mime(data) is not None
+
+
+def test_a_jpeg_of_endless_segments_is_given_up() -> None:
+    """Millions of empty segments cost no more time than a few thousand."""
+    segments = b"\xff\xe0\x00\x02" * 2_000_000
+    frame = b"\xff\xc0" + struct.pack(">HBHH", 17, 8, 80, 48)
+
+    assert pixel_size(b"\xff\xd8" + segments + frame) is None
+    assert pixel_size(b"\xff\xd8" + segments[:400] + frame) == (48, 80)
+
+
+@pytest.mark.parametrize("case", ENCODINGS)
+def test_a_whole_picture_is_intact(case: str) -> None:
+    """No good encoding is mistaken for a torn one, not even with bytes after its end."""
+    data, _ = ENCODINGS[case]
+
+    assert is_intact(data)
+    assert is_intact(data + b"trailing bytes")
+
+
+@pytest.mark.parametrize("case", [name for name in ENCODINGS if name[:3] in {"png", "jpe", "web"}])
+@pytest.mark.parametrize("missing", [1, 20, 60])
+def test_a_torn_picture_is_noticed(case: str, missing: int) -> None:
+    """Bytes missing at the end are noticed without decoding."""
+    data, _ = ENCODINGS[case]
+
+    assert not is_intact(data[:-missing])
+
+
+def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
+    """A torn JPEG with a whole thumbnail in its header counts as torn."""
+    thumbnail = encoded(picture(8, 8), "JPEG")
+    whole = encoded(picture(), "JPEG", exif=b"Exif\0\0" + thumbnail)
+
+    assert is_intact(whole)
+    assert not is_intact(whole[:-30])
+
+
+def test_a_flipped_bit_in_a_png_is_noticed() -> None:
+    """PNG has checksums: damage in the middle is found too."""
+    data = bytearray(ENCODINGS["png"][0])
+    data[len(data) // 2] ^= 1
+
+    assert not is_intact(bytes(data))
