@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from resilient_imagen.attempt import AttemptRung, Finished
 from resilient_imagen.call import Call, StartSignal
 from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
-from resilient_imagen.images.fit import UnreadableImageError, fit
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.fit import fit
 from resilient_imagen.images.references import load_references
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.request import ImageRequest
@@ -224,7 +225,7 @@ class ImageClient:
     async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> Finished:
         try:
             fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)
-        except UnreadableImageError:
+        except UnusableImageError:
             raise InvalidResponseError(status=200) from None
         return Finished(fitted.data, fitted.mime_type, fitted.note)
 

@@ -193,8 +193,10 @@ class Pipeline:
         }[POLICIES[error.reason].retry]
         if turn.number >= limit:
             return None
-        delay = self._settings.retry_base_delay * 2 ** (turn.number - 1)
+        delay = self._settings.retry_base_delay * 2.0 ** (turn.number - 1)
         delay *= 1 - 0.3 * self._random()
+        if turn.number > 1:  # a retry that was held up by pacing has waited already
+            delay = max(0.0, delay - turn.queue_s)
         if error.retry_after is not None:
             delay = error.retry_after
             if alternative and delay > self._patience(turn):
@@ -209,7 +211,7 @@ class Pipeline:
 
         Until the next route's latency is known, what our own back-off would have slept in all.
         """
-        own = self._settings.retry_base_delay * (2**self._settings.max_retries - 1)
+        own = self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
         usable = next(lane for lane in turn.following if lane.gate.usable())
         usual = usable.usual_latency()
         return own if usual is None else min(own, usual)

@@ -178,7 +178,6 @@ class Pacer:
     def leave(self, ticket: Ticket) -> None:
         """Give up the ticket's stand or slot; once is enough, more often does no harm."""
         if ticket.receipt is None:
-            ticket.granted.cancel()
             if ticket in self._queue:
                 self._queue.remove(ticket)
         else:

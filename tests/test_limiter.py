@@ -1,0 +1,254 @@
+"""Pacing: in flight, images per minute, first in, first out; leaving costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilient_imagen.limiter.memory import Pacer, QueueFullError
+from resilient_imagen.testing import run_virtual
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def paced(pacer: Pacer, work: Callable[[], Awaitable[None]], sent: list[float]) -> None:
+    with pacer.join() as ticket:
+        await ticket.granted
+        ticket.spend()
+        sent.append(now())
+        await work()
+
+
+def times_of(pacer: Pacer, callers: int, busy: float) -> list[float]:
+    sent: list[float] = []
+
+    async def work() -> None:
+        await asyncio.sleep(busy)
+
+    async def main() -> None:
+        await asyncio.gather(*(paced(pacer, work, sent) for _ in range(callers)))
+
+    run_virtual(main())
+    return sent
+
+
+def test_requests_are_evenly_spaced() -> None:
+    """Ten images a minute leave six seconds apart, the first at once."""
+    sent = times_of(Pacer(max_concurrent=4, per_minute=10), 8, busy=1)
+
+    assert [pytest.approx(6.0 * n, abs=1e-3) for n in range(8)] == sent
+
+
+def test_a_burst_leaves_together_after_a_quiet_time_and_no_more() -> None:
+    """burst=3 lets three out at once; the fourth keeps the pace."""
+    sent = times_of(Pacer(max_concurrent=9, per_minute=10, burst=3), 5, busy=1)
+
+    assert [pytest.approx(t, abs=1e-3) for t in (0, 0, 0, 6, 12)] == sent
+
+
+def test_no_more_than_allowed_are_in_flight() -> None:
+    """A third caller waits for a slot although its place is due."""
+    sent = times_of(Pacer(max_concurrent=2, per_minute=6000), 4, busy=50)
+
+    assert [pytest.approx(t, abs=0.1) for t in (0, 0, 50, 50)] == sent
+
+
+def test_first_come_first_served() -> None:
+    """Callers are served in the order in which they joined."""
+    order: list[int] = []
+    pacer = Pacer(max_concurrent=1, per_minute=600)
+
+    async def caller(number: int) -> None:
+        with pacer.join() as ticket:
+            await ticket.granted
+            ticket.spend()
+            order.append(number)
+            await asyncio.sleep(1)
+
+    async def main() -> None:
+        await asyncio.gather(*(caller(n) for n in range(20)))
+
+    run_virtual(main())
+    assert list(range(20)) == order
+
+
+def test_the_queue_is_bounded_when_asked() -> None:
+    """With max_queue=1 a second waiting caller is refused, and the first keeps its stand."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=1, per_minute=600, max_queue=1)
+        with pacer.join() as first:
+            await first.granted
+            with pacer.join():
+                with pytest.raises(QueueFullError):
+                    pacer.join()
+                assert pacer.snapshot()["waiting"] == 1
+
+    run_virtual(main())
+
+
+def test_max_queue_zero_serves_whoever_need_not_wait() -> None:
+    """No queue at all still lets a caller through that finds everything free."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=1, per_minute=600, max_queue=0)
+        with pacer.join() as ticket:
+            assert ticket.granted.done()
+            with pytest.raises(QueueFullError):
+                pacer.join()
+
+    run_virtual(main())
+
+
+def test_a_place_that_was_not_spent_goes_back() -> None:
+    """Leaving after the grant, without a request, does not delay the next caller."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=1, per_minute=10)
+        with pacer.join() as ticket:
+            await ticket.granted
+        with pacer.join() as ticket:
+            await ticket.granted
+            assert now() == pytest.approx(0.0, abs=1e-3)
+
+    run_virtual(main())
+
+
+def test_a_place_is_not_given_back_past_a_later_one() -> None:
+    """Two requests never leave together because an earlier caller changed its mind late."""
+    sent: list[float] = []
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=4, per_minute=10)
+        with pacer.join() as early:
+            await early.granted
+            await paced(pacer, lambda: asyncio.sleep(0), sent)
+        await paced(pacer, lambda: asyncio.sleep(0), sent)
+
+    run_virtual(main())
+    assert sent[1] - sent[0] == pytest.approx(6.0, abs=1e-3)
+
+
+def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> None:
+    """The grant and the cancellation in the same moment: slot and place are free again."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=1, per_minute=600)
+
+        async def waiting() -> None:
+            with pacer.join() as ticket:
+                await ticket.granted
+
+        with pacer.join() as first:
+            await first.granted
+            first.spend()
+            second = asyncio.create_task(waiting())
+            await asyncio.sleep(1)
+        assert pacer.in_flight == 1  # granted to the second, which has not run yet
+        second.cancel()
+        await asyncio.wait({second})
+        assert second.cancelled()
+        assert pacer.in_flight == 0
+        assert pacer.shortest_wait() == 0
+
+    run_virtual(main())
+
+
+def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
+    """A loop that is closed with callers in flight and in the queue blocks nobody in the next."""
+    pacer = Pacer(max_concurrent=1, per_minute=600_000)
+
+    async def forever() -> None:
+        with pacer.join() as ticket:
+            await ticket.granted
+            await asyncio.Event().wait()
+
+    async def abandon() -> list[asyncio.Task[None]]:
+        tasks = [asyncio.ensure_future(forever()) for _ in range(3)]
+        await asyncio.sleep(0)
+        return tasks
+
+    async def use() -> None:
+        with pacer.join() as ticket:
+            await ticket.granted
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(abandon())
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is meant to be
+    loop.close()
+    del tasks, task, loop
+    gc.collect()
+    asyncio.run(asyncio.wait_for(use(), 10))
+    assert pacer.in_flight == 0
+
+
+def test_shortest_wait_tells_how_long_the_queue_is() -> None:
+    """The estimate counts everybody who stands in front."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=4, per_minute=10)
+        tickets = [pacer.join() for _ in range(4)]
+        assert pacer.shortest_wait() == pytest.approx(24.0)
+        for ticket in tickets:
+            pacer.leave(ticket)
+
+    run_virtual(main())
+
+
+Plan = list[tuple[float, float, float | None]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    plan=st.lists(
+        st.tuples(
+            st.floats(0, 60),  # joins at
+            st.floats(0, 30),  # is busy for
+            st.none() | st.floats(0, 60),  # is cancelled at
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    slots=st.integers(1, 3),
+    per_minute=st.sampled_from([6.0, 10.0, 60.0]),
+    burst=st.integers(1, 3),
+)
+def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
+    plan: Plan, slots: int, per_minute: float, burst: int
+) -> None:
+    """Random arrivals, durations and cancellations: never too many, never too fast, never stuck."""
+    sent: list[float] = []
+    pacer = Pacer(max_concurrent=slots, per_minute=per_minute, burst=burst)
+
+    async def caller(start: float, busy: float, cancel_at: float | None) -> None:
+        async def work() -> None:
+            assert pacer.in_flight <= slots
+            await asyncio.sleep(busy)
+
+        async def run() -> None:
+            await asyncio.sleep(start)
+            await paced(pacer, work, sent)
+
+        task = asyncio.create_task(run())
+        if cancel_at is not None:
+            asyncio.get_running_loop().call_at(cancel_at, task.cancel)
+        await asyncio.wait({task})
+        assert cancel_at is not None or task.exception() is None
+
+    async def main() -> None:
+        await asyncio.gather(*(caller(*one) for one in plan))
+        assert pacer.in_flight == 0
+        assert pacer.snapshot()["waiting"] == 0
+
+    run_virtual(main())
+    interval = 60 / per_minute
+    for first, last in zip(sent, sent[burst:], strict=False):
+        assert last - first >= interval - 1e-3  # no burst+1 requests within one interval
