@@ -137,7 +137,8 @@ class Gate:
         While probes take every place, it is when the first of them will be decided at the latest.
         """
         with self._lock:
-            until = self._reports.blocked_until(self._state, self._catch_up())
+            now = self._catch_up()
+            until = self._reports.blocked_until(self._state, now)
             return until if until is None else self._clock.loop_time(until)
 
     def changed(self) -> asyncio.Future[None]:
@@ -214,16 +215,15 @@ class Gate:
     def numbers(self) -> BreakerNumbers:
         """The numbers right now."""
         with self._lock:
-            return self._reports.numbers(self._state, self._catch_up())
+            now = self._catch_up()
+            return self._reports.numbers(self._state, now)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything an operator wants to see, ready for JSON; times in seconds."""
         with self._lock:
+            now = self._catch_up()
             return self._reports.snapshot(
-                self._state,
-                self._catch_up(),
-                since=self._since,
-                would_reject=self._would_reject,
+                self._state, now, since=self._since, would_reject=self._would_reject
             )
 
     # What permits call

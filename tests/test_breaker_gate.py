@@ -1,0 +1,624 @@
+"""What opens a gate, how long it stays open, and what closes it, on a clock set by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from breaker_kit import (
+    HandClock,
+    changes,
+    fail,
+    half_open,
+    let_in,
+    make_gate,
+    opened,
+    outcome,
+    refused,
+    succeed,
+)
+
+from resilient_imagen.breaker import BreakerNumbers, BreakerState, Permit, Rejection
+from resilient_imagen.reasons import Verdict
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
+# Closed
+
+
+def test_a_closed_gate_lets_everybody_through() -> None:
+    """Closed, an ask before queueing says "go on", and one after it gives a plain permit."""
+    gate, _ = make_gate()
+    permit = gate.admit()
+
+    assert gate.reserve() is None
+    assert isinstance(permit, Permit)
+    assert (permit.probe, permit.generation, permit.state) == (False, 0, CLOSED)
+    assert (gate.usable(), gate.open_until()) == (True, None)
+
+
+def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
+    """The third failure in a row opens, not the second, and says so."""
+    gate, _ = make_gate(fail_max=3, min_calls=100)
+    settlements = [outcome(gate, Verdict.FAILURE) for _ in range(3)]
+
+    assert [each.counted for each in settlements] == ["failure"] * 3
+    assert [each.transition for each in settlements] == [None, None, "closed_to_open"]
+    assert settlements[-1].numbers == BreakerNumbers(
+        state=OPEN,
+        failure_rate=1.0,
+        window_calls=3,
+        consecutive=3,
+        failure_threshold=3,
+        open_for=60.0,
+        retry_after=60.0,
+    )
+
+
+def test_a_success_between_failures_begins_the_row_anew() -> None:
+    """Two failures, a success and two failures are no three in a row."""
+    gate, _ = make_gate(fail_max=3, min_calls=100)
+    fail(gate, 2)
+    succeed(gate)
+    fail(gate, 2)
+
+    assert gate.numbers().state is CLOSED
+    fail(gate)
+    assert gate.numbers().state is OPEN
+
+
+def test_alternating_failures_open_it_by_the_share() -> None:
+    """Half of the calls failing opens at the first failure with enough calls in the window."""
+    gate, _ = make_gate(fail_max=3, failure_rate=0.5, min_calls=6)
+    for _ in range(3):
+        succeed(gate)
+        assert gate.numbers().state is CLOSED
+        fail(gate)
+
+    assert gate.numbers().state is OPEN
+
+
+def test_a_success_never_opens_it() -> None:
+    """The success that brings the window to its minimum opens nothing; the next failure does."""
+    gate, _ = make_gate(fail_max=100, failure_rate=0.5, min_calls=6)
+    fail(gate, 5)
+    succeed(gate)
+    assert gate.numbers().state is CLOSED
+    fail(gate)
+    assert gate.numbers().state is OPEN
+
+
+def test_old_outcomes_leave_the_window() -> None:
+    """Failures of ten minutes ago do not count towards the share."""
+    gate, clock = make_gate(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
+    fail(gate, 5)
+    clock.pass_(300.0)
+    fail(gate, 5)
+
+    assert gate.numbers().state is CLOSED
+    assert gate.numbers().window_calls == 5
+
+
+def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
+    """Three 429 in a row open; none of them is in the window."""
+    gate, _ = make_gate(fail_max=3)
+    settlements = [outcome(gate, Verdict.THROTTLED) for _ in range(3)]
+
+    assert [each.counted for each in settlements] == ["throttled"] * 3
+    assert settlements[-1].transition == "closed_to_open"
+    assert settlements[-1].numbers.window_calls == 0
+    assert settlements[-1].numbers.retry_after == 60.0
+
+
+def test_throttling_never_opens_it_by_the_share() -> None:
+    """A share that became too large by age alone is not acted on at a 429."""
+    gate, clock = make_gate(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
+    succeed(gate, 10)
+    clock.pass_(30.0)
+    fail(gate, 5)
+    clock.pass_(40.0)  # the successes are too old now: 5 of 5 failed
+    assert gate.numbers().failure_rate == 1.0
+    outcome(gate, Verdict.THROTTLED)
+    assert gate.numbers().state is CLOSED
+    fail(gate)
+    assert gate.numbers().state is OPEN
+
+
+@pytest.mark.parametrize(("hint", "length"), [(33.0, 33.0), (0.25, 0.25), (5000.0, 600.0)])
+def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length: float) -> None:
+    """One 429 with a hint opens at once, without jitter, for at most reset_max."""
+    gate, clock = make_gate(jitter=1.0)
+    settlement = outcome(gate, Verdict.THROTTLED, retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("throttled", "closed_to_open")
+    assert settlement.numbers.open_for == length
+    assert gate.open_until() == clock.now + length
+    assert (settlement.numbers.window_calls, settlement.numbers.consecutive) == (0, 0)
+
+
+@pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
+def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
+    """A 429 that asks to wait no time is one without a hint."""
+    gate, _ = make_gate(fail_max=2)
+    outcome(gate, Verdict.THROTTLED, retry_after=hint)
+    assert gate.numbers().state is CLOSED
+    outcome(gate, Verdict.THROTTLED, retry_after=hint)
+    assert gate.numbers().open_for == 60.0
+
+
+@pytest.mark.parametrize(
+    ("hint", "length"), [(None, 600.0), (30.0, 600.0), (7200.0, 7200.0), (1e9, 86_400.0)]
+)
+def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> None:
+    """One exhausted quota opens for reset_max, or for a longer hint of up to a day."""
+    gate, _ = make_gate()
+    settlement = outcome(gate, Verdict.TRIP, retry_after=hint, cause="quota_exhausted")
+
+    assert (settlement.counted, settlement.transition) == ("failure", "closed_to_open")
+    assert settlement.numbers.open_for == length
+    assert (settlement.numbers.window_calls, settlement.numbers.consecutive) == (1, 1)
+
+
+def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
+    """The failure that opens may carry a hint: it lengthens the opening, up to reset_max."""
+    gate, _ = make_gate(fail_max=2)
+    fail(gate, retry_after=500.0)
+    assert gate.numbers().state is CLOSED
+    fail(gate, retry_after=200.0)
+    assert gate.numbers().open_for == 200.0
+
+
+def test_neutral_counts_nowhere() -> None:
+    """Any number of neutral outcomes changes no count."""
+    gate, _ = make_gate()
+    fail(gate, 2)
+    before = gate.numbers()
+    counted = [outcome(gate, Verdict.NEUTRAL).counted for _ in range(20)]
+
+    assert counted == ["ignored"] * 20
+    assert gate.numbers() == before
+
+
+# Open
+
+
+def test_a_rejection_says_who_why_and_how_long() -> None:
+    """Everything an error, a span and a log line need stands on the rejection."""
+    gate, clock = make_gate(fail_max=2)
+    fail(gate, cause="timeout", brief="timed out", origin="span one")
+    fail(gate, cause="overloaded", brief="503 UNAVAILABLE", origin="span two")
+    clock.pass_(20.0)
+
+    assert refused(gate) == Rejection(
+        name="google:pro",
+        state=OPEN,
+        retry_after=40.0,
+        probing=False,
+        cause="overloaded",
+        brief="503 UNAVAILABLE",
+        origin="span two",
+        numbers=gate.numbers(),
+    )
+    assert gate.reserve() == refused(gate)
+
+
+def test_it_rejects_until_its_time_and_not_at_it() -> None:
+    """A hair before the time is over everybody is rejected, at it the first caller is a probe."""
+    gate, clock = opened(reset_timeout=60.0)
+    clock.now = math.nextafter(60.0, 0.0)
+    assert not gate.usable()
+    assert refused(gate).retry_after == 60.0 - clock.now
+    clock.now = 60.0
+    assert (gate.usable(), gate.open_until()) == (True, None)
+    assert let_in(gate).probe
+
+
+def test_being_due_changes_nothing_until_somebody_asks() -> None:
+    """An opening that is over is still an opening: looking at it begins no round."""
+    gate, clock = opened()
+    seen = changes(gate)
+    clock.pass_(100_000.0)
+
+    assert gate.usable()
+    assert gate.numbers().state is OPEN
+    assert gate.numbers().retry_after is None
+    assert seen == []
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_stragglers_of_the_closed_time_do_not_move_the_opening(verdict: Verdict) -> None:
+    """Whatever requests begun before the opening say now, it is stale."""
+    gate, clock = make_gate(fail_max=2)
+    stragglers = [let_in(gate) for _ in range(10)]
+    fail(gate, 2)
+    before = gate.numbers()
+    clock.pass_(30.0)
+    settlements = [each.settle(verdict, retry_after=999.0) for each in stragglers]
+
+    assert {each.counted for each in settlements} == {"stale"}
+    assert {each.transition for each in settlements} == {None}
+    assert gate.numbers() == before._replace(retry_after=30.0)
+
+
+def test_a_sibling_trips_a_closed_gate() -> None:
+    """What another route learned opens this one at once, and is what rejections are about."""
+    gate, _ = make_gate()
+    gate.trip(cause="quota_exhausted", brief="402 billing", origin="span")
+    rejection = refused(gate)
+
+    assert (rejection.cause, rejection.brief, rejection.origin) == (
+        "quota_exhausted",
+        "402 billing",
+        "span",
+    )
+    assert rejection.retry_after == 600.0
+
+
+def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
+    """Open already, the later end of both holds, with its cause, and nobody hears of a change."""
+    gate, clock = opened(reset_timeout=60.0, reset_max=600.0)
+    seen = changes(gate)
+    clock.pass_(10.0)
+    gate.trip(cause="quota_exhausted")
+    assert gate.open_until() == 610.0
+    assert refused(gate).cause == "quota_exhausted"
+    assert gate.numbers().open_for == 610.0
+    gate.trip(cause="forbidden", retry_after=20.0)
+    assert gate.open_until() == 610.0
+    outlasted, clock = make_gate()
+    outcome(outlasted, Verdict.TRIP, retry_after=7200.0, cause="quota_exhausted")
+    outlasted.trip(cause="forbidden")
+    assert outlasted.open_until() == 7200.0
+    assert refused(outlasted).cause == "quota_exhausted"
+
+    assert seen == []
+
+
+def test_a_sibling_trips_a_half_open_gate() -> None:
+    """It ends the round: the probe in flight has no vote any more."""
+    gate, clock, probe = half_open()
+    gate.trip(cause="quota_exhausted")
+
+    assert gate.open_until() == clock.now + 600.0
+    assert probe.settle(Verdict.SUCCESS).counted == "stale"
+    assert gate.numbers().state is OPEN
+
+
+# Half-open
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None:
+    """When the time is over, half_open_calls of 1000 callers are let through, the rest told why."""
+    gate, clock = opened(half_open_calls=places)
+    clock.pass_(60.0)
+    answers = [gate.reserve() if number % 2 else gate.admit() for number in range(1000)]
+    probes = [each for each in answers if isinstance(each, Permit)]
+    rejections = [each for each in answers if isinstance(each, Rejection)]
+
+    assert len(probes) == places
+    assert all(each.probe and each.state is HALF_OPEN for each in probes)
+    assert len(rejections) == 1000 - places
+    assert {(each.state, each.probing, each.retry_after) for each in rejections} == {
+        (HALF_OPEN, True, 61.0)
+    }
+
+
+def test_a_probe_that_succeeds_closes_it() -> None:
+    """One success of one needed closes, and everything begins anew."""
+    gate, _, probe = half_open()
+    settlement = probe.settle(Verdict.SUCCESS)
+
+    assert (settlement.counted, settlement.transition) == ("success", "half_open_to_closed")
+    assert settlement.numbers == BreakerNumbers(CLOSED, 0.0, 0, 0, 3, None, None)
+    assert gate.snapshot()["openings_in_a_row"] == 0
+    assert gate.snapshot()["why"] is None
+
+
+def test_as_many_successes_as_probes_close_it() -> None:
+    """With three places, three successes close; two leave room for no more than the third."""
+    gate, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    first, second, third = let_in(gate), let_in(gate), let_in(gate)
+    assert first.settle(Verdict.SUCCESS).transition is None
+    assert second.settle(Verdict.SUCCESS).transition is None
+    assert not gate.usable(), "two have succeeded and the third is on its way"
+    assert third.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_probes_may_come_one_after_the_other() -> None:
+    """The places are no burst: three callers in turn close it as well."""
+    gate, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    for _ in range(3):
+        assert gate.numbers().state is not CLOSED
+        clock.pass_(500.0)
+        succeed(gate)
+
+    assert gate.numbers().state is CLOSED
+
+
+def test_a_probe_that_fails_opens_it_again() -> None:
+    """One failure ends the round whatever the other probes say later."""
+    gate, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    first, second, third = let_in(gate), let_in(gate), let_in(gate)
+    first.settle(Verdict.SUCCESS)
+    settlement = second.settle(Verdict.FAILURE, cause="server_error")
+
+    assert (settlement.counted, settlement.transition) == ("failure", "half_open_to_open")
+    assert settlement.numbers.open_for == 120.0
+    assert third.settle(Verdict.SUCCESS).counted == "stale"
+    assert refused(gate).cause == "server_error"
+
+
+def test_successes_of_an_earlier_round_do_not_count() -> None:
+    """A round that failed after a success begins again at none."""
+    gate, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    succeed(gate)
+    fail(gate)
+    clock.pass_(120.0)
+    succeed(gate)
+    assert gate.numbers().state is HALF_OPEN
+    succeed(gate)
+    assert gate.numbers().state is CLOSED
+
+
+def test_openings_grow_and_begin_anew_after_closing() -> None:
+    """Each failed round doubles the time, up to the maximum; closing forgets the growth."""
+    gate, clock = opened(reset_timeout=60.0, reset_max=200.0)
+    lengths = []
+    for _ in range(4):
+        length = gate.numbers().open_for
+        assert length is not None
+        lengths.append(length)
+        clock.pass_(length)
+        fail(gate)
+    assert lengths == [60.0, 120.0, 200.0, 200.0]
+    assert gate.snapshot()["openings_in_a_row"] == 5
+    clock.pass_(200.0)
+    succeed(gate)
+    fail(gate, 3)
+    assert gate.numbers().open_for == 60.0
+
+
+def test_a_hint_counts_as_an_opening_of_the_row() -> None:
+    """Retry-After 33 holds 33 s; the failed probes after it wait 20 s and 40 s, not 10 and 20."""
+    gate, clock = make_gate(reset_timeout=10.0)
+    outcome(gate, Verdict.THROTTLED, retry_after=33.0)
+    lengths = []
+    for _ in range(3):
+        length = gate.numbers().open_for
+        assert length is not None
+        lengths.append(length)
+        clock.pass_(length)
+        fail(gate)
+
+    assert lengths == [33.0, 20.0, 40.0]
+
+
+def test_a_throttled_probe_opens_it_again() -> None:
+    """With a hint for exactly that long, without one for the doubled time."""
+    gate, _, probe = half_open()
+    settlement = probe.settle(Verdict.THROTTLED, retry_after=7.0)
+    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
+    assert settlement.numbers.open_for == 7.0
+    gate, _, probe = half_open()
+    settlement = probe.settle(Verdict.THROTTLED)
+    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
+    assert gate.numbers().open_for == 120.0
+
+
+def test_a_tripping_probe_opens_it_again_for_long() -> None:
+    """A probe that finds the quota gone does not wait the doubled time, but the maximum."""
+    gate, _, probe = half_open()
+
+    assert probe.settle(Verdict.TRIP).transition == "half_open_to_open"
+    assert gate.numbers().open_for == 600.0
+
+
+def test_a_neutral_probe_gives_its_place_back() -> None:
+    """A probe that says nothing leaves it half-open, and the next caller is the probe."""
+    gate, _, probe = half_open()
+    assert not gate.usable()
+    settlement = probe.settle(Verdict.NEUTRAL)
+
+    assert (settlement.counted, settlement.transition) == ("ignored", None)
+    assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
+    assert let_in(gate).settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
+    """Nothing hears from the probe: at its deadline it is open again, as if it had failed then."""
+    gate, clock, probe = half_open(probe_deadline=61.0)
+    began = clock.now
+    clock.now = math.nextafter(began + 61.0, 0.0)
+    assert gate.numbers().state is HALF_OPEN
+    clock.now = began + 61.0
+    assert gate.numbers().state is OPEN
+    assert gate.open_until() == began + 61.0 + 120.0
+    rejection = refused(gate)
+    assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
+    assert probe.settle(Verdict.SUCCESS).counted == "failure", "it was counted already"
+
+
+def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
+    """If nobody looks for an hour, the new opening is long over, and the next caller a probe."""
+    gate, clock, _ = half_open(probe_deadline=61.0)
+    seen = changes(gate)
+    clock.pass_(3600.0)
+
+    assert let_in(gate).probe
+    assert seen == [("half_open", "open"), ("open", "half_open")]
+
+
+def test_a_verdict_after_the_deadline_comes_too_late() -> None:
+    """Even when nobody asked in between, a late success closes nothing."""
+    gate, clock, probe = half_open(probe_deadline=61.0)
+    clock.pass_(61.0)
+    settlement = probe.settle(Verdict.SUCCESS)
+
+    assert (settlement.counted, settlement.transition) == ("failure", None)
+    assert settlement.numbers.state is OPEN
+
+
+def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
+    """What opened it by silence is what later rejections point to."""
+    gate, clock = opened()
+    clock.pass_(60.0)
+    probe = gate.admit()
+    assert isinstance(probe, Permit)
+    probe.begin(origin="span of the probe")
+    clock.pass_(61.0)
+
+    assert refused(gate).origin == "span of the probe"
+
+
+# Probes that wait in a queue
+
+
+def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
+    """Time spent in the queue is not held against the service."""
+    gate, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    probe = gate.reserve()
+    assert isinstance(probe, Permit)
+    clock.pass_(60.0)
+    probe.begin()
+    clock.pass_(60.0)
+
+    assert refused(gate).retry_after == 1.0
+    assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None:
+    """Held unsent for probe_deadline seconds, it blocks nobody any more and opens nothing."""
+    gate, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = gate.reserve()
+    assert isinstance(held, Permit)
+    clock.pass_(61.0)
+    assert gate.numbers().state is HALF_OPEN
+    assert not held.stale, "nobody has taken its place yet"
+    other = let_in(gate)
+
+    assert other.probe
+    assert held.stale
+    held.begin()
+    clock.pass_(5.0)
+    assert held.settle(Verdict.FAILURE).counted == "stale"
+    assert other.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
+    """If nobody took the place meanwhile, the late holder is the probe again, with its vote."""
+    gate, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = gate.reserve()
+    assert isinstance(held, Permit)
+    clock.pass_(100.0)
+    assert gate.usable()
+    held.begin()
+    assert not gate.usable()
+
+    assert held.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
+    """A probe that waits while another one fails comes too late, and can see it."""
+    gate, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    held = gate.reserve()
+    assert isinstance(held, Permit)
+    assert not held.stale
+    fail(gate)
+    assert held.stale
+    held.begin()
+    assert held.settle(Verdict.SUCCESS).counted == "stale"
+    assert gate.numbers().state is OPEN
+
+
+def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
+    """A late neutral settlement of a probe that lost its place frees nobody else's."""
+    gate, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = gate.reserve()
+    assert isinstance(held, Permit)
+    clock.pass_(61.0)
+    let_in(gate)
+    assert held.settle(Verdict.NEUTRAL).counted == "stale"
+    assert not gate.usable()
+
+
+# Settling
+
+
+@pytest.mark.parametrize("second", list(Verdict))
+def test_only_the_first_settlement_counts(second: Verdict) -> None:
+    """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
+    gate, _ = make_gate(fail_max=2)
+    permit = let_in(gate)
+    assert not permit.settled
+    first = permit.settle(Verdict.FAILURE)
+    after = gate.numbers()
+
+    assert permit.settled
+    assert permit.settle(second, retry_after=99.0) is first
+    assert gate.numbers() == after
+
+
+def test_a_permit_need_not_be_begun() -> None:
+    """Without begin, outcomes count all the same."""
+    gate, _ = make_gate(fail_max=1)
+    permit = gate.admit()
+    assert isinstance(permit, Permit)
+
+    assert permit.settle(Verdict.FAILURE).transition == "closed_to_open"
+
+
+def test_beginning_after_the_settlement_does_nothing() -> None:
+    """A settled probe cannot take a place again."""
+    gate, _, probe = half_open()
+    probe.settle(Verdict.NEUTRAL)
+    probe.begin()
+
+    assert gate.usable()
+    assert gate.snapshot()["probes_in_flight"] == 0
+
+
+def test_generations_number_the_states() -> None:
+    """Each state has its own number, so that an outcome of another one can be told."""
+    gate, clock = make_gate(fail_max=1)
+    numbers = [let_in(gate).generation]
+    fail(gate)
+    clock.pass_(60.0)
+    probe = let_in(gate)
+    numbers.append(probe.generation)
+    probe.settle(Verdict.SUCCESS)
+    numbers.append(let_in(gate).generation)
+
+    assert numbers == [0, 2, 3]
+
+
+def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
+    """A recovered gate is not opened again by failures that began before the outage."""
+    gate, clock = make_gate(fail_max=2)
+    stragglers = [let_in(gate) for _ in range(5)]
+    fail(gate, 2)
+    clock.pass_(60.0)
+    succeed(gate)
+    for each in stragglers:
+        assert each.settle(Verdict.FAILURE).counted == "stale"
+
+    assert gate.numbers() == BreakerNumbers(CLOSED, 0.0, 0, 0, 2, None, None)
+
+
+def test_a_clock_that_steps_back_is_not_followed() -> None:
+    """Time never runs backwards for a gate: an opening does not grow by a step of the clock."""
+    gate, clock = opened(HandClock(1000.0))
+    clock.now = 1.0
+    assert refused(gate).retry_after == 60.0
+    clock.now = 1060.0
+    assert gate.usable()

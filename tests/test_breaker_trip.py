@@ -1,0 +1,212 @@
+"""The arithmetic of when to open and for how long."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_imagen.breaker.config import BreakerConfig
+from resilient_imagen.breaker.trip import (
+    BUCKETS,
+    TripRule,
+    Window,
+    believable,
+    pause,
+    tripped_pause,
+)
+
+OUTCOMES = st.lists(
+    st.tuples(st.floats(0, 400, allow_nan=False), st.booleans()), min_size=1, max_size=60
+)
+
+
+@given(OUTCOMES, st.floats(0, 1000), st.sampled_from([7.0, 60.0, 300.0]))
+def test_window_counts_exactly_the_outcomes_of_its_buckets(
+    outcomes: list[tuple[float, bool]], later: float, seconds: float
+) -> None:
+    """An outcome counts while its bucket is the present one or among the 59 before it."""
+    window, moment, width = Window(seconds), 0.0, seconds / BUCKETS
+    kept = []
+    for gap, failed in outcomes:
+        moment += gap
+        window.add(moment, failed=failed)
+        kept.append((moment, failed))
+    now = moment + later
+    window.roll(now)
+    counted = [
+        failed for at, failed in kept if math.floor(now / width) - math.floor(at / width) < BUCKETS
+    ]
+
+    assert (window.calls, window.failures) == (len(counted), sum(counted))
+    assert window.failure_rate == (sum(counted) / len(counted) if counted else 0.0)
+
+
+def test_an_outcome_never_counts_longer_than_the_window_nor_much_shorter() -> None:
+    """It is still counted after 59/60 of the window and gone once all of it has passed."""
+    for begin in (0.0, 0.1, 4.99, 1234.5):
+        window = Window(60.0)
+        window.add(begin, failed=True)
+        window.roll(begin + 59.0 - 1e-6)
+        assert window.calls == 1, begin
+        window.roll(begin + 60.0)
+        assert window.calls == 0, begin
+
+
+def test_window_of_a_clock_below_zero_counts_too() -> None:
+    """Clocks may count from anywhere: nothing depends on the sign of the time."""
+    window = Window(60.0)
+    window.add(-1000.25, failed=True)
+    window.add(-999.75, failed=False)
+
+    assert (window.calls, window.failures) == (2, 1)
+    window.roll(-900.0)
+    assert window.calls == 0
+
+
+def test_clearing_forgets_everything_and_counting_goes_on() -> None:
+    """After a clear only later outcomes count."""
+    window = Window(60.0)
+    window.add(100.0, failed=True)
+    window.clear()
+    window.add(100.0, failed=False)
+
+    assert (window.calls, window.failures) == (1, 0)
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.0, 3.7])
+def test_a_longer_window_keeps_every_outcome(factor: float) -> None:
+    """Resizing to the same or a longer time loses nothing that still counts."""
+    window = Window(300.0)
+    for second in range(290):
+        window.add(1000.0 + second, failed=second % 3 == 0)
+    resized = window.resized(300.0 * factor, 1290.0)
+
+    assert (resized.calls, resized.failures) == (window.calls, window.failures)
+    assert resized.seconds == 300.0 * factor
+
+
+def test_a_shorter_window_keeps_the_youngest_outcomes() -> None:
+    """Resizing to a tenth keeps about the last tenth, and ages it as before."""
+    window = Window(300.0)
+    for second in range(300):
+        window.add(float(second), failed=second < 150)
+    resized = window.resized(30.0, 299.0)
+
+    assert 25 <= resized.calls <= 35
+    assert resized.failures == 0
+    resized.roll(299.0 + 31.0)
+    assert resized.calls == 0
+
+
+def test_resizing_does_not_move_outcomes_into_the_future() -> None:
+    """What was counted in the bucket in use is not counted as younger than now."""
+    window = Window(6000.0)  # buckets of 100 s
+    window.add(1.0, failed=True)
+    resized = window.resized(60.0, 2.0)
+
+    assert resized.calls == 1
+    resized.roll(62.0)
+    assert resized.calls == 0
+
+
+def test_failures_in_a_row_trip_and_a_success_begins_anew() -> None:
+    """The count in a row is met at fail_max, and a success resets it."""
+    rule = TripRule(BreakerConfig(fail_max=2, min_calls=100))
+    rule.failure(0.0)
+    assert not rule.too_many_in_a_row
+    rule.success(0.0)
+    rule.failure(0.0)
+    assert not rule.too_many_in_a_row
+    rule.throttled()
+
+    assert rule.too_many_in_a_row
+    assert (rule.window.calls, rule.window.failures) == (3, 2)
+
+
+def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
+    """Half of five calls is not looked at, half of six is enough."""
+    rule = TripRule(BreakerConfig(fail_max=100, failure_rate=0.5, min_calls=6))
+    for _ in range(3):
+        rule.failure(0.0)
+    for _ in range(2):
+        rule.success(0.0)
+    assert not rule.too_large_a_share
+    rule.success(0.0)
+    assert rule.too_large_a_share
+    rule.success(0.0)
+    assert not rule.too_large_a_share
+
+
+def test_other_numbers_keep_what_was_counted() -> None:
+    """Reconfiguring keeps the count in a row and the window, and compares with the new numbers."""
+    rule = TripRule(BreakerConfig(fail_max=5, min_calls=100))
+    for _ in range(3):
+        rule.failure(10.0)
+    same = rule.window
+    rule.reconfigure(BreakerConfig(fail_max=3, min_calls=3), 10.0)
+
+    assert rule.window is same
+    assert rule.too_many_in_a_row
+    assert rule.too_large_a_share
+    rule.reconfigure(BreakerConfig(fail_max=3, min_calls=3, window=30.0), 10.0)
+    assert (rule.window.seconds, rule.window.calls, rule.consecutive) == (30.0, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [(None, None), (0.0, None), (-5.0, None), (math.nan, None), (0.2, 0.2), (math.inf, math.inf)],
+)
+def test_only_a_hint_above_zero_says_something(hint: float | None, expected: float | None) -> None:
+    """A wait of nothing, less than nothing, or no number is no hint."""
+    assert believable(hint) == expected
+
+
+def test_openings_double_up_to_the_maximum() -> None:
+    """60 s, 120 s, 240 s, 480 s, then 600 s however often it fails."""
+    config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
+    lengths = [pause(config, count, None, lambda: 0.0) for count in (1, 2, 3, 4, 5, 6, 5000)]
+
+    assert lengths == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0, 600.0]
+
+
+def test_jitter_lengthens_by_up_to_a_tenth_even_the_maximum() -> None:
+    """Jitter is upward only, at most 10 %, and comes on top of the maximum."""
+    config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
+    dice = random.Random(7)
+    lengths = [pause(config, 1, None, dice.random) for _ in range(2000)]
+
+    assert 60.0 <= min(lengths) < 60.2
+    assert 65.8 < max(lengths) <= 66.0
+    assert pause(config, 9, None, lambda: 1.0) == pytest.approx(660.0)
+    assert tripped_pause(config, None, lambda: 1.0) == pytest.approx(660.0)
+
+
+def test_a_hint_makes_an_opening_no_shorter_and_counts_up_to_the_maximum() -> None:
+    """With a failure's hint the opening lasts at least that long, at most reset_max."""
+    config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
+
+    assert pause(config, 1, 30.0, lambda: 0.0) == 60.0
+    assert pause(config, 1, 90.0, lambda: 1.0) == 90.0
+    assert pause(config, 1, 5000.0, lambda: 0.0) == 600.0
+
+
+def test_a_trip_lasts_the_maximum_or_a_longer_hint_up_to_a_day() -> None:
+    """A longer hint is taken exactly, a shorter one ignored, one beyond 24 hours cut there."""
+    config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
+
+    assert tripped_pause(config, None, lambda: 0.0) == 600.0
+    assert tripped_pause(config, 30.0, lambda: 0.0) == 600.0
+    assert tripped_pause(config, 600.5, lambda: 1.0) == 600.5
+    assert tripped_pause(config, 7200.0, lambda: 1.0) == 7200.0
+    assert tripped_pause(config, math.inf, lambda: 1.0) == 86_400.0
+
+
+def test_a_maximum_beyond_a_day_is_not_cut_by_a_hint() -> None:
+    """The limit on hints never makes a trip shorter than reset_max."""
+    config = BreakerConfig(reset_timeout=60.0, reset_max=100_000.0)
+
+    assert tripped_pause(config, 200_000.0, lambda: 0.0) == 100_000.0
