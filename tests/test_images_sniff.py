@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from images_samples import encoded, exif, picture
 
 from resilient_imagen.images.intact import is_intact
-from resilient_imagen.images.sniff import pixel_size, sniff_mime
+from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
 
 ENCODINGS = {
     "png": (encoded(picture(), "PNG"), "image/png"),
@@ -128,3 +128,18 @@ def test_a_flipped_bit_in_a_png_is_noticed() -> None:
     data[len(data) // 2] ^= 1
 
     assert not is_intact(bytes(data))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
+    """As Pillow writes it, and as cameras with the other byte order do."""
+    big = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, turn, 0) + bytes(4)
+
+    assert exif_orientation(exif(turn)) == turn
+    assert exif_orientation(b"Exif\0\0" + big) == turn
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))
+def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
+    """No EXIF data make the reader fail."""
+    assert exif_orientation(start + data) in range(1, 9)

@@ -2,6 +2,7 @@
 
 The one place that imports it, on first use. Its process-wide settings are the application's and
 are neither changed nor relied on: the limit on pixels is ours, checked before anything is decoded.
+What Pillow warns of in broken metadata goes where the application sends its warnings.
 Everything here takes time; call it off the event loop.
 """
 
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.sniff import pixel_size, sniff_mime
+from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,8 +53,6 @@ _DECODERS: Final = {
 _PNG_LEVEL: Final = 4
 _WEBP_HEAD: Final = 2**16
 """Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
-_EXIF_ORIENTATION: Final = 0x0112
-_UPRIGHT: Final = 1
 _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
 
 
@@ -98,15 +97,7 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
 
 def orientation(picture: Image) -> int:
     """Read the turn that EXIF asks for, from 1 (upright) to 8; nothing is decoded."""
-    info = picture.info
-    # For a PNG without EXIF Pillow would decode all of it, in search of some at the end.
-    if not any(key in info for key in ("exif", "Raw profile type exif", "xmp")):
-        return _UPRIGHT
-    try:
-        turn = picture.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
-    except Exception:  # noqa: BLE001 - broken EXIF may raise anything, and means nothing
-        return _UPRIGHT
-    return turn if turn in range(1, 9) else _UPRIGHT
+    return exif_orientation(picture.info.get("exif", b""))
 
 
 def shown_size(picture: Image) -> tuple[int, int]:
@@ -117,12 +108,20 @@ def shown_size(picture: Image) -> tuple[int, int]:
 
 def upright(picture: Image) -> Image:
     """Decode and turn as EXIF asks for."""
-    if orientation(picture) == _UPRIGHT:
-        picture.load()
-        return picture
-    from PIL import ImageOps
+    from PIL.Image import Transpose
 
-    return ImageOps.exif_transpose(picture)
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    picture.load()
+    turn = turns.get(orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def plain(picture: Image) -> Image:

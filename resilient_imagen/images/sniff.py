@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["JPEG_SCAN", "jpeg_segments", "pixel_size", "sniff_mime"]
+__all__ = ["JPEG_SCAN", "exif_orientation", "jpeg_segments", "pixel_size", "sniff_mime"]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES: Final = frozenset((12, 40, 108, 124))
@@ -33,6 +33,7 @@ _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_END: Final = 0xD9
 JPEG_SCAN: Final = 0xDA
 _JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+_ORIENTATION_TAG: Final = 0x0112
 # Real files have a few dozen; a hostile one of 50 MB could have twelve million.
 _MAX_JPEG_SEGMENTS: Final = 4096
 
@@ -151,3 +152,24 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             return
         length = data[at + 2 : at + 4]
         at += 2 if code in _JPEG_LONE else 2 + int.from_bytes(length, "big")
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Read the turn that EXIF data ask for: 1 (upright, or nothing said, or nonsense) to 8.
+
+    Our own, because Pillow warns of what is broken elsewhere in the data and may decode for it.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, directory)
+        for at in range(directory + 2, directory + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at)
+            if tag == _ORIENTATION_TAG:
+                return value if value in range(1, 9) else 1
+    except struct.error:  # it ends too early
+        pass
+    return 1

@@ -1,0 +1,300 @@
+"""References that providers refuse are mended; good ones pass untouched."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from images_samples import encoded, exif, opened, picture, png_chunk, raw_png
+from PIL import Image, ImageCms, ImageOps
+
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.mend import Mended, mend
+from resilient_imagen.images.sniff import sniff_mime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_PIXELS = 100_000_000
+
+
+def mended(data: bytes) -> Mended:
+    return mend(data, max_pixels=MAX_PIXELS)
+
+
+def near(left: Image.Image, right: Image.Image, tolerance: int = 12) -> bool:
+    """Whether two pictures look the same, as far as lossy encoding allows."""
+    if left.size != right.size:
+        return False
+    pairs = zip(left.convert("RGB").tobytes(), right.convert("RGB").tobytes(), strict=True)
+    return max(abs(a - b) for a, b in pairs) <= tolerance
+
+
+BROKEN_EXIF = b"Exif\0\0MM\0*\xff\xff\xff\xff"
+GOOD = {
+    "png": encoded(picture(), "PNG"),
+    "png with alpha": encoded(picture(mode="RGBA"), "PNG"),
+    "png grey": encoded(picture(mode="L"), "PNG"),
+    "jpeg": encoded(picture(), "JPEG"),
+    "jpeg grey": encoded(picture(mode="L"), "JPEG"),
+    "jpeg progressive": encoded(picture(), "JPEG", progressive=True),
+    "jpeg upright by exif": encoded(picture(), "JPEG", exif=exif(1)),
+    "jpeg with broken exif": encoded(picture(), "JPEG", dpi=(72, 72), exif=BROKEN_EXIF),
+    "webp": encoded(picture(), "WEBP"),
+    "webp lossless": encoded(picture(mode="RGBA"), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_a_good_picture_passes_as_the_very_same_object(case: str) -> None:
+    """Byte for byte, without even a copy."""
+    data = GOOD[case]
+
+    result = mended(data)
+
+    assert result.data is data
+    assert result.mime_type == sniff_mime(data)
+    assert result.note is None
+
+
+def test_a_good_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header and structure are enough: a decoder that fails is never asked."""
+    from PIL import ImageFile
+
+    def fail(_self: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+
+    for data in (GOOD["png"], GOOD["jpeg"]):
+        assert mended(data).data is data
+
+
+def animation(form: str) -> bytes:
+    frames = [Image.new("RGB", (48, 80), colour) for colour in ("blue", "lime")]
+    return encoded(picture(), form, save_all=True, append_images=frames, lossless=True)
+
+
+def mpo() -> bytes:
+    return encoded(picture(), "MPO", save_all=True, append_images=[picture(20, 20)], quality=95)
+
+
+def sixteen_bit_rgb() -> bytes:
+    rows = bytearray()
+    for line in range(80):
+        rows.append(0)
+        for column in range(48):
+            rows += struct.pack(">HHH", column * 1300, line * 800, 90 * 257)
+    return raw_png(48, 80, 16, 2, bytes(rows))
+
+
+# name: the encoded picture, the type it becomes, the mode it becomes, words in the note
+BAD: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
+    "mpo": (mpo, "image/jpeg", "RGB", "several pictures"),
+    "cmyk jpeg": (lambda: encoded(picture(mode="CMYK"), "JPEG", quality=95),
+                  "image/jpeg", "RGB", "mode CMYK"),
+    "palette png": (lambda: encoded(picture(mode="P"), "PNG"), "image/png", "RGB", "mode P"),
+    "bilevel png": (lambda: encoded(picture(mode="1"), "PNG"), "image/png", "RGB", "mode 1"),
+    "grey png with alpha": (lambda: encoded(picture(mode="LA"), "PNG"),
+                            "image/png", "RGBA", "mode LA"),
+    "16-bit png": (sixteen_bit_rgb, "image/png", "RGB", "16 bits"),
+    "animated png": (lambda: animation("PNG"), "image/png", "RGB", "animated"),
+    "animated webp": (lambda: animation("WEBP"), "image/png", "RGB", "animated"),
+    "animated gif": (lambda: animation("GIF"), "image/png", "RGB", "image/gif"),
+    "bmp": (lambda: encoded(picture(), "BMP"), "image/png", "RGB", "image/bmp"),
+    "tiff": (lambda: encoded(picture(), "TIFF"), "image/png", "RGB", "image/tiff"),
+    "tiff cmyk": (lambda: encoded(picture(mode="CMYK"), "TIFF"), "image/png", "RGB", "image/tiff"),
+    "avif": (lambda: encoded(picture(), "AVIF", quality=95), "image/jpeg", "RGB", "image/avif"),
+    "avif with alpha": (lambda: encoded(Image.new("RGBA", (48, 80), (1, 2, 3, 4)), "AVIF"),
+                        "image/png", "RGBA", "image/avif"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_picture_is_mended(case: str) -> None:
+    """It becomes a plain one that passes from then on, and the note says what was wrong."""
+    make, mime, mode, words = BAD[case]
+    data = make()
+
+    result = mended(data)
+
+    assert (result.mime_type, opened(result.data).mode) == (mime, mode)
+    assert sniff_mime(result.data) == mime
+    assert result.note is not None
+    assert words in result.note
+    assert mended(result.data).data is result.data
+
+
+@pytest.mark.parametrize(
+    ("case", "tolerance"),
+    [("mpo", 12), ("cmyk jpeg", 20), ("animated png", 0), ("animated webp", 0),
+     ("bmp", 0), ("tiff", 0), ("avif", 20), ("palette png", 60), ("animated gif", 60)],
+)  # fmt: skip
+def test_a_mended_picture_shows_the_same(case: str, tolerance: int) -> None:
+    """Mending changes the encoding, not what is seen; of several frames it is the first."""
+    assert near(opened(mended(BAD[case][0]()).data), picture(), tolerance)
+
+
+def test_sixteen_bit_grey_is_scaled_not_cut_off() -> None:
+    """Half of 65535 becomes half of 255."""
+    rows = b"".join(b"\0" + struct.pack(">HHH", 0, 32768, 65535) for _ in range(2))
+
+    result = opened(mended(raw_png(3, 2, 16, 0, rows)).data)
+
+    assert [result.convert("L").getpixel((x, 0)) for x in range(3)] == [0, 128, 255]
+
+
+def test_sixteen_bit_colour_keeps_its_high_bytes() -> None:
+    """What is lost is the lower half of each value."""
+    result = opened(mended(sixteen_bit_rgb()).data)
+
+    assert result.getpixel((0, 0)) == (0, 0, 90)
+    assert result.getpixel((47, 79)) == (47 * 1300 >> 8, 79 * 800 >> 8, 90)
+
+
+def test_transparency_of_a_palette_survives() -> None:
+    """A palette with a transparent entry becomes RGBA."""
+    source = Image.new("P", (4, 4), 1)
+    source.putpalette([255, 0, 0, 0, 255, 0])
+    source.putpixel((0, 0), 0)
+
+    result = opened(mended(encoded(source, "PNG", transparency=0)).data).convert("RGBA")
+
+    assert result.getpixel((0, 0)) == (255, 0, 0, 0)
+    assert result.getpixel((1, 1)) == (0, 255, 0, 255)
+
+
+@pytest.mark.parametrize("turn", range(2, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_turned_picture_is_set_upright(form: str, turn: int) -> None:
+    """All turns that EXIF knows are applied to the pixels, in all three types, type kept."""
+    options = {"lossless": True} if form == "WEBP" else {"quality": 95}
+    data = encoded(picture(), form, exif=exif(turn), **options)
+
+    result = mended(data)
+
+    assert result.mime_type == f"image/{form.lower()}"
+    assert opened(result.data).getexif().get(0x0112, 1) == 1
+    assert near(opened(result.data), ImageOps.exif_transpose(opened(data)))
+    assert result.note is not None
+    assert "turned by EXIF" in result.note
+
+
+def test_an_upright_jpeg_keeps_subsampling_and_profile() -> None:
+    """Turning upright neither coarsens the colours nor loses what they mean."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(picture(), "JPEG", exif=exif(3), subsampling=0, icc_profile=profile)
+
+    result = opened(mended(data).data)
+
+    from PIL.JpegImagePlugin import get_sampling
+
+    assert get_sampling(result) == 0
+    assert result.info["icc_profile"] == profile
+
+
+def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
+    """EXIF does not survive mending, but for nothing else than that it is not copied."""
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    tags[0x010F] = "a camera's maker"
+
+    result = mended(encoded(picture(), "JPEG", exif=tags.tobytes()))
+
+    assert b"camera" not in result.data
+
+
+def test_cmyk_with_a_broken_profile_is_still_mended() -> None:
+    """A profile that cannot be read is left out, the plain formula serves."""
+    data = encoded(picture(mode="CMYK"), "JPEG", icc_profile=b"no profile at all" * 20)
+
+    result = opened(mended(data).data)
+
+    assert result.mode == "RGB"
+    assert "icc_profile" not in result.info
+
+
+REFUSED = {
+    "empty": (b"", "not an image"),
+    "text": (b"<html>not found</html>", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "torn jpeg": (encoded(picture(), "JPEG")[:-40], "truncated"),
+    "torn png": (encoded(picture(), "PNG")[:-40], "truncated"),
+    "torn webp": (encoded(picture(), "WEBP")[:-40], "truncated"),
+    "torn gif": (encoded(picture(), "GIF")[:60], "damaged"),
+    "torn tiff": (encoded(picture(), "TIFF")[:60], "damaged"),
+    "torn mpo": (mpo()[:500], "truncated"),
+    "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "more than 100 megapixels"),
+    "gif bomb": (b"GIF89a" + struct.pack("<HH", 65535, 65535) + bytes(40), "more than 100 mega"),
+    "webp bomb": (b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\xff" * 2 + bytes(8),
+                  "more than 100 megapixels"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic, which cannot be read here"),
+    "nothing but a header": (b"\x89PNG\r\n\x1a\n" + png_chunk(b"IEND", b""), "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
+    """The reason is told shortly, and is the right one."""
+    data, words = REFUSED[case]
+
+    with pytest.raises(UnusableImageError, match=words):
+        mended(data)
+
+
+def test_the_pixel_limit_is_ours_and_the_applications_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A picture over Pillow's own limit is mended without a warning, and that limit is not ours."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+
+    assert mended(encoded(picture(mode="P"), "PNG")).mime_type == "image/png"
+    assert Image.MAX_IMAGE_PIXELS == 3000
+    with pytest.raises(UnusableImageError, match=r"more than 0\.003 megapixels"):
+        mend(encoded(picture(mode="P"), "PNG"), max_pixels=3000)
+
+
+def test_a_png_of_endless_chunks_is_given_up() -> None:
+    """Hundreds of thousands of chunks cost no more time than the first thousands."""
+    good = encoded(picture(), "PNG")
+    data = good[:33] + png_chunk(b"teXt", b"") * 300_000 + good[33:]
+
+    with pytest.raises(UnusableImageError, match="truncated or damaged"):
+        mended(data)
+
+
+def with_checksums(data: bytes) -> bytes:
+    """Put right a damaged PNG's checksums, as an attacker would, so that decoders see the rest."""
+    fixed, at = bytearray(data), 8
+    while at + 12 <= len(fixed):
+        end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")
+        if end + 4 > len(fixed):
+            break
+        fixed[end : end + 4] = struct.pack(">I", zlib.crc32(bytes(fixed[at + 4 : end])))
+        at = end + 4
+    return bytes(fixed)
+
+
+@given(st.sampled_from([*GOOD, *BAD]), st.data())
+def test_any_damage_leads_to_a_picture_or_the_documented_error(
+    case: str, data: st.DataObject
+) -> None:
+    """Whatever happens to the bytes of any type, only UnusableImageError comes out."""
+    damaged = bytearray(GOOD[case] if case in GOOD else SAMPLES[case])
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    torn = bytes(damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))])
+
+    try:
+        result = mend(with_checksums(torn) if torn[:4] == b"\x89PNG" else torn, max_pixels=200_000)
+    except UnusableImageError:
+        return
+    assert sniff_mime(result.data) == result.mime_type
+    assert result.mime_type in {"image/png", "image/jpeg", "image/webp"}
+
+
+SAMPLES = {name: make() for name, (make, *_) in BAD.items()}
