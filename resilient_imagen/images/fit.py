@@ -32,7 +32,7 @@ __all__ = ["FitMode", "Fitted", "fit"]
 FitMode = Literal["crop", "pad", "none", "exact"]
 Size = tuple[int, int]
 
-_TOLERANCE: Final = 0.02
+_TOLERANCE_PERCENT: Final = 2
 _KEPT_TYPES: Final = frozenset(("image/png", "image/jpeg", "image/webp"))
 _BACKDROP_SIDE: Final = 64
 """Pixels of the longer side of the picture that is blown up to a backdrop: small is quick."""
@@ -132,7 +132,8 @@ def _passes(size: Size, ratio: Size, target: Size | None, *, exact: bool) -> boo
     (width, height), (across, down) = size, ratio
     if exact:
         return size == _exact_size(size, ratio)
-    return abs(width * down / (height * across) - 1) <= _TOLERANCE
+    asked = height * across  # whole numbers: exactly 2 % is within
+    return 100 * abs(width * down - asked) <= _TOLERANCE_PERCENT * asked
 
 
 def _changed(picture: Image, ratio: Size, mode: FitMode) -> Image:

@@ -1,0 +1,125 @@
+"""References are made smaller until a request may carry them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images_samples import encoded, noise, opened
+from PIL import Image
+
+from resilient_imagen.images.shrink import shrink_to_total
+from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.request import Reference
+
+PHOTO = encoded(noise(700, 700), "PNG")
+SMALL_PHOTO = encoded(noise(540, 540), "PNG")
+OPAQUE_RGBA = encoded(noise(600, 600).convert("RGBA"), "PNG")
+CLEAR_RGBA = encoded(noise(600, 600, "RGBA"), "PNG")
+JPEG = encoded(noise(700, 700), "JPEG", quality=92)
+
+
+def shrunk(
+    limit: int, *pictures: bytes
+) -> tuple[tuple[Reference, ...], tuple[str, ...], tuple[Reference, ...]]:
+    given_in = tuple(
+        Reference(data, sniff_mime(data) or "", index) for index, data in enumerate(pictures)
+    )
+    references, notes = asyncio.run(shrink_to_total(given_in, limit))
+    assert [each.index for each in references] == [each.index for each in given_in]
+    assert all(sniff_mime(each.data) == each.mime_type for each in references)
+    return references, notes, given_in
+
+
+def total(references: tuple[Reference, ...]) -> int:
+    return sum(len(each.data) for each in references)
+
+
+def test_what_fits_is_not_touched() -> None:
+    """The very same objects come back, without a note."""
+    references, notes, given_in = shrunk(len(PHOTO) + len(JPEG), PHOTO, JPEG)
+
+    assert all(left is right for left, right in zip(references, given_in, strict=True))
+    assert notes == ()
+
+
+def test_the_largest_goes_first_and_no_more_than_needed() -> None:
+    """One large PNG as JPEG is enough: the smaller PNG and all pixels are kept."""
+    limit = len(PHOTO) + len(SMALL_PHOTO) - 1000
+
+    references, notes, given_in = shrunk(limit, SMALL_PHOTO, PHOTO)
+
+    assert references[0] is given_in[0]
+    assert references[1].mime_type == "image/jpeg"
+    assert opened(references[1].data).size == (700, 700)
+    assert total(references) <= limit
+    before, after = (f"{len(each[1].data) / 1e6:.1f} MB" for each in (given_in, references))
+    assert notes == (f"reference 1 made smaller for its size: {before} to {after}",)
+
+
+def test_pixels_are_given_up_last() -> None:
+    """Only when all are JPEG, sides shrink."""
+    as_jpeg = [len(encoded(opened(data), "JPEG", quality=92)) for data in (SMALL_PHOTO, PHOTO)]
+
+    references, _, _ = shrunk(sum(as_jpeg) - 1, SMALL_PHOTO, PHOTO)
+
+    assert [opened(each.data).size for each in references] == [(540, 540), (525, 525)]
+    assert {each.mime_type for each in references} == {"image/jpeg"}
+
+
+def test_opaque_alpha_is_no_reason_to_stay_png() -> None:
+    """An alpha channel that hides nothing is left out."""
+    references, _, _ = shrunk(len(OPAQUE_RGBA) - 1, OPAQUE_RGBA)
+
+    assert references[0].mime_type == "image/jpeg"
+
+
+def test_transparency_is_kept() -> None:
+    """A picture with holes stays PNG, with fewer pixels."""
+    references, _, _ = shrunk(len(CLEAR_RGBA) - 1000, CLEAR_RGBA)
+
+    assert references[0].mime_type == "image/png"
+    assert opened(references[0].data).mode == "RGBA"
+
+
+def test_what_cannot_fit_is_said() -> None:
+    """It stops at 512 pixels and tells that it is still too much."""
+    references, notes, _ = shrunk(1000, PHOTO, encoded(Image.new("RGB", (30, 30)), "PNG"))
+
+    assert max(opened(references[0].data).size) == 525
+    assert opened(references[1].data).size == (30, 30)
+    assert notes[-1].endswith("over the limit")
+
+
+def test_what_cannot_be_decoded_stays_as_it_is() -> None:
+    """Damage that no header shows is the provider's to refuse, not a reason to fail here."""
+    torn = PHOTO[: len(PHOTO) // 2]
+
+    references, notes, given_in = shrunk(10, torn)
+
+    assert references[0] is given_in[0]
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("pictures", [(), (JPEG,)])
+def test_a_limit_of_nothing_ends(pictures: tuple[bytes, ...]) -> None:
+    """No limit, however small, makes it run for ever."""
+    references, _, _ = shrunk(0, *pictures)
+
+    assert len(references) == len(pictures)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.sampled_from([PHOTO, SMALL_PHOTO, CLEAR_RGBA, JPEG]), max_size=4),
+    st.integers(0, 6_000_000),
+)
+def test_it_fits_or_says_so(pictures: list[bytes], limit: int) -> None:
+    """Whatever is given: within the limit, or a note; never larger than before."""
+    references, notes, given_in = shrunk(limit, *pictures)
+
+    assert total(references) <= limit or notes[-1].endswith("over the limit")
+    pairs = zip(references, given_in, strict=True)
+    assert all(len(after.data) <= len(before.data) for after, before in pairs)
