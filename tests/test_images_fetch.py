@@ -1,0 +1,508 @@
+"""Pictures come from public addresses only, within limits, whatever servers and names try."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import shutil
+import ssl
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import httpcore2
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from images_samples import encoded, picture
+
+from resilient_imagen.images.addresses import is_public
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.fetch import Fetcher, FetchError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.testing import run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from pathlib import Path
+
+PNG = encoded(picture(), "PNG")
+SECRET = "signature=do-not-tell"
+LOCAL = ImageLimits(allow_private=True, allow_http=True, fetch_seconds=10)
+
+
+def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Server:
+    """A loopback server that answers each path with the bytes it was given for it."""
+
+    def __init__(self, pages: dict[str, bytes]) -> None:
+        self.pages = pages
+        self.requests: list[bytes] = []
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        self.requests.append(request)
+        page = self.pages.get(request.split()[1].decode(), answer("404 Not Found"))
+        try:
+            writer.write(page.replace(b"PORT", str(self.port).encode()))
+            if page.endswith(b"...for ever"):
+                await reader.read()  # until the other side goes away
+            await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(
+    pages: dict[str, bytes], context: ssl.SSLContext | None = None
+) -> AsyncIterator[Server]:
+    server = Server(pages)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context)
+    server.port = listener.sockets[0].getsockname()[1]
+    async with listener:
+        yield server
+
+
+def load(path: str, pages: dict[str, bytes], limits: ImageLimits = LOCAL) -> bytes:
+    async def run() -> bytes:
+        async with serving(pages) as server:
+            return await Fetcher(limits).fetch(f"http://127.0.0.1:{server.port}{path}")
+
+    return asyncio.run(run())
+
+
+def names(**table: str) -> Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]:
+    """A resolver that knows these names; underscores stand for dots."""
+    known = {name.replace("_", "."): address.split() for name, address in table.items()}
+
+    async def resolve(host: str, _port: int) -> Sequence[str]:
+        return known.get(host, [])
+
+    return resolve
+
+
+class Recorder(httpcore2.AsyncNetworkBackend):
+    """Stands for the network: notes where connections go, and answers them from a script."""
+
+    def __init__(self, answers: Sequence[bytes], *, lands_at: str | None = None) -> None:
+        self.answers = list(answers)
+        self.lands_at = lands_at
+        self.connected: list[str] = []
+
+    async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
+        self.connected.append(host)
+        reply = self.answers.pop(0) if self.answers else answer("200 OK", PNG)
+        return RecordedStream(reply, self.lands_at or host)
+
+
+class RecordedStream(httpcore2.AsyncMockStream):
+    def __init__(self, reply: bytes, peer: str) -> None:
+        super().__init__([reply])
+        self.peer = peer
+
+    async def start_tls(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return (self.peer, 443) if info == "server_addr" else None
+
+
+def recorded(fetcher: Fetcher, network: Recorder) -> Fetcher:
+    fetcher._network._network = network  # type: ignore[assignment]
+    fetcher._ssl_context = ssl.create_default_context()
+    return fetcher
+
+
+def test_a_picture_is_loaded_from_a_real_server() -> None:
+    """Where private addresses and http are allowed, loopback works, redirects included."""
+    pages = {
+        "/start": answer("302 Found", b"", "Location: /next?a=1#part"),
+        "/next?a=1": answer("307 Temporary Redirect", b"", "Location: http://127.0.0.1:PORT/end"),
+        "/end": answer("200 OK", PNG, "Content-Type: text/lies"),
+    }
+
+    assert load("/start", pages) == PNG
+
+
+def test_requests_carry_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cookies, no credentials; proxies of the environment are not used."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+
+    async def run() -> bytes:
+        pages = {
+            "/a": answer("302 Found", b"", "Location: /b", "Set-Cookie: id=1"),
+            "/b": answer("200 OK", PNG),
+        }
+        async with serving(pages) as server:
+            await Fetcher(LOCAL).fetch(f"http://127.0.0.1:{server.port}/a")
+            return server.requests[1].lower()
+
+    request = asyncio.run(run())
+
+    sent = {line.split(b":")[0] for line in request.split(b"\r\n")[1:] if line}
+    assert sent == {b"host", b"user-agent", b"accept", b"accept-encoding"}
+
+
+def test_one_fetcher_serves_several_event_loops() -> None:
+    """Nothing in it is bound to the loop it was first used on."""
+    fetcher = Fetcher(LOCAL)
+
+    async def run() -> bytes:
+        async with serving({"/": answer("200 OK", PNG)}) as server:
+            return await fetcher.fetch(f"http://127.0.0.1:{server.port}/")
+
+    assert [asyncio.run(run()) for _ in range(2)] == [PNG, PNG]
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context, and a client's that trusts it."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=pictures.test",
+         "-addext", "subjectAltName=DNS:pictures.test"],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+    return server, ssl.create_default_context(cafile=certificate)
+
+
+@pytest.mark.parametrize("name", ["pictures.test", "other.test"])
+def test_tls_verifies_the_name_though_a_number_is_connected_to(
+    name: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    """The certificate's name is accepted, and no other one at the same address."""
+    resolve = names(pictures_test="127.0.0.1", other_test="127.0.0.1")
+    fetcher = Fetcher(LOCAL, resolve=resolve, ssl_context=tls[1])
+
+    async def run() -> bytes:
+        async with serving({"/p.png": answer("200 OK", PNG)}, tls[0]) as server:
+            return await fetcher.fetch(f"https://{name}:{server.port}/p.png")
+
+    if name == "pictures.test":
+        assert asyncio.run(run()) == PNG
+    else:
+        with pytest.raises(FetchError, match="could not be reached"):
+            asyncio.run(run())
+
+
+PAGES = {
+    "/missing": (answer("404 Not Found", b"no"), "not found"),
+    "/denied": (answer("403 Forbidden"), "denied"),
+    "/failing": (answer("503 Service Unavailable"), "did not deliver"),
+    "/partial": (answer("206 Partial Content", PNG), "did not deliver"),
+    "/loop": (answer("302 Found", b"", "Location: /loop"), "redirected too often"),
+    "/nowhere": (answer("302 Found"), "redirected too often"),
+    "/senseless": (answer("302 Found", b"", "Location: http://[::1"), "not valid"),
+    "/mail": (answer("302 Found", b"", "Location: mailto:me@example.org"), "http or https address"),
+    "/file": (answer("302 Found", b"", "Location: file:///etc/passwd"), "http or https address"),
+    "/user": (answer("302 Found", b"", "Location: http://me:pw@127.0.0.1/"), "password"),
+    "/large": (answer("200 OK", bytes(2_000_001)), "larger than 2 MB"),
+    "/endless": (
+        b"HTTP/1.1 200 OK\r\n\r\n" + bytes(2_000_001) + b"...for ever",
+        "larger than 2 MB",
+    ),
+    "/slow": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nthis lasts...for ever", "too long"),
+    "/torn": (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nonly this", "broke off"),
+    "/rubbish": (b"this is no HTTP\r\n\r\n", "broke off"),
+    "/silent": (b"", "broke off"),
+}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_cannot_be_loaded_says_why(path: str) -> None:
+    """Every way to fail has its plain words, and none of them holds the address."""
+    page, words = PAGES[path]
+    limits = ImageLimits(
+        allow_private=True,
+        allow_http=True,
+        max_reference_bytes=2_000_000,
+        fetch_seconds=0.3 if path == "/slow" else 20,
+    )
+
+    with pytest.raises(UnusableImageError, match=words) as caught:
+        load(f"{path}?{SECRET}", {f"{path}?{SECRET}": page, "/loop": page}, limits)
+
+    assert "127.0.0.1" not in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_redirects_are_counted() -> None:
+    """As many as allowed are followed, and not one more."""
+    pages = {f"/{at}": answer("301 Moved", b"", f"Location: /{at + 1}") for at in range(3)}
+    pages["/3"] = answer("200 OK", PNG)
+
+    assert load("/0", pages) == PNG
+    with pytest.raises(FetchError, match="too often"):
+        load("/0", pages, ImageLimits(allow_private=True, allow_http=True, max_redirects=2))
+
+
+BAD_URLS = {
+    "http": "http://example.org/a.png",
+    "file": "file:///etc/passwd",
+    "ftp": "ftp://example.org/a.png",
+    "no scheme": "example.org/a.png",
+    "user": "https://me@example.org/a.png",
+    "password": "https://me:pw@example.org/a.png",
+    "no host": "https:///a.png",
+    "broken host": "https://[::1/a.png",
+    "broken port": "https://example.org:port/",
+    "surrogate": "https://\ud800.example.org/",
+    "endless": "https://example.org/" + "a" * 100_000,
+    "empty": "",
+    "null": "https://exam\0ple.org/",
+}
+
+
+@pytest.mark.parametrize("case", BAD_URLS)
+def test_bad_addresses_are_refused_unasked(case: str) -> None:
+    """No name is looked up for what is not plain https."""
+    asked = []
+
+    async def resolve(host: str, _port: int) -> Sequence[str]:
+        asked.append(host)
+        return []
+
+    with pytest.raises(FetchError):
+        asyncio.run(Fetcher(resolve=resolve).fetch(BAD_URLS[case]))
+
+    assert asked == []
+
+
+PRIVATE = [
+    "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1",
+    "127.255.255.254", "168.63.129.16", "169.254.169.254", "172.16.0.1", "172.31.255.255",
+    "192.0.0.192", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.51.100.1",
+    "203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1",
+    "::7f00:1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.0.0.1",
+    "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "100::1", "2001::1", "2001:db8::1",
+    "2002:7f00:1::", "2002:808:808::", "3fff::1", "4000::1", "5f00::1", "fc00::1",
+    "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "ff0e::1",
+]  # fmt: skip
+PUBLIC = [
+    "1.1.1.1", "8.8.8.8", "100.63.255.255", "100.128.0.1", "172.15.255.255", "172.32.0.1",
+    "192.0.1.1", "198.20.0.1", "223.255.255.255", "2606:4700:4700::1111", "2001:4860:4860::8888",
+    "2a00:1450::1", "::ffff:8.8.8.8", "64:ff9b::808:808",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_inner_addresses_are_not_public(address: str) -> None:
+    """Nor those that carry one inside."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_outer_addresses_are_public(address: str) -> None:
+    """The neighbours of refused ranges, and IPv4 in a dress that networks really use."""
+    assert is_public(address)
+
+
+@given(st.one_of(st.ip_addresses(), st.text(max_size=30)))
+def test_nothing_inner_is_ever_public(address: object) -> None:
+    """Against the standard library's own judgement, for all addresses and for any text."""
+    if not is_public(str(address)):
+        return
+    parsed = ipaddress.ip_address(str(address))
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        parsed = parsed.ipv4_mapped
+    assert not any((parsed.is_private, parsed.is_loopback, parsed.is_link_local))
+    assert not any((parsed.is_multicast, parsed.is_unspecified))
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+@pytest.mark.parametrize("by_name", [True, False])
+def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
+    """Written out or behind a name, alone or beside a public one."""
+    host = "trap.test" if by_name else (f"[{address}]" if ":" in address else address)
+    network = Recorder([])
+    fetcher = recorded(Fetcher(resolve=names(trap_test=f"8.8.8.8 {address}")), network)
+
+    with pytest.raises(FetchError, match=r"not public|not a valid"):
+        asyncio.run(fetcher.fetch(f"https://{host}/"))
+
+    assert network.connected == []
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "017700000001", "localhost"])
+def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
+    """The system's own lookup decides what they mean, and the meaning is judged."""
+    network = Recorder([])
+
+    with pytest.raises(FetchError, match=r"not public|not a valid|unknown"):
+        asyncio.run(recorded(Fetcher(), network).fetch(f"https://{host}/"))
+
+    assert network.connected == []
+
+
+@pytest.mark.parametrize(
+    "target", ["https://169.254.169.254/latest/meta-data/", "https://[::ffff:10.0.0.1]/",
+               "https://inner.test/", "//127.0.0.1/"],
+)  # fmt: skip
+def test_a_redirect_inside_is_not_followed(target: str) -> None:
+    """Each hop is judged anew; a relative scheme, a number and a name alike."""
+    network = Recorder([answer("302 Found", b"", f"Location: {target}")])
+    resolve = names(outer_test="8.8.8.8", inner_test="192.168.0.7")
+
+    with pytest.raises(FetchError, match="not public"):
+        asyncio.run(recorded(Fetcher(resolve=resolve), network).fetch("https://outer.test/"))
+
+    assert network.connected == ["8.8.8.8"]
+
+
+def test_a_redirect_to_plain_http_is_not_followed() -> None:
+    """Https stays https."""
+    network = Recorder([answer("302 Found", b"", "Location: http://outer.test/")])
+
+    with pytest.raises(FetchError, match="not an https address"):
+        asyncio.run(
+            recorded(Fetcher(resolve=names(outer_test="8.8.8.8")), network).fetch(
+                "https://outer.test/"
+            )
+        )
+
+
+def test_a_name_that_changes_its_answer_gains_nothing() -> None:
+    """One lookup a connection, and exactly the address that was checked is connected to."""
+    asked = []
+
+    async def rebinding(host: str, _port: int) -> Sequence[str]:
+        asked.append(host)
+        return ["8.8.8.8"] if len(asked) == 1 else ["127.0.0.1"]
+
+    network = Recorder([answer("200 OK", PNG), answer("200 OK", PNG)])
+    fetcher = recorded(Fetcher(resolve=rebinding), network)
+
+    async def run() -> bytes:
+        return await fetcher.fetch("https://rebinding.test/")
+
+    assert asyncio.run(run()) == PNG
+    with pytest.raises(FetchError, match="not public"):
+        asyncio.run(run())
+    assert network.connected == ["8.8.8.8"]
+    assert asked == ["rebinding.test"] * 2
+
+
+def test_a_connection_that_lands_elsewhere_is_dropped() -> None:
+    """Whatever happens below us: the socket's own peer is judged before a byte is sent."""
+    network = Recorder([], lands_at="127.0.0.1")
+
+    with pytest.raises(FetchError, match="not public"):
+        asyncio.run(
+            recorded(Fetcher(resolve=names(a_test="8.8.8.8")), network).fetch("https://a.test/")
+        )
+
+
+def test_the_next_address_is_tried_when_one_is_dead() -> None:
+    """A name with a dead first address still serves."""
+
+    async def run() -> bytes:
+        async with serving({"/": answer("200 OK", PNG)}) as server:
+            resolve = names(two_test="127.0.0.2 127.0.0.1")
+            return await Fetcher(LOCAL, resolve=resolve).fetch(f"http://two.test:{server.port}/")
+
+    assert asyncio.run(run()) == PNG
+
+
+def test_a_lookup_that_hangs_ends_in_time() -> None:
+    """The time limit covers the name's lookup too."""
+
+    async def hanging(_host: str, _port: int) -> Sequence[str]:
+        await asyncio.sleep(3600)
+        return []
+
+    with pytest.raises(FetchError, match="too long"):
+        run_virtual(Fetcher(resolve=hanging).fetch("https://hanging.test/"))
+
+
+@pytest.mark.parametrize("error", [OSError("no such name"), UnicodeError("label too long")])
+def test_a_lookup_that_fails_is_told(error: Exception) -> None:
+    """A name that nobody knows is a plain reason."""
+
+    async def failing(_host: str, _port: int) -> Sequence[str]:
+        raise error
+
+    with pytest.raises(FetchError, match="name is unknown"):
+        asyncio.run(Fetcher(resolve=failing).fetch("https://unknown.test/"))
+
+
+def test_the_callers_cancellation_stays_a_cancellation() -> None:
+    """It is neither swallowed nor renamed."""
+
+    async def hanging(_host: str, _port: int) -> Sequence[str]:
+        await asyncio.sleep(3600)
+        return []
+
+    async def run() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await Fetcher(resolve=hanging).fetch("https://hanging.test/")
+
+    run_virtual(run())
+
+
+def test_a_closed_fetcher_refuses() -> None:
+    """With the documented error."""
+
+    async def run() -> bytes:
+        fetcher = Fetcher()
+        await fetcher.aclose()
+        return await fetcher.fetch("https://example.org/")
+
+    with pytest.raises(FetchError, match="closed"):
+        asyncio.run(run())
+
+
+HOSTS = st.one_of(
+    st.ip_addresses().map(lambda ip: f"[{ip}]" if ip.version == 6 else str(ip)),
+    st.sampled_from(["a.test", "b.test", "localhost", "127.1", "0", "xn--", "..", "a" * 300]),
+    st.text(max_size=12),
+)
+URLS = st.builds(
+    "{}{}{}{}{}".format,
+    st.sampled_from(["https://", "http://", "HTTPS:/\\", "//", "ftp://", "https:", " https://"]),
+    st.sampled_from(["", "", "me@", "me:pw@", "@", "%00@", "8.8.8.8@"]),
+    HOSTS,
+    st.sampled_from(["", ":443", ":0", ":99999", ":x", "#@8.8.8.8", "\\@8.8.8.8"]),
+    st.text(max_size=10).map(lambda path: "/" + path),
+)
+REPLIES = st.one_of(
+    URLS.filter(lambda url: url.isascii() and url.isprintable()).map(
+        lambda url: answer("302 Found", b"", f"Location: {url}")),
+    st.binary(max_size=100),
+    st.just(answer("200 OK", PNG)),
+)  # fmt: skip
+
+
+@given(URLS, st.lists(st.lists(st.ip_addresses().map(str), max_size=3), max_size=4),
+       st.lists(REPLIES, max_size=4), st.booleans())  # fmt: skip
+@example("https://a.test/", [["8.8.8.8"]], [b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"], True)
+def test_nothing_leads_inside_and_nothing_else_is_raised(
+    url: str, lookups: list[list[str]], replies: list[bytes], allow_http: bool
+) -> None:
+    """Any address, any name server, any server: no inner connection, no undocumented error."""
+    answers = iter(lookups)
+
+    async def resolve(_host: str, _port: int) -> Sequence[str]:
+        return next(answers, ["8.8.8.8"])
+
+    network = Recorder(replies)
+    limits = ImageLimits(allow_http=allow_http, max_reference_bytes=1000)
+    fetcher = recorded(Fetcher(limits, resolve=resolve), network)
+
+    with suppress(UnusableImageError):
+        assert len(asyncio.run(fetcher.fetch(url))) <= 1000
+    assert all(is_public(address) for address in network.connected)

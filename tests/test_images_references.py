@@ -1,0 +1,268 @@
+"""Whatever callers pass as references becomes pictures, or is dropped with its reason."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images_samples import encoded, picture, raw_png
+
+from resilient_imagen.errors import InvalidRequestError
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.result import ImageResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.images.fetch import Fetcher
+
+PNG = encoded(picture(), "PNG")
+JPEG = encoded(picture(), "JPEG")
+TEXT = base64.b64encode(PNG).decode()
+URL = "https://pictures.test/a.png?signature=secret"
+RESULT = ImageResult(
+    image_bytes=PNG,
+    mime_type="image/png",
+    provider="google",
+    model="m",
+    attempts=1,
+    fallback_reason=None,
+    dropped_references=(),
+    usage={
+        "provider": "google",
+        "model": "m",
+        "input_tokens": None,
+        "output_tokens": None,
+        "total_tokens": None,
+        "cost_usd": None,
+    },
+    latency_s=1.0,
+)
+
+
+class Pages:
+    """Stands for a Fetcher: gives what it was told to, and counts how many load at a time."""
+
+    def __init__(self, page: bytes | UnusableImageError = PNG) -> None:
+        self.page = page
+        self.urls: list[str] = []
+        self.loading = self.most_loading = 0
+
+    async def fetch(self, url: str) -> bytes:
+        self.urls.append(url)
+        self.loading += 1
+        self.most_loading = max(self.most_loading, self.loading)
+        await asyncio.sleep(0)
+        self.loading -= 1
+        if isinstance(self.page, UnusableImageError):
+            raise self.page
+        return self.page
+
+
+def load(
+    *items: object, fetch: Pages | None = None, strict: bool = False, **limits: Any
+) -> LoadedReferences:
+    fetcher: Fetcher | None = fetch  # type: ignore[assignment]
+    return asyncio.run(
+        load_references(items, limits=ImageLimits(**limits), fetch=fetcher, strict=strict)
+    )
+
+
+KINDS: dict[str, object] = {
+    "dict": {"image_base64": TEXT, "mime_type": "image/png"},
+    "dict that lies about its type": {"image_base64": TEXT, "mime_type": "image/webp"},
+    "dict of bytes": {"image_base64": TEXT.encode()},
+    "dict with a data URL": {"image_base64": f"data:image/png;base64,{TEXT}"},
+    "dict with an empty text and a URL": {"image_base64": "", "image_url": URL},
+    "dict with None and a URL": {"image_base64": None, "image_url": {"url": URL}},
+    "dict with a data URL as its URL": {"image_url": {"url": f"data:image/png;base64,{TEXT}"}},
+    "data URL": f"data:image/png;base64,{TEXT}",
+    "base64": TEXT,
+    "bytes": PNG,
+    "bytearray": bytearray(PNG),
+    "memoryview": memoryview(PNG),
+    "strided memoryview": memoryview(bytes(each for byte in PNG for each in (byte, 0)))[::2],
+    "address": URL,
+    "loud address": URL.upper(),
+    "result dict": RESULT.to_dict(),
+    "result": RESULT,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_item_is_understood(kind: str) -> None:
+    """It becomes the same picture, its type told from the bytes."""
+    loaded = load(KINDS[kind], fetch=Pages())
+
+    assert [(each.data, each.mime_type, each.index) for each in loaded.references] == [
+        (PNG, "image/png", 0)
+    ]
+    assert loaded.dropped == ()
+    assert loaded.notes == ()
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    """From a Path, and from anything else that names a file explicitly."""
+
+    class Named:
+        def __fspath__(self) -> str:
+            return str(tmp_path / "a.png")
+
+    (tmp_path / "a.png").write_bytes(PNG)
+
+    assert [each.data for each in load(tmp_path / "a.png", Named()).references] == [PNG, PNG]
+
+
+def test_good_bytes_are_not_copied() -> None:
+    """The caller's own object is what will be sent."""
+    assert load(PNG).references[0].data is PNG
+
+
+def test_a_text_is_never_a_path(tmp_path: Path) -> None:
+    """Texts may come from strangers, who must not read files of ours."""
+    (tmp_path / "a.png").write_bytes(PNG)
+
+    loaded = load(str(tmp_path / "a.png"), f"file://{tmp_path}/a.png")
+
+    assert [each["why"] for each in loaded.dropped] == ["is not valid base64"] * 2
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def large_file(folder: Path) -> Path:
+    (folder / "large").write_bytes(bytes(5001))
+    return folder / "large"
+
+
+UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
+    "dict without anything": ({}, "has neither image_base64 nor image_url"),
+    "dict with None": ({"image_base64": None}, "has neither image_base64 nor image_url"),
+    "dict with a number": ({"image_base64": 7}, "has neither image_base64 nor image_url"),
+    "None": (None, "is of type NoneType, not an image"),
+    "number": (7, "is of type int, not an image"),
+    "bad base64": ({"image_base64": "secret!"}, "is not valid base64"),
+    "empty text": ("", "is not an image of a known type"),
+    "empty bytes": (b"", "is not an image of a known type"),
+    "page instead of a picture": (b"<html>secret</html>", "is not an image of a known type"),
+    "torn": (JPEG[:-50], "is truncated or damaged"),
+    "torn base64": (base64.b64encode(PNG[:-30]).decode(), "is truncated or damaged"),
+    "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "has more than 1 megapixels"),
+    "large bytes": (bytes(5001), "is larger than 0.005 MB"),
+    "large bytearray": (bytearray(5001), "is larger than 0.005 MB"),
+    "large base64": (base64.b64encode(bytes(9000)).decode(), "is larger than 0.005 MB"),
+    "large file": (large_file, "is larger than 0.005 MB"),
+    "no file": (lambda folder: folder / "secret", "is a file that gives FileNotFoundError"),
+    "folder": (lambda folder: folder, "is not a regular file"),
+    "pipe": (pipe, "is not a regular file"),
+    "null in a path": (lambda _folder: Path("secret\0"), "is a file that gives ValueError"),
+    "address that fails": (URL, "was not found"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_an_unusable_item_is_dropped_with_its_reason(case: str, tmp_path: Path) -> None:
+    """The others are kept, each with its own place; nothing of the content is in the reason."""
+    item, why = UNUSABLE[case]
+    item = item(tmp_path) if callable(item) else item
+    pages = Pages(UnusableImageError("was not found"))
+
+    loaded = load(PNG, item, JPEG, fetch=pages, max_reference_bytes=5000, max_pixels=1_000_000)
+
+    assert [each.index for each in loaded.references] == [0, 2]
+    assert loaded.dropped == ({"index": 1, "why": why},)
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_strict_raises_for_the_first_unusable_item(case: str, tmp_path: Path) -> None:
+    """The error names its index and the reason, and nothing of its content."""
+    item, why = UNUSABLE[case]
+    item = item(tmp_path) if callable(item) else item
+    pages = Pages(UnusableImageError("was not found"))
+
+    with pytest.raises(InvalidRequestError) as caught:
+        load(PNG, item, 7, fetch=pages, strict=True, max_reference_bytes=5000, max_pixels=10**6)
+
+    assert str(caught.value) == f"reference_images[1] {why}"
+    assert caught.value.__context__ is None
+
+
+def test_addresses_are_dropped_where_loading_is_off() -> None:
+    """Without a Fetcher nothing is loaded."""
+    assert "loading from addresses is off" in load(URL).dropped[0]["why"]
+
+
+def test_image_base64_comes_before_image_url() -> None:
+    """What is there need not be loaded."""
+    pages = Pages()
+
+    load({"image_base64": TEXT, "image_url": URL}, fetch=pages)
+
+    assert pages.urls == []
+
+
+def test_a_mended_reference_is_noted_with_its_place() -> None:
+    """The caller can tell which one was changed, and why."""
+    loaded = load(PNG, encoded(picture(mode="CMYK"), "JPEG"))
+
+    assert loaded.notes == ("reference 1 mended: mode CMYK: sent as image/jpeg",)
+    assert loaded.references[1].mime_type == "image/jpeg"
+
+
+def test_order_is_kept_and_few_load_at_a_time() -> None:
+    """However many there are, at most so many are loaded side by side."""
+    pages = Pages()
+
+    loaded = load(*[URL] * 16, fetch=pages, max_loading=3)
+
+    assert [each.index for each in loaded.references] == list(range(16))
+    assert pages.most_loading == 3
+
+
+@pytest.mark.parametrize("raw", [TEXT, PNG, bytearray(PNG), {"image_base64": TEXT}, None, 7])
+def test_one_image_instead_of_a_list_is_told(raw: Any) -> None:
+    """A single item is a mistake that would otherwise be taken apart letter by letter."""
+    with pytest.raises(InvalidRequestError, match="must be a list"):
+        asyncio.run(load_references(raw, limits=ImageLimits(), fetch=None, strict=False))
+
+
+ITEMS = st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(max_size=20), st.binary(max_size=20),
+              st.sampled_from([TEXT, PNG, JPEG, JPEG[:100], URL])),
+    lambda inner: st.dictionaries(st.sampled_from(["image_base64", "image_url", "url"]), inner),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(ITEMS, max_size=5))
+def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
+    """Nothing raises, nothing is lost, order is kept."""
+    loaded = load(*items, fetch=Pages())
+
+    used = [each.index for each in loaded.references]
+    dropped = [each["index"] for each in loaded.dropped]
+    assert sorted(used + dropped) == list(range(len(items)))
+    assert used == sorted(used)
+    assert dropped == sorted(dropped)
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"max_pixels": 0}, {"max_reference_bytes": -1}, {"max_loading": 0},
+               {"fetch_seconds": 0.0}, {"connect_seconds": float("nan")}, {"max_redirects": -1}],
+    ids=str,
+)  # fmt: skip
+def test_bounds_that_nothing_meets_are_refused(bounds: dict[str, Any]) -> None:
+    """A limit of zero is a typing error."""
+    with pytest.raises(ValueError, match="must"):
+        ImageLimits(**bounds)
