@@ -40,7 +40,7 @@ def test_counts_are_whole_and_positive(name: str, value: Any) -> None:
     "name", ["window", "reset_timeout", "reset_max", "probe_deadline", "slow_call"]
 )
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
-def test_seconds_are_finite_and_positive(name: str, value: float) -> None:
+def test_seconds_are_finite_and_positive(name: str, value: Any) -> None:
     """A time that is not a finite number above 0 is refused by name."""
     with pytest.raises(ValueError, match=rf"^{name} must be a finite number of seconds above 0"):
         BreakerConfig(**{name: value})

@@ -456,7 +456,7 @@ def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
 
 def test_a_verdict_after_the_deadline_comes_too_late() -> None:
     """Even when nobody asked in between, a late success closes nothing."""
-    gate, clock, probe = half_open(probe_deadline=61.0)
+    _, clock, probe = half_open(probe_deadline=61.0)
     clock.pass_(61.0)
     settlement = probe.settle(Verdict.SUCCESS)
 
@@ -501,11 +501,12 @@ def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None
     assert isinstance(held, Permit)
     clock.pass_(61.0)
     assert gate.numbers().state is HALF_OPEN
-    assert not held.stale, "nobody has taken its place yet"
+    stale = [held.stale]
     other = let_in(gate)
+    stale.append(held.stale)
 
+    assert stale == [False, True], "stale from the moment that another has its place"
     assert other.probe
-    assert held.stale
     held.begin()
     clock.pass_(5.0)
     assert held.settle(Verdict.FAILURE).counted == "stale"
@@ -532,10 +533,12 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
     clock.pass_(60.0)
     held = gate.reserve()
     assert isinstance(held, Permit)
-    assert not held.stale
+    stale = [held.stale]
     fail(gate)
-    assert held.stale
+    stale.append(held.stale)
     held.begin()
+
+    assert stale == [False, True]
     assert held.settle(Verdict.SUCCESS).counted == "stale"
     assert gate.numbers().state is OPEN
 
@@ -560,11 +563,12 @@ def test_only_the_first_settlement_counts(second: Verdict) -> None:
     """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
     gate, _ = make_gate(fail_max=2)
     permit = let_in(gate)
-    assert not permit.settled
+    settled = [permit.settled]
     first = permit.settle(Verdict.FAILURE)
+    settled.append(permit.settled)
     after = gate.numbers()
 
-    assert permit.settled
+    assert settled == [False, True]
     assert permit.settle(second, retry_after=99.0) is first
     assert gate.numbers() == after
 

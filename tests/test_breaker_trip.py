@@ -116,14 +116,16 @@ def test_resizing_does_not_move_outcomes_into_the_future() -> None:
 def test_failures_in_a_row_trip_and_a_success_begins_anew() -> None:
     """The count in a row is met at fail_max, and a success resets it."""
     rule = TripRule(BreakerConfig(fail_max=2, min_calls=100))
+    met = []
     rule.failure(0.0)
-    assert not rule.too_many_in_a_row
+    met.append(rule.too_many_in_a_row)
     rule.success(0.0)
     rule.failure(0.0)
-    assert not rule.too_many_in_a_row
+    met.append(rule.too_many_in_a_row)
     rule.throttled()
+    met.append(rule.too_many_in_a_row)
 
-    assert rule.too_many_in_a_row
+    assert met == [False, False, True]
     assert (rule.window.calls, rule.window.failures) == (3, 2)
 
 
@@ -134,11 +136,12 @@ def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
         rule.failure(0.0)
     for _ in range(2):
         rule.success(0.0)
-    assert not rule.too_large_a_share
-    rule.success(0.0)
-    assert rule.too_large_a_share
-    rule.success(0.0)
-    assert not rule.too_large_a_share
+    met = [rule.too_large_a_share]
+    for _ in range(2):
+        rule.success(0.0)
+        met.append(rule.too_large_a_share)
+
+    assert met == [False, True, False]
 
 
 def test_other_numbers_keep_what_was_counted() -> None:

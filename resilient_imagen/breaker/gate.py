@@ -92,9 +92,7 @@ class Gate:
         """
         with self._lock:
             now = self._catch_up(strict=True)
-            if self._state is _CLOSED:
-                return None
-            answer = self._answer(now)
+            answer = None if self._state is _CLOSED else self._answer(now)
         self._listeners.deliver()
         return answer
 
@@ -139,7 +137,8 @@ class Gate:
         with self._lock:
             now = self._catch_up()
             until = self._reports.blocked_until(self._state, now)
-            return until if until is None else self._clock.loop_time(until)
+        self._listeners.deliver()
+        return until if until is None else self._clock.loop_time(until)
 
     def changed(self) -> asyncio.Future[None]:
         """A future, resolved when callers next meet another state or a probe's place is free again.
@@ -216,15 +215,19 @@ class Gate:
         """The numbers right now."""
         with self._lock:
             now = self._catch_up()
-            return self._reports.numbers(self._state, now)
+            numbers = self._reports.numbers(self._state, now)
+        self._listeners.deliver()
+        return numbers
 
     def snapshot(self) -> dict[str, Any]:
         """Everything an operator wants to see, ready for JSON; times in seconds."""
         with self._lock:
             now = self._catch_up()
-            return self._reports.snapshot(
+            snapshot = self._reports.snapshot(
                 self._state, now, since=self._since, would_reject=self._would_reject
             )
+        self._listeners.deliver()
+        return snapshot
 
     # What permits call
 
@@ -240,7 +243,9 @@ class Gate:
     def _is_stale(self, flight: Flight) -> bool:
         with self._lock:
             self._catch_up()
-            return flight.generation != NO_VOTE and self._circuit.is_stale(flight)
+            stale = flight.generation != NO_VOTE and self._circuit.is_stale(flight)
+        self._listeners.deliver()
+        return stale
 
     def _settle(self, flight: Flight, verdict: Verdict, why: Why) -> Settlement:
         with self._lock:

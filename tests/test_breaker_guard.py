@@ -1,0 +1,412 @@
+"""`guard` around anybody's coroutine: every way out is judged, none is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from breaker_kit import half_open, make_gate, opened, refused
+
+from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    ContentBlockedError,
+    ProviderOverloadedError,
+    QuotaExhaustedError,
+    RateLimitedError,
+)
+from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.virtualtime import run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+
+class ThingError(Exception):
+    """An error of somebody's service."""
+
+
+class Stop(BaseException):
+    """Something that ends a program."""
+
+
+async def call(gate: Gate, error: BaseException | None = None, **options: Any) -> str:
+    async with gate.guard(**options):
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+    return "done"
+
+
+def test_the_example_of_the_documentation() -> None:
+    """Three failures in a row and the fourth call is not made at all."""
+
+    async def scenario() -> None:
+        gate = Gate("thumbnails", BreakerConfig(fail_max=3), random=lambda: 0.0)
+        made = []
+
+        async def fetch_thumbnail() -> None:
+            made.append(1)
+            raise ThingError
+
+        for _ in range(3):
+            with pytest.raises(ThingError):
+                async with gate.guard():
+                    await fetch_thumbnail()
+        with pytest.raises(CircuitOpenError) as caught:
+            async with gate.guard():
+                await fetch_thumbnail()
+        assert len(made) == 3
+        assert caught.value.retry_after == 60.0
+        assert caught.value.reason is Reason.CIRCUIT_OPEN
+        assert str(caught.value) == "thumbnails: skipped after earlier failures"
+
+    run_virtual(scenario())
+
+
+def test_a_call_that_returns_is_a_success() -> None:
+    """It closes a half-open gate."""
+    gate, clock = opened()
+    clock.pass_(60.0)
+
+    assert run_virtual(call(gate)) == "done"
+    assert gate.numbers().state is BreakerState.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("error", "calls", "failures", "consecutive"),
+    [
+        (ThingError(), 1, 1, 1),
+        (TimeoutError(), 1, 1, 1),
+        (ProviderOverloadedError(), 1, 1, 1),
+        (ContentBlockedError(), 1, 0, 0),
+        (RateLimitedError(), 0, 0, 1),
+        (asyncio.CancelledError(), 0, 0, 0),
+        (Stop(), 0, 0, 0),
+        (GeneratorExit(), 0, 0, 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_every_way_out_is_judged_and_passed_on_as_it_is(
+    error: BaseException, calls: int, failures: int, consecutive: int
+) -> None:
+    """The very same exception reaches the caller, and counts as its kind demands."""
+    gate, _ = make_gate()
+
+    async def scenario() -> BaseException | None:
+        try:
+            await call(gate, error)
+        except BaseException as caught:  # noqa: BLE001 - cancellation is what is looked at here
+            return caught
+        return None
+
+    caught = run_virtual(scenario())
+    window = gate.snapshot()["window"]
+
+    assert caught is error
+    assert caught.__context__ is None
+    assert (window["calls"], window["failures"]) == (calls, failures)
+    assert gate.numbers().consecutive == consecutive
+
+
+def test_our_own_errors_carry_cause_text_and_hint() -> None:
+    """What stands on the error is what later rejections tell."""
+    gate, _ = make_gate(fail_max=1)
+    error = RateLimitedError(retry_after=42.0, status=429, status_word="RESOURCE_EXHAUSTED")
+
+    async def scenario() -> None:
+        with pytest.raises(RateLimitedError):
+            await call(gate, error)
+
+    run_virtual(scenario())
+    rejection = refused(gate)
+
+    assert rejection.retry_after == 42.0
+    assert rejection.cause == "rate_limited"
+    assert rejection.brief == "429 RESOURCE_EXHAUSTED"
+
+
+def test_an_exhausted_quota_opens_at_once() -> None:
+    """The verdict of the reason holds: one is enough, for long."""
+    gate, _ = make_gate()
+
+    async def scenario() -> None:
+        with pytest.raises(QuotaExhaustedError):
+            await call(gate, QuotaExhaustedError())
+
+    run_virtual(scenario())
+
+    assert refused(gate).retry_after == 600.0
+
+
+def test_the_caller_may_classify() -> None:
+    """An exception that the caller calls a success counts as one."""
+    gate, _ = make_gate(fail_max=1)
+
+    async def scenario() -> None:
+        with pytest.raises(KeyError):
+            await call(gate, KeyError("not there"), classify=lambda _: Verdict.SUCCESS)
+
+    run_virtual(scenario())
+
+    assert gate.numbers().window_calls == 1
+    assert gate.numbers().state is BreakerState.CLOSED
+
+
+def test_classify_never_sees_a_cancellation() -> None:
+    """Cancellation is neutral whatever the caller's function would say."""
+    gate, _ = make_gate(fail_max=1)
+
+    async def scenario() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await call(gate, asyncio.CancelledError(), classify=lambda _: Verdict.FAILURE)
+
+    run_virtual(scenario())
+
+    assert gate.numbers().window_calls == 0
+
+
+def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """The call's own error reaches the caller, nothing is counted, and the place is free again."""
+    gate, clock = opened()
+    clock.pass_(60.0)
+
+    def broken(_error: Exception) -> Verdict:
+        raise ZeroDivisionError("secret")
+
+    async def scenario() -> None:
+        with pytest.raises(ThingError):
+            await call(gate, ThingError(), classify=broken)
+
+    with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
+        run_virtual(scenario())
+
+    assert gate.usable()
+    assert gate.numbers().state is BreakerState.HALF_OPEN
+    assert [record.getMessage() for record in caplog.records] == [
+        "classify of breaker google:pro failed with ZeroDivisionError"
+    ]
+
+
+def test_a_rejected_call_settles_nothing() -> None:
+    """A caller that is rejected in half-open leaves the probe's round alone."""
+    gate, _, probe = half_open()
+
+    async def scenario() -> None:
+        with pytest.raises(CircuitOpenError):
+            await call(gate)
+
+    run_virtual(scenario())
+
+    assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_guards_of_one_task_may_nest() -> None:
+    """Two gates around one call each get their own outcome."""
+    outer, _ = make_gate(fail_max=1)
+    inner, _ = make_gate(fail_max=1)
+
+    async def scenario() -> None:
+        async with outer.guard():
+            with pytest.raises(ThingError):
+                async with inner.guard():
+                    raise ThingError
+
+    run_virtual(scenario())
+
+    assert outer.numbers().state is BreakerState.CLOSED
+    assert inner.numbers().state is BreakerState.OPEN
+
+
+async def hang_for_three_seconds(gate: Gate) -> None:
+    async with asyncio.timeout(3.0), gate.guard():
+        await asyncio.sleep(60.0)
+
+
+def test_a_timeout_around_the_guard_stays_a_timeout() -> None:
+    """asyncio.timeout sees its own cancellation come back, and the caller its TimeoutError."""
+
+    async def scenario() -> Gate:
+        gate = Gate("google:pro", BreakerConfig(fail_max=1))
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await hang_for_three_seconds(gate)
+        return gate
+
+    gate = run_virtual(scenario())
+
+    assert gate.numbers().window_calls == 0
+    assert gate.numbers().state is BreakerState.CLOSED
+
+
+def test_a_timeout_around_the_guard_is_slow_past_the_threshold() -> None:
+    """With a slow threshold below the timeout, the hanging service is found out."""
+
+    async def scenario() -> Gate:
+        gate = Gate("google:pro", BreakerConfig(fail_max=2, slow_call=2.0))
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await hang_for_three_seconds(gate)
+        return gate
+
+    assert run_virtual(scenario()).numbers().state is BreakerState.OPEN
+
+
+# Cancellation at every await
+
+
+async def waits(steps: list[str]) -> None:
+    """Six awaits of different kinds, some within a cleanup of their own."""
+    steps.append("begin")
+    await asyncio.sleep(0)
+    await asyncio.sleep(1.0)
+    try:
+        await asyncio.gather(asyncio.sleep(1.0), asyncio.sleep(2.0))
+    finally:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(50.0):
+        await asyncio.sleep(1.0)
+    await asyncio.sleep(0)
+    steps.append("end")
+
+
+async def patient(gate: Gate, steps: list[str]) -> None:
+    """Waits for a verdict if it has to, then calls."""
+    while True:
+        try:
+            async with gate.guard():
+                await waits(steps)
+        except CircuitOpenError:
+            steps.append("waiting")
+            await gate.changed()
+        else:
+            return
+
+
+class CancelledAt:
+    """Awaits `work` in the running task, and cancels that task at the n-th suspension."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], step: int) -> None:
+        self._work = work
+        self._step = step
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        go_on: Callable[[], Any] = partial(self._work.send, None)
+        while True:
+            try:
+                suspended_on = go_on()
+            except StopIteration:
+                return
+            self.suspensions += 1
+            if self.suspensions == self._step:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+            try:
+                yield suspended_on
+            except BaseException as error:  # noqa: BLE001 - handed to the work, as a task does
+                go_on = partial(self._work.throw, error)
+            else:
+                go_on = partial(self._work.send, None)
+
+
+async def cancel_at(work: Coroutine[Any, Any, None], step: int) -> bool:
+    """Whether the work was cancelled: False once it has fewer suspensions than `step`."""
+    driven = CancelledAt(work, step)
+
+    async def run() -> None:
+        await driven
+
+    task = asyncio.ensure_future(run())
+    await asyncio.wait([task])
+    assert task.cancelled() == (driven.suspensions >= step)
+    return task.cancelled()
+
+
+async def every_step(prepare: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    """Cancel at each suspension in turn, on fresh ground each time; how many there were."""
+    step = 1
+    while await cancel_at(prepare(), step):
+        step += 1
+    return step - 1
+
+
+def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
+    """At whichever await of a closed gate's call the caller leaves, no count moves."""
+
+    async def scenario() -> int:
+        gate = Gate("google:pro", BreakerConfig())
+        gate_steps: list[str] = []
+        count = await every_step(lambda: patient(gate, gate_steps))
+        assert gate.numbers().window_calls == 1, "only the run that was not cancelled"
+        assert gate.numbers().consecutive == 0
+        assert gate_steps.count("end") >= 1
+        return count
+
+    assert run_virtual(scenario()) >= 6
+
+
+def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
+    """At whichever await the probe's caller leaves, the next caller is the probe."""
+
+    async def scenario() -> int:
+        gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
+        gate.trip(cause="overloaded")
+        await asyncio.sleep(600.0)
+        step = 1
+        while await cancel_at(patient(gate, []), step):
+            assert gate.numbers().state is BreakerState.HALF_OPEN
+            assert gate.usable()
+            assert gate.snapshot()["probes_in_flight"] == 0
+            step += 1
+        assert gate.numbers().state is BreakerState.CLOSED
+        return step - 1
+
+    assert run_virtual(scenario()) >= 6
+
+
+def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
+    """A caller that waits for a probe's verdict may leave at any await; the probe goes on."""
+
+    async def scenario() -> int:
+        step = 1
+        while True:
+            gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
+            gate.trip(cause="overloaded")
+            await asyncio.sleep(600.0)
+            probe = asyncio.ensure_future(patient(gate, []))
+            await asyncio.sleep(0)
+            steps: list[str] = []
+            cancelled = await cancel_at(patient(gate, steps), step)
+            assert steps[0] == "waiting"
+            await probe
+            assert gate.numbers().state is BreakerState.CLOSED
+            assert gate.numbers().window_calls == int(not cancelled)
+            assert not gate._waiters._futures
+            if not cancelled:
+                return step - 1
+            step += 1
+
+    assert run_virtual(scenario()) >= 7
+
+
+def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
+    """At whichever await the probe leaves, one of those who wait takes over, and all are served."""
+
+    async def scenario() -> None:
+        for step in range(1, 7):
+            gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
+            gate.trip(cause="overloaded")
+            await asyncio.sleep(600.0)
+            first = asyncio.ensure_future(cancel_at(patient(gate, []), step))
+            await asyncio.sleep(0)
+            others = [asyncio.ensure_future(patient(gate, [])) for _ in range(20)]
+            assert await first
+            await asyncio.gather(*others)
+            assert gate.numbers().state is BreakerState.CLOSED
+
+    run_virtual(scenario())

@@ -1,0 +1,302 @@
+"""Listeners are told every transition, in order, and can do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from breaker_kit import fail, half_open, let_in, make_gate, opened, succeed
+
+from resilient_imagen.breaker import BreakerNumbers, BreakerState, Gate, Transition
+from resilient_imagen.reasons import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.breaker import Permit
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+
+
+def steps(told: list[Transition]) -> list[tuple[str, str]]:
+    return [(each.from_state.value, each.to_state.value) for each in told]
+
+
+def test_a_transition_says_everything() -> None:
+    """What opened it, from when, for how long, with which numbers and which origin."""
+    gate, clock = make_gate(fail_max=2)
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+    clock.now = 7.0
+    fail(gate, 2, cause="overloaded", brief="503 UNAVAILABLE", origin="span")
+
+    assert told == [
+        Transition(
+            name="google:pro",
+            from_state=CLOSED,
+            to_state=OPEN,
+            at=7.0,
+            cause="overloaded",
+            brief="503 UNAVAILABLE",
+            retry_after=60.0,
+            numbers=BreakerNumbers(OPEN, 1.0, 2, 2, 2, 60.0, 60.0),
+            origin="span",
+            shadow=False,
+        )
+    ]
+
+
+def test_a_whole_outage_is_told_in_order() -> None:
+    """Open, probe, open again for longer, probe, closed."""
+    gate, clock = make_gate()
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+    fail(gate, 3)
+    clock.pass_(60.0)
+    fail(gate)
+    clock.pass_(120.0)
+    succeed(gate)
+
+    assert steps(told) == [
+        ("closed", "open"),
+        ("open", "half_open"),
+        ("half_open", "open"),
+        ("open", "half_open"),
+        ("half_open", "closed"),
+    ]
+    assert [each.retry_after for each in told] == [60.0, None, 120.0, None, None]
+    assert [each.at for each in told] == [0.0, 60.0, 60.0, 180.0, 180.0]
+
+
+def test_the_state_is_consistent_when_a_listener_runs() -> None:
+    """A listener that looks at the gate sees what it is told."""
+    gate, clock = make_gate()
+    seen: list[bool] = []
+
+    def look(transition: Transition) -> None:
+        seen.append(gate.numbers() == transition.numbers)
+        seen.append(gate.snapshot()["state"] == transition.to_state)
+
+    gate.subscribe(look)
+    fail(gate, 3)
+    clock.pass_(60.0)
+    succeed(gate)
+
+    assert seen == [True, True, False, True, True, True], "after half-opening a probe is reserved"
+
+
+def test_a_settlement_is_final_when_a_listener_runs() -> None:
+    """A listener that settles the same permit again gets its settlement and counts nothing."""
+    gate, _ = make_gate(fail_max=1)
+    permit = let_in(gate)
+    inner = []
+    gate.subscribe(lambda _: inner.append(permit.settle(Verdict.SUCCESS)))
+    outer = permit.settle(Verdict.FAILURE)
+
+    assert inner == [outer]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("secret prompt"), asyncio.CancelledError(), AssertionError()]
+)
+def test_a_listener_that_raises_harms_nobody(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call goes on, the breaker opens, the others are told, and the log names the type only."""
+    gate, _ = make_gate()
+    told: list[Transition] = []
+
+    def broken(_transition: Transition) -> None:
+        raise error
+
+    gate.subscribe(broken)
+    gate.subscribe(told.append)
+    with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
+        fail(gate, 3)
+
+    assert gate.numbers().state is OPEN
+    assert steps(told) == [("closed", "open")]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a listener of breaker google:pro failed with {type(error).__name__}"
+    ]
+
+
+def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
+    """KeyboardInterrupt goes through; the state is consistent and what was queued is told later."""
+    gate, _ = make_gate(fail_max=1)
+    told: list[Transition] = []
+
+    def interrupt(_transition: Transition) -> None:
+        stop()
+        raise KeyboardInterrupt
+
+    stop = gate.subscribe(interrupt)
+    gate.subscribe(told.append)
+    with pytest.raises(KeyboardInterrupt):
+        fail(gate)
+    assert gate.numbers().state is OPEN
+    gate.force_open = True
+
+    assert steps(told) == [("open", "forced_open")]
+
+
+def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
+    """Its transition is queued: everybody hears both, in the same order."""
+    gate, _ = make_gate()
+    first: list[Transition] = []
+    last: list[Transition] = []
+
+    def force(transition: Transition) -> None:
+        first.append(transition)
+        if transition.to_state is OPEN:
+            gate.force_open = True
+
+    gate.subscribe(force)
+    gate.subscribe(last.append)
+    fail(gate, 3)
+
+    assert steps(first) == steps(last) == [("closed", "open"), ("open", "forced_open")]
+
+
+def test_unsubscribing_ends_one_subscription() -> None:
+    """Subscribed twice it is told twice; taken back once (or twice over) it is told once."""
+    gate, _ = make_gate()
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+    stop = gate.subscribe(told.append)
+    gate.force_open = True
+    assert len(told) == 2
+    stop()
+    stop()
+    gate.force_open = False
+
+    assert len(told) == 3
+
+
+def test_subscribing_while_telling_does_not_disturb() -> None:
+    """A listener may leave, and another join, in the middle of a transition."""
+    gate, _ = make_gate()
+    told: list[str] = []
+
+    def leave(_transition: Transition) -> None:
+        told.append("left")
+        stop()
+        gate.subscribe(lambda _: told.append("joined"))
+
+    stop = gate.subscribe(leave)
+    gate.subscribe(lambda _: told.append("stayed"))
+    gate.force_open = True
+    gate.force_open = False
+
+    assert told == ["left", "stayed", "stayed", "joined"]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda gate, _: gate.numbers(),
+        lambda gate, _: gate.snapshot(),
+        lambda gate, _: gate.usable(),
+        lambda gate, _: gate.reserve(),
+        lambda gate, _: gate.admit(),
+        lambda _, probe: probe.stale,
+        lambda _, probe: probe.begin(),
+        lambda _, probe: probe.settle(Verdict.NEUTRAL),
+    ],
+)
+def test_what_time_has_decided_is_told_by_whoever_comes_first(
+    look: Callable[[Gate, Permit], object],
+) -> None:
+    """A hung probe found by any ask, or by a mere look, is told there and then."""
+    gate, clock, probe = half_open()
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+    clock.pass_(62.0)
+    look(gate, probe)
+
+    assert steps(told) == [("half_open", "open")]
+    assert told[0].at == 121.0
+
+
+def test_an_opening_found_before_queueing_is_told_at_once() -> None:
+    """A slow call found by the ask before queueing opens the gate, and that is told at once."""
+    gate, clock = make_gate(slow_call=20.0, fail_max=1)
+    let_in(gate)
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+    clock.pass_(20.0)
+    gate.reserve()
+
+    assert steps(told) == [("closed", "open")]
+
+
+def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
+    """While a listener hangs in one thread, another one asks and settles freely."""
+    gate, _ = opened()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hang(transition: Transition) -> None:
+        if transition.to_state is BreakerState.FORCED_OPEN:
+            entered.set()
+            assert leave.wait(timeout=30)
+
+    def force() -> None:
+        gate.force_open = True
+
+    told: list[Transition] = []
+    gate.subscribe(hang)
+    gate.subscribe(told.append)
+    thread = threading.Thread(target=force)
+    thread.start()
+    assert entered.wait(timeout=30)
+    gate.force_open = False
+    gate.numbers()
+    assert told == [], "in order: the one that hangs is told to all first"
+    leave.set()
+    thread.join(timeout=60)
+
+    assert steps(told) == [("open", "forced_open"), ("forced_open", "open")]
+
+
+def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
+    """Four threads force and free at once: what is told forms one unbroken chain."""
+    gate, _ = make_gate()
+    told: list[Transition] = []
+    gate.subscribe(told.append)
+
+    def flip() -> None:
+        for number in range(500):
+            gate.force_open = number % 2 == 0
+
+    threads = [threading.Thread(target=flip) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(timeout=60)
+
+    assert told
+    assert all(old.to_state is new.from_state for old, new in itertools.pairwise(told))
+    assert told[-1].to_state == gate.numbers().state
+
+
+def test_listeners_are_no_part_of_the_state() -> None:
+    """With a listener that always raises and without any, the same calls end in the same state."""
+
+    def run(gate: Gate) -> BreakerNumbers:
+        fail(gate, 2)
+        succeed(gate)
+        fail(gate, 3)
+        return gate.numbers()
+
+    def broken(_transition: Transition) -> None:
+        raise RuntimeError
+
+    disturbed, _ = make_gate()
+    disturbed.subscribe(broken)
+    plain, _ = make_gate()
+
+    assert run(disturbed) == run(plain)

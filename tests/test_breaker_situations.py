@@ -1,0 +1,181 @@
+"""The eight situations in which the breakers for Python go wrong, each once on our gate.
+
+They are run on the loop, with real tasks and real cancellations. What the others do in them is
+printed by `benchmarks/breaker_battery.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate
+from resilient_imagen.errors import CircuitOpenError, InvalidRequestError
+from resilient_imagen.reasons import Verdict
+from resilient_imagen.virtualtime import run_virtual
+
+RESET = 30.0
+
+
+class DownError(Exception):
+    """The service is down."""
+
+
+async def call(gate: Gate, seconds: float = 0.0, error: Exception | None = None) -> None:
+    async with gate.guard():
+        await asyncio.sleep(seconds)
+        if error is not None:
+            raise error
+
+
+async def cancelled(gate: Gate) -> None:
+    """A call whose caller leaves while it is on its way."""
+    task = asyncio.ensure_future(call(gate, 5.0))
+    await asyncio.sleep(1.0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def opened() -> Gate:
+    gate = Gate(
+        "service",
+        BreakerConfig(fail_max=3, reset_timeout=RESET, probe_deadline=20.0),
+        random=lambda: 0.0,
+    )
+    for _ in range(3):
+        with pytest.raises(DownError):
+            await call(gate, error=DownError())
+    assert gate.numbers().state is BreakerState.OPEN
+    return gate
+
+
+def test_1_clients_that_cancel_do_not_open_it() -> None:
+    """Five callers leave, one after the other; the gate stays closed and each sees its own end."""
+
+    async def scenario() -> Gate:
+        gate = Gate("service", BreakerConfig(fail_max=3))
+        for _ in range(5):
+            await cancelled(gate)
+        return gate
+
+    assert run_virtual(scenario()).numbers().state is BreakerState.CLOSED
+
+
+def test_2_a_cancellation_is_neither_failure_nor_success() -> None:
+    """Between two failures and the third, a cancelled call changes nothing."""
+
+    async def scenario() -> None:
+        gate = Gate("service", BreakerConfig(fail_max=3))
+        for _ in range(2):
+            with pytest.raises(DownError):
+                await call(gate, error=DownError())
+        await cancelled(gate)
+        assert gate.numbers().consecutive == 2
+        assert gate.numbers().window_calls == 2
+        with pytest.raises(DownError):
+            await call(gate, error=DownError())
+        assert gate.numbers().state is BreakerState.OPEN
+
+    run_virtual(scenario())
+
+
+def test_3_of_200_callers_one_enters_half_open() -> None:
+    """All come in the moment the time is over; one is let through."""
+
+    async def scenario() -> list[BaseException | None]:
+        gate = await opened()
+        await asyncio.sleep(RESET)
+        return await asyncio.gather(*(call(gate, 1.0) for _ in range(200)), return_exceptions=True)
+
+    ends = run_virtual(scenario())
+
+    assert ends.count(None) == 1
+    assert sum(isinstance(each, CircuitOpenError) for each in ends) == 199
+
+
+def test_4_a_late_failure_does_not_delay_recovery() -> None:
+    """A call from before the outage fails while it is open; the probe comes when it was due."""
+
+    async def scenario() -> None:
+        gate = Gate("service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0)
+        late = asyncio.ensure_future(call(gate, 20.0, DownError()))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(DownError):
+                await call(gate, error=DownError())
+        due = gate.open_until()
+        with pytest.raises(DownError):
+            await late
+        assert gate.open_until() == due == pytest.approx(RESET)
+
+    run_virtual(scenario())
+
+
+def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> None:
+    """Only the probe's own outcome decides."""
+
+    async def scenario() -> None:
+        gate = Gate("service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0)
+        late = asyncio.ensure_future(call(gate, RESET + 5.0))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            with pytest.raises(DownError):
+                await call(gate, error=DownError())
+        await asyncio.sleep(RESET)
+        probe = asyncio.ensure_future(call(gate, 10.0, DownError()))
+        await late
+        assert gate.numbers().state is BreakerState.HALF_OPEN
+        with pytest.raises(DownError):
+            await probe
+        assert gate.numbers().state is BreakerState.OPEN
+
+    run_virtual(scenario())
+
+
+def test_6_a_cancelled_probe_leaves_it_half_open() -> None:
+    """It is neither closed nor opened by a caller that left, and the next caller is the probe."""
+
+    async def scenario() -> None:
+        gate = await opened()
+        await asyncio.sleep(RESET)
+        await cancelled(gate)
+        assert gate.numbers().state is BreakerState.HALF_OPEN
+        await call(gate)
+        assert gate.numbers().state is BreakerState.CLOSED
+
+    run_virtual(scenario())
+
+
+def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
+    """A probe that ends in a neutral error leaves it half-open; nothing is taken for a success."""
+
+    async def scenario() -> None:
+        gate = await opened()
+        await asyncio.sleep(RESET)
+        with pytest.raises(InvalidRequestError):
+            async with gate.guard(classify=lambda _: Verdict.NEUTRAL):
+                raise InvalidRequestError
+        assert gate.numbers().state is BreakerState.HALF_OPEN
+        assert gate.usable()
+
+    run_virtual(scenario())
+
+
+def test_8_a_probe_that_hangs_wedges_nothing() -> None:
+    """After the probe's deadline it is open, and after that a new probe closes it."""
+
+    async def scenario() -> None:
+        gate = await opened()
+        await asyncio.sleep(RESET)
+        hung = asyncio.ensure_future(call(gate, 1e9))
+        await asyncio.sleep(20.0)
+        await asyncio.sleep(0)
+        assert gate.numbers().state is BreakerState.OPEN
+        await asyncio.sleep(2 * RESET)
+        await call(gate)
+        assert gate.numbers().state is BreakerState.CLOSED
+        hung.cancel()
+
+    run_virtual(scenario())

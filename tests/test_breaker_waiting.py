@@ -1,0 +1,433 @@
+"""Waiting for a verdict, on loops that come and go; timers leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+from breaker_kit import HandClock, fail, let_in, make_gate, opened
+
+from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate, Permit, Rejection
+from resilient_imagen.reasons import Verdict
+from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def loop_gate(**numbers: object) -> Gate:
+    """A gate on the running loop's time, without jitter."""
+    return Gate("google:pro", BreakerConfig(**numbers), random=lambda: 0.0)  # type: ignore[arg-type]
+
+
+def open_now(gate: Gate) -> None:
+    gate.trip(cause="overloaded", retry_after=None)
+
+
+async def until_due(gate: Gate) -> None:
+    until = gate.open_until()
+    assert until is not None
+    await asyncio.sleep(until - asyncio.get_running_loop().time())
+
+
+def timers(loop: asyncio.AbstractEventLoop) -> int:
+    """Timers that are still going to ring on `loop`."""
+    return sum(not each.cancelled() for each in loop._scheduled)  # type: ignore[attr-defined]
+
+
+def test_waiters_hear_the_verdict_of_the_probe() -> None:
+    """Of 50 callers one is the probe; the 49 others wait, and all get through once it is back."""
+
+    async def caller(gate: Gate) -> str:
+        while isinstance(answer := gate.admit(), Rejection):
+            assert answer.probing
+            await gate.changed()
+        answer.begin()
+        await asyncio.sleep(10.0 if answer.probe else 0.0)
+        answer.settle(Verdict.SUCCESS)
+        return "probe" if answer.probe else "through"
+
+    async def scenario() -> list[str]:
+        gate = loop_gate()
+        open_now(gate)
+        await until_due(gate)
+        return await asyncio.gather(*(caller(gate) for _ in range(50)))
+
+    ways = run_virtual(scenario())
+
+    assert sorted(ways) == ["probe"] + ["through"] * 49
+
+
+def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
+    """A cancelled probe wakes those who wait, and one of them is the next probe."""
+
+    async def scenario() -> None:
+        gate = loop_gate()
+        open_now(gate)
+        await until_due(gate)
+        probe = let_in(gate)
+        waiting = gate.changed()
+        probe.settle(Verdict.NEUTRAL)
+        await waiting
+        assert let_in(gate).probe
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_waiters_hear_of_a_probe_that_hangs(sent: bool) -> None:
+    """By a timer, at the deadline: of the failure if it was sent, else of the free place."""
+
+    async def scenario() -> tuple[float, BreakerState]:
+        gate = loop_gate(probe_deadline=61.0)
+        open_now(gate)
+        await until_due(gate)
+        began = asyncio.get_running_loop().time()
+        probe = gate.reserve()
+        assert isinstance(probe, Permit)
+        if sent:
+            probe.begin()
+        await gate.changed()
+        return asyncio.get_running_loop().time() - began, gate.numbers().state
+
+    waited, state = run_virtual(scenario())
+
+    assert waited == pytest.approx(61.0)
+    assert state is (BreakerState.OPEN if sent else BreakerState.HALF_OPEN)
+
+
+def test_mere_dueness_wakes_nobody() -> None:
+    """The end of an opening is no change: the future is still pending long after it."""
+
+    async def scenario() -> None:
+        gate = loop_gate()
+        open_now(gate)
+        future = gate.changed()
+        await until_due(gate)
+        await asyncio.sleep(1000.0)
+        assert not future.done()
+        gate.reserve()
+        assert future.done(), "the first probe is a change"
+
+    run_virtual(scenario())
+
+
+def test_every_change_that_callers_meet_wakes() -> None:
+    """Opening, forcing and taking it back, other numbers, and a sibling's trip all wake."""
+
+    async def scenario() -> None:
+        gate = loop_gate(fail_max=1)
+        changes: list[Callable[[], None]] = [
+            lambda: fail(gate),
+            lambda: setattr(gate, "force_open", True),
+            lambda: setattr(gate, "force_open", False),
+            lambda: gate.reconfigure(BreakerConfig(half_open_calls=2)),
+        ]
+        for change in changes:
+            future = gate.changed()
+            change()
+            assert future.done()
+        future = gate.changed()
+        gate.force_open = False
+        open_now(gate)
+        assert not future.done(), "nothing new"
+        future.cancel()
+
+    run_virtual(scenario())
+
+
+def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
+    """Of 100 waiters 99 leave: nothing is kept of them, and the last is still told."""
+
+    async def scenario() -> None:
+        gate = loop_gate(fail_max=1)
+        waits = [asyncio.ensure_future(gate.changed()) for _ in range(100)]
+        for each in waits[1:]:
+            each.cancel()
+        await asyncio.sleep(0)
+        assert len(gate._waiters._futures) == 1
+        fail(gate)
+        assert waits[0].done()
+        assert not waits[0].cancelled()
+        assert not gate._waiters._futures
+
+    run_virtual(scenario())
+
+
+def test_changed_needs_a_loop() -> None:
+    """Outside a loop there is nobody to wake."""
+    gate, _ = make_gate()
+
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        gate.changed()
+
+
+def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
+    """A gate without any time could never recover, so asking it says what is missing."""
+    gate = loop_gate()
+
+    with pytest.raises(RuntimeError, match="needs a running loop"):
+        gate.admit()
+    with pytest.raises(RuntimeError, match="needs a running loop"):
+        gate.reserve()
+
+
+def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
+    """After the loop has ended a snapshot shows the last moment, and a late settle does no harm."""
+    gate = loop_gate(fail_max=1)
+
+    async def scenario() -> Permit:
+        permit = let_in(gate)
+        await asyncio.sleep(10.0)
+        let_in(gate)
+        return permit
+
+    permit = run_virtual(scenario())
+
+    assert gate.snapshot()["since_s"] == pytest.approx(10.0)
+    assert permit.settle(Verdict.FAILURE).transition == "closed_to_open"
+    assert gate.numbers().retry_after == 60.0
+
+
+def test_state_goes_over_from_one_loop_to_the_next() -> None:
+    """A loop that counts from 0 again finds what remains of the opening, not an old date."""
+    gate = loop_gate(fail_max=1)
+
+    async def first() -> None:
+        await asyncio.sleep(5000.0)
+        fail(gate)
+        await asyncio.sleep(20.0)
+        assert gate.numbers().retry_after == pytest.approx(40.0)
+
+    async def second() -> float:
+        assert gate.numbers().retry_after == pytest.approx(40.0)
+        until = gate.open_until()
+        assert until == pytest.approx(40.0), "in the time of this loop"
+        await until_due(gate)
+        return float(let_in(gate).probe)
+
+    run_virtual(first())
+
+    assert run_virtual(second()) == 1.0
+
+
+def test_real_loops_share_one_time() -> None:
+    """Time between two ordinary loops counts: both read the same monotonic clock."""
+    gate = loop_gate(fail_max=1, reset_timeout=0.02)
+
+    async def first() -> float:
+        fail(gate)
+        return asyncio.get_running_loop().time()
+
+    async def second() -> bool:
+        until = gate.open_until()
+        while until is not None:
+            await asyncio.sleep(0.002)
+            until = gate.open_until()
+        return let_in(gate).probe
+
+    began = asyncio.run(first())
+
+    async def latest() -> float:
+        until = gate.open_until()
+        return asyncio.get_running_loop().time() if until is None else until
+
+    assert asyncio.run(latest()) >= began + 0.019
+    assert asyncio.run(second())
+
+
+def test_a_probe_left_behind_by_a_dead_loop_does_not_block_the_next() -> None:
+    """Its timer died with its loop; who waits on the next loop is woken by a timer there."""
+    gate = loop_gate(fail_max=1, probe_deadline=61.0)
+
+    async def first() -> None:
+        fail(gate)
+        await until_due(gate)
+        let_in(gate)
+
+    async def second() -> float:
+        await gate.changed()
+        return asyncio.get_running_loop().time()
+
+    run_virtual(first())
+
+    assert run_virtual(second()) == pytest.approx(61.0)
+    assert gate.numbers().state is BreakerState.OPEN
+
+
+def test_no_timer_is_left_when_nothing_is_pending() -> None:
+    """Timers are cancelled with the verdict, and calls that come and go keep at most one."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        gate = loop_gate(slow_call=20.0)
+        for _ in range(100):
+            let_in(gate).settle(Verdict.SUCCESS)
+        assert timers(loop) == 0
+        calls = [let_in(gate) for _ in range(100)]
+        assert timers(loop) == 1
+        for each in calls:
+            each.settle(Verdict.SUCCESS)
+        assert timers(loop) == 0
+        open_now(gate)
+        assert timers(loop) == 0
+        await until_due(gate)
+        probe = let_in(gate)
+        assert timers(loop) == 1
+        probe.settle(Verdict.FAILURE)
+        assert timers(loop) == 0
+
+    run_virtual(scenario())
+
+
+def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
+    """The first call ends in time, so the timer set for it goes on to the second."""
+
+    async def scenario() -> float:
+        gate = loop_gate(slow_call=20.0, fail_max=1)
+        first = let_in(gate)
+        await asyncio.sleep(15.0)
+        let_in(gate)
+        first.settle(Verdict.SUCCESS)
+        await gate.changed()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(scenario()) == pytest.approx(35.0)
+
+
+def test_an_earlier_moment_sets_the_timer_anew() -> None:
+    """A lower threshold wakes at its own time, not at that of the old timer."""
+
+    async def scenario() -> float:
+        gate = loop_gate(slow_call=500.0, fail_max=1)
+        let_in(gate)
+        gate.reconfigure(BreakerConfig(slow_call=20.0, fail_max=1))
+        await gate.changed()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(scenario()) == pytest.approx(20.0)
+
+
+def test_a_gate_nobody_uses_any_more_is_collected() -> None:
+    """Neither its listeners nor a loop keep it alive once its last timer is gone."""
+
+    async def scenario() -> weakref.ref[Gate]:
+        gate = loop_gate(slow_call=20.0)
+        gate.subscribe(lambda _transition: None)
+        let_in(gate).settle(Verdict.SUCCESS)
+        gate.changed().cancel()
+        await asyncio.sleep(30.0)
+        return weakref.ref(gate)
+
+    gone = run_virtual(scenario())
+    gc.collect()
+
+    assert gone() is None
+
+
+def test_a_clock_of_its_own_works_on_a_loop_too() -> None:
+    """With an injected clock the timer looks again until that clock shows the moment."""
+
+    async def scenario() -> None:
+        gate, clock = opened(HandClock(), probe_deadline=5.0)
+        clock.pass_(60.0)
+        let_in(gate)
+        future = gate.changed()
+        await asyncio.sleep(20.0)
+        assert not future.done()
+        clock.pass_(5.0)
+        await future
+
+    run_virtual(scenario())
+
+
+def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
+    """Misused from four threads at once, every outcome is counted once and probes stay capped."""
+    gate = loop_gate(fail_max=10**9, min_calls=10**9, window=3600.0)
+    rounds, errors = 2000, []
+    barrier = threading.Barrier(4)
+
+    async def hammer() -> None:
+        for number in range(rounds):
+            call = gate.admit()
+            assert isinstance(call, Permit)
+            call.begin()
+            call.settle(Verdict.FAILURE if number % 2 else Verdict.SUCCESS)
+
+    def run() -> None:
+        try:
+            barrier.wait(timeout=30)
+            asyncio.run(hammer())
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion below
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(timeout=60)
+
+    assert errors == []
+    assert gate.numbers().window_calls == 4 * rounds
+    assert gate.snapshot()["window"]["failures"] == 2 * rounds
+
+
+def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
+    """The cap on probes holds when callers of several threads ask in the same moment."""
+    gate, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    barrier, answers = threading.Barrier(8), []
+
+    def ask() -> None:
+        barrier.wait(timeout=30)
+        answers.extend([gate.admit() for _ in range(50)])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(timeout=60)
+
+    assert sum(isinstance(each, Permit) for each in answers) == 3
+    assert len(answers) == 400
+
+
+def test_a_waiter_is_woken_from_another_thread() -> None:
+    """A future of a loop in another thread is resolved there, not from here."""
+    gate, _ = make_gate(fail_max=1)
+    waiting = threading.Event()
+    woken = []
+
+    async def wait() -> None:
+        future = gate.changed()
+        waiting.set()
+        await asyncio.wait_for(future, timeout=30)
+        woken.append(threading.current_thread().name)
+
+    thread = threading.Thread(target=lambda: asyncio.run(wait()), name="waiter")
+    thread.start()
+    assert waiting.wait(timeout=30)
+    fail(gate)
+    thread.join(timeout=60)
+
+    assert woken == ["waiter"]
+
+
+def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
+    """A change after a loop was closed with a waiter on it goes by without an error."""
+    gate, _ = make_gate(fail_max=1)
+    loop = VirtualTimeLoop()
+
+    async def wait() -> asyncio.Future[None]:
+        return gate.changed()
+
+    future = loop.run_until_complete(wait())
+    loop.close()
+    fail(gate)
+
+    assert not future.done()
+    assert not gate._waiters._futures
