@@ -1,0 +1,17 @@
+"""Every test starts from an environment that says nothing about us."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no setting and no proxy of the developer's machine reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(OURS) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
