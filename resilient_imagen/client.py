@@ -68,7 +68,10 @@ class ImageClient:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self.settings = Settings() if settings is None else settings
-        self._hub = Hub([*default_sinks(tracer_provider, meter_provider), *(sinks or ())])
+        built_in = default_sinks(
+            tracer_provider, meter_provider, capture_content=self.settings.capture_content
+        )
+        self._hub = Hub([*built_in, *(sinks or ())])
         self._reporter = Reporter(self._hub)
         self._routing = Routing(self.settings, providers or (), self._reporter)
         attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)

@@ -97,6 +97,7 @@ class Pipeline:
                 if self._settings.when_all_open == "fail" or not await self._some_due(call):
                     raise
                 call.left.clear()
+                call.fallback_cause = None  # the primary is asked again
 
     async def _once_across(self, call: Call) -> Served:
         for index, lane in enumerate(call.lanes):
@@ -108,10 +109,10 @@ class Pipeline:
             except ImageGenerationError as error:
                 call.left.append(error)
             reason = call.left[-1].reason
-            if index == 0:
-                call.fallback_cause = reason
             if not following or not self._settings.goes_on(reason):
                 break
+            if index == 0:
+                call.fallback_cause = reason
             lane.last_left = (asyncio.get_running_loop().time(), reason)
             self._reporter.fell_back(call, lane, following[0], reason)
         raise call.verdict()

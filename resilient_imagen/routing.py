@@ -52,7 +52,8 @@ class Routing:
                 "no route can be used: set GOOGLE_GENAI_API_KEY, OPENAI_API_KEY or both"
             )
         self.lanes = tuple(
-            self._lane(route.provider, self._living(route.model)) for route in usable
+            self._lane(route.provider, self._living(route.model), configured=True)
+            for route in usable
         )
         self._extra: OrderedDict[str, Lane] = OrderedDict()
 
@@ -146,11 +147,12 @@ class Routing:
             self._extra.popitem(last=False)
         return lane
 
-    def _lane(self, name: str, model: str) -> Lane:
+    def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:
         timeout = self._settings.timeout_for(name)
         gate = Gate(f"{name}:{model}", _breaker_config(self._settings, timeout))
         gate.force_open = name in self._settings.force_open
         gate.subscribe(self._reporter.breaker_changed)
+        self._reporter.route_added(gate, configured=configured)
         return Lane(self._providers[name], model, gate, self._pacer(name), timeout)
 
     def _pacer(self, name: str) -> Pacer:

@@ -53,6 +53,18 @@ def _key(value: object) -> object:
     return value
 
 
+def _captured(value: object) -> object:
+    """OpenTelemetry's words for where content may go; spans are the only place we know."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in {"span_only", "span_and_event", "true"}:
+            return True
+        if word in {"no_content", "event_only", "false"}:
+            return False
+        raise ValueError("must be NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT")
+    return value
+
+
 class Route(str):
     """``provider:model``, one link of the chain."""
 
@@ -75,6 +87,7 @@ MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_blan
 PerMinute = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_finite)]
 Key = Annotated[SecretStr | None, BeforeValidator(_key)]
 Url = Annotated[str | None, BeforeValidator(_blank_is_none)]
+Captured = Annotated[bool, BeforeValidator(_captured)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 
 
@@ -283,6 +296,12 @@ class Settings(BaseSettings):
         None,
         validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
         description="Share breakers and pacing between processes.",
+    )
+
+    capture_content: Captured = Field(
+        False,
+        validation_alias=_variable("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
+        description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
     )
 
     def __init__(self, **values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the library's own tests use, for yours: virtual time and a scripted provider.
+"""What the library's own tests use, for yours: virtual time, a scripted provider, a recorder.
 
 Example::
 
@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Self
 
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.telemetry.recording import RecordingSink
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["FakeProvider", "Sent", "VirtualTimeLoop", "run_virtual"]
+__all__ = ["FakeProvider", "RecordingSink", "Sent", "VirtualTimeLoop", "run_virtual"]
 
 # 9:16 at 9x16 pixels, so that the default aspect ratio needs no fitting.
 TINY_PNG = bytes.fromhex(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from resilient_imagen.telemetry.logs import LogSink
+from resilient_imagen.telemetry.metrics import MetricSink
+from resilient_imagen.telemetry.otel import SpanSink
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,8 +20,20 @@ __all__ = ["default_sinks"]
 
 
 def default_sinks(
-    tracer_provider: TracerProvider | None, meter_provider: MeterProvider | None
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    *,
+    capture_content: bool = False,
 ) -> Sequence[Sink]:
-    """OpenTelemetry first, so that log lines find the current span; then structlog."""
-    del tracer_provider, meter_provider
-    return ()
+    """Spans first, so that metrics and log lines find the current one; then metrics; then logs.
+
+    Args:
+        tracer_provider: For spans; the global one when None.
+        meter_provider: For metrics; the global one when None.
+        capture_content: Record prompts on spans.
+    """
+    return (
+        SpanSink(tracer_provider, capture_content=capture_content),
+        MetricSink(meter_provider),
+        LogSink(),
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import BreakerNumbers, Transition
+    from resilient_imagen.breaker import BreakerNumbers, Gate, Transition
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
@@ -27,6 +27,7 @@ __all__ = [
     "RequestEnded",
     "RequestStarted",
     "RetryScheduled",
+    "RouteAdded",
     "ShortCircuited",
     "Warned",
 ]
@@ -51,6 +52,17 @@ class RequestStarted(Event):
     """The primary's name."""
     model: str
     """The primary's model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteAdded(Event):
+    """A route came into use, with its breaker."""
+
+    provider: str
+    model: str
+    gate: Gate = field(repr=False)
+    configured: bool
+    """False when it is there only because a caller named its model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +117,15 @@ class AttemptEnded(Event):
     """True when the deadline or the reserve ended it before its own timeout."""
     usage: Usage | None
     may_have_been_billed: bool
+    operation: str = "generate"
+    """generate or edit."""
+    base_url: str | None = None
+    limit: int = 1
+    """How many requests this route may send for this call."""
+    queue_s: float = 0.0
+    """Seconds this request waited for its turn."""
+    admitted: str = "closed"
+    """The breaker's state that let it through: closed or half_open."""
     error_type: str | None = None
     """Name of the SDK's exception type, or of our own bug's."""
     vendor_message: str | None = None
@@ -162,6 +183,10 @@ class BreakerChanged(Event):
 class RequestEnded(Event):
     """The call is over, one way or another."""
 
+    operation: str = "generate"
+    """generate or edit."""
+    provider: str = ""
+    """The primary's name."""
     outcome: str
     """success, error, cancelled or deadline."""
     latency_s: float
@@ -171,7 +196,7 @@ class RequestEnded(Event):
     queue_s: float
     backoff_s: float
     fallback_cause: Reason | None
-    """Why the primary was left, if it was."""
+    """Why the primary was left for the next route, if it was."""
     fallback_from: str | None
     """The route that was left, as provider:model."""
     result: ImageResult | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from resilient_imagen.telemetry.background import Background
 from resilient_imagen.telemetry.events import AttemptEnded, RequestEnded
 
 if TYPE_CHECKING:
@@ -16,12 +18,20 @@ __all__ = ["Hub", "Sink"]
 
 _log = logging.getLogger("resilient_imagen")
 
+_ENDINGS = frozenset({AttemptEnded, RequestEnded})
+
 
 class Sink(Protocol):
-    """Somebody who is told."""
+    """Somebody who is told.
+
+    A sink with an attribute ``inline`` that is true is told in the caller's own task, before the
+    call goes on, so it must be quick. Any other is told from one thread of its own, in order,
+    with the caller's context variables: however slow it is, no call waits for it, and what it
+    cannot keep up with is dropped.
+    """
 
     def handle(self, event: Event) -> None:
-        """Take note of ``event``. Must not block; what it raises is swallowed and logged once."""
+        """Take note of ``event``; what it raises is swallowed, and logged the first time."""
         ...
 
 
@@ -33,20 +43,33 @@ class Hub:
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = tuple(sinks)
-        self._reversed = tuple(reversed(self._sinks))
+        inline = tuple(sink for sink in sinks if getattr(sink, "inline", False))
+        others = tuple(sink for sink in sinks if not getattr(sink, "inline", False))
+        self._inline = inline
+        self._reversed = tuple(reversed(inline))
+        self._background = Background(others, self._tell) if others else None
         self._complained: set[int] = set()
 
     def tell(self, event: Event) -> None:
         """Tell every sink; never raises."""
-        ending = isinstance(event, AttemptEnded | RequestEnded)
-        for sink in self._reversed if ending else self._sinks:
-            try:
-                sink.handle(event)
-            except Exception as error:  # noqa: BLE001 - a sink's failure is never the caller's
-                self._complain(sink, error)
+        ending = type(event) in _ENDINGS
+        if ending and self._background is not None:
+            self._background.put(event)
+        for sink in self._reversed if ending else self._inline:
+            self._tell(sink, event)
+        if not ending and self._background is not None:
+            self._background.put(event)
 
-    def _complain(self, sink: Sink, error: Exception) -> None:
-        if id(sink) not in self._complained:
-            self._complained.add(id(sink))
-            _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
+    async def close(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109 - a thread is waited for
+        """Let slow sinks finish what they were told, for at most ``timeout`` seconds."""
+        if self._background is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._background.close, timeout)
+
+    def _tell(self, sink: Sink, event: Event) -> None:
+        try:
+            sink.handle(event)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - never the caller's
+            if id(sink) not in self._complained:
+                self._complained.add(id(sink))
+                _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

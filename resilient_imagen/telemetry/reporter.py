@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.reasons import Reason
@@ -11,7 +12,7 @@ from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
     from resilient_imagen.attempt import Turn
-    from resilient_imagen.breaker import Permit, Rejection, Settlement, Transition
+    from resilient_imagen.breaker import Gate, Permit, Rejection, Settlement, Transition
     from resilient_imagen.call import Call
     from resilient_imagen.lane import Lane
     from resilient_imagen.providers.base import ProviderImage
@@ -81,20 +82,12 @@ class Reporter:
         """A request delivered."""
         self._hub.tell(
             events.AttemptEnded(
-                at=_now(),
-                call_id=call.id,
-                provider=turn.lane.provider.name,
-                model=turn.lane.model,
-                number=turn.number,
+                **_of_attempt(call, turn, settlement),
                 reason=None,
                 status=200,
                 latency_s=latency,
                 retry_after=None,
                 retry_in=None,
-                counted=settlement.counted,
-                transition=settlement.transition,
-                breaker=settlement.numbers,
-                probe=turn.permit is not None and turn.permit.probe,
                 cut_short=False,
                 usage=usage,
                 may_have_been_billed=True,
@@ -117,24 +110,15 @@ class Reporter:
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
         ours = error if isinstance(error, ImageGenerationError) else None
-        lane, route = turn.lane, {"provider": turn.lane.provider.name, "model": turn.lane.model}
         vendor_error = None if ours is None else ours.vendor_error
         self._hub.tell(
             events.AttemptEnded(
-                at=_now(),
-                call_id=call.id,
-                provider=lane.provider.name,
-                model=lane.model,
-                number=turn.number,
+                **_of_attempt(call, turn, settlement),
                 reason=reason,
                 status=None if ours is None else ours.status,
                 latency_s=latency,
                 retry_after=None if ours is None else ours.retry_after,
                 retry_in=turn.retry_in,
-                counted=settlement.counted,
-                transition=settlement.transition,
-                breaker=settlement.numbers,
-                probe=turn.permit is not None and turn.permit.probe,
                 cut_short=cut_short,
                 usage=None,
                 may_have_been_billed=reason in _UNANSWERED,
@@ -147,11 +131,12 @@ class Reporter:
                 events.RetryScheduled(
                     at=_now(),
                     call_id=call.id,
+                    provider=turn.lane.provider.name,
+                    model=turn.lane.model,
                     number=turn.number,
                     reason=ours.reason,
                     delay_s=turn.retry_in,
                     hinted=ours.retry_after is not None,
-                    **route,
                 )
             )
 
@@ -169,8 +154,17 @@ class Reporter:
             )
         )
 
+    def route_added(self, gate: Gate, *, configured: bool) -> None:
+        """A route came into use; its breaker is named ``provider:model``."""
+        provider, _, model = gate.name.partition(":")
+        self._hub.tell(
+            events.RouteAdded(
+                at=_now(), provider=provider, model=model, gate=gate, configured=configured
+            )
+        )
+
     def breaker_changed(self, transition: Transition) -> None:
-        """A breaker changed its state; it is named ``provider:model``."""
+        """A breaker changed its state."""
         provider, _, model = transition.name.partition(":")
         self._hub.tell(
             events.BreakerChanged(
@@ -206,6 +200,8 @@ class Reporter:
             events.RequestEnded(
                 at=_now(),
                 call_id=call.id,
+                operation=call.request.operation,
+                provider=call.lanes[0].provider.name,
                 outcome=outcome,
                 latency_s=_now() - call.started,
                 attempts=len(call.attempts),
@@ -223,12 +219,32 @@ class Reporter:
 
     def warned(self, code: str, message: str, *, call_id: str = "") -> None:
         """Something an operator should know."""
-        try:
-            at = _now()
-        except RuntimeError:  # made outside a running loop
-            at = 0.0
-        self._hub.tell(events.Warned(at=at, call_id=call_id, code=code, message=message))
+        self._hub.tell(events.Warned(at=_now(), call_id=call_id, code=code, message=message))
+
+
+def _of_attempt(call: Call, turn: Turn, settlement: Settlement) -> dict[str, Any]:
+    """What every AttemptEnded says, however the request ended."""
+    permit = turn.permit
+    return {
+        "at": _now(),
+        "call_id": call.id,
+        "provider": turn.lane.provider.name,
+        "model": turn.lane.model,
+        "number": turn.number,
+        "limit": turn.limit,
+        "operation": call.request.operation,
+        "base_url": turn.lane.base_url,
+        "queue_s": turn.queue_s,
+        "counted": settlement.counted,
+        "transition": settlement.transition,
+        "breaker": settlement.numbers,
+        "admitted": "closed" if permit is None else permit.state.value,
+        "probe": permit is not None and permit.probe,
+    }
 
 
 def _now() -> float:
-    return asyncio.get_running_loop().time()
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:  # a client made outside a loop, or a call thrown away with its loop
+        return time.monotonic()

@@ -1,0 +1,196 @@
+"""What an event says, under the names of ``names``: once, for spans and log lines alike."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeAlias
+from urllib.parse import urlsplit
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resilient_imagen.breaker import BreakerNumbers
+    from resilient_imagen.telemetry import events
+
+__all__ = [
+    "Attributes",
+    "attempt_error",
+    "breaker_numbers",
+    "of_attempt_end",
+    "of_attempt_start",
+    "of_reject",
+    "of_request_end",
+    "of_request_start",
+    "request_error",
+    "route",
+]
+
+Attributes: TypeAlias = "dict[str, str | bool | int | float]"
+
+WAITED_S: Final = 0.01
+"""Seconds in the queue from which a request is said to have waited, and not just passed by."""
+
+_PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
+
+
+def of_request_start(event: events.RequestStarted) -> Attributes:
+    """What is known of a call before anything is sent."""
+    return {
+        names.OPERATION: event.request.operation,
+        names.PROVIDER_PRIMARY: event.provider,
+        names.CALL_ID: event.call_id,
+    }
+
+
+def of_request_end(event: events.RequestEnded) -> Attributes:
+    """How a call went: everything one may want to combine in one search."""
+    found: Attributes = {
+        names.OUTCOME: event.outcome,
+        names.FALLBACK_USED: event.fallback_cause is not None,
+        names.ATTEMPTS: event.attempts,
+        names.RETRIES: event.retries,
+        names.SHORT_CIRCUITS: event.short_circuits,
+        names.QUEUE_S: round(event.queue_s, 3),
+        names.QUEUE_WAITED: event.queue_s >= WAITED_S,
+        names.BACKOFF_TOTAL: round(event.backoff_s, 3),
+    }
+    if event.fallback_cause is not None:
+        found[names.FALLBACK_CAUSE] = str(event.fallback_cause)
+        found[names.FALLBACK_FROM] = event.fallback_from or ""
+    if event.result is not None:
+        found[names.PROVIDER_SERVED] = event.result.provider
+        found[names.MODEL_SERVED] = event.result.model
+        _put(found, names.COST_USD, event.result.usage["cost_usd"])
+        if event.result.dropped_references:
+            found[names.REFERENCES_DROPPED] = len(event.result.dropped_references)
+    _put(found, names.ERROR_TYPE, request_error(event))
+    return found
+
+
+def request_error(event: events.RequestEnded) -> str | None:
+    """The reason of the error that the caller gets; None when it got an image, or left."""
+    if event.error is not None:
+        return str(event.error.reason)
+    return None if event.outcome in {"success", "cancelled"} else event.error_type
+
+
+def of_attempt_start(event: events.AttemptStarted) -> Attributes:
+    """What is known of a request before it is sent."""
+    return {
+        **route(event.provider, event.model, event.base_url),
+        names.OPERATION: event.operation,
+        names.PROVIDER: event.provider,
+        names.MODEL: event.model,
+        names.ATTEMPT_NUMBER: event.number,
+        names.ATTEMPT_MAX: event.limit,
+        names.QUEUE_S: round(event.queue_s, 3),
+        names.QUEUE_WAITED: event.queue_s >= WAITED_S,
+        names.BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.BREAKER_STATE: "half_open" if event.probe else event.breaker.state.value,
+        names.BREAKER_PROBE: event.probe,
+    }
+
+
+def of_attempt_end(event: events.AttemptEnded) -> Attributes:
+    """How a request ended, and what the breaker made of it."""
+    found: Attributes = {
+        names.ATTEMPT_OUTCOME: _outcome(event),
+        names.WILL_RETRY: event.retry_in is not None,
+        names.BREAKER_COUNTED: event.counted,
+        **breaker_numbers(event.breaker),
+    }
+    _put(found, names.BREAKER_TRANSITION, event.transition)
+    _put(found, names.ATTEMPT_STATUS, event.status)
+    _put(found, names.RETRY_AFTER, event.retry_after)
+    _put(found, names.RETRY_BACKOFF, event.retry_in)
+    _put(found, names.ERROR_TYPE, attempt_error(event))
+    if event.cut_short:
+        found[names.ATTEMPT_CUT_SHORT] = True
+    if event.reason is not None and event.may_have_been_billed:
+        found[names.ATTEMPT_MAY_BE_BILLED] = True
+    if event.usage is not None:
+        _put(found, names.GEN_AI_INPUT_TOKENS, event.usage["input_tokens"])
+        _put(found, names.GEN_AI_OUTPUT_TOKENS, event.usage["output_tokens"])
+        _put(found, names.COST_USD, event.usage["cost_usd"])
+    return found
+
+
+def attempt_error(event: events.AttemptEnded) -> str | None:
+    """The reason; the exception's type when it is our own bug; None for a success or a cancel."""
+    if event.reason is None:
+        return event.error_type
+    return None if event.reason is Reason.CANCELLED else str(event.reason)
+
+
+def _outcome(event: events.AttemptEnded) -> str:
+    if event.reason is not None:
+        return str(event.reason)
+    return "success" if event.error_type is None else names.OTHER_ERROR
+
+
+def of_reject(event: events.ShortCircuited) -> Attributes:
+    """What the breaker thought when it skipped a route."""
+    numbers = event.breaker
+    found: Attributes = {
+        names.PROVIDER: event.provider,
+        names.MODEL: event.model,
+        names.BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.BREAKER_STATE: numbers.state.value,
+        **breaker_numbers(numbers),
+        names.ERROR_TYPE: str(Reason.CIRCUIT_OPEN),
+    }
+    _put(found, names.BREAKER_RETRY_AFTER, event.retry_after)
+    _put(found, names.BREAKER_CAUSE, event.cause)
+    if numbers.open_for is not None and numbers.retry_after is not None:
+        found[names.BREAKER_OPEN_FOR] = round(max(0.0, numbers.open_for - numbers.retry_after), 3)
+    return found
+
+
+def breaker_numbers(numbers: BreakerNumbers) -> Attributes:
+    """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
+    return {
+        names.BREAKER_RATE: round(numbers.failure_rate, 4),
+        names.BREAKER_WINDOW: numbers.window_calls,
+        names.BREAKER_CONSECUTIVE: numbers.consecutive,
+        names.BREAKER_THRESHOLD: numbers.failure_threshold,
+    }
+
+
+@lru_cache(maxsize=256)
+def route(provider: str, model: str, base_url: str | None) -> Mapping[str, str | int]:
+    """The GenAI conventions' words for who is asked and where."""
+    found: dict[str, str | int] = {
+        names.GEN_AI_OPERATION: names.GENERATE_CONTENT,
+        names.GEN_AI_PROVIDER: provider,
+        names.GEN_AI_REQUEST_MODEL: model,
+        names.GEN_AI_OUTPUT_TYPE: "image",
+    }
+    host, port = _server(base_url)
+    if host is not None:
+        found[names.SERVER_ADDRESS] = host
+        if port is not None:
+            found[names.SERVER_PORT] = port
+    if provider == "google":
+        found[names.GEN_AI_PROVIDER] = (
+            "gcp.vertex_ai" if "aiplatform" in (host or "") else "gcp.gemini"
+        )
+    if provider == "openai" and (host or "").endswith(".azure.com"):
+        found[names.GEN_AI_PROVIDER] = "azure.ai.openai"
+    return found
+
+
+def _server(base_url: str | None) -> tuple[str | None, int | None]:
+    """Host and port alone: the rest of an address may hold credentials."""
+    try:
+        parts = urlsplit(base_url or "")
+        return parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return None, None
+
+
+def _put(found: Attributes, name: str, value: str | float | None) -> None:
+    if value is not None:
+        found[name] = round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,243 @@
+"""Metrics: counters and histograms from events, gauges from the breakers themselves.
+
+Attributes come from short fixed lists: reasons, outcomes, configured routes. A model that only a
+caller named is ``other``; prompts, ids and texts are never an attribute.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary, WeakSet
+
+from opentelemetry import metrics
+from opentelemetry.metrics import Observation
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import attributes, events, names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+
+    from resilient_imagen.breaker import BreakerNumbers, Gate
+
+__all__ = ["MetricSink"]
+
+_STATES: Final = ("closed", "open", "half_open", "forced_open")
+_REASONS: Final = frozenset(str(reason) for reason in Reason)
+
+# The conventions' own buckets for model calls and tokens; ours for whole calls, in seconds.
+_INFERENCE_S: Final = [0.01 * 2**power for power in range(14)]
+_TOKENS: Final = [4**power for power in range(14)]
+_CALL_S: Final = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300]
+_ATTEMPTS: Final = [1, 2, 3, 4, 5, 6, 8, 10]
+
+
+class MetricSink:
+    """Turns events into metrics.
+
+    Args:
+        meter_provider: The global one when None, also if it is set later.
+    """
+
+    inline = True
+
+    def __init__(self, meter_provider: MeterProvider | None = None) -> None:
+        self._to = _instruments(meter_provider)
+        self._configured: set[str] = set()
+        self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
+            events.RouteAdded: self._route_added,
+            events.AttemptEnded: self._attempt_ended,
+            events.RetryScheduled: self._retry_scheduled,
+            events.FellBack: self._fell_back,
+            events.ShortCircuited: self._short_circuited,
+            events.BreakerChanged: self._breaker_changed,
+            events.RequestEnded: self._request_ended,
+        }
+
+    def handle(self, event: events.Event) -> None:
+        """Count it."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def _bounded(self, provider: str, model: str) -> str:
+        """The model's name, if a route was configured for it."""
+        return model if f"{provider}:{model}" in self._configured else names.OTHER
+
+    def _bounded_route(self, route: str) -> str:
+        provider, _, model = route.partition(":")
+        return f"{provider}:{self._bounded(provider, model)}"
+
+    def _route_added(self, event: events.RouteAdded) -> None:
+        if event.configured:
+            self._configured.add(f"{event.provider}:{event.model}")
+            self._to.gates.add(event.gate)
+
+    def _attempt_ended(self, event: events.AttemptEnded) -> None:
+        model = self._bounded(event.provider, event.model)
+        common: dict[str, str | int] = {
+            **attributes.route(event.provider, model, event.base_url),
+        }
+        if event.usage is not None:
+            self._count_tokens(common, "input", event.usage["input_tokens"])
+            self._count_tokens(common, "output", event.usage["output_tokens"])
+        error = attributes.attempt_error(event)
+        if error is not None:
+            common[names.ERROR_TYPE] = _listed(error)
+        self._to.client_duration.record(event.latency_s, common)
+        self._to.breaker_calls.add(
+            1,
+            {
+                names.BREAKER_NAME: f"{event.provider}:{model}",
+                names.BREAKER_RESULT: event.counted,
+            },
+        )
+
+    def _count_tokens(self, common: Mapping[str, str | int], kind: str, count: int | None) -> None:
+        if count is not None:
+            self._to.client_tokens.record(count, {**common, names.GEN_AI_TOKEN_TYPE: kind})
+
+    def _retry_scheduled(self, event: events.RetryScheduled) -> None:
+        gen_ai = attributes.route(event.provider, "", None)[names.GEN_AI_PROVIDER]
+        self._to.retries.add(
+            1, {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)}
+        )
+
+    def _fell_back(self, event: events.FellBack) -> None:
+        self._to.fallbacks.add(
+            1,
+            {
+                names.FALLBACK_FROM: self._bounded_route(event.from_route),
+                names.FALLBACK_TO: self._bounded_route(event.to_route),
+                names.FALLBACK_CAUSE: str(event.cause),
+            },
+        )
+
+    def _short_circuited(self, event: events.ShortCircuited) -> None:
+        name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
+        self._to.breaker_calls.add(
+            1, {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED}
+        )
+
+    def _breaker_changed(self, event: events.BreakerChanged) -> None:
+        change = event.transition
+        if change.shadow:
+            return
+        self._to.breaker_transitions.add(
+            1,
+            {
+                names.BREAKER_NAME: self._bounded_route(change.name),
+                names.BREAKER_FROM: change.from_state.value,
+                names.BREAKER_TO: change.to_state.value,
+            },
+        )
+
+    def _request_ended(self, event: events.RequestEnded) -> None:
+        short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
+        self._to.attempts.record(event.attempts, short)
+        whole: dict[str, str | bool] = {
+            **short,
+            names.FALLBACK_USED: event.fallback_cause is not None,
+        }
+        if event.result is not None:
+            whole[names.PROVIDER_SERVED] = event.result.provider
+        error = attributes.request_error(event)
+        if error is not None:
+            whole[names.ERROR_TYPE] = _listed(error)
+        self._to.duration.record(event.latency_s, whole)
+
+
+def _listed(error: str) -> str:
+    return error if error in _REASONS else names.OTHER_ERROR
+
+
+class _Instruments:
+    """All instruments of one meter, and the breakers that its gauges look at."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.gates: WeakSet[Gate] = WeakSet()
+        self.client_duration = meter.create_histogram(
+            names.CLIENT_DURATION,
+            "s",
+            "Duration of one request to a model.",
+            explicit_bucket_boundaries_advisory=_INFERENCE_S,
+        )
+        self.client_tokens = meter.create_histogram(
+            names.CLIENT_TOKENS,
+            "{token}",
+            "Tokens used by one request.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        )
+        self.duration = meter.create_histogram(
+            names.OPERATION_DURATION,
+            "s",
+            "Duration of a whole call: queueing, retries and fallback included.",
+            explicit_bucket_boundaries_advisory=_CALL_S,
+        )
+        self.attempts = meter.create_histogram(
+            names.OPERATION_ATTEMPTS,
+            "{attempt}",
+            "Requests sent for one call.",
+            explicit_bucket_boundaries_advisory=_ATTEMPTS,
+        )
+        self.retries = meter.create_counter(
+            names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
+        )
+        self.fallbacks = meter.create_counter(
+            names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
+        )
+        self.breaker_calls = meter.create_counter(
+            names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
+        )
+        self.breaker_transitions = meter.create_counter(
+            names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
+        )
+        meter.create_observable_gauge(
+            names.BREAKER_STATE_GAUGE, [self._states], "1", "1 for the present state, 0 for others."
+        )
+        meter.create_observable_gauge(
+            names.BREAKER_RATE_GAUGE, [self._rates], "1", "Failed share of the window's calls."
+        )
+        meter.create_observable_gauge(
+            names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
+        )
+
+    def _numbers(self) -> Iterable[tuple[str, BreakerNumbers]]:
+        return [(gate.name, gate.numbers()) for gate in list(self.gates)]
+
+    def _states(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for name, numbers in self._numbers():
+            for state in _STATES:
+                yield Observation(
+                    int(numbers.state.value == state),
+                    {names.BREAKER_NAME: name, names.BREAKER_STATE: state},
+                )
+
+    def _rates(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for name, numbers in self._numbers():
+            yield Observation(numbers.failure_rate, {names.BREAKER_NAME: name})
+
+    def _windows(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for name, numbers in self._numbers():
+            yield Observation(numbers.window_calls, {names.BREAKER_NAME: name})
+
+
+_per_meter: WeakKeyDictionary[Meter, _Instruments] = WeakKeyDictionary()
+_global: list[Meter] = []
+"""The global provider's meter, once it was asked for: the API makes a new proxy at each asking."""
+
+
+def _instruments(provider: MeterProvider | None) -> _Instruments:
+    """The meter's instruments: one set, however many clients there are."""
+    if provider is None or provider is metrics.get_meter_provider():
+        if not _global:
+            _global.append(metrics.get_meter(names.SCOPE, version(names.DISTRIBUTION)))
+        meter = _global[0]
+    else:
+        meter = provider.get_meter(names.SCOPE, version(names.DISTRIBUTION))
+    if meter not in _per_meter:
+        _per_meter[meter] = _Instruments(meter)
+    return _per_meter[meter]

@@ -1,0 +1,145 @@
+"""Every name that leaves in a span, a metric or a log line; nowhere else is one spelled out.
+
+The ``gen_ai`` ones follow OpenTelemetry's conventions for generative AI, which are still in
+development and have moved house before: own constants, so that a change there is one edit here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCOPE: Final = "resilient_imagen"
+"""Instrumentation scope of our tracer and meter."""
+DISTRIBUTION: Final = "resilient-imagen"
+"""Whose version the scope has."""
+PREFIX: Final = "imagegen."
+"""Of our own names. Log keys are span attributes without it."""
+
+# -- OpenTelemetry's ------------------------------------------------------------------------------
+
+ERROR_TYPE: Final = "error.type"
+OTHER_ERROR: Final = "_OTHER"
+"""The conventions' word for an error type that is not in a fixed list."""
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+EXCEPTION_EVENT: Final = "exception"
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
+
+GEN_AI_OPERATION: Final = "gen_ai.operation.name"
+GENERATE_CONTENT: Final = "generate_content"
+"""There is no operation for images; this one stands for multimodal content, edits included."""
+GEN_AI_PROVIDER: Final = "gen_ai.provider.name"
+GEN_AI_OUTPUT_TYPE: Final = "gen_ai.output.type"
+GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
+GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
+GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
+GEN_AI_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+GEN_AI_INPUT_MESSAGES: Final = "gen_ai.input.messages"
+GEN_AI_TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - tokens of text, no password
+
+# -- spans ----------------------------------------------------------------------------------------
+
+REJECT_SPAN: Final = "circuit_breaker reject"
+"""Followed by the provider's name."""
+
+# The call, on its root span: whatever one may want to combine in one search stands there, because
+# Jaeger matches all tags of a search on one span.
+OPERATION: Final = "imagegen.operation"
+CALL_ID: Final = "imagegen.call_id"
+PROVIDER_PRIMARY: Final = "imagegen.provider.primary"
+PROVIDER_SERVED: Final = "imagegen.provider.served"
+MODEL_SERVED: Final = "imagegen.model.served"
+OUTCOME: Final = "imagegen.outcome"
+FALLBACK_USED: Final = "imagegen.fallback.used"
+FALLBACK_CAUSE: Final = "imagegen.fallback.cause"
+FALLBACK_FROM: Final = "imagegen.fallback.from"
+FALLBACK_TO: Final = "imagegen.fallback.to"
+ATTEMPTS: Final = "imagegen.attempts"
+RETRIES: Final = "imagegen.retries"
+SHORT_CIRCUITS: Final = "imagegen.short_circuits"
+QUEUE_S: Final = "imagegen.queue_s"
+QUEUE_WAITED: Final = "imagegen.queue.waited"
+"""Jaeger finds equal values only, so seconds of waiting need a yes or no beside them."""
+BACKOFF_TOTAL: Final = "imagegen.retry.backoff_total"
+COST_USD: Final = "imagegen.cost_usd"
+REFERENCES_DROPPED: Final = "imagegen.references.dropped"
+REFERENCES_NOTES: Final = "imagegen.references.notes"
+
+# One request, on its own span.
+PROVIDER: Final = "imagegen.provider"
+MODEL: Final = "imagegen.model"
+ATTEMPT_NUMBER: Final = "imagegen.attempt.number"
+ATTEMPT_MAX: Final = "imagegen.attempt.max"
+ATTEMPT_OUTCOME: Final = "imagegen.attempt.outcome"
+ATTEMPT_STATUS: Final = "imagegen.attempt.status"
+ATTEMPT_CUT_SHORT: Final = "imagegen.attempt.cut_short"
+ATTEMPT_MAY_BE_BILLED: Final = "imagegen.attempt.may_be_billed"
+WILL_RETRY: Final = "imagegen.attempt.will_retry"
+RETRY_BACKOFF: Final = "imagegen.retry.backoff"
+RETRY_AFTER: Final = "imagegen.retry.after"
+RETRY_HINTED: Final = "imagegen.retry.hinted"
+
+# The breaker's numbers at that moment.
+BREAKER_NAME: Final = "imagegen.circuit_breaker.name"
+BREAKER_STATE: Final = "imagegen.circuit_breaker.state"
+BREAKER_PROBE: Final = "imagegen.circuit_breaker.probe"
+BREAKER_COUNTED: Final = "imagegen.circuit_breaker.counted"
+BREAKER_RATE: Final = "imagegen.circuit_breaker.failure_rate"
+BREAKER_WINDOW: Final = "imagegen.circuit_breaker.window.calls"
+BREAKER_CONSECUTIVE: Final = "imagegen.circuit_breaker.consecutive"
+BREAKER_THRESHOLD: Final = "imagegen.circuit_breaker.failure_threshold"
+BREAKER_TRANSITION: Final = "imagegen.circuit_breaker.transition"
+BREAKER_OPEN_FOR: Final = "imagegen.circuit_breaker.open_for"
+BREAKER_RETRY_AFTER: Final = "imagegen.circuit_breaker.retry_after"
+BREAKER_CAUSE: Final = "imagegen.circuit_breaker.cause"
+BREAKER_FROM: Final = "imagegen.circuit_breaker.from"
+BREAKER_TO: Final = "imagegen.circuit_breaker.to"
+BREAKER_RESULT: Final = "imagegen.circuit_breaker.result"
+BREAKER_SHADOW: Final = "imagegen.circuit_breaker.shadow"
+
+# Keys of span events differ from the root's own: Jaeger searches both alike.
+EVENT_FROM: Final = "imagegen.event.from"
+EVENT_TO: Final = "imagegen.event.to"
+EVENT_CAUSE: Final = "imagegen.event.cause"
+EVENT_PROVIDER: Final = "imagegen.event.provider"
+EVENT_BACKOFF: Final = "imagegen.event.backoff"
+EVENT_HINTED: Final = "imagegen.event.hinted"
+EVENT_DROPPED: Final = "imagegen.event.dropped"
+EVENT_NOTES: Final = "imagegen.event.notes"
+
+# -- events: names of log lines; some stand on the root span, too ---------------------------------
+
+REQUEST_STARTED: Final = "imagegen.request.started"
+REQUEST_COMPLETED: Final = "imagegen.request.completed"
+REQUEST_FAILED: Final = "imagegen.request.failed"
+REFERENCES_CHANGED: Final = "imagegen.references.changed"
+ATTEMPT_COMPLETED: Final = "imagegen.attempt.completed"
+ATTEMPT_FAILED: Final = "imagegen.attempt.failed"
+RETRY_SCHEDULED: Final = "imagegen.retry.scheduled"
+FALLBACK: Final = "imagegen.fallback"
+BREAKER_OPENED: Final = "imagegen.circuit_breaker.opened"
+BREAKER_HALF_OPENED: Final = "imagegen.circuit_breaker.half_opened"
+BREAKER_CLOSED: Final = "imagegen.circuit_breaker.closed"
+BREAKER_REJECTED: Final = "imagegen.circuit_breaker.rejected"
+WARNING: Final = "imagegen.warning"
+
+# -- metrics --------------------------------------------------------------------------------------
+
+CLIENT_DURATION: Final = "gen_ai.client.operation.duration"
+CLIENT_TOKENS: Final = "gen_ai.client.token.usage"
+OPERATION_DURATION: Final = "imagegen.operation.duration"
+OPERATION_ATTEMPTS: Final = "imagegen.operation.attempts"
+RETRY_COUNT: Final = "imagegen.retries"
+FALLBACK_COUNT: Final = "imagegen.fallbacks"
+BREAKER_CALLS: Final = "imagegen.circuit_breaker.calls"
+BREAKER_TRANSITIONS: Final = "imagegen.circuit_breaker.transitions"
+BREAKER_STATE_GAUGE: Final = "imagegen.circuit_breaker.state"
+BREAKER_RATE_GAUGE: Final = "imagegen.circuit_breaker.failure_rate"
+BREAKER_WINDOW_GAUGE: Final = "imagegen.circuit_breaker.window.calls"
+NOT_PERMITTED: Final = "not_permitted"
+"""Value of BREAKER_RESULT for a request that the breaker did not let through."""
+OTHER: Final = "other"
+"""Stands for models that no route names, so that metrics stay few."""

@@ -1,0 +1,287 @@
+"""Spans: one trace a call, one span a request sent, one for each time a breaker said no.
+
+A call's root span is current in the caller's own task while the call lasts, and a request's span
+while its provider works: whatever those record (HTTP spans, the caller's own) becomes their child.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import OrderedDict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakValueDictionary
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, StatusCode
+
+from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.outgoing import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanContext, TracerProvider
+
+__all__ = ["SpanSink"]
+
+_CALL: Final = otel_context.create_key("resilient_imagen.call")
+_MAX_OPENERS: Final = 64
+"""Routes whose opening attempt is remembered; there are rarely more than three."""
+_MAX_PROMPT: Final = 4000
+"""Characters of a prompt that are captured, where the operator asked for it."""
+
+
+class _Trace:
+    """One call's open spans. Held by the caller's context alone, so it cannot outlive the call."""
+
+    __slots__ = (
+        "__weakref__",
+        "attempt",
+        "attempt_at",
+        "attempt_token",
+        "offset",
+        "prompt",
+        "root",
+        "token",
+    )
+
+    def __init__(self, root: Span, offset: int, prompt: str | None) -> None:
+        self.root = root
+        self.offset = offset
+        """Nanoseconds from the loop's time to the epoch: spans tell time as events do."""
+        self.prompt = prompt
+        self.token: Token[Context] | None = None
+        self.attempt: Span | None = None
+        self.attempt_at = 0.0
+        self.attempt_token: Token[Context] | None = None
+
+    def ns(self, at: float) -> int:
+        """Loop time ``at`` as nanoseconds since the epoch."""
+        return self.offset + int(at * 1e9)
+
+
+class SpanSink:
+    """Turns events into spans.
+
+    Args:
+        tracer_provider: The global one when None, also if it is set later.
+        capture_content: Record prompts on attempt spans. Images never are.
+    """
+
+    inline = True
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
+    ) -> None:
+        self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
+        self._capture_content = capture_content
+        self._traces: WeakValueDictionary[str, _Trace] = WeakValueDictionary()
+        self._openers: OrderedDict[str, SpanContext] = OrderedDict()
+        self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
+            events.RequestStarted: self._request_started,
+            events.ReferencesChanged: self._references_changed,
+            events.AttemptStarted: self._attempt_started,
+            events.AttemptEnded: self._attempt_ended,
+            events.RetryScheduled: self._retry_scheduled,
+            events.FellBack: self._fell_back,
+            events.ShortCircuited: self._short_circuited,
+            events.BreakerChanged: self._breaker_changed,
+            events.RequestEnded: self._request_ended,
+        }
+
+    def handle(self, event: events.Event) -> None:
+        """Start, enrich or end a span."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    # -- the call -----------------------------------------------------------------------------
+
+    def _request_started(self, event: events.RequestStarted) -> None:
+        offset = time.time_ns() - int(event.at * 1e9)
+        root = self._tracer.start_span(
+            names.PREFIX + event.request.operation,
+            attributes=attributes.of_request_start(event),
+            start_time=offset + int(event.at * 1e9),
+        )
+        if not root.get_span_context().is_valid:
+            return  # nobody traces
+        prompt = event.request.prompt if self._capture_content else None
+        opened = _Trace(root, offset, prompt)
+        opened.token = otel_context.attach(
+            otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
+        )
+        self._traces[event.call_id] = opened
+
+    def _references_changed(self, event: events.ReferencesChanged) -> None:
+        self._note(
+            event,
+            names.REFERENCES_CHANGED,
+            {names.EVENT_DROPPED: len(event.dropped), names.EVENT_NOTES: len(event.notes)},
+        )
+
+    def _retry_scheduled(self, event: events.RetryScheduled) -> None:
+        self._note(
+            event,
+            names.RETRY_SCHEDULED,
+            {
+                names.EVENT_PROVIDER: event.provider,
+                names.EVENT_CAUSE: str(event.reason),
+                names.EVENT_BACKOFF: round(event.delay_s, 3),
+                names.EVENT_HINTED: event.hinted,
+            },
+        )
+
+    def _fell_back(self, event: events.FellBack) -> None:
+        self._note(
+            event,
+            names.FALLBACK,
+            {
+                names.EVENT_FROM: event.from_route,
+                names.EVENT_TO: event.to_route,
+                names.EVENT_CAUSE: str(event.cause),
+            },
+        )
+
+    def _note(self, event: events.Event, name: str, details: attributes.Attributes) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is not None:
+            opened.root.add_event(name, details, opened.ns(event.at))
+
+    def _request_ended(self, event: events.RequestEnded) -> None:
+        opened = self._traces.pop(event.call_id, None)
+        if opened is None:
+            return
+        if opened.root.is_recording():
+            opened.root.set_attributes(attributes.of_request_end(event))
+            if event.outcome in {"error", "deadline"}:
+                opened.root.set_status(StatusCode.ERROR, safe(event.error))
+        opened.root.end(opened.ns(event.at))
+        _detach(opened, opened.token)
+
+    # -- one request --------------------------------------------------------------------------
+
+    def _attempt_started(self, event: events.AttemptStarted) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None:
+            return
+        found = attributes.of_attempt_start(event)
+        if opened.prompt is not None:
+            found[names.GEN_AI_INPUT_MESSAGES] = _messages(opened.prompt)
+        context = trace.set_span_in_context(opened.root)
+        span = self._tracer.start_span(
+            f"{names.GENERATE_CONTENT} {event.model}",
+            context,
+            SpanKind.CLIENT,
+            found,
+            start_time=opened.ns(event.at),
+        )
+        opened.attempt, opened.attempt_at = span, event.at
+        opened.attempt_token = otel_context.attach(
+            _as_the_inference(trace.set_span_in_context(span))
+        )
+
+    def _attempt_ended(self, event: events.AttemptEnded) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None or opened.attempt is None:
+            return
+        span, opened.attempt = opened.attempt, None
+        if span.is_recording():
+            self._describe(span, event, opened.ns(event.at))
+        self._remember_opener(event, span)
+        span.end(opened.ns(opened.attempt_at + event.latency_s))
+        _detach(opened, opened.attempt_token)
+
+    @staticmethod
+    def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
+        span.set_attributes(attributes.of_attempt_end(event))
+        if event.response_model is not None:
+            span.set_attribute(names.GEN_AI_RESPONSE_MODEL, safe(event.response_model))
+        if event.response_id is not None:
+            span.set_attribute(names.GEN_AI_RESPONSE_ID, safe(event.response_id))
+        if event.finish_reason is not None:
+            span.set_attribute(names.GEN_AI_FINISH_REASONS, [safe(event.finish_reason).lower()])
+        if attributes.attempt_error(event) is None:
+            return
+        span.set_status(StatusCode.ERROR)
+        details = {names.EXCEPTION_TYPE: event.error_type or ""}
+        if event.vendor_message is not None:
+            details[names.EXCEPTION_MESSAGE] = safe(event.vendor_message)
+        span.add_event(names.EXCEPTION_EVENT, details, now)
+
+    # -- the breaker --------------------------------------------------------------------------
+
+    def _short_circuited(self, event: events.ShortCircuited) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None:
+            return
+        opener = self._openers.get(f"{event.provider}:{event.model}")
+        now = opened.ns(event.at)
+        span = self._tracer.start_span(
+            f"{names.REJECT_SPAN} {event.provider}",
+            trace.set_span_in_context(opened.root),
+            attributes=attributes.of_reject(event),
+            links=() if opener is None else (Link(opener),),
+            start_time=now,
+        )
+        span.set_status(StatusCode.ERROR)
+        span.end(now)
+
+    def _breaker_changed(self, event: events.BreakerChanged) -> None:
+        """A breaker is opened by the request whose span is current; a sibling's breaker, too."""
+        if event.transition.to_state.value != "open" or event.transition.shadow:
+            return
+        opened = otel_context.get_value(_CALL)
+        name = event.transition.name
+        if isinstance(opened, _Trace) and opened.attempt is not None:
+            self._remember(name, opened.attempt.get_span_context())
+        else:
+            self._openers.pop(name, None)  # opened by nobody's request: no link is better than a
+            # link to the opener of another time
+
+    def _remember_opener(self, event: events.AttemptEnded, span: Span) -> None:
+        """A request that opened its breaker by its silence ends after the opening."""
+        name = f"{event.provider}:{event.model}"
+        slow = event.counted == "slow" and event.breaker.state.value == "open"
+        if slow and name not in self._openers:
+            self._remember(name, span.get_span_context())
+
+    def _remember(self, name: str, opener: SpanContext) -> None:
+        self._openers[name] = opener
+        self._openers.move_to_end(name)
+        if len(self._openers) > _MAX_OPENERS:
+            self._openers.popitem(last=False)
+
+
+def _detach(opened: _Trace, token: Token[Context] | None) -> None:
+    """Give the context back; in a context that is not the call's there is nothing to give."""
+    if token is not None and otel_context.get_value(_CALL) is opened:
+        otel_context.detach(token)
+
+
+def _as_the_inference(context: Context) -> Context:
+    """Say that this span is the model call's own, so that SDK instrumentations add no second one.
+
+    They ask for this key of opentelemetry-util-genai. Where none of them is installed, the module
+    is not loaded, and there is nobody to tell. It is a beta: whatever it has become, go on.
+    """
+    util = sys.modules.get("opentelemetry.util.genai.invocation")
+    if util is None:
+        return context
+    try:
+        key: str = util.CLIENT_INFERENCE_CONTEXT_KEY
+        return otel_context.set_value(key, util.InferenceData(), context)
+    except Exception:  # noqa: BLE001 - two spans are better than none
+        return context
+
+
+def _messages(prompt: str) -> str:
+    """The prompt in the shape of gen_ai.input.messages."""
+    part = {"type": "text", "content": safe(prompt, _MAX_PROMPT)}
+    return json.dumps([{"role": "user", "parts": [part]}], ensure_ascii=False)

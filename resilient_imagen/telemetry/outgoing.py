@@ -1,0 +1,21 @@
+"""Where texts of others pass on their way out, whoever made them: redacted and bounded.
+
+Vendor messages are redacted where they come in, with the keys and the prompt at hand. This is the
+second lock, for every text that a sink writes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from resilient_imagen.redaction import redact
+
+__all__ = ["safe"]
+
+_MAX_TEXT: Final = 300
+"""Characters of a text that leave."""
+
+
+def safe(text: object, limit: int = _MAX_TEXT) -> str:
+    """``text`` without anything that looks like a key or a picture, in one line of ``limit``."""
+    return redact(str(text), limit=limit)
