@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.emulator.calls import Answer, Refusal
 from resilient_imagen.emulator.faults import Latency
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from resilient_imagen.emulator.wire import HttpRequest
 
 __all__ = ["Emulator", "Exchange"]
+
+_BODILESS: Final = (204, 304)
+"""Statuses that HTTP forbids to have a body."""
 
 
 class Emulator:
@@ -63,6 +66,15 @@ class Emulator:
     def vendors(self) -> tuple[Vendor, Vendor]:
         """Both vendors."""
         return self.google, self.openai
+
+    @property
+    def picture(self) -> PictureMode:
+        """What pictures are delivered; may be changed at any time."""
+        return self.studio.mode
+
+    @picture.setter
+    def picture(self, mode: PictureMode) -> None:
+        self.studio = Studio(mode)
 
     def heal(self) -> None:
         """Let both vendors forget every fault."""
@@ -153,7 +165,9 @@ class Exchange:
             return dialect.errors[fault.error](self._call, fault.retry_after)
         code = 500 if fault.code is None else fault.code
         reply = dialect.error(code, fault.retry_after)
-        if fault.body is not None:
+        if code in _BODILESS:
+            reply = replace(reply, body=b"")
+        elif fault.body is not None:
             reply = _with_body(reply, fault.body)
         given = {name for name, _ in fault.headers}
         kept = tuple(pair for pair in reply.headers if pair[0] not in given)

@@ -6,6 +6,7 @@ import colorsys
 import hashlib
 import io
 import random
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["draw", "flat", "is_plain"]
 
 _Colour = tuple[int, int, int]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_HUES: Final = {"google": 0.60, "openai": 0.44}
+_HUES: Final = {"google": 0.61, "openai": 0.44}
 """Blue and green; anything else gets violet."""
 _OTHER_HUE: Final = 0.78
 _LONG_EDGE: Final = 1024
@@ -27,6 +29,8 @@ _LONG_EDGE: Final = 1024
 _SHORTEST: Final = 256
 """A banner of 8:1 is drawn larger, so that its text can be read."""
 _MAX_THUMBNAILS: Final = 16
+_SOFTNESS: Final = 4
+"""How much smaller than the page its backdrop is made."""
 _WHITE: Final = (255, 255, 255)
 _EFFORT: Final = {
     "JPEG": {"quality": 88},
@@ -59,7 +63,7 @@ def draw(vendor: str, call: Call, canvas: Canvas, variant: int) -> bytes:
     size = (round(canvas.width * scale), round(canvas.height * scale))
     seed = hashlib.blake2b(f"{vendor}\0{call.model}\0{call.prompt}\0{variant}".encode()).digest()
     rng = random.Random(seed)
-    image = _backdrop(size, _hue(vendor) + rng.uniform(-0.05, 0.05), rng)
+    image = _backdrop(size, _hue(vendor) + rng.uniform(-0.03, 0.03), rng)
     page = _Page(image, ImageDraw.Draw(image, "RGBA"), min(size))
     top = _write_head(page, vendor, call, canvas, variant)
     bottom = _place_thumbnails(page, call)
@@ -94,27 +98,26 @@ def _tone(hue: float, saturation: float, value: float) -> _Colour:
 
 
 def _backdrop(size: tuple[int, int], hue: float, rng: random.Random) -> Image.Image:
-    """A diagonal gradient with soft lights on it."""
-    dark, light = _tone(hue, 0.85, 0.28), _tone(hue + rng.uniform(0.02, 0.09), 0.62, 0.82)
-    mask = Image.linear_gradient("L").rotate(rng.uniform(15, 50), expand=True, fillcolor=128)
-    image = Image.composite(
-        Image.new("RGB", size, dark), Image.new("RGB", size, light), mask.resize(size)
-    )
-    lights = Image.new("RGBA", size)
-    pen = ImageDraw.Draw(lights)
+    """A diagonal gradient with soft lights on it; made small, so that enlarging softens it."""
+    small = (size[0] // _SOFTNESS, size[1] // _SOFTNESS)
+    down = Image.linear_gradient("L").resize(small)
+    across = Image.linear_gradient("L").rotate(90).resize(small)
+    slope = Image.blend(down, across, rng.uniform(0.25, 0.6))
+    light, dark = _tone(hue - rng.uniform(0.02, 0.09), 0.62, 0.85), _tone(hue, 0.85, 0.25)
+    image = Image.composite(Image.new("RGB", small, dark), Image.new("RGB", small, light), slope)
     for _ in range(9):
-        radius = rng.uniform(0.08, 0.42) * min(size)
-        x, y = rng.uniform(0, size[0]), rng.uniform(0, size[1])
-        tone = _tone(hue + rng.uniform(-0.14, 0.14), rng.uniform(0.25, 0.6), 1.0)
+        radius = rng.uniform(0.08, 0.42) * min(small)
+        x, y = rng.uniform(0, small[0]), rng.uniform(0, small[1])
+        spot = Image.new("L", small)
         box = (x - radius, y - radius, x + radius, y + radius)
-        pen.ellipse(box, fill=(*tone, rng.randrange(28, 80)))
-    soft = lights.filter(ImageFilter.GaussianBlur(min(size) / 90))
-    image.paste(soft, mask=soft)
-    return image
+        ImageDraw.Draw(spot).ellipse(box, fill=rng.randrange(30, 85))
+        tone = _tone(hue + rng.uniform(-0.14, 0.14), rng.uniform(0.25, 0.6), 1.0)
+        image.paste(tone, mask=spot.filter(ImageFilter.GaussianBlur(1.2)))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(max(8, size))
 
 
@@ -129,7 +132,9 @@ def _write_head(page: _Page, vendor: str, call: Call, canvas: Canvas, variant: i
         (left, above, right + 2 * pad, below + 2 * pad), pad * 2, fill=(*_WHITE, 235)
     )
     page.pen.text((x + pad, y + pad), label, font=badge, fill=_tone(_hue(vendor), 0.9, 0.45))
-    facts = f"{call.model}   {canvas.width} x {canvas.height}   {call.operation}"
+    facts = " \N{MIDDLE DOT} ".join(
+        (call.model, f"{canvas.width} x {canvas.height}", call.operation)
+    )
     at = (x, below + 3 * pad)
     for line in _wrap(facts, small, page, page.width, 2):
         page.pen.text(at, line, font=small, fill=(*_WHITE, 225))
@@ -180,39 +185,31 @@ def _write_prompt(page: _Page, prompt: str, top: int, bottom: int) -> None:
         page.pen.text((page.margin, start + index * step), line, font=font, fill=_WHITE)
 
 
-def _wrap(
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    page: _Page,
-    width: int,
-    most: int,
-) -> list[str]:
+def _wrap(text: str, font: _Font, page: _Page, width: int, most: int) -> list[str]:
     """At most ``most`` lines of at most ``width`` pixels; words that are too long are broken."""
+    # No more characters than this can fit: what is longer need not be measured.
+    limit = int(width / page.pen.textlength(".", font=font))
+
+    def fits(line: str) -> bool:
+        return len(line) <= limit and page.pen.textlength(line, font=font) <= width
+
     lines: list[str] = []
     line = ""
     for word in text.split():
         rest = word
         while rest and len(lines) < most:
             tried = f"{line} {rest}" if line else rest
-            if page.pen.textlength(tried, font=font) <= width:
+            if fits(tried):
                 line, rest = tried, ""
             elif line:
                 lines.append(line)
                 line = ""
             else:
-                fitting = _longest_start(rest, font, page, width)
-                lines.append(rest[:fitting])
-                rest = rest[fitting:]
+                ends = range(1, limit + 1)
+                end = max(1, bisect_left(ends, True, key=lambda end: not fits(rest[:end])))  # noqa: B023 - called at once
+                lines.append(rest[:end])
+                rest = rest[end:]
     return [*lines, line][:most] if line else lines
-
-
-def _longest_start(
-    word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, page: _Page, width: int
-) -> int:
-    fitting = len(word)
-    while fitting > 1 and page.pen.textlength(word[:fitting], font=font) > width:
-        fitting = fitting * 3 // 4
-    return fitting
 
 
 def _encode(image: Image.Image, mime_type: str) -> bytes:

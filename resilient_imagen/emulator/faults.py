@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random  # noqa: TC003 - pydantic reads these signatures at run time
+import re
 from collections.abc import (  # noqa: TC003 - as above
     Callable,
     Mapping,
@@ -27,6 +28,7 @@ __all__ = [
     "cut",
     "disconnect",
     "drip",
+    "error",
     "finish",
     "fixed",
     "hang",
@@ -41,6 +43,9 @@ __all__ = [
     "status",
 ]
 
+_MAX_SIGMA: Final = 10.0
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE: Final = re.compile(r"([!-~]([ -~]*[!-~])?)?")
 _Z95: Final = 1.6448536269514722
 """How many standard deviations above the median the 95th percentile of a normal lies."""
 
@@ -50,18 +55,20 @@ class Latency:
     """How long an answer takes, in seconds: log-normal, or fixed when ``sigma`` is 0.
 
     Raises:
-        ValueError: A number is negative or not finite.
+        ValueError: A number is negative, not finite or absurd.
     """
 
     median: float
     sigma: float = 0.0
-    """Standard deviation of the logarithm."""
+    """Standard deviation of the logarithm, at most 10."""
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
         """Refuse what could not be slept."""
-        if not (0 <= self.median < math.inf and 0 <= self.sigma < math.inf and self.maximum >= 0):
-            raise ValueError("a latency needs a median, a sigma and a maximum of at least 0")
+        if not (
+            0 <= self.median < math.inf and 0 <= self.sigma <= _MAX_SIGMA and self.maximum >= 0
+        ):
+            raise ValueError("a latency is at least 0, and its spread is a believable one")
 
     def sample(self, rng: random.Random) -> float:
         """One latency, in seconds."""
@@ -147,10 +154,13 @@ def status(
     ``body`` may be a JSON value, text or bytes. ``retry_after`` is in seconds.
 
     Raises:
-        ValueError: ``code`` is not between 200 and 999.
+        ValueError: ``code`` is not between 200 and 999, or a header could not be sent.
     """
     if not 200 <= code <= 999:  # noqa: PLR2004 - final statuses; relays invent some above 599
         raise ValueError("an HTTP status is a number from 200 to 999")
+    for name, value in (headers or {}).items():
+        if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
+            raise ValueError("a header has a token as its name and printable ASCII as its value")
     pairs = tuple((name.lower(), value) for name, value in (headers or {}).items())
     return Fault(str(code), code=code, body=body, headers=pairs, retry_after=retry_after)
 
@@ -162,12 +172,17 @@ def overload(share: float = 1.0, code: int = 503) -> Fault:
 
 def rate_limited(retry_after: float | None = None) -> Fault:
     """429 for this minute; Gemini hints in RetryInfo, OpenAI in its text. Seconds."""
-    return Fault("rate_limited", error="rate_limited", retry_after=retry_after)
+    return error("rate_limited", retry_after)
 
 
 def quota_exhausted(retry_after: float | None = None) -> Fault:
     """429 for today, or for ever: Gemini's per-day violation, OpenAI's insufficient_quota."""
-    return Fault("quota_exhausted", error="quota_exhausted", retry_after=retry_after)
+    return error("quota_exhausted", retry_after)
+
+
+def error(name: str, retry_after: float | None = None) -> Fault:
+    """One of the vendor's ``errors`` by name, for example OpenAI's billing_hard_limit."""
+    return Fault(name, error=name, retry_after=retry_after)
 
 
 def blocked(detail: str | None = None) -> Fault:
@@ -257,8 +272,8 @@ def _latency(value: float | Latency) -> Latency:
 KINDS: Final[Mapping[str, Callable[..., Fault]]] = {
     kind.__name__: kind
     for kind in (
-        answer, bad_base64, bad_json, blocked, cut, disconnect, drip, finish, hang, html, no_image,
-        overload, quota_exhausted, rate_limited, reset, slow, status,
+        answer, bad_base64, bad_json, blocked, cut, disconnect, drip, error, finish, hang, html,
+        no_image, overload, quota_exhausted, rate_limited, reset, slow, status,
     )
 }  # fmt: skip
 """Every kind of fault by name, for scripts in JSON."""

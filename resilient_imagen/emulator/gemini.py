@@ -136,9 +136,13 @@ def _understand(model: str, body: dict[str, Any]) -> Call:
         prompt="\n".join(part["text"] for part in parts if part.get("text")),
         references=references,
         parameters=dict(image),
-        aspect_ratio=image.get("aspectRatio"),
-        resolution=image.get("imageSize"),
+        aspect_ratio=_text(image.get("aspectRatio")),
+        resolution=_text(image.get("imageSize")),
     )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _camel(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def _received(part: Mapping[str, Any]) -> Received:
     blob = _camel(part["inlineData"])
     # The SDK sends the url-safe alphabet, curl users the standard one; the API takes both.
     data = str(blob["data"]).translate({ord("-"): "+", ord("_"): "/"})
-    return Received(blob.get("mimeType", ""), base64.b64decode(data + "=" * (-len(data) % 4)))
+    return Received(str(blob.get("mimeType", "")), base64.b64decode(data + "=" * (-len(data) % 4)))
 
 
 def _sizes_of(model: str) -> frozenset[str]:

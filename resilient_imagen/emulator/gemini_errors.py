@@ -163,6 +163,8 @@ def _quota_exhausted(call: Call, retry_after: float | None) -> Reply:
 
 
 NAMED: Final[Mapping[str, Callable[[Call, float | None], Reply]]] = {
+    "key_invalid": lambda _call, _retry_after: bad_key(),
+    "model_gone": lambda call, _retry_after: retired(call.model),
     "rate_limited": _rate_limited,
     "quota_exhausted": _quota_exhausted,
 }

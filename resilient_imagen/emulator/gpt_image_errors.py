@@ -238,6 +238,8 @@ def _billing_hard_limit(_call: Call, _retry_after: float | None) -> Reply:
 
 NAMED: Final[Mapping[str, Callable[[Call, float | None], Reply]]] = {
     "billing_hard_limit": _billing_hard_limit,
+    "key_invalid": lambda _call, _retry_after: bad_key(""),
+    "model_gone": lambda call, _retry_after: retired(call.model),
     "quota_exhausted": _quota_exhausted,
     "rate_limited": _rate_limited,
 }

@@ -18,8 +18,8 @@ PictureMode = Literal["drawn", "tiny"] | bytes
 """``drawn``: shows the request, in the size asked for. ``tiny``: one colour, a sixteenth of the
 size in the same ratio. bytes: sent as they are (only repeated shapes make them differ)."""
 
-_KEPT: Final = 64
-"""Pictures remembered: enough for a test suite, some tens of megabytes at most."""
+_KEPT: Final = 32 * 1024 * 1024
+"""Bytes of pictures remembered, besides the last one."""
 _SHRINK: Final = 16
 _MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -54,11 +54,15 @@ class Studio:
         key = _identity(mode, vendor, call, canvas, variant)
         if key not in self._made:
             self._made[key] = await self._make(mode, vendor, call, canvas, variant)
+            self._forget_oldest()
         self._made.move_to_end(key)
-        picture = self._made[key]
-        while len(self._made) > _KEPT:
-            self._made.popitem(last=False)
-        return picture
+        return self._made[key]
+
+    def _forget_oldest(self) -> None:
+        held = sum(len(picture.data) for picture in self._made.values())
+        while held > _KEPT and len(self._made) > 1:
+            _, oldest = self._made.popitem(last=False)
+            held -= len(oldest.data)
 
     async def _make(
         self, mode: PictureMode, vendor: str, call: Call, canvas: Canvas, variant: int

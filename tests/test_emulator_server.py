@@ -1,0 +1,196 @@
+"""The server side of the wire: connections, leaving clients, big bodies, loopback only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import httpx2
+import pytest
+from emulator_kit import GEMINI, GPT, PATIENCE, Wired, picture, play
+
+from resilient_imagen.emulator import Emulator, EmulatorServer, faults, serve
+
+BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
+BODY = json.dumps({"model": GPT, "prompt": "a lighthouse"}).encode()
+REQUEST = (
+    b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: Bearer k\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+)
+
+
+@BOTH_WAYS
+def test_sixteen_hanging_calls_cancelled_leave_nothing_open(way: str) -> None:
+    """Cancelled calls are noticed at once: nothing in flight, no connection left."""
+
+    async def scenario(both: Wired) -> None:
+        google = both.app.google
+        google.set(faults.hang())
+        calls = [asyncio.create_task(both.gemini()) for _ in range(16)]
+        await google.until(lambda google: google.in_flight == google.open_connections == 16)
+        for call in calls:
+            call.cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(end) for end in ends} == {asyncio.CancelledError}
+        await google.until(lambda google: google.in_flight == google.open_connections == 0)
+        assert google.max_in_flight == 16
+        assert len(google.requests) == 16
+        google.heal()
+        await both.gemini()
+        google.forget()
+        assert (google.requests, google.max_in_flight) == ((), 0)
+
+    play(scenario, way=way)
+
+
+def test_connections_are_kept_alive_and_counted_by_vendor() -> None:
+    """Requests in a row share one connection, which belongs to the vendor last asked."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        for _ in range(3):
+            await both.gemini()
+            await both.gpt()
+        assert (both.app.google.open_connections, both.app.openai.open_connections) == (1, 1)
+        assert both.server.open_connections == 2
+        url = f"{both.server.openai_url}/images/generations"
+        answer = await both.http[0].post(url, content=BODY, headers={"authorization": "Bearer k"})
+        assert answer.status_code == 200
+        assert (both.app.google.open_connections, both.app.openai.open_connections) == (0, 2)
+        await both.http[1].aclose()
+        await both.app.openai.until(lambda openai: openai.open_connections == 1)
+
+    play(scenario)
+
+
+async def _raw(server: EmulatorServer, sent: bytes, *, end: bool = True) -> bytes:
+    """All that the server answers to these bytes."""
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(sent)
+    if end:
+        writer.write_eof()
+    received = await reader.read()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return received
+
+
+def test_requests_sent_ahead_are_answered_in_turn() -> None:
+    """Two requests in one packet get two answers on the same connection."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        closing = REQUEST.replace(b"host: x", b"host: x\r\nconnection: close")
+        received = await _raw(both.server, REQUEST + closing, end=False)
+        assert received.count(b"HTTP/1.1 200") == 2
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"\x16\x03\x01", b"GET / HTTP/9\r\n\r\n", b"POST /", REQUEST[:-5]]
+)
+def test_no_bytes_break_the_server(sent: bytes) -> None:
+    """Nonsense, TLS and half a request end their own connection and nothing else."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        assert await _raw(both.server, sent) == b""
+        await both.gpt()
+        assert both.server.open_connections == 1
+
+    play(scenario)
+
+
+def test_a_cut_body_promises_more_than_it_sends() -> None:
+    """On the wire: the full content-length, half of the body, the end."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        both.app.openai.set(faults.cut(0.5))
+        received = await _raw(both.server, REQUEST, end=False)
+        head, _, body = received.partition(b"\r\n\r\n")
+        promised = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        assert len(body) == promised // 2
+
+    play(scenario)
+
+
+def test_a_client_that_leaves_during_the_body_is_noticed() -> None:
+    """Closing while twenty megabytes are on their way ends the exchange, undelivered."""
+    big = picture() + b"\0" * 20_000_000
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        _, writer = await asyncio.open_connection(both.server.host, both.server.port)
+        writer.write(REQUEST)
+        await both.app.openai.until(lambda openai: any(seen.status for seen in openai.requests))
+        writer.close()
+        await both.app.openai.until(lambda openai: openai.in_flight == openai.open_connections == 0)
+        assert both.app.openai.requests[0].delivered is False
+
+    play(scenario, Emulator(picture=big))
+
+
+def test_a_big_upload_arrives() -> None:
+    """Forty megabytes of references come through whole."""
+    image = picture() + b"\0" * 10_000_000
+
+    async def scenario(both: Wired) -> None:
+        await both.gpt_edit([(f"{i}.png", image, "image/png") for i in range(4)])
+        assert [r.size for r in both.app.openai.requests[0].references] == [len(image)] * 4
+
+    play(scenario)
+
+
+def test_stopping_drops_what_hangs() -> None:
+    """Leaving the block ends hanging calls, whatever the client does."""
+
+    async def main() -> None:
+        app = Emulator(picture="tiny")
+        app.google.set(faults.hang())
+        async with asyncio.timeout(PATIENCE), httpx2.AsyncClient() as client:
+            async with EmulatorServer(app) as server:
+                url = f"{server.google_url}/v1/models/{GEMINI}:generateContent"
+                call = asyncio.create_task(client.post(url, content=b"{}"))
+                await app.google.until(lambda google: google.in_flight == 1)
+            with pytest.raises(httpx2.TransportError):
+                await call
+            assert app.google.in_flight == app.google.open_connections == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::", "192.168.1.5", "example.com"])
+def test_only_loopback_is_served(host: str) -> None:
+    """Anything that other machines could reach is refused by name."""
+    with pytest.raises(ValueError, match="serves on loopback only"):
+        EmulatorServer(Emulator(), host=host)
+
+
+def test_serve_runs_until_cancelled() -> None:
+    """The command line's way: a fixed port, refused when taken, free again afterwards."""
+
+    async def main() -> None:
+        app = Emulator(picture="tiny")
+        async with EmulatorServer(app, host="localhost") as server:
+            port = server.port
+            assert server.openai_url == f"http://127.0.0.1:{port}/v1"
+            with pytest.raises(OSError, match=str(port)):
+                await serve("127.0.0.1", port, app)
+        running = asyncio.create_task(serve("127.0.0.1", port, app))
+        async with asyncio.timeout(PATIENCE), httpx2.AsyncClient() as client:
+            url = f"http://127.0.0.1:{port}/v1/images/generations"
+            while True:
+                with contextlib.suppress(httpx2.ConnectError):
+                    answer = await client.post(url, content=BODY)
+                    break
+                await asyncio.sleep(0)
+            assert answer.status_code == 401
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(main())
