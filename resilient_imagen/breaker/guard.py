@@ -33,11 +33,11 @@ class Guard(AbstractAsyncContextManager["Permit"]):
     """One guarded call: asks on entry, settles on exit, suppresses and replaces nothing."""
 
     __slots__ = ("_classify", "_gate", "_permit")
+    _permit: Permit  # from entry to exit
 
     def __init__(self, gate: Gate, classify: Callable[[Exception], Verdict]) -> None:
         self._gate = gate
         self._classify = classify
-        self._permit: Permit | None = None
 
     async def __aenter__(self) -> Permit:
         """Take a permit.
@@ -48,8 +48,8 @@ class Guard(AbstractAsyncContextManager["Permit"]):
         answer = self._gate.admit()
         if isinstance(answer, Rejection):
             raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
-        answer.begin()
         self._permit = answer
+        answer.begin()
         return answer
 
     async def __aexit__(
@@ -59,8 +59,6 @@ class Guard(AbstractAsyncContextManager["Permit"]):
         traceback: TracebackType | None,
     ) -> None:
         """Settle it."""
-        if self._permit is None:
-            return
         if error is None:
             self._permit.settle(Verdict.SUCCESS)
         elif isinstance(error, ImageGenerationError):

@@ -1,0 +1,269 @@
+"""What a breaker should do, written from its specification, to be compared with the gate.
+
+Nothing here is shared with the gate but the configuration and the words for states. It keeps every
+outcome and every request in plain lists and looks through all of them each time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from resilient_imagen.breaker import BreakerConfig, BreakerMode
+from resilient_imagen.reasons import Verdict
+
+DAY = 86_400.0
+
+
+@dataclass(eq=False)
+class Call:
+    """One request that was let through."""
+
+    state_number: int
+    probe: bool
+    counts: bool
+    time: float
+    place: bool = False
+    sent: bool = False
+    watched: bool = False
+    early: str | None = None
+    settled: str | None = None
+
+
+class Oracle:
+    """The specification, as directly as it can be said."""
+
+    def __init__(self, config: BreakerConfig, jitter: float) -> None:
+        self.config = config
+        self.jitter = jitter
+        self.forced = False
+        self.state = "closed"
+        self.state_number = 0
+        self.row = 0
+        self.outcomes: list[tuple[float, bool]] = []
+        self.openings = 0
+        self.open_from = self.open_to = math.nan
+        self.successes = 0
+        self.calls: list[Call] = []
+        self.would_reject = 0
+        self.told: list[tuple[str, str, bool]] = []
+        self.met_before = "closed"
+        self.last_moment = 0.0
+
+    # What callers meet
+
+    @property
+    def met(self) -> str:
+        if self.forced:
+            return "forced_open"
+        return self.state if self.config.mode is BreakerMode.ON else "closed"
+
+    def rejected_until(self, now: float) -> float | None:
+        if self.met == "forced_open":
+            return math.inf
+        return None if self.met == "closed" else self.circuit_until(now)
+
+    def circuit_until(self, now: float) -> float | None:
+        if self.state == "open" and now < self.open_to:
+            return self.open_to
+        if self.state == "half_open" and not self.room:
+            return min(when for when, _, _ in self.pending())
+        return None
+
+    @property
+    def places_taken(self) -> int:
+        return sum(call.place for call in self.calls)
+
+    @property
+    def room(self) -> bool:
+        free = self.config.half_open_calls - self.places_taken - self.successes
+        return self.state == "half_open" and free > 0
+
+    def counted(self, now: float) -> list[bool]:
+        width = self.config.window / 60
+        newest = math.floor(now / width)
+        return [failed for at, failed in self.outcomes if newest - math.floor(at / width) < 60]
+
+    # Time
+
+    def pending(self) -> list[tuple[float, int, Call]]:
+        """What time alone will decide, and when; slowness before the deadline of a probe."""
+        found = []
+        for call in self.calls:
+            if call.watched and self.config.slow_call is not None:
+                found.append((call.time + self.config.slow_call, 0, call))
+            if call.place:
+                found.append((call.time + self.config.probe_deadline, 1, call))
+        return sorted(found, key=lambda entry: entry[:2])
+
+    def pass_to(self, now: float) -> None:
+        while (pending := self.pending()) and pending[0][0] <= now:
+            due, kind, call = pending[0]
+            moment = max(due, self.last_moment)
+            self.last_moment = moment
+            call.place = call.watched = False
+            if call.sent:
+                call.early = "slow" if kind == 0 else "failure"
+                self.failure(moment)
+        self.last_moment = now
+
+    # Changes of state
+
+    def move(self, state: str) -> None:
+        if self.config.mode is BreakerMode.SHADOW:
+            self.told.append((self.state, state, True))
+        self.state = state
+        self.state_number += 1
+        for call in self.calls:
+            call.place = call.watched = False
+        self.successes = 0
+        if state == "closed":
+            self.row, self.outcomes, self.openings = 0, [], 0
+        self.tell()
+
+    def tell(self) -> None:
+        if self.met != self.met_before:
+            self.told.append((self.met_before, self.met, False))
+            self.met_before = self.met
+
+    def open(self, now: float, seconds: float) -> None:
+        self.open_from, self.open_to = now, now + seconds
+        self.openings += 1
+        self.move("open")
+
+    def own_pause(self, hint: float | None = None) -> float:
+        base = min(self.config.reset_timeout * 2.0 ** float(self.openings), self.config.reset_max)
+        return max(base * (1.0 + 0.1 * self.jitter), min(hint or 0.0, self.config.reset_max))
+
+    def long_pause(self, hint: float | None) -> float:
+        if hint is not None and hint > self.config.reset_max:
+            return min(hint, DAY)
+        return self.config.reset_max * (1.0 + 0.1 * self.jitter)
+
+    def failure(self, now: float, *, hint: float | None = None, in_rate: bool = True) -> None:
+        self.row += 1
+        if in_rate:
+            self.outcomes.append((now, True))
+        recent = self.counted(now)
+        share = (
+            in_rate
+            and len(recent) >= self.config.min_calls
+            and sum(recent) / len(recent) >= self.config.failure_rate
+        )
+        if self.state == "half_open" or self.row >= self.config.fail_max or share:
+            self.open(now, self.own_pause(hint))
+
+    # What callers do
+
+    def ask(self, now: float) -> Call | None:
+        if self.forced:
+            return None
+        if self.config.mode is BreakerMode.OFF:
+            return self.let(now, probe=False, counts=False)
+        if self.state == "closed":
+            return self.let(now, probe=False, counts=True)
+        if self.circuit_until(now) is not None:
+            if self.config.mode is BreakerMode.ON:
+                return None
+            self.would_reject += 1
+            return self.let(now, probe=False, counts=False)
+        if self.state == "open":
+            self.move("half_open")
+        return self.let(now, probe=True, counts=True)
+
+    def let(self, now: float, *, probe: bool, counts: bool) -> Call:
+        call = Call(self.state_number, probe, counts, now, place=probe)
+        self.calls.append(call)
+        return call
+
+    def current(self, call: Call) -> bool:
+        return call.counts and call.state_number == self.state_number
+
+    def begin(self, call: Call, now: float) -> None:
+        if call.settled or call.early or not self.current(call):
+            return
+        if call.probe and not call.place:
+            if not self.room:
+                return
+            call.place = True
+        call.time, call.sent = now, True
+        call.watched = self.config.slow_call is not None
+
+    def settle(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:
+        if call.settled is None:
+            call.settled = self.judge(call, verdict, now, hint)
+            self.calls.remove(call)
+        return call.settled
+
+    def judge(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:
+        if self.config.mode is BreakerMode.OFF or not call.counts:
+            return "ignored"
+        if not self.current(call) or (call.probe and not call.place):
+            return call.early or "stale"
+        call.place = call.watched = False
+        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and bool(hint))
+        if at_once:
+            self.told_outright(call, verdict, now, hint)
+        elif call.early is None and self.is_slow(call, now):
+            self.failure(now)
+            return "slow"
+        elif call.early is None:
+            self.vote(verdict, now, hint)
+        words = {"trip": "failure", "neutral": "ignored"}
+        return call.early or words.get(verdict.value, verdict.value)
+
+    def is_slow(self, call: Call, now: float) -> bool:
+        slow_call = self.config.slow_call
+        return call.sent and slow_call is not None and call.time + slow_call <= now
+
+    def told_outright(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
+        if verdict is Verdict.THROTTLED:
+            self.open(now, min(hint or 0.0, self.config.reset_max))
+            return
+        if call.early is None:
+            self.row += 1
+            self.outcomes.append((now, True))
+        self.open(now, self.long_pause(hint))
+
+    def vote(self, verdict: Verdict, now: float, hint: float | None) -> None:
+        if verdict is Verdict.FAILURE:
+            self.failure(now, hint=hint)
+        elif verdict is Verdict.THROTTLED:
+            self.failure(now, in_rate=False)
+        elif verdict is Verdict.SUCCESS:
+            self.success(now)
+
+    def success(self, now: float) -> None:
+        self.row = 0
+        self.outcomes.append((now, False))
+        if self.state == "half_open":
+            self.successes += 1
+            if self.successes >= self.config.half_open_calls:
+                self.move("closed")
+
+    # What operators and siblings do
+
+    def trip(self, now: float, hint: float | None) -> None:
+        if self.config.mode is BreakerMode.OFF:
+            return
+        seconds = self.long_pause(hint)
+        if self.state != "open":
+            self.open(now, seconds)
+        elif now + seconds > self.open_to:
+            self.open_to = now + seconds
+
+    def force(self, *, forced: bool) -> None:
+        self.forced = forced
+        self.tell()
+
+    def reconfigure(self, config: BreakerConfig) -> None:
+        self.config = config
+        for call in self.calls:
+            call.watched = call.watched and config.slow_call is not None
+        if self.state == "half_open" and self.successes >= config.half_open_calls:
+            self.move("closed")
+        if config.mode is BreakerMode.OFF:
+            self.state_number += 1
+            for call in self.calls:
+                call.place = call.watched = False
+        self.tell()

@@ -1,0 +1,260 @@
+"""Random lives of a gate, each step compared with an oracle written from the specification."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from breaker_kit import HandClock
+from breaker_oracle import Call, Oracle
+from hypothesis import HealthCheck, settings, target
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate, Permit, Transition
+from resilient_imagen.reasons import Verdict
+
+# Times are multiples of a power of two, so that sums are exact and moments really coincide.
+TICKS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 8.0, 16.0, 40.0])
+HINTS = st.sampled_from([None, 0.5, 8.0, 33.0, 300.0, 2e6])
+PICK = st.integers(0, 2**16)
+
+CONFIGS = st.builds(
+    BreakerConfig,
+    mode=st.sampled_from([BreakerMode.ON] * 6 + [BreakerMode.SHADOW, BreakerMode.OFF]),
+    fail_max=st.integers(1, 4),
+    failure_rate=st.sampled_from([0.25, 0.5, 1.0]),
+    window=st.sampled_from([15.0, 60.0, 120.0]),
+    min_calls=st.integers(1, 8),
+    slow_call=st.sampled_from([None, None, 4.0, 16.0, 64.0]),
+    reset_timeout=st.sampled_from([2.0, 8.0, 16.0]),
+    reset_max=st.sampled_from([16.0, 64.0]),
+    half_open_calls=st.integers(1, 3),
+    probe_deadline=st.sampled_from([4.0, 16.0, 32.0]),
+)
+
+STEPS: Counter[str] = Counter()
+
+
+class Life(RuleBasedStateMachine):
+    """Callers, operators and time do as they like to a gate and to the oracle alike."""
+
+    @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
+    def begin_life(self, config: BreakerConfig, jitter: float) -> None:
+        self.clock = HandClock()
+        self.gate = Gate("google:pro", config, random=lambda: jitter, clock=self.clock)
+        self.oracle = Oracle(config, jitter)
+        self.config = config
+        self.calls: list[tuple[Permit, Call]] = []
+        self.told: list[tuple[str, str, bool]] = []
+        self.gate.subscribe(self.hear)
+        self.half_open_steps = 0
+
+    def hear(self, transition: Transition) -> None:
+        self.told.append(
+            (transition.from_state.value, transition.to_state.value, transition.shadow)
+        )
+
+    def step(self) -> float:
+        """Count the step by the state it finds, and let the oracle catch up with the clock."""
+        STEPS[self.oracle.state] += 1
+        self.half_open_steps += self.oracle.state == "half_open"
+        self.oracle.pass_to(self.clock.now)
+        return self.clock.now
+
+    def took(self, answer: Any, call: Call | None) -> None:
+        if call is None:
+            assert not isinstance(answer, Permit)
+            assert answer.state == self.oracle.met
+            assert answer.probing == (self.oracle.met == "half_open")
+            return
+        assert isinstance(answer, Permit)
+        assert answer.probe == (call.probe and self.oracle.config.mode is BreakerMode.ON)
+        assert answer.state == self.oracle.met
+        assert answer.generation == self.oracle.state_number
+        self.calls.append((answer, call))
+
+    @rule(send=st.booleans())
+    def admit(self, send: bool) -> None:
+        now = self.step()
+        call = self.oracle.ask(now)
+        self.took(self.gate.admit(), call)
+        if send and call is not None:
+            self.oracle.begin(call, now)
+            self.calls[-1][0].begin()
+
+    @rule()
+    def reserve(self) -> None:
+        now = self.step()
+        if self.oracle.met == "closed":
+            assert self.gate.reserve() is None
+        else:
+            self.took(self.gate.reserve(), self.oracle.ask(now))
+
+    @precondition(lambda self: self.calls)
+    @rule(pick=PICK)
+    def begin(self, pick: int) -> None:
+        now = self.step()
+        permit, call = self.calls[pick % len(self.calls)]
+        self.oracle.begin(call, now)
+        permit.begin()
+
+    @precondition(lambda self: self.calls)
+    @rule(
+        pick=PICK, verdict=st.sampled_from(Verdict), hint=HINTS, keep=st.sampled_from([0] * 9 + [1])
+    )
+    def settle(self, pick: int, verdict: Verdict, hint: float | None, keep: int) -> None:
+        index = pick % len(self.calls)
+        self.settle_one(index, verdict, hint)
+        if not keep:  # the kept ones are settled again some time
+            del self.calls[index]
+
+    @precondition(lambda self: self.calls)
+    @rule(pick=PICK, verdict=st.sampled_from([Verdict.SUCCESS, Verdict.FAILURE, Verdict.NEUTRAL]))
+    def settle_the_latest(self, pick: int, verdict: Verdict) -> None:
+        self.settle_one(len(self.calls) - 1, verdict, None)
+        self.calls.pop()
+
+    def settle_one(self, index: int, verdict: Verdict, hint: float | None) -> None:
+        now = self.step()
+        permit, call = self.calls[index]
+        first = call.settled is None
+        before = self.oracle.met
+        counted = self.oracle.settle(call, verdict, now, hint)
+        settlement = permit.settle(verdict, retry_after=hint)
+        assert settlement.counted == counted
+        if first:
+            change = f"{before}_to_{self.oracle.met}" if before != self.oracle.met else None
+            assert settlement.transition == change
+
+    @rule(seconds=TICKS)
+    def pass_time(self, seconds: float) -> None:
+        self.step()
+        self.clock.pass_(seconds)
+
+    @rule(hair=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
+    def pass_to_the_next_moment(self, hair: float) -> None:
+        """To where something happens by time alone, a little before it, or after."""
+        self.step()
+        moments = [when for when, _, _ in self.oracle.pending()]
+        if self.oracle.state == "open":
+            moments.append(self.oracle.open_to)
+        later = [moment for moment in moments if moment > self.clock.now]
+        if later:
+            self.clock.now = max(min(later) + hair, self.clock.now)
+
+    @precondition(lambda self: self.oracle.state == "closed")
+    @rule()
+    def outage(self) -> None:
+        """Failures until it opens."""
+        for _ in range(self.oracle.config.fail_max):
+            now = self.step()
+            call = self.oracle.ask(now)
+            self.took(self.gate.admit(), call)
+            if call is not None:
+                self.settle_one(len(self.calls) - 1, Verdict.FAILURE, None)
+                self.calls.pop()
+
+    @rule(
+        what=st.sampled_from(["trip", "force", "free", "numbers", "mode"] + [""] * 10),
+        data=st.data(),
+    )
+    def interfere(self, what: str, data: st.DataObject) -> None:
+        now = self.step()
+        if what == "trip":
+            hint = data.draw(HINTS)
+            self.oracle.trip(now, hint)
+            self.gate.trip(cause="quota_exhausted", retry_after=hint)
+        elif what in {"force", "free"}:
+            self.oracle.force(forced=what == "force")
+            self.gate.force_open = what == "force"
+        elif what == "numbers":
+            # The window stays: resizing it moves outcomes by up to half a bucket.
+            config = replace(data.draw(CONFIGS), window=self.config.window, mode=self.config.mode)
+            self.reconfigure(config)
+        elif what == "mode":
+            self.reconfigure(replace(self.config, mode=data.draw(st.sampled_from(BreakerMode))))
+
+    def reconfigure(self, config: BreakerConfig) -> None:
+        self.config = config
+        self.oracle.reconfigure(config)
+        self.gate.reconfigure(config)
+
+    @invariant()
+    def agrees(self) -> None:
+        """State, counts, times, places and everything told are what the oracle says."""
+        if not hasattr(self, "oracle"):
+            return
+        now, oracle = self.clock.now, self.oracle
+        oracle.pass_to(now)
+        recent, until = oracle.counted(now), oracle.rejected_until(now)
+        numbers, snapshot = self.gate.numbers(), self.gate.snapshot()
+        assert numbers.state == oracle.met
+        assert (numbers.window_calls, snapshot["window"]["failures"]) == (len(recent), sum(recent))
+        assert numbers.failure_rate == (sum(recent) / len(recent) if recent else 0.0)
+        assert numbers.consecutive == oracle.row
+        assert numbers.failure_threshold == oracle.config.fail_max
+        assert numbers.open_for == (
+            oracle.open_to - oracle.open_from if oracle.met == "open" else None
+        )
+        assert self.gate.open_until() == until
+        assert self.gate.usable() == (until is None)
+        assert numbers.retry_after == (None if until in {None, math.inf} else until - now)
+        assert snapshot["probes_in_flight"] == oracle.places_taken
+        assert snapshot["openings_in_a_row"] == oracle.openings
+        assert snapshot["shadow"]["would_reject"] == oracle.would_reject
+        if oracle.config.mode is BreakerMode.SHADOW:
+            assert snapshot["shadow"]["state"] == oracle.state
+        assert oracle.places_taken + oracle.successes <= max(
+            oracle.config.half_open_calls, oracle.places_taken
+        )
+        assert self.told == oracle.told
+        for permit, call in self.calls:
+            if call.settled is None and call.counts:
+                lost = call.probe and not call.place and not oracle.room
+                assert permit.stale == (not oracle.current(call) or lost)
+
+    def teardown(self) -> None:
+        if hasattr(self, "half_open_steps"):
+            target(float(self.half_open_steps), label="steps in half-open")
+
+
+def live(examples: int, at_least: int) -> None:
+    """Run so many lives of a hundred steps; enough of the steps have to find it half-open."""
+    STEPS.clear()
+    run_state_machine_as_test(
+        Life,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=100,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    steps = sum(STEPS.values())
+
+    assert steps >= at_least, STEPS
+    assert STEPS["half_open"] >= steps * 0.15, STEPS
+
+
+@pytest.mark.timeout(900)  # a difference, once found, takes a while to be made small
+def test_every_step_of_many_lives_is_as_specified() -> None:
+    """Some 20 000 random steps, a good part of them in half-open, without one difference."""
+    live(examples=190, at_least=20_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_step_of_very_many_lives_is_as_specified() -> None:
+    """At least 200 000 random steps without one difference."""
+    live(examples=1900, at_least=200_000)
