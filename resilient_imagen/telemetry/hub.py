@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from resilient_imagen.telemetry.background import Background
@@ -62,9 +63,14 @@ class Hub:
 
     async def close(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109 - a thread is waited for
         """Let slow sinks finish what they were told, for at most ``timeout`` seconds."""
-        if self._background is not None:
+        if self._background is None:
+            return
+        pool = ThreadPoolExecutor(1)  # the loop's own may be busy with what others wait for
+        try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._background.close, timeout)
+            await loop.run_in_executor(pool, self._background.close, timeout)
+        finally:
+            pool.shutdown(wait=False)
 
     def _tell(self, sink: Sink, event: Event) -> None:
         try:

@@ -1,0 +1,208 @@
+"""A sink that raises, dawdles or floods never reaches the call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from telemetry_kit import World, play
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.telemetry.background import Background
+from resilient_imagen.telemetry.events import AttemptEnded, Event, RequestEnded, Warned
+from resilient_imagen.telemetry.hub import Hub
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+who = contextvars.ContextVar("who", default="nobody")
+
+
+class Raising:
+    inline = True
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def handle(self, event: Event) -> None:
+        raise self.error
+
+
+class Slow:
+    """Told from a thread; blocks until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.told: list[Event] = []
+        self.seen: list[tuple[str, bool, str]] = []
+
+    def handle(self, event: Event) -> None:
+        self.go.wait(10)
+        self.told.append(event)
+        valid = trace.get_current_span().get_span_context().is_valid
+        self.seen.append((who.get(), valid, threading.current_thread().name))
+
+
+def warned(number: int) -> Warned:
+    return Warned(at=float(number), code="n", message=str(number))
+
+
+async def ask(*sinks: Any) -> None:
+    google, openai = FakeProvider("google", latency=0), FakeProvider("openai")
+    async with ImageClient(Settings(), providers=[google, openai], sinks=sinks) as client:
+        await client.generate("a lighthouse")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a lighthouse"), asyncio.CancelledError()])
+def test_what_a_sink_raises_goes_nowhere(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image comes, later sinks are told, and the trouble is logged once, without its text."""
+    record = RecordingSink()
+    run_virtual(ask(Raising(error), record))
+    assert record.calls[0].outcome == "success"
+    complaints = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
+    assert [entry.getMessage() for entry in complaints] == [
+        f"sink Raising failed: {type(error).__name__}"
+    ]
+
+
+def test_no_call_waits_for_a_slow_sink() -> None:
+    """The call is over before the sink has taken its first event; it is told all of them then."""
+    slow = Slow()
+    hub = Hub([slow])
+
+    async def main() -> None:
+        for number in range(100):
+            hub.tell(warned(number))
+        assert slow.told == []
+        slow.go.set()
+        await hub.close(10)
+
+    asyncio.run(main())
+    assert [event.at for event in slow.told] == list(range(100))
+
+
+def test_a_slow_sink_sees_the_callers_context() -> None:
+    """Context variables and the current span are those of the moment the event happened."""
+    slow = Slow()
+    slow.go.set()
+
+    async def scene(world: World) -> None:
+        who.set("caller")
+        world.client._hub._background = hub._background
+        await world.ask()
+        await hub.close(10)
+
+    hub = Hub([slow])
+    play(scene)
+    assert {name for name, _, _ in slow.seen} == {"caller"}
+    assert all(valid for _, valid, _ in slow.seen)
+    assert {thread for _, _, thread in slow.seen} == {"resilient_imagen sinks"}
+
+
+def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its thread goes on."""
+
+    class Choosy(Slow):
+        def handle(self, event: Event) -> None:
+            super().handle(event)
+            raise ValueError
+
+    choosy = Choosy()
+    choosy.go.set()
+    hub = Hub([choosy])
+
+    async def main() -> None:
+        hub.tell(warned(1))
+        hub.tell(warned(2))
+        await hub.close(10)
+
+    asyncio.run(main())
+    assert len(choosy.told) == 2
+    assert [entry.getMessage() for entry in caplog.records] == ["sink Choosy failed: ValueError"]
+
+
+def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The queue is bounded; the log says so once, and how much was lost at the end."""
+    slow = Slow()
+    background = Background([slow], lambda sink, event: sink.handle(event), capacity=5)
+    for number in range(50):
+        background.put(warned(number))
+    assert background.dropped >= 44
+    slow.go.set()
+    background.close(10)
+    assert len(slow.told) + background.dropped == 50
+    messages = [entry.getMessage() for entry in caplog.records]
+    assert messages[0] == "slow sinks: events are being dropped"
+    assert messages[1].startswith(f"slow sinks: {background.dropped} events dropped")
+    assert len(messages) == 2
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    """A sink that hangs costs the time bound, no more, and the process can end."""
+    slow = Slow()
+    hub = Hub([slow])
+
+    async def main() -> None:
+        hub.tell(warned(1))
+        await asyncio.wait_for(hub.close(0.05), timeout=10)
+
+    asyncio.run(main())
+    assert slow.told == []
+    slow.go.set()
+
+
+def test_closing_without_slow_sinks_takes_no_thread() -> None:
+    """Nothing was started, so nothing is waited for."""
+    before = threading.active_count()
+
+    async def main() -> None:
+        hub = Hub([RecordingSink()])
+        hub.tell(warned(1))
+        await hub.close()
+
+    asyncio.run(main())
+    assert threading.active_count() == before
+
+
+def test_inline_sinks_are_told_before_the_call_goes_on_and_endings_in_reverse() -> None:
+    """Like nested context managers: the first to hear of a start is the last to hear of its end."""
+    order: list[tuple[str, str]] = []
+
+    class Named:
+        inline = True
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def handle(self, event: Event) -> None:
+            order.append((self.name, type(event).__name__))
+
+    run_virtual(ask(Named("a"), Named("b")))
+    calls = [entry for entry in order if entry[1].startswith("Request")]
+    assert calls == [
+        ("a", "RequestStarted"),
+        ("b", "RequestStarted"),
+        ("b", "RequestEnded"),
+        ("a", "RequestEnded"),
+    ]
+
+
+def test_the_recording_sink_answers_questions() -> None:
+    """Events by type, the latest of a type, attempts and calls; it forgets when told to."""
+    record = RecordingSink()
+    run_virtual(ask(record))
+    assert record.kinds[-4:] == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
+    assert record.of(AttemptEnded) == record.attempts
+    assert record.last(RequestEnded) is record.calls[-1]
+    with pytest.raises(LookupError, match="Warned"):
+        record.last(Warned)
+    record.clear()
+    assert record.events == []

@@ -1,0 +1,307 @@
+"""Log lines: quiet until somebody listens, and complete when somebody does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from telemetry_kit import FAST, World, play
+
+from resilient_imagen import ImageGenerationError, Reason
+
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """What an application's structlog pipeline is given."""
+    caught: Lines = []
+
+    def catch(_logger: Any, level: str, event: Any) -> Any:
+        caught.append({**event, "level": level})
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[catch])
+    yield caught
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """What an application's logging is given; it does not use structlog."""
+    caught: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = caught.append  # type: ignore[method-assign,assignment]
+    logger = logging.getLogger("imagegen")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield caught
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+
+
+async def outage(world: World) -> None:
+    """An outage, a fallback, a refusal."""
+    world.google.fail(Reason.OVERLOADED, status=503, times=3, retry_after=4)
+    await world.ask()
+    await world.ask()
+
+
+STORY = [
+    ("debug", "imagegen.request.started"),
+    ("warning", "imagegen.attempt.failed"),
+    ("info", "imagegen.retry.scheduled"),
+    ("warning", "imagegen.attempt.failed"),
+    ("info", "imagegen.retry.scheduled"),
+    ("error", "imagegen.circuit_breaker.opened"),
+    ("warning", "imagegen.attempt.failed"),
+    ("warning", "imagegen.fallback"),
+    ("info", "imagegen.attempt.completed"),
+    ("info", "imagegen.request.completed"),
+    ("debug", "imagegen.request.started"),
+    ("info", "imagegen.circuit_breaker.rejected"),
+    ("warning", "imagegen.fallback"),
+    ("info", "imagegen.attempt.completed"),
+    ("info", "imagegen.request.completed"),
+]
+
+
+def test_an_outage_reads_as_a_story(lines: Lines) -> None:
+    """Every event has its agreed name and level, in the order it happened."""
+    play(outage, **FAST)
+    assert [(line["level"], line["event"]) for line in lines] == STORY
+
+
+def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
+    """Time, route, latency, reason, hint, breaker state and cost stand in one line."""
+    began = time.time()
+    play(outage, **FAST)
+    failed = next(line for line in lines if line["event"] == "imagegen.attempt.failed")
+    wanted = {
+        "route": "google:gemini-3-pro-image",
+        "provider": "google",
+        "model": "gemini-3-pro-image",
+        "latency_s": 0.1,
+        "reason": "overloaded",
+        "retry.after": 4,
+        "attempt.number": 1,
+        "attempt.max": 3,
+        "attempt.status": 503,
+        "attempt.will_retry": True,
+        "circuit_breaker.state": "closed",
+        "circuit_breaker.counted": "failure",
+        "circuit_breaker.consecutive": 1,
+        "circuit_breaker.failure_rate": 1.0,
+        "circuit_breaker.window.calls": 1,
+        "circuit_breaker.failure_threshold": 3,
+        "error.type": "overloaded",
+        "exception.type": "ProviderOverloadedError",
+    }
+    assert {key: failed[key] for key in wanted} == wanted
+    assert failed["time"] <= began
+    served = next(line for line in lines if line["event"] == "imagegen.attempt.completed")
+    assert served["reason"] is None
+    assert served["cost_usd"] > 0
+    assert served["latency_s"] == 2.0
+    assert served["time"] - failed["time"] > 10, "events keep their distance in virtual time"
+
+
+def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None:
+    """Seconds since the epoch."""
+    import asyncio
+
+    from resilient_imagen import ImageClient, Settings
+    from resilient_imagen.testing import FakeProvider
+
+    async def main() -> None:
+        google = FakeProvider("google", latency=0)
+        settings = Settings(routes="google:gemini-3-pro-image")
+        async with ImageClient(settings, providers=[google]) as client:
+            await client.generate("a lighthouse")
+
+    before = time.time()
+    asyncio.run(main())
+    after = time.time()
+    assert lines
+    for line in lines:
+        assert before - 0.5 <= line["time"] <= after + 0.5
+
+
+def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
+    """A log line can be pasted into a Jaeger search, and names the span it belongs to."""
+
+    async def scene(world: World) -> None:
+        await outage(world)
+        spans = {
+            format(span.context.span_id, "016x"): dict(span.attributes or {})
+            for span in world.telemetry.spans()
+            if span.context is not None
+        }
+        only_in_lines = {
+            "call_id", "event", "exception.message", "exception.type", "latency_s", "level",
+            "reason", "retry.after", "route", "span_id", "time", "trace_id",
+        }  # fmt: skip
+        checked = 0
+        for line in lines:
+            if line["event"] not in {"imagegen.attempt.failed", "imagegen.request.completed"}:
+                continue
+            span = spans[line["span_id"]]
+            for key in line.keys() - only_in_lines:
+                assert span.get(f"imagegen.{key}", span.get(key)) == line[key], key
+                checked += 1
+        assert checked > 50
+
+    play(scene, **FAST)
+
+
+def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
+    """W3C hex, the attempt's own for the attempt and the root's for the call."""
+
+    async def scene(world: World) -> None:
+        await world.ask()
+        by_event = {line["event"]: line for line in lines}
+        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        for event, span in (
+            ("imagegen.request.started", root),
+            ("imagegen.attempt.completed", attempt),
+            ("imagegen.request.completed", root),
+        ):
+            context = span.get_span_context()
+            assert context is not None
+            assert by_event[event]["trace_id"] == f"{context.trace_id:032x}"
+            assert by_event[event]["span_id"] == f"{context.span_id:016x}"
+
+    play(scene)
+
+
+def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
+    """A key that is not accepted is loud, once for each time it happened."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401)
+        await world.ask()
+
+    play(scene)
+    failed = [line for line in lines if line["event"] == "imagegen.attempt.failed"]
+    assert [line["level"] for line in failed] == ["error"]
+
+
+def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -> None:
+    """Formatters that show a traceback's local variables would show the prompt."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.INVALID_REQUEST, status=400)
+        with pytest.raises(ImageGenerationError):
+            await world.ask()
+
+    play(scene)
+    last = lines[-1]
+    assert (last["event"], last["level"]) == ("imagegen.request.failed", "error")
+    assert last["error.type"] == "invalid_request"
+    assert last["exception.type"] == "InvalidRequestError"
+    assert "400" in last["exception.message"]
+    assert "exc_info" not in last
+
+
+def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
+    """What would have happened is information, not an error."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+
+    play(scene, breaker_mode="shadow", **FAST)
+    opened = [line for line in lines if line["event"] == "imagegen.circuit_breaker.opened"]
+    assert [(line["level"], line["circuit_breaker.shadow"]) for line in opened] == [("info", True)]
+
+
+def test_warnings_reach_the_log(lines: Lines) -> None:
+    """A model that is not in the table is passed on with one line."""
+
+    async def scene(world: World) -> None:
+        await world.ask(model="gemini-9-ultra-image")
+        await world.ask(model="gemini-9-ultra-image")
+
+    play(scene)
+    warned = [line for line in lines if line["event"] == "imagegen.warning"]
+    assert [(line["level"], line["code"]) for line in warned] == [("warning", "unknown_model")]
+    assert "gemini-9-ultra-image" in warned[0]["warning"]
+
+
+def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:
+    """Name, level, a message that can be read alone, and every key as an attribute."""
+    play(outage, **FAST)
+    assert [(record.levelname.lower(), record.event) for record in records] == STORY  # type: ignore[attr-defined]
+    failed = next(record for record in records if record.levelno == logging.WARNING)
+    assert failed.name == "imagegen"
+    message = failed.getMessage()
+    assert message.startswith("imagegen.attempt.failed time=")
+    assert " route=google:gemini-3-pro-image " in message
+    assert " reason=overloaded " in message
+    assert failed.__dict__["circuit_breaker.consecutive"] == 1
+    assert all(record.exc_info is None for record in records)
+
+
+def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
+    """structlog's own level filter is asked before a line is put together."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        processors=structlog.get_config()["processors"],
+    )
+    play(outage, **FAST)
+    assert {line["level"] for line in lines} == {"warning", "error"}
+
+
+def test_any_configured_wrapper_will_do() -> None:
+    """Also structlog over logging, with its own filter and renderer."""
+    caught: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: caught.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("imagegen")
+    logger.addHandler(handler)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    try:
+        play(outage, **FAST)
+    finally:
+        structlog.reset_defaults()
+        logger.removeHandler(handler)
+    events = [json.loads(line)["event"] for line in caught]
+    assert events == [name for level, name in STORY if level in {"warning", "error"}]
+
+
+_QUIET = """
+import sys
+from resilient_imagen import ImageClient, Reason, Settings
+from resilient_imagen.testing import FakeProvider, run_virtual
+{imports}
+async def main():
+    google = FakeProvider("google").fail(Reason.OVERLOADED, status=503, times=3)
+    async with ImageClient(Settings(), providers=[google, FakeProvider("openai")]) as client:
+        await client.generate("a lighthouse")
+        await client.generate("a lighthouse", model="gemini-9-ultra-image")
+run_virtual(main())
+"""
+
+
+@pytest.mark.parametrize("imports", ["", "import structlog"])
+def test_nothing_is_printed_when_nothing_is_configured(imports: str) -> None:
+    """Unconfigured structlog would print to standard output, where results go."""
+    done = subprocess.run(
+        [sys.executable, "-c", _QUIET.format(imports=imports)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")

@@ -1,0 +1,481 @@
+"""One trace a call, that explains by itself why the image came from there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider, sampling
+from opentelemetry.trace import SpanKind, StatusCode
+from telemetry_kit import FAST, Telemetry, World, attributes, play
+
+from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+
+def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
+    """Both spans carry the agreed names, kinds and values, and no status."""
+
+    async def scene(world: World) -> None:
+        await world.ask()
+        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        assert (root.name, root.kind, root.status.status_code) == (
+            "imagegen.generate",
+            SpanKind.INTERNAL,
+            StatusCode.UNSET,
+        )
+        found = attributes(root)
+        call_id = found.pop("imagegen.call_id")
+        assert len(call_id) == 16
+        assert found.pop("imagegen.cost_usd") > 0
+        assert found == {
+            "imagegen.operation": "generate",
+            "imagegen.provider.primary": "google",
+            "imagegen.outcome": "success",
+            "imagegen.provider.served": "google",
+            "imagegen.model.served": "gemini-3-pro-image",
+            "imagegen.fallback.used": False,
+            "imagegen.attempts": 1,
+            "imagegen.retries": 0,
+            "imagegen.short_circuits": 0,
+            "imagegen.queue_s": 0.0,
+            "imagegen.queue.waited": False,
+            "imagegen.retry.backoff_total": 0.0,
+        }
+        assert (attempt.name, attempt.kind, attempt.status.status_code) == (
+            "generate_content gemini-3-pro-image",
+            SpanKind.CLIENT,
+            StatusCode.UNSET,
+        )
+        assert attempt.parent == root.context
+        found = attributes(attempt)
+        assert found.pop("imagegen.cost_usd") > 0
+        assert found == {
+            "gen_ai.operation.name": "generate_content",
+            "gen_ai.provider.name": "gcp.gemini",
+            "gen_ai.request.model": "gemini-3-pro-image",
+            "gen_ai.response.model": "gemini-3-pro-image",
+            "gen_ai.output.type": "image",
+            "gen_ai.usage.input_tokens": 10,
+            "gen_ai.usage.output_tokens": 100,
+            "imagegen.operation": "generate",
+            "imagegen.provider": "google",
+            "imagegen.model": "gemini-3-pro-image",
+            "imagegen.attempt.number": 1,
+            "imagegen.attempt.max": 3,
+            "imagegen.attempt.outcome": "success",
+            "imagegen.attempt.status": 200,
+            "imagegen.attempt.will_retry": False,
+            "imagegen.queue_s": 0.0,
+            "imagegen.queue.waited": False,
+            "imagegen.circuit_breaker.name": "google:gemini-3-pro-image",
+            "imagegen.circuit_breaker.state": "closed",
+            "imagegen.circuit_breaker.probe": False,
+            "imagegen.circuit_breaker.counted": "success",
+            "imagegen.circuit_breaker.failure_rate": 0.0,
+            "imagegen.circuit_breaker.window.calls": 1,
+            "imagegen.circuit_breaker.consecutive": 0,
+            "imagegen.circuit_breaker.failure_threshold": 3,
+        }
+
+    play(scene)
+
+
+def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
+    """Failed attempts are errors in red, the root is not; the third says that it opened."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+        root = world.telemetry.roots()[0]
+        assert root.status.status_code is StatusCode.UNSET
+        found = attributes(root)
+        assert found["imagegen.fallback.used"] is True
+        assert found["imagegen.fallback.cause"] == "overloaded"
+        assert found["imagegen.fallback.from"] == "google:gemini-3-pro-image"
+        assert found["imagegen.provider.served"] == "openai"
+        assert (found["imagegen.attempts"], found["imagegen.retries"]) == (4, 2)
+        assert "error.type" not in found
+        assert [event.name for event in root.events] == [
+            "imagegen.retry.scheduled",
+            "imagegen.retry.scheduled",
+            "imagegen.fallback",
+        ]
+        assert dict(root.events[2].attributes or {}) == {
+            "imagegen.event.from": "google:gemini-3-pro-image",
+            "imagegen.event.to": "openai:gpt-image-2.5-flare",
+            "imagegen.event.cause": "overloaded",
+        }
+        *failed, served = world.telemetry.attempts()
+        for number, span in enumerate(failed, 1):
+            found = attributes(span)
+            assert span.status.status_code is StatusCode.ERROR
+            assert found["error.type"] == found["imagegen.attempt.outcome"] == "overloaded"
+            assert found["imagegen.attempt.number"] == number
+            assert found["imagegen.attempt.will_retry"] is (number < 3)
+            assert found["imagegen.circuit_breaker.consecutive"] == number
+            assert ("imagegen.retry.backoff" in found) is (number < 3)
+        assert attributes(failed[2])["imagegen.circuit_breaker.transition"] == "closed_to_open"
+        assert attributes(served)["gen_ai.provider.name"] == "openai"
+        assert "error.type" not in attributes(served)
+        assert all(span.parent == root.context for span in (*failed, served))
+
+    play(scene, **FAST)
+
+
+def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> None:
+    """The link crosses traces; numbers say what the breaker thought and when to come back."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+        await asyncio.sleep(10)
+        await world.ask()
+        opener = world.telemetry.attempts()[2]
+        (reject,) = world.telemetry.rejects()
+        assert reject.name == "circuit_breaker reject google"
+        assert (reject.kind, reject.status.status_code) == (SpanKind.INTERNAL, StatusCode.ERROR)
+        assert reject.start_time == reject.end_time
+        assert [link.context for link in reject.links] == [opener.context]
+        assert opener.context is not None
+        assert reject.context is not None
+        assert reject.context.trace_id != opener.context.trace_id
+        found = attributes(reject)
+        waited = found["imagegen.circuit_breaker.open_for"]
+        assert waited == pytest.approx(12, abs=0.01)
+        remaining = found["imagegen.circuit_breaker.retry_after"]
+        assert 60 <= waited + remaining <= 66
+        assert found["imagegen.circuit_breaker.cause"] == "overloaded"
+        assert found["imagegen.circuit_breaker.state"] == "open"
+        assert found["error.type"] == "circuit_open"
+        assert not any(key.startswith("gen_ai.") for key in found)
+        root = world.telemetry.roots()[1]
+        assert reject.parent == root.context
+        assert attributes(root)["imagegen.fallback.cause"] == "circuit_open"
+        assert attributes(root)["imagegen.short_circuits"] == 1
+
+    play(scene, **FAST)
+
+
+def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> None:
+    """A breaker that another route's failure opened points to that failure."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, times=1)
+        await world.ask()
+        opener = world.telemetry.attempts()[0]
+        (reject,) = world.telemetry.rejects()
+        assert attributes(reject)["imagegen.model"] == "gemini-3.1-flash-image"
+        assert [link.context for link in reject.links] == [opener.context]
+
+    play(
+        scene,
+        routes="google:gemini-3-pro-image,google:gemini-3.1-flash-image,openai:gpt-image-2.5-flare",
+    )
+
+
+def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
+    """It opened the breaker by its silence, while it was still in flight."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 20.0
+        slow = asyncio.create_task(world.ask())
+        await asyncio.sleep(15)
+        await world.ask()
+        await slow
+        (reject,) = world.telemetry.rejects()
+        silent = next(
+            span
+            for span in world.telemetry.attempts()
+            if attributes(span)["imagegen.circuit_breaker.counted"] == "slow"
+        )
+        assert [link.context for link in reject.links] == [silent.context]
+
+    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+
+
+def test_a_breaker_forced_open_links_to_nothing() -> None:
+    """Nobody's request opened it."""
+
+    async def scene(world: World) -> None:
+        await world.ask()
+        (reject,) = world.telemetry.rejects()
+        assert attributes(reject)["imagegen.circuit_breaker.state"] == "forced_open"
+        assert reject.links == ()
+
+    play(scene, force_open="google")
+
+
+def test_spans_last_as_long_as_what_they_stand_for() -> None:
+    """Durations are the loop's, so they are right on virtual time, too."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 33.0
+        await world.ask()
+        for span in (world.telemetry.roots()[0], world.telemetry.attempts()[0]):
+            assert span.start_time is not None
+            assert span.end_time is not None
+            assert (span.end_time - span.start_time) / 1e9 == pytest.approx(33, abs=0.01)
+
+    play(scene)
+
+
+def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
+    """Seconds for people, yes or no for searches."""
+
+    async def scene(world: World) -> None:
+        await asyncio.gather(world.ask(), world.ask())
+        waited = [attributes(span)["imagegen.queue.waited"] for span in world.telemetry.roots()]
+        assert waited == [False, True]
+        assert attributes(world.telemetry.roots()[1])["imagegen.queue_s"] == 6.0
+        assert attributes(world.telemetry.attempts()[1])["imagegen.queue_s"] == 6.0
+
+    play(scene, ipm=10)
+
+
+def test_a_failed_call_is_an_error_with_its_reason() -> None:
+    """The root's status text is the error's, and its type the reason."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.CONTENT_BLOCKED, status=200)
+        with pytest.raises(ImageGenerationError):
+            await world.ask()
+        root = world.telemetry.roots()[0]
+        assert root.status.status_code is StatusCode.ERROR
+        assert "blocked by safety filters" in (root.status.description or "")
+        assert attributes(root)["error.type"] == "content_blocked"
+        assert attributes(root)["imagegen.outcome"] == "error"
+        assert attributes(root)["imagegen.fallback.used"] is False
+        assert "imagegen.fallback.cause" not in attributes(root)
+
+    play(scene)
+
+
+def test_running_out_of_time_is_told_on_every_span() -> None:
+    """Outcome and error type are the deadline's; the attempt was cut short and may cost money."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        world.openai.hang()
+        with pytest.raises(TimeoutError):
+            await world.ask(deadline=30)
+        root = world.telemetry.roots()[0]
+        assert attributes(root)["imagegen.outcome"] == "deadline"
+        assert attributes(root)["error.type"] == "deadline"
+        first, second = (attributes(span) for span in world.telemetry.attempts())
+        assert first["imagegen.attempt.outcome"] == "timeout"
+        assert first["imagegen.attempt.cut_short"] is True
+        assert first["imagegen.attempt.may_be_billed"] is True
+        assert first["imagegen.circuit_breaker.counted"] == "ignored"
+        assert second["imagegen.attempt.outcome"] == "deadline"
+
+    play(scene)
+
+
+def test_a_cancelled_call_is_no_error() -> None:
+    """The caller left: both spans say so, and neither is red."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        call = asyncio.create_task(world.ask())
+        await asyncio.sleep(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        assert attributes(root)["imagegen.outcome"] == "cancelled"
+        assert attributes(attempt)["imagegen.attempt.outcome"] == "cancelled"
+        for span in (root, attempt):
+            assert span.status.status_code is StatusCode.UNSET
+            assert "error.type" not in attributes(span)
+
+    play(scene)
+
+
+def test_our_own_bug_is_told_by_its_type() -> None:
+    """A provider with a bug: no reason, no vote, but an error whose type can be searched."""
+
+    async def scene(world: World) -> None:
+        world.google.crash(ZeroDivisionError("a lighthouse"))
+        with pytest.raises(ZeroDivisionError):
+            await world.ask()
+        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        for span in (root, attempt):
+            assert span.status.status_code is StatusCode.ERROR
+            assert attributes(span)["error.type"] == "ZeroDivisionError"
+        assert attributes(attempt)["imagegen.circuit_breaker.counted"] == "ignored"
+        assert "lighthouse" not in root.to_json() + attempt.to_json()
+
+    play(scene)
+
+
+def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
+    """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
+
+    async def scene(world: World) -> None:
+        tracer = world.telemetry.tracers.get_tracer("app")
+        with tracer.start_as_current_span("handler") as mine:
+            before = otel_context.get_current()
+            await world.ask()
+            assert otel_context.get_current() == before
+            assert trace.get_current_span() is mine
+        handler = world.telemetry.spans("handler")[0]
+        assert world.telemetry.roots()[0].parent == handler.context
+
+    play(scene)
+
+
+def test_what_happens_during_the_call_becomes_a_child() -> None:
+    """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
+
+    async def scene(world: World) -> None:
+        tracer = world.telemetry.tracers.get_tracer("app")
+        generate = world.google.generate
+
+        async def over_http(request: Any, model: str) -> Any:
+            with tracer.start_as_current_span("POST"):
+                return await generate(request, model)
+
+        async def on_start() -> None:
+            with tracer.start_as_current_span("told"):
+                await asyncio.sleep(0)
+
+        world.google.generate = over_http  # type: ignore[method-assign]
+        await world.ask(on_start=on_start)
+        assert world.telemetry.spans("POST")[0].parent == world.telemetry.attempts()[0].context
+        assert world.telemetry.spans("told")[0].parent == world.telemetry.roots()[0].context
+
+    play(scene)
+
+
+def test_calls_at_the_same_time_have_a_trace_each() -> None:
+    """Every attempt belongs to its own call's root, however the calls interleave."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.SERVER_ERROR, status=500, times=2)
+        await asyncio.gather(*(world.ask() for _ in range(8)))
+        roots = {span.context.trace_id: span.context for span in world.telemetry.roots()}
+        assert len(roots) == 8
+        attempts = world.telemetry.attempts()
+        assert len(attempts) == 10
+        for span in attempts:
+            assert span.parent == roots[span.context.trace_id]
+
+    play(scene, max_concurrent=8, **FAST)
+
+
+def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
+    """on_start asks for another image: its root is a child of the first call's."""
+
+    async def scene(world: World) -> None:
+        async def on_start() -> None:
+            await world.ask()
+
+        await world.ask(on_start=on_start)
+        inner, outer = world.telemetry.roots()
+        assert inner.parent == outer.context
+        parents = [span.parent for span in world.telemetry.attempts()]
+        assert parents in ([inner.context, outer.context], [outer.context, inner.context])
+
+    play(scene, **FAST)
+
+
+def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
+    """No end is ever told: the sink keeps no trace of it, and the next call has its own."""
+    telemetry = Telemetry()
+    sink = SpanSink(telemetry.tracers)
+
+    async def main() -> None:
+        google = FakeProvider("google").hang()
+        client = ImageClient(
+            Settings(routes="google:gemini-3-pro-image"),
+            providers=[google],
+            tracer_provider=telemetry.tracers,
+        )
+        client._hub._inline = client._hub._reversed = (sink,)
+        coroutine = client.generate("a lighthouse")
+        context = otel_context.get_current()
+        coroutine.send(None)  # started, never driven on, as by a loop that died
+        otel_context.attach(context)
+        assert len(sink._traces) == 1
+        coroutine.close()
+
+    run_virtual(main())
+    gc.collect()
+    assert len(sink._traces) == 0
+
+
+@pytest.mark.parametrize("sampler", [sampling.ALWAYS_OFF, None])
+def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
+    sampler: sampling.Sampler | None,
+) -> None:
+    """Sampled out or no SDK at all: the image comes, and nothing stays attached."""
+    provider = TracerProvider(sampler=sampler) if sampler else trace.NoOpTracerProvider()
+
+    async def main() -> None:
+        async with ImageClient(
+            Settings(), providers=[FakeProvider("google"), FakeProvider("openai")],
+            tracer_provider=provider,
+        ) as client:  # fmt: skip
+            before = otel_context.get_current()
+            await client.generate("a lighthouse")
+            assert otel_context.get_current() == before
+
+    run_virtual(main())
+
+
+def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
+    """OpenTelemetry's own variable decides; the text is bounded and free of pictures."""
+    picture = "data:image/png;base64," + "iVBORw0KGgo" * 50
+
+    async def scene(world: World) -> None:
+        await world.client.generate(f"a lighthouse like {picture} at night " + "waves " * 2000)
+
+    def captured(**settings: Any) -> str | None:
+        async def run(world: World) -> str | None:
+            await scene(world)
+            found = attributes(world.telemetry.attempts()[0]).get("gen_ai.input.messages")
+            assert "lighthouse" not in world.telemetry.roots()[0].to_json()
+            return None if found is None else str(found)
+
+        return play(run, **settings)
+
+    assert captured() is None
+    text = captured(capture_content="SPAN_ONLY")
+    assert text is not None
+    (message,) = json.loads(text)
+    content = message["parts"][0]["content"]
+    assert message["role"] == "user"
+    assert content.startswith("a lighthouse like ")
+    assert "iVBORw0KGgo" not in text
+    assert len(content) <= 4000
+
+
+@pytest.mark.parametrize(
+    ("provider", "base_url", "expected"),
+    [
+        ("google", "https://generativelanguage.googleapis.com", "gcp.gemini"),
+        ("google", "https://europe-west4-aiplatform.googleapis.com/v1", "gcp.vertex_ai"),
+        ("openai", "https://api.openai.com/v1", "openai"),
+        ("openai", "https://mine.openai.azure.com/openai", "azure.ai.openai"),
+        ("flux", "http://10.0.0.7:9000", "flux"),
+        ("google", "not an address:port", "gcp.gemini"),
+    ],
+)
+def test_the_provider_is_named_as_the_conventions_name_it(
+    provider: str, base_url: str, expected: str
+) -> None:
+    """The address decides between a vendor's services; credentials in it never leave."""
+    from resilient_imagen.telemetry.attributes import route
+
+    assert route(provider, "m", base_url)["gen_ai.provider.name"] == expected
+    with_password = route("google", "m", "https://me:sesame@proxy.example:8443/x?key=sesame")
+    assert with_password["server.address"] == "proxy.example"
+    assert with_password["server.port"] == 8443
+    assert "sesame" not in str(with_password)
