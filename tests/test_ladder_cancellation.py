@@ -128,12 +128,14 @@ def test_cancelled_at_every_await_nothing_leaks(script: Script, deadline: float 
     play(scene, **FAST)
 
 
+Caller = tuple[float, float | None, float | None]
+"""Comes after so many seconds, leaves after so many more (or stays), has this deadline (or none)."""
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     callers=st.lists(
-        st.tuples(
-            st.floats(0, 90), st.none() | st.floats(0.0, 200.0), st.none() | st.floats(1, 120)
-        ),
+        st.tuples(st.floats(0, 90), st.none() | st.floats(0, 200), st.none() | st.floats(1, 120)),
         min_size=1,
         max_size=14,
     ),
