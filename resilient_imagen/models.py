@@ -1,0 +1,301 @@
+"""The model table: everything that depends on a model's name, one row a model, and nowhere else.
+
+A model that is not in the table, but whose name tells its vendor, is treated like that vendor's
+newest row. Vendors' ids come and go: a row past its ``retired_on`` names the one to use instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resilient_imagen.providers.base import ProviderImage
+
+__all__ = [
+    "MODELS",
+    "ModelInfo",
+    "Prices",
+    "clamp_quality",
+    "cost_usd",
+    "find",
+    "google_aspect",
+    "google_image_size",
+    "max_references",
+    "openai_size",
+    "successor",
+    "vendor_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars, as the vendor published them."""
+
+    source: str
+    as_of: date
+    text_in: float | None = None
+    """Per million input tokens of text."""
+    image_in: float | None = None
+    """Per million input tokens of pictures."""
+    image_out: float | None = None
+    """Per million output tokens."""
+    per_image: Mapping[str, float] | None = None
+    """Per delivered picture, by resolution; where given, tokens are not charged on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What one model takes, costs and lives."""
+
+    name: str
+    vendor: str
+    """``google`` or ``openai``."""
+    max_references: int
+    """Reference images in one request."""
+    max_reference_bytes: int | None = None
+    """Bytes of one reference image, or None where the vendor states no limit."""
+    aspect_ratios: tuple[str, ...] = ()
+    """Google: the ratios it knows by name."""
+    resolutions: tuple[str, ...] = ()
+    """Google: the values of imageSize it takes; with none the field must not be sent at all."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """OpenAI: the only sizes in pixels it takes; with none any within the limits below."""
+    qualities: tuple[str, ...] = ()
+    """OpenAI: the values of quality it takes."""
+    prices: Prices | None = None
+    retired_on: date | None = None
+    """The day from which the vendor refuses the name."""
+    successor: str | None = None
+    """The model to use from then on."""
+
+    @property
+    def sends_image_size(self) -> bool:
+        """Whether Google's imageSize may be sent; older models answer it with a 500."""
+        return bool(self.resolutions)
+
+
+_GEMINI_PAGE: Final = "https://ai.google.dev/gemini-api/docs/pricing"
+_OPENAI_PAGE: Final = "https://platform.openai.com/docs/pricing"
+_READ_ON: Final = date(2026, 11, 23)
+
+_RATIOS_10: Final = (
+    "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
+)  # fmt: skip
+_RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
+_THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
+_QUALITIES: Final = ("low", "medium", "high", "auto")
+_IMAGE_TOKENS: Final = Prices(_OPENAI_PAGE, _READ_ON, text_in=5.0, image_in=8.0, image_out=30.0)
+
+
+_gemini = partial(
+    ModelInfo,
+    vendor="google",
+    max_references=14,
+    aspect_ratios=_RATIOS_10,
+    resolutions=("1K", "2K", "4K"),
+)
+_gpt = partial(
+    ModelInfo,
+    vendor="openai",
+    max_references=16,
+    max_reference_bytes=50_000_000,
+    qualities=_QUALITIES,
+    prices=_IMAGE_TOKENS,
+)
+
+
+def _per_image(dollars: Mapping[str, float]) -> Prices:
+    return Prices(_GEMINI_PAGE, _READ_ON, per_image=dollars)
+
+
+def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
+    """Make a row for a name whose own answers nobody gets any more."""
+    make = _gemini if successor.startswith("gemini-") else _gpt
+    return make(name, prices=None, retired_on=retired_on, successor=successor)
+
+
+_PRO: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
+_fine = partial(_gpt, qualities=(*_QUALITIES, "xhigh", "max"))
+_ending = partial(_gpt, sizes=_THREE_SIZES, prices=None, retired_on=date(2026, 12, 1))
+
+_ROWS: Final = (
+    _gemini("gemini-3-pro-image", prices=_PRO),
+    _gemini("nano-banana-pro-preview", prices=_PRO),
+    _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_per_image({"1K": 0.0336})),
+    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_per_image({"1K": 0.067})),
+    _gemini("gemini-3.1-flash-lite-image", aspect_ratios=_RATIOS_14, resolutions=("1K",)),
+    _gemini("gemini-2.5-flash-image", resolutions=(), prices=_per_image({"1K": 0.039})),
+    _gone("gemini-3-pro-image-preview", date(2026, 6, 25), "gemini-3-pro-image"),
+    _gone("gemini-3.1-flash-image-preview", date(2026, 6, 25), "gemini-nano-banana-2.1"),
+    _gone("gemini-2.5-flash-image-preview", date(2026, 1, 15), "gemini-2.5-flash-image"),
+    _gone("imagen-4.0-ultra-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
+    _gone("imagen-4.0-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
+    _gone("imagen-4.0-fast-generate-001", date(2026, 8, 17), "gemini-nano-banana-2.1"),
+    _gpt("gpt-image-2.6-flare"),
+    _gpt("gpt-image-2.6-sunburst"),
+    _fine("gpt-image-2.5-flare"),
+    _fine("gpt-image-2.5-flare-2026-09-08"),
+    _fine("gpt-image-2.5-sunburst"),
+    _fine("gpt-image-2.5-sunburst-2026-09-08"),
+    _gpt("gpt-image-2"),
+    _gpt("gpt-image-2-2026-04-21"),
+    _ending("gpt-image-1.5", successor="gpt-image-2"),
+    _ending("chatgpt-image-latest", successor="gpt-image-2"),
+    _ending("gpt-image-1-mini", successor="gpt-image-2.5-flare"),
+    _gone("gpt-image-1", date(2026, 10, 23), "gpt-image-2"),
+    _gone("dall-e-3", date(2026, 5, 12), "gpt-image-2"),
+    _gone("dall-e-2", date(2026, 5, 12), "gpt-image-2"),
+)
+
+MODELS: Final[Mapping[str, ModelInfo]] = {row.name: row for row in _ROWS}
+
+_NEWEST: Final[Mapping[str, ModelInfo]] = {
+    "google": MODELS["gemini-nano-banana-2.1"],
+    "openai": MODELS["gpt-image-2.6-flare"],
+}
+_FAMILIES: Final = (
+    ("gemini-", "google"),
+    ("imagen-", "google"),
+    ("nano-banana", "google"),
+    ("gpt-", "openai"),
+    ("dall-e-", "openai"),
+    ("chatgpt-", "openai"),
+)
+
+
+def find(name: str) -> ModelInfo | None:
+    """The row of a model, or None when the table has none."""
+    return MODELS.get(name)
+
+
+def vendor_of(name: str) -> str | None:
+    """``google`` or ``openai``: from the table, else from the family in the name, else None."""
+    row = find(name)
+    if row is not None:
+        return row.vendor
+    return next((vendor for family, vendor in _FAMILIES if name.startswith(family)), None)
+
+
+def successor(name: str, today: date) -> str | None:
+    """The living model that stands in for a retired one; None when ``name`` itself is to be used.
+
+    ``today`` is the caller's date: a name is replaced from the day of its retirement on.
+    """
+    row = find(name)
+    heir = None
+    while row is not None and row.retired_on is not None and row.retired_on <= today:
+        heir = row.successor
+        row = find(heir) if heir else None
+    return heir
+
+
+def max_references(vendor: str) -> int | None:
+    """Reference images that the vendor's models take; None for a vendor not in the table."""
+    row = _NEWEST.get(vendor)
+    return None if row is None else row.max_references
+
+
+def google_aspect(model: str, aspect_ratio: str) -> str:
+    """The ratio nearest to ``aspect_ratio`` (``"9:16"``) that the model knows by name."""
+    wanted = _log_ratio(*_numbers(aspect_ratio))
+    known = _row(model, "google").aspect_ratios
+    return min(known, key=lambda ratio: abs(_log_ratio(*_numbers(ratio)) - wanted))
+
+
+def google_image_size(model: str, resolution: str) -> str | None:
+    """The imageSize to send for a resolution; None when the field must not be sent.
+
+    A model without the asked resolution gets the largest it has.
+    """
+    known = _row(model, "google").resolutions
+    if not known:
+        return None
+    return resolution if resolution in known else known[-1]
+
+
+_STEP: Final = 16
+_MAX_EDGE: Final = 3840
+_MIN_PIXELS: Final = 655_360
+_MAX_PIXELS: Final = 8_294_400
+_MAX_RATIO: Final = 3
+_SIDES: Final = {"1K": 1024, "2K": 2048, "4K": 4096}
+
+
+def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, int]:
+    """Width and height in pixels to ask for.
+
+    Models that take any size get exactly the asked ratio, in the size nearest to the resolution's
+    area that their limits allow; ratios beyond 3:1 become 3:1. Others get their nearest size.
+    """
+    width, height = _numbers(aspect_ratio)
+    sizes = _row(model, "openai").sizes
+    if sizes:
+        wanted = _log_ratio(width, height)
+        return min(sizes, key=lambda size: abs(_log_ratio(*size) - wanted))
+    if max(width, height) > _MAX_RATIO * min(width, height):
+        width, height = (_MAX_RATIO, 1) if width > height else (1, _MAX_RATIO)
+    return _free_size(width, height, _SIDES[resolution] ** 2)
+
+
+def _free_size(width: int, height: int, area: int) -> tuple[int, int]:
+    """The multiple of the ratio nearest in area, both sides divisible by 16, within the limits."""
+    shared = math.gcd(width, height)
+    unit = (_STEP * width // shared, _STEP * height // shared)
+    pixels = unit[0] * unit[1]
+    smallest = math.ceil(math.sqrt(_MIN_PIXELS / pixels))
+    largest = min(_MAX_EDGE // max(unit), math.isqrt(_MAX_PIXELS // pixels))
+    times = min(max(round(math.sqrt(area / pixels)), smallest), largest)
+    return unit[0] * times, unit[1] * times
+
+
+def clamp_quality(model: str, quality: str) -> str:
+    """The quality to send: the asked one where the model has it, else ``high``."""
+    return quality if quality in _row(model, "openai").qualities else "high"
+
+
+def cost_usd(model: str, answer: ProviderImage, resolution: str) -> float | None:
+    """US dollars for one answer, or None when the table or the answer does not tell.
+
+    Args:
+        model: The requested model; its prices count, whatever the answer calls itself.
+        answer: Its token counts are used where tokens are charged.
+        resolution: As asked for, where pictures are charged.
+    """
+    row = find(model)
+    prices = None if row is None else row.prices
+    if prices is None:
+        return None
+    if prices.per_image is not None:
+        sent = google_image_size(model, resolution) or "1K"
+        return prices.per_image.get(sent)
+    if answer.input_tokens is None or answer.output_tokens is None:
+        return None
+    pictures = min(answer.image_tokens_in or 0, answer.input_tokens)
+    millionths = (
+        (answer.input_tokens - pictures) * (prices.text_in or 0.0)
+        + pictures * (prices.image_in or 0.0)
+        + answer.output_tokens * (prices.image_out or 0.0)
+    )
+    return round(millionths / 1_000_000, 6)
+
+
+def _row(model: str, vendor: str) -> ModelInfo:
+    """The model's row; for a name not in the table that of the vendor's newest model."""
+    row = find(model)
+    return row if row is not None and row.vendor == vendor else _NEWEST[vendor]
+
+
+def _numbers(aspect_ratio: str) -> tuple[int, int]:
+    width, height = aspect_ratio.split(":")
+    return int(width), int(height)
+
+
+def _log_ratio(width: int, height: int) -> float:
+    """Ratios are compared by factors, so that 2:1 is as far from 1:1 as 1:2 is."""
+    return math.log(width / height)

@@ -1,0 +1,118 @@
+"""Reading a 200 that should hold a picture: what both vendors' readers share.
+
+SDKs drop fields, stumble over new enum values and give up over what they cannot parse. The raw
+answer is read here instead, and every way in which it is not what was promised has a name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
+
+from resilient_imagen.images.base64s import decode_base64
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.providers.complaint import Complaint
+from resilient_imagen.providers.failures import Failure
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["AnswerError", "count", "document", "items", "mapping", "picture", "text", "usage_of"]
+
+
+class AnswerError(Exception):
+    """An answer holds no picture; says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason.value)
+        self.failure = failure
+
+    @classmethod
+    def of(cls, reason: Reason, message: str = "") -> AnswerError:
+        """An error for a reason that the answer itself does not name."""
+        return cls(Failure(reason, message=message))
+
+
+def document(body: bytes, classify: Callable[[Complaint], Failure]) -> dict[str, Any]:
+    """The JSON object that an answer is.
+
+    Raises:
+        AnswerError: It is none, reports an error, or is a chat's, which hold no pictures.
+    """
+    try:
+        value = from_json(body)
+    except ValueError:  # its text may quote the body
+        value = None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, dict) or value.get("error"):
+        complaint = Complaint.read(200, {}, body)
+        raise AnswerError(
+            classify(complaint) if complaint.is_error else Failure(Reason.INVALID_RESPONSE)
+        )
+    if "choices" in value or value.get("object") == "chat.completion":
+        raise AnswerError.of(Reason.NO_IMAGE)
+    return value
+
+
+def picture(encoded: str) -> tuple[bytes, str]:
+    """The bytes of a picture and their true type.
+
+    Raises:
+        AnswerError: It is no base64, or what it holds is no picture.
+    """
+    try:
+        data = decode_base64(encoded)
+    except UnusableImageError:
+        data = b""
+    mime_type = sniff_mime(data)
+    if mime_type is None:
+        raise AnswerError.of(Reason.INVALID_RESPONSE)
+    return data, mime_type
+
+
+def items(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in a list; none if it is absent or null.
+
+    Raises:
+        AnswerError: It is something else.
+    """
+    value = holder.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise AnswerError.of(Reason.INVALID_RESPONSE)
+    return value
+
+
+def mapping(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The object under the first of ``names`` that is there; empty if there is none.
+
+    Raises:
+        AnswerError: It is something else.
+    """
+    value: Any = next((holder[name] for name in names if holder.get(name) is not None), {})
+    if not isinstance(value, dict):
+        raise AnswerError.of(Reason.INVALID_RESPONSE)
+    return value
+
+
+def usage_of(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What was used, as far as it is told: no picture is refused over its bill."""
+    value = holder.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def text(holder: Mapping[str, Any], name: str) -> str:
+    """A text, or an empty one."""
+    value = holder.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def count(holder: Mapping[str, Any], *names: str) -> int | None:
+    """The first number of tokens that is one, or None."""
+    numbers = (holder.get(name) for name in names)
+    return next((number for number in numbers if type(number) is int and number >= 0), None)

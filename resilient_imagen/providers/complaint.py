@@ -1,0 +1,181 @@
+"""What a vendor's failure says, taken out of whatever it came wrapped in.
+
+Seen in the wild: the error as an object, in a list, in a string of JSON within a string of JSON,
+followed by a page of HTML, as an event of a stream, as bare text, as fifteen bytes of a gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_core import from_json
+
+from resilient_imagen.providers.hints import retry_hint
+from resilient_imagen.redaction import without
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Complaint"]
+
+_MAX_BODY: Final = 2**18
+"""Bytes of an error's body that are looked at."""
+_MAX_DEPTH: Final = 6
+_DATA_LINE: Final = re.compile(r"^data:\s*(.+)$", re.MULTILINE)
+_GATEWAY_CODE: Final = re.compile(r"\s*error code: (\d{3})\d?\s*", re.IGNORECASE)
+_NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
+
+# What a sentence may quote: addresses, names in quotes or backticks. (An apostrophe between letters
+# is none.)
+_QUOTED: Final = re.compile(r"https?://\S+|`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|“[^”]*”")
+_PREFIX: Final = re.compile(r"(?:(?:error code|http|error|status)\b[\s:\d-]*|\[[^\]]*\]\s*)*")
+_MAX_SAID: Final = 4000
+"""Characters of a message that rules get to see."""
+_ECHO: Final = 16
+"""Characters from which on a prompt is told from the vendor's own words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """A vendor's no, taken out of whatever it was wrapped in."""
+
+    status: int
+    """HTTP status; for a 200 that holds an error, the code within, or 200 if that has none."""
+    words: frozenset[str] = frozenset()
+    """Codes, types and reasons from the fields made for them: lower case, joined by underscores."""
+    names: tuple[str, ...] = ()
+    """The same as they were written."""
+    param: str = ""
+    """OpenAI: the parameter at fault."""
+    message: str = field(default="", repr=False)
+    said: str = field(default="", repr=False)
+    """The message in lower case without what it quotes; the only text that rules may search."""
+    details: tuple[Mapping[str, Any], ...] = ()
+    hint: float | None = None
+    """Seconds the server asked to wait."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether anything says that this is an error, and not just anything."""
+        return self.status >= 400 or bool(self.words)  # noqa: PLR2004 - HTTP's errors
+
+    @classmethod
+    def read(
+        cls, status: int, headers: Mapping[str, str], body: bytes, prompt: str = ""
+    ) -> Complaint:
+        """Understand an answer that is no picture; never fails, whatever the bytes."""
+        text = body[:_MAX_BODY].decode("utf-8", "replace")
+        error = _innermost(text)
+        message = _text(error, "message")
+        details = tuple(_dicts(error.get("details")))
+        names = tuple(_names(error, details))
+        gateway = _GATEWAY_CODE.fullmatch(text)
+        if status < 300:  # noqa: PLR2004 - a failure that pretends to be a success
+            status = _status_within(gateway[1] if gateway else error.get("code")) or status
+        return cls(
+            status=status,
+            words=frozenset(_word(name) for name in names),
+            names=names,
+            param=_text(error, "param"),
+            message=message,
+            said=_spoken(message, prompt),
+            details=details,
+            hint=retry_hint(headers, details, message),
+        )
+
+
+def _status_within(code: Any) -> int | None:
+    """The HTTP status that an error's code is, or None."""
+    plain = str(code) if isinstance(code, int | str) else ""
+    is_error = plain.isascii() and plain.isdigit() and len(plain) == 3 and plain[0] in "45"  # noqa: PLR2004 - HTTP's codes
+    return int(plain) if is_error else None
+
+
+def _innermost(value: Any, depth: int = 0) -> dict[str, Any]:
+    """The error object, out of lists, strings of JSON and objects around it."""
+    if depth > _MAX_DEPTH:
+        return {}
+    if isinstance(value, str):
+        document = _document(value)
+        return {"message": value} if document is None else _innermost(document, depth + 1)
+    if isinstance(value, list):
+        return _innermost(next(_dicts(value), {}), depth + 1)
+    return _within(value, depth) if isinstance(value, dict) else {}
+
+
+def _within(value: dict[str, Any], depth: int) -> dict[str, Any]:
+    """What an object says, completed by what the objects in its fields say."""
+    error = value.get("error") or value.get("detail")
+    if isinstance(error, dict | list):
+        return {**value, **_innermost(error, depth + 1)}
+    if isinstance(error, str) and error is value.get("error"):
+        inner = _innermost(error, depth + 1)
+        spoken = {"message": _message(value)} if _message(value) else {}
+        return {**value, "type": error, **inner, **spoken}
+    message = _message(value)
+    if message.lstrip()[:1] in {"{", "["}:
+        return {**value, "message": message, **_innermost(message, depth + 1)}
+    return {**value, "message": message}
+
+
+def _message(value: dict[str, Any]) -> str:
+    found = (_text(value, name) for name in ("message", "detail", "msg", "error_message"))
+    return next(filter(None, found), "")
+
+
+def _document(text: str) -> Any:
+    """The JSON in a text, even with something after it, or None."""
+    plain = text.strip().lstrip("\ufeff")
+    if plain[:1] in {"{", "[", '"'}:
+        return _json(plain)
+    for line in _DATA_LINE.findall(plain):  # an event stream
+        event = _json(line)
+        if isinstance(event, dict) and ("error" in event or "message" in event):
+            return event
+    return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        pass
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    found = value.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _names(error: dict[str, Any], details: tuple[Mapping[str, Any], ...]) -> Iterator[str]:
+    inner = [error.get("innererror"), error.get("inner_error")]
+    for holder in (error, *details, *_dicts(error.get("errors")), *_dicts(inner)):
+        for name in ("code", "type", "status", "reason"):
+            word = _text(holder, name)
+            if word and len(word) <= 64:  # noqa: PLR2004 - longer than any code
+                yield word
+
+
+def _word(name: str) -> str:
+    return _NOT_WORD.sub("_", name.lower()).strip("_")
+
+
+def _spoken(message: str, prompt: str) -> str:
+    """The vendor's own words, as far as they can be told from what they quote."""
+    if len(prompt) >= _ECHO:
+        message = without(message, prompt)
+    plain = _QUOTED.sub(" ", message[:_MAX_SAID].lower())
+    lines = (" ".join(line.split()) for line in plain.splitlines())
+    return "\n".join(_PREFIX.sub("", line, count=1) for line in lines)

@@ -1,0 +1,174 @@
+"""From what was said to a reason: the rules' machinery, and what the HTTP status alone tells.
+
+A vendor's table is an ordered tuple of rules; the first that fits gives the reason. Rules look at
+the HTTP status and the structured words first. Text comes last: only whole phrases at the start of
+a sentence, with whatever may have been quoted or echoed taken out, and never bare digits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from resilient_imagen.providers.complaint import Complaint
+
+__all__ = ["BY_STATUS", "BY_WORD", "Failure", "Rule", "classify", "says", "words"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request failed, before it becomes an error."""
+
+    reason: Reason
+    status_word: str | None = None
+    """From a fixed vocabulary, never the vendor's prose."""
+    retry_after: float | None = None
+    """Seconds."""
+    account_wide: bool = False
+    message: str = field(default="", repr=False)
+    """The vendor's message as it came: to be redacted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Gives a reason to the complaints that meet all of its conditions."""
+
+    reason: Reason
+    codes: Collection[int] = ()
+    """HTTP statuses; none means any."""
+    words: frozenset[str] = frozenset()
+    """One of them stands in a structured field."""
+    says: re.Pattern[str] | None = None
+    """The vendor's own words begin a sentence like this."""
+    when: Callable[[Complaint], bool] | None = None
+    account_wide: bool = False
+    """Every model of the account is concerned."""
+    keep_hint: bool = True
+    """Whether the server's hint is to be believed."""
+
+    def fits(self, complaint: Complaint) -> bool:
+        """Whether the complaint meets all conditions."""
+        return (
+            (not self.codes or complaint.status in self.codes)
+            and (not self.words or not self.words.isdisjoint(complaint.words))
+            and (self.says is None or self.says.search(complaint.said) is not None)
+            and (self.when is None or self.when(complaint))
+        )
+
+
+def words(text: str) -> frozenset[str]:
+    """Words for a rule, separated by spaces."""
+    return frozenset(text.split())
+
+
+def says(*phrases: str) -> re.Pattern[str]:
+    """A rule's phrases, as regular expressions in lower case, each at the start of a sentence."""
+    return re.compile(rf"(?:^|[.!?] )(?:\* )?(?:{'|'.join(phrases)})", re.MULTILINE)
+
+
+def classify(complaint: Complaint, rules: tuple[Rule, ...], vocabulary: Collection[str]) -> Failure:
+    """The failure by the first rule that fits.
+
+    Args:
+        complaint: What was said.
+        rules: The vendor's own, asked after BY_WORD and before BY_STATUS.
+        vocabulary: The vendor's status words that may stand in an error's text.
+    """
+    rule = next(rule for rule in (*BY_WORD, *rules, *BY_STATUS) if rule.fits(complaint))
+    word = next((name for name in complaint.names if name in vocabulary), None)
+    return Failure(
+        rule.reason,
+        status_word=word or _STATUS_WORDS.get(complaint.status),
+        retry_after=_believable(rule, complaint.hint),
+        account_wide=rule.account_wide,
+        message=complaint.message,
+    )
+
+
+_WORTH_WAITING: Final = frozenset(
+    {Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.SERVER_ERROR, Reason.TIMEOUT}
+)
+_LONG: Final = 600.0
+"""Seconds. With a used-up quota shorter hints come from the minute's bucket, and are wrong."""
+
+
+def _believable(rule: Rule, hint: float | None) -> float | None:
+    if hint is None or not rule.keep_hint:
+        return None
+    if rule.reason is Reason.QUOTA_EXHAUSTED:
+        return hint if hint >= _LONG else None
+    return hint if rule.reason in _WORTH_WAITING else None
+
+
+_REFUSALS: Final = (200, *range(400, 500))
+_GATEWAY_ERRORS: Final = range(500, 600)
+
+# Relays that stand between us and a vendor speak OpenAI's language for every vendor.
+BY_WORD: Final = (
+    Rule(
+        Reason.CONTENT_BLOCKED,
+        _REFUSALS,
+        words(
+            "moderation_blocked content_policy_violation content_filter contentfilter "
+            "responsibleaipolicyviolation prohibited_content image_safety"
+        ),
+    ),
+    Rule(
+        Reason.QUOTA_EXHAUSTED,
+        _REFUSALS,
+        words(
+            "insufficient_quota billing_hard_limit_reached billing_not_active billing_disabled "
+            "insufficient_user_quota insufficient_credits pre_consume_token_quota_failed"
+        ),
+        account_wide=True,
+    ),
+    Rule(Reason.MODEL_NOT_FOUND, {200, 400, *_GATEWAY_ERRORS}, words("model_not_found")),
+)
+"""Words that mean the same whoever says them."""
+
+BY_STATUS: Final = (
+    # Of a relay's own errors some are final whatever their status; no vendor says these phrases.
+    Rule(
+        Reason.MODEL_NOT_FOUND,
+        _GATEWAY_ERRORS,
+        says=says(
+            "no available compatible accounts", "no available channel", "当前分组.*无可用渠道"
+        ),
+    ),
+    Rule(Reason.FORBIDDEN, _GATEWAY_ERRORS, says=says("upstream access forbidden")),
+    Rule(
+        Reason.QUOTA_EXHAUSTED,
+        _GATEWAY_ERRORS,
+        says=says("no (?:available )?accounts? with (?:available )?quota"),
+    ),
+    Rule(Reason.OVERLOADED, {499, 503, 529}),
+    Rule(Reason.RATE_LIMITED, {429}),
+    Rule(Reason.QUOTA_EXHAUSTED, {402}, account_wide=True),
+    Rule(Reason.TIMEOUT, {408, 504, 524, 598, 599}),
+    Rule(Reason.UNAUTHENTICATED, {401}, account_wide=True),
+    Rule(Reason.FORBIDDEN, {403, 451}),
+    Rule(Reason.MODEL_NOT_FOUND, {404, 405, 410}),
+    # A conflict, a dependency that failed, too early: the same request may pass later.
+    Rule(Reason.SERVER_ERROR, {409, 421, 423, 424, 425}),
+    Rule(Reason.CONNECTION, {407}),
+    Rule(Reason.INVALID_REQUEST, range(400, 500)),
+    # An error inside a 200, too.
+    Rule(Reason.SERVER_ERROR, {200, *range(500, 600)}),
+    Rule(Reason.INVALID_RESPONSE),
+)
+"""What the HTTP status says where nothing else is known."""
+
+_STATUS_WORDS: Final[Mapping[int, str]] = {
+    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 402: "PAYMENT_REQUIRED",
+    403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "REQUEST_TIMEOUT", 409: "ABORTED",
+    413: "PAYLOAD_TOO_LARGE", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED", 500: "INTERNAL", 501: "UNIMPLEMENTED", 502: "BAD_GATEWAY",
+    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED", 520: "INTERNAL", 524: "GATEWAY_TIMEOUT",
+    529: "UNAVAILABLE",
+}  # fmt: skip

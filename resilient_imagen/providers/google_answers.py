@@ -1,0 +1,103 @@
+"""Reading Gemini's answers: which of the parts is the picture, and what its absence means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen.providers.answers import (
+    AnswerError,
+    count,
+    document,
+    items,
+    mapping,
+    picture,
+    text,
+    usage_of,
+)
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.failures import Failure
+from resilient_imagen.providers.google_failures import failure_of, finish_reason
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["read_answer"]
+
+_KNOWN = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"})
+
+
+def read_answer(body: bytes, model: str) -> ProviderImage:
+    """The picture in the body of a 200.
+
+    Args:
+        body: As it came.
+        model: The requested model, for an answer that does not name its own.
+
+    Raises:
+        AnswerError: It holds none, or none that could be delivered.
+    """
+    answer = document(body, failure_of)
+    candidates = items(answer, "candidates")
+    for candidate in candidates:
+        encoded = _chosen(candidate)
+        if encoded is not None:
+            return _image(answer, candidate, encoded, model)
+    raise AnswerError(_shortfall(answer, candidates))
+
+
+def _chosen(candidate: Mapping[str, Any]) -> str | None:
+    """The last picture that is no thought, else the last thought; none out of a refusal."""
+    if finish_reason(text(candidate, "finishReason")) is not Reason.NO_IMAGE:
+        return None  # what it may show nevertheless is a draft of what was refused
+    best: tuple[bool, str] = (False, "")
+    for part in items(mapping(candidate, "content"), "parts"):
+        encoded = text(mapping(part, "inlineData", "inline_data"), "data")
+        final = not part.get("thought")
+        if encoded and (final or not best[0]):
+            best = (final, encoded)
+    return best[1] or None
+
+
+def _image(
+    answer: Mapping[str, Any], candidate: Mapping[str, Any], encoded: str, model: str
+) -> ProviderImage:
+    data, mime_type = picture(encoded)
+    usage = usage_of(answer, "usageMetadata")
+    return ProviderImage(
+        data,
+        mime_type,
+        model=text(answer, "modelVersion") or model,
+        input_tokens=count(usage, "promptTokenCount"),
+        output_tokens=count(usage, "candidatesTokenCount"),
+        total_tokens=count(usage, "totalTokenCount"),
+        image_tokens_in=_image_tokens(usage),
+        response_id=text(answer, "responseId") or None,
+        finish_reason=text(candidate, "finishReason") or None,
+    )
+
+
+def _image_tokens(usage: Mapping[str, Any]) -> int | None:
+    details = usage.get("promptTokensDetails")
+    told = [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+    counts = [count(item, "tokenCount") for item in told if text(item, "modality") == "IMAGE"]
+    return sum(filter(None, counts)) if counts else None
+
+
+def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> Failure:
+    """Why there is no picture: the prompt, a candidate's refusal, or just so."""
+    feedback = mapping(answer, "promptFeedback")
+    silent = not candidates and answer.get("promptFeedback") is not None
+    if text(feedback, "blockReason") or silent:
+        return Failure(Reason.CONTENT_BLOCKED, message=text(feedback, "blockReasonMessage"))
+    finishes = [
+        Failure(
+            finish_reason(text(candidate, "finishReason")), message=text(candidate, "finishMessage")
+        )
+        for candidate in candidates
+    ]
+    refusals = [finish for finish in finishes if finish.reason is not Reason.NO_IMAGE]
+    if refusals or finishes:
+        return (refusals or finishes)[0]
+    known = not answer or not _KNOWN.isdisjoint(answer)
+    return Failure(Reason.NO_IMAGE if known else Reason.INVALID_RESPONSE)

@@ -1,0 +1,187 @@
+"""What the two built-in providers have in common: one request through an SDK, told truthfully.
+
+A vendor's module adds how to build its SDK's client, how to ask it, how to read its answers and
+which table its failures are looked up in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import urlsplit
+
+from resilient_imagen.errors import ConfigurationError, provider_failure
+from resilient_imagen.images.offload import off_loop
+from resilient_imagen.providers.answers import AnswerError
+from resilient_imagen.providers.complaint import Complaint
+from resilient_imagen.providers.sessions import Sessions
+from resilient_imagen.providers.transport import transport_reason
+from resilient_imagen.providers.wire import WireClient, exchange
+from resilient_imagen.redaction import redact
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.failures import Failure
+    from resilient_imagen.providers.wire import Exchange
+    from resilient_imagen.request import ImageRequest
+
+__all__ = ["SdkProvider"]
+
+_LARGE: Final = 2**18
+"""Bytes of an answer from which on it is read in a thread."""
+
+
+class SdkProvider(ABC):
+    """A provider that sends one request per call through a vendor's official SDK.
+
+    Args:
+        name: The provider's name in routes, results and telemetry.
+        api_key: White space around it is not part of it.
+        base_url: Where the API is, of http or https.
+        max_connections: Requests in flight at most.
+        connect_timeout: Seconds to connect. Every other limit is the pipeline's.
+        transport: Sends instead of the network, for tests.
+
+    Raises:
+        ConfigurationError: The key could not be sent as a header, or the address is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        api_key: str,
+        base_url: str,
+        max_connections: int,
+        connect_timeout: float,
+        transport: httpx2.AsyncBaseTransport | None,
+    ) -> None:
+        self.name = name
+        self.base_url = _address(name, base_url)
+        self._api_key = _key(name, api_key)
+        self._max_connections = max_connections
+        self._connect_timeout = connect_timeout
+        self._transport = transport
+        self._sessions = Sessions(self._open)
+
+    @abstractmethod
+    def _sdk(self, http: WireClient) -> Any:
+        """Import the SDK and make its client, sending through ``http``. Runs in a thread."""
+
+    @abstractmethod
+    async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:
+        """Send the one request; ``sent`` keeps the answer."""
+
+    @abstractmethod
+    def _read(self, body: bytes, model: str) -> ProviderImage:
+        """The picture in the body of a 200; raises AnswerError if there is none."""
+
+    @abstractmethod
+    def _failure(self, complaint: Complaint) -> Failure:
+        """Look up a refusal in the vendor's table."""
+
+    async def warm_up(self) -> None:
+        """Import the SDK and build its client, off the loop; the first request does it otherwise.
+
+        Raises:
+            RuntimeError: The provider was closed.
+        """
+        await self._sessions.get()
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        """Send one request.
+
+        Raises:
+            ImageGenerationError: With the reason by the vendor's table.
+            RuntimeError: Something local went wrong; it says nothing about the vendor.
+        """
+        sdk = await self._sessions.get()
+        trouble: Exception | None = None
+        with exchange() as sent:
+            try:
+                await self._ask(sdk, request, model, sent)
+            except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
+                trouble = error
+        # Raised from here, errors have no context: the SDKs' exceptions hold keys and prompts.
+        if sent.response is None:
+            self._no_answer(trouble, model)
+        return await self._answer(sent.response, request, model, trouble)
+
+    async def aclose(self) -> None:
+        """Close the connections of every event loop that still runs."""
+        await self._sessions.aclose()
+
+    def _open(self) -> tuple[Any, WireClient]:
+        http = WireClient(
+            max_connections=self._max_connections,
+            connect_timeout=self._connect_timeout,
+            transport=self._transport,
+        )
+        return self._sdk(http), http
+
+    async def _answer(
+        self,
+        response: httpx2.Response,
+        request: ImageRequest,
+        model: str,
+        trouble: Exception | None,
+    ) -> ProviderImage:
+        body = response.content
+        try:
+            if not response.is_success:
+                complaint = Complaint.read(
+                    response.status_code, response.headers, body, request.prompt
+                )
+                raise AnswerError(self._failure(complaint))  # noqa: TRY301 - one way out for both
+            if len(body) > _LARGE:
+                return await off_loop(self._read, body, model)
+            return self._read(body, model)
+        except AnswerError as error:
+            failure = error.failure
+        raise provider_failure(
+            failure.reason,
+            provider=self.name,
+            model=model,
+            status=response.status_code,
+            status_word=failure.status_word,
+            retry_after=failure.retry_after,
+            account_wide=failure.account_wide,
+            vendor_message=redact(failure.message, secrets=(self._api_key, request.prompt)) or None,
+            vendor_error=None if trouble is None else type(trouble).__name__,
+        )
+
+    def _no_answer(self, trouble: Exception | None, model: str) -> NoReturn:
+        reason = None if trouble is None else transport_reason(trouble)
+        if reason is not None:
+            raise provider_failure(
+                reason, provider=self.name, model=model, vendor_error=type(trouble).__name__
+            )
+        if trouble is not None and _is_harmless(trouble):
+            raise trouble from None
+        raise RuntimeError(f"{self.name}: {type(trouble).__name__} on this side of the connection")
+
+
+def _is_harmless(trouble: Exception) -> bool:
+    """Whether an exception's text is sure to hold nothing of the request."""
+    return type(trouble).__module__ == "builtins" and not isinstance(trouble, UnicodeError)
+
+
+def _key(name: str, api_key: str) -> str:
+    key = api_key.strip()
+    if not key:
+        raise ConfigurationError(f"{name}: the API key is empty")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigurationError(
+            f"{name}: the API key holds characters that no key has (a space, a line break or a "
+            "letter beyond ASCII); copy it again"
+        )
+    return key
+
+
+def _address(name: str, base_url: str) -> str:
+    parts = urlsplit(base_url.strip())
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigurationError(f"{name}: the base URL must begin with https:// or http://")
+    return base_url.strip()

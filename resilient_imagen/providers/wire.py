@@ -1,0 +1,150 @@
+"""The HTTP client that both SDKs send through: our timeouts, big uploads, and the raw answer.
+
+The SDKs build requests and own the vendors' conventions. What comes back is read from the raw
+answer kept here, so that one reader serves both, and a body that an SDK cannot digest still counts
+for what it is.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+__all__ = ["Exchange", "WireClient", "exchange"]
+
+_KEEP_SECONDS: Final = 30.0
+"""An idle connection is closed after so long: before servers and address translators do it."""
+_SPARE: Final = 8
+"""Connections beyond the limiter's number, for those being closed after a cancelled request."""
+_CHUNK: Final = 3 * 2**16
+"""Bytes encoded at a time, in base64's groups of three: a fraction of a millisecond."""
+_TOKEN_BYTES: Final = 24
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and what came of it."""
+
+    response: httpx2.Response | None = None
+    """The whole answer, whatever its status; None when none came, or not all of it."""
+    blobs: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+
+    def stand_in(self, data: bytes) -> bytes:
+        """A few random bytes to give to the SDK instead of ``data``.
+
+        The SDK would encode a hundred megabytes in one go, with the event loop standing still
+        (1.7 s measured). Their base64 is put where that of the few bytes stands, piece by piece,
+        while the request is being sent.
+        """
+        token = os.urandom(_TOKEN_BYTES)
+        self.blobs[binascii.b2a_base64(token, newline=False)] = data
+        return token
+
+
+_current: ContextVar[Exchange | None] = ContextVar("resilient_imagen_exchange", default=None)
+
+
+@contextmanager
+def exchange() -> Iterator[Exchange]:
+    """Watch over the one request that is sent within."""
+    started = Exchange()
+    token = _current.set(started)
+    try:
+        yield started
+    finally:
+        _current.reset(token)
+
+
+class WireClient(httpx2.AsyncClient):
+    """One provider's connections on one event loop.
+
+    Args:
+        max_connections: Requests in flight at most, in the limiter's count.
+        connect_timeout: Seconds to connect. There is no other limit: the wall clock is the
+            pipeline's, which cancels.
+        transport: Sends instead of the network, for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        connect_timeout: float,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(
+            # A redirect would take the key along to wherever it points.
+            follow_redirects=False,
+            limits=httpx2.Limits(
+                max_connections=max_connections + _SPARE,
+                max_keepalive_connections=max_connections,
+                keepalive_expiry=_KEEP_SECONDS,
+            ),
+            transport=transport,
+        )
+        self._phases = httpx2.Timeout(None, connect=connect_timeout).as_dict()
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send as the base class does, with our timeouts, and keep the answer."""
+        current = _current.get()
+        if current is not None and current.blobs:
+            request = _with_blobs(self, request, current.blobs)
+        request.extensions = {**request.extensions, "timeout": dict(self._phases)}
+        response = await super().send(request, **options)
+        if current is not None:
+            current.response = response
+        return response
+
+
+def _with_blobs(
+    client: httpx2.AsyncClient, request: httpx2.Request, blobs: dict[bytes, bytes]
+) -> httpx2.Request:
+    """The same request, its stand-ins replaced by what they stand for."""
+    pieces = _cut(request.content, blobs)
+    length = sum(_encoded_length(piece) for piece in pieces)
+    headers = httpx2.Headers(request.headers)
+    headers["Content-Length"] = str(length)
+    return client.build_request(
+        request.method, request.url, headers=headers, content=_stream(pieces)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    data: bytes
+
+
+def _cut(body: bytes, blobs: dict[bytes, bytes]) -> list[bytes | _Blob]:
+    pieces: list[bytes | _Blob] = []
+    for token, data in blobs.items():  # in the order in which the SDK was given them
+        # The SDK writes the URL-safe alphabet.
+        before, found, body = body.partition(token.translate(_URL_SAFE))
+        if not found:
+            raise RuntimeError("the SDK changed how it writes a reference image")
+        pieces += [before, _Blob(data)]
+    return [*pieces, body]
+
+
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+
+
+def _encoded_length(piece: bytes | _Blob) -> int:
+    return len(piece) if isinstance(piece, bytes) else -(-len(piece.data) // 3) * 4
+
+
+async def _stream(pieces: list[bytes | _Blob]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        for at in range(0, len(piece.data), _CHUNK):
+            yield binascii.b2a_base64(piece.data[at : at + _CHUNK], newline=False)
