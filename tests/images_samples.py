@@ -7,7 +7,11 @@ import struct
 import zlib
 from typing import Any
 
+from hypothesis import settings
 from PIL import Image
+
+unhurried = settings(deadline=None)
+"""For property tests: a busy machine is no failure."""
 
 
 def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image:
@@ -21,7 +25,7 @@ def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A picture that compresses badly, as a photo does."""
     bands = [Image.effect_noise((width, height), 90) for _ in mode]
-    return Image.merge(mode, bands)
+    return Image.merge(mode, bands) if len(bands) > 1 else bands[0]
 
 
 def encoded(source: Image.Image, form: str, **options: Any) -> bytes:

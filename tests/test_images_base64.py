@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from images_samples import unhurried
 
 from resilient_imagen.images import base64s
 from resilient_imagen.images.base64s import (
@@ -24,6 +25,7 @@ from resilient_imagen.images.faults import UnusableImageError
 LARGE = random.Random(7).randbytes(2**20 * 2 + 1)
 
 
+@unhurried
 @given(st.binary(max_size=500), st.sampled_from(["", "data:image/png;base64,", "DATA:;BASE64, "]),
        st.booleans(), st.booleans(), st.booleans())  # fmt: skip
 def test_all_liberties_are_understood(
@@ -38,6 +40,7 @@ def test_all_liberties_are_understood(
     assert decode_base64((prefix + text).encode()) == data
 
 
+@unhurried
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
 def test_anything_else_is_refused_clearly(junk: str | bytes) -> None:
     """Whatever is passed in is decoded, or refused with the one documented error."""
@@ -55,6 +58,15 @@ def test_an_error_carries_no_content(text: str | bytes) -> None:
 
     assert caught.value.__context__ is None
     assert caught.value.args == ("is not valid base64",)
+
+
+@pytest.mark.parametrize(
+    "url", ["data:image/png,abc", "data:image/png;base64", "data:" + "a" * 2000]
+)
+def test_a_data_url_must_hold_base64(url: str) -> None:
+    """Percent-encoded data URLs, and headers without end, are refused by name."""
+    with pytest.raises(UnusableImageError, match="data URL without base64"):
+        decode_base64(url)
 
 
 @pytest.mark.parametrize("extra", range(-4, 5))

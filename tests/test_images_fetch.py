@@ -14,7 +14,7 @@ import httpcore2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from images_samples import encoded, picture
+from images_samples import encoded, picture, unhurried
 
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PNG = encoded(picture(), "PNG")
+NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SECRET = "signature=do-not-tell"
 LOCAL = ImageLimits(allow_private=True, allow_http=True, fetch_seconds=10)
 
@@ -116,7 +117,7 @@ class RecordedStream(httpcore2.AsyncMockStream):
 
 def recorded(fetcher: Fetcher, network: Recorder) -> Fetcher:
     fetcher._network._network = network  # type: ignore[assignment]
-    fetcher._ssl_context = ssl.create_default_context()
+    fetcher._ssl_context = NO_TRUST
     return fetcher
 
 
@@ -311,6 +312,7 @@ def test_outer_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
+@unhurried
 @given(st.one_of(st.ip_addresses(), st.text(max_size=30)))
 def test_nothing_inner_is_ever_public(address: object) -> None:
     """Against the standard library's own judgement, for all addresses and for any text."""
@@ -417,6 +419,14 @@ def test_the_next_address_is_tried_when_one_is_dead() -> None:
     assert asyncio.run(run()) == PNG
 
 
+def test_dead_addresses_all_are_told() -> None:
+    """Nobody listening is a plain reason."""
+    resolve = names(dead_test="127.0.0.1 127.0.0.2")
+
+    with pytest.raises(FetchError, match="could not be reached"):
+        asyncio.run(Fetcher(LOCAL, resolve=resolve).fetch("http://dead.test:1/"))
+
+
 def test_a_lookup_that_hangs_ends_in_time() -> None:
     """The time limit covers the name's lookup too."""
 
@@ -487,6 +497,7 @@ REPLIES = st.one_of(
 )  # fmt: skip
 
 
+@unhurried
 @given(URLS, st.lists(st.lists(st.ip_addresses().map(str), max_size=3), max_size=4),
        st.lists(REPLIES, max_size=4), st.booleans())  # fmt: skip
 @example("https://a.test/", [["8.8.8.8"]], [b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"], True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, exif, opened, picture, png_chunk, raw_png
+from images_samples import encoded, exif, opened, picture, png_chunk, raw_png, unhurried
 from PIL import Image, ImageCms, ImageOps
 
 from resilient_imagen.images.faults import UnusableImageError
@@ -197,6 +197,13 @@ def test_an_upright_jpeg_keeps_subsampling_and_profile() -> None:
     assert result.info["icc_profile"] == profile
 
 
+def test_a_profile_for_greys_does_not_stay_on_colours() -> None:
+    """Grey with alpha becomes RGBA, for which its profile makes no sense."""
+    data = encoded(picture(mode="LA"), "PNG", icc_profile=b"a profile for greys")
+
+    assert "icc_profile" not in opened(mended(data).data).info
+
+
 def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
     """EXIF does not survive mending, but for nothing else than that it is not copied."""
     tags = Image.Exif()
@@ -206,6 +213,33 @@ def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
     result = mended(encoded(picture(), "JPEG", exif=tags.tobytes()))
 
     assert b"camera" not in result.data
+
+
+def cmyk_profile() -> bytes:
+    """A press that knows greys only: the more ink, the darker, whatever the ink's colour."""
+    levels = [255 - 60 * corner.bit_count() for corner in range(16)]
+    colours = bytes(each for level in levels for each in (level, 128, 128))
+    ramp = bytes(range(256))
+    identity = struct.pack(">9i", *(65536 * (at % 4 == 0) for at in range(9)))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + identity + ramp * 4 + colours + ramp * 3
+    header = struct.pack(
+        ">II4s4s4s4s12x4s28x3i48x", 144 + len(table), 0, b"\x02\x40\0\0", b"prtr", b"CMYK", b"Lab ",
+        b"acsp", 63190, 65536, 54061,
+    )  # fmt: skip
+    return header + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+def test_cmyk_is_converted_by_its_own_profile() -> None:
+    """Pure cyan is grey on a press that prints greys; the plain formula would show it cyan."""
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+
+    by_formula = opened(mended(encoded(cyan, "JPEG")).data).getpixel((8, 8))
+    by_profile = opened(mended(encoded(cyan, "JPEG", icc_profile=cmyk_profile())).data)
+
+    assert by_formula == (0, 255, 255)
+    red, green, blue = by_profile.getpixel((8, 8))  # type: ignore[misc]
+    assert max(red, green, blue) - min(red, green, blue) <= 4
+    assert "icc_profile" not in by_profile.info
 
 
 def test_cmyk_with_a_broken_profile_is_still_mended() -> None:
@@ -279,6 +313,7 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(fixed)
 
 
+@unhurried
 @given(st.sampled_from([*GOOD, *BAD]), st.data())
 def test_any_damage_leads_to_a_picture_or_the_documented_error(
     case: str, data: st.DataObject

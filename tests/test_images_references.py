@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, picture, raw_png
+from images_samples import encoded, noise, picture, raw_png, unhurried
 
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.faults import UnusableImageError
@@ -219,6 +219,19 @@ def test_a_mended_reference_is_noted_with_its_place() -> None:
     assert loaded.references[1].mime_type == "image/jpeg"
 
 
+def test_a_mended_reference_that_has_grown_is_made_small_enough() -> None:
+    """A GIF of a photo becomes a far larger PNG; what is sent keeps to the limit all the same."""
+    gif = encoded(noise(1400, 1400, "L").point(lambda value: value & 0xC0), "GIF")
+
+    loaded = load(gif, max_reference_bytes=len(gif))
+
+    assert len(loaded.references[0].data) <= len(gif)
+    assert [note.split()[:3] for note in loaded.notes] == [
+        ["reference", "0", "mended:"],
+        ["reference", "0", "made"],
+    ]
+
+
 def test_order_is_kept_and_few_load_at_a_time() -> None:
     """However many there are, at most so many are loaded side by side."""
     pages = Pages()
@@ -244,7 +257,7 @@ ITEMS = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
+@unhurried
 @given(st.lists(ITEMS, max_size=5))
 def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
     """Nothing raises, nothing is lost, order is kept."""

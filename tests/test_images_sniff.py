@@ -7,7 +7,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, exif, picture
+from images_samples import encoded, exif, picture, unhurried
 
 from resilient_imagen.images.intact import is_intact
 from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
@@ -23,6 +23,17 @@ ENCODINGS = {
     "webp extended": (encoded(picture(), "WEBP", exif=exif(1)), "image/webp"),
     "gif": (encoded(picture(), "GIF"), "image/gif"),
     "bmp": (encoded(picture(), "BMP"), "image/bmp"),
+}
+JPEG = ENCODINGS["jpeg"][0]
+ENCODINGS |= {
+    "jpeg with padding and a lone marker": (
+        JPEG[:2] + b"\xff\xff\xff\x01" + JPEG[2:],
+        "image/jpeg",
+    ),
+    "bmp of the oldest kind": (
+        b"BM" + bytes(12) + struct.pack("<IHHHH", 12, 48, 80, 1, 24) + bytes(200),
+        "image/bmp",
+    ),
 }
 SIZELESS = {
     "tiff": (encoded(picture(), "TIFF"), "image/tiff"),
@@ -58,8 +69,8 @@ def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE", b"%PDF-1.7",
-     b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
+    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE", b"\xff\xd8\0",
+     b"%PDF-1.7", b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
 )  # fmt: skip
 def test_what_is_no_picture_has_no_type(data: bytes) -> None:
     """Text, sound, video and stumps are not taken for pictures."""
@@ -67,6 +78,7 @@ def test_what_is_no_picture_has_no_type(data: bytes) -> None:
     assert pixel_size(data) is None
 
 
+@unhurried
 @given(st.sampled_from([data for data, _ in ENCODINGS.values()]), st.data())
 def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
     """A header cut anywhere and overwritten anywhere leads to a size or to None, never an error."""
@@ -80,10 +92,21 @@ def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
     assert size is None or min(size) > 0
 
 
+@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_answer(data: bytes) -> None:
     """No bytes at all make the readers fail."""
     assert pixel_size(data) is None or sniff_mime(data) is not None
+
+
+@pytest.mark.parametrize(
+    "data", [b"RIFF\x20\0\0\0WEBPABCD" + bytes(30), b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\0\4ab",
+             b"GIF89a" + bytes(10), b"\x89PNG\r\n\x1a\n" + bytes(30), b"\xff\xd8\xff\xe0\0\4abcd"],
+)  # fmt: skip
+def test_a_header_that_makes_no_sense_has_no_size(data: bytes) -> None:
+    """The type may be told, a size is not made up."""
+    assert sniff_mime(data) is not None
+    assert pixel_size(data) is None
 
 
 def test_a_jpeg_of_endless_segments_is_given_up() -> None:
@@ -139,6 +162,7 @@ def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
     assert exif_orientation(b"Exif\0\0" + big) == turn
 
 
+@unhurried
 @given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))
 def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
     """No EXIF data make the reader fail."""

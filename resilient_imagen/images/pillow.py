@@ -53,6 +53,7 @@ _DECODERS: Final = {
 _PNG_LEVEL: Final = 4
 _WEBP_HEAD: Final = 2**16
 """Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
+_GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
 
 
@@ -128,11 +129,15 @@ def plain(picture: Image) -> Image:
     """Convert to eight bits of L, RGB or RGBA, whichever holds all that the picture has."""
     if picture.mode == "CMYK":
         return _from_cmyk(picture)
-    if picture.mode.startswith("I;16"):  # conversion alone would cut off, not scale
-        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if "transparency" in picture.info or picture.mode in {"LA", "La", "PA", "RGBa", "RGBA"}:
-        return picture if picture.mode == "RGBA" else picture.convert("RGBA")
-    return picture if picture.mode in {"L", "RGB"} else picture.convert("RGB")
+    clear = "transparency" in picture.info or picture.mode in {"LA", "La", "PA", "RGBa", "RGBA"}
+    wanted = {"RGBA"} if clear else {"L", "RGB"}
+    if picture.mode in wanted:
+        return picture
+    eight_bit = _scaled_to_eight_bits(picture) if picture.mode.startswith("I;16") else picture
+    coloured = eight_bit.convert("RGBA" if clear else "RGB")
+    if picture.mode in _GREY:
+        coloured.info.pop("icc_profile", None)  # it describes greys
+    return coloured
 
 
 def cut(picture: Image, box: tuple[int, int, int, int]) -> Image:
@@ -192,6 +197,11 @@ def encode(picture: Image, mime: str, *, style: Style | None = None, quality: in
 def _check_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:
     if size is not None and size[0] * size[1] > max_pixels:
         raise UnusableImageError(f"has more than {max_pixels / 1e6:g} megapixels")
+
+
+def _scaled_to_eight_bits(picture: Image) -> Image:
+    """Pillow's own conversion would cut off what is over 255."""
+    return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
 
 
 def _from_cmyk(picture: Image) -> Image:

@@ -17,6 +17,7 @@ from resilient_imagen.images.base64s import decode_base64_async
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.mend import mend
 from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.shrink import shrink_to_total
 from resilient_imagen.request import Reference
 from resilient_imagen.result import DroppedReference, ImageResult
 
@@ -44,7 +45,7 @@ class LoadedReferences:
     """In the caller's order; each knows its place in it."""
     dropped: tuple[DroppedReference, ...]
     notes: tuple[str, ...]
-    """What was mended, in words, one note a reference."""
+    """What was mended or made smaller, in words."""
 
 
 async def load_references(
@@ -77,14 +78,14 @@ async def load_references(
         first = dropped[0]
         raise InvalidRequestError(f"reference_images[{first['index']}] {first['why']}")
     usable = [each for each in loaded if isinstance(each, _Loaded)]
-    notes = tuple(each.note for each in usable if each.note is not None)
+    notes = tuple(note for each in usable for note in each.notes)
     return LoadedReferences(tuple(each.reference for each in usable), dropped, notes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     reference: Reference
-    note: str | None
+    notes: tuple[str, ...]
 
 
 class _Loader:
@@ -101,11 +102,19 @@ class _Loader:
             try:
                 data = await self._bytes_of(item)
                 self._limits.check_bytes(len(data))
-                mended = await off_loop(partial(mend, data, max_pixels=self._limits.max_pixels))
+                return await self._mended(index, data)
             except UnusableImageError as error:
                 return DroppedReference(index=index, why=str(error))
-        note = None if mended.note is None else f"reference {index} mended: {mended.note}"
-        return _Loaded(Reference(mended.data, mended.mime_type, index), note)
+
+    async def _mended(self, index: int, data: bytes) -> _Loaded:
+        mended = await off_loop(partial(mend, data, max_pixels=self._limits.max_pixels))
+        notes = [] if mended.note is None else [f"reference {index} mended: {mended.note}"]
+        reference = Reference(mended.data, mended.mime_type, index)
+        # A mended picture may have grown: what was a small GIF or AVIF is now a PNG.
+        most = self._limits.max_reference_bytes
+        (reference,), more = await shrink_to_total([reference], most, limits=self._limits)
+        self._limits.check_bytes(len(reference.data))
+        return _Loaded(reference, (*notes, *more))
 
     async def _bytes_of(self, item: object) -> bytes:
         if isinstance(item, Mapping):
