@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from resilient_imagen.emulator import Emulator, drawing
 from resilient_imagen.emulator.calls import Call, Canvas
 from resilient_imagen.emulator.gemini import SIZES_1K
 from resilient_imagen.emulator.pictures import Studio
+from resilient_imagen.emulator.wire import Verbatim, json_reply
 
 BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
 
@@ -205,6 +207,28 @@ def test_remembered_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
 
     asyncio.run(main())
     assert "".join(made) == "abcdb"
+
+
+def test_the_picture_can_be_changed_at_any_time() -> None:
+    """A test may begin with fast pictures and go on with its own bytes."""
+    given = picture()
+
+    async def scenario(both: Wired) -> None:
+        assert both.app.picture == "tiny"
+        both.app.picture = given
+        response = await both.gpt()
+        assert base64.b64decode(response.data[0].b64_json) == given
+
+    play(scenario, way="memory")
+
+
+def test_pictures_are_copied_into_json() -> None:
+    """Several pictures stand in one JSON body in their order, beside text of any kind."""
+    odd = 'quote " and \u2028'
+    reply = json_reply({"b": [Verbatim(b"AAA"), odd, {"c": Verbatim(b"BB")}], "d": Verbatim(b"")})
+    assert json.loads(reply.body) == {"b": ["AAA", odd, {"c": "BB"}], "d": ""}
+    with pytest.raises(TypeError, match="set is no JSON value"):
+        json_reply({"a": {1}})
 
 
 def test_an_unknown_picture_mode_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_changes_made_in_the_middle_of_a_hang() -> None:
     with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
         url = f"{emulator.openai_url}/images/generations"
         emulator.openai.set(faults.hang())
-        with httpx2.Client(timeout=0.05) as client, pytest.raises(httpx2.ReadTimeout):
+        with httpx2.Client(timeout=0.5) as client, pytest.raises(httpx2.ReadTimeout):
             client.post(url, json=GPT_BODY, headers=KEY)
         emulator.heal()
         emulator.wait_until(lambda: emulator.openai.in_flight == 0)

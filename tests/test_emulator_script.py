@@ -132,7 +132,7 @@ _PART = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({}, optional={"seed": _VALUE, "google": _PART, "openai": _PART}))
 def test_any_script_is_played_or_refused(script: dict[str, Any]) -> None:
     """No JSON makes the parser fail otherwise, and what it takes can be applied again."""

@@ -170,6 +170,12 @@ def test_only_loopback_is_served(host: str) -> None:
         EmulatorServer(Emulator(), host=host)
 
 
+def test_addresses_are_written_as_urls() -> None:
+    """An IPv6 address stands in brackets, localhost is the IPv4 one."""
+    assert EmulatorServer(Emulator(), host="::1", port=8080).url == "http://[::1]:8080"
+    assert EmulatorServer(Emulator(), host="localhost", port=1).google_url == "http://127.0.0.1:1"
+
+
 def test_serve_runs_until_cancelled() -> None:
     """The command line's way: a fixed port, refused when taken, free again afterwards."""
 

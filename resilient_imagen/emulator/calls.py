@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from resilient_imagen.emulator.wire import Verbatim
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -70,9 +72,9 @@ class Picture:
     mime_type: str
 
     @cached_property
-    def base64(self) -> str:
+    def base64(self) -> Verbatim:
         """In standard base64, encoded once however often it is sent."""
-        return base64.b64encode(self.data).decode("ascii")
+        return Verbatim(base64.b64encode(self.data))
 
 
 @dataclass(frozen=True, slots=True)

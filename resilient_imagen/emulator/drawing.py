@@ -103,7 +103,7 @@ def _backdrop(size: tuple[int, int], hue: float, rng: random.Random) -> Image.Im
     down = Image.linear_gradient("L").resize(small)
     across = Image.linear_gradient("L").rotate(90).resize(small)
     slope = Image.blend(down, across, rng.uniform(0.25, 0.6))
-    light, dark = _tone(hue - rng.uniform(0.02, 0.09), 0.62, 0.85), _tone(hue, 0.85, 0.25)
+    light, dark = _tone(hue - rng.uniform(0.01, 0.05), 0.62, 0.85), _tone(hue, 0.85, 0.25)
     image = Image.composite(Image.new("RGB", small, dark), Image.new("RGB", small, light), slope)
     for _ in range(9):
         radius = rng.uniform(0.08, 0.42) * min(small)
@@ -206,7 +206,7 @@ def _wrap(text: str, font: _Font, page: _Page, width: int, most: int) -> list[st
                 line = ""
             else:
                 ends = range(1, limit + 1)
-                end = max(1, bisect_left(ends, True, key=lambda end: not fits(rest[:end])))  # noqa: B023 - called at once
+                end = max(1, bisect_left(ends, True, key=lambda end: not fits(rest[:end])))
                 lines.append(rest[:end])
                 rest = rest[end:]
     return [*lines, line][:most] if line else lines

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.emulator.calls import Picture, Shape
-from resilient_imagen.emulator.wire import Reply, json_reply
+from resilient_imagen.emulator.wire import Reply, Verbatim, json_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,8 @@ class _Unreadable(Picture):
     """A picture whose base64 is none."""
 
     @property
-    def base64(self) -> str:
-        return "this is *not* base64!"
+    def base64(self) -> Verbatim:
+        return Verbatim(b"this is *not* base64!")
 
 
 def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
