@@ -92,6 +92,7 @@ KINDS: dict[str, object] = {
     "strided memoryview": memoryview(bytes(each for byte in PNG for each in (byte, 0)))[::2],
     "address": URL,
     "loud address": URL.upper(),
+    "address with spaces around it": f" \n{URL} ",
     "result dict": RESULT.to_dict(),
     "result": RESULT,
 }

@@ -69,8 +69,8 @@ def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE", b"\xff\xd8\0",
-     b"%PDF-1.7", b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
+    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE",
+     b"\xff\xd8\0", b"%PDF-1.7", b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
 )  # fmt: skip
 def test_what_is_no_picture_has_no_type(data: bytes) -> None:
     """Text, sound, video and stumps are not taken for pictures."""

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["LoadedReferences", "load_references"]
 
 _ADDRESS: Final = ("http://", "https://")
-_SCHEME_LENGTH: Final = max(map(len, _ADDRESS))
+_HEAD: Final = 64
+"""Characters of a text, which may be megabytes of base64, that are looked at for an address."""
 _BASE64_SLACK: Final = 1.1
 """How much longer base64 may be than its bytes need, for line breaks."""
 _BASE64_PREFIX: Final = 1024
@@ -144,7 +145,7 @@ class _Loader:
         raise UnusableImageError("has neither image_base64 nor image_url")
 
     async def _from_text(self, text: str) -> bytes:
-        if not text[:_SCHEME_LENGTH].lower().startswith(_ADDRESS):
+        if not text[:_HEAD].lstrip().lower().startswith(_ADDRESS):
             return await self._from_base64(text)
         if self._fetch is None:
             raise UnusableImageError("is an address, and loading from addresses is off")
