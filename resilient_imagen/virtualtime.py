@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
+    from contextvars import Context
 
 __all__ = ["VirtualTimeLoop", "run_virtual"]
+
+_SMALLEST_STEP = 1e-8
+"""Seconds; more than the clock's resolution, which asyncio takes for "now"."""
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -77,11 +81,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def advance(self, seconds: float) -> None:
         """Move the clock on; timers that become due run in the loop's next round."""
         target = self._virtual_now + seconds
-        # A step too small to change a large float would stop the clock for ever.
-        self._virtual_now = max(target, self._virtual_now + self._clock_step())
+        self._virtual_now = max(target, self._virtual_now)
 
-    def _clock_step(self) -> float:
-        return max(1e-9, abs(self._virtual_now) * 1e-15)
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As usual; a timer in the future always moves the clock.
+
+        asyncio runs a timer that is due within the clock's resolution at once. On an ordinary loop
+        time goes on meanwhile; here ``while now < then: sleep(then - now)`` would never end.
+        """
+        if when > self._virtual_now:
+            when = max(when, self._virtual_now + _SMALLEST_STEP)
+        return super().call_at(when, callback, *args, context=context)
 
     def run_in_executor(
         self, executor: Any, func: Callable[[*_Ts], _T], *args: *_Ts
@@ -91,6 +107,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self.threads_pending += 1
         future.add_done_callback(self._thread_done)
         return future
+
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        """As usual; it waits for a thread of its own."""
+        self.threads_pending += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self.threads_pending -= 1
 
     def _thread_done(self, _future: asyncio.Future[Any]) -> None:
         self.threads_pending -= 1

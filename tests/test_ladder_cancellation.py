@@ -129,7 +129,7 @@ def test_cancelled_at_every_await_nothing_leaks(script: Script, deadline: float 
 
 
 Caller = tuple[float, float | None, float | None]
-"""Comes after so many seconds, leaves after so many more (or stays), has this deadline (or none)."""
+"""Comes after so many seconds, leaves after so many more or never, has this deadline or none."""
 
 
 @settings(max_examples=40, deadline=None)

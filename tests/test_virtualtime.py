@@ -1,0 +1,75 @@
+"""The virtual-time loop: no waiting, no lost threads, no clock that stands still for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_imagen.testing import run_virtual
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_a_day_of_sleep_takes_no_time() -> None:
+    """Timers fire in order, at their times."""
+    fired: list[float] = []
+
+    async def sleeper(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        fired.append(now())
+
+    async def main() -> None:
+        await asyncio.gather(*(sleeper(seconds) for seconds in (86_400, 60, 3600)))
+
+    run_virtual(main())
+    assert fired == [pytest.approx(t) for t in (60, 3600, 86_400)]
+
+
+def test_time_stands_still_while_a_thread_works() -> None:
+    """A pending timer does not overtake work in a thread."""
+
+    async def main() -> None:
+        release = threading.Event()
+        timer = asyncio.create_task(asyncio.sleep(1))
+        work = asyncio.create_task(asyncio.to_thread(release.wait, 10))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        release.set()
+        assert await work
+        assert not timer.done()
+        assert now() == 0
+        await timer
+
+    run_virtual(main())
+
+
+def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
+    """Every task waits and no timer is left: the test fails at once and says so."""
+
+    async def main() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="no timer, no thread"):
+        run_virtual(main())
+
+
+@given(start=st.floats(0, 1e6), left=st.floats(1e-15, 1e-6))
+def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
+    """A loop that sleeps until a moment arrives there, however near it is."""
+
+    async def main() -> None:
+        await asyncio.sleep(start)
+        then = now() + left
+        for _ in range(3):
+            if now() >= then:
+                return
+            await asyncio.sleep(then - now())
+        pytest.fail("the clock stands still")
+
+    run_virtual(main())
