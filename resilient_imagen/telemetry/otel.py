@@ -36,6 +36,9 @@ _MAX_OPENERS: Final = 64
 _MAX_PROMPT: Final = 4000
 """Characters of a prompt that are captured, where the operator asked for it."""
 
+_MOMENT: Final = 1000
+"""Nanoseconds that a refusal is said to last: Jaeger takes no length at all for a mistake."""
+
 
 class _Trace:
     """One call's open spans. Held by the caller's context alone, so it cannot outlive the call."""
@@ -231,7 +234,7 @@ class SpanSink:
             start_time=now,
         )
         span.set_status(StatusCode.ERROR)
-        span.end(now)
+        span.end(now + _MOMENT)
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
         """A breaker is opened by the request whose span is current; a sibling's breaker, too."""

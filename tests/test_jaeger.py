@@ -1,0 +1,173 @@
+"""An operator's questions, asked of a real Jaeger and of a collector in memory, by tags alone."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the otel extra")
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from trace_backends import Backend, Seen, collector, jaeger, matching
+
+from resilient_imagen import ImageClient, Reason, Settings
+from resilient_imagen.telemetry.events import RequestEnded, RequestStarted
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+MADE: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
+    "memory": collector,
+    "jaeger": jaeger,
+}
+
+
+@dataclass
+class Evidence:
+    """A backend that was sent the spans of a bad day, and what really happened on it."""
+
+    backend: Backend
+    service: str
+    told: RecordingSink
+
+    def spans(self, **tags: str) -> list[Seen]:
+        """The spans that a search by these tags is about; ``__`` stands for a dot."""
+        wanted = {key.replace("__", "."): value for key, value in tags.items()}
+        return matching(self.backend.find(self.service, wanted), wanted)
+
+    def calls(self, **tags: str) -> set[str]:
+        return {span.tags["imagegen.call_id"] for span in self.spans(**tags)}
+
+    def really(self, question: Callable[[RequestEnded], bool]) -> set[str]:
+        return {ended.call_id for ended in self.told.of(RequestEnded) if question(ended)}
+
+
+async def a_bad_day(told: RecordingSink, tracers: TracerProvider) -> None:
+    """An outage, its end, a hiccup, a timeout, and callers in a row."""
+    google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
+    async with ImageClient(
+        Settings(), providers=[google, openai], sinks=[told], tracer_provider=tracers
+    ) as client:
+        google.fail(Reason.OVERLOADED, status=503, times=3)
+        await client.generate("opens the breaker, is served by OpenAI")
+        await client.generate("is skipped past the open breaker")
+        await asyncio.sleep(120)
+        await client.generate("is the probe that closes the breaker")
+        google.fail(Reason.SERVER_ERROR, status=500, times=1)
+        await client.generate("is served after one retry")
+        await asyncio.sleep(120)
+        google.hang(times=1)
+        await client.generate("times out, is served by OpenAI")
+        await asyncio.sleep(120)
+        await asyncio.gather(*(client.generate("waits for its turn") for _ in range(3)))
+
+
+@pytest.fixture(scope="module", params=["memory", pytest.param("jaeger", marks=pytest.mark.jaeger)])
+def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
+    """The bad day, exported over OTLP."""
+    with pytest.MonkeyPatch.context() as patch, MADE[request.param]() as backend:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            patch.delenv(name, raising=False)
+        service = f"imagegen-test-{secrets.token_hex(4)}"
+        tracers = TracerProvider(resource=Resource({"service.name": service}))
+        exporter = OTLPSpanExporter(endpoint=f"{backend.otlp}/v1/traces", timeout=10)
+        tracers.add_span_processor(BatchSpanProcessor(exporter))
+        told = RecordingSink()
+        run_virtual(a_bad_day(told, tracers))
+        tracers.shutdown()
+        found = Evidence(backend, service, told)
+        give_up = time.monotonic() + 20
+        while len(found.calls(imagegen__provider__primary="google")) != len(told.calls):
+            assert time.monotonic() < give_up, "the backend does not show what it was sent"
+            time.sleep(0.05)  # it stores in its own time
+        yield found
+
+
+def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
+    """As many traces as calls; every other span hangs below its root, none is odd."""
+    traces = evidence.backend.find(evidence.service, {})
+    assert len(traces) == len(evidence.told.of(RequestStarted)) == 8
+    for trace in traces:
+        (root,) = [span for span in trace if span.name == "imagegen.generate"]
+        others = [span for span in trace if span is not root]
+        assert others
+        assert {span.parent_id for span in others} == {root.span_id}
+        assert not any("@jaeger@warnings" in span.tags for span in trace)
+
+
+@pytest.mark.parametrize("cause", [Reason.OVERLOADED, Reason.CIRCUIT_OPEN, Reason.TIMEOUT])
+def test_fallbacks_are_found_by_their_cause(evidence: Evidence, cause: Reason) -> None:
+    """The reason the primary was left, and who served: both on the root, in one search."""
+    expected = evidence.really(lambda ended: ended.fallback_cause is cause)
+    assert expected
+    assert evidence.calls(imagegen__fallback__cause=str(cause)) == expected
+    both = {"imagegen__fallback__cause": str(cause)}
+    assert evidence.calls(imagegen__provider__served="openai", **both) == expected
+    assert evidence.calls(imagegen__provider__served="google", **both) == set()
+
+
+def test_calls_served_by_openai_are_found(evidence: Evidence) -> None:
+    """By who served, whatever the way there."""
+    expected = evidence.really(
+        lambda ended: ended.result is not None and ended.result.provider == "openai"
+    )
+    assert len(expected) == 3
+    assert evidence.calls(imagegen__provider__served="openai") == expected
+
+
+def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
+    """Seconds cannot be searched, so a yes stands beside them."""
+    expected = evidence.really(lambda ended: ended.queue_s > 1)
+    assert len(expected) >= 2
+    roots = [
+        span
+        for span in evidence.spans(imagegen__queue__waited="true")
+        if "imagegen.call_id" in span.tags
+    ]
+    assert {span.tags["imagegen.call_id"] for span in roots} == expected
+    assert all(float(span.tags["imagegen.queue_s"]) > 1 for span in roots)
+
+
+def test_a_retried_call_is_told_from_a_fallen_back_one(evidence: Evidence) -> None:
+    """One retry, no fallback."""
+    found = evidence.spans(imagegen__retries="1", imagegen__fallback__used="false")
+    assert [span.tags["imagegen.provider.served"] for span in found] == ["google"]
+    (failed,) = evidence.spans(error__type="server_error", imagegen__attempt__will_retry="true")
+    assert failed.trace_id == found[0].trace_id
+
+
+def test_the_attempt_that_opened_the_breaker_is_found(evidence: Evidence) -> None:
+    """It carries the transition and what the breaker counted."""
+    (opener,) = evidence.spans(imagegen__circuit_breaker__transition="closed_to_open")
+    assert opener.name == "generate_content gemini-3-pro-image"
+    assert opener.tags["imagegen.attempt.number"] == "3"
+    assert opener.tags["imagegen.circuit_breaker.consecutive"] == "3"
+    assert opener.tags["imagegen.circuit_breaker.failure_rate"] == "1"
+    assert opener.tags["error.type"] == "overloaded"
+
+
+def test_short_circuits_are_linked_to_the_attempt_that_opened(evidence: Evidence) -> None:
+    """From the red row in one trace to its origin in another."""
+    (opener,) = evidence.spans(imagegen__circuit_breaker__transition="closed_to_open")
+    (reject,) = evidence.spans(error__type="circuit_open", imagegen__provider="google")
+    assert reject.name == "circuit_breaker reject google"
+    assert reject.links == ((opener.trace_id, opener.span_id),)
+    assert reject.trace_id != opener.trace_id
+    assert float(reject.tags["imagegen.circuit_breaker.retry_after"]) > 0
+
+
+def test_the_probe_that_closed_the_breaker_is_found(evidence: Evidence) -> None:
+    """Recovery can be searched for like the outage."""
+    (probe,) = evidence.spans(
+        imagegen__circuit_breaker__transition="half_open_to_closed",
+        imagegen__circuit_breaker__probe="true",
+    )
+    assert probe.tags["imagegen.attempt.outcome"] == "success"
+    assert probe.tags["imagegen.circuit_breaker.state"] == "half_open"

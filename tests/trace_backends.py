@@ -1,0 +1,310 @@
+"""Where traces can be searched: a collector of ours in memory, and a real Jaeger."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import pytest
+from google.protobuf.json_format import (  # type: ignore[import-untyped,unused-ignore]
+    MessageToDict,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+_PATIENCE = 20.0
+"""Seconds until a started Jaeger must answer, and until what was sent must be found."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One span as a backend gives it back; tag values as one would type them into a search."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    name: str
+    tags: Mapping[str, str]
+    links: tuple[tuple[str, str], ...]
+
+
+class Backend(Protocol):
+    """Something that takes OTLP over HTTP and can be searched."""
+
+    otlp: str
+    """Base address for exporters."""
+
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+        """Traces with at least one span that has all these tags."""
+        ...
+
+
+def matching(traces: Iterable[Iterable[Seen]], tags: Mapping[str, str]) -> list[Seen]:
+    """The spans that have all these tags."""
+    return [
+        span
+        for trace in traces
+        for span in trace
+        if all(span.tags.get(key) == value for key, value in tags.items())
+    ]
+
+
+def _spans(resource_spans: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Seen]]:
+    """Every span of an OTLP answer in JSON, with its service."""
+    for resource in resource_spans:
+        service = _tags(resource.get("resource", {}).get("attributes", ())).get("service.name", "")
+        for scope in resource.get("scopeSpans", ()):
+            for span in scope.get("spans", ()):
+                yield (
+                    service,
+                    Seen(
+                        span["traceId"],
+                        span["spanId"],
+                        span.get("parentSpanId", ""),
+                        span["name"],
+                        _tags(span.get("attributes", ())),
+                        tuple((link["traceId"], link["spanId"]) for link in span.get("links", ())),
+                    ),
+                )
+
+
+def _tags(attributes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {entry["key"]: _typed(next(iter(entry["value"].values()))) for entry in attributes}
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _by_trace(spans: Iterable[Seen]) -> dict[str, list[Seen]]:
+    traces: dict[str, list[Seen]] = {}
+    for span in spans:
+        traces.setdefault(span.trace_id, []).append(span)
+    return traces
+
+
+# -- in memory --------------------------------------------------------------------------------
+
+
+class Collector:
+    """A loopback server that takes OTLP and searches as Jaeger does: all tags on one span."""
+
+    def __init__(self, otlp: str) -> None:
+        self.otlp = otlp
+        self.received: list[tuple[str, Seen]] = []
+
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+        traces = _by_trace(span for name, span in list(self.received) if name == service)
+        return [trace for trace in traces.values() if matching([trace], tags)]
+
+
+@contextmanager
+def collector() -> Iterator[Collector]:
+    """Run one."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            request = MessageToDict(ExportTraceServiceRequest.FromString(body))
+            found.received += [
+                (service, _with_hex_ids(span))
+                for service, span in _spans(request.get("resourceSpans", ()))
+            ]
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Keep quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Collector(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _with_hex_ids(span: Seen) -> Seen:
+    """Protobuf's JSON has base64 for bytes; OTLP's has hex for ids."""
+    import base64
+
+    def hexed(value: str) -> str:
+        return base64.b64decode(value).hex()
+
+    return Seen(
+        hexed(span.trace_id),
+        hexed(span.span_id),
+        hexed(span.parent_id),
+        span.name,
+        span.tags,
+        tuple((hexed(trace), hexed(other)) for trace, other in span.links),
+    )
+
+
+# -- Jaeger -----------------------------------------------------------------------------------
+
+
+class Jaeger:
+    """A real Jaeger, asked through version 3 of its query API where that can search by tags."""
+
+    def __init__(self, url: str, otlp: str) -> None:
+        self.url, self.otlp = url, otlp
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def get(self, path: str, **query: str) -> Any:
+        """The answer's JSON; None for a 404."""
+        address = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
+        try:
+            with self._opener.open(address, timeout=10) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+        found = self._search(service, tags)
+        return [self.trace(trace_id) for trace_id in sorted({span.trace_id for span in found})]
+
+    def trace(self, trace_id: str) -> list[Seen]:
+        """Every span of a trace."""
+        answer = self.get(f"/api/v3/traces/{trace_id}")
+        return [span for _, span in _spans(answer["result"]["resourceSpans"])]
+
+    def _search(self, service: str, tags: Mapping[str, str]) -> list[Seen]:
+        if self._searches_by_tag(service):
+            return self._search_v3(service, tags)
+        now = time.time()
+        answer = self.get(
+            "/api/traces",
+            service=service,
+            tags=json.dumps(tags),
+            start=str(int((now - 3600) * 1e6)),
+            end=str(int((now + 3600) * 1e6)),
+            limit="100",
+        )
+        return [
+            Seen(span["traceID"], span["spanID"], "", span["operationName"], {}, ())
+            for trace in answer["data"]
+            for span in trace["spans"]
+        ]
+
+    def _searches_by_tag(self, service: str) -> bool:
+        """Jaeger 1 knows version 3, but leaves the tags out of it without a word."""
+        everything = self._search_v3(service, {})
+        return bool(everything) and not self._search_v3(service, {"no.such.tag": "x"})
+
+    def _search_v3(self, service: str, tags: Mapping[str, str]) -> list[Seen]:
+        now = datetime.now(UTC)
+        first, last = (
+            (now + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ") for hours in (-1, 1)
+        )
+        answer = self.get(
+            "/api/v3/traces",
+            **{
+                "query.serviceName": service,
+                "query.service_name": service,
+                "query.startTimeMin": first,
+                "query.start_time_min": first,
+                "query.startTimeMax": last,
+                "query.start_time_max": last,
+                "query.attributes": json.dumps(tags),
+                "query.searchDepth": "100",
+                "query.num_traces": "100",
+            },
+        )
+        return [] if answer is None else [s for _, s in _spans(answer["result"]["resourceSpans"])]
+
+
+@contextmanager
+def jaeger() -> Iterator[Jaeger]:
+    """Use the one at JAEGER_URL, or start one on free loopback ports; skip if there is none."""
+    found = _found()
+    if found.startswith("http"):
+        host = urlsplit(found).hostname
+        yield Jaeger(
+            found.rstrip("/"), os.environ.get("JAEGER_OTLP_URL", f"http://{host}:4318").rstrip("/")
+        )
+        return
+    ports = iter(_free_ports(8))
+    query, otlp = next(ports), next(ports)
+    places = {
+        "query.http-server": query,
+        "collector.otlp.http": otlp,
+        **dict.fromkeys(("admin.http", "query.grpc-server"), 0),
+        **dict.fromkeys(("collector.grpc-server", "collector.http-server"), 0),
+        "collector.otlp.grpc": 0,
+    }
+    options = [
+        f"--{name}.host-port=127.0.0.1:{port or next(ports)}" for name, port in places.items()
+    ]
+    process = subprocess.Popen(
+        [found, *options, "--log-level=error"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OTEL_TRACES_SAMPLER": "always_off"},
+    )
+    server = Jaeger(f"http://127.0.0.1:{query}", f"http://127.0.0.1:{otlp}")
+    try:
+        _wait_for(server)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _found() -> str:
+    script = Path(__file__).parent.parent / ".ci" / "jaeger"
+    if not script.exists():
+        pytest.skip("no Jaeger: .ci/jaeger, which finds one, is not here")
+    done = subprocess.run(
+        [str(script), "--found"], capture_output=True, text=True, timeout=30, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(done.stderr.strip())
+    return done.stdout.strip()
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def _wait_for(server: Jaeger) -> None:
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            server.get("/api/v3/services")
+        except OSError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)  # a process is starting; there is nothing else to wait for
+        else:
+            return
