@@ -7,7 +7,6 @@ while its provider works: whatever those record (HTTP spans, the caller's own) b
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import OrderedDict
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
 from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.inference import as_the_inference
 from resilient_imagen.telemetry.outgoing import safe
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class SpanSink:
         )
         opened.attempt, opened.attempt_at = span, event.at
         opened.attempt_token = otel_context.attach(
-            _as_the_inference(trace.set_span_in_context(span))
+            as_the_inference(trace.set_span_in_context(span))
         )
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
@@ -266,22 +266,6 @@ def _detach(opened: _Trace, token: Token[Context] | None) -> None:
     """Give the context back; in a context that is not the call's there is nothing to give."""
     if token is not None and otel_context.get_value(_CALL) is opened:
         otel_context.detach(token)
-
-
-def _as_the_inference(context: Context) -> Context:
-    """Say that this span is the model call's own, so that SDK instrumentations add no second one.
-
-    They ask for this key of opentelemetry-util-genai. Where none of them is installed, the module
-    is not loaded, and there is nobody to tell. It is a beta: whatever it has become, go on.
-    """
-    util = sys.modules.get("opentelemetry.util.genai.invocation")
-    if util is None:
-        return context
-    try:
-        key: str = util.CLIENT_INFERENCE_CONTEXT_KEY
-        return otel_context.set_value(key, util.InferenceData(), context)
-    except Exception:  # noqa: BLE001 - two spans are better than none
-        return context
 
 
 def _messages(prompt: str) -> str:

@@ -1,0 +1,211 @@
+"""Keys, prompts and pictures are planted wherever a vendor could echo them; none may come out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+from opentelemetry.sdk.trace import ReadableSpan
+from providers_kit import MODELS, google_body, openai_body
+from telemetry_kit import Telemetry
+
+from resilient_imagen import ImageClient, ImageGenerationError, Settings
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.testing import run_virtual
+
+CASES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "data" / "failure_cases.jsonl").read_text().splitlines()
+]
+GOOGLE_KEY, OPENAI_KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm", "gw_planted.9f8e7d6c5b4a32"
+PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct, vellichor mood"
+PICTURE = random.Random(7).randbytes(3000)
+PICTURE64 = base64.b64encode(PICTURE).decode()
+NEEDLES = (
+    GOOGLE_KEY, "Planted0Qw3r", OPENAI_KEY, "9f8e7d6c5b4a32",
+    PROMPT, "Zebrafish", "zebrafish", "obsidian aqueduct", "vellichor",
+    PICTURE64[:60], PICTURE64[2000:2040],
+)  # fmt: skip
+ECHO = (
+    f" key={GOOGLE_KEY} Incorrect API key provided: {OPENAI_KEY}. Your prompt was: {PROMPT!r}."
+    f" Input: data:image/png;base64,{PICTURE64} and again {PICTURE64} for {PROMPT.lower()}"
+)
+
+
+def planted(body: Any) -> Any:
+    """The body, with everything echoed in each text that a vendor writes for people."""
+    if isinstance(body, str):
+        try:
+            return json.dumps(planted(json.loads(body)))
+        except ValueError:
+            return body + ECHO
+    if isinstance(body, list):
+        return [planted(entry) for entry in body]
+    if isinstance(body, dict):
+        return {
+            key: value + ECHO
+            if isinstance(value, str)
+            and key in {"message", "text", "detail", "msg", "finishMessage", "description"}
+            else planted(value)
+            if isinstance(value, dict | list)
+            else value
+            for key, value in body.items()
+        }
+    return body
+
+
+class Vendors:
+    """Both vendors at once: the case's own fails as reported, the other one serves."""
+
+    def __init__(self) -> None:
+        self.case: dict[str, Any] = CASES[0]
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        case, vendor = self.case, "openai" if "/images/" in request.url.path else "google"
+        if vendor != case["provider"]:
+            good = google_body() if vendor == "google" else openai_body()
+            return httpx2.Response(200, json=good)
+        if case["transport"] == "read_timeout":
+            raise httpx2.ReadTimeout(ECHO, request=request)
+        if case["http_status"] is None:
+            raise httpx2.ReadError(ECHO, request=request)
+        headers = {**(case["headers"] or {}), "x-debug": f"{OPENAI_KEY} {PROMPT}"}
+        body = planted(case["body"])
+        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        return httpx2.Response(case["http_status"], headers=headers, content=content)
+
+
+def client_for(vendors: Vendors, telemetry: Telemetry, *names: str) -> ImageClient:
+    """A client of both vendors, in this order."""
+    transport = httpx2.MockTransport(vendors)
+    return ImageClient(
+        Settings(
+            routes=",".join(f"{name}:{MODELS[name]}" for name in names),
+            google_api_key=GOOGLE_KEY,
+            openai_api_key=OPENAI_KEY,
+            max_retries=1,
+            ipm=600_000,
+        ),
+        providers=[
+            GoogleProvider(api_key=GOOGLE_KEY, transport=transport),
+            OpenAIProvider(api_key=OPENAI_KEY, transport=transport),
+        ],
+        tracer_provider=telemetry.tracers,
+        meter_provider=telemetry.meters,
+    )
+
+
+async def shown_of(client: ImageClient, **options: Any) -> str:
+    """One call; all that a caller could print about it."""
+    try:
+        return repr(await client.generate(PROMPT, **options))
+    except ImageGenerationError as error:
+        return "\n".join([*traceback.format_exception(error), repr(error), repr(vars(error))])
+
+
+async def catalogue(telemetry: Telemetry) -> str:
+    """Live through every failure, with and without a reference, each vendor's as the primary's."""
+    vendors, shown = Vendors(), []
+    for names in (("google", "openai"), ("openai", "google")):
+        async with client_for(vendors, telemetry, *names) as client:
+            for case in CASES:
+                if case["provider"] != names[0]:
+                    continue
+                vendors.case = case
+                shown.append(await shown_of(client))
+                picture = {"image_base64": PICTURE64, "mime_type": "image/png"}
+                shown.append(await shown_of(client, references=[picture]))
+                shown += [json.dumps(client.snapshot()), repr(client.settings), repr(client)]
+                await asyncio.sleep(3600)  # every breaker is due again
+    return "\n".join(shown)
+
+
+def everything_in(span: ReadableSpan) -> str:
+    events = [(event.name, dict(event.attributes or {})) for event in span.events]
+    return repr((span.name, dict(span.attributes or {}), span.status.description, events))
+
+
+def exported(telemetry: Telemetry) -> str:
+    spans = [everything_in(span) for span in telemetry.spans()]
+    metrics = telemetry.reader.get_metrics_data()
+    assert metrics is not None
+    return "\n".join([*spans, metrics.to_json()])
+
+
+@pytest.fixture(params=["structlog", "logging"])
+def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """All that an application's logs get to see, of us and of the SDKs."""
+    lines: list[str] = []
+    if request.param == "structlog":
+
+        def keep(_logger: Any, _name: str, event: Any) -> Any:
+            lines.append(json.dumps(event))
+            raise structlog.DropEvent
+
+        structlog.configure(processors=[structlog.processors.format_exc_info, keep])
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(  # type: ignore[method-assign]
+        logging.Formatter().format(record) + repr(record.__dict__)
+    )
+    root, ours = logging.getLogger(), logging.getLogger("imagegen")
+    root.addHandler(handler)
+    before = root.level, ours.level
+    root.setLevel(logging.INFO)
+    ours.setLevel(logging.DEBUG)
+    yield lambda: "\n".join(lines)
+    root.removeHandler(handler)
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+    structlog.reset_defaults()
+
+
+def test_no_secret_leaves_over_the_whole_catalogue(logged: Callable[[], str]) -> None:
+    """Spans, metrics, logs, error texts and tracebacks of every reported failure are clean."""
+    telemetry = Telemetry()
+
+    shown = run_virtual(catalogue(telemetry))
+    places = {"errors": shown, "telemetry": exported(telemetry), "logs": logged()}
+    assert len(telemetry.roots()) == 2 * len(CASES)
+    assert places["logs"].count("imagegen.attempt.failed") >= len(CASES)
+    assert "[…]" in places["telemetry"], "nothing was echoed, so nothing was proved"
+    for place, text in places.items():
+        for needle in NEEDLES:
+            at = text.find(needle)
+            assert at < 0, f"{place}: …{text[max(0, at - 200) : at + 100]}…"
+
+
+def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) -> None:
+    """Arguments that are refused may be prompts or pictures in the wrong place."""
+    telemetry = Telemetry()
+
+    async def main() -> str:
+        async with client_for(Vendors(), telemetry, "google", "openai") as client:
+            mistakes: list[dict[str, Any]] = [
+                {"aspect_ratio": PROMPT},
+                {"resolution": PICTURE64},
+                {"references": [PICTURE64, PROMPT, {"image_base64": PICTURE64 + "!"}]},
+                {"references": [{"image_url": f"https://{OPENAI_KEY}@127.0.0.1/{PROMPT}"}]},
+            ]
+            shown = [await shown_of(client, **mistake) for mistake in mistakes]
+            try:
+                await client.edit(PICTURE64, PROMPT)
+            except ImageGenerationError as error:
+                shown += [*traceback.format_exception(error), repr(vars(error))]
+        return "\n".join(shown)
+
+    shown = run_virtual(main())
+    for place in (shown, exported(telemetry), logged()):
+        for needle in NEEDLES:
+            at = place.find(needle)
+            assert at < 0, place[max(0, at - 200) : at + 100]
