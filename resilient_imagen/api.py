@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resilient_imagen.call import OnStart
     from resilient_imagen.client import ImageClient
     from resilient_imagen.request import AspectRatio, Resolution
+    from resilient_imagen.result import ImageResult
 
 __all__ = [
     "call_options",
@@ -88,6 +89,14 @@ async def reset_default_client() -> None:
         await client.aclose()
 
 
+async def _as_dict(result: ImageResult) -> dict[str, Any]:
+    """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
+    from resilient_imagen.images.base64s import encode_base64_async
+
+    result.__dict__["image_base64"] = await encode_base64_async(result.image_bytes)
+    return result.to_dict()
+
+
 async def generate_image(
     prompt: str,
     aspect_ratio: AspectRatio = "9:16",
@@ -118,7 +127,7 @@ async def generate_image(
         on_start=options.on_start if on_start is None else on_start,
         deadline=options.deadline if deadline is None else deadline,
     )
-    return result.to_dict()
+    return await _as_dict(result)
 
 
 async def generate_image_with_references(
@@ -157,7 +166,7 @@ async def generate_image_with_references(
         on_start=options.on_start if on_start is None else on_start,
         deadline=options.deadline if deadline is None else deadline,
     )
-    return result.to_dict()
+    return await _as_dict(result)
 
 
 async def edit_image(
@@ -194,4 +203,4 @@ async def edit_image(
         on_start=options.on_start if on_start is None else on_start,
         deadline=options.deadline if deadline is None else deadline,
     )
-    return result.to_dict()
+    return await _as_dict(result)

@@ -12,16 +12,19 @@ and use it in sync and async tests alike::
 
 For the length of the test these variables are set, so that the library (and either SDK) finds the
 emulator: GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and
-OPENAI_BASE_URL. An application that keeps a client between tests has to close it: the next test's
-emulator listens on another port.
+OPENAI_BASE_URL. The default client is closed before and after, so that it reads them anew; a client
+that the application keeps itself must be closed by the application: the next test's emulator listens
+on another port.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
+from resilient_imagen.api import reset_default_client
 from resilient_imagen.emulator.background import BackgroundEmulator
 
 if TYPE_CHECKING:
@@ -38,4 +41,6 @@ def imagen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmula
         monkeypatch.setenv("OPENAI_API_KEY", "emulated-openai-key")
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
+        asyncio.run(reset_default_client())
         yield emulator
+        asyncio.run(reset_default_client())

@@ -1,0 +1,442 @@
+"""The drop-in functions, as the application uses them: real SDKs, real sockets, the emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from PIL import Image
+
+import resilient_imagen as ri
+from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.images.sniff import pixel_size
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
+    """Both vendors on loopback with small pictures, and settings without long waits."""
+    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
+        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
+        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
+        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.01")
+        yield emulator
+
+
+def run(scene: Callable[[], Awaitable[T]]) -> T:
+    """Run ``scene`` and close the default client in the same loop."""
+
+    async def main() -> T:
+        try:
+            return await scene()
+        finally:
+            await ri.reset_default_client()
+
+    return asyncio.run(main())
+
+
+def png(width: int = 64, height: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 60)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_dict(data: bytes, mime_type: str = "image/png") -> dict[str, Any]:
+    return {"image_base64": base64.b64encode(data).decode(), "mime_type": mime_type}
+
+
+def test_the_application_gets_what_it_always_got(vendors: BackgroundEmulator) -> None:
+    """``image_base64`` and ``mime_type`` as before, and the truth about the call beside them."""
+
+    async def scene() -> None:
+        result = await ri.generate_image("a red dragon")
+        assert base64.b64decode(result["image_base64"], validate=True)[:2] == b"\xff\xd8"
+        assert result["mime_type"] == "image/jpeg"
+        assert result["provider"] == "google"
+        assert result["model"] == "gemini-3-pro-image"
+        assert (result["attempts"], result["fallback_reason"]) == (1, None)
+        assert result["dropped_references"] == []
+        assert set(result["usage"]) == {
+            "provider", "model", "input_tokens", "output_tokens", "total_tokens", "cost_usd",
+        }  # fmt: skip
+        assert result["usage"]["cost_usd"] == pytest.approx(0.134)
+        assert result["latency_s"] > 0
+        json.dumps(result)
+
+    run(scene)
+
+
+def test_google_gets_the_orientation_and_the_ratio_openai_the_raw_prompt_and_a_size(
+    vendors: BackgroundEmulator,
+) -> None:
+    """Each vendor is asked in its own way, with and without references."""
+
+    async def scene() -> None:
+        await ri.generate_image("a red dragon", "16:9")
+        await ri.generate_image_with_references("the same", [as_dict(png())], "9:16", "2K")
+        plain, guided = vendors.google.requests
+        assert "Generate a high quality image: a red dragon" in plain.prompt
+        assert "landscape" in plain.prompt
+        assert (plain.aspect_ratio, plain.resolution) == ("16:9", "1K")
+        assert "portrait" in guided.prompt
+        assert (guided.aspect_ratio, guided.resolution) == ("9:16", "2K")
+        vendors.google.set(faults.status(503))
+        await ri.generate_image("a red dragon", "16:9")
+        await ri.generate_image_with_references("the same", [as_dict(png())], "9:16", "2K")
+        plain, guided = vendors.openai.requests
+        assert (plain.prompt, guided.prompt) == ("a red dragon", "the same")
+        assert (plain.operation, guided.operation) == ("generate", "edit")
+        assert (plain.resolution, guided.resolution) == ("1280x720", "1584x2816")
+
+    run(scene)
+
+
+def test_references_arrive_byte_for_byte_with_their_true_type(vendors: BackgroundEmulator) -> None:
+    """The claimed type is not believed; what cannot be read is listed and the rest is sent."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", (80, 60)).save(jpeg, "JPEG")
+    references = [
+        as_dict(jpeg.getvalue(), "image/png"),
+        {"image_base64": None, "mime_type": "image/png"},
+        png(),
+        "data:image/png;base64," + base64.b64encode(png(10, 20)).decode(),
+        as_dict(b"not a picture"),
+    ]
+
+    async def scene() -> None:
+        result = await ri.generate_image_with_references("all of them", references)
+        seen = vendors.google.requests[-1].references
+        assert [one.mime_type for one in seen] == ["image/jpeg", "image/png", "image/png"]
+        assert [one.size for one in seen] == [len(jpeg.getvalue()), len(png()), len(png(10, 20))]
+        assert [one["index"] for one in result["dropped_references"]] == [1, 4]
+
+    run(scene)
+
+
+def test_more_references_than_a_vendor_takes_are_listed_never_cut_silently(
+    vendors: BackgroundEmulator,
+) -> None:
+    """Fourteen for Google, sixteen for OpenAI, the first ones in the caller's order."""
+    references = [as_dict(png(8 + n, 8)) for n in range(17)]
+
+    async def scene() -> None:
+        result = await ri.generate_image_with_references("many", references)
+        assert len(vendors.google.requests[-1].references) == 14
+        assert [one["index"] for one in result["dropped_references"]] == [14, 15, 16]
+        vendors.google.set(faults.status(503))
+        result = await ri.generate_image_with_references("many", references)
+        assert len(vendors.openai.requests[-1].references) == 16
+        assert [one["index"] for one in result["dropped_references"]] == [16]
+
+    run(scene)
+
+
+def test_no_readable_reference_means_plain_generation_and_the_result_says_so(
+    vendors: BackgroundEmulator,
+) -> None:
+    """The image is made all the same, unless the operator asked for strictness."""
+
+    async def scene() -> None:
+        result = await ri.generate_image_with_references("alone", [as_dict(b"nothing")])
+        assert vendors.google.requests[-1].references == ()
+        assert len(result["dropped_references"]) == 1
+
+    run(scene)
+
+
+def test_strict_references_raise_before_anything_is_paid_for(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IMAGE_GEN_STRICT_REFERENCES turns the adjustment into a clear error."""
+    monkeypatch.setenv("IMAGE_GEN_STRICT_REFERENCES", "true")
+
+    async def scene() -> None:
+        with pytest.raises(ri.InvalidRequestError, match=r"reference_images\[1\]"):
+            await ri.generate_image_with_references("x", [as_dict(png()), as_dict(b"nothing")])
+        assert vendors.google.requests == ()
+
+    run(scene)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"prompt": ""}, "prompt must be"),
+        ({"prompt": "  \n"}, "prompt must be"),
+        ({"prompt": "x", "aspect_ratio": "7:5"}, "aspect_ratio '7:5' is not allowed; use one of"),
+        ({"prompt": "x", "model": "gpt-image-2"}, "belongs to openai"),
+        ({"prompt": "x", "model": ""}, "model must be"),
+        ({"prompt": "x", "deadline": 0}, "deadline must be"),
+        ({"prompt": "x", "deadline": float("nan")}, "deadline must be"),
+        ({"prompt": "x", "on_start": 3}, "on_start must be"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_bad_arguments_are_refused_before_anything_is_sent(
+    vendors: BackgroundEmulator, arguments: dict[str, Any], text: str
+) -> None:
+    """A ValueError that says what was wrong and what is allowed; nothing is paid for."""
+
+    async def scene() -> None:
+        with pytest.raises(ValueError, match=text) as caught:
+            await ri.generate_image(**arguments)
+        assert isinstance(caught.value, ri.InvalidRequestError)
+        assert caught.value.attempts == ()
+        assert vendors.google.requests == vendors.openai.requests == ()
+
+    run(scene)
+
+
+def test_an_unknown_resolution_is_refused(vendors: BackgroundEmulator) -> None:
+    """The text lists the allowed ones."""
+
+    async def scene() -> None:
+        with pytest.raises(ValueError, match="resolution '8K' is not allowed; use one of 1K, 2K"):
+            await ri.generate_image_with_references("x", [], resolution="8K")  # type: ignore[arg-type]
+
+    run(scene)
+
+
+def test_the_wrong_ratio_is_cropped_to_the_one_asked_for(vendors: BackgroundEmulator) -> None:
+    """The picture becomes a video's first frame: what is far off is fitted, and said."""
+    vendors.google.set(faults.answer("wrong_aspect"))
+
+    async def scene() -> None:
+        result = await ri.generate_image("portrait, please", "9:16")
+        size = pixel_size(base64.b64decode(result["image_base64"]))
+        assert size is not None
+        assert size[0] / size[1] == pytest.approx(9 / 16, rel=0.02)
+        assert result["adjustments"]
+
+    run(scene)
+
+
+def test_sixteen_at_once_while_google_hangs(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All served by OpenAI, no connection left open at Google, healthy again at once afterwards."""
+    monkeypatch.setenv("IMAGE_GEN_PER_CALL_TIMEOUT", "0.5")
+    monkeypatch.setenv("IMAGE_GEN_BREAKER_RESET_TIMEOUT", "0.2")
+    vendors.google.set(faults.hang())
+
+    async def scene() -> None:
+        results = await asyncio.gather(*(ri.generate_image(f"scene {n}") for n in range(16)))
+        assert {result["provider"] for result in results} == {"openai"}
+        await asyncio.to_thread(vendors.wait_until, lambda: vendors.google.open_connections == 0)
+        vendors.google.heal()
+        async with asyncio.timeout(20):
+            while (await ri.generate_image("again"))["provider"] != "google":
+                pass  # the breaker lets a probe through within a quarter of a second
+
+    run(scene)
+
+
+def test_a_caller_that_leaves_closes_its_connection(vendors: BackgroundEmulator) -> None:
+    """Cancelled while Google works: the connection is closed at once, nothing runs on."""
+    vendors.google.set(faults.hang())
+
+    async def scene() -> None:
+        task = asyncio.create_task(ri.generate_image("never mind"))
+        await vendors_until(vendors, lambda: vendors.google.in_flight == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await vendors_until(vendors, lambda: vendors.google.open_connections == 0)
+        queue = ri.default_client().snapshot()["routes"][0]["queue"]
+        assert (queue["in_flight"], queue["waiting"]) == (0, 0)
+
+    run(scene)
+
+
+async def vendors_until(vendors: BackgroundEmulator, condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(vendors.wait_until, condition)
+
+
+def test_edit_image_changes_an_image_on_both_vendors(vendors: BackgroundEmulator) -> None:
+    """The picture goes along as the first reference, the feedback as the prompt."""
+
+    async def scene() -> None:
+        first = await ri.generate_image("a fox")
+        second = await ri.edit_image(first, "more snow")
+        assert second["provider"] == "google"
+        assert len(vendors.google.requests[-1].references) == 1
+        vendors.google.set(faults.status(503))
+        third = await ri.edit_image(first["image_base64"], "less snow")
+        assert third["provider"] == "openai"
+        assert vendors.openai.requests[-1].prompt == "less snow"
+
+    run(scene)
+
+
+def test_an_edit_without_a_readable_image_is_an_error(vendors: BackgroundEmulator) -> None:
+    """There is nothing to edit: a clear ValueError, and nothing is sent."""
+
+    async def scene() -> None:
+        with pytest.raises(ri.InvalidRequestError):
+            await ri.edit_image(b"not a picture", "more snow")
+        assert vendors.google.requests == ()
+
+    run(scene)
+
+
+def test_call_options_reach_call_sites_that_cannot_be_changed(vendors: BackgroundEmulator) -> None:
+    """A deadline and a callback from outside; an argument of the call itself wins."""
+    vendors.google.set(faults.hang())
+    vendors.openai.set(faults.hang())
+    started: list[str] = []
+
+    async def scene() -> None:
+        with ri.call_options(deadline=0.4, on_start=lambda: started.append("outer")):
+            with pytest.raises(TimeoutError):
+                await ri.generate_image("x")
+            inner = ri.call_options(on_start=lambda: started.append("inner"))
+            with inner, pytest.raises(ri.DeadlineExceededError):
+                await asyncio.create_task(ri.generate_image("x"))
+            with pytest.raises(TimeoutError):
+                await ri.generate_image("x", on_start=lambda: started.append("argument"))
+        assert started == ["outer", "inner", "argument"]
+
+    run(scene)
+
+
+def test_a_missing_openai_key_leaves_the_primary_alone(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One route: it works, and when it fails its own error reaches the caller."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+
+    async def scene() -> None:
+        assert (await ri.generate_image("x"))["provider"] == "google"
+        vendors.google.set(faults.status(503))
+        with pytest.raises(ri.ProviderOverloadedError, match="503 UNAVAILABLE"):
+            await ri.generate_image("x")
+
+    run(scene)
+
+
+def test_no_key_at_all_names_the_variables() -> None:
+    """The first call says what to set."""
+
+    async def scene() -> None:
+        with pytest.raises(ri.ConfigurationError, match="GOOGLE_GENAI_API_KEY, OPENAI_API_KEY"):
+            await ri.generate_image("x")
+
+    run(scene)
+
+
+def test_a_bad_variable_is_named() -> None:
+    """The error says which variable and what is allowed, not what was given."""
+
+    async def scene() -> None:
+        with pytest.raises(ri.ConfigurationError, match=r"IMAGE_GEN_FIT: .*'crop', 'pad'"):
+            await ri.generate_image("x")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IMAGE_GEN_FIT", "zoom")
+        run(scene)
+
+
+def test_successive_loops_share_one_state_and_another_thread_has_its_own(
+    vendors: BackgroundEmulator,
+) -> None:
+    """The breaker opened in one asyncio.run is open in the next, and closed in another thread."""
+    vendors.google.set(faults.status(503))
+
+    async def ask() -> str | None:
+        reason = (await ri.generate_image("x"))["fallback_reason"]
+        return None if reason is None else str(reason)
+
+    elsewhere: list[str | None] = []
+    try:
+        assert asyncio.run(ask()) == "overloaded"
+        assert asyncio.run(ask()) == "circuit_open"
+        thread = threading.Thread(target=lambda: elsewhere.append(run(ask)))
+        thread.start()
+        thread.join(20)
+        assert elsewhere == ["overloaded"]
+    finally:
+        asyncio.run(ri.reset_default_client())
+
+
+def test_reset_forgets_everything_and_reads_the_environment_anew(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breakers close, and a changed variable counts from the next use on."""
+    vendors.google.set(faults.status(503))
+
+    async def scene() -> None:
+        await ri.generate_image("x")
+        monkeypatch.setenv("IMAGE_GEN_BREAKER_FAIL_MAX", "7")
+        await ri.reset_default_client()
+        assert ri.default_client().settings.breaker_fail_max == 7
+        assert (await ri.generate_image("x"))["fallback_reason"] == "overloaded"
+
+    run(scene)
+
+
+def test_a_closed_client_says_so(vendors: BackgroundEmulator) -> None:
+    """Use after aclose is a clear error, not a hang or a reopened connection."""
+
+    async def scene() -> None:
+        async with ri.ImageClient() as client:
+            await client.generate("x")
+        await client.aclose()
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.generate("x")
+
+    run(scene)
+
+
+def test_the_snapshot_is_json(vendors: BackgroundEmulator) -> None:
+    """A health route can return it as it is."""
+
+    async def scene() -> None:
+        async with ri.ImageClient() as client:
+            await client.warm_up()
+            await client.generate("x")
+            snapshot = json.loads(json.dumps(client.snapshot()))
+        assert [route["route"] for route in snapshot["routes"]] == [
+            "google:gemini-3-pro-image",
+            "openai:gpt-image-2.5-flare",
+        ]
+        assert snapshot["images"] == 1
+        assert snapshot["cost_usd"] == pytest.approx(0.134)
+
+    run(scene)
+
+
+def test_a_result_can_be_saved_and_is_frozen(
+    vendors: BackgroundEmulator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """``save`` writes the delivered bytes; fields cannot be changed by accident."""
+    path = tmp_path_factory.mktemp("out") / "a.jpg"
+
+    async def scene() -> None:
+        async with ri.ImageClient() as client:
+            result = await client.generate("x")
+        assert result.save(path).read_bytes() == result.image_bytes
+        with pytest.raises(AttributeError):
+            result.provider = "me"  # type: ignore[misc]
+        assert "image_bytes" not in repr(result)
+
+    run(scene)
+
+
+def test_a_retired_model_is_mapped_to_its_successor(vendors: BackgroundEmulator) -> None:
+    """Callers that still pass an old name are served by the living model."""
+
+    async def scene() -> None:
+        result = await ri.generate_image("x", model="gemini-3-pro-image-preview")
+        assert result["model"] == "gemini-3-pro-image"
+
+    run(scene)
