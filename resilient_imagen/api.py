@@ -93,8 +93,7 @@ async def _as_dict(result: ImageResult) -> dict[str, Any]:
     """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
     from resilient_imagen.images.base64s import encode_base64_async
 
-    result.__dict__["image_base64"] = await encode_base64_async(result.image_bytes)
-    return result.to_dict()
+    return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
 
 
 async def generate_image(

@@ -12,9 +12,9 @@ and use it in sync and async tests alike::
 
 For the length of the test these variables are set, so that the library (and either SDK) finds the
 emulator: GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and
-OPENAI_BASE_URL. The default client is closed before and after, so that it reads them anew; a client
-that the application keeps itself must be closed by the application: the next test's emulator listens
-on another port.
+OPENAI_BASE_URL. The default client is closed before and after, so that it reads them anew. A client
+that the application keeps must be closed by the application: the next test's emulator listens on
+another port.
 """
 
 from __future__ import annotations
