@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 
 from resilient_imagen.breaker import BreakerConfig, BreakerMode
 from resilient_imagen.reasons import Verdict
@@ -28,6 +29,7 @@ class Call:
     watched: bool = False
     early: str | None = None
     settled: str | None = None
+    order: int = 0
 
 
 class Oracle:
@@ -49,6 +51,7 @@ class Oracle:
         self.told: list[tuple[str, str, bool]] = []
         self.met_before = "closed"
         self.last_moment = 0.0
+        self.orders = count()
 
     # What callers meet
 
@@ -87,14 +90,14 @@ class Oracle:
     # Time
 
     def pending(self) -> list[tuple[float, int, Call]]:
-        """What time alone will decide, and when; slowness before the deadline of a probe."""
+        """What time alone will decide, and when; slowness first, then in order of sending."""
         found = []
         for call in self.calls:
             if call.watched and self.config.slow_call is not None:
                 found.append((call.time + self.config.slow_call, 0, call))
             if call.place:
                 found.append((call.time + self.config.probe_deadline, 1, call))
-        return sorted(found, key=lambda entry: entry[:2])
+        return sorted(found, key=lambda entry: (*entry[:2], entry[2].order))
 
     def pass_to(self, now: float) -> None:
         while (pending := self.pending()) and pending[0][0] <= now:
@@ -132,7 +135,7 @@ class Oracle:
         self.move("open")
 
     def own_pause(self, hint: float | None = None) -> float:
-        base = min(self.config.reset_timeout * 2.0 ** float(self.openings), self.config.reset_max)
+        base = min(math.ldexp(self.config.reset_timeout, self.openings), self.config.reset_max)
         return max(base * (1.0 + 0.1 * self.jitter), min(hint or 0.0, self.config.reset_max))
 
     def long_pause(self, hint: float | None) -> float:
@@ -172,7 +175,7 @@ class Oracle:
         return self.let(now, probe=True, counts=True)
 
     def let(self, now: float, *, probe: bool, counts: bool) -> Call:
-        call = Call(self.state_number, probe, counts, now, place=probe)
+        call = Call(self.state_number, probe, counts, now, place=probe, order=next(self.orders))
         self.calls.append(call)
         return call
 
@@ -186,7 +189,7 @@ class Oracle:
             if not self.room:
                 return
             call.place = True
-        call.time, call.sent = now, True
+        call.time, call.sent, call.order = now, True, next(self.orders)
         call.watched = self.config.slow_call is not None
 
     def settle(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:

@@ -255,6 +255,15 @@ def test_a_sibling_trips_a_closed_gate() -> None:
     assert rejection.retry_after == 600.0
 
 
+@pytest.mark.parametrize(("hint", "length"), [(7200.0, 7200.0), (60.0, 600.0), (math.nan, 600.0)])
+def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
+    """The sibling's hint holds here as it does there: longer than reset_max, or not at all."""
+    gate, _ = make_gate()
+    gate.trip(cause="quota_exhausted", retry_after=hint)
+
+    assert gate.open_until() == length
+
+
 def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     """Open already, the later end of both holds, with its cause, and nobody hears of a change."""
     gate, clock = opened(reset_timeout=60.0, reset_max=600.0)
@@ -269,6 +278,7 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     outlasted, clock = make_gate()
     outcome(outlasted, Verdict.TRIP, retry_after=7200.0, cause="quota_exhausted")
     outlasted.trip(cause="forbidden")
+    outlasted.trip(cause="unauthenticated", retry_after=7200.0)
     assert outlasted.open_until() == 7200.0
     assert refused(outlasted).cause == "quota_exhausted"
 
@@ -442,6 +452,24 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
     rejection = refused(gate)
     assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
     assert probe.settle(Verdict.SUCCESS).counted == "failure", "it was counted already"
+
+
+def test_the_first_of_several_hung_probes_decides() -> None:
+    """Sent at different times, the one whose deadline comes first ends the round."""
+    gate, clock = opened(half_open_calls=3, probe_deadline=61.0)
+    clock.pass_(60.0)
+    reserved = gate.reserve()
+    assert isinstance(reserved, Permit)
+    clock.pass_(10.0)
+    let_in(gate)
+    clock.pass_(10.0)
+    reserved.begin()
+    assert gate.reserve() is not None
+    assert refused(gate).retry_after == 51.0
+    clock.pass_(51.0)
+
+    assert gate.numbers().state is OPEN
+    assert reserved.settle(Verdict.SUCCESS).counted == "stale"
 
 
 def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
@@ -626,3 +654,12 @@ def test_a_clock_that_steps_back_is_not_followed() -> None:
     assert refused(gate).retry_after == 60.0
     clock.now = 1060.0
     assert gate.usable()
+
+
+def test_a_clock_may_count_from_anywhere() -> None:
+    """Nothing depends on the clock's zero, not even its sign."""
+    gate, clock = opened(HandClock(-1000.0))
+    assert gate.open_until() == -940.0
+    clock.pass_(25.0)
+    assert refused(gate).retry_after == 35.0
+    assert gate.snapshot()["since_s"] == 25.0

@@ -146,12 +146,19 @@ def test_the_caller_may_classify() -> None:
     """An exception that the caller calls a success counts as one."""
     gate, _ = make_gate(fail_max=1)
 
+    missing, seen = KeyError("not there"), []
+
+    def classify(error: Exception) -> Verdict:
+        seen.append(error)
+        return Verdict.SUCCESS
+
     async def scenario() -> None:
         with pytest.raises(KeyError):
-            await call(gate, KeyError("not there"), classify=lambda _: Verdict.SUCCESS)
+            await call(gate, missing, classify=classify)
 
     run_virtual(scenario())
 
+    assert seen == [missing]
     assert gate.numbers().window_calls == 1
     assert gate.numbers().state is BreakerState.CLOSED
 

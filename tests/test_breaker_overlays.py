@@ -80,6 +80,22 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
     assert gate.usable()
 
 
+def test_switching_off_begins_a_generation_of_its_own() -> None:
+    """Numbers of states are never used twice, so calls after it count and those before do not."""
+    gate, clock = make_gate(fail_max=1)
+    fail(gate)
+    clock.pass_(60.0)
+    succeed(gate)
+    before = let_in(gate)
+    gate.reconfigure(BreakerConfig(fail_max=1, mode=BreakerMode.OFF))
+    gate.reconfigure(BreakerConfig(fail_max=1))
+    after = let_in(gate)
+
+    assert (before.generation, after.generation) == (3, 4)
+    assert before.settle(Verdict.FAILURE).counted == "stale"
+    assert after.settle(Verdict.FAILURE).transition == "closed_to_open"
+
+
 def test_switching_off_frees_the_places_of_probes() -> None:
     """A probe in flight when it was switched off blocks nobody when it is on again."""
     config = modes()
@@ -114,6 +130,7 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     assert probe.settle(Verdict.SUCCESS).counted == "success"
 
     assert [each.transition for each in settlements] == [None] * 3
+    assert [each.numbers.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
     assert [(each.from_state, each.to_state, each.shadow) for each in told] == [
         ("closed", "open", True),
         ("open", "half_open", True),
@@ -179,11 +196,18 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
     """Forced while open, the rejection carries no cause of the outage underneath."""
     gate, _ = opened()
     assert refused(gate).cause == "overloaded"
+    told: list[Transition] = []
+    gate.subscribe(told.append)
     gate.force_open = True
     rejection = refused(gate)
 
     assert (rejection.cause, rejection.brief, rejection.origin) == (None, None, None)
-    assert rejection.numbers.open_for is None
+    assert rejection.retry_after is None
+    assert (rejection.numbers.open_for, rejection.numbers.retry_after) == (None, None)
+    assert gate.snapshot()["retry_after"] is None
+    assert [(each.cause, each.retry_after) for each in told] == [(None, None)]
+    gate.force_open = False
+    assert [(each.cause, each.retry_after) for each in told[1:]] == [("overloaded", 60.0)]
 
 
 def test_requests_in_flight_still_count_under_force() -> None:

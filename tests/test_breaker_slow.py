@@ -168,9 +168,10 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     gate, clock = make_gate(fail_max=2)
     calls = [let_in(gate) for _ in range(2)]
     gate.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
-    clock.pass_(25.0)
+    clock.pass_(20.0)
     assert gate.numbers().consecutive == 0
     assert calls[0].settle(Verdict.SUCCESS).counted == "slow"
+    assert (gate.numbers().window_calls, gate.numbers().failure_rate) == (1, 1.0)
     assert calls[1].settle(Verdict.NEUTRAL, cause="cancelled", origin="span").counted == "slow"
     rejection = refused(gate)
     assert (rejection.cause, rejection.origin) == ("timeout", "span")

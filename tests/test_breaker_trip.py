@@ -81,11 +81,11 @@ def test_clearing_forgets_everything_and_counting_goes_on() -> None:
 def test_a_longer_window_keeps_every_outcome(factor: float) -> None:
     """Resizing to the same or a longer time loses nothing that still counts."""
     window = Window(300.0)
-    for second in range(290):
+    for second in range(300):
         window.add(1000.0 + second, failed=second % 3 == 0)
-    resized = window.resized(300.0 * factor, 1290.0)
+    resized = window.resized(300.0 * factor, 1299.0)
 
-    assert (resized.calls, resized.failures) == (window.calls, window.failures)
+    assert (resized.calls, resized.failures) == (window.calls, window.failures) == (300, 100)
     assert resized.seconds == 300.0 * factor
 
 
@@ -100,6 +100,21 @@ def test_a_shorter_window_keeps_the_youngest_outcomes() -> None:
     assert resized.failures == 0
     resized.roll(299.0 + 31.0)
     assert resized.calls == 0
+
+
+def test_resizing_keeps_the_age_of_outcomes() -> None:
+    """An outcome goes over at the middle of its old bucket's time, and grows old from there."""
+    window = Window(6000.0)  # buckets of 100 s
+    window.add(1010.0, failed=True)  # goes over as one of 1050 s
+    resized = window.resized(1200.0, 2000.0)  # buckets of 20 s
+    counted = []
+    for moment in (2239.9, 2240.0):
+        resized.roll(moment)
+        counted.append(resized.calls)
+
+    assert counted == [1, 0]
+    assert window.resized(1200.0, 2239.9).calls == 1
+    assert window.resized(1200.0, 2240.0).calls == 0
 
 
 def test_resizing_does_not_move_outcomes_into_the_future() -> None:
@@ -195,6 +210,7 @@ def test_a_hint_makes_an_opening_no_shorter_and_counts_up_to_the_maximum() -> No
     assert pause(config, 1, 30.0, lambda: 0.0) == 60.0
     assert pause(config, 1, 90.0, lambda: 1.0) == 90.0
     assert pause(config, 1, 5000.0, lambda: 0.0) == 600.0
+    assert pause(BreakerConfig(reset_timeout=0.5), 1, None, lambda: 0.0) == 0.5
 
 
 def test_a_trip_lasts_the_maximum_or_a_longer_hint_up_to_a_day() -> None:
@@ -203,6 +219,7 @@ def test_a_trip_lasts_the_maximum_or_a_longer_hint_up_to_a_day() -> None:
 
     assert tripped_pause(config, None, lambda: 0.0) == 600.0
     assert tripped_pause(config, 30.0, lambda: 0.0) == 600.0
+    assert tripped_pause(config, 600.0, lambda: 1.0) == pytest.approx(660.0), "no longer hint"
     assert tripped_pause(config, 600.5, lambda: 1.0) == 600.5
     assert tripped_pause(config, 7200.0, lambda: 1.0) == 7200.0
     assert tripped_pause(config, math.inf, lambda: 1.0) == 86_400.0

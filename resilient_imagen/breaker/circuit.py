@@ -1,7 +1,7 @@
 """What each outcome, and time passing, does to one circuit. No loop, no lock, nobody to tell.
 
-Every method takes the time. `catch_up` comes first: it makes up for what time alone has decided
-since, in order and at its own moment, so that nothing depends on when a timer could run.
+Before anything else, `catch_up` is told the time. It makes up for what time alone has decided, in
+order and each at its own moment, so that nothing depends on when a timer could run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Circuit:
     Args:
         config: The numbers.
         random: Returns 0 to 1 for the jitter.
-        moved: Called after each change with the old state, the new one and its moment.
+        moved: Called after each change, with the old state and the new one.
         freed: Called when a probe's place is free again without a verdict.
     """
 
@@ -58,7 +58,7 @@ class Circuit:
         self,
         config: BreakerConfig,
         random: Callable[[], float],
-        moved: Callable[[BreakerState, BreakerState, float], None],
+        moved: Callable[[BreakerState, BreakerState], None],
         freed: Callable[[], None],
     ) -> None:
         from resilient_imagen.breaker.machine import Machine  # pybreaker, only where it is used
@@ -67,6 +67,8 @@ class Circuit:
         self._random = random
         self._on_moved = moved
         self._on_freed = freed
+        self.now = 0.0
+        """The present moment; while time is made up for, the moment that is."""
         self.state = _CLOSED
         self.generation = 0
         """Number of states so far; an outcome counts in the one its request was admitted in."""
@@ -76,7 +78,6 @@ class Circuit:
         self.rule = TripRule(config)
         self.flights = Flights(config)
         self._machine = Machine(self.rule, config, self._moved)
-        self._at = 0.0
         self._why = NO_REASON
         self._pause: float | None = None
 
@@ -84,37 +85,37 @@ class Circuit:
         """Make up for what time alone has decided up to `now`."""
         while self.flights.due <= now:
             # A threshold lowered meanwhile may be due before what was already counted.
-            self._at = max(self.flights.due, self._at)
+            self.now = max(self.flights.due, self.now)
             self._time_is_up(*self.flights.first())
-        self._at = now
+        self.now = now
 
-    def ask(self, now: float) -> Flight | None:
+    def ask(self) -> Flight | None:
         """Admit one request, or None. The first to ask once an opening is over begins a round."""
         if self.state is _CLOSED:
-            return Flight(self.generation, False, now)
-        if self.blocked_until(now) is not None:
+            return Flight(self.generation)
+        if self.blocked_until() is not None:
             return None
         if self.state is _OPEN:
             self._machine.half_open()
-        probe = Flight(self.generation, True, now)
-        self.flights.reserve(probe)
+        probe = Flight(self.generation, probe=True)
+        self.flights.reserve(probe, self.now)
         return probe
 
-    def blocked_until(self, now: float) -> float | None:
+    def blocked_until(self) -> float | None:
         """Until when nobody is admitted, or None.
 
         With every place taken by a probe: when time will have decided about the first of them.
         """
-        if self.state is _OPEN and self.opening is not None and now < self.opening.until:
+        if self.state is _OPEN and self.opening is not None and self.now < self.opening.until:
             return self.opening.until
         if self.state is _HALF_OPEN and not self._has_room:
             return self.flights.due
         return None
 
-    def send(self, flight: Flight, now: float) -> None:
+    def send(self, flight: Flight) -> None:
         """The request leaves now. A probe whose place was given up takes it again, if free."""
         if flight.counted is None and not self.is_stale(flight):
-            self.flights.send(flight, now)
+            self.flights.send(flight, self.now)
 
     def is_stale(self, flight: Flight) -> bool:
         """Whether its outcome can no longer count."""
@@ -122,38 +123,35 @@ class Circuit:
             return True
         return flight.probe and flight not in self.flights.probes and not self._has_room
 
-    def count(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
+    def count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
         """Count the outcome of a request, unless it was counted in flight or is stale."""
-        if flight.generation != self.generation or (
-            flight.probe and flight not in self.flights.probes
-        ):
+        lost_its_place = flight.probe and flight not in self.flights.probes
+        if flight.generation != self.generation or lost_its_place:
             return flight.counted or "stale"
         self.flights.end(flight)
         hint = believable(why.retry_after)
         if verdict is Verdict.TRIP:
             if flight.counted is None:
-                self.rule.failure(now)
-            self.open(now, tripped_pause(self.config, hint, self._random), why)
+                self.rule.failure(self.now)
+            self.open(tripped_pause(self.config, hint, self._random), why)
             return flight.counted or "failure"
         if verdict is Verdict.THROTTLED and hint is not None:
-            self.open(now, min(hint, self.config.reset_max), why)
+            self.open(min(hint, self.config.reset_max), why)
             return flight.counted or "throttled"
-        if flight.counted is None:
-            flight.counted = self._vote(flight, verdict, now, why)
-        return flight.counted
+        return flight.counted or self._vote(flight, verdict, why)
 
-    def open(self, now: float, seconds: float, why: Why) -> None:
+    def open(self, seconds: float, why: Why) -> None:
         """Open for `seconds` from now; if it is open already, for the longer of both."""
         if self.state is not _OPEN:
             self._why, self._pause = why, seconds
             self._machine.open()
-        elif self.opening is not None and now + seconds > self.opening.until:
-            self.opening = self.opening._replace(until=now + seconds, why=why)
+        elif self.opening is not None and self.now + seconds > self.opening.until:
+            self.opening = self.opening._replace(until=self.now + seconds, why=why)
 
-    def reconfigure(self, config: BreakerConfig, now: float) -> None:
+    def reconfigure(self, config: BreakerConfig) -> None:
         """Take other numbers; state, counts and the present opening stay."""
         self.config = config
-        self.rule.reconfigure(config, now)
+        self.rule.reconfigure(config, self.now)
         self.flights.reconfigure(config)
         self._machine.reconfigure(config)
         if self.state is _HALF_OPEN and self._machine.successes >= config.half_open_calls:
@@ -169,15 +167,17 @@ class Circuit:
         taken = len(self.flights.probes) + self._machine.successes
         return self.state is _HALF_OPEN and taken < self.config.half_open_calls
 
-    def _vote(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
-        if self.flights.is_slow(flight, now):  # sent before slow calls were watched
-            return self._fail(now, _silence(why.origin or flight.origin), "slow")
+    def _vote(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+        if self.flights.is_slow(flight, self.now):  # sent before slow calls were watched
+            self._fail(_silence(why.origin or flight.origin))
+            return "slow"
         match verdict:
             case Verdict.SUCCESS:
-                self._machine.success(now)
+                self._machine.success(self.now)
                 return "success"
             case Verdict.FAILURE:
-                return self._fail(now, why, "failure")
+                self._fail(why)
+                return "failure"
             case Verdict.THROTTLED:
                 self._why, self._pause = why, None
                 self._machine.throttled()
@@ -191,14 +191,13 @@ class Circuit:
         self.flights.end(flight)
         if flight.sent:
             flight.counted = "slow" if slow else "failure"
-            self._fail(self._at, _silence(flight.origin), flight.counted)
+            self._fail(_silence(flight.origin))
         else:
             self._on_freed()  # never sent: it says nothing, and may not block the others
 
-    def _fail(self, now: float, why: Why, counted: Counted) -> Counted:
+    def _fail(self, why: Why) -> None:
         self._why, self._pause = why, None
-        self._machine.failure(now)
-        return counted
+        self._machine.failure(self.now)
 
     def _moved(self, state: BreakerState) -> None:
         old, self.state = self.state, state
@@ -208,12 +207,12 @@ class Circuit:
             self.openings += 1
             hint = believable(self._why.retry_after)
             seconds = self._pause or pause(self.config, self.openings, hint, self._random)
-            self.opening = Opening(self._at, self._at + seconds, self._why)
+            self.opening = Opening(self.now, self.now + seconds, self._why)
         elif state is _CLOSED:
             self.openings = 0
             self.opening = None
             self.rule.clear()
-        self._on_moved(old, state, self._at)
+        self._on_moved(old, state)
 
 
 def _silence(origin: object | None) -> Why:

@@ -21,10 +21,10 @@ class Flight:
     """One admitted request, from its permit to its settlement."""
 
     generation: int
-    probe: bool
+    probe: bool = False
     """It takes one of the half-open places."""
-    since: float
-    """When it was admitted; once `sent`, when it was sent."""
+    since: float = math.nan
+    """When a probe's place was reserved; once `sent`, when the request was sent."""
     sent: bool = False
     origin: object | None = None
     counted: Counted | None = None
@@ -54,18 +54,21 @@ class Flights:
             self._slow.clear()
         self._note_due()
 
-    def reserve(self, probe: Flight) -> None:
+    def reserve(self, probe: Flight, now: float) -> None:
         """Keep a place for a probe that is yet to be sent."""
+        probe.since = now
         self.probes[probe] = None
         self._note_due()
 
     def send(self, flight: Flight, now: float) -> None:
         """Count its time from `now`."""
         flight.since, flight.sent = now, True
+        # Taken out first: what is sent anew goes to the end of the order.
         if flight.probe:
+            self.probes.pop(flight, None)
             self.probes[flight] = None
         if self._config.slow_call is not None:
-            self._slow.pop(flight, None)  # sent anew: to the end of the order
+            self._slow.pop(flight, None)
             self._slow[flight] = None
         if flight.probe or self._slow:
             self._note_due()

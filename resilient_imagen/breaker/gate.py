@@ -91,8 +91,8 @@ class Gate:
             RuntimeError: No loop is running, and no clock was given.
         """
         with self._lock:
-            now = self._catch_up(strict=True)
-            answer = None if self._state is _CLOSED else self._answer(now)
+            self._catch_up(strict=True)
+            answer = None if self._state is _CLOSED else self._answer()
         self._listeners.deliver()
         return answer
 
@@ -103,7 +103,8 @@ class Gate:
             RuntimeError: No loop is running, and no clock was given.
         """
         with self._lock:
-            answer = self._answer(self._catch_up(strict=True))
+            self._catch_up(strict=True)
+            answer = self._answer()
         self._listeners.deliver()
         return answer
 
@@ -135,8 +136,8 @@ class Gate:
         While probes take every place, it is when the first of them will be decided at the latest.
         """
         with self._lock:
-            now = self._catch_up()
-            until = self._reports.blocked_until(self._state, now)
+            self._catch_up()
+            until = self._reports.blocked_until(self._state)
         self._listeners.deliver()
         return until if until is None else self._clock.loop_time(until)
 
@@ -164,10 +165,10 @@ class Gate:
         Open already, it stays open for the longer of both. Does nothing in mode off.
         """
         with self._lock:
-            now = self._catch_up()
+            self._catch_up()
             if self._circuit.config.mode is not BreakerMode.OFF:
                 seconds = tripped_pause(self._circuit.config, believable(retry_after), self._random)
-                self._circuit.open(now, seconds, Why(cause, brief, origin, retry_after))
+                self._circuit.open(seconds, Why(cause, brief, origin))
             self._set_alarm()
         self._listeners.deliver()
 
@@ -182,9 +183,9 @@ class Gate:
     @force_open.setter
     def force_open(self, forced: bool) -> None:
         with self._lock:
-            now = self._catch_up()
+            self._catch_up()
             self._forced = forced
-            self._announce(now)
+            self._announce()
         self._listeners.deliver()
 
     def reconfigure(self, config: BreakerConfig) -> None:
@@ -194,11 +195,11 @@ class Gate:
         are judged when they end. Switching off ends the votes of requests in flight.
         """
         with self._lock:
-            now = self._catch_up()
-            self._circuit.reconfigure(config, now)
+            self._catch_up()
+            self._circuit.reconfigure(config)
             if config.mode is BreakerMode.OFF:
                 self._circuit.disown()
-            self._announce(now)
+            self._announce()
             self._waiters.wake()  # there may be more places now
             self._set_alarm()
         self._listeners.deliver()
@@ -214,17 +215,17 @@ class Gate:
     def numbers(self) -> BreakerNumbers:
         """The numbers right now."""
         with self._lock:
-            now = self._catch_up()
-            numbers = self._reports.numbers(self._state, now)
+            self._catch_up()
+            numbers = self._reports.numbers(self._state)
         self._listeners.deliver()
         return numbers
 
     def snapshot(self) -> dict[str, Any]:
         """Everything an operator wants to see, ready for JSON; times in seconds."""
         with self._lock:
-            now = self._catch_up()
+            self._catch_up()
             snapshot = self._reports.snapshot(
-                self._state, now, since=self._since, would_reject=self._would_reject
+                self._state, since=self._since, would_reject=self._would_reject
             )
         self._listeners.deliver()
         return snapshot
@@ -233,10 +234,10 @@ class Gate:
 
     def _begin(self, flight: Flight, origin: object | None) -> None:
         with self._lock:
-            now = self._catch_up()
+            self._catch_up()
             if flight.settlement is None:
                 flight.origin = origin
-                self._circuit.send(flight, now)
+                self._circuit.send(flight)
                 self._set_alarm()
         self._listeners.deliver()
 
@@ -251,43 +252,41 @@ class Gate:
         with self._lock:
             if flight.settlement is not None:
                 return flight.settlement
-            now = self._catch_up()
+            self._catch_up()
             before = self._state
-            counted = self._count(flight, verdict, now, why)
+            counted = self._count(flight, verdict, why)
             change = _CHANGES.get((before, self._state))
-            settlement = Settlement(counted, change, self._reports.numbers(self._state, now))
+            settlement = Settlement(counted, change, self._reports.numbers(self._state))
             flight.settlement = settlement
             self._set_alarm()
         self._listeners.deliver()
         return settlement
 
-    def _count(self, flight: Flight, verdict: Verdict, now: float, why: Why) -> Counted:
+    def _count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
         if self._circuit.config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
             return "ignored"
-        return self._circuit.count(flight, verdict, now, why)
+        return self._circuit.count(flight, verdict, why)
 
     # With the lock held
 
-    def _answer(self, now: float) -> Permit | Rejection:
+    def _answer(self) -> Permit | Rejection:
         if self._forced:
-            return self._reports.rejection(self._state, now)
+            return self._reports.rejection(self._state)
         mode = self._circuit.config.mode
-        flight = None if mode is BreakerMode.OFF else self._circuit.ask(now)
+        flight = None if mode is BreakerMode.OFF else self._circuit.ask()
         self._set_alarm()
         if flight is None:
             if mode is BreakerMode.ON:
-                return self._reports.rejection(self._state, now)
+                return self._reports.rejection(self._state)
             self._would_reject += mode is BreakerMode.SHADOW
-            flight = Flight(NO_VOTE, False, now)
+            flight = Flight(NO_VOTE)
         probe = flight.probe and mode is BreakerMode.ON
         return Permit(
             self, flight, probe=probe, generation=self._circuit.generation, state=self._state
         )
 
-    def _catch_up(self, *, strict: bool = False) -> float:
-        now = self._clock.now(strict=strict)
-        self._circuit.catch_up(now)
-        return now
+    def _catch_up(self, *, strict: bool = False) -> None:
+        self._circuit.catch_up(self._clock.now(strict=strict))
 
     def _set_alarm(self) -> None:
         self._alarm.set(self._circuit.flights.due, self._clock)
@@ -300,16 +299,16 @@ class Gate:
 
     # Telling
 
-    def _moved(self, old: BreakerState, new: BreakerState, at: float) -> None:
+    def _moved(self, old: BreakerState, new: BreakerState) -> None:
         if self._circuit.config.mode is BreakerMode.SHADOW:
-            self._listeners.put(self._reports.transition(old, new, at, shadow_of=self._state))
-        self._announce(at)
+            self._listeners.put(self._reports.transition(old, new, shadow_of=self._state))
+        self._announce()
 
-    def _announce(self, at: float) -> None:
+    def _announce(self) -> None:
         old, new = self._state, self._met()
         if new is not old:
-            self._state, self._since = new, at
-            self._listeners.put(self._reports.transition(old, new, at, shadow_of=None))
+            self._state, self._since = new, self._circuit.now
+            self._listeners.put(self._reports.transition(old, new, shadow_of=None))
             self._waiters.wake()
 
     def _met(self) -> BreakerState:

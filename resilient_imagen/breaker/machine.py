@@ -64,7 +64,7 @@ class Machine:
 
     def reconfigure(self, config: BreakerConfig) -> None:
         """Take other numbers; state and counts stay."""
-        self._circuit.fail_max = self._storage.fail_max = config.fail_max
+        self._circuit.fail_max = config.fail_max
         self._circuit.success_threshold = config.half_open_calls
 
     @property
@@ -125,7 +125,6 @@ class _Storage(pybreaker.CircuitBreakerStorage):
     def __init__(self, rule: TripRule) -> None:
         super().__init__("trip rule")
         self.rule = rule
-        self.fail_max = 1
         self.failed_at: float | None = None
         """Time of the failure being fed; None when it is outside the failure rate."""
         self._state = pybreaker.STATE_CLOSED
@@ -153,7 +152,7 @@ class _Storage(pybreaker.CircuitBreakerStorage):
         # pybreaker opens when this reaches fail_max, and asks only after a failure.
         share_matters = self.failed_at is not None
         tripped = self.rule.too_many_in_a_row or (share_matters and self.rule.too_large_a_share)
-        return self.fail_max if tripped else 0
+        return self.rule.config.fail_max if tripped else 0
 
     def increment_success_counter(self) -> None:
         self._successes += 1

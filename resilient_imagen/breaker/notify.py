@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker.timing import running_loop
@@ -101,14 +102,16 @@ class Waiters:
         """Resolve all of them."""
         if not self._futures:
             return
-        futures, self._futures = self._futures, set()
+        futures = tuple(self._futures)  # a copy: the loops of others discard theirs meanwhile
+        self._futures = set()
         running = running_loop()
         for future in futures:
             loop = future.get_loop()
             if loop is running:
                 _resolve(future)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(_resolve, future)
+            else:
+                with suppress(RuntimeError):  # that loop has closed, and nobody waits there
+                    loop.call_soon_threadsafe(_resolve, future)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

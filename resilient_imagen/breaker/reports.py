@@ -29,17 +29,17 @@ class Reports:
         self._circuit = circuit
         self._clock = clock
 
-    def blocked_until(self, state: BreakerState, now: float) -> float | None:
+    def blocked_until(self, state: BreakerState) -> float | None:
         """Until when callers are rejected; None: they are not; inf: until told so."""
         if state is BreakerState.CLOSED:
             return None
-        return math.inf if state is BreakerState.FORCED_OPEN else self._circuit.blocked_until(now)
+        return math.inf if state is BreakerState.FORCED_OPEN else self._circuit.blocked_until()
 
-    def numbers(self, state: BreakerState, now: float) -> BreakerNumbers:
-        """The numbers at `now`."""
-        rule, opening = self._circuit.rule, self._circuit.opening
+    def numbers(self, state: BreakerState) -> BreakerNumbers:
+        """The numbers right now."""
+        now, rule, opening = self._circuit.now, self._circuit.rule, self._circuit.opening
         rule.window.roll(now)
-        until = self.blocked_until(state, now)
+        until = self.blocked_until(state)
         return BreakerNumbers(
             state,
             rule.window.failure_rate,
@@ -50,9 +50,9 @@ class Reports:
             None if until is None or until == math.inf else until - now,
         )
 
-    def rejection(self, state: BreakerState, now: float) -> Rejection:
+    def rejection(self, state: BreakerState) -> Rejection:
         """The refusal of a caller."""
-        why, numbers = self._why(state), self.numbers(state, now)
+        why, numbers = self._why(state), self.numbers(state)
         return Rejection(
             name=self._name,
             state=state,
@@ -65,34 +65,32 @@ class Reports:
         )
 
     def transition(
-        self, old: BreakerState, new: BreakerState, at: float, *, shadow_of: BreakerState | None
+        self, old: BreakerState, new: BreakerState, *, shadow_of: BreakerState | None
     ) -> Transition:
         """A change that callers meet or, with `shadow_of`, one behind the state they meet."""
-        why, opening = self._why(new), self._circuit.opening
+        why, opening, now = self._why(new), self._circuit.opening, self._circuit.now
         return Transition(
             name=self._name,
             from_state=old,
             to_state=new,
-            at=self._clock.loop_time(at),
+            at=self._clock.loop_time(now),
             cause=why.cause,
             brief=why.brief,
-            retry_after=opening.until - at if opening and new is BreakerState.OPEN else None,
-            numbers=self.numbers(shadow_of or new, at),
+            retry_after=opening.until - now if opening and new is BreakerState.OPEN else None,
+            numbers=self.numbers(shadow_of or new),
             origin=why.origin,
             shadow=shadow_of is not None,
         )
 
-    def snapshot(
-        self, state: BreakerState, now: float, *, since: float, would_reject: int
-    ) -> dict[str, Any]:
+    def snapshot(self, state: BreakerState, *, since: float, would_reject: int) -> dict[str, Any]:
         """Everything an operator wants to see."""
-        numbers, circuit = self.numbers(state, now), self._circuit
+        numbers, circuit = self.numbers(state), self._circuit
         shadowed = circuit.config.mode is BreakerMode.SHADOW
         return {
             "name": self._name,
             "state": state.value,
             "mode": circuit.config.mode.value,
-            "since_s": now - since,
+            "since_s": circuit.now - since,
             "why": circuit.opening.why.cause if circuit.opening else None,
             "retry_after": numbers.retry_after,
             "window": {

@@ -36,7 +36,7 @@ class Clock:
         self._source = source
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shift = 0.0
-        self._last = 0.0 if source is None else source()
+        self._last = 0.0 if source is None else -math.inf
 
     def now(self, *, strict: bool = False) -> float:
         """Seconds by this clock.

@@ -94,10 +94,10 @@ class Window:
 class TripRule:
     """Counts outcomes and says whether the last failure was one too many."""
 
-    __slots__ = ("_config", "consecutive", "window")
+    __slots__ = ("config", "consecutive", "window")
 
     def __init__(self, config: BreakerConfig) -> None:
-        self._config = config
+        self.config = config
         self.consecutive = 0
         self.window = Window(config.window)
 
@@ -105,7 +105,7 @@ class TripRule:
         """Take other numbers, keep what was counted."""
         if config.window != self.window.seconds:
             self.window = self.window.resized(config.window, now)
-        self._config = config
+        self.config = config
 
     def success(self, now: float) -> None:
         """Count a success."""
@@ -129,12 +129,12 @@ class TripRule:
     @property
     def too_many_in_a_row(self) -> bool:
         """Whether the rule of failures in a row is met."""
-        return self.consecutive >= self._config.fail_max
+        return self.consecutive >= self.config.fail_max
 
     @property
     def too_large_a_share(self) -> bool:
         """Whether the rule of the window is met."""
-        window, config = self.window, self._config
+        window, config = self.window, self.config
         return window.calls >= config.min_calls and window.failure_rate >= config.failure_rate
 
 
