@@ -26,8 +26,8 @@ __all__ = [
     "find",
     "google_aspect",
     "google_image_size",
-    "max_references",
     "openai_size",
+    "row_for",
     "successor",
     "vendor_of",
 ]
@@ -60,6 +60,8 @@ class ModelInfo:
     """Reference images in one request."""
     max_reference_bytes: int | None = None
     """Bytes of one reference image, or None where the vendor states no limit."""
+    max_total_bytes: int | None = None
+    """Bytes of all reference images of a request together, before base64, or None likewise."""
     aspect_ratios: tuple[str, ...] = ()
     """Google: the ratios it knows by name."""
     resolutions: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ _gemini = partial(
     ModelInfo,
     vendor="google",
     max_references=14,
+    max_total_bytes=70_000_000,  # 100 MB a request, of which base64 takes a third
     aspect_ratios=_RATIOS_10,
     resolutions=("1K", "2K", "4K"),
 )
@@ -195,10 +198,12 @@ def successor(name: str, today: date) -> str | None:
     return heir
 
 
-def max_references(vendor: str) -> int | None:
-    """Reference images that the vendor's models take; None for a vendor not in the table."""
-    row = _NEWEST.get(vendor)
-    return None if row is None else row.max_references
+def row_for(vendor: str, name: str) -> ModelInfo | None:
+    """What is known of a vendor's model: its row, else that of the vendor's newest model.
+
+    None for a vendor that is not in the table.
+    """
+    return _row(name, vendor) if vendor in _NEWEST else None
 
 
 def google_aspect(model: str, aspect_ratio: str) -> str:

@@ -96,7 +96,7 @@ class RawServer:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a client closes its connection."""
     port: int = 0
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _open: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -104,9 +104,7 @@ class RawServer:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        self._open[asyncio.current_task()] = writer
         try:
             while (request := await _read_request(reader)) is not None:
                 self.requests.append(request)
@@ -128,13 +126,12 @@ class RawServer:
             pass
         finally:
             self.gone.set()
-            self._tasks.discard(task)
             writer.close()
 
     async def stop(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._open.values():
+            writer.close()
+        await asyncio.gather(*filter(None, self._open))
 
 
 def _is_short(reply: bytes) -> bool:

@@ -17,13 +17,13 @@ MAX_HINT: Final = 86_400.0
 """Seconds; whoever names more than a day means something else."""
 
 _UNIT: Final = r"(?:ms|milliseconds?|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
-_AMOUNT: Final = rf"\d{{1,12}}(?:\.\d{{1,12}})?\s*{_UNIT}"
+_AMOUNT: Final = rf"[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?\s*{_UNIT}"
 _IN_TEXT: Final = re.compile(
     rf"\b(?:try again|retry|resets?)\s+(?:in|after)\s+((?:{_AMOUNT}[\s,]*)+)", re.IGNORECASE
 )
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
-_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)s")
-_NUMBER: Final = re.compile(r"\d{1,12}(?:\.\d{1,12})?")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)", re.IGNORECASE)
+_DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)s")
+_NUMBER: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 _SECONDS: Final = {"ms": 0.001, "m": 60.0, "h": 3600.0, "s": 1.0}
 
 

@@ -6,26 +6,29 @@ which table its failures are looked up in.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
+import anyio.lowlevel
+import httpx2
+
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.offload import off_loop
-from resilient_imagen.providers.answers import AnswerError
+from resilient_imagen.providers.answers import AnswerError, picture
 from resilient_imagen.providers.complaint import Complaint
 from resilient_imagen.providers.sessions import Sessions
 from resilient_imagen.providers.transport import transport_reason
 from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.redaction import redact
+from resilient_imagen.request import ImageRequest, Reference
 
 if TYPE_CHECKING:
-    import httpx2
-
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.providers.failures import Failure
     from resilient_imagen.providers.wire import Exchange
-    from resilient_imagen.request import ImageRequest
 
 __all__ = ["SdkProvider"]
 
@@ -64,6 +67,7 @@ class SdkProvider(ABC):
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._transport = transport
+        self._rehearsed = False
         self._sessions = Sessions(self._open)
 
     @abstractmethod
@@ -114,12 +118,33 @@ class SdkProvider(ABC):
         await self._sessions.aclose()
 
     def _open(self) -> tuple[Any, WireClient]:
-        http = WireClient(
+        """Build client and connections; runs in a thread."""
+        if not self._rehearsed:
+            asyncio.run(self._rehearse())
+            self._rehearsed = True
+        http = self._wire(self._transport)
+        return self._sdk(http), http
+
+    def _wire(self, transport: httpx2.AsyncBaseTransport | None) -> WireClient:
+        return WireClient(
             max_connections=self._max_connections,
             connect_timeout=self._connect_timeout,
-            transport=self._transport,
+            transport=transport,
         )
-        return self._sdk(http), http
+
+    async def _rehearse(self) -> None:
+        """Play a request through to where it would be sent, on a loop of its own.
+
+        SDKs and transports build and import half of themselves on first use: 80 ms that no event
+        loop should stand still for.
+        """
+        await anyio.lowlevel.checkpoint()
+        request = ImageRequest("rehearsal", references=(Reference(b"-", "image/png", 0),))
+        async with self._wire(_Nowhere()) as http:
+            with exchange() as sent, suppress(Exception):
+                await self._ask(self._sdk(http), request, "rehearsal", sent)
+        with suppress(AnswerError):
+            picture("AAAA")
 
     async def _answer(
         self,
@@ -161,6 +186,13 @@ class SdkProvider(ABC):
         if trouble is not None and _is_harmless(trouble):
             raise trouble from None
         raise RuntimeError(f"{self.name}: {type(trouble).__name__} on this side of the connection")
+
+
+class _Nowhere(httpx2.AsyncBaseTransport):
+    """Sends nothing."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("not meant to be sent", request=request)
 
 
 def _is_harmless(trouble: Exception) -> bool:

@@ -1,0 +1,186 @@
+"""The model table and the arithmetic that depends on it."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_imagen import models
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
+
+DEFAULTS = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
+FREE = "gpt-image-2.5-flare"
+
+
+def answer(**usage: Any) -> ProviderImage:
+    return ProviderImage(b"", "image/png", "whatever", **usage)
+
+
+def test_every_successor_is_a_living_model_of_the_same_vendor() -> None:
+    """A retired name never leads to another retired one, nor to the other vendor."""
+    for row in models.MODELS.values():
+        assert (row.retired_on is None) == (row.successor is None), row.name
+        if row.successor is not None:
+            heir = models.MODELS[row.successor]
+            assert heir.vendor == row.vendor
+            assert heir.retired_on is None
+
+
+@pytest.mark.parametrize(
+    ("name", "last_day"),
+    [
+        ("gpt-image-1", date(2026, 10, 22)),
+        ("gpt-image-1.5", date(2026, 11, 30)),
+        ("gpt-image-1-mini", date(2026, 11, 30)),
+        ("chatgpt-image-latest", date(2026, 11, 30)),
+        ("gemini-3-pro-image-preview", date(2026, 6, 24)),
+        ("dall-e-3", date(2026, 5, 11)),
+    ],
+)
+def test_a_name_is_replaced_from_the_day_of_its_retirement_on(name: str, last_day: date) -> None:
+    """Until the last day a name is used as it is; from the next day on its successor is."""
+    assert models.successor(name, last_day) is None
+    heir = models.successor(name, last_day + timedelta(days=1))
+    assert heir == models.MODELS[name].successor
+
+
+def test_living_and_unknown_names_have_no_successor() -> None:
+    """What may still work is passed on unchanged."""
+    for name in (*DEFAULTS.values(), "gemini-9-image", "somebody-elses-model"):
+        assert models.successor(name, date(2030, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor"),
+    [
+        ("gemini-3-pro-image", "google"),
+        ("nano-banana-pro-preview", "google"),
+        ("gemini-nano-banana-2.1", "google"),
+        ("gemini-7-image", "google"),
+        ("imagen-9", "google"),
+        ("nano-banana-5", "google"),
+        ("gpt-image-2.6-flare", "openai"),
+        ("gpt-image-3", "openai"),
+        ("dall-e-4", "openai"),
+        ("chatgpt-image-next", "openai"),
+        ("flux-pro", None),
+        ("", None),
+    ],
+)
+def test_the_vendor_is_known_by_table_or_family(name: str, vendor: str | None) -> None:
+    """Rows first, then the families that vendors use in their names."""
+    assert models.vendor_of(name) == vendor
+
+
+@given(
+    ratio=st.sampled_from(ASPECT_RATIOS),
+    resolution=st.sampled_from(RESOLUTIONS),
+    model=st.sampled_from([row.name for row in models.MODELS.values() if row.vendor == "openai"]),
+)
+def test_openai_sizes_keep_every_limit(ratio: str, resolution: str, model: str) -> None:
+    """Whatever is asked for, the size is one that the model accepts."""
+    width, height = models.openai_size(model, ratio, resolution)
+    row = models.MODELS[model]
+    if row.sizes:
+        assert (width, height) in row.sizes
+        return
+    assert width % 16 == height % 16 == 0
+    assert max(width, height) <= 3840
+    assert 655_360 <= width * height <= 8_294_400
+    assert max(width, height) <= 3 * min(width, height)
+    asked = [int(side) for side in ratio.split(":")]
+    if max(asked) <= 3 * min(asked):
+        assert width * asked[1] == height * asked[0]
+    else:
+        assert (width > height) == (asked[0] > asked[1])
+
+
+def test_openai_sizes_of_the_default_ratio() -> None:
+    """9:16, which the application asks for, comes out exact at each resolution."""
+    sizes = [models.openai_size(FREE, "9:16", resolution) for resolution in RESOLUTIONS]
+    assert sizes == [(720, 1280), (1584, 2816), (2160, 3840)]
+
+
+def test_openai_sizes_of_models_with_three_sizes() -> None:
+    """Models without free sizes get the nearest of theirs, told apart by factors."""
+    sizes = {ratio: models.openai_size("gpt-image-1.5", ratio, "2K") for ratio in ASPECT_RATIOS}
+    assert sizes["9:16"] == sizes["4:5"] == sizes["1:8"] == (1024, 1536)
+    assert sizes["16:9"] == sizes["5:4"] == sizes["21:9"] == (1536, 1024)
+    assert sizes["1:1"] == (1024, 1024)
+
+
+def test_unknown_models_behave_like_their_vendors_newest() -> None:
+    """A name that came out yesterday gets what its vendor's newest row gets."""
+    assert models.openai_size("gpt-image-9", "9:16", "1K") == (720, 1280)
+    assert models.google_aspect("gemini-9-image", "1:8") == "1:8"
+    assert models.google_image_size("gemini-9-image", "4K") == "4K"
+    assert models.clamp_quality("gpt-image-9", "max") == "high"
+
+
+@given(ratio=st.sampled_from(ASPECT_RATIOS))
+def test_google_ratios_are_ones_the_model_knows(ratio: str) -> None:
+    """A native ratio is passed on; another becomes the nearest on the same side of square."""
+    for row in models.MODELS.values():
+        if row.vendor == "google":
+            native = models.google_aspect(row.name, ratio)
+            assert native in row.aspect_ratios
+            assert native == ratio or ratio not in row.aspect_ratios
+    assert models.google_aspect("gemini-3-pro-image", "1:8") == "9:16"
+    assert models.google_aspect("gemini-3-pro-image", "4:1") == "21:9"
+
+
+def test_image_size_is_kept_from_models_that_fail_over_it() -> None:
+    """2.5-flash-image answers imageSize with a 500; the lite model knows 1K only."""
+    assert models.google_image_size("gemini-2.5-flash-image", "2K") is None
+    assert not models.MODELS["gemini-2.5-flash-image"].sends_image_size
+    assert models.google_image_size("gemini-3.1-flash-lite-image", "4K") == "1K"
+    assert models.google_image_size("gemini-3-pro-image", "4K") == "4K"
+
+
+def test_quality_is_clamped_to_what_the_model_has() -> None:
+    """xhigh and max exist on 2.5 only; nonsense becomes high as well."""
+    assert models.clamp_quality(FREE, "max") == "max"
+    assert models.clamp_quality("gpt-image-2", "xhigh") == "high"
+    assert models.clamp_quality("gpt-image-2", "medium") == "medium"
+    assert models.clamp_quality("gpt-image-2", "hd") == "high"
+
+
+def test_costs_by_picture_and_by_token() -> None:
+    """Google's models charge by picture and resolution, OpenAI's by kind of token."""
+    assert models.cost_usd("gemini-3-pro-image", answer(), "2K") == 0.134
+    assert models.cost_usd("gemini-3-pro-image", answer(), "4K") == 0.24
+    assert models.cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
+    used = answer(input_tokens=1100, image_tokens_in=1000, output_tokens=2000)
+    assert models.cost_usd(FREE, used, "2K") == pytest.approx(
+        (100 * 5 + 1000 * 8 + 2000 * 30) / 1_000_000
+    )
+
+
+def test_an_unknown_cost_is_none_and_never_zero() -> None:
+    """No price, no token counts or no such resolution: nobody is told that it was free."""
+    assert models.cost_usd("gemini-9-image", answer(), "2K") is None
+    assert models.cost_usd("gemini-nano-banana-2.1", answer(), "4K") is None
+    assert models.cost_usd(FREE, answer(input_tokens=3), "2K") is None
+
+
+def test_prices_name_their_source() -> None:
+    """A price without a source and a date could not be checked."""
+    for row in models.MODELS.values():
+        if row.prices is not None:
+            assert row.prices.source.startswith("https://")
+            assert row.prices.as_of.year >= 2026
+
+
+def test_reference_limits() -> None:
+    """14 for Google, 16 for OpenAI, unknown for others."""
+    google = models.row_for("google", "gemini-of-tomorrow")
+    openai = models.row_for("openai", "gpt-image-of-tomorrow")
+    assert google is not None
+    assert openai is not None
+    assert (google.max_references, openai.max_references) == (14, 16)
+    assert models.row_for("mine", "gemini-3-pro-image") is None

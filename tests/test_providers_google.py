@@ -1,0 +1,182 @@
+"""What is sent to Gemini."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from providers_kit import JPEG, KEY, PNG, PROMPT, google_body, http, provider_for, raw_server, run
+
+from resilient_imagen.request import ImageRequest, Reference
+
+GOOD = http(200, google_body())
+
+
+def sent(request: ImageRequest, model: str = "gemini-3-pro-image") -> Any:
+    """The request as it arrives at the server."""
+
+    async def main() -> Any:
+        async with raw_server(GOOD) as server:
+            provider = provider_for("google", server.url)
+            await provider.generate(request, model)
+            await provider.aclose()
+            return server.requests[0]
+
+    return run(main())
+
+
+def test_a_plain_request() -> None:
+    """The pinned version, the key in its header, the prompt led in, size and ratio as fields."""
+    request = sent(ImageRequest(PROMPT, aspect_ratio="9:16", resolution="2K"))
+    assert request.path == "/v1/models/gemini-3-pro-image:generateContent"
+    assert request.headers["x-goog-api-key"] == KEY
+    assert request.json == {
+        "contents": [
+            {
+                "role": "user",
+                "parts": [
+                    {
+                        "text": f"Generate a high quality image: {PROMPT} The image should be in "
+                        "portrait orientation (taller than wide)."
+                    }
+                ],
+            }
+        ],
+        "generationConfig": {
+            "responseModalities": ["TEXT", "IMAGE"],
+            "imageConfig": {"aspectRatio": "9:16", "imageSize": "2K"},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratio", "ending"),
+    [
+        ("4:5", "portrait orientation (taller than wide)."),
+        ("21:9", "landscape orientation (wider than tall)."),
+        ("1:1", "painted in oil"),
+    ],
+)
+def test_the_orientation_is_said_in_words_too(ratio: str, ending: str) -> None:
+    """Models follow the words better than the field; a square has no orientation."""
+    text = sent(ImageRequest(PROMPT, aspect_ratio=ratio)).json["contents"][0]["parts"][0]["text"]
+    assert text.endswith(ending)
+
+
+def test_models_without_image_sizes_get_none() -> None:
+    """2.5-flash-image answers imageSize with a 500, every time."""
+    request = sent(ImageRequest(PROMPT), "gemini-2.5-flash-image")
+    assert request.json["generationConfig"]["imageConfig"] == {"aspectRatio": "9:16"}
+
+
+def test_a_ratio_the_model_does_not_know_becomes_its_nearest() -> None:
+    """1:8 is for the newer models only."""
+    config = sent(ImageRequest(PROMPT, aspect_ratio="1:8")).json["generationConfig"]
+    assert config["imageConfig"]["aspectRatio"] == "9:16"
+
+
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+def test_references_arrive_byte_for_byte(operation: Any) -> None:
+    """Prompt first, then the pictures in order, with their types; equal ones and big ones, too."""
+    big = PNG + os.urandom(1_500_001)
+    pictures = [(PNG, "image/png"), (JPEG, "image/jpeg"), (big, "image/png"), (PNG, "image/png")]
+    references = tuple(Reference(data, mime, at) for at, (data, mime) in enumerate(pictures))
+    request = sent(ImageRequest(PROMPT, references=references, operation=operation))
+    first, *parts = request.json["contents"][0]["parts"]
+    assert first["text"].startswith(PROMPT)
+    assert "portrait" in first["text"]
+    blobs = [part.get("inlineData") for part in parts]
+    types = [blob.get("mimeType") or blob.get("mime_type") for blob in blobs]
+    assert types == [mime for _, mime in pictures]
+    assert [base64.b64decode(blob["data"]) for blob in blobs] == [data for data, _ in pictures]
+
+
+def test_the_environment_does_not_change_where_it_sends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Vertex, other versions, other addresses, replays, other keys: none of it counts."""
+    for name, value in {
+        "GOOGLE_GENAI_USE_VERTEXAI": "true",
+        "GOOGLE_GENAI_USE_ENTERPRISE": "true",
+        "GOOGLE_GENAI_API_VERSION": "v1alpha",
+        "GOOGLE_GEMINI_BASE_URL": "http://127.0.0.1:1",
+        "GOOGLE_VERTEX_BASE_URL": "http://127.0.0.1:1",
+        "GOOGLE_GENAI_CLIENT_MODE": "replay",
+        "GOOGLE_GENAI_REPLAYS_DIRECTORY": str(tmp_path),
+        "GOOGLE_GENAI_HTTP_CLIENT": "auto",
+        "GOOGLE_CLOUD_PROJECT": "somebody",
+        "GOOGLE_CLOUD_LOCATION": "europe-west1",
+        "GOOGLE_API_KEY": "AIza-another",
+    }.items():
+        monkeypatch.setenv(name, value)
+    request = sent(ImageRequest(PROMPT))
+    assert request.path.startswith("/v1/models/")
+    assert request.headers["x-goog-api-key"] == KEY
+
+
+FAKE_AIOHTTP = """
+import sys, types
+
+def explode(*args, **kwargs):
+    raise AssertionError("aiohttp was used")
+
+fake = types.ModuleType("aiohttp")
+for name in ("ClientConnectorError", "ClientConnectorDNSError", "ClientOSError",
+             "ServerDisconnectedError", "ClientResponse", "StreamReader"):
+    setattr(fake, name, type(name, (Exception,), {}))
+for name in ("ClientSession", "TCPConnector"):
+    setattr(fake, name, type(name, (), {"__init__": explode}))
+sys.modules["aiohttp"] = fake
+from google.genai import _api_client
+assert _api_client.has_aiohttp, "the SDK did not notice it"
+
+from providers_kit import PROMPT, ask, google_body, http, run
+from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.request import ImageRequest
+assert run(ask("google", http(200, google_body()))).mime_type == "image/png"
+try:
+    run(ask("google", http(503, "")))
+except ImageGenerationError as error:
+    print(error)
+"""
+
+
+def test_aiohttp_in_the_environment_changes_nothing() -> None:
+    """Where it can be imported the SDK would change its transport, its errors and its retries."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAKE_AIOHTTP],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "google gemini-3-pro-image: 503 UNAVAILABLE"
+
+
+def test_a_relays_path_is_kept() -> None:
+    """An address may have a path before the version."""
+
+    async def main() -> str:
+        async with raw_server(GOOD) as server:
+            provider = provider_for("google", f"{server.url}/relay/")
+            await provider.generate(ImageRequest(PROMPT), "gemini-3-pro-image")
+            await provider.aclose()
+            return server.requests[0].path
+
+    assert run(main()) == "/relay/v1/models/gemini-3-pro-image:generateContent"
+
+
+def test_the_placeholder_of_a_reference_is_never_sent() -> None:
+    """Every stand-in is replaced: what arrives is as long as it says and valid JSON."""
+    request = sent(ImageRequest(PROMPT, references=(Reference(PNG, "image/png", 0),) * 14))
+    assert len(request.body) == int(request.headers["content-length"])
+    assert "transfer-encoding" not in request.headers
+    assert json.dumps(request.json).count(base64.b64encode(PNG).decode()) == 14

@@ -1,0 +1,106 @@
+"""What is sent to OpenAI."""
+
+from __future__ import annotations
+
+from email import message_from_bytes
+from email.message import Message
+from typing import Any
+
+import pytest
+from providers_kit import JPEG, KEY, PNG, PROMPT, http, openai_body, provider_for, raw_server, run
+
+from resilient_imagen.request import ImageRequest, Reference
+
+GOOD = http(200, openai_body())
+
+
+def sent(request: ImageRequest, model: str = "gpt-image-2.5-flare", **options: Any) -> Any:
+    """The request as it arrives at the server."""
+
+    async def main() -> Any:
+        async with raw_server(GOOD) as server:
+            provider = provider_for("openai", server.url, **options)
+            await provider.generate(request, model)
+            await provider.aclose()
+            return server.requests[0]
+
+    return run(main())
+
+
+def test_a_plain_request() -> None:
+    """The prompt as it is, an exact size, one picture, and nothing that the models refuse."""
+    request = sent(ImageRequest(PROMPT, aspect_ratio="9:16", resolution="2K"))
+    assert request.path == "/v1/images/generations"
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.json == {
+        "model": "gpt-image-2.5-flare",
+        "prompt": PROMPT,
+        "n": 1,
+        "size": "1584x2816",
+        "quality": "high",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "used"),
+    [
+        ("gpt-image-2.5-flare", "max", "max"),
+        ("gpt-image-2", "xhigh", "high"),
+        ("gpt-image-2", "low", "low"),
+    ],
+)
+def test_quality_is_what_the_model_has(model: str, asked: str, used: str) -> None:
+    """Finer qualities count as high where they do not exist."""
+    assert sent(ImageRequest(PROMPT), model, quality=asked).json["quality"] == used
+
+
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+def test_references_are_uploaded_byte_for_byte(operation: Any) -> None:
+    """One file each under image[], with a name and a type that agree, and the fields beside."""
+    references = (
+        Reference(PNG, "image/png", 0),
+        Reference(JPEG, "image/jpeg", 3),
+        Reference(PNG, "image/webp", 4),
+    )
+    request = sent(ImageRequest(PROMPT, references=references, operation=operation))
+    assert request.path == "/v1/images/edits"
+    head = f"content-type: {request.headers['content-type']}\r\n\r\n".encode()
+    fields: dict[str, Any] = {}
+    files = []
+    for part in message_from_bytes(head + request.body).get_payload():
+        assert isinstance(part, Message)
+        data = part.get_payload(decode=True)
+        assert isinstance(data, bytes)
+        name = part.get_param("name", header="content-disposition")
+        if name == "image[]":
+            files.append((part.get_filename(), part.get_content_type(), data))
+        else:
+            fields[str(name)] = data.decode()
+    assert files == [
+        ("reference-0.png", "image/png", PNG),
+        ("reference-3.jpg", "image/jpeg", JPEG),
+        ("reference-4.webp", "image/webp", PNG),
+    ]
+    assert fields == {
+        "model": "gpt-image-2.5-flare",
+        "prompt": PROMPT,
+        "n": "1",
+        "size": "1584x2816",
+        "quality": "high",
+    }
+
+
+def test_the_environment_does_not_change_where_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another address, organization, project or key in the environment does not count."""
+    for name, value in {
+        "OPENAI_BASE_URL": "http://127.0.0.1:1",
+        "OPENAI_ORG_ID": "org-another",
+        "OPENAI_PROJECT_ID": "proj_another",
+        "OPENAI_API_KEY": "sk-another",
+        "OPENAI_ADMIN_KEY": "sk-admin-another",
+    }.items():
+        monkeypatch.setenv(name, value)
+    request = sent(ImageRequest(PROMPT))
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert "openai-organization" not in request.headers
+    assert "openai-project" not in request.headers
