@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
     from resilient_imagen.breaker import Permit
     from resilient_imagen.call import Call
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.lane import Lane, Tailored
     from resilient_imagen.limiter.memory import Ticket
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
-    from resilient_imagen.result import DroppedReference, Usage
+    from resilient_imagen.result import Usage
     from resilient_imagen.telemetry.reporter import Reporter
+    from resilient_imagen.turn import Turn
 
-__all__ = ["AttemptRung", "Finished", "Served", "Turn"]
+__all__ = ["AttemptRung", "Finished", "Served"]
 
 _SAME_MOMENT = 1e-3
 """Seconds by which a timer and the clock may disagree about the deadline."""
@@ -46,45 +47,12 @@ class Served:
     lane: Lane
     picture: Finished
     usage: Usage
-    dropped: tuple[DroppedReference, ...]
-    """References beyond what the model takes."""
+    tailored: Tailored
+    """What became of the references for this route's model."""
 
 
 Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
 Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
-
-
-@dataclass(slots=True)
-class Turn:
-    """One call's time on one route."""
-
-    lane: Lane
-    following: Sequence[Lane]
-    until: float
-    """Loop time by which this route must be done: the deadline, less what the next route needs."""
-    limit: int
-    """Requests this route may send for this call."""
-    number: int = 0
-    """Requests sent on it so far."""
-    permit: Permit | None = None
-    """The breaker's leave to send one request."""
-    queue_s: float = 0.0
-    """Seconds the latest request waited for its turn."""
-    failed: ImageGenerationError | None = None
-    """How the latest request failed."""
-    retry_in: float | None = None
-    """Seconds until the route is asked again, or None when it is not."""
-
-    @property
-    def has_alternative(self) -> bool:
-        """Whether a later route would let a caller through right now."""
-        return any(lane.gate.usable() for lane in self.following)
-
-    def drop_permit(self, *, only_if_stale: bool = False) -> None:
-        """Hand the permit back without a vote; harmless when it was settled already."""
-        if self.permit is not None and not (only_if_stale and not self.permit.stale):
-            self.permit.settle(Verdict.NEUTRAL)
-            self.permit = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +91,7 @@ class AttemptRung:
         """
         loop = asyncio.get_running_loop()
         lane = turn.lane
-        request, dropped = lane.tailored(call.request)
+        request = turn.tailored.request
         await call.start_signal.fire()
         turn.number += 1
         permit.begin()
@@ -144,7 +112,7 @@ class AttemptRung:
         usage = lane.usage(answer, request.resolution)
         call.attempts.append(_attempt(turn, None, None, latency, None))
         self._reporter.attempt_served(call, turn, settlement, answer, usage, latency)
-        return Served(lane, picture, usage, dropped)
+        return Served(lane, picture, usage, turn.tailored)
 
     def _failed(
         self,
@@ -159,8 +127,7 @@ class AttemptRung:
         error, lane = ending.error, turn.lane
         ours = error if isinstance(error, ImageGenerationError) else None
         if ours is not None:
-            ours.provider = ours.provider or lane.provider.name
-            ours.model = ours.model or lane.model
+            ours.locate(lane.provider.name, lane.model)
         hint = None if ours is None else ours.retry_after
         settlement = permit.settle(
             ending.verdict,

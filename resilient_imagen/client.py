@@ -260,7 +260,7 @@ def _checked_deadline(seconds: float | None) -> float:
 
 
 def _result(call: Call, served: Served) -> ImageResult:
-    notes = [*call.notes, *([served.picture.note] if served.picture.note else [])]
+    fitted = () if served.picture.note is None else (served.picture.note,)
     return ImageResult(
         image_bytes=served.picture.data,
         mime_type=served.picture.mime_type,
@@ -268,8 +268,8 @@ def _result(call: Call, served: Served) -> ImageResult:
         model=served.lane.model,
         attempts=len(call.attempts),
         fallback_reason=None if call.fallback_cause is None else str(call.fallback_cause),
-        dropped_references=(*call.dropped, *served.dropped),
+        dropped_references=(*call.dropped, *served.tailored.dropped),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
-        adjustments=tuple(notes),
+        adjustments=(*call.notes, *served.tailored.notes, *fitted),
     )

@@ -128,6 +128,12 @@ class ImageGenerationError(Exception):
         self.account_wide = account_wide
         super().__init__(message if message is not None else self._text())
 
+    def locate(self, provider: str, model: str) -> None:
+        """Name the route where whoever raised it did not."""
+        if self.provider is None:
+            self.provider, self.model = provider, model
+            self.args = (f"{provider} {model}: {self.args[0]}",)
+
     def _text(self) -> str:
         route = " ".join(name for name in (self.provider, self.model) if name)
         cause = self.brief

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen import models
+from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
     from resilient_imagen.breaker import Gate
@@ -15,9 +16,20 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
-    from resilient_imagen.result import DroppedReference, Usage
+    from resilient_imagen.result import Usage
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "Tailored"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tailored:
+    """A request cut to what one model takes."""
+
+    request: ImageRequest
+    dropped: tuple[DroppedReference, ...] = ()
+    """References beyond what the model takes."""
+    notes: tuple[str, ...] = ()
+    """References that were made smaller, in words."""
 
 
 @dataclass(slots=True)
@@ -30,6 +42,8 @@ class Lane:
     pacer: Pacer
     timeout: float
     """Seconds of wall clock per request."""
+    max_total_bytes: int | None = None
+    """Bytes of all references together that the operator allows; None for what the model takes."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     """Seconds that the latest successes took."""
     last_left: tuple[float, Reason] | None = None
@@ -87,15 +101,29 @@ class Lane:
             "cost_usd": models.cost_usd(self.model, answer, resolution),
         }
 
-    def tailored(self, request: ImageRequest) -> tuple[ImageRequest, tuple[DroppedReference, ...]]:
-        """The request as this model takes it, and the references beyond its limit."""
-        info = models.find(self.model)
-        limit = models.max_references(self.provider.name) if info is None else info.max_references
-        if limit is None or len(request.references) <= limit:
-            return request, ()
-        kept, beyond = request.references[:limit], request.references[limit:]
-        why = f"{self.name} takes {limit} references"
-        dropped: tuple[DroppedReference, ...] = tuple(
-            {"index": reference.index, "why": why} for reference in beyond
-        )
-        return replace(request, references=kept), dropped
+    async def tailor(self, request: ImageRequest) -> Tailored:
+        """The request as this model takes it: so many references, so many bytes in all."""
+        info = models.row_for(self.provider.name, self.model)
+        references = request.references
+        dropped: tuple[DroppedReference, ...] = ()
+        notes: tuple[str, ...] = ()
+        if info is not None and len(references) > info.max_references:
+            dropped = tuple(
+                DroppedReference(
+                    index=reference.index, why=f"{self.name} takes {info.max_references} references"
+                )
+                for reference in references[info.max_references :]
+            )
+            references = references[: info.max_references]
+        most = self._max_total_bytes(info)
+        if most is not None and sum(len(reference.data) for reference in references) > most:
+            from resilient_imagen.images.shrink import shrink_to_total
+
+            references, notes = await shrink_to_total(references, most)
+        if references is not request.references:
+            request = replace(request, references=references)
+        return Tailored(request, dropped, notes)
+
+    def _max_total_bytes(self, info: models.ModelInfo | None) -> int | None:
+        limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)
+        return min((limit for limit in limits if limit is not None), default=None)

@@ -14,7 +14,6 @@ import asyncio
 import math
 from typing import TYPE_CHECKING
 
-from resilient_imagen.attempt import Turn
 from resilient_imagen.breaker import Rejection
 from resilient_imagen.errors import (
     CircuitOpenError,
@@ -24,6 +23,7 @@ from resilient_imagen.errors import (
 )
 from resilient_imagen.limiter.memory import QueueFullError
 from resilient_imagen.reasons import POLICIES, Retry
+from resilient_imagen.turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -142,6 +142,7 @@ class Pipeline:
         await self._enter(call, turn)
         try:
             await lane.warm_up()
+            turn.tailored = await lane.tailor(call.request)
             return await self._retrying(call, turn)
         except (CircuitOpenError, SaturatedError):
             if turn.failed is None:

@@ -153,7 +153,15 @@ class Routing:
         gate.force_open = name in self._settings.force_open
         gate.subscribe(self._reporter.breaker_changed)
         self._reporter.route_added(gate, configured=configured)
-        return Lane(self._providers[name], model, gate, self._pacer(name), timeout)
+        most = self._settings.max_reference_mb
+        return Lane(
+            self._providers[name],
+            model,
+            gate,
+            self._pacer(name),
+            timeout,
+            max_total_bytes=None if most is None else int(most * 1e6),
+        )
 
     def _pacer(self, name: str) -> Pacer:
         if name not in self._pacers:

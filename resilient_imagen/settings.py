@@ -84,7 +84,8 @@ class Route(str):
 Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
 MaybeSeconds = Annotated[Seconds | None, BeforeValidator(_blank_is_none)]
 MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_blank_is_none)]
-PerMinute = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_finite)]
+Amount = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_finite)]
+MaybeAmount = Annotated[Amount | None, BeforeValidator(_blank_is_none)]
 Key = Annotated[SecretStr | None, BeforeValidator(_key)]
 Url = Annotated[str | None, BeforeValidator(_blank_is_none)]
 Captured = Annotated[bool, BeforeValidator(_captured)]
@@ -147,13 +148,13 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_MAX_CONCURRENT"),
         description="Requests in flight per provider and process.",
     )
-    ipm: PerMinute = Field(
+    ipm: Amount = Field(
         10,
         validation_alias=_variable("IMAGE_GEN_IPM"),
         description="Images per minute per provider, paced. Every request sent takes a place, "
         "retries too.",
     )
-    openai_ipm: Annotated[PerMinute | None, BeforeValidator(_blank_is_none)] = Field(
+    openai_ipm: MaybeAmount = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_OPENAI_IPM"),
         description="The same for OpenAI; empty means as IMAGE_GEN_IPM.",
@@ -281,6 +282,12 @@ class Settings(BaseSettings):
         False,
         validation_alias=_variable("IMAGE_GEN_STRICT_REFERENCES"),
         description="Raise for a reference that cannot be read, instead of going on without it.",
+    )
+    max_reference_mb: MaybeAmount = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_MAX_REFERENCE_MB"),
+        description="Megabytes that the references of one request may have together, where that "
+        "is less than the model takes; larger ones are made smaller, and the result says so.",
     )
     reference_http_urls: bool = Field(
         False,

@@ -141,6 +141,25 @@ def test_more_references_than_a_vendor_takes_are_listed_never_cut_silently(
     run(scene)
 
 
+def test_references_beyond_the_bytes_allowed_are_made_smaller_and_it_is_said(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest total a request may carry is respected by scaling, never by failing."""
+    monkeypatch.setenv("IMAGE_GEN_MAX_REFERENCE_MB", "0.3")
+    noise = Image.effect_noise((600, 600), 90).convert("RGB")
+    buffer = io.BytesIO()
+    noise.save(buffer, "PNG")
+
+    async def scene() -> None:
+        result = await ri.generate_image_with_references("x", [buffer.getvalue(), png()])
+        seen = vendors.google.requests[-1].references
+        assert sum(one.size for one in seen) <= 300_000
+        assert seen[1].size == len(png())
+        assert "reference 0 made smaller" in result["adjustments"][0]
+
+    run(scene)
+
+
 def test_no_readable_reference_means_plain_generation_and_the_result_says_so(
     vendors: BackgroundEmulator,
 ) -> None:
@@ -296,6 +315,7 @@ def test_call_options_reach_call_sites_that_cannot_be_changed(vendors: Backgroun
     started: list[str] = []
 
     async def scene() -> None:
+        await ri.default_client().warm_up()
         with ri.call_options(deadline=0.4, on_start=lambda: started.append("outer")):
             with pytest.raises(TimeoutError):
                 await ri.generate_image("x")

@@ -11,13 +11,13 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
-    from resilient_imagen.attempt import Turn
     from resilient_imagen.breaker import Gate, Permit, Rejection, Settlement, Transition
     from resilient_imagen.call import Call
     from resilient_imagen.lane import Lane
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.result import ImageResult, Usage
     from resilient_imagen.telemetry.hub import Hub
+    from resilient_imagen.turn import Turn
 
 __all__ = ["Reporter"]
 

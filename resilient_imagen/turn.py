@@ -1,0 +1,52 @@
+"""One call's time on one route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from resilient_imagen.reasons import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resilient_imagen.breaker import Permit
+    from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.lane import Lane, Tailored
+
+__all__ = ["Turn"]
+
+
+@dataclass(slots=True)
+class Turn:
+    """One call's time on one route."""
+
+    lane: Lane
+    following: Sequence[Lane]
+    until: float
+    """Loop time by which this route must be done: the deadline, less what the next route needs."""
+    limit: int
+    """Requests this route may send for this call."""
+    tailored: Tailored = field(init=False)
+    """What is asked for, cut to what the route's model takes; set once the breaker let us in."""
+    number: int = 0
+    """Requests sent on it so far."""
+    permit: Permit | None = None
+    """The breaker's leave to send one request."""
+    queue_s: float = 0.0
+    """Seconds the latest request waited for its turn."""
+    failed: ImageGenerationError | None = None
+    """How the latest request failed."""
+    retry_in: float | None = None
+    """Seconds until the route is asked again, or None when it is not."""
+
+    @property
+    def has_alternative(self) -> bool:
+        """Whether a later route would let a caller through right now."""
+        return any(lane.gate.usable() for lane in self.following)
+
+    def drop_permit(self, *, only_if_stale: bool = False) -> None:
+        """Hand the permit back without a vote; harmless when it was settled already."""
+        if self.permit is not None and not (only_if_stale and not self.permit.stale):
+            self.permit.settle(Verdict.NEUTRAL)
+            self.permit = None
