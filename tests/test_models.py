@@ -176,11 +176,12 @@ def test_prices_name_their_source() -> None:
             assert row.prices.as_of.year >= 2026
 
 
-def test_reference_limits() -> None:
-    """14 for Google, 16 for OpenAI, unknown for others."""
-    google = models.row_for("google", "gemini-of-tomorrow")
-    openai = models.row_for("openai", "gpt-image-of-tomorrow")
-    assert google is not None
-    assert openai is not None
-    assert (google.max_references, openai.max_references) == (14, 16)
+def test_the_row_for_a_vendors_model() -> None:
+    """Unknown names get their vendor's newest row; a name of another vendor's does, too."""
+    assert models.row_for("google", "gemini-3-pro-image") is models.find("gemini-3-pro-image")
+    for vendor, limit in (("google", 14), ("openai", 16)):
+        row = models.row_for(vendor, "unheard-of")
+        assert row is not None
+        assert (row.vendor, row.max_references) == (vendor, limit)
+    assert models.row_for("openai", "gemini-3-pro-image") is models.row_for("openai", "unheard-of")
     assert models.row_for("mine", "gemini-3-pro-image") is None
