@@ -145,15 +145,15 @@ def test_references_beyond_the_bytes_allowed_are_made_smaller_and_it_is_said(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest total a request may carry is respected by scaling, never by failing."""
-    monkeypatch.setenv("IMAGE_GEN_MAX_REFERENCE_MB", "0.3")
-    noise = Image.effect_noise((600, 600), 90).convert("RGB")
+    monkeypatch.setenv("IMAGE_GEN_MAX_REFERENCE_MB", "0.5")
+    noise = Image.effect_noise((900, 900), 90).convert("RGB")
     buffer = io.BytesIO()
     noise.save(buffer, "PNG")
 
     async def scene() -> None:
         result = await ri.generate_image_with_references("x", [buffer.getvalue(), png()])
         seen = vendors.google.requests[-1].references
-        assert sum(one.size for one in seen) <= 300_000
+        assert sum(one.size for one in seen) <= 500_000
         assert seen[1].size == len(png())
         assert "reference 0 made smaller" in result["adjustments"][0]
 
