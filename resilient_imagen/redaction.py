@@ -16,7 +16,7 @@ __all__ = ["redact", "without"]
 
 _GONE: Final = "[…]"
 """Stands for what was taken out; without letters, so that it can be part of no secret."""
-_MAX_READ: Final = 20_000
+_MAX_READ: Final = 8000
 """Characters looked at; what comes later is dropped unread."""
 _PIECE: Final = 16
 """So many characters of a secret in a row are too many."""

@@ -216,6 +216,9 @@ def test_google_refusals_are_explained_by_their_message() -> None:
     for failure in (finished, blocked):
         assert isinstance(failure, Failure)
         assert failure.message == "why"
+    silent = read("google", {"candidates": [{"finishReason": "IMAGE_SAFETY"}]})
+    assert isinstance(silent, Failure)
+    assert silent.message == "IMAGE_SAFETY"
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,9 @@ def _word(name: str) -> str:
 
 def _spoken(message: str, prompt: str) -> str:
     """The vendor's own words, as far as they can be told from what they quote."""
+    message = message[:_MAX_SAID]
     if len(prompt) >= _ECHO:
         message = without(message, prompt)
-    plain = _QUOTED.sub(" ", message[:_MAX_SAID].lower())
+    plain = _QUOTED.sub(" ", message.lower())
     lines = (" ".join(line.split()) for line in plain.splitlines())
     return "\n".join(_PREFIX.sub("", line, count=1) for line in lines)

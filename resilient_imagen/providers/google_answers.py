@@ -89,15 +89,16 @@ def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> F
     feedback = mapping(answer, "promptFeedback")
     silent = not candidates and answer.get("promptFeedback") is not None
     if text(feedback, "blockReason") or silent:
-        return Failure(Reason.CONTENT_BLOCKED, message=text(feedback, "blockReasonMessage"))
-    finishes = [
-        Failure(
-            finish_reason(text(candidate, "finishReason")), message=text(candidate, "finishMessage")
-        )
-        for candidate in candidates
-    ]
+        message = text(feedback, "blockReasonMessage") or text(feedback, "blockReason")
+        return Failure(Reason.CONTENT_BLOCKED, message=message)
+    finishes = [_finish(candidate) for candidate in candidates]
     refusals = [finish for finish in finishes if finish.reason is not Reason.NO_IMAGE]
     if refusals or finishes:
         return (refusals or finishes)[0]
     known = not answer or not _KNOWN.isdisjoint(answer)
     return Failure(Reason.NO_IMAGE if known else Reason.INVALID_RESPONSE)
+
+
+def _finish(candidate: Mapping[str, Any]) -> Failure:
+    word = text(candidate, "finishReason")
+    return Failure(finish_reason(word), message=text(candidate, "finishMessage") or word)

@@ -35,6 +35,9 @@ __all__ = ["SdkProvider"]
 _LARGE: Final = 2**18
 """Bytes of an answer from which on it is read in a thread."""
 
+_rehearsed: Final[set[type]] = set()
+"""The providers whose SDK this process has used already."""
+
 
 class SdkProvider(ABC):
     """A provider that sends one request per call through a vendor's official SDK.
@@ -67,7 +70,6 @@ class SdkProvider(ABC):
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._transport = transport
-        self._rehearsed = False
         self._sessions = Sessions(self._open)
 
     @abstractmethod
@@ -119,9 +121,9 @@ class SdkProvider(ABC):
 
     def _open(self) -> tuple[Any, WireClient]:
         """Build client and connections; runs in a thread."""
-        if not self._rehearsed:
+        if type(self) not in _rehearsed:
             asyncio.run(self._rehearse())
-            self._rehearsed = True
+            _rehearsed.add(type(self))
         http = self._wire(self._transport)
         return self._sdk(http), http
 

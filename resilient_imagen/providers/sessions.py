@@ -7,6 +7,7 @@ in threads, and must not have to know.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -48,8 +49,7 @@ class Sessions(Generic[_Sdk]):
         Raises:
             RuntimeError: The sessions were closed.
         """
-        if self._closed:
-            raise RuntimeError("the provider was closed")
+        self._refuse_if_closed()
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None or session.building.cancelled():
@@ -61,6 +61,7 @@ class Sessions(Generic[_Sdk]):
         except Exception:
             self._sessions.pop(loop, None)  # the next one tries anew
             raise
+        self._refuse_if_closed()
         if session.guard is None:
             session.guard = _closing(http)
             await anext(session.guard)
@@ -75,6 +76,10 @@ class Sessions(Generic[_Sdk]):
                 await _end(session)
             elif loop.is_running():
                 asyncio.run_coroutine_threadsafe(_end(session), loop)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the provider was closed")
 
     def _forget_dead_loops(self) -> None:
         for loop in [loop for loop in self._sessions if loop.is_closed()]:
@@ -92,8 +97,7 @@ async def _closing(http: WireClient) -> AsyncGenerator[None]:
 async def _end(session: _Session[_Sdk]) -> None:
     if session.guard is not None:
         await session.guard.aclose()
-    elif session.building.done() and not session.building.cancelled():
-        if session.building.exception() is None:
-            await session.building.result()[1].aclose()
-    else:
-        session.building.cancel()
+    elif not session.building.cancelled():
+        with suppress(Exception):  # whoever waits for the build is told
+            _, http = await asyncio.shield(session.building)
+            await http.aclose()
