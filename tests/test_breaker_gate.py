@@ -472,6 +472,18 @@ def test_the_first_of_several_hung_probes_decides() -> None:
     assert reserved.settle(Verdict.SUCCESS).counted == "stale"
 
 
+def test_of_probes_due_together_the_first_sent_decides() -> None:
+    """Sent anew, a probe goes to the end of the order; the vote is the other's."""
+    gate, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    first, second = let_in(gate), let_in(gate)
+    first.begin()
+    clock.pass_(61.0)
+
+    assert first.settle(Verdict.SUCCESS).counted == "stale"
+    assert second.settle(Verdict.SUCCESS).counted == "failure"
+
+
 def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
     """If nobody looks for an hour, the new opening is long over, and the next caller a probe."""
     gate, clock, _ = half_open(probe_deadline=61.0)

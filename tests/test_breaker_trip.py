@@ -56,6 +56,19 @@ def test_an_outcome_never_counts_longer_than_the_window_nor_much_shorter() -> No
         assert window.calls == 0, begin
 
 
+def test_old_failures_and_old_successes_leave_each_on_its_own() -> None:
+    """With time the oldest go first, and the shares are those of the outcomes that remain."""
+    window = Window(60.0)
+    for moment, failed in ((0.0, True), (10.0, True), (20.0, False), (30.0, True)):
+        window.add(moment, failed=failed)
+    seen = []
+    for moment in (59.0, 60.0, 70.0, 80.0, 90.0):
+        window.roll(moment)
+        seen.append((window.calls, window.failures))
+
+    assert seen == [(4, 3), (3, 2), (2, 1), (1, 1), (0, 0)]
+
+
 def test_window_of_a_clock_below_zero_counts_too() -> None:
     """Clocks may count from anywhere: nothing depends on the sign of the time."""
     window = Window(60.0)

@@ -218,6 +218,24 @@ def test_state_goes_over_from_one_loop_to_the_next() -> None:
     assert run_virtual(second()) == 1.0
 
 
+def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
+    """Half a second behind the last moment of the loop before, time goes on from that moment."""
+    gate = loop_gate(fail_max=1)
+
+    async def first() -> None:
+        await asyncio.sleep(0.5)
+        gate.numbers()
+        await asyncio.sleep(0.5)
+        fail(gate)
+
+    async def second() -> float | None:
+        return gate.open_until()
+
+    run_virtual(first())
+
+    assert run_virtual(second()) == pytest.approx(60.0)
+
+
 def test_time_between_two_loops_counts() -> None:
     """A loop whose clock has gone on finds the opening over; a gate begins when first used."""
     gate = loop_gate(fail_max=1)
@@ -297,6 +315,18 @@ def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
         return asyncio.get_running_loop().time()
 
     assert run_virtual(scenario()) == pytest.approx(35.0)
+
+
+def test_a_timer_rings_in_time_for_a_short_while() -> None:
+    """A quarter of a second is not rounded up to anything."""
+
+    async def scenario() -> float:
+        gate = loop_gate(slow_call=0.25, fail_max=1)
+        let_in(gate)
+        await gate.changed()
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(scenario()) == pytest.approx(0.25)
 
 
 def test_an_earlier_moment_sets_the_timer_anew() -> None:
