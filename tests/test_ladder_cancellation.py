@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ladder import FAST, World, now, play
 
 from resilient_imagen import ImageGenerationError, Reason
+from resilient_imagen.breaker import Gate
 
 Script = Callable[[World], None]
 
@@ -38,6 +39,10 @@ def all_down(world: World) -> None:
 
 
 SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
+
+
+def gate_of(world: World) -> Gate:
+    return world.client._routing.lanes[0].gate
 
 
 async def settled(world: World, probes: int = 1) -> None:
@@ -102,7 +107,10 @@ async def cancelled_at_step(world: World, step: int, options: dict[str, Any]) ->
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("deadline", [None, 25.0], ids=["no-deadline", "deadline"])
-def test_cancelled_at_every_await_nothing_leaks(script: Script, deadline: float | None) -> None:
+@pytest.mark.parametrize("probing", [False, True], ids=["closed", "probing"])
+def test_cancelled_at_every_await_nothing_leaks(
+    script: Script, deadline: float | None, probing: bool
+) -> None:
     """One call after another, each cancelled one suspension later than the one before."""
 
     async def scene(world: World) -> None:
@@ -111,6 +119,9 @@ def test_cancelled_at_every_await_nothing_leaks(script: Script, deadline: float 
 
         step = 1
         while step < 60:
+            if probing:
+                gate_of(world).trip(cause="overloaded")
+                await asyncio.sleep(1300)
             script(world)
             reached = await cancelled_at_step(
                 world, step, {"deadline": deadline, "on_start": on_start}
@@ -130,6 +141,37 @@ def test_cancelled_at_every_await_nothing_leaks(script: Script, deadline: float 
 
 Caller = tuple[float, float | None, float | None]
 """Comes after so many seconds, leaves after so many more or never, has this deadline or none."""
+
+
+def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
+    """The permit was carried through the queue; the caller that gave up hands it back."""
+
+    async def scene(world: World) -> None:
+        gate, pacer = gate_of(world), world.client._routing.lanes[0].pacer
+        gate.trip(cause="overloaded")
+        await asyncio.sleep(1300)
+        with pacer.join() as blocker:
+            await blocker.granted
+            task = asyncio.create_task(world.ask())
+            await asyncio.sleep(1)
+            assert not gate.usable()
+            task.cancel()
+            await asyncio.wait({task})
+            assert gate.usable()
+
+    play(scene, max_concurrent=1)
+
+
+def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
+    """The slot comes free because the request failed that opened the circuit: it stays unused."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401)
+        results = await asyncio.gather(*(world.ask() for _ in range(3)))
+        assert [result.provider for result in results] == ["openai"] * 3
+        assert len(world.google.sent) == 1
+
+    play(scene, max_concurrent=1, **FAST)
 
 
 @settings(max_examples=40, deadline=None)

@@ -89,7 +89,7 @@ class Seen:
 callers = st.lists(
     st.builds(
         Caller,
-        start=st.floats(0, 400),
+        start=st.floats(0, 400) | st.sampled_from([0.0, 100.0]),
         leaves_after=st.none() | st.none() | st.floats(0, 90),
         deadline=st.none() | st.floats(1, 150),
     ),
@@ -132,7 +132,7 @@ def play(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> Seen:
         script(providers[0], google)
         script(providers[1], openai)
         sink = RecordingSink()
-        knobs = Settings(ipm=60, breaker_reset_timeout=RESET, max_retries=RETRIES, **options)
+        knobs = Settings(breaker_reset_timeout=RESET, max_retries=RETRIES, **options)
         async with ImageClient(knobs, providers=providers, sinks=[sink]) as client:
             await asyncio.gather(*(call(client, caller) for caller in crowd))
             for route in client.snapshot()["routes"]:
@@ -217,19 +217,35 @@ def check_all(seen: Seen, half_open: int) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(google=scripts, openai=scripts, crowd=callers, half_open=st.integers(1, 2))
+@given(
+    google=scripts,
+    openai=scripts,
+    crowd=callers,
+    half_open=st.integers(1, 2),
+    slots=st.integers(1, 4),
+    ipm=st.sampled_from([10, 60, 6000]),
+)
 def test_random_worlds_follow_the_rules(
-    google: Any, openai: Any, crowd: list[Caller], half_open: int
+    google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
     """Whatever fails whenever, and whoever leaves: the rules hold and nothing is left behind."""
-    check_all(play(google, openai, crowd, breaker_half_open_calls=half_open), half_open)
+    options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
+    check_all(play(google, openai, crowd, **options), half_open)
 
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
-@given(google=scripts, openai=scripts, crowd=callers, half_open=st.integers(1, 3))
+@given(
+    google=scripts,
+    openai=scripts,
+    crowd=callers,
+    half_open=st.integers(1, 3),
+    slots=st.integers(1, 4),
+    ipm=st.sampled_from([10, 60, 6000]),
+)
 def test_many_random_worlds_follow_the_rules(
-    google: Any, openai: Any, crowd: list[Caller], half_open: int
+    google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
     """The same, thousands of times."""
-    check_all(play(google, openai, crowd, breaker_half_open_calls=half_open), half_open)
+    options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
+    check_all(play(google, openai, crowd, **options), half_open)
