@@ -174,6 +174,23 @@ def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
     play(scene, max_concurrent=1, **FAST)
 
 
+def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
+    """The breaker is asked again after every wait, however the caller spent it."""
+
+    async def scene(world: World) -> None:
+        async def warm_up() -> None:
+            await asyncio.sleep(1)
+
+        world.google.warm_up = warm_up  # type: ignore[attr-defined]
+        task = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.5)
+        gate_of(world).trip(cause="overloaded")
+        assert (await task).fallback_reason == "circuit_open"
+        assert world.google.sent == []
+
+    play(scene)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     callers=st.lists(
