@@ -30,6 +30,7 @@ from resilient_imagen.errors import ConfigurationError, ImageGenerationError
 from resilient_imagen.providers.base import Provider, ProviderImage
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 
@@ -312,3 +313,57 @@ def test_addresses_that_are_none_are_refused_at_once(vendor: str, url: str) -> N
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
     with pytest.raises(ConfigurationError, match="https://"):
         kind(api_key=KEY, base_url=url)
+
+
+def _echo(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, content=request.content or b"nothing")
+
+
+def _client() -> WireClient:
+    return WireClient(max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo))
+
+
+def test_the_answer_is_kept_from_the_sdk() -> None:
+    """A picture's bytes go to us alone; without an exchange the client is an ordinary one."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with exchange() as sent:
+                shown = await client.post("http://x/", content=b"picture")
+            assert sent.response is not None
+            assert (sent.response.content, shown.json()) == (b"picture", {})
+            assert (await client.post("http://x/", content=b"picture")).content == b"picture"
+
+    run(main())
+
+
+def test_only_connecting_has_a_time_limit_of_its_own() -> None:
+    """Whatever an SDK says about time, the wall clock is the pipeline's."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with exchange() as sent:
+                await client.post("http://x/", content=b"-", timeout=3)
+        assert sent.response is not None
+        assert sent.response.request.extensions["timeout"] == {
+            "connect": 7,
+            "read": None,
+            "write": None,
+            "pool": None,
+        }
+
+    run(main())
+
+
+def test_a_stand_in_that_cannot_be_found_is_our_own_trouble() -> None:
+    """Should an SDK write references differently one day, nothing half-made is sent."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with exchange() as sent:
+                sent.stand_in(b"picture")
+                with pytest.raises(RuntimeError, match="the SDK changed"):
+                    await client.post("http://x/", content=b"{}")
+                assert sent.response is None
+
+    run(main())

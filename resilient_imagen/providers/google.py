@@ -92,10 +92,9 @@ class GoogleProvider(SdkProvider):
                     aspect_ratio=google_aspect(model, request.aspect_ratio),
                     image_size=google_image_size(model, request.resolution),
                 ),
-                # One call is one request; what comes back is read by us.
+                # One call is one request.
                 automatic_continuation=False,
                 automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-                should_return_http_response=True,
             ),
         )
 

@@ -80,12 +80,11 @@ class OpenAIProvider(SdkProvider):
             "size": f"{width}x{height}",
             "quality": clamp_quality(model, self._quality),
         }
-        images = sdk.images.with_raw_response
         if request.references:
             files = [_file(reference) for reference in request.references]
-            await images.edit(image=files, **options)
+            await sdk.images.edit(image=files, **options)
         else:
-            await images.generate(**options)
+            await sdk.images.generate(**options)
 
     def _read(self, body: bytes, model: str) -> ProviderImage:
         return read_answer(body, model)

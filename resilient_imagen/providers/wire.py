@@ -100,9 +100,11 @@ class WireClient(httpx2.AsyncClient):
             request = _with_blobs(self, request, current.blobs)
         request.extensions = {**request.extensions, "timeout": dict(self._phases)}
         response = await super().send(request, **options)
-        if current is not None:
-            current.response = response
-        return response
+        if current is None:
+            return response
+        current.response = response
+        # A picture is read by us: the SDK would copy it several times, on the event loop.
+        return httpx2.Response(200, json={}, request=request) if response.is_success else response
 
 
 def _with_blobs(
