@@ -124,7 +124,7 @@ def test_calls_served_by_openai_are_found(evidence: Evidence) -> None:
 
 def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
     """Seconds cannot be searched, so a yes stands beside them."""
-    expected = evidence.really(lambda ended: ended.queue_s > 1)
+    expected = evidence.really(lambda ended: ended.queue_s >= 0.01)
     assert len(expected) >= 2
     roots = [
         span
@@ -132,7 +132,7 @@ def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
         if "imagegen.call_id" in span.tags
     ]
     assert {span.tags["imagegen.call_id"] for span in roots} == expected
-    assert all(float(span.tags["imagegen.queue_s"]) > 1 for span in roots)
+    assert all(float(span.tags["imagegen.queue_s"]) >= 0.01 for span in roots)
 
 
 def test_a_retried_call_is_told_from_a_fallen_back_one(evidence: Evidence) -> None:

@@ -79,19 +79,20 @@ def request_error(event: events.RequestEnded) -> str | None:
 
 def of_attempt_start(event: events.AttemptStarted) -> Attributes:
     """What is known of a request before it is sent."""
-    return {
+    found: Attributes = {
         **route(event.provider, event.model, event.base_url),
-        names.OPERATION: event.operation,
+        names.GEN_AI_OUTPUT_TYPE: "image",
         names.PROVIDER: event.provider,
-        names.MODEL: event.model,
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: round(event.queue_s, 3),
         names.QUEUE_WAITED: event.queue_s >= WAITED_S,
         names.BREAKER_NAME: f"{event.provider}:{event.model}",
         names.BREAKER_STATE: "half_open" if event.probe else event.breaker.state.value,
-        names.BREAKER_PROBE: event.probe,
     }
+    if event.probe:
+        found[names.BREAKER_PROBE] = True
+    return found
 
 
 def of_attempt_end(event: events.AttemptEnded) -> Attributes:
@@ -166,7 +167,6 @@ def route(provider: str, model: str, base_url: str | None) -> Mapping[str, str |
         names.GEN_AI_OPERATION: names.GENERATE_CONTENT,
         names.GEN_AI_PROVIDER: provider,
         names.GEN_AI_REQUEST_MODEL: model,
-        names.GEN_AI_OUTPUT_TYPE: "image",
     }
     host, port = _server(base_url)
     if host is not None:

@@ -123,8 +123,19 @@ def _common(event: events.Event) -> dict[str, Any]:
     return found
 
 
+class _Keys(dict[str, str]):
+    """Attribute names as log keys, each worked out once; there are some fifty."""
+
+    def __missing__(self, name: str) -> str:
+        key = self[name] = name.removeprefix(names.PREFIX)
+        return key
+
+
+_KEYS: Final = _Keys()
+
+
 def _without_prefix(details: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.removeprefix(names.PREFIX): value for key, value in details.items()}
+    return {_KEYS[name]: value for name, value in details.items()}
 
 
 def _request_started(event: events.RequestStarted) -> Line:
@@ -180,9 +191,10 @@ def _attempt_details(event: events.AttemptEnded) -> dict[str, Any]:
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: round(event.queue_s, 3),
         names.BREAKER_STATE: event.admitted,
-        names.BREAKER_PROBE: event.probe,
         **attributes.of_attempt_end(event),
     }
+    if event.probe:
+        found[names.BREAKER_PROBE] = True
     if event.error_type is not None:
         found[names.EXCEPTION_TYPE] = event.error_type
     if event.vendor_message is not None:

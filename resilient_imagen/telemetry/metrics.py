@@ -78,9 +78,7 @@ class MetricSink:
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)
-        common: dict[str, str | int] = {
-            **attributes.route(event.provider, model, event.base_url),
-        }
+        common = dict(attributes.route(event.provider, model, event.base_url))
         if event.usage is not None:
             self._count_tokens(common, "input", event.usage["input_tokens"])
             self._count_tokens(common, "output", event.usage["output_tokens"])

@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.inference import as_the_inference
-from resilient_imagen.telemetry.outgoing import safe
+from resilient_imagen.telemetry.outgoing import safe, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, TracerProvider
+    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["SpanSink"]
 
@@ -203,13 +204,14 @@ class SpanSink:
 
     @staticmethod
     def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
-        span.set_attributes(attributes.of_attempt_end(event))
+        found: dict[str, AttributeValue] = {**attributes.of_attempt_end(event)}
         if event.response_model is not None:
-            span.set_attribute(names.GEN_AI_RESPONSE_MODEL, safe(event.response_model))
+            found[names.GEN_AI_RESPONSE_MODEL] = safe_name(event.response_model)
         if event.response_id is not None:
-            span.set_attribute(names.GEN_AI_RESPONSE_ID, safe(event.response_id))
+            found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
         if event.finish_reason is not None:
-            span.set_attribute(names.GEN_AI_FINISH_REASONS, [safe(event.finish_reason).lower()])
+            found[names.GEN_AI_FINISH_REASONS] = [safe_name(event.finish_reason).lower()]
+        span.set_attributes(found)
         if attributes.attempt_error(event) is None:
             return
         span.set_status(StatusCode.ERROR)

@@ -1,0 +1,166 @@
+"""What the library costs per call, with everything switched on and with nothing.
+
+Run ``python benchmarks/overhead.py [calls]``. Providers answer at once, so what is measured is our
+own: queue, breaker, timers, telemetry; in microseconds of processor time, all threads together.
+Looking at the picture is left out, but in the last row: that happens in a thread, on pictures that
+took seconds to make. Each setting runs in processes of its own, which take turns, so that a slow
+moment of the machine hits all of them.
+
+Goals per call: 250 µs with OpenTelemetry's SDK and structlog's JSON on, 50 µs with neither. They
+were set where one span of the SDK took 15.9 µs; that span is the yardstick by which other machines
+are compared, and the last column says what would be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from opentelemetry import trace
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.attempt import Finished
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.testing import TINY_PNG
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+GOALS = {"nothing": 50.0, "everything": 250.0}
+"""µs per call, where the yardstick is"""
+YARDSTICK = 15.9
+"""µs that this span took there."""
+TEN = {f"yardstick.{number}": number for number in range(10)}
+SETTINGS = ("yardstick", "bare", "nothing", "spans", "logs", "everything", "with picture")
+
+
+class Instant:
+    """A provider that has the picture ready."""
+
+    name = "google"
+
+    def __init__(self) -> None:
+        self.image = ProviderImage(TINY_PNG, "image/png", "gemini-3-pro-image", 10, 100, 110)
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        """Hand it over."""
+        del request, model
+        return self.image
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+        return
+
+
+def switch_on(setting: str) -> None:
+    """Install what an application would have installed."""
+    if setting in {"yardstick", "spans", "everything"}:
+        from opentelemetry import metrics
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import (
+            BatchSpanProcessor,
+            SpanExporter,
+            SpanExportResult,
+        )
+
+        class Dropping(SpanExporter):
+            """Keeps nothing: what a real one does happens elsewhere."""
+
+            def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+                del spans
+                return SpanExportResult.SUCCESS
+
+        tracers = TracerProvider()
+        tracers.add_span_processor(BatchSpanProcessor(Dropping()))
+        trace.set_tracer_provider(tracers)
+        metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
+    if setting in {"logs", "everything"}:
+        import logging
+
+        import structlog
+
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso"),
+                structlog.processors.JSONRenderer(),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+            logger_factory=structlog.WriteLoggerFactory(open("/dev/null", "w")),  # noqa: SIM115, PTH123 - lives as long as the process
+        )
+
+
+async def as_it_is(request: ImageRequest, answer: ProviderImage) -> Finished:
+    """What stands in for looking at the picture."""
+    del request
+    return Finished(answer.data, answer.mime_type)
+
+
+async def measure(setting: str, calls: int) -> float:
+    """Seconds of processor time per call, all threads together; the best of five rounds."""
+    switch_on(setting)
+    settings = Settings(routes="google:gemini-3-pro-image", ipm=1_000_000, burst=1_000_000)
+    async with ImageClient(settings, providers=[Instant()]) as client:
+        if setting != "with picture":
+            client._pipeline._attempts._finish = as_it_is  # noqa: SLF001
+        once = {"yardstick": one_span, "bare": just_ask}.get(setting)
+        rounds = []
+        for _ in range(5):
+            started = time.process_time()
+            for _ in range(calls):
+                if once is None:
+                    await client.generate("a lighthouse")
+                else:
+                    await once()
+            rounds.append((time.process_time() - started) / calls)
+        return min(rounds)
+
+
+async def one_span() -> None:
+    trace.get_tracer("yardstick").start_span("yardstick", attributes=TEN).end()
+
+
+async def just_ask() -> None:
+    await Instant().generate(ImageRequest("a lighthouse"), "gemini-3-pro-image")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("calls", nargs="?", type=int, default=1000)
+    parser.add_argument("--only", choices=SETTINGS, help="measure one setting in this process")
+    arguments = parser.parse_args()
+    if arguments.only:
+        print(json.dumps(asyncio.run(measure(arguments.only, arguments.calls))))
+        return
+    found: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
+    for _ in range(3):
+        for setting in SETTINGS:
+            command = [sys.executable, __file__, str(arguments.calls), "--only", setting]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[setting].append(json.loads(done.stdout) * 1e6)
+    taken = {setting: min(found[setting]) for setting in SETTINGS}
+    machine = taken["yardstick"] / YARDSTICK
+    print(f"one span: {taken['yardstick']:.1f} µs, {machine:.2f} times the yardstick")
+    print(f"{'setting':12} {'µs':>7} {'ratio':>6} {'goal':>6} {'scaled':>7}")
+    for setting in SETTINGS[2:]:
+        own = taken[setting] - taken["bare"]
+        line = f"{setting:12} {own:7.1f} {own / (taken['nothing'] - taken['bare']):6.1f}"
+        if goal := GOALS.get(setting):
+            scaled = own / machine
+            line += f" {goal:6.0f} {scaled:7.1f} {'met' if scaled < goal else 'MISSED'}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
