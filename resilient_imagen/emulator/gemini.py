@@ -36,6 +36,7 @@ SIZES_1K: Final[Mapping[str, tuple[int, int]]] = {
 _SCALE: Final = {"1K": 1, "2K": 2, "4K": 4}
 _MODELS: Final[Mapping[str, frozenset[str]]] = {
     "gemini-3-pro-image": frozenset(_SCALE),
+    "nano-banana-pro-preview": frozenset(_SCALE),
     "gemini-nano-banana-2.1": frozenset(_SCALE),
     "gemini-3.1-flash-image": frozenset(_SCALE),
     "gemini-3.1-flash-lite-image": frozenset({"1K"}),
