@@ -80,12 +80,12 @@ def _tell(listener: Callable[[Transition], None], transition: Transition) -> Non
 
 
 class Waiters:
-    """Futures that are resolved together, each in its own loop."""
+    """Futures that are resolved together, each in its own loop, the longest waiting first."""
 
     __slots__ = ("_futures",)
 
     def __init__(self) -> None:
-        self._futures: set[asyncio.Future[None]] = set()
+        self._futures: dict[asyncio.Future[None], None] = {}
 
     def new(self) -> asyncio.Future[None]:
         """A future of the running loop: one per caller, so that cancelling it concerns no other.
@@ -94,16 +94,19 @@ class Waiters:
             RuntimeError: No loop is running.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
+        self._futures[future] = None
+        future.add_done_callback(self._forget)
         return future
+
+    def _forget(self, future: asyncio.Future[None]) -> None:
+        self._futures.pop(future, None)
 
     def wake(self) -> None:
         """Resolve all of them."""
         if not self._futures:
             return
         futures = tuple(self._futures)  # a copy: the loops of others discard theirs meanwhile
-        self._futures = set()
+        self._futures = {}
         running = running_loop()
         for future in futures:
             loop = future.get_loop()
