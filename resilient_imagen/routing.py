@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,13 @@ from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.providers import BUILT_IN, build
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.reporter import Reporter
 
-__all__ = ["Routing"]
+__all__ = ["Routing", "new_gate", "new_pacer"]
 
 _MAX_EXTRA_LANES = 32
 """Breakers kept for models that callers name; beyond it the one unused for longest is forgotten."""
@@ -149,8 +150,7 @@ class Routing:
 
     def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:
         timeout = self._settings.timeout_for(name)
-        gate = Gate(f"{name}:{model}", _breaker_config(self._settings, timeout))
-        gate.force_open = name in self._settings.force_open
+        gate = new_gate(self._settings, name, model)
         gate.subscribe(self._reporter.breaker_changed)
         self._reporter.route_added(gate, configured=configured)
         most = self._settings.max_reference_mb
@@ -165,12 +165,7 @@ class Routing:
 
     def _pacer(self, name: str) -> Pacer:
         if name not in self._pacers:
-            self._pacers[name] = Pacer(
-                max_concurrent=self._settings.max_concurrent,
-                per_minute=self._settings.ipm_for(name),
-                burst=self._settings.burst,
-                max_queue=self._settings.max_queue,
-            )
+            self._pacers[name] = new_pacer(self._settings, name)
         return self._pacers[name]
 
     def _warn(self, code: str, message: str) -> None:
@@ -179,8 +174,28 @@ class Routing:
             self._reporter.warned(code, message)
 
 
-def _breaker_config(settings: Settings, timeout: float) -> BreakerConfig:
-    return BreakerConfig(
+def new_pacer(settings: Settings, provider: str) -> Pacer:
+    """The queue in front of ``provider``."""
+    return Pacer(
+        max_concurrent=settings.max_concurrent,
+        per_minute=settings.ipm_for(provider),
+        burst=settings.burst,
+        max_queue=settings.max_queue,
+    )
+
+
+def new_gate(
+    settings: Settings, provider: str, model: str, random: Callable[[], float] = random.random
+) -> Gate:
+    """The breaker of one route.
+
+    Args:
+        settings: Its numbers, and whether an operator forces it open.
+        provider: The route's provider.
+        model: The route's model.
+        random: Chance for jitter, from 0 to 1.
+    """
+    config = BreakerConfig(
         mode=BreakerMode(settings.breaker_mode),
         fail_max=settings.breaker_fail_max,
         failure_rate=settings.breaker_failure_rate,
@@ -190,5 +205,8 @@ def _breaker_config(settings: Settings, timeout: float) -> BreakerConfig:
         reset_timeout=settings.breaker_reset_timeout,
         reset_max=settings.breaker_reset_max,
         half_open_calls=settings.breaker_half_open_calls,
-        probe_deadline=timeout + 1.0,
+        probe_deadline=settings.timeout_for(provider) + 1.0,
     )
+    gate = Gate(f"{provider}:{model}", config, random=random)
+    gate.force_open = provider in settings.force_open
+    return gate

@@ -1,0 +1,211 @@
+"""Worlds made up in a few lines: traffic, services and their troubles.
+
+::
+
+    Scenario(
+        traffic=Traffic(per_minute=10, duration=3600),
+        troubles=(Trouble(start=600, duration=600, reason=Reason.OVERLOADED),),
+    )
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Final, Literal
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.tuning.truth import NEVER, Coin, Met, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from resilient_imagen.tuning.truth import Ask
+
+__all__ = ["Latency", "Scenario", "ScenarioTruth", "Service", "Traffic", "Trouble", "waves"]
+
+_NORMAL: Final = NormalDist()
+_AT_95: Final = _NORMAL.inv_cdf(0.95)
+_DAY: Final = 86_400.0
+_FAILS, _LATENCY, _BLIPS, _ARRIVES = range(4)  # salts of coins
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long a healthy answer takes: log-normal, by two numbers one can read off a dashboard.
+
+    Raises:
+        ValueError: Not 0 < median <= p95.
+    """
+
+    median: float
+    """Seconds."""
+    p95: float
+    """Seconds; 95 % of the answers are there by then."""
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if not 0 < self.median <= self.p95 < math.inf:
+            raise ValueError("a latency needs 0 < median <= p95, both finite")
+
+    def at(self, share: float) -> float:
+        """Seconds within which this share of the answers, above 0 and below 1, is there."""
+        if self.p95 == self.median:
+            return self.median
+        sigma = math.log(self.p95 / self.median) / _AT_95
+        return self.median * math.exp(sigma * _NORMAL.inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A provider in good health."""
+
+    latency: Latency = Latency(20.0, 45.0)
+    cost_usd: float = 0.134
+    """Dollars an image."""
+    blips: float = 0.0
+    """Share of requests that fail all the same, each on its own: 0 to 1."""
+    blip_reason: Reason = Reason.SERVER_ERROR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """A time in which a provider does not do what it should."""
+
+    start: float
+    """Seconds since the scenario's start."""
+    duration: float
+    """Seconds."""
+    provider: str = "google"
+    reason: Reason = Reason.OVERLOADED
+    """What failing requests fail with; TIMEOUT means that they are never answered."""
+    share: float = 1.0
+    """Share of the requests that fail, 0 to 1."""
+    latency: float = 1.0
+    """Seconds a failure takes to arrive."""
+    retry_after: float | None = None
+    """Seconds the server asks to wait."""
+    slower: float = 1.0
+    """Factor on the latency of those that do not fail."""
+    ramp: float = 0.0
+    """Seconds over which share and slowness grow from nothing to their full size."""
+
+    def strength(self, at: float) -> float:
+        """How much of it there is at ``at``: 0 outside, up to 1 inside."""
+        if not self.start <= at < self.start + self.duration:
+            return 0.0
+        return min(1.0, (at - self.start) / self.ramp) if self.ramp else 1.0
+
+
+def waves(trouble: Trouble, *, every: float, times: int) -> tuple[Trouble, ...]:
+    """The same trouble ``times`` times, the starts ``every`` seconds apart."""
+    return tuple(replace(trouble, start=trouble.start + index * every) for index in range(times))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """When callers ask."""
+
+    per_minute: float = 10.0
+    """Calls a minute, on average."""
+    duration: float = 3600.0
+    """Seconds for which callers come."""
+    spacing: Literal["even", "random"] = "random"
+    """Evenly spaced, or at any moment as independent callers do."""
+    batch: int = 1
+    """Calls that come at once, as the scenes of one storyboard do."""
+    swing: float = 0.0
+    """How much busier the middle of each day is than its average, 0 to 1; its ends as much less."""
+
+    def arrivals(self, seed: int) -> Iterator[float]:
+        """Seconds at which each call starts, in order."""
+        gap = 60.0 * self.batch / self.per_minute
+        at, index = 0.0, 0
+        while True:
+            wait = gap / (1.0 - self.swing * math.cos(2 * math.pi * at / _DAY))
+            if self.spacing == "random":
+                wait *= -math.log(1.0 - Coin(seed, index).unit(_ARRIVES))
+            if index or self.spacing == "random":
+                at += wait
+            if at >= self.duration:
+                return
+            yield from [at] * self.batch
+            index += 1
+
+
+def _two_services() -> Mapping[str, Service]:
+    return {"google": Service(), "openai": Service(latency=Latency(35.0, 70.0), cost_usd=0.17)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Traffic, services and their troubles. Troubles of one provider may overlap."""
+
+    traffic: Traffic = Traffic()
+    services: Mapping[str, Service] = field(default_factory=_two_services)
+    """By provider name, as in IMAGE_GEN_ROUTES."""
+    troubles: tuple[Trouble, ...] = ()
+
+
+class ScenarioTruth:
+    """A scenario, asked request by request.
+
+    Args:
+        scenario: The world.
+        providers: Of each route, in the chain's order.
+
+    Raises:
+        ValueError: The scenario has no service for one of them.
+    """
+
+    def __init__(self, scenario: Scenario, providers: Sequence[str]) -> None:
+        missing = [name for name in providers if name not in scenario.services]
+        if missing:
+            raise ValueError(f"the scenario has no service for {', '.join(missing)}")
+        self._services = [scenario.services[name] for name in providers]
+        self._troubles = [_ByTime(scenario.troubles, name) for name in providers]
+
+    def meet(self, ask: Ask) -> Met:
+        """What the service, or its troubles, answers."""
+        service, coin = self._services[ask.route], ask.coin
+        slower = 1.0
+        for salt, trouble in enumerate(self._troubles[ask.route].at(ask.at)):
+            strength = trouble.strength(ask.at)
+            if coin.unit(_FAILS + 16 * salt) < trouble.share * strength:
+                return _failed(trouble, service)
+            slower *= 1.0 + (trouble.slower - 1.0) * strength
+        if service.blips and coin.unit(_BLIPS) < service.blips:
+            return Met(service.blip_reason, 1.0)
+        return Met(None, slower * service.latency.at(coin.unit(_LATENCY)), None, service.cost_usd)
+
+    def troubles(self) -> Sequence[Span]:
+        """When the first route was in trouble."""
+        return self._troubles[0].spans
+
+
+def _failed(trouble: Trouble, service: Service) -> Met:
+    if trouble.reason is Reason.TIMEOUT:
+        return Met(Reason.TIMEOUT, NEVER, None, service.cost_usd)
+    return Met(trouble.reason, trouble.latency, trouble.retry_after)
+
+
+class _ByTime:
+    """One provider's troubles, found by time without looking at all of them."""
+
+    def __init__(self, troubles: Sequence[Trouble], provider: str) -> None:
+        own = [trouble for trouble in troubles if trouble.provider == provider]
+        edges = sorted({0.0, *(t.start for t in own), *(t.start + t.duration for t in own)})
+        self._edges = edges
+        self._between = [[t for t in own if t.strength(edge) or t.start == edge] for edge in edges]
+        self.spans: list[Span] = []
+        for trouble in sorted(own, key=lambda each: each.start):
+            end = trouble.start + trouble.duration
+            if self.spans and trouble.start <= self.spans[-1].end:
+                self.spans[-1] = Span(self.spans[-1].start, max(end, self.spans[-1].end))
+            else:
+                self.spans.append(Span(trouble.start, end))
+
+    def at(self, moment: float) -> Sequence[Trouble]:
+        return self._between[bisect_right(self._edges, moment) - 1]
