@@ -1,0 +1,112 @@
+"""``resilient-imagen demo``: an outage from its beginning to its end, without any key."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from resilient_imagen.cli.guard import FAILED, CommandError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from resilient_imagen.cli.storyboard import Play
+
+__all__ = ["demo"]
+
+
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to save the contact sheet: a .png or .jpg."),
+    ] = None,
+    jaeger: Annotated[
+        bool, typer.Option("--jaeger", help="Send traces to a Jaeger, and print links to four.")
+    ] = False,
+    jaeger_url: Annotated[
+        str, typer.Option(help="Where its pages are.", envvar="JAEGER_URL")
+    ] = "http://localhost:16686",
+    jaeger_otlp_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Where it takes traces; by default port 4318 of the same host.",
+            envvar="JAEGER_OTLP_URL",
+        ),
+    ] = None,
+) -> None:
+    """Watch an outage: Google is healthy, then overloaded, then hanging, then back.
+
+    A storyboard of eight scenes with reference pictures is made four times, by both vendors' real
+    SDKs, over real sockets, from an emulator inside this process. No key, no bill; 15 seconds.
+    """
+    from rich.console import Console
+
+    from resilient_imagen.cli.session import run_traced
+    from resilient_imagen.cli.storyboard import Play, demo_emulator
+
+    target = _target(output)
+    console = Console(highlight=False)
+    play = Play(demo_emulator())
+    collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
+    run_traced(partial(_perform, console, play), collector=collector)
+    _close(console, play, target)
+    if jaeger:
+        _show_traces(console, play, jaeger_url.rstrip("/"))
+    if any(panel.result is None for panel in play.panels):
+        raise SystemExit(FAILED)
+
+
+def _target(output: Path | None) -> Path:
+    from resilient_imagen.cli.pictures import check_target
+
+    if output is None:
+        import tempfile
+
+        return Path(tempfile.mkdtemp(prefix="resilient-imagen-")) / "contact-sheet.png"
+    if output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        raise CommandError(f"{output}: the contact sheet is a .png or a .jpg")
+    check_target(output)
+    return output
+
+
+def _otlp(jaeger_url: str) -> str:
+    return f"http://{urlsplit(jaeger_url).hostname or 'localhost'}:4318"
+
+
+async def _perform(console: Console, play: Play) -> None:
+    from resilient_imagen.cli.demo_view import watching
+    from resilient_imagen.cli.session import open_client
+    from resilient_imagen.cli.storyboard import demo_settings
+
+    settings = demo_settings()
+    console.print(
+        "Eight scenes, four at a time, made four times. Time is scaled down: a request may take "
+        f"{settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "
+        f"{settings['breaker_reset_timeout']} s at first instead of 60."
+    )
+    async with open_client(settings, {}, emulator=play.app, sinks=[play]) as client:
+        await client.warm_up()
+        with watching(console, play, client):
+            await play.run(client)
+
+
+def _close(console: Console, play: Play, target: Path) -> None:
+    from resilient_imagen.cli.contact_sheet import draw_contact_sheet
+    from resilient_imagen.cli.demo_view import show_breaker, show_times
+
+    console.print()
+    show_times(console, play)
+    console.print()
+    show_breaker(console, play)
+    draw_contact_sheet(play.panels).save(target)
+    console.print(f"Contact sheet: {target}", soft_wrap=True)
+
+
+def _show_traces(console: Console, play: Play, jaeger_url: str) -> None:
+    for what, panel in play.landmarks.items():
+        if panel.trace_id is not None:
+            console.print(f"Call that {what}: {jaeger_url}/trace/{panel.trace_id}", soft_wrap=True)

@@ -1,0 +1,105 @@
+"""``resilient-imagen generate``: one image, or many from a file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.request import ASPECT_RATIOS
+
+__all__ = ["generate"]
+
+
+class _Resolution(StrEnum):
+    SMALL = "1K"
+    MEDIUM = "2K"
+    LARGE = "4K"
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write; without an extension it gets that of the picture's type. "
+            "By default image.png or the like. With --from: a directory, made if missing.",
+        ),
+    ] = None,
+    aspect: Annotated[
+        str, typer.Option(help=f"Width to height: {', '.join(ASPECT_RATIOS)}.")
+    ] = "9:16",
+    resolution: Annotated[_Resolution, typer.Option(help="Size class.")] = _Resolution.MEDIUM,
+    ref: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture to be guided by; repeat for more.", exists=True, dir_okay=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model of the first route, for this run.")
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Seconds for an image, queueing, retries and fallback included."),
+    ] = None,
+    force_open: Annotated[
+        str | None,
+        typer.Option(help="Providers to skip, comma-separated: [bold]google[/bold] tries OpenAI."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Make many: a file with a JSON object a line, of prompt and, if you like, id, "
+            "aspect_ratio, resolution and references (a list of paths). Run it again to go on "
+            "after Ctrl-C or a crash: what is finished is kept.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    emulator: Annotated[
+        bool,
+        typer.Option("--emulator", help="Use an emulator inside this process: no key, no bill."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the outcome as JSON, for programs.")
+    ] = False,
+) -> None:
+    """Make an image from a prompt: by the first provider that can, in the order of the routes.
+
+    Says who served it, how many requests that took, why the first provider was left, the seconds
+    and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C.
+    """
+    from resilient_imagen.cli.order import Order
+    from resilient_imagen.cli.session import run_traced
+
+    given: dict[str, Any] = {"force_open": force_open}
+    vendors = _emulator() if emulator else None
+    references = tuple(str(each) for each in ref or ())
+    order = Order(prompt or "", aspect, resolution.value, references, model, deadline)
+    if prompts is not None:
+        if prompt is not None or ref:
+            raise CommandError("with --from, prompts and references stand in the file")
+        if output is None:
+            raise CommandError("--from needs -o: the directory for the images")
+        from resilient_imagen.cli.many import run_many
+
+        many = partial(run_many, prompts, output, order, given, emulator=vendors, as_json=as_json)
+        run_traced(many)
+        return
+    if prompt is None:
+        raise CommandError("nothing to draw: give a prompt in quotes, or --from prompts.jsonl")
+    from resilient_imagen.cli.single import run_single
+
+    run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
+
+
+def _emulator() -> Any:
+    from resilient_imagen.emulator import Emulator
+
+    return Emulator()

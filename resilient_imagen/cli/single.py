@@ -1,0 +1,153 @@
+"""One image: made, saved, told about."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+from rich.console import Console
+
+from resilient_imagen import ImageGenerationError
+from resilient_imagen.cli import pictures
+from resilient_imagen.cli.guard import warn
+from resilient_imagen.cli.session import open_client
+from resilient_imagen.images.sniff import pixel_size
+from resilient_imagen.telemetry.events import AttemptStarted, FellBack, RetryScheduled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.status import Status
+
+    from resilient_imagen import ImageResult
+    from resilient_imagen.cli.order import Order
+    from resilient_imagen.emulator import Emulator
+    from resilient_imagen.telemetry.events import Event
+
+__all__ = ["run_single"]
+
+_USUAL: Final = {"strict_references": True}
+"""Whoever names a file wants it used: better no picture than one paid for without it."""
+
+
+async def run_single(
+    order: Order,
+    output: Path | None,
+    given: Mapping[str, Any],
+    *,
+    emulator: Emulator | None,
+    as_json: bool,
+) -> None:
+    """Make the image, save it and say how it came about.
+
+    Args:
+        order: What to make.
+        output: Where to save it; None picks a name that is free.
+        given: Settings of the command line.
+        emulator: Used instead of the vendors.
+        as_json: Print for programs.
+
+    Raises:
+        ImageGenerationError: There is no image.
+        CommandError: It could not be saved there, or there is no key; nothing was sent.
+        OSError: It could not be saved after all.
+    """
+    if output is not None:
+        pictures.check_target(output)
+    with _status() as status:
+        sinks = [_StatusSink(status)]
+        async with open_client(given, _USUAL, emulator=emulator, sinks=sinks) as client:
+            try:
+                result = await order.place(client)
+            except ImageGenerationError as error:
+                if as_json:
+                    typer.echo(json.dumps(_failure(error)))
+                raise
+    path = _save(result, output)
+    if as_json:
+        typer.echo(json.dumps(_outcome(result, path)))
+    else:
+        _tell(result, path, charged=emulator is None)
+
+
+def _save(result: ImageResult, output: Path | None) -> Path:
+    suffix = pictures.extension(result.mime_type)
+    if output is None:
+        path = pictures.free_name(Path("image"), suffix)
+    elif not output.suffix:
+        path = output.with_name(output.name + suffix)
+    else:
+        path = output
+    if pictures.misnamed(path, result.mime_type):
+        warn(f"{path} holds {result.mime_type}, whatever its name says")
+    pictures.write_whole(path, result.image_bytes)
+    return path
+
+
+def _tell(result: ImageResult, path: Path, *, charged: bool) -> None:
+    size = pixel_size(result.image_bytes)
+    pixels = f"{size[0]} x {size[1]} pixels, " if size else ""
+    cost = result.usage["cost_usd"]
+    price = "unknown" if cost is None else f"${cost:.4f}"
+    rows = {
+        "saved": f"{path} ({pixels}{result.mime_type}, {len(result.image_bytes) / 1000:,.0f} kB)",
+        "provider": result.provider,
+        "model": result.model,
+        "requests": str(result.attempts),
+        "fallback": f"yes: {result.fallback_reason}" if result.fallback_reason else "no",
+        "seconds": f"{result.latency_s:.1f}",
+        "cost": price if charged else f"nothing: emulated (else {price})",
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:<10}{value}")
+    for note in result.adjustments:
+        typer.echo(f"{'note':<10}{note}")
+    for dropped in result.dropped_references:
+        typer.echo(f"{'note':<10}reference {dropped['index'] + 1} not used: {dropped['why']}")
+
+
+def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
+    told = result.to_dict()
+    del told["image_base64"]
+    size = pixel_size(result.image_bytes)
+    return {"path": str(path), "bytes": len(result.image_bytes), "pixels": size, **told}
+
+
+def _failure(error: ImageGenerationError) -> dict[str, Any]:
+    return {
+        "error": str(error),
+        "reason": str(error.reason),
+        "retry_after": error.retry_after,
+        "vendor_message": error.vendor_message,
+        "attempts": [asdict(attempt) for attempt in error.attempts],
+    }
+
+
+@contextmanager
+def _status() -> Iterator[Status]:
+    """A line on standard error that says what is going on; nothing where nobody looks."""
+    console = Console(stderr=True)
+    console.quiet = not console.is_terminal
+    with console.status("starting") as status:
+        yield status
+
+
+class _StatusSink:
+    """Keeps the status line true."""
+
+    inline = True
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, AttemptStarted):
+            self._status.update(f"{event.provider} {event.model} is drawing")
+        elif isinstance(event, RetryScheduled):
+            self._status.update(f"{event.provider}: {event.reason}; again in {event.delay_s:.0f} s")
+        elif isinstance(event, FellBack):
+            self._status.update(f"{event.from_route}: {event.cause}; going on to {event.to_route}")
