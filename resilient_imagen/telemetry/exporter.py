@@ -26,12 +26,21 @@ class PatientExporter(SpanExporter):
         exporter: Sends spans.
         where: The collector's address, for people.
         complain: Is told, at the end and in one line, how many spans were lost.
+        clock: Seconds.
     """
 
-    def __init__(self, exporter: SpanExporter, where: str, complain: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        where: str,
+        complain: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._exporter = exporter
         self._where = where
         self._complain = complain
+        self._clock = clock
         self._retry_at = 0.0
         self._lost = 0
         self._lock = threading.Lock()
@@ -39,10 +48,10 @@ class PatientExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send them, or drop them at once while the collector is left alone."""
         with self._lock:
-            if time.monotonic() >= self._retry_at:
+            if self._clock() >= self._retry_at:
                 if self._exporter.export(spans) is SpanExportResult.SUCCESS:
                     return SpanExportResult.SUCCESS
-                self._retry_at = time.monotonic() + _PAUSE
+                self._retry_at = self._clock() + _PAUSE
             self._lost += len(spans)
         return SpanExportResult.FAILURE
 

@@ -1,0 +1,203 @@
+"""Our own commands honour OTEL_*, and a dead collector costs them a line, not their time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+from opentelemetry import trace
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the otel extra")
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from trace_backends import collector
+
+from resilient_imagen import ConfigurationError, Settings
+from resilient_imagen.telemetry.exporter import PatientExporter
+from resilient_imagen.telemetry.setup import setup_tracing
+
+PROGRAM = """
+import sys
+from opentelemetry import trace
+from resilient_imagen.telemetry.setup import setup_tracing
+stop = setup_tracing("given", endpoint=sys.argv[1] if len(sys.argv) > 1 else None)
+for _ in range(3000):
+    trace.get_tracer("t").start_span("imagegen.generate").end()
+print("tracing" if stop else "off")
+if stop:
+    stop()
+"""
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own: a provider can be installed only once."""
+    environment = {**os.environ, **variables, "NO_PROXY": "*", "OTEL_BSP_MAX_QUEUE_SIZE": "9999"}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OTEL_SDK_DISABLED": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+        {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+    ],
+)
+def test_nothing_happens_when_nobody_asked(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No variable, or one that says no: no provider, no complaint."""
+    complaints: list[str] = []
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert setup_tracing("x", complain=complaints.append) is None
+    assert complaints == []
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            "tracing is off: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "zipkin"},
+            "tracing is off: OTEL_TRACES_EXPORTER=zipkin is not known; use otlp, console or none",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    variables: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variable's name and what is allowed."""
+    complaints: list[str] = []
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert setup_tracing("x", complain=complaints.append) is None
+    assert complaints == [complaint]
+
+
+def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user asked for tracing, and learns what to install."""
+    complaints: list[str] = []
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    assert setup_tracing("x", endpoint="http://127.0.0.1:9", complain=complaints.append) is None
+    assert complaints == ["tracing is off: pip install 'resilient-imagen[otel]'"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "service"),
+    [
+        ({}, "given"),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs,a=b"}, "theirs"),
+    ],
+)
+@pytest.mark.parametrize("by", ["variable", "argument"])
+def test_spans_arrive_under_the_right_name(
+    variables: dict[str, str], service: str, by: str
+) -> None:
+    """The environment's name of the service wins over ours; both ways to say where work."""
+    with collector() as backend:
+        if by == "argument":
+            done = run(backend.otlp, **variables)
+        else:
+            done = run(OTEL_EXPORTER_OTLP_ENDPOINT=backend.otlp, **variables)
+        assert (done.stdout, done.stderr) == ("tracing\n", "")
+        assert len(backend.find(service, {})) == 3000
+
+
+def test_console_spans_stay_off_standard_output() -> None:
+    """Results go there."""
+    done = run(OTEL_TRACES_EXPORTER="console")
+    assert done.stdout == "tracing\n"
+    assert done.stderr.count('"name": "imagegen.generate"') == 3000
+
+
+def test_a_dead_collector_is_one_line_and_no_wait() -> None:
+    """Nothing hangs, however many batches there were, and the address is told without password."""
+    started = time.monotonic()
+    done = run("http://me:sesame@127.0.0.1:9")
+    assert done.stdout == "tracing\n"
+    assert done.stderr == (
+        "resilient-imagen: 3000 spans could not be sent to http://127.0.0.1:9: "
+        "is a collector there?\n"
+    )
+    assert time.monotonic() - started < 30
+
+
+class Flaky(SpanExporter):
+    def __init__(self) -> None:
+        self.works = False
+        self.asked = 0
+        self.closed = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.asked += 1
+        return SpanExportResult.SUCCESS if self.works else SpanExportResult.FAILURE
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+    def shutdown(self) -> None:
+        self.closed = True
+
+
+def test_a_dead_collector_is_left_alone_for_a_while() -> None:
+    """One failure, then batches are dropped at once, then it is asked again; the loss is told."""
+    now, complaints, flaky = [1000.0], list[str](), Flaky()
+    patient = PatientExporter(flaky, "http://somewhere", complaints.append, clock=lambda: now[0])
+    span = TracerProvider().get_tracer("t").start_span("s")
+    assert isinstance(span, ReadableSpan)
+    assert patient.export([span]) is SpanExportResult.FAILURE
+    assert patient.export([span, span]) is SpanExportResult.FAILURE
+    assert flaky.asked == 1
+    now[0] += 30
+    flaky.works = True
+    assert patient.export([span]) is SpanExportResult.SUCCESS
+    assert patient.force_flush()
+    patient.shutdown()
+    assert flaky.closed
+    assert complaints == ["3 spans could not be sent to http://somewhere: is a collector there?"]
+
+
+@pytest.mark.parametrize(
+    ("word", "captured"),
+    [
+        ("", False),
+        ("NO_CONTENT", False),
+        ("event_only", False),
+        ("false", False),
+        ("SPAN_ONLY", True),
+        (" span_and_event ", True),
+        ("True", True),
+    ],
+)
+def test_content_is_captured_by_opentelemetrys_own_words(
+    word: str, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Today's and yesterday's; only spans are a place that we know."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", word)
+    assert Settings().capture_content is captured
+
+
+def test_another_word_for_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At start, with the variable's name and what is allowed."""
+    name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
+    monkeypatch.setenv(name, "ALWAYS")
+    with pytest.raises(ConfigurationError, match=f"{name}: must be NO_CONTENT, SPAN_ONLY"):
+        Settings()
