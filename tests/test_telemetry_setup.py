@@ -148,7 +148,9 @@ class Flaky(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         self.asked += 1
-        return SpanExportResult.SUCCESS if self.works else SpanExportResult.FAILURE
+        if not self.works:
+            raise ConnectionError
+        return SpanExportResult.SUCCESS
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True

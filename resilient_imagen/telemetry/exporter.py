@@ -49,11 +49,17 @@ class PatientExporter(SpanExporter):
         """Send them, or drop them at once while the collector is left alone."""
         with self._lock:
             if self._clock() >= self._retry_at:
-                if self._exporter.export(spans) is SpanExportResult.SUCCESS:
+                if self._delivered(spans):
                     return SpanExportResult.SUCCESS
                 self._retry_at = self._clock() + _PAUSE
             self._lost += len(spans)
         return SpanExportResult.FAILURE
+
+    def _delivered(self, spans: Sequence[ReadableSpan]) -> bool:
+        try:
+            return self._exporter.export(spans) is SpanExportResult.SUCCESS
+        except Exception:  # noqa: BLE001 - older exporters raise what newer ones answer
+            return False
 
     def shutdown(self) -> None:
         """Close, and say what could not be delivered."""

@@ -36,8 +36,8 @@ def setup_tracing(
     """Send spans where OTEL_* says, or to ``endpoint``; do nothing when nobody asked.
 
     Honoured: OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER (otlp, console, none), OTEL_SERVICE_NAME,
-    OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_* and OTEL_TRACES_EXPORTER's _ENDPOINT, _HEADERS,
-    _TIMEOUT and _COMPRESSION, OTEL_TRACES_SAMPLER, OTEL_BSP_*. The protocol is http/protobuf.
+    OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _TIMEOUT, _COMPRESSION and the
+    same with _TRACES_, OTEL_TRACES_SAMPLER, OTEL_BSP_*. The protocol is http/protobuf.
 
     Args:
         service_name: Used unless the environment names the service.
