@@ -158,6 +158,27 @@ def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
     run_virtual(scenario())
 
 
+def test_waiters_are_woken_in_the_order_they_came() -> None:
+    """Who has waited longest is first to ask again, so the next probe is theirs."""
+
+    async def scenario() -> list[int]:
+        gate = loop_gate(fail_max=1)
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            await gate.changed()
+            order.append(number)
+
+        waits = [asyncio.ensure_future(wait(number)) for number in range(50)]
+        await asyncio.sleep(0)
+        waits[7].cancel()
+        fail(gate)
+        await asyncio.gather(*waits, return_exceptions=True)
+        return order
+
+    assert run_virtual(scenario()) == [number for number in range(50) if number != 7]
+
+
 def test_changed_needs_a_loop() -> None:
     """Outside a loop there is nobody to wake."""
     gate, _ = make_gate()
