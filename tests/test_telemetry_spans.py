@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 from typing import Any
 
 import pytest
-from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.trace import SpanKind, StatusCode
 from telemetry_kit import FAST, Telemetry, World, attributes, play
 
-from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen import (
+    ImageGenerationError,
+    RateLimitedError,
+    Reason,
+)
+from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.telemetry.otel import SpanSink
-from resilient_imagen.testing import FakeProvider, run_virtual
+from resilient_imagen.testing import TINY_PNG
 
 
 def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
@@ -198,6 +200,31 @@ def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
     play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
+def test_a_slow_request_that_another_ones_timer_gave_away_is_linked_to_once_it_ends() -> None:
+    """Until then nobody's span is known to have opened it, so there is no link at all."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 5.0
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(3)
+        world.google.latency = 20.0
+        silent = asyncio.create_task(world.ask())
+        await asyncio.sleep(12)
+        await world.ask()
+        await asyncio.gather(first, silent)
+        await world.ask()
+        early, late = world.telemetry.rejects()
+        assert early.links == ()
+        (slow,) = [
+            span
+            for span in world.telemetry.attempts()
+            if attributes(span)["imagegen.circuit_breaker.counted"] == "slow"
+        ]
+        assert [link.context for link in late.links] == [slow.context]
+
+    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+
+
 def test_a_breaker_forced_open_links_to_nothing() -> None:
     """Nobody's request opened it."""
 
@@ -313,121 +340,6 @@ def test_our_own_bug_is_told_by_its_type() -> None:
     play(scene)
 
 
-def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
-    """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
-
-    async def scene(world: World) -> None:
-        tracer = world.telemetry.tracers.get_tracer("app")
-        with tracer.start_as_current_span("handler") as mine:
-            before = otel_context.get_current()
-            await world.ask()
-            assert otel_context.get_current() == before
-            assert trace.get_current_span() is mine
-        handler = world.telemetry.spans("handler")[0]
-        assert world.telemetry.roots()[0].parent == handler.context
-
-    play(scene)
-
-
-def test_what_happens_during_the_call_becomes_a_child() -> None:
-    """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
-
-    async def scene(world: World) -> None:
-        tracer = world.telemetry.tracers.get_tracer("app")
-        generate = world.google.generate
-
-        async def over_http(request: Any, model: str) -> Any:
-            with tracer.start_as_current_span("POST"):
-                return await generate(request, model)
-
-        async def on_start() -> None:
-            with tracer.start_as_current_span("told"):
-                await asyncio.sleep(0)
-
-        world.google.generate = over_http  # type: ignore[method-assign]
-        await world.ask(on_start=on_start)
-        assert world.telemetry.spans("POST")[0].parent == world.telemetry.attempts()[0].context
-        assert world.telemetry.spans("told")[0].parent == world.telemetry.roots()[0].context
-
-    play(scene)
-
-
-def test_calls_at_the_same_time_have_a_trace_each() -> None:
-    """Every attempt belongs to its own call's root, however the calls interleave."""
-
-    async def scene(world: World) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500, times=2)
-        await asyncio.gather(*(world.ask() for _ in range(8)))
-        roots = {span.context.trace_id: span.context for span in world.telemetry.roots()}
-        assert len(roots) == 8
-        attempts = world.telemetry.attempts()
-        assert len(attempts) == 10
-        for span in attempts:
-            assert span.parent == roots[span.context.trace_id]
-
-    play(scene, max_concurrent=8, **FAST)
-
-
-def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
-    """on_start asks for another image: its root is a child of the first call's."""
-
-    async def scene(world: World) -> None:
-        async def on_start() -> None:
-            await world.ask()
-
-        await world.ask(on_start=on_start)
-        inner, outer = world.telemetry.roots()
-        assert inner.parent == outer.context
-        parents = [span.parent for span in world.telemetry.attempts()]
-        assert parents in ([inner.context, outer.context], [outer.context, inner.context])
-
-    play(scene, **FAST)
-
-
-def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
-    """No end is ever told: the sink keeps no trace of it, and the next call has its own."""
-    telemetry = Telemetry()
-    sink = SpanSink(telemetry.tracers)
-
-    async def main() -> None:
-        google = FakeProvider("google").hang()
-        client = ImageClient(
-            Settings(routes="google:gemini-3-pro-image"),
-            providers=[google],
-            tracer_provider=telemetry.tracers,
-        )
-        client._hub._inline = client._hub._reversed = (sink,)
-        coroutine = client.generate("a lighthouse")
-        context = otel_context.get_current()
-        coroutine.send(None)  # started, never driven on, as by a loop that died
-        otel_context.attach(context)
-        assert len(sink._traces) == 1
-        coroutine.close()
-
-    run_virtual(main())
-    gc.collect()
-    assert len(sink._traces) == 0
-
-
-@pytest.mark.parametrize("sampler", [sampling.ALWAYS_OFF, None])
-def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
-    sampler: sampling.Sampler | None,
-) -> None:
-    """Sampled out or no SDK at all: the image comes, and nothing stays attached."""
-    provider = TracerProvider(sampler=sampler) if sampler else trace.NoOpTracerProvider()
-
-    async def main() -> None:
-        async with ImageClient(
-            Settings(), providers=[FakeProvider("google"), FakeProvider("openai")],
-            tracer_provider=provider,
-        ) as client:  # fmt: skip
-            before = otel_context.get_current()
-            await client.generate("a lighthouse")
-            assert otel_context.get_current() == before
-
-    run_virtual(main())
-
-
 def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
     """OpenTelemetry's own variable decides; the text is bounded and free of pictures."""
     picture = "data:image/png;base64," + "iVBORw0KGgo" * 50
@@ -477,3 +389,62 @@ def test_the_provider_is_named_as_the_conventions_name_it(
     assert with_password["server.address"] == "proxy.example"
     assert with_password["server.port"] == 8443
     assert "sesame" not in str(with_password)
+
+
+def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
+    """Model, id and finish reason of the answer; a name that looks like a key is not passed on."""
+
+    async def scene(world: World) -> None:
+        answers = [("resp_1", "STOP", "gemini-3-pro-image-001"), ("sk-" + "x" * 40, "S" * 900, "m")]
+
+        async def generate(request: Any, model: str) -> ProviderImage:
+            response_id, finish, served = answers.pop(0)
+            return ProviderImage(
+                TINY_PNG, "image/png", served, response_id=response_id, finish_reason=finish
+            )
+
+        world.google.generate = generate  # type: ignore[method-assign]
+        await world.ask()
+        await world.ask()
+        first, second = (attributes(span) for span in world.telemetry.attempts())
+        assert first["gen_ai.response.model"] == "gemini-3-pro-image-001"
+        assert first["gen_ai.response.id"] == "resp_1"
+        assert first["gen_ai.response.finish_reasons"] == ("stop",)
+        assert "gen_ai.usage.input_tokens" not in first
+        assert second["gen_ai.response.id"] == "[…]"
+        assert len(second["gen_ai.response.finish_reasons"][0]) <= 300
+
+    play(scene, **FAST)
+
+
+def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
+    """A traceback would show source lines at best, and local variables at worst."""
+
+    async def scene(world: World) -> None:
+        error = RateLimitedError(
+            vendor_message="slow down, sk-" + "k" * 30, vendor_error="APIError"
+        )
+        world.google.generate = raising(error)  # type: ignore[method-assign]
+        await world.ask()
+        (event,) = world.telemetry.attempts()[0].events
+        assert event.name == "exception"
+        assert dict(event.attributes or {}) == {
+            "exception.type": "APIError",
+            "exception.message": "slow down, […]",
+        }
+
+    def raising(error: Exception) -> Any:
+        async def generate(request: Any, model: str) -> Any:
+            raise error
+
+        return generate
+
+    play(scene, max_retries=0)
+
+
+def test_openers_are_remembered_for_so_many_routes_only() -> None:
+    """A long-lived client whose callers name models keeps a bounded memory of them."""
+    sink = SpanSink(Telemetry().tracers)
+    for number in range(200):
+        sink._remember(f"google:model-{number}", trace.INVALID_SPAN_CONTEXT)
+    assert list(sink._openers) == [f"google:model-{number}" for number in range(136, 200)]

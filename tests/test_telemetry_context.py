@@ -1,0 +1,190 @@
+"""Spans nest as code does: in the caller's trace, around the provider's work, leaving nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider, sampling
+from telemetry_kit import FAST, Telemetry, World, play
+
+from resilient_imagen import (
+    ImageClient,
+    Reason,
+    Settings,
+)
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.telemetry.events import RequestStarted
+from resilient_imagen.telemetry.inference import untold
+from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+
+
+def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
+    """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
+
+    async def scene(world: World) -> None:
+        tracer = world.telemetry.tracers.get_tracer("app")
+        with tracer.start_as_current_span("handler") as mine:
+            before = otel_context.get_current()
+            await world.ask()
+            assert otel_context.get_current() == before
+            assert trace.get_current_span() is mine
+        handler = world.telemetry.spans("handler")[0]
+        assert world.telemetry.roots()[0].parent == handler.context
+
+    play(scene)
+
+
+def test_what_happens_during_the_call_becomes_a_child() -> None:
+    """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
+
+    async def scene(world: World) -> None:
+        tracer = world.telemetry.tracers.get_tracer("app")
+        generate = world.google.generate
+
+        async def over_http(request: Any, model: str) -> Any:
+            with tracer.start_as_current_span("POST"):
+                return await generate(request, model)
+
+        async def on_start() -> None:
+            with tracer.start_as_current_span("told"):
+                await asyncio.sleep(0)
+
+        world.google.generate = over_http  # type: ignore[method-assign]
+        await world.ask(on_start=on_start)
+        assert world.telemetry.spans("POST")[0].parent == world.telemetry.attempts()[0].context
+        assert world.telemetry.spans("told")[0].parent == world.telemetry.roots()[0].context
+
+    play(scene)
+
+
+def test_calls_at_the_same_time_have_a_trace_each() -> None:
+    """Every attempt belongs to its own call's root, however the calls interleave."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.SERVER_ERROR, status=500, times=2)
+        await asyncio.gather(*(world.ask() for _ in range(8)))
+        roots = {span.context.trace_id: span.context for span in world.telemetry.roots()}
+        assert len(roots) == 8
+        attempts = world.telemetry.attempts()
+        assert len(attempts) == 10
+        for span in attempts:
+            assert span.parent == roots[span.context.trace_id]
+
+    play(scene, max_concurrent=8, **FAST)
+
+
+def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
+    """on_start asks for another image: its root is a child of the first call's."""
+
+    async def scene(world: World) -> None:
+        async def on_start() -> None:
+            await world.ask()
+
+        await world.ask(on_start=on_start)
+        inner, outer = world.telemetry.roots()
+        assert inner.parent == outer.context
+        parents = [span.parent for span in world.telemetry.attempts()]
+        assert parents in ([inner.context, outer.context], [outer.context, inner.context])
+
+    play(scene, **FAST)
+
+
+def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
+    """No end is ever told: the sink keeps no trace of it, and the next call has its own."""
+    telemetry = Telemetry()
+    sink = SpanSink(telemetry.tracers)
+
+    async def main() -> None:
+        google = FakeProvider("google").hang()
+        client = ImageClient(
+            Settings(routes="google:gemini-3-pro-image"),
+            providers=[google],
+            tracer_provider=telemetry.tracers,
+        )
+        client._hub._inline = client._hub._reversed = (sink,)
+        coroutine = client.generate("a lighthouse")
+        context = otel_context.get_current()
+        coroutine.send(None)  # started, never driven on, as by a loop that died
+        otel_context.attach(context)
+        assert len(sink._traces) == 1
+        coroutine.close()
+
+    run_virtual(main())
+    gc.collect()
+    assert len(sink._traces) == 0
+
+
+@pytest.mark.parametrize("sampler", [sampling.ALWAYS_OFF, None])
+def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
+    sampler: sampling.Sampler | None,
+) -> None:
+    """Sampled out or no SDK at all: the image comes, and nothing stays attached."""
+    provider = TracerProvider(sampler=sampler) if sampler else trace.NoOpTracerProvider()
+
+    async def main() -> None:
+        async with ImageClient(
+            Settings(), providers=[FakeProvider("google"), FakeProvider("openai")],
+            tracer_provider=provider,
+        ) as client:  # fmt: skip
+            before = otel_context.get_current()
+            await client.generate("a lighthouse")
+            assert otel_context.get_current() == before
+
+    run_virtual(main())
+
+
+def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
+    """A sink may be told of calls that began before it, or outside any trace."""
+    telemetry = Telemetry()
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+        await world.ask()
+        late = SpanSink(telemetry.tracers)
+        for event in world.told.events:
+            if not isinstance(event, RequestStarted):
+                late.handle(event)
+
+    play(scene, **FAST)
+    assert telemetry.spans() == []
+
+
+class Util(ModuleType):
+    """What opentelemetry-util-genai shows of itself."""
+
+    CLIENT_INFERENCE_CONTEXT_KEY = "the key"
+    InferenceData = dict
+
+
+@pytest.mark.parametrize("util", [Util("util"), ModuleType("of another version"), None])
+def test_sdk_instrumentations_are_told_during_the_attempt_alone(
+    util: ModuleType | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key is there while the provider works, nowhere else; any version will do."""
+    if util is not None:
+        monkeypatch.setitem(sys.modules, "opentelemetry.util.genai.invocation", util)
+    seen: list[object] = []
+
+    async def scene(world: World) -> None:
+        async def generate(request: Any, model: str) -> ProviderImage:
+            seen.append(otel_context.get_value("the key"))
+            return ProviderImage(TINY_PNG, "image/png", model)
+
+        world.google.generate = generate  # type: ignore[method-assign]
+        await world.ask(on_start=lambda: seen.append(otel_context.get_value("the key")))
+        seen.append(otel_context.get_value("the key"))
+
+    play(scene)
+    assert seen == [None, {} if isinstance(util, Util) else None, None]
+    with untold():
+        assert otel_context.get_value("the key") == ({} if isinstance(util, Util) else None)
+    assert otel_context.get_value("the key") is None
