@@ -298,6 +298,30 @@ def test_a_probe_left_behind_by_a_dead_loop_does_not_block_the_next() -> None:
     assert gate.numbers().state is BreakerState.OPEN
 
 
+def test_a_timer_left_on_another_loop_does_no_harm() -> None:
+    """A loop that runs again after the gate has moved on disturbs neither the gate nor its timer."""
+    gate = loop_gate(slow_call=20.0)
+    one, other = VirtualTimeLoop(), VirtualTimeLoop()
+
+    async def send() -> Permit:
+        return let_in(gate)
+
+    try:
+        first = one.run_until_complete(send())
+        second = other.run_until_complete(send())
+        one.run_until_complete(asyncio.sleep(15.0))
+        one.run_until_complete(asyncio.sleep(15.0))
+        assert gate.numbers().consecutive == 2, "both were slow by then"
+        assert timers(other) == 1
+        other.run_until_complete(asyncio.sleep(30.0))
+        assert timers(other) == 0
+    finally:
+        one.close()
+        other.close()
+
+    assert [each.settle(Verdict.SUCCESS).counted for each in (first, second)] == ["slow"] * 2
+
+
 def test_no_timer_is_left_when_nothing_is_pending() -> None:
     """Timers are cancelled with the verdict, and calls that come and go keep at most one."""
 
