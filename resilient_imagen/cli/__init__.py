@@ -10,6 +10,13 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command named on the command line; ends the process with its exit code."""
     try:
+        _run()
+    except KeyboardInterrupt:  # while modules were still being imported
+        sys.exit(130)
+
+
+def _run() -> None:
+    try:
         import rich
         import typer
     except ImportError:

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections import Counter
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -20,13 +18,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from resilient_imagen.cli.batch import Batch
 from resilient_imagen.cli.guard import FAILED, INTERRUPTED, warn
 from resilient_imagen.cli.journal import DONE, Journal
 from resilient_imagen.cli.prompts import read_prompts
 from resilient_imagen.cli.session import open_client
+from resilient_imagen.cli.summary import show_summary, summarize
 from resilient_imagen.telemetry.events import AttemptEnded
 
 if TYPE_CHECKING:
@@ -47,8 +45,6 @@ _USUAL: Final = {
     "when_all_open": "wait",  # an outage is waited out; rows do not run through it and all fail
 }
 _CTRL_C: Final = "Ctrl-C"
-_LISTED: Final = 20
-"""Failures shown one by one; the journal has them all."""
 
 
 async def run_many(
@@ -79,17 +75,16 @@ async def run_many(
     times = _Times()
     async with open_client(given, _USUAL, emulator=emulator, sinks=[times]) as client:
         with Journal(folder) as journal:
-            settled = [entry for row in rows if (entry := journal.settled(row))]
-            left = [row for row in rows if journal.settled(row) is None]
+            settled = {row.id: entry for row in rows if (entry := journal.settled(row))}
             with _progress(len(rows), len(settled)) as tell:
-                batch = Batch(left, journal, tell)
+                batch = Batch([row for row in rows if row.id not in settled], journal, tell)
                 with _stopping(batch):
                     await batch.run(client, _at_once(client))
-    summary = _summary(rows, settled, batch, times)
+    summary = summarize(rows, list(settled.values()), batch, times.by_provider)
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        _show(summary, folder)
+        show_summary(summary, folder, charged=emulator is None)
     if summary["failed"] or summary["left"]:
         raise SystemExit(INTERRUPTED if batch.stopped == _CTRL_C else FAILED)
 
@@ -159,62 +154,3 @@ def _progress(total: int, settled: int) -> Iterator[Any]:
 
     with bar:
         yield tell
-
-
-def _summary(rows: list[Row], settled: list[Entry], batch: Batch, times: _Times) -> dict[str, Any]:
-    made = [entry for entry in batch.entries if entry["status"] == DONE]
-    failed = [entry for entry in (*settled, *batch.entries) if entry["status"] != DONE]
-    providers = {}
-    for name in sorted({entry["provider"] for entry in made}):
-        own = [entry for entry in made if entry["provider"] == name]
-        seconds = times.by_provider.get(name, [0.0])
-        providers[name] = {
-            "images": len(own),
-            "median_s": median(seconds),
-            "max_s": max(seconds),
-            "cost_usd": sum(entry["usage"]["cost_usd"] or 0.0 for entry in own),
-        }
-    return {
-        "rows": len(rows),
-        "made": len(made),
-        "kept": len(settled) - (len(failed) - (len(batch.entries) - len(made))),
-        "failed": [
-            {name: entry[name] for name in ("id", "line", "reason", "error")} for entry in failed
-        ],
-        "left": len(rows) - len(settled) - len(batch.entries),
-        "stopped": batch.stopped,
-        "providers": providers,
-        "fallbacks": dict(Counter(e["fallback_reason"] for e in made if e["fallback_reason"])),
-        "cost_usd": sum(each["cost_usd"] for each in providers.values()),
-    }
-
-
-def _show(summary: dict[str, Any], folder: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    if summary["providers"]:
-        table = Table("provider", box=None)
-        for name in ("images", "median s", "max s", "cost"):
-            table.add_column(name, justify="right")
-        for name, each in summary["providers"].items():
-            table.add_row(
-                name,
-                str(each["images"]),
-                f"{each['median_s']:.1f}",
-                f"{each['max_s']:.1f}",
-                f"${each['cost_usd']:.4f}",
-            )
-        console.print(table)
-    for reason, count in summary["fallbacks"].items():
-        console.print(f"{count} by fallback: {reason}")
-    for each in summary["failed"][:_LISTED]:
-        console.print(
-            f"no image for {each['id']} (line {each['line']}): {each['error']}", markup=False
-        )
-    if len(summary["failed"]) > _LISTED:
-        console.print(f"and {len(summary['failed']) - _LISTED} more: see results.jsonl")
-    console.print(
-        f"{folder}: {summary['made']} made, {summary['kept']} there before, "
-        f"{len(summary['failed'])} failed, {summary['left']} left"
-    )
-    if summary["stopped"]:
-        console.print(f"stopped: {summary['stopped']}; run it again to go on", markup=False)

@@ -1,0 +1,260 @@
+"""README keeps its word: its code and commands run, its tables and names are those of the code."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from cli_kit import ROOT, environment, start
+from readme_tables import README, TABLES, in_readme
+from trace_backends import collector
+
+import resilient_imagen
+from resilient_imagen import ImageClient, ImageGenerationError, Settings, reset_default_client
+from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.testing import TINY_PNG
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(heading: str, language: str) -> list[str]:
+    """The code blocks of a language below a heading of the second level."""
+    (section,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+
+
+def executed(code: str) -> dict[str, Any]:
+    """The names that a block defines."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_those_of_the_code(name: str) -> None:
+    """Whoever changes a setting or a policy is told to write the table anew."""
+    assert in_readme(name) == TABLES[name](), "run python tests/readme_tables.py"
+
+
+def test_the_first_block_holds_two_commands() -> None:
+    """One line to the demo, one to the tests; both make their own environment."""
+    first = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)[0]
+    demo, tests = first.splitlines()
+    for line in (demo, tests):
+        assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q -e '.[")
+    assert demo.endswith(" && .venv/bin/resilient-imagen demo")
+    assert tests.endswith(" && .venv/bin/pytest --cov")
+
+
+def test_names_in_readme_exist() -> None:
+    """Every error is listed, every variable is one of Settings, every link leads somewhere."""
+    errors = {name for name in resilient_imagen.__all__ if name.endswith("Error")}
+    assert set(re.findall(r"\b[A-Z][A-Za-z]+Error\b", TEXT)) - {"ValueError", "TimeoutError"} >= (
+        errors - {"ImageGenerationError"}
+    )
+    variables = set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)", TEXT))
+    known = set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)", TABLES["settings"]()))
+    assert variables <= known
+    titles = re.findall(r"^##+ (.*)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-") for title in titles}
+    for target in re.findall(r"\]\(([^)]+)\)", TEXT):
+        assert target.removeprefix("#") in anchors if target[0] == "#" else (ROOT / target).exists()
+
+
+def test_the_example(
+    imagen_emulator: BackgroundEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eight lines of the first screen save a picture."""
+    monkeypatch.chdir(tmp_path)
+    executed(re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)[0])
+    assert (tmp_path / "lighthouse.png").stat().st_size > 1000
+    assert [seen.aspect_ratio for seen in imagen_emulator.google.requests] == ["9:16"]
+
+
+def test_three_lines_replace_the_applications_module() -> None:
+    """They give the functions that its call sites use, with the same signature."""
+    module, _ = blocks("In your application", "python")
+    assert len(module.splitlines()) == 3
+    names = executed(module)
+    assert all(inspect.iscoroutinefunction(names[name]) for name in names["__all__"])
+    plain = inspect.signature(names["generate_image"])
+    assert list(plain.parameters)[:3] == ["prompt", "aspect_ratio", "model"]
+    guided = inspect.signature(names["generate_image_with_references"])
+    assert list(guided.parameters)[:5] == [
+        "prompt", "reference_images", "aspect_ratio", "resolution", "model",
+    ]  # fmt: skip
+
+
+def test_the_applications_variables_are_settings() -> None:
+    """The block with variables can be pasted into an environment file as it is."""
+    (variables,) = blocks("In your application", "bash")
+    table = TABLES["settings"]()
+    names = [line.partition("=")[0] for line in variables.splitlines()]
+    assert len(names) == 5
+    assert all(f"`{name}`" in table for name in names)
+
+
+def test_options_go_around_call_sites(
+    imagen_emulator: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block's job makes its scenes, and is told when each begins."""
+    monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
+    _, code = blocks("In your application", "python")
+    begun: list[int] = []
+
+    async def main() -> list[dict[str, Any]]:
+        try:
+            images: list[dict[str, Any]] = await executed(code)["job"](
+                ["one", "two"], lambda: begun.append(len(imagen_emulator.google.requests))
+            )
+            return images
+        finally:
+            await reset_default_client()
+
+    images = asyncio.run(main())
+    assert [image["provider"] for image in images] == ["google", "google"]
+    assert begun == [0, 1]
+
+
+FASTAPI_USER = """
+import asyncio, json, sys, httpx2, app as application
+
+async def main():
+    async with application.app.router.lifespan_context(application.app):
+        transport = httpx2.ASGITransport(app=application.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+            made = await client.post("/scenes/one", json={"prompt": "a lighthouse"})
+            empty = await client.post("/scenes/two", json={"prompt": ""})
+            health = await client.get("/health/images")
+    image = made.json()
+    print(json.dumps({
+        "made": [made.status_code, image["by"], image["usd"], len(image["image"]) > 1000],
+        "empty": [empty.status_code, empty.json()["detail"]],
+        "health": [route["breaker"]["state"] for route in health.json()["routes"]],
+        "jobs": application.jobs,
+    }))
+
+asyncio.run(main())
+"""
+
+
+def test_the_fastapi_page(imagen_emulator: BackgroundEmulator, tmp_path: Path) -> None:
+    """It serves a scene, refuses an empty prompt, shows its health and sends its trace."""
+    pytest.importorskip("fastapi")
+    (code,) = blocks("With FastAPI", "python")
+    (tmp_path / "app.py").write_text(code)
+    with collector() as traces:
+        done = subprocess.run(
+            [sys.executable, "-c", FASTAPI_USER],
+            cwd=tmp_path,
+            env=environment({"OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp}),
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    import json
+
+    seen = json.loads(done.stdout)
+    assert seen["made"] == [200, "google", 0.134, True]
+    assert seen["empty"] == [422, "prompt must be a text that is not empty"]
+    assert seen["health"] == ["closed", "closed"]
+    assert seen["jobs"] == {"one": "done", "two": "refused"}
+    names = [span.name for service, span in traces.received if service == "storyboards"]
+    assert names.count("generate_content gemini-3-pro-image") == 1
+    assert len(imagen_emulator.google.requests) == 1
+
+
+def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws in the asked ratio, and its failures have reasons that lead on."""
+    (code,) = blocks("A provider of your own", "python")
+    provider = code[: code.index("def make_client")]
+    assert len(provider.splitlines()) <= 40
+    names = executed(code)
+    asked: list[dict[str, Any]] = []
+    statuses = iter([200, 200, 503, 500])
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        import base64
+        import json
+
+        asked.append(json.loads(request.content))
+        picture = base64.b64encode(TINY_PNG).decode()
+        return httpx2.Response(next(statuses), json={"images": [picture]})
+
+    async def main() -> list[str]:
+        local = names["StableDiffusion"](transport=httpx2.MockTransport(answer))
+        settings = Settings(routes="local:sdxl", ipm=6000, max_retries=0)
+        async with ImageClient(settings, providers=[local]) as client:
+            outcomes = [(await client.generate("a")).provider]
+            outcomes.append((await client.generate("a", aspect_ratio="16:9")).provider)
+            for _ in range(2):
+                with pytest.raises(ImageGenerationError) as caught:
+                    await client.generate("a")
+                outcomes.append(caught.value.reason)
+            return outcomes
+
+    assert asyncio.run(main()) == ["local", "local", "overloaded", "server_error"]
+    sizes = [(body["width"], body["height"]) for body in asked]
+    assert sizes[:2] == [(576, 1024), (1024, 576)]
+
+    monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "made-up")
+    monkeypatch.setenv("OPENAI_API_KEY", "made-up")
+
+    async def chain() -> list[str]:
+        async with names["make_client"]() as client:
+            return [route["provider"] for route in client.snapshot()["routes"]]
+
+    assert asyncio.run(chain()) == ["google", "openai", "local"]
+
+
+def test_the_fixture_for_applications(tmp_path: Path) -> None:
+    """The two blocks about tests are a conftest and a test that passes."""
+    conftest, test = blocks("In your tests", "python")
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_application.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout
+
+
+def test_every_command(tmp_path: Path) -> None:
+    """The commands run as they stand, one after the other, in an empty directory."""
+    (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)
+    (tmp_path / "prompts.jsonl").write_text(example)
+    (tmp_path / "fox.png").write_bytes(TINY_PNG)
+    (commands,) = blocks("On the command line", "bash")
+    for line in commands.splitlines():
+        name, *arguments = shlex.split(line)
+        assert name == "resilient-imagen"
+        process = start(*arguments, cwd=tmp_path)
+        if arguments[0] == "emulate":
+            assert process.stderr is not None
+            assert "Ctrl-C" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, (line, errors)
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g")}
+    assert made == {
+        "demo.jpg", "fox.png", "lighthouse.png", "night.png", "pictures/scene-1.jpg",
+    }  # fmt: skip
