@@ -35,15 +35,18 @@ def test_an_error_comes_back_as_it_is() -> None:
 
 def test_cancellation_returns_at_once_and_drops_what_has_not_begun() -> None:
     """The caller does not wait for threads; queued work of cancelled callers never runs."""
-    release = threading.Event()
+    begun, release = threading.Semaphore(0), threading.Event()
     ran: list[int] = []
 
     def block() -> None:
+        begun.release()
         release.wait(30)
 
     async def run() -> None:
         threads = min(offload._MAX_THREADS, os.cpu_count() or 1)
         blocking = [asyncio.create_task(off_loop(block)) for _ in range(threads)]
+        for _ in range(threads):
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
         queued = [asyncio.create_task(off_loop(ran.append, 1)) for _ in range(50)]
         await asyncio.sleep(0)
         for task in (*blocking, *queued):
