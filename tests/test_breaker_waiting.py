@@ -164,6 +164,8 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
     async def scenario() -> list[int]:
         gate = loop_gate(fail_max=1)
         order: list[int] = []
+        troubles: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: troubles.append(what))
 
         async def wait(number: int) -> None:
             await gate.changed()
@@ -174,6 +176,8 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
         waits[7].cancel()
         fail(gate)
         await asyncio.gather(*waits, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert troubles == []
         return order
 
     assert run_virtual(scenario()) == [number for number in range(50) if number != 7]
@@ -299,7 +303,7 @@ def test_a_probe_left_behind_by_a_dead_loop_does_not_block_the_next() -> None:
 
 
 def test_a_timer_left_on_another_loop_does_no_harm() -> None:
-    """A loop that runs again after the gate has moved on disturbs neither the gate nor its timer."""
+    """A loop that runs again after the gate has moved on disturbs neither it nor its timer."""
     gate = loop_gate(slow_call=20.0)
     one, other = VirtualTimeLoop(), VirtualTimeLoop()
 
