@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.attempt import Served
     from resilient_imagen.call import OnStart
+    from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.telemetry.hub import Sink
@@ -73,7 +74,8 @@ class ImageClient:
         )
         self._hub = Hub([*built_in, *(sinks or ())])
         self._reporter = Reporter(self._hub)
-        self._routing = Routing(self.settings, providers or (), self._reporter)
+        self._fleet = _fleet(self.settings, self._reporter)
+        self._routing = Routing(self.settings, providers or (), self._reporter, self._fleet)
         attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
         self._fetcher: Fetcher | None = None
@@ -95,8 +97,16 @@ class ImageClient:
         await self.aclose()
 
     async def warm_up(self) -> None:
-        """Build the SDK clients now, in threads; the first call does it otherwise."""
-        await asyncio.gather(*(lane.warm_up() for lane in self._routing.lanes))
+        """Build the SDK clients, in threads, and join the fleet; the first call does it otherwise.
+
+        Raises:
+            ConfigurationError: The Redis of IMAGE_GEN_REDIS_URL is there and refuses us.
+        """
+        await asyncio.gather(self._join(), *(lane.warm_up() for lane in self._routing.lanes))
+
+    async def _join(self) -> None:
+        if self._fleet is not None:
+            await self._fleet.ready()
 
     async def generate(
         self,
@@ -170,6 +180,7 @@ class ImageClient:
         self._reporter.request_started(call)
 
         async def prepare() -> None:
+            await self._join()
             await self._load(call, references)
 
         try:
@@ -238,6 +249,7 @@ class ImageClient:
             "routes": self._routing.snapshot(),
             "images": self._images,
             "cost_usd": round(self._cost_usd, 6),
+            "fleet": None if self._fleet is None else self._fleet.snapshot(),
         }
 
     async def aclose(self) -> None:
@@ -248,7 +260,17 @@ class ImageClient:
         closing = [provider.aclose() for provider in self._routing.providers]
         if self._fetcher is not None:
             closing.append(self._fetcher.aclose())
+        if self._fleet is not None:
+            closing.append(self._fleet.aclose())
         await asyncio.gather(*closing)
+
+
+def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:
+    if settings.redis_url is None:
+        return None
+    from resilient_imagen.fleet import Address, Fleet
+
+    return Fleet(Address.parse(settings.redis_url.get_secret_value()), reporter.warned)
 
 
 def _checked_deadline(seconds: float | None) -> float:

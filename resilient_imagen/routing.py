@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen import models
@@ -19,6 +20,7 @@ from resilient_imagen.providers import BUILT_IN, build
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from resilient_imagen.fleet import Fleet
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.reporter import Reporter
@@ -37,10 +39,15 @@ class Routing:
     """
 
     def __init__(
-        self, settings: Settings, providers: Iterable[Provider], reporter: Reporter
+        self,
+        settings: Settings,
+        providers: Iterable[Provider],
+        reporter: Reporter,
+        fleet: Fleet | None = None,
     ) -> None:
         self._settings = settings
         self._reporter = reporter
+        self._fleet = fleet
         self._warned: set[str] = set()
         self._pacers: dict[str, Pacer] = {}
         self.image_limits = ImageLimits(
@@ -150,7 +157,7 @@ class Routing:
 
     def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:
         timeout = self._settings.timeout_for(name)
-        gate = new_gate(self._settings, name, model)
+        gate = new_gate(self._settings, name, model, kind=self._gate_kind())
         gate.subscribe(self._reporter.breaker_changed)
         self._reporter.route_added(gate, configured=configured)
         most = self._settings.max_reference_mb
@@ -165,8 +172,22 @@ class Routing:
 
     def _pacer(self, name: str) -> Pacer:
         if name not in self._pacers:
-            self._pacers[name] = new_pacer(self._settings, name)
+            self._pacers[name] = new_pacer(self._settings, name, self._pacer_kind(name))
         return self._pacers[name]
+
+    def _pacer_kind(self, name: str) -> Callable[..., Pacer]:
+        if self._fleet is None:
+            return Pacer
+        from resilient_imagen.limiter.redis import SharedPacer
+
+        return partial(SharedPacer, name, fleet=self._fleet)
+
+    def _gate_kind(self) -> Callable[..., Gate]:
+        if self._fleet is None:
+            return Gate
+        from resilient_imagen.breaker.redis import SharedGate
+
+        return partial(SharedGate, fleet=self._fleet)
 
     def _warn(self, code: str, message: str) -> None:
         if message not in self._warned:
@@ -174,9 +195,9 @@ class Routing:
             self._reporter.warned(code, message)
 
 
-def new_pacer(settings: Settings, provider: str) -> Pacer:
-    """The queue in front of ``provider``."""
-    return Pacer(
+def new_pacer(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:
+    """The queue in front of ``provider``; ``kind`` makes it."""
+    return kind(
         max_concurrent=settings.max_concurrent,
         per_minute=settings.ipm_for(provider),
         burst=settings.burst,
@@ -185,7 +206,11 @@ def new_pacer(settings: Settings, provider: str) -> Pacer:
 
 
 def new_gate(
-    settings: Settings, provider: str, model: str, random: Callable[[], float] = random.random
+    settings: Settings,
+    provider: str,
+    model: str,
+    random: Callable[[], float] = random.random,
+    kind: Callable[..., Gate] = Gate,
 ) -> Gate:
     """The breaker of one route.
 
@@ -194,6 +219,7 @@ def new_gate(
         provider: The route's provider.
         model: The route's model.
         random: Chance for jitter, from 0 to 1.
+        kind: Makes it.
     """
     config = BreakerConfig(
         mode=BreakerMode(settings.breaker_mode),
@@ -207,6 +233,6 @@ def new_gate(
         half_open_calls=settings.breaker_half_open_calls,
         probe_deadline=settings.timeout_for(provider) + 1.0,
     )
-    gate = Gate(f"{provider}:{model}", config, random=random)
+    gate = kind(f"{provider}:{model}", config, random=random)
     gate.force_open = provider in settings.force_open
     return gate

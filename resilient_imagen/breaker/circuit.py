@@ -89,6 +89,11 @@ class Circuit:
             self._time_is_up(*self.flights.first())
         self.now = now
 
+    @property
+    def due(self) -> float:
+        """When time decides something next; inf: never."""
+        return self.flights.due
+
     def ask(self) -> Flight | None:
         """Admit one request, or None. The first to ask once an opening is over begins a round."""
         if self.state is _CLOSED:

@@ -71,7 +71,7 @@ class Gate:
         self._listeners = Listeners()
         self._waiters = Waiters()
         self._alarm = Alarm(self._tick)
-        self._circuit = Circuit(config, random, self._moved, self._waiters.wake)
+        self._circuit = self._new_circuit(config)
         self._reports = Reports(name, self._circuit, self._clock)
         self._forced = False
         self._state = _CLOSED
@@ -267,6 +267,9 @@ class Gate:
             return "ignored"
         return self._circuit.count(flight, verdict, why)
 
+    def _new_circuit(self, config: BreakerConfig) -> Circuit:
+        return Circuit(config, self._random, self._moved, self._waiters.wake)
+
     # With the lock held
 
     def _answer(self) -> Permit | Rejection:
@@ -289,7 +292,7 @@ class Gate:
         self._circuit.catch_up(self._clock.now(strict=strict))
 
     def _set_alarm(self) -> None:
-        self._alarm.set(self._circuit.flights.due, self._clock)
+        self._alarm.set(self._circuit.due, self._clock)
 
     def _tick(self) -> None:
         with self._lock:

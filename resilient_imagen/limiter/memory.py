@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Pacer", "QueueFullError", "Ticket"]
+__all__ = ["EARLY", "Pacer", "QueueFullError", "Ticket"]
 
-_EARLY = 1e-6
+EARLY = 1e-6
 """Seconds by which a timer may fire before its time without being armed again."""
 
 
@@ -126,7 +126,7 @@ class Pacer:
         ticket = Ticket(self)
         self._queue.append(ticket)
         self._serve()
-        if self._max_queue is not None and len(self._queue) > self._max_queue:
+        if self._max_queue is not None and self._waiting() > self._max_queue:
             self._queue.remove(ticket)
             raise QueueFullError
         return ticket
@@ -145,24 +145,38 @@ class Pacer:
             "interval_s": self._places.interval,
         }
 
+    def _waiting(self) -> int:
+        return len(self._queue)
+
     def _serve(self) -> None:
         """Grant what can be granted now, and come back when the next place is due."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now < self._last_seen:
-            self._places.reset()  # a new loop, whose clock started anew
-        self._last_seen = now
+        now = self._now(loop)
         while self._queue and self.in_flight < self._max_concurrent:
             ready_at = self._places.ready_at()
-            if ready_at - now > _EARLY:
+            if ready_at - now > EARLY:
                 self._come_back(loop, ready_at)
                 return
-            ticket = self._queue.popleft()
-            if ticket.granted.done() or ticket.granted.get_loop() is not loop:
-                continue  # its caller is gone, or belonged to a loop that is
-            ticket.receipt = self._places.take(now)
-            self.in_flight += 1
-            ticket.granted.set_result(None)
+            self._grant_first(loop, now)
+
+    def _now(self, loop: asyncio.AbstractEventLoop) -> float:
+        now = loop.time()
+        if now < self._last_seen:
+            self._begin_anew()  # a new loop, whose clock started anew
+        self._last_seen = now
+        return now
+
+    def _begin_anew(self) -> None:
+        self._places.reset()
+
+    def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Ticket | None:
+        ticket = self._queue.popleft()
+        if ticket.granted.done() or ticket.granted.get_loop() is not loop:
+            return None  # its caller is gone, or belonged to a loop that is
+        ticket.receipt = self._places.take(now)
+        self.in_flight += 1
+        ticket.granted.set_result(None)
+        return ticket
 
     def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:

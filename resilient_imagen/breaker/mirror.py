@@ -1,0 +1,191 @@
+"""A circuit on which other processes act too: their openings and closings, and their probes.
+
+It counts and decides as any circuit does, for this process. What the fleet decided is laid over
+that by `adopt`; what happens here is told to a `Peer`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from resilient_imagen.breaker.circuit import NO_REASON, Circuit, Opening, Why
+from resilient_imagen.breaker.views import BreakerState
+from resilient_imagen.reasons import Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.breaker.config import BreakerConfig
+    from resilient_imagen.breaker.flights import Flight
+    from resilient_imagen.breaker.views import Counted
+    from resilient_imagen.fleet.record import Record
+
+__all__ = ["MirrorCircuit", "Peer"]
+
+_CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+_OVERDUE = 1e-6
+"""Seconds: how an opening is written down that has lasted its time already."""
+
+
+class Peer(Protocol):
+    """Who speaks for this circuit to the others. Called with the gate's lock held; may not wait."""
+
+    def wants_lease(self, probe: Flight) -> bool:
+        """A probe is to be sent. True: not before the others agree."""
+        ...
+
+    def sent(self, flight: Flight) -> None:
+        """A probe is on its way."""
+        ...
+
+    def counted(self, flight: Flight, counted: Counted, verdict: Verdict, why: Why) -> None:
+        """A request has ended, or time has decided about it."""
+        ...
+
+
+class MirrorCircuit(Circuit):
+    """A circuit that follows the fleet's.
+
+    Args:
+        config: As `Circuit`, and so are `random`, `moved` and `freed`.
+        random: Returns 0 to 1 for the jitter.
+        moved: Called after each change.
+        freed: Called when a probe's place is free again without a verdict.
+        peer: Speaks for it.
+    """
+
+    def __init__(
+        self,
+        config: BreakerConfig,
+        random: Callable[[], float],
+        moved: Callable[[BreakerState, BreakerState], None],
+        freed: Callable[[], None],
+        peer: Peer,
+    ) -> None:
+        super().__init__(config, random, moved, freed)
+        self._peer = peer
+        self._elsewhere = math.inf
+        """Until when probes of other processes take every place; inf: they do not."""
+        self._barred: set[Flight] = set()
+        """Probes that may not be sent: the others have not agreed, or time has run out."""
+
+    # -- what the fleet does to it ----------------------------------------------------------------
+
+    def adopt(self, record: Record, *, same_state: bool, follows: bool, holds_lease: bool) -> None:
+        """Become what the fleet is.
+
+        Args:
+            record: The news.
+            same_state: It is about the state we know of. Having probed and failed in the fleet's
+                round, we stay open, while others go on probing.
+            follows: The fleet's state was not closed before: it may end our opening. One that
+                only we know of lasts.
+            holds_lease: We are among those who take the probes' places.
+        """
+        if record.state is _OPEN:
+            self._adopt_opening(record)
+        elif record.state is _HALF_OPEN:
+            if not same_state:
+                self._adopt_round(record)
+            self.probe_elsewhere(0.0 if holds_lease else record.lease)
+        elif follows and self.state is not _CLOSED:
+            self._machine.close()
+
+    def probe_elsewhere(self, seconds: float) -> None:
+        """Other processes' probes take every place for so long; 0: there is room."""
+        was, self._elsewhere = self._elsewhere, self.now + seconds if seconds > 0 else math.inf
+        if was < math.inf == self._elsewhere:
+            self._on_freed()
+
+    def agree(self, probe: Flight) -> None:
+        """It may be sent."""
+        self._barred.discard(probe)
+
+    def refuse(self, probe: Flight, seconds: float) -> None:
+        """Another process sends one: this one may not, and its place is taken for so long."""
+        if probe.generation == self.generation:
+            self.flights.end(probe)
+            self.probe_elsewhere(seconds)
+            self._on_freed()  # whoever carries it has to hear of it
+
+    def _adopt_opening(self, record: Record) -> None:
+        why = Why(record.cause, record.brief)
+        seconds = max(record.left, _OVERDUE)
+        if self.state is _OPEN:
+            since = self.opening.since if self.opening is not None else self.now
+            self.opening = Opening(since, self.now + seconds, why)
+            self._on_freed()  # it may end sooner than those who wait expect
+        else:
+            self._why, self._pause = why, seconds
+            self._machine.open()
+        self.openings = record.openings
+
+    def _adopt_round(self, record: Record) -> None:
+        if self.state is _HALF_OPEN:
+            return
+        if self.state is _CLOSED:
+            self.opening = Opening(self.now, self.now, Why(record.cause, record.brief))
+        self.openings = record.openings
+        self._machine.half_open()
+
+    # -- what it does otherwise than a circuit that is alone --------------------------------------
+
+    @property
+    def due(self) -> float:
+        """When time decides something next; inf: never."""
+        return min(self.flights.due, self._elsewhere)
+
+    def catch_up(self, now: float) -> None:
+        """Make up for what time alone has decided up to `now`."""
+        super().catch_up(now)
+        if self._elsewhere <= now:
+            self.probe_elsewhere(0.0)
+
+    def ask(self) -> Flight | None:
+        """Admit one request, or None. A probe needs the others' leave too, which comes later."""
+        flight = super().ask()
+        if flight is not None and flight.probe and self._peer.wants_lease(flight):
+            self._barred.add(flight)
+        return flight
+
+    def blocked_until(self) -> float | None:
+        """Until when nobody is admitted, or None."""
+        until = super().blocked_until()
+        return self.due if self.state is _HALF_OPEN and until is not None else until
+
+    def is_stale(self, flight: Flight) -> bool:
+        """Whether its outcome cannot count, now or any more."""
+        return flight in self._barred or super().is_stale(flight)
+
+    def send(self, flight: Flight) -> None:
+        """The request leaves now."""
+        super().send(flight)
+        if flight.probe and flight.sent:
+            self._peer.sent(flight)
+
+    def count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+        """Count the outcome of a request, and tell it."""
+        self._barred.discard(flight)
+        told = flight.counted is not None
+        counted = super().count(flight, verdict, why)
+        self._peer.counted(flight, "stale" if told else counted, verdict, why)
+        return counted
+
+    @property
+    def _has_room(self) -> bool:
+        return self._elsewhere == math.inf and super()._has_room
+
+    def _time_is_up(self, flight: Flight, slow: bool) -> None:  # noqa: FBT001 - as the base has it
+        super()._time_is_up(flight, slow)
+        if flight.sent:
+            why = Why(cause=Reason.TIMEOUT, brief="timed out")
+            self._peer.counted(flight, flight.counted or "failure", Verdict.FAILURE, why)
+        else:
+            self._barred.add(flight)
+            self._peer.counted(flight, "ignored", Verdict.NEUTRAL, NO_REASON)
+
+    def _moved(self, state: BreakerState) -> None:
+        self._elsewhere = math.inf
+        self._barred.clear()
+        super()._moved(state)

@@ -1,0 +1,156 @@
+"""What one process tells the others about a route: its circuit put into steps of the protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.breaker.circuit import NO_REASON
+from resilient_imagen.fleet.steps import (
+    LEASE,
+    LEAVE,
+    OPEN,
+    RELEASE,
+    SETTLE,
+    VOTE,
+    Script,
+    Step,
+    microseconds,
+)
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from resilient_imagen.breaker.circuit import Circuit, Why
+    from resilient_imagen.fleet.agent import Fleet
+    from resilient_imagen.fleet.record import Record
+
+__all__ = ["Phrases", "answered"]
+
+_ANSWERS: Final = frozenset(
+    {Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.QUOTA_EXHAUSTED, Reason.SERVER_ERROR}
+)
+
+
+def answered(why: Why) -> bool:
+    """Whether the service itself told the failure, about itself or the account.
+
+    Any other failure may be one worker's own trouble: its network, its proxy, its key.
+    """
+    return why.cause in _ANSWERS
+
+
+class Phrases:
+    """Makes the steps; takes none.
+
+    Args:
+        fleet: Who speaks, and where.
+        route: What about: `provider:model`.
+    """
+
+    __slots__ = ("_fixed", "_keys")
+
+    def __init__(self, fleet: Fleet, route: str) -> None:
+        kinds = ("circuit", "leases", "workers", "seen")
+        self._keys = tuple(fleet.address.key(kind, route) for kind in kinds)
+        self._fixed = (fleet.worker, fleet.address.channel, route)
+
+    def alive(self, record: Record, circuit: Circuit) -> Step:
+        """A sign of life, and what this worker has counted."""
+        return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_REASON)
+
+    def succeeded(self, record: Record, circuit: Circuit) -> Step:
+        """A request succeeded while closed."""
+        return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_REASON)
+
+    def failed(
+        self,
+        record: Record,
+        circuit: Circuit,
+        why: Why,
+        *,
+        weight: int,
+        in_window: bool,
+        pause: float,
+    ) -> Step:
+        """A request failed while closed; should that open the circuit, then for `pause` seconds."""
+        seen = int(answered(why))
+        return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
+
+    def opened(self, record: Record, circuit: Circuit, *, token: str = "", claim: bool) -> Step:
+        """The circuit is open, as it is here.
+
+        Args:
+            record: What it is told about.
+            circuit: The one that is open.
+            token: Of the probe whose failure opened it.
+            claim: It follows from what we saw; else it is only what we remember of the record.
+        """
+        opening = circuit.opening
+        why = NO_REASON if opening is None else opening.why
+        left = 0.0 if opening is None else max(opening.until - circuit.now, 0.0)
+        return self._fenced(
+            OPEN,
+            record,
+            microseconds(left),
+            str(why.cause or ""),
+            str(why.brief or ""),
+            int(answered(why)),
+            int(claim),
+            circuit.openings,
+            token,
+            microseconds(circuit.config.window),
+        )
+
+    def settled(self, record: Record, circuit: Circuit, token: str, successes: int) -> Step:
+        """So many probes succeeded."""
+        needed = circuit.config.half_open_calls
+        return self._fenced(SETTLE, record, token, successes, needed)
+
+    def wanted(self, circuit: Circuit, token: str) -> Step:
+        """A probe asks for its lease, or renews it."""
+        deadline = microseconds(circuit.config.probe_deadline)
+        return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
+
+    def released(self, token: str) -> Step:
+        """A probe's place is free again."""
+        return self._step(RELEASE, token)
+
+    def left(self) -> Step:
+        """This worker goes."""
+        return self._step(LEAVE)
+
+    def _vote(
+        self,
+        record: Record,
+        circuit: Circuit,
+        vote: str,
+        weight: int,
+        seen: int,
+        in_window: int,
+        pause: float,
+        why: Why,
+    ) -> Step:
+        config, window = circuit.config, circuit.rule.window
+        window.roll(circuit.now)
+        return self._fenced(
+            VOTE,
+            record,
+            vote,
+            weight,
+            seen,
+            in_window,
+            window.calls,
+            window.failures,
+            microseconds(pause),
+            str(why.cause or ""),
+            str(why.brief or ""),
+            config.fail_max,
+            config.failure_rate,
+            config.min_calls,
+            microseconds(config.window),
+        )
+
+    def _fenced(self, script: Script, record: Record, *arguments: str | float) -> Step:
+        return self._step(script, record.epoch, record.generation, *arguments)
+
+    def _step(self, script: Script, *arguments: str | float) -> Step:
+        return Step(script, self._keys, (*self._fixed, *arguments))

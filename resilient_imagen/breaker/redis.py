@@ -1,0 +1,281 @@
+"""A breaker that the whole fleet shares: one opening, one probe, one recovery for all processes.
+
+Asking it does no I/O. The gate is a mirror of the route's record in Redis, kept fresh by the
+fleet's background task: every change is told to all at once, and a check-in each second makes up
+for news that got lost. What happens here is told in the other direction, fenced by the generation
+of the state it was seen in.
+
+Who opens what:
+
+- What this process sees counts in its own circuit, by its own rules. That opens for itself, at
+  once, whatever the others say (`Circuit`).
+- It also counts in the fleet's record, with the quorum rule of `fleet/lua/vote.lua`. That opens for
+  everybody.
+- A hint of the server or a used-up quota concerns the account: it opens for everybody at once.
+- While the fleet's record is open or half-open, a probe needs its lease. `reserve` gives the permit
+  right away and asks for the lease meanwhile; until it is there the permit is `stale`, so it is
+  not sent. The place in the pacer's queue is asked for after it and on the same connection, so
+  the answer is always there in time.
+
+Without Redis it is an ordinary gate. What it learned alone, it tells when it is back.
+"""
+
+from __future__ import annotations
+
+import random as _random
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen.breaker.circuit import Why
+from resilient_imagen.breaker.config import BreakerMode
+from resilient_imagen.breaker.gate import Gate
+from resilient_imagen.breaker.mirror import MirrorCircuit
+from resilient_imagen.breaker.permit import Permit
+from resilient_imagen.breaker.phrases import Phrases, answered
+from resilient_imagen.breaker.trip import believable, pause
+from resilient_imagen.breaker.views import BreakerState
+from resilient_imagen.fleet.agent import Errand
+from resilient_imagen.fleet.record import UNKNOWN, Record
+from resilient_imagen.reasons import Reason, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resilient_imagen.breaker.circuit import Circuit
+    from resilient_imagen.breaker.config import BreakerConfig
+    from resilient_imagen.breaker.flights import Flight
+    from resilient_imagen.breaker.views import Counted, Rejection
+    from resilient_imagen.fleet.agent import Fleet
+    from resilient_imagen.fleet.steps import Step
+
+__all__ = ["SharedGate"]
+
+_CLOSED, _OPEN = BreakerState.CLOSED, BreakerState.OPEN
+
+
+class SharedGate(Gate):
+    """A `Gate` that the fleet's news move, and that tells the fleet what it sees.
+
+    Args:
+        name: `provider:model`, the same in every process.
+        config: The numbers; they should be the same in every process.
+        fleet: The connection to the others.
+        random: Returns 0 to 1 for the jitter.
+    """
+
+    _circuit: MirrorCircuit
+
+    def __init__(
+        self,
+        name: str,
+        config: BreakerConfig,
+        *,
+        fleet: Fleet,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self._fleet = fleet
+        self._record = UNKNOWN
+        self._leases: dict[Flight, str] = {}
+        """Probes and the tokens that were asked for, or are held, for them."""
+        self._tokens = 0
+        self._knows_better = False
+        """What the circuit learned about the record's present state has not reached it yet."""
+        self._phrases = Phrases(fleet, name)
+        super().__init__(name, config, random=random)
+        fleet.add(self)
+
+    def admit(self) -> Permit | Rejection:
+        """Ask with the request ready to be sent; a probe that needs a lease is had of `reserve`."""
+        answer = super().admit()
+        if not isinstance(answer, Permit) or not (answer.probe and answer.stale):
+            return answer
+        answer.settle(Verdict.NEUTRAL)
+        with self._lock:
+            return self._reports.rejection(self._state)
+
+    def trip(
+        self,
+        *,
+        cause: str | None,
+        brief: str | None = None,
+        retry_after: float | None = None,
+        origin: object | None = None,
+    ) -> None:
+        """Open now: what a sibling route learned holds here too; the others hear of it."""
+        super().trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
+        with self._lock:
+            if self._circuit.config.mode is not BreakerMode.OFF:
+                self._tell("failure", Verdict.TRIP, Why(cause, brief, origin, retry_after))
+
+    def snapshot(self) -> dict[str, Any]:
+        """As `Gate.snapshot`, and what the fleet's record says, as far as it was heard."""
+        record = self._record
+        return {
+            **super().snapshot(),
+            "fleet": {
+                "joined": self._fleet.joined,
+                "state": record.state.value,
+                "openings_in_a_row": record.openings,
+                "why": record.cause,
+            },
+        }
+
+    # -- member of the fleet ----------------------------------------------------------------------
+
+    def check_in(self) -> Errand:
+        """What the record does not know yet; else just a sign of life."""
+        with self._lock:
+            self._catch_up()
+            record, circuit = self._record, self._circuit
+            if self._knows_better and circuit.state is _CLOSED:
+                needed = circuit.config.half_open_calls
+                return Errand(self._phrases.settled(record, circuit, "", needed), self._claimed)
+            if self._knows_better and circuit.state is _OPEN:
+                return Errand(self._phrases.opened(record, circuit, claim=True), self._claimed)
+            if record.state is not _CLOSED and circuit.state is not _CLOSED:
+                # Should the store have lost its memory, here is ours.
+                return Errand(self._phrases.opened(record, circuit, claim=False), self._heard_back)
+            return Errand(self._phrases.alive(record, circuit), self._heard_back)
+
+    def hear(self, record: Record) -> None:
+        """A change of the record was told to all."""
+        if record.epoch == self._record.epoch:  # else the next check-in says what became of it
+            self._adopt(record)
+
+    def joined(self) -> None:
+        """Nothing to do: the check-in was answered."""
+
+    def left(self) -> None:
+        """Nobody's probe is waited for any more."""
+        with self._lock:
+            self._catch_up()
+            self._circuit.probe_elsewhere(0.0)
+            self._set_alarm()
+        self._listeners.deliver()
+
+    def goodbye(self) -> Iterable[Step]:
+        """Give back what is held."""
+        with self._lock:
+            released = [self._phrases.released(token) for token in self._leases.values()]
+        return [*released, self._phrases.left()]
+
+    def _claimed(self, answer: Any) -> None:
+        if answer is not None:
+            self._knows_better = False
+            self._adopt(Record.parse(answer))
+
+    def _heard_back(self, answer: Any) -> None:
+        if answer is not None:
+            self._adopt(Record.parse(answer))
+
+    def _adopt(self, record: Record, *, again: bool = False) -> None:
+        with self._lock:
+            self._fleet.workers = max(record.workers, 1)
+            before = self._record
+            same_epoch = record.epoch == before.epoch
+            if same_epoch and record.version < before.version + (not again):
+                return
+            self._catch_up()
+            self._record = record
+            same_state = same_epoch and record.generation == before.generation
+            if not same_state:
+                self._knows_better = False
+            self._circuit.adopt(
+                record,
+                same_state=same_state,
+                follows=before.state is not _CLOSED,
+                holds_lease=bool(self._leases),
+            )
+            self._set_alarm()
+        self._listeners.deliver()
+
+    # -- peer of the circuit (with the lock held) -------------------------------------------------
+
+    def wants_lease(self, probe: Flight) -> bool:
+        """Ask for the lease, if the opening is the fleet's and the fleet is in reach."""
+        if self._record.state is _CLOSED:
+            return False
+        self._tokens += 1
+        token = f"{self._fleet.worker}:{self._tokens}"
+        asked = self._fleet.post(
+            self._phrases.wanted(self._circuit, token),
+            lambda answer: self._lease_answered(probe, answer),
+        )
+        if asked:
+            self._leases[probe] = token
+        return asked
+
+    def sent(self, flight: Flight) -> None:
+        """The lease lasts as long as a probe may take, from its sending."""
+        if flight in self._leases:
+            self._fleet.post(self._phrases.wanted(self._circuit, self._leases[flight]))
+
+    def counted(self, flight: Flight, counted: Counted, verdict: Verdict, why: Why) -> None:
+        """Tell what it means for everybody."""
+        token = self._leases.pop(flight, None)
+        if counted not in {"stale", "ignored"}:
+            if self._record.state is _CLOSED:
+                self._tell(counted, verdict, why)
+            elif flight.probe:
+                self._conclude(token or "")
+                return
+        if token is not None:
+            self._fleet.post(self._phrases.released(token), self._heard_back)
+
+    def _lease_answered(self, probe: Flight, answer: Any) -> None:
+        record = None if answer is None else Record.parse(answer)
+        if record is not None:
+            self._adopt(record, again=not record.granted)
+        with self._lock:
+            self._catch_up()
+            if record is None:
+                self._leases.pop(probe, None)
+                self._circuit.agree(probe)  # without Redis it needs nobody's leave
+            elif record.granted:
+                self._circuit.agree(probe)
+            else:
+                self._leases.pop(probe, None)
+                self._circuit.refuse(probe, record.lease)
+            self._set_alarm()
+        self._listeners.deliver()
+
+    def _conclude(self, token: str) -> None:
+        """A probe's outcome, in the fleet's half-open round."""
+        record, circuit, phrases = self._record, self._circuit, self._phrases
+        if circuit.state is _OPEN:
+            self._claim(phrases.opened(record, circuit, token=token, claim=True))
+        elif circuit.state is _CLOSED:
+            needed = circuit.config.half_open_calls
+            self._claim(phrases.settled(record, circuit, token, needed))
+        else:
+            self._fleet.post(phrases.settled(record, circuit, token, 1), self._heard_back)
+
+    def _tell(self, counted: Counted, verdict: Verdict, why: Why) -> None:
+        """An outcome, in the fleet's closed state."""
+        record, circuit, hint = self._record, self._circuit, believable(why.retry_after)
+        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and hint is not None)
+        if counted == "success":
+            self._fleet.post(self._phrases.succeeded(record, circuit), self._heard_back)
+        elif at_once and answered(why):
+            self._claim(self._phrases.opened(record, circuit, claim=True))
+        else:
+            if circuit.state is _OPEN and circuit.opening is not None:
+                seconds = circuit.opening.until - circuit.now
+            else:
+                seconds = pause(circuit.config, 1, hint, self._random)
+            step = self._phrases.failed(
+                record,
+                circuit,
+                Why(Reason.TIMEOUT, "timed out") if counted == "slow" else why,
+                weight=circuit.config.fail_max if at_once else 1,
+                in_window=counted != "throttled",
+                pause=seconds,
+            )
+            self._fleet.post(step, self._heard_back)
+
+    def _claim(self, step: Step) -> None:
+        """Something that must reach the record: if it does not now, it does on joining again."""
+        self._knows_better = True
+        self._fleet.post(step, self._claimed)
+
+    def _new_circuit(self, config: BreakerConfig) -> Circuit:
+        return MirrorCircuit(config, self._random, self._moved, self._waiters.wake, self)

@@ -1,0 +1,13 @@
+"""One view of the vendors for all processes: what breakers and pacing share through Redis.
+
+`Fleet` is this process's part in it: a background task that owns the connections, so that no call
+ever waits for Redis on its way, except for its place in the shared queue, which is bounded.
+Nothing here loads redis until the first connection is made.
+"""
+
+from resilient_imagen.fleet.address import Address
+from resilient_imagen.fleet.agent import Fleet, Member
+from resilient_imagen.fleet.record import Record
+from resilient_imagen.fleet.steps import Step
+
+__all__ = ["Address", "Fleet", "Member", "Record", "Step"]

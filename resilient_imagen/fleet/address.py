@@ -1,0 +1,76 @@
+"""Where Redis is, checked at start, and never shown with its password."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from resilient_imagen.errors import ConfigurationError
+
+__all__ = ["Address"]
+
+_SCHEMES = {"redis", "rediss", "unix"}
+_NAMESPACE = "namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A Redis URL taken apart: ``redis[s]://[user:password@]host[:port][/database]``.
+
+    Or ``unix://[user:password@]/path?db=0``. ``?namespace=NAME`` keeps fleets apart that share
+    one database; what else stands after the question mark is for redis-py.
+    """
+
+    url: str = field(repr=False)
+    """For the client alone: it may hold a password."""
+    shown: str
+    """The same for people, without user and password."""
+    namespace: str = "resilient_imagen"
+    """What every key begins with."""
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Check the URL.
+
+        Raises:
+            ConfigurationError: It cannot be right; the text says why, and does not repeat it.
+        """
+        try:
+            parts = urlsplit(url.strip())
+            database = parts.path.strip("/")
+            fits = parts.scheme in _SCHEMES and (
+                bool(database)
+                if parts.scheme == "unix"
+                else bool(parts.hostname) and (not database or database.isdecimal())
+            )
+            shown = _shown(parts)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ConfigurationError(
+                "IMAGE_GEN_REDIS_URL: must be redis://[user:password@]host[:port][/database], "
+                "rediss:// for TLS, or unix:///path/to/socket"
+            )
+        query = parse_qsl(parts.query, keep_blank_values=True)
+        rest = urlencode([(name, value) for name, value in query if name != _NAMESPACE])
+        name = dict(query).get(_NAMESPACE)
+        namespace = f"resilient_imagen:{name}" if name else "resilient_imagen"
+        return cls(parts._replace(query=rest).geturl(), shown, namespace)
+
+    def key(self, kind: str, about: str) -> str:
+        """A key's name. What one step touches shares a hash tag, for a store that is sharded."""
+        return f"{self.namespace}:{{{about}}}:{kind}"
+
+    @property
+    def channel(self) -> str:
+        """Where every change of a record is told."""
+        return f"{self.namespace}:news"
+
+
+def _shown(parts: SplitResult) -> str:
+    if parts.scheme == "unix":
+        return f"unix://{parts.path}"
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}:{parts.port or 6379}/{parts.path.strip('/') or 0}"

@@ -1,0 +1,4 @@
+-- A worker says goodbye.
+redis.call('HDEL', WORKERS, WORKER)
+redis.call('ZREM', SEEN, WORKER)
+return told()

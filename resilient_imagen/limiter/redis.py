@@ -1,0 +1,200 @@
+"""Pacing for all processes together: images per minute from Redis, requests in flight from here.
+
+A place is taken in Redis only for a caller who has a slot in flight waiting for it, so a process
+stands in the fleet's queue with at most `max_concurrent` callers, however many it has: whoever
+asks first is served first, and no process can crowd out the others. Places are asked for in one
+round trip for all who need one; a caller never needs more than one. A place that nobody uses goes
+to the next caller here, or back.
+
+While Redis is away this is the ordinary `Pacer`, which has kept count all along.
+
+Why not a limiter library: `limits` (5.8) counts windows by the caller's clock, `pyrate-limiter`
+(4.5) too; `throttled-py` (3.5) has the same algorithm as we, right and by the server's clock. But
+each of them only answers yes, or no with a time to ask again: with callers waiting, that is a
+round trip each time, served in the order of luck. None of them hands out the future place, takes
+one back, or says when to go on without Redis, and that is all that there is to do here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from resilient_imagen.fleet.agent import Errand
+from resilient_imagen.fleet.steps import GIVE_BACK, TAKE, Step, microseconds
+from resilient_imagen.limiter.memory import EARLY, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resilient_imagen.fleet.agent import Fleet
+    from resilient_imagen.fleet.record import Record
+    from resilient_imagen.limiter.memory import Ticket
+
+__all__ = ["SharedPacer"]
+
+
+class _Place(NamedTuple):
+    due: float
+    """Loop time."""
+    name: str
+    """By which Redis knows it."""
+
+
+class SharedPacer(Pacer):
+    """The queue in front of one provider, paced together with all other processes.
+
+    Args:
+        name: The provider, the same in every process.
+        fleet: The connection to the others.
+        max_concurrent: Requests in flight, in this process.
+        per_minute: Images per minute, in all processes.
+        burst: Places that may be taken at once after a quiet time.
+        max_queue: Callers that may wait, in this process; None for any number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fleet: Fleet,
+        max_concurrent: int,
+        per_minute: float,
+        burst: int = 1,
+        max_queue: int | None = None,
+    ) -> None:
+        super().__init__(
+            max_concurrent=max_concurrent, per_minute=per_minute, burst=burst, max_queue=max_queue
+        )
+        self.name = name
+        self._fleet = fleet
+        self._keys = tuple(fleet.address.key(kind, name) for kind in ("pace", "free"))
+        self._interval = microseconds(60.0 / per_minute)
+        self._slack = (burst - 1) * self._interval
+        self._held: list[_Place] = []
+        """Places for callers here, the first one first."""
+        self._granted: dict[Ticket, _Place] = {}
+        self._asked = 0
+        """Places that were asked for and not yet answered."""
+        self._era = 0
+        """Grows when answers that are still to come are not waited for any more."""
+        self._next = 0.0
+        """Loop time at which the next place was due, when we last heard."""
+        fleet.add(self)
+
+    def shortest_wait(self) -> float:
+        """Seconds that a newcomer waits at least, were every slot free at once."""
+        if not self._fleet.joined:
+            return super().shortest_wait()
+        now = asyncio.get_running_loop().time()
+        spare = len(self._held) - len(self._queue)
+        if spare > 0:
+            return max(0.0, self._held[-spare].due - now)
+        return max(0.0, self._next - now) + -spare * self._interval / 1e6
+
+    def snapshot(self) -> dict[str, Any]:
+        """As `Pacer.snapshot`, and whether the pace is shared at present."""
+        return {**super().snapshot(), "shared": self._fleet.joined}
+
+    # -- member of the fleet ----------------------------------------------------------------------
+
+    def check_in(self) -> Errand:
+        """Ask how long the queue is, and take nothing."""
+        return Errand(self._take(0), self._heard_back)
+
+    def hear(self, record: Record) -> None:
+        """Records are about routes."""
+
+    def joined(self) -> None:
+        """From now on places come from Redis."""
+        self._serve()
+
+    def left(self) -> None:
+        """From now on they come from here; those that are held are still good."""
+        self._asked = 0
+        self._era += 1
+        self._serve()
+
+    def goodbye(self) -> Iterable[Step]:
+        """Give back what is held."""
+        held, self._held = self._held, []
+        return [self._give_back(held)] if held else []
+
+    # -- the queue --------------------------------------------------------------------------------
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give up the ticket's stand or slot; once is enough, more often does no harm."""
+        place = self._granted.pop(ticket, None)
+        if place is not None and not ticket.spent:
+            self._held.insert(0, place)
+        super().leave(ticket)
+
+    def _waiting(self) -> int:
+        # Whose place is being asked for does not wait yet, if we last heard that one was due.
+        now = asyncio.get_running_loop().time()
+        on_their_way = self._asked if self._next <= now else 0
+        return len(self._queue) - on_their_way
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = self._now(loop)
+        while self._queue and self._held and self._held[0].due - now <= EARLY:
+            if self.in_flight == self._max_concurrent:
+                break
+            ticket = self._grant_first(loop, now)
+            if ticket is not None:
+                self._granted[ticket] = self._held.pop(0)
+        if self._fleet.joined:
+            self._balance()
+        else:
+            super()._serve()
+        if self._held:
+            self._come_back(loop, self._held[0].due)
+
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._held, self._asked, self._next = [], 0, 0.0
+
+    def _balance(self) -> None:
+        """Hold, or have asked for, a place for each caller that has a slot; no more."""
+        wanted = min(len(self._queue), self._max_concurrent - self.in_flight)
+        missing = wanted - len(self._held) - self._asked
+        if missing > 0:
+            taken = self._fleet.post(self._take(missing), self._answer_to(missing))
+            self._asked += missing if taken else 0
+        elif missing < 0 and self._held:
+            kept = max(0, len(self._held) + missing)
+            surplus, self._held = self._held[kept:], self._held[:kept]
+            self._fleet.post(self._give_back(surplus))
+            if surplus:
+                self._next = min(self._next, surplus[0].due)
+
+    def _answer_to(self, asked: int) -> Callable[[Any], None]:
+        era = self._era
+
+        def answered(answer: Any) -> None:
+            if era == self._era:
+                self._asked -= asked
+                self._heard_back(answer)
+                self._serve()
+
+        return answered
+
+    def _heard_back(self, answer: Any) -> None:
+        if answer is not None:
+            self._note(answer)
+
+    def _note(self, answer: list[Any]) -> None:
+        now = asyncio.get_running_loop().time()
+        *places, wait = answer
+        for place_wait, name in zip(places[::2], places[1::2], strict=True):
+            self._held.append(_Place(now + int(place_wait) / 1e6, name.decode()))
+        self._held.sort()
+        self._next = now + int(wait) / 1e6
+
+    def _take(self, count: int) -> Step:
+        return Step(TAKE, self._keys, (count, self._interval, self._slack))
+
+    def _give_back(self, places: list[_Place]) -> Step:
+        names = [place.name for place in places]
+        return Step(GIVE_BACK, self._keys, (self._interval, self._slack, *names))
