@@ -22,7 +22,7 @@ from resilient_imagen.images.pillow import (
     style_of,
     upright,
 )
-from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.images.sniff import jpeg_segments, pixel_size, sniff_mime
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,6 +37,10 @@ _KEPT_TYPES: Final = frozenset(("image/png", "image/jpeg", "image/webp"))
 _BACKDROP_SIDE: Final = 64
 """Pixels of the longer side of the picture that is blown up to a backdrop: small is quick."""
 _BACKDROP_BLUR: Final = 3
+_GLANCE: Final = 2**16
+"""Bytes in which a PNG's turn would be noted."""
+_JPEG_APP1: Final = 0xE1
+"""The segment in which a JPEG's turn would be noted."""
 _LONGEST_SIDE: Final = 16_383
 """Pixels; the most that WebP can hold, and more than any video wants."""
 
@@ -64,7 +68,7 @@ async def fit(
     target: Size | None = None,
     limits: ImageLimits | None = None,
 ) -> Fitted:
-    """Fit a picture to an aspect ratio, in a thread.
+    """Fit a picture to an aspect ratio; in a thread, if it is more than a glance.
 
     Modes: ``crop`` cuts equal parts off two sides, ``pad`` adds them: a blurred enlargement of the
     picture where it is opaque, transparency where it is not. Both let a picture pass untouched that
@@ -95,7 +99,24 @@ async def fit(
     if target is not None and min(target) < 1:
         raise ValueError("target must be two positive numbers of pixels")
     max_pixels = (limits or ImageLimits()).max_pixels
+    size = _plain_size(data)
+    if size is not None and size[0] * size[1] <= max_pixels:
+        exact = mode == "exact"
+        if mode == "none" or _passes(size, (across, down), target, exact=exact):
+            return Fitted(data, sniff_mime(data) or "", *size, None)
     return await off_loop(_fit, data, (across, down), mode, target, max_pixels)
+
+
+def _plain_size(data: bytes) -> Size | None:
+    """The size that a glance at the header tells for certain: worth no trip to a thread."""
+    mime = sniff_mime(data)
+    if mime == "image/png":
+        turned = data.find(b"eXIf", 0, _GLANCE) >= 0
+    elif mime == "image/jpeg":
+        turned = any(code == _JPEG_APP1 for code, _ in jpeg_segments(data))
+    else:
+        return None
+    return None if turned else pixel_size(data)
 
 
 def _parsed(ratio: str) -> tuple[int, int]:
