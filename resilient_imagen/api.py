@@ -6,10 +6,12 @@ running loop at a time, and a loop in another thread has a client of its own.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -89,6 +91,13 @@ async def reset_default_client() -> None:
         await client.aclose()
 
 
+async def _client() -> ImageClient:
+    """The default client; what it needs is imported in a thread: that takes a third of a second."""
+    if getattr(_mine, "client", None) is None:
+        await asyncio.to_thread(import_module, "resilient_imagen.client")
+    return default_client()
+
+
 async def _as_dict(result: ImageResult) -> dict[str, Any]:
     """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
     from resilient_imagen.images.base64s import encode_base64_async
@@ -118,7 +127,8 @@ async def generate_image(
             fault, a TimeoutError when time ran out.
     """
     options = _options.get()
-    result = await default_client().generate(
+    client = await _client()
+    result = await client.generate(
         prompt,
         aspect_ratio=aspect_ratio,
         resolution="1K",
@@ -156,7 +166,8 @@ async def generate_image_with_references(
         ImageGenerationError: As ``generate_image``.
     """
     options = _options.get()
-    result = await default_client().generate(
+    client = await _client()
+    result = await client.generate(
         prompt,
         references=reference_images,
         aspect_ratio=aspect_ratio,
@@ -193,7 +204,8 @@ async def edit_image(
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
     """
     options = _options.get()
-    result = await default_client().edit(
+    client = await _client()
+    result = await client.edit(
         image,
         feedback,
         aspect_ratio=aspect_ratio,
