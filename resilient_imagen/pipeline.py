@@ -264,7 +264,7 @@ class Pipeline:
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
             turn.drop_permit(only_if_stale=True)
             if turn.permit is None and turn.lane.rejects_at(loop.time()):
-                await self._enter(call, turn)
+                raise _NotAdmittedError  # wait for a verdict, if at all, without a stand in here
 
     # -- breaker ----------------------------------------------------------------------------------
 
