@@ -247,13 +247,13 @@ class Pipeline:
             raise _saturated(turn.lane, wait) from None
         with ticket:
             try:
-                await self._queue(call, turn, ticket)
+                await self._queue(turn, ticket)
             finally:
                 turn.queue_s = loop.time() - joined
                 call.queue_s += turn.queue_s
             return await self._guarded(call, turn, ticket)
 
-    async def _queue(self, call: Call, turn: Turn, ticket: Ticket) -> None:
+    async def _queue(self, turn: Turn, ticket: Ticket) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
         gate = turn.lane.gate
