@@ -1,11 +1,14 @@
-"""The command line in a process of its own, as people run it."""
+"""The command line, in a process of its own as people run it, and in this one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,3 +43,34 @@ def start(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subp
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """This process' environment (which tests keep clean), the package within reach."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(more or {})}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line on standard error."""
+        (line,) = self.err.splitlines()
+        return line.removeprefix("resilient-imagen: ")
+
+
+def cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    """Run a command in this process."""
+    from resilient_imagen.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["resilient-imagen", *map(str, arguments)])
+        patch.setenv("COLUMNS", "120")
+        patch.setenv("NO_PROXY", "")  # is put back, whatever the command makes of it
+        patch.setenv("no_proxy", "")
+        with pytest.raises(SystemExit) as ended:
+            main()
+    told = capsys.readouterr()
+    code = ended.value.code
+    return Ended(code if isinstance(code, int) else 0 if code is None else 1, told.out, told.err)

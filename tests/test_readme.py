@@ -238,6 +238,7 @@ def test_the_fixture_for_applications(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
 def test_every_command(tmp_path: Path) -> None:
     """The commands run as they stand, one after the other, in an empty directory."""
     (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)

@@ -1,0 +1,262 @@
+"""``generate`` with a prompt: what it saves, says and refuses, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_kit import Ended, cli, run
+
+from resilient_imagen import ImageClient
+from resilient_imagen.emulator import BackgroundEmulator, faults
+from resilient_imagen.images.sniff import pixel_size, sniff_mime
+from resilient_imagen.testing import TINY_PNG
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without a directory land in the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def emulated(capsys: Capsys, *arguments: object) -> Ended:
+    return cli(capsys, "generate", *arguments, "--emulator")
+
+
+def test_a_picture_is_saved_and_told_about(capsys: Capsys, tmp_path: Path) -> None:
+    """Who served, how many requests, whether by fallback, seconds and cost: a line each."""
+    ended = emulated(capsys, "a fox", "-o", "fox.jpg", "--aspect", "16:9", "--resolution", "1K")
+    assert ended.code == 0
+    assert ended.err == ""
+    width, height = pixel_size((tmp_path / "fox.jpg").read_bytes()) or (0, 0)
+    assert width / height == pytest.approx(16 / 9, rel=0.02)
+    told = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert told["saved"].startswith("fox.jpg (1376 x 768 pixels, image/jpeg, ")
+    assert told["provider"] == "google"
+    assert told["model"] == "gemini-3-pro-image"
+    assert told["requests"] == "1"
+    assert told["fallback"] == "no"
+    assert float(told["seconds"]) < 60
+    assert told["cost"] == "nothing: emulated (else $0.1340)"
+
+
+def test_the_type_decides_where_the_name_does_not(capsys: Capsys, tmp_path: Path) -> None:
+    """No extension: the true one is added. Another one: the name is kept, and said to be wrong."""
+    assert emulated(capsys, "a fox", "-o", "fox", "--resolution", "1K").err == ""
+    ended = emulated(capsys, "a fox", "-o", "fox.png", "--resolution", "1K")
+    assert ended.complaint == "fox.png holds image/jpeg, whatever its name says"
+    for name in ("fox.jpg", "fox.png"):
+        assert sniff_mime((tmp_path / name).read_bytes()) == "image/jpeg"
+
+
+def test_without_a_name_nothing_is_written_over(capsys: Capsys, tmp_path: Path) -> None:
+    """The second picture gets a name beside the first's."""
+    for _ in range(2):
+        assert emulated(capsys, "a fox", "--resolution", "1K").code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"image.jpg", "image-2.jpg"}
+
+
+def test_references_go_along(
+    capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Files named by --ref arrive, in their order, byte for byte."""
+    (tmp_path / "a.png").write_bytes(TINY_PNG)
+    ended = cli(capsys, "generate", "a fox", "--ref", "a.png", "--ref", "a.png", "-o", "fox")
+    assert ended.code == 0
+    (seen,) = imagen_emulator.google.requests
+    assert [each.size for each in seen.references] == [len(TINY_PNG)] * 2
+
+
+def test_json_is_for_programs(capsys: Capsys) -> None:
+    """One object with the result's fields and the file, without the picture itself."""
+    ended = emulated(capsys, "a fox", "-o", "fox", "--json", "--force-open", "google")
+    told = json.loads(ended.out)
+    assert told["path"] == "fox.png"
+    assert (told["provider"], told["fallback_reason"]) == ("openai", "circuit_open")
+    assert told["usage"]["cost_usd"] > 0
+    assert "image_base64" not in told
+    assert Path(told["path"]).stat().st_size == told["bytes"]
+
+
+def test_a_failure_is_one_line(
+    capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """With its reason and what was spent; as JSON, too, if that is wanted. No file is left."""
+    imagen_emulator.google.set(faults.blocked("PROHIBITED_CONTENT"))
+    ended = cli(capsys, "generate", "a secret fox", "-o", "fox.png", "--json")
+    assert ended.code == 1
+    assert ended.complaint == (
+        "google gemini-3-pro-image: blocked by safety filters (content_blocked, 1 request sent)"
+    )
+    told = json.loads(ended.out)
+    assert told["reason"] == "content_blocked"
+    assert [attempt["provider"] for attempt in told["attempts"]] == ["google"]
+    assert "secret" not in ended.out + ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_later_time_is_passed_on(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """What the servers say about coming back stands in the line."""
+    for vendor in imagen_emulator.app.vendors:
+        vendor.set(faults.rate_limited(retry_after=33))
+    ended = cli(capsys, "generate", "a fox")
+    assert ended.code == 1
+    assert "rate_limited" in ended.complaint
+    assert ended.complaint.endswith("try again in 33 s)")
+
+
+def test_without_a_key(tmp_path: Path) -> None:
+    """One line says which variable to set, and how to go without."""
+    done = run("generate", "a fox", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "resilient-imagen: no API key: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY; "
+        "--emulator needs neither\n"
+    )
+
+
+def test_one_key_is_enough(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Without the fallback's key it works, and is said to have no fallback."""
+    monkeypatch.delenv("OPENAI_API_KEY")
+    ended = cli(capsys, "generate", "a fox", "-o", "fox")
+    assert ended.code == 0
+    assert ended.complaint == "OPENAI_API_KEY is not set: routes to openai are off"
+    assert len(imagen_emulator.google.requests) == 1
+
+
+BAD = {
+    "aspect": (["a fox", "--aspect", "7:1"], "aspect_ratio '7:1' is not allowed; use one of 1:1,"),
+    "resolution": (["a fox", "--resolution", "9K"], "Invalid value for '--resolution'"),
+    "empty prompt": ([" "], "prompt must be a text that is not empty"),
+    "no prompt": ([], "nothing to draw: give a prompt in quotes, or --from prompts.jsonl"),
+    "no such reference": (["a fox", "--ref", "no.png"], "Invalid value for '--ref'"),
+    "no picture": (["a fox", "--ref", "text.png"], "reference_images[0] is not an image"),
+    "no such directory": (["a fox", "-o", "no/fox.png"], "no is no directory; make it first"),
+    "a directory": (["a fox", "-o", "folder"], "folder is a directory; -o needs a file's name"),
+    "deadline": (["a fox", "--deadline", "-1"], "deadline must be a number of seconds above zero"),
+    "whose model": (["a fox", "--model", "gpt-image-2"], "model gpt-image-2 belongs to openai"),
+    "provider": (["a fox", "--force-open", "bing"], "IMAGE_GEN_FORCE_OPEN names bing"),
+    "prompts twice": (["a fox", "--from", "text.png"], "with --from, prompts and references stand"),
+    "no folder": (["--from", "text.png"], "--from needs -o: the directory for the images"),
+    "unknown option": (["a fox", "--speed", "9"], "No such option"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_costs_nothing(
+    case: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Exit code 2, and no request is sent."""
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder").mkdir()
+    arguments, expected = BAD[case]
+    ended = cli(capsys, "generate", *arguments)
+    assert ended.code == 2
+    assert ended.complaint.startswith(expected)
+    assert imagen_emulator.google.requests == imagen_emulator.openai.requests == ()
+
+
+def test_a_wrong_variable_is_named(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment is checked like everything else that people type."""
+    monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "many")
+    ended = emulated(capsys, "a fox")
+    assert ended.code == 2
+    assert ended.complaint.startswith("IMAGE_GEN_MAX_RETRIES: ")
+
+
+def test_a_bug_is_one_line_without_its_text(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its type and place are for a report; its text might hold the prompt."""
+
+    async def generate(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a secret fox")
+
+    monkeypatch.setattr(ImageClient, "generate", generate)
+    ended = emulated(capsys, "a secret fox")
+    assert ended.code == 1
+    assert ended.complaint.startswith("internal error, please report it: ZeroDivisionError at test")
+    assert "secret" not in ended.err
+
+
+def test_a_full_disk_is_one_line(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own words, with the file."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("resilient_imagen.cli.pictures.write_synced", full)
+    ended = emulated(capsys, "a fox", "-o", "fox")
+    assert (ended.code, ended.complaint) == (1, ".fox.jpg.part: No space left on device")
+
+
+def test_a_proxy_does_not_stand_before_the_emulator(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not reach a server inside this process."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert emulated(capsys, "a fox", "-o", "fox").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        ((), 0, "Usage: resilient-imagen"),
+        (("--help",), 0, "generate"),
+        (("generate", "--help"), 0, "--force-open"),
+        (("demo", "--help"), 0, "--jaeger"),
+        (("emulate", "--help"), 0, "--script"),
+        (("--version",), 0, "resilient-imagen "),
+    ],
+)
+def test_help(capsys: Capsys, arguments: tuple[str, ...], code: int, expected: str) -> None:
+    """Help and version are on standard output."""
+    ended = cli(capsys, *arguments)
+    assert (ended.code, ended.err) == (code, "")
+    assert expected in ended.out
+
+
+def test_an_unknown_command_is_one_line(capsys: Capsys) -> None:
+    """With a hint at where the known ones are."""
+    ended = cli(capsys, "paint")
+    assert (ended.code, ended.complaint) == (2, "No such command 'paint'. See --help.")
+
+
+def test_without_the_extra_it_says_what_to_install(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, for whoever installed only the library; the emulator's extra likewise."""
+    import builtins
+    import sys
+
+    real = builtins.__import__
+
+    def without(missing: str) -> None:
+        def importing(name: str, *args: object, **kwargs: object) -> object:
+            if name.partition(".")[0] == missing:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=missing)
+            return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(builtins, "__import__", importing)
+
+    without("typer")
+    monkeypatch.setattr(sys, "argv", ["resilient-imagen"])
+    from resilient_imagen.cli import main
+
+    with pytest.raises(SystemExit, match=r"pip install 'resilient-imagen\[cli\]'"):
+        main()
+    for name in [name for name in sys.modules if name.startswith("resilient_imagen.emulator")]:
+        monkeypatch.delitem(sys.modules, name)
+    without("h11")
+    ended = emulated(capsys, "a fox")
+    assert ended.code == 2
+    assert ended.complaint == "h11 is missing: pip install 'resilient-imagen[emulator]'"

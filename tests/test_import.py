@@ -1,0 +1,65 @@
+"""Importing the library is cheap: what is heavy is loaded by whoever needs it, when needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from cli_kit import environment
+
+HEAVY = (
+    "PIL", "aiohttp", "google.genai", "h11", "httpx2", "openai", "opentelemetry", "pybreaker",
+    "pydantic", "pydantic_settings", "redis", "rich", "structlog", "typer", "vl_convert",
+)  # fmt: skip
+
+USES = {
+    "the package": "import resilient_imagen",
+    "every public function": "from resilient_imagen import call_options, default_client, "
+    "edit_image, generate_image, generate_image_with_references, reset_default_client",
+    "errors and reasons": "from resilient_imagen import ImageGenerationError, Reason; "
+    "ImageGenerationError(reason=Reason.TIMEOUT)",
+    "the command's entry point": "from resilient_imagen.cli import main",
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_nothing_heavy_is_imported(use: str) -> None:
+    """In a fresh interpreter none of the big libraries is loaded, nor is asyncio's loop started."""
+    code = f"{USES[use]}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    assert printed(code) == "[]"
+
+
+def test_every_public_name_can_be_had() -> None:
+    """Those that are found when first asked for, too; an unknown one is an AttributeError."""
+    code = (
+        "import resilient_imagen as r\n"
+        "for name in r.__all__: getattr(r, name)\n"
+        "assert dir(r) == sorted(r.__all__)\n"
+        "print(hasattr(r, 'no_such_name'))"
+    )
+    assert printed(code) == "False"
+
+
+def test_help_loads_no_sdk() -> None:
+    """The overview of commands, which reads all their docstrings, stays quick."""
+    code = (
+        "import sys\n"
+        "from resilient_imagen.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('google.genai', 'openai', 'PIL', 'h11') if n in sys.modules])"
+    )
+    assert printed(code).endswith("[]")
+
+
+def printed(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    return done.stdout.strip()
