@@ -262,7 +262,11 @@ class ImageClient:
             closing.append(self._fetcher.aclose())
         if self._fleet is not None:
             closing.append(self._fleet.aclose())
-        await asyncio.gather(*closing)
+        ends = await asyncio.gather(*closing, return_exceptions=True)
+        await self._hub.close()
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end  # after everything else was closed
 
 
 def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:
