@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from resilient_imagen.reasons import POLICIES, Reason, Verdict
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.reasons import Reason
-
-__all__ = ["NEVER", "Ask", "Coin", "Met", "Span", "Truth"]
+__all__ = ["NEVER", "Ask", "Coin", "Met", "Span", "Truth", "fails"]
 
 NEVER: Final = float("inf")
 """Latency of a request that is never answered: the timeout ends it."""
+
+_SICK: Final = frozenset({Verdict.FAILURE, Verdict.THROTTLED, Verdict.TRIP})
 
 _MASK: Final = 2**64 - 1
 
@@ -53,6 +55,8 @@ class Ask(NamedTuple):
     at: float
     """Seconds since the start."""
     coin: Coin
+    before: float | None = None
+    """When the same call asked this route before."""
 
 
 class Met(NamedTuple):
@@ -87,3 +91,8 @@ class Truth(Protocol):
     def troubles(self) -> Sequence[Span]:
         """When the first route was in trouble, in order, without overlap."""
         ...
+
+
+def fails(reason: Reason | None) -> bool:
+    """Whether a request that ended so says that the service is not well."""
+    return reason is not None and POLICIES[reason].verdict in _SICK

@@ -1,0 +1,168 @@
+"""Rows of a recording from a running Jaeger: ``api/v3`` first, the older ``/api/traces`` else."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.telemetry import names
+from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
+from resilient_imagen.tuning.recording import RecordingError
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator
+
+    import httpx2
+
+    from resilient_imagen.tuning.recording import Row
+
+__all__ = ["rows_of_service"]
+
+_TRACES: Final = 500
+"""Traces asked for at once; where there are so many, the time is halved and asked for again."""
+_SHORTEST: Final = 1.0
+"""Seconds below which time is not halved any more."""
+_PIECE: Final = 3600.0
+"""Seconds of traces asked for at first."""
+_NOT_FOUND: Final = 404
+_ERRORS: Final = 400
+
+
+def rows_of_service(
+    url: str,
+    service: str,
+    lookback: float,
+    notes: Counter[str],
+    *,
+    now: float | None = None,
+    client: httpx2.Client | None = None,
+) -> Iterator[Row]:
+    """Everything that a service's traces tell, oldest first, a piece of time at a time.
+
+    Args:
+        url: Jaeger's address, such as ``http://127.0.0.1:16686``.
+        service: Its name there.
+        lookback: Seconds to go back.
+        notes: Counts what was left out.
+        now: Seconds since the epoch; the present when None.
+        client: For the requests; one is made when None.
+
+    Raises:
+        RecordingError: Jaeger cannot be reached, or answers with something else.
+    """
+    import httpx2
+
+    end = time.time() if now is None else now
+    own = httpx2.Client(timeout=30.0) if client is None else client
+    try:
+        jaeger = _Jaeger(own, url.rstrip("/"), service, notes)
+        start = end - lookback
+        while start < end:
+            until = min(start + _PIECE, end)
+            yield from jaeger.between(start, until)
+            start = until
+    except httpx2.HTTPError as error:
+        raise RecordingError(f"Jaeger at {url}: {type(error).__name__}") from None
+    finally:
+        if client is None:
+            own.close()
+
+
+class _Jaeger:
+    def __init__(self, client: httpx2.Client, url: str, service: str, notes: Counter[str]) -> None:
+        self._client = client
+        self._url = url
+        self._service = service
+        self._notes = notes
+        self._old = False
+
+    def between(self, start: float, end: float) -> Iterator[Row]:
+        """Rows of the traces that began in this time; each trace once."""
+        found = self._documents(start, end)
+        traces = sum(_traces_in(document) for document in found)
+        if traces >= _TRACES and end - start > _SHORTEST:
+            middle = (start + end) / 2
+            yield from self.between(start, middle)
+            yield from self.between(middle, end)
+            return
+        if traces >= _TRACES:
+            self._notes["seconds with more traces than Jaeger gives at once"] += 1
+        for document in found:
+            if self._old:
+                yield from rows_of_jaeger(document, self._notes)
+            else:
+                yield from rows_of_otlp(document, self._notes)
+
+    def _documents(self, start: float, end: float) -> list[dict[str, Any]]:
+        if not self._old:
+            answer = self._client.get(
+                f"{self._url}/api/v3/traces",
+                params=_v3_query(self._service, start, end),
+            )
+            if answer.status_code == _NOT_FOUND and "trace" in answer.text.lower():
+                return []  # none found, says Jaeger with this status
+            if answer.status_code < _ERRORS:
+                return _all_objects(answer.text)
+            self._old = True
+        answer = self._client.get(
+            f"{self._url}/api/traces",
+            params={
+                "service": self._service,
+                "start": int(start * 1e6),
+                "end": int(end * 1e6),
+                "limit": _TRACES,
+            },
+        )
+        if answer.status_code >= _ERRORS:
+            raise RecordingError(f"Jaeger at {self._url} answers {answer.status_code}")
+        return _all_objects(answer.text)
+
+
+def _v3_query(service: str, start: float, end: float) -> dict[str, str]:
+    """Jaeger 1 wants snake_case names, Jaeger 2 camelCase; each leaves the other's alone."""
+    return {
+        "query.serviceName": service,
+        "query.startTimeMin": _rfc3339(start),
+        "query.startTimeMax": _rfc3339(end),
+        "query.searchDepth": str(_TRACES),
+        "query.service_name": service,
+        "query.start_time_min": _rfc3339(start),
+        "query.start_time_max": _rfc3339(end),
+        "query.num_traces": str(_TRACES),
+    }
+
+
+def _traces_in(document: dict[str, Any]) -> int:
+    if "data" in document:
+        return len(document["data"] or ())
+    spans = [
+        span
+        for resource in document.get("result", document).get("resourceSpans", ())
+        for scope in resource.get("scopeSpans", ())
+        for span in scope.get("spans", ())
+    ]
+    return sum(span.get("name", "").startswith(names.PREFIX) for span in spans)
+
+
+def _all_objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects of an answer: Jaeger streams several, one after the other."""
+    decoder, found, position = json.JSONDecoder(), [], 0
+    text = text.strip()
+    while position < len(text):
+        try:
+            document, position = decoder.raw_decode(text, position)
+        except ValueError:
+            raise RecordingError("Jaeger's answer is no JSON") from None
+        if not isinstance(document, dict):
+            raise RecordingError("Jaeger's answer is not an object")
+        found.append(document)
+        while position < len(text) and text[position].isspace():
+            position += 1
+    return found
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,95 @@
+"""The knobs that are tuned: their values to try, and how they are written in an environment."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from resilient_imagen.settings import Settings
+
+__all__ = ["GRID", "Knobs", "neighbours", "sample"]
+
+_FIELDS: Final[Mapping[str, tuple[str, str]]] = {
+    "fail_max": ("breaker_fail_max", "IMAGE_GEN_BREAKER_FAIL_MAX"),
+    "failure_rate": ("breaker_failure_rate", "IMAGE_GEN_BREAKER_FAILURE_RATE"),
+    "window": ("breaker_window", "IMAGE_GEN_BREAKER_WINDOW"),
+    "reset_timeout": ("breaker_reset_timeout", "IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
+    "reset_max": ("breaker_reset_max", "IMAGE_GEN_BREAKER_RESET_MAX"),
+    "retries": ("max_retries", "IMAGE_GEN_MAX_RETRIES"),
+    "per_call_timeout": ("per_call_timeout", "IMAGE_GEN_PER_CALL_TIMEOUT"),
+}
+"""Each knob's name in Settings, and its variable."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Knobs:
+    """One setting to try."""
+
+    fail_max: int
+    failure_rate: float
+    window: float
+    reset_timeout: float
+    reset_max: float
+    retries: int
+    per_call_timeout: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Knobs:
+        """Where the knobs stand."""
+        return cls(**{name: getattr(settings, field) for name, (field, _) in _FIELDS.items()})
+
+    def applied(self, settings: Settings) -> Settings:
+        """The settings with the knobs turned so."""
+        return settings.model_copy(
+            update={_FIELDS[name][0]: value for name, value in asdict(self).items()}
+        )
+
+    def env_lines(self, since: Knobs | None = None) -> list[str]:
+        """``VARIABLE=value``, one a knob; with ``since`` those alone that differ from it."""
+        before = {} if since is None else asdict(since)
+        return [
+            f"{_FIELDS[name][1]}={value:g}"
+            for name, value in asdict(self).items()
+            if before.get(name) != value
+        ]
+
+    def turned(self, since: Knobs) -> int:
+        """How many knobs stand elsewhere."""
+        return len(self.env_lines(since))
+
+
+GRID: Final[Mapping[str, Sequence[Any]]] = {
+    "fail_max": (1, 2, 3, 5, 8),
+    "failure_rate": (0.3, 0.5, 0.7),
+    "window": (120.0, 300.0, 600.0),
+    "reset_timeout": (15.0, 30.0, 60.0, 120.0),
+    "reset_max": (60.0, 120.0, 300.0, 600.0),
+    "retries": (0, 1, 2, 3),
+    "per_call_timeout": (30.0, 45.0, 60.0, 90.0, 120.0),
+}
+"""Values that are tried."""
+
+
+def sample(count: int, seed: int = 0) -> list[Knobs]:
+    """So many settings of the grid, at random, none twice."""
+    chance = random.Random(seed)
+    every = [Knobs(*values) for values in product(*GRID.values())]
+    allowed = [knobs for knobs in every if knobs.reset_max >= knobs.reset_timeout]
+    return chance.sample(allowed, min(count, len(allowed)))
+
+
+def neighbours(knobs: Knobs) -> Iterator[Knobs]:
+    """The settings with one knob a step further on the grid, either way."""
+    for field in fields(knobs):
+        value, grid = getattr(knobs, field.name), sorted(GRID[field.name])
+        lower = [each for each in grid if each < value][-1:]
+        higher = [each for each in grid if each > value][:1]
+        for each in (*lower, *higher):
+            near = replace(knobs, **{field.name: each})
+            if near.reset_max >= near.reset_timeout:
+                yield near

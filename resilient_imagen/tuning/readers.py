@@ -1,0 +1,213 @@
+"""Readers: lines of logs and traces in, rows of a recording out, one line at a time.
+
+A file may hold our JSON log lines (structlog's or the standard library's, among any others), what
+an OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import names
+from resilient_imagen.tuning.otlp import rows_of_otlp
+from resilient_imagen.tuning.recording import Asked, Attempted, RecordingError, Rejected
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from resilient_imagen.tuning.recording import Row
+
+__all__ = ["FOREIGN", "SKIPPED", "read_rows"]
+
+FOREIGN: Final = "lines of others"
+SKIPPED: Final = "broken lines skipped"
+CANCELLED: Final = "requests that failed by a bug of the client's, left out"
+
+_MAX_LINE: Final = 64_000_000
+"""Characters; a longer line is no recording."""
+_TEXT_LINE: Final = re.compile(r"\b(imagegen\.[a-z_.]+) (?=\w)")
+_PAIR: Final = re.compile(r'([\w.]+)=("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\S+)')
+
+
+def read_rows(
+    lines: Iterable[str], notes: Counter[str], *, skip_broken: bool = False
+) -> Iterator[Row]:
+    """The rows that the lines hold, as they come.
+
+    Args:
+        lines: Of a log, of traces or of a recording.
+        notes: Counts what was left out.
+        skip_broken: Count a broken line instead of ending with it. Lines of other programs are
+            never broken.
+
+    Raises:
+        RecordingError: A line is ours and broken; the text says which line and what is wrong.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            yield from _rows_of_line(line, notes)
+        except (RecordingError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if not skip_broken:
+                what = str(error) if isinstance(error, RecordingError) else "not as it should be"
+                raise RecordingError(f"line {number}: {what}") from None
+            notes[SKIPPED] += 1
+
+
+def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
+    text = line.strip().removeprefix("\ufeff")
+    if not text:
+        return
+    if len(text) > _MAX_LINE:
+        raise RecordingError("too long to be a line of a recording")
+    found = _parsed(text)
+    if found is None:
+        notes[FOREIGN] += 1
+        return
+    if "resourceSpans" in found or "result" in found:
+        yield from rows_of_otlp(found, notes)
+    elif "sent" in found or "asked" in found or "rejected" in found:
+        yield _own(found)
+    else:
+        yield from _logged(found, notes)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """The object that a line holds; None when it is somebody else's."""
+    start = text.find("{")
+    if start == 0 or (start > 0 and _TEXT_LINE.search(text[:start]) is None):
+        try:
+            found = json.loads(text[start:])
+        except ValueError:
+            if start > 0 and "imagegen." not in text:
+                return None
+            raise RecordingError("no complete JSON object (cut off?)") from None
+        return found if isinstance(found, dict) else None
+    match = _TEXT_LINE.search(text)
+    if match is None:
+        return None
+    pairs = {key: _value(value) for key, value in _PAIR.findall(text[match.end() :])}
+    return {"event": match[1], **pairs}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# -- our own format -------------------------------------------------------------------------------
+
+
+def _own(line: Mapping[str, Any]) -> Row:
+    call = _text(line, "call")
+    if "asked" in line:
+        return Asked(_number(line, "asked"), call)
+    if "rejected" in line:
+        return Rejected(_number(line, "rejected"), call, _route(line))
+    return Attempted(
+        at=_number(line, "sent"),
+        call=call,
+        route=_route(line),
+        latency=_seconds(line, "latency"),
+        reason=_reason(line.get("reason")),
+        hint=_maybe(line, "hint"),
+        cost=_maybe(line, "cost"),
+        queue=_maybe(line, "queue") or 0.0,
+        given_up=line.get("given_up") is True,
+    )
+
+
+# -- log lines ------------------------------------------------------------------------------------
+
+_ENDED: Final = frozenset({names.ATTEMPT_COMPLETED, names.ATTEMPT_FAILED})
+_CALLS: Final = frozenset({names.REQUEST_COMPLETED, names.REQUEST_FAILED})
+_ANSWERLESS: Final = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
+
+
+def _key(name: str) -> str:
+    return name.removeprefix(names.PREFIX)
+
+
+def _logged(line: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
+    event = line.get("event", line.get("message"))
+    if event in _ENDED:
+        if line.get("reason") is None and _key(names.EXCEPTION_TYPE) in line:
+            notes[CANCELLED] += 1  # no reason, but an exception: our own bug, no evidence
+            return
+        yield _attempt(line)
+    elif event == names.BREAKER_REJECTED:
+        call, route = _text(line, _key(names.CALL_ID)), _text(line, _key(names.BREAKER_NAME))
+        yield Rejected(_number(line, "time"), call, _checked_route(route))
+    elif event in _CALLS:
+        at = _number(line, "time") - _seconds(line, "latency_s")
+        yield Asked(at, _text(line, _key(names.CALL_ID)))
+    elif not (isinstance(event, str) and event.startswith(names.PREFIX)):
+        notes[FOREIGN] += 1
+
+
+def _attempt(line: Mapping[str, Any]) -> Attempted:
+    latency = _seconds(line, "latency_s")
+    reason = _reason(line.get("reason"))
+    return Attempted(
+        at=_number(line, "time") - latency,
+        call=_text(line, _key(names.CALL_ID)),
+        route=_route(line),
+        latency=latency,
+        reason=reason,
+        hint=_maybe(line, _key(names.RETRY_AFTER)),
+        cost=_maybe(line, _key(names.COST_USD)),
+        queue=_maybe(line, _key(names.QUEUE_S)) or 0.0,
+        given_up=reason in _ANSWERLESS and line.get(_key(names.ATTEMPT_STATUS)) is None,
+    )
+
+
+# -- checked fields -------------------------------------------------------------------------------
+
+
+def _number(line: Mapping[str, Any], name: str) -> float:
+    value = line.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecordingError(f"{name} is {'missing' if value is None else 'not a number'}")
+    return float(value)
+
+
+def _seconds(line: Mapping[str, Any], name: str) -> float:
+    value = _number(line, name)
+    if value < 0:
+        raise RecordingError(f"{name} is negative")
+    return value
+
+
+def _maybe(line: Mapping[str, Any], name: str) -> float | None:
+    return None if line.get(name) is None else _number(line, name)
+
+
+def _text(line: Mapping[str, Any], name: str) -> str:
+    value = line.get(name)
+    if not isinstance(value, str | int) or value == "":
+        raise RecordingError(f"{name} is missing")
+    return str(value)
+
+
+def _route(line: Mapping[str, Any]) -> str:
+    return _checked_route(_text(line, "route"))
+
+
+def _checked_route(route: str) -> str:
+    provider, _, model = route.partition(":")
+    if not provider or not model or any(sign.isspace() for sign in route):
+        raise RecordingError("route is not provider:model")
+    return route
+
+
+def _reason(word: Any) -> Reason | None:
+    try:
+        return None if word is None else Reason(word)
+    except ValueError:
+        raise RecordingError("reason is none that is known") from None

@@ -1,0 +1,65 @@
+"""A sink that records: what was asked, sent and rejected, as rows of a recording."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import events
+from resilient_imagen.tuning.recording import Asked, Attempted, Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.tuning.recording import Row
+
+__all__ = ["Recorder"]
+
+_ANSWERLESS = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
+
+
+class Recorder:
+    """Turns events into rows: ``ImageClient(sinks=[Recorder(rows.append)])``.
+
+    Args:
+        keep: Told each row as it comes.
+        epoch: Seconds from the loop's time to the epoch; the present clock's when None.
+    """
+
+    inline = True
+
+    def __init__(self, keep: Callable[[Row], object], *, epoch: float | None = None) -> None:
+        self._keep = keep
+        self._epoch = epoch
+
+    def handle(self, event: events.Event) -> None:
+        """Keep what a replay needs."""
+        if isinstance(event, events.RequestStarted):
+            self._keep(Asked(self._when(event.at), event.call_id))
+        elif isinstance(event, events.ShortCircuited):
+            route = f"{event.provider}:{event.model}"
+            self._keep(Rejected(self._when(event.at), event.call_id, route))
+        elif isinstance(event, events.AttemptEnded) and not _own_bug(event):
+            self._keep(self._attempt(event))
+
+    def _attempt(self, event: events.AttemptEnded) -> Attempted:
+        return Attempted(
+            at=self._when(event.at) - event.latency_s,
+            call=event.call_id,
+            route=f"{event.provider}:{event.model}",
+            latency=event.latency_s,
+            reason=event.reason,
+            hint=event.retry_after,
+            cost=None if event.usage is None else event.usage["cost_usd"],
+            queue=event.queue_s,
+            given_up=event.reason in _ANSWERLESS and event.status is None,
+        )
+
+    def _when(self, at: float) -> float:
+        epoch = time.time() - time.monotonic() if self._epoch is None else self._epoch
+        return round(at + epoch, 6)
+
+
+def _own_bug(event: events.AttemptEnded) -> bool:
+    return event.reason is None and event.error_type is not None
