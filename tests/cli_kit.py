@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +30,12 @@ def run(
     )
 
 
-def start(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start ``resilient-imagen``; both outputs can be read."""
-    return subprocess.Popen(
+@contextmanager
+def started(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Start ``resilient-imagen``; both outputs can be read, and nothing of it is left behind."""
+    process = subprocess.Popen(
         [sys.executable, "-u", "-m", "resilient_imagen.cli", *arguments],
         cwd=cwd,
         env=environment(env),
@@ -38,6 +43,11 @@ def start(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subp
         stderr=subprocess.PIPE,
         text=True,
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

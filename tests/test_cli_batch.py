@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_kit import Ended, cli, run, start
+from cli_kit import Ended, cli, run, started
 
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.journal import Journal
@@ -194,11 +194,11 @@ def test_ctrl_c_waits_for_what_was_sent(
     write(scenes(10))
     imagen_emulator.google.set_latency(1.5)
     command = ("generate", "--from", "prompts.jsonl", "-o", "out")
-    process = start(*command, cwd=tmp_path, env=QUICK)
-    imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    with started(*command, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
     assert "Ctrl-C again drops it" in err
     assert "Traceback" not in err
     assert len(imagen_emulator.google.requests) == len(journal()) == 4
@@ -217,14 +217,15 @@ def test_a_second_ctrl_c_waits_for_nothing(
     """It ends at once, cleanly, with nothing half written."""
     write(scenes(10))
     imagen_emulator.google.set(faults.hang())
-    process = start("generate", "--from", "prompts.jsonl", "-o", "out", cwd=tmp_path, env=QUICK)
-    imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight == 4, timeout=60)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    assert "Ctrl-C again" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "")
+    command = ("generate", "--from", "prompts.jsonl", "-o", "out")
+    with started(*command, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight == 4, timeout=60)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "Ctrl-C again" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "")
     assert "10 left" in out
     imagen_emulator.wait_until(lambda: imagen_emulator.open_connections == 0)
     assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
@@ -235,10 +236,10 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, imagen_emulator: Backgroun
     write(scenes(12))
     imagen_emulator.google.set_latency(0.3)
     command = ("generate", "--from", "prompts.jsonl", "-o", "out")
-    process = start(*command, cwd=tmp_path, env=QUICK)
-    imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) >= 7, timeout=60)
-    process.kill()
-    process.communicate(timeout=60)
+    with started(*command, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) >= 7, timeout=60)
+        process.kill()
+        process.communicate(timeout=60)
     finished = {entry["id"] for entry in journal()}
     assert len(finished) >= 3
     again = run(*command, cwd=tmp_path, env=QUICK)

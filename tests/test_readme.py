@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from cli_kit import ROOT, environment, start
+from cli_kit import ROOT, environment, started
 from readme_tables import README, TABLES, in_readme
 from trace_backends import collector
 
@@ -248,13 +248,13 @@ def test_every_command(tmp_path: Path) -> None:
     for line in commands.splitlines():
         name, *arguments = shlex.split(line)
         assert name == "resilient-imagen"
-        process = start(*arguments, cwd=tmp_path)
-        if arguments[0] == "emulate":
-            assert process.stderr is not None
-            assert "Ctrl-C" in process.stderr.readline()
-            process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, (line, errors)
+        with started(*arguments, cwd=tmp_path) as process:
+            if arguments[0] == "emulate":
+                assert process.stderr is not None
+                assert "Ctrl-C" in process.stderr.readline()
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=150)
+            assert process.returncode == 0, (line, errors)
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g")}
     assert made == {
         "demo.jpg", "fox.png", "lighthouse.png", "night.png", "pictures/scene-1.jpg",

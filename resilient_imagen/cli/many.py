@@ -141,7 +141,6 @@ def _progress(total: int, settled: int) -> Iterator[Any]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
     task = bar.add_task("images", total=total, completed=settled)
 
@@ -152,5 +151,5 @@ def _progress(total: int, settled: int) -> Iterator[Any]:
             warn(f"{row.id}: {entry['provider']}, {entry['latency_s']:.1f} s")
         bar.advance(task)
 
-    with bar:
+    with bar if console.is_terminal else contextlib.nullcontext():
         yield tell
