@@ -171,7 +171,7 @@ class Play:
             panel.asking = event.provider
         elif isinstance(event, events.ShortCircuited):
             self.skipped += 1
-            self.landmarks.setdefault("skipped past the open breaker", panel)
+            self.landmarks.setdefault("was skipped past the open breaker", panel)
         elif isinstance(event, events.AttemptEnded) and event.transition in _LANDMARKS:
             self.landmarks.setdefault(_LANDMARKS[event.transition], panel)
 

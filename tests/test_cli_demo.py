@@ -1,0 +1,151 @@
+"""``demo``: every scene is delivered, the breaker's story is told as it happened, traces too."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_kit import cli, run
+from PIL import Image
+from rich.console import Console
+from trace_backends import collector
+
+from resilient_imagen.cli import storyboard
+from resilient_imagen.cli.demo_view import show_breaker, watching
+from resilient_imagen.cli.storyboard import ACTS, SCENES, Panel, Play
+from resilient_imagen.emulator import Emulator
+
+Capsys = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same story, told faster."""
+    usual: Callable[[], dict[str, object]] = storyboard.demo_settings
+
+    def settings() -> dict[str, object]:
+        times = {"per_call_timeout": 1.5, "breaker_reset_timeout": 0.5, "breaker_reset_max": 0.9}
+        return {**usual(), **times, "ipm": 6000, "retry_base_delay": 0.02}
+
+    monkeypatch.setattr(storyboard, "demo_settings", settings)
+    monkeypatch.setattr(storyboard, "demo_emulator", lambda: Emulator(picture="tiny", latency=0.05))
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_story_is_told_to_a_file(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line an image, the table, the times, the breaker's deeds; the environment has no say."""
+    monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
+    ended = cli(capsys, "demo", "-o", tmp_path / "sheet.png")
+    assert (ended.code, ended.err) == (0, "")
+    assert len(re.findall(r"^Google \w+ +scene \d  ", ended.out, re.MULTILINE)) == 32
+    assert re.search(r"Google healthy +│ +8 images: [0-9.]+ / [0-9.]+ │ +- │", ended.out)
+    for ill in ("overloaded", "hanging"):
+        assert re.search(rf"Google {ill} +│ +- │ +8 images: ", ended.out)
+    story = ended.out.partition("What the circuit breaker of Google did:")[2]
+    deeds = [
+        "Google overloaded: opened for",
+        "after 3 failures in a row (503 UNAVAILABLE)",
+        "Google hanging: let one call through as a probe",
+        "the probe failed (timed out): opened for",
+        "Google back: let one call through as a probe",
+        "Google back: the probe was served: closed",
+        "32 of 32 images were delivered.",
+    ]
+    found = [story.find(deed) for deed in deeds]
+    assert -1 not in found
+    assert found == sorted(found)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > len(SCENES) * 100
+        assert sheet.height > len(ACTS) * 200
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_page_is_saved_somewhere(capsys: Capsys) -> None:
+    """Without -o in a directory of its own, whose path is printed."""
+    ended = cli(capsys, "demo")
+    (line,) = [line for line in ended.out.splitlines() if line.startswith("Contact sheet: ")]
+    sheet = Path(line.removeprefix("Contact sheet: "))
+    assert sheet.stat().st_size > 1000
+    sheet.unlink()
+    sheet.parent.rmdir()
+
+
+def test_traces_can_be_found(tmp_path: Path) -> None:
+    """--jaeger exports every call, and links the four that tell the story."""
+    with collector() as traces:
+        done = run(
+            "demo", "--jaeger", "--jaeger-url", "http://jaeger.test:16686",
+            "--jaeger-otlp-url", traces.otlp, "-o", "sheet.jpg", cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    links = dict(
+        re.findall(r"^Call that (.*): http://jaeger\.test:16686/trace/(\w{32})$", out, re.MULTILINE)
+    )
+    roots = {
+        span.trace_id: span.tags
+        for service, span in traces.received
+        if span.name == "imagegen.generate" and service == "resilient-imagen"
+    }
+    assert len(roots) == 32
+    assert {what: roots[found]["imagegen.provider.served"] for what, found in links.items()} == {
+        "opened the breaker": "openai",
+        "was skipped past the open breaker": "openai",
+        "probed in vain": "openai",
+        "closed the breaker again": "google",
+    }
+
+
+def test_an_odd_file_name_is_refused(capsys: Capsys, tmp_path: Path) -> None:
+    """Before the show, not after it."""
+    ended = cli(capsys, "demo", "-o", tmp_path / "sheet.docx")
+    assert ended.code == 2
+    assert ended.complaint.endswith("sheet.docx: the contact sheet is a .png or a .jpg")
+
+
+class Stage:
+    """A client as far as the view looks at it."""
+
+    def __init__(self, state: str, retry_after: float | None) -> None:
+        self.breaker = {"state": state, "retry_after": retry_after}
+
+    def snapshot(self) -> dict[str, object]:
+        return {"routes": [{"breaker": self.breaker}]}
+
+
+def shown(play: Play, stage: Stage, width: int = 120) -> str:
+    """What a terminal shows in the end."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=width, highlight=False)
+    with watching(console, play, stage):  # type: ignore[arg-type]
+        pass
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_on_a_terminal(width: int) -> None:
+    """Who is being asked, what failed, and what the breaker is about; it fits the width."""
+    play = Play(Emulator(), act=1, waiting=True)
+    play.panels[0].asking = "google"
+    play.panels[8] = Panel(1, 0, failure="out of time")
+    lines = shown(play, Stage("open", 1.25), width).splitlines()
+    assert max(map(len, lines)) <= width
+    (first,) = {line for line in lines if "│ 1 " in line}
+    assert [cell.strip() for cell in first.split("│")[2:4]] == ["google ...", "out of time"]
+    assert any(
+        line.startswith("circuit breaker open: Google is skipped, for 1.2 s more; the next act")
+        for line in lines
+    )
+    assert "half open: one probe is out" in shown(play, Stage("half_open", None))
+
+
+def test_what_was_not_delivered_is_not_claimed(capsys: Capsys) -> None:
+    """The closing words count what there is."""
+    show_breaker(Console(file=sys.stdout, width=200), Play(Emulator()))
+    assert "0 of 32 images were delivered" in capsys.readouterr().out
