@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resilient_imagen.attempt import AttemptRung, Finished
+from resilient_imagen.breaker import BreakerConfig, Gate
 from resilient_imagen.call import Call, StartSignal
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.lane import Lane
+from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.routing import new_gate, new_pacer
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
-from resilient_imagen.tuning.express import Express, HandingPacer
-from resilient_imagen.tuning.loop import run_lean
+from resilient_imagen.tuning.express import Climber, Express, HandingPacer
+from resilient_imagen.tuning.loop import LeanLoop, run_lean
 from resilient_imagen.tuning.world import Change, Numbered, Played, StandIn, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from contextvars import Context
 
     from resilient_imagen.breaker import Transition
     from resilient_imagen.providers.base import ProviderImage
@@ -78,7 +80,10 @@ class _Play:
         *,
         short_cut: bool,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, LeanLoop):
+            raise TypeError("a run needs its own loop")
+        self._loop = loop
         self._played = played
         self._telling = bool(sinks)
         self._reporter = Reporter(Hub(sinks)) if sinks else _Silent()
@@ -86,6 +91,7 @@ class _Play:
         world = World(truth, played, seed)
         short_cut = short_cut and Express.suits(settings)
         self._lanes = self._build(settings, world, random.Random(seed), handing=short_cut)
+        self._shut = tuple(_shut(lane) for lane in self._lanes)
         self._pipeline = Pipeline(
             settings,
             AttemptRung(self._reporter, _finish, self._of_provider),
@@ -93,7 +99,7 @@ class _Play:
             random.Random(seed).random,
         )
         self._express = (
-            Express(self._lanes[0], world, self._climb, self._ended) if short_cut else None
+            Express(loop, self._lanes, world, self._climb, self._ended) if short_cut else None
         )
         self._open = 0
         self._climbing_since = -1.0
@@ -108,7 +114,7 @@ class _Play:
     def _next(self, arrivals: Iterator[float]) -> None:
         for at in arrivals:
             if at > self._loop.time():
-                self._loop.call_at(at, self._arrive_and_go_on, arrivals)
+                self._loop.plain_at(at, self._arrive_and_go_on, arrivals)
                 return
             self._arrive()
         self._close()
@@ -127,18 +133,19 @@ class _Play:
         behind = now <= self._climbing_since
         if self._express is None or behind or not self._express.start(call):
             self._climbing_since = now
-            self._climb(call, now, None)
+            self._climb(Climber(call, now, 0, None))
 
-    def _climb(self, call: int, asked: float, context: Context | None) -> None:
-        self._loop.create_task(self._ladder(call, asked), context=context)
+    def _climb(self, climber: Climber) -> None:
+        self._loop.create_task(self._ladder(climber), context=climber.context)
 
-    async def _ladder(self, number: int, asked: float) -> None:
+    async def _ladder(self, climber: Climber) -> None:
+        number = climber.call
         call = Call(
             id=str(number),
             request=Numbered("x", call=number),
-            lanes=self._lanes,
-            started=asked,
-            deadline=asked + self._seconds,
+            lanes=(*self._shut[: climber.route], *self._lanes[climber.route :]),
+            started=climber.asked,
+            deadline=climber.asked + self._seconds,
             start_signal=StartSignal(None),
         )
         if self._telling:
@@ -158,8 +165,8 @@ class _Play:
             self._reporter.request_ended(call, result=None, error=error)
         self._note_end(number)
 
-    def _ended(self, call: int) -> None:
-        self._played.served[call] = 0
+    def _ended(self, call: int, route: int) -> None:
+        self._played.served[call] = route
         self._note_end(call)
 
     def _note_end(self, call: int) -> None:
@@ -179,10 +186,8 @@ class _Play:
     ) -> tuple[Lane, ...]:
         names = dict.fromkeys(route.provider for route in settings.routes)
         providers = {name: StandIn(name, world) for name in names}
-        pacers = {name: new_pacer(settings, name) for name in names}
-        if handing:
-            first = settings.routes[0].provider
-            pacers[first] = new_pacer(settings, first, HandingPacer)
+        kind = HandingPacer if handing else Pacer
+        pacers = {name: new_pacer(settings, name, kind) for name in names}
         lanes = []
         for index, route in enumerate(settings.routes):
             gate = new_gate(settings, route.provider, route.model, random=chance.random)
@@ -203,6 +208,13 @@ class _Play:
                 )
             )
         return tuple(lanes)
+
+
+def _shut(lane: Lane) -> Lane:
+    """A route that turns everybody away: it stands where a call has been turned away already."""
+    gate = Gate(lane.name, BreakerConfig())
+    gate.force_open = True
+    return replace(lane, gate=gate)
 
 
 class _Silent(Reporter):

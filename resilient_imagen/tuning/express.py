@@ -1,42 +1,48 @@
 """A short cut for calls that meet no trouble, which is nearly all of them.
 
-A call that the first route serves at once passes the ladder without leaving a trace but in the
-queue and in the breaker. Here such a call joins the same queue and takes its permit from the same
-breaker, and the rungs between are left out. What it meets is known when its turn comes: as soon as
-that is anything but an image in time, or the breaker stirs while it queues, it is handed to the
-ladder with its place in the queue, as if it had come that way from the start. Nothing is guessed:
-a run with the short cut equals one without it (tests/test_tuning_express.py).
+A call that a route serves at once passes the ladder without leaving a trace but in the queue and in
+the breaker. Here such a call joins the same queue and takes its permit from the same breaker, and
+the rungs between are left out. What it meets is known when its turn comes: as soon as that is
+anything but an image in time, or the breaker stirs while it queues, it is handed to the ladder with
+its place in the queue, as if it had come that way from the start. Nothing is guessed: a run with
+the short cut equals one without it (tests/test_tuning_express.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker import BreakerState, Rejection
 from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.reasons import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
+    from collections.abc import Callable, Sequence
     from contextvars import Context
 
     from resilient_imagen.breaker import Permit, Transition
     from resilient_imagen.lane import Lane
     from resilient_imagen.limiter.memory import Ticket
     from resilient_imagen.settings import Settings
+    from resilient_imagen.tuning.loop import LeanLoop
     from resilient_imagen.tuning.truth import Met
     from resilient_imagen.tuning.world import World
 
-__all__ = ["Express", "HandingPacer"]
+__all__ = ["Climber", "Express", "HandingPacer"]
 
 _handed: ContextVar[list[Ticket]] = ContextVar("handed")
 """The place in the queue that a call brings along, until it is taken."""
 
 
 class HandingPacer(Pacer):
-    """A queue that a call may enter with the place it holds already."""
+    """A queue that a call may enter with the place it holds there already."""
+
+    def __init__(self, **limits: Any) -> None:
+        super().__init__(**limits)
+        self._lent: set[Ticket] = set()
 
     def join(self) -> Ticket:
         """Stand at the end of the queue, or where the caller stands already.
@@ -45,110 +51,137 @@ class HandingPacer(Pacer):
             QueueFullError: As the queue says.
         """
         brought = _handed.get(None)
-        return brought.pop() if brought else super().join()
+        if brought and brought[0] in self._lent:
+            self._lent.discard(brought[0])
+            return brought.pop()
+        return super().join()
+
+    def lend(self, ticket: Ticket) -> Context:
+        """A context in which the next to join takes over this place."""
+        self._lent.add(ticket)
+        context = copy_context()
+        context.run(_handed.set, [ticket])
+        return context
+
+
+class Climber(NamedTuple):
+    """A call that goes on by the ladder."""
+
+    call: int
+    asked: float
+    """When it came."""
+    route: int
+    """Routes before this one have turned it away already."""
+    context: Context | None
+
+
+class _Rider(NamedTuple):
+    """A call on the short cut."""
+
+    call: int
+    asked: float
+    route: int
+    ticket: Ticket
 
 
 class Express:
-    """The short cut on the first route.
+    """The short cut.
 
     Args:
-        lane: The first route; its queue is a `HandingPacer`.
+        loop: Whose time it is.
+        lanes: The routes; their queues are `HandingPacer`.
         world: Says what requests meet, and notes what was sent.
-        climb: Starts a call on the ladder, in a context of its own.
-        done: Told the call, when it is served.
+        climb: Starts a call on the ladder.
+        done: Told the call and the route that served it.
     """
 
     def __init__(
         self,
-        lane: Lane,
+        loop: LeanLoop,
+        lanes: Sequence[Lane],
         world: World,
-        climb: Callable[[int, float, Context], None],
-        done: Callable[[int], None],
+        climb: Callable[[Climber], None],
+        done: Callable[[int, int], None],
     ) -> None:
-        self._lane = lane
+        self._loop = loop
+        self._lanes = lanes
         self._world = world
         self._climb = climb
         self._done = done
-        self._closed = lane.gate.numbers().state is BreakerState.CLOSED
-        lane.gate.subscribe(self._note)
-        self.loop = asyncio.get_running_loop()
+        self._closed = [lane.gate.numbers().state is BreakerState.CLOSED for lane in lanes]
+        for route, lane in enumerate(lanes):
+            lane.gate.subscribe(partial(self._note, route))
 
     @staticmethod
     def suits(settings: Settings) -> bool:
-        """Whether nothing but a failure or the breaker can turn a call off its way."""
-        return settings.deadline is None and settings.max_queue is None
+        """Whether nothing but a failure or a breaker can turn a call off its way."""
+        return (
+            settings.deadline is None
+            and settings.max_queue is None
+            and settings.when_all_open == "fail"
+        )
 
     def start(self, call: int) -> bool:
-        """Take the call, unless the breaker is not simply closed."""
-        if not self._closed:
-            return False
-        ticket = self._lane.pacer.join()
-        if ticket.granted.done():
-            self.send(call, ticket, self.loop.time())
-        else:
-            _Waiting(self, call, ticket, self.loop.time())
-        return True
+        """Take the call, unless the first breaker to let it through wants a probe."""
+        for route, lane in enumerate(self._lanes):
+            if self._closed[route]:
+                self._ride(call, route, lane)
+                return True
+            if lane.gate.open_until() is None:
+                return False
+        return False
 
-    def _note(self, change: Transition) -> None:
+    def _note(self, route: int, change: Transition) -> None:
         if not change.shadow:
-            self._closed = change.to_state is BreakerState.CLOSED
+            self._closed[route] = change.to_state is BreakerState.CLOSED
 
-    def send(self, call: int, ticket: Ticket, asked: float) -> None:
-        """The call's turn has come: let it meet what it meets."""
-        lane, now = self._lane, self.loop.time()
-        met = self._world.meet(call, 0, now, [])
+    def _ride(self, call: int, route: int, lane: Lane) -> None:
+        rider = _Rider(call, self._loop.time(), route, lane.pacer.join())
+        if rider.ticket.granted.done():
+            self._send(rider)
+            return
+        # Woken by its turn or by the breaker, whichever is first.
+        stirred = lane.gate.changed()
+        stirred.add_done_callback(partial(self._stirred, rider))
+        rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
+
+    def _stirred(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
+        if not stirred.cancelled():
+            self._hand_over(rider)
+
+    def _turn(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
+        if not stirred.done():
+            stirred.cancel()
+            self._send(rider)
+
+    def _send(self, rider: _Rider) -> None:
+        """Let the call meet what it meets."""
+        lane, now = self._lanes[rider.route], self._loop.time()
+        met = self._world.meet(rider.call, rider.route, now, ())
         if met.reason is not None or met.latency >= lane.timeout:
-            self.hand_over(call, ticket, asked)
+            self._hand_over(rider)
             return
         permit = lane.gate.admit()
         if isinstance(permit, Rejection):
-            self.hand_over(call, ticket, asked)
+            self._hand_over(rider)
             return
         permit.begin()
-        ticket.spend()
-        self.loop.call_later(met.latency, self._served, call, ticket, permit, met, now)
+        rider.ticket.spend()
+        self._loop.plain_at(now + met.latency, self._served, rider, permit, met, now)
 
-    def _served(self, call: int, ticket: Ticket, permit: Permit, met: Met, sent_at: float) -> None:
-        latency = self.loop.time() - sent_at
-        self._world.book(call, 0, sent_at, latency, None, met)
-        self._lane.latencies.append(latency)
+    def _served(self, rider: _Rider, permit: Permit, met: Met, sent_at: float) -> None:
+        lane, latency = self._lanes[rider.route], self._loop.time() - sent_at
+        self._world.book(rider.call, rider.route, sent_at, latency, None, met)
+        lane.latencies.append(latency)
         permit.settle(Verdict.SUCCESS)
-        self._lane.pacer.leave(ticket)
-        self._done(call)
+        lane.pacer.leave(rider.ticket)
+        self._done(rider.call, rider.route)
 
-    def hand_over(self, call: int, ticket: Ticket, asked: float) -> None:
+    def _hand_over(self, rider: _Rider) -> None:
         """Let the ladder go on with the call, with its place unless the breaker is in the way."""
-        context = copy_context()
-        if self._lane.rejects_at(self.loop.time()):
-            self._lane.pacer.leave(ticket)
-        else:
-            context.run(_handed.set, [ticket])
-        self._climb(call, asked, context)
-
-    def stirred(self) -> asyncio.Future[None]:
-        """A future, resolved when the breaker changes."""
-        return self._lane.gate.changed()
-
-
-class _Waiting:
-    """A call in the queue: woken by its turn or by the breaker, whichever is first."""
-
-    __slots__ = ("_asked", "_call", "_express", "_stirred", "_ticket")
-
-    def __init__(self, express: Express, call: int, ticket: Ticket, asked: float) -> None:
-        self._express = express
-        self._call = call
-        self._ticket = ticket
-        self._asked = asked
-        self._stirred = express.stirred()
-        self._stirred.add_done_callback(self._breaker)
-        ticket.granted.add_done_callback(self._turn)
-
-    def _turn(self, _granted: asyncio.Future[None]) -> None:
-        if not self._stirred.done():
-            self._stirred.cancel()
-            self._express.send(self._call, self._ticket, self._asked)
-
-    def _breaker(self, stirred: asyncio.Future[None]) -> None:
-        if not stirred.cancelled():
-            self._express.hand_over(self._call, self._ticket, self._asked)
+        lane, context = self._lanes[rider.route], None
+        if lane.rejects_at(self._loop.time()):
+            lane.pacer.leave(rider.ticket)
+        elif isinstance(lane.pacer, HandingPacer):
+            context = lane.pacer.lend(rider.ticket)
+        self._climb(Climber(rider.call, rider.asked, rider.route, context))

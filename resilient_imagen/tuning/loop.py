@@ -24,6 +24,20 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
+class _Plain:
+    """A callback, and no more."""
+
+    __slots__ = ("_args", "_callback")
+    _cancelled = False
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._callback = callback
+        self._args = args
+
+    def _run(self) -> None:
+        self._callback(*self._args)
+
+
 class LeanLoop(asyncio.AbstractEventLoop):
     """An asyncio loop on virtual time, in seconds from 0, for tasks, futures and timers alone.
 
@@ -33,8 +47,8 @@ class LeanLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._ready: deque[asyncio.Handle] = deque()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._ready: deque[asyncio.Handle | _Plain] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle | _Plain]] = []
         self._timers_made = 0
         self._broken: BaseException | None = None
 
@@ -87,6 +101,11 @@ class LeanLoop(asyncio.AbstractEventLoop):
         heapq.heappush(self._timers, (when, self._timers_made, handle))
         return handle
 
+    def plain_at(self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts) -> None:
+        """As `call_at`, for what is never cancelled and needs no context: half the price."""
+        self._timers_made += 1
+        heapq.heappush(self._timers, (when, self._timers_made, _Plain(callback, args)))
+
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
         return asyncio.Future(loop=self)
@@ -130,7 +149,7 @@ class LeanLoop(asyncio.AbstractEventLoop):
     def _jump(self) -> None:
         """Move the clock to the next timer; all that are due then become ready."""
         timers = self._timers
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2]._cancelled:  # noqa: SLF001 - as above
             heapq.heappop(timers)
         if not timers:
             raise RuntimeError("every task waits for something that nobody will do")

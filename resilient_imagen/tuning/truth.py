@@ -26,17 +26,21 @@ class Coin:
     between two settings is then the settings' doing, and not luck.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_parts")
 
     def __init__(self, seed: int, *parts: int) -> None:
-        key = seed & _MASK
-        for part in parts:
-            key = _mixed(key ^ (part & _MASK))
-        self._key = key
+        self._parts = (seed, *parts)
+        self._key: int | None = None  # most coins are never tossed
 
     def unit(self, salt: int = 0) -> float:
         """A number from 0 to below 1; another one for another ``salt``."""
-        return (_mixed(self._key ^ salt) >> 11) * 2.0**-53
+        key = self._key
+        if key is None:
+            key = 0
+            for part in self._parts:
+                key = _mixed(key ^ (part & _MASK))
+            self._key = key
+        return (_mixed(key ^ salt) >> 11) * 2.0**-53
 
 
 def _mixed(key: int) -> int:

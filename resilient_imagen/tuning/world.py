@@ -15,6 +15,8 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.tuning.truth import Ask, Coin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from resilient_imagen.breaker import BreakerState
     from resilient_imagen.tuning.truth import Met, Truth
 
@@ -82,7 +84,7 @@ class World:
         self._seed = seed
         self._routes = {name: index for index, name in enumerate(played.routes)}
 
-    def meet(self, call: int, route: int, at: float, before: list[float]) -> Met:
+    def meet(self, call: int, route: int, at: float, before: Sequence[float]) -> Met:
         """What a request meets at ``at``, after the call's earlier ones to the same route."""
         coin = Coin(self._seed, call, route, len(before))
         return self._truth.meet(Ask(route, at, coin, before[-1] if before else None))
