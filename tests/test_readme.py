@@ -21,6 +21,7 @@ from trace_backends import collector
 import resilient_imagen
 from resilient_imagen import ImageClient, ImageGenerationError, Settings, reset_default_client
 from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.telemetry import names
 from resilient_imagen.testing import TINY_PNG
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
@@ -70,6 +71,20 @@ def test_names_in_readme_exist() -> None:
     anchors = {re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-") for title in titles}
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
         assert target.removeprefix("#") in anchors if target[0] == "#" else (ROOT / target).exists()
+
+
+def test_traces_are_searched_by_names_that_exist() -> None:
+    """Every span attribute that README names is one of telemetry's."""
+    known = {value for value in vars(names).values() if isinstance(value, str)}
+    named = set(re.findall(r"imagegen\.[a-z_]+(?:\.[a-z_]+)*", TEXT)) - {"imagegen.generate"}
+    assert len(named) > 10
+    assert named <= known
+    (section,) = re.findall(
+        r"### What a trace looks like$(.*?)(?=^## )", TEXT, re.DOTALL | re.MULTILINE
+    )
+    for line in re.findall(r"^(?:imagegen|[├└]).*$", section, re.MULTILINE):
+        for name in re.findall(r"([a-z_.]+)=", line):
+            assert name in known or f"imagegen.{name}" in known, name
 
 
 def test_the_example(
