@@ -250,6 +250,18 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, imagen_emulator: Backgroun
     assert not often & {f"scene {name[1:]}" for name in finished}
 
 
+def test_a_terminal_gets_a_bar(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> None:
+    """It counts every row; a failure stands above it as soon as it happens."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how a terminal is pretended to be
+    imagen_emulator.google.fail(faults.blocked())
+    write(scenes(3))
+    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", batch(capsys).err)
+    assert "3/3" in told
+    assert len(re.findall(r"s\d: google gemini-3-pro-image: blocked", told)) == 1
+
+
 # -- the journal ------------------------------------------------------------------------------
 
 

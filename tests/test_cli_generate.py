@@ -141,7 +141,7 @@ BAD = {
     "empty prompt": ([" "], "prompt must be a text that is not empty"),
     "no prompt": ([], "nothing to draw: give a prompt in quotes, or --from prompts.jsonl"),
     "no such reference": (["a fox", "--ref", "no.png"], "Invalid value for '--ref'"),
-    "no picture": (["a fox", "--ref", "text.png"], "reference_images[0] is not an image"),
+    "no picture": (["a fox", "--ref", "text.png"], "text.png is not an image of a known type"),
     "no such directory": (["a fox", "-o", "no/fox.png"], "no is no directory; make it first"),
     "a directory": (["a fox", "-o", "folder"], "folder is a directory; -o needs a file's name"),
     "deadline": (["a fox", "--deadline", "-1"], "deadline must be a number of seconds above zero"),
@@ -263,3 +263,23 @@ def test_without_the_extra_it_says_what_to_install(
     ended = emulated(capsys, "a fox")
     assert ended.code == 2
     assert ended.complaint == "h11 is missing: pip install 'resilient-imagen[emulator]'"
+
+
+def test_a_terminal_is_told_what_goes_on(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Retries and the way to the fallback, on standard error, and only while it lasts."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # how a terminal is pretended to be
+    monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.5")
+    monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
+    imagen_emulator.google.set(faults.overload().after(0.3))
+    imagen_emulator.openai.set_latency(0.4)
+    ended = cli(capsys, "generate", "a fox", "-o", "fox")
+    assert ended.code == 0
+    for words in (
+        "google gemini-3-pro-image is drawing",
+        "google: overloaded; again in",
+        "openai gpt-image-2.5-flare is drawing",
+    ):
+        assert words in ended.err
+    assert "fallback  yes: overloaded" in ended.out

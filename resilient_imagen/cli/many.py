@@ -133,7 +133,7 @@ def _stopping(batch: Batch) -> Iterator[None]:
 @contextlib.contextmanager
 def _progress(total: int, settled: int) -> Iterator[Any]:
     """A bar on a terminal; a line a row where output is kept. Both on standard error."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

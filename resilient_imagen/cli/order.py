@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.call import OnStart
 
 __all__ = ["Order", "is_address"]
+
+
+_INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
+"""How the library names a reference that cannot be used: it may not tell paths, we may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +39,24 @@ class Order:
         Raises:
             ImageGenerationError: It was not.
         """
-        return await client.generate(
-            self.prompt,
-            aspect_ratio=self.aspect_ratio,
-            resolution=self.resolution,
-            references=[_reference(each) for each in self.references],
-            model=self.model,
-            deadline=self.deadline,
-            on_start=on_start,
-        )
+        try:
+            return await client.generate(
+                self.prompt,
+                aspect_ratio=self.aspect_ratio,
+                resolution=self.resolution,
+                references=[_reference(each) for each in self.references],
+                model=self.model,
+                deadline=self.deadline,
+                on_start=on_start,
+            )
+        except InvalidRequestError as error:
+            if error.attempts:
+                raise
+            raise InvalidRequestError(_INDEX.sub(self._named, str(error))) from None
+
+    def _named(self, index: re.Match[str]) -> str:
+        """The reference as the user named it."""
+        return self.references[int(index[1])]
 
 
 def _reference(place: str) -> object:
