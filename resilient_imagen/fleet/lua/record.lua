@@ -20,12 +20,20 @@ if record.epoch == '' then
   record.epoch = whole(now) .. '-' .. WORKER
 end
 
--- The server's clock was put back, or another server took over: every moment moves with it.
+-- The server's clock was put back, or another server took over: every moment moves with it, so
+-- that what was left of each duration is left still.
 local back = record.at - now
 if back > 0 then
   record.since, record.till = record.since - back, record.till - back
-  for _, token in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
-    redis.call('ZINCRBY', LEASES, whole(-back), token)
+  for _, key in ipairs({LEASES, SEEN}) do
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+      redis.call('ZINCRBY', key, whole(-back), member)
+    end
+  end
+  local entries = redis.call('HGETALL', WORKERS)
+  for i = 1, #entries, 2 do
+    local active, rest = string.match(entries[i + 1], '^(%d+)(:.*)$')
+    redis.call('HSET', WORKERS, entries[i], whole(math.max(tonumber(active) - back, 0)) .. rest)
   end
 end
 
