@@ -17,6 +17,8 @@ COMMANDS: Final = {
     "generate": "resilient_imagen.cli.generate:generate",
     "demo": "resilient_imagen.cli.demo:demo",
     "emulate": "resilient_imagen.cli.emulate:emulate",
+    "tune": "resilient_imagen.cli.tune:tune",
+    "cost": "resilient_imagen.cli.cost:cost",
 }
 """Name: ``module:function``. A module imports what is heavy inside its function: ``--help`` reads
 the docstrings of all of them."""

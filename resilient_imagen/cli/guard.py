@@ -28,7 +28,12 @@ BAD_INPUT: Final = 2
 INTERRUPTED: Final = 130
 """Exit code: Ctrl-C, as shells count it."""
 
-_EXTRAS: Final = {"h11": "emulator", "python_multipart": "emulator", "redis": "redis"}
+_EXTRAS: Final = {
+    "h11": "emulator",
+    "python_multipart": "emulator",
+    "redis": "redis",
+    "vl_convert": "tuning",
+}
 
 _P = ParamSpec("_P")
 

@@ -1,1 +1,37 @@
-"""Record, replay, sweep and report: tune thresholds from what really happened."""
+"""Record, replay, sweep and report: tune thresholds from what really happened.
+
+``simulate`` plays made-up worlds, ``replay`` and ``sweep`` recordings; all of them with the
+production pipeline, on virtual time. On the command line: ``resilient-imagen tune``.
+"""
+
+from resilient_imagen.tuning.knobs import Knobs
+from resilient_imagen.tuning.load import load
+from resilient_imagen.tuning.measure import Measures
+from resilient_imagen.tuning.rank import Advice, Leaning, Trial
+from resilient_imagen.tuning.recorder import Recorder
+from resilient_imagen.tuning.recording import Recording, RecordingError
+from resilient_imagen.tuning.scenario import Latency, Scenario, Service, Traffic, Trouble, waves
+from resilient_imagen.tuning.simulation import simulate
+from resilient_imagen.tuning.sweep import Sweep, replay, sweep
+
+__all__ = [
+    "Advice",
+    "Knobs",
+    "Latency",
+    "Leaning",
+    "Measures",
+    "Recorder",
+    "Recording",
+    "RecordingError",
+    "Scenario",
+    "Service",
+    "Sweep",
+    "Traffic",
+    "Trial",
+    "Trouble",
+    "load",
+    "replay",
+    "simulate",
+    "sweep",
+    "waves",
+]

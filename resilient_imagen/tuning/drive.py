@@ -15,6 +15,7 @@ from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.lane import Lane
 from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.pipeline import Pipeline
+from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import new_gate, new_pacer
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
@@ -25,6 +26,7 @@ from resilient_imagen.tuning.world import Change, Numbered, Played, StandIn, Wor
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from resilient_imagen.attempt import Served
     from resilient_imagen.breaker import Transition
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
@@ -150,7 +152,7 @@ class _Play:
         )
         if self._telling:
             self._reporter.request_started(call)
-        error: ImageGenerationError | None = None
+        result, error = None, None
         try:
             served = await self._pipeline.run(call, _nothing_to_load)
         except ImageGenerationError as failed:
@@ -161,8 +163,9 @@ class _Play:
             return
         else:
             self._played.served[number] = self._lanes.index(served.lane)
+            result = _result(call, served) if self._telling else None
         if self._telling:
-            self._reporter.request_ended(call, result=None, error=error)
+            self._reporter.request_ended(call, result=result, error=error)
         self._note_end(number)
 
     def _ended(self, call: int, route: int) -> None:
@@ -235,6 +238,21 @@ class _Silent(Reporter):
 
 
 _PICTURE = Finished(b"", "image/png")
+
+
+def _result(call: Call, served: Served) -> ImageResult:
+    """What the sinks are told of a call that was served."""
+    return ImageResult(
+        image_bytes=served.picture.data,
+        mime_type=served.picture.mime_type,
+        provider=served.lane.provider.name,
+        model=served.lane.model,
+        attempts=len(call.attempts),
+        fallback_reason=call.fallback_cause,
+        dropped_references=(),
+        usage=served.usage,
+        latency_s=asyncio.get_running_loop().time() - call.started,
+    )
 
 
 async def _finish(_request: ImageRequest, _answer: ProviderImage) -> Finished:

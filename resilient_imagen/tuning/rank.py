@@ -20,6 +20,8 @@ MISSED: Final = 600.0
 
 _SLOWER: Final = 1.25
 """Factor on today's p95 that nobody is asked to bear for money or for loyalty."""
+_MOST_UNSEEN: Final = 0.25
+"""Share of the requests that may rest on assumptions; beyond it a setting is not recommended."""
 
 
 class Leaning(StrEnum):
@@ -97,14 +99,16 @@ def choose(
 ) -> Trial:
     """The best trial: of those as good as the best, the one nearest to today's settings.
 
-    None that fails more calls than today's is considered, nor, unless speed is what matters, one
-    whose p95 is more than a quarter longer.
+    None that fails more calls than today's is considered, nor one that rests by more than a
+    quarter on what was not seen, nor, unless speed is what matters, one whose p95 is more than a
+    quarter longer.
     """
     now = part(today)
     allowed = [
         trial
         for trial in trials
         if part(trial).failed <= now.failed
+        and part(trial).unseen <= max(_MOST_UNSEEN, now.unseen)
         and (leaning is Leaning.FAST or part(trial).p95_s <= now.p95_s * _SLOWER)
     ]
     value, tolerance = _SCORES[leaning]

@@ -28,7 +28,7 @@ from resilient_imagen import models
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
-from resilient_imagen.tuning.truth import NEVER, Met, Span, fails
+from resilient_imagen.tuning.truth import NEVER, Met, Span
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ class _Route:
         between its last failure and the next image.
         """
         log = self._log
-        failed = [index for index in range(len(log)) if _failed(log, index)]
+        failed = [index for index in range(len(log)) if log.failed(index)]
         spans = []
         for first, last, count in self._clusters(failed):
             between = last - first + 1
@@ -200,11 +200,6 @@ class _Route:
         if last + 1 == len(self._at):
             return low + self._log.latency[last]
         return low + self._turning * (self._at[last + 1] - low)
-
-
-def _failed(log: RouteLog, index: int) -> bool:
-    number = log.reason[index]
-    return number != IMAGE and fails(REASONS[number])
 
 
 def _image_cost(log: RouteLog, model: str) -> float:

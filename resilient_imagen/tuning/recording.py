@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from resilient_imagen.reasons import Reason
+from resilient_imagen.tuning.truth import fails
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -143,6 +144,11 @@ class RouteLog:
         self.hint.append(math.nan if row.hint is None else row.hint)
         self.cost.append(math.nan if row.cost is None else row.cost)
         self.given_up.append(row.given_up)
+
+    def failed(self, index: int) -> bool:
+        """Whether a request failed for the service's sake."""
+        number = self.reason[index]
+        return number != IMAGE and fails(REASONS[number])
 
     def sort(self, origin: float) -> None:
         """Bring all into order, and count times from ``origin``."""
