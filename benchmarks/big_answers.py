@@ -2,33 +2,42 @@
 
 Each measurement runs in a process of its own, the emulator in another. A ticker sleeps for a
 millisecond and notes by how much it came late: the longest delay is what every other request of
-the server would have felt. Run: ``python benchmarks/big_answers.py``
+the server would have felt. Memory is counted from where a small answer has left it: the peak, and
+what is still there when the pictures are gone. ``allocated`` is the peak of what Python and its
+extensions asked for through Python, from a run of its own: the same on every machine.
+
+Run: ``python benchmarks/big_answers.py [rounds]``
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 import httpx2
 
-ROUNDS = 5
+Measure = Callable[[Callable[[], Awaitable[object]]], Awaitable[dict[str, float]]]
+
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 9
 MEGABYTES = 20
 
 
-def picture(mime: str) -> bytes:
+def picture() -> bytes:
     """A valid 3072x5504 (9:16) PNG of MEGABYTES, its pixels noise."""
-    del mime
     width, height = 3072, 5504
     noise = os.urandom(int(MEGABYTES * 1e6))
     rows = io.BytesIO()
@@ -53,16 +62,36 @@ def serve(pipe: Connection) -> None:
     from resilient_imagen.emulator import Emulator, EmulatorServer
 
     async def main() -> None:
-        async with EmulatorServer(Emulator(picture=picture("image/png"))) as server:
+        emulator = Emulator(picture="tiny")
+        large = picture()
+        async with EmulatorServer(emulator) as server:
             pipe.send((server.google_url, server.openai_url))
-            await asyncio.to_thread(pipe.recv)
+            while (order := await asyncio.to_thread(pipe.recv)) != "done":
+                emulator.picture = large if order == "large" else "tiny"
+                pipe.send(order)
 
     asyncio.run(main())
 
 
-async def stall_and_cpu(make: Callable[[], Awaitable[object]], at_once: int) -> dict[str, float]:
-    """The longest delay of a ticker, CPU and wall time while ``at_once`` answers come in."""
+def resident() -> float:
+    with open("/proc/self/statm") as file:  # noqa: PTH123 - one line, read once
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+@dataclass
+class Order:
+    """What one process is to measure."""
+
+    at_once: int
+    traced: bool
+    pipe: Connection
+
+
+async def measured(make: Callable[[], Awaitable[object]], order: Order) -> dict[str, float]:
+    """What it takes to make ``order.at_once`` large pictures, after a small one."""
     await make()
+    order.pipe.send("enlarge")
+    order.pipe.recv()
     late = 0.0
     done = False
 
@@ -77,25 +106,26 @@ async def stall_and_cpu(make: Callable[[], Awaitable[object]], at_once: int) -> 
     await asyncio.sleep(0.05)
     late = 0.0
     base = resident()
+    if order.traced:
+        tracemalloc.start()
     cpu, wall = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(make() for _ in range(at_once)))
+    pictures = await asyncio.gather(*(make() for _ in range(order.at_once)))
     figures = {
-        "cpu_ms": (time.process_time() - cpu) * 1e3,
-        "wall_ms": (time.perf_counter() - wall) * 1e3,
+        "cpu ms": (time.process_time() - cpu) * 1e3,
+        "wall ms": (time.perf_counter() - wall) * 1e3,
     }
     done = True
     await ticker  # it wakes once more: a stall at the very end counts, too
-    figures["stall_ms"] = late * 1e3
-    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - base
+    figures["stall ms"] = late * 1e3
+    figures["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - base
+    figures["allocated MB"] = tracemalloc.get_traced_memory()[1] / 2**20
+    del pictures
+    gc.collect()
+    figures["left MB"] = resident() - base
     return figures
 
 
-def resident() -> float:
-    with open("/proc/self/statm") as file:  # noqa: PTH123 - one line, read once
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
-async def bare_google(url: str, at_once: int) -> dict[str, float]:
+async def bare_google(url: str, measure: Measure) -> dict[str, float]:
     from google import genai
     from google.genai import types
 
@@ -108,12 +138,13 @@ async def bare_google(url: str, at_once: int) -> dict[str, float]:
                 model="gemini-3-pro-image", contents="x"
             )
             assert answer.parts
-            return base64.b64encode(answer.parts[0].inline_data.data)  # type: ignore[union-attr, arg-type]
+            data = answer.parts[0].inline_data.data  # type: ignore[union-attr]
+            return base64.b64encode(data).decode("ascii")  # type: ignore[arg-type]
 
-        return await stall_and_cpu(make, at_once)
+        return await measure(make)
 
 
-async def bare_openai(url: str, at_once: int) -> dict[str, float]:
+async def bare_openai(url: str, measure: Measure) -> dict[str, float]:
     from openai import AsyncOpenAI
 
     async with AsyncOpenAI(api_key="k", base_url=url, max_retries=0) as client:
@@ -124,10 +155,10 @@ async def bare_openai(url: str, at_once: int) -> dict[str, float]:
             assert answer.data[0].b64_json
             return base64.b64decode(answer.data[0].b64_json)
 
-        return await stall_and_cpu(make, at_once)
+        return await measure(make)
 
 
-async def ours(route: str, urls: tuple[str, str], at_once: int) -> dict[str, float]:
+async def ours(route: str, urls: tuple[str, str], measure: Measure) -> dict[str, float]:
     from resilient_imagen import ImageClient, Settings
     from resilient_imagen.images.base64s import encode_base64_async
 
@@ -143,54 +174,64 @@ async def ours(route: str, urls: tuple[str, str], at_once: int) -> dict[str, flo
                 return result.image_bytes
             return await encode_base64_async(result.image_bytes)
 
-        return await stall_and_cpu(make, at_once)
+        return await measure(make)
 
 
-def measure(kind: str, urls: tuple[str, str], at_once: int, pipe: Connection) -> None:
-    google, openai = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
+def run(kind: str, urls: tuple[str, str], order: Order) -> None:
+    async def measure(make: Callable[[], Awaitable[object]]) -> dict[str, float]:
+        return await measured(make, order)
+
     work: dict[str, Callable[[], Any]] = {
-        "bare google": lambda: bare_google(urls[0], at_once),
-        "bare openai": lambda: bare_openai(urls[1], at_once),
-        "ours google": lambda: ours(google, urls, at_once),
-        "ours openai": lambda: ours(openai, urls, at_once),
+        "bare google": lambda: bare_google(urls[0], measure),
+        "bare openai": lambda: bare_openai(urls[1], measure),
+        "ours google": lambda: ours("google:gemini-3-pro-image", urls, measure),
+        "ours openai": lambda: ours("openai:gpt-image-2.5-flare", urls, measure),
     }
-    pipe.send(asyncio.run(work[kind]()))
+    order.pipe.send(asyncio.run(work[kind]()))
 
 
 def main() -> None:
     context = multiprocessing.get_context("spawn")
-    control, theirs = context.Pipe()
+    server_pipe, theirs = context.Pipe()
     server = context.Process(target=serve, args=(theirs,), daemon=True)
     server.start()
-    urls = control.recv()
+    urls = server_pipe.recv()
 
-    def once(kind: str, at_once: int) -> dict[str, float]:
+    def deliver(size: str) -> None:
+        server_pipe.send(size)
+        server_pipe.recv()
+
+    def once(kind: str, at_once: int, *, traced: bool = False) -> dict[str, float]:
         mine, yours = context.Pipe()
-        process = context.Process(target=measure, args=(kind, urls, at_once, yours))
+        deliver("tiny")
+        process = context.Process(target=run, args=(kind, urls, Order(at_once, traced, yours)))
         process.start()
+        yours.close()
+        mine.recv()
+        deliver("large")
+        mine.send(None)
         figures: dict[str, float] = mine.recv()
         process.join()
         return figures
 
+    names = ("stall ms", "cpu ms", "wall ms", "peak MB", "left MB", "allocated MB")
     print(f"{MEGABYTES} MB PNG, {os.cpu_count()} cores, median of {ROUNDS} rounds in turn")
-    print(f"{'':24}{'stall ms':>10}{'CPU ms':>10}{'wall ms':>10}{'peak MB':>10}")
+    print(" " * 20 + "".join(f"{name:>13}" for name in names))
     for vendor in ("google", "openai"):
         for at_once in (1, 8):
-            rounds = [
-                (once(f"bare {vendor}", at_once), once(f"ours {vendor}", at_once))
-                for _ in range(ROUNDS)
+            kinds = (f"bare {vendor}", f"ours {vendor}")
+            rounds = [[once(kind, at_once) for kind in kinds] for _ in range(ROUNDS)]
+            rows = [
+                {name: statistics.median(pair[which][name] for pair in rounds) for name in names}
+                for which in (0, 1)
             ]
-            names = ("stall_ms", "cpu_ms", "wall_ms", "peak_mb")
-            for which, label in ((0, "bare SDK"), (1, "ours")):
-                row = [statistics.median(pair[which][name] for pair in rounds) for name in names]
-                print(
-                    f"{vendor} x{at_once} {label:<14}" + "".join(f"{value:10.0f}" for value in row)
-                )
-            ratios = [statistics.median(p[1][name] / p[0][name] for p in rounds) for name in names]
-            print(
-                f"{vendor} x{at_once} {'ratio':<14}" + "".join(f"{value:10.2f}" for value in ratios)
-            )
-    control.send("done")
+            for row, kind in zip(rows, kinds, strict=True):
+                row["allocated MB"] = once(kind, at_once, traced=True)["allocated MB"]
+                figures = "".join(f"{row[name]:13.0f}" for name in names)
+                print(f"{kind} x{at_once:<8}{figures}", flush=True)
+            ratios = "".join(f"{rows[1][name] / rows[0][name]:13.2f}" for name in names)
+            print(f"{'ratio':<20}{ratios}", flush=True)
+    server_pipe.send("done")
     server.join(5)
 
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ImageRequest, Reference
@@ -53,6 +54,15 @@ def google_body(*parts: dict[str, Any], **candidate: Any) -> dict[str, Any]:
 def openai_body(**fields: Any) -> dict[str, Any]:
     """An OpenAI answer with one picture."""
     return {"created": 1, "data": [{"b64_json": PNG64}], **fields}
+
+
+def body_of(*parts: bytes, long: int = 2**16) -> Body:
+    """The body of a success that came in these parts."""
+    body = Body(long)
+    for part in parts:
+        body.feed(part)
+    body.close()
+    return body
 
 
 def http(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from providers_kit import JPEG, PNG, PNG64, google_body, openai_body
+from providers_kit import JPEG, PNG, PNG64, body_of, google_body, openai_body
 
 from resilient_imagen.providers import google_answers, openai_answers
 from resilient_imagen.providers.answers import AnswerError
@@ -25,7 +25,7 @@ JPEG64 = base64.b64encode(JPEG).decode()
 def read(vendor: str, body: Any) -> ProviderImage | Failure:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
-        return READERS[vendor](data, "asked-model")
+        return READERS[vendor](body_of(data), "asked-model")
     except AnswerError as error:
         return error.failure
 

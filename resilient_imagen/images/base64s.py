@@ -8,6 +8,7 @@ fed piece by piece and gives up the lock in between; benchmarks/images_loop_stal
 from __future__ import annotations
 
 import base64
+import io
 import time
 from functools import cache
 from typing import TYPE_CHECKING, Final
@@ -18,17 +19,54 @@ from resilient_imagen.images.offload import off_loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["decode_base64", "decode_base64_async", "encode_base64", "encode_base64_async"]
+__all__ = [
+    "Base64Decoder",
+    "decode_base64",
+    "decode_base64_async",
+    "encode_base64",
+    "encode_base64_async",
+]
 
-# Both divide evenly into base64's groups, 4 characters for 3 bytes: pieces simply join up.
-_TEXT_PIECE: Final = 2**20
-_BYTES_PIECE: Final = _TEXT_PIECE // 4 * 3
+_TEXT_PIECE: Final = 2**18
+_BYTES_PIECE: Final = _TEXT_PIECE // 4 * 3  # of whole groups, 4 characters for 3 bytes
 _SMALL: Final = 2**16
 """Characters or bytes that take well under a millisecond: not worth a thread."""
 _LONGEST_PREFIX: Final = 1024
 """Characters of a data URL before its comma."""
 _WHITESPACE: Final = b" \t\r\n\v\f"
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+
+
+class Base64Decoder:
+    """Decodes clean base64 that comes in pieces, at the size of what is decoded."""
+
+    def __init__(self) -> None:
+        self._decoded = io.BytesIO()
+        self._rest = ""  # the last group, whole or not: only the end tells whether it is padded
+
+    def feed(self, piece: str) -> bool:
+        """Take the next characters; False, and none taken, if they are not base64."""
+        text = self._rest + piece
+        whole = max(0, (len(text) - 1) // 4 * 4)
+        decoded = _decoder()(text[:whole])
+        if decoded is None or len(decoded) != whole // 4 * 3:  # fewer: padding before the end
+            return False
+        self._decoded.write(decoded)
+        self._rest = text[whole:]
+        return True
+
+    def finish(self) -> bytes | None:
+        """All bytes, with what was fed understood to be complete; None if it cannot be."""
+        last = _decoder()(self._rest)
+        if last is None:
+            return None
+        self._rest = ""
+        self._decoded.write(last)
+        return self._decoded.getvalue()
+
+    def taken(self) -> str:
+        """What was fed so far, in the standard alphabet; not after finish() gave bytes."""
+        return encode_base64(self._decoded.getvalue()) + self._rest
 
 
 def decode_base64(text: str | bytes) -> bytes:
@@ -52,9 +90,12 @@ def decode_base64(text: str | bytes) -> bytes:
 def encode_base64(data: bytes) -> str:
     """Encode in the standard alphabet, padded, on one line."""
     view = memoryview(data)
-    starts = _considerate(range(0, len(view), _BYTES_PIECE))
-    pieces = [base64.b64encode(view[at : at + _BYTES_PIECE]).decode("ascii") for at in starts]
-    return "".join(pieces)
+    text = (
+        ""  # grown in place, as CPython does for a local variable: pieces to join would double it
+    )
+    for at in _considerate(range(0, len(view), _BYTES_PIECE)):
+        text += base64.b64encode(view[at : at + _BYTES_PIECE]).decode("ascii")
+    return text
 
 
 async def decode_base64_async(text: str | bytes) -> bytes:
@@ -86,16 +127,11 @@ def _body(text: str | bytes) -> str:
 
 def _decode_pieces(text: str) -> bytes | None:
     """Decode clean base64; None if it is not."""
-    if not text.isascii() or 0 <= text.find("=") < len(text) - 2:  # padding is for the end only
-        return None
-    decode = _decoder()
-    pieces = []
-    for at in _considerate(range(0, len(text), _TEXT_PIECE)):
-        piece = decode(text[at : at + _TEXT_PIECE])
-        if piece is None:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+    decoder = Base64Decoder()
+    starts = _considerate(range(0, len(text), _TEXT_PIECE))
+    if all(decoder.feed(text[at : at + _TEXT_PIECE]) for at in starts):
+        return decoder.finish()
+    return None
 
 
 def _cleaned(text: str) -> str:
@@ -124,6 +160,8 @@ def _decoder() -> Callable[[str], bytes | None]:
     adapter = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))
 
     def decode(text: str) -> bytes | None:
+        if not text.isascii():
+            return None
         try:
             return adapter.validate_python(text)
         except ValidationError:  # it holds the text: it must not become anyone's context

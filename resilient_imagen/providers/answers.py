@@ -20,6 +20,8 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from resilient_imagen.providers.body import Body
+
 __all__ = ["AnswerError", "count", "document", "items", "mapping", "picture", "text", "usage_of"]
 
 
@@ -36,20 +38,20 @@ class AnswerError(Exception):
         return cls(Failure(reason, message=message))
 
 
-def document(body: bytes, classify: Callable[[Complaint], Failure]) -> dict[str, Any]:
+def document(body: Body, classify: Callable[[Complaint], Failure]) -> dict[str, Any]:
     """The JSON object that an answer is.
 
     Raises:
         AnswerError: It is none, reports an error, or is a chat's, which hold no pictures.
     """
     try:
-        value = from_json(body)
+        value = from_json(body.text)
     except ValueError:  # its text may quote the body
         value = None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict) or value.get("error"):
-        complaint = Complaint.read(200, {}, body)
+        complaint = Complaint.read(200, {}, body.text)
         raise AnswerError(
             classify(complaint) if complaint.is_error else Failure(Reason.INVALID_RESPONSE)
         )
@@ -58,20 +60,30 @@ def document(body: bytes, classify: Callable[[Complaint], Failure]) -> dict[str,
     return value
 
 
-def picture(encoded: str) -> tuple[bytes, str]:
-    """The bytes of a picture and their true type.
+def picture(encoded: str, body: Body) -> tuple[bytes, str]:
+    """The bytes of a picture and their true type. Each string of a body can be asked for once.
 
     Raises:
         AnswerError: It is no base64, or what it holds is no picture.
     """
     try:
-        data = decode_base64(encoded)
+        data = _decoded(encoded, body)
     except UnusableImageError:
         data = b""
     mime_type = sniff_mime(data)
     if mime_type is None:
         raise AnswerError.of(Reason.INVALID_RESPONSE)
     return data, mime_type
+
+
+def _decoded(encoded: str, body: Body) -> bytes:
+    decoder, rest = body.decoder(encoded)
+    if decoder is None:
+        return decode_base64(encoded)
+    data = None
+    if decoder.feed(rest):
+        data, rest = decoder.finish(), ""
+    return decode_base64(decoder.taken() + rest) if data is None else data
 
 
 def items(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:

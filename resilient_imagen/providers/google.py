@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.body import Body
     from resilient_imagen.providers.complaint import Complaint
     from resilient_imagen.providers.failures import Failure
     from resilient_imagen.providers.wire import Exchange, WireClient
@@ -98,7 +99,7 @@ class GoogleProvider(SdkProvider):
             ),
         )
 
-    def _read(self, body: bytes, model: str) -> ProviderImage:
+    def _read(self, body: Body, model: str) -> ProviderImage:
         return read_answer(body, model)
 
     def _failure(self, complaint: Complaint) -> Failure:

@@ -22,16 +22,18 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from resilient_imagen.providers.body import Body
+
 __all__ = ["read_answer"]
 
 _KNOWN = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"})
 
 
-def read_answer(body: bytes, model: str) -> ProviderImage:
+def read_answer(body: Body, model: str) -> ProviderImage:
     """The picture in the body of a 200.
 
     Args:
-        body: As it came.
+        body: As it came, closed.
         model: The requested model, for an answer that does not name its own.
 
     Raises:
@@ -42,7 +44,7 @@ def read_answer(body: bytes, model: str) -> ProviderImage:
     for candidate in candidates:
         encoded = _chosen(candidate)
         if encoded is not None:
-            return _image(answer, candidate, encoded, model)
+            return _image(answer, candidate, picture(encoded, body), model)
     raise AnswerError(_shortfall(answer, candidates))
 
 
@@ -60,13 +62,14 @@ def _chosen(candidate: Mapping[str, Any]) -> str | None:
 
 
 def _image(
-    answer: Mapping[str, Any], candidate: Mapping[str, Any], encoded: str, model: str
+    answer: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    found: tuple[bytes, str],
+    model: str,
 ) -> ProviderImage:
-    data, mime_type = picture(encoded)
     usage = usage_of(answer, "usageMetadata")
     return ProviderImage(
-        data,
-        mime_type,
+        *found,
         model=text(answer, "modelVersion") or model,
         input_tokens=count(usage, "promptTokenCount"),
         output_tokens=count(usage, "candidatesTokenCount"),

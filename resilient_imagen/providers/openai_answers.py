@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from resilient_imagen.providers.answers import (
     AnswerError,
     count,
@@ -15,14 +17,17 @@ from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.openai_failures import failure_of
 from resilient_imagen.reasons import Reason
 
+if TYPE_CHECKING:
+    from resilient_imagen.providers.body import Body
+
 __all__ = ["read_answer"]
 
 
-def read_answer(body: bytes, model: str) -> ProviderImage:
+def read_answer(body: Body, model: str) -> ProviderImage:
     """The picture in the body of a 200.
 
     Args:
-        body: As it came.
+        body: As it came, closed.
         model: The requested model; answers do not name theirs.
 
     Raises:
@@ -36,7 +41,7 @@ def read_answer(body: bytes, model: str) -> ProviderImage:
     if chosen is None:
         promised = "data" in answer or "created" in answer
         raise AnswerError.of(Reason.NO_IMAGE if promised else Reason.INVALID_RESPONSE)
-    data, mime_type = picture(chosen)
+    data, mime_type = picture(chosen, body)
     usage = usage_of(answer, "usage")
     return ProviderImage(
         data,

@@ -18,12 +18,14 @@ import httpx2
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.offload import off_loop
 from resilient_imagen.providers.answers import AnswerError, picture
+from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.complaint import Complaint
 from resilient_imagen.providers.sessions import Sessions
 from resilient_imagen.providers.transport import transport_reason
 from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.redaction import redact
 from resilient_imagen.request import ImageRequest, Reference
+from resilient_imagen.telemetry.inference import untold
 
 if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SdkProvider"]
 
 _LARGE: Final = 2**18
-"""Bytes of an answer from which on it is read in a thread."""
+"""Bytes of an answer, but for what was decoded on the way, from which on a thread reads it."""
 
 _rehearsed: Final[set[type]] = set()
 """The providers whose SDK this process has used already."""
@@ -81,7 +83,7 @@ class SdkProvider(ABC):
         """Send the one request; ``sent`` keeps the answer."""
 
     @abstractmethod
-    def _read(self, body: bytes, model: str) -> ProviderImage:
+    def _read(self, body: Body, model: str) -> ProviderImage:
         """The picture in the body of a 200; raises AnswerError if there is none."""
 
     @abstractmethod
@@ -113,7 +115,7 @@ class SdkProvider(ABC):
         # Raised from here, errors have no context: the SDKs' exceptions hold keys and prompts.
         if sent.response is None:
             self._no_answer(trouble, model)
-        return await self._answer(sent.response, request, model, trouble)
+        return await self._answer(sent.response, sent.body, request, model, trouble)
 
     async def aclose(self) -> None:
         """Close the connections of every event loop that still runs."""
@@ -143,26 +145,26 @@ class SdkProvider(ABC):
         await anyio.lowlevel.checkpoint()
         request = ImageRequest("rehearsal", references=(Reference(b"-", "image/png", 0),))
         async with self._wire(_Nowhere()) as http:
-            with exchange() as sent, suppress(Exception):
+            with untold(), exchange() as sent, suppress(Exception):
                 await self._ask(self._sdk(http), request, "rehearsal", sent)
         with suppress(AnswerError):
-            picture("AAAA")
+            picture("AAAA", Body())
 
     async def _answer(
         self,
         response: httpx2.Response,
+        body: Body,
         request: ImageRequest,
         model: str,
         trouble: Exception | None,
     ) -> ProviderImage:
-        body = response.content
         try:
             if not response.is_success:
                 complaint = Complaint.read(
-                    response.status_code, response.headers, body, request.prompt
+                    response.status_code, response.headers, response.content, request.prompt
                 )
                 raise AnswerError(self._failure(complaint))  # noqa: TRY301 - one way out for both
-            if len(body) > _LARGE:
+            if len(body.text) > _LARGE:
                 return await off_loop(self._read, body, model)
             return self._read(body, model)
         except AnswerError as error:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import binascii
 import os
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
+
+from resilient_imagen.providers.body import Body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,7 +37,9 @@ class Exchange:
     """One request and what came of it."""
 
     response: httpx2.Response | None = None
-    """The whole answer, whatever its status; None when none came, or not all of it."""
+    """The answer, whatever its status; None when none came, or not all of it."""
+    body: Body = field(default_factory=Body, repr=False)
+    """What a success holds, taken out of ``response``; a failure keeps its content."""
     blobs: dict[bytes, bytes] = field(default_factory=dict, repr=False)
 
     def stand_in(self, data: bytes) -> bytes:
@@ -99,12 +103,24 @@ class WireClient(httpx2.AsyncClient):
         if current is not None and current.blobs:
             request = _with_blobs(self, request, current.blobs)
         request.extensions = {**request.extensions, "timeout": dict(self._phases)}
-        response = await super().send(request, **options)
         if current is None:
-            return response
-        current.response = response
+            return await super().send(request, **options)
+        response = await super().send(request, **{**options, "stream": True})
+        body = Body()
+        try:
+            if not response.is_success:
+                await response.aread()
+                current.response = response
+                return response
+            async with aclosing(response.aiter_bytes()) as parts:
+                async for part in parts:
+                    body.feed(part)
+        finally:
+            await response.aclose()
+        body.close()
+        current.response, current.body = response, body
         # A picture is read by us: the SDK would copy it several times, on the event loop.
-        return httpx2.Response(200, json={}, request=request) if response.is_success else response
+        return httpx2.Response(200, json={}, request=request)
 
 
 def _with_blobs(
