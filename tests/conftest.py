@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
+
+# A busy machine is no failure; .ci/slow looks longer, with --hypothesis-profile=thorough.
+settings.register_profile("unhurried", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=3000)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)
