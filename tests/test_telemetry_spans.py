@@ -86,6 +86,18 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
     play(scene)
 
 
+def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
+    """A picture that was cropped says so, in the words of the result."""
+
+    async def scene(world: World) -> None:
+        result = await world.ask(aspect_ratio="1:1")
+        assert result.adjustments
+        found = attributes(world.telemetry.roots()[0])
+        assert found["imagegen.adjustments"] == "; ".join(result.adjustments)
+
+    play(scene)
+
+
 def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
     """Failed attempts are errors in red, the root is not; the third says that it opened."""
 

@@ -66,8 +66,14 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
         _put(found, names.COST_USD, event.result.usage["cost_usd"])
         if event.result.dropped_references:
             found[names.REFERENCES_DROPPED] = len(event.result.dropped_references)
+        if event.result.adjustments:
+            found[names.ADJUSTMENTS] = "; ".join(event.result.adjustments)[:_MAX_NOTES]
     _put(found, names.ERROR_TYPE, request_error(event))
     return found
+
+
+_MAX_NOTES = 255
+"""Characters: some of Jaeger's stores do not search longer values."""
 
 
 def request_error(event: events.RequestEnded) -> str | None:

@@ -65,6 +65,7 @@ QUEUE_WAITED: Final = "imagegen.queue.waited"
 """Jaeger finds equal values only, so seconds of waiting need a yes or no beside them."""
 BACKOFF_TOTAL: Final = "imagegen.retry.backoff_total"
 COST_USD: Final = "imagegen.cost_usd"
+ADJUSTMENTS: Final = "imagegen.adjustments"
 REFERENCES_DROPPED: Final = "imagegen.references.dropped"
 REFERENCES_NOTES: Final = "imagegen.references.notes"
 
@@ -100,6 +101,9 @@ BREAKER_TO: Final = "imagegen.circuit_breaker.to"
 BREAKER_RESULT: Final = "imagegen.circuit_breaker.result"
 BREAKER_SHADOW: Final = "imagegen.circuit_breaker.shadow"
 
+# Candidate settings that run beside the live ones.
+SHADOW_WOULD: Final = "imagegen.shadow.would"
+
 # Keys of span events differ from the root's own: Jaeger searches both alike.
 EVENT_FROM: Final = "imagegen.event.from"
 EVENT_TO: Final = "imagegen.event.to"
@@ -124,6 +128,7 @@ BREAKER_OPENED: Final = "imagegen.circuit_breaker.opened"
 BREAKER_HALF_OPENED: Final = "imagegen.circuit_breaker.half_opened"
 BREAKER_CLOSED: Final = "imagegen.circuit_breaker.closed"
 BREAKER_REJECTED: Final = "imagegen.circuit_breaker.rejected"
+SHADOW_DIFFERED: Final = "imagegen.shadow.differed"
 WARNING: Final = "imagegen.warning"
 
 # -- metrics --------------------------------------------------------------------------------------
@@ -136,6 +141,7 @@ RETRY_COUNT: Final = "imagegen.retries"
 FALLBACK_COUNT: Final = "imagegen.fallbacks"
 BREAKER_CALLS: Final = "imagegen.circuit_breaker.calls"
 BREAKER_TRANSITIONS: Final = "imagegen.circuit_breaker.transitions"
+SHADOW_COUNT: Final = "imagegen.shadow.differences"
 BREAKER_STATE_GAUGE: Final = "imagegen.circuit_breaker.state"
 BREAKER_RATE_GAUGE: Final = "imagegen.circuit_breaker.failure_rate"
 BREAKER_WINDOW_GAUGE: Final = "imagegen.circuit_breaker.window.calls"
