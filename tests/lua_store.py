@@ -173,17 +173,22 @@ class Sea:
         self.deliveries = 0
         """Messages of the channel that reached a worker."""
         self.links: list[SeaLink] = []
+        self.links_of: dict[str, list[SeaLink]] = {}
+        """Every connection that a worker ever had, the present one last."""
         self.warnings: list[str] = []
 
     def fleet(self) -> Fleet:
         """A worker's part, connected by this sea."""
-        return Fleet(ADDRESS, lambda code, _: self.warnings.append(code), connect=self.connect)
 
-    async def connect(self, _address: Address) -> SeaLink:
-        await self.cross()
-        link = SeaLink(self)
-        self.links.append(link)
-        return link
+        async def connect(_address: Address) -> SeaLink:
+            await self.cross()
+            link = SeaLink(self)
+            self.links.append(link)
+            self.links_of.setdefault(fleet.worker, []).append(link)
+            return link
+
+        fleet = Fleet(ADDRESS, lambda code, _: self.warnings.append(code), connect=connect)
+        return fleet
 
     async def cross(self) -> None:
         """There and back."""

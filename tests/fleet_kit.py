@@ -1,0 +1,108 @@
+"""Workers on a sea: gates and pacers of several processes, all on one virtual-time loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from lua_store import Sea, SeaLink
+
+from resilient_imagen.breaker import BreakerConfig, Permit, Rejection, Settlement
+from resilient_imagen.breaker.redis import SharedGate
+from resilient_imagen.limiter.redis import SharedPacer
+from resilient_imagen.reasons import POLICIES, Reason, Verdict
+from resilient_imagen.testing import run_virtual
+
+T = TypeVar("T")
+
+
+class Worker:
+    """One process: its fleet, one route's gate, one provider's pacer."""
+
+    def __init__(
+        self, sea: Sea, *, per_minute: float = 6000, slots: int = 4, burst: int = 1, **numbers: Any
+    ) -> None:
+        self.sea = sea
+        self.fleet = sea.fleet()
+        config = BreakerConfig(**{"reset_timeout": 60.0, **numbers})
+        self.gate = SharedGate("google:pro", config, fleet=self.fleet, random=lambda: 0.0)
+        self.pacer = SharedPacer(
+            "google", fleet=self.fleet, max_concurrent=slots, per_minute=per_minute, burst=burst
+        )
+
+    @property
+    def link(self) -> SeaLink:
+        """Its connection."""
+        mine = self.sea.links_of[self.fleet.worker]
+        return mine[-1]
+
+    @property
+    def state(self) -> str:
+        return self.gate.numbers().state.value
+
+    async def admit(self) -> Permit | Rejection:
+        """Ask as the ladder does: at the entrance, then again after a place in the queue."""
+        permit = self.gate.reserve()
+        if isinstance(permit, Rejection):
+            return permit
+        with self.pacer.join() as ticket:
+            await ticket.granted
+            if permit is not None and permit.stale:
+                permit.settle(Verdict.NEUTRAL)
+                permit = None
+            answer = permit or self.gate.admit()
+            if isinstance(answer, Permit):
+                ticket.spend()
+                answer.begin()
+            return answer
+
+    async def request(
+        self, reason: Reason | None = None, *, takes: float = 0.0, retry_after: float | None = None
+    ) -> Settlement | Rejection:
+        """One request that ends for that reason, or well."""
+        answer = await self.admit()
+        if isinstance(answer, Rejection):
+            return answer
+        await asyncio.sleep(takes)
+        if reason is None:
+            return answer.settle(Verdict.SUCCESS)
+        return answer.settle(
+            POLICIES[reason].verdict, cause=reason, brief="failed", retry_after=retry_after
+        )
+
+    async def fail(self, times: int = 1, reason: Reason = Reason.OVERLOADED) -> None:
+        for _ in range(times):
+            await self.request(reason)
+
+
+@contextlib.asynccontextmanager
+async def crew(sea: Sea, count: int, **numbers: Any) -> AsyncIterator[list[Worker]]:
+    """So many workers that have joined."""
+    workers = [Worker(sea, **numbers) for _ in range(count)]
+    try:
+        for worker in workers:
+            await worker.fleet.ready()
+        yield workers
+    finally:
+        for worker in workers:
+            await worker.fleet.aclose()
+
+
+def sail(scene: Callable[[Sea], Awaitable[T]], latency: float = 0.001) -> T:
+    """Play a scene on virtual time."""
+
+    async def main() -> T:
+        return await scene(Sea(latency))
+
+    return run_virtual(main())
+
+
+async def news() -> None:
+    """Long enough for what was just said to reach everybody, and shorter than a check-in."""
+    await asyncio.sleep(0.05)
+
+
+def states(workers: list[Worker]) -> set[str]:
+    return {worker.state for worker in workers}
