@@ -93,7 +93,7 @@ def test_the_example(
     """The eight lines of the first screen save a picture."""
     monkeypatch.chdir(tmp_path)
     executed(re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)[0])
-    assert (tmp_path / "lighthouse.png").stat().st_size > 1000
+    assert (tmp_path / "lighthouse.jpg").stat().st_size > 1000
     assert [seen.aspect_ratio for seen in imagen_emulator.google.requests] == ["9:16"]
 
 
@@ -272,5 +272,5 @@ def test_every_command(tmp_path: Path) -> None:
             assert process.returncode == 0, (line, errors)
     made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g")}
     assert made == {
-        "demo.jpg", "fox.png", "lighthouse.png", "night.png", "pictures/scene-1.jpg",
+        "demo.jpg", "fox.png", "lighthouse.jpg", "night.png", "pictures/scene-1.jpg",
     }  # fmt: skip

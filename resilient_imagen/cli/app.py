@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib import import_module
 from typing import Annotated, Any, Final
@@ -41,10 +42,17 @@ class _Commands(TyperGroup):
         place = COMMANDS.get(cmd_name)
         if place is None:
             return None
-        module, function = place.split(":")
+        module, name = place.split(":")
+        function = getattr(import_module(module), name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(cmd_name)(guarded(getattr(import_module(module), function)))
+        alone.command(cmd_name, help=_flowing(function))(guarded(function))
         return typer.main.get_command(alone)
+
+
+def _flowing(function: object) -> str:
+    """The docstring as paragraphs without line breaks: the terminal has its own width."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 _app = typer.Typer(
