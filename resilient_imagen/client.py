@@ -20,12 +20,13 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import Routing
 from resilient_imagen.settings import Settings
+from resilient_imagen.shadow import Shadow
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.result import Attempt
     from resilient_imagen.telemetry.hub import Sink
 
 __all__ = ["ImageClient"]
@@ -72,7 +74,11 @@ class ImageClient:
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
         )
-        self._hub = Hub([*built_in, *(sinks or ())])
+        self._shadow = Shadow(self.settings) if self.settings.shadow else None
+        shadows = [] if self._shadow is None else [self._shadow]
+        self._hub = Hub([*built_in, *(sinks or ()), *shadows])
+        if self._shadow is not None:
+            self._shadow.tell(self._hub)
         self._reporter = Reporter(self._hub)
         self._fleet = _fleet(self.settings, self._reporter)
         self._routing = Routing(self.settings, providers or (), self._reporter, self._fleet)
@@ -189,8 +195,9 @@ class ImageClient:
         except BaseException as error:
             self._reporter.request_ended(call, result=None, error=error)
             raise
+        finally:
+            self._cost_usd += sum(_costs(call.attempts))
         self._images += 1
-        self._cost_usd += result.usage["cost_usd"] or 0.0
         self._reporter.request_ended(call, result=result, error=None)
         return result
 
@@ -250,6 +257,7 @@ class ImageClient:
             "images": self._images,
             "cost_usd": round(self._cost_usd, 6),
             "fleet": None if self._fleet is None else self._fleet.snapshot(),
+            "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
 
     async def aclose(self) -> None:
@@ -283,6 +291,13 @@ def _checked_deadline(seconds: float | None) -> float:
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
         raise InvalidRequestError("deadline must be a number of seconds above zero, or None")
     return seconds
+
+
+def _costs(attempts: Iterable[Attempt]) -> Iterator[float]:
+    """US dollars of each attempt with a known price, failed ones included."""
+    for attempt in attempts:
+        if attempt.usage is not None:
+            yield attempt.usage["cost_usd"] or 0.0
 
 
 def _result(call: Call, served: Served) -> ImageResult:

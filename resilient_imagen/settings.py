@@ -6,6 +6,7 @@ Each field names its variable, its default and its unit; the README's table is m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads it at run time
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -299,6 +301,12 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_REFERENCE_PRIVATE_URLS"),
         description="Also load references from private, loopback and link-local addresses.",
     )
+    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(_blank_is_none)] = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_SHADOW"),
+        description="Breaker settings to run beside the live ones without effect, such as "
+        "reset_timeout=30,fail_max=5; what they would have done is reported.",
+    )
     redis_url: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
@@ -336,12 +344,41 @@ class Settings(BaseSettings):
     def _fallback_on(cls, value: object) -> object:
         return _comma_list(value)
 
+    @field_validator("shadow", mode="before")
+    @classmethod
+    def _shadow(cls, value: Any) -> Any:
+        """Breaker settings without their prefix, each checked as the live one is."""
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = dict(part.partition("=")[::2] for part in _comma_list(value))
+        return {name.strip(): cls._shadowed(name.strip(), given) for name, given in value.items()}
+
+    @classmethod
+    def _shadowed(cls, name: str, given: object) -> object:
+        prefix = "breaker_"
+        known = [each.removeprefix(prefix) for each in cls.model_fields if each.startswith(prefix)]
+        known.remove("mode")
+        if name not in known:
+            raise ValueError(f"must be NAME=VALUE, comma-separated; names: {', '.join(known)}")
+        field = cls.model_fields[prefix + name]
+        allowed: Any = Annotated[field.annotation, *field.metadata]
+        checked: TypeAdapter[object] = TypeAdapter(allowed)
+        try:
+            return checked.validate_python(given.strip() if isinstance(given, str) else given)
+        except ValidationError as error:
+            raise ValueError(f"{name}: {error.errors()[0]['msg']}") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.breaker_reset_max < self.breaker_reset_timeout:
             raise ValueError(
                 "IMAGE_GEN_BREAKER_RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIMEOUT"
             )
+        shadow = {**dict.fromkeys(("reset_timeout", "reset_max")), **(self.shadow or {})}
+        longest = shadow["reset_max"] or self.breaker_reset_max
+        if longest < (shadow["reset_timeout"] or self.breaker_reset_timeout):
+            raise ValueError("IMAGE_GEN_SHADOW: reset_max must not be less than reset_timeout")
         return self
 
     def goes_on(self, reason: Reason) -> bool:

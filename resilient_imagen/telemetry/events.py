@@ -28,6 +28,7 @@ __all__ = [
     "RequestStarted",
     "RetryScheduled",
     "RouteAdded",
+    "ShadowDiffered",
     "ShortCircuited",
     "Warned",
 ]
@@ -177,6 +178,20 @@ class BreakerChanged(Event):
     provider: str
     model: str
     transition: Transition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowDiffered(Event):
+    """Candidate settings would have done otherwise with a request than the live ones did."""
+
+    provider: str
+    model: str
+    would: str
+    """reject: the live breaker let it through; allow: the live breaker refused it."""
+    reason: Reason | None
+    """What became of a request that was sent; None for an image."""
+    latency_s: float | None
+    """Seconds it took; None when it was not sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -259,6 +259,19 @@ def _breaker_changed(event: events.BreakerChanged) -> Line:
     return level, name, details
 
 
+def _shadow_differed(event: events.ShadowDiffered) -> Line:
+    return (
+        logging.INFO,
+        names.SHADOW_DIFFERED,
+        lambda: {
+            names.BREAKER_NAME: f"{event.provider}:{event.model}",
+            names.SHADOW_WOULD: event.would,
+            "reason": None if event.reason is None else str(event.reason),
+            "latency_s": event.latency_s,
+        },
+    )
+
+
 def _request_ended(event: events.RequestEnded) -> Line:
     failed = event.outcome != "success"
     level = logging.ERROR if failed and event.outcome != "cancelled" else logging.INFO
@@ -295,6 +308,7 @@ _LINES: Final[Mapping[type[events.Event], Callable[[Any], Line]]] = {
     events.FellBack: _fell_back,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
+    events.ShadowDiffered: _shadow_differed,
     events.RequestEnded: _request_ended,
     events.Warned: _warned,
 }

@@ -54,6 +54,7 @@ class MetricSink:
             events.FellBack: self._fell_back,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
+            events.ShadowDiffered: self._shadow_differed,
             events.RequestEnded: self._request_ended,
         }
 
@@ -133,6 +134,13 @@ class MetricSink:
             },
         )
 
+    def _shadow_differed(self, event: events.ShadowDiffered) -> None:
+        name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
+        found = {names.BREAKER_NAME: name, names.SHADOW_WOULD: event.would}
+        if event.reason is not None:
+            found[names.ERROR_TYPE] = str(event.reason)
+        self._to.shadow.add(1, found)
+
     def _request_ended(self, event: events.RequestEnded) -> None:
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
         self._to.attempts.record(event.attempts, short)
@@ -192,6 +200,9 @@ class _Instruments:
         )
         self.breaker_transitions = meter.create_counter(
             names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
+        )
+        self.shadow = meter.create_counter(
+            names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
         )
         meter.create_observable_gauge(
             names.BREAKER_STATE_GAUGE, [self._states], "1", "1 for the present state, 0 for others."

@@ -1,0 +1,134 @@
+"""Other breaker settings beside the live ones: what would they have done? Without any effect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from resilient_imagen.breaker import Rejection
+from resilient_imagen.reasons import POLICIES, Verdict
+from resilient_imagen.routing import new_gate
+from resilient_imagen.telemetry import events
+
+if TYPE_CHECKING:
+    from resilient_imagen.breaker import Gate, Permit, Transition
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.hub import Hub
+
+__all__ = ["Shadow"]
+
+
+class Shadow:
+    """A sink that runs a second breaker beside each configured route's, fed by the same outcomes.
+
+    What it would have done differently is told as events, hence in metrics and log lines: its
+    changes of state (with ``transition.shadow``), and each request that it would have refused or,
+    where the live breaker refused, let through. While the live breaker is open, both see only what
+    the live one's probes meet.
+
+    Args:
+        settings: The live ones; ``settings.shadow`` says what is different in the candidate's.
+    """
+
+    inline = True
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings.model_copy(
+            update={
+                "breaker_mode": "on",
+                **{f"breaker_{name}": value for name, value in (settings.shadow or {}).items()},
+            }
+        )
+        self._hub: Hub | None = None
+        self._gates: dict[str, Gate] = {}
+        self._permits: dict[tuple[str, str], Permit | None] = {}
+        self._differed: Counter[str] = Counter()
+
+    def tell(self, hub: Hub) -> None:
+        """Tell this hub from now on."""
+        self._hub = hub
+
+    def handle(self, event: events.Event) -> None:
+        """Feed the candidates."""
+        match event:
+            case events.RouteAdded(configured=True):
+                self._add(event)
+            case events.AttemptStarted():
+                self._started(event)
+            case events.AttemptEnded():
+                self._ended(event)
+            case events.ShortCircuited():
+                gate = self._gates.get(f"{event.provider}:{event.model}")
+                if gate is not None and gate.usable():
+                    self._differ(event, "allow")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Each candidate's breaker, and how often it would have done otherwise, as plain JSON."""
+        return {
+            "settings": dict(self._settings.shadow or {}),
+            "would_reject": self._differed["reject"],
+            "would_allow": self._differed["allow"],
+            "routes": [gate.snapshot() for gate in self._gates.values()],
+        }
+
+    def _add(self, event: events.RouteAdded) -> None:
+        gate = new_gate(self._settings, event.provider, event.model)
+        gate.subscribe(self._changed)
+        self._gates[gate.name] = gate
+
+    def _started(self, event: events.AttemptStarted) -> None:
+        gate = self._gates.get(f"{event.provider}:{event.model}")
+        if gate is None:
+            return
+        answer = gate.admit()
+        permit = None if isinstance(answer, Rejection) else answer
+        if permit is not None:
+            permit.begin()
+        self._permits[event.call_id, gate.name] = permit
+
+    def _ended(self, event: events.AttemptEnded) -> None:
+        key = event.call_id, f"{event.provider}:{event.model}"
+        if key not in self._permits:
+            return
+        permit = self._permits.pop(key)
+        if permit is None:
+            self._differ(event, "reject")
+        else:
+            permit.settle(_verdict(event), cause=event.reason, retry_after=event.retry_after)
+
+    def _differ(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
+        self._differed[would] += 1
+        if self._hub is None:
+            return
+        sent = event if isinstance(event, events.AttemptEnded) else None
+        self._hub.tell(
+            events.ShadowDiffered(
+                at=event.at,
+                call_id=event.call_id,
+                provider=event.provider,
+                model=event.model,
+                would=would,
+                reason=None if sent is None else sent.reason,
+                latency_s=None if sent is None else sent.latency_s,
+            )
+        )
+
+    def _changed(self, transition: Transition) -> None:
+        if self._hub is not None:
+            provider, _, model = transition.name.partition(":")
+            self._hub.tell(
+                events.BreakerChanged(
+                    at=transition.at,
+                    provider=provider,
+                    model=model,
+                    transition=replace(transition, shadow=True),
+                )
+            )
+
+
+def _verdict(event: events.AttemptEnded) -> Verdict:
+    """As the live breaker was told."""
+    if event.cut_short or (event.reason is None and event.error_type is not None):
+        return Verdict.NEUTRAL
+    return Verdict.SUCCESS if event.reason is None else POLICIES[event.reason].verdict

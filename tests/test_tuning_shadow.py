@@ -1,0 +1,118 @@
+"""Candidate settings beside the live ones: what they report, and that they have no effect."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from ladder import FAST
+
+from resilient_imagen import ConfigurationError, ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen.telemetry.events import BreakerChanged, ShadowDiffered
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+
+def outage(calls: int = 12, **settings: Any) -> tuple[RecordingSink, dict[str, Any], list[str]]:
+    """Google fails every request; callers come every ten seconds. What was told, seen, served."""
+    sink = RecordingSink()
+
+    async def main() -> tuple[dict[str, Any], list[str]]:
+        google = FakeProvider("google").fail(Reason.OVERLOADED, status=503)
+        openai = FakeProvider("openai", latency=2.0)
+        served = []
+        made = Settings(**FAST, max_retries=0, **settings)
+        async with ImageClient(made, providers=[google, openai], sinks=[sink]) as client:
+            for _ in range(calls):
+                served.append((await client.generate("a lighthouse")).provider)
+                await asyncio.sleep(10)
+            return client.snapshot(), [sent.model for sent in google.sent]
+
+    snapshot, sent = run_virtual(main())
+    return sink, snapshot, sent
+
+
+def test_a_stricter_candidate_says_what_it_would_have_refused() -> None:
+    """A candidate that opens at the first failure reports the two that the live one let through."""
+    sink, snapshot, sent = outage(calls=3, breaker_fail_max=3, shadow={"fail_max": 1})
+    told = sink.of(ShadowDiffered)
+    assert [(each.would, each.reason) for each in told] == [("reject", Reason.OVERLOADED)] * 2
+    assert len(sent) == 3
+    assert snapshot["shadow"]["would_reject"] == 2
+    assert snapshot["shadow"]["settings"] == {"fail_max": 1}
+    assert snapshot["shadow"]["routes"][0]["state"] == "open"
+
+
+def test_a_laxer_candidate_says_what_it_would_have_let_through() -> None:
+    """A candidate that is still closed reports each caller that the live breaker turned away."""
+    sink, snapshot, _ = outage(calls=5, breaker_fail_max=2, shadow={"fail_max": 9, "min_calls": 99})
+    told = sink.of(ShadowDiffered)
+    assert [(each.would, each.reason, each.latency_s) for each in told] == [
+        ("allow", None, None)
+    ] * 3
+    assert snapshot["shadow"]["would_allow"] == 3
+
+
+def test_the_candidates_changes_are_told_as_shadow() -> None:
+    """Its openings are events that say they only would have happened; the live ones say not."""
+    sink, _, _ = outage(calls=4, breaker_fail_max=3, shadow={"fail_max": 1, "reset_timeout": 15})
+    told = [
+        (change.transition.shadow, change.transition.to_state.value)
+        for change in sink.of(BreakerChanged)
+    ]
+    assert told[0] == (True, "open")
+    assert (False, "open") in told
+    assert (True, "half_open") in told
+
+
+def test_candidates_have_no_effect() -> None:
+    """Requests sent, callers turned away and live breakers are the same with and without one."""
+
+    def story(**settings: Any) -> list[Any]:
+        sink, snapshot, sent = outage(calls=20, breaker_reset_timeout=40, **settings)
+        live = [change.at for change in sink.of(BreakerChanged) if not change.transition.shadow]
+        return [sent, len(live), len(sink.attempts), snapshot["images"]]
+
+    assert story() == story(shadow="fail_max=1,reset_timeout=5,half_open_calls=2")
+
+
+def test_cut_short_requests_cast_no_vote() -> None:
+    """A request that the caller's deadline ended says nothing to the candidate either."""
+
+    async def main() -> dict[str, Any]:
+        google = FakeProvider("google").hang()
+        made = Settings(**FAST, routes="google:m", shadow="fail_max=1")
+        async with ImageClient(made, providers=[google]) as client:
+            with pytest.raises(ImageGenerationError):
+                await client.generate("a lighthouse", deadline=5)
+            return client.snapshot()
+
+    shadow = run_virtual(main())["shadow"]
+    assert shadow["routes"][0]["state"] == "closed"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fail_max=0", "fail_max"),
+        ("fail_max", "fail_max"),
+        ("colour=3", "names: fail_max"),
+        ("mode=off", "names: fail_max"),
+        ("reset_timeout=900", "reset_max"),
+        ("failure_rate=nan", "failure_rate"),
+    ],
+)
+def test_a_wrong_candidate_is_named(text: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not allowed fails at the start, with the variable's name and the part at fault."""
+    monkeypatch.setenv("IMAGE_GEN_SHADOW", text)
+    with pytest.raises(ConfigurationError, match="IMAGE_GEN_SHADOW") as caught:
+        Settings()
+    assert says in str(caught.value)
+
+
+def test_a_candidate_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are read as the live settings' are; spaces do no harm; empty means none."""
+    monkeypatch.setenv("IMAGE_GEN_SHADOW", " reset_timeout = 30, fail_max=5 ")
+    assert Settings().shadow == {"reset_timeout": 30.0, "fail_max": 5}
+    monkeypatch.setenv("IMAGE_GEN_SHADOW", "")
+    assert Settings().shadow is None
