@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
@@ -51,6 +51,11 @@ class Served:
     """What became of the references for this route's model."""
 
 
+_UNANSWERED: Final = frozenset(
+    {Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE, Reason.CONNECTION}
+)
+"""Endings after which the vendor may still have finished, and billed, the picture."""
+
 Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
 Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
 
@@ -63,6 +68,25 @@ class _Ending:
     verdict: Verdict
     error: BaseException
     cut_short: bool = False
+    usage: Usage | None = None
+    delivered: bool = False
+    """True when the picture came, and what failed is ours."""
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that it came with."""
+        return self.error.status if isinstance(self.error, ImageGenerationError) else None
+
+    @property
+    def may_have_been_billed(self) -> bool:
+        """Whether the vendor worked on it: seen from its count, or possibly unseen."""
+        if self.delivered:
+            return True
+        if self.usage is not None:
+            made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0
+            return made > 0 or total > (self.usage["input_tokens"] or 0)
+        refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
+        return self.reason in _UNANSWERED and not refused
 
 
 class AttemptRung:
@@ -99,6 +123,7 @@ class AttemptRung:
         self._reporter.attempt_started(call, turn, permit)
         started = loop.time()
         scope = asyncio.timeout_at(_limit(call, turn, started))
+        answer: ProviderImage | None = None
         try:
             async with scope:
                 answer = await lane.provider.generate(request, lane.model)
@@ -106,12 +131,25 @@ class AttemptRung:
             picture = await self._finish(request, answer)
         except BaseException as error:  # noqa: BLE001 - cancellation is settled and goes its way, too
             ending = _ending(call, turn, error, timed_out=scope.expired(), started=started)
+            if answer is not None:
+                usage = lane.usage(answer, request.resolution)
+                ending = replace(ending, usage=usage, delivered=True)
             self._failed(call, turn, permit, ending, loop.time() - started, plan)
         lane.latencies.append(latency)
         settlement = permit.settle(Verdict.SUCCESS)
         usage = lane.usage(answer, request.resolution)
-        call.attempts.append(_attempt(turn, None, None, latency, None))
-        self._reporter.attempt_served(call, turn, settlement, answer, usage, latency)
+        attempt = Attempt(
+            lane.provider.name,
+            lane.model,
+            reason=None,
+            status=None,
+            latency_s=latency,
+            retry_after=None,
+            usage=usage,
+            may_have_been_billed=True,
+        )
+        call.attempts.append(attempt)
+        self._reporter.attempt_served(call, turn, settlement, answer, attempt)
         return Served(lane, picture, usage, turn.tailored)
 
     def _failed(
@@ -128,6 +166,7 @@ class AttemptRung:
         ours = error if isinstance(error, ImageGenerationError) else None
         if ours is not None:
             ours.locate(lane.provider.name, lane.model)
+            ours.usage = ending.usage
         hint = None if ours is None else ours.retry_after
         settlement = permit.settle(
             ending.verdict,
@@ -139,20 +178,23 @@ class AttemptRung:
             for sibling in self._siblings(lane.provider.name):
                 if sibling is not lane:
                     sibling.gate.trip(cause=ours.reason, brief=ours.brief, retry_after=hint)
+        attempt = Attempt(
+            lane.provider.name,
+            lane.model,
+            reason=ending.reason,
+            status=ending.status,
+            latency_s=latency,
+            retry_after=hint,
+            usage=ending.usage,
+            may_have_been_billed=ending.may_have_been_billed,
+        )
         if ending.reason is not None:
-            status = None if ours is None else ours.status
-            call.attempts.append(_attempt(turn, ending.reason, status, latency, hint))
+            call.attempts.append(attempt)
         if ours is not None:
             turn.failed = ours
             turn.retry_in = plan(turn, ours)
         self._reporter.attempt_failed(
-            call,
-            turn,
-            settlement,
-            error,
-            reason=ending.reason,
-            latency=latency,
-            cut_short=ending.cut_short,
+            call, turn, settlement, error, attempt, cut_short=ending.cut_short
         )
         raise error
 
@@ -184,11 +226,5 @@ def _ending(
         reason = Reason.DEADLINE if out_of_time else Reason.CANCELLED
         return _Ending(reason, Verdict.NEUTRAL, error, cut_short=out_of_time)
     if isinstance(error, ImageGenerationError):
-        return _Ending(error.reason, POLICIES[error.reason].verdict, error)
+        return _Ending(error.reason, POLICIES[error.reason].verdict, error, usage=error.usage)
     return _Ending(None, Verdict.NEUTRAL, error)  # a local trouble: it surfaces as what it is
-
-
-def _attempt(
-    turn: Turn, reason: Reason | None, status: int | None, latency: float, hint: float | None
-) -> Attempt:
-    return Attempt(turn.lane.provider.name, turn.lane.model, reason, status, latency, hint)

@@ -35,7 +35,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resilient_imagen.result import Attempt
+    from resilient_imagen.result import Attempt, Usage
 
 __all__ = [
     "AllProvidersFailedError",
@@ -97,6 +97,7 @@ class ImageGenerationError(Exception):
         vendor_error: Name of the SDK's exception type, or None. SDK exceptions are never chained:
             their texts may hold keys, prompts or whole pages.
         account_wide: True when every model of the account is concerned (billing, key).
+        usage: What the vendor counted although no picture came, or None. It may be billed.
     """
 
     default_reason: Reason = Reason.SERVER_ERROR
@@ -115,6 +116,7 @@ class ImageGenerationError(Exception):
         vendor_message: str | None = None,
         vendor_error: str | None = None,
         account_wide: bool = False,
+        usage: Usage | None = None,
     ) -> None:
         self.reason = self.default_reason if reason is None else reason
         self.attempts = attempts
@@ -126,6 +128,7 @@ class ImageGenerationError(Exception):
         self.vendor_message = vendor_message
         self.vendor_error = vendor_error
         self.account_wide = account_wide
+        self.usage = usage
         super().__init__(message if message is not None else self._text())
 
     def locate(self, provider: str, model: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderImage, Tokens
 
 __all__ = [
     "MODELS",
@@ -264,19 +264,25 @@ def clamp_quality(model: str, quality: str) -> str:
     return quality if quality in _row(model, "openai").qualities else "high"
 
 
-def cost_usd(model: str, answer: ProviderImage, resolution: str) -> float | None:
+def cost_usd(
+    model: str, answer: ProviderImage | Tokens, resolution: str, *, delivered: bool = True
+) -> float | None:
     """US dollars for one answer, or None when the table or the answer does not tell.
 
     Args:
         model: The requested model; its prices count, whatever the answer calls itself.
         answer: Its token counts are used where tokens are charged.
         resolution: As asked for, where pictures are charged.
+        delivered: False when no picture came: none is charged then, and tokens only where they
+            have a price.
     """
     row = find(model)
     prices = None if row is None else row.prices
     if prices is None:
         return None
     if prices.per_image is not None:
+        if not delivered:
+            return None
         sent = google_image_size(model, resolution) or "1K"
         return prices.per_image.get(sent)
     if answer.input_tokens is None or answer.output_tokens is None:

@@ -50,6 +50,10 @@ class Attempt:
     """Seconds from sending to the answer, the failure or the timeout."""
     retry_after: float | None
     """Seconds the server asked to wait, or None."""
+    usage: Usage | None = field(default=None, hash=False)
+    """What the vendor counted, with a picture or without one; None when it did not say."""
+    may_have_been_billed: bool = False
+    """True when it delivered, produced tokens all the same, or went on unseen."""
 
 
 @dataclass(frozen=True)

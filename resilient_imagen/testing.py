@@ -154,4 +154,5 @@ def _fresh(error: BaseException, model: str) -> BaseException:
         status=error.status,
         retry_after=error.retry_after,
         account_wide=error.account_wide,
+        usage=error.usage,
     )

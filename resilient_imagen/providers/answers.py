@@ -6,6 +6,8 @@ answer is read here instead, and every way in which it is not what was promised 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
@@ -18,11 +20,22 @@ from resilient_imagen.providers.failures import Failure
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from resilient_imagen.providers.base import Tokens
     from resilient_imagen.providers.body import Body
 
-__all__ = ["AnswerError", "count", "document", "items", "mapping", "picture", "text", "usage_of"]
+__all__ = [
+    "AnswerError",
+    "count",
+    "counted",
+    "document",
+    "items",
+    "mapping",
+    "picture",
+    "text",
+    "usage_of",
+]
 
 
 class AnswerError(Exception):
@@ -58,6 +71,17 @@ def document(body: Body, classify: Callable[[Complaint], Failure]) -> dict[str, 
     if "choices" in value or value.get("object") == "chat.completion":
         raise AnswerError.of(Reason.NO_IMAGE)
     return value
+
+
+@contextmanager
+def counted(tokens: Tokens) -> Iterator[None]:
+    """Every failure in this block tells what was used."""
+    try:
+        yield
+    except AnswerError as error:
+        if tokens.total_tokens or tokens.input_tokens or tokens.output_tokens:
+            error.failure = replace(error.failure, tokens=tokens)
+        raise
 
 
 def picture(encoded: str, body: Body) -> tuple[bytes, str]:

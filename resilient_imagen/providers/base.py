@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["Provider", "ProviderImage"]
+__all__ = ["Provider", "ProviderImage", "Tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,16 @@ class ProviderImage:
     """Those of the input tokens that were pictures, where the vendor says so (prices differ)."""
     response_id: str | None = None
     finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What an answer used, with a picture or without one; None where the vendor does not say."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    image_tokens_in: int | None = None
 
 
 @runtime_checkable

@@ -16,6 +16,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from resilient_imagen.providers.base import Tokens
     from resilient_imagen.providers.complaint import Complaint
 
 __all__ = ["BY_STATUS", "BY_WORD", "Failure", "Rule", "classify", "says", "words"]
@@ -33,6 +34,8 @@ class Failure:
     account_wide: bool = False
     message: str = field(default="", repr=False)
     """The vendor's message as it came: to be redacted."""
+    tokens: Tokens | None = None
+    """What was used all the same; None when nothing is told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.providers.answers import (
     AnswerError,
     count,
+    counted,
     document,
     items,
     mapping,
@@ -14,7 +16,7 @@ from resilient_imagen.providers.answers import (
     text,
     usage_of,
 )
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, Tokens
 from resilient_imagen.providers.failures import Failure
 from resilient_imagen.providers.google_failures import failure_of, finish_reason
 from resilient_imagen.reasons import Reason
@@ -40,12 +42,20 @@ def read_answer(body: Body, model: str) -> ProviderImage:
         AnswerError: It holds none, or none that could be delivered.
     """
     answer = document(body, failure_of)
-    candidates = items(answer, "candidates")
-    for candidate in candidates:
-        encoded = _chosen(candidate)
-        if encoded is not None:
-            return _image(answer, candidate, picture(encoded, body), model)
-    raise AnswerError(_shortfall(answer, candidates))
+    tokens = _tokens(usage_of(answer, "usageMetadata"))
+    with counted(tokens):
+        candidates = items(answer, "candidates")
+        for candidate in candidates:
+            encoded = _chosen(candidate)
+            if encoded is not None:
+                return ProviderImage(
+                    *picture(encoded, body),
+                    model=text(answer, "modelVersion") or model,
+                    **asdict(tokens),
+                    response_id=text(answer, "responseId") or None,
+                    finish_reason=text(candidate, "finishReason") or None,
+                )
+        raise AnswerError(_shortfall(answer, candidates))
 
 
 def _chosen(candidate: Mapping[str, Any]) -> str | None:
@@ -61,22 +71,12 @@ def _chosen(candidate: Mapping[str, Any]) -> str | None:
     return best[1] or None
 
 
-def _image(
-    answer: Mapping[str, Any],
-    candidate: Mapping[str, Any],
-    found: tuple[bytes, str],
-    model: str,
-) -> ProviderImage:
-    usage = usage_of(answer, "usageMetadata")
-    return ProviderImage(
-        *found,
-        model=text(answer, "modelVersion") or model,
+def _tokens(usage: Mapping[str, Any]) -> Tokens:
+    return Tokens(
         input_tokens=count(usage, "promptTokenCount"),
         output_tokens=count(usage, "candidatesTokenCount"),
         total_tokens=count(usage, "totalTokenCount"),
         image_tokens_in=_image_tokens(usage),
-        response_id=text(answer, "responseId") or None,
-        finish_reason=text(candidate, "finishReason") or None,
     )
 
 

@@ -17,6 +17,7 @@ import httpx2
 
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.offload import off_loop
+from resilient_imagen.models import cost_usd
 from resilient_imagen.providers.answers import AnswerError, picture
 from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.complaint import Complaint
@@ -28,9 +29,10 @@ from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.telemetry.inference import untold
 
 if TYPE_CHECKING:
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderImage, Tokens
     from resilient_imagen.providers.failures import Failure
     from resilient_imagen.providers.wire import Exchange
+    from resilient_imagen.result import Usage
 
 __all__ = ["SdkProvider"]
 
@@ -179,7 +181,21 @@ class SdkProvider(ABC):
             account_wide=failure.account_wide,
             vendor_message=redact(failure.message, secrets=(self._api_key, request.prompt)) or None,
             vendor_error=None if trouble is None else type(trouble).__name__,
+            usage=self._usage(failure.tokens, model, request.resolution),
         )
+
+    def _usage(self, tokens: Tokens | None, model: str, resolution: str) -> Usage | None:
+        """What an answer without a picture used."""
+        if tokens is None:
+            return None
+        return {
+            "provider": self.name,
+            "model": model,
+            "input_tokens": tokens.input_tokens,
+            "output_tokens": tokens.output_tokens,
+            "total_tokens": tokens.total_tokens,
+            "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
+        }
 
     def _no_answer(self, trouble: Exception | None, model: str) -> NoReturn:
         reason = None if trouble is None else transport_reason(trouble)

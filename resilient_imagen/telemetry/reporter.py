@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from resilient_imagen.call import Call
     from resilient_imagen.lane import Lane
     from resilient_imagen.providers.base import ProviderImage
-    from resilient_imagen.result import ImageResult, Usage
+    from resilient_imagen.result import Attempt, ImageResult
     from resilient_imagen.telemetry.hub import Hub
     from resilient_imagen.turn import Turn
 
 __all__ = ["Reporter"]
-
-_UNANSWERED = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE, Reason.CONNECTION})
-"""Endings after which the vendor may still have finished, and billed, the picture."""
 
 
 class Reporter:
@@ -76,21 +73,15 @@ class Reporter:
         turn: Turn,
         settlement: Settlement,
         answer: ProviderImage,
-        usage: Usage,
-        latency: float,
+        attempt: Attempt,
     ) -> None:
         """A request delivered."""
         self._hub.tell(
             events.AttemptEnded(
-                **_of_attempt(call, turn, settlement),
-                reason=None,
+                **_of_attempt(call, turn, settlement, attempt),
                 status=200,
-                latency_s=latency,
-                retry_after=None,
                 retry_in=None,
                 cut_short=False,
-                usage=usage,
-                may_have_been_billed=True,
                 response_model=answer.model,
                 response_id=answer.response_id,
                 finish_reason=answer.finish_reason,
@@ -103,9 +94,8 @@ class Reporter:
         turn: Turn,
         settlement: Settlement,
         error: BaseException,
+        attempt: Attempt,
         *,
-        reason: Reason | None,
-        latency: float,
         cut_short: bool,
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
@@ -113,15 +103,10 @@ class Reporter:
         vendor_error = None if ours is None else ours.vendor_error
         self._hub.tell(
             events.AttemptEnded(
-                **_of_attempt(call, turn, settlement),
-                reason=reason,
-                status=None if ours is None else ours.status,
-                latency_s=latency,
-                retry_after=None if ours is None else ours.retry_after,
+                **_of_attempt(call, turn, settlement, attempt),
+                status=attempt.status,
                 retry_in=turn.retry_in,
                 cut_short=cut_short,
-                usage=None,
-                may_have_been_billed=reason in _UNANSWERED,
                 error_type=vendor_error or type(error).__name__,
                 vendor_message=None if ours is None else ours.vendor_message,
             )
@@ -222,14 +207,19 @@ class Reporter:
         self._hub.tell(events.Warned(at=_now(), call_id=call_id, code=code, message=message))
 
 
-def _of_attempt(call: Call, turn: Turn, settlement: Settlement) -> dict[str, Any]:
+def _of_attempt(call: Call, turn: Turn, settlement: Settlement, attempt: Attempt) -> dict[str, Any]:
     """What every AttemptEnded says, however the request ended."""
     permit = turn.permit
     return {
         "at": _now(),
         "call_id": call.id,
-        "provider": turn.lane.provider.name,
-        "model": turn.lane.model,
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "reason": attempt.reason,
+        "latency_s": attempt.latency_s,
+        "retry_after": attempt.retry_after,
+        "usage": attempt.usage,
+        "may_have_been_billed": attempt.may_have_been_billed,
         "number": turn.number,
         "limit": turn.limit,
         "operation": call.request.operation,
