@@ -116,6 +116,7 @@ def where(peers: dict[str, Path], *, quick: bool) -> str:
     return (
         f"Python {platform.python_version()}, {packages}{others}; {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} cores; {taken}. In brackets: times our figure. "
+        "Goals for CPU are scaled by what a span of OpenTelemetry's SDK takes. "
         "litellm's outages are simulated: its cooldown, switched on. "
         f"Written by `python -m benchmarks{' --quick' if quick else ''}"
         f"{' --peers' if peers else ''}`."
@@ -124,7 +125,7 @@ def where(peers: dict[str, Path], *, quick: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round: about a minute")
+    parser.add_argument("--quick", action="store_true", help="one round: a minute or two")
     parser.add_argument("--peers", action="store_true", help="other wrappers, too (pip installs)")
     parser.add_argument("--readme", type=Path, default=README, help="the file with the markers")
     parser.add_argument("--print", action="store_true", help="write no file")

@@ -15,7 +15,7 @@ class Found:
     """All that was measured, by design."""
 
     middleware: ByDesign
-    """``ok`` and ``fallback``, microseconds of processor time."""
+    """``ok`` and ``fallback``, microseconds of CPU; ours with the machine's ``scale``, too."""
     images: dict[str, ByDesign]
     """Per load: ``wall_ms``, ``cpu_ms``, ``stall_ms``, ``peak_mb``; ``served`` and ``last_s``."""
     outages: dict[str, ByDesign]
@@ -28,6 +28,7 @@ class Found:
 
 GUARDS = "queue, pacing, deadline, breaker and events are in our figure; a bare chain has none"
 LOOKED_AT = "the SDK's work, and then we check the picture's type, size and wholeness, and report"
+SYNC = "a sync client in a thread is cheaper, but nobody can cancel it: see where Google hangs"
 OFF_LOOP = "work on the picture is cut into pieces, in a thread, so that nothing else waits for it"
 NOISE = "the machine's own delays are in it"
 MEMORY = "the picture is kept beside its base64 for the caller; more modules are loaded"
@@ -35,7 +36,7 @@ SLOTS = "callers beyond our slots wait for them"
 LIMITS = "a router keeps no limits: it never waits for a slot or for its place in the minute"
 FEWER = "whoever asks a failing provider less often comes back to it later"
 NAMES = "pydantic and telemetry's API are imported at once"
-CHECKS = "breaker, settings, structured events and telemetry's API come beside the two SDKs"
+CHECKS = "Pillow, breaker, settings, events and telemetry's API come beside the two SDKs"
 
 LOADS = {
     "small": "a small picture",
@@ -78,7 +79,13 @@ def _middleware(found: ByDesign) -> list[Row]:
         "fallback": ("added to a call that falls back, µs of CPU", 100.0),
     }
     return [
-        Row(title, {name: each[way] for name, each in found.items()}, GUARDS, goal)
+        Row(
+            title,
+            {name: each[way] for name, each in found.items()},
+            GUARDS,
+            goal,
+            found["ours"]["scale"],
+        )
         for way, (title, goal) in titles.items()
     ]
 
@@ -88,6 +95,7 @@ def _images(found: dict[str, ByDesign]) -> list[Row]:
     for load, shown in SHOWN.items():
         for figure in shown:
             title, why = FIGURES[figure]
+            why = SYNC if load == "small" else why
             cells = {name: each[figure] for name, each in found[load].items()}
             made.append(Row(f"{LOADS[load]}: {title}", cells, why))
     return made
@@ -97,10 +105,11 @@ def _hang(found: dict[str, ByDesign]) -> list[Row]:
     cells: dict[str, float | str] = {}
     for name, each in found["hang"].items():
         all_served = each["served"] == CALLERS
-        cells[name] = (
-            each["last_s"] if all_served else f"{each['served']:.0f} served in {PATIENCE:.0f} s"
-        )
-    title = f"Google hangs, limit 1 s: all {CALLERS} callers served after, s"
+        cells[name] = each["last_s"] if all_served else f"{each['served']:.0f} served"
+    title = (
+        f"Google hangs, limit 1 s a request: all {CALLERS} callers served after, s "
+        f"(given up after {PATIENCE:.0f})"
+    )
     return [Row(title, cells, SLOTS)]
 
 

@@ -29,6 +29,8 @@ class Row:
     why: str
     """Shown where we are not ahead, or miss the goal."""
     goal: float | None = None
+    scale: float = 1.0
+    """Times as long as where the goal was set, that this machine takes for the same work."""
 
     @property
     def ahead(self) -> bool:
@@ -63,9 +65,12 @@ def _cell(row: Row, name: str) -> str:
 
 
 def _remark(row: Row) -> str:
-    own = row.cells[OURS]
-    met = row.goal is None or (isinstance(own, float) and own <= row.goal)
-    goal = "" if row.goal is None else f"goal {number(row.goal)}: {'met' if met else 'missed'}"
+    own, goal, met = row.cells[OURS], "", True
+    if row.goal is not None:
+        here = row.goal * row.scale
+        met = isinstance(own, float) and own <= here
+        scaled = f", {number(here)} on this machine" if row.scale != 1 else ""
+        goal = f"goal {number(row.goal)}{scaled}: {'met' if met else 'missed'}"
     return "; ".join(filter(None, (goal, "" if met and row.ahead else row.why)))
 
 
