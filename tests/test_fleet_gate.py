@@ -1,0 +1,407 @@
+"""One breaker in many processes: probes, recovery, and a store that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from fleet_kit import Worker, crew, news, sail, states
+from lua_store import Sea
+
+from resilient_imagen.breaker import Permit, Rejection
+from resilient_imagen.reasons import Reason, Verdict
+
+
+async def outage(workers: list[Worker]) -> None:
+    """The fleet's circuit opens for 60 seconds."""
+    await workers[0].fail(3)
+    await news()
+    assert states(workers) == {"open"}
+
+
+def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
+    """All ask at the same moment: one is let through, and its success closes for all."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 8) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            answers = await asyncio.gather(
+                *(worker.admit() for worker in workers for _ in range(5))
+            )
+            probes = [answer for answer in answers if isinstance(answer, Permit)]
+            assert len(probes) == 1
+            assert probes[0].probe
+            assert all(answer.probing for answer in answers if isinstance(answer, Rejection))
+            await asyncio.sleep(20)
+            assert states(workers) == {"half_open"}
+            probes[0].settle(Verdict.SUCCESS)
+            await news()
+            assert states(workers) == {"closed"}
+
+    sail(scene)
+
+
+def test_a_failed_probe_opens_for_all_and_for_twice_as_long() -> None:
+    """Whoever sent it: openings are counted over the fleet."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            for turn, seconds in ((1, 120), (0, 240), (1, 480), (0, 600)):
+                left = workers[0].gate.numbers().retry_after
+                assert left is not None
+                await asyncio.sleep(left + 0.1)
+                await workers[turn].fail(1)
+                await news()
+                assert states(workers) == {"open"}
+                assert workers[0].gate.numbers().retry_after == pytest.approx(seconds, abs=1)
+
+    sail(scene)
+
+
+def test_a_probe_that_failed_by_its_own_network_has_a_second_opinion() -> None:
+    """A sick worker that gets the lease delays nobody: the next worker's probe decides."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            for worker in workers:
+                await worker.request()
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            await workers[3].fail(1, Reason.CONNECTION)
+            await news()
+            assert workers[3].state == "open"
+            assert isinstance(await workers[3].admit(), Rejection)
+            await workers[1].request()
+            await news()
+            assert states(workers) == {"closed"}
+
+    sail(scene)
+
+
+def test_a_second_opinion_that_agrees_opens_for_all() -> None:
+    """Two workers' probes fail to connect: it was not one worker's network."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            for worker in workers:
+                await worker.request()
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            await workers[3].fail(1, Reason.CONNECTION)
+            await news()
+            assert states(workers[:3]) == {"half_open"}
+            await workers[1].fail(1, Reason.CONNECTION)
+            await news()
+            assert states(workers) == {"open"}
+            assert workers[0].gate.numbers().retry_after == pytest.approx(120, abs=1)
+
+    sail(scene)
+
+
+def test_a_cancelled_probe_frees_its_place_for_everybody() -> None:
+    """The caller leaves: the next one, in any process, may probe right away."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 3) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            probe = await workers[0].admit()
+            assert isinstance(probe, Permit)
+            await news()
+            assert isinstance(await workers[1].admit(), Rejection)
+            waiting = workers[1].gate.changed()
+            probe.settle(Verdict.NEUTRAL)
+            await asyncio.wait_for(waiting, 0.05)
+            assert isinstance(await workers[1].admit(), Permit)
+
+    sail(scene)
+
+
+def test_a_killed_process_holds_recovery_up_by_one_deadline_at_most() -> None:
+    """The lease it held ends by itself; asking in vain meanwhile does not prolong it."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 3, probe_deadline=30.0) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            loop = asyncio.get_running_loop()
+            assert isinstance(await workers[0].admit(), Permit)
+            began = loop.time()
+            workers[0].link.break_off()  # as a killed process does: without a word
+            await workers[0].fleet.aclose()
+            while isinstance(await workers[1].request(), Rejection):  # noqa: ASYNC110 - a caller
+                await asyncio.sleep(0.5)
+            assert loop.time() - began <= 31
+            await news()
+            assert states(workers[1:]) == {"closed"}
+
+    sail(scene)
+
+
+def test_a_hung_probe_counts_as_failed_at_its_deadline() -> None:
+    """Its own worker says so, stays away itself, and the next worker may probe."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2, probe_deadline=30.0) as workers:
+            await workers[1].request()
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            assert isinstance(await workers[0].admit(), Permit)
+            await asyncio.sleep(30.1)
+            assert workers[0].state == "open"
+            await news()
+            assert not isinstance(await workers[1].request(), Rejection)
+
+    sail(scene)
+
+
+def test_as_many_probes_as_configured_and_as_many_successes() -> None:
+    """Two at a time over the fleet; it closes with the second success, whoever's they are."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4, half_open_calls=2) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            answers = await asyncio.gather(*(worker.admit() for worker in workers))
+            probes = [answer for answer in answers if isinstance(answer, Permit)]
+            assert len(probes) == 2
+            probes[0].settle(Verdict.SUCCESS)
+            await news()
+            assert states(workers) == {"half_open"}
+            assert all([isinstance(await worker.admit(), Rejection) for worker in workers])
+            probes[1].settle(Verdict.SUCCESS)
+            await news()
+            assert states(workers) == {"closed"}
+
+    sail(scene)
+
+
+def test_asking_costs_no_round_trip() -> None:
+    """A thousand admissions, closed and open, and not one word to Redis."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            before = sea.store.steps
+            for _ in range(1000):
+                permit = workers[0].gate.admit()
+                assert isinstance(permit, Permit)
+                permit.settle(Verdict.NEUTRAL)
+            await news()
+            assert sea.store.steps == before
+            await outage(workers)
+            before = sea.store.steps
+            for _ in range(1000):
+                assert isinstance(workers[1].gate.reserve(), Rejection)
+            await news()
+            assert sea.store.steps == before
+
+    sail(scene)
+
+
+def test_news_that_are_lost_arrive_with_the_next_check_in() -> None:
+    """Workers that hear nothing of the channel agree within two seconds all the same."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            for worker in workers[1:]:
+                worker.link.deaf = True
+            await workers[0].fail(3)
+            await asyncio.sleep(2)
+            assert states(workers) == {"open"}
+            assert sea.warnings == []
+
+    sail(scene)
+
+
+def test_a_newcomer_learns_the_state_on_joining() -> None:
+    """A worker started in the middle of an outage sends nothing; so does one during a probe."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            async with crew(sea, 1) as (newcomer,):
+                assert isinstance(await newcomer.admit(), Rejection)
+                assert newcomer.gate.numbers().retry_after == pytest.approx(60, abs=1)
+            await asyncio.sleep(60.1)
+            assert isinstance(await workers[0].admit(), Permit)
+            async with crew(sea, 1) as (newcomer,):
+                rejection = await newcomer.admit()
+                assert isinstance(rejection, Rejection)
+                assert rejection.probing
+
+    sail(scene)
+
+
+def test_a_store_that_lost_its_memory_is_told_of_the_opening() -> None:
+    """Redis restarts empty in the middle of an outage: it stays open, for what was left of it."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            await outage(workers)
+            await asyncio.sleep(20)
+            sea.sink()
+            await asyncio.sleep(5)
+            sea.rise(empty=True)
+            await asyncio.sleep(5)
+            assert all(worker.fleet.joined for worker in workers)
+            async with crew(sea, 1) as (newcomer,):
+                assert newcomer.state == "open"
+                left = newcomer.gate.numbers().retry_after
+                assert left == pytest.approx(30, abs=1)
+            assert states(workers) == {"open"}
+
+    sail(scene)
+
+
+def test_without_redis_each_worker_opens_and_recovers_alone_and_tells_afterwards() -> None:
+    """The record was open when Redis went away; who probed alone and found it well, says so."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 3) as workers:
+            await outage(workers)
+            sea.sink()
+            await asyncio.sleep(61)
+            assert not any(worker.fleet.joined for worker in workers)
+            assert not isinstance(await workers[0].request(), Rejection)
+            assert workers[0].state == "closed"
+            sea.rise(empty=False)
+            await asyncio.sleep(4)
+            assert states(workers) == {"closed"}
+            assert sea.warnings == ["redis_away"] * 3
+
+    sail(scene)
+
+
+def test_a_lease_asked_of_a_silent_redis_holds_up_no_probe_for_long() -> None:
+    """The answer never comes: after half a second the probe is sent as if Redis were not there."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            for worker in workers:
+                worker.link.stuck = True
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            assert isinstance(await workers[0].admit(), Permit)
+            assert loop.time() - began < 1
+
+    sail(scene)
+
+
+def test_a_probe_elsewhere_is_not_waited_for_without_redis() -> None:
+    """Cut off while another worker probes: this one probes too, instead of waiting a minute."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            assert isinstance(await workers[0].admit(), Permit)
+            await news()
+            assert isinstance(await workers[1].admit(), Rejection)
+            sea.sink()
+            await news()
+            assert isinstance(await workers[1].admit(), Permit)
+
+    sail(scene)
+
+
+def test_what_a_sibling_route_learned_reaches_the_others() -> None:
+    """`trip` for a used-up quota opens this route in every process."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 3) as workers:
+            workers[0].gate.trip(cause=Reason.QUOTA_EXHAUSTED, brief="429 RESOURCE_EXHAUSTED")
+            await news()
+            assert states(workers) == {"open"}
+            rejection = await workers[2].admit()
+            assert isinstance(rejection, Rejection)
+            assert (rejection.cause, rejection.brief) == (
+                "quota_exhausted",
+                "429 RESOURCE_EXHAUSTED",
+            )
+
+    sail(scene)
+
+
+def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
+    """A failover to a server with another clock prolongs nothing."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            await asyncio.sleep(10)
+            sea.clock_skew = -3600.0
+            await asyncio.sleep(55)
+            assert not isinstance(await workers[1].request(), Rejection)
+            await news()
+            assert states(workers) == {"closed"}
+
+    sail(scene)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one place
+    """Losses, cut connections and outages at random, and then nothing more goes wrong.
+
+    Meanwhile somebody is always let through within the longest opening and two probes' deadlines.
+    Afterwards everybody is back.
+    """
+    chance = random.Random(seed)
+
+    async def scene(sea: Sea) -> None:  # noqa: C901 - likewise
+        healthy = False
+        async with crew(sea, 4, reset_timeout=5.0, reset_max=20.0, probe_deadline=10.0) as workers:
+            loop = asyncio.get_running_loop()
+            end_of_trouble = loop.time() + 120
+
+            async def trouble() -> None:
+                nonlocal healthy
+                while loop.time() < end_of_trouble:
+                    await asyncio.sleep(chance.expovariate(1 / 3))
+                    link = chance.choice(workers).link
+                    match chance.randrange(7):
+                        case 0:
+                            link.deaf = not link.deaf
+                        case 1:
+                            link.stuck = True
+                        case 2:
+                            link.steps_only_lost = True
+                        case 3:
+                            link.break_off()
+                        case 4 if sea.up:
+                            sea.sink()
+                        case 4:
+                            sea.rise(empty=chance.random() < 0.5)
+                        case _:
+                            healthy = not healthy
+                if not sea.up:
+                    sea.rise(empty=False)
+                healthy = True
+                for worker in workers:
+                    worker.link.break_off()
+
+            last_admitted = loop.time()
+
+            async def callers(worker: Worker) -> None:
+                nonlocal last_admitted
+                while loop.time() < end_of_trouble + 60:
+                    reason = None if healthy else chance.choice([Reason.OVERLOADED, Reason.TIMEOUT])
+                    answer = await worker.request(reason, takes=chance.uniform(0, 12))
+                    if isinstance(answer, Rejection):
+                        assert loop.time() - last_admitted < 20 * 1.1 + 2 * 10 + 15
+                        await asyncio.sleep(0.3)
+                    else:
+                        last_admitted = loop.time()
+
+            await asyncio.gather(trouble(), *(callers(worker) for worker in workers))
+            await asyncio.sleep(2)
+            assert states(workers) == {"closed"}
+            assert all(worker.fleet.joined for worker in workers)
+            assert {worker.gate.snapshot()["fleet"]["state"] for worker in workers} == {"closed"}
+            assert all(worker.pacer.in_flight == 0 for worker in workers)
+
+    sail(scene)
