@@ -3,7 +3,7 @@
 ::
 
     Scenario(
-        traffic=Traffic(per_minute=10, duration=3600),
+        traffic=Traffic(per_minute=6, duration=3600),
         troubles=(Trouble(start=600, duration=600, reason=Reason.OVERLOADED),),
     )
 """
@@ -108,8 +108,8 @@ def waves(trouble: Trouble, *, every: float, times: int) -> tuple[Trouble, ...]:
 class Traffic:
     """When callers ask."""
 
-    per_minute: float = 10.0
-    """Calls a minute, on average."""
+    per_minute: float = 6.0
+    """Calls a minute, on average. As many as IMAGE_GEN_IPM allows make the queue grow for ever."""
     duration: float = 3600.0
     """Seconds for which callers come."""
     spacing: Literal["even", "random"] = "random"

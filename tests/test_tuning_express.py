@@ -1,0 +1,181 @@
+"""The short cut changes nothing but the time a run takes; the loop keeps asyncio's promises."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tuning_kit import ROOMY, SCENARIOS, TIGHT, bad, record, world
+
+from resilient_imagen import Reason, Settings
+from resilient_imagen.testing import run_virtual
+from resilient_imagen.tuning.drive import drive
+from resilient_imagen.tuning.loop import run_lean
+from resilient_imagen.tuning.recorded import RecordedTruth
+from resilient_imagen.tuning.scenario import Scenario, ScenarioTruth
+from resilient_imagen.tuning.world import Played
+
+
+def summary(played: Played) -> dict[str, Any]:
+    """Everything that a run says, to a hundredth of a millisecond."""
+    return {
+        "seconds": [round(each, 5) for each in played.seconds],
+        "served": list(played.served),
+        "sent": sorted(
+            (each.call, each.route, round(each.at, 5), str(each.reason)) for each in played.sent
+        ),
+        "changes": [(round(each.at, 5), each.route, each.state) for each in played.changes],
+    }
+
+
+def both(scenario: Scenario, settings: Settings, seed: int = 5) -> tuple[Played, Played]:
+    truth = ScenarioTruth(scenario, [route.provider for route in settings.routes])
+    arrivals = list(scenario.traffic.arrivals(seed))
+    return (
+        drive(settings, truth, arrivals, seed=seed, short_cut=False),
+        drive(settings, truth, arrivals, seed=seed),
+    )
+
+
+@pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize(
+    "name", ["blips", "flapping, 5 minutes of 30", "half hangs", "the other vendor, too"]
+)
+def test_a_run_with_the_short_cut_equals_one_without(name: str, limits: dict[str, Any]) -> None:
+    """Call by call, request by request and opening by opening the same."""
+    full, cut = both(SCENARIOS[name], Settings(**limits))
+    assert summary(cut) == summary(full)
+    assert len(full.changes) > 0 or name == "blips"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("name", sorted(SCENARIOS))
+def test_every_run_with_the_short_cut_equals_one_without(
+    name: str, limits: dict[str, Any], seed: int
+) -> None:
+    """The same over all worlds, both limits and two seeds."""
+    full, cut = both(SCENARIOS[name], Settings(**limits), seed)
+    assert summary(cut) == summary(full)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    fail_max=st.integers(1, 4),
+    retries=st.integers(0, 3),
+    reset=st.sampled_from([5.0, 30.0, 90.0]),
+    timeout=st.sampled_from([15.0, 30.0, 60.0]),
+    slots=st.integers(1, 6),
+    share=st.sampled_from([0.3, 0.7, 1.0]),
+    reason=st.sampled_from([Reason.OVERLOADED, Reason.TIMEOUT, Reason.RATE_LIMITED]),
+    batch=st.sampled_from([1, 4]),
+    slow=st.sampled_from([None, 20.0]),
+    seed=st.integers(0, 9),
+)
+def test_any_settings_agree(
+    fail_max: int,
+    retries: int,
+    reset: float,
+    timeout: float,
+    slots: int,
+    share: float,
+    reason: Reason,
+    batch: int,
+    slow: float | None,
+    seed: int,
+) -> None:
+    """Whatever the knobs, the slots and the trouble, the short cut is exact."""
+    made = Settings(
+        breaker_fail_max=fail_max,
+        max_retries=retries,
+        breaker_reset_timeout=reset,
+        breaker_slow_call=slow,
+        per_call_timeout=timeout,
+        max_concurrent=slots,
+    )
+    scenario = world(bad(0.1, 8, share=share, reason=reason), hours=0.4, batch=batch)
+    full, cut = both(scenario, made, seed)
+    assert summary(cut) == summary(full)
+
+
+def test_the_short_cut_is_exact_on_recordings_too() -> None:
+    """Retries there look at the request before: it must be the same one."""
+    recording = record(SCENARIOS["blips"], Settings(**ROOMY))
+    made = Settings(**ROOMY, max_retries=3, breaker_fail_max=2)
+    truth = RecordedTruth(recording, made)
+    full = drive(made, truth, recording.asked, short_cut=False)
+    cut = drive(made, truth, recording.asked)
+    assert summary(cut) == summary(full)
+
+
+def test_deadlines_and_full_queues_go_by_the_ladder() -> None:
+    """Where a caller may leave by itself, nothing is cut short, and calls fail as they should."""
+    made = Settings(**TIGHT, deadline=40, max_queue=2)
+    full, cut = both(SCENARIOS["hang of 10 minutes"], made)
+    assert summary(cut) == summary(full)
+    assert list(cut.served).count(-1) > 0
+
+
+def test_a_local_bug_ends_the_run() -> None:
+    """A truth that raises is a bug: it comes out as it is, and does not hang the run."""
+
+    class Broken:
+        def meet(self, ask: object) -> Any:
+            raise ZeroDivisionError
+
+        def troubles(self) -> Any:
+            return ()
+
+    with pytest.raises(ZeroDivisionError):
+        drive(Settings(), Broken(), [0.0, 1.0], short_cut=False)
+
+
+# -- the loop -------------------------------------------------------------------------------------
+
+
+async def story() -> list[object]:
+    """Sleeps, timeouts, cancellation, futures and ties: what the ladder is made of."""
+    loop = asyncio.get_running_loop()
+    told: list[object] = []
+
+    async def sleeper(name: str, seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            told.append((loop.time(), name, "cancelled"))
+            raise
+        told.append((loop.time(), name))
+        return name
+
+    tasks = [loop.create_task(sleeper(name, at)) for name, at in [("a", 3), ("b", 1), ("c", 1)]]
+    done, _ = await asyncio.wait(tasks, timeout=2)
+    told.append((loop.time(), len(done)))
+    tasks[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(5):
+            await loop.create_future()
+    told.append(loop.time())
+    told.append(await asyncio.gather(sleeper("d", 2), sleeper("e", 0)))
+    return told
+
+
+def test_the_lean_loop_does_what_the_virtual_one_does() -> None:
+    """Same order, same times."""
+    assert run_lean(story()) == run_virtual(story())
+
+
+def test_a_run_that_waits_for_nothing_says_so() -> None:
+    """A future that nobody resolves is an error, not a hanging process."""
+
+    async def forever() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(RuntimeError, match="nobody will do"):
+        run_lean(forever())

@@ -1,0 +1,143 @@
+"""Made-up worlds: what `simulate` promises to those who assert on their own settings."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resilient_imagen import Reason, Settings
+from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Trouble, simulate, waves
+from resilient_imagen.tuning.scenario import ScenarioTruth
+from resilient_imagen.tuning.truth import Ask, Coin
+
+OUTAGE = Trouble(start=600, duration=600, reason=Reason.OVERLOADED)
+
+
+def test_an_outage_of_ten_minutes_is_cheap() -> None:
+    """The documented use: a team's own limit on doomed requests, in one assertion."""
+    measures = simulate(Scenario(troubles=(OUTAGE,)), Settings())
+    assert measures.doomed < 20
+    assert measures.failed == 0
+    assert measures.detected == measures.troubles == 1
+    assert measures.detect_s is not None
+    assert measures.detect_s < 120
+
+
+def test_without_a_breaker_the_same_outage_is_not() -> None:
+    """The assertion above can fail: with the breaker off every call of the outage is doomed."""
+    measures = simulate(Scenario(troubles=(OUTAGE,)), Settings(breaker_mode="off"))
+    assert measures.doomed > 60
+    assert measures.detected == 0
+
+
+def test_it_is_repeatable_and_hangs_on_its_seed() -> None:
+    """Same arguments, same measures; another seed, another world."""
+    scenario = Scenario(troubles=(OUTAGE,))
+    assert simulate(scenario, Settings(), seed=4) == simulate(scenario, Settings(), seed=4)
+    assert simulate(scenario, Settings(), seed=4) != simulate(scenario, Settings(), seed=5)
+
+
+def test_sinks_hear_of_every_call() -> None:
+    """What an ImageClient's sinks are told, these are told, and the measures stay the same."""
+    from resilient_imagen.testing import RecordingSink
+
+    sink, scenario = RecordingSink(), Scenario(troubles=(OUTAGE,))
+    measures = simulate(scenario, Settings(), sinks=[sink])
+    assert len(sink.calls) == measures.calls
+    assert len(sink.attempts) == measures.requests
+    assert {call.outcome for call in sink.calls} == {"success"}
+    assert measures == simulate(scenario, Settings())
+
+
+def test_measures_add_up() -> None:
+    """Shares make one; images and failures make all calls; both vendors down means failures."""
+    both = (OUTAGE, Trouble(start=900, duration=120, provider="openai"))
+    measures = simulate(Scenario(troubles=both), Settings())
+    assert measures.failed > 0
+    assert measures.images + measures.failed == measures.calls
+    assert math.isclose(sum(measures.share.values()), 1.0)
+    assert measures.p50_s <= measures.p95_s <= measures.p99_s
+    assert measures.unseen == 0.0
+
+
+def test_a_hint_is_kept_to() -> None:
+    """A throttled route is left alone for as long as it asks: two requests in two minutes."""
+    throttled = Trouble(
+        start=600, duration=120, reason=Reason.RATE_LIMITED, retry_after=70, latency=0.2
+    )
+    google = Service(latency=Latency(10, 20))
+    openai = Service(latency=Latency(10, 20))
+    scenario = Scenario(services={"google": google, "openai": openai}, troubles=(throttled,))
+    assert simulate(scenario, Settings()).doomed == 2
+
+
+def test_money_is_counted_for_requests_that_were_given_up() -> None:
+    """A hanging request is billed, though it brought no image."""
+    hang = Trouble(start=600, duration=300, reason=Reason.TIMEOUT)
+    measures = simulate(Scenario(troubles=(hang,)), Settings())
+    assert measures.doomed_usd == pytest.approx(measures.doomed * 0.134)
+    assert measures.doomed_s == pytest.approx(measures.doomed * 60, rel=0.05)
+
+
+def test_a_route_without_a_service_is_named() -> None:
+    """The text says which provider the scenario lacks."""
+    with pytest.raises(ValueError, match="openai"):
+        simulate(Scenario(services={"google": Service()}), Settings())
+
+
+@given(st.floats(0.5, 100), st.floats(1, 10))
+def test_latency_is_what_its_two_numbers_say(median: float, factor: float) -> None:
+    """Half of the answers are there by the median, 95 % by the other number; more take longer."""
+    latency = Latency(median, median * factor)
+    assert latency.at(0.5) == pytest.approx(median)
+    assert latency.at(0.95) == pytest.approx(median * factor)
+    assert all(a <= b for a, b in pairwise(latency.at(share / 100) for share in range(1, 100)))
+
+
+@pytest.mark.parametrize(("median", "p95"), [(0, 1), (2, 1), (1, math.inf), (math.nan, 1)])
+def test_an_impossible_latency_is_refused(median: float, p95: float) -> None:
+    """Not 0 < median <= p95 is an error at once."""
+    with pytest.raises(ValueError, match="0 < median"):
+        Latency(median, p95)
+
+
+def test_traffic_comes_as_described() -> None:
+    """Even spacing, batches, the asked rate, and busier middays."""
+    even = list(Traffic(per_minute=6, duration=60, spacing="even").arrivals(0))
+    assert even == [0, 10, 20, 30, 40, 50]
+    batches = list(Traffic(per_minute=6, duration=60, spacing="even", batch=3).arrivals(0))
+    assert batches == [0, 0, 0, 30, 30, 30]
+    many = list(Traffic(per_minute=10, duration=36_000).arrivals(1))
+    assert len(many) == pytest.approx(6000, rel=0.05)
+    assert all(a <= b for a, b in pairwise(many))
+    day = list(Traffic(per_minute=10, duration=86_400, swing=0.8).arrivals(1))
+    assert len(day) == pytest.approx(14_400, rel=0.05)
+    noon = sum(39_600 < at < 46_800 for at in day)
+    night = sum(at < 7200 for at in day)
+    assert noon > 4 * night
+
+
+def test_troubles_repeat_ramp_and_overlap() -> None:
+    """Waves start as far apart as asked; a ramp grows; overlapping ones are one time of trouble."""
+    starts = [each.start for each in waves(OUTAGE, every=900, times=3)]
+    assert starts == [600, 1500, 2400]
+    ramp = Trouble(start=100, duration=100, ramp=50)
+    assert [ramp.strength(at) for at in (99, 100, 125, 150, 199, 200)] == [0, 0, 0.5, 1, 1, 0]
+    scenario = Scenario(troubles=(OUTAGE, Trouble(start=900, duration=600), ramp))
+    spans = ScenarioTruth(scenario, ["google", "openai"]).troubles()
+    assert [tuple(span) for span in spans] == [(100, 200), (600, 1500)]
+
+
+def test_chance_hangs_on_what_is_asked_alone() -> None:
+    """The same call, route and attempt meet the same, in whatever order one asks; others differ."""
+    truth = ScenarioTruth(Scenario(), ["google", "openai"])
+    asks = [Ask(route, 5.0, Coin(1, call, route)) for call in range(20) for route in (0, 1)]
+    forwards = [truth.meet(ask) for ask in asks]
+    assert forwards == [truth.meet(ask) for ask in reversed(asks)][::-1]
+    assert len({met.latency for met in forwards}) == len(asks)
+    units = [Coin(1, call).unit() for call in range(2000)]
+    assert sum(units) / len(units) == pytest.approx(0.5, abs=0.03)

@@ -1,0 +1,90 @@
+"""Seeded worlds with known troubles, and recordings made in them: what the tuning tests share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from resilient_imagen import Reason, Settings
+from resilient_imagen.tuning import (
+    Latency,
+    Recorder,
+    Recording,
+    Scenario,
+    Service,
+    Traffic,
+    Trouble,
+    waves,
+)
+from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.simulation import play
+
+HOUR = 3600.0
+ROOMY: dict[str, Any] = {"ipm": 20, "max_concurrent": 16}
+"""Limits out of the way."""
+TIGHT: dict[str, Any] = {"ipm": 10, "max_concurrent": 4}
+"""As they are by default."""
+
+_SERVICES = {
+    "google": Service(latency=Latency(19.0, 35.0), blips=0.01),
+    "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.17),
+}
+
+
+def world(*troubles: Trouble, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
+    """Two services and these troubles."""
+    traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, **rest)
+    return Scenario(traffic=traffic, services=_SERVICES, troubles=troubles)
+
+
+def bad(start: float, duration: float, **rest: Any) -> Trouble:
+    """A trouble; its start in hours, its duration in minutes."""
+    return Trouble(start=start * HOUR, duration=duration * 60.0, **rest)
+
+
+def healthy_but(services: dict[str, Service], **rest: Any) -> Scenario:
+    """No trouble, other services."""
+    return replace(world(**rest), services={**_SERVICES, **services})
+
+
+HUNG: dict[str, Any] = {"reason": Reason.TIMEOUT}
+THROTTLED: dict[str, Any] = {"reason": Reason.RATE_LIMITED, "retry_after": 25.0, "latency": 0.3}
+SLOW: dict[str, Any] = {"share": 0.0}
+
+SCENARIOS: dict[str, Scenario] = {
+    "quiet": world(),
+    "blips": healthy_but({"google": Service(latency=Latency(19.0, 35.0), blips=0.05)}),
+    "outage of 10 minutes": world(bad(1.5, 10)),
+    "outage of 30 minutes": world(bad(1.5, 30)),
+    "outage of 2 hours": world(bad(1, 120)),
+    "outage at the very start": world(bad(0, 20)),
+    "outage to the very end": world(bad(3.5, 30)),
+    "two outages": world(bad(1, 20), bad(2.5, 40)),
+    "flapping, 2 minutes of 10": world(*waves(bad(0.3, 2), every=600, times=20)),
+    "flapping, 5 minutes of 30": world(*waves(bad(0.3, 5), every=1800, times=7)),
+    "flapping, 1 minute of 5": world(*waves(bad(0.3, 1), every=300, times=40)),
+    "half of the requests fail": world(bad(1, 60, share=0.5)),
+    "every fifth request fails": world(bad(1, 90, share=0.2)),
+    "overload that grows": world(bad(1, 60, ramp=3000)),
+    "slow, twice": world(bad(1, 60, slower=2.0, **SLOW)),
+    "slow, four times, slowly": world(bad(1, 90, slower=4.0, ramp=2400, **SLOW)),
+    "hang of 10 minutes": world(bad(1.5, 10, **HUNG)),
+    "hang of 30 minutes": world(bad(1.5, 30, **HUNG)),
+    "half hangs": world(bad(1, 40, share=0.5, **HUNG)),
+    "throttling": world(*waves(bad(0.3, 1, **THROTTLED), every=900, times=15)),
+    "throttling for long": world(bad(1, 30, share=0.6, **THROTTLED)),
+    "slow failures": world(bad(1, 40, latency=20.0)),
+    "a day with its night": world(
+        bad(9, 30), bad(14, 10, **HUNG), hours=24, per_minute=5, swing=0.8
+    ),
+    "storyboards": world(bad(1.5, 30), per_minute=6, batch=6),
+    "thin traffic": world(bad(3, 60), bad(8, 10), hours=12, per_minute=1),
+    "the other vendor, too": world(bad(1.5, 30), bad(1.7, 10, provider="openai")),
+}
+
+
+def record(scenario: Scenario, settings: Settings, seed: int = 3) -> Recording:
+    """What a recording of the scenario under these settings holds."""
+    rows: list[Row] = []
+    play(scenario, settings, seed=seed, sinks=[Recorder(rows.append, epoch=1.75e9)])
+    return gather(rows)
