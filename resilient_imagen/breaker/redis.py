@@ -33,7 +33,7 @@ from resilient_imagen.breaker.permit import Permit
 from resilient_imagen.breaker.phrases import Phrases, answered
 from resilient_imagen.breaker.trip import believable, pause
 from resilient_imagen.breaker.views import BreakerState
-from resilient_imagen.fleet.agent import Errand
+from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.record import UNKNOWN, Record
 from resilient_imagen.reasons import Reason, Verdict
 

@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "generate": "resilient_imagen.cli.generate:generate",
     "demo": "resilient_imagen.cli.demo:demo",
     "emulate": "resilient_imagen.cli.emulate:emulate",
+    "status": "resilient_imagen.cli.status:status",
     "tune": "resilient_imagen.cli.tune:tune",
     "cost": "resilient_imagen.cli.cost:cost",
 }

@@ -6,7 +6,8 @@ Nothing here loads redis until the first connection is made.
 """
 
 from resilient_imagen.fleet.address import Address
-from resilient_imagen.fleet.agent import Fleet, Member
+from resilient_imagen.fleet.agent import Fleet
+from resilient_imagen.fleet.member import Member
 from resilient_imagen.fleet.record import Record
 from resilient_imagen.fleet.steps import Step
 

@@ -12,27 +12,27 @@ import asyncio
 import contextlib
 import math
 import random
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 from weakref import WeakSet
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.link import LinkError, MisconfiguredError, check, open_link
+from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, MisconfiguredError, check, open_link
+from resilient_imagen.fleet.member import Errand, Member
 from resilient_imagen.fleet.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from resilient_imagen.fleet.address import Address
     from resilient_imagen.fleet.link import Link
+    from resilient_imagen.fleet.member import Answer
     from resilient_imagen.fleet.steps import Step
 
-__all__ = ["ANSWER_WITHIN", "CHECK_IN", "JOIN_WITHIN", "Errand", "Fleet", "Member"]
+__all__ = ["ANSWER_WITHIN", "CHECK_IN", "Fleet"]
 
 ANSWER_WITHIN: Final = 0.5
 """Seconds in which Redis has to answer; the most that a request can lose by it."""
-JOIN_WITHIN: Final = 1.0
-"""Seconds in which connecting, signing in and the first news have to be done."""
 CHECK_IN: Final = 1.0
 """Seconds between signs of life, by which news that got lost is made up for."""
 _CHECK_INS: Final = 100.0
@@ -41,41 +41,6 @@ _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each new try to join; the last one for all that follow."""
 _STEADY: Final = 5.0
 """Seconds of taking part after which losing Redis is a new event, worth telling."""
-
-Answer: TypeAlias = "Callable[[Any | None], None]"
-
-
-class Errand(NamedTuple):
-    """A step to be taken, and who wants to know. None: it may or may not have been taken."""
-
-    step: Step
-    answer: Answer
-
-
-class Member(Protocol):
-    """Whoever shares something. All methods are called on the loop and must not wait."""
-
-    name: str
-
-    def check_in(self) -> Errand:
-        """What to say on joining and once in a while."""
-        ...
-
-    def hear(self, record: Record) -> None:
-        """The record of that name has changed."""
-        ...
-
-    def joined(self) -> None:
-        """The fleet is in reach, and the check-in was answered."""
-        ...
-
-    def left(self) -> None:
-        """The fleet is out of reach: go on alone."""
-        ...
-
-    def goodbye(self) -> Iterable[Step]:
-        """What to say before the process goes."""
-        ...
 
 
 def _ignore(_: object) -> None:

@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.fleet.steps import SCRIPTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from resilient_imagen.fleet.address import Address
     from resilient_imagen.fleet.steps import Step
 
-__all__ = ["Link", "LinkError", "MisconfiguredError", "RedisLink", "check", "open_link"]
+__all__ = [
+    "JOIN_WITHIN",
+    "Link",
+    "LinkError",
+    "MisconfiguredError",
+    "RedisLink",
+    "check",
+    "open_link",
+    "read",
+]
 
-_CLOSING = 0.1
+JOIN_WITHIN: Final = 1.0
+"""Seconds in which connecting, signing in and the first news have to be done."""
+_CLOSING: Final = 0.1
 """Seconds that closing a connection may take before it is simply dropped."""
 
 
@@ -73,7 +84,7 @@ def check(address: Address) -> None:
     Raises:
         ConfigurationError: redis-py is not installed, or it cannot read the URL.
     """
-    RedisLink(address)
+    _connections(address)
 
 
 async def open_link(address: Address) -> Link:
@@ -93,6 +104,64 @@ async def open_link(address: Address) -> Link:
     return link
 
 
+@contextlib.asynccontextmanager
+async def read(address: Address) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """One connection for single commands, for those who only look.
+
+    Raises:
+        LinkError: Redis is away, or refuses us.
+        ConfigurationError: redis-py is not installed, or it cannot read the URL.
+    """
+    connection = _connections(address)()
+
+    async def ask(*command: str | int) -> Any:
+        with _in_our_words():
+            await connection.send_command(*command)
+            return await connection.read_response()
+
+    try:
+        with _in_our_words():
+            await connection.connect()
+        yield ask
+    finally:
+        await _close(connection)
+
+
+def _connections(address: Address) -> Callable[[], Any]:
+    """What makes bare connections, ready to sign in."""
+    try:
+        from redis.asyncio import ConnectionPool
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+    except ImportError:
+        raise ConfigurationError(
+            "IMAGE_GEN_REDIS_URL is set, but redis is not installed: "
+            "pip install 'resilient-imagen[redis]'"
+        ) from None
+    try:
+        pool = ConnectionPool.from_url(
+            address.url,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # the older protocol is understood by every server and proxy
+            socket_timeout=None,
+            socket_connect_timeout=None,
+            client_name="resilient-imagen",
+        )
+        make: Callable[[], Any] = pool.make_connection
+        make()
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            "IMAGE_GEN_REDIS_URL: redis-py cannot read it; look at what follows the '?'"
+        ) from None
+    return make
+
+
+async def _close(connection: Any) -> None:
+    with contextlib.suppress(Exception):  # it is being thrown away
+        async with asyncio.timeout(_CLOSING):
+            await connection.disconnect(nowait=True)
+
+
 class RedisLink:
     """Two connections to one Redis.
 
@@ -104,31 +173,8 @@ class RedisLink:
     """
 
     def __init__(self, address: Address) -> None:
-        try:
-            from redis.asyncio import ConnectionPool
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-        except ImportError:
-            raise ConfigurationError(
-                "IMAGE_GEN_REDIS_URL is set, but redis is not installed: "
-                "pip install 'resilient-imagen[redis]'"
-            ) from None
-        try:
-            pool = ConnectionPool.from_url(
-                address.url,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,  # the older protocol is understood by every server and proxy
-                socket_timeout=None,
-                socket_connect_timeout=None,
-                client_name="resilient-imagen",
-            )
-            make: Any = pool.make_connection  # which redis-py gives no types
-            self._steps = make()
-            self._news = make()
-        except (TypeError, ValueError):
-            raise ConfigurationError(
-                "IMAGE_GEN_REDIS_URL: redis-py cannot read it; look at what follows the '?'"
-            ) from None
+        make = _connections(address)
+        self._steps, self._news = make(), make()
         self._channel = address.channel
 
     async def connect(self) -> None:
@@ -181,11 +227,7 @@ class RedisLink:
     async def aclose(self) -> None:
         """As the protocol says."""
         for connection in (self._steps, self._news):
-            try:
-                async with asyncio.timeout(_CLOSING):
-                    await connection.disconnect(nowait=True)
-            except Exception:  # noqa: BLE001, S112 - it is being thrown away
-                continue
+            await _close(connection)
 
     async def _load(self) -> None:
         answers = await self._exchange([("SCRIPT", "LOAD", script.source) for script in SCRIPTS])

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resilient_imagen.fleet.agent import Errand
+from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.steps import GIVE_BACK, TAKE, Step, microseconds
 from resilient_imagen.limiter.memory import EARLY, Pacer
 

@@ -1,0 +1,90 @@
+"""``resilient-imagen status``: the breakers and the pace that all processes share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resilient_imagen.cli.guard import CommandError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from resilient_imagen.fleet.view import RouteView, View
+
+__all__ = ["status"]
+
+_COLOURS = {"closed": "green", "open": "red", "half_open": "yellow"}
+
+
+def status(
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Where Redis is; IMAGE_GEN_REDIS_URL if not given.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Show every route as the fleet sees it, from Redis. Changes nothing."""
+    from resilient_imagen.fleet import Address
+    from resilient_imagen.fleet.view import look
+    from resilient_imagen.settings import Settings
+
+    url = (Settings(redis_url=redis_url) if redis_url else Settings()).redis_url
+    if url is None:
+        raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
+    view = asyncio.run(look(Address.parse(url.get_secret_value())))
+    if as_json:
+        typer.echo(json.dumps(view.to_json(), indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(f"Redis at {view.redis}", highlight=False, markup=False)
+    if not view.routes and not view.paces:
+        console.print("No process has shared anything within the last hour.")
+        return
+    console.print(_routes(view))
+    for pace in view.paces:
+        returned = f", {pace.returned} given back" if pace.returned else ""
+        console.print(
+            f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _routes(view: View) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
+    for route in view.routes:
+        colour = _COLOURS.get(route.state, "default")
+        table.add_row(
+            escape(route.route),
+            f"[{colour}]{_state(route)}[/]",
+            _span(route.since_s),
+            escape(route.brief or route.why or ""),
+            str(route.failures_in_a_row),
+            f"{route.window_failures}/{route.window_calls}",
+            str(route.probes),
+            str(route.workers),
+        )
+    return table
+
+
+def _state(route: RouteView) -> str:
+    if route.state != "open":
+        return route.state.replace("_", "-")
+    left = f"{_span(route.left_s)} left" if route.left_s else "probe due"
+    return f"open, {left}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:  # noqa: PLR2004 - two minutes
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"  # noqa: PLR2004 - hours

@@ -1,0 +1,134 @@
+"""What Redis holds of the fleet, read from outside, without taking part in it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, read
+
+if TYPE_CHECKING:
+    from resilient_imagen.fleet.address import Address
+
+__all__ = ["PaceView", "RouteView", "View", "look"]
+
+_MICRO = 1e-6
+_LIVE = 60.0
+
+
+class RouteView(NamedTuple):
+    """One route's shared circuit."""
+
+    route: str
+    state: str
+    """closed, open, half_open; open with 0 seconds left is due for a probe."""
+    since_s: float
+    left_s: float
+    """Seconds that the opening lasts still."""
+    openings_in_a_row: int
+    why: str | None
+    brief: str | None
+    failures_in_a_row: int
+    window_calls: int
+    window_failures: int
+    probes: int
+    """Leases held now."""
+    workers: int
+    """Workers heard of within the last minute."""
+
+
+class PaceView(NamedTuple):
+    """One provider's shared pace."""
+
+    provider: str
+    wait_s: float
+    """Seconds until the next new place."""
+    returned: int
+    """Future places that were given back and are free."""
+
+
+class View(NamedTuple):
+    """Everything, at one moment."""
+
+    redis: str
+    routes: tuple[RouteView, ...]
+    paces: tuple[PaceView, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {
+            "redis": self.redis,
+            "routes": [route._asdict() for route in self.routes],
+            "paces": [pace._asdict() for pace in self.paces],
+        }
+
+
+async def look(address: Address) -> View:
+    """Read every route's record and every provider's pace; changes nothing.
+
+    Raises:
+        ConfigurationError: Redis cannot be read; the text says why.
+    """
+    try:
+        async with asyncio.timeout(5 * JOIN_WITHIN), read(address) as ask:
+            seconds, micros = await ask("TIME")
+            now = int(seconds) * 1_000_000 + int(micros)
+            names = await _keys(ask, address.key("circuit", "*"))
+            routes = [await _route(ask, address, name, now) for name in names]
+            names = await _keys(ask, address.key("pace", "*"))
+            paces = [await _pace(ask, address, name, now) for name in names]
+    except TimeoutError:
+        raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
+    except LinkError as error:
+        raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
+    return View(address.shown, tuple(routes), tuple(paces))
+
+
+async def _keys(ask: Any, pattern: str) -> list[str]:
+    """What the star of a pattern stands for, sorted."""
+    before, _, after = pattern.partition("*")
+    found: set[str] = set()
+    cursor = "0"
+    while True:
+        answer, keys = await ask("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 500)
+        found.update(key.decode()[len(before) : -len(after)] for key in keys)
+        cursor = answer.decode()
+        if cursor == "0":
+            return sorted(found)
+
+
+async def _hash(ask: Any, key: str) -> dict[str, str]:
+    flat = [each.decode() for each in await ask("HGETALL", key)]
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
+    record = await _hash(ask, address.key("circuit", name))
+    workers = await _hash(ask, address.key("workers", name))
+    live = await ask("ZCOUNT", address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
+    probes = await ask("ZCOUNT", address.key("leases", name), now, "+inf")
+    state = record.get("state", "closed")
+    counted = [entry.split(":") for entry in workers.values()]
+    present = [entry for entry in counted if entry[1] == record.get("generation")]
+    return RouteView(
+        route=name,
+        state=state,
+        since_s=max(0.0, (now - int(record.get("since", now))) * _MICRO),
+        left_s=max(0.0, (int(record.get("till", now)) - now) * _MICRO) if state == "open" else 0.0,
+        openings_in_a_row=int(record.get("openings", 0)),
+        why=record.get("cause") or None,
+        brief=record.get("brief") or None,
+        failures_in_a_row=int(record.get("streak", 0)),
+        window_calls=sum(int(entry[2]) for entry in present),
+        window_failures=sum(int(entry[3]) for entry in present),
+        probes=int(probes),
+        workers=int(live),
+    )
+
+
+async def _pace(ask: Any, address: Address, name: str, now: int) -> PaceView:
+    pace = await _hash(ask, address.key("pace", name))
+    returned = await ask("ZCOUNT", address.key("free", name), now, "+inf")
+    wait = max(0.0, (int(pace.get("next", now)) - now) * _MICRO)
+    return PaceView(name, wait, int(returned))

@@ -1,0 +1,78 @@
+"""``resilient-imagen status``: what the fleet shares, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_kit import run
+from redis_kit import RedisServer, redis_server
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.reasons import Reason
+from resilient_imagen.testing import FakeProvider
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+def share_an_outage(url: str) -> None:
+    """Google is well once, then down until its circuit opens; OpenAI serves."""
+
+    async def main() -> None:
+        google, openai = FakeProvider("google", latency=0), FakeProvider("openai", latency=0)
+        settings = Settings(
+            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000
+        )
+        async with ImageClient(settings, providers=[google, openai]) as client:
+            await client.generate("a lighthouse")
+            google.fail(Reason.OVERLOADED, status=503, latency=0)
+            for _ in range(4):
+                await client.generate("a lighthouse")
+            await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+
+
+def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path: Path) -> None:
+    """The table and the JSON name each route, its state, why, and until when."""
+    server.ask("FLUSHALL")
+    share_an_outage(server.url)
+    shown = run("status", cwd=tmp_path, env={"IMAGE_GEN_REDIS_URL": server.url, "COLUMNS": "150"})
+    assert shown.returncode == 0, shown.stderr
+    for word in ("google:pro", "open, ", "503", "openai:flare", "closed", "next place in"):
+        assert word in shown.stdout
+    told = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
+    google, openai = told["routes"]
+    assert (google["route"], google["state"], google["why"]) == ("google:pro", "open", "overloaded")
+    assert 0 < google["left_s"] <= 66
+    assert google["openings_in_a_row"] == 1
+    assert (openai["state"], openai["left_s"]) == ("closed", 0)
+    assert {pace["provider"] for pace in told["paces"]} == {"google", "openai"}
+
+
+def test_a_redis_without_a_fleet_says_so(server: RedisServer, tmp_path: Path) -> None:
+    """Nothing was shared yet: an empty view, and no error."""
+    server.ask("FLUSHALL")
+    shown = run("status", "--redis-url", server.url, cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "No process has shared anything" in shown.stdout
+
+
+def test_without_a_url_or_a_redis_it_says_what_is_missing(tmp_path: Path) -> None:
+    """One line on standard error, exit code 2, and no password."""
+    missing = run("status", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "IMAGE_GEN_REDIS_URL" in missing.stderr
+    gone = run("status", "--redis-url", "redis://:hunter2@127.0.0.1:1/0", cwd=tmp_path)
+    assert gone.returncode == 2
+    assert "127.0.0.1:1" in gone.stderr
+    assert "hunter2" not in gone.stderr
