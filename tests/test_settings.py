@@ -1,0 +1,96 @@
+"""Settings: one class, the environment's only reader, and errors that name the variable."""
+
+from __future__ import annotations
+
+import pytest
+
+from resilient_imagen import ConfigurationError, Settings
+from resilient_imagen.reasons import Reason
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    """With an empty environment."""
+    settings = Settings()
+
+    assert settings.routes == ("google:gemini-3-pro-image", "openai:gpt-image-2.5-flare")
+    assert (settings.max_concurrent, settings.ipm, settings.burst) == (4, 10, 1)
+    assert (settings.max_retries, settings.retry_base_delay) == (2, 5)
+    assert (settings.per_call_timeout, settings.openai_timeout) == (60, 180)
+    assert (settings.breaker_fail_max, settings.breaker_reset_timeout) == (3, 60)
+    assert settings.google_api_key is settings.openai_api_key is settings.deadline is None
+
+
+def test_a_keyword_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the field's name, even while the environment sets the same thing."""
+    monkeypatch.setenv("IMAGE_GEN_IPM", "7")
+    monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
+
+    assert Settings().ipm == 7
+    assert Settings(ipm=3, force_open=()).ipm == 3
+
+
+@pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"])
+def test_googles_key_has_three_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """White space around a key is not part of it, and no text shows it."""
+    monkeypatch.setenv(name, "  AIza-secret\n")
+    settings = Settings()
+
+    assert settings.google_api_key is not None
+    assert settings.google_api_key.get_secret_value() == "AIza-secret"
+    assert "AIza-secret" not in repr(settings)
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``VARIABLE=`` in an env file leaves the default, and the next name of a key counts."""
+    monkeypatch.setenv("IMAGE_GEN_IPM", "")
+    monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "")
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    settings = Settings()
+
+    assert settings.ipm == 10
+    assert settings.google_api_key is not None
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("IMAGE_GEN_IPM", "many", "valid number"),
+        ("IMAGE_GEN_IPM", "-1", "greater than 0"),
+        ("IMAGE_GEN_PER_CALL_TIMEOUT", "nan", ""),
+        ("IMAGE_GEN_MAX_CONCURRENT", "0", "greater than or equal to 1"),
+        ("IMAGE_GEN_FIT", "zoom", "'crop', 'pad', 'none' or 'exact'"),
+        ("IMAGE_GEN_ROUTES", "google", "provider:model"),
+        ("IMAGE_GEN_ROUTES", "google:a,google:a", "twice"),
+        ("IMAGE_GEN_FALLBACK_ON", "overloaded,tired", "'rate_limited'"),
+        ("IMAGE_GEN_STRICT_REFERENCES", "perhaps", "boolean"),
+        ("IMAGE_GEN_BREAKER_RESET_MAX", "5", "IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
+        ("IMAGE_GEN_DEADLINE", "0", "greater than 0"),
+    ],
+)
+def test_a_value_that_is_not_allowed_names_the_variable_and_what_is(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
+) -> None:
+    """One line, without the value: it may be a key in the wrong place."""
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ConfigurationError) as caught:
+        Settings()
+
+    assert variable in str(caught.value)
+    assert allowed in str(caught.value)
+    assert value not in str(caught.value).split(variable, 1)[1] or value in {"0", "5", "-1"}
+
+
+def test_an_unknown_keyword_is_an_error() -> None:
+    """A typing error is not silently the default."""
+    with pytest.raises(ConfigurationError, match="ipmm: no such setting"):
+        Settings(ipmm=3)
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without spaces."""
+    monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", "overloaded, timeout")
+    monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", " google ,openai")
+
+    assert Settings().fallback_on == {Reason.OVERLOADED, Reason.TIMEOUT}
+    assert Settings().force_open == ("google", "openai")
