@@ -12,7 +12,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     """With an empty environment."""
     settings = Settings()
 
-    assert settings.routes == ("google:gemini-3-pro-image", "openai:gpt-image-2.5-flare")
+    assert list(settings.routes) == ["google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"]
     assert (settings.max_concurrent, settings.ipm, settings.burst) == (4, 10, 1)
     assert (settings.max_retries, settings.retry_base_delay) == (2, 5)
     assert (settings.per_call_timeout, settings.openai_timeout) == (60, 180)
@@ -26,7 +26,8 @@ def test_a_keyword_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
 
     assert Settings().ipm == 7
-    assert Settings(ipm=3, force_open=()).ipm == 3
+    chosen = Settings(ipm=3, force_open=())
+    assert (chosen.ipm, chosen.force_open) == (3, ())
 
 
 @pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"])
@@ -92,5 +93,5 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", "overloaded, timeout")
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", " google ,openai")
 
-    assert Settings().fallback_on == {Reason.OVERLOADED, Reason.TIMEOUT}
+    assert Settings().fallback_on == frozenset({Reason.OVERLOADED, Reason.TIMEOUT})
     assert Settings().force_open == ("google", "openai")
