@@ -17,7 +17,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (settings.max_retries, settings.retry_base_delay) == (2, 5)
     assert (settings.per_call_timeout, settings.openai_timeout) == (60, 180)
     assert (settings.breaker_fail_max, settings.breaker_reset_timeout) == (3, 60)
-    assert settings.google_api_key is settings.openai_api_key is settings.deadline is None
+    assert [settings.google_api_key, settings.openai_api_key, settings.deadline] == [None] * 3
 
 
 def test_a_keyword_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
