@@ -37,7 +37,8 @@ def timeline(played: Played, troubles: Sequence[Span], origin: float) -> dict[st
     """
     end = max((sent.at + sent.seconds for sent in played.sent), default=1.0)
     time = {"field": "t", "type": "temporal", "axis": {"title": None, "format": "%d %b %H:%M"}}
-    time["scale"] = {"domain": [_ms(origin), _ms(origin + end)], "type": "utc"}
+    # Not "domain", of which Vega-Lite warns where a bar's other end has no type.
+    time["scale"] = {"domainMin": _ms(origin), "domainMax": _ms(origin + end), "type": "utc"}
     bare = time | {"axis": None}
     kinds = [*played.routes, "doomed request"]
     scale = {"domain": kinds, "range": [*_COLOURS[: len(played.routes)], _DOOMED]}
@@ -70,7 +71,10 @@ def timeline(played: Played, troubles: Sequence[Span], origin: float) -> dict[st
                             ]
                         },
                         "mark": {"type": "rect", "fill": None, "stroke": "#333"},
-                        "encoding": {"x": bare, "x2": {"field": "until"}},
+                        "encoding": {
+                            "x": {"field": "t", "type": "temporal"},
+                            "x2": {"field": "until"},
+                        },
                     },
                 ],
             },

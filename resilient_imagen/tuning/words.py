@@ -54,6 +54,8 @@ def _maybe(seconds: float | None) -> str:
 def advice_line(advice: Advice) -> str:
     """Take it or not, and why."""
     wants = _WANTS[advice.leaning]
+    if advice.gain <= 0:
+        return "keep today's settings; none that was tried is better."
     if not advice.holds:
         return (
             "keep today's settings. What looked best was no better on the half of the recording"

@@ -1,0 +1,109 @@
+"""What the tuner recommends for the kind of outages that have been reported, and what it is worth.
+
+    python benchmarks/tuning_defaults.py [SETTINGS]
+
+The profile is made from what is known of gemini-3-pro-image in 2026: overloads of 5 to 120 minutes
+that answer 503, sometimes come back at half strength, sometimes merely slow down to minutes, now
+and then hang, and 429s with a hint; one request in a hundred fails by itself; 16 to 23 seconds a
+picture with a tail beyond a minute. It is recorded with the breaker in shadow mode, so that nothing
+remains unseen, and what is recommended is then played directly in other worlds of the same kind.
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import fmean
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.settings import Settings
+from resilient_imagen.tuning import (
+    Knobs,
+    Latency,
+    Leaning,
+    Recorder,
+    Scenario,
+    Service,
+    Traffic,
+    Trouble,
+    simulate,
+    sweep,
+    waves,
+)
+from resilient_imagen.tuning.rank import score
+from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.simulation import play
+from resilient_imagen.tuning.sweep import defaults
+from resilient_imagen.tuning.words import COLUMNS, advice_line, cells
+
+HOUR, MINUTE = 3600.0, 60.0
+HELD_OUT = (11, 12, 13, 14)
+
+
+def day(shift: float) -> tuple[Trouble, ...]:
+    """Troubles of one day; ``shift`` hours later on the next."""
+    at = shift * HOUR
+    return (
+        Trouble(start=at + 2 * HOUR, duration=8 * MINUTE),
+        Trouble(start=at + 5 * HOUR, duration=45 * MINUTE),
+        Trouble(start=at + 9.5 * HOUR, duration=20 * MINUTE, share=0.5),
+        Trouble(start=at + 11 * HOUR, duration=110 * MINUTE, ramp=10 * MINUTE),
+        Trouble(start=at + 12.9 * HOUR, duration=40 * MINUTE, share=0.5),
+        Trouble(start=at + 15 * HOUR, duration=40 * MINUTE, share=0.0, slower=5.0, ramp=600.0),
+        Trouble(start=at + 17 * HOUR, duration=12 * MINUTE, reason=Reason.TIMEOUT),
+        *waves(
+            Trouble(
+                start=at + 19 * HOUR,
+                duration=MINUTE,
+                reason=Reason.RATE_LIMITED,
+                retry_after=25.0,
+                latency=0.4,
+            ),
+            every=600.0,
+            times=6,
+        ),
+        *waves(Trouble(start=at + 21 * HOUR, duration=5 * MINUTE), every=1800.0, times=4),
+    )
+
+
+PROFILE = Scenario(
+    traffic=Traffic(per_minute=6, duration=48 * HOUR, swing=0.3),
+    services={
+        "google": Service(latency=Latency(19.0, 45.0), blips=0.01),
+        "openai": Service(latency=Latency(23.0, 40.0), cost_usd=0.15),
+    },
+    troubles=(*day(0.0), *day(24.6)),
+)
+
+
+def main() -> None:
+    tried = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    usual = defaults().applied(Settings())
+    rows: list[Row] = []
+    watching = usual.model_copy(update={"breaker_mode": "shadow"})
+    play(PROFILE, watching, seed=1, sinks=[Recorder(rows.append)])
+    found = sweep(gather(rows), usual, count=tried)
+    print(f"{'':10}" + "".join(f"{name:>16}" for name in COLUMNS))
+    print(f"{'defaults':10}" + "".join(f"{cell:>16}" for cell in cells(found.today.whole)))
+    for leaning, advice in found.advice.items():
+        row = "".join(f"{cell:>16}" for cell in cells(advice.trial.whole))
+        print(f"{leaning:10}{row}")
+    for leaning, advice in found.advice.items():
+        print(f"\n{leaning}: {advice_line(advice)}")
+        print("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
+        print(
+            f"  on {len(HELD_OUT)} other worlds, played directly: {gain(advice.trial.knobs, leaning)}"
+        )
+
+
+def gain(knobs: Knobs, leaning: Leaning) -> str:
+    """How much better than the defaults in worlds that were not recorded."""
+    usual = defaults().applied(Settings())
+    before = [score(simulate(PROFILE, usual, seed=seed), leaning) for seed in HELD_OUT]
+    chosen = knobs.applied(usual)
+    after = [score(simulate(PROFILE, chosen, seed=seed), leaning) for seed in HELD_OUT]
+    better = sum(new < old for new, old in zip(after, before, strict=True))
+    return f"{fmean(after) / fmean(before) - 1:+.1%}, better in {better} of {len(before)}"
+
+
+if __name__ == "__main__":
+    main()

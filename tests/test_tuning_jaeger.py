@@ -1,0 +1,92 @@
+"""A real Jaeger as a recording: what was sent there is found again, by either of its APIs."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the otel extra")
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from trace_backends import Jaeger, jaeger
+from tuning_kit import ROOMY, bad, world
+
+from resilient_imagen import Settings
+from resilient_imagen.telemetry import otel
+from resilient_imagen.telemetry.hub import Sink
+from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.tuning import Recorder, Recording
+from resilient_imagen.tuning.jaeger import rows_of_service
+from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.simulation import play
+
+pytestmark = pytest.mark.jaeger
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[tuple[Jaeger, str, Recording]]:
+    """Half an hour with an outage, that ended just now, in a real Jaeger."""
+    with pytest.MonkeyPatch.context() as patch, jaeger() as backend:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            patch.delenv(name, raising=False)
+        service = f"tuned-{secrets.token_hex(4)}"
+        begun = time.time() - 3600
+
+        def virtual_ns() -> int:
+            return int((begun + asyncio.get_running_loop().time()) * 1e9)
+
+        patch.setattr(otel, "time", SimpleNamespace(time_ns=virtual_ns))
+        exporter = OTLPSpanExporter(endpoint=f"{backend.otlp}/v1/traces", timeout=10)
+        tracers = TracerProvider(resource=Resource({"service.name": service}))
+        tracers.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
+        rows: list[Row] = []
+        sinks: list[Sink] = [SpanSink(tracers), Recorder(rows.append, epoch=begun)]
+        play(world(bad(0.1, 6), hours=0.5), Settings(**ROOMY), seed=1, sinks=sinks)
+        tracers.shutdown()
+        yield backend, service, gather(rows)
+
+
+def from_jaeger(backend: Jaeger, service: str, calls: int) -> Recording:
+    """What is found there, once it has everything: it takes in what it is sent in its own time."""
+    give_up = time.monotonic() + 20
+    while True:
+        rows = list(rows_of_service(backend.url, service, 2 * 3600, Counter()))
+        if len({row.call for row in rows}) >= calls or time.monotonic() > give_up:
+            return gather(rows)
+        time.sleep(0.2)  # another process is at work; there is nothing else to wait for
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["api v3", "older api"])
+def test_a_real_jaeger_gives_the_recording_back(
+    filled: tuple[Jaeger, str, Recording], monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    """Every call and every request is found again, though it gives few traces at once."""
+    from resilient_imagen.tuning import jaeger as reader
+
+    backend, service, recording = filled
+    monkeypatch.setattr(reader, "_TRACES", 60)
+    if old:
+        asked = httpx2.Client.get
+
+        def refuse(self: httpx2.Client, url: str, **options: object) -> httpx2.Response:
+            if "/api/v3/" in url:
+                return httpx2.Response(501, text="not here")
+            return asked(self, url, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(httpx2.Client, "get", refuse)
+    found = from_jaeger(backend, service, len(recording.asked))
+    assert len(found.asked) == len(recording.asked)
+    for name, log in recording.routes.items():
+        assert list(found.routes[name].reason) == list(log.reason)
+        assert list(found.routes[name].latency) == pytest.approx(list(log.latency), abs=0.01)
+        assert len(found.routes[name].rejected) == len(log.rejected)
