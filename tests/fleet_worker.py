@@ -1,0 +1,132 @@
+"""One process of the fleet, told what to do by lines of JSON on standard input.
+
+Each line is a numbered command; the answer is one line, with the number, on standard output:
+
+- ``{"do": "open", "settings": {...}}`` makes the client and joins the fleet;
+- ``{"do": "load", "callers": 2, "seconds": 5, "pause": 0.05}`` asks for images all that time, and
+  answers with how the calls ended and what the process felt of it;
+- ``{"do": "close"}``.
+
+Times are `time.monotonic`, which is one clock for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from resilient_imagen import ImageClient, ImageGenerationError, Settings
+from resilient_imagen.telemetry.events import BreakerChanged, Event, Warned
+
+TICK = 0.001
+
+
+class Notes:
+    """When the breaker changed, and what was warned of."""
+
+    inline = True
+
+    def __init__(self) -> None:
+        self.changes: list[tuple[float, str]] = []
+        self.warnings: list[str] = []
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, BreakerChanged):
+            self.changes.append((event.at, event.transition.to_state.value))
+        elif isinstance(event, Warned):
+            self.warnings.append(event.code)
+
+
+class Process:
+    """The commands."""
+
+    def __init__(self) -> None:
+        self.client: ImageClient | None = None
+        self.notes = Notes()
+
+    async def open(self, settings: dict[str, Any]) -> dict[str, Any]:
+        await self.close()
+        self.notes = Notes()
+        self.client = ImageClient(Settings(**settings), sinks=[self.notes])
+        await self.client.warm_up()
+        gc.collect()
+        gc.freeze()  # what the SDK's import left is not what is measured
+        return self.client.snapshot()["fleet"] or {}
+
+    async def close(self) -> dict[str, Any]:
+        if self.client is not None:
+            await self.client.aclose()
+        return {}
+
+    async def load(self, callers: int, seconds: float, pause: float) -> dict[str, Any]:
+        assert self.client is not None
+        client = self.client
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        ended: Counter[str] = Counter()
+        slowest = 0.0
+        self.notes.changes.clear()
+
+        async def caller() -> None:
+            nonlocal slowest
+            while loop.time() < end:
+                began = loop.time()
+                try:
+                    await client.generate("a lighthouse")
+                    ended["image"] += 1
+                except ImageGenerationError as error:
+                    ended[str(error.reason)] += 1
+                slowest = max(slowest, loop.time() - began)
+                await asyncio.sleep(pause)
+
+        stalls = asyncio.ensure_future(_watch_stalls(end))
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        snapshot = client.snapshot()
+        return {
+            "ended": dict(ended),
+            "slowest": slowest,
+            "changes": self.notes.changes,
+            "warnings": self.notes.warnings,
+            "stall": await stalls,
+            "joined": snapshot["fleet"]["joined"] if snapshot["fleet"] else None,
+            "state": snapshot["routes"][0]["breaker"]["state"],
+        }
+
+
+async def _watch_stalls(end: float) -> float:
+    """The longest that the loop itself was busy: waiting for a core is not its fault."""
+    loop = asyncio.get_running_loop()
+    worst = 0.0
+    while loop.time() < end:
+        began = time.thread_time()
+        await asyncio.sleep(TICK)
+        worst = max(worst, time.thread_time() - began)
+    return worst
+
+
+async def main() -> None:
+    if skew := float(os.environ.get("FLEET_CLOCK_SKEW", "0")):
+        true_time, true_ns = time.time, time.time_ns
+        time.time = lambda: true_time() + skew
+        time.time_ns = lambda: true_ns() + int(skew * 1e9)
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    process = Process()
+    while line := await reader.readline():
+        command = json.loads(line)
+        number = command.pop("number")
+        answer = await getattr(process, command.pop("do"))(**command)
+        sys.stdout.write(json.dumps({"number": number, **answer}) + "\n")
+        sys.stdout.flush()
+    await process.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
