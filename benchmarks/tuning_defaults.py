@@ -90,9 +90,7 @@ def main() -> None:
     for leaning, advice in found.advice.items():
         print(f"\n{leaning}: {advice_line(advice)}")
         print("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
-        print(
-            f"  on {len(HELD_OUT)} other worlds, played directly: {gain(advice.trial.knobs, leaning)}"
-        )
+        print(f"  in {len(HELD_OUT)} other worlds: {gain(advice.trial.knobs, leaning)}")
 
 
 def gain(knobs: Knobs, leaning: Leaning) -> str:

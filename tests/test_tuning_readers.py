@@ -206,6 +206,18 @@ def test_a_collectors_file_is_a_recording(traced: tuple[Recording, list[Readable
     same(gather(rows), recording)
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_jaegers_page_saves_is_a_recording(
+    traced: tuple[Recording, list[ReadableSpan]], indent: int | None
+) -> None:
+    """One document on one line or on many; so is a collector's, were it written prettily."""
+    recording, spans = traced
+    for shape in (as_jaeger, as_otlp):
+        rows, notes = read(json.dumps(shape(spans), indent=indent))
+        same(gather(rows), recording)
+        assert notes[FOREIGN] == 0
+
+
 class FakeJaeger:
     """Answers like Jaeger: api/v3 or the older API, never more than so many traces at once."""
 
@@ -351,7 +363,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         | st.dictionaries(
             st.sampled_from(
                 ["sent", "asked", "rejected", "call", "route", "latency", "event", "time",
-                 "resourceSpans", "scopeSpans", "spans", "attributes", "result", "reason"]
+                 "resourceSpans", "scopeSpans", "spans", "attributes", "result", "reason", "data"]
             ),
             inner,
             max_size=5,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ladder import FAST
+from telemetry_kit import World, play
 
 from resilient_imagen import ConfigurationError, ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.telemetry.events import BreakerChanged, ShadowDiffered
@@ -74,6 +75,34 @@ def test_candidates_have_no_effect() -> None:
         return [sent, len(live), len(sink.attempts), snapshot["images"]]
 
     assert story() == story(shadow="fail_max=1,reset_timeout=5,half_open_calls=2")
+
+
+def test_metrics_and_log_lines_count_what_differs(caplog: pytest.LogCaptureFixture) -> None:
+    """Refusals by the candidate are a counter by breaker and outcome, and a line each."""
+
+    async def scene(world: World) -> list[Any]:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        for _ in range(3):
+            await world.ask()
+        return world.telemetry.points("imagegen.shadow.differences")
+
+    caplog.set_level("INFO", "imagegen")
+    points = play(scene, max_retries=0, ipm=6000, breaker_fail_max=9, shadow="fail_max=1")
+    name = "google:gemini-3-pro-image"
+    assert points == [
+        (
+            {
+                "imagegen.circuit_breaker.name": name,
+                "imagegen.shadow.would": "reject",
+                "error.type": "overloaded",
+            },
+            2,
+        )
+    ]
+    lines = [line for line in caplog.messages if line.startswith("imagegen.shadow.differed ")]
+    assert len(lines) == 2
+    assert f"circuit_breaker.name={name}" in lines[0]
+    assert "shadow.would=reject" in lines[0]
 
 
 def test_cut_short_requests_cast_no_vote() -> None:

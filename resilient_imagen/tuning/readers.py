@@ -1,7 +1,8 @@
 """Readers: lines of logs and traces in, rows of a recording out, one line at a time.
 
 A file may hold our JSON log lines (structlog's or the standard library's, among any others), what
-an OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed.
+an OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed;
+or one document of traces as Jaeger's page saves it, which is read as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
-from resilient_imagen.tuning.otlp import rows_of_otlp
+from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.recording import Asked, Attempted, RecordingError, Rejected
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ CANCELLED: Final = "requests that failed by a bug of the client's, left out"
 
 _MAX_LINE: Final = 64_000_000
 """Characters; a longer line is no recording."""
+_OPENINGS: Final = frozenset({"{", '{"data":[', '{"data": ['})
+"""Lines that begin a document of many lines, as a browser saves them."""
 _TEXT_LINE: Final = re.compile(r"\b(imagegen\.[a-z_.]+) (?=\w)")
 _PAIR: Final = re.compile(r'([\w.]+)=("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\S+)')
 
@@ -48,7 +51,7 @@ def read_rows(
     Raises:
         RecordingError: A line is ours and broken; the text says which line and what is wrong.
     """
-    for number, line in enumerate(lines, 1):
+    for number, line in _numbered(lines):
         try:
             yield from _rows_of_line(line, notes)
         except (RecordingError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -56,6 +59,16 @@ def read_rows(
                 what = str(error) if isinstance(error, RecordingError) else "not as it should be"
                 raise RecordingError(f"line {number}: {what}") from None
             notes[SKIPPED] += 1
+
+
+def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The lines; those of one document that was written over many of them as a single one."""
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    for number, line in numbered:
+        if line.strip() in _OPENINGS:
+            yield number, "".join([line, *(rest for _, rest in numbered)])
+        else:
+            yield number, line
 
 
 def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
@@ -70,6 +83,8 @@ def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
         return
     if "resourceSpans" in found or "result" in found:
         yield from rows_of_otlp(found, notes)
+    elif "data" in found and "event" not in found:
+        yield from rows_of_jaeger(found, notes)
     elif "sent" in found or "asked" in found or "rejected" in found:
         yield _own(found)
     else:
