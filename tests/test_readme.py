@@ -254,6 +254,12 @@ def test_the_fixture_for_applications(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
+def test_the_tuning_example() -> None:
+    """A team's own test of what an outage may cost."""
+    (code,) = blocks("Tuning", "python")
+    executed(code)["test_an_outage_of_ten_minutes_costs_few_requests"]()
+
+
 def test_every_command(tmp_path: Path) -> None:
     """The commands run as they stand, one after the other, in an empty directory."""
     (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)
