@@ -35,7 +35,7 @@ ANSWER_WITHIN: Final = 0.5
 """Seconds in which Redis has to answer; the most that a request can lose by it."""
 CHECK_IN: Final = 1.0
 """Seconds between signs of life, by which news that got lost is made up for."""
-_CHECK_INS: Final = 100.0
+_CHECK_INS: Final = 500.0
 """Workers that check in per second, at most: a large fleet's take turns."""
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each new try to join; the last one for all that follow."""
