@@ -90,11 +90,14 @@ def decode_base64(text: str | bytes) -> bytes:
 def encode_base64(data: bytes) -> str:
     """Encode in the standard alphabet, padded, on one line."""
     view = memoryview(data)
-    # CPython lets a local text grow where it is; a list of pieces to join would take twice as much.
-    text = ""
-    for at in _considerate(range(0, len(view), _BYTES_PIECE)):
-        text += base64.b64encode(view[at : at + _BYTES_PIECE]).decode("ascii")
-    return text
+    # All of its memory at once: pieces to join, or a text that grows, leave holes in the heap that
+    # are not given back (hundreds of megabytes measured after eight pictures at once).
+    encoded = bytearray(-(-len(view) // 3) * 4)
+    for number, at in enumerate(_considerate(range(0, len(view), _BYTES_PIECE))):
+        piece = base64.b64encode(view[at : at + _BYTES_PIECE])
+        start = number * _TEXT_PIECE
+        encoded[start : start + len(piece)] = piece
+    return encoded.decode("ascii")
 
 
 async def decode_base64_async(text: str | bytes) -> bytes:
