@@ -179,6 +179,56 @@ def test_as_many_probes_as_configured_and_as_many_successes() -> None:
     sail(scene)
 
 
+def test_a_probe_is_had_at_the_entrance_only() -> None:
+    """`admit` cannot wait for a lease: it rejects, frees the place, and `reserve` is asked."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            rejection = workers[0].gate.admit()
+            assert isinstance(rejection, Rejection)
+            assert rejection.probing
+            await news()
+            assert isinstance(await workers[1].admit(), Permit)
+
+    sail(scene)
+
+
+def test_a_probe_held_unsent_too_long_loses_its_place_everywhere() -> None:
+    """Stuck in a queue for the deadline: it may not be sent any more, and another worker probes."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2, probe_deadline=30.0) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            held = workers[0].gate.reserve()
+            assert isinstance(held, Permit)
+            await asyncio.sleep(30.1)
+            assert held.stale
+            assert isinstance(await workers[1].admit(), Permit)
+            assert held.settle(Verdict.NEUTRAL).counted == "stale"
+
+    sail(scene)
+
+
+def test_an_outcome_told_by_another_thread_reaches_the_fleet() -> None:
+    """Permits may be settled from anywhere; what they say goes out on the fleet's own loop."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            permits = [await workers[0].admit() for _ in range(3)]
+            for permit in permits:
+                assert isinstance(permit, Permit)
+                await asyncio.to_thread(
+                    permit.settle, Verdict.FAILURE, cause=Reason.OVERLOADED, brief="503"
+                )
+            await news()
+            assert states(workers) == {"open"}
+
+    sail(scene)
+
+
 def test_asking_costs_no_round_trip() -> None:
     """A thousand admissions, closed and open, and not one word to Redis."""
 
