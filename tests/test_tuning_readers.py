@@ -95,7 +95,7 @@ def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> 
     assert notes == Counter()
 
 
-@pytest.mark.slow  # failed once among all the others, on a busy machine; by hand until that is found
+@pytest.mark.slow  # failed once among all the others: by hand until the cause is found
 def test_plain_log_lines_are_a_recording() -> None:
     """An ordinary formatter, with time and level in front, loses nothing either."""
     lines = io.StringIO()
