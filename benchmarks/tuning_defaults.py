@@ -5,7 +5,7 @@
 The profile is made from what is known of gemini-3-pro-image in 2026: overloads of 5 to 120 minutes
 that answer 503, sometimes come back at half strength, sometimes merely slow down to minutes, now
 and then hang, and 429s with a hint; one request in a hundred fails by itself; 16 to 23 seconds a
-picture with a tail beyond a minute. It is recorded with the breaker in shadow mode, so that nothing
+picture with a tail beyond a minute. It is recorded with the breaker in shadow mode, so that little
 remains unseen, and what is recommended is then played directly in other worlds of the same kind.
 """
 
