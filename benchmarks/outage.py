@@ -2,8 +2,8 @@
 
     python benchmarks/outage.py
 
-The same callers meet the same world: request for request, the same chance decides under every
-design. The designs:
+The same callers meet the same worlds, five of them: request for request, the same chance decides
+under every design. The designs:
 
 guide       what this library grew from: up to three tries of Google, 5 and 10 s apart (a timed out
             one is repeated at once), then OpenAI; the whole time inside one slot. Its limit of
@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,11 +42,11 @@ from resilient_imagen.tuning.scenario import (
 from resilient_imagen.tuning.truth import Ask, Coin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resilient_imagen.tuning.truth import Met, Truth
 
-SEED = 1
+SEEDS = (1, 2, 3, 4, 5)
 GOOGLE, OPENAI = 0, 1
 
 # Latencies: facts of 2026 for 1K pictures of gemini-3-pro-image (16 to 23 s, tail 60), and for
@@ -136,14 +136,15 @@ class Design(Protocol):
 class World:
     """Answers the designs that are not ours, exactly as it would answer us."""
 
-    def __init__(self, truth: Truth) -> None:
+    def __init__(self, truth: Truth, seed: int) -> None:
         self._truth = truth
+        self.seed = seed
         self.outcome = Outcome()
 
     async def ask(self, call: int, route: int, number: int, limit: float) -> Met:
         """Send one request; its seconds pass."""
         at = asyncio.get_running_loop().time()
-        met = self._truth.meet(Ask(route, at, Coin(SEED, call, route, number)))
+        met = self._truth.meet(Ask(route, at, Coin(self.seed, call, route, number)))
         late = met.latency > limit
         await asyncio.sleep(min(met.latency, limit))
         if late:
@@ -162,7 +163,7 @@ class Guide:
         self._turn = asyncio.Lock()
         self._gap = 60.0 / case.per_minute
         self._last = -self._gap
-        self._chance = random.Random(SEED)
+        self._chance = random.Random(world.seed)
 
     async def image(self, call: int) -> Image | None:
         """Take a slot and a place, and hold the slot to the end."""
@@ -192,7 +193,7 @@ class Cooldown:
         self._world = world
         self._failed: deque[float] = deque()
         self._skip_until = 0.0
-        self._chance = random.Random(SEED)
+        self._chance = random.Random(world.seed)
 
     async def image(self, call: int) -> Image | None:
         """Try Google unless it is cooling down, then OpenAI."""
@@ -217,9 +218,9 @@ class Cooldown:
             self._skip_until = now + self.SECONDS
 
 
-def play(case: Case, design: Callable[[World, Case], Design]) -> Outcome:
+def play(case: Case, design: Callable[[World, Case], Design], seed: int) -> Outcome:
     """Send the case's callers through a design that is not ours."""
-    world = World(truth_of(case))
+    world = World(truth_of(case), seed)
 
     async def one(design: Design, call: int) -> None:
         image = await design.image(call)
@@ -229,7 +230,7 @@ def play(case: Case, design: Callable[[World, Case], Design]) -> Outcome:
     async def main() -> None:
         made = design(world, case)
         tasks = []
-        for call, at in enumerate(case.scenario.traffic.arrivals(SEED)):
+        for call, at in enumerate(case.scenario.traffic.arrivals(seed)):
             await asyncio.sleep(max(0.0, at - _now()))
             tasks.append(asyncio.ensure_future(one(made, call)))
         await asyncio.gather(*tasks)
@@ -238,10 +239,10 @@ def play(case: Case, design: Callable[[World, Case], Design]) -> Outcome:
     return world.outcome
 
 
-def ours(case: Case) -> Outcome:
+def ours(case: Case, seed: int) -> Outcome:
     """Send the case's callers through the production ladder, with its defaults."""
     settings = _settings(case)
-    played = drive(settings, truth_of(case), case.scenario.traffic.arrivals(SEED), seed=SEED)
+    played = drive(settings, truth_of(case), case.scenario.traffic.arrivals(seed), seed=seed)
     making = {sent.call: sent.seconds for sent in played.sent if sent.reason is None}
     outcome = Outcome(
         doomed=[(sent.at, sent.seconds) for sent in played.sent if sent.reason is not None]
@@ -276,7 +277,7 @@ class Row:
     mean: float
     p95: float
     added: float
-    doomed: int
+    doomed: float
     doomed_seconds: float
     google: float
     recovery: float
@@ -315,13 +316,25 @@ HEAD = (
 )
 
 
-def report(case: Case, found: dict[str, Outcome]) -> None:
-    """Print one case's table."""
-    rows = {name: measure(name, case, outcome) for name, outcome in found.items()}
+def mean(rows: Sequence[Row]) -> Row:
+    """The mean of one design's figures in all worlds."""
+    figures = {
+        each.name: fmean(getattr(row, each.name) for row in rows)
+        for each in fields(Row)
+        if each.name != "name"
+    }
+    return Row(rows[0].name, **figures)
+
+
+def report(case: Case, worlds: Sequence[dict[str, Outcome]]) -> None:
+    """Print one case's table: the means over its worlds."""
+    rows = {
+        name: mean([measure(name, case, found[name]) for found in worlds]) for name in worlds[0]
+    }
     print(f"\n{case.title}\n{HEAD}")
     for row in rows.values():
         print(
-            f"{row.name:10}{row.mean:9.1f}{row.p95:9.1f}{row.added:9.2f}{row.doomed:9d}"
+            f"{row.name:10}{row.mean:9.1f}{row.p95:9.1f}{row.added:9.2f}{row.doomed:9.0f}"
             f"{row.doomed_seconds:9.0f}{row.google:9.1%}{row.recovery:10.1f}"
         )
     guide, own = rows["guide"], rows["ours"]
@@ -331,15 +344,15 @@ def report(case: Case, found: dict[str, Outcome]) -> None:
     )
 
 
-def outcomes(case: Case) -> dict[str, Outcome]:
+def outcomes(case: Case, seed: int) -> dict[str, Outcome]:
     """Every design in the same world."""
     return {
-        "guide": play(case, Guide),
-        "cooldown": play(case, Cooldown),
-        "ours": ours(case),
+        "guide": play(case, Guide, seed),
+        "cooldown": play(case, Cooldown, seed),
+        "ours": ours(case, seed),
     }
 
 
 if __name__ == "__main__":
     for each in cases():
-        report(each, outcomes(each))
+        report(each, [outcomes(each, seed) for seed in SEEDS])

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outage import cases, outcomes, truth_of
+from outage import SEEDS, cases, outcomes, truth_of
 
 if TYPE_CHECKING:
     from outage import Case, Outcome
@@ -61,7 +61,7 @@ def picture(case: Case, found: dict[str, Outcome]) -> dict[str, Any]:
                     "y": {
                         "field": "s",
                         "type": "quantitative",
-                        "scale": {"type": "log", "domain": [8, 700]},
+                        "scale": {"type": "log", "domain": [5, 700]},
                         "axis": {
                             "title": "seconds to the image",
                             "values": [10, 20, 30, 60, 120, 300, 600],
@@ -107,4 +107,6 @@ def _smaller(svg: str) -> str:
 
 if __name__ == "__main__":
     pictured = cases()[1]  # everything as it is by default
-    draw(pictured, outcomes(pictured), Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE)
+    draw(
+        pictured, outcomes(pictured, SEEDS[0]), Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
+    )
