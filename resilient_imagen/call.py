@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resilient_imagen.lane import Lane
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference
+    from resilient_imagen.turn import Turn
 
 __all__ = ["Call", "OnStart", "StartSignal"]
 
@@ -28,6 +29,8 @@ _log = logging.getLogger("resilient_imagen")
 
 OnStart: TypeAlias = Callable[[], Awaitable[object] | object]
 """A sync or async callable without arguments, told that the first request is about to be sent."""
+
+_REQUEST_AT_FAULT = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
 _PATIENCE_WITH_CALLBACK = 1.0
 """Seconds the first request waits for an async ``on_start`` to finish; then both go on."""
@@ -91,6 +94,8 @@ class Call:
     short_circuits: int = 0
     queue_s: float = 0.0
     backoff_s: float = 0.0
+    turn: Turn | None = None
+    """Its time on the route that it is on, or was on last."""
     fallback_cause: Reason | None = None
     """Why the primary was left."""
 
@@ -105,10 +110,12 @@ class Call:
         One route: its own error. A later route that found the request itself at fault: that
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
-        last = self.left[-1]
-        if len(self.left) == 1 or last.reason in {Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST}:
-            return self.fail_with(last)
         errors = tuple(self.left)
+        if len(errors) == 1:
+            return self.fail_with(errors[0])
+        at_fault = [error for error in errors[1:] if error.reason in _REQUEST_AT_FAULT]
+        if at_fault:
+            return self.fail_with(at_fault[-1])
         waits = [error.retry_after for error in errors if error.retry_after is not None]
         soonest = min(waits, default=None)
         if all(isinstance(error, CircuitOpenError) for error in errors):
@@ -126,4 +133,10 @@ class Call:
     def out_of_time(self) -> ImageGenerationError:
         """The error for a call whose deadline passed, led by what went wrong until then."""
         parts = [str(error) for error in self.left]
-        return self.fail_with(DeadlineExceededError("; ".join([*parts, "out of time"])))
+        end = "out of time"
+        if (turn := self.turn) is not None:
+            if turn.failed is None:
+                end = f"{turn.lane.provider.name} {turn.lane.model}: {end}"
+            elif turn.failed not in self.left:
+                parts.append(str(turn.failed))
+        return self.fail_with(DeadlineExceededError("; ".join([*parts, end])))

@@ -14,6 +14,7 @@ from resilient_imagen.call import Call, StartSignal
 from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import fit
+from resilient_imagen.images.intact import is_whole
 from resilient_imagen.images.references import load_references
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.request import ImageRequest
@@ -244,6 +245,8 @@ class ImageClient:
         return self._fetcher
 
     async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> Finished:
+        if not is_whole(answer.data):
+            raise InvalidResponseError(status=200)
         try:
             fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)
         except UnusableImageError:

@@ -139,6 +139,7 @@ class Pipeline:
             until=_leave_reserve(call, following),
             limit=1 + (retries if lane is call.lanes[0] else min(1, retries)),
         )
+        call.turn = turn
         await self._enter(call, turn)
         try:
             await lane.warm_up()

@@ -6,13 +6,15 @@ a refused prompt in the refusal, a page of HTML instead of either.
 
 from __future__ import annotations
 
+import html
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["redact", "without"]
+__all__ = ["redact", "unescaped", "without", "without_echo"]
 
 _GONE: Final = "[…]"
 """Stands for what was taken out; without letters, so that it can be part of no secret."""
@@ -39,7 +41,8 @@ _PATTERNS: Final = tuple(
         r"\bya29\.[\w*.-]{4,}",
         r"\bsk-[\w*-]{4,}",
         r"\beyJ[\w-]{8,}\.[\w.-]+",
-        # Base64 of anything, a picture most likely; words and ids are shorter or have other signs.
+        # Base64 of a picture, by its beginning; of anything long. Words and ids are shorter.
+        r"(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[\w+/=-]{4,}",
         r"(?<![\w+/-])[\w+/-]{64,}={0,2}",
     )
 )
@@ -54,7 +57,8 @@ def redact(text: str, *, secrets: Iterable[str] = (), limit: int = 300) -> str:
     """
     plain = _one_line(_without_html(text[:_MAX_READ]))
     for secret in secrets:
-        plain = without(plain, _one_line(secret))
+        plain = without_echo(plain, secret, tidy=_one_line)
+    plain = _one_line(unescaped(plain))
     for pattern in _PATTERNS:
         plain = pattern.sub(_GONE, plain)
     return plain if len(plain) <= limit else plain[: max(0, limit - 1)] + "…"
@@ -66,6 +70,43 @@ def _without_html(text: str) -> str:
         return text
     title = _TITLE.search(text, page.start())
     return text[: page.start()] + (title[1] if title and title[1].strip() else "<html page>")
+
+
+def without_echo(text: str, secret: str, *, tidy: Callable[[str], str] = str) -> str:
+    """``text``, its escapes undone, without ``secret`` in any form; see ``without``.
+
+    Args:
+        text: What a vendor said.
+        secret: What it was sent.
+        tidy: Done to both before they are compared.
+    """
+    for undo in (str, unescaped):
+        text = tidy(undo(text))
+        for form in {secret, unescaped(secret)}:
+            text = without(text, tidy(form))
+    return text
+
+
+_ESCAPED: Final = re.compile(r"%[0-9a-f]{2}|&[#\w]+;|\\", re.IGNORECASE)
+_BACKSLASHED: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|([nrtbf])|([\"'/\\]))")
+_LAYERS: Final = 3
+"""Escapes within escapes that are undone."""
+
+
+def unescaped(text: str) -> str:
+    """``text`` as it was before it was put into an address, a page or a string of JSON."""
+    for _ in range(_LAYERS):
+        if _ESCAPED.search(text) is None:
+            break
+        text = _BACKSLASHED.sub(_plain, html.unescape(unquote(text)))
+    return text
+
+
+def _plain(escape: re.Match[str]) -> str:
+    if escape[1]:
+        letter = chr(int(escape[1], 16))
+        return letter if letter.isprintable() else " "
+    return escape[3] or " "
 
 
 def _one_line(text: str) -> str:
@@ -96,7 +137,9 @@ def without(text: str, secret: str) -> str:
 
 def _folded(text: str) -> str:
     """Lower case, character by character, so that positions stay what they are."""
-    lowered = text.lower()
+    lowered = text.lower().replace("+", " ")  # as forms write a space
     if len(lowered) == len(text):
         return lowered
-    return "".join(low if len(low := letter.lower()) == 1 else letter for letter in text)
+    return "".join(low if len(low := letter.lower()) == 1 else letter for letter in text).replace(
+        "+", " "
+    )

@@ -319,6 +319,9 @@ WRAPPED = {
     "before a page": json.dumps(BLOCKED) + "\n<html><title>Blocked</title></html>",
     "event": f"event: error\ndata: {json.dumps(BLOCKED)}\n\n",
     "byte order mark": "\ufeff" + json.dumps(BLOCKED),
+    "after words": error(f"upstream error: {json.dumps(BLOCKED)}"),
+    "after a page": "<html><script>let a = {b: 1}</script></html>\n" + json.dumps(BLOCKED),
+    "as Python prints it": f"Error code: 400 - {BLOCKED}",
 }
 
 
@@ -352,6 +355,70 @@ def test_an_echoed_prompt_decides_nothing(vendor: str, sentence: str, message: s
 
 
 @VENDORS
+@pytest.mark.parametrize("prompt", ["model not found", "retry in 9s now"])
+@pytest.mark.parametrize("message", ["Cannot draw this.\n{}", "{}", "No. {}.", "Prompt: {}"])
+def test_a_short_echoed_prompt_decides_nothing(vendor: str, prompt: str, message: str) -> None:
+    """Nor does one of a few letters that stands for itself."""
+    failure = look_up(vendor, 400, error(message.format(prompt)), prompt=prompt)
+    assert failure.reason is Reason.INVALID_REQUEST
+
+
+@VENDORS
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "The clock says retry in 10 hours, said the knight",
+        'a sign that reads {"error": {"code": "insufficient_quota"}} in neon',
+    ],
+)
+@pytest.mark.parametrize("message", ["Too many requests for: {}", "{}", "<p>{}</p>"])
+def test_an_echoed_prompt_sets_no_hint_and_no_code(vendor: str, prompt: str, message: str) -> None:
+    """How long the circuit stays open is for the vendor to say, not for the prompt."""
+    failure = look_up(vendor, 429, error(message.format(prompt)), prompt=prompt)
+    assert (failure.reason, failure.retry_after) == (Reason.RATE_LIMITED, None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        error(
+            "The model could not process your image. The mask was not found.",
+            param="mask",
+            code="invalid_value",
+        ),
+        error("The model gpt-image-2 only supports sizes listed; size '1x1' not found."),
+        error("Model input image file 3 not found in upload.", code="invalid_image_file"),
+    ],
+)
+def test_what_else_was_not_found_is_not_the_model(body: Any) -> None:
+    """A bad request must not close the route for ten minutes."""
+    assert look_up("openai", 400, body).reason is Reason.INVALID_REQUEST
+
+
+@VENDORS
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("moderation_blocked", Reason.CONTENT_BLOCKED),
+        ("insufficient_quota", Reason.QUOTA_EXHAUSTED),
+    ],
+)
+def test_a_relays_500_is_what_its_code_says(vendor: str, code: str, reason: Reason) -> None:
+    """A refusal or an empty account dressed as an outage is neither retried nor counted as one."""
+    assert look_up(vendor, 500, error("x", code=code)).reason is reason
+
+
+def test_a_quota_of_zero_is_believed_no_hint() -> None:
+    """However long it is: nothing will be there afterwards, either."""
+    body = error("x", status="RESOURCE_EXHAUSTED", details=[quota({"quotaValue": "0"})])
+    assert look_up("google", 429, body, headers={"retry-after": "72000"}).retry_after is None
+    daily = [quota({"quotaId": "GenerateRequestsPerDayPerProjectPerModel"}), retry("47s")]
+    assert look_up("google", 429, error("x", details=daily)).retry_after is None
+    daily[1] = retry("40000s")
+    assert look_up("google", 429, error("x", details=daily)).retry_after == 40_000
+
+
+@VENDORS
 @pytest.mark.parametrize(
     "message",
     [
@@ -375,6 +442,10 @@ def test_digits_and_quoted_words_decide_nothing(vendor: str, message: str) -> No
         (error("x", code=401), Reason.UNAUTHENTICATED),
         (error("x", code="insufficient_quota"), Reason.QUOTA_EXHAUSTED),
         (error("x", code="not_found"), Reason.SERVER_ERROR),
+        (error("x", status="UNAVAILABLE"), Reason.OVERLOADED),
+        (error("x", status="RESOURCE_EXHAUSTED"), Reason.RATE_LIMITED),
+        (error("x", code="rate_limit_exceeded"), Reason.RATE_LIMITED),
+        (error("x", status="PERMISSION_DENIED"), Reason.FORBIDDEN),
         ("error code: 524", Reason.TIMEOUT),
     ],
 )
@@ -407,6 +478,9 @@ def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
         ("openai", 404, error("x", code="model_not_found"), "NOT_FOUND"),
         ("openai", 502, "<html>", "BAD_GATEWAY"),
         ("openai", 418, error("x", code="I am a prompt"), None),
+        ("openai", 401, "", None),
+        ("google", 504, "", None),
+        ("google", 504, error("x", status="DEADLINE_EXCEEDED"), "DEADLINE_EXCEEDED"),
     ],
 )
 def test_status_words_come_from_a_fixed_vocabulary(

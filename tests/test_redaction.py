@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
+import json
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, given
@@ -85,3 +89,31 @@ def test_the_result_is_one_bounded_printable_line(text: str, limit: int) -> None
 def test_examples(text: str, expected: str | None) -> None:
     """Pages become their title, keys go, ids and addresses that help stay."""
     assert redact(text) == (text if expected is None else expected)
+
+
+ESCAPES: dict[str, Callable[[str], str]] = {
+    "address": quote,
+    "form": quote_plus,
+    "page": html.escape,
+    "JSON": json.dumps,
+    "JSON in JSON": lambda text: json.dumps(json.dumps(text)),
+}
+
+
+@pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
+@given(secret=st.text("abc xyz ABC 019 äß日 &<>%+\"'\\/.,!", min_size=16, max_size=80))
+def test_escaped_echoes_are_taken_out_like_plain_ones(
+    escape: Callable[[str], str], secret: str
+) -> None:
+    """A prompt that came back inside an address, a page or a string of JSON is still the prompt."""
+    assume(len(" ".join(secret.split())) >= 16)
+    left = redact(f"Bad: {escape(secret)}", secrets=[secret], limit=10_000).lower()
+    words = " ".join(secret.split()).lower()
+    assert not any(words[at : at + 16] in left for at in range(len(words) - 15))
+
+
+@pytest.mark.parametrize("kind", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF", b"GIF89a"])
+def test_the_beginning_of_a_picture_is_known_however_short(kind: bytes) -> None:
+    """An echo that was cut after a few dozen letters is a picture all the same."""
+    encoded = base64.b64encode(kind + bytes(range(24))).decode()
+    assert encoded[8:] not in redact(f"cannot read {encoded}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,14 @@ class _Unreadable(Picture):
         return Verbatim(b"this is *not* base64!")
 
 
+class _Cut(Picture):
+    """A picture of which the second half is missing."""
+
+    @property
+    def base64(self) -> Verbatim:
+        return Verbatim(base64.b64encode(self.data[: len(self.data) // 2]))
+
+
 def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
     """The shapes that every vendor has, made from the one that writes its good answer."""
 
@@ -38,6 +47,10 @@ def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
     def bad_base64(answer: Answer) -> Any:
         spoilt = tuple(_Unreadable(b"", picture.mime_type) for picture in answer.pictures)
         return good(replace(answer, pictures=spoilt))
+
+    def picture_cut(answer: Answer) -> Any:
+        cut = tuple(_Cut(picture.data, picture.mime_type) for picture in answer.pictures)
+        return good(replace(answer, pictures=cut))
 
     def html(_answer: Answer) -> Reply:
         return Reply(200, _PAGE, (("content-type", "text/html; charset=utf-8"),))
@@ -54,6 +67,7 @@ def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
         "body_object": Shape(lambda _: {}, pictures=0),
         "good": Shape(good),
         "html": Shape(html, pictures=0),
+        "picture_cut": Shape(picture_cut),
     }
 
 

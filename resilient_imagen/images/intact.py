@@ -12,7 +12,7 @@ from typing import Final
 
 from resilient_imagen.images.sniff import JPEG_SCAN, jpeg_segments, sniff_mime
 
-__all__ = ["is_intact"]
+__all__ = ["is_intact", "is_whole"]
 
 # 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
 _MAX_PNG_CHUNKS: Final = 50_000
@@ -26,13 +26,21 @@ def is_intact(data: bytes) -> bool:
 
     A PNG's checksums are verified too. Takes some 15 ms for 20 MB: call it off the event loop.
     """
+    return is_whole(data) and (sniff_mime(data) != "image/png" or _png(data, checksums=True))
+
+
+def is_whole(data: bytes) -> bool:
+    """Tell whether a PNG, JPEG or WebP goes on to its end, by its structure alone; else True.
+
+    Takes a millisecond or two for 20 MB.
+    """
     check = {"image/png": _png, "image/jpeg": _jpeg, "image/webp": _webp}.get(
         sniff_mime(data) or ""
     )
     return check is None or check(data)
 
 
-def _png(data: bytes) -> bool:
+def _png(data: bytes, *, checksums: bool = False) -> bool:
     view = memoryview(data)
     at = _PNG_START
     for _ in range(_MAX_PNG_CHUNKS):
@@ -40,7 +48,9 @@ def _png(data: bytes) -> bool:
             return False
         (length,) = struct.unpack_from(">I", view, at)
         end = at + 8 + length
-        if end + 4 > len(view) or zlib.crc32(view[at + 4 : end]) != _uint32(view, end):
+        if end + 4 > len(view):
+            return False
+        if checksums and zlib.crc32(view[at + 4 : end]) != _uint32(view, end):
             return False
         if data[at + 4 : at + 8] == b"IEND":
             return True

@@ -6,6 +6,7 @@ answer is read here instead, and every way in which it is not what was promised 
 
 from __future__ import annotations
 
+import codecs
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def document(body: Body, classify: Callable[[Complaint], Failure]) -> dict[str, 
         AnswerError: It is none, reports an error, or is a chat's, which hold no pictures.
     """
     try:
-        value = from_json(body.text)
+        value = from_json(body.text.removeprefix(codecs.BOM_UTF8))
     except ValueError:  # its text may quote the body
         value = None
     if isinstance(value, list) and len(value) == 1:

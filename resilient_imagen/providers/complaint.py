@@ -6,6 +6,7 @@ followed by a page of HTML, as an event of a stream, as bare text, as fifteen by
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic_core import from_json
 
 from resilient_imagen.providers.hints import retry_hint
-from resilient_imagen.redaction import without
+from resilient_imagen.redaction import without, without_echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +36,19 @@ _PREFIX: Final = re.compile(r"(?:(?:error code|http|error|status)\b[\s:\d-]*|\[[
 _MAX_SAID: Final = 4000
 """Characters of a message that rules get to see."""
 _ECHO: Final = 16
-"""Characters from which on a prompt is told from the vendor's own words."""
+"""Characters from which on a piece of the prompt is told from the vendor's own words."""
+_SHORT_ECHO: Final = 6
+"""Characters from which on a prompt is told from them where it is a sentence of its own."""
+_MAX_TRIES: Final = 20
+"""Braces in a text that are tried as the beginning of an error object."""
+
+# What a vendor means where it sends an error, but not its number.
+_STATUS_OF: Final[Mapping[str, int]] = {
+    "unavailable": 503, "service_unavailable": 503, "overloaded_error": 529,
+    "resource_exhausted": 429, "rate_limit_exceeded": 429, "rate_limit_error": 429,
+    "unauthenticated": 401, "permission_denied": 403, "deadline_exceeded": 504,
+    "invalid_argument": 400,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +81,26 @@ class Complaint:
     ) -> Complaint:
         """Understand an answer that is no picture; never fails, whatever the bytes."""
         text = body[:_MAX_BODY].decode("utf-8", "replace")
-        error = _innermost(text)
+        error = _Finder(prompt).innermost(text)
         message = _text(error, "message")
+        said = _spoken(message, prompt)
         details = tuple(_dicts(error.get("details")))
         names = tuple(_names(error, details))
+        words = frozenset(_word(name) for name in names)
         gateway = _GATEWAY_CODE.fullmatch(text)
         if status < 300:  # noqa: PLR2004 - a failure that pretends to be a success
-            status = _status_within(gateway[1] if gateway else error.get("code")) or status
+            number = _status_within(gateway[1] if gateway else error.get("code"))
+            meant = (_STATUS_OF[word] for word in words if word in _STATUS_OF)
+            status = number or max(meant, default=status)
         return cls(
             status=status,
-            words=frozenset(_word(name) for name in names),
+            words=words,
             names=names,
             param=_text(error, "param"),
             message=message,
-            said=_spoken(message, prompt),
+            said=said,
             details=details,
-            hint=retry_hint(headers, details, message),
+            hint=retry_hint(headers, details, said),
         )
 
 
@@ -94,31 +111,47 @@ def _status_within(code: Any) -> int | None:
     return int(plain) if is_error else None
 
 
-def _innermost(value: Any, depth: int = 0) -> dict[str, Any]:
-    """The error object, out of lists, strings of JSON and objects around it."""
-    if depth > _MAX_DEPTH:
-        return {}
-    if isinstance(value, str):
-        document = _document(value)
-        return {"message": value} if document is None else _innermost(document, depth + 1)
-    if isinstance(value, list):
-        return _innermost(next(_dicts(value), {}), depth + 1)
-    return _within(value, depth) if isinstance(value, dict) else {}
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    """Finds the error object; what the prompt says in its place is not taken for one."""
 
+    prompt: str
 
-def _within(value: dict[str, Any], depth: int) -> dict[str, Any]:
-    """What an object says, completed by what the objects in its fields say."""
-    error = value.get("error") or value.get("detail")
-    if isinstance(error, dict | list):
-        return {**value, **_innermost(error, depth + 1)}
-    if isinstance(error, str) and error is value.get("error"):
-        inner = _innermost(error, depth + 1)
-        spoken = {"message": _message(value)} if _message(value) else {}
-        return {**value, "type": error, **inner, **spoken}
-    message = _message(value)
-    if message.lstrip()[:1] in {"{", "["}:
-        return {**value, "message": message, **_innermost(message, depth + 1)}
-    return {**value, "message": message}
+    def innermost(self, value: Any, depth: int = 0) -> dict[str, Any]:
+        """The error object, out of lists, strings of JSON and objects around it."""
+        if depth > _MAX_DEPTH:
+            return {}
+        if isinstance(value, str):
+            document = self._document(value)
+            return {"message": value} if document is None else self.innermost(document, depth + 1)
+        if isinstance(value, list):
+            return self.innermost(next(_dicts(value), {}), depth + 1)
+        return self._within(value, depth) if isinstance(value, dict) else {}
+
+    def _within(self, value: dict[str, Any], depth: int) -> dict[str, Any]:
+        """What an object says, completed by what the objects in its fields say."""
+        error = value.get("error") or value.get("detail")
+        if isinstance(error, dict | list):
+            return {**value, **self.innermost(error, depth + 1)}
+        if isinstance(error, str) and error is value.get("error"):
+            inner = self.innermost(error, depth + 1)
+            spoken = {"message": _message(value)} if _message(value) else {}
+            return {**value, "type": error, **inner, **spoken}
+        message = _message(value)
+        return {**value, "message": message, **self.innermost(message, depth + 1)}
+
+    def _document(self, text: str) -> Any:
+        """The JSON in a text, whatever stands before or after it, or None."""
+        plain = text.strip().lstrip("\ufeff")
+        if len(self.prompt) >= _ECHO and "{" in self.prompt:
+            plain = without(plain, self.prompt)
+        if plain[:1] in {"{", "[", '"'} and (document := _json(plain)) is not None:
+            return document
+        for line in _DATA_LINE.findall(plain):  # an event stream
+            event = _json(line)
+            if isinstance(event, dict) and ("error" in event or "message" in event):
+                return event
+        return _embedded(plain)
 
 
 def _message(value: dict[str, Any]) -> str:
@@ -126,16 +159,30 @@ def _message(value: dict[str, Any]) -> str:
     return next(filter(None, found), "")
 
 
-def _document(text: str) -> Any:
-    """The JSON in a text, even with something after it, or None."""
-    plain = text.strip().lstrip("\ufeff")
-    if plain[:1] in {"{", "[", '"'}:
-        return _json(plain)
-    for line in _DATA_LINE.findall(plain):  # an event stream
-        event = _json(line)
-        if isinstance(event, dict) and ("error" in event or "message" in event):
-            return event
+def _embedded(text: str) -> dict[str, Any] | None:
+    """An error object in the midst of a text: after a relay's own words, or a page of HTML."""
+    at = -1
+    for _ in range(_MAX_TRIES):
+        at = text.find("{", at + 1)
+        if at < 0:
+            break
+        found = _json(text[at:])
+        if found is None:
+            found = _python(text[at:])
+        if isinstance(found, dict) and isinstance(found.get("error"), dict):
+            return found
     return None
+
+
+def _python(text: str) -> Any:
+    """The same as Python prints it: what ``str(error)`` of a relay's own SDK made of it."""
+    end = text.rfind("}")
+    if end < 0 or end > _MAX_SAID:
+        return None
+    try:
+        return ast.literal_eval(text[: end + 1])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _json(text: str) -> Any:
@@ -176,7 +223,10 @@ def _spoken(message: str, prompt: str) -> str:
     """The vendor's own words, as far as they can be told from what they quote."""
     message = message[:_MAX_SAID]
     if len(prompt) >= _ECHO:
-        message = without(message, prompt)
+        message = without_echo(message, prompt)
+    elif len(prompt) >= _SHORT_ECHO:
+        alone = rf"(?:^|(?<=[.!?:] )){re.escape(prompt)}(?=$|[.!?,;])"
+        message = re.sub(alone, "", message, flags=re.IGNORECASE | re.MULTILINE)
     plain = _QUOTED.sub(" ", message.lower())
     lines = (" ".join(line.split()) for line in plain.splitlines())
     return "\n".join(_PREFIX.sub("", line, count=1) for line in lines)

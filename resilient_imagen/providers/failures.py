@@ -109,14 +109,14 @@ def _believable(rule: Rule, hint: float | None) -> float | None:
     return hint if rule.reason in _WORTH_WAITING else None
 
 
-_REFUSALS: Final = (200, *range(400, 500))
 _GATEWAY_ERRORS: Final = range(500, 600)
+_ANY_STATUS: Final = (200, *range(400, 500), *_GATEWAY_ERRORS)
 
 # Relays that stand between us and a vendor speak OpenAI's language for every vendor.
 BY_WORD: Final = (
     Rule(
         Reason.CONTENT_BLOCKED,
-        _REFUSALS,
+        _ANY_STATUS,
         words(
             "moderation_blocked content_policy_violation content_filter contentfilter "
             "responsibleaipolicyviolation prohibited_content image_safety"
@@ -124,7 +124,7 @@ BY_WORD: Final = (
     ),
     Rule(
         Reason.QUOTA_EXHAUSTED,
-        _REFUSALS,
+        _ANY_STATUS,
         words(
             "insufficient_quota billing_hard_limit_reached billing_not_active billing_disabled "
             "insufficient_user_quota insufficient_credits pre_consume_token_quota_failed"
@@ -168,10 +168,9 @@ BY_STATUS: Final = (
 """What the HTTP status says where nothing else is known."""
 
 _STATUS_WORDS: Final[Mapping[int, str]] = {
-    400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 402: "PAYMENT_REQUIRED",
-    403: "PERMISSION_DENIED", 404: "NOT_FOUND", 408: "REQUEST_TIMEOUT", 409: "ABORTED",
-    413: "PAYLOAD_TOO_LARGE", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED",
+    400: "INVALID_ARGUMENT", 402: "PAYMENT_REQUIRED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
+    409: "ABORTED", 413: "PAYLOAD_TOO_LARGE", 422: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED", 500: "INTERNAL", 501: "UNIMPLEMENTED", 502: "BAD_GATEWAY",
-    503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED", 520: "INTERNAL", 524: "GATEWAY_TIMEOUT",
-    529: "UNAVAILABLE",
+    503: "UNAVAILABLE", 520: "INTERNAL", 529: "UNAVAILABLE",
 }  # fmt: skip
+"""Stand in a text where the vendor sent no word of its own; none holds a reason word."""

@@ -37,11 +37,19 @@ def finish_reason(word: str) -> Reason:
 # --- an error --------------------------------------------------------------------------------
 
 
-def _daily_or_zero(complaint: Complaint) -> bool:
-    """Whether a quota that the day or nothing at all brings back is among the exceeded ones."""
+def _zero(complaint: Complaint) -> bool:
+    """Whether nothing at all brings back one of the exceeded quotas."""
     return (
-        any(map(_is_final, _quotas(complaint.details)))
-        or _FINAL_QUOTA.search(complaint.said) is not None
+        any(map(_is_zero, _quotas(complaint.details)))
+        or _ZERO_QUOTA.search(complaint.said) is not None
+    )
+
+
+def _daily(complaint: Complaint) -> bool:
+    """Whether a quota that only the next day brings back is among the exceeded ones."""
+    return (
+        any(map(_is_daily, _quotas(complaint.details)))
+        or _DAILY_QUOTA.search(complaint.said) is not None
     )
 
 
@@ -53,29 +61,30 @@ def _quotas(details: tuple[Mapping[str, Any], ...]) -> Iterator[Mapping[str, Any
             yield from (item for item in items if isinstance(item, dict))
 
 
-def _is_final(quota: Mapping[str, Any]) -> bool:
-    names = (quota.get(key) for key in ("quotaId", "quotaMetric", "quota_limit", "quota_metric"))
-    values = (quota.get(key) for key in ("quotaValue", "quota_limit_value"))
-    return (
-        any(_PER_DAY.search(str(name)) is not None for name in names)
-        or any(str(value) == "0" for value in values)
-        or str(quota.get("quota_unit", "")).startswith("1/d")
-    )
+def _is_zero(quota: Mapping[str, Any]) -> bool:
+    return any(str(quota.get(key)) == "0" for key in ("quotaValue", "quota_limit_value"))
+
+
+_NAMES: Final = ("quotaId", "quotaMetric", "quota_limit", "quota_metric", "description")
+
+
+def _is_daily(quota: Mapping[str, Any]) -> bool:
+    names = (str(quota.get(key)) for key in _NAMES)
+    return any(map(_PER_DAY.search, names)) or str(quota.get("quota_unit", "")).startswith("1/d")
 
 
 def _has_retry_info(complaint: Complaint) -> bool:
     return any(str(item.get("@type", "")).endswith(".RetryInfo") for item in complaint.details)
 
 
-_PER_DAY: Final = re.compile("per_?day|daily", re.IGNORECASE)
-_FINAL_QUOTA: Final = says(
-    r"quota exceeded for (?:quota )?(?:metric:? )?[^\s,]*per_?day",
-    r"quota exceeded for [^\n]*?\blimit: 0(?!\d|\.\d)",
-)
+_PER_DAY: Final = re.compile("per[_ ]?day|daily", re.IGNORECASE)
+_DAILY_QUOTA: Final = says(r"quota exceeded for (?:quota )?(?:metric:? )?[^\s,]*per_?day")
+_ZERO_QUOTA: Final = says(r"quota exceeded for [^\n]*?\blimit: 0(?!\d|\.\d)")
 
 _RULES: Final = (
     # 429 is four things. The quota's name tells the truth, the delay beside it does not.
-    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, when=_daily_or_zero),
+    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, when=_zero, keep_hint=False),
+    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, when=_daily),
     Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, words("quota_exhausted dailylimitexceeded")),
     Rule(Reason.OVERLOADED, {429}, words("model_capacity_exhausted capacity_exhausted")),
     Rule(Reason.RATE_LIMITED, {429}, when=_has_retry_info),
@@ -86,6 +95,7 @@ _RULES: Final = (
             r"your prepay(?:ment)? (?:credits?|balance)",
             r"(?:your|the) (?:project|account|billing account|organization)\b"
             r"[^\n]{0,60}\bspend(?:ing)? (?:cap|limit)",
+            r"(?:monthly |daily )?spend(?:ing)? (?:cap|limit) (?:reached|exceeded|has been)",
         ),
         account_wide=True,
     ),

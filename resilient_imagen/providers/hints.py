@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_HINT", "retry_hint"]
 
 MAX_HINT: Final = 86_400.0
-"""Seconds; whoever names more than a day means something else."""
+"""Seconds; more than a day is taken for one."""
 
 _UNIT: Final = r"(?:ms|milliseconds?|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 _AMOUNT: Final = rf"[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?\s*{_UNIT}"
@@ -22,7 +22,7 @@ _IN_TEXT: Final = re.compile(
     rf"\b(?:try again|retry|resets?)\s+(?:in|after)\s+((?:{_AMOUNT}[\s,]*)+)", re.IGNORECASE
 )
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)", re.IGNORECASE)
-_DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)s")
+_SPELT: Final = re.compile(rf"(?:{_AMOUNT}\s*)+", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
 _SECONDS: Final = {"ms": 0.001, "m": 60.0, "h": 3600.0, "s": 1.0}
 
@@ -34,27 +34,41 @@ def retry_hint(
 
     What is most exact wins: Google's RetryInfo, then the headers, then the text.
     """
-    for seconds in (_retry_info(details), *_headers(headers), _text(message)):
-        if seconds is not None and 0 < seconds <= MAX_HINT:
-            return seconds
+    for seconds in (_retry_info(details), *_headers(headers), _in_text(message)):
+        if seconds is not None and 0 < seconds < math.inf:
+            return min(seconds, MAX_HINT)
     return None
 
 
 def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:
     for detail in details:
         if str(detail.get("@type", "")).endswith("google.rpc.RetryInfo"):
-            delay = _DURATION.fullmatch(str(detail.get("retryDelay", "")))
-            if delay:
-                return float(delay[1])
+            return _delay(detail.get("retryDelay", detail.get("retry_delay")))
     return None
+
+
+def _delay(value: Any) -> float | None:
+    """A protobuf duration: as its JSON has it, as an object, or as relays retell it."""
+    if isinstance(value, dict):
+        seconds, nanos = value.get("seconds", 0), value.get("nanos", 0)
+        return (_spelt(str(seconds)) or 0.0) + (_spelt(str(nanos)) or 0.0) / 1e9
+    return _spelt(str(value))
+
+
+def _spelt(text: str) -> float | None:
+    """Seconds from a bare number, or from amounts with units: ``37``, ``37.5s``, ``1m2s``."""
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    return _sum(text) if _SPELT.fullmatch(text) else None
 
 
 def _headers(headers: Mapping[str, str]) -> Iterable[float | None]:
     exact = _NUMBER.fullmatch(headers.get("retry-after-ms", "").strip())
     yield float(exact[0]) / 1000 if exact else None
     plain = headers.get("retry-after", "").strip()
-    seconds = _NUMBER.fullmatch(plain)
-    yield float(seconds[0]) if seconds else _until(plain, headers.get("date", ""))
+    seconds = _spelt(plain)
+    yield _until(plain, headers.get("date", "")) if seconds is None else seconds
 
 
 def _until(moment: str, now: str) -> float | None:
@@ -72,11 +86,13 @@ def _timestamp(date: str) -> float | None:
         return None
 
 
-def _text(message: str) -> float | None:
+def _in_text(message: str) -> float | None:
     found = _IN_TEXT.search(message)
-    if found is None:
-        return None
-    parts = _PART.findall(found[1].lower())
+    return None if found is None else _sum(found[1])
+
+
+def _sum(amounts: str) -> float:
+    parts = _PART.findall(amounts.lower())
     return math.fsum(float(number) * _seconds(unit) for number, unit in parts)
 
 

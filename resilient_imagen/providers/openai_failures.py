@@ -17,6 +17,10 @@ def _about_the_model(complaint: Complaint) -> bool:
     return complaint.param == "model"
 
 
+def _not_about_others(complaint: Complaint) -> bool:
+    return complaint.param in {"", "model"}
+
+
 _RULES: Final = (
     # A limit of nothing, or of the day: waiting as long as the message says does not help.
     Rule(
@@ -53,6 +57,7 @@ _RULES: Final = (
             r"(?:overloaded|at capacity|experiencing high demand)",
             r"upstream resources are temporarily busy",
             r"no (?:available )?capacity",
+            "当前分组上游负载已饱和",
         ),
     ),
     # A 400 is not always a bad request.
@@ -89,9 +94,11 @@ _RULES: Final = (
         Reason.MODEL_NOT_FOUND,
         {400},
         says=says(
-            r"(?:the )?(?:requested )?model\b.{0,100}?"
-            r"\b(?:does not exist|has been deprecated|is no longer available|not found)"
+            r"(?:the )?(?:requested )?model:?(?: (?:id|name))?(?: [^\s,;]+)? (?:(?:is|was) )?"
+            r"(?:does not exist|has been (?:deprecated|retired|removed|shut down)"
+            r"|no longer available|not found)"
         ),
+        when=_not_about_others,
     ),
 )
 

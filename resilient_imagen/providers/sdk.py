@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage, Tokens
     from resilient_imagen.providers.failures import Failure
     from resilient_imagen.providers.wire import Exchange
+    from resilient_imagen.reasons import Reason
     from resilient_imagen.result import Usage
 
 __all__ = ["SdkProvider"]
@@ -108,13 +110,14 @@ class SdkProvider(ABC):
             RuntimeError: Something local went wrong; it says nothing about the vendor.
         """
         sdk = await self._sessions.get()
-        trouble: Exception | None = None
+        trouble: _Trouble | None = None
         with exchange() as sent:
             try:
                 await self._ask(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
-                trouble = error
-        # Raised from here, errors have no context: the SDKs' exceptions hold keys and prompts.
+                trouble = _Trouble.of(error)
+        # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
+        # those hold keys, prompts and whole pages.
         if sent.response is None:
             self._no_answer(trouble, model)
         return await self._answer(sent.response, sent.body, request, model, trouble)
@@ -158,7 +161,7 @@ class SdkProvider(ABC):
         body: Body,
         request: ImageRequest,
         model: str,
-        trouble: Exception | None,
+        trouble: _Trouble | None,
     ) -> ProviderImage:
         try:
             if not response.is_success:
@@ -180,7 +183,7 @@ class SdkProvider(ABC):
             retry_after=failure.retry_after,
             account_wide=failure.account_wide,
             vendor_message=redact(failure.message, secrets=(self._api_key, request.prompt)) or None,
-            vendor_error=None if trouble is None else type(trouble).__name__,
+            vendor_error=None if trouble is None else trouble.name,
             usage=self._usage(failure.tokens, model, request.resolution),
         )
 
@@ -197,15 +200,33 @@ class SdkProvider(ABC):
             "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
         }
 
-    def _no_answer(self, trouble: Exception | None, model: str) -> NoReturn:
-        reason = None if trouble is None else transport_reason(trouble)
-        if reason is not None:
+    def _no_answer(self, trouble: _Trouble | None, model: str) -> NoReturn:
+        if trouble is None:
+            raise RuntimeError(f"{self.name}: the SDK sent nothing")
+        if trouble.reason is not None:
             raise provider_failure(
-                reason, provider=self.name, model=model, vendor_error=type(trouble).__name__
+                trouble.reason, provider=self.name, model=model, vendor_error=trouble.name
             )
-        if trouble is not None and _is_harmless(trouble):
-            raise trouble from None
-        raise RuntimeError(f"{self.name}: {type(trouble).__name__} on this side of the connection")
+        if trouble.harmless is not None:
+            raise trouble.harmless from None
+        raise RuntimeError(f"{self.name}: {trouble.name} on this side of the connection")
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    """What is kept of an SDK's exception."""
+
+    name: str
+    reason: Reason | None
+    """What it says about the way to the vendor; None for a local trouble."""
+    harmless: Exception | None
+    """The exception itself, where its text is sure to hold nothing of the request."""
+
+    @classmethod
+    def of(cls, error: Exception) -> _Trouble:
+        return cls(
+            type(error).__name__, transport_reason(error), error if _is_harmless(error) else None
+        )
 
 
 class _Nowhere(httpx2.AsyncBaseTransport):

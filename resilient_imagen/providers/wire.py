@@ -109,8 +109,7 @@ class WireClient(httpx2.AsyncClient):
         body = Body()
         try:
             if not response.is_success:
-                await response.aread()
-                current.response = response
+                current.response = response = await _read_error(response)
                 return response
             async with aclosing(response.aiter_bytes()) as parts:
                 async for part in parts:
@@ -121,6 +120,18 @@ class WireClient(httpx2.AsyncClient):
         current.response, current.body = response, body
         # A picture is read by us: the SDK would copy it several times, on the event loop.
         return httpx2.Response(200, json={}, request=request)
+
+
+async def _read_error(response: httpx2.Response) -> httpx2.Response:
+    """An error with its body; without, where that cannot be unpacked: its status says enough."""
+    try:
+        await response.aread()
+    except httpx2.DecodingError:
+        await response.aclose()
+        headers = httpx2.Headers(response.headers)
+        del headers["Content-Encoding"]
+        return httpx2.Response(response.status_code, headers=headers, request=response.request)
+    return response
 
 
 def _with_blobs(
