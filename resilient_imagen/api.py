@@ -41,6 +41,8 @@ class _Options:
 _NO_OPTIONS = _Options()
 _options: ContextVar[_Options] = ContextVar("resilient_imagen_call_options", default=_NO_OPTIONS)
 _mine = threading.local()
+_NEEDED = ("client", "breaker.machine", "providers.google", "providers.openai")
+"""Modules that a client is made of, with all that they import."""
 
 
 @contextmanager
@@ -92,10 +94,27 @@ async def reset_default_client() -> None:
 
 
 async def _client() -> ImageClient:
-    """The default client; what it needs is imported in a thread: that takes a third of a second."""
+    """The default client; what it needs is imported in a thread: that takes a third of a second.
+
+    A thread of our own, for the application's may be busy with what others wait for.
+    """
     if getattr(_mine, "client", None) is None:
-        await asyncio.to_thread(import_module, "resilient_imagen.client")
+        from resilient_imagen.images.offload import off_loop
+
+        await off_loop(_load)
     return default_client()
+
+
+def _load() -> None:
+    for name in _NEEDED:
+        import_module(f"resilient_imagen.{name}")
+
+
+def _left(deadline: float | None, since: float) -> float | None:
+    """What the first call's imports left of its deadline."""
+    if not isinstance(deadline, int | float) or not deadline > 0:
+        return deadline  # none, or one that is refused in the right words
+    return max(1e-3, deadline - (asyncio.get_running_loop().time() - since))
 
 
 async def _as_dict(result: ImageResult) -> dict[str, Any]:
@@ -127,6 +146,7 @@ async def generate_image(
             fault, a TimeoutError when time ran out.
     """
     options = _options.get()
+    started = asyncio.get_running_loop().time()
     client = await _client()
     result = await client.generate(
         prompt,
@@ -134,7 +154,7 @@ async def generate_image(
         resolution="1K",
         model=model,
         on_start=options.on_start if on_start is None else on_start,
-        deadline=options.deadline if deadline is None else deadline,
+        deadline=_left(options.deadline if deadline is None else deadline, started),
     )
     return await _as_dict(result)
 
@@ -166,6 +186,7 @@ async def generate_image_with_references(
         ImageGenerationError: As ``generate_image``.
     """
     options = _options.get()
+    started = asyncio.get_running_loop().time()
     client = await _client()
     result = await client.generate(
         prompt,
@@ -174,7 +195,7 @@ async def generate_image_with_references(
         resolution=resolution,
         model=model,
         on_start=options.on_start if on_start is None else on_start,
-        deadline=options.deadline if deadline is None else deadline,
+        deadline=_left(options.deadline if deadline is None else deadline, started),
     )
     return await _as_dict(result)
 
@@ -204,6 +225,7 @@ async def edit_image(
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
     """
     options = _options.get()
+    started = asyncio.get_running_loop().time()
     client = await _client()
     result = await client.edit(
         image,
@@ -212,6 +234,6 @@ async def edit_image(
         resolution=resolution,
         model=model,
         on_start=options.on_start if on_start is None else on_start,
-        deadline=options.deadline if deadline is None else deadline,
+        deadline=_left(options.deadline if deadline is None else deadline, started),
     )
     return await _as_dict(result)

@@ -86,7 +86,8 @@ class _Ending:
             made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0
             return made > 0 or total > (self.usage["input_tokens"] or 0)
         refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
-        return self.reason in _UNANSWERED and not refused
+        unsent = isinstance(self.error, ImageGenerationError) and self.error.never_sent
+        return self.reason in _UNANSWERED and not refused and not unsent
 
 
 class AttemptRung:
@@ -118,10 +119,11 @@ class AttemptRung:
         request = turn.tailored.request
         await call.start_signal.fire()
         turn.number += 1
+        call.retries += turn.number > 1
         permit.begin()
         ticket.spend()
         self._reporter.attempt_started(call, turn, permit)
-        started = loop.time()
+        started = turn.sent_at = loop.time()
         scope = asyncio.timeout_at(_limit(call, turn, started))
         answer: ProviderImage | None = None
         try:
@@ -176,6 +178,7 @@ class AttemptRung:
         )
         if ours is not None and ours.account_wide and ending.verdict is Verdict.TRIP:
             for sibling in self._siblings(lane.provider.name):
+                sibling.account_trip = (ours.reason, ours.brief)
                 if sibling is not lane:
                     sibling.gate.trip(cause=ours.reason, brief=ours.brief, retry_after=hint)
         attempt = Attempt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -50,7 +51,7 @@ class StartSignal:
             return
         try:
             answer = on_start()
-        except Exception as error:  # noqa: BLE001 - the caller's code; its failure is not ours
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the caller's code
             _complain(error)
             return
         if inspect.isawaitable(answer):
@@ -63,6 +64,7 @@ class StartSignal:
         if task is None:
             return
         if not task.done():
+            _log.warning("on_start was not done when the call was, and is cancelled")
             task.cancel()
             await asyncio.wait({task}, timeout=_PATIENCE_WITH_CALLBACK)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
@@ -111,13 +113,13 @@ class Call:
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
         errors = tuple(self.left)
-        if len(errors) == 1:
-            return self.fail_with(errors[0])
         at_fault = [error for error in errors[1:] if error.reason in _REQUEST_AT_FAULT]
         if at_fault:
             return self.fail_with(at_fault[-1])
-        waits = [error.retry_after for error in errors if error.retry_after is not None]
-        soonest = min(waits, default=None)
+        soonest = self._soonest()
+        if len(errors) == 1:
+            errors[0].retry_after = soonest
+            return self.fail_with(errors[0])
         if all(isinstance(error, CircuitOpenError) for error in errors):
             first = errors[0]
             return self.fail_with(
@@ -129,6 +131,17 @@ class Call:
                 )
             )
         return self.fail_with(AllProvidersFailedError(errors=errors, retry_after=soonest))
+
+    def _soonest(self) -> float | None:
+        """Seconds until the first of the routes may serve, as its breaker or its vendor says."""
+        now = asyncio.get_running_loop().time()
+        waits = []
+        for lane, error in zip(self.lanes, self.left, strict=False):
+            until = lane.gate.open_until()
+            wait = error.retry_after if until is None else until - now
+            if wait is not None and 0 < wait < math.inf:
+                waits.append(wait)
+        return min(waits, default=None)
 
     def out_of_time(self) -> ImageGenerationError:
         """The error for a call whose deadline passed, led by what went wrong until then."""

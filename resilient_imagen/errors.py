@@ -98,6 +98,7 @@ class ImageGenerationError(Exception):
             their texts may hold keys, prompts or whole pages.
         account_wide: True when every model of the account is concerned (billing, key).
         usage: What the vendor counted although no picture came, or None. It may be billed.
+        never_sent: True when no connection was made, so that nothing can have been billed.
     """
 
     default_reason: Reason = Reason.SERVER_ERROR
@@ -117,6 +118,7 @@ class ImageGenerationError(Exception):
         vendor_error: str | None = None,
         account_wide: bool = False,
         usage: Usage | None = None,
+        never_sent: bool = False,
     ) -> None:
         self.reason = self.default_reason if reason is None else reason
         self.attempts = attempts
@@ -129,6 +131,7 @@ class ImageGenerationError(Exception):
         self.vendor_error = vendor_error
         self.account_wide = account_wide
         self.usage = usage
+        self.never_sent = never_sent
         super().__init__(message if message is not None else self._text())
 
     def locate(self, provider: str, model: str) -> None:

@@ -46,6 +46,8 @@ class Lane:
     """Bytes of all references together that the operator allows; None for what the model takes."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=16))
     """Seconds that the latest successes took."""
+    account_trip: tuple[str, str | None] | None = None
+    """Cause and short text of what last closed the whole account to us."""
     last_left: tuple[float, Reason] | None = None
     """When (loop time) and why a call last left this route for the next."""
 

@@ -133,11 +133,13 @@ class Pipeline:
 
     async def _on_route(self, call: Call, lane: Lane, following: Sequence[Lane]) -> Served:
         retries = self._settings.max_retries
+        first = lane is call.lanes[0]
         turn = Turn(
             lane=lane,
             following=following,
             until=_leave_reserve(call, following),
-            limit=1 + (retries if lane is call.lanes[0] else min(1, retries)),
+            limit=1 + (retries if first else min(1, retries)),
+            patience=lane.timeout if first else min(lane.timeout, self._all_back_offs),
         )
         call.turn = turn
         await self._enter(call, turn)
@@ -169,8 +171,14 @@ class Pipeline:
         while isinstance(answer := gate.reserve(), Rejection):
             if not answer.probing or turn.has_alternative:
                 raise self._skipped(call, turn, answer)
-            # The last usable route, and only a probe in flight: its verdict is worth waiting for.
-            await _first_of(gate.changed(), timeout=answer.retry_after)
+            # The last usable route, and only a probe in flight: its verdict is worth waiting for,
+            # unless a later route may be asked before.
+            others = [lane.gate for lane in turn.following]
+            until = min((other.open_until() or 0.0 for other in others), default=math.inf)
+            wait = until - asyncio.get_running_loop().time()
+            if answer.retry_after is not None:
+                wait = min(wait, answer.retry_after)
+            await _first_of(*(each.changed() for each in (gate, *others)), timeout=wait)
         turn.permit = answer
 
     def _skipped(self, call: Call, turn: Turn, rejection: Rejection) -> CircuitOpenError:
@@ -196,35 +204,49 @@ class Pipeline:
         }[POLICIES[error.reason].retry]
         if turn.number >= limit:
             return None
-        delay = self._settings.retry_base_delay * 2.0 ** (turn.number - 1)
-        delay *= 1 - 0.3 * self._random()
-        if turn.number > 1:  # a retry that was held up by pacing has waited already
-            delay = max(0.0, delay - turn.queue_s)
-        if error.retry_after is not None:
+        now = asyncio.get_running_loop().time()
+        if error.retry_after is None:
+            delay = self._own_delay(turn, now)
+        else:
             delay = error.retry_after
-            if alternative and delay > self._patience(turn):
+            if delay > (self._fallback_takes(turn) if alternative else turn.patience):
                 return None
-        wake = asyncio.get_running_loop().time() + delay
-        if wake + _WORTHWHILE >= turn.until or turn.lane.rejects_at(wake):
+        sent = now + max(delay, turn.lane.pacer.shortest_wait())
+        if sent + _WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
             return None
         return delay
 
-    def _patience(self, turn: Turn) -> float:
+    def _own_delay(self, turn: Turn, now: float) -> float:
+        """The back-off: doubled each time, jittered, and never over its sum for slow failures."""
+        delay = self._settings.retry_base_delay * 2.0 ** (turn.number - 1)
+        delay *= 1 - 0.3 * self._random()
+        if turn.failed_first is None:
+            turn.failed_first = now
+            return delay
+        # A retry that was held up by pacing has waited already. And the next failure may take as
+        # long as this one did, so that the route would be left too late.
+        left = turn.failed_first + self._all_back_offs - now - (now - turn.sent_at)
+        return max(0.0, min(delay - turn.queue_s, left))
+
+    @property
+    def _all_back_offs(self) -> float:
+        """Seconds that a call sleeps on its first route at most."""
+        return self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
+
+    def _fallback_takes(self, turn: Turn) -> float:
         """Seconds that falling back takes: a longer hint is not waited for.
 
         Until the next route's latency is known, what our own back-off would have slept in all.
         """
-        own = self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
         usable = next(lane for lane in turn.following if lane.gate.usable())
         usual = usable.usual_latency()
-        return own if usual is None else min(own, usual)
+        return self._all_back_offs if usual is None else min(self._all_back_offs, usual)
 
     async def _back_off(self, call: Call, turn: Turn, delay: float) -> None:
         """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         wake = started + delay
-        call.retries += 1
         try:
             while loop.time() < wake and not turn.lane.rejects_at(wake):
                 await _first_of(turn.lane.gate.changed(), timeout=wake - loop.time())
@@ -285,11 +307,14 @@ class Pipeline:
 
 def _leave_reserve(call: Call, following: Sequence[Lane]) -> float:
     """Loop time by which a route must be done, so that the next one still has a chance."""
-    usable = next((lane for lane in following if lane.gate.usable()), None)
-    if usable is None or math.isinf(call.deadline):
+    if not following or math.isinf(call.deadline):
         return call.deadline
     left = call.deadline - asyncio.get_running_loop().time()
-    return call.deadline - min(usable.timeout, left / 2)
+    for lane in following:
+        handover = call.deadline - min(lane.timeout, left / 2)
+        if not lane.rejects_at(handover):
+            return handover
+    return call.deadline
 
 
 def _saturated(lane: Lane, wait: float) -> SaturatedError:

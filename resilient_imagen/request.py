@@ -63,6 +63,12 @@ class ImageRequest:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             what = "feedback" if self.operation == "edit" else "prompt"
             raise InvalidRequestError(f"{what} must be a text that is not empty")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(
+                "the prompt holds half a character, a lone surrogate"
+            ) from None
         _one_of("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
         _one_of("resolution", self.resolution, RESOLUTIONS)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen import models
 from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate
+from resilient_imagen.breaker.timing import running_loop
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.lane import Lane
@@ -22,11 +25,13 @@ if TYPE_CHECKING:
 
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.providers.base import Provider
-    from resilient_imagen.settings import Settings
+    from resilient_imagen.settings import Route, Settings
     from resilient_imagen.telemetry.reporter import Reporter
 
 __all__ = ["Routing", "new_gate", "new_pacer"]
 
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*")
+"""A model's name, as it may stand in an address."""
 _MAX_EXTRA_LANES = 32
 """Breakers kept for models that callers name; beyond it the one unused for longest is forgotten."""
 
@@ -56,14 +61,14 @@ class Routing:
         self._providers = self._gather(providers)
         usable = [route for route in settings.routes if route.provider in self._providers]
         if not usable:
-            raise ConfigurationError(
-                "no route can be used: set GOOGLE_GENAI_API_KEY, OPENAI_API_KEY or both"
-            )
-        self.lanes = tuple(
-            self._lane(route.provider, self._living(route.model), configured=True)
-            for route in usable
-        )
+            named = {route.provider for route in settings.routes}
+            keys = (variable for name, variable in BUILT_IN.items() if name in named)
+            raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
+        # A retired model's successor may be another route already.
+        routes = dict.fromkeys((route.provider, self._model_of(route)) for route in usable)
+        self.lanes = tuple(self._lane(*route, configured=True) for route in routes)
         self._extra: OrderedDict[str, Lane] = OrderedDict()
+        self._check_reserve()
 
     @property
     def providers(self) -> Sequence[Provider]:
@@ -78,21 +83,25 @@ class Routing:
         """
         if model is None:
             return self.lanes
-        if not isinstance(model, str) or not model.strip():
+        if not isinstance(model, str) or not _NAME.fullmatch(model.strip()):
             raise InvalidRequestError("model must be a model's name, or None")
-        first = self.lanes[0]
-        model = self._living(model.strip())
-        vendor = models.vendor_of(model)
-        if vendor is not None and first.provider.name in BUILT_IN and vendor != first.provider.name:
-            raise InvalidRequestError(
-                f"model {model} belongs to {vendor}, and the first route is {first.name}; "
-                "change IMAGE_GEN_ROUTES to put another vendor first"
-            )
-        if models.find(model) is None and first.provider.name in BUILT_IN:
-            self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
-        if model == first.model:
+        provider, model = self.lanes[0].provider.name, model.strip()
+        if provider in BUILT_IN:
+            model = self._living(model)
+            vendor = models.vendor_of(model)
+            if vendor == self._settings.routes[0].provider != provider:
+                message = f"routes to {vendor} are off, so that model {model} is not used"
+                self._warn("model_not_used", message)
+                return self.lanes
+            if vendor is not None and vendor != provider:
+                raise InvalidRequestError(
+                    f"model {model} belongs to {vendor}, and the first route is "
+                    f"{self.lanes[0].name}; change IMAGE_GEN_ROUTES to put another vendor first"
+                )
+            self._warn_if_unknown(model)
+        if model == self.lanes[0].model:
             return self.lanes
-        lane = self._named(first.provider.name, model)
+        lane = self._named(provider, model)
         return (lane, *(other for other in self.lanes[1:] if other.name != lane.name))
 
     def of_provider(self, name: str) -> Sequence[Lane]:
@@ -100,8 +109,9 @@ class Routing:
         return [lane for lane in (*self.lanes, *self._extra.values()) if lane.provider.name == name]
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Every route's breaker and queue, as plain JSON."""
-        now = asyncio.get_running_loop().time()
+        """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too."""
+        running = running_loop()
+        now = time.monotonic() if running is None else running.time()
         return [lane.snapshot(now) for lane in (*self.lanes, *self._extra.values())]
 
     def _gather(self, given: Iterable[Provider]) -> dict[str, Provider]:
@@ -135,6 +145,45 @@ class Routing:
                 f"known providers: {', '.join(sorted(known))}"
             )
 
+    def _model_of(self, route: Route) -> str:
+        """The model to ask for on a configured route.
+
+        Raises:
+            ConfigurationError: The vendor is sure not to have it.
+        """
+        name, model = route.provider, route.model
+        if name not in BUILT_IN:
+            return model
+        model = self._living(model)
+        vendor = models.vendor_of(model)
+        # Who stands in for a vendor may have the others' models, too.
+        relayed = getattr(self._providers[name], "is_relay", True)
+        if vendor is not None and vendor != name and not relayed:
+            raise ConfigurationError(
+                f"IMAGE_GEN_ROUTES: {route} cannot be, for {model} is a model of {vendor}"
+            )
+        self._warn_if_unknown(model)
+        return model
+
+    def _warn_if_unknown(self, model: str) -> None:
+        if models.find(model) is None:
+            self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
+
+    def _check_reserve(self) -> None:
+        """Say so where a hanging first route would always be cut short, and never be voted down."""
+        deadline, slow_call = self._settings.deadline, self._settings.breaker_slow_call
+        if deadline is None or slow_call is not None or len(self.lanes) == 1:
+            return
+        first, second = self.lanes[:2]
+        share = deadline - min(second.timeout, deadline / 2)
+        if share < first.timeout:
+            self._warn(
+                "hanging_goes_unseen",
+                f"with IMAGE_GEN_DEADLINE={deadline:g} {first.name} gets {share:g} s of its "
+                f"{first.timeout:g} s, so that a request that hangs never counts against it; set "
+                f"IMAGE_GEN_BREAKER_SLOW_CALL or its timeout to less than {share:g}",
+            )
+
     def _living(self, model: str) -> str:
         """The model that serves for a retired name, with one warning."""
         successor = models.successor(model, datetime.now(UTC).date())
@@ -148,11 +197,24 @@ class Routing:
         for lane in self.lanes:
             if lane.name == name:
                 return lane
-        lane = self._extra.get(name) or self._lane(provider, model)
+        lane = self._extra.get(name) or self._latecomer(provider, model)
         self._extra[name] = lane
         self._extra.move_to_end(name)
         if len(self._extra) > _MAX_EXTRA_LANES:
             self._extra.popitem(last=False)
+        return lane
+
+    def _latecomer(self, provider: str, model: str) -> Lane:
+        """A route for a model that a caller names; what its account has come to holds for it."""
+        lane = self._lane(provider, model)
+        now = asyncio.get_running_loop().time()
+        for sibling in self.of_provider(provider):
+            until = sibling.gate.open_until()
+            if sibling.account_trip is not None and until is not None and until > now:
+                cause, brief = sibling.account_trip
+                lane.gate.trip(cause=cause, brief=brief, retry_after=until - now)
+                lane.account_trip = sibling.account_trip
+                break
         return lane
 
     def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:

@@ -1,11 +1,11 @@
 """Every setting in one class, and the only reader of the environment.
 
 Each field names its variable, its default and its unit; the README's table is made from here.
+What a value may look like stands in ``values``, how variables are read and named in ``variables``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads it at run time
 from typing import Annotated, Any, Literal, Self
 
@@ -20,78 +20,35 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.reasons import POLICIES, Reason
+from resilient_imagen.values import (
+    Amount,
+    Captured,
+    Key,
+    MaybeAmount,
+    MaybeCount,
+    MaybeSeconds,
+    Names,
+    Route,
+    Seconds,
+    Url,
+    Word,
+    blank_is_none,
+    comma_list,
+    finite,
+    secret,
+)
+from resilient_imagen.variables import Environment, explain
 
 __all__ = ["Route", "Settings"]
-
-_OFF = frozenset({"", "off", "none", "no", "-"})
-
-
-def _blank_is_none(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in _OFF else value
-
-
-def _comma_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-def _key(value: object) -> object:
-    """Blank keys are missing keys; a copied line break is not part of the key."""
-    if isinstance(value, SecretStr):
-        value = value.get_secret_value()
-    if isinstance(value, str):
-        return value.strip() or None
-    return value
-
-
-def _captured(value: object) -> object:
-    """OpenTelemetry's words for where content may go; spans are the only place we know."""
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in {"span_only", "span_and_event", "true"}:
-            return True
-        if word in {"no_content", "event_only", "false"}:
-            return False
-        raise ValueError("must be NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT")
-    return value
-
-
-class Route(str):
-    """``provider:model``, one link of the chain."""
-
-    __slots__ = ()
-
-    @property
-    def provider(self) -> str:
-        """The part before the colon."""
-        return self.partition(":")[0]
-
-    @property
-    def model(self) -> str:
-        """The part after the colon."""
-        return self.partition(":")[2]
-
-
-Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(_finite)]
-MaybeSeconds = Annotated[Seconds | None, BeforeValidator(_blank_is_none)]
-MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_blank_is_none)]
-Amount = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(_finite)]
-MaybeAmount = Annotated[Amount | None, BeforeValidator(_blank_is_none)]
-Key = Annotated[SecretStr | None, BeforeValidator(_key)]
-Url = Annotated[str | None, BeforeValidator(_blank_is_none)]
-Captured = Annotated[bool, BeforeValidator(_captured)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)]
 
 
 def _variable(*names: str) -> AliasChoices:
@@ -180,7 +137,7 @@ class Settings(BaseSettings):
         description="Retries of the same route after the first try; at most 1 on a route reached "
         "by fallback.",
     )
-    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(_finite)] = Field(
+    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(finite)] = Field(
         5,
         validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
         description="Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; "
@@ -202,7 +159,7 @@ class Settings(BaseSettings):
         description="Seconds for a whole call, queueing, retries and fallback included, unless "
         "the call says otherwise.",
     )
-    breaker_mode: Literal["on", "off", "shadow"] = Field(
+    breaker_mode: Annotated[Literal["on", "off", "shadow"], Word] = Field(
         "on",
         validation_alias=_variable("IMAGE_GEN_BREAKER_MODE"),
         description="on, off, or shadow: decide, record, let through.",
@@ -213,7 +170,7 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BREAKER_FAIL_MAX"),
         description="Failures in a row that open the circuit.",
     )
-    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(_finite)] = Field(
+    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(finite)] = Field(
         0.5,
         validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
         description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW seconds.",
@@ -250,7 +207,7 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BREAKER_HALF_OPEN_CALLS"),
         description="Probes at a time, also the successes needed to close.",
     )
-    when_all_open: Literal["fail", "wait"] = Field(
+    when_all_open: Annotated[Literal["fail", "wait"], Word] = Field(
         "fail",
         validation_alias=_variable("IMAGE_GEN_WHEN_ALL_OPEN"),
         description="fail at once, or wait for the first circuit to let a probe through, within "
@@ -261,20 +218,22 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_FORCE_OPEN"),
         description="Comma list of providers to skip: tries the fallback without touching code.",
     )
-    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(_blank_is_none)] = (
+    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(blank_is_none)] = (
         Field(
             None,
             validation_alias=_variable("IMAGE_GEN_FALLBACK_ON"),
             description="Comma list of reasons that go on to the next route; empty means every "
-            "reason marked so.",
+            "reason marked so. Without circuit_open in it an open circuit is the caller's error.",
         )
     )
-    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"] = Field(
-        "high",
-        validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
-        description="Quality asked of OpenAI; xhigh and max where the model has them.",
+    openai_quality: Annotated[Literal["low", "medium", "high", "xhigh", "max", "auto"], Word] = (
+        Field(
+            "high",
+            validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
+            description="Quality asked of OpenAI; xhigh and max where the model has them.",
+        )
     )
-    fit: Literal["crop", "pad", "none", "exact"] = Field(
+    fit: Annotated[Literal["crop", "pad", "none", "exact"], Word] = Field(
         "crop",
         validation_alias=_variable("IMAGE_GEN_FIT"),
         description="What to do with a picture more than 2 % off the asked ratio; exact fits to "
@@ -301,13 +260,13 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_REFERENCE_PRIVATE_URLS"),
         description="Also load references from private, loopback and link-local addresses.",
     )
-    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(_blank_is_none)] = Field(
+    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(blank_is_none)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_SHADOW"),
         description="Breaker settings to run beside the live ones without effect, such as "
         "reset_timeout=30,fail_max=5; what they would have done is reported.",
     )
-    redis_url: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
+    redis_url: Annotated[SecretStr | None, BeforeValidator(secret)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
         description="Share breakers and pacing between processes.",
@@ -319,17 +278,30 @@ class Settings(BaseSettings):
         description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keyword arguments, then the environment, and nothing else."""
+        del env_settings, dotenv_settings, file_secret_settings
+        return init_settings, Environment(settings_cls)
+
     def __init__(self, **values: Any) -> None:
         """Read the environment; keyword arguments, by field name or variable, win."""
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(error)) from None
+            raise ConfigurationError(explain(error, Settings)) from None
 
     @field_validator("routes", mode="before")
     @classmethod
     def _routes(cls, value: Any) -> tuple[Route, ...]:
-        checked = tuple(Route(route) for route in _comma_list(value))
+        checked = tuple(Route(route) for route in comma_list(value))
         if not checked:
             raise ValueError("must name at least one provider:model")
         for route in checked:
@@ -342,7 +314,8 @@ class Settings(BaseSettings):
     @field_validator("fallback_on", mode="before")
     @classmethod
     def _fallback_on(cls, value: object) -> object:
-        return _comma_list(value)
+        value = comma_list(value)
+        return None if value == () else value
 
     @field_validator("shadow", mode="before")
     @classmethod
@@ -351,7 +324,7 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if isinstance(value, str):
-            value = dict(part.partition("=")[::2] for part in _comma_list(value))
+            value = dict(part.partition("=")[::2] for part in comma_list(value))
         return {name.strip(): cls._shadowed(name.strip(), given) for name, given in value.items()}
 
     @classmethod
@@ -396,23 +369,3 @@ class Settings(BaseSettings):
         if provider == "openai" and self.openai_ipm is not None:
             return self.openai_ipm
         return self.ipm
-
-
-def _explain(error: ValidationError) -> str:
-    """Name each variable, what is wrong and what is allowed; never the value given."""
-    lines = []
-    for problem in error.errors(include_input=False, include_url=False):
-        location = str(problem["loc"][0]) if problem["loc"] else ""
-        what = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            what = "no such setting"
-        lines.append(f"{_variable_name(location)}: {what}" if location else what)
-    return "; ".join(dict.fromkeys(lines))
-
-
-def _variable_name(location: str) -> str:
-    """The environment variable that sets the field (errors name the field or an alias)."""
-    info = Settings.model_fields.get(location)
-    if info is not None and isinstance(info.validation_alias, AliasChoices):
-        return str(info.validation_alias.choices[0])
-    return location

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,14 @@ class Turn:
     """Requests this route may send for this call."""
     tailored: Tailored = field(init=False)
     """What is asked for, cut to what the route's model takes; set once the breaker let us in."""
+    patience: float = math.inf
+    """Seconds of a server's hint that are waited for where no other route can serve."""
     number: int = 0
     """Requests sent on it so far."""
+    sent_at: float = 0.0
+    """Loop time at which the latest request was sent."""
+    failed_first: float | None = None
+    """Loop time at which the first of them failed."""
     permit: Permit | None = None
     """The breaker's leave to send one request."""
     queue_s: float = 0.0

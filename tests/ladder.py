@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resilient_imagen import ImageClient, ImageResult, Settings
-from resilient_imagen.testing import FakeProvider, run_virtual
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ class World:
     google: FakeProvider
     openai: FakeProvider
     client: ImageClient
+    told: RecordingSink
 
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
@@ -51,7 +52,10 @@ def play(scene: Callable[[World], Awaitable[T]], **settings: Any) -> T:
 
     async def main() -> T:
         google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
-        async with ImageClient(Settings(**settings), providers=[google, openai]) as client:
-            return await scene(World(google, openai, client))
+        told = RecordingSink()
+        async with ImageClient(
+            Settings(**settings), providers=[google, openai], sinks=[told]
+        ) as client:
+            return await scene(World(google, openai, client, told))
 
     return run_virtual(main())

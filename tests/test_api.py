@@ -8,6 +8,7 @@ import io
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
@@ -348,7 +349,7 @@ def test_no_key_at_all_names_the_variables() -> None:
     """The first call says what to set."""
 
     async def scene() -> None:
-        with pytest.raises(ri.ConfigurationError, match="GOOGLE_GENAI_API_KEY, OPENAI_API_KEY"):
+        with pytest.raises(ri.ConfigurationError, match="GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"):
             await ri.generate_image("x")
 
     run(scene)
@@ -458,5 +459,24 @@ def test_a_retired_model_is_mapped_to_its_successor(vendors: BackgroundEmulator)
     async def scene() -> None:
         result = await ri.generate_image("x", model="gemini-3-pro-image-preview")
         assert result["model"] == "gemini-3-pro-image"
+
+    run(scene)
+
+
+def test_the_first_call_waits_for_nobodys_threads(vendors: BackgroundEmulator) -> None:
+    """The application's own threads all hang; an image is made all the same, in time."""
+
+    async def scene() -> None:
+        busy = threading.Event()
+        loop = asyncio.get_running_loop()
+        pool = ThreadPoolExecutor(1)
+        loop.set_default_executor(pool)
+        hanging = loop.run_in_executor(None, busy.wait, 20)
+        try:
+            assert (await ri.generate_image("x", deadline=15))["provider"] == "google"
+            assert not hanging.done()
+        finally:
+            busy.set()
+            await hanging
 
     run(scene)

@@ -313,6 +313,7 @@ GEMINI_ANSWERS: dict[str, tuple[Any, ...]] = {
     "text_only": (1, "STOP", "t"),
     "text_before": (1, "STOP", "ti"),
     "text_after": (1, "STOP", "it"),
+    "picture_cut": (1, "STOP", "i"),
     "wrong_aspect": (1, "STOP", "i"),
     "wrong_mime": (1, "STOP", "i"),
 }
@@ -397,6 +398,7 @@ GPT_ANSWERS: dict[str, Callable[[Any], bool]] = {
     "good": lambda answer: len(answer.data) == 1,
     "html": lambda answer: isinstance(answer, str) and answer.startswith("<!DOCTYPE"),
     "no_image": lambda answer: answer.data == [],
+    "picture_cut": lambda answer: len(answer.data) == 1,
     "several_images": lambda answer: len(answer.data) == 3,
     "url_only": lambda answer: answer.data[0].url is not None and answer.data[0].b64_json is None,
     "wrong_aspect": lambda answer: answer.size == "1024x1024",

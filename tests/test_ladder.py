@@ -200,11 +200,11 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
 
     async def alone() -> None:
         from resilient_imagen import ImageClient, Settings
-        from resilient_imagen.testing import FakeProvider
+        from resilient_imagen.testing import FakeProvider, RecordingSink
 
         google = FakeProvider("google")
         async with ImageClient(Settings(**GOOGLE_ONLY), providers=[google]) as client:
-            await scene(World(google, FakeProvider("openai"), client))
+            await scene(World(google, FakeProvider("openai"), client, RecordingSink()))
 
     from resilient_imagen.testing import run_virtual
 

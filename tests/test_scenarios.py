@@ -257,8 +257,8 @@ def test_s09_body_stalls() -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [faults.bad_json(), faults.bad_base64(), faults.html()],
-    ids=["json", "base64", "web page"],
+    [faults.bad_json(), faults.bad_base64(), faults.html(), faults.answer("picture_cut")],
+    ids=["json", "base64", "web page", "half a picture"],
 )
 @pytest.mark.parametrize("times", [1, 20], ids=["once", "always"])
 def test_s10_malformed_body(fault: Fault, times: int) -> None:

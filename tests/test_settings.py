@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import AliasChoices
 
 from resilient_imagen import ConfigurationError, Settings
 from resilient_imagen.reasons import Reason
@@ -63,7 +64,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("IMAGE_GEN_ROUTES", "google", "provider:model"),
         ("IMAGE_GEN_ROUTES", "google:a,google:a", "twice"),
         ("IMAGE_GEN_FALLBACK_ON", "overloaded,tired", "'rate_limited'"),
-        ("IMAGE_GEN_STRICT_REFERENCES", "perhaps", "boolean"),
+        ("IMAGE_GEN_STRICT_REFERENCES", "perhaps", "true or false"),
         ("IMAGE_GEN_BREAKER_RESET_MAX", "5", "IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
         ("IMAGE_GEN_DEADLINE", "0", "greater than 0"),
     ],
@@ -95,3 +96,75 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert Settings().fallback_on == frozenset({Reason.OVERLOADED, Reason.TIMEOUT})
     assert Settings().force_open == ("google", "openai")
+
+
+def test_a_fields_own_name_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DEADLINE, REDIS_URL and the like belong to somebody else."""
+    aliases: set[str] = set()
+    for field in Settings.model_fields.values():
+        assert isinstance(field.validation_alias, AliasChoices)
+        aliases.update(str(name).lower() for name in field.validation_alias.choices)
+    for name in Settings.model_fields.keys() - aliases:
+        monkeypatch.setenv(name.upper(), "nonsense")
+        monkeypatch.setenv(name, "nonsense")
+    assert Settings().model_fields_set == set()
+
+
+def test_a_blank_key_does_not_hide_the_next_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """White space in a deployment's template is no key."""
+    monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "  ")
+    monkeypatch.setenv("GEMINI_API_KEY", "k")
+    key = Settings().google_api_key
+    assert key is not None
+    assert key.get_secret_value() == "k"
+
+
+@pytest.mark.parametrize("value", [" true ", "TRUE", "on"])
+def test_white_space_and_case_decide_nothing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Words are words however they are typed."""
+    monkeypatch.setenv("IMAGE_GEN_STRICT_REFERENCES", value)
+    monkeypatch.setenv("IMAGE_GEN_FIT", " Crop ")
+    monkeypatch.setenv("IMAGE_GEN_BREAKER_MODE", "SHADOW")
+    settings = Settings()
+    assert (settings.strict_references, settings.fit) == (True, "crop")
+    assert settings.breaker_mode == "shadow"
+
+
+@pytest.mark.parametrize("value", [",", " , ", "  "])
+def test_an_empty_list_of_reasons_narrows_nothing(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """Nothing between commas is not the wish to never fall back."""
+    monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", value)
+    assert Settings().goes_on(Reason.OVERLOADED)
+
+
+@pytest.mark.parametrize("variable", ["GOOGLE_GEMINI_BASE_URL", "OPENAI_BASE_URL"])
+@pytest.mark.parametrize(
+    "value", ["foo", "ftp://host", "http://[::1", "http://x:99999", "http://x:abc", "https://"]
+)
+def test_an_address_that_is_none_is_found_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """With the variable's name, before anything is sent there."""
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=f"{variable}: must be an address such as"):
+        Settings()
+
+
+def test_an_address_must_not_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses are logged; the text does not repeat what was given."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://me:hunter2@relay.example/v1")
+    with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL: must not hold") as caught:
+        Settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_hold_is_found_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the name that was set, without the key."""
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza two words")
+    with pytest.raises(ConfigurationError, match="GEMINI_API_KEY: holds characters") as caught:
+        Settings()
+    assert "AIza" not in str(caught.value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from resilient_imagen.models import google_aspect, google_image_size
 from resilient_imagen.providers.google_answers import read_answer
 from resilient_imagen.providers.google_failures import failure_of
-from resilient_imagen.providers.sdk import SdkProvider
+from resilient_imagen.providers.sdk import SdkProvider, unloadable
 
 if TYPE_CHECKING:
     import httpx2
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GoogleProvider"]
 
-_BASE_URL: Final = "https://generativelanguage.googleapis.com"
 _API_VERSION: Final = "v1"
 
 
@@ -42,6 +41,8 @@ class GoogleProvider(SdkProvider):
         ConfigurationError: The key could not be sent as a header, or the address is none.
     """
 
+    own_address = "https://generativelanguage.googleapis.com"
+
     def __init__(
         self,
         *,
@@ -55,27 +56,32 @@ class GoogleProvider(SdkProvider):
         super().__init__(
             name=name,
             api_key=api_key,
-            base_url=base_url or _BASE_URL,
+            base_url=base_url,
             max_connections=max_connections,
             connect_timeout=connect_timeout,
             transport=transport,
         )
 
     def _sdk(self, http: WireClient) -> Any:
-        from google import genai
-        from google.genai.client import DebugConfig
-
-        return genai.Client(
-            api_key=self._api_key,
-            vertexai=False,
-            debug_config=DebugConfig(client_mode=None),
-            http_options=genai.types.HttpOptions(
-                base_url=self.base_url,
-                api_version=_API_VERSION,
-                # An injected client also keeps the SDK from changing to aiohttp where it is found.
-                httpx_async_client=http,
-            ),
-        )
+        try:
+            from google import genai
+            from google.genai.client import DebugConfig
+        except ImportError as error:
+            raise unloadable("google-genai", error) from None
+        try:
+            return genai.Client(
+                api_key=self._api_key,
+                vertexai=False,
+                debug_config=DebugConfig(client_mode=None),
+                http_options=genai.types.HttpOptions(
+                    base_url=self.base_url,
+                    api_version=_API_VERSION,
+                    # An injected client also keeps the SDK from changing to aiohttp.
+                    httpx_async_client=http,
+                ),
+            )
+        except ImportError as error:  # GOOGLE_GENAI_HTTP_CLIENT names what is not installed
+            raise unloadable("google-genai", error) from None
 
     async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:
         from google.genai import types

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.models import clamp_quality, openai_size
 from resilient_imagen.providers.openai_answers import read_answer
 from resilient_imagen.providers.openai_failures import failure_of
-from resilient_imagen.providers.sdk import SdkProvider
+from resilient_imagen.providers.sdk import SdkProvider, unloadable
 
 if TYPE_CHECKING:
     import httpx2
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest, Reference
 
 __all__ = ["OpenAIProvider"]
-
-_BASE_URL: Final = "https://api.openai.com/v1"
 
 
 class OpenAIProvider(SdkProvider):
@@ -40,6 +38,8 @@ class OpenAIProvider(SdkProvider):
         ConfigurationError: The key could not be sent as a header, or the address is none.
     """
 
+    own_address = "https://api.openai.com/v1"
+
     def __init__(
         self,
         *,
@@ -54,7 +54,7 @@ class OpenAIProvider(SdkProvider):
         super().__init__(
             name=name,
             api_key=api_key,
-            base_url=base_url or _BASE_URL,
+            base_url=base_url,
             max_connections=max_connections,
             connect_timeout=connect_timeout,
             transport=transport,
@@ -62,13 +62,17 @@ class OpenAIProvider(SdkProvider):
         self._quality = quality
 
     def _sdk(self, http: WireClient) -> Any:
-        from openai import AsyncOpenAI
-
+        try:
+            from openai import AsyncOpenAI
+        except ImportError as error:
+            raise unloadable("openai", error) from None
         client = AsyncOpenAI(
             api_key=self._api_key, base_url=self.base_url, max_retries=0, http_client=http
         )
-        # The environment may name an organization and a project that belong to another key.
+        # The environment may name an organization and a project that belong to another key, or
+        # headers that would take the key's place.
         client.organization = client.project = None
+        client._custom_headers = {}  # noqa: SLF001 - with_options(default_headers={}) keeps them
         return client
 
     async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from urllib.parse import urlsplit
 
 import anyio.lowlevel
@@ -23,7 +23,7 @@ from resilient_imagen.providers.answers import AnswerError, picture
 from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.complaint import Complaint
 from resilient_imagen.providers.sessions import Sessions
-from resilient_imagen.providers.transport import transport_reason
+from resilient_imagen.providers.transport import never_sent, transport_reason
 from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.redaction import redact
 from resilient_imagen.request import ImageRequest, Reference
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from resilient_imagen.reasons import Reason
     from resilient_imagen.result import Usage
 
-__all__ = ["SdkProvider"]
+__all__ = ["SdkProvider", "unloadable"]
 
 _LARGE: Final = 2**18
 """Bytes of an answer, but for what was decoded on the way, from which on a thread reads it."""
@@ -51,7 +51,7 @@ class SdkProvider(ABC):
     Args:
         name: The provider's name in routes, results and telemetry.
         api_key: White space around it is not part of it.
-        base_url: Where the API is, of http or https.
+        base_url: Where the API is, of http or https; None means the vendor's own.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. Every other limit is the pipeline's.
         transport: Sends instead of the network, for tests.
@@ -65,18 +65,24 @@ class SdkProvider(ABC):
         *,
         name: str,
         api_key: str,
-        base_url: str,
+        base_url: str | None,
         max_connections: int,
         connect_timeout: float,
         transport: httpx2.AsyncBaseTransport | None,
     ) -> None:
         self.name = name
-        self.base_url = _address(name, base_url)
+        self.base_url = _address(name, base_url or self.own_address)
+        self.is_relay = bool(base_url)
         self._api_key = _key(name, api_key)
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._transport = transport
         self._sessions = Sessions(self._open)
+
+    own_address: ClassVar[str]
+    """The vendor's own address."""
+    is_relay: bool
+    """Whether requests go somewhere else, where other vendors' models may be had, too."""
 
     @abstractmethod
     def _sdk(self, http: WireClient) -> Any:
@@ -205,7 +211,11 @@ class SdkProvider(ABC):
             raise RuntimeError(f"{self.name}: the SDK sent nothing")
         if trouble.reason is not None:
             raise provider_failure(
-                trouble.reason, provider=self.name, model=model, vendor_error=trouble.name
+                trouble.reason,
+                provider=self.name,
+                model=model,
+                vendor_error=trouble.name,
+                never_sent=trouble.never_sent,
             )
         if trouble.harmless is not None:
             raise trouble.harmless from None
@@ -219,14 +229,25 @@ class _Trouble:
     name: str
     reason: Reason | None
     """What it says about the way to the vendor; None for a local trouble."""
+    never_sent: bool
+    """Whether there was no connection to send anything on."""
     harmless: Exception | None
     """The exception itself, where its text is sure to hold nothing of the request."""
 
     @classmethod
     def of(cls, error: Exception) -> _Trouble:
         return cls(
-            type(error).__name__, transport_reason(error), error if _is_harmless(error) else None
+            type(error).__name__,
+            transport_reason(error),
+            never_sent(error),
+            error if _is_harmless(error) else None,
         )
+
+
+def unloadable(package: str, error: ImportError) -> ConfigurationError:
+    """What to raise when an SDK, or what it was told to use, is not there."""
+    missing = error.name or "a part of it"
+    return ConfigurationError(f"{package} cannot be loaded: {missing} is missing")
 
 
 class _Nowhere(httpx2.AsyncBaseTransport):
@@ -254,7 +275,11 @@ def _key(name: str, api_key: str) -> str:
 
 
 def _address(name: str, base_url: str) -> str:
-    parts = urlsplit(base_url.strip())
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    try:
+        parts = urlsplit(base_url.strip())
+        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine:
         raise ConfigurationError(f"{name}: the base URL must begin with https:// or http://")
     return base_url.strip()

@@ -14,7 +14,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["transport_reason"]
+__all__ = ["never_sent", "transport_reason"]
 
 _TRANSPORT: Final[tuple[tuple[type[BaseException], Reason | None], ...]] = (
     # Ours, not the server's: the pool's size, what we wrote.
@@ -45,6 +45,12 @@ def transport_reason(error: BaseException) -> Reason | None:
             if isinstance(link, kind):
                 return reason
     return None
+
+
+def never_sent(error: BaseException) -> bool:
+    """Whether the way to the vendor ended before there was a connection."""
+    unmade = (httpx2.ConnectError, httpx2.ConnectTimeout)
+    return any(isinstance(link, unmade) for link in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

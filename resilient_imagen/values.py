@@ -1,0 +1,129 @@
+"""What a setting's value may look like, and what is made of it: each with its own clear refusal."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+__all__ = [
+    "Amount",
+    "Captured",
+    "Key",
+    "MaybeAmount",
+    "MaybeCount",
+    "MaybeSeconds",
+    "Names",
+    "Route",
+    "Seconds",
+    "Url",
+    "Word",
+    "blank_is_none",
+    "comma_list",
+    "finite",
+    "secret",
+]
+
+_OFF = frozenset({"", "off", "none", "no", "-"})
+
+
+def blank_is_none(value: Any) -> Any:
+    """``off``, ``none`` and the like, and blanks, mean: no such limit."""
+    return None if isinstance(value, str) and value.strip().lower() in _OFF else value
+
+
+def comma_list(value: Any) -> Any:
+    """The parts between commas, blanks left out."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def finite(value: float) -> float:
+    """Neither infinite nor no number."""
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def secret(value: object) -> object:
+    """Blank secrets are missing ones; a copied line break is not part of them."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        return value.strip() or None
+    return value
+
+
+def _key(value: object) -> object:
+    key = secret(value)
+    if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(
+            "holds characters that no key has (a space, a line break or a letter beyond ASCII); "
+            "copy it again"
+        )
+    return key
+
+
+def _address(value: Any) -> Any:
+    """Where an API is: also found wrong here, with the variable's name, before anything starts."""
+    value = blank_is_none(value)
+    if isinstance(value, str):
+        value = value.strip()
+        try:
+            parts = urlsplit(value)
+            fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError("must be an address such as https://host or https://host:port/path")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a user name or a password")
+    return value
+
+
+def _lowered(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _captured(value: object) -> object:
+    """OpenTelemetry's words for where content may go; spans are the only place we know."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in {"span_only", "span_and_event", "true"}:
+            return True
+        if word in {"no_content", "event_only", "false"}:
+            return False
+        raise ValueError("must be NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT")
+    return value
+
+
+class Route(str):
+    """``provider:model``, one link of the chain."""
+
+    __slots__ = ()
+
+    @property
+    def provider(self) -> str:
+        """The part before the colon."""
+        return self.partition(":")[0]
+
+    @property
+    def model(self) -> str:
+        """The part after the colon."""
+        return self.partition(":")[2]
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(finite)]
+MaybeSeconds = Annotated[Seconds | None, BeforeValidator(blank_is_none)]
+MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_is_none)]
+Amount = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(finite)]
+MaybeAmount = Annotated[Amount | None, BeforeValidator(blank_is_none)]
+Key = Annotated[SecretStr | None, BeforeValidator(_key)]
+Url = Annotated[str | None, BeforeValidator(_address)]
+Word = BeforeValidator(_lowered)
+Captured = Annotated[bool, BeforeValidator(_captured)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_list)]

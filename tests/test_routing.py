@@ -1,0 +1,176 @@
+"""Which routes there are: what configuration may name, and what one call may."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from ladder import FAST, World, play
+
+from resilient_imagen import (
+    AuthenticationError,
+    ConfigurationError,
+    ImageClient,
+    InvalidRequestError,
+    Provider,
+    Reason,
+    Settings,
+)
+from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+KEYS = {"google_api_key": "AIzaFAKE", "openai_api_key": "sk-fake"}
+
+
+def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[str], list[str]]:
+    """The names of a client's routes, and what it warned of."""
+
+    async def main() -> tuple[list[str], list[str]]:
+        told = RecordingSink()
+        chosen = Settings(**{**KEYS, **settings})
+        async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
+            names = [route["route"] for route in client.snapshot()["routes"]]
+            return names, [warned.message for warned in told.of(Warned)]
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("route", ["google:gpt-image-2", "openai:gemini-3-pro-image"])
+def test_a_vendors_route_cannot_lead_to_the_others_model(route: str) -> None:
+    """Found at the start, with the variable to change."""
+    with pytest.raises(ConfigurationError, match=rf"IMAGE_GEN_ROUTES: {route} cannot be"):
+        routes(routes=route)
+
+
+def test_a_relay_may_serve_anybodys_models() -> None:
+    """Who stands in for a vendor at an address of its own knows what it has."""
+    found, _ = routes(
+        routes="openai:gemini-3-pro-image", openai_base_url="https://relay.example/v1"
+    )
+    assert found == ["openai:gemini-3-pro-image"]
+
+
+def test_a_retired_name_beside_its_successor_is_one_route() -> None:
+    """One breaker, one set of retries."""
+    chain = "google:gemini-3-pro-image-preview, google:gemini-3-pro-image, openai:gpt-image-2"
+    found, warned = routes(routes=chain)
+    assert found == ["google:gemini-3-pro-image", "openai:gpt-image-2"]
+    assert warned == ["model gemini-3-pro-image-preview was retired; using gemini-3-pro-image"]
+
+
+def test_an_unknown_model_is_passed_on_with_one_warning() -> None:
+    """Ids come and go faster than tables."""
+    found, warned = routes(routes="google:gemini-9-image, openai:gpt-image-2")
+    assert found[0] == "google:gemini-9-image"
+    assert warned == ["model gemini-9-image is not in the model table; passed on as is"]
+
+
+def test_a_custom_providers_models_are_its_own() -> None:
+    """What a vendor retired may live on elsewhere."""
+    found, warned = routes((FakeProvider("local"),), routes="local:dall-e-3")
+    assert (found, warned) == (["local:dall-e-3"], [])
+
+
+def test_only_the_keys_of_named_routes_are_asked_for() -> None:
+    """Google's key is there, and no route leads to Google."""
+    with pytest.raises(ConfigurationError, match=r"set OPENAI_API_KEY$"):
+        routes(routes="openai:gpt-image-2", openai_api_key=None)
+
+
+def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
+    """Call sites that name Google's model go on working with OpenAI's key alone."""
+
+    async def main() -> None:
+        told = RecordingSink()
+        openai = FakeProvider("openai")
+        settings = Settings(openai_api_key="sk-fake")
+        async with ImageClient(settings, providers=[openai], sinks=[told]) as client:
+            for _ in range(2):
+                result = await client.generate("x", model="gemini-3-pro-image-preview")
+                assert result.provider == "openai"
+        off = [w for w in told.of(Warned) if w.code == "model_not_used"]
+        assert [w.message for w in off] == [
+            "routes to google are off, so that model gemini-3-pro-image is not used"
+        ]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("model", ["", "../x", "a b", "x?key=y", "a" + chr(0xD800), "/m", "m/"])
+def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
+    """Before it becomes part of an address."""
+
+    async def scene(world: World) -> None:
+        with pytest.raises(InvalidRequestError, match="model must be a model's name"):
+            await world.ask(model=model)
+
+    play(scene)
+
+
+def test_half_a_character_is_refused_before_it_is_sent() -> None:
+    """No vendor's JSON can hold it."""
+
+    async def scene(world: World) -> None:
+        with pytest.raises(InvalidRequestError, match="lone surrogate"):
+            await world.client.generate("a" + chr(0xD800))
+
+    play(scene)
+
+
+def test_what_closed_the_account_closes_routes_that_come_later() -> None:
+    """A wrong key is not tried again with another model's name."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await world.ask()
+        sent = len(world.google.sent)
+        result = await world.ask(model="gemini-nano-banana-2.1")
+        assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
+        assert len(world.google.sent) == sent
+
+    play(scene, **FAST)
+
+
+def test_a_deadline_that_hides_hangs_is_told_once() -> None:
+    """With a reserve below the time limit no hanging request ever counts: say what to set."""
+    _, warned = routes(deadline=100)
+    assert len(warned) == 1
+    assert re.search(r"gets 50 s of its 60 s.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
+    assert routes(deadline=100, breaker_slow_call=45)[1] == []
+    assert routes(deadline=300)[1] == []
+
+
+def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
+    """The advice works: three calls pay, the fourth goes straight to OpenAI."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for _ in range(3):
+            assert (await world.ask()).fallback_reason == "timeout"
+        assert (await world.ask()).fallback_reason == "circuit_open"
+
+    play(scene, deadline=100, breaker_slow_call=45, **FAST)
+
+
+def test_a_snapshot_can_be_taken_outside_the_loop() -> None:
+    """A synchronous health route or a debugger may ask, too."""
+
+    async def main() -> ImageClient:
+        client = ImageClient(Settings(**KEYS), providers=[FakeProvider("google")])
+        await client.generate("x")
+        return client
+
+    client = run_virtual(main())
+    assert client.snapshot()["routes"][0]["breaker"]["state"] == "closed"
+
+
+def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
+    """As what it is."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401)
+        with pytest.raises(AuthenticationError):
+            await world.ask()
+
+    play(scene, fallback_on="overloaded")
