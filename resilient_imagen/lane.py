@@ -29,7 +29,7 @@ class Tailored:
     dropped: tuple[DroppedReference, ...] = ()
     """References beyond what the model takes."""
     notes: tuple[str, ...] = ()
-    """References that were made smaller, in words."""
+    """References that were made smaller, and a picture that will be, in words."""
 
 
 @dataclass(slots=True)
@@ -122,6 +122,9 @@ class Lane:
             from resilient_imagen.images.shrink import shrink_to_total
 
             references, notes = await shrink_to_total(references, most)
+        best = models.short_of(self.provider.name, self.model, request.resolution)
+        if best is not None:
+            notes = (*notes, f"{self.name} makes {best}, not {request.resolution}")
         if references is not request.references:
             request = replace(request, references=references)
         return Tailored(request, dropped, notes)

@@ -28,6 +28,7 @@ __all__ = [
     "google_image_size",
     "openai_size",
     "row_for",
+    "short_of",
     "successor",
     "vendor_of",
 ]
@@ -222,6 +223,18 @@ def google_image_size(model: str, resolution: str) -> str | None:
     if not known:
         return None
     return resolution if resolution in known else known[-1]
+
+
+def short_of(vendor: str, model: str, resolution: str) -> str | None:
+    """The resolution that the model makes instead of a larger one that it does not; else None."""
+    row = row_for(vendor, model)
+    if row is None:
+        return None
+    if row.vendor == "google":
+        best = google_image_size(model, resolution) or "1K"
+    else:
+        best = "1K" if row.sizes else resolution
+    return None if best == resolution else best
 
 
 _STEP: Final = 16

@@ -185,3 +185,22 @@ def test_the_row_for_a_vendors_model() -> None:
         assert (row.vendor, row.max_references) == (vendor, limit)
     assert models.row_for("openai", "gemini-3-pro-image") is models.row_for("openai", "unheard-of")
     assert models.row_for("mine", "gemini-3-pro-image") is None
+
+
+@pytest.mark.parametrize(
+    ("vendor", "model", "resolution", "best"),
+    [
+        ("google", "gemini-3-pro-image", "4K", None),
+        ("google", "gemini-3.1-flash-lite-image", "4K", "1K"),
+        ("google", "gemini-2.5-flash-image", "2K", "1K"),
+        ("openai", "gpt-image-2", "4K", None),
+        ("openai", "gpt-image-1.5", "2K", "1K"),
+        ("openai", "gpt-image-1.5", "1K", None),
+        ("local", "sdxl", "4K", None),
+    ],
+)
+def test_a_model_that_makes_less_says_so(
+    vendor: str, model: str, resolution: str, best: str | None
+) -> None:
+    """A smaller picture than the asked one is no secret."""
+    assert models.short_of(vendor, model, resolution) == best

@@ -174,3 +174,13 @@ def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
             await world.ask()
 
     play(scene, fallback_on="overloaded")
+
+
+def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
+    """Asked for 4K, made in 1K."""
+
+    async def scene(world: World) -> None:
+        result = await world.ask(model="gemini-3.1-flash-lite-image", resolution="4K")
+        assert result.adjustments == ("google:gemini-3.1-flash-lite-image makes 1K, not 4K",)
+
+    play(scene)
