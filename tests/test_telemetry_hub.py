@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
 from opentelemetry import trace
 from telemetry_kit import World, play
 
-from resilient_imagen import ImageClient, Settings
+from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.result import Usage
 from resilient_imagen.telemetry.background import Background
-from resilient_imagen.telemetry.events import AttemptEnded, Event, RequestEnded, Warned
+from resilient_imagen.telemetry.events import (
+    AttemptEnded,
+    Event,
+    RequestEnded,
+    RequestStarted,
+    Warned,
+)
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
@@ -55,7 +65,9 @@ async def ask(*sinks: Any) -> None:
         await client.generate("a lighthouse")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a lighthouse"), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a lighthouse"), asyncio.CancelledError(), SystemExit(3)]
+)
 def test_what_a_sink_raises_goes_nowhere(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +155,61 @@ def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
     assert messages[0] == "slow sinks: events are being dropped"
     assert messages[1].startswith(f"slow sinks: {background.dropped} events dropped")
     assert len(messages) == 2
+
+
+def pictured(picture: bytes) -> RequestEnded:
+    usage: Usage = {
+        "provider": "google", "model": "m", "cost_usd": None,
+        "input_tokens": None, "output_tokens": None, "total_tokens": None,
+    }  # fmt: skip
+    result = ImageResult(picture, "image/png", "google", "m", 1, None, (), usage, 1.0)
+    return RequestEnded(
+        at=0.0, outcome="success", latency_s=1.0, attempts=1, retries=0, short_circuits=0,
+        queue_s=0.0, backoff_s=0.0, fallback_cause=None, fallback_from=None, result=result,
+        error=None,
+    )  # fmt: skip
+
+
+def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pictures that wait are bounded by their bytes; events without any still come through."""
+    slow = Slow()
+    background = Background(
+        [slow], lambda sink, event: sink.handle(event), capacity_bytes=10_000_000
+    )
+    asked = RequestStarted(
+        at=0.0, request=ImageRequest("a lighthouse"), provider="google", model="m"
+    )
+    for _ in range(50):
+        background.put(pictured(bytes(3_000_000)))
+        background.put(warned(1))
+        background.put(asked)
+    assert background.dropped == 47
+    slow.go.set()
+    background.close(10)
+    assert [type(event) for event in slow.told].count(RequestEnded) == 3
+    assert [type(event) for event in slow.told].count(Warned) == 50
+    assert [type(event) for event in slow.told].count(RequestStarted) == 50
+    assert caplog.messages[0] == "slow sinks: events are being dropped"
+    background.put(pictured(bytes(30_000_000)))
+    background.close(10)
+    assert len(slow.told) == 3 + 50 + 50 + 1, "what was told takes no room any more"
+
+
+def test_what_a_slow_sink_was_told_is_let_go() -> None:
+    """The thread keeps the last event no longer than the sink does."""
+    slow = Slow()
+    slow.go.set()
+    background = Background([slow], lambda sink, event: sink.handle(event))
+    event = pictured(bytes(10))
+    gone = weakref.ref(event.result)
+    background.put(event)
+    del event
+    background.close(10)
+    slow.told.clear()
+    gc.collect()
+    assert gone() is None
 
 
 def test_closing_does_not_wait_for_ever() -> None:

@@ -8,6 +8,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from resilient_imagen.telemetry.events import RequestEnded, RequestStarted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -20,9 +22,11 @@ _log = logging.getLogger("resilient_imagen")
 
 _CAPACITY: Final = 10_000
 """Events that wait to be told; the next ones are dropped and counted."""
+_CAPACITY_BYTES: Final = 64_000_000
+"""Bytes of pictures, references and prompts in them; likewise."""
 
-_Told: TypeAlias = "tuple[contextvars.Context, Event] | threading.Event"
-"""What waits in the queue; a threading.Event is set when everything before it was told."""
+_Told: TypeAlias = "tuple[contextvars.Context, Event, int] | threading.Event"
+"""What waits in the queue, with its bytes; a threading.Event is set when all before it was told."""
 
 
 class Background:
@@ -32,6 +36,7 @@ class Background:
         sinks: Who is told.
         tell: Tells one sink one event, and never raises.
         capacity: Events that may wait.
+        capacity_bytes: Bytes of pictures that may wait in them; a single larger one may, too.
     """
 
     def __init__(
@@ -40,9 +45,14 @@ class Background:
         tell: Callable[[Sink, Event], None],
         *,
         capacity: int = _CAPACITY,
+        capacity_bytes: int = _CAPACITY_BYTES,
     ) -> None:
         self._sinks = sinks
         self._tell = tell
+        self._capacity_bytes = capacity_bytes
+        self._held = 0
+        """Bytes that cannot be freed before the sinks were told."""
+        self._lock = threading.Lock()
         self._queue: queue.Queue[_Told] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self.dropped = 0
@@ -55,12 +65,17 @@ class Background:
                 target=self._run, name="resilient_imagen sinks", daemon=True
             )
             self._thread.start()
+        size = _bytes_in(event)
         try:
-            self._queue.put_nowait((contextvars.copy_context(), event))
+            if self._held and size and self._held + size > self._capacity_bytes:
+                raise queue.Full  # noqa: TRY301 - full by size is as full as by number
+            self._queue.put_nowait((contextvars.copy_context(), event, size))
         except queue.Full:
             self.dropped += 1
             if self.dropped == 1:
                 _log.warning("slow sinks: events are being dropped")
+        else:
+            self._hold(size)
 
     def close(self, seconds: float) -> None:
         """Wait until what was put is told, for at most so many seconds."""
@@ -84,6 +99,23 @@ class Background:
             if isinstance(told, threading.Event):
                 told.set()
                 continue
-            context, event = told
+            context, event, size = told
             for sink in self._sinks:
                 context.run(self._tell, sink, event)
+            self._hold(-size)
+            del told, context, event  # the next one may be long in coming
+
+    def _hold(self, size: int) -> None:
+        if size:
+            with self._lock:
+                self._held += size
+
+
+def _bytes_in(event: Event) -> int:
+    """What an event holds that could fill the memory."""
+    if isinstance(event, RequestEnded):
+        return 0 if event.result is None else len(event.result.image_bytes)
+    if isinstance(event, RequestStarted):
+        request = event.request
+        return len(request.prompt) + sum(len(reference.data) for reference in request.references)
+    return 0

@@ -75,7 +75,7 @@ class Hub:
     def _tell(self, sink: Sink, event: Event) -> None:
         try:
             sink.handle(event)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - never the caller's
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
             if id(sink) not in self._complained:
                 self._complained.add(id(sink))
                 _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
