@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.api import (
@@ -76,6 +77,9 @@ __all__ = [
     "generate_image_with_references",
     "reset_default_client",
 ]
+
+# Quiet until the application listens: it may print nothing where results go to.
+logging.getLogger("resilient_imagen").addHandler(logging.NullHandler())
 
 # Names whose modules load pydantic-settings, pybreaker or more: found when first asked for.
 _LAZY = {

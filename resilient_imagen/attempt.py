@@ -120,7 +120,7 @@ class AttemptRung:
         await call.start_signal.fire()
         turn.number += 1
         call.retries += turn.number > 1
-        permit.begin()
+        permit.begin(origin=call.id)
         ticket.spend()
         self._reporter.attempt_started(call, turn, permit)
         started = turn.sent_at = loop.time()
@@ -168,6 +168,7 @@ class AttemptRung:
         ours = error if isinstance(error, ImageGenerationError) else None
         if ours is not None:
             ours.locate(lane.provider.name, lane.model)
+            ours.forget(call.request.prompt)
             ours.usage = ending.usage
         hint = None if ours is None else ours.retry_after
         settlement = permit.settle(
@@ -175,12 +176,15 @@ class AttemptRung:
             cause=ending.reason,
             brief=None if ours is None else ours.brief,
             retry_after=hint,
+            origin=call.id,
         )
         if ours is not None and ours.account_wide and ending.verdict is Verdict.TRIP:
             for sibling in self._siblings(lane.provider.name):
                 sibling.account_trip = (ours.reason, ours.brief)
                 if sibling is not lane:
-                    sibling.gate.trip(cause=ours.reason, brief=ours.brief, retry_after=hint)
+                    sibling.gate.trip(
+                        cause=ours.reason, brief=ours.brief, retry_after=hint, origin=call.id
+                    )
         attempt = Attempt(
             lane.provider.name,
             lane.model,
@@ -191,8 +195,7 @@ class AttemptRung:
             usage=ending.usage,
             may_have_been_billed=ending.may_have_been_billed,
         )
-        if ending.reason is not None:
-            call.attempts.append(attempt)
+        call.attempts.append(attempt)
         if ours is not None:
             turn.failed = ours
             turn.retry_in = plan(turn, ours)
@@ -221,6 +224,8 @@ def _ending(
         late.__suppress_context__ = True
         verdict = Verdict.NEUTRAL if cut_short else Verdict.FAILURE
         return _Ending(Reason.TIMEOUT, verdict, late, cut_short)
+    if isinstance(error, GeneratorExit):  # thrown away, perhaps when its loop was gone
+        return _Ending(Reason.CANCELLED, Verdict.NEUTRAL, error)
     if isinstance(error, asyncio.CancelledError):
         out_of_time = (
             not math.isinf(call.deadline)

@@ -28,7 +28,8 @@ word. Applications search them, so they hold no other number and no vendor prose
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.reasons import Reason
 
@@ -80,6 +81,9 @@ _PHRASES: Mapping[Reason, str] = {
     Reason.DEADLINE: "out of time",
     Reason.CANCELLED: "caller left",
 }
+
+
+_STATUS_WORD: Final = re.compile(r"[A-Z_]{1,40}")
 
 
 class ImageGenerationError(Exception):
@@ -139,6 +143,21 @@ class ImageGenerationError(Exception):
         if self.provider is None:
             self.provider, self.model = provider, model
             self.args = (f"{provider} {model}: {self.args[0]}",)
+
+    def forget(self, secret: str) -> None:
+        """Take ``secret``, and whatever looks like one, out of its texts.
+
+        A provider of the application's may have quoted the prompt, or passed on what a vendor
+        quoted.
+        """
+        from resilient_imagen.redaction import redact
+
+        if self.vendor_message is not None:
+            self.vendor_message = redact(self.vendor_message, secrets=(secret,))
+        if self.status_word is not None and _STATUS_WORD.fullmatch(self.status_word) is None:
+            self.status_word = redact(self.status_word, secrets=(secret,))
+        if str(self) != self._text():  # else it was made here, of words that are known
+            self.args = (redact(str(self), secrets=(secret,)),)
 
     def _text(self) -> str:
         route = " ".join(name for name in (self.provider, self.model) if name)

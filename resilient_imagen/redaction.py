@@ -44,6 +44,8 @@ _PATTERNS: Final = tuple(
         # Base64 of a picture, by its beginning; of anything long. Words and ids are shorter.
         r"(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[\w+/=-]{4,}",
         r"(?<![\w+/-])[\w+/-]{64,}={0,2}",
+        # The same in shorter lines: capitals, small letters and digits in no order of a word's.
+        r"(?<![\w+/-])(?-i:(?=[\w+/-]*[a-z])(?=[\w+/-]*[A-Z])(?=[\w+/-]*\d))[\w+/-]{40,}={0,2}",
     )
 )
 
@@ -118,9 +120,10 @@ def without(text: str, secret: str) -> str:
     if not secret:
         return text
     size = min(_PIECE, len(secret))
-    folded = _folded(secret)
-    pieces = {folded[at : at + size] for at in range(len(folded) - size + 1)}
-    haystack = _folded(text)
+    folded, haystack = _folded(secret), _folded(text)
+    pieces: str | set[str] = folded  # read through for a short text, looked up in for a long one
+    if len(haystack) * 8 > len(folded):
+        pieces = {folded[at : at + size] for at in range(len(folded) - size + 1)}
     kept = []
     at = copied = 0
     while at <= len(haystack) - size:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -26,6 +28,8 @@ __all__ = [
     "finite",
     "secret",
 ]
+
+_log = logging.getLogger("resilient_imagen")
 
 _OFF = frozenset({"", "off", "none", "no", "-"})
 
@@ -97,8 +101,18 @@ def _captured(value: object) -> object:
             return True
         if word in {"no_content", "event_only", "false"}:
             return False
-        raise ValueError("must be NO_CONTENT, SPAN_ONLY, EVENT_ONLY or SPAN_AND_EVENT")
+        if word:  # a word of another package's, which reads the variable too: no reason to stop
+            _say_that_nothing_is_captured()
+        return False
     return value
+
+
+@cache
+def _say_that_nothing_is_captured() -> None:
+    _log.warning(
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
+        "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
+    )
 
 
 class Route(str):

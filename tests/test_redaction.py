@@ -22,6 +22,7 @@ KEYS = st.one_of(
     st.builds("Bearer {}".format, LETTERS),
 )
 PROSE = st.text(max_size=80)
+KINDS = (str.islower, str.isupper, str.isdigit)
 
 
 @given(before=PROSE, key=KEYS, after=PROSE)
@@ -64,6 +65,17 @@ def test_pictures_are_taken_out(data: bytes, before: str) -> None:
         assert encoded[8:40] not in redact(f"{before} {text}", limit=10_000)
 
 
+@given(data=st.binary(min_size=200, max_size=2000), width=st.sampled_from([48, 60, 76]))
+def test_pictures_in_lines_are_taken_out(data: bytes, width: int) -> None:
+    """As mail and PEM files wrap base64: each line is too short for a picture, and is one."""
+    assume(len(set(data)) > 60)  # a picture's bytes; not a page of one letter
+    encoded = base64.b64encode(data).decode()
+    lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
+    assume(all(any(map(kind, line)) for line in lines for kind in KINDS if len(line) == width))
+    left = redact("cannot read " + "\r\n".join(lines), limit=10_000)
+    assert not any(line in left for line in lines if len(line) == width)
+
+
 @given(text=st.text(max_size=2000), limit=st.integers(1, 400))
 def test_the_result_is_one_bounded_printable_line(text: str, limit: int) -> None:
     """However long or odd the text is, what is kept is short and of one line."""
@@ -81,6 +93,8 @@ def test_the_result_is_one_bounded_printable_line(text: str, limit: int) -> None
         ("went wrong <html><title>Blocked</title>", "went wrong Blocked"),
         ("quota GenerateRequestsPerDayPerProjectPerModel-FreeTier of proj_1 in org-2", None),
         ("see https://ai.google.dev/gemini-api/docs/rate-limits", None),
+        ("trace 4bf92f3577b34da6a3ce929d0e0e4736 of req_011CSHoEeqs5C35K2UUqR7Fy", None),
+        ("in projects/my-project-1/locations/us-central1/models/x", None),
         ("Consumer 'api_key:AIza-MASKED-KEY' suspended", "Consumer 'api_[…] suspended"),
         ("?key=abc&alt=sse x-goog-api-key: 123", "?[…]&alt=sse x-goog-api-[…]"),
         ("API key provided: undefined.", "API […]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
-from telemetry_kit import FAST, World, play
+from opentelemetry.sdk.trace import ReadableSpan
+from telemetry_kit import FAST, World, attributes, play
 
 from resilient_imagen import ImageGenerationError, Reason
 
@@ -134,29 +136,43 @@ def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None
         assert before - 0.5 <= line["time"] <= after + 0.5
 
 
+NOT_ON_SPANS = {
+    "event", "exception.message", "exception.type", "latency_s", "level", "reason", "route",
+    "span_id", "time", "trace_id",
+}  # fmt: skip
+
+
 def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
-    """A log line can be pasted into a Jaeger search, and names the span it belongs to."""
+    """Each pair of a line about a request, a refusal or a call is a tag of the span it names."""
 
     async def scene(world: World) -> None:
         await outage(world)
+        world.google.heal()
+        await asyncio.sleep(100)
+        await world.ask()
+        world.google.crash(KeyError("x"))
+        with pytest.raises(KeyError):
+            await world.ask()
         spans = {
             format(span.context.span_id, "016x"): dict(span.attributes or {})
             for span in world.telemetry.spans()
             if span.context is not None
         }
-        only_in_lines = {
-            "call_id", "event", "exception.message", "exception.type", "latency_s", "level",
-            "model", "operation", "reason", "retry.after", "route", "span_id", "time", "trace_id",
-        }  # fmt: skip
-        checked = 0
+        kinds = {"attempt.failed", "attempt.completed", "request.failed", "request.completed",
+                 "circuit_breaker.rejected"}  # fmt: skip
+        seen = set()
         for line in lines:
-            if line["event"] not in {"imagegen.attempt.failed", "imagegen.request.completed"}:
+            kind = line["event"].removeprefix("imagegen.")
+            if kind not in kinds:
                 continue
+            seen.add(kind)
             span = spans[line["span_id"]]
-            for key in line.keys() - only_in_lines:
-                assert span.get(f"imagegen.{key}", span.get(key)) == line[key], key
-                checked += 1
-        assert checked > 50
+            for key in line.keys() - NOT_ON_SPANS:
+                found = span.get(f"imagegen.{key}", span.get(key))
+                assert found == (tuple(line[key]) if isinstance(line[key], list) else line[key])
+            told = {name.removeprefix("imagegen.") for name in span}
+            assert told - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
+        assert seen == kinds
 
     play(scene, **FAST)
 
@@ -179,6 +195,36 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
             assert by_event[event]["span_id"] == f"{context.span_id:016x}"
 
     play(scene)
+
+
+def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:
+    """A refusal its own span; an opening the request that caused it, whoever noticed it."""
+
+    async def scene(world: World) -> None:
+        world.google.hang(times=2)
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(1)
+        second = asyncio.create_task(world.ask())
+        await asyncio.sleep(14)
+        await world.ask()
+        await asyncio.gather(first, second)
+        world.client._routing.lanes[1].gate.trip(cause="forbidden")
+        rejected = [line for line in lines if line["event"].endswith("rejected")]
+        assert rejected[0]["span_id"] == hexed(world.telemetry.rejects()[0])
+        by_request, by_hand = [line for line in lines if line["event"].endswith("opened")]
+        (opener,) = [
+            span
+            for span in world.telemetry.attempts()
+            if "imagegen.circuit_breaker.transition" in attributes(span)
+        ]
+        assert by_request["span_id"] == hexed(opener)
+        assert "span_id" not in by_hand
+
+    def hexed(span: ReadableSpan) -> str:
+        assert span.context is not None
+        return f"{span.context.span_id:016x}"
+
+    play(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
 def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
@@ -280,6 +326,20 @@ def test_any_configured_wrapper_will_do() -> None:
     assert events == [name for level, name in STORY if level in {"warning", "error"}]
 
 
+def test_a_logger_factory_need_not_take_a_name() -> None:
+    """One logger for everybody is a usual configuration, too."""
+    caught = structlog.testing.CapturingLogger()
+    structlog.configure(
+        processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: caught
+    )
+    try:
+        play(outage, **FAST)
+    finally:
+        structlog.reset_defaults()
+    events = [json.loads(call.args[0])["event"] for call in caught.calls]
+    assert events == [name for _, name in STORY]
+
+
 _QUIET = """
 import sys
 from resilient_imagen import ImageClient, Reason, Settings
@@ -287,7 +347,12 @@ from resilient_imagen.testing import FakeProvider, run_virtual
 {imports}
 async def main():
     google = FakeProvider("google").fail(Reason.OVERLOADED, status=503, times=3)
-    async with ImageClient(Settings(), providers=[google, FakeProvider("openai")]) as client:
+    class Broken:
+        inline = True
+        def handle(self, event):
+            raise RuntimeError
+    providers = [google, FakeProvider("openai")]
+    async with ImageClient(Settings(), providers=providers, sinks=[Broken()]) as client:
         await client.generate("a lighthouse")
         await client.generate("a lighthouse", model="gemini-9-ultra-image")
 run_virtual(main())

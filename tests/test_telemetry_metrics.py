@@ -11,8 +11,9 @@ from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from telemetry_kit import FAST, Telemetry, World, play
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.telemetry import metrics
-from resilient_imagen.testing import FakeProvider, run_virtual
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 
@@ -48,10 +49,13 @@ def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
         }
         assert points("imagegen.circuit_breaker.transitions") == [(opened, 1)]
         durations = points("gen_ai.client.operation.duration")
-        assert [(found.get("error.type"), count) for found, (count, _) in durations] == [
-            ("overloaded", 3),
-            (None, 2),
-        ]
+        assert [
+            (found.get("error.type"), found.get("gen_ai.response.model"), count)
+            for found, (count, _) in durations
+        ] == [("overloaded", None, 3), (None, "gpt-image-2.5-flare", 2)]
+        assert {
+            found["gen_ai.response.model"] for found, _ in points("gen_ai.client.token.usage")
+        } == {"gpt-image-2.5-flare"}
         tokens = {
             found["gen_ai.token.type"]: value
             for found, value in points("gen_ai.client.token.usage")
@@ -121,6 +125,83 @@ def test_two_clients_share_one_set_of_instruments() -> None:
     assert telemetry.points("imagegen.circuit_breaker.state") == []
 
 
+def test_a_closed_clients_breakers_are_not_reported() -> None:
+    """Whoever still holds the client: its breakers guard nothing any more."""
+    telemetry = Telemetry()
+
+    async def main() -> None:
+        client = ImageClient(
+            Settings(routes="one:m"),
+            providers=[FakeProvider("one")],
+            meter_provider=telemetry.meters,
+        )
+        await client.generate("a lighthouse")
+        assert telemetry.points("imagegen.circuit_breaker.state")
+        await client.aclose()
+        assert telemetry.points("imagegen.circuit_breaker.state") == []
+        assert client.snapshot()["routes"][0]["breaker"]["state"] == "closed"
+
+    run_virtual(main())
+
+
+def test_two_clients_with_the_same_route_are_one_series() -> None:
+    """The worse state, the higher rate and the sum of the calls: no reading hides the other."""
+    telemetry = Telemetry()
+
+    async def main() -> None:
+        clients = []
+        for failing in (True, False):
+            google = FakeProvider("google")
+            if failing:
+                google.fail(Reason.OVERLOADED, status=503)
+            clients.append(
+                ImageClient(
+                    Settings(**FAST),
+                    providers=[google, FakeProvider("openai")],
+                    meter_provider=telemetry.meters,
+                )
+            )
+            await clients[-1].generate("a lighthouse")
+
+        def of_primary(metric: str) -> list[tuple[object, int]]:
+            return [
+                (found.get("imagegen.circuit_breaker.state"), value)
+                for found, value in telemetry.points(f"imagegen.circuit_breaker.{metric}")
+                if found["imagegen.circuit_breaker.name"] == PRIMARY
+            ]
+
+        assert sorted(of_primary("state"), key=str) == [
+            ("closed", 0), ("forced_open", 0), ("half_open", 0), ("open", 1)
+        ]  # fmt: skip
+        assert of_primary("failure_rate") == [(None, 1.0)]
+        assert of_primary("window.calls") == [(None, 4)]
+        await clients[0].aclose()
+        assert dict(of_primary("state"))["closed"] == 1
+        assert of_primary("window.calls") == [(None, 1)]
+        await clients[1].aclose()
+
+    run_virtual(main())
+
+
+def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
+    """The window slides between calls, too; on the loop and off it the numbers are the same."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await world.ask()
+
+        def calls() -> int:
+            points = world.telemetry.points("imagegen.circuit_breaker.window.calls")
+            return sum(value for _, value in points)
+
+        assert await asyncio.to_thread(calls) == calls() == 2
+        await asyncio.sleep(20)
+        assert await asyncio.to_thread(calls) == 0
+        assert calls() == 0
+
+    play(scene, max_retries=0, breaker_window=10, **FAST)
+
+
 def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
     """Nothing global grows with the providers that tests and applications make."""
     gc.collect()
@@ -186,6 +267,86 @@ def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str
             assert found["error.type"] == word
 
     play(scene)
+
+
+def test_a_cancelled_request_is_no_quick_success() -> None:
+    """Its duration stands under its own error type; the breaker's count is neutral."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        call = asyncio.create_task(world.ask())
+        await asyncio.sleep(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        with pytest.raises(TimeoutError):
+            await world.ask(deadline=1)
+        durations = world.telemetry.points("gen_ai.client.operation.duration")
+        assert [found["error.type"] for found, _ in durations] == [
+            "cancelled",
+            "timeout",  # cut short for the next route's sake
+            "deadline",
+        ]
+        votes = world.telemetry.points("imagegen.circuit_breaker.calls")
+        assert [(found["imagegen.circuit_breaker.result"], n) for found, n in votes] == [
+            ("neutral", 2),
+            ("neutral", 1),
+        ]
+
+    play(scene, **FAST)
+
+
+def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
+    """A throttled request is a failure; a slow one is told apart, as it was not answered badly."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.RATE_LIMITED, status=429, times=1)
+        await world.ask()
+        world.google.latency = 20.0
+        await world.ask()
+        votes = {
+            found["imagegen.circuit_breaker.result"]: count
+            for found, count in world.telemetry.points("imagegen.circuit_breaker.calls")
+            if found["imagegen.circuit_breaker.name"] == PRIMARY
+        }
+        assert votes == {"failure": 1, "slow": 1}
+
+    play(scene, breaker_slow_call=10, max_retries=0, **FAST)
+
+
+def test_a_retry_names_the_service_that_its_attempt_named() -> None:
+    """Vertex is not the Gemini API: the address decides for both."""
+
+    async def scene(world: World) -> None:
+        world.google.base_url = "https://europe-west4-aiplatform.googleapis.com"  # type: ignore[attr-defined]
+        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await world.ask()
+        ((found, count),) = world.telemetry.points("imagegen.retries")
+        assert (found["gen_ai.provider.name"], count) == ("gcp.vertex_ai", 1)
+        attempt = world.telemetry.attempts()[0].attributes or {}
+        assert attempt["gen_ai.provider.name"] == "gcp.vertex_ai"
+
+    play(scene, **FAST)
+
+
+def test_vendors_cannot_fill_the_metrics_with_names() -> None:
+    """However many models a vendor says that it asked, only so many are told apart."""
+
+    async def scene(world: World) -> None:
+        served = (f"gemini-{number}" for number in range(100))
+
+        async def generate(request: object, model: str) -> ProviderImage:
+            return ProviderImage(TINY_PNG, "image/png", next(served))
+
+        world.google.generate = generate  # type: ignore[method-assign]
+        for _ in range(100):
+            await world.ask()
+        durations = world.telemetry.points("gen_ai.client.operation.duration")
+        named = {found["gen_ai.response.model"] for found, _ in durations}
+        assert len(named) == 33
+        assert "other" in named
+
+    play(scene, **FAST)
 
 
 def test_shadow_decisions_are_no_transitions() -> None:

@@ -19,9 +19,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from providers_kit import MODELS, google_body, openai_body
 from telemetry_kit import Telemetry
 
-from resilient_imagen import ImageClient, ImageGenerationError, Settings
+from resilient_imagen import ImageClient, ImageGenerationError, ProviderError, Reason, Settings
+from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import run_virtual
 
 CASES = [
@@ -208,4 +210,43 @@ def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) ->
     for place in (shown, exported(telemetry), logged()):
         for needle in NEEDLES:
             at = place.find(needle)
+            assert at < 0, place[max(0, at - 200) : at + 100]
+
+
+class Talkative:
+    """A provider of the application's, whose errors quote all that it was given."""
+
+    name = "google"
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        raise ProviderError(
+            f"cannot draw {request.prompt} with {GOOGLE_KEY}",
+            reason=Reason.INVALID_REQUEST,
+            vendor_message=f"not with {OPENAI_KEY}, token={OPENAI_KEY}: {request.prompt.upper()}",
+            status_word=request.prompt,
+        )
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_provider_of_ones_own_may_quote_the_prompt(logged: Callable[[], str]) -> None:
+    """What it raises reaches the caller and every sink without it."""
+    telemetry = Telemetry()
+
+    async def main() -> str:
+        async with ImageClient(
+            Settings(routes="google:gemini-3-pro-image", max_retries=0),
+            providers=[Talkative()],
+            tracer_provider=telemetry.tracers,
+            meter_provider=telemetry.meters,
+        ) as client:
+            return await shown_of(client)
+
+    shown = run_virtual(main())
+    assert "cannot draw […] with […]" in shown
+    needles = [needle for needle in NEEDLES if "9f8e7d" not in needle and needle != OPENAI_KEY]
+    for place in (shown, exported(telemetry), logged()):
+        for needle in needles:
+            at = place.lower().find(needle.lower())
             assert at < 0, place[max(0, at - 200) : at + 100]

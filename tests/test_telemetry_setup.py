@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from trace_backends import collector
 
-from resilient_imagen import ConfigurationError, Settings
+from resilient_imagen import Settings, values
 from resilient_imagen.telemetry.exporter import PatientExporter
 from resilient_imagen.telemetry.setup import setup_tracing
 
@@ -181,6 +181,7 @@ def test_a_dead_collector_is_left_alone_for_a_while() -> None:
     ("word", "captured"),
     [
         ("", False),
+        (" ", False),
         ("NO_CONTENT", False),
         ("event_only", False),
         ("false", False),
@@ -197,9 +198,16 @@ def test_content_is_captured_by_opentelemetrys_own_words(
     assert Settings().capture_content is captured
 
 
-def test_another_word_for_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At start, with the variable's name and what is allowed."""
+@pytest.mark.parametrize("word", ["1", "yes", "ALWAYS"])
+def test_other_packages_words_for_content_capture_nothing_and_stop_nothing(
+    word: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They read the variable, too; one warning names it and the words that are known here."""
     name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-    monkeypatch.setenv(name, "ALWAYS")
-    with pytest.raises(ConfigurationError, match=f"{name}: must be NO_CONTENT, SPAN_ONLY"):
-        Settings()
+    values._say_that_nothing_is_captured.cache_clear()
+    monkeypatch.setenv(name, word)
+    assert Settings().capture_content is False
+    assert Settings().capture_content is False
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{name} holds no word that is known here")
+    assert "SPAN_ONLY" in warning

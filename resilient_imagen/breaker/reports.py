@@ -48,6 +48,7 @@ class Reports:
             self._circuit.config.fail_max,
             opening.until - opening.since if opening and state is BreakerState.OPEN else None,
             None if until is None or until == math.inf else until - now,
+            self._circuit.config.failure_rate,
         )
 
     def rejection(self, state: BreakerState) -> Rejection:

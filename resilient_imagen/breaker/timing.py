@@ -24,7 +24,8 @@ class Clock:
     """Seconds that never run backwards, read from whichever loop is running.
 
     Loops may follow one another: where the next one counts from an earlier number (a virtual loop
-    begins at 0), time goes on from where it was. Outside a loop it stands still.
+    begins at 0), time goes on from where it was. Other threads are told the time of the loop that
+    was met last, while it runs; without any, time stands still.
 
     Args:
         source: Read instead of the loop's time, for use without a loop.
@@ -42,7 +43,7 @@ class Clock:
         """Seconds by this clock.
 
         Raises:
-            RuntimeError: If `strict`, and time stands still: no loop is running, no source given.
+            RuntimeError: If `strict`, and no loop is running here, nor was a source given.
         """
         if self._source is not None:
             now = self._source()
@@ -51,8 +52,10 @@ class Clock:
             if loop is None:
                 if strict:
                     raise RuntimeError("a gate without a clock of its own needs a running loop")
-                return self._last
-            if loop is not self._loop:
+                loop = self._loop
+                if loop is None or not loop.is_running():
+                    return self._last
+            elif loop is not self._loop:
                 self._adopt(loop)
             now = loop.time() + self._shift
         self._last = max(self._last, now)

@@ -56,6 +56,8 @@ class BreakerNumbers(NamedTuple):
     """Seconds that the present opening lasts in all; None unless open."""
     retry_after: float | None
     """Seconds until a caller may be let through; None when it would be now, or forced open."""
+    failure_rate_threshold: float = 0.5
+    """`BreakerConfig.failure_rate`."""
 
 
 @dataclass(frozen=True, slots=True)

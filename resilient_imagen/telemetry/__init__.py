@@ -32,8 +32,5 @@ def default_sinks(
         meter_provider: For metrics; the global one when None.
         capture_content: Record prompts on spans.
     """
-    return (
-        SpanSink(tracer_provider, capture_content=capture_content),
-        MetricSink(meter_provider),
-        LogSink(),
-    )
+    spans = SpanSink(tracer_provider, capture_content=capture_content)
+    return (spans, MetricSink(meter_provider), LogSink(spans))

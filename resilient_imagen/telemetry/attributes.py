@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
+from resilient_imagen.telemetry.outgoing import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,20 +21,23 @@ __all__ = [
     "Attributes",
     "attempt_error",
     "breaker_numbers",
+    "of_attempt",
     "of_attempt_end",
-    "of_attempt_start",
     "of_reject",
     "of_request_end",
     "of_request_start",
     "request_error",
     "route",
+    "verdict",
 ]
 
-Attributes: TypeAlias = "dict[str, str | bool | int | float]"
+Attributes: TypeAlias = "dict[str, str | bool | int | float | list[str]]"
 
 WAITED_S: Final = 0.01
 """Seconds in the queue from which a request is said to have waited, and not just passed by."""
 
+_FINISH: Final = re.compile(r"[A-Z_]{1,40}")
+"""A word for how an answer ended; whatever else stands there may be an echo."""
 _PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
 
 
@@ -42,6 +47,7 @@ def of_request_start(event: events.RequestStarted) -> Attributes:
         names.OPERATION: event.request.operation,
         names.PROVIDER_PRIMARY: event.provider,
         names.CALL_ID: event.call_id,
+        names.GEN_AI_OUTPUT_TYPE: "image",
     }
 
 
@@ -83,18 +89,21 @@ def request_error(event: events.RequestEnded) -> str | None:
     return None if event.outcome in {"success", "cancelled"} else event.error_type
 
 
-def of_attempt_start(event: events.AttemptStarted) -> Attributes:
+def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
     """What is known of a request before it is sent."""
     found: Attributes = {
         **route(event.provider, event.model, event.base_url),
         names.GEN_AI_OUTPUT_TYPE: "image",
+        names.CALL_ID: event.call_id,
+        names.OPERATION: event.operation,
         names.PROVIDER: event.provider,
+        names.MODEL: event.model,
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: round(event.queue_s, 3),
         names.QUEUE_WAITED: event.queue_s >= WAITED_S,
         names.BREAKER_NAME: f"{event.provider}:{event.model}",
-        names.BREAKER_STATE: "half_open" if event.probe else event.breaker.state.value,
+        names.BREAKER_STATE: event.admitted,
     }
     if event.probe:
         found[names.BREAKER_PROBE] = True
@@ -106,9 +115,11 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     found: Attributes = {
         names.ATTEMPT_OUTCOME: _outcome(event),
         names.WILL_RETRY: event.retry_in is not None,
-        names.BREAKER_COUNTED: event.counted,
+        names.BREAKER_COUNTED: verdict(event),
         **breaker_numbers(event.breaker),
     }
+    if event.counted != found[names.BREAKER_COUNTED]:
+        found[names.BREAKER_COUNTED_AS] = event.counted
     _put(found, names.BREAKER_TRANSITION, event.transition)
     _put(found, names.ATTEMPT_STATUS, event.status)
     _put(found, names.RETRY_AFTER, event.retry_after)
@@ -122,14 +133,31 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
         _put(found, names.GEN_AI_INPUT_TOKENS, event.usage["input_tokens"])
         _put(found, names.GEN_AI_OUTPUT_TOKENS, event.usage["output_tokens"])
         _put(found, names.COST_USD, event.usage["cost_usd"])
+    if event.response_model is not None:
+        found[names.GEN_AI_RESPONSE_MODEL] = safe_name(event.response_model)
+    if event.response_id is not None:
+        found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
+    if event.finish_reason is not None and _FINISH.fullmatch(event.finish_reason):
+        found[names.GEN_AI_FINISH_REASONS] = [event.finish_reason.lower()]
     return found
 
 
+_VERDICTS: Final[Mapping[str, str]] = {
+    "throttled": "failure",
+    "slow": "failure",
+    "ignored": "neutral",
+    "stale": "neutral",
+}
+
+
+def verdict(event: events.AttemptEnded) -> str:
+    """What the breaker made of a request, in the words of the reasons' table."""
+    return _VERDICTS.get(event.counted, event.counted)
+
+
 def attempt_error(event: events.AttemptEnded) -> str | None:
-    """The reason; the exception's type when it is our own bug; None for a success or a cancel."""
-    if event.reason is None:
-        return event.error_type
-    return None if event.reason is Reason.CANCELLED else str(event.reason)
+    """The reason; the exception's type when it is our own bug; None for a success."""
+    return event.error_type if event.reason is None else str(event.reason)
 
 
 def _outcome(event: events.AttemptEnded) -> str:
@@ -142,6 +170,7 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
     """What the breaker thought when it skipped a route."""
     numbers = event.breaker
     found: Attributes = {
+        names.CALL_ID: event.call_id,
         names.PROVIDER: event.provider,
         names.MODEL: event.model,
         names.BREAKER_NAME: f"{event.provider}:{event.model}",
@@ -150,7 +179,8 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
         names.ERROR_TYPE: str(Reason.CIRCUIT_OPEN),
     }
     _put(found, names.BREAKER_RETRY_AFTER, event.retry_after)
-    _put(found, names.BREAKER_CAUSE, event.cause)
+    if event.cause is not None:
+        found[names.BREAKER_CAUSE] = str(event.cause)
     if numbers.open_for is not None and numbers.retry_after is not None:
         found[names.BREAKER_OPEN_FOR] = round(max(0.0, numbers.open_for - numbers.retry_after), 3)
     return found
@@ -160,6 +190,7 @@ def breaker_numbers(numbers: BreakerNumbers) -> Attributes:
     """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
     return {
         names.BREAKER_RATE: round(numbers.failure_rate, 4),
+        names.BREAKER_RATE_THRESHOLD: numbers.failure_rate_threshold,
         names.BREAKER_WINDOW: numbers.window_calls,
         names.BREAKER_CONSECUTIVE: numbers.consecutive,
         names.BREAKER_THRESHOLD: numbers.failure_threshold,

@@ -86,7 +86,8 @@ class AttemptStarted(Event):
     """How many this route may send for this call."""
     operation: str
     base_url: str | None
-    breaker: BreakerNumbers
+    admitted: str
+    """The breaker's state that let it through: closed or half_open."""
     probe: bool
     queue_s: float
     """Seconds this request waited for its turn."""
@@ -148,6 +149,7 @@ class RetryScheduled(Event):
     delay_s: float
     hinted: bool
     """True when the server said how long to wait."""
+    base_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

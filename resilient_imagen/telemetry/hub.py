@@ -63,6 +63,9 @@ class Hub:
 
     async def close(self, timeout: float = 1.0) -> None:  # noqa: ASYNC109 - a thread is waited for
         """Let slow sinks finish what they were told, for at most ``timeout`` seconds."""
+        for sink in self._inline:
+            if (closed := getattr(sink, "client_closed", None)) is not None:
+                closed()  # one of ours, that watches the client's breakers
         if self._background is None:
             return
         pool = ThreadPoolExecutor(1)  # the loop's own may be busy with what others wait for

@@ -1,7 +1,7 @@
 """Metrics: counters and histograms from events, gauges from the breakers themselves.
 
-Attributes come from short fixed lists: reasons, outcomes, configured routes. A model that only a
-caller named is ``other``; prompts, ids and texts are never an attribute.
+Attributes come from short lists: reasons, outcomes, configured routes. A model that only a caller
+named is ``other``; prompts, ids and texts are never an attribute.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary, WeakSet
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
+from resilient_imagen.breaker import BreakerState
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.outgoing import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricSink"]
 
-_STATES: Final = ("closed", "open", "half_open", "forced_open")
 _REASONS: Final = frozenset(str(reason) for reason in Reason)
 
 # The conventions' own buckets for model calls and tokens; ours for whole calls, in seconds.
@@ -33,6 +34,15 @@ _INFERENCE_S: Final = [0.01 * 2**power for power in range(14)]
 _TOKENS: Final = [4**power for power in range(14)]
 _CALL_S: Final = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300]
 _ATTEMPTS: Final = [1, 2, 3, 4, 5, 6, 8, 10]
+
+_MAX_ANSWERING: Final = 32
+"""Names of models, as vendors tell them, that are told on."""
+_WORST_FIRST: Final = (
+    BreakerState.OPEN,
+    BreakerState.FORCED_OPEN,
+    BreakerState.HALF_OPEN,
+    BreakerState.CLOSED,
+)
 
 
 class MetricSink:
@@ -47,6 +57,8 @@ class MetricSink:
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._to = _instruments(meter_provider)
         self._configured: set[str] = set()
+        self._gates: list[Gate] = []
+        self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteAdded: self._route_added,
             events.AttemptEnded: self._attempt_ended,
@@ -64,6 +76,11 @@ class MetricSink:
         if handler is not None:
             handler(event)
 
+    def client_closed(self) -> None:
+        """Its breakers guard nothing any more: gauges are silent about them."""
+        for gate in self._gates:
+            self._to.gates.discard(gate)
+
     def _bounded(self, provider: str, model: str) -> str:
         """The model's name, if a route was configured for it."""
         return model if f"{provider}:{model}" in self._configured else names.OTHER
@@ -75,11 +92,14 @@ class MetricSink:
     def _route_added(self, event: events.RouteAdded) -> None:
         if event.configured:
             self._configured.add(f"{event.provider}:{event.model}")
+            self._gates.append(event.gate)
             self._to.gates.add(event.gate)
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)
         common = dict(attributes.route(event.provider, model, event.base_url))
+        if event.response_model is not None:
+            common[names.GEN_AI_RESPONSE_MODEL] = self._answered_by(event.response_model)
         if event.usage is not None:
             self._count_tokens(common, "input", event.usage["input_tokens"])
             self._count_tokens(common, "output", event.usage["output_tokens"])
@@ -91,16 +111,24 @@ class MetricSink:
             1,
             {
                 names.BREAKER_NAME: f"{event.provider}:{model}",
-                names.BREAKER_RESULT: event.counted,
+                names.BREAKER_RESULT: (
+                    "slow" if event.counted == "slow" else attributes.verdict(event)
+                ),
             },
         )
+
+    def _answered_by(self, model: str) -> str:
+        """The model's name as the vendor tells it; only so many of them, whatever it tells."""
+        if model not in self._answering and len(self._answering) < _MAX_ANSWERING:
+            self._answering.add(model)
+        return safe_name(model) if model in self._answering else names.OTHER
 
     def _count_tokens(self, common: Mapping[str, str | int], kind: str, count: int | None) -> None:
         if count is not None:
             self._to.client_tokens.record(count, {**common, names.GEN_AI_TOKEN_TYPE: kind})
 
     def _retry_scheduled(self, event: events.RetryScheduled) -> None:
-        gen_ai = attributes.route(event.provider, "", None)[names.GEN_AI_PROVIDER]
+        gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
         self._to.retries.add(
             1, {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)}
         )
@@ -214,24 +242,32 @@ class _Instruments:
             names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
         )
 
-    def _numbers(self) -> Iterable[tuple[str, BreakerNumbers]]:
-        return [(gate.name, gate.numbers()) for gate in list(self.gates)]
+    def _numbers(self) -> Mapping[str, list[BreakerNumbers]]:
+        """By route: of every client that has it."""
+        found: dict[str, list[BreakerNumbers]] = {}
+        for gate in list(self.gates):
+            found.setdefault(gate.name, []).append(gate.numbers())
+        return found
 
     def _states(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, numbers in self._numbers():
-            for state in _STATES:
+        """One route has one state, and that is the worst of its clients'."""
+        for name, clients in self._numbers().items():
+            worst = min((numbers.state for numbers in clients), key=_WORST_FIRST.index)
+            for state in _WORST_FIRST:
                 yield Observation(
-                    int(numbers.state.value == state),
-                    {names.BREAKER_NAME: name, names.BREAKER_STATE: state},
+                    int(state is worst),
+                    {names.BREAKER_NAME: name, names.BREAKER_STATE: state.value},
                 )
 
     def _rates(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, numbers in self._numbers():
-            yield Observation(numbers.failure_rate, {names.BREAKER_NAME: name})
+        for name, clients in self._numbers().items():
+            rate = max(numbers.failure_rate for numbers in clients)
+            yield Observation(rate, {names.BREAKER_NAME: name})
 
     def _windows(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, numbers in self._numbers():
-            yield Observation(numbers.window_calls, {names.BREAKER_NAME: name})
+        for name, clients in self._numbers().items():
+            calls = sum(numbers.window_calls for numbers in clients)
+            yield Observation(calls, {names.BREAKER_NAME: name})
 
 
 _per_meter: WeakKeyDictionary[Meter, _Instruments] = WeakKeyDictionary()

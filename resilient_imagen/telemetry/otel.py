@@ -17,9 +17,10 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
+from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.inference import as_the_inference
-from resilient_imagen.telemetry.outgoing import safe, safe_name
+from resilient_imagen.telemetry.outgoing import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, TracerProvider
-    from opentelemetry.util.types import AttributeValue
 
 __all__ = ["SpanSink"]
 
@@ -51,7 +51,9 @@ class _Trace:
         "attempt_token",
         "offset",
         "prompt",
+        "reject",
         "root",
+        "route",
         "token",
     )
 
@@ -64,6 +66,10 @@ class _Trace:
         self.attempt: Span | None = None
         self.attempt_at = 0.0
         self.attempt_token: Token[Context] | None = None
+        self.route = ""
+        """Of the attempt."""
+        self.reject: SpanContext | None = None
+        """The latest refusal's span."""
 
     def ns(self, at: float) -> int:
         """Loop time ``at`` as nanoseconds since the epoch."""
@@ -104,6 +110,20 @@ class SpanSink:
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
+
+    def span_of(self, event: events.Event) -> SpanContext:
+        """The span that an event is about, for who tells of it elsewhere.
+
+        That is the current one, but for a refusal, whose span has no length, and for an opening,
+        which may be noticed while another call's span is current.
+        """
+        if isinstance(event, events.ShortCircuited):
+            opened = self._traces.get(event.call_id)
+            if opened is not None and opened.reject is not None:
+                return opened.reject
+        if isinstance(event, events.BreakerChanged) and _opens(event):
+            return self._openers.get(event.transition.name, trace.INVALID_SPAN_CONTEXT)
+        return trace.get_current_span().get_span_context()
 
     # -- the call -----------------------------------------------------------------------------
 
@@ -165,7 +185,7 @@ class SpanSink:
         if opened.root.is_recording():
             opened.root.set_attributes(attributes.of_request_end(event))
             if event.outcome in {"error", "deadline"}:
-                opened.root.set_status(StatusCode.ERROR, safe(event.error))
+                opened.root.set_status(StatusCode.ERROR, safe(event.error or event.error_type))
         opened.root.end(opened.ns(event.at))
         _detach(opened, opened.token)
 
@@ -175,7 +195,7 @@ class SpanSink:
         opened = self._traces.get(event.call_id)
         if opened is None:
             return
-        found = attributes.of_attempt_start(event)
+        found = attributes.of_attempt(event)
         if opened.prompt is not None:
             found[names.GEN_AI_INPUT_MESSAGES] = _messages(opened.prompt)
         context = trace.set_span_in_context(opened.root)
@@ -187,6 +207,7 @@ class SpanSink:
             start_time=opened.ns(event.at),
         )
         opened.attempt, opened.attempt_at = span, event.at
+        opened.route = f"{event.provider}:{event.model}"
         opened.attempt_token = otel_context.attach(
             as_the_inference(trace.set_span_in_context(span))
         )
@@ -198,22 +219,14 @@ class SpanSink:
         span, opened.attempt = opened.attempt, None
         if span.is_recording():
             self._describe(span, event, opened.ns(event.at))
-        self._remember_opener(event, span)
         span.end(opened.ns(opened.attempt_at + event.latency_s))
         _detach(opened, opened.attempt_token)
 
     @staticmethod
     def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
-        found: dict[str, AttributeValue] = {**attributes.of_attempt_end(event)}
-        if event.response_model is not None:
-            found[names.GEN_AI_RESPONSE_MODEL] = safe_name(event.response_model)
-        if event.response_id is not None:
-            found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
-        if event.finish_reason is not None:
-            found[names.GEN_AI_FINISH_REASONS] = [safe_name(event.finish_reason).lower()]
-        span.set_attributes(found)
-        if attributes.attempt_error(event) is None:
-            return
+        span.set_attributes(attributes.of_attempt_end(event))
+        if attributes.attempt_error(event) is None or event.reason is Reason.CANCELLED:
+            return  # it went well, or nobody waits for it any more
         span.set_status(StatusCode.ERROR)
         details = {names.EXCEPTION_TYPE: event.error_type or ""}
         if event.vendor_message is not None:
@@ -237,31 +250,34 @@ class SpanSink:
         )
         span.set_status(StatusCode.ERROR)
         span.end(now + _MOMENT)
+        opened.reject = span.get_span_context()
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
-        """A breaker is opened by the request whose span is current; a sibling's breaker, too."""
-        if event.transition.to_state.value != "open" or event.transition.shadow:
+        """A breaker is opened by a request, or by its silence; a sibling's request, it may be."""
+        if not _opens(event):
             return
-        opened = otel_context.get_value(_CALL)
-        name = event.transition.name
-        if isinstance(opened, _Trace) and opened.attempt is not None:
-            self._remember(name, opened.attempt.get_span_context())
-        else:
-            self._openers.pop(name, None)  # opened by nobody's request: no link is better than a
-            # link to the opener of another time
-
-    def _remember_opener(self, event: events.AttemptEnded, span: Span) -> None:
-        """A request that opened its breaker by its silence ends after the opening."""
-        name = f"{event.provider}:{event.model}"
-        slow = event.counted == "slow" and event.breaker.state.value == "open"
-        if slow and name not in self._openers:
-            self._remember(name, span.get_span_context())
+        change = event.transition
+        opened = self._traces.get(str(change.origin))
+        if opened is None or opened.attempt is None:
+            # Opened by nobody's request: no link is better than one to the opener of another time.
+            self._openers.pop(change.name, None)
+            return
+        self._remember(change.name, opened.attempt.get_span_context())
+        if opened.route == change.name:  # what ends later cannot say any more what it did
+            opened.attempt.set_attribute(
+                names.BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
+            )
 
     def _remember(self, name: str, opener: SpanContext) -> None:
         self._openers[name] = opener
         self._openers.move_to_end(name)
         if len(self._openers) > _MAX_OPENERS:
             self._openers.popitem(last=False)
+
+
+def _opens(event: events.BreakerChanged) -> bool:
+    """Whether a breaker really opened, and not by an operator's hand."""
+    return event.transition.to_state.value == "open" and not event.transition.shadow
 
 
 def _detach(opened: _Trace, token: Token[Context] | None) -> None:

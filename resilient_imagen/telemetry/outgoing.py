@@ -15,7 +15,7 @@ __all__ = ["safe", "safe_name"]
 
 _MAX_TEXT: Final = 300
 """Characters of a text that leave."""
-_NAME: Final = re.compile(r"(?!AIza|AQ\.|ya29|sk-|eyJ)[\w.:/-]{1,63}")
+_NAME: Final = re.compile(r"(?!AIza|AQ\.|ya29|sk-|eyJ)[\w.:/@-]{1,63}")
 """A vendor's name for a model or an answer: too short for a picture, and unlike any key."""
 
 

@@ -61,7 +61,7 @@ class Reporter:
                 limit=turn.limit,
                 operation=call.request.operation,
                 base_url=turn.lane.base_url,
-                breaker=turn.lane.gate.numbers(),
+                admitted=permit.state.value,
                 probe=permit.probe,
                 queue_s=turn.queue_s,
             )
@@ -122,6 +122,7 @@ class Reporter:
                     reason=ours.reason,
                     delay_s=turn.retry_in,
                     hinted=ours.retry_after is not None,
+                    base_url=turn.lane.base_url,
                 )
             )
 
@@ -176,7 +177,7 @@ class Reporter:
         ours = error if isinstance(error, ImageGenerationError) else None
         if result is not None:
             outcome = "success"
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             outcome = "cancelled"
         else:
             out_of_time = ours is not None and ours.reason is Reason.DEADLINE

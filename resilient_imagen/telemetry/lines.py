@@ -1,0 +1,196 @@
+"""What log lines say about events. Where they go is decided in ``logs``.
+
+Keys are the span attributes without ``imagegen.``: put back, a pair is a tag to search traces by.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from resilient_imagen.breaker import BreakerState
+from resilient_imagen.reasons import POLICIES
+from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.outgoing import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["LINES", "Line"]
+
+Line: TypeAlias = "tuple[int, str, Callable[[], Mapping[str, Any]]]"
+"""Level, name, and the rest, which is put together only if somebody reads it."""
+
+_CHANGES: Final[Mapping[BreakerState, tuple[str, int]]] = {
+    BreakerState.OPEN: (names.BREAKER_OPENED, logging.ERROR),
+    BreakerState.FORCED_OPEN: (names.BREAKER_OPENED, logging.WARNING),
+    BreakerState.HALF_OPEN: (names.BREAKER_HALF_OPENED, logging.INFO),
+    BreakerState.CLOSED: (names.BREAKER_CLOSED, logging.INFO),
+}
+
+
+def _request_started(event: events.RequestStarted) -> Line:
+    return (
+        logging.DEBUG,
+        names.REQUEST_STARTED,
+        lambda: {
+            **attributes.of_request_start(event),
+            "model": event.model,
+            "aspect_ratio": event.request.aspect_ratio,
+            "resolution": event.request.resolution,
+            "prompt_chars": len(event.request.prompt),
+        },
+    )
+
+
+def _references_changed(event: events.ReferencesChanged) -> Line:
+    return (
+        logging.WARNING if event.dropped else logging.INFO,
+        names.REFERENCES_CHANGED,
+        lambda: {
+            names.REFERENCES_DROPPED: [
+                {"index": dropped["index"], "why": safe(dropped["why"])}
+                for dropped in event.dropped
+            ],
+            names.REFERENCES_NOTES: [safe(note) for note in event.notes],
+        },
+    )
+
+
+def _attempt_ended(event: events.AttemptEnded) -> Line:
+    failed = event.reason is not None or event.error_type is not None
+    level = logging.WARNING if failed else logging.INFO
+    if event.reason is not None and POLICIES[event.reason].loud:
+        level = logging.ERROR
+    return (
+        level,
+        names.ATTEMPT_FAILED if failed else names.ATTEMPT_COMPLETED,
+        lambda: _attempt_details(event),
+    )
+
+
+def _attempt_details(event: events.AttemptEnded) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "route": f"{event.provider}:{event.model}",
+        "latency_s": round(event.latency_s, 6),
+        "reason": None if event.reason is None else str(event.reason),
+        **attributes.of_attempt(event),
+        **attributes.of_attempt_end(event),
+    }
+    if event.error_type is not None:
+        found[names.EXCEPTION_TYPE] = event.error_type
+    if event.vendor_message is not None:
+        found[names.EXCEPTION_MESSAGE] = safe(event.vendor_message)
+    return found
+
+
+def _retry_scheduled(event: events.RetryScheduled) -> Line:
+    return (
+        logging.INFO,
+        names.RETRY_SCHEDULED,
+        lambda: {
+            names.PROVIDER: event.provider,
+            names.MODEL: event.model,
+            names.ATTEMPT_NUMBER: event.number,
+            "reason": str(event.reason),
+            names.RETRY_BACKOFF: round(event.delay_s, 3),
+            names.RETRY_HINTED: event.hinted,
+        },
+    )
+
+
+def _fell_back(event: events.FellBack) -> Line:
+    return (
+        logging.WARNING,
+        names.FALLBACK,
+        lambda: {
+            names.FALLBACK_FROM: event.from_route,
+            names.FALLBACK_TO: event.to_route,
+            names.FALLBACK_CAUSE: str(event.cause),
+        },
+    )
+
+
+def _short_circuited(event: events.ShortCircuited) -> Line:
+    return logging.INFO, names.BREAKER_REJECTED, lambda: attributes.of_reject(event)
+
+
+def _breaker_changed(event: events.BreakerChanged) -> Line:
+    change = event.transition
+    name, level = _CHANGES[change.to_state]
+    if change.shadow:
+        level = min(level, logging.INFO)  # it only would have happened
+
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            names.BREAKER_NAME: change.name,
+            names.PROVIDER: event.provider,
+            names.MODEL: event.model,
+            names.BREAKER_FROM: change.from_state.value,
+            names.BREAKER_TO: change.to_state.value,
+            **attributes.breaker_numbers(change.numbers),
+        }
+        if change.cause is not None:
+            found[names.BREAKER_CAUSE] = str(change.cause)
+        if change.retry_after is not None:
+            found[names.BREAKER_RETRY_AFTER] = round(change.retry_after, 3)
+        if change.shadow:
+            found[names.BREAKER_SHADOW] = True
+        return found
+
+    return level, name, details
+
+
+def _shadow_differed(event: events.ShadowDiffered) -> Line:
+    return (
+        logging.INFO,
+        names.SHADOW_DIFFERED,
+        lambda: {
+            names.BREAKER_NAME: f"{event.provider}:{event.model}",
+            names.SHADOW_WOULD: event.would,
+            "reason": None if event.reason is None else str(event.reason),
+            "latency_s": event.latency_s,
+        },
+    )
+
+
+def _request_ended(event: events.RequestEnded) -> Line:
+    failed = event.outcome != "success"
+    level = logging.ERROR if failed and event.outcome != "cancelled" else logging.INFO
+
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            names.OPERATION: event.operation,
+            names.PROVIDER_PRIMARY: event.provider,
+            "latency_s": round(event.latency_s, 6),
+            **attributes.of_request_end(event),
+        }
+        if event.error_type is not None:
+            found[names.EXCEPTION_TYPE] = event.error_type
+        if event.error is not None:
+            found[names.EXCEPTION_MESSAGE] = safe(event.error)
+        return found
+
+    return level, names.REQUEST_FAILED if failed else names.REQUEST_COMPLETED, details
+
+
+def _warned(event: events.Warned) -> Line:
+    return (
+        logging.WARNING,
+        names.WARNING,
+        lambda: {"code": event.code, "warning": safe(event.message)},
+    )
+
+
+LINES: Final[Mapping[type[events.Event], Callable[[Any], Line]]] = {
+    events.RequestStarted: _request_started,
+    events.ReferencesChanged: _references_changed,
+    events.AttemptEnded: _attempt_ended,
+    events.RetryScheduled: _retry_scheduled,
+    events.FellBack: _fell_back,
+    events.ShortCircuited: _short_circuited,
+    events.BreakerChanged: _breaker_changed,
+    events.ShadowDiffered: _shadow_differed,
+    events.RequestEnded: _request_ended,
+    events.Warned: _warned,
+}
