@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from trace_backends import collector
 
-from resilient_imagen.cli import storyboard
+from resilient_imagen.cli import session, storyboard
 from resilient_imagen.cli.demo_view import show_breaker, watching
 from resilient_imagen.cli.storyboard import ACTS, SCENES, Panel, Play
 from resilient_imagen.emulator import Emulator
@@ -100,6 +100,62 @@ def test_traces_can_be_found(tmp_path: Path) -> None:
         "probed in vain": "openai",
         "closed the breaker again": "google",
     }
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_environment_may_refuse_traces(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The show goes on, without links to what was never sent, and the reason is told."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    ended = cli(capsys, "demo", "--jaeger", "-o", tmp_path / "sheet.png")
+    assert (ended.code, ended.complaint) == (0, "tracing is off: OTEL_TRACES_EXPORTER=none")
+    assert "/trace/" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "collector"),
+    [
+        ([], {}, "http://localhost:4318"),
+        (["--jaeger-url", "http://pages:16686"], {}, "http://pages:4318"),
+        ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318"}, None),
+        ([], {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://otel:4318/v1/traces"}, None),
+        (
+            [],
+            {"JAEGER_OTLP_URL": "http://env:4318", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel"},
+            "http://env:4318",
+        ),
+        (
+            ["--jaeger-otlp-url", "http://option:4318"],
+            {"JAEGER_OTLP_URL": "http://env:4318"},
+            "http://option:4318",
+        ),
+    ],
+)
+def test_where_traces_go(
+    options: list[str],
+    environment: dict[str, str],
+    collector: str | None,
+    capsys: Capsys,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The option wins, then Jaeger's variable, then OpenTelemetry's (None), then the usual port.
+
+    Traces that did not arrive are not linked to.
+    """
+    seen: list[str | None] = []
+
+    def not_arrived(main: object, *, collector: str | None, asked: bool) -> bool:
+        seen.append(collector)
+        return not asked
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(session, "run_traced", not_arrived)
+    ended = cli(capsys, "demo", "--jaeger", *options, "-o", tmp_path / "sheet.png")
+    assert seen == [collector]
+    assert ended.out.splitlines()[-1] == "No links: not all traces arrived."
 
 
 def test_an_odd_file_name_is_refused(capsys: Capsys, tmp_path: Path) -> None:

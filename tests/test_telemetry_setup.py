@@ -28,9 +28,7 @@ from resilient_imagen.telemetry.setup import setup_tracing
 stop = setup_tracing("given", endpoint=sys.argv[1] if len(sys.argv) > 1 else None)
 for _ in range(3000):
     trace.get_tracer("t").start_span("imagegen.generate").end()
-print("tracing" if stop else "off")
-if stop:
-    stop()
+print("tracing" if stop else "off", stop and stop())
 """
 
 
@@ -58,12 +56,20 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_happens_when_nobody_asked(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No variable, or one that says no: no provider, no complaint."""
+    """No variable, or one that says no: no provider; a complaint only where somebody asked."""
     complaints: list[str] = []
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert setup_tracing("x", complain=complaints.append) is None
     assert complaints == []
+    reason = next((f"{name}={value}" for name, value in variables.items()), None)
+    assert setup_tracing("x", asked=True, complain=complaints.append) is None
+    assert complaints == ([] if reason is None else [f"tracing is off: {reason}"])
+    complaints.clear()
+    if reason is not None:
+        to = "http://127.0.0.1:9"
+        assert setup_tracing("x", endpoint=to, complain=complaints.append) is None
+        assert complaints == [f"tracing is off: {reason}"]
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
@@ -117,14 +123,14 @@ def test_spans_arrive_under_the_right_name(
             done = run(backend.otlp, **variables)
         else:
             done = run(OTEL_EXPORTER_OTLP_ENDPOINT=backend.otlp, **variables)
-        assert (done.stdout, done.stderr) == ("tracing\n", "")
+        assert (done.stdout, done.stderr) == ("tracing True\n", "")
         assert len(backend.find(service, {})) == 3000
 
 
 def test_console_spans_stay_off_standard_output() -> None:
     """Results go there."""
     done = run(OTEL_TRACES_EXPORTER="console")
-    assert done.stdout == "tracing\n"
+    assert done.stdout == "tracing True\n"
     assert done.stderr.count('"name": "imagegen.generate"') == 3000
 
 
@@ -132,7 +138,7 @@ def test_a_dead_collector_is_one_line_and_no_wait() -> None:
     """Nothing hangs, however many batches there were, and the address is told without password."""
     started = time.monotonic()
     done = run("http://me:sesame@127.0.0.1:9")
-    assert done.stdout == "tracing\n"
+    assert done.stdout == "tracing False\n"
     assert done.stderr == (
         "resilient-imagen: 3000 spans could not be sent to http://127.0.0.1:9: "
         "is a collector there?\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +34,8 @@ def demo(
     jaeger_otlp_url: Annotated[
         str | None,
         typer.Option(
-            help="Where it takes traces; by default port 4318 of the same host.",
+            help="Where it takes traces; by default OTEL_EXPORTER_OTLP_ENDPOINT, or else port "
+            "4318 of the same host.",
             envvar="JAEGER_OTLP_URL",
         ),
     ] = None,
@@ -52,10 +54,12 @@ def demo(
     console = Console(highlight=False)
     play = Play(demo_emulator())
     collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
-    run_traced(partial(_perform, console, play), collector=collector)
+    arrived = run_traced(partial(_perform, console, play), collector=collector, asked=jaeger)
     _close(console, play, target)
-    if jaeger:
+    if jaeger and arrived:
         _show_traces(console, play, jaeger_url.rstrip("/"))
+    elif jaeger:
+        console.print("No links: not all traces arrived.")
     if any(panel.result is None for panel in play.panels):
         raise SystemExit(FAILED)
 
@@ -73,7 +77,10 @@ def _target(output: Path | None) -> Path:
     return output
 
 
-def _otlp(jaeger_url: str) -> str:
+def _otlp(jaeger_url: str) -> str | None:
+    """Beside the pages, unless the environment says where traces go."""
+    if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")):
+        return None
     return f"http://{urlsplit(jaeger_url).hostname or 'localhost'}:4318"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.cli.guard import CommandError, warn
 
@@ -19,27 +19,36 @@ if TYPE_CHECKING:
 
 __all__ = ["make_settings", "open_client", "run_traced"]
 
-_T = TypeVar("_T")
-
 _UNPACED: Final = {"ipm": 6000}
 """An emulator has no quota to keep to."""
 
 
-def run_traced(main: Callable[[], Coroutine[Any, Any, _T]], *, collector: str | None = None) -> _T:
+def run_traced(
+    main: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    collector: str | None = None,
+    asked: bool = False,
+) -> bool:
     """Run ``main()`` on a new event loop, with tracing if OTEL_* variables ask for it.
 
     Args:
         main: Makes the coroutine.
         collector: Base address of an OTLP collector, which wins over the environment.
+        asked: The user asked for traces, and is told why there are none.
+
+    Returns:
+        False when traces were made that did not arrive.
     """
     from resilient_imagen.telemetry.setup import setup_tracing
 
-    finish = setup_tracing("resilient-imagen", endpoint=collector, complain=warn)
+    finish = setup_tracing("resilient-imagen", endpoint=collector, asked=asked, complain=warn)
+    arrived = True
     try:
-        return asyncio.run(main())
+        asyncio.run(main())
     finally:
         if finish is not None:
-            finish()
+            arrived = finish()
+    return arrived
 
 
 def make_settings(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:

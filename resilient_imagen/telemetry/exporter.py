@@ -42,7 +42,8 @@ class PatientExporter(SpanExporter):
         self._complain = complain
         self._clock = clock
         self._retry_at = 0.0
-        self._lost = 0
+        self.lost = 0
+        """Spans that did not arrive."""
         self._lock = threading.Lock()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -52,7 +53,7 @@ class PatientExporter(SpanExporter):
                 if self._delivered(spans):
                     return SpanExportResult.SUCCESS
                 self._retry_at = self._clock() + _PAUSE
-            self._lost += len(spans)
+            self.lost += len(spans)
         return SpanExportResult.FAILURE
 
     def _delivered(self, spans: Sequence[ReadableSpan]) -> bool:
@@ -64,9 +65,9 @@ class PatientExporter(SpanExporter):
     def shutdown(self) -> None:
         """Close, and say what could not be delivered."""
         self._exporter.shutdown()
-        if self._lost:
+        if self.lost:
             self._complain(
-                f"{self._lost} spans could not be sent to {self._where}: is a collector there?"
+                f"{self.lost} spans could not be sent to {self._where}: is a collector there?"
             )
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

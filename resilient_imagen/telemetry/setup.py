@@ -31,8 +31,9 @@ def setup_tracing(
     service_name: str,
     *,
     endpoint: str | None = None,
+    asked: bool = False,
     complain: Callable[[str], None] | None = None,
-) -> Callable[[], None] | None:
+) -> Callable[[], bool] | None:
     """Send spans where OTEL_* says, or to ``endpoint``; do nothing when nobody asked.
 
     Honoured: OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER (otlp, console, none), OTEL_SERVICE_NAME,
@@ -42,15 +43,22 @@ def setup_tracing(
     Args:
         service_name: Used unless the environment names the service.
         endpoint: Base address of an OTLP collector (``http://127.0.0.1:4318``), which wins over
-            the environment.
+            the environment's, but not over its refusal to trace at all.
+        asked: Somebody asked for traces: say so if the environment refuses. Implied by
+            ``endpoint``.
         complain: Is told, in one line, what keeps spans from being delivered; standard error
             when None.
 
     Returns:
-        What to call before the program ends: it sends what is left and takes a few seconds at
-        most. None when spans go nowhere, or where somebody else sends them.
+        What to call before the program ends: it sends what is left, takes a few seconds at most
+        and says whether all spans arrived. None when spans go nowhere, or where somebody else
+        sends them.
     """
     complain = complain or _to_stderr
+    if refusal := _refusal():
+        if asked or endpoint is not None:
+            complain(f"tracing is off: {refusal}")
+        return None
     kinds = _exporters_asked_for(endpoint)
     if not kinds or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return None  # nobody asked, or opentelemetry-instrument was here first
@@ -72,23 +80,34 @@ def setup_tracing(
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    return provider.shutdown
+
+    def finish() -> bool:
+        provider.shutdown()
+        return not any(getattr(exporter, "lost", 0) for exporter in exporters)
+
+    return finish
+
+
+def _refusal() -> str | None:
+    """The variable by which the environment has no traces sent, whoever asks."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return "OTEL_SDK_DISABLED=true"
+    return "OTEL_TRACES_EXPORTER=none" if "none" in _named() else None
+
+
+def _named() -> list[str]:
+    named = os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")
+    return [kind.strip() for kind in named if kind.strip()]
 
 
 def _exporters_asked_for(endpoint: str | None) -> list[str]:
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return []
     if endpoint is not None:
         return ["otlp"]
-    named = [kind.strip() for kind in os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")]
-    named = [kind for kind in named if kind]
-    if "none" in named:
-        return []
     addressed = any(
         os.environ.get(name)
         for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     )
-    return named or (["otlp"] if addressed else [])
+    return _named() or (["otlp"] if addressed else [])
 
 
 def _protocol() -> str:
