@@ -247,6 +247,27 @@ def jaeger() -> Iterator[Jaeger]:
             found.rstrip("/"), os.environ.get("JAEGER_OTLP_URL", f"http://{host}:4318").rstrip("/")
         )
         return
+    query, otlp, options = _places(two=Path(found).name == "jaeger")
+    process = subprocess.Popen(
+        [found, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OTEL_TRACES_SAMPLER": "always_off"},
+    )
+    server = Jaeger(f"http://127.0.0.1:{query}", f"http://127.0.0.1:{otlp}")
+    try:
+        _wait_for(server)
+        assert process.poll() is None, "something else answers on Jaeger's ports"
+        yield server
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _places(*, two: bool) -> tuple[int, int, list[str]]:
+    """Ports for questions and for OTLP, and how to ask for them; Jaeger 2 has its own alone."""
+    if two:
+        return 16686, 4318, []
     ports = iter(_free_ports(8))
     query, otlp = next(ports), next(ports)
     places = {
@@ -259,19 +280,7 @@ def jaeger() -> Iterator[Jaeger]:
     options = [
         f"--{name}.host-port=127.0.0.1:{port or next(ports)}" for name, port in places.items()
     ]
-    process = subprocess.Popen(
-        [found, *options, "--log-level=error"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OTEL_TRACES_SAMPLER": "always_off"},
-    )
-    server = Jaeger(f"http://127.0.0.1:{query}", f"http://127.0.0.1:{otlp}")
-    try:
-        _wait_for(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(10)
+    return query, otlp, [*options, "--log-level=error"]
 
 
 def _found() -> str:
