@@ -213,7 +213,8 @@ async def edit_image(
     """Change an image as the feedback says; see ``generate_image``.
 
     Args:
-        image: base64, a data URL, bytes, a path, an http(s) URL or a result's dict.
+        image: base64, a data URL, bytes, a path (``pathlib.Path``; a text is never taken for one),
+            an http(s) URL, an ``ImageResult`` or its dict.
         feedback: What to change.
         aspect_ratio: Width to height.
         resolution: ``1K``, ``2K`` or ``4K``.

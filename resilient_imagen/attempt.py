@@ -51,10 +51,22 @@ class Served:
     """What became of the references for this route's model."""
 
 
-_UNANSWERED: Final = frozenset(
-    {Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE, Reason.CONNECTION}
+_UNSEEN: Final = frozenset(
+    {
+        Reason.TIMEOUT,
+        Reason.CANCELLED,
+        Reason.DEADLINE,
+        Reason.CONNECTION,
+        Reason.SERVER_ERROR,
+        Reason.INVALID_RESPONSE,
+        Reason.NO_IMAGE,
+    }
 )
-"""Endings after which the vendor may still have finished, and billed, the picture."""
+"""Endings without a count after which the vendor may still have made, and billed, the picture.
+
+The vendors count what they answer; who leaves the count out is a relay, and relays lose pictures
+that were paid for. Not so: overload, when nothing was begun, and blocks, which are not charged.
+"""
 
 Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
 Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
@@ -87,7 +99,7 @@ class _Ending:
             return made > 0 or total > (self.usage["input_tokens"] or 0)
         refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
         unsent = isinstance(self.error, ImageGenerationError) and self.error.never_sent
-        return self.reason in _UNANSWERED and not refused and not unsent
+        return self.reason in _UNSEEN and not refused and not unsent
 
 
 class AttemptRung:

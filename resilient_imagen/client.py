@@ -9,6 +9,7 @@ import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
 from resilient_imagen.call import Call, StartSignal
 from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
@@ -22,12 +23,13 @@ from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import Routing
 from resilient_imagen.settings import Settings
 from resilient_imagen.shadow import Shadow
+from resilient_imagen.spending import PROCESS, Spending
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.providers.base import Provider, ProviderImage
-    from resilient_imagen.result import Attempt
     from resilient_imagen.telemetry.hub import Sink
 
 __all__ = ["ImageClient"]
@@ -86,8 +87,7 @@ class ImageClient:
         attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
         self._fetcher: Fetcher | None = None
-        self._images = 0
-        self._cost_usd = 0.0
+        self._spending = Spending()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -132,7 +132,8 @@ class ImageClient:
             prompt: What to draw.
             aspect_ratio: Width to height, one of ``request.ASPECT_RATIOS``.
             references: Pictures to be guided by: dicts with ``image_base64`` or ``image_url``,
-                data URLs, http(s) URLs, bytes or paths.
+                data URLs, http(s) URLs, bytes or paths (``pathlib.Path``; a text is never taken
+                for one, as it may come from a stranger).
             resolution: ``1K``, ``2K`` or ``4K``.
             model: Stands in for the first route's model, for this call.
             deadline: Seconds for the whole call, queueing, retries and fallback included.
@@ -158,7 +159,8 @@ class ImageClient:
         """Change one image as the feedback says.
 
         Args:
-            image: base64, a data URL, bytes, a path, an http(s) URL or a result's dict.
+            image: base64, a data URL, bytes, a path (``pathlib.Path``; a text is never taken for
+                one), an http(s) URL, an ``ImageResult`` or its dict.
             feedback: What to change.
             aspect_ratio: As ``generate``, and so are the others.
             resolution: ``1K``, ``2K`` or ``4K``.
@@ -197,8 +199,8 @@ class ImageClient:
             self._reporter.request_ended(call, result=None, error=error)
             raise
         finally:
-            self._cost_usd += sum(_costs(call.attempts))
-        self._images += 1
+            for total in (self._spending, PROCESS):
+                total.add(call.attempts, request.resolution)
         self._reporter.request_ended(call, result=result, error=None)
         return result
 
@@ -223,14 +225,24 @@ class ImageClient:
         )
 
     async def _load(self, call: Call, references: Sequence[object]) -> None:
-        """Read, check and mend the references; what cannot be used is listed, never lost."""
+        """Read, check and mend the references; what cannot be used is listed, never lost.
+
+        Waiting for them takes a quarter of the caller's time at most: a picture without one is
+        better than none.
+        """
         if not references:
             return
+        editing = call.request.operation == "edit"
+        routes = [(lane.provider.name, lane.model) for lane in call.lanes]
         loaded = await load_references(
             references,
             limits=self._routing.image_limits,
             fetch=self._url_fetcher(),
-            strict=self.settings.strict_references or call.request.operation == "edit",
+            strict=self.settings.strict_references or editing,
+            most=models.most_references(routes),
+            max_bytes=max(models.largest_reference(*route) for route in routes),
+            seconds=(call.deadline - asyncio.get_running_loop().time()) / 4,
+            called="image" if editing else "reference_images[{}]",
         )
         call.request = replace(call.request, references=loaded.references)
         call.dropped, call.notes = loaded.dropped, loaded.notes
@@ -254,11 +266,14 @@ class ImageClient:
         return Finished(fitted.data, fitted.mime_type, fitted.note)
 
     def snapshot(self) -> dict[str, Any]:
-        """The state of every route, as plain JSON: for a health route or a support ticket."""
+        """The state of every route and what was spent, as plain JSON: for a health route.
+
+        ``process`` has the totals of all clients of this process.
+        """
         return {
             "routes": self._routing.snapshot(),
-            "images": self._images,
-            "cost_usd": round(self._cost_usd, 6),
+            **self._spending.snapshot(),
+            "process": PROCESS.snapshot(),
             "fleet": None if self._fleet is None else self._fleet.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
@@ -296,13 +311,6 @@ def _checked_deadline(seconds: float | None) -> float:
     return seconds
 
 
-def _costs(attempts: Iterable[Attempt]) -> Iterator[float]:
-    """US dollars of each attempt with a known price, failed ones included."""
-    for attempt in attempts:
-        if attempt.usage is not None:
-            yield attempt.usage["cost_usd"] or 0.0
-
-
 def _result(call: Call, served: Served) -> ImageResult:
     fitted = () if served.picture.note is None else (served.picture.note,)
     return ImageResult(
@@ -315,5 +323,5 @@ def _result(call: Call, served: Served) -> ImageResult:
         dropped_references=(*call.dropped, *served.tailored.dropped),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
-        adjustments=(*call.notes, *served.tailored.notes, *fitted),
+        adjustments=(*fitted, *call.notes, *served.tailored.notes),  # telemetry shows the first
     )

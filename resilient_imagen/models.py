@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from resilient_imagen.providers.base import ProviderImage, Tokens
 
@@ -26,6 +26,9 @@ __all__ = [
     "find",
     "google_aspect",
     "google_image_size",
+    "image_price",
+    "largest_reference",
+    "most_references",
     "openai_size",
     "row_for",
     "short_of",
@@ -93,7 +96,7 @@ _RATIOS_10: Final = (
 _RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
 _THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
 _QUALITIES: Final = ("low", "medium", "high", "auto")
-_IMAGE_TOKENS: Final = Prices(_OPENAI_PAGE, _READ_ON, text_in=5.0, image_in=8.0, image_out=30.0)
+_tokens = partial(Prices, _OPENAI_PAGE, _READ_ON, text_in=5.0, image_in=8.0)
 
 
 _gemini = partial(
@@ -110,7 +113,7 @@ _gpt = partial(
     max_references=16,
     max_reference_bytes=50_000_000,
     qualities=_QUALITIES,
-    prices=_IMAGE_TOKENS,
+    prices=_tokens(image_out=30.0),
 )
 
 
@@ -126,14 +129,23 @@ def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
 
 _PRO: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
 _fine = partial(_gpt, qualities=(*_QUALITIES, "xhigh", "max"))
-_ending = partial(_gpt, sizes=_THREE_SIZES, prices=None, retired_on=date(2026, 12, 1))
+_ending = partial(
+    _gpt, sizes=_THREE_SIZES, prices=_tokens(image_out=32.0), retired_on=date(2026, 12, 1)
+)
+_FLASH: Final = _per_image({"1K": 0.067, "2K": 0.101, "4K": 0.151})
+_SMALL: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was found anywhere
 
 _ROWS: Final = (
     _gemini("gemini-3-pro-image", prices=_PRO),
     _gemini("nano-banana-pro-preview", prices=_PRO),
-    _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_per_image({"1K": 0.0336})),
-    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_per_image({"1K": 0.067})),
-    _gemini("gemini-3.1-flash-lite-image", aspect_ratios=_RATIOS_14, resolutions=("1K",)),
+    _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_SMALL),
+    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_FLASH),
+    _gemini(
+        "gemini-3.1-flash-lite-image",
+        aspect_ratios=_RATIOS_14,
+        resolutions=("1K",),
+        prices=_SMALL,
+    ),
     _gemini("gemini-2.5-flash-image", resolutions=(), prices=_per_image({"1K": 0.039})),
     _gone("gemini-3-pro-image-preview", date(2026, 6, 25), "gemini-3-pro-image"),
     _gone("gemini-3.1-flash-image-preview", date(2026, 6, 25), "gemini-nano-banana-2.1"),
@@ -151,7 +163,11 @@ _ROWS: Final = (
     _gpt("gpt-image-2-2026-04-21"),
     _ending("gpt-image-1.5", successor="gpt-image-2"),
     _ending("chatgpt-image-latest", successor="gpt-image-2"),
-    _ending("gpt-image-1-mini", successor="gpt-image-2.5-flare"),
+    _ending(
+        "gpt-image-1-mini",
+        successor="gpt-image-2.5-flare",
+        prices=_tokens(text_in=2.0, image_in=2.5, image_out=8.0),
+    ),
     _gone("gpt-image-1", date(2026, 10, 23), "gpt-image-2"),
     _gone("dall-e-3", date(2026, 5, 12), "gpt-image-2"),
     _gone("dall-e-2", date(2026, 5, 12), "gpt-image-2"),
@@ -163,6 +179,9 @@ _NEWEST: Final[Mapping[str, ModelInfo]] = {
     "google": MODELS["gemini-nano-banana-2.1"],
     "openai": MODELS["gpt-image-2.6-flare"],
 }
+_LEAST_REFERENCE_BYTES: Final = min(
+    row.max_reference_bytes for row in _ROWS if row.max_reference_bytes is not None
+)
 _FAMILIES: Final = (
     ("gemini-", "google"),
     ("imagen-", "google"),
@@ -205,6 +224,23 @@ def row_for(vendor: str, name: str) -> ModelInfo | None:
     None for a vendor that is not in the table.
     """
     return _row(name, vendor) if vendor in _NEWEST else None
+
+
+def largest_reference(vendor: str, name: str) -> int:
+    """Bytes of one reference image that may be sent to a model.
+
+    The strictest row's where the table knows nothing of the vendor.
+    """
+    row = row_for(vendor, name)
+    limits = (row.max_reference_bytes, row.max_total_bytes) if row is not None else ()
+    return min(filter(None, limits), default=_LEAST_REFERENCE_BYTES)
+
+
+def most_references(routes: Iterable[tuple[str, str]]) -> int | None:
+    """How many reference images any of these vendors and models takes; None if one may take all."""
+    rows = [row_for(*route) for route in routes]
+    known = [row.max_references for row in rows if row is not None]
+    return max(known) if known and len(known) == len(rows) else None
 
 
 def google_aspect(model: str, aspect_ratio: str) -> str:
@@ -277,6 +313,14 @@ def clamp_quality(model: str, quality: str) -> str:
     return quality if quality in _row(model, "openai").qualities else "high"
 
 
+def image_price(model: str, resolution: str) -> float | None:
+    """US dollars for one picture of a model that charges by the picture; else None."""
+    row = find(model)
+    if row is None or row.prices is None or row.prices.per_image is None:
+        return None
+    return row.prices.per_image.get(google_image_size(model, resolution) or "1K")
+
+
 def cost_usd(
     model: str, answer: ProviderImage | Tokens, resolution: str, *, delivered: bool = True
 ) -> float | None:
@@ -288,16 +332,16 @@ def cost_usd(
         resolution: As asked for, where pictures are charged.
         delivered: False when no picture came: none is charged then, and tokens only where they
             have a price.
+
+    One answer may hold several pictures that are charged for: ``answer.pictures`` counts them.
     """
     row = find(model)
     prices = None if row is None else row.prices
     if prices is None:
         return None
     if prices.per_image is not None:
-        if not delivered:
-            return None
-        sent = google_image_size(model, resolution) or "1K"
-        return prices.per_image.get(sent)
+        each = image_price(model, resolution)
+        return None if each is None or not delivered else round(each * answer.pictures, 6)
     if answer.input_tokens is None or answer.output_tokens is None:
         return None
     pictures = min(answer.image_tokens_in or 0, answer.input_tokens)

@@ -53,7 +53,8 @@ class Attempt:
     usage: Usage | None = field(default=None, hash=False)
     """What the vendor counted, with a picture or without one; None when it did not say."""
     may_have_been_billed: bool = False
-    """True when it delivered, produced tokens all the same, or went on unseen."""
+    """True when it delivered, produced tokens all the same, or may have gone on unseen: no answer,
+    a torn one, a server's error other than overload, or none of the tokens told."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ImageResult:
     latency_s: float
     """Seconds the whole call took, queueing, retries and fallback included."""
     adjustments: tuple[str, ...] = ()
-    """What was changed on the way, in words: references mended, the picture cropped or padded."""
+    """What was changed, in words: the picture cropped or padded first, then references mended."""
 
     @cached_property
     def image_base64(self) -> str:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import pickle
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 import pytest
+from images_samples import encoded, picture
 from ladder import FAST
 from providers_kit import MODELS, ask, google_body, http, openai_body, run
 
-from resilient_imagen import ImageClient, Settings
+from resilient_imagen import ImageClient, Settings, models
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
+from resilient_imagen.spending import PROCESS
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
+PNG_TEXT = base64.b64encode(encoded(picture(), "PNG")).decode()
 TEXT = {"text": "I cannot draw that."}
 GOOGLE_USAGE = {"promptTokenCount": 12, "candidatesTokenCount": 30, "totalTokenCount": 42}
 OPENAI_USAGE = {"input_tokens": 100, "output_tokens": 2000, "total_tokens": 2100}
@@ -87,7 +95,8 @@ def test_the_contract_of_an_attempt_comes_first() -> None:
     assert len({counted, counted}) == 1
 
 
-ONE_ROUTE: dict[str, Any] = {**FAST, "routes": "openai:gpt-image-2.5-flare", "max_retries": 0}
+ROUTE = "openai:gpt-image-2.5-flare"
+ONE_ROUTE: dict[str, Any] = {**FAST, "routes": ROUTE, "max_retries": 0}
 
 
 def failing_with(error: ImageGenerationError | None) -> tuple[ImageGenerationError, float]:
@@ -114,13 +123,18 @@ def failing_with(error: ImageGenerationError | None) -> tuple[ImageGenerationErr
         (Reason.INVALID_REQUEST, 400, False),
         (Reason.RATE_LIMITED, 429, False),
         (Reason.OVERLOADED, 503, False),
-        (Reason.NO_IMAGE, 200, False),
+        (Reason.OVERLOADED, 529, False),
+        (Reason.SERVER_ERROR, 500, True),
+        (Reason.SERVER_ERROR, 502, True),
+        (Reason.INVALID_RESPONSE, 200, True),
+        (Reason.CONTENT_BLOCKED, 200, False),
+        (Reason.NO_IMAGE, 200, True),
     ],
 )
 def test_a_failure_without_a_count_is_judged_by_its_kind(
     reason: Reason, status: int | None, billed: bool
 ) -> None:
-    """Who never answered may have gone on and billed; who refused did not."""
+    """Who never answered, or answered uselessly, may have gone on and billed; who refused not."""
     raised, total = failing_with(provider_failure(reason, status=status))
     (attempt,) = raised.attempts
     assert (attempt.may_have_been_billed, attempt.usage, total) == (billed, None, 0.0)
@@ -164,6 +178,105 @@ def test_the_total_of_a_client_holds_what_failures_cost() -> None:
         assert (served.usage, served.may_have_been_billed) == (result.usage, True)
 
     run_virtual(main())
+
+
+PICTURE = {"inlineData": {"mimeType": "image/png", "data": PNG_TEXT}}
+THOUGHT = PICTURE | {"thought": True}
+
+
+@pytest.mark.parametrize(
+    ("parts", "pictures"),
+    [
+        ([PICTURE], 1),
+        ([TEXT, PICTURE], 1),
+        ([PICTURE, PICTURE, PICTURE], 3),
+        ([THOUGHT, THOUGHT, PICTURE], 1),
+        ([THOUGHT, PICTURE, PICTURE], 2),
+        ([THOUGHT, THOUGHT], 1),
+    ],
+)
+def test_every_picture_of_an_answer_is_charged_but_thoughts(
+    parts: list[dict[str, Any]], pictures: int
+) -> None:
+    """Drafts that Google returns beside the picture cost as much as the picture does."""
+    answer = run(ask("google", http(200, google_body(*parts))))
+    assert answer.pictures == pictures
+    cost = models.cost_usd("gemini-3-pro-image", answer, "4K")
+    assert cost == pytest.approx(0.24 * pictures)
+
+
+async def spent(provider: FakeProvider, route: str, *resolutions: str) -> dict[str, Any]:
+    """What a client's totals are after one call for each of the resolutions."""
+    knobs: dict[str, Any] = {**FAST, "routes": route, "max_retries": 0, "breaker_mode": "off"}
+    async with ImageClient(Settings(**knobs), providers=[provider]) as client:
+        for resolution in resolutions:
+            with suppress(ImageGenerationError):
+                await client.generate("a lighthouse", resolution=resolution)
+        return client.snapshot()
+
+
+def test_a_picture_without_a_price_is_not_counted_as_free() -> None:
+    """It is counted beside the dollars."""
+    totals = run_virtual(spent(FakeProvider("mine"), "mine:model", "1K", "1K"))
+    assert (totals["images"], totals["cost_usd"], totals["unpriced_images"]) == (2, 0.0, 2)
+
+
+def test_what_may_have_been_billed_is_told_at_the_price_of_a_picture() -> None:
+    """By the table where it has one, for the resolution that was asked for."""
+    google = FakeProvider("google").crash(provider_failure(Reason.SERVER_ERROR, status=500))
+    totals = run_virtual(spent(google, "google:gemini-3-pro-image", "2K", "4K"))
+    assert totals["maybe_billed"] == {
+        "requests": 2,
+        "cost_usd": pytest.approx(0.134 + 0.24),
+        "unpriced": 0,
+    }
+    assert totals["cost_usd"] == 0.0
+
+
+def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
+    """Until something was delivered, nothing but the count is known."""
+    failure = provider_failure(Reason.SERVER_ERROR, status=500)
+    openai = FakeProvider("openai").crash(failure, times=1)
+    first = run_virtual(spent(openai, ROUTE, "1K"))["maybe_billed"]
+    assert first == {"requests": 1, "cost_usd": 0.0, "unpriced": 1}
+
+    async def main() -> dict[str, Any]:
+        provider = FakeProvider("openai")
+        async with ImageClient(Settings(**ONE_ROUTE), providers=[provider]) as client:
+            await client.generate("a lighthouse")
+            provider.crash(failure, times=1)
+            with suppress(ImageGenerationError):
+                await client.generate("a lighthouse")
+            return client.snapshot()
+
+    totals = run_virtual(main())
+    assert totals["cost_usd"] > 0
+    assert totals["maybe_billed"]["cost_usd"] == pytest.approx(totals["cost_usd"])
+
+
+def test_the_total_of_the_process_is_that_of_all_its_clients() -> None:
+    """Also of those that are closed."""
+    before = PROCESS.snapshot()
+    totals = [run_virtual(spent(FakeProvider("openai"), ROUTE, "1K")) for _ in range(2)]
+    after = totals[-1]["process"]
+    assert [each["images"] for each in totals] == [1, 1]
+    assert after["images"] - before["images"] == 2
+    assert after["cost_usd"] - before["cost_usd"] == pytest.approx(2 * totals[0]["cost_usd"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_begins_its_own_total() -> None:
+    """What the parent spent would otherwise be counted once more by each worker."""
+    script = (
+        "import os\n"
+        "from resilient_imagen.spending import PROCESS\n"
+        "PROCESS.images = 3\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(PROCESS.snapshot()['images'])\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
 def test_a_picture_that_cannot_be_used_was_paid_for() -> None:

@@ -155,6 +155,13 @@ def test_costs_by_picture_and_by_token() -> None:
     assert models.cost_usd("gemini-3-pro-image", answer(), "2K") == 0.134
     assert models.cost_usd("gemini-3-pro-image", answer(), "4K") == 0.24
     assert models.cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
+    assert models.cost_usd("gemini-3.1-flash-image", answer(), "2K") == 0.101
+    assert models.cost_usd("gemini-3.1-flash-lite-image", answer(), "4K") == 0.0336
+    assert models.cost_usd("gemini-3-pro-image", answer(pictures=3), "2K") == pytest.approx(0.402)
+    # A high-quality square of these takes 4160 tokens, and costs what the price lists say.
+    square = answer(input_tokens=0, output_tokens=4160)
+    assert models.cost_usd("gpt-image-1.5", square, "1K") == pytest.approx(0.133, abs=1e-3)
+    assert models.cost_usd("gpt-image-1-mini", square, "1K") == pytest.approx(0.033, abs=1e-3)
     used = answer(input_tokens=1100, image_tokens_in=1000, output_tokens=2000)
     assert models.cost_usd(FREE, used, "2K") == pytest.approx(
         (100 * 5 + 1000 * 8 + 2000 * 30) / 1_000_000
@@ -185,6 +192,24 @@ def test_the_row_for_a_vendors_model() -> None:
         assert (row.vendor, row.max_references) == (vendor, limit)
     assert models.row_for("openai", "gemini-3-pro-image") is models.row_for("openai", "unheard-of")
     assert models.row_for("mine", "gemini-3-pro-image") is None
+
+
+def test_how_many_and_how_large_references_may_be() -> None:
+    """The most that one route takes is worth loading; who is unknown is treated with care."""
+    routes = [("google", "gemini-3-pro-image"), ("openai", "gpt-image-2")]
+    assert models.most_references(routes) == 16
+    assert models.most_references(routes[:1]) == 14
+    assert models.most_references([*routes, ("mine", "model")]) is None
+    assert models.largest_reference(*routes[0]) == 70_000_000
+    assert models.largest_reference(*routes[1]) == 50_000_000
+    assert models.largest_reference("mine", "model") == 50_000_000
+
+
+def test_every_living_model_has_a_price_for_some_resolution() -> None:
+    """A bill without prices is none."""
+    for row in models.MODELS.values():
+        if row.retired_on is None or row.retired_on > date(2026, 11, 23):
+            assert row.prices is not None, row.name
 
 
 @pytest.mark.parametrize(

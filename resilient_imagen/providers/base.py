@@ -26,6 +26,8 @@ class ProviderImage:
     total_tokens: int | None = None
     image_tokens_in: int | None = None
     """Those of the input tokens that were pictures, where the vendor says so (prices differ)."""
+    pictures: int = 1
+    """Those that the vendor charges for, where it charges by the picture."""
     response_id: str | None = None
     finish_reason: str | None = None
 
@@ -38,6 +40,7 @@ class Tokens:
     output_tokens: int | None = None
     total_tokens: int | None = None
     image_tokens_in: int | None = None
+    pictures: int = 1
 
 
 @runtime_checkable

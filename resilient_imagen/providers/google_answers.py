@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.providers.answers import (
@@ -22,7 +22,7 @@ from resilient_imagen.providers.google_failures import failure_of, finish_reason
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from resilient_imagen.providers.body import Body
 
@@ -48,10 +48,11 @@ def read_answer(body: Body, model: str) -> ProviderImage:
         for candidate in candidates:
             encoded = _chosen(candidate)
             if encoded is not None:
+                charged = replace(tokens, pictures=max(1, _finals(candidates)))
                 return ProviderImage(
                     *picture(encoded, body),
                     model=text(answer, "modelVersion") or model,
-                    **asdict(tokens),
+                    **asdict(charged),
                     response_id=text(answer, "responseId") or None,
                     finish_reason=text(candidate, "finishReason") or None,
                 )
@@ -63,12 +64,27 @@ def _chosen(candidate: Mapping[str, Any]) -> str | None:
     if finish_reason(text(candidate, "finishReason")) is not Reason.NO_IMAGE:
         return None  # what it may show nevertheless is a draft of what was refused
     best: tuple[bool, str] = (False, "")
-    for part in items(mapping(candidate, "content"), "parts"):
-        encoded = text(mapping(part, "inlineData", "inline_data"), "data")
-        final = not part.get("thought")
-        if encoded and (final or not best[0]):
+    for final, encoded in _pictures(candidate):
+        if final or not best[0]:
             best = (final, encoded)
     return best[1] or None
+
+
+def _finals(candidates: list[dict[str, Any]]) -> int:
+    """How many pictures are charged for: every one but those of the model's own thinking.
+
+    Google bills each picture that it returns, and its thoughts by the token. An answer whose only
+    picture is a thought has one all the same: the caller of this counts it.
+    """
+    return sum(final for candidate in candidates for final, _ in _pictures(candidate))
+
+
+def _pictures(candidate: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Each picture in base64, and whether it is more than a thought."""
+    for part in items(mapping(candidate, "content"), "parts"):
+        encoded = text(mapping(part, "inlineData", "inline_data"), "data")
+        if encoded:
+            yield not part.get("thought"), encoded
 
 
 def _tokens(usage: Mapping[str, Any]) -> Tokens:
