@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -117,11 +118,13 @@ class Lane:
                 for reference in references[info.max_references :]
             )
             references = references[: info.max_references]
+        sizes = [len(reference.data) for reference in references]
+        each = models.largest_reference(self.provider.name, self.model)
         most = self._max_total_bytes(info)
-        if most is not None and sum(len(reference.data) for reference in references) > most:
+        if max(sizes, default=0) > each or sum(sizes) > most:
             from resilient_imagen.images.shrink import shrink_to_total
 
-            references, notes = await shrink_to_total(references, most)
+            references, notes = await shrink_to_total(references, most, max_bytes=each)
         best = models.short_of(self.provider.name, self.model, request.resolution)
         if best is not None:
             notes = (*notes, f"{self.name} makes {best}, not {request.resolution}")
@@ -129,6 +132,6 @@ class Lane:
             request = replace(request, references=references)
         return Tailored(request, dropped, notes)
 
-    def _max_total_bytes(self, info: models.ModelInfo | None) -> int | None:
+    def _max_total_bytes(self, info: models.ModelInfo | None) -> int:
         limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)
-        return min((limit for limit in limits if limit is not None), default=None)
+        return min((limit for limit in limits if limit is not None), default=sys.maxsize)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from images_samples import encoded, exif, opened, picture, png_chunk, raw_png, unhurried
 from PIL import Image, ImageCms, ImageOps
 
+from resilient_imagen.images import pillow
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.mend import Mended, mend
 from resilient_imagen.images.sniff import sniff_mime
@@ -290,6 +291,46 @@ def test_the_pixel_limit_is_ours_and_the_applications_stays(
     assert Image.MAX_IMAGE_PIXELS == 3000
     with pytest.raises(UnusableImageError, match=r"more than 0\.003 megapixels"):
         mend(encoded(picture(mode="P"), "PNG"), max_pixels=3000)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"),
+     ("PNG", "1"), ("PNG", "I;16"), ("WEBP", "RGB"), ("TIFF", "RGB"), ("GIF", "P")],
+)  # fmt: skip
+@pytest.mark.parametrize("strip", [1, 2**22])
+def test_too_many_pixels_become_half_of_each_side(
+    form: str, mode: str, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one piece or in strips, it shows the same."""
+    monkeypatch.setattr(pillow, "_STRIP_PIXELS", strip)
+    source = picture(201, 330, mode=mode)
+
+    result = mend(encoded(source, form), max_pixels=60_000, max_read_pixels=70_000)
+
+    small = opened(result.data)
+    assert small.size in {(100, 165), (101, 165)}
+    assert result.note is not None
+    assert "more than 0.06 megapixels" in result.note
+    if mode in {"RGB", "RGBA"}:
+        assert near(small, source.resize(small.size, Image.Resampling.BOX), 16)
+
+
+def test_a_turned_picture_of_too_many_pixels_is_set_upright() -> None:
+    """Both flaws are mended at once."""
+    data = encoded(picture(200, 100), "JPEG", exif=exif(6))
+
+    result = mend(data, max_pixels=10_000, max_read_pixels=20_000)
+
+    assert opened(result.data).size == (50, 100)
+
+
+def test_a_giant_jpeg_is_never_decoded_at_full_size() -> None:
+    """It comes out of its decoder small enough; nothing larger was ever there."""
+    source = pillow.open_picture(encoded(picture(200, 100), "JPEG"), 20_000)
+
+    assert pillow.reduced(source, 10_000) is source
+    assert source.size == (100, 50)
 
 
 def test_a_png_of_endless_chunks_is_given_up() -> None:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, noise, picture, raw_png, unhurried
+from images_samples import encoded, noise, opened, picture, raw_png, unhurried
 
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.references import LoadedReferences, load_references
 from resilient_imagen.result import ImageResult
+from resilient_imagen.testing import run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,11 +69,23 @@ class Pages:
 
 
 def load(
-    *items: object, fetch: Pages | None = None, strict: bool = False, **limits: Any
+    *items: object,
+    fetch: Pages | None = None,
+    strict: bool = False,
+    most: int | None = None,
+    max_bytes: int | None = None,
+    **limits: Any,
 ) -> LoadedReferences:
     fetcher: Fetcher | None = fetch  # type: ignore[assignment]
     return asyncio.run(
-        load_references(items, limits=ImageLimits(**limits), fetch=fetcher, strict=strict)
+        load_references(
+            items,
+            limits=ImageLimits(**limits),
+            fetch=fetcher,
+            strict=strict,
+            most=most,
+            max_bytes=max_bytes,
+        )
     )
 
 
@@ -133,7 +146,11 @@ def test_a_text_is_never_a_path(tmp_path: Path) -> None:
 
     loaded = load(str(tmp_path / "a.png"), f"file://{tmp_path}/a.png")
 
-    assert [each["why"] for each in loaded.dropped] == ["is not valid base64"] * 2
+    assert [each["why"] for each in loaded.dropped] == [
+        "is a text; pass pathlib.Path for a file, or an https address"
+    ] * 2
+    (bucket,) = load("gs://bucket/secret").dropped
+    assert "pass pathlib.Path" in bucket["why"]
 
 
 def pipe(folder: Path) -> Path:
@@ -158,7 +175,7 @@ UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
     "page instead of a picture": (b"<html>secret</html>", "is not an image of a known type"),
     "torn": (JPEG[:-50], "is truncated or damaged"),
     "torn base64": (base64.b64encode(PNG[:-30]).decode(), "is truncated or damaged"),
-    "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "has more than 1 megapixels"),
+    "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "has more than 250 megapixels"),
     "large bytes": (bytes(5001), "is larger than 0.005 MB"),
     "large bytearray": (bytearray(5001), "is larger than 0.005 MB"),
     "large base64": (base64.b64encode(bytes(9000)).decode(), "is larger than 0.005 MB"),
@@ -243,6 +260,73 @@ def test_order_is_kept_and_few_load_at_a_time() -> None:
     assert pages.most_loading == 3
 
 
+def test_no_more_are_read_than_can_be_sent() -> None:
+    """The first usable ones are; what comes after them is listed, and not even asked for."""
+    pages = Pages()
+
+    loaded = load(7, URL, 7, *[URL] * 300, fetch=pages, most=3)
+
+    assert [each.index for each in loaded.references] == [1, 3, 4]
+    assert len(pages.urls) == 3
+    assert [each["index"] for each in loaded.dropped] == [0, 2, *range(5, 303)]
+    assert loaded.dropped[2]["why"] == "was not read: no more than 3 can be sent"
+
+
+def test_more_than_can_be_sent_is_no_fault_when_strict() -> None:
+    """Only what cannot be used is; the rest is listed as always."""
+    loaded = load(PNG, JPEG, 7, strict=True, most=2)
+
+    assert [each["index"] for each in loaded.dropped] == [2]
+
+
+class SlowPages(Pages):
+    """Gives each page after its own number of seconds."""
+
+    async def fetch(self, url: str) -> bytes:
+        await asyncio.sleep(float(url.rpartition("/")[2]))
+        return await super().fetch(url)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(60.0, 20.0), (5.0, 5.0)])
+def test_waiting_for_addresses_is_bounded_for_all_together(seconds: float, expected: float) -> None:
+    """What has come by then is used, as is what was there all along; the rest says why."""
+
+    async def run() -> tuple[LoadedReferences, float]:
+        pages: Any = SlowPages()
+        raw = ["https://a.test/1", *["https://a.test/3600"] * 8, PNG, "https://a.test/1"]
+        loaded = await load_references(
+            raw, limits=ImageLimits(), fetch=pages, strict=False, seconds=seconds
+        )
+        return loaded, asyncio.get_running_loop().time()
+
+    loaded, took = run_virtual(run())
+
+    assert took == pytest.approx(expected)
+    assert [each.index for each in loaded.references] == [0, 9]
+    assert {each["why"] for each in loaded.dropped} == {"took too long to load"}
+
+
+def test_a_reference_of_too_many_bytes_is_made_smaller() -> None:
+    """Up to what is read at all; beyond that it is refused unread."""
+    photo = encoded(noise(700, 700), "PNG")
+    most = len(photo) // 2
+
+    loaded = load(photo, max_bytes=most)
+
+    assert len(loaded.references[0].data) <= most
+    assert loaded.notes[0].startswith("reference 0 made smaller for its size")
+
+
+def test_a_reference_of_too_many_pixels_is_made_smaller() -> None:
+    """Up to what is read at all; beyond that it is refused by its header."""
+    loaded = load(PNG, max_pixels=2000)
+
+    assert opened(loaded.references[0].data).size == (24, 40)
+    assert loaded.notes == ("reference 0 mended: more than 0.002 megapixels: sent as image/png",)
+    (refused,) = load(PNG, max_pixels=2000, max_read_pixels=3000).dropped
+    assert refused["why"] == "has more than 0.003 megapixels"
+
+
 @pytest.mark.parametrize("raw", [TEXT, PNG, bytearray(PNG), {"image_base64": TEXT}, None, 7])
 def test_one_image_instead_of_a_list_is_told(raw: Any) -> None:
     """A single item is a mistake that would otherwise be taken apart letter by letter."""
@@ -273,6 +357,7 @@ def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
 
 @pytest.mark.parametrize(
     "bounds", [{"max_pixels": 0}, {"max_reference_bytes": -1}, {"max_loading": 0},
+               {"max_read_pixels": 0},
                {"fetch_seconds": 0.0}, {"connect_seconds": float("nan")}, {"max_redirects": -1}],
     ids=str,
 )  # fmt: skip

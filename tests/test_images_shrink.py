@@ -103,6 +103,20 @@ def test_what_cannot_be_decoded_stays_as_it_is() -> None:
     assert len(notes) == 1
 
 
+def test_each_may_have_so_many_bytes() -> None:
+    """However little the others have."""
+    given_in = tuple(
+        Reference(data, sniff_mime(data) or "", index)
+        for index, data in enumerate((PHOTO, SMALL_PHOTO))
+    )
+
+    references, notes = asyncio.run(shrink_to_total(given_in, 10**9, max_bytes=len(SMALL_PHOTO)))
+
+    assert len(references[0].data) <= len(SMALL_PHOTO)
+    assert references[1] is given_in[1]
+    assert len(notes) == 1
+
+
 @pytest.mark.parametrize("pictures", [(), (JPEG,)])
 def test_a_limit_of_nothing_ends(pictures: tuple[bytes, ...]) -> None:
     """No limit, however small, makes it run for ever."""

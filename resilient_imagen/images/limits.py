@@ -17,14 +17,18 @@ class ImageLimits:
         ValueError: A bound is not positive.
     """
 
-    max_reference_bytes: int = 50_000_000
-    """Bytes of one encoded picture, the most that the vendors take."""
+    max_reference_bytes: int = 200_000_000
+    """Bytes of one encoded picture that is read at all; models take less, and get less."""
     max_pixels: int = 100_000_000
-    """Width times height, judged from the header before a pixel is decoded."""
+    """Width times height of a picture that is worked on, or sent."""
+    max_read_pixels: int = 250_000_000
+    """Width times height of a reference that is read, to be made smaller; judged from the header
+    before a pixel is decoded. At most a gigabyte once decoded, one such picture at a time."""
     max_loading: int = 6
-    """Pictures loaded at a time; bounds memory, together with the two above."""
+    """References of one call loaded at a time; bounds memory, together with the three above."""
     fetch_seconds: float = 20.0
-    """Seconds for one address altogether: name lookup, connecting, redirects and the body."""
+    """Seconds for one address altogether: name lookup, connecting, redirects and the body. Also
+    for all references of one call together that have to be loaded from somewhere."""
     connect_seconds: float = 5.0
     """Seconds for connecting to one of a name's addresses before the next is tried."""
     max_redirects: int = 3
@@ -37,7 +41,7 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could meet."""
-        for name in ("max_reference_bytes", "max_pixels", "max_loading"):
+        for name in ("max_reference_bytes", "max_pixels", "max_read_pixels", "max_loading"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         for name in ("fetch_seconds", "connect_seconds"):

@@ -6,6 +6,8 @@ palettes, 16 bits a channel, GIF, TIFF. They also overlook EXIF and see a turned
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,7 @@ from resilient_imagen.images.pillow import (
     orientation,
     pillow_errors,
     plain,
+    reduced,
     style_of,
     upright,
 )
@@ -35,6 +38,8 @@ _PLAIN_MODES: Final = {
 _LOSSY: Final = frozenset(("image/jpeg", "image/heic", "image/heif", "image/avif"))
 _PNG_DEPTH_AT: Final = 24
 _PNG_PLAIN_DEPTH: Final = 8
+_one_giant: Final = threading.Lock()
+"""Held while a picture of more pixels than are sent is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Mended:
     """What was mended and what it became, or None."""
 
 
-def mend(data: bytes, *, max_pixels: int) -> Mended:
+def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) -> Mended:
     """Check a picture by its header and structure; decode and encode it anew only if it must be.
 
     A picture that is turned upright or made plain keeps its type (JPEG at quality 95 with the same
@@ -61,7 +66,8 @@ def mend(data: bytes, *, max_pixels: int) -> Mended:
 
     Args:
         data: The encoded picture.
-        max_pixels: The most it may have, width times height.
+        max_pixels: Width times height; of a picture that has more the sides are halved, or more.
+        max_read_pixels: The most it may have to be read at all; as max_pixels when None.
 
     Raises:
         UnusableImageError: It is no picture, too large, truncated or damaged.
@@ -71,13 +77,16 @@ def mend(data: bytes, *, max_pixels: int) -> Mended:
         raise UnusableImageError("is not an image of a known type")
     if not is_intact(data):
         raise UnusableImageError("is truncated or damaged")
-    picture = open_picture(data, max_pixels)
-    with pillow_errors():
+    picture = open_picture(data, max_read_pixels or max_pixels)
+    giant = picture.width * picture.height > max_pixels
+    with pillow_errors(), _one_giant if giant else nullcontext():
         flaws = _flaws(picture, mime, data)
+        if giant:
+            flaws.append(f"more than {max_pixels / 1e6:g} megapixels")
         if not flaws:
             return Mended(data, mime, None)
         style = style_of(picture, data)
-        mended = plain(upright(picture))
+        mended = plain(upright(reduced(picture, max_pixels) if giant else picture))
         target = _target(mime, mended, animated="animated" in flaws)
         encoded = encode(mended, target, style=style)
     return Mended(encoded, target, f"{', '.join(flaws)}: sent as {target}")

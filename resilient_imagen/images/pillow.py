@@ -12,6 +12,7 @@ import io
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.images.faults import UnusableImageError
@@ -31,6 +32,7 @@ __all__ = [
     "orientation",
     "pillow_errors",
     "plain",
+    "reduced",
     "shown_size",
     "style_of",
     "upright",
@@ -53,6 +55,7 @@ _DECODERS: Final = {
 _PNG_LEVEL: Final = 4
 _WEBP_HEAD: Final = 2**16
 """Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
+_STRIP_PIXELS: Final = 2**22
 _GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
 
@@ -138,6 +141,32 @@ def plain(picture: Image) -> Image:
     if picture.mode in _GREY:
         coloured.info.pop("icc_profile", None)  # it describes greys
     return coloured
+
+
+def reduced(picture: ImageFile, max_pixels: int) -> Image:
+    """Decode a picture of too many pixels at half, a third ... of its sides, whichever fits.
+
+    A JPEG is never decoded at full size. Of other types no second copy of that size is made.
+    """
+    from PIL import Image
+
+    factor = ceil(sqrt(picture.width * picture.height / max_pixels))
+    picture.draft(None, (picture.width // factor, picture.height // factor))
+    factor = ceil(sqrt(picture.width * picture.height / max_pixels))
+    picture.load()
+    if factor == 1:
+        return picture
+    rows = max(factor, _STRIP_PIXELS // picture.width // factor * factor)
+    canvas: Image.Image | None = None
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        strip = plain(cut(picture, box)).reduce(factor)
+        if canvas is None:
+            canvas = Image.new(strip.mode, (strip.width, -(-picture.height // factor)))
+            canvas.info = strip.info
+        canvas.paste(strip, (0, top // factor))
+    assert canvas is not None  # noqa: S101 - a picture has at least one row
+    return canvas
 
 
 def cut(picture: Image, box: tuple[int, int, int, int]) -> Image:

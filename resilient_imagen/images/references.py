@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from resilient_imagen.request import Reference
 from resilient_imagen.result import DroppedReference, ImageResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.images.limits import ImageLimits
@@ -32,6 +34,11 @@ __all__ = ["LoadedReferences", "load_references"]
 _ADDRESS: Final = ("http://", "https://")
 _HEAD: Final = 64
 """Characters of a text, which may be megabytes of base64, that are looked at for an address."""
+_LONGEST_NAME: Final = 4096
+_NAME: Final = re.compile(
+    r"^[a-z][a-z0-9+.-]*://|\.(png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE
+)
+"""What is meant for a file or a store: base64 has neither colons nor dots."""
 _BASE64_SLACK: Final = 1.1
 """How much longer base64 may be than its bytes need, for line breaks."""
 _BASE64_PREFIX: Final = 1024
@@ -50,37 +57,55 @@ class LoadedReferences:
 
 
 async def load_references(
-    raw: Sequence[object], *, limits: ImageLimits, fetch: Fetcher | None, strict: bool
+    raw: Sequence[object],
+    *,
+    limits: ImageLimits,
+    fetch: Fetcher | None,
+    strict: bool,
+    most: int | None = None,
+    max_bytes: int | None = None,
+    seconds: float = math.inf,
+    called: str = "reference_images[{}]",
 ) -> LoadedReferences:
     """Load, check and mend reference images, several at a time, off the event loop.
 
     An item may be: a dict with ``image_base64`` (a result dict has it) or, if that is empty,
     ``image_url`` (an address, or a dict with one as ``url``); an ImageResult; bytes, bytearray or
     memoryview of an encoded picture; an os.PathLike to a file; a text that is an http(s) address, a
-    data URL, or base64. A text is never taken for a file's path: it may come from a stranger. A
-    claimed mime type is ignored: the bytes say what they are.
+    data URL, or base64. A text is never taken for a file's path, even of one that exists: it may
+    come from a stranger. A claimed mime type is ignored: the bytes say what they are.
 
     Args:
         raw: The caller's items.
         limits: What a single one may ask for.
         fetch: Loads addresses; None drops items that are addresses.
         strict: Raise for an item that cannot be used, rather than drop it.
+        most: How many can be sent: once so many are usable, the rest is listed, and not read.
+        max_bytes: Bytes of one that can be sent; a larger one is made smaller.
+        seconds: Within which all addresses and files must be read; those left then are dropped.
+            Never more than limits.fetch_seconds.
+        called: What errors call an item of the given index.
 
     Raises:
         InvalidRequestError: ``raw`` is no sequence of items; or, when strict, an item cannot be
-            used: the text has its index and the cause, nothing of its content.
+            used: the text has its name and the cause, nothing of its content.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
         raise InvalidRequestError("reference_images must be a list of images")
-    loader = _Loader(limits, fetch)
-    loaded = await asyncio.gather(*(loader.load(index, item) for index, item in enumerate(raw)))
-    dropped = tuple(each for each in loaded if not isinstance(each, _Loaded))
+    loader = _Loader(limits, fetch, max_bytes, seconds)
+    wanted = len(raw) if most is None else most
+    usable: list[_Loaded] = []
+    dropped: list[DroppedReference] = []
+    while (seen := len(usable) + len(dropped)) < len(raw) and len(usable) < wanted:
+        batch = range(seen, min(len(raw), seen + wanted - len(usable)))
+        for each in await asyncio.gather(*(loader.load(index, raw[index]) for index in batch)):
+            (usable if isinstance(each, _Loaded) else dropped).append(each)  # type: ignore[arg-type]
     if strict and dropped:
-        first = dropped[0]
-        raise InvalidRequestError(f"reference_images[{first['index']}] {first['why']}")
-    usable = [each for each in loaded if isinstance(each, _Loaded)]
+        raise InvalidRequestError(f"{called.format(dropped[0]['index'])} {dropped[0]['why']}")
+    unread = f"was not read: no more than {wanted} can be sent"
+    dropped += [DroppedReference(index=index, why=unread) for index in range(seen, len(raw))]
     notes = tuple(note for each in usable for note in each.notes)
-    return LoadedReferences(tuple(each.reference for each in usable), dropped, notes)
+    return LoadedReferences(tuple(each.reference for each in usable), tuple(dropped), notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +115,15 @@ class _Loaded:
 
 
 class _Loader:
-    """One call's way of loading: its limits, and how many at a time."""
+    """One call's way of loading: its limits, until when, and how many at a time."""
 
-    def __init__(self, limits: ImageLimits, fetch: Fetcher | None) -> None:
+    def __init__(
+        self, limits: ImageLimits, fetch: Fetcher | None, max_bytes: int | None, seconds: float
+    ) -> None:
         self._limits = limits
         self._fetch = fetch
+        self._max_bytes = min(limits.max_reference_bytes, max_bytes or limits.max_reference_bytes)
+        self._until = asyncio.get_running_loop().time() + min(seconds, limits.fetch_seconds)
         self._gate = asyncio.Semaphore(limits.max_loading)
 
     async def load(self, index: int, item: object) -> _Loaded | DroppedReference:
@@ -108,13 +137,18 @@ class _Loader:
                 return DroppedReference(index=index, why=str(error))
 
     async def _mended(self, index: int, data: bytes) -> _Loaded:
-        mended = await off_loop(partial(mend, data, max_pixels=self._limits.max_pixels))
+        bounds = {
+            "max_pixels": self._limits.max_pixels,
+            "max_read_pixels": self._limits.max_read_pixels,
+        }
+        mended = await off_loop(partial(mend, data, **bounds))
         notes = [] if mended.note is None else [f"reference {index} mended: {mended.note}"]
         reference = Reference(mended.data, mended.mime_type, index)
         # A mended picture may have grown: what was a small GIF or AVIF is now a PNG.
-        most = self._limits.max_reference_bytes
+        most = self._max_bytes
         (reference,), more = await shrink_to_total([reference], most, limits=self._limits)
-        self._limits.check_bytes(len(reference.data))
+        if len(reference.data) > most:
+            raise UnusableImageError(f"is larger than {most / 1e6:g} MB")
         return _Loaded(reference, (*notes, *more))
 
     async def _bytes_of(self, item: object) -> bytes:
@@ -130,7 +164,7 @@ class _Loader:
         if isinstance(item, str):
             return await self._from_text(item)
         if isinstance(item, os.PathLike):
-            return await off_loop(_read, item, self._limits)
+            return await self._in_time(partial(off_loop, _read, item, self._limits))
         raise UnusableImageError(f"is of type {type(item).__name__}, not an image")
 
     async def _from_mapping(self, item: Mapping[object, object]) -> bytes:
@@ -146,10 +180,24 @@ class _Loader:
 
     async def _from_text(self, text: str) -> bytes:
         if not text[:_HEAD].lstrip().lower().startswith(_ADDRESS):
+            if len(text) <= _LONGEST_NAME and _NAME.search(text.strip()):
+                raise UnusableImageError(
+                    "is a text; pass pathlib.Path for a file, or an https address"
+                )
             return await self._from_base64(text)
         if self._fetch is None:
             raise UnusableImageError("is an address, and loading from addresses is off")
-        return await self._fetch.fetch(text)
+        return await self._in_time(partial(self._fetch.fetch, text))
+
+    async def _in_time(self, load: Callable[[], Awaitable[bytes]]) -> bytes:
+        """Wait for what comes from elsewhere while the call can afford it, and no longer."""
+        try:
+            if asyncio.get_running_loop().time() < self._until:
+                async with asyncio.timeout_at(self._until):
+                    return await load()
+        except TimeoutError:
+            pass
+        raise UnusableImageError("took too long to load")
 
     async def _from_base64(self, text: str | bytes) -> bytes:
         self._limits.check_bytes(int(len(text) / _BASE64_SLACK * 3 / 4) - _BASE64_PREFIX)

@@ -69,9 +69,10 @@ async def shrink_to_total(
     references: Sequence[Reference],
     max_total_bytes: int,
     *,
+    max_bytes: int | None = None,
     limits: ImageLimits | None = None,
 ) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
-    """Make references smaller, the largest first, until together they fit.
+    """Make references smaller, the largest first, until together they fit, and each of them does.
 
     Each is first encoded as JPEG of quality 92 (PNG where it is transparent), all its pixels kept.
     Only when that was done to all that could help, sides are reduced to three quarters, again the
@@ -80,6 +81,7 @@ async def shrink_to_total(
     Args:
         references: Pictures that mend has passed.
         max_total_bytes: The most that all of them together may have, as bytes before base64.
+        max_bytes: The most that each of them may have; None for no other bound.
         limits: Of these, how many pixels a picture may have to be decoded here.
 
     Returns:
@@ -87,13 +89,19 @@ async def shrink_to_total(
     """
     max_pixels = (limits or ImageLimits()).max_pixels
     items = [_Shrinking(reference, max_pixels) for reference in references]
-    while batch := _next_batch(items, max_total_bytes):
+    most = max_total_bytes if max_bytes is None else max_bytes
+    while batch := _too_large(items, most) or _next_batch(items, max_total_bytes):
         await asyncio.gather(*(item.shrink() for item in batch))
     notes = [note for item in items if (note := item.note())]
     total = sum(item.size for item in items)
     if total > max_total_bytes:
         notes.append(f"references still have {_megabytes(total)}, over the limit")
     return tuple(item.now for item in items), tuple(notes)
+
+
+def _too_large(items: list[_Shrinking], max_bytes: int) -> list[_Shrinking]:
+    """Those that must shrink whatever the others do."""
+    return [item for item in items if item.size > max_bytes and not item.exhausted]
 
 
 def _next_batch(items: list[_Shrinking], max_total_bytes: int) -> list[_Shrinking]:
