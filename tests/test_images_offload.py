@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 
 import pytest
+from images_samples import encoded, noise, opened, picture
 
 from resilient_imagen.images import offload
 from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.pillow import upright
 from resilient_imagen.testing import run_virtual
 
 
@@ -81,8 +84,13 @@ def test_nothing_holds_a_result() -> None:
     async def run() -> weakref.ref[Holder]:
         given = Holder()
         result = await off_loop(lambda held: (held, Holder())[1], given)
-        await off_loop(len, "")
-        return weakref.ref(result)
+        held = weakref.ref(result)
+        del result
+        for _ in range(1000):  # the thread may not yet have come to its end of it
+            await off_loop(len, "")
+            if held() is None:
+                break
+        return held
 
     assert asyncio.run(run())() is None
 
@@ -128,3 +136,71 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     )
 
     assert done.stderr.strip() == ""
+
+
+def test_memory_is_given_back_once_when_nothing_is_left_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After pictures were decoded, and only then; not while others are still worked on."""
+    given_back: list[int] = []
+    begun, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(offload, "give_back", lambda: given_back.append(1))
+    large = partial(upright, opened(encoded(picture(), "PNG")))
+
+    def block() -> None:
+        begun.set()
+        release.wait(30)
+
+    async def settled() -> int:
+        for _ in range(2 * offload._MAX_THREADS):
+            await off_loop(len, "")
+        return len(given_back)
+
+    async def run() -> list[int]:
+        await settled()  # what others have left
+        given_back.clear()
+        counts = [await settled()]
+        blocking = asyncio.ensure_future(off_loop(block))
+        assert await asyncio.to_thread(begun.wait, 30)
+        if (os.cpu_count() or 1) > 1:
+            await asyncio.gather(*(off_loop(large) for _ in range(4)))
+            counts.append(await settled())
+        release.set()
+        await asyncio.gather(blocking, off_loop(large))
+        return [*counts, await settled()]
+
+    try:
+        counts = asyncio.run(run())
+    finally:
+        release.set()
+
+    assert counts[:-1] == [0] * (len(counts) - 1)
+    assert counts[-1] >= 1
+
+
+@pytest.mark.skipif(offload._malloc_trim() is None, reason="another C library")
+def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
+    """Measured in a process of its own: free memory that a trim would return is returned."""
+    script = (
+        "import asyncio, sys, time\n"
+        "from resilient_imagen.images import offload\n"
+        "from resilient_imagen.images.fit import fit\n"
+        "data = sys.stdin.buffer.read()\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096 // 10**6\n"
+        "async def burst():\n"
+        "    fitting = (fit(data, ratio='1:2', mode='crop') for _ in range(16))\n"
+        "    await asyncio.gather(*fitting)\n"
+        "asyncio.run(burst())\n"
+        "offload._pool().threads.shutdown()\n"  # what was left to do is done
+        "before = resident()\n"
+        "offload._malloc_trim()(0)\n"
+        "print(before - resident())\n"
+    )
+    data = encoded(noise(2048, 2048), "JPEG", quality=95)
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=data, timeout=120, check=True, capture_output=True
+    )
+
+    assert int(done.stdout) < 20, done.stdout

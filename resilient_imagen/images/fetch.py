@@ -14,6 +14,7 @@ import asyncio
 import io
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ import httpx2
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.offload import look_up, off_loop
 
 if TYPE_CHECKING:
     import ssl
@@ -235,6 +236,6 @@ def _system_trust() -> ssl.SSLContext:
 
 
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await look_up(lookup)  # not in the loop's own threads: a dead name server fills them
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

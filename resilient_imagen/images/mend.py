@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.intact import is_intact
+from resilient_imagen.images.offload import give_back
 from resilient_imagen.images.pillow import (
     encode,
     open_picture,
@@ -86,7 +87,12 @@ def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) ->
         if not flaws:
             return Mended(data, mime, None)
         style = style_of(picture, data)
-        mended = plain(upright(reduced(picture, max_pixels) if giant else picture))
+        source: Image = picture
+        if giant:
+            source = reduced(picture, max_pixels)
+            del picture
+            give_back()  # before the next giant comes
+        mended = plain(upright(source))
         target = _target(mime, mended, animated="animated" in flaws)
         encoded = encode(mended, target, style=style)
     return Mended(encoded, target, f"{', '.join(flaws)}: sent as {target}")

@@ -16,6 +16,7 @@ from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.offload import much_was_used
 from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def upright(picture: Image) -> Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    picture.load()
+    _decode(picture)
     turn = turns.get(orientation(picture))
     return picture if turn is None else picture.transpose(turn)
 
@@ -153,7 +154,7 @@ def reduced(picture: ImageFile, max_pixels: int) -> Image:
     factor = ceil(sqrt(picture.width * picture.height / max_pixels))
     picture.draft(None, (picture.width // factor, picture.height // factor))
     factor = ceil(sqrt(picture.width * picture.height / max_pixels))
-    picture.load()
+    _decode(picture)
     if factor == 1:
         return picture
     rows = max(factor, _STRIP_PIXELS // picture.width // factor * factor)
@@ -221,6 +222,11 @@ def encode(picture: Image, mime: str, *, style: Style | None = None, quality: in
     out = io.BytesIO()
     picture.save(out, mime.removeprefix("image/"), **options)
     return out.getvalue()
+
+
+def _decode(picture: Image) -> None:
+    much_was_used()
+    picture.load()
 
 
 def _check_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:
