@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.result import Attempt
+from resilient_imagen.turn import NotAdmittedError, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
     from resilient_imagen.telemetry.reporter import Reporter
-    from resilient_imagen.turn import Turn
 
 __all__ = ["AttemptRung", "Finished", "Served"]
 
@@ -67,6 +67,8 @@ _UNSEEN: Final = frozenset(
 The vendors count what they answer; who leaves the count out is a relay, and relays lose pictures
 that were paid for. Not so: overload, when nothing was begun, and blocks, which are not charged.
 """
+
+_CALLERS_OWN: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
 
 Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
 Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
@@ -129,7 +131,9 @@ class AttemptRung:
         loop = asyncio.get_running_loop()
         lane = turn.lane
         request = turn.tailored.request
-        await call.start_signal.fire()
+        left_before = _times_cancelled()
+        if await call.start_signal.fire() and permit.stale:
+            raise NotAdmittedError
         turn.number += 1
         call.retries += turn.number > 1
         permit.begin(origin=call.id)
@@ -142,10 +146,16 @@ class AttemptRung:
             async with scope:
                 answer = await lane.provider.generate(request, lane.model)
             latency = loop.time() - started
+            permit.answered()
             picture = await self._finish(request, answer)
-        except BaseException as error:  # noqa: BLE001 - cancellation is settled and goes its way, too
+        except BaseException as caught:  # noqa: BLE001 - cancellation is settled and goes its way, too
+            # A provider may make an error of its own out of a cancellation: it is one all the same.
+            left = _times_cancelled() > left_before
+            error = asyncio.CancelledError() if left and isinstance(caught, Exception) else caught
             ending = _ending(call, turn, error, timed_out=scope.expired(), started=started)
             if answer is not None:
+                if ending.reason in _CALLERS_OWN:
+                    ending = replace(ending, verdict=Verdict.SUCCESS)  # the service has answered
                 usage = lane.usage(answer, request.resolution)
                 ending = replace(ending, usage=usage, delivered=True)
             self._failed(call, turn, permit, ending, loop.time() - started, plan)
@@ -225,10 +235,15 @@ def _limit(call: Call, turn: Turn, started: float) -> float | None:
     return None if turn.until >= call.deadline else turn.until
 
 
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
 def _ending(
     call: Call, turn: Turn, error: BaseException, *, timed_out: bool, started: float
 ) -> _Ending:
-    if isinstance(error, TimeoutError) and timed_out:
+    if timed_out and isinstance(error, Exception):
         cut_short = turn.until < started + turn.lane.timeout
         late = provider_failure(
             Reason.TIMEOUT, provider=turn.lane.provider.name, model=turn.lane.model

@@ -44,19 +44,21 @@ class StartSignal:
         self._on_start = on_start
         self._task: asyncio.Future[object] | None = None
 
-    async def fire(self) -> None:
-        """Tell the caller now, the first time; later calls do nothing."""
+    async def fire(self) -> bool:
+        """Tell the caller now, the first time; later calls do nothing. True if that took time."""
         on_start, self._on_start = self._on_start, None
         if on_start is None:
-            return
+            return False
         try:
             answer = on_start()
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the caller's code
             _complain(error)
-            return
-        if inspect.isawaitable(answer):
-            self._task = asyncio.ensure_future(answer)
-            await asyncio.wait({self._task}, timeout=_PATIENCE_WITH_CALLBACK)
+            return False
+        if not inspect.isawaitable(answer):
+            return False
+        self._task = asyncio.ensure_future(answer)
+        await asyncio.wait({self._task}, timeout=_PATIENCE_WITH_CALLBACK)
+        return True
 
     async def finish(self) -> None:
         """End of the call: nothing of ours stays behind."""

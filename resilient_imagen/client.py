@@ -29,13 +29,14 @@ from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
     from resilient_imagen.attempt import Served
+    from resilient_imagen.breaker import Gate
     from resilient_imagen.call import OnStart
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
@@ -265,6 +266,14 @@ class ImageClient:
             raise InvalidResponseError(status=200) from None
         return Finished(fitted.data, fitted.mime_type, fitted.note)
 
+    @property
+    def breakers(self) -> Mapping[str, Gate]:
+        """Each route's circuit breaker, by ``provider:model``, for operators.
+
+        To force one open or let it go, to give it other numbers or to listen, while calls go on.
+        """
+        return {lane.name: lane.gate for lane in self._routing.all_lanes}
+
     def snapshot(self) -> dict[str, Any]:
         """The state of every route and what was spent, as plain JSON: for a health route.
 
@@ -320,7 +329,9 @@ def _result(call: Call, served: Served) -> ImageResult:
         model=served.lane.model,
         attempts=len(call.attempts),
         fallback_reason=None if call.fallback_cause is None else str(call.fallback_cause),
-        dropped_references=(*call.dropped, *served.tailored.dropped),
+        dropped_references=tuple(
+            sorted((*call.dropped, *served.tailored.dropped), key=lambda dropped: dropped["index"])
+        ),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
         adjustments=(*fitted, *call.notes, *served.tailored.notes),  # telemetry shows the first

@@ -9,10 +9,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen import models
+from resilient_imagen.breaker import BreakerState
 from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import Gate
+    from resilient_imagen.breaker import Gate, Transition
     from resilient_imagen.limiter.memory import Pacer
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.reasons import Reason
@@ -62,6 +63,11 @@ class Lane:
         """Where the provider sends requests, when it says so."""
         url = getattr(self.provider, "base_url", None)
         return url if isinstance(url, str) else None
+
+    def heard(self, transition: Transition) -> None:
+        """The breaker changed: an account that serves again is closed to us no more."""
+        if transition.to_state is BreakerState.CLOSED and not transition.shadow:
+            self.account_trip = None
 
     def rejects_at(self, when: float) -> bool:
         """Whether the breaker, as it stands, would refuse a caller at loop time ``when``."""

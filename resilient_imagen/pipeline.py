@@ -22,8 +22,8 @@ from resilient_imagen.errors import (
     SaturatedError,
 )
 from resilient_imagen.limiter.memory import QueueFullError
-from resilient_imagen.reasons import POLICIES, Retry
-from resilient_imagen.turn import Turn
+from resilient_imagen.reasons import POLICIES, Reason, Retry
+from resilient_imagen.turn import NotAdmittedError, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,10 +39,6 @@ __all__ = ["Pipeline"]
 
 _WORTHWHILE = 1e-3
 """Seconds that must be left for a request to be worth sending."""
-
-
-class _NotAdmittedError(Exception):
-    """The breaker changed its mind while the caller queued; ask at the entrance again."""
 
 
 class Pipeline:
@@ -137,7 +133,7 @@ class Pipeline:
         turn = Turn(
             lane=lane,
             following=following,
-            until=_leave_reserve(call, following),
+            until=self._leave_reserve(call, following),
             limit=1 + (retries if first else min(1, retries)),
             patience=lane.timeout if first else min(lane.timeout, self._all_back_offs),
         )
@@ -154,11 +150,22 @@ class Pipeline:
             turn.drop_permit()
         raise turn.failed  # what was sent says more than what was then refused
 
+    def _leave_reserve(self, call: Call, following: Sequence[Lane]) -> float:
+        """Loop time by which a route must be done, so that the next one still has a chance."""
+        if not self._settings.goes_on(Reason.TIMEOUT) or math.isinf(call.deadline):
+            return call.deadline
+        left = call.deadline - asyncio.get_running_loop().time()
+        for lane in following:
+            handover = call.deadline - min(lane.timeout, left / 2)
+            if not lane.rejects_at(handover):
+                return handover
+        return call.deadline
+
     async def _retrying(self, call: Call, turn: Turn) -> Served:
         while True:
             try:
                 return await self._paced(call, turn)
-            except _NotAdmittedError:
+            except NotAdmittedError:
                 await self._enter(call, turn)
             except ImageGenerationError:
                 if turn.retry_in is None:
@@ -169,11 +176,12 @@ class Pipeline:
         """Ask the breaker before queueing: an open route is skipped in microseconds."""
         gate = turn.lane.gate
         while isinstance(answer := gate.reserve(), Rejection):
-            if not answer.probing or turn.has_alternative:
+            may_leave = self._settings.goes_on(Reason.CIRCUIT_OPEN)
+            if not answer.probing or (may_leave and turn.has_alternative):
                 raise self._skipped(call, turn, answer)
             # The last usable route, and only a probe in flight: its verdict is worth waiting for,
             # unless a later route may be asked before.
-            others = [lane.gate for lane in turn.following]
+            others = [lane.gate for lane in turn.following] if may_leave else []
             until = min((other.open_until() or 0.0 for other in others), default=math.inf)
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:
@@ -281,13 +289,13 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         gate = turn.lane.gate
         while not ticket.granted.done():
+            turn.drop_permit(only_if_stale=True)
+            if turn.permit is None and turn.lane.rejects_at(loop.time()):
+                raise NotAdmittedError  # wait for a verdict, if at all, without a stand in here
             left = turn.until - loop.time()
             if left <= 0:
                 raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
-            turn.drop_permit(only_if_stale=True)
-            if turn.permit is None and turn.lane.rejects_at(loop.time()):
-                raise _NotAdmittedError  # wait for a verdict, if at all, without a stand in here
 
     # -- breaker ----------------------------------------------------------------------------------
 
@@ -297,24 +305,12 @@ class Pipeline:
         if turn.permit is None:
             answer = turn.lane.gate.admit()
             if isinstance(answer, Rejection):
-                raise _NotAdmittedError
+                raise NotAdmittedError
             turn.permit = answer
         try:
             return await self._attempts.run(call, turn, ticket, turn.permit, self._plan_retry)
         finally:
             turn.drop_permit()
-
-
-def _leave_reserve(call: Call, following: Sequence[Lane]) -> float:
-    """Loop time by which a route must be done, so that the next one still has a chance."""
-    if not following or math.isinf(call.deadline):
-        return call.deadline
-    left = call.deadline - asyncio.get_running_loop().time()
-    for lane in following:
-        handover = call.deadline - min(lane.timeout, left / 2)
-        if not lane.rejects_at(handover):
-            return handover
-    return call.deadline
 
 
 def _saturated(lane: Lane, wait: float) -> SaturatedError:

@@ -104,15 +104,20 @@ class Routing:
         lane = self._named(provider, model)
         return (lane, *(other for other in self.lanes[1:] if other.name != lane.name))
 
+    @property
+    def all_lanes(self) -> tuple[Lane, ...]:
+        """Every route: the configured ones, then those for models that callers named."""
+        return (*self.lanes, *self._extra.values())
+
     def of_provider(self, name: str) -> Sequence[Lane]:
         """All routes that share the provider's account."""
-        return [lane for lane in (*self.lanes, *self._extra.values()) if lane.provider.name == name]
+        return [lane for lane in self.all_lanes if lane.provider.name == name]
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too."""
         running = running_loop()
         now = time.monotonic() if running is None else running.time()
-        return [lane.snapshot(now) for lane in (*self.lanes, *self._extra.values())]
+        return [lane.snapshot(now) for lane in self.all_lanes]
 
     def _gather(self, given: Iterable[Provider]) -> dict[str, Provider]:
         """The providers that routes name: the caller's, else the built-in ones that have a key."""
@@ -212,7 +217,7 @@ class Routing:
             until = sibling.gate.open_until()
             if sibling.account_trip is not None and until is not None and until > now:
                 cause, brief = sibling.account_trip
-                lane.gate.trip(cause=cause, brief=brief, retry_after=until - now)
+                lane.gate.open_for(until - now, cause=cause, brief=brief)
                 lane.account_trip = sibling.account_trip
                 break
         return lane
@@ -220,10 +225,10 @@ class Routing:
     def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:
         timeout = self._settings.timeout_for(name)
         gate = new_gate(self._settings, name, model, kind=self._gate_kind())
-        gate.subscribe(self._reporter.breaker_changed)
+        gate.subscribe(self._reporter.breaker_changed, inline=True)
         self._reporter.route_added(gate, configured=configured)
         most = self._settings.max_reference_mb
-        return Lane(
+        lane = Lane(
             self._providers[name],
             model,
             gate,
@@ -231,6 +236,8 @@ class Routing:
             timeout,
             max_total_bytes=None if most is None else int(most * 1e6),
         )
+        gate.subscribe(lane.heard, inline=True)
+        return lane
 
     def _pacer(self, name: str) -> Pacer:
         if name not in self._pacers:

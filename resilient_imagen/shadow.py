@@ -74,7 +74,7 @@ class Shadow:
 
     def _add(self, event: events.RouteAdded) -> None:
         gate = new_gate(self._settings, event.provider, event.model)
-        gate.subscribe(self._changed)
+        gate.subscribe(self._changed, inline=True)
         self._gates[gate.name] = gate
 
     def _started(self, event: events.AttemptStarted) -> None:

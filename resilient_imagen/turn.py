@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.lane import Lane, Tailored
 
-__all__ = ["Turn"]
+__all__ = ["NotAdmittedError", "Turn"]
+
+
+class NotAdmittedError(Exception):
+    """The breaker changed its mind while the caller waited; ask at the entrance again."""
 
 
 @dataclass(slots=True)

@@ -83,5 +83,5 @@ def changes(gate: Gate) -> list[tuple[str, str]]:
         if not transition.shadow:
             seen.append((transition.from_state.value, transition.to_state.value))
 
-    gate.subscribe(listen)
+    gate.subscribe(listen, inline=True)
     return seen

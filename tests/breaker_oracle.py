@@ -221,7 +221,9 @@ class Oracle:
 
     def told_outright(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
         if verdict is Verdict.THROTTLED:
+            before = self.openings
             self.open(now, min(hint or 0.0, self.config.reset_max))
+            self.openings = max(before, 1)
             return
         if call.early is None:
             self.row += 1

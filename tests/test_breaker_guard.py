@@ -417,3 +417,20 @@ def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
             assert gate.numbers().state is BreakerState.CLOSED
 
     run_virtual(scenario())
+
+
+def test_one_guard_guards_one_call_at_a_time() -> None:
+    """Two at once would lose a permit: said, not lost. One after another may."""
+
+    async def scenario() -> None:
+        gate = Gate("thumbnails", BreakerConfig(), random=lambda: 0.0)
+        guard = gate.guard()
+        async with guard:
+            with pytest.raises(RuntimeError, match="one call at a time"):
+                async with guard:
+                    pass
+        async with guard:
+            pass
+        assert gate.numbers().window_calls == 2
+
+    run_virtual(scenario())

@@ -30,7 +30,7 @@ def test_a_transition_says_everything() -> None:
     """What opened it, from when, for how long, with which numbers and which origin."""
     gate, clock = make_gate(fail_max=2)
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     clock.now = 7.0
     fail(gate, 2, cause="overloaded", brief="503 UNAVAILABLE", origin="span")
 
@@ -54,7 +54,7 @@ def test_a_whole_outage_is_told_in_order() -> None:
     """Open, probe, open again for longer, probe, closed."""
     gate, clock = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     fail(gate, 3)
     clock.pass_(60.0)
     fail(gate)
@@ -81,7 +81,7 @@ def test_the_state_is_consistent_when_a_listener_runs() -> None:
         seen.append(gate.numbers() == transition.numbers)
         seen.append(gate.snapshot()["state"] == transition.to_state)
 
-    gate.subscribe(look)
+    gate.subscribe(look, inline=True)
     fail(gate, 3)
     clock.pass_(60.0)
     succeed(gate)
@@ -94,7 +94,7 @@ def test_a_settlement_is_final_when_a_listener_runs() -> None:
     gate, _ = make_gate(fail_max=1)
     permit = let_in(gate)
     inner = []
-    gate.subscribe(lambda _: inner.append(permit.settle(Verdict.SUCCESS)))
+    gate.subscribe(lambda _: inner.append(permit.settle(Verdict.SUCCESS)), inline=True)
     outer = permit.settle(Verdict.FAILURE)
 
     assert inner == [outer]
@@ -113,8 +113,8 @@ def test_a_listener_that_raises_harms_nobody(
     def broken(_transition: Transition) -> None:
         raise error
 
-    gate.subscribe(broken)
-    gate.subscribe(told.append)
+    gate.subscribe(broken, inline=True)
+    gate.subscribe(told.append, inline=True)
     with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
         fail(gate, 3)
 
@@ -134,8 +134,8 @@ def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
         stop()
         raise KeyboardInterrupt
 
-    stop = gate.subscribe(interrupt)
-    gate.subscribe(told.append)
+    stop = gate.subscribe(interrupt, inline=True)
+    gate.subscribe(told.append, inline=True)
     with pytest.raises(KeyboardInterrupt):
         fail(gate)
     assert gate.numbers().state is OPEN
@@ -155,8 +155,8 @@ def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
         if transition.to_state is OPEN:
             gate.force_open = True
 
-    gate.subscribe(force)
-    gate.subscribe(last.append)
+    gate.subscribe(force, inline=True)
+    gate.subscribe(last.append, inline=True)
     fail(gate, 3)
 
     assert steps(first) == steps(last) == [("closed", "open"), ("open", "forced_open")]
@@ -166,8 +166,8 @@ def test_unsubscribing_ends_one_subscription() -> None:
     """Subscribed twice it is told twice; taken back once (or twice over) it is told once."""
     gate, _ = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append)
-    stop = gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
+    stop = gate.subscribe(told.append, inline=True)
     gate.force_open = True
     assert len(told) == 2
     stop()
@@ -185,10 +185,10 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
     def leave(_transition: Transition) -> None:
         told.append("left")
         stop()
-        gate.subscribe(lambda _: told.append("joined"))
+        gate.subscribe(lambda _: told.append("joined"), inline=True)
 
-    stop = gate.subscribe(leave)
-    gate.subscribe(lambda _: told.append("stayed"))
+    stop = gate.subscribe(leave, inline=True)
+    gate.subscribe(lambda _: told.append("stayed"), inline=True)
     gate.force_open = True
     gate.force_open = False
 
@@ -214,7 +214,7 @@ def test_what_time_has_decided_is_told_by_whoever_comes_first(
     """A hung probe found by any ask, or by a mere look, is told there and then."""
     gate, clock, probe = half_open()
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     clock.pass_(62.0)
     look(gate, probe)
 
@@ -227,7 +227,7 @@ def test_an_opening_found_before_queueing_is_told_at_once() -> None:
     gate, clock = make_gate(slow_call=20.0, fail_max=1)
     let_in(gate)
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     clock.pass_(20.0)
     gate.reserve()
 
@@ -248,8 +248,8 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
         gate.force_open = True
 
     told: list[Transition] = []
-    gate.subscribe(hang)
-    gate.subscribe(told.append)
+    gate.subscribe(hang, inline=True)
+    gate.subscribe(told.append, inline=True)
     thread = threading.Thread(target=force)
     thread.start()
     assert entered.wait(timeout=30)
@@ -266,7 +266,7 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
     """Four threads force and free at once: what is told forms one unbroken chain."""
     gate, _ = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
 
     def flip() -> None:
         for number in range(500):
@@ -296,7 +296,48 @@ def test_listeners_are_no_part_of_the_state() -> None:
         raise RuntimeError
 
     disturbed, _ = make_gate()
-    disturbed.subscribe(broken)
+    disturbed.subscribe(broken, inline=True)
     plain, _ = make_gate()
 
     assert run(disturbed) == run(plain)
+
+
+def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
+    """It hangs in the middle of the first transition; calls go on, and it misses none."""
+    gate, _ = make_gate()
+    entered, leave = threading.Event(), threading.Event()
+    told: list[Transition] = []
+
+    def slow(transition: Transition) -> None:
+        entered.set()
+        assert leave.wait(timeout=30)
+        told.append(transition)
+
+    gate.subscribe(slow)
+    fail(gate, 3)
+    assert entered.wait(timeout=30)
+    gate.force_open = True  # nobody waits for the listener
+    gate.force_open = False
+    assert told == []
+    leave.set()
+    heard = threading.Event()
+    gate.subscribe(lambda _transition: heard.set())
+    gate.force_open = True
+    assert heard.wait(timeout=30)
+
+    assert steps(told) == [
+        ("closed", "open"),
+        ("open", "forced_open"),
+        ("forced_open", "open"),
+        ("open", "forced_open"),
+    ]
+
+
+def test_a_coroutine_function_is_no_listener() -> None:
+    """Nobody would await it: said at once, not lost later."""
+    gate, _ = make_gate()
+
+    async def listen(_transition: Transition) -> None: ...
+
+    with pytest.raises(TypeError, match="ordinary function"):
+        gate.subscribe(listen)  # type: ignore[arg-type]

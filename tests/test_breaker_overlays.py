@@ -115,7 +115,7 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     """The whole life of a breaker happens in shadow, and callers meet a closed gate throughout."""
     gate, clock = make_gate(mode=BreakerMode.SHADOW)
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     settlements = [outcome(gate, Verdict.FAILURE, cause="overloaded") for _ in range(3)]
     assert (gate.usable(), gate.open_until(), gate.reserve()) == (True, None, None)
     assert gate.snapshot()["shadow"] == {"state": "open", "would_reject": 0}
@@ -147,7 +147,7 @@ def test_shadow_simulates_recovery_that_fails() -> None:
     told: list[Transition] = []
     fail(gate, 3)
     clock.pass_(60.0)
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     fail(gate)
 
     assert [each.retry_after for each in told] == [None, 120.0]
@@ -197,7 +197,7 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
     gate, _ = opened()
     assert refused(gate).cause == "overloaded"
     told: list[Transition] = []
-    gate.subscribe(told.append)
+    gate.subscribe(told.append, inline=True)
     gate.force_open = True
     rejection = refused(gate)
 

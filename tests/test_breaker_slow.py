@@ -241,7 +241,7 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
         loop = asyncio.get_running_loop()
         seen = changes(gate)
         heard: list[float] = []
-        gate.subscribe(lambda transition: heard.append(transition.at))
+        gate.subscribe(lambda transition: heard.append(transition.at), inline=True)
         await asyncio.sleep(100.0)
         for _ in range(3):
             let_in(gate)

@@ -396,7 +396,7 @@ def test_a_gate_nobody_uses_any_more_is_collected() -> None:
 
     async def scenario() -> weakref.ref[Gate]:
         gate = loop_gate(slow_call=20.0)
-        gate.subscribe(lambda _transition: None)
+        gate.subscribe(lambda _transition: None, inline=True)
         let_in(gate).settle(Verdict.SUCCESS)
         gate.changed().cancel()
         await asyncio.sleep(30.0)

@@ -132,7 +132,7 @@ def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> No
 
 
 def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
-    """A hundred callers arrive at a recovering provider: one asks it, the rest do not wait."""
+    """A thousand callers arrive at a recovering provider: one asks it, the rest do not wait."""
 
     async def scene(world: World) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -140,14 +140,14 @@ def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
         world.google.hang(times=1)
         await asyncio.sleep(100)
         sent = len(world.google.sent)
-        tasks = [asyncio.create_task(world.ask()) for _ in range(100)]
+        tasks = [asyncio.create_task(world.ask()) for _ in range(1000)]
         await asyncio.sleep(59)
         assert len(world.google.sent) - sent == 1
-        assert sum(task.done() for task in tasks) == 99
+        assert sum(task.done() for task in tasks) == 999
         await asyncio.wait(tasks)
         assert world.idle()
 
-    play(scene, max_concurrent=200, ipm=600_000)
+    play(scene, max_concurrent=2000, ipm=900_000)
 
 
 def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:

@@ -59,6 +59,7 @@ RETRIES_OF = {
 """How often the same route may be asked again, from the table of reasons."""
 
 FINAL = {Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST}
+NO_VOTE = {Reason.CANCELLED, Reason.DEADLINE}
 
 scripts = st.lists(
     st.tuples(st.sampled_from(OUTCOMES), st.sampled_from([0.1, 5.0, 30.0]), st.integers(1, 4)),
@@ -203,6 +204,8 @@ def check_breakers(seen: Seen, half_open: int) -> None:
             assert event.probe == (name in open_until)
             probes[name] = probes.get(name, 0) + event.probe
             assert probes[name] <= half_open
+        if isinstance(event, AttemptEnded) and (event.cut_short or event.reason in NO_VOTE):
+            assert event.counted in {"ignored", "stale"}
         if isinstance(event, AttemptEnded) and event.probe:
             probes[f"{event.provider}:{event.model}"] -= 1
 

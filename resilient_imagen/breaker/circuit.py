@@ -122,6 +122,11 @@ class Circuit:
         if flight.counted is None and not self.is_stale(flight):
             self.flights.send(flight, self.now)
 
+    def answered(self, flight: Flight) -> None:
+        """Its answer is there."""
+        if flight.counted is None and flight.generation == self.generation:
+            self.flights.answer(flight, self.now)
+
     def is_stale(self, flight: Flight) -> bool:
         """Whether its outcome can no longer count."""
         if flight.generation != self.generation:
@@ -141,7 +146,9 @@ class Circuit:
             self.open(tripped_pause(self.config, hint, self._random), why)
             return flight.counted or "failure"
         if verdict is Verdict.THROTTLED and hint is not None:
+            before = self.openings
             self.open(min(hint, self.config.reset_max), why)
+            self.openings = max(before, 1)  # the server's own time; no probe of ours has failed
             return flight.counted or "throttled"
         return flight.counted or self._vote(flight, verdict, why)
 
@@ -184,8 +191,9 @@ class Circuit:
                 self._fail(why)
                 return "failure"
             case Verdict.THROTTLED:
-                self._why, self._pause = why, None
+                self._why = why
                 self._machine.throttled()
+                self._why = NO_REASON
                 return "throttled"
             case _:
                 if flight.probe:
@@ -201,8 +209,9 @@ class Circuit:
             self._on_freed()  # never sent: it says nothing, and may not block the others
 
     def _fail(self, why: Why) -> None:
-        self._why, self._pause = why, None
+        self._why = why
         self._machine.failure(self.now)
+        self._why = NO_REASON
 
     def _moved(self, state: BreakerState) -> None:
         old, self.state = self.state, state
@@ -217,6 +226,7 @@ class Circuit:
             self.openings = 0
             self.opening = None
             self.rule.clear()
+        self._why, self._pause = NO_REASON, None  # an operator's own opening has no cause of ours
         self._on_moved(old, state)
 
 

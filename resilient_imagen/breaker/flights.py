@@ -26,6 +26,8 @@ class Flight:
     since: float = math.nan
     """When a probe's place was reserved; once `sent`, when the request was sent."""
     sent: bool = False
+    answered: bool = False
+    """The answer is there; what is left to do is not the service's."""
     origin: object | None = None
     counted: Counted | None = None
     """Its vote, once cast: by time while in flight, or at its settlement."""
@@ -73,6 +75,14 @@ class Flights:
         if flight.probe or self._slow:
             self._note_due()
 
+    def answer(self, flight: Flight, now: float) -> None:
+        """The service did its part: it can no longer be slow, and a probe's time begins anew."""
+        flight.answered = True
+        self._slow.pop(flight, None)
+        if flight in self.probes:
+            flight.since = now
+        self._note_due()
+
     def end(self, flight: Flight) -> None:
         """Time has no more say about it."""
         if self.due < math.inf:
@@ -96,7 +106,7 @@ class Flights:
 
     def is_slow(self, flight: Flight, now: float) -> bool:
         """Whether it was sent so long ago that it counts as failed."""
-        return flight.sent and self._slow_at(flight) <= now
+        return flight.sent and not flight.answered and self._slow_at(flight) <= now
 
     def _slow_at(self, flight: Flight) -> float:
         slow_call = self._config.slow_call

@@ -172,6 +172,24 @@ class Gate:
             self._set_alarm()
         self._listeners.deliver()
 
+    def open_for(
+        self, seconds: float, *, cause: str | None, brief: str | None, origin: object | None = None
+    ) -> None:
+        """Open now for exactly so many seconds; open already, for the longer of both.
+
+        Args:
+            seconds: From now.
+            cause: Reason word, kept.
+            brief: Short text, kept likewise.
+            origin: What rejections point to, or None.
+        """
+        with self._lock:
+            self._catch_up()
+            if self._circuit.config.mode is not BreakerMode.OFF:
+                self._circuit.open(seconds, Why(cause, brief, origin))
+            self._set_alarm()
+        self._listeners.deliver()
+
     @property
     def force_open(self) -> bool:
         """Reject everybody, whatever the mode, until set to False.
@@ -204,13 +222,22 @@ class Gate:
             self._set_alarm()
         self._listeners.deliver()
 
-    def subscribe(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
+    def subscribe(
+        self, listener: Callable[[Transition], None], *, inline: bool = False
+    ) -> Callable[[], None]:
         """Tell `listener` every transition from now on; call the result to stop.
 
-        It is called once the state is consistent, and must be quick. What it raises is logged and
-        goes no further.
+        It is told in order, once the state is consistent, from a thread of its own: however long it
+        takes, no call waits for it. What it raises is logged and goes no further.
+
+        Args:
+            listener: An ordinary function.
+            inline: Tell it before the call that caused the transition goes on. It must be quick.
+
+        Raises:
+            TypeError: The listener is a coroutine function, which nobody would await.
         """
-        return self._listeners.subscribe(listener)
+        return self._listeners.subscribe(listener, inline=inline)
 
     def numbers(self) -> BreakerNumbers:
         """The numbers right now."""
@@ -239,6 +266,13 @@ class Gate:
                 flight.origin = origin
                 self._circuit.send(flight)
                 self._set_alarm()
+        self._listeners.deliver()
+
+    def _answered(self, flight: Flight) -> None:
+        with self._lock:
+            self._catch_up()
+            self._circuit.answered(flight)
+            self._set_alarm()
         self._listeners.deliver()
 
     def _is_stale(self, flight: Flight) -> bool:

@@ -33,18 +33,21 @@ class Guard(AbstractAsyncContextManager["Permit"]):
     """One guarded call: asks on entry, settles on exit, suppresses and replaces nothing."""
 
     __slots__ = ("_classify", "_gate", "_permit")
-    _permit: Permit  # from entry to exit
 
     def __init__(self, gate: Gate, classify: Callable[[Exception], Verdict]) -> None:
         self._gate = gate
         self._classify = classify
+        self._permit: Permit | None = None
 
     async def __aenter__(self) -> Permit:
         """Take a permit.
 
         Raises:
             CircuitOpenError: The gate rejects.
+            RuntimeError: It is guarding a call already.
         """
+        if self._permit is not None:
+            raise RuntimeError("a guard guards one call at a time; ask the gate for another")
         answer = self._gate.admit()
         if isinstance(answer, Rejection):
             raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
@@ -59,19 +62,22 @@ class Guard(AbstractAsyncContextManager["Permit"]):
         traceback: TracebackType | None,
     ) -> None:
         """Settle it."""
+        permit, self._permit = self._permit, None
+        if permit is None:
+            return
         if error is None:
-            self._permit.settle(Verdict.SUCCESS)
+            permit.settle(Verdict.SUCCESS)
         elif isinstance(error, ImageGenerationError):
-            self._permit.settle(
+            permit.settle(
                 self._judge(error),
                 cause=error.reason,
                 brief=error.brief,
                 retry_after=error.retry_after,
             )
         elif isinstance(error, Exception):
-            self._permit.settle(self._judge(error))
+            permit.settle(self._judge(error))
         else:
-            self._permit.settle(Verdict.NEUTRAL)  # cancelled, or the program is ending
+            permit.settle(Verdict.NEUTRAL)  # cancelled, or the program is ending
 
     def _judge(self, error: Exception) -> Verdict:
         try:

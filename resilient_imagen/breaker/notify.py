@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import os
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker.timing import running_loop
@@ -36,12 +40,19 @@ class Listeners:
         self._lock = threading.Lock()
         self._busy = False
 
-    def subscribe(self, listener: Callable[[Transition], None]) -> Callable[[], None]:
-        """Tell `listener` from now on; call the result to stop."""
+    def subscribe(
+        self, listener: Callable[[Transition], None], *, inline: bool
+    ) -> Callable[[], None]:
+        """Tell `listener` from now on, in a thread or at once; call the result to stop."""
+        if inspect.iscoroutinefunction(listener):
+            raise TypeError("a listener must be an ordinary function, not a coroutine function")
         entry = [listener]  # its own identity: the same listener may subscribe twice
 
         def tell(transition: Transition) -> None:
-            entry[0](transition)
+            if inline:
+                entry[0](transition)
+            else:
+                _aside(partial(_tell, entry[0], transition))
 
         def unsubscribe() -> None:
             with self._lock:
@@ -68,6 +79,22 @@ class Listeners:
                     _tell(listener, transition)
             finally:
                 self._busy = False
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="resilient-imagen-listeners")
+
+
+# A forked child inherits the pool without its thread: nobody there would ever be told.
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_thread.cache_clear)
+
+
+def _aside(work: Callable[[], None]) -> None:
+    """Do it soon, in order, in the one thread for listeners that may be slow."""
+    with suppress(RuntimeError):  # the interpreter is ending: nobody is left to be told
+        _thread().submit(work)
 
 
 def _tell(listener: Callable[[Transition], None], transition: Transition) -> None:

@@ -62,6 +62,10 @@ class Permit:
         """
         self._gate._begin(self._flight, origin)  # noqa: SLF001 - not for users, but for permits
 
+    def answered(self) -> None:
+        """Say that the answer is there: what is done with it is not the service's time any more."""
+        self._gate._answered(self._flight)  # noqa: SLF001 - not for users, but for permits
+
     def settle(
         self,
         verdict: Verdict,

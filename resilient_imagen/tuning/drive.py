@@ -199,8 +199,8 @@ class _Play:
                 if not change.shadow:
                     self._played.changes.append(Change(change.at, index, change.to_state))
 
-            gate.subscribe(note)
-            gate.subscribe(self._reporter.breaker_changed)
+            gate.subscribe(note, inline=True)
+            gate.subscribe(self._reporter.breaker_changed, inline=True)
             lanes.append(
                 Lane(
                     providers[route.provider],

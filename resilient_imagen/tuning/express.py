@@ -110,7 +110,7 @@ class Express:
         self._done = done
         self._closed = [lane.gate.numbers().state is BreakerState.CLOSED for lane in lanes]
         for route, lane in enumerate(lanes):
-            lane.gate.subscribe(partial(self._note, route))
+            lane.gate.subscribe(partial(self._note, route), inline=True)
 
     @staticmethod
     def suits(settings: Settings) -> bool:

@@ -1,0 +1,355 @@
+"""What a call leaves in the breaker: votes, places and times, however it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from ladder import FAST, World, now, play
+
+from resilient_imagen import ImageClient, ImageResult, Reason, Settings
+from resilient_imagen.breaker import BreakerConfig, BreakerMode
+from resilient_imagen.images.fit import Fitted
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+
+def numbers(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.client.snapshot()["routes"][0]["breaker"]
+    return found
+
+
+def test_a_caller_that_leaves_casts_no_vote() -> None:
+    """Neither for nor against, while closed and as a probe; and its place is free at once."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for _ in range(5):
+            await _leave(world)
+        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
+        assert numbers(world)["window"]["calls"] == 0
+        await _open_google(world)
+        world.google.heal().hang()
+        await asyncio.sleep(70)
+        await _leave(world)
+        assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
+        world.google.heal()
+        assert (await world.ask()).provider == "google"
+        assert world.breaker() == "closed"
+
+    play(scene, **FAST)
+
+
+def test_what_the_deadline_cut_short_casts_no_vote() -> None:
+    """A probe that was not given its time leaves the circuit half-open."""
+
+    async def scene(world: World) -> None:
+        await _open_google(world)
+        world.google.heal().hang()
+        await asyncio.sleep(70)
+        assert (await world.ask(deadline=40)).provider == "openai"
+        assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
+
+    play(scene, **FAST)
+
+
+def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
+    """A permit that was carried into the queue and back is no success."""
+
+    async def scene(world: World) -> None:
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(0)
+        await _trip_google(world)
+        await first
+        await asyncio.sleep(70 - now() % 1)
+        spent = asyncio.create_task(world.ask())  # takes the place in this minute
+        await asyncio.sleep(0.1)
+        spent.cancel()
+        await asyncio.gather(spent, return_exceptions=True)
+        waiting = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert world.breaker() == "half_open"
+        assert numbers(world)["probes_in_flight"] == 0
+
+    play(scene, ipm=10, openai_ipm=6000)
+
+
+def test_a_back_off_ends_the_moment_the_route_opens() -> None:
+    """Whoever sleeps before a retry learns of the opening then, not when the alarm rings."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        sleeper = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.2)  # it has failed once and sleeps
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        gate.open_for(100, cause="overloaded", brief="503")
+        opened = now()
+        assert (await sleeper).attempts == 2
+        assert world.openai.sent[0].at == opened
+
+    play(scene, **FAST)
+
+
+def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
+    """The only route: who waits for a probe's verdict is served right after it."""
+
+    async def scene(world: World) -> None:
+        await _trip_google(world)
+        await asyncio.sleep(700)
+        world.google.latency = 3.0
+        asked = now()
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(0)
+        second = asyncio.create_task(world.ask())
+        await asyncio.gather(first, second)
+        assert world.google.sent[-1].at - asked == pytest.approx(3.0, abs=0.05)
+
+    play(scene, force_open="openai", **FAST)
+
+
+def test_who_comes_to_the_queue_after_the_route_opened_does_not_stand_in_it() -> None:
+    """It opened while the call prepared itself: on to the next route, whatever the queue."""
+
+    class Slow(FakeProvider):
+        async def warm_up(self) -> None:
+            await asyncio.sleep(3)
+
+    async def main() -> None:
+        google, openai = Slow("google"), FakeProvider("openai")
+        async with ImageClient(
+            Settings(ipm=1, openai_ipm=6000), providers=[google, openai]
+        ) as client:
+            first = asyncio.create_task(client.generate("x"))
+            await asyncio.sleep(0.1)
+            second = asyncio.create_task(client.generate("x"))
+            await asyncio.sleep(1)
+            client.breakers["google:gemini-3-pro-image"].open_for(500, cause=None, brief=None)
+            await asyncio.gather(first, second)
+            assert [sent.at for sent in openai.sent] == pytest.approx([3.0, 3.1], abs=0.05)
+
+    run_virtual(main())
+
+
+def test_a_route_that_opens_during_on_start_is_not_asked() -> None:
+    """An async callback may take a second; much can happen in one."""
+
+    async def scene(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+
+        async def on_start() -> None:
+            await asyncio.sleep(0.4)
+            gate.open_for(100, cause=None, brief=None)
+
+        assert (await world.ask(on_start=on_start)).provider == "openai"
+        assert world.google.sent == []
+
+    play(scene, **FAST)
+
+
+def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe answers in time, and fitting takes long: it succeeded; so does a slow-watched one."""
+
+    async def slow_fit(data: bytes, **_: Any) -> Fitted:
+        await asyncio.sleep(10)
+        return Fitted(data, "image/png", 9, 16, None)
+
+    monkeypatch.setattr("resilient_imagen.client.fit", slow_fit)
+
+    async def probe(world: World) -> None:
+        await _open_google(world)
+        world.google.heal().latency = 59.0
+        await asyncio.sleep(70)
+        assert (await world.ask()).provider == "google"
+        assert world.breaker() == "closed"
+
+    async def watched(world: World) -> None:
+        world.google.latency = 29.0
+        await asyncio.gather(*(world.ask() for _ in range(4)))
+        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
+
+    async def leaver(world: World) -> None:
+        await _open_google(world)
+        world.google.heal().latency = 1.0
+        await asyncio.sleep(70)
+        task = asyncio.create_task(world.ask())
+        await asyncio.sleep(5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert world.breaker() == "closed"  # the service had answered
+
+    play(probe, **FAST)
+    play(watched, breaker_slow_call=30, **FAST)
+    play(leaver, **FAST)
+
+
+def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller() -> None:
+    """It makes an error of its own of it; the caller has left all the same, and nobody votes."""
+
+    class Hiding(FakeProvider):
+        async def generate(self, request: Any, model: str) -> Any:
+            try:
+                return await super().generate(request, model)
+            except asyncio.CancelledError:
+                raise ConnectionError("lost") from None
+
+    async def main() -> None:
+        google = Hiding("google")
+        google.hang()
+        async with ImageClient(
+            Settings(ipm=6000), providers=[google, FakeProvider("openai")]
+        ) as client:
+            task = asyncio.create_task(client.generate("x"))
+            await asyncio.sleep(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            breaker = client.snapshot()["routes"][0]["breaker"]
+            assert breaker["consecutive"] == 0
+            result = await client.generate("x", deadline=40)
+            assert (result.provider, result.fallback_reason) == ("openai", "timeout")
+
+    run_virtual(main())
+
+
+def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
+    """Five short waits that the server asked for are no five failed probes."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
+        for _ in range(5):
+            await world.ask()
+            await asyncio.sleep(6)
+        world.google.heal().fail(Reason.OVERLOADED, status=503)
+        await world.ask()
+        assert numbers(world)["retry_after"] == pytest.approx(120, rel=0.11)
+
+    play(scene, max_retries=0, **FAST)
+
+
+def test_a_mended_account_is_forgotten() -> None:
+    """A later overload is an overload, for models that are named for the first time, too."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await world.ask()
+        world.google.heal()
+        await asyncio.sleep(700)
+        assert (await world.ask()).provider == "google"
+        await _open_google(world)
+        world.google.heal()
+        assert (await world.ask(model="gemini-nano-banana-2.1")).provider == "google"
+
+    play(scene, **FAST)
+
+
+def test_a_latecomer_waits_no_longer_than_its_account() -> None:
+    """Thirty seconds that are left are thirty seconds."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await world.ask()
+        left = numbers(world)["retry_after"]
+        world.google.heal()
+        await asyncio.sleep(left - 30)
+        await world.ask(model="gemini-nano-banana-2.1")
+        late = world.client.breakers["google:gemini-nano-banana-2.1"].snapshot()
+        assert late["retry_after"] == pytest.approx(28, abs=0.5)  # OpenAI took two
+
+    play(scene, **FAST)
+
+
+def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
+    """Where a timeout ends the call, the first route gets all of the time."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 25.0
+        assert (await world.ask(deadline=40)).provider == "google"
+
+    play(scene, fallback_on="overloaded", **FAST)
+
+
+def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
+    """A probe is in flight, and leaving is not wanted: its verdict decides."""
+
+    async def scene(world: World) -> None:
+        await _open_google(world)
+        world.google.heal()
+        await asyncio.sleep(70)
+        results = await asyncio.gather(world.ask(), world.ask())
+        assert [result.provider for result in results] == ["google", "google"]
+
+    play(scene, fallback_on="overloaded", **FAST)
+
+
+def test_every_breaker_setting_reaches_the_breaker() -> None:
+    """None is forgotten on the way."""
+    chosen = {
+        "breaker_mode": "shadow",
+        "breaker_fail_max": 7,
+        "breaker_failure_rate": 0.25,
+        "breaker_window": 111,
+        "breaker_min_calls": 9,
+        "breaker_slow_call": 33,
+        "breaker_reset_timeout": 44,
+        "breaker_reset_max": 555,
+        "breaker_half_open_calls": 2,
+        "per_call_timeout": 77,
+    }
+    expected = BreakerConfig(
+        mode=BreakerMode.SHADOW,
+        fail_max=7,
+        failure_rate=0.25,
+        window=111.0,
+        min_calls=9,
+        slow_call=33.0,
+        reset_timeout=44.0,
+        reset_max=555.0,
+        half_open_calls=2,
+        probe_deadline=78.0,
+    )
+    known = {name for name in Settings.model_fields if name.startswith("breaker_")}
+    assert known <= chosen.keys()
+
+    async def scene(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        assert gate._circuit.config == expected
+
+    play(scene, **chosen)
+
+
+def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
+    """Forced open and let go, with other numbers, from the client at hand."""
+
+    async def scene(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        gate.force_open = True
+        assert (await world.ask()).fallback_reason == "circuit_open"
+        gate.force_open = False
+        gate.reconfigure(BreakerConfig(fail_max=1))
+        world.google.fail(Reason.OVERLOADED, status=503)
+        assert (await world.ask()).attempts == 2
+        assert world.breaker() == "open"
+
+    play(scene, **FAST)
+
+
+async def _leave(world: World) -> None:
+    """Ask, and go away after a second."""
+    task: asyncio.Task[ImageResult] = asyncio.create_task(world.ask())
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def _open_google(world: World) -> None:
+    world.google.heal().fail(Reason.OVERLOADED, status=503)
+    await world.ask()
+    assert world.breaker() == "open"
+
+
+async def _trip_google(world: World) -> None:
+    gate = world.client.breakers["google:gemini-3-pro-image"]
+    gate.open_for(60, cause="overloaded", brief="503")
