@@ -5,14 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.api import (
-    call_options,
-    default_client,
-    edit_image,
-    generate_image,
-    generate_image_with_references,
-    reset_default_client,
-)
 from resilient_imagen.errors import (
     AllProvidersFailedError,
     AuthenticationError,
@@ -35,11 +27,19 @@ from resilient_imagen.errors import (
     SaturatedError,
 )
 from resilient_imagen.reasons import Reason
-from resilient_imagen.result import Attempt, ImageResult
 
 if TYPE_CHECKING:
+    from resilient_imagen.api import (
+        call_options,
+        default_client,
+        edit_image,
+        generate_image,
+        generate_image_with_references,
+        reset_default_client,
+    )
     from resilient_imagen.client import ImageClient
     from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.result import Attempt, ImageResult
     from resilient_imagen.settings import Settings
 
 __all__ = [
@@ -81,12 +81,20 @@ __all__ = [
 # Quiet until the application listens: it may print nothing where results go to.
 logging.getLogger("resilient_imagen").addHandler(logging.NullHandler())
 
-# Names whose modules load pydantic-settings, pybreaker or more: found when first asked for.
+# Found when first asked for: their modules load asyncio, pydantic-settings, pybreaker or more.
 _LAZY = {
+    "Attempt": "resilient_imagen.result",
     "ImageClient": "resilient_imagen.client",
+    "ImageResult": "resilient_imagen.result",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
     "Settings": "resilient_imagen.settings",
+    "call_options": "resilient_imagen.api",
+    "default_client": "resilient_imagen.api",
+    "edit_image": "resilient_imagen.api",
+    "generate_image": "resilient_imagen.api",
+    "generate_image_with_references": "resilient_imagen.api",
+    "reset_default_client": "resilient_imagen.api",
 }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec
 
 import typer
 
+from resilient_imagen.cli import allow_cleanup
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
@@ -68,6 +69,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
+            allow_cleanup()
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise

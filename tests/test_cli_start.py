@@ -1,0 +1,65 @@
+"""Ctrl-C before anything has begun: an exit code, and not a word."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_kit import environment
+
+INTERRUPTED = """
+import importlib.abc, os, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = ["resilient-imagen", "generate", "a fox", "--emulator"]
+from resilient_imagen.cli import main
+main()
+"""
+
+
+def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["rich", "typer", "resilient_imagen.cli.app", "resilient_imagen.cli.generate"]
+)
+def test_ctrl_c_while_modules_are_imported(name: str, tmp_path: Path) -> None:
+    """Whatever an import would make of an exception in its midst."""
+    ended = python(INTERRUPTED.format(name=name), tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["resilient_imagen.cli.single", "resilient_imagen.client", "google.genai"]
+)
+def test_ctrl_c_while_a_command_begins(name: str, tmp_path: Path) -> None:
+    """Then there are things to put in order, and it says so."""
+    ended = python(INTERRUPTED.format(name=name), tmp_path)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "resilient-imagen: stopped\n"
+
+
+def test_the_way_to_the_first_line_is_short(tmp_path: Path) -> None:
+    """Before that, Ctrl-C still is a traceback: nothing that takes long is imported there."""
+    code = (
+        "import sys\n"
+        "from resilient_imagen.cli import main\n"
+        "print([name for name in ('asyncio', 'pathlib', 'ssl') if name in sys.modules])"
+    )
+    assert python(code, tmp_path).stdout == "[]\n"
