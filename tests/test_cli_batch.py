@@ -2,72 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
-import signal
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cli_kit import Ended, cli, run, started
+from batch_kit import COMMAND, QUICK, asked, batch, journal, prepare, scene, scenes, write
+from cli_kit import cli, run, started
+from PIL import Image
 
-from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.journal import Journal
-from resilient_imagen.cli.order import Order
-from resilient_imagen.cli.prompts import read_prompts
-from resilient_imagen.emulator import BackgroundEmulator, RequestSeen, faults
+from resilient_imagen import ImageClient, NoImageError, Settings
+from resilient_imagen.cli.summary import Spent
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.sniff import sniff_mime
-from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.result import Usage
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 Capsys = pytest.CaptureFixture[str]
-QUICK = {"IMAGE_GEN_IPM": "6000", "IMAGE_GEN_RETRY_BASE_DELAY": "0"}
+
+
+def encoded(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+OTHER_PNG = encoded(Image.new("RGB", (90, 160), "red"))
 
 
 @pytest.fixture(autouse=True)
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Small pictures, no pacing, files in the test's own directory."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in QUICK.items():
-        monkeypatch.setenv(name, value)
-    imagen_emulator.app.picture = "tiny"
-
-
-def write(rows: Iterable[Mapping[str, Any] | str], name: str = "prompts.jsonl") -> Path:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path = Path(name)
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def scenes(count: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"scene {number}", "id": f"s{number}"} for number in range(count)]
-
-
-def batch(capsys: Capsys, *more: object) -> Ended:
-    return cli(capsys, "generate", "--from", "prompts.jsonl", "-o", "out", "--json", *more)
-
-
-def asked(emulator: BackgroundEmulator) -> Counter[str]:
-    """How often each scene was asked for, at either vendor."""
-    sent = [*emulator.google.requests, *emulator.openai.requests]
-    return Counter(scene(seen) for seen in sent)
-
-
-def scene(seen: RequestSeen) -> str:
-    """Which one a request is for; vendors are given other words around it."""
-    (number,) = re.findall(r"[Ss]cene:? (\d+)", seen.prompt)
-    return f"scene {number}"
-
-
-def journal(folder: str = "out") -> list[dict[str, Any]]:
-    lines = (Path(folder) / "results.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    prepare(tmp_path, monkeypatch, imagen_emulator)
 
 
 def test_every_row_becomes_a_picture(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
@@ -121,6 +92,38 @@ def test_what_changed_is_made_again(capsys: Capsys, imagen_emulator: BackgroundE
     assert asked(imagen_emulator) == {"scene 0": 2, "scene 1": 1, "scene 2": 2}
 
 
+def test_what_a_reference_holds_is_part_of_what_is_asked(
+    capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Another picture under the same name makes another one; the same one elsewhere does not."""
+    Path("fox.png").write_bytes(TINY_PNG)
+    write([{"prompt": "scene 0", "id": "s0", "references": ["fox.png"]}])
+    batch(capsys)
+    Path("fox.png").rename("vixen.png")
+    write([{"prompt": "scene 0", "id": "s0", "references": ["vixen.png"]}])
+    assert json.loads(batch(capsys).out)["kept"] == 1
+    Path("vixen.png").write_bytes(OTHER_PNG)
+    assert json.loads(batch(capsys).out)["made"] == 1
+    sizes = [seen.references[0].size for seen in imagen_emulator.google.requests]
+    assert sizes == [len(TINY_PNG), len(OTHER_PNG)]
+
+
+def test_a_reference_may_be_a_data_url(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """It arrives as it is; one that is no picture fails its row, and its content is not told."""
+    good, bad = (base64.b64encode(data).decode() for data in (TINY_PNG, b"no picture" * 2000))
+    rows = [
+        {"prompt": f"scene {number}", "references": [f"data:image/png;base64,{content}"]}
+        for number, content in enumerate((good, bad))
+    ]
+    write(rows)
+    ended = batch(capsys)
+    (seen,) = imagen_emulator.google.requests
+    assert [each.size for each in seen.references] == [len(TINY_PNG)]
+    (failed,) = json.loads(ended.out)["failed"]
+    assert failed["error"] == "a data: URL is not an image of a known type"
+    assert bad[:16] not in ended.out + ended.err + Path("out/results.jsonl").read_text()
+
+
 def test_failures_are_told_and_tried_again(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
@@ -135,9 +138,12 @@ def test_failures_are_told_and_tried_again(
     assert sorted(reasons.values()) == ["content_blocked", "invalid_request"]
     assert {each["line"] for each in summary["failed"]} == {1, 2}
     imagen_emulator.heal()
+    write(["", "", *scenes(2)])
     summary = json.loads(batch(capsys).out)
     assert (summary["made"], summary["left"]) == (1, 0)
-    assert [each["reason"] for each in summary["failed"]] == ["content_blocked"]
+    (refused,) = summary["failed"]
+    assert refused["reason"] == "content_blocked"
+    assert refused["line"] == 3 + int(refused["id"].removeprefix("s"))
     blocked = next(row["prompt"] for row in scenes(2) if reasons[row["id"]] == "content_blocked")
     assert asked(imagen_emulator)[blocked] == 1
 
@@ -154,6 +160,8 @@ def test_a_hopeless_case_stops_the_rest(
     summary = json.loads(ended.out)
     assert summary["left"] >= 14
     assert "401" in summary["stopped"]
+    assert summary["stopped"].endswith("; check GOOGLE_GENAI_API_KEY and OPENAI_API_KEY")
+    assert 'openai says "Incorrect API key provided."' in journal()[0]["error"]
     imagen_emulator.heal()
     assert batch(capsys).code == 0
     assert {path.stem for path in Path("out").glob("*.jpg")} == {row["id"] for row in scenes(30)}
@@ -163,7 +171,7 @@ def test_an_outage_is_fallen_back_from(capsys: Capsys, imagen_emulator: Backgrou
     """All rows are served, and the summary says by whom and why."""
     imagen_emulator.google.set(faults.overload())
     write(scenes(8))
-    ended = cli(capsys, "generate", "--from", "prompts.jsonl", "-o", "out")
+    ended = cli(capsys, *COMMAND)
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert lines[0].split() == ["provider", "images", "median", "s", "longest", "s", "cost"]
@@ -173,13 +181,69 @@ def test_an_outage_is_fallen_back_from(capsys: Capsys, imagen_emulator: Backgrou
     assert len(ended.err.splitlines()) == 8
 
 
+def test_a_run_that_goes_on_tells_the_two_apart(capsys: Capsys) -> None:
+    """Images, seconds and cost are this run's; what was there before has a line of its own."""
+    write(scenes(2))
+    batch(capsys)
+    write(scenes(3))
+    ended = cli(capsys, *COMMAND)
+    table, before, closing = ended.out.splitlines()[1:]
+    assert table.split()[:2] == ["google", "1"]
+    assert before == "there before, not counted above: 2 by google, which cost $0.2680"
+    assert closing == "out: 1 made, 2 there before, 0 failed, 0 left"
+    assert json.loads(batch(capsys).out)["before"] == {
+        "providers": {"google": 3},
+        "cost_usd": pytest.approx(0.134 * 3),
+    }
+
+
+def test_requests_in_vain_are_paid_for_and_counted(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Whoever delivered in the end."""
+    monkeypatch.setenv("IMAGE_GEN_ROUTES", "openai:gpt-image-2.5-flare,google:gemini-3-pro-image")
+    imagen_emulator.openai.set(faults.bad_base64())
+    write(scenes(1))
+    ended = cli(capsys, *COMMAND)
+    assert ended.code == 0
+    google, openai = [line.split() for line in ended.out.splitlines()[1:3]]
+    assert google[:2] == ["google", "1"]
+    assert openai[:4] == ["openai", "0", "-", "-"]
+    assert float(openai[4].removeprefix("$")) > 0
+
+
+def test_only_deliveries_have_times() -> None:
+    """An answer without a picture is paid for, and says nothing of how long pictures take."""
+    usage = Usage(
+        provider="google",
+        model="m",
+        input_tokens=1,
+        output_tokens=1,
+        total_tokens=2,
+        cost_usd=0.5,
+    )
+    google = FakeProvider("google", latency=7.0)
+    google.crash(NoImageError(provider="google", usage=usage), times=1)
+    spent = Spent()
+
+    async def make() -> float:
+        settings = Settings(google_api_key="made-up", openai_api_key=None, ipm=6000)
+        async with ImageClient(settings, providers=[google], sinks=[spent]) as client:
+            result = await client.generate("a fox")
+            assert spent.cost_usd["google"] == client.snapshot()["cost_usd"]
+            return 0.5 + (result.usage["cost_usd"] or 0.0)
+
+    assert run_virtual(make()) == spent.cost_usd["google"]
+    assert spent.seconds == {"google": [7.0]}
+
+
 def test_failures_are_listed_for_people(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
     """One by one with line and cause, but no more than a screen of them."""
     imagen_emulator.google.set(faults.blocked())
     write(scenes(25))
-    ended = cli(capsys, "generate", "--from", "prompts.jsonl", "-o", "out")
+    ended = cli(capsys, *COMMAND)
     assert ended.code == 1
     listed = [line for line in ended.out.splitlines() if line.startswith("no image for s")]
     assert len(listed) == 20
@@ -187,62 +251,17 @@ def test_failures_are_listed_for_people(
     assert "and 5 more: see results.jsonl" in ended.out
 
 
-def test_ctrl_c_waits_for_what_was_sent(
-    tmp_path: Path, imagen_emulator: BackgroundEmulator
-) -> None:
-    """What was sent is kept, nothing else is begun, and the next run does only the rest."""
-    write(scenes(10))
-    imagen_emulator.google.set_latency(1.5)
-    command = ("generate", "--from", "prompts.jsonl", "-o", "out")
-    with started(*command, cwd=tmp_path, env=QUICK) as process:
-        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
-    assert "Ctrl-C again drops it" in err
-    assert "Traceback" not in err
-    assert len(imagen_emulator.google.requests) == len(journal()) == 4
-    assert out.endswith(
-        "out: 4 made, 0 there before, 0 failed, 6 left\nstopped: Ctrl-C; run it again to go on\n"
-    )
-    imagen_emulator.google.set_latency(0)
-    again = run(*command, cwd=tmp_path, env=QUICK)
-    assert again.returncode == 0
-    assert asked(imagen_emulator) == {row["prompt"]: 1 for row in scenes(10)}
-
-
-def test_a_second_ctrl_c_waits_for_nothing(
-    tmp_path: Path, imagen_emulator: BackgroundEmulator
-) -> None:
-    """It ends at once, cleanly, with nothing half written."""
-    write(scenes(10))
-    imagen_emulator.google.set(faults.hang())
-    command = ("generate", "--from", "prompts.jsonl", "-o", "out")
-    with started(*command, cwd=tmp_path, env=QUICK) as process:
-        imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight == 4, timeout=60)
-        process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
-        assert "Ctrl-C again" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, err) == (130, "")
-    assert "10 left" in out
-    imagen_emulator.wait_until(lambda: imagen_emulator.open_connections == 0)
-    assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
-
-
 def test_a_killed_run_is_gone_on_with(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
     """Only what was in flight when the process died is asked for again."""
     write(scenes(12))
     imagen_emulator.google.set_latency(0.3)
-    command = ("generate", "--from", "prompts.jsonl", "-o", "out")
-    with started(*command, cwd=tmp_path, env=QUICK) as process:
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
         imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) >= 7, timeout=60)
         process.kill()
         process.communicate(timeout=60)
     finished = {entry["id"] for entry in journal()}
     assert len(finished) >= 3
-    again = run(*command, cwd=tmp_path, env=QUICK)
+    again = run(*COMMAND, cwd=tmp_path, env=QUICK)
     assert again.returncode == 0, again.stderr
     assert {path.stem for path in Path("out").glob("*.jpg")} == {row["id"] for row in scenes(12)}
     often = {name for name, times in asked(imagen_emulator).items() if times > 1}
@@ -260,62 +279,3 @@ def test_a_terminal_gets_a_bar(
     told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", batch(capsys).err)
     assert "3/3" in told
     assert len(re.findall(r"s\d: google gemini-3-pro-image: blocked", told)) == 1
-
-
-# -- the journal ------------------------------------------------------------------------------
-
-
-def rows(tmp_path: Path, count: int = 1) -> list[Any]:
-    return list(read_prompts(write(scenes(count)), Order("", "9:16", "2K")))
-
-
-def test_a_line_without_its_picture_is_completed(tmp_path: Path) -> None:
-    """The process died between the line and the picture's name: the picture gets its name."""
-    (row,) = rows(tmp_path)
-    with Journal(tmp_path / "out") as kept:
-        kept.done(row, "s0.png", TINY_PNG, {})
-    (tmp_path / "out/s0.png").rename(tmp_path / "out/.s0.png.part")
-    with Journal(tmp_path / "out") as kept:
-        assert kept.settled(row) is not None
-    assert (tmp_path / "out/s0.png").read_bytes() == TINY_PNG
-
-
-def test_half_a_picture_is_never_taken_for_one(tmp_path: Path) -> None:
-    """The process died while it wrote: what it left is neither named nor believed."""
-    (row,) = rows(tmp_path)
-    with Journal(tmp_path / "out") as kept:
-        kept.done(row, "s0.png", TINY_PNG, {})
-    (tmp_path / "out/s0.png").unlink()
-    (tmp_path / "out/.s0.png.part").write_bytes(TINY_PNG[:30])
-    with Journal(tmp_path / "out") as kept:
-        assert kept.settled(row) is None
-    assert not (tmp_path / "out/s0.png").exists()
-
-
-@pytest.mark.parametrize("damage", ['{"id": "s0", "sta', "[]", '{"id": 7}', '{"id": "s0"}', "\x00"])
-def test_a_damaged_line_costs_only_itself(damage: str, tmp_path: Path, capsys: Capsys) -> None:
-    """The process died in the middle of a line: it is named, and the next one stands on its own."""
-    first, second = rows(tmp_path, 2)
-    with Journal(tmp_path / "out") as kept:
-        kept.done(first, "s0.png", TINY_PNG, {})
-    with (tmp_path / "out/results.jsonl").open("a") as file:
-        file.write(damage)
-    with Journal(tmp_path / "out") as kept:
-        assert kept.settled(first) is not None
-        kept.done(second, "s1.png", TINY_PNG, {})
-    assert "line 2 is damaged" in capsys.readouterr().err
-    with Journal(tmp_path / "out") as kept:
-        assert kept.settled(first) is not None
-        assert kept.settled(second) is not None
-
-
-def test_one_run_at_a_time(tmp_path: Path) -> None:
-    """Two at once in one directory would pay for everything twice."""
-    with (
-        Journal(tmp_path / "out"),
-        pytest.raises(CommandError, match="another run is at work here"),
-        Journal(tmp_path / "out"),
-    ):
-        pass
-    with Journal(tmp_path / "out"):
-        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resilient_imagen.cli import prompts
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.order import Order
 from resilient_imagen.cli.prompts import Row, read_prompts
@@ -43,16 +45,79 @@ WRONG = {
     '{"prompt": "a", "references": "b.png"}': "has references that are no list of paths",
     '{"prompt": "a", "references": [1]}': "has references that are no list of paths",
     '{"prompt": "a", "references": ["b.png"]}': "names the reference b.png, which is not there",
+    '{"prompt": "a", "references": ["\\u0000"]}': "names the reference",
+    f'{{"prompt": "a", "references": ["{"A" * 9000}"]}}': "a text of 9000 characters, which is not",
+    "[" * 100_000: "is not JSON",
+    '{"a":' * 100_000: "is not JSON",
+    f'{{"prompt": "a", "id": "{"a" * 101}"}}': "has an id that is no file name",
+    f'{{"prompt": "a", "id": "{"狐" * 51}"}}': "has an id that is no file name",
+    '{"prompt": "a", "id": "a/b"}': "has an id that is no file name",
+    '{"prompt": "a", "id": "a\\u0007"}': "has an id that is no file name",
+    '{"prompt": "a", "id": "a\\u202eb"}': "has an id that is no file name",
+    '{"prompt": "a", "id": "\\u0301"}': "has an id that is no file name",
+    '{"prompt": "a", "id": "\\ud800"}': "has an id that is no file name",
+    '{"prompt": "a \\ud800"}': "has a prompt with a broken character",
 }
 
 
-@pytest.mark.parametrize("line", WRONG)
+@pytest.mark.parametrize("line", WRONG, ids=[line[:40] for line in WRONG])
 def test_a_wrong_line_is_named(line: str) -> None:
     """With what is wrong and, where it helps, what is allowed."""
     good = '{"prompt": "a", "id": "good"}'
     with pytest.raises(CommandError, match=r"prompts\.jsonl: line 3: ") as caught:
         read(f"{good}\n\n{line}\n")
     assert WRONG[line] in str(caught.value)
+
+
+def test_null_means_not_given() -> None:
+    """As tools write it that have a column for everything."""
+    names = ("id", "aspect_ratio", "resolution", "references")
+    (row,) = read(json.dumps({"prompt": "a", **dict.fromkeys(names)}))
+    assert row == read('{"prompt": "a"}')[0]
+    assert (row.order.aspect_ratio, row.order.resolution) == ("9:16", "2K")
+
+
+@pytest.mark.parametrize("name", ["狐-1", "Füchsin.v2", "लोमड़ी", "ثعلب", "_x", "7", "狐" * 50])
+def test_ids_may_be_of_any_language(name: str) -> None:
+    """Letters with their marks, and digits."""
+    (row,) = read(json.dumps({"prompt": "a", "id": name}))
+    assert row.id == name
+
+
+def test_two_spellings_are_one_id() -> None:
+    """Some file systems do not tell them apart."""
+    spellings = ("caf\u00e9", "cafe\u0301", "CAF\u00c9")
+    for first, second in itertools.permutations(spellings, 2):
+        lines = [json.dumps({"prompt": "a", "id": name}) for name in (first, second)]
+        with pytest.raises(CommandError, match="line 2: has the id of line 1"):
+            read("\n".join(lines))
+
+
+def test_a_picture_in_a_reference_is_not_told() -> None:
+    """A data URL may stand there, and is none of the things that a mistake names."""
+    url = "data:image/png;base64," + "QUFB" * 1000
+    (row,) = read(json.dumps({"prompt": "a", "references": [url]}))
+    assert row.order.references == (url,)
+    with pytest.raises(CommandError) as caught:
+        read(json.dumps({"prompt": "a", "references": [url.removeprefix("data:")]}))
+    assert "QUFB" not in str(caught.value)
+
+
+def test_a_reference_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows share it."""
+    (tmp_path / "fox.png").write_bytes(b"fox")
+    path = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"scene {number}", "references": ["fox.png"]} for number in range(50)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    read_by = []
+
+    def digest_of(path: Path) -> str:
+        read_by.append(path)
+        return "0"
+
+    monkeypatch.setattr(prompts, "digest_of", digest_of)
+    assert len(read_prompts(path, DEFAULTS)) == 50
+    assert read_by == [tmp_path / "fox.png"]
 
 
 def test_many_wrong_lines_are_not_all_listed() -> None:

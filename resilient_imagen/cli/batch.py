@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen import ImageGenerationError, Reason
 from resilient_imagen.cli import pictures
+from resilient_imagen.cli.advice import advised
+from resilient_imagen.cli.guard import system_words
+from resilient_imagen.cli.journal import unsaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,16 +52,12 @@ class Batch:
     """Workers with a row for which no request has been sent yet."""
 
     async def run(self, client: ImageClient, at_once: int) -> None:
-        """Work until nothing is left or stopped.
-
-        Raises:
-            OSError: Pictures or journal cannot be written (any more).
-        """
+        """Work until nothing is left or stopped."""
         self._waiting.extend(self.rows)
         self._workers = [asyncio.create_task(self._work(client)) for _ in self.rows[:at_once]]
         try:
             if self._workers:
-                await asyncio.wait(self._workers, return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait(self._workers)
         finally:
             for worker in self._workers:
                 worker.cancel()
@@ -87,6 +86,9 @@ class Batch:
             self._unsent.add(me)
             try:
                 await self._make(client, row, sent=lambda: self._unsent.discard(me))
+            except Exception:
+                self.stop("an internal error")  # no reason to drop what others have under way
+                raise
             finally:
                 self._unsent.discard(me)
 
@@ -94,31 +96,35 @@ class Batch:
         try:
             result = await row.order.place(client, on_start=sent)
         except ImageGenerationError as error:
-            entry = self.journal.failed(row, _why(error))
+            entry = self._kept(row, partial(self.journal.failed, row, _why(error)))
             if error.reason in _HOPELESS:
-                self.stop(str(error))
+                self.stop(advised(str(error), error))
         else:
             # On the loop's own thread: nothing can be cancelled between the picture and its line.
-            name = row.id + pictures.extension(result.mime_type)
-            entry = self.journal.done(row, name, result.image_bytes, _how(result))
+            suffix = pictures.extension(result.mime_type)
+            keep = partial(self.journal.done, row, suffix, result.image_bytes, _how(result))
+            entry = self._kept(row, keep)
         self.entries.append(entry)
         self.tell(row, entry)
+
+    def _kept(self, row: Row, keep: Callable[[], Entry]) -> Entry:
+        """The entry; with the disk full, or gone, nothing more is begun."""
+        try:
+            return keep()
+        except OSError as error:
+            self.stop(system_words(error))
+            return unsaved(row, system_words(error))
 
 
 def _why(error: ImageGenerationError) -> Entry:
     return {
         "reason": str(error.reason),
-        "error": str(error),
+        "error": advised(str(error), error),
         "attempts": [asdict(attempt) for attempt in error.attempts],
-        "at": _now(),
     }
 
 
 def _how(result: ImageResult) -> Entry:
     told = result.to_dict()
     del told["image_base64"]
-    return {**told, "at": _now()}
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return told

@@ -65,7 +65,7 @@ def demo(
 
 
 def _target(output: Path | None) -> Path:
-    from resilient_imagen.cli.pictures import check_target
+    from resilient_imagen.cli.files import check_target
 
     if output is None:
         import tempfile

@@ -28,8 +28,9 @@ def generate(
         typer.Option(
             "--output",
             "-o",
-            help="File to write; without an extension it gets that of the picture's type. "
-            "By default image.png or the like. With --from: a directory, made if missing.",
+            help="File to write, converted if its extension (png, jpg, webp) names another type; "
+            "without one it gets that of the picture's type. By default image.png or the like. "
+            "With --from: a directory, made if missing.",
         ),
     ] = None,
     aspect: Annotated[
@@ -37,8 +38,8 @@ def generate(
     ] = "9:16",
     resolution: Annotated[_Resolution, typer.Option(help="Size class.")] = _Resolution.MEDIUM,
     ref: Annotated[
-        list[Path] | None,
-        typer.Option(help="Picture to be guided by; repeat for more.", exists=True, dir_okay=False),
+        list[str] | None,
+        typer.Option(help="Picture to be guided by, a file or https address; repeat for more."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model of the first route, for this run.")
@@ -56,8 +57,8 @@ def generate(
         typer.Option(
             "--from",
             help="Make many: a file with a JSON object a line, of prompt and, if you like, id, "
-            "aspect_ratio, resolution and references (a list of paths). Run it again to go on "
-            "after Ctrl-C or a crash: what is finished is kept.",
+            "aspect_ratio, resolution and references (a list of paths, addresses or data URLs). "
+            "Run it again to go on after Ctrl-C, SIGTERM or a crash: what is finished is kept.",
             exists=True,
             dir_okay=False,
         ),
@@ -73,15 +74,14 @@ def generate(
     """Make an image from a prompt: by the first provider that can, in the order of the routes.
 
     Says who served it, how many requests that took, why the first provider was left, the seconds
-    and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C.
+    and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
-    from resilient_imagen.cli.order import Order
+    from resilient_imagen.cli.order import Order, is_file, is_text, shown
     from resilient_imagen.cli.session import run_traced
 
     given: dict[str, Any] = {"force_open": force_open}
     vendors = _emulator() if emulator else None
-    references = tuple(str(each) for each in ref or ())
-    order = Order(prompt or "", aspect, resolution.value, references, model, deadline)
+    order = Order(prompt or "", aspect, resolution.value, tuple(ref or ()), model, deadline)
     if prompts is not None:
         if prompt is not None or ref:
             raise CommandError("with --from, prompts and references stand in the file")
@@ -94,6 +94,9 @@ def generate(
         return
     if prompt is None:
         raise CommandError("nothing to draw: give a prompt in quotes, or --from prompts.jsonl")
+    for place in order.references:
+        if not is_text(place) and not is_file(place):
+            raise CommandError(f"--ref {shown(place)}: there is no such file")
     from resilient_imagen.cli.single import run_single
 
     run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import traceback
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec
 import typer
 
 from resilient_imagen.cli import allow_cleanup
+from resilient_imagen.cli.advice import advised
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
@@ -20,7 +22,16 @@ from resilient_imagen.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BAD_INPUT", "FAILED", "INTERRUPTED", "CommandError", "describe", "guarded", "warn"]
+__all__ = [
+    "BAD_INPUT",
+    "FAILED",
+    "INTERRUPTED",
+    "CommandError",
+    "describe",
+    "guarded",
+    "system_words",
+    "warn",
+]
 
 FAILED: Final = 1
 """Exit code: no image, or not all of them."""
@@ -48,19 +59,26 @@ class CommandError(Exception):
 
 
 def warn(line: str) -> None:
-    """Tell people something that is no result, in one line."""
-    typer.echo(f"resilient-imagen: {' '.join(line.split())}", err=True)
+    """Tell people something that is no result, in one line; nothing ends because none listens."""
+    with contextlib.suppress(OSError):
+        typer.echo(f"resilient-imagen: {' '.join(line.split())}", err=True)
 
 
 def describe(error: ImageGenerationError) -> str:
-    """An error's text, with its reason and what was spent on it."""
+    """An error's text, with its reason, what was spent on it, and what to do about it."""
     details = [str(error.reason)]
     if error.attempts:
         sent = len(error.attempts)
         details.append(f"{sent} request{'s' if sent > 1 else ''} sent")
     if error.retry_after is not None:
         details.append(f"try again in {error.retry_after:.0f} s")
-    return f"{error} ({', '.join(details)})"
+    return advised(f"{error} ({', '.join(details)})", error)
+
+
+def system_words(error: OSError) -> str:
+    """The system's own words, with the file."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or type(error).__name__}"
 
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
@@ -84,8 +102,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except BrokenPipeError:
             _end("nobody reads the output any more", FAILED)
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _end(f"{place}{error.strerror or type(error).__name__}", FAILED)
+            _end(system_words(error), FAILED)
         except Exception as error:  # noqa: BLE001 - a bug of ours; its text may hold a prompt
             _end(_bug(error), FAILED)
 

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.call import OnStart
 
-__all__ = ["Order", "is_address"]
+__all__ = ["Order", "is_file", "is_text", "shown"]
 
-
+_ADDRESSES: Final = ("http://", "https://")
+_DATA: Final = "data:"
+_LONGEST: Final = 300
+"""Characters of a path that is told in full; what is longer is more likely a picture in base64."""
 _INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
 """How the library names a reference that cannot be used: it may not tell paths, we may."""
 
@@ -28,7 +31,7 @@ class Order:
     aspect_ratio: str
     resolution: str
     references: tuple[str, ...] = ()
-    """Paths, or http(s) addresses."""
+    """Paths, http(s) addresses or data URLs."""
     model: str | None = None
     deadline: float | None = None
     """Seconds."""
@@ -56,13 +59,28 @@ class Order:
 
     def _named(self, index: re.Match[str]) -> str:
         """The reference as the user named it."""
-        return self.references[int(index[1])]
+        return shown(self.references[int(index[1])])
 
 
 def _reference(place: str) -> object:
-    return place if is_address(place) else Path(place)
+    return place if is_text(place) else Path(place)
 
 
-def is_address(place: str) -> bool:
-    """Whether a reference is to be fetched rather than read."""
-    return place.lower().startswith(("http://", "https://"))
+def is_text(place: str) -> bool:
+    """Whether a reference is an address or a data URL, and no path."""
+    return place[:8].lower().startswith((*_ADDRESSES, _DATA))
+
+
+def is_file(place: str | Path) -> bool:
+    """Whether there is such a file; what can be no path at all is none."""
+    try:
+        return Path(place).is_file()
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
+
+
+def shown(place: str) -> str:
+    """A reference as it may be told: short, and without a picture's own bytes."""
+    if place[:8].lower().startswith(_DATA):
+        return "a data: URL"
+    return place if len(place) <= _LONGEST else f"a text of {len(place)} characters"

@@ -1,14 +1,22 @@
-"""Pictures on disk: the right extension, a free name, and never half a file."""
+"""Pictures as files: the right extension, a free name, and the type that a name asks for."""
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.offload import off_loop
 
-__all__ = ["check_target", "extension", "free_name", "misnamed", "write_whole"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from resilient_imagen import ImageResult
+
+__all__ = ["TYPICAL", "as_named", "extension", "free_name", "misnamed"]
 
 _EXTENSIONS: Final = {
     "image/png": (".png",),
@@ -18,6 +26,10 @@ _EXTENSIONS: Final = {
     "image/avif": (".avif",),
     "image/heic": (".heic",),
 }
+TYPICAL: Final = (".jpg", ".png", ".webp")
+"""Extensions of what vendors deliver."""
+_MADE: Final = ("image/png", "image/jpeg", "image/webp")
+"""Types that a picture can be converted to."""
 
 
 def extension(mime_type: str) -> str:
@@ -39,39 +51,40 @@ def free_name(stem: Path, suffix: str) -> Path:
     return path
 
 
-def check_target(path: Path) -> None:
-    """See that a picture could be written there, before one is paid for.
+async def as_named(result: ImageResult, path: Path) -> ImageResult:
+    """The result in the type that the path's extension names, with a note if that took converting.
 
-    Raises:
-        CommandError: It could not.
+    It comes back as it is if the extension names no type that can be made, or if it cannot be
+    converted: it is paid for, and better misnamed than lost.
     """
-    folder = path.parent
-    if path.is_dir():
-        raise CommandError(f"{path} is a directory; -o needs a file's name")
-    if not folder.is_dir():
-        raise CommandError(f"{folder} is no directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise CommandError(f"{folder} may not be written to")
+    wanted = next((mime for mime in _MADE if path.suffix.lower() in _EXTENSIONS[mime]), None)
+    if wanted is None or wanted == result.mime_type:
+        return result
+    try:
+        data = await off_loop(partial(_converted, result.image_bytes, wanted))
+    except UnusableImageError:
+        return result
+    note = f"converted from {result.mime_type} to {wanted}, as its name asks"
+    notes = (*result.adjustments, note)
+    return replace(result, image_bytes=data, mime_type=wanted, adjustments=notes)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there in full or not at all, even if the power fails.
+def _converted(data: bytes, mime: str) -> bytes:
+    from resilient_imagen.images import pillow
 
-    Raises:
-        OSError: It cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    write_synced(part, data)
-    part.replace(path)
+    picture = pillow.open_picture(data, ImageLimits().max_pixels)
+    with pillow.pillow_errors():
+        whole = pillow.plain(pillow.upright(picture))
+        if mime == "image/jpeg" and whole.mode == "RGBA":
+            whole = _on_white(whole)
+        return pillow.encode(whole, mime, style=pillow.Style(subsampling=0))
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk.
+def _on_white(picture: Image) -> Image:
+    """A JPEG knows no transparency."""
+    from PIL import Image
 
-    Raises:
-        OSError: It cannot be written.
-    """
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    page = Image.new("RGB", picture.size, "white")
+    page.paste(picture, mask=picture)
+    page.info = dict(picture.info)
+    return page

@@ -5,19 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.cli.files import digest_of
 from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.order import Order, is_address
+from resilient_imagen.cli.order import Order, is_file, is_text, shown
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import ImageRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Row", "read_prompts"]
 
 _KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references")
-_SAFE_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_LONGEST_ID: Final = 100
+"""Characters, and half as many bytes again: the system's limit is on bytes, suffixes included."""
 _SHOWN: Final = 5
 """Problems listed before "and so many more"."""
 
@@ -51,16 +58,17 @@ def read_prompts(path: Path, defaults: Order) -> list[Row]:
     """
     rows, problems = [], []
     ids: dict[str, int] = {}
+    digest = cache(digest_of)  # many rows share the same few references
     for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         if not text.strip():
             continue
         try:
-            row = _row(text, number, path.parent, defaults)
+            row = _row(text, number, path.parent, defaults, digest)
             row = replace(row, id=_unique(row, ids))
         except _RowError as error:
             problems.append(f"line {number}: {error}")
             continue
-        ids[row.id.lower()] = number
+        ids[row.id.casefold()] = number
         rows.append(row)
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -70,24 +78,38 @@ def read_prompts(path: Path, defaults: Order) -> list[Row]:
     return rows
 
 
-def _row(text: bytes, number: int, folder: Path, defaults: Order) -> Row:
+def _row(
+    text: bytes, number: int, folder: Path, defaults: Order, digest: Callable[[Path], str]
+) -> Row:
     fields = _fields(text)
     order = replace(
         defaults,
         prompt=fields["prompt"],
-        aspect_ratio=fields.get("aspect_ratio", defaults.aspect_ratio),
-        resolution=fields.get("resolution", defaults.resolution),
+        aspect_ratio=_given(fields, "aspect_ratio", defaults.aspect_ratio),
+        resolution=_given(fields, "resolution", defaults.resolution),
         references=tuple(_reference(each, folder) for each in _references(fields)),
     )
     try:
         ImageRequest(order.prompt, order.aspect_ratio, order.resolution)
+        order.prompt.encode()
     except InvalidRequestError as error:
         raise _RowError(str(error)) from None
-    return Row(_id(fields), number, order, _fingerprint(order, _references(fields)))
+    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+        raise _RowError("has a prompt with a broken character") from None
+    return Row(_id(fields), number, order, _fingerprint(order, digest))
 
 
-def _fingerprint(order: Order, references: list[str]) -> str:
-    """Of what is asked for; where the file lies, or how long it may take, is no part of it."""
+def _given(fields: dict[str, Any], name: str, default: str) -> Any:
+    value = fields.get(name)
+    return default if value is None else value
+
+
+def _fingerprint(order: Order, digest: Callable[[Path], str]) -> str:
+    """Of what is asked for; where files lie, or how long it may take, is no part of it."""
+    try:
+        references = [each if is_text(each) else digest(Path(each)) for each in order.references]
+    except OSError as error:
+        raise _RowError(f"names the reference {error.filename}: {error.strerror}") from None
     asked = [order.prompt, order.aspect_ratio, order.resolution, order.model, references]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
@@ -95,14 +117,14 @@ def _fingerprint(order: Order, references: list[str]) -> str:
 def _fields(text: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(text)
-    except ValueError:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError):  # UnicodeDecodeError is one of the former
         raise _RowError("is not JSON") from None
     if not isinstance(fields, dict):
         raise _RowError('is not an object like {"prompt": "..."}')
     if "prompt" not in fields:
         raise _RowError('has no "prompt"')
     if unknown := sorted(set(fields) - set(_KEYS)):
-        raise _RowError(f"has {unknown[0]!r}; known are {', '.join(_KEYS)}")
+        raise _RowError(f"has {unknown[0][:40]!r}; known are {', '.join(_KEYS)}")
     return fields
 
 
@@ -112,16 +134,27 @@ def _id(fields: dict[str, Any]) -> str:
         return ""
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise _RowError("has an id that is neither a text nor a whole number")
-    if not _SAFE_ID.fullmatch(str(given)):
+    # One spelling of an accented letter: some file systems keep another one than they are given.
+    name = unicodedata.normalize("NFC", str(given))
+    if not _is_safe(name):
         raise _RowError("has an id that is no file name: letters, digits, dot, dash, underscore")
-    return str(given)
+    return name
+
+
+def _is_safe(name: str) -> bool:
+    """Whether it can be a file's name anywhere: letters of any language and their marks, digits."""
+    kinds = [unicodedata.category(letter)[0] for letter in name]
+    usual = all(kind in "LMN" or letter in "_.-" for kind, letter in zip(kinds, name, strict=True))
+    if not name or not usual or not (kinds[0] in "LN" or name[0] == "_"):
+        return False
+    return len(name) <= _LONGEST_ID and len(name.encode()) <= _LONGEST_ID * 3 // 2
 
 
 def _unique(row: Row, taken: dict[str, int]) -> str:
     """The row's own id, or one made from what is asked for: rows may then be moved about."""
     if row.id:
-        if row.id.lower() in taken:
-            raise _RowError(f"has the id of line {taken[row.id.lower()]}")
+        if row.id.casefold() in taken:
+            raise _RowError(f"has the id of line {taken[row.id.casefold()]}")
         return row.id
     words = re.findall(r"[a-z0-9]+", row.order.prompt.lower())
     base = "-".join(["-".join(words)[:40].strip("-"), row.asked[:8]]).lstrip("-")
@@ -142,9 +175,9 @@ def _references(fields: dict[str, Any]) -> list[str]:
 
 
 def _reference(place: str, folder: Path) -> str:
-    if is_address(place):
+    if is_text(place):
         return place
     path = folder / place
-    if not path.is_file():
-        raise _RowError(f"names the reference {place}, which is not there")
+    if not is_file(path):
+        raise _RowError(f"names the reference {shown(place)}, which is not there")
     return str(path)

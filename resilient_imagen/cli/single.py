@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,14 +13,15 @@ import typer
 from rich.console import Console
 
 from resilient_imagen import ImageGenerationError
-from resilient_imagen.cli import pictures
+from resilient_imagen.cli import files, pictures
+from resilient_imagen.cli.advice import keys_to_check
 from resilient_imagen.cli.guard import warn
 from resilient_imagen.cli.session import open_client
 from resilient_imagen.images.sniff import pixel_size
 from resilient_imagen.telemetry.events import AttemptStarted, FellBack, RetryScheduled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.status import Status
 
@@ -56,8 +58,7 @@ async def run_single(
         CommandError: It could not be saved there, or there is no key; nothing was sent.
         OSError: It could not be saved after all.
     """
-    if output is not None:
-        pictures.check_target(output)
+    files.check_target(output or Path("image"))
     with _status() as status:
         sinks = [_StatusSink(status)]
         async with open_client(given, _USUAL, emulator=emulator, sinks=sinks) as client:
@@ -67,28 +68,35 @@ async def run_single(
                 if as_json:
                     typer.echo(json.dumps(_failure(error)))
                 raise
-    path = _save(result, output)
+    path = _path(result, output)
+    saved = await _save(result, path)
+    say = partial(typer.echo, err=files.is_output(path))
     if as_json:
-        typer.echo(json.dumps(_outcome(result, path)))
+        say(json.dumps(_outcome(saved, path)))
     else:
-        _tell(result, path, charged=emulator is None)
+        _tell(saved, path, say, charged=emulator is None)
 
 
-def _save(result: ImageResult, output: Path | None) -> Path:
+def _path(result: ImageResult, output: Path | None) -> Path:
     suffix = pictures.extension(result.mime_type)
     if output is None:
-        path = pictures.free_name(Path("image"), suffix)
-    elif not output.suffix:
-        path = output.with_name(output.name + suffix)
-    else:
-        path = output
-    if pictures.misnamed(path, result.mime_type):
-        warn(f"{path} holds {result.mime_type}, whatever its name says")
-    pictures.write_whole(path, result.image_bytes)
-    return path
+        return pictures.free_name(Path("image"), suffix)
+    if output.suffix or files.is_device(output):
+        return output
+    return output.with_name(output.name + suffix)
 
 
-def _tell(result: ImageResult, path: Path, *, charged: bool) -> None:
+async def _save(result: ImageResult, path: Path) -> ImageResult:
+    """The result as it was saved: in the type that the file's name asks for, if that can be."""
+    if not files.is_device(path):
+        result = await pictures.as_named(result, path)
+        if pictures.misnamed(path, result.mime_type):
+            warn(f"{path} holds {result.mime_type}, whatever its name says")
+    files.write_whole(path, result.image_bytes)
+    return result
+
+
+def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charged: bool) -> None:
     size = pixel_size(result.image_bytes)
     pixels = f"{size[0]} x {size[1]} pixels, " if size else ""
     cost = result.usage["cost_usd"]
@@ -103,11 +111,11 @@ def _tell(result: ImageResult, path: Path, *, charged: bool) -> None:
         "cost": price if charged else f"nothing: emulated (else {price})",
     }
     for name, value in rows.items():
-        typer.echo(f"{name:<10}{value}")
+        say(f"{name:<10}{value}")
     for note in result.adjustments:
-        typer.echo(f"{'note':<10}{note}")
+        say(f"{'note':<10}{note}")
     for dropped in result.dropped_references:
-        typer.echo(f"{'note':<10}reference {dropped['index'] + 1} not used: {dropped['why']}")
+        say(f"{'note':<10}reference {dropped['index'] + 1} not used: {dropped['why']}")
 
 
 def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
@@ -123,6 +131,7 @@ def _failure(error: ImageGenerationError) -> dict[str, Any]:
         "reason": str(error.reason),
         "retry_after": error.retry_after,
         "vendor_message": error.vendor_message,
+        "check": keys_to_check(error),
         "attempts": [asdict(attempt) for attempt in error.attempts],
     }
 

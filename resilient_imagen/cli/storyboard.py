@@ -75,7 +75,7 @@ def demo_settings() -> dict[str, Any]:
         "per_call_timeout": 2.0,
         "openai_timeout": 8.0,
         "breaker_reset_timeout": 1.5,
-        "breaker_reset_max": 2.5,
+        "breaker_reset_max": 2.0,
     }
 
 

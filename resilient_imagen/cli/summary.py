@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resilient_imagen.cli.journal import DONE
+from resilient_imagen.telemetry.events import AttemptEnded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,34 +19,51 @@ if TYPE_CHECKING:
     from resilient_imagen.cli.batch import Batch
     from resilient_imagen.cli.journal import Entry
     from resilient_imagen.cli.prompts import Row
+    from resilient_imagen.telemetry.events import Event
 
-__all__ = ["show_summary", "summarize"]
+__all__ = ["Spent", "show_summary", "summarize"]
 
+_UNKNOWN: Final = "unknown"
+"""Who made a picture that a crash left without its line."""
 _LISTED: Final = 20
 """Failures shown one by one; the journal has them all."""
 
 
+class Spent:
+    """What this run took, by provider, told by the client: failed requests cost money, too."""
+
+    inline = True
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+        """Of each request that delivered; queueing is no part of them."""
+        self.cost_usd: dict[str, float] = {}
+
+    def handle(self, event: Event) -> None:
+        """Take note of a request that ended."""
+        if not isinstance(event, AttemptEnded):
+            return
+        if event.reason is None and event.error_type is None:
+            self.seconds.setdefault(event.provider, []).append(event.latency_s)
+        if event.usage is not None and (cost := event.usage["cost_usd"]):
+            self.cost_usd[event.provider] = self.cost_usd.get(event.provider, 0.0) + cost
+
+
 def summarize(
-    rows: Sequence[Row],
-    settled: Sequence[Entry],
-    batch: Batch,
-    seconds: Mapping[str, Sequence[float]],
+    rows: Sequence[Row], settled: Sequence[Entry], batch: Batch, spent: Spent
 ) -> dict[str, Any]:
     """Everything about a run that ended, as plain JSON.
 
     Args:
         rows: All that the file asks for.
-        settled: Entries of earlier runs that left nothing to do.
+        settled: Entries that left nothing to do.
         batch: This run.
-        seconds: What each delivered image took its provider, by provider.
+        spent: What this run took.
     """
     made = [entry for entry in batch.entries if entry["status"] == DONE]
     kept = [entry for entry in settled if entry["status"] == DONE]
     failed = [entry for entry in (*settled, *batch.entries) if entry["status"] != DONE]
-    providers = {
-        name: _of_provider([entry for entry in made if entry["provider"] == name], seconds[name])
-        for name in sorted({entry["provider"] for entry in made})
-    }
+    images = Counter(entry["provider"] for entry in made)
     return {
         "rows": len(rows),
         "made": len(made),
@@ -55,19 +73,32 @@ def summarize(
         ],
         "left": len(rows) - len(made) - len(kept) - len(failed),
         "stopped": batch.stopped,
-        "providers": providers,
+        "providers": {
+            name: {
+                "images": images[name],
+                **_times(spent.seconds.get(name, [])),
+                "cost_usd": round(spent.cost_usd.get(name, 0.0), 6),
+            }
+            for name in sorted({*images, *spent.cost_usd})
+        },
         "fallbacks": Counter(each["fallback_reason"] for each in made if each["fallback_reason"]),
-        "cost_usd": round(sum(each["cost_usd"] for each in providers.values()), 6),
+        "cost_usd": round(sum(spent.cost_usd.values()), 6),
+        "before": {
+            "providers": Counter(entry.get("provider", _UNKNOWN) for entry in kept),
+            "cost_usd": round(sum(_price(entry) for entry in kept), 6),
+        },
     }
 
 
-def _of_provider(made: Sequence[Entry], seconds: Sequence[float]) -> dict[str, Any]:
+def _times(seconds: Sequence[float]) -> dict[str, float | None]:
     return {
-        "images": len(made),
-        "median_s": round(median(seconds), 3),
-        "max_s": round(max(seconds), 3),
-        "cost_usd": round(sum(each["usage"]["cost_usd"] or 0.0 for each in made), 6),
+        "median_s": round(median(seconds), 3) if seconds else None,
+        "max_s": round(max(seconds), 3) if seconds else None,
     }
+
+
+def _price(entry: Entry) -> float:
+    return float(entry.get("usage", {}).get("cost_usd") or 0.0)
 
 
 def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> None:
@@ -81,12 +112,21 @@ def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> 
         console.print(f"no image for {each['id']} (line {each['line']}): {each['error']}")
     if len(summary["failed"]) > _LISTED:
         console.print(f"and {len(summary['failed']) - _LISTED} more: see results.jsonl")
+    if summary["kept"]:
+        console.print(_before(summary["before"], charged=charged))
     console.print(
         f"{folder}: {summary['made']} made, {summary['kept']} there before, "
         f"{len(summary['failed'])} failed, {summary['left']} left"
     )
     if summary["stopped"]:
-        console.print(f"stopped: {summary['stopped']}; run it again to go on")
+        more = "; run it again to go on" if summary["left"] or summary["failed"] else ""
+        console.print(f"stopped: {summary['stopped']}{more}")
+
+
+def _before(before: Mapping[str, Any], *, charged: bool) -> str:
+    by = ", ".join(f"{count} by {name}" for name, count in sorted(before["providers"].items()))
+    price = "which cost" if charged else "would have cost"
+    return f"there before, not counted above: {by}, {price} ${before['cost_usd']:.4f}"
 
 
 def _table(providers: Mapping[str, Any], cost: str) -> Table:
@@ -97,8 +137,12 @@ def _table(providers: Mapping[str, Any], cost: str) -> Table:
         table.add_row(
             name,
             str(each["images"]),
-            f"{each['median_s']:.1f}",
-            f"{each['max_s']:.1f}",
+            _seconds(each["median_s"]),
+            _seconds(each["max_s"]),
             f"${each['cost_usd']:.4f}",
         )
     return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

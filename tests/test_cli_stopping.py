@@ -1,0 +1,123 @@
+"""A batch that is asked to stop: what was sent is kept, whoever asks, and the rest is for later."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from batch_kit import COMMAND, QUICK, asked, journal, prepare, scenes, write
+from cli_kit import run, started
+
+from resilient_imagen.emulator import BackgroundEmulator, faults
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+
+@pytest.fixture(autouse=True)
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> None:
+    prepare(tmp_path, monkeypatch, imagen_emulator)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGINT, 130, "Ctrl-C"),
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGHUP, 129, "SIGHUP"),
+    ],
+)
+def test_what_was_sent_is_waited_for(
+    number: signal.Signals, code: int, name: str, tmp_path: Path,
+    imagen_emulator: BackgroundEmulator,
+) -> None:  # fmt: skip
+    """What was sent is kept, nothing else is begun, and the next run does only the rest."""
+    write(scenes(10))
+    imagen_emulator.google.set_latency(1.5)
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+    assert "finishing what was sent, as it is paid for" in err
+    assert "Traceback" not in err
+    assert len(imagen_emulator.google.requests) == len(journal()) == 4
+    assert out.endswith(
+        f"out: 4 made, 0 there before, 0 failed, 6 left\nstopped: {name}; run it again to go on\n"
+    )
+    imagen_emulator.google.set_latency(0)
+    again = run(*COMMAND, cwd=tmp_path, env=QUICK)
+    assert again.returncode == 0
+    assert asked(imagen_emulator) == {row["prompt"]: 1 for row in scenes(10)}
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_the_same_again_waits_for_nothing(
+    number: signal.Signals, code: int, name: str, tmp_path: Path,
+    imagen_emulator: BackgroundEmulator,
+) -> None:  # fmt: skip
+    """It ends at once, cleanly, with nothing half written."""
+    write(scenes(10))
+    imagen_emulator.google.set(faults.hang())
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight == 4, timeout=60)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert f"{name} again drops it" in process.stderr.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (code, "")
+    assert "10 left" in out
+    imagen_emulator.wait_until(lambda: imagen_emulator.open_connections == 0)
+    assert [path.name for path in Path("out").iterdir()] == ["results.jsonl"]
+
+
+def test_a_terminal_that_closes_drops_nothing(
+    tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """It sends its signal more than once, and takes no more words: what was sent is kept."""
+    write(scenes(6))
+    imagen_emulator.google.set_latency(1.5)
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) == 4, timeout=60)
+        assert process.stderr is not None
+        process.send_signal(signal.SIGHUP)
+        process.stderr.readline()
+        process.stderr.close()
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=60)
+    assert {entry["status"] for entry in journal()} == {"done"}
+    assert len(journal()) == 4
+
+
+def test_nohup_is_respected(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
+    """Where that signal was ignored from the start, it stops nothing."""
+    write(scenes(5))
+    imagen_emulator.google.set_latency(0.5)
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as its child inherits it
+    try:
+        with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+            imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight > 0, timeout=60)
+            process.send_signal(signal.SIGHUP)
+            out, err = process.communicate(timeout=60)
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    assert process.returncode == 0, err
+    assert "out: 5 made" in out
+
+
+def test_a_listener_that_leaves_stops_nothing(
+    tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """As with ``2>&1 | head``: pictures are under way, and are kept in silence."""
+    write(scenes(6))
+    imagen_emulator.google.fail(faults.blocked(), times=2)
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.wait(timeout=60)
+    assert sorted(entry["status"] for entry in journal()) == ["done"] * 4 + ["failed"] * 2
