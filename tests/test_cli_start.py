@@ -12,10 +12,19 @@ from cli_kit import environment
 INTERRUPTED = """
 import importlib.abc, os, signal, sys
 
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(10):
+        pass  # where the handler runs
+
+class Fading:
+    def __del__(self):
+        interrupt()  # an exception in here is shown, and lost
+
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
-            os.kill(os.getpid(), signal.SIGINT)
+            {how}()
 
 sys.meta_path.insert(0, Finder())
 sys.argv = ["resilient-imagen", "generate", "a fox", "--emulator"]
@@ -39,9 +48,10 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "name", ["rich", "typer", "resilient_imagen.cli.app", "resilient_imagen.cli.generate"]
 )
-def test_ctrl_c_while_modules_are_imported(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["interrupt", "Fading"])
+def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) -> None:
     """Whatever an import would make of an exception in its midst."""
-    ended = python(INTERRUPTED.format(name=name), tmp_path)
+    ended = python(INTERRUPTED.format(name=name, how=how), tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
@@ -50,7 +60,7 @@ def test_ctrl_c_while_modules_are_imported(name: str, tmp_path: Path) -> None:
 )
 def test_ctrl_c_while_a_command_begins(name: str, tmp_path: Path) -> None:
     """Then there are things to put in order, and it says so."""
-    ended = python(INTERRUPTED.format(name=name), tmp_path)
+    ended = python(INTERRUPTED.format(name=name, how="interrupt"), tmp_path)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "resilient-imagen: stopped\n"
 

@@ -84,9 +84,11 @@ def obstacle(stem: Path) -> Path | None:
 
 def is_device(path: Path) -> bool:
     """Whether it is there and takes bytes as they come: /dev/null, a pipe, the standard output."""
+    if is_output(path):
+        return True
     if path.is_file():  # led into a file, a stream is still none that may be replaced
-        return is_output(path) or (path.is_symlink() and path.is_relative_to("/dev"))
-    return is_output(path) or path.exists()
+        return path.is_symlink() and path.is_relative_to("/dev")
+    return path.exists()
 
 
 def is_output(path: Path) -> bool:
