@@ -212,6 +212,16 @@ def test_requests_in_vain_are_paid_for_and_counted(
     assert float(openai[4].removeprefix("$")) > 0
 
 
+def test_what_may_be_billed_unseen_is_told(
+    capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """A request that broke off may have made a picture all the same."""
+    imagen_emulator.google.fail(faults.reset(), times=1)
+    write(scenes(1))
+    lines = cli(capsys, *COMMAND).out.splitlines()
+    assert lines[-2] == "1 requests without a picture may be billed as well: $0.1340"
+
+
 def test_only_deliveries_have_times() -> None:
     """An answer without a picture is paid for, and says nothing of how long pictures take."""
     usage = Usage(

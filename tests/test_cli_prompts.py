@@ -56,7 +56,7 @@ WRONG = {
     '{"prompt": "a", "id": "a\\u202eb"}': "has an id that is no file name",
     '{"prompt": "a", "id": "\\u0301"}': "has an id that is no file name",
     '{"prompt": "a", "id": "\\ud800"}': "has an id that is no file name",
-    '{"prompt": "a \\ud800"}': "has a prompt with a broken character",
+    '{"prompt": "a \\ud800"}': "the prompt holds half a character",
 }
 
 

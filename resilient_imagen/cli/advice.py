@@ -52,4 +52,4 @@ def _parts(error: ImageGenerationError) -> Iterator[ImageGenerationError]:
 
 
 def _in_use(variables: tuple[str, ...]) -> str:
-    return next((name for name in variables if os.environ.get(name)), variables[0])
+    return next((name for name in variables if os.environ.get(name, "").strip()), variables[0])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec
 import typer
 
 from resilient_imagen.cli import allow_cleanup
-from resilient_imagen.cli.advice import advised
+from resilient_imagen.cli.advice import advised, keys_to_check
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
@@ -70,7 +70,7 @@ def describe(error: ImageGenerationError) -> str:
     if error.attempts:
         sent = len(error.attempts)
         details.append(f"{sent} request{'s' if sent > 1 else ''} sent")
-    if error.retry_after is not None:
+    if error.retry_after is not None and not keys_to_check(error):  # no key mends itself
         details.append(f"try again in {error.retry_after:.0f} s")
     return advised(f"{error} ({', '.join(details)})", error)
 

@@ -78,7 +78,8 @@ async def run_many(
                 stopping = Stopping(batch)
                 with stopping.heard():
                     await batch.run(client, _at_once(client))
-    summary = summarize(rows, list(settled.values()), batch, spent)
+        bill = client.snapshot()
+    summary = summarize(rows, list(settled.values()), batch, spent, bill)
     if as_json:
         typer.echo(json.dumps(summary))
     else:

@@ -91,11 +91,8 @@ def _row(
     )
     try:
         ImageRequest(order.prompt, order.aspect_ratio, order.resolution)
-        order.prompt.encode()
     except InvalidRequestError as error:
         raise _RowError(str(error)) from None
-    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
-        raise _RowError("has a prompt with a broken character") from None
     return Row(_id(fields), number, order, _fingerprint(order, digest))
 
 

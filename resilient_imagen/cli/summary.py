@@ -50,7 +50,11 @@ class Spent:
 
 
 def summarize(
-    rows: Sequence[Row], settled: Sequence[Entry], batch: Batch, spent: Spent
+    rows: Sequence[Row],
+    settled: Sequence[Entry],
+    batch: Batch,
+    spent: Spent,
+    bill: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything about a run that ended, as plain JSON.
 
@@ -58,7 +62,8 @@ def summarize(
         rows: All that the file asks for.
         settled: Entries that left nothing to do.
         batch: This run.
-        spent: What this run took.
+        spent: What this run took, by provider.
+        bill: The client's snapshot, for the totals.
     """
     made = [entry for entry in batch.entries if entry["status"] == DONE]
     kept = [entry for entry in settled if entry["status"] == DONE]
@@ -82,7 +87,8 @@ def summarize(
             for name in sorted({*images, *spent.cost_usd})
         },
         "fallbacks": Counter(each["fallback_reason"] for each in made if each["fallback_reason"]),
-        "cost_usd": round(sum(spent.cost_usd.values()), 6),
+        "cost_usd": bill["cost_usd"],
+        "maybe_billed": bill["maybe_billed"],
         "before": {
             "providers": Counter(entry.get("provider", _UNKNOWN) for entry in kept),
             "cost_usd": round(sum(_price(entry) for entry in kept), 6),
@@ -112,6 +118,11 @@ def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> 
         console.print(f"no image for {each['id']} (line {each['line']}): {each['error']}")
     if len(summary["failed"]) > _LISTED:
         console.print(f"and {len(summary['failed']) - _LISTED} more: see results.jsonl")
+    if (maybe := summary["maybe_billed"])["requests"]:
+        console.print(
+            f"{maybe['requests']} requests without a picture may be billed as well: "
+            f"${maybe['cost_usd']:.4f}{' and more' if maybe['unpriced'] else ''}"
+        )
     if summary["kept"]:
         console.print(_before(summary["before"], charged=charged))
     console.print(
