@@ -116,7 +116,7 @@ def test_the_applications_variables_are_settings() -> None:
     (variables,) = blocks("In your application", "bash")
     table = TABLES["settings"]()
     names = [line.partition("=")[0] for line in variables.splitlines()]
-    assert len(names) == 5
+    assert len(names) == 6
     assert all(f"`{name}`" in table for name in names)
 
 
