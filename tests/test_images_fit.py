@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from images_samples import encoded, exif, noise, opened, picture, raw_png, unhurried
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
 from resilient_imagen.images.faults import UnusableImageError
@@ -197,6 +197,40 @@ def test_a_jpeg_keeps_subsampling_profile_and_quality(subsampling: int) -> None:
     before = opened(data).convert("RGB").crop((0, 16, 48, 64)).tobytes()
     after = result.convert("RGB").tobytes()
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) <= 12
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [True, False])
+@pytest.mark.parametrize("quality", [40, 75, 92, 100])
+def test_a_jpeg_keeps_its_own_quality(mode: str, progressive: bool, quality: int) -> None:
+    """To the number: its tables are written again, and it stays as progressive as it was."""
+    source = picture(mode=mode)
+    data = encoded(source, "JPEG", quality=quality, progressive=progressive)
+
+    result = opened(fitted(data, ratio="1:1", mode="crop").data)
+
+    assert result.quantization == opened(data).quantization  # type: ignore[attr-defined]
+    assert ("progressive" in result.info) == progressive
+
+
+def test_a_very_dense_progressive_jpeg_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow cannot write its like; it is fitted all the same."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFile, "MAXBLOCK", 2**24)
+        data = encoded(noise(400, 400), "JPEG", quality=100, subsampling=0, progressive=True)
+
+    result = opened(fitted(data, ratio="1:2", mode="crop").data)
+
+    assert result.size == (200, 400)
+    assert result.quantization == opened(data).quantization  # type: ignore[attr-defined]
+
+
+def test_a_jpeg_with_many_tables_is_still_fitted() -> None:
+    """Four of them are no reason to lose a paid picture."""
+    tables = [[each] * 64 for each in (1, 9, 3, 5)]
+    data = encoded(picture(), "JPEG", qtables=tables)
+
+    assert opened(fitted(data, ratio="1:1", mode="crop").data).size == (48, 48)
 
 
 @pytest.mark.parametrize("how", ["crop", "pad"])

@@ -76,9 +76,10 @@ async def fit(
     ratio to the pixel. ``none`` changes nothing. What padding would make larger than 16383 pixels
     a side, or than the limit, is cropped.
 
-    PNG, JPEG (quality 95, same subsampling) and WebP keep their type, others become PNG; mode and
-    colour profile stay, other metadata of a changed picture does not. A palette becomes RGB(A) only
-    where it must be padded or scaled; 16-bit colour becomes 8-bit.
+    PNG, JPEG (of the same quality and kind) and WebP (quality 95, or lossless as it was) keep their
+    type, others become PNG; mode and colour profile stay, other metadata of a changed picture does
+    not. A palette becomes RGB(A) only where it must be padded or scaled; 16-bit colour becomes
+    8-bit.
 
     Args:
         data: The encoded picture.

@@ -58,10 +58,10 @@ class Mended:
 def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) -> Mended:
     """Check a picture by its header and structure; decode and encode it anew only if it must be.
 
-    A picture that is turned upright or made plain keeps its type (JPEG at quality 95 with the same
-    subsampling). Of several frames the first is taken. What was animated, palette or uncompressed
-    becomes PNG; lossy types that providers do not take become JPEG, or PNG if they are transparent.
-    EXIF and other metadata of a mended picture are gone, its colour profile is kept.
+    A picture that is turned upright or made plain keeps its type, a JPEG its quality. Of several
+    frames the first is taken. What was animated, palette or uncompressed becomes PNG; lossy types
+    that providers do not take become JPEG, or PNG if they are transparent. EXIF and other metadata
+    of a mended picture are gone, its colour profile is kept.
 
     Takes up to seconds for a large picture that has to be mended: call it off the event loop.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
+    from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = [
     "Style",
@@ -187,8 +188,12 @@ class Style:
 
     subsampling: int = -1
     """Of a JPEG's colours, in Pillow's numbering; -1 leaves it to the encoder."""
+    tables: tuple[list[int], ...] = ()
+    """A JPEG's quantization, which is its quality; empty leaves it to the encoder."""
+    progressive: bool = False
+    """Of a JPEG."""
     lossless: bool = False
-    """Of a WebP."""
+    """Of a WebP, which does not tell its quality."""
 
 
 def style_of(picture: Image, data: bytes) -> Style:
@@ -196,7 +201,11 @@ def style_of(picture: Image, data: bytes) -> Style:
     from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
     if isinstance(picture, JpegImageFile):
-        return Style(subsampling=get_sampling(picture))
+        return Style(
+            subsampling=get_sampling(picture),
+            tables=_tables(picture),
+            progressive="progressive" in picture.info,
+        )
     return Style(lossless=b"VP8L" in data[:_WEBP_HEAD])
 
 
@@ -209,19 +218,39 @@ def encode(picture: Image, mime: str, *, style: Style | None = None, quality: in
         picture: What to encode, in a mode that the type knows.
         mime: The type to encode as.
         style: The details to keep of the picture's source.
-        quality: For JPEG and lossy WebP, up to 100.
+        quality: For JPEG without tables of its own, and lossy WebP; up to 100.
     """
     style = style or Style()
     options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
     if mime == "image/jpeg":
-        options |= {"quality": quality, "subsampling": style.subsampling}
+        options |= {"qtables": list(style.tables)} if style.tables else {"quality": quality}
+        options |= {"subsampling": style.subsampling, "progressive": style.progressive}
     elif mime == "image/webp":
         options |= {"quality": quality, "lossless": style.lossless}
     else:
         options |= {"compress_level": _PNG_LEVEL}
+    form = mime.removeprefix("image/")
+    try:
+        return _saved(picture, form, options)
+    except OSError:
+        if not options.get("progressive"):
+            raise
+        # Pillow's buffer for these is too small for a very dense one.
+        return _saved(picture, form, options | {"progressive": False})
+
+
+def _saved(picture: Image, form: str, options: dict[str, Any]) -> bytes:
     out = io.BytesIO()
-    picture.save(out, mime.removeprefix("image/"), **options)
+    picture.save(out, form, **options)
     return out.getvalue()
+
+
+def _tables(picture: JpegImageFile) -> tuple[list[int], ...]:
+    """The quantization of an opened JPEG; empty if it is not one that can be written again."""
+    found = [list(picture.quantization[key]) for key in sorted(picture.quantization)]
+    coefficients = 64
+    whole = all(len(table) == coefficients for table in found)
+    return tuple(found) if whole and picture.mode in {"L", "RGB"} else ()
 
 
 def _decode(picture: Image) -> None:
