@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +94,18 @@ def names(**table: str) -> Callable[[str, int], Coroutine[Any, Any, Sequence[str
 class Recorder(httpcore2.AsyncNetworkBackend):
     """Stands for the network: notes where connections go, and answers them from a script."""
 
-    def __init__(self, answers: Sequence[bytes], *, lands_at: str | None = None) -> None:
+    def __init__(
+        self, answers: Sequence[bytes], *, lands_at: str | None = None, refuses: int = 0
+    ) -> None:
         self.answers = list(answers)
+        self.refuses = refuses
         self.lands_at = lands_at
         self.connected: list[str] = []
 
     async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
         self.connected.append(host)
+        if len(self.connected) <= self.refuses:
+            raise httpcore2.ConnectError("nobody listens")
         reply = self.answers.pop(0) if self.answers else answer("200 OK", PNG)
         return RecordedStream(reply, self.lands_at or host)
 
@@ -427,6 +434,22 @@ def test_dead_addresses_all_are_told() -> None:
         asyncio.run(Fetcher(LOCAL, resolve=resolve).fetch("http://dead.test:1/"))
 
 
+def test_names_are_looked_up_in_threads_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead name server must not fill the threads that the application waits for."""
+    threads = []
+
+    def lookup(*_: object, **__: object) -> list[object]:
+        threads.append(threading.current_thread().name)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+    with pytest.raises(FetchError, match="name is unknown"):
+        asyncio.run(Fetcher().fetch("https://unknown.test/"))
+
+    assert [name.startswith("resilient-imagen-lookups") for name in threads] == [True]
+
+
 def test_a_lookup_that_hangs_ends_in_time() -> None:
     """The time limit covers the name's lookup too."""
 
@@ -489,20 +512,36 @@ URLS = st.builds(
     st.sampled_from(["", ":443", ":0", ":99999", ":x", "#@8.8.8.8", "\\@8.8.8.8"]),
     st.text(max_size=10).map(lambda path: "/" + path),
 )
+MOST = 1000
+"""Bytes that may be loaded."""
 REPLIES = st.one_of(
     URLS.filter(lambda url: url.isascii() and url.isprintable()).map(
         lambda url: answer("302 Found", b"", f"Location: {url}")),
     st.binary(max_size=100),
     st.just(answer("200 OK", PNG)),
+    st.integers(MOST - 2, 10 * MOST).map(lambda size: answer("200 OK", bytes(size))),
+    st.integers(MOST - 2, 10 * MOST).map(  # without a length, to the connection's end
+        lambda size: b"HTTP/1.1 200 OK\r\n\r\n" + bytes(size)),
 )  # fmt: skip
+ADDRESSES = st.one_of(
+    st.sampled_from(["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "127.0.0.1", "10.0.0.1"]),
+    st.ip_addresses().map(str),
+)
+INNER_FIRST = [["127.0.0.1", "8.8.8.8"], ["8.8.8.8", "10.0.0.1"]]
+NEGATIVE = b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"
+LONG = [answer("200 OK", bytes(MOST + 1)), answer("200 OK", bytes(MOST))]
 
 
 @unhurried
-@given(URLS, st.lists(st.lists(st.ip_addresses().map(str), max_size=3), max_size=4),
-       st.lists(REPLIES, max_size=4), st.booleans())  # fmt: skip
-@example("https://a.test/", [["8.8.8.8"]], [b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"], True)
+@given(URLS, st.lists(st.lists(ADDRESSES, max_size=3), max_size=4),
+       st.lists(REPLIES, max_size=4), st.booleans(), st.integers(0, 2))  # fmt: skip
+@example("https://a.test/", [["8.8.8.8"]], [NEGATIVE], True, 0)
+@example("https://a.test/", [INNER_FIRST[0]], LONG, False, 0)
+@example("https://a.test/", [INNER_FIRST[1]], LONG, False, 1)
+@example("https://a.test/", [["8.8.8.8", "1.1.1.1"]], LONG[:1], False, 1)
+@example("https://a.test/", [["8.8.8.8"]], LONG[1:], False, 0)
 def test_nothing_leads_inside_and_nothing_else_is_raised(
-    url: str, lookups: list[list[str]], replies: list[bytes], allow_http: bool
+    url: str, lookups: list[list[str]], replies: list[bytes], allow_http: bool, refuses: int
 ) -> None:
     """Any address, any name server, any server: no inner connection, no undocumented error."""
     answers = iter(lookups)
@@ -510,10 +549,10 @@ def test_nothing_leads_inside_and_nothing_else_is_raised(
     async def resolve(_host: str, _port: int) -> Sequence[str]:
         return next(answers, ["8.8.8.8"])
 
-    network = Recorder(replies)
-    limits = ImageLimits(allow_http=allow_http, max_reference_bytes=1000)
+    network = Recorder(replies, refuses=refuses)
+    limits = ImageLimits(allow_http=allow_http, max_reference_bytes=MOST)
     fetcher = recorded(Fetcher(limits, resolve=resolve), network)
 
     with suppress(UnusableImageError):
-        assert len(asyncio.run(fetcher.fetch(url))) <= 1000
+        assert len(asyncio.run(fetcher.fetch(url))) <= MOST
     assert all(is_public(address) for address in network.connected)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 from resilient_imagen.images import pillow
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.mend import Mended, mend
-from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.images.sniff import jpeg_segments, sniff_mime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -371,6 +373,49 @@ def test_any_damage_leads_to_a_picture_or_the_documented_error(
         return
     assert sniff_mime(result.data) == result.mime_type
     assert result.mime_type in {"image/png", "image/jpeg", "image/webp"}
+
+
+def resident(name: str) -> float:
+    """Megabytes, from the kernel: VmRSS now, VmHWM at the most since it was reset."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """The same picture, whose header tells another size."""
+    changed = bytearray(data)
+    if data[:4] == b"\x89PNG":
+        changed[16:24] = struct.pack(">II", width, height)
+        return with_checksums(bytes(changed))
+    if data[:3] == b"GIF":
+        changed[6:10] = struct.pack("<HH", width, height)
+    else:
+        frame = next(at for code, at in jpeg_segments(data) if code in {0xC0, 0xC2})
+        changed[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(changed)
+
+
+@unhurried
+@given(
+    st.sampled_from(["palette png", "animated png", "animated gif", "cmyk jpeg", "mpo"]),
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+)
+def claims_lead_to_a_picture_or_the_documented_error(case: str, width: int, height: int) -> None:
+    with suppress(UnusableImageError):
+        mend(claiming(SAMPLES[case], width, height), max_pixels=10**5, max_read_pixels=2 * 10**5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
+def test_no_claim_takes_more_memory_than_the_limits_allow() -> None:
+    """Whatever size a header tells, what is decoded keeps to what may be read."""
+    claims_lead_to_a_picture_or_the_documented_error()  # what is loaded once is loaded
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = resident("VmRSS")
+
+    claims_lead_to_a_picture_or_the_documented_error()
+
+    assert resident("VmHWM") - before < 30
 
 
 SAMPLES = {name: make() for name, (make, *_) in BAD.items()}
