@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -140,6 +141,38 @@ def test_a_bad_picture_is_mended(case: str) -> None:
 def test_a_mended_picture_shows_the_same(case: str, tolerance: int) -> None:
     """Mending changes the encoding, not what is seen; of several frames it is the first."""
     assert near(opened(mended(BAD[case][0]()).data), picture(), tolerance)
+
+
+def bad_exif(orientation: int) -> bytes:
+    """Says how to turn the picture, and then promises a text that is not there."""
+    tags = ((0x0112, 3, 1, orientation), (0x010F, 2, 5000, 4000), (0x011A, 5, 1, 4000))
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> None:
+    """A good JPEG passes whatever its EXIF promises, and its turn is read all the same."""
+    data = encoded(picture(), "JPEG", exif=bad_exif(turn))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = mended(data)
+
+    if turn == 1:
+        assert result.data is data
+    else:
+        assert opened(result.data).size == (80, 48)
+
+
+def test_a_png_with_a_long_text_passes() -> None:
+    """Pillow refuses to unpack it; nobody needs it."""
+    good = encoded(picture(), "PNG")
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 * 2**20)))
+
+    assert mended(good[:33] + text + good[33:]).note is None
+    turned = encoded(picture(mode="P"), "PNG")
+    assert near(opened(mended(turned[:33] + text + turned[33:]).data), picture(), 60)
 
 
 def test_sixteen_bit_grey_is_scaled_not_cut_off() -> None:

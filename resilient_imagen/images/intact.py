@@ -6,18 +6,13 @@ knowing beforehand; decoding each reference to find out would cost a hundred tim
 
 from __future__ import annotations
 
-import struct
 import zlib
 from typing import Final
 
-from resilient_imagen.images.sniff import JPEG_SCAN, jpeg_segments, sniff_mime
+from resilient_imagen.images.sniff import JPEG_SCAN, jpeg_segments, png_chunks, sniff_mime
 
 __all__ = ["is_intact", "is_whole"]
 
-# 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
-_MAX_PNG_CHUNKS: Final = 50_000
-_PNG_START: Final = 8
-_PNG_OVERHEAD: Final = 12
 _JPEG_EOI: Final = b"\xff\xd9"
 
 
@@ -42,25 +37,16 @@ def is_whole(data: bytes) -> bool:
 
 def _png(data: bytes, *, checksums: bool = False) -> bool:
     view = memoryview(data)
-    at = _PNG_START
-    for _ in range(_MAX_PNG_CHUNKS):
-        if at + _PNG_OVERHEAD > len(view):
+    last = b""
+    for kind, at, end in png_chunks(data):
+        last = kind
+        if checksums and zlib.crc32(view[at + 4 : end - 4]) != _uint32(view, end - 4):
             return False
-        (length,) = struct.unpack_from(">I", view, at)
-        end = at + 8 + length
-        if end + 4 > len(view):
-            return False
-        if checksums and zlib.crc32(view[at + 4 : end]) != _uint32(view, end):
-            return False
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at = end + 4
-    return False
+    return last == b"IEND"
 
 
 def _uint32(view: memoryview, at: int) -> int:
-    (value,) = struct.unpack_from(">I", view, at)
-    return int(value)
+    return int.from_bytes(view[at : at + 4], "big")
 
 
 def _jpeg(data: bytes) -> bool:

@@ -2,7 +2,8 @@
 
 The one place that imports it, on first use. Its process-wide settings are the application's and
 are neither changed nor relied on: the limit on pixels is ours, checked before anything is decoded.
-What Pillow warns of in broken metadata goes where the application sends its warnings.
+What Pillow warns of in broken metadata goes where the application sends its warnings; metadata
+that it refuses, or whose warnings the application makes errors of, are left out and read no more.
 Everything here takes time; call it off the event loop.
 """
 
@@ -17,7 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.offload import much_was_used
-from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
+from resilient_imagen.images.sniff import (
+    exif_of,
+    exif_orientation,
+    pixel_size,
+    sniff_mime,
+    without_metadata,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +103,14 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
         if decoder is None:
             raise UnusableImageError(f"is {mime}, which cannot be read here")
         # Not Image.open: it warns of, or refuses, sizes by the application's own limit.
-        picture = decoder[0](io.BytesIO(data), "")
+        try:
+            picture = decoder[0](io.BytesIO(data), "")
+        except (Warning, ValueError):  # where the application makes errors of warnings
+            bare = without_metadata(data)
+            if bare is None:
+                raise
+            picture = decoder[0](io.BytesIO(bare), "")
+            picture.info.setdefault("exif", exif_of(data))
     _check_pixels(picture.size, max_pixels)
     return picture
 

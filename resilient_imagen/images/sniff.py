@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["JPEG_SCAN", "exif_orientation", "jpeg_segments", "pixel_size", "sniff_mime"]
+__all__ = [
+    "JPEG_SCAN",
+    "exif_of",
+    "exif_orientation",
+    "jpeg_segments",
+    "pixel_size",
+    "png_chunks",
+    "sniff_mime",
+    "without_metadata",
+]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES: Final = frozenset((12, 40, 108, 124))
@@ -33,6 +42,10 @@ _JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_END: Final = 0xD9
 JPEG_SCAN: Final = 0xDA
 _JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+_JPEG_EXIF: Final = 0xE1
+_PNG_TEXTS: Final = frozenset((b"tEXt", b"zTXt", b"iTXt"))
+# 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
+_MAX_PNG_CHUNKS: Final = 50_000
 _ORIENTATION_TAG: Final = 0x0112
 # Real files have a few dozen; a hostile one of 50 MB could have twelve million.
 _MAX_JPEG_SEGMENTS: Final = 4096
@@ -152,6 +165,47 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
             return
         length = data[at + 2 : at + 4]
         at += 2 if code in _JPEG_LONE else 2 + int.from_bytes(length, "big")
+
+
+def exif_of(data: bytes) -> bytes:
+    """The EXIF data of a JPEG; empty if there are none."""
+    for code, at in jpeg_segments(data):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if code == _JPEG_EXIF and data[at + 4 : at + 8] == b"Exif":
+            return data[at + 4 : end]
+    return b""
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A JPEG without EXIF, or a PNG without texts; None for other types.
+
+    A copy, for the rare one in which these are broken.
+    """
+    mime = sniff_mime(data)
+    if mime == "image/jpeg":
+        found = [at for code, at in jpeg_segments(data) if code == _JPEG_EXIF]
+        spans = [(at, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")) for at in found]
+    elif mime == "image/png":
+        spans = [(at, end) for kind, at, end in png_chunks(data) if kind in _PNG_TEXTS]
+    else:
+        return None
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(at for at, _ in spans), len(data)]
+    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield kind, offset and end of a PNG's chunks, up to the last one that is whole."""
+    at = 8
+    for _ in range(_MAX_PNG_CHUNKS):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if end > len(data):
+            return
+        yield kind, at, end
+        if kind == b"IEND":
+            return
+        at = end
 
 
 def exif_orientation(exif: bytes) -> int:
