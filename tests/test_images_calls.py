@@ -1,0 +1,177 @@
+"""What becomes of pictures on a call's way: references in time, edits in words, notes in order."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from images_samples import encoded, exif, noise, opened, picture
+from ladder import FAST, World, now, play
+
+from resilient_imagen import ImageClient, Settings, models
+from resilient_imagen.errors import InvalidRequestError
+from resilient_imagen.telemetry import attributes, names
+from resilient_imagen.telemetry.events import RequestEnded
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PNG = encoded(picture(), "PNG")
+TURNED = encoded(picture(), "JPEG", exif=exif(6))
+URL = "https://pictures.test/a.png"
+
+
+class Slow:
+    """Stands for a Fetcher whose server never answers."""
+
+    async def fetch(self, _url: str) -> bytes:
+        await asyncio.sleep(3600)
+        return PNG
+
+    async def aclose(self) -> None:
+        pass
+
+
+def slow(client: ImageClient) -> None:
+    client._fetcher = Slow()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("deadline", "waited"), [(40.0, 10.0), (400.0, 20.0), (None, 20.0)])
+def test_a_slow_address_does_not_take_the_callers_time(
+    deadline: float | None, waited: float
+) -> None:
+    """After a quarter of it the picture is made without that reference, which is listed."""
+
+    async def scene(world: World) -> None:
+        slow(world.client)
+        began = now()
+        result = await world.ask(references=[URL, PNG, URL], deadline=deadline)
+
+        assert [each["index"] for each in result.dropped_references] == [0, 2]
+        assert {each["why"] for each in result.dropped_references} == {"took too long to load"}
+        (sent,) = world.google.sent
+        assert [each.index for each in sent.request.references] == [1]
+        assert now() - began == pytest.approx(waited, abs=2)
+
+    play(scene, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (URL, "image took too long to load"),
+        ("photos/fox.png", "image is a text; pass pathlib.Path for a file, or an https address"),
+        ("file:///fox", "image is a text; pass pathlib.Path for a file, or an https address"),
+        (7, "image is of type int, not an image"),
+    ],
+)
+def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
+    """By the name of the argument, and before anything is sent."""
+
+    async def scene(world: World) -> None:
+        slow(world.client)
+        with pytest.raises(InvalidRequestError) as caught:
+            await world.client.edit(image, "make it blue", deadline=20)
+        assert str(caught.value) == words
+        assert world.google.sent == []
+
+    play(scene, **FAST)
+
+
+def test_strict_references_say_which_one_it_was() -> None:
+    """A reference that is late is one that cannot be read."""
+
+    async def scene(world: World) -> None:
+        slow(world.client)
+        with pytest.raises(InvalidRequestError, match=r"^reference_images\[1\] took too long"):
+            await world.ask(references=[PNG, URL], deadline=20)
+
+    play(scene, **FAST, strict_references=True)
+
+
+def test_as_many_references_are_read_as_any_route_takes() -> None:
+    """Sixteen for the fallback's sake; each route then sends what it takes itself."""
+
+    async def scene(world: World) -> None:
+        result = await world.ask(references=[PNG] * 40)
+        (sent,) = world.google.sent
+        assert len(sent.request.references) == 14
+        whys = [each["why"] for each in result.dropped_references]
+        assert whys.count("was not read: no more than 16 can be sent") == 24
+        assert len(whys) == 26
+
+    play(scene, **FAST)
+
+
+def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Google takes may be too much for OpenAI, and is made smaller on the way there."""
+    photo = encoded(noise(600, 600), "PNG")
+    limits = {"google": len(photo), "openai": len(photo) // 2}
+    monkeypatch.setattr(models, "largest_reference", lambda vendor, _name: limits[vendor])
+
+    async def scene(world: World) -> None:
+        world.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back
+        with pytest.raises(ConnectionError):
+            await world.ask(references=[photo])
+        assert world.google.sent[0].request.references[0].data is photo
+
+    play(scene, **FAST)
+
+    async def fallback(world: World) -> None:
+        result = await world.ask(references=[photo])
+        (reference,) = world.openai.sent[0].request.references
+        assert len(reference.data) <= limits["openai"]
+        assert result.adjustments[-1].startswith("reference 0 made smaller for its size")
+
+    play(fallback, **FAST, force_open="google")
+
+
+def test_what_fitting_did_is_the_first_thing_said() -> None:
+    """On the span, too, where the notes of many references would push it out."""
+    google = Settings(**FAST, routes="google:gemini-3-pro-image")
+
+    async def main() -> None:
+        from resilient_imagen.testing import FakeProvider, RecordingSink
+
+        told = RecordingSink()
+        provider = FakeProvider("google", image=encoded(picture(100, 100), "PNG"), latency=0.0)
+        async with ImageClient(google, providers=[provider], sinks=[told]) as client:
+            result = await client.generate("a lighthouse", references=[TURNED] * 14)
+        assert result.adjustments[0].startswith("picture cropped from 100x100")
+        assert len(result.adjustments) == 15
+        (ended,) = [event for event in told.events if isinstance(event, RequestEnded)]
+        shown = attributes.of_request_end(ended)[names.ADJUSTMENTS]
+        assert "picture cropped from 100x100 to 56x100" in str(shown)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["path", "base64", "data URL", "bytes", "result", "dict"])
+def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
+    """As the documentation lists them."""
+    path = tmp_path / "fox.png"
+    path.write_bytes(PNG)
+    text = base64.b64encode(PNG).decode()
+
+    async def scene(world: World) -> None:
+        made = await world.ask()
+        image: dict[str, Any] = {
+            "path": path,
+            "base64": text,
+            "data URL": f"data:image/png;base64,{text}",
+            "bytes": PNG,
+            "result": made,
+            "dict": made.to_dict(),
+        }
+        await world.client.edit(image[kind], "make it blue")
+        (reference,) = world.google.sent[-1].request.references
+        assert (
+            opened(reference.data).size
+            == opened(made.image_bytes if kind in {"result", "dict"} else PNG).size
+        )
+
+    play(scene, **FAST)
