@@ -12,7 +12,6 @@ to do, they are given back.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +114,8 @@ def _lookups() -> ThreadPoolExecutor:
 
 @cache
 def _malloc_trim() -> Callable[[int], Any] | None:
+    import ctypes  # some milliseconds that not everyone needs to wait
+
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library; Windows
