@@ -39,9 +39,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars, as the vendor published them."""
+    """US dollars."""
 
     source: str
+    """Where they were read: the vendor's page, or what is said in its place."""
     as_of: date
     text_in: float | None = None
     """Per million input tokens of text."""
@@ -89,6 +90,7 @@ class ModelInfo:
 _GEMINI_PAGE: Final = "https://ai.google.dev/gemini-api/docs/pricing"
 _OPENAI_PAGE: Final = "https://platform.openai.com/docs/pricing"
 _READ_ON: Final = date(2026, 11, 23)
+_RETOLD: Final = "price tables of resellers and of other projects, not seen on the vendor's page"
 
 _RATIOS_10: Final = (
     "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
@@ -96,7 +98,7 @@ _RATIOS_10: Final = (
 _RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
 _THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
 _QUALITIES: Final = ("low", "medium", "high", "auto")
-_tokens = partial(Prices, _OPENAI_PAGE, _READ_ON, text_in=5.0, image_in=8.0)
+_tokens = partial(Prices, source=_OPENAI_PAGE, as_of=_READ_ON, text_in=5.0, image_in=8.0)
 
 
 _gemini = partial(
@@ -117,8 +119,8 @@ _gpt = partial(
 )
 
 
-def _per_image(dollars: Mapping[str, float]) -> Prices:
-    return Prices(_GEMINI_PAGE, _READ_ON, per_image=dollars)
+def _per_image(dollars: Mapping[str, float], source: str = _GEMINI_PAGE) -> Prices:
+    return Prices(source, _READ_ON, per_image=dollars)
 
 
 def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
@@ -130,9 +132,13 @@ def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
 _PRO: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
 _fine = partial(_gpt, qualities=(*_QUALITIES, "xhigh", "max"))
 _ending = partial(
-    _gpt, sizes=_THREE_SIZES, prices=_tokens(image_out=32.0), retired_on=date(2026, 12, 1)
+    _gpt,
+    sizes=_THREE_SIZES,
+    prices=_tokens(source=_RETOLD, image_out=32.0),
+    retired_on=date(2026, 12, 1),
 )
-_FLASH: Final = _per_image({"1K": 0.067, "2K": 0.101, "4K": 0.151})
+_FLASH: Final = _per_image({"1K": 0.067, "2K": 0.101, "4K": 0.151}, _RETOLD)
+_LITE: Final = _per_image({"1K": 0.0336}, _RETOLD)
 _SMALL: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was found anywhere
 
 _ROWS: Final = (
@@ -144,7 +150,7 @@ _ROWS: Final = (
         "gemini-3.1-flash-lite-image",
         aspect_ratios=_RATIOS_14,
         resolutions=("1K",),
-        prices=_SMALL,
+        prices=_LITE,
     ),
     _gemini("gemini-2.5-flash-image", resolutions=(), prices=_per_image({"1K": 0.039})),
     _gone("gemini-3-pro-image-preview", date(2026, 6, 25), "gemini-3-pro-image"),
@@ -166,7 +172,7 @@ _ROWS: Final = (
     _ending(
         "gpt-image-1-mini",
         successor="gpt-image-2.5-flare",
-        prices=_tokens(text_in=2.0, image_in=2.5, image_out=8.0),
+        prices=_tokens(source=_RETOLD, text_in=2.0, image_in=2.5, image_out=8.0),
     ),
     _gone("gpt-image-1", date(2026, 10, 23), "gpt-image-2"),
     _gone("dall-e-3", date(2026, 5, 12), "gpt-image-2"),
