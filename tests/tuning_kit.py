@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
@@ -16,6 +19,7 @@ from resilient_imagen.tuning import (
     Trouble,
     waves,
 )
+from resilient_imagen.tuning.readers import read_rows
 from resilient_imagen.tuning.recording import Row, gather
 from resilient_imagen.tuning.simulation import play
 
@@ -88,3 +92,37 @@ def record(scenario: Scenario, settings: Settings, seed: int = 3) -> Recording:
     rows: list[Row] = []
     play(scenario, settings, seed=seed, sinks=[Recorder(rows.append, epoch=1.75e9)])
     return gather(rows)
+
+
+TOLD = world(bad(0.1, 4), bad(0.3, 3, reason=Reason.RATE_LIMITED, retry_after=20.0), hours=0.5)
+
+
+def told(*sinks: Any) -> Recording:
+    """What a run told these sinks; beside them our own recorder, whose recording is returned."""
+    rows: list[Row] = []
+    recorder = Recorder(rows.append, epoch=0.0)
+    play(TOLD, Settings(**ROOMY), seed=1, sinks=[*sinks, recorder])
+    return gather(rows)
+
+
+def read(text: str, **options: Any) -> tuple[list[Row], Counter[str]]:
+    """The rows in a text, and what was left out."""
+    notes: Counter[str] = Counter()
+    return list(read_rows(text.splitlines(), notes, **options)), notes
+
+
+def same(one: Recording, other: Recording) -> None:
+    """Both tell the same story, to a tenth of a second."""
+    assert one.duration == pytest.approx(other.duration, abs=0.1)
+    assert len(one.asked) == len(other.asked)
+    assert list(one.asked) == pytest.approx(list(other.asked), abs=0.1)
+    assert list(one.routes) == list(other.routes)
+    for name, log in one.routes.items():
+        twin = other.routes[name]
+        assert list(log.at) == pytest.approx(list(twin.at), abs=0.1)
+        assert list(log.latency) == pytest.approx(list(twin.latency), abs=0.01)
+        assert list(log.reason) == list(twin.reason)
+        assert list(log.given_up) == list(twin.given_up)
+        assert list(log.hint) == pytest.approx(list(twin.hint), nan_ok=True)
+        assert list(log.cost) == pytest.approx(list(twin.cost), nan_ok=True)
+        assert len(log.rejected) == len(twin.rejected)

@@ -7,13 +7,12 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.telemetry import names
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.recording import RecordingError
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     import httpx2
 
@@ -27,6 +26,8 @@ _SHORTEST: Final = 1.0
 """Seconds below which time is not halved any more."""
 _PIECE: Final = 3600.0
 """Seconds of traces asked for at first."""
+_MARGIN: Final = 0.001
+"""Seconds asked for beyond either end: Jaeger's clock counts in microseconds."""
 _NOT_FOUND: Final = 404
 _ERRORS: Final = 400
 
@@ -64,8 +65,12 @@ def rows_of_service(
             until = min(start + _PIECE, end)
             yield from jaeger.between(start, until)
             start = until
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise RecordingError(f"Jaeger at {url}: {type(error).__name__}") from None
+    except RecordingError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RecordingError(f"Jaeger at {url}: its answer is not as it should be") from None
     finally:
         if client is None:
             own.close()
@@ -80,21 +85,22 @@ class _Jaeger:
         self._old = False
 
     def between(self, start: float, end: float) -> Iterator[Row]:
-        """Rows of the traces that began in this time; each trace once."""
-        found = self._documents(start, end)
-        traces = sum(_traces_in(document) for document in found)
-        if traces >= _TRACES and end - start > _SHORTEST:
+        """Rows of the spans that began in this time.
+
+        Jaeger gives a whole trace if any of its spans did: the others belong to another piece.
+        """
+        found = self._documents(start - _MARGIN, end + _MARGIN)
+        full = len(_traces_in(found)) >= _TRACES
+        if full and end - start > _SHORTEST:
             middle = (start + end) / 2
             yield from self.between(start, middle)
             yield from self.between(middle, end)
             return
-        if traces >= _TRACES:
+        if full:
             self._notes["seconds with more traces than Jaeger gives at once"] += 1
+        rows = rows_of_jaeger if self._old else rows_of_otlp
         for document in found:
-            if self._old:
-                yield from rows_of_jaeger(document, self._notes)
-            else:
-                yield from rows_of_otlp(document, self._notes)
+            yield from (row for row in rows(document, self._notes) if start <= row.at < end)
 
     def _documents(self, start: float, end: float) -> list[dict[str, Any]]:
         if not self._old:
@@ -135,16 +141,15 @@ def _v3_query(service: str, start: float, end: float) -> dict[str, str]:
     }
 
 
-def _traces_in(document: dict[str, Any]) -> int:
-    if "data" in document:
-        return len(document["data"] or ())
-    spans = [
-        span
+def _traces_in(documents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The traces given, whosever spans they hold: Jaeger counts all of them."""
+    return {trace["traceID"] for document in documents for trace in document.get("data") or ()} | {
+        span["traceId"]
+        for document in documents
         for resource in document.get("result", document).get("resourceSpans", ())
         for scope in resource.get("scopeSpans", ())
         for span in scope.get("spans", ())
-    ]
-    return sum(span.get("name", "").startswith(names.PREFIX) for span in spans)
+    }
 
 
 def _all_objects(text: str) -> list[dict[str, Any]]:

@@ -1,13 +1,23 @@
-"""Rows of a recording from spans: OTLP in JSON, and Jaeger's older shape of the same."""
+"""Rows of a recording from spans: OTLP in JSON, and Jaeger's older shape of the same.
+
+A trace may hold many calls, as the scenes of one storyboard: it is its root span that makes a call,
+and the spans below it belong to it.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
-from resilient_imagen.tuning.recording import Asked, Attempted, RecordingError, Rejected
+from resilient_imagen.tuning.recording import (
+    Asked,
+    Attempted,
+    RecordingError,
+    Rejected,
+    checked_route,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -24,6 +34,16 @@ _ROOTS: Final = frozenset({names.PREFIX + "generate", names.PREFIX + "edit"})
 _ANSWERLESS: Final = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
 
 
+class _Span(NamedTuple):
+    name: str
+    id: str
+    parent: str
+    """The id of the span above it."""
+    start: float
+    end: float
+    attributes: Mapping[str, Any]
+
+
 def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
     """The rows of one OTLP object: a line of a collector's file, or an answer of Jaeger's api/v3.
 
@@ -34,13 +54,16 @@ def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[R
     for resource in document.get("resourceSpans", ()):
         for scope in resource.get("scopeSpans", ()):
             for span in scope.get("spans", ()):
-                attributes = {
-                    each["key"]: _plain(each["value"]) for each in span.get("attributes", ())
-                }
-                start = int(span["startTimeUnixNano"]) / 1e9
-                end = int(span["endTimeUnixNano"]) / 1e9
                 yield from _rows(
-                    span.get("name", ""), span["traceId"], attributes, start, end, notes
+                    _Span(
+                        span.get("name", ""),
+                        span["spanId"],
+                        span.get("parentSpanId") or span["traceId"],
+                        int(span["startTimeUnixNano"]) / 1e9,
+                        int(span["endTimeUnixNano"]) / 1e9,
+                        {each["key"]: _plain(each["value"]) for each in span.get("attributes", ())},
+                    ),
+                    notes,
                 )
 
 
@@ -52,56 +75,58 @@ def rows_of_jaeger(document: Mapping[str, Any], notes: Counter[str]) -> Iterator
     """
     for trace in document.get("data") or ():
         for span in trace.get("spans", ()):
-            attributes = {tag["key"]: tag.get("value") for tag in span.get("tags", ())}
             start = span["startTime"] / 1e6
-            end = start + span["duration"] / 1e6
+            above = [
+                each["spanID"]
+                for each in span.get("references") or ()
+                if each.get("refType") == "CHILD_OF"
+            ]
             yield from _rows(
-                span.get("operationName", ""), trace["traceID"], attributes, start, end, notes
+                _Span(
+                    span.get("operationName", ""),
+                    span["spanID"],
+                    above[0] if above else trace["traceID"],
+                    start,
+                    start + span["duration"] / 1e6,
+                    {tag["key"]: tag.get("value") for tag in span.get("tags", ())},
+                ),
+                notes,
             )
 
 
-def _rows(
-    name: str,
-    trace: str,
-    attributes: Mapping[str, Any],
-    start: float,
-    end: float,
-    notes: Counter[str],
-) -> Iterator[Row]:
-    route = attributes.get(names.BREAKER_NAME)
-    if names.ATTEMPT_OUTCOME in attributes and route is not None:
-        outcome = attributes[names.ATTEMPT_OUTCOME]
-        if outcome == names.OTHER_ERROR:
+def _rows(span: _Span, notes: Counter[str]) -> Iterator[Row]:
+    route = span.attributes.get(names.BREAKER_NAME)
+    if names.ATTEMPT_OUTCOME in span.attributes and route is not None:
+        if span.attributes[names.ATTEMPT_OUTCOME] == names.OTHER_ERROR:
             notes[BUGS] += 1
             return
-        yield _attempt(trace, str(route), str(outcome), attributes, start, end)
-    elif name.startswith(names.REJECT_SPAN) and route is not None:
-        yield Rejected(start, trace, str(route))
-    elif name in _ROOTS:
-        yield Asked(start, trace)
+        yield _attempt(span, checked_route(str(route)))
+    elif span.name.startswith(names.REJECT_SPAN) and route is not None:
+        yield Rejected(span.start, span.parent, checked_route(str(route)))
+    elif span.name in _ROOTS:
+        yield Asked(span.start, span.id)
     else:
         notes[OTHERS] += 1
 
 
-def _attempt(
-    trace: str, route: str, outcome: str, attributes: Mapping[str, Any], start: float, end: float
-) -> Attempted:
-    if end < start:
+def _attempt(span: _Span, route: str) -> Attempted:
+    if span.end < span.start:
         raise RecordingError("a span ends before it starts")
+    outcome = str(span.attributes[names.ATTEMPT_OUTCOME])
     try:
         reason = None if outcome == "success" else Reason(outcome)
     except ValueError:
         raise RecordingError(f"{names.ATTEMPT_OUTCOME} is none that is known") from None
     return Attempted(
-        at=start,
-        call=trace,
+        at=span.start,
+        call=span.parent,
         route=route,
-        latency=end - start,
+        latency=span.end - span.start,
         reason=reason,
-        hint=_number(attributes, names.RETRY_AFTER),
-        cost=_number(attributes, names.COST_USD),
-        queue=_number(attributes, names.QUEUE_S) or 0.0,
-        given_up=reason in _ANSWERLESS and attributes.get(names.ATTEMPT_STATUS) is None,
+        hint=_number(span.attributes, names.RETRY_AFTER),
+        cost=_number(span.attributes, names.COST_USD),
+        queue=_number(span.attributes, names.QUEUE_S) or 0.0,
+        given_up=reason in _ANSWERLESS and span.attributes.get(names.ATTEMPT_STATUS) is None,
     )
 
 

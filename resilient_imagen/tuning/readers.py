@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
-from resilient_imagen.tuning.recording import Asked, Attempted, RecordingError, Rejected
+from resilient_imagen.tuning.recording import (
+    Asked,
+    Attempted,
+    RecordingError,
+    Rejected,
+    checked_route,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -158,7 +164,7 @@ def _logged(line: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
         yield _attempt(line)
     elif event == names.BREAKER_REJECTED:
         call, route = _text(line, _key(names.CALL_ID)), _text(line, _key(names.BREAKER_NAME))
-        yield Rejected(_number(line, "time"), call, _checked_route(route))
+        yield Rejected(_number(line, "time"), call, checked_route(route))
     elif event in _CALLS:
         at = _number(line, "time") - _seconds(line, "latency_s")
         yield Asked(at, _text(line, _key(names.CALL_ID)))
@@ -211,14 +217,7 @@ def _text(line: Mapping[str, Any], name: str) -> str:
 
 
 def _route(line: Mapping[str, Any]) -> str:
-    return _checked_route(_text(line, "route"))
-
-
-def _checked_route(route: str) -> str:
-    provider, _, model = route.partition(":")
-    if not provider or not model or any(sign.isspace() for sign in route):
-        raise RecordingError("route is not provider:model")
-    return route
+    return checked_route(_text(line, "route"))
 
 
 def _reason(word: Any) -> Reason | None:

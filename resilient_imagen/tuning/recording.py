@@ -40,6 +40,7 @@ __all__ = [
     "Rejected",
     "RouteLog",
     "Row",
+    "checked_route",
     "gather",
     "to_json",
 ]
@@ -92,6 +93,18 @@ class Rejected(NamedTuple):
 
 
 Row: TypeAlias = "Asked | Attempted | Rejected"
+
+
+def checked_route(route: str) -> str:
+    """The route as it is.
+
+    Raises:
+        RecordingError: It is not provider:model.
+    """
+    provider, _, model = route.partition(":")
+    if not provider or not model or any(sign.isspace() for sign in route):
+        raise RecordingError("route is not provider:model")
+    return route
 
 
 def to_json(row: Row) -> str:
