@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tuning_kit import read, same, told
 from resilient_imagen import Reason
 from resilient_imagen.telemetry.logs import LogSink
 from resilient_imagen.tuning import RecordingError, load
-from resilient_imagen.tuning.readers import FOREIGN, SKIPPED, read_rows
+from resilient_imagen.tuning.readers import FOREIGN, SKIPPED, UNCLEAR, read_rows
 from resilient_imagen.tuning.recording import (
     Asked,
     Attempted,
@@ -30,22 +32,36 @@ from resilient_imagen.tuning.recording import (
 )
 
 GOOGLE = "google:gemini-3-pro-image"
+GOOD = to_json(Attempted(1e9, "c", GOOGLE, 2.0))
 
 
 # -- what is understood ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def structlog_lines() -> Iterator[io.StringIO]:
-    """The application's structlog, writing JSON lines."""
+@contextmanager
+def structlog_writes(*processors: Any) -> Iterator[io.StringIO]:
+    """The application's structlog, with these processors, and what it writes."""
     lines = io.StringIO()
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            *processors,
+        ],
         logger_factory=structlog.WriteLoggerFactory(lines),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
-    yield lines
-    structlog.reset_defaults()
+    try:
+        yield lines
+    finally:
+        structlog.reset_defaults()
+
+
+@pytest.fixture
+def structlog_lines() -> Iterator[io.StringIO]:
+    """The application's structlog, writing JSON lines."""
+    with structlog_writes(structlog.processors.JSONRenderer()) as lines:
+        yield lines
 
 
 def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> None:
@@ -56,11 +72,49 @@ def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> 
     assert notes == Counter()
 
 
-def test_plain_log_lines_are_a_recording() -> None:
-    """An ordinary formatter, with time and level in front, loses nothing either."""
+@pytest.mark.parametrize(
+    "processors",
+    [
+        pytest.param([structlog.dev.ConsoleRenderer(colors=False)], id="console"),
+        pytest.param([structlog.dev.ConsoleRenderer(colors=True)], id="console in colours"),
+        pytest.param([structlog.processors.LogfmtRenderer()], id="logfmt"),
+        pytest.param([structlog.processors.KeyValueRenderer()], id="key and value"),
+        pytest.param(
+            [structlog.processors.EventRenamer("msg"), structlog.processors.JSONRenderer()],
+            id="JSON with another name for the event",
+        ),
+    ],
+)
+def test_other_renderers_lines_are_a_recording(processors: list[Any]) -> None:
+    """However the application's structlog writes them, the lines are understood."""
+    with structlog_writes(*processors) as lines:
+        recording = told(LogSink())
+    rows, notes = read(lines.getvalue())
+    same(gather(rows), recording)
+    assert notes == Counter()
+
+
+class MessageAsJson(logging.Formatter):
+    """Writes JSON that holds a record's message alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"level": record.levelname, "message": record.getMessage()})
+
+
+@pytest.mark.parametrize(
+    "formatter",
+    [
+        logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"),
+        logging.Formatter("%(message)s"),
+        MessageAsJson(),
+    ],
+    ids=["with a prefix", "bare", "in JSON"],
+)
+def test_plain_log_lines_are_a_recording(formatter: logging.Formatter) -> None:
+    """An ordinary formatter loses nothing either, whether or not it adds time and level."""
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(formatter)
     logger = logging.getLogger("imagegen")
     logger.addHandler(handler)
     before = logger.level
@@ -72,6 +126,42 @@ def test_plain_log_lines_are_a_recording() -> None:
         logger.setLevel(before)
     rows, _ = read(lines.getvalue())
     same(gather(rows), recording)
+
+
+@pytest.mark.parametrize(
+    "call", ["12e4567890123456", "1234567890123e01", "1234567890123456", "0123456789012345"]
+)
+def test_a_calls_id_is_no_number(call: str) -> None:
+    """Sixteen hexadecimal digits may look like one; they are kept as they are."""
+    (row,), _ = read(
+        f"INFO imagegen: imagegen.attempt.completed time=1.7e9 call_id={call} route={GOOGLE}"
+        " latency_s=2.0 reason=null"
+    )
+    assert row.call == call
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"message": "job done", "result": "ok"}',
+        '{"message": "job done", "result": {"images": 3}}',
+        '{"event": "mail", "sent": 3, "time": 5}',
+        '{"data": [1, {"x": 2}]}',
+        "{'asctime': 'a dict, as Python shows it'}",
+        '{"event": "another program\'s, cut o',
+    ],
+)
+def test_lines_of_others_are_never_broken(line: str) -> None:
+    """JSON that has a key of ours by chance, or is none, is passed over."""
+    rows, notes = read(f"{GOOD}\n{line}\n{GOOD}")
+    assert len(rows) == 2
+    assert notes == {FOREIGN: 1}
+
+
+def test_lines_that_seem_to_be_ours_are_counted_apart() -> None:
+    """Wrapped in a way that is not known: whoever wonders where the calls are is told."""
+    wrapped = json.dumps({"log": json.dumps({"event": "imagegen.attempt.completed"})})
+    assert read(wrapped) == ([], {UNCLEAR: 1})
 
 
 def test_lines_among_those_of_others_are_found(structlog_lines: io.StringIO) -> None:
@@ -153,9 +243,6 @@ def test_any_json_is_read_or_refused(value: Any) -> None:
     read_or_refused(json.dumps(value))
 
 
-GOOD = to_json(Attempted(1e9, "c", GOOGLE, 2.0))
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -169,6 +256,10 @@ GOOD = to_json(Attempted(1e9, "c", GOOGLE, 2.0))
         ('{"sent": 1, "call": "c", "route": "a:b", "latency": 1, "reason": "bad"}', "reason"),
         ('{"event": "imagegen.attempt.failed", "time": 5}', "latency_s is missing"),
         ("x imagegen.attempt.completed latency_s=3", "time is missing"),
+        ("latency_s=3 call_id=c event=imagegen.attempt.completed", "time is missing"),
+        ('{"sent": 1e12, "call": "c", "route": "a:b", "latency": 1}', "milliseconds"),
+        ('{"asked": 1764000000000, "call": "c"}', "milliseconds"),
+        ('{"event": "imagegen.attempt.failed", "time": 1e12, "latency_s": 1}', "milliseconds"),
         ('{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}', "not as it should"),
     ],
 )
@@ -189,6 +280,18 @@ def test_a_file_without_requests_is_no_recording(text: str, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(RecordingError, match=r"calls\.log: the recording holds no request"):
         load(path)
+
+
+def test_a_gzip_file_is_unpacked_on_the_way(tmp_path: Path) -> None:
+    """By its content, not its name; one that is cut off is broken at its end."""
+    path = tmp_path / "calls.log"
+    packed = gzip.compress("".join(f"{GOOD}\n" for _ in range(50)).encode())
+    path.write_bytes(packed)
+    assert len(load(path).asked) == 1
+    path.write_bytes(packed[:-12])
+    with pytest.raises(RecordingError, match="gzip"):
+        load(path)
+    assert load(path, skip_broken=True).notes[SKIPPED] == 1
 
 
 def test_a_file_is_read_line_by_line() -> None:

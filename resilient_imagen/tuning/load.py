@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import sys
+import zlib
 from collections import Counter
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import IO, TYPE_CHECKING, Final, cast
 
-from resilient_imagen.tuning.readers import FOREIGN, read_rows
+from resilient_imagen.tuning.readers import SKIPPED, read_rows
 from resilient_imagen.tuning.recording import RecordingError, gather, to_json
 
 if TYPE_CHECKING:
@@ -16,14 +19,17 @@ if TYPE_CHECKING:
 
     from resilient_imagen.tuning.recording import Recording, Row
 
-__all__ = ["load", "rows_of_file"]
+__all__ = ["kept", "load", "refused", "rows_of_file"]
+
+_GZIP: Final = b"\x1f\x8b"
+"""What a gzip file begins with."""
 
 
 def load(path: str | os.PathLike[str], *, skip_broken: bool = False) -> Recording:
-    """The recording in a file: JSON log lines, OTLP lines, or our own; read line by line.
+    """The recording in a file: log lines, OTLP lines, or our own; read line by line.
 
     Args:
-        path: ``-`` for standard input.
+        path: ``-`` for standard input. What is compressed by gzip is unpacked on the way.
         skip_broken: Count broken lines instead of ending with the first.
 
     Raises:
@@ -35,16 +41,26 @@ def load(path: str | os.PathLike[str], *, skip_broken: bool = False) -> Recordin
     try:
         return gather(rows_of_file(path, notes, skip_broken=skip_broken), notes)
     except RecordingError as error:
-        others = f" ({notes[FOREIGN]} lines of others in it)" if notes[FOREIGN] else ""
-        raise RecordingError(f"{path}: {error}{others}") from None
+        raise refused(str(path), error, notes) from None
+
+
+def refused(source: str, error: RecordingError, notes: Counter[str]) -> RecordingError:
+    """The error with its source's name, and what else was found there."""
+    others = "".join(f"; {what}: {count}" for what, count in notes.items())
+    return RecordingError(f"{source}: {error}{others}")
 
 
 def rows_of_file(
     path: str | os.PathLike[str], notes: Counter[str], *, skip_broken: bool = False
 ) -> Iterator[Row]:
     """The rows in a file, as `load` reads them."""
-    with _lines(path) as lines:
-        yield from read_rows(lines, notes, skip_broken=skip_broken)
+    try:
+        with _lines(path) as lines:
+            yield from read_rows(lines, notes, skip_broken=skip_broken)
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        if not skip_broken:
+            raise RecordingError("the gzip file is cut off or damaged") from None
+        notes[SKIPPED] += 1
 
 
 def kept(rows: Iterable[Row], target: IO[str]) -> Iterator[Row]:
@@ -56,9 +72,15 @@ def kept(rows: Iterable[Row], target: IO[str]) -> Iterator[Row]:
 
 @contextmanager
 def _lines(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    if str(path) == "-":
-        yield sys.stdin
-        return
-    # What is no UTF-8 in a line of others' is no reason to stop.
-    with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - str or Path
-        yield file
+    with ExitStack() as stack:
+        if str(path) == "-":
+            raw = cast("io.BufferedReader", sys.stdin.buffer)
+        else:
+            raw = stack.enter_context(open(path, "rb"))  # noqa: PTH123 - str or Path
+        packed = raw.peek(len(_GZIP)).startswith(_GZIP)
+        # What is no UTF-8 in a line of others' is no reason to stop.
+        lines = io.TextIOWrapper(
+            gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8", errors="replace"
+        )
+        stack.callback(lines.detach)  # standard input is not ours to close
+        yield lines

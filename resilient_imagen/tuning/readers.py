@@ -1,19 +1,18 @@
 """Readers: lines of logs and traces in, rows of a recording out, one line at a time.
 
-A file may hold our JSON log lines (structlog's or the standard library's, among any others), what
-an OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed;
-or one document of traces as Jaeger's page saves it, which is read as a whole.
+A file may hold our log lines (structlog's or the standard library's, among any others), what an
+OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed; or
+one document of traces as Jaeger's page saves it, which is read as a whole.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
+from resilient_imagen.tuning.lines import parsed
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.recording import (
     Asked,
@@ -29,9 +28,10 @@ if TYPE_CHECKING:
 
     from resilient_imagen.tuning.recording import Row
 
-__all__ = ["FOREIGN", "SKIPPED", "read_rows"]
+__all__ = ["FOREIGN", "SKIPPED", "UNCLEAR", "read_rows"]
 
 FOREIGN: Final = "lines of others"
+UNCLEAR: Final = 'lines with "imagegen." in them that were not understood'
 SKIPPED: Final = "broken lines skipped"
 CANCELLED: Final = "requests that failed by a bug of the client's, left out"
 
@@ -39,8 +39,6 @@ _MAX_LINE: Final = 64_000_000
 """Characters; a longer line is no recording."""
 _OPENINGS: Final = frozenset({"{", '{"data":[', '{"data": ['})
 """Lines that begin a document of many lines, as a browser saves them."""
-_TEXT_LINE: Final = re.compile(r"\b(imagegen\.[a-z_.]+) (?=\w)")
-_PAIR: Final = re.compile(r'([\w.]+)=("(?:[^"\\]|\\.)*"|\[[^\]]*\]|\S+)')
 
 
 def read_rows(
@@ -83,56 +81,41 @@ def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
         return
     if len(text) > _MAX_LINE:
         raise RecordingError("too long to be a line of a recording")
-    found = _parsed(text)
-    if found is None:
-        notes[FOREIGN] += 1
-        return
-    if "resourceSpans" in found or "result" in found:
+    found = parsed(text) or {}
+    if "resourceSpans" in found or "resourceSpans" in _inner(found):
         yield from rows_of_otlp(found, notes)
-    elif "data" in found and "event" not in found:
+    elif _is_jaegers(found.get("data")):
         yield from rows_of_jaeger(found, notes)
-    elif "sent" in found or "asked" in found or "rejected" in found:
+    elif _OWN & found.keys() and {"call", "route"} & found.keys():
         yield _own(found)
     else:
-        yield from _logged(found, notes)
+        yield from _logged(found, notes, UNCLEAR if names.PREFIX in text else FOREIGN)
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """The object that a line holds; None when it is somebody else's."""
-    start = text.find("{")
-    if start == 0 or (start > 0 and _TEXT_LINE.search(text[:start]) is None):
-        try:
-            found = json.loads(text[start:])
-        except ValueError:
-            if start > 0 and "imagegen." not in text:
-                return None
-            raise RecordingError("no complete JSON object (cut off?)") from None
-        return found if isinstance(found, dict) else None
-    match = _TEXT_LINE.search(text)
-    if match is None:
-        return None
-    pairs = {key: _value(value) for key, value in _PAIR.findall(text[match.end() :])}
-    return {"event": match[1], **pairs}
+def _inner(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What Jaeger's api/v3 wraps its answer in."""
+    inner = found.get("result")
+    return inner if isinstance(inner, dict) else {}
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def _is_jaegers(data: object) -> bool:
+    return isinstance(data, list) and any(isinstance(it, dict) and "spans" in it for it in data)
 
 
 # -- our own format -------------------------------------------------------------------------------
 
 
+_OWN: Final = frozenset({"sent", "asked", "rejected"})
+
+
 def _own(line: Mapping[str, Any]) -> Row:
     call = _text(line, "call")
     if "asked" in line:
-        return Asked(_number(line, "asked"), call)
+        return Asked(_time(line, "asked"), call)
     if "rejected" in line:
-        return Rejected(_number(line, "rejected"), call, _route(line))
+        return Rejected(_time(line, "rejected"), call, _route(line))
     return Attempted(
-        at=_number(line, "sent"),
+        at=_time(line, "sent"),
         call=call,
         route=_route(line),
         latency=_seconds(line, "latency"),
@@ -155,8 +138,8 @@ def _key(name: str) -> str:
     return name.removeprefix(names.PREFIX)
 
 
-def _logged(line: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
-    event = line.get("event", line.get("message"))
+def _logged(line: Mapping[str, Any], notes: Counter[str], otherwise: str) -> Iterator[Row]:
+    event = line.get("event", line.get("message", line.get("msg")))
     if event in _ENDED:
         if line.get("reason") is None and _key(names.EXCEPTION_TYPE) in line:
             notes[CANCELLED] += 1  # no reason, but an exception: our own bug, no evidence
@@ -164,19 +147,19 @@ def _logged(line: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
         yield _attempt(line)
     elif event == names.BREAKER_REJECTED:
         call, route = _text(line, _key(names.CALL_ID)), _text(line, _key(names.BREAKER_NAME))
-        yield Rejected(_number(line, "time"), call, checked_route(route))
+        yield Rejected(_time(line, "time"), call, checked_route(route))
     elif event in _CALLS:
-        at = _number(line, "time") - _seconds(line, "latency_s")
+        at = _time(line, "time") - _seconds(line, "latency_s")
         yield Asked(at, _text(line, _key(names.CALL_ID)))
     elif not (isinstance(event, str) and event.startswith(names.PREFIX)):
-        notes[FOREIGN] += 1
+        notes[otherwise] += 1
 
 
 def _attempt(line: Mapping[str, Any]) -> Attempted:
     latency = _seconds(line, "latency_s")
     reason = _reason(line.get("reason"))
     return Attempted(
-        at=_number(line, "time") - latency,
+        at=_time(line, "time") - latency,
         call=_text(line, _key(names.CALL_ID)),
         route=_route(line),
         latency=latency,
@@ -190,12 +173,23 @@ def _attempt(line: Mapping[str, Any]) -> Attempted:
 
 # -- checked fields -------------------------------------------------------------------------------
 
+_NO_TIME: Final = 1e11
+"""Seconds since the epoch, in the year 5138; as milliseconds it is 1973."""
+
 
 def _number(line: Mapping[str, Any], name: str) -> float:
     value = line.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RecordingError(f"{name} is {'missing' if value is None else 'not a number'}")
     return float(value)
+
+
+def _time(line: Mapping[str, Any], name: str) -> float:
+    """Seconds since the epoch."""
+    value = _number(line, name)
+    if value >= _NO_TIME:
+        raise RecordingError(f"{name} is not in seconds since the epoch (milliseconds?)")
+    return value
 
 
 def _seconds(line: Mapping[str, Any], name: str) -> float:

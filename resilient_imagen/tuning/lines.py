@@ -1,0 +1,77 @@
+"""One line of a log as a dict: JSON, or the ``key=value`` texts that formatters make of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from resilient_imagen.telemetry import names
+from resilient_imagen.tuning.recording import RecordingError
+
+__all__ = ["parsed"]
+
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_NAMED: Final = re.compile(r"(?<![=\"'])\b(imagegen\.[a-z_.]+) +(?:\[[\w.]+\] +)?(?=[\w.]+=)")
+"""The event's name before its pairs: our own text, or structlog's console."""
+_KEYED: Final = re.compile(r"""(?<!\S)event=["']?(imagegen\.[a-z_.]+)""")
+"""Or among them: logfmt, and structlog's key-value lines."""
+_PAIR: Final = re.compile(
+    r"""([\w.]+)=("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\[[^\]]*\]|[^\s"'\[]\S*)"""
+)
+_OURS: Final = (names.PREFIX, '"sent"', '"asked"', '"rejected"', '"resourceSpans"')
+"""One of these is in every line of ours."""
+_CALL_ID: Final = names.CALL_ID.removeprefix(names.PREFIX)
+_PYTHONS: Final = {"None": None, "True": True, "False": False}
+
+
+def parsed(text: str) -> dict[str, Any] | None:
+    """The object that a line holds; None when it is somebody else's.
+
+    Raises:
+        RecordingError: It begins as one of ours, and is cut off.
+    """
+    if "\x1b" in text:
+        text = _COLOUR.sub("", text)
+    start = text.find("{")
+    if start < 0 or _NAMED.search(text[:start]) or (start and _KEYED.search(text)):
+        return _of_text(text)
+    try:
+        found = json.loads(text[start:])
+    except ValueError:
+        if any(mark in text for mark in _OURS):
+            raise RecordingError("no complete JSON object (cut off?)") from None
+        return None
+    return _unfolded(found) if isinstance(found, dict) else None
+
+
+def _unfolded(found: dict[str, Any]) -> dict[str, Any]:
+    """An object whose message is one of our texts: a formatter left out its details."""
+    message = found.get("message", found.get("msg"))
+    inner = _of_text(message) if isinstance(message, str) and "event" not in found else None
+    return found if inner is None else inner
+
+
+def _of_text(text: str) -> dict[str, Any] | None:
+    match = _NAMED.search(text)
+    pairs = text[match.end() :] if match else text
+    match = match or _KEYED.search(text)
+    if match is None:
+        return None
+    return {
+        **{key: _value(key, value) for key, value in _PAIR.findall(pairs)},
+        "event": match[1],
+    }
+
+
+def _value(key: str, text: str) -> Any:
+    if text in _PYTHONS:
+        return _PYTHONS[text]
+    if text.startswith("'"):
+        return text[1:-1]
+    if key == _CALL_ID and not text.startswith('"'):
+        return text  # hexadecimal: 12e4567890123456 is no number
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
