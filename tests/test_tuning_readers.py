@@ -321,6 +321,14 @@ def test_an_order_that_is_mixed_up_is_put_right() -> None:
     assert list(recording.routes["p:m"].rejected) == [44]
 
 
+def test_a_calls_lines_may_stand_far_apart() -> None:
+    """All callers of a week first, then all requests: each call is one."""
+    calls = range(20_000)
+    rows: list[Row] = [Asked(1e9 + 30 * call, str(call)) for call in calls]
+    rows += [Attempted(1e9 + 30 * call + 9, str(call), "p:m", 20.0) for call in calls]
+    assert len(gather(rows).asked) == 20_000
+
+
 def test_own_bugs_are_no_evidence() -> None:
     """A request that failed by an exception of ours is left out, and counted."""
     line = {

@@ -11,7 +11,8 @@ On disk it is JSONL, one object a line, times in seconds since the epoch, of thr
 image, ``hint`` holds the seconds the server asked to wait, ``cost`` US dollars, ``queue`` seconds
 of waiting before it was sent, and ``given_up`` is true when we stopped waiting for the answer
 (then nobody knows what it would have been). ``rejected``: the breaker let nothing out. ``call``
-holds a call's lines together, and lines may stand in any order.
+holds a call's lines together, and lines may stand in any order (those of one call with up to a
+million others between them).
 
 In memory it is a handful of number columns for each route.
 """
@@ -49,8 +50,9 @@ REASONS: Final = tuple(Reason)
 IMAGE: Final = -1
 """Stands in a column of reasons for an image."""
 
-_MAX_OPEN_CALLS: Final = 10_000
-"""Calls whose lines may still come; beyond it the oldest is taken as complete."""
+_MAX_OPEN_CALLS: Final = 1_000_000
+"""Calls whose lines may still come; beyond it the oldest is taken as complete. They take some
+300 MB then; a day of ten calls a minute, 5 MB."""
 
 
 class RecordingError(ValueError):
