@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import Reason, Settings
-from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Trouble, simulate, waves
+from resilient_imagen.tuning import (
+    Latency,
+    Measures,
+    Scenario,
+    Service,
+    Traffic,
+    Trouble,
+    simulate,
+    waves,
+)
 from resilient_imagen.tuning.scenario import ScenarioTruth
 from resilient_imagen.tuning.truth import Ask, Coin
 
@@ -75,6 +86,16 @@ def test_a_hint_is_kept_to() -> None:
     assert simulate(scenario, Settings()).doomed == 2
 
 
+def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
+    """As in production, nobody asks the sibling with the same key: one request in vain, not two."""
+    refused = Trouble(start=600, duration=300, reason=Reason.UNAUTHENTICATED)
+    chain = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"
+    scenario = Scenario(
+        traffic=Traffic(per_minute=2, duration=1200, spacing="even"), troubles=(refused,)
+    )
+    assert simulate(scenario, Settings(routes=chain)).doomed == 1
+
+
 def test_money_is_counted_for_requests_that_were_given_up() -> None:
     """A hanging request is billed, though it brought no image."""
     hang = Trouble(start=600, duration=300, reason=Reason.TIMEOUT)
@@ -103,6 +124,55 @@ def test_an_impossible_latency_is_refused(median: float, p95: float) -> None:
     """Not 0 < median <= p95 is an error at once."""
     with pytest.raises(ValueError, match="0 < median"):
         Latency(median, p95)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "says"),
+    [
+        (Traffic, "per_minute", 0, "above 0"),
+        (Traffic, "per_minute", -1, "above 0"),
+        (Traffic, "duration", math.inf, "finite"),
+        (Traffic, "batch", 0, "1 or more"),
+        (Traffic, "swing", 1.0, "below 1"),
+        (Traffic, "spacing", "odd", "even or random"),
+        (Service, "blips", 3, "from 0 to 1"),
+        (Service, "cost_usd", -0.1, "0 or more"),
+        (Service, "blip_reason", Reason.CIRCUIT_OPEN, "overloaded, rate_limited"),
+        (Trouble, "start", -1, "0 or more"),
+        (Trouble, "duration", -600, "above 0"),
+        (Trouble, "duration", math.nan, "above 0"),
+        (Trouble, "share", 2.0, "from 0 to 1"),
+        (Trouble, "latency", -1.0, "0 or more"),
+        (Trouble, "slower", 0.0, "above 0"),
+        (Trouble, "ramp", -1.0, "0 or more"),
+        (Trouble, "retry_after", -5.0, "0 or more"),
+        (Trouble, "reason", "overloaded", "a Reason: overloaded, rate_limited"),
+        (Trouble, "reason", Reason.CANCELLED, "a Reason: overloaded, rate_limited"),
+    ],
+)
+def test_nonsense_is_refused(kind: Any, field: str, value: object, says: str) -> None:
+    """At once, by the field's name and what it may be, rather than by a run that never ends."""
+    given = {"start": 0, "duration": 60} if kind is Trouble else {}
+    with pytest.raises(ValueError, match=rf"^{field} must be .*{says}"):
+        kind(**{**given, field: value})
+
+
+def test_a_trouble_of_nobodys_is_refused() -> None:
+    """A provider's name that is misspelt would be an outage that never happens."""
+    with pytest.raises(ValueError, match="provider must be one of the services: google, openai"):
+        Scenario(troubles=(Trouble(start=0, duration=60, provider="gogle"),))
+
+
+def test_inside_a_running_loop_it_says_what_to_do() -> None:
+    """One clear error, which leaves the loop as it was; in a thread it works."""
+
+    async def main() -> Measures:
+        with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+            simulate(Scenario(), Settings())
+        await asyncio.sleep(0)
+        return await asyncio.to_thread(simulate, Scenario(), Settings())
+
+    assert asyncio.run(main()) == simulate(Scenario(), Settings())
 
 
 def test_traffic_comes_as_described() -> None:

@@ -162,7 +162,17 @@ class LeanLoop(asyncio.AbstractEventLoop):
 
 
 def run_lean(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run ``main`` on a fresh LeanLoop and return its result."""
+    """Run ``main`` on a fresh LeanLoop and return its result.
+
+    Raises:
+        RuntimeError: A loop is running in this thread: it would not survive another one.
+    """
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - public by asyncio's own word
+        main.close()
+        raise RuntimeError(
+            "simulate, replay and sweep run a loop of their own: inside of another one call them"
+            " by asyncio.to_thread"
+        )
     loop = LeanLoop()  # type: ignore[abstract]  # what it lacks is what it does not do
     result: _T = loop.run_until_complete(main)
     return result

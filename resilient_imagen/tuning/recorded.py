@@ -12,7 +12,9 @@ on an assumption, and is counted as unseen:
   answered as others nearby that took longer were; were there none, never.
 - A route that was never asked answers like a healthy one, after `ASSUMED_LATENCY` seconds.
 
-What the recording cannot show at all: how the service would have borne more or fewer requests.
+What the recording cannot show at all: how the service would have borne more or fewer requests, and
+which failures but a refused key concerned the whole account, hence its other models: none, it is
+assumed.
 """
 
 from __future__ import annotations

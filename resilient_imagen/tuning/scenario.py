@@ -30,6 +30,31 @@ _NORMAL: Final = NormalDist()
 _AT_95: Final = _NORMAL.inv_cdf(0.95)
 _DAY: Final = 86_400.0
 _FAILS, _LATENCY, _BLIPS, _ARRIVES = range(4)  # salts of coins
+_OURS: Final = {Reason.CIRCUIT_OPEN, Reason.SATURATED, Reason.DEADLINE, Reason.CANCELLED}
+"""Reasons that no service gives."""
+
+
+def _check(name: str, value: object, *, allowed: bool, what: str) -> None:
+    if not allowed:
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    _check(name, value, allowed=0 <= value <= 1, what="from 0 to 1")
+
+
+def _check_amount(name: str, value: float) -> None:
+    _check(name, value, allowed=0 <= value < math.inf, what="0 or more, and finite")
+
+
+def _check_above_zero(name: str, value: float) -> None:
+    _check(name, value, allowed=0 < value < math.inf, what="above 0, and finite")
+
+
+def _check_reason(name: str, value: Reason) -> None:
+    given = [reason for reason in Reason if reason not in _OURS]
+    what = "a Reason: " + ", ".join(given)
+    _check(name, value, allowed=isinstance(value, Reason) and value in given, what=what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +85,11 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A provider in good health."""
+    """A provider in good health.
+
+    Raises:
+        ValueError: A number is out of its range, or no service fails for such a reason.
+    """
 
     latency: Latency = Latency(20.0, 45.0)
     cost_usd: float = 0.134
@@ -69,10 +98,20 @@ class Service:
     """Share of requests that fail all the same, each on its own: 0 to 1."""
     blip_reason: Reason = Reason.SERVER_ERROR
 
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_amount("cost_usd", self.cost_usd)
+        _check_share("blips", self.blips)
+        _check_reason("blip_reason", self.blip_reason)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """A time in which a provider does not do what it should."""
+    """A time in which a provider does not do what it should.
+
+    Raises:
+        ValueError: A number is out of its range, or no service fails for such a reason.
+    """
 
     start: float
     """Seconds since the scenario's start."""
@@ -92,6 +131,17 @@ class Trouble:
     ramp: float = 0.0
     """Seconds over which share and slowness grow from nothing to their full size."""
 
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("start", "latency", "ramp"):
+            _check_amount(name, getattr(self, name))
+        for name in ("duration", "slower"):
+            _check_above_zero(name, getattr(self, name))
+        _check_share("share", self.share)
+        _check_reason("reason", self.reason)
+        if self.retry_after is not None:
+            _check_amount("retry_after", self.retry_after)
+
     def strength(self, at: float) -> float:
         """How much of it there is at ``at``: 0 outside, up to 1 inside."""
         if not self.start <= at < self.start + self.duration:
@@ -106,7 +156,11 @@ def waves(trouble: Trouble, *, every: float, times: int) -> tuple[Trouble, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """When callers ask."""
+    """When callers ask.
+
+    Raises:
+        ValueError: A field is not what it may be.
+    """
 
     per_minute: float = 6.0
     """Calls a minute, on average. As many as IMAGE_GEN_IPM allows make the queue grow for ever."""
@@ -117,7 +171,17 @@ class Traffic:
     batch: int = 1
     """Calls that come at once, as the scenes of one storyboard do."""
     swing: float = 0.0
-    """How much busier the middle of each day is than its average, 0 to 1; its ends as much less."""
+    """How much busier the middle of each day is than its average, 0 to below 1; its ends as much
+    less."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_above_zero("per_minute", self.per_minute)
+        _check_above_zero("duration", self.duration)
+        _check("batch", self.batch, allowed=self.batch >= 1, what="1 or more")
+        _check("swing", self.swing, allowed=0 <= self.swing < 1, what="from 0 to below 1")
+        known = self.spacing in {"even", "random"}
+        _check("spacing", self.spacing, allowed=known, what="even or random")
 
     def arrivals(self, seed: int) -> Iterator[float]:
         """Seconds at which each call starts, in order."""
@@ -141,12 +205,23 @@ def _two_services() -> Mapping[str, Service]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Traffic, services and their troubles. Troubles of one provider may overlap."""
+    """Traffic, services and their troubles. Troubles of one provider may overlap.
+
+    Raises:
+        ValueError: A trouble's provider has no service.
+    """
 
     traffic: Traffic = Traffic()
     services: Mapping[str, Service] = field(default_factory=_two_services)
     """By provider name, as in IMAGE_GEN_ROUTES."""
     troubles: tuple[Trouble, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that every trouble is somebody's."""
+        for trouble in self.troubles:
+            known = trouble.provider in self.services
+            what = f"one of the services: {', '.join(self.services)}"
+            _check("a trouble's provider", trouble.provider, allowed=known, what=what)
 
 
 class ScenarioTruth:

@@ -49,6 +49,7 @@ def simulate(
 
     Raises:
         ValueError: The scenario has no service for a route of the settings.
+        RuntimeError: A loop is running in this thread; ``asyncio.to_thread(simulate, ...)`` works.
         ConfigurationError: The environment holds a setting that is not allowed.
     """
     settings = Settings() if settings is None else settings

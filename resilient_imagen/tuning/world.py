@@ -115,7 +115,11 @@ class World:
             self.book(request.call, route, at, loop.time() - at, reason, met)
         if reason is not None:
             raise provider_failure(
-                reason, provider=provider, model=model, retry_after=met.retry_after
+                reason,
+                provider=provider,
+                model=model,
+                retry_after=met.retry_after,
+                account_wide=reason is Reason.UNAUTHENTICATED,
             )
         tokens = round(met.cost_usd / _USD_PER_TOKEN)
         return ProviderImage(b"", _PNG, model, input_tokens=0, output_tokens=tokens)
