@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.breaker import Rejection
+from resilient_imagen.breaker import BreakerState, Rejection
 from resilient_imagen.reasons import POLICIES, Verdict
 from resilient_imagen.routing import new_gate
 from resilient_imagen.telemetry import events
@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Shadow"]
 
+_TRIPS = frozenset(
+    str(reason) for reason, policy in POLICIES.items() if policy.verdict is Verdict.TRIP
+)
+
 
 class Shadow:
     """A sink that runs a second breaker beside each configured route's, fed by the same outcomes.
 
     What it would have done differently is told as events, hence in metrics and log lines: its
     changes of state (with ``transition.shadow``), and each request that it would have refused or,
-    where the live breaker refused, let through. While the live breaker is open, both see only what
-    the live one's probes meet.
+    where the live breaker refused, let through: every caller while it is closed, and one for each
+    probe that it is due. While the live breaker is open, both see only what the live one's probes
+    meet.
 
     Args:
         settings: The live ones; ``settings.shadow`` says what is different in the candidate's.
@@ -44,6 +49,8 @@ class Shadow:
         self._gates: dict[str, Gate] = {}
         self._permits: dict[tuple[str, str], Permit | None] = {}
         self._differed: Counter[str] = Counter()
+        self._probes: Counter[str] = Counter()
+        """Probes that each candidate would have sent in the state it is in."""
 
     def tell(self, hub: Hub) -> None:
         """Tell this hub from now on."""
@@ -60,8 +67,10 @@ class Shadow:
                 self._ended(event)
             case events.ShortCircuited():
                 gate = self._gates.get(f"{event.provider}:{event.model}")
-                if gate is not None and gate.usable():
+                if gate is not None and self._would_send(gate):
                     self._differ(event, "allow")
+            case events.BreakerChanged():
+                self._live_changed(event.transition)
 
     def snapshot(self) -> dict[str, Any]:
         """Each candidate's breaker, and how often it would have done otherwise, as plain JSON."""
@@ -95,7 +104,33 @@ class Shadow:
         if permit is None:
             self._differ(event, "reject")
         else:
-            permit.settle(_verdict(event), cause=event.reason, retry_after=event.retry_after)
+            verdict = _verdict(event)
+            permit.settle(verdict, cause=event.reason, retry_after=event.retry_after)
+            if verdict is Verdict.TRIP:  # perhaps by the live breaker's opening already
+                self._gates[key[1]].trip(cause=event.reason, retry_after=event.retry_after)
+
+    def _would_send(self, gate: Gate) -> bool:
+        """Whether the candidate lets a caller through whom the live breaker turned away.
+
+        What its probe would have met nobody knows: it stays due until a live one is sent.
+        """
+        if not gate.usable():
+            return False
+        if gate.numbers().state is BreakerState.CLOSED:
+            return True
+        self._probes[gate.name] += 1
+        return self._probes[gate.name] <= self._settings.breaker_half_open_calls
+
+    def _live_changed(self, change: Transition) -> None:
+        """What concerns a whole account opens the breakers of its other routes without a request.
+
+        The route whose request it was is told the same; its hint follows with the request's end.
+        """
+        gate = self._gates.get(change.name)
+        if gate is None or change.shadow or change.to_state is not BreakerState.OPEN:
+            return
+        if change.cause in _TRIPS:
+            gate.trip(cause=change.cause, brief=change.brief)
 
     def _differ(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
         self._differed[would] += 1
@@ -115,6 +150,7 @@ class Shadow:
         )
 
     def _changed(self, transition: Transition) -> None:
+        del self._probes[transition.name]
         if self._hub is not None:
             provider, _, model = transition.name.partition(":")
             self._hub.tell(

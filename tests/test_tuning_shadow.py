@@ -54,6 +54,42 @@ def test_a_laxer_candidate_says_what_it_would_have_let_through() -> None:
     assert snapshot["shadow"]["would_allow"] == 3
 
 
+def test_a_candidate_that_is_due_for_a_probe_would_have_sent_one() -> None:
+    """Of all callers turned away meanwhile one would have been the probe, at each opening anew.
+
+    The live breaker opens for 90 and 180 seconds and more; the candidate, for 20, 40 and 80.
+    """
+    sink, snapshot, sent = outage(
+        calls=30, breaker_fail_max=1, breaker_reset_timeout=90, shadow={"reset_timeout": 20}
+    )
+    assert len(sent) == 3  # of the live one's: the failure, and two probes in vain
+    assert snapshot["shadow"]["would_allow"] == 2
+    assert len(sink.of(ShadowDiffered)) == 2
+
+
+ACCOUNT = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"
+
+
+def test_what_concerns_the_account_opens_the_candidates_siblings() -> None:
+    """A refused key says as much to the candidate's other routes as to the live ones."""
+
+    async def main() -> dict[str, Any]:
+        google = FakeProvider("google").fail(
+            Reason.UNAUTHENTICATED, status=401, account_wide=True, retry_after=7200.0
+        )
+        made = Settings(**FAST, routes=ACCOUNT, shadow="fail_max=9")
+        async with ImageClient(made, providers=[google, FakeProvider("openai")]) as client:
+            for _ in range(5):
+                await client.generate("a lighthouse")
+                await asyncio.sleep(1)
+            return client.snapshot()
+
+    shadow = run_virtual(main())["shadow"]
+    assert [route["state"] for route in shadow["routes"]] == ["open", "open", "closed"]
+    assert shadow["would_allow"] == shadow["would_reject"] == 0
+    assert shadow["routes"][0]["retry_after"] > 7000  # its own request's hint is not lost
+
+
 def test_the_candidates_changes_are_told_as_shadow() -> None:
     """Its openings are events that say they only would have happened; the live ones say not."""
     sink, _, _ = outage(calls=4, breaker_fail_max=3, shadow={"fail_max": 1, "reset_timeout": 15})
