@@ -33,7 +33,7 @@ from resilient_imagen.tuning.rank import score
 from resilient_imagen.tuning.recording import Row, gather
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import defaults
-from resilient_imagen.tuning.words import COLUMNS, advice_line, cells
+from resilient_imagen.tuning.words import advice_line, cells, columns
 
 HOUR, MINUTE = 3600.0, 60.0
 HELD_OUT = (11, 12, 13, 14)
@@ -82,7 +82,7 @@ def main() -> None:
     watching = usual.model_copy(update={"breaker_mode": "shadow"})
     play(PROFILE, watching, seed=1, sinks=[Recorder(rows.append)])
     found = sweep(gather(rows), usual, count=tried)
-    print(f"{'':10}" + "".join(f"{name:>16}" for name in COLUMNS))
+    print(f"{'':10}" + "".join(f"{name:>16}" for name in columns(usual.routes)))
     print(f"{'defaults':10}" + "".join(f"{cell:>16}" for cell in cells(found.today.whole)))
     for leaning, advice in found.advice.items():
         row = "".join(f"{cell:>16}" for cell in cells(advice.trial.whole))

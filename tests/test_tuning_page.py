@@ -1,13 +1,11 @@
-"""The command and its report: what they say, and that a real browser shows it without a network."""
+"""The report: what it says, and that a real browser shows it without a network."""
 
 from __future__ import annotations
 
 import html
-import json
 import re
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from tuning_kit import ROOMY, bad, record, world
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import Recording, Sweep, sweep
-from resilient_imagen.tuning.recording import Attempted, Row, to_json
+from resilient_imagen.tuning.recording import Attempted, Row
 
 pytest.importorskip("vl_convert", reason="needs the tuning extra")
 
@@ -57,6 +55,17 @@ def test_the_page_says_what_the_sweep_found(tuned: tuple[Sweep, Recording, Setti
         if advice.holds:
             assert "\n".join(advice.trial.knobs.env_lines(found.today.knobs)) in text
     assert text.count("rest on what was not seen") == 3
+
+
+def test_the_page_shows_what_is_compared_and_what_is_left_out() -> None:
+    """Each provider's share, the defaults beside today's settings, and a breaker that is off."""
+    today = Settings(**ROOMY, breaker_mode="off", breaker_fail_max=2, force_open="openai")
+    recording = record(world(bad(0.1, 5), hours=0.4), Settings(**ROOMY))
+    text = html.unescape(page(sweep(recording, today, count=4, workers=1), recording, today))
+    assert "<th>by google</th><th>by openai</th>" in text
+    assert "<td>defaults</td>" in text
+    assert "IMAGE_GEN_BREAKER_MODE is off: today's settings are played so" in text
+    assert "IMAGE_GEN_FORCE_OPEN (openai) is left out" in text
 
 
 def test_nothing_in_a_recording_can_end_the_page() -> None:
@@ -113,92 +122,3 @@ def test_a_real_browser_shows_it(tuned: tuple[Sweep, Recording, Settings], tmp_p
     assert len(drawn) >= len(charts)
     assert "CONSOLE" not in done.stderr
     assert "rest on what was not seen" in done.stdout
-
-
-# -- the commands ---------------------------------------------------------------------------------
-
-
-def command(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "resilient_imagen.cli", *map(str, arguments)],
-        capture_output=True, text=True, timeout=100, check=False, input=stdin,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved recording."""
-    from resilient_imagen.tuning import Recorder
-    from resilient_imagen.tuning.simulation import play
-
-    rows: list[Row] = []
-    play(world(bad(0.2, 8), hours=0.7), Settings(), seed=1, sinks=[Recorder(rows.append)])
-    path = tmp_path_factory.mktemp("log") / "calls.jsonl"
-    path.write_text("".join(to_json(row) + "\n" for row in rows))
-    return path
-
-
-def test_tune_prints_lines_to_paste_and_writes_the_report(log: Path, tmp_path: Path) -> None:
-    """A table, the recommendations, the report and the recording in our own format."""
-    report, saved = tmp_path / "report.html", tmp_path / "saved.jsonl"
-    done = command("tune", log, "--settings", 6, "--workers", 2, "--html", report, "--save", saved)
-    assert done.returncode == 0, done.stderr
-    assert "# fast: " in done.stdout
-    assert "rest on what was not seen" in done.stdout
-    assert all(
-        re.fullmatch(r"IMAGE_GEN_\w+=[\d.]+", line)
-        for line in done.stdout.splitlines()
-        if line.startswith("IMAGE_GEN_")
-    )
-    assert report.read_text().startswith("<!doctype html>")
-    assert saved.read_text() == log.read_text()
-
-
-def test_tune_reads_standard_input(log: Path) -> None:
-    """A pipe will do."""
-    done = command("tune", "-", "--settings", 2, "--workers", 1, stdin=log.read_text())
-    assert done.returncode == 0, done.stderr
-    assert "by first" in done.stdout
-
-
-def test_cost_adds_up_what_was_spent(log: Path) -> None:
-    """Images, and dollars, by route."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    images = [line for line in lines if "sent" in line and "reason" not in line]
-    google = sum("google" in line["route"] for line in images)
-    done = command("cost", log)
-    assert done.returncode == 0, done.stderr
-    assert f" {google} " in done.stdout
-    assert f"{0.134 * google:.2f}" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ((), "name a recording"),
-        (("missing.jsonl",), "No such file"),
-        (("--jaeger", "http://127.0.0.1:9"), "--service"),
-        (("--jaeger", "http://127.0.0.1:9", "--service", "x"), "ConnectError"),
-        (("x", "--jaeger", "y"), "name a recording"),
-        (("--jaeger", "y", "--service", "x", "--lookback", "soon"), "--lookback"),
-    ],
-)
-def test_a_wrong_command_is_one_clear_line(arguments: tuple[str, ...], says: str) -> None:
-    """No traceback, an exit code, and what to do."""
-    done = command("tune", *arguments)
-    assert done.returncode in {1, 2}
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_a_broken_recording_is_named_or_skipped(log: Path, tmp_path: Path) -> None:
-    """The line's number without --skip-broken, a count with it."""
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text(log.read_text() + '{"sent": 12, "rou')
-    done = command("tune", broken, "--settings", 2, "--workers", 1)
-    assert done.returncode == 2
-    number = len(log.read_text().splitlines()) + 1
-    assert f"line {number}: " in done.stderr
-    done = command("tune", broken, "--settings", 2, "--workers", 1, "--skip-broken")
-    assert done.returncode == 0
-    assert "broken lines skipped: 1" in done.stdout

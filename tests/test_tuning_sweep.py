@@ -13,7 +13,7 @@ from resilient_imagen.tuning import Knobs, Leaning, Measures, Recording, Trial, 
 from resilient_imagen.tuning.knobs import GRID, neighbours, sample
 from resilient_imagen.tuning.rank import MISSED, advise, choose, front, score
 from resilient_imagen.tuning.sweep import defaults
-from resilient_imagen.tuning.words import advice_line, rest_line
+from resilient_imagen.tuning.words import advice_line, labels, rest_line
 
 USUAL = defaults()
 
@@ -171,11 +171,32 @@ def test_a_sweep_tries_as_many_as_asked(flapping: Recording) -> None:
     assert len({each.knobs for each in found.trials}) == 12
     assert {Knobs.of(today), USUAL} <= {each.knobs for each in found.trials}
     assert found.today.knobs == Knobs.of(today)
-    assert told == [(done, 12) for done in range(1, 13)]
+    assert told[:12] == [(done, 12) for done in range(1, 13)]
+    assert set(told[12:]) == {(12, 12)}  # what rests on the unseen is played last
+    assert found.usual.knobs == USUAL
     assert set(found.advice) == set(Leaning)
     assert found.front
     for leaning in Leaning:
         assert "rest on what was not seen" in rest_line(found, leaning)
+
+
+def test_what_is_tried_has_the_breaker_on(flapping: Recording) -> None:
+    """Off or in shadow mode today, and with a provider forced open: that is no way to compare."""
+    today = Settings(**ROOMY, breaker_mode="shadow", force_open="google")
+    found = sweep(flapping, today, count=5, workers=1)
+    assert found.today.knobs.mode == "shadow"
+    assert {each.knobs.mode for each in found.trials if each is not found.today} == {"on"}
+    assert found.today.whole.first_share > 0.5
+    assert found.today.whole.detected == 0
+    assert found.usual.whole.detected > 0
+    tried = replace(USUAL, fail_max=5).env_lines(found.today.knobs)
+    assert tried == ["IMAGE_GEN_BREAKER_FAIL_MAX=5", "IMAGE_GEN_BREAKER_MODE=on"]
+
+
+def test_routes_have_short_names() -> None:
+    """The provider's is enough, unless it has several models in the chain."""
+    assert labels(["google:a", "openai:b"]) == ["google", "openai"]
+    assert labels(["google:a", "google:c", "openai:b"]) == ["a", "c", "openai"]
 
 
 def test_processes_find_what_one_finds(flapping: Recording) -> None:

@@ -3,60 +3,59 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from resilient_imagen.cli.tune import recorded
+from resilient_imagen.cli.recordings import (
+    FromJaeger,
+    Lookback,
+    Save,
+    Service,
+    SkipBroken,
+    Source,
+    recorded,
+)
 
 if TYPE_CHECKING:
     from resilient_imagen.tuning.recording import RouteLog
 
 __all__ = ["cost"]
 
+_ROWS = ("requests", "images", "doomed", "seconds on them", "dollars", "$/image", "up to $")
+
 
 def cost(
-    recording: Annotated[
-        str,
-        typer.Argument(
-            help="JSON log lines, OTLP lines of a collector, or a saved recording; - is standard"
-            " input.",
-            show_default=False,
-        ),
-    ] = "",
-    jaeger: Annotated[str, typer.Option(help="Read from this Jaeger instead.")] = "",
-    service: Annotated[str, typer.Option(help="The service's name there.")] = "",
-    lookback: Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")] = "24h",
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Count broken lines instead of ending.")
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the recording here, in our own format.")
-    ] = None,
+    recording: Source = "",
+    jaeger: FromJaeger = "",
+    service: Service = "",
+    lookback: Lookback = "24h",
+    skip_broken: SkipBroken = False,
+    save: Save = None,
 ) -> None:
     """Add up what was spent, route by route, from logs or traces.
 
     A request that was given up may be billed all the same: it counts at the price of an image in
-    the last column.
+    the last line.
     """
     from rich.console import Console
     from rich.table import Table
 
+    from resilient_imagen.tuning.words import left_out
+
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     table = Table()
-    table.add_column("route")
-    for column in ("requests", "images", "doomed", "s on them", "dollars", "$/image", "up to $"):
-        table.add_column(column, justify="right")
-    for name, log in loaded.routes.items():
-        table.add_row(name, *_cells(log))
+    table.add_column("")
+    for name in loaded.routes:
+        provider, _, model = name.partition(":")
+        table.add_column(f"{provider}:\n{model}", justify="right", overflow="fold")
+    for row in zip(_ROWS, *map(_cells, loaded.routes.values()), strict=True):
+        table.add_row(*row)
     console = Console()
     console.print(
         f"{len(loaded.asked)} calls in {loaded.duration / 3600:.1f} hours", highlight=False
     )
     console.print(table)
-    for what, count in sorted(loaded.notes.items()):
-        console.print(f"{what}: {count}", highlight=False, markup=False)
+    for line in left_out(loaded):
+        console.print(line, highlight=False, markup=False)
 
 
 def _cells(log: RouteLog) -> tuple[str, ...]:

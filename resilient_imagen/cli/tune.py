@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import ExitStack
+import signal
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.recordings import (
+    FromJaeger,
+    Lookback,
+    Save,
+    Service,
+    SkipBroken,
+    Source,
+    check_writable,
+    recorded,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from resilient_imagen.settings import Settings
-    from resilient_imagen.tuning.recording import Recording, Row
+    from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.sweep import Sweep
 
-__all__ = ["recorded", "tune"]
-
-_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+__all__ = ["tune"]
 
 
 def tune(
-    recording: Annotated[
-        str,
-        typer.Argument(
-            help="JSON log lines, OTLP lines of a collector, or a saved recording; - is standard"
-            " input.",
-            show_default=False,
-        ),
-    ] = "",
-    jaeger: Annotated[str, typer.Option(help="Read from this Jaeger instead.")] = "",
-    service: Annotated[str, typer.Option(help="The service's name there.")] = "",
-    lookback: Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")] = "24h",
+    recording: Source = "",
+    jaeger: FromJaeger = "",
+    service: Service = "",
+    lookback: Lookback = "24h",
     settings: Annotated[int, typer.Option(help="Settings to try.", min=2)] = 200,
     workers: Annotated[
         int, typer.Option(help="Processes; 0 takes one for each processor.", min=0)
     ] = 0,
-    skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Count broken lines instead of ending.")
-    ] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Write the recording here, in our own format.")
-    ] = None,
+    skip_broken: SkipBroken = False,
+    save: Save = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a report here: one page, needs no network.")
     ] = None,
@@ -53,68 +50,49 @@ def tune(
 
     The production pipeline and breaker run on virtual time against what was recorded. Today's
     settings are read from the environment, as the application reads them.
+
+    The logger imagegen at INFO writes all that is needed, whatever the formatter.
     """
     from resilient_imagen.settings import Settings
 
+    if html is not None:
+        check_writable("--html", html)
+        import_module("vl_convert")  # whether it is missing is better known now than afterwards
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     today = _suited(Settings(), loaded)
-    found = _swept(loaded, today, settings, workers)
-    _show(found, loaded)
-    if html is not None:
-        from resilient_imagen.tuning.page import page
-
-        html.write_text(page(found, loaded, today), encoding="utf-8")
+    with _interruptible() as go_on:
+        found = _swept(loaded, today, settings, workers, go_on)
+        report = None if html is None else _report(found, loaded, today)
+    _show(found, loaded, today)
+    if html is not None and report is not None:
+        html.write_text(report, encoding="utf-8")
         typer.echo(f"report: {html}", err=True)
 
 
-def recorded(
-    source: str,
-    jaeger: str,
-    service: str,
-    lookback: str,
-    *,
-    skip_broken: bool,
-    save: Path | None = None,
-) -> Recording:
-    """The recording that the command line names.
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """A function that ends the work if Ctrl-C was pressed; the second time it is ended at once.
 
-    Raises:
-        CommandError: It cannot be used, or the command line names none.
+    In the midst of a run an exception may come out of any callback, and get lost there.
     """
-    from resilient_imagen.tuning.load import kept, rows_of_file
-    from resilient_imagen.tuning.recording import RecordingError, gather
+    asked = False
+    before = signal.getsignal(signal.SIGINT)
 
-    if bool(source) == bool(jaeger):
-        raise CommandError("name a recording, or --jaeger and --service")
-    notes: Counter[str] = Counter()
-    with ExitStack() as stack:
-        rows: Iterator[Row]
-        if jaeger:
-            rows = _from_jaeger(jaeger, service, lookback, notes)
-        else:
-            rows = rows_of_file(source, notes, skip_broken=skip_broken)
-        if save is not None:
-            rows = kept(rows, stack.enter_context(save.open("w", encoding="utf-8")))
-        try:
-            return gather(rows, notes)
-        except RecordingError as error:
-            others = "".join(f"; {what}: {count}" for what, count in notes.items())
-            raise CommandError(f"{source or jaeger}: {error}{others}") from None
+    def note(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
 
+    def go_on() -> None:
+        if asked:
+            raise KeyboardInterrupt
 
-def _from_jaeger(url: str, service: str, lookback: str, notes: Counter[str]) -> Iterator[Row]:
-    from resilient_imagen.tuning.jaeger import rows_of_service
-
-    if not service:
-        raise CommandError("--jaeger needs --service")
-    return rows_of_service(url, service, _seconds(lookback), notes)
-
-
-def _seconds(text: str) -> float:
-    number, unit = text[:-1], text[-1:]
-    if unit not in _SECONDS or not number.replace(".", "", 1).isdigit():
-        raise CommandError("--lookback is a number and s, m, h or d, such as 24h")
-    return float(number) * _SECONDS[unit]
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield go_on
+        go_on()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _suited(today: Settings, recording: Recording) -> Settings:
@@ -128,45 +106,60 @@ def _suited(today: Settings, recording: Recording) -> Settings:
     return today.model_copy(update={"routes": routes})
 
 
-def _swept(recording: Recording, today: Settings, count: int, workers: int) -> Sweep:
+def _report(found: Sweep, recording: Recording, today: Settings) -> str:
+    from resilient_imagen.tuning.page import page
+
+    return page(found, recording, today)
+
+
+def _swept(
+    recording: Recording, today: Settings, count: int, workers: int, go_on: Callable[[], None]
+) -> Sweep:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from resilient_imagen.tuning.sweep import sweep
 
     columns = ("settings", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=count)
-        return sweep(
-            recording,
-            today,
-            count=count,
-            workers=workers or None,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def told(done: int, total: int) -> None:
+            go_on()
+            bar.update(task, completed=done, total=total)
+
+        return sweep(recording, today, count=count, workers=workers or None, progress=told)
 
 
-def _show(found: Sweep, recording: Recording) -> None:
+def _show(found: Sweep, recording: Recording, today: Settings) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from resilient_imagen.tuning import words
     from resilient_imagen.tuning.rank import Leaning
-    from resilient_imagen.tuning.words import COLUMNS, advice_line, cells, rest_line, seen_line
 
     console = Console()
     table = Table()
     table.add_column("")
-    tried = {"today": found.today, **{str(k): each.trial for k, each in found.advice.items()}}
-    for name in tried:
+    trials = words.shown(found)
+    for name in trials:
         table.add_column(name, justify="right")
-    for row in zip(COLUMNS, *(cells(trial.whole) for trial in tried.values()), strict=True):
+    rows = zip(
+        words.columns(found.today.whole.share),
+        *(words.cells(trial.whole) for trial in trials.values()),
+        strict=True,
+    )
+    for row in rows:
         table.add_row(*row)
-    for line in seen_line(recording):
+    for line in (*words.seen_line(recording), *words.set_aside(today)):
         console.print(line, highlight=False, markup=False)
     console.print(table)
     for leaning in Leaning:
         advice = found.advice[leaning]
-        typer.echo(f"\n# {leaning}: {advice_line(advice)}")
-        typer.echo(f"# {rest_line(found, leaning)}")
+        typer.echo(f"\n# {leaning}: {words.advice_line(advice)}")
+        typer.echo(f"# {words.rest_line(found, leaning)}")
         if advice.holds:
             typer.echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.breaker import BreakerState
-from resilient_imagen.tuning.rank import Leaning, mean_with_missed
+from resilient_imagen.tuning.rank import mean_with_missed
 from resilient_imagen.tuning.truth import fails
+from resilient_imagen.tuning.words import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -176,9 +177,9 @@ def _images(played: Played, origin: float) -> list[dict[str, Any]]:
 def pareto(sweep: Sweep) -> dict[str, Any]:
     """Every setting by seconds and dollars, coloured by the share of the first route."""
     on_front = {trial.knobs for trial in sweep.front}
-    names: dict[Any, list[str]] = {sweep.today.knobs: ["today"]}
-    for leaning in Leaning:
-        names.setdefault(sweep.advice[leaning].trial.knobs, []).append(str(leaning))
+    names: dict[Any, list[str]] = {}
+    for name, trial in shown(sweep).items():
+        names.setdefault(trial.knobs, []).append(name)
     points = [_point(trial, trial.knobs in on_front, names) for trial in sweep.trials]
     seconds = {"field": "seconds", "type": "quantitative", "scale": {"zero": False, "nice": True}}
     dollars = {"field": "usd", "type": "quantitative", "scale": {"zero": False, "nice": True}}

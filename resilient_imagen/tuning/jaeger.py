@@ -66,11 +66,11 @@ def rows_of_service(
             yield from jaeger.between(start, until)
             start = until
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise RecordingError(f"Jaeger at {url}: {type(error).__name__}") from None
+        raise RecordingError(f"Jaeger cannot be asked: {type(error).__name__}") from None
     except RecordingError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise RecordingError(f"Jaeger at {url}: its answer is not as it should be") from None
+        raise RecordingError("Jaeger's answer is not as it should be") from None
     finally:
         if client is None:
             own.close()
@@ -123,7 +123,7 @@ class _Jaeger:
             },
         )
         if answer.status_code >= _ERRORS:
-            raise RecordingError(f"Jaeger at {self._url} answers {answer.status_code}")
+            raise RecordingError(f"Jaeger answers {answer.status_code}")
         return _all_objects(answer.text)
 
 

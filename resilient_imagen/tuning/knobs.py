@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +22,7 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "reset_max": ("breaker_reset_max", "IMAGE_GEN_BREAKER_RESET_MAX"),
     "retries": ("max_retries", "IMAGE_GEN_MAX_RETRIES"),
     "per_call_timeout": ("per_call_timeout", "IMAGE_GEN_PER_CALL_TIMEOUT"),
+    "mode": ("breaker_mode", "IMAGE_GEN_BREAKER_MODE"),
 }
 """Each knob's name in Settings, and its variable."""
 
@@ -37,6 +38,8 @@ class Knobs:
     reset_max: float
     retries: int
     per_call_timeout: float
+    mode: str = "on"
+    """What is tried is tried with the breaker on; how it stands today may be otherwise."""
 
     @classmethod
     def of(cls, settings: Settings) -> Knobs:
@@ -44,16 +47,15 @@ class Knobs:
         return cls(**{name: getattr(settings, field) for name, (field, _) in _FIELDS.items()})
 
     def applied(self, settings: Settings) -> Settings:
-        """The settings with the knobs turned so."""
-        return settings.model_copy(
-            update={_FIELDS[name][0]: value for name, value in asdict(self).items()}
-        )
+        """The settings with the knobs turned so, and no provider forced open."""
+        turned = {_FIELDS[name][0]: value for name, value in asdict(self).items()}
+        return settings.model_copy(update={**turned, "force_open": ()})
 
     def env_lines(self, since: Knobs | None = None) -> list[str]:
         """``VARIABLE=value``, one a knob; with ``since`` those alone that differ from it."""
         before = {} if since is None else asdict(since)
         return [
-            f"{_FIELDS[name][1]}={value:g}"
+            f"{_FIELDS[name][1]}={value if isinstance(value, str) else format(value, 'g')}"
             for name, value in asdict(self).items()
             if before.get(name) != value
         ]
@@ -84,12 +86,12 @@ def sample(count: int, seed: int = 0) -> list[Knobs]:
 
 
 def neighbours(knobs: Knobs) -> Iterator[Knobs]:
-    """The settings with one knob a step further on the grid, either way."""
-    for field in fields(knobs):
-        value, grid = getattr(knobs, field.name), sorted(GRID[field.name])
+    """The settings with one knob a step further on the grid, either way; the breaker is on."""
+    for name, values in GRID.items():
+        value, grid = getattr(knobs, name), sorted(values)
         lower = [each for each in grid if each < value][-1:]
         higher = [each for each in grid if each > value][:1]
         for each in (*lower, *higher):
-            near = replace(knobs, **{field.name: each})
+            near = replace(knobs, mode="on", **{name: each})
             if near.reset_max >= near.reset_timeout:
                 yield near

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from resilient_imagen.tuning.charts import pareto, timeline
 from resilient_imagen.tuning.rank import Leaning
 from resilient_imagen.tuning.sweep import replay
-from resilient_imagen.tuning.words import COLUMNS, advice_line, cells, rest_line, seen_line
+from resilient_imagen.tuning.words import (
+    advice_line,
+    cells,
+    columns,
+    rest_line,
+    seen_line,
+    set_aside,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +84,7 @@ def _body(
         f" {start:%d %B %Y %H:%M} UTC, played again under {len(sweep.trials)} settings with the"
         " production pipeline, queue and breaker.</p>"
     )
-    for line in seen_line(recording):
+    for line in (*seen_line(recording), *set_aside(settings)):
         yield f'<p class="note">{escape(line)}</p>'
     yield _table(sweep)
     yield "<h2>Recommended</h2>"
@@ -119,12 +127,12 @@ def _chart(charts: list[dict[str, Any]], chart: dict[str, Any]) -> str:
 
 
 def _table(sweep: Sweep) -> str:
-    rows = [("today", sweep.today), *((str(k), a.trial) for k, a in sweep.advice.items())]
-    head = "".join(f"<th>{escape(column)}</th>" for column in ("", *COLUMNS))
+    names = ("", *columns(sweep.today.whole.share))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join(
         "<tr>"
         + "".join(f"<td>{escape(cell)}</td>" for cell in (name, *cells(trial.whole)))
         + "</tr>"
-        for name, trial in rows
+        for name, trial in shown(sweep).items()
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -193,6 +193,11 @@ class Recording:
         """Seconds from the first call to the last."""
         return self.asked[-1] if self.asked else 0.0
 
+    @property
+    def has_images(self) -> bool:
+        """Whether any request in it brought one."""
+        return any(IMAGE in log.reason for log in self.routes.values())
+
     def between(self, start: float, end: float) -> Recording:
         """The part whose calls came from ``start`` to before ``end``; times begin at 0 again.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ class Sweep:
 
     today: Trial
     """The settings as they are."""
+    usual: Trial
+    """The library's defaults, with today's limits and routes."""
     trials: tuple[Trial, ...]
     """All, today's among them."""
     front: tuple[Trial, ...]
@@ -82,27 +85,37 @@ def sweep(
 ) -> Sweep:
     """Try many settings on a recording, and recommend.
 
-    Today's settings and the library's defaults are always among them. With more than one worker
-    it starts processes: call it from under ``if __name__ == "__main__"``, or pass ``workers=1``.
+    Today's settings and the library's defaults are always among them. What is tried is tried with
+    the breaker on and no provider forced open. With more than one worker it starts processes, which
+    do without Ctrl-C: call it from under ``if __name__ == "__main__"``, or pass ``workers=1``.
 
     Args:
         recording: What was seen.
         settings: As they are today; read from the environment when None.
         count: Settings to try.
         workers: Processes; as many as there are processors when None.
-        progress: Told after each trial how many are done, and how many there will be.
+        progress: Told after each trial how many settings are done, and how many there will be.
+
+    Raises:
+        RuntimeError: A loop is running in this thread, and it is to do the work.
     """
     today = Settings() if settings is None else settings
     now, seen = Knobs.of(today), dict[Knobs, Trial]()
-    first = dict.fromkeys([now, defaults(), *sample(max(0, int(count * _AT_RANDOM) - 2))])
+    tell = progress or (lambda _done, _total: None)
+    always = dict.fromkeys([now, replace(now, mode="on"), defaults()])
+    count = max(count, len(always))
+    first = [*always, *sample(max(0, int(count * _AT_RANDOM) - len(always)))]
     with _tryer(recording, today, workers) as run:
 
-        def add(some: Iterable[Knobs], turning: float = 0.5) -> None:
+        def tried(some: Iterable[Knobs], turning: float = 0.5) -> Iterator[Trial]:
+            for trial in run(some, turning):
+                yield trial
+                tell(len(seen), count)
+
+        def add(some: Iterable[Knobs]) -> None:
             new = [knobs for knobs in dict.fromkeys(some) if knobs not in seen]
-            for trial in run(new[: max(0, count - len(seen))], turning):
+            for trial in tried(new[: max(0, count - len(seen))]):
                 seen[trial.knobs] = trial
-                if progress is not None:
-                    progress(len(seen), max(count, len(seen)))
 
         add(first)
         while len(seen) < count:
@@ -116,10 +129,11 @@ def sweep(
         trials = tuple(seen.values())
         advice = {each: advise(trials, each, seen[now]) for each in Leaning}
         wanted = [now, *(each.trial.knobs for each in advice.values())]
-        edges = [[trial.whole for trial in run(wanted, turning)] for turning in (0.0, 1.0)]
+        edges = [[trial.whole for trial in tried(wanted, turning)] for turning in (0.0, 1.0)]
     pairs = list(zip(*edges, strict=True))
     return Sweep(
         today=seen[now],
+        usual=seen[defaults()],
         trials=trials,
         front=tuple(front(trials)),
         advice=advice,
@@ -165,7 +179,28 @@ def _tryer(
             try_out(recording, settings, knobs, turning=turning) for knobs in some
         )
         return
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         count, get_context("spawn"), _prepare, (replace(recording), settings)
-    ) as pool:
-        yield lambda some, turning: pool.map(partial(_try_prepared, turning), some)
+    )
+
+    def run(some: Iterable[Knobs], turning: float) -> Iterator[Trial]:
+        with _interrupts_held():  # whoever starts in here never hears of one
+            return pool.map(partial(_try_prepared, turning), some)
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait until the end of the block; processes started in it inherit the waiting."""
+    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

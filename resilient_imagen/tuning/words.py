@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.tuning.rank import Leaning, score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.measure import Measures
-    from resilient_imagen.tuning.rank import Advice
+    from resilient_imagen.tuning.rank import Advice, Trial
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.sweep import Sweep
 
-__all__ = ["COLUMNS", "advice_line", "cells", "rest_line", "seen_line"]
-
-COLUMNS: Final = (
-    "p50 s", "p95 s", "p99 s", "failed", "by first", "doomed", "s on them", "$ on them", "$/image",
-    "detect s", "recover s", "false openings", "unseen",
-)  # fmt: skip
+__all__ = [
+    "advice_line",
+    "cells",
+    "columns",
+    "labels",
+    "left_out",
+    "rest_line",
+    "seen_line",
+    "set_aside",
+    "shown",
+]
 
 _WANTS: Final = {
     Leaning.FAST: "seconds a call",
@@ -28,14 +35,37 @@ _WANTS: Final = {
 }
 
 
+def labels(routes: Iterable[str]) -> list[str]:
+    """Short names of routes: the provider's, or the model's where a provider has several."""
+    pairs = [route.split(":", 1) for route in routes]
+    times = Counter(provider for provider, _ in pairs)
+    return [provider if times[provider] == 1 else model for provider, model in pairs]
+
+
+def shown(sweep: Sweep) -> dict[str, Trial]:
+    """What the table compares, by name: the defaults are left out where they are today's."""
+    usual = {} if sweep.usual.knobs == sweep.today.knobs else {"defaults": sweep.usual}
+    advised = {str(leaning): advice.trial for leaning, advice in sweep.advice.items()}
+    return {"today": sweep.today, **usual, **advised}
+
+
+def columns(routes: Iterable[str]) -> Sequence[str]:
+    """The table's columns, for settings with these routes."""
+    return (
+        "p50 s", "p95 s", "p99 s", "failed", *(f"by {label}" for label in labels(routes)),
+        "doomed", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
+        "unseen",
+    )  # fmt: skip
+
+
 def cells(measures: Measures) -> Sequence[str]:
-    """One setting's row of the table, in the order of COLUMNS."""
+    """One setting's row of the table, in the order of its columns."""
     return (
         f"{measures.p50_s:.1f}",
         f"{measures.p95_s:.1f}",
         f"{measures.p99_s:.1f}",
         f"{measures.failed}",
-        f"{measures.first_share:.1%}",
+        *(f"{share:.1%}" for share in measures.share.values()),
         f"{measures.doomed}",
         f"{measures.doomed_s:.0f}",
         f"{measures.doomed_usd:.2f}",
@@ -92,5 +122,23 @@ def seen_line(recording: Recording) -> Iterator[str]:
             f"{route}: {len(log)} requests recorded, {len(log.rejected)} callers turned away by"
             " its breaker (what they would have met is not known)."
         )
+    yield from left_out(recording)
+
+
+def left_out(recording: Recording) -> Iterator[str]:
+    """What the recording should hold and does not."""
+    if not recording.has_images:
+        yield "There is no image in it: was the logger imagegen at INFO?"
     for what, count in sorted(recording.notes.items()):
         yield f"{what}: {count}."
+
+
+def set_aside(settings: Settings) -> Iterator[str]:
+    """Which of today's settings what is tried does without."""
+    if settings.breaker_mode != "on":
+        yield (
+            f"IMAGE_GEN_BREAKER_MODE is {settings.breaker_mode}: today's settings are played so,"
+            " all others with it on."
+        )
+    if settings.force_open:
+        yield f"IMAGE_GEN_FORCE_OPEN ({', '.join(settings.force_open)}) is left out."
