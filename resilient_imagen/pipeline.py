@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.reporter import Reporter
 
-__all__ = ["Pipeline"]
+__all__ = ["WORTHWHILE", "Pipeline"]
 
-_WORTHWHILE = 1e-3
+WORTHWHILE = 1e-3
 """Seconds that must be left for a request to be worth sending."""
 
 
@@ -133,7 +133,7 @@ class Pipeline:
         turn = Turn(
             lane=lane,
             following=following,
-            until=self._leave_reserve(call, following),
+            until=self.leave_reserve(call.deadline, following),
             limit=1 + (retries if first else min(1, retries)),
             patience=lane.timeout if first else min(lane.timeout, self._all_back_offs),
         )
@@ -150,16 +150,16 @@ class Pipeline:
             turn.drop_permit()
         raise turn.failed  # what was sent says more than what was then refused
 
-    def _leave_reserve(self, call: Call, following: Sequence[Lane]) -> float:
+    def leave_reserve(self, deadline: float, following: Sequence[Lane]) -> float:
         """Loop time by which a route must be done, so that the next one still has a chance."""
-        if not self._settings.goes_on(Reason.TIMEOUT) or math.isinf(call.deadline):
-            return call.deadline
-        left = call.deadline - asyncio.get_running_loop().time()
+        if not self._settings.goes_on(Reason.TIMEOUT) or math.isinf(deadline):
+            return deadline
+        left = deadline - asyncio.get_running_loop().time()
         for lane in following:
-            handover = call.deadline - min(lane.timeout, left / 2)
+            handover = deadline - min(lane.timeout, left / 2)
             if not lane.rejects_at(handover):
                 return handover
-        return call.deadline
+        return deadline
 
     async def _retrying(self, call: Call, turn: Turn) -> Served:
         while True:
@@ -220,7 +220,7 @@ class Pipeline:
             if delay > (self._fallback_takes(turn) if alternative else turn.patience):
                 return None
         sent = now + max(delay, turn.lane.pacer.shortest_wait())
-        if sent + _WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
+        if sent + WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
             return None
         return delay
 
@@ -270,7 +270,7 @@ class Pipeline:
         turn.retry_in = None
         joined = loop.time()
         wait = pacer.shortest_wait()
-        if joined + wait + _WORTHWHILE >= turn.until:
+        if joined + wait + WORTHWHILE >= turn.until:
             raise _saturated(turn.lane, wait)
         try:
             ticket = pacer.join()
@@ -296,6 +296,8 @@ class Pipeline:
             if left <= 0:
                 raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
+        if loop.time() + WORTHWHILE >= turn.until:  # a slot that comes as late as that is no use
+            raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
 
     # -- breaker ----------------------------------------------------------------------------------
 

@@ -237,3 +237,16 @@ def test_a_retry_that_was_never_sent_is_not_counted() -> None:
         assert sum(retries) == len(world.google.sent) - 3
 
     play(scene, **FAST)
+
+
+def test_a_slot_that_comes_too_late_is_not_taken() -> None:
+    """One slot, and a request that hangs until the time of all is up: nobody sends another."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        served = await asyncio.gather(*(world.ask(deadline=60) for _ in range(4)))
+        assert [result.provider for result in served] == ["openai"] * 4
+        assert len(world.google.sent) == 1
+        assert world.idle()
+
+    play(scene, max_concurrent=1, openai_ipm=6000, **FAST)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from tuning_kit import ROOMY, SCENARIOS, TIGHT, bad, record, world
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.testing import run_virtual
-from resilient_imagen.tuning.drive import drive
+from resilient_imagen.tuning.drive import _Play, drive
 from resilient_imagen.tuning.loop import run_lean
 from resilient_imagen.tuning.recorded import RecordedTruth
 from resilient_imagen.tuning.scenario import Scenario, ScenarioTruth
@@ -40,7 +41,12 @@ def both(scenario: Scenario, settings: Settings, seed: int = 5) -> tuple[Played,
     )
 
 
-@pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])
+HURRIED: dict[str, Any] = {**TIGHT, "deadline": 150, "max_queue": 12}
+"""Calls that leave queues by themselves, or are turned away from them."""
+LIMITS = {"roomy": ROOMY, "tight": TIGHT, "hurried": HURRIED}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.parametrize(
     "name", ["blips", "flapping, 5 minutes of 30", "half hangs", "the other vendor, too"]
 )
@@ -54,17 +60,17 @@ def test_a_run_with_the_short_cut_equals_one_without(name: str, limits: dict[str
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.parametrize("name", sorted(SCENARIOS))
 def test_every_run_with_the_short_cut_equals_one_without(
     name: str, limits: dict[str, Any], seed: int
 ) -> None:
-    """The same over all worlds, both limits and two seeds."""
+    """The same over all worlds, all limits and two seeds."""
     full, cut = both(SCENARIOS[name], Settings(**limits), seed)
     assert summary(cut) == summary(full)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     fail_max=st.integers(1, 4),
     retries=st.integers(0, 3),
@@ -75,6 +81,10 @@ def test_every_run_with_the_short_cut_equals_one_without(
     reason=st.sampled_from([Reason.OVERLOADED, Reason.TIMEOUT, Reason.RATE_LIMITED]),
     batch=st.sampled_from([1, 4]),
     slow=st.sampled_from([None, 20.0]),
+    deadline=st.sampled_from([None, 30.0, 70.0, 150.0, 600.0]),
+    max_queue=st.sampled_from([None, 0, 3, 12]),
+    all_open=st.sampled_from(["fail", "wait"]),
+    both_fail=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_any_settings_agree(
@@ -87,9 +97,13 @@ def test_any_settings_agree(
     reason: Reason,
     batch: int,
     slow: float | None,
+    deadline: float | None,
+    max_queue: int | None,
+    all_open: Literal["fail", "wait"],
+    both_fail: bool,
     seed: int,
 ) -> None:
-    """Whatever the knobs, the slots and the trouble, the short cut is exact."""
+    """Whatever the knobs, the slots, the callers' patience and the trouble, it is exact."""
     made = Settings(
         breaker_fail_max=fail_max,
         max_retries=retries,
@@ -97,8 +111,14 @@ def test_any_settings_agree(
         breaker_slow_call=slow,
         per_call_timeout=timeout,
         max_concurrent=slots,
+        deadline=deadline,
+        max_queue=max_queue,
+        when_all_open=all_open,
     )
-    scenario = world(bad(0.1, 8, share=share, reason=reason), hours=0.4, batch=batch)
+    if deadline is not None:
+        batch = 1  # who of a batch comes first, when the time of all is up, is nobody's concern
+    other = [bad(0.15, 5, provider="openai")] if both_fail else []
+    scenario = world(bad(0.1, 8, share=share, reason=reason), *other, hours=0.4, batch=batch)
     full, cut = both(scenario, made, seed)
     assert summary(cut) == summary(full)
 
@@ -113,8 +133,19 @@ def test_the_short_cut_is_exact_on_recordings_too() -> None:
     assert summary(cut) == summary(full)
 
 
-def test_deadlines_and_full_queues_go_by_the_ladder() -> None:
-    """Where a caller may leave by itself, nothing is cut short, and calls fail as they should."""
+def test_calls_with_a_deadline_take_the_short_cut_too() -> None:
+    """Most of them never come near it, and are as fast to play as if they had none."""
+    made = Settings(**ROOMY, deadline=240, max_queue=40)
+    truth = ScenarioTruth(SCENARIOS["blips"], [route.provider for route in made.routes])
+    arrivals = list(SCENARIOS["blips"].traffic.arrivals(5))
+    with mock.patch.object(_Play, "_climb", autospec=True, side_effect=_Play._climb) as climb:
+        played = drive(made, truth, arrivals, seed=5)
+    assert len(played.started) > 1000
+    assert climb.call_count < len(played.started) / 5
+
+
+def test_callers_who_cannot_wait_are_not_made_to() -> None:
+    """Where deadlines and full queues do bite, calls fail as they should."""
     made = Settings(**TIGHT, deadline=40, max_queue=2)
     full, cut = both(SCENARIOS["hang of 10 minutes"], made)
     assert summary(cut) == summary(full)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from resilient_imagen.attempt import AttemptRung, Finished
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.hub import Sink
     from resilient_imagen.tuning.truth import Truth
+    from resilient_imagen.turn import Turn
 
 __all__ = ["drive"]
 
@@ -91,17 +92,26 @@ class _Play:
         self._reporter = Reporter(Hub(sinks)) if sinks else _Silent()
         self._seconds = math.inf if settings.deadline is None else settings.deadline
         world = World(truth, played, seed)
-        short_cut = short_cut and Express.suits(settings)
         self._lanes = self._build(settings, world, random.Random(seed), handing=short_cut)
         self._shut = tuple(_shut(lane) for lane in self._lanes)
-        self._pipeline = Pipeline(
+        self._pipeline = _Ladder(
             settings,
             AttemptRung(self._reporter, _finish, self._of_provider),
             self._reporter,
             random.Random(seed).random,
         )
         self._express = (
-            Express(loop, self._lanes, world, self._climb, self._ended) if short_cut else None
+            Express(
+                loop,
+                self._lanes,
+                self._seconds,
+                self._pipeline.leave_reserve,
+                world,
+                self._climb,
+                self._ended,
+            )
+            if short_cut
+            else None
         )
         self._open = 0
         self._climbing_since = -1.0
@@ -134,22 +144,26 @@ class _Play:
         # Who comes at the same moment as one that climbs must not overtake it in the queue.
         behind = now <= self._climbing_since
         if self._express is None or behind or not self._express.start(call):
-            self._climbing_since = now
-            self._climb(Climber(call, now, 0, None))
+            self._climb(Climber(call, now, 0))
 
     def _climb(self, climber: Climber) -> None:
+        self._climbing_since = self._loop.time()
         self._loop.create_task(self._ladder(climber), context=climber.context)
 
     async def _ladder(self, climber: Climber) -> None:
         number = climber.call
-        call = Call(
+        call = _Handed(
             id=str(number),
             request=Numbered("x", call=number),
             lanes=(*self._shut[: climber.route], *self._lanes[climber.route :]),
             started=climber.asked,
             deadline=climber.asked + self._seconds,
             start_signal=StartSignal(None),
+            until=climber.until,
+            chain=self._lanes,
         )
+        if climber.ticket is not None:
+            self._lanes[climber.route].pacer.leave(climber.ticket)
         if self._telling:
             self._reporter.request_started(call)
         result, error = None, None
@@ -211,6 +225,26 @@ class _Play:
                 )
             )
         return tuple(lanes)
+
+
+@dataclass(slots=True)
+class _Handed(Call):
+    """A call that may have begun on the short cut."""
+
+    until: float | None = None
+    """When it must be done with the route it is on, if that was settled there."""
+    chain: tuple[Lane, ...] = ()
+    """All routes, those that turned it away before among them."""
+
+
+class _Ladder(Pipeline):
+    """The production ladder, which goes on with a call where the short cut left it."""
+
+    async def _enter(self, call: Call, turn: Turn) -> None:
+        if isinstance(call, _Handed) and call.until is not None and turn.lane in call.chain:
+            turn.until, call.until = call.until, None
+            call.lanes = call.chain
+        await super()._enter(call, turn)
 
 
 def _shut(lane: Lane) -> Lane:

@@ -3,19 +3,22 @@
 A call that a route serves at once passes the ladder without leaving a trace but in the queue and in
 the breaker. Here such a call joins the same queue and takes its permit from the same breaker, and
 the rungs between are left out. What it meets is known when its turn comes: as soon as that is
-anything but an image in time, or the breaker stirs while it queues, it is handed to the ladder with
-its place in the queue, as if it had come that way from the start. Nothing is guessed: a run with
-the short cut equals one without it (tests/test_tuning_express.py).
+anything but an image in time, the breaker stirs while it queues or its time for the route is up, it
+is handed to the ladder, with its place in the queue and the time it has, as if it had come that way
+from the start. Nothing is guessed: a run with the short cut equals one without it, but for who is
+first of several at the very same instant (tests/test_tuning_express.py).
 """
 
 from __future__ import annotations
 
+import math
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker import BreakerState, Rejection
-from resilient_imagen.limiter.memory import Pacer
+from resilient_imagen.limiter.memory import Pacer, QueueFullError
+from resilient_imagen.pipeline import WORTHWHILE
 from resilient_imagen.reasons import Verdict
 
 if TYPE_CHECKING:
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker import Permit, Transition
     from resilient_imagen.lane import Lane
     from resilient_imagen.limiter.memory import Ticket
-    from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.loop import LeanLoop
     from resilient_imagen.tuning.truth import Met
     from resilient_imagen.tuning.world import World
@@ -56,6 +58,11 @@ class HandingPacer(Pacer):
             return brought.pop()
         return super().join()
 
+    def shortest_wait(self) -> float:
+        """As the queue says; who has a place already is never too late for one."""
+        brought = _handed.get(None)
+        return -math.inf if brought and brought[0] in self._lent else super().shortest_wait()
+
     def lend(self, ticket: Ticket) -> Context:
         """A context in which the next to join takes over this place."""
         self._lent.add(ticket)
@@ -72,7 +79,11 @@ class Climber(NamedTuple):
     """When it came."""
     route: int
     """Routes before this one have turned it away already."""
-    context: Context | None
+    until: float | None = None
+    """Loop time by which this route must be done, when that was settled before."""
+    ticket: Ticket | None = None
+    """A place in the queue that is of no use any more; to be given up when the call goes on."""
+    context: Context | None = None
 
 
 class _Rider(NamedTuple):
@@ -82,6 +93,7 @@ class _Rider(NamedTuple):
     asked: float
     route: int
     ticket: Ticket
+    until: float
 
 
 class Express:
@@ -90,6 +102,8 @@ class Express:
     Args:
         loop: Whose time it is.
         lanes: The routes; their queues are `HandingPacer`.
+        seconds: That a call may take in all.
+        reserve: Says until when a route must be done, as the ladder sees it.
         world: Says what requests meet, and notes what was sent.
         climb: Starts a call on the ladder.
         done: Told the call and the route that served it.
@@ -99,12 +113,16 @@ class Express:
         self,
         loop: LeanLoop,
         lanes: Sequence[Lane],
+        seconds: float,
+        reserve: Callable[[float, Sequence[Lane]], float],
         world: World,
         climb: Callable[[Climber], None],
         done: Callable[[int, int], None],
     ) -> None:
         self._loop = loop
         self._lanes = lanes
+        self._seconds = seconds
+        self._reserve = reserve
         self._world = world
         self._climb = climb
         self._done = done
@@ -112,21 +130,11 @@ class Express:
         for route, lane in enumerate(lanes):
             lane.gate.subscribe(partial(self._note, route), inline=True)
 
-    @staticmethod
-    def suits(settings: Settings) -> bool:
-        """Whether nothing but a failure or a breaker can turn a call off its way."""
-        return (
-            settings.deadline is None
-            and settings.max_queue is None
-            and settings.when_all_open == "fail"
-        )
-
     def start(self, call: int) -> bool:
-        """Take the call, unless the first breaker to let it through wants a probe."""
+        """Take the call, if the first breaker to let it through wants no probe and it may queue."""
         for route, lane in enumerate(self._lanes):
             if self._closed[route]:
-                self._ride(call, route, lane)
-                return True
+                return self._ride(call, route, lane)
             if lane.gate.open_until() is None:
                 return False
         return False
@@ -135,18 +143,33 @@ class Express:
         if not change.shadow:
             self._closed[route] = change.to_state is BreakerState.CLOSED
 
-    def _ride(self, call: int, route: int, lane: Lane) -> None:
-        rider = _Rider(call, self._loop.time(), route, lane.pacer.join())
+    def _ride(self, call: int, route: int, lane: Lane) -> bool:
+        now = self._loop.time()
+        until = self._reserve(now + self._seconds, self._lanes[route + 1 :])
+        if now + lane.pacer.shortest_wait() + WORTHWHILE >= until:
+            return False
+        try:
+            rider = _Rider(call, now, route, lane.pacer.join(), until)
+        except QueueFullError:
+            return False
         if rider.ticket.granted.done():
             self._send(rider)
-            return
-        # Woken by its turn or by the breaker, whichever is first.
+            return True
+        # Woken by its turn, by the breaker or by the clock, whichever is first.
         stirred = lane.gate.changed()
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
+        if until < math.inf:
+            self._loop.plain_at(until, self._too_late, rider, stirred)
+        return True
 
     def _stirred(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
         if not stirred.cancelled():
+            self._hand_over(rider)
+
+    def _too_late(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
+        if not stirred.done():
+            stirred.cancel()
             self._hand_over(rider)
 
     def _turn(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
@@ -158,7 +181,8 @@ class Express:
         """Let the call meet what it meets."""
         lane, now = self._lanes[rider.route], self._loop.time()
         met = self._world.meet(rider.call, rider.route, now, ())
-        if met.reason is not None or met.latency >= lane.timeout:
+        limit = min(now + lane.timeout, rider.until)
+        if met.reason is not None or now + met.latency >= limit:
             self._hand_over(rider)
             return
         permit = lane.gate.admit()
@@ -178,10 +202,11 @@ class Express:
         self._done(rider.call, rider.route)
 
     def _hand_over(self, rider: _Rider) -> None:
-        """Let the ladder go on with the call, with its place unless the breaker is in the way."""
-        lane, context = self._lanes[rider.route], None
-        if lane.rejects_at(self._loop.time()):
-            lane.pacer.leave(rider.ticket)
+        """Let the ladder go on with the call, with its place if that is of any use."""
+        lane, now = self._lanes[rider.route], self._loop.time()
+        climber = Climber(rider.call, rider.asked, rider.route, rider.until)
+        if now + WORTHWHILE >= rider.until or lane.rejects_at(now):
+            climber = climber._replace(ticket=rider.ticket)
         elif isinstance(lane.pacer, HandingPacer):
-            context = lane.pacer.lend(rider.ticket)
-        self._climb(Climber(rider.call, rider.asked, rider.route, context))
+            climber = climber._replace(context=lane.pacer.lend(rider.ticket))
+        self._climb(climber)
