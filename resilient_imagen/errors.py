@@ -136,6 +136,7 @@ class ImageGenerationError(Exception):
         self.account_wide = account_wide
         self.usage = usage
         self.never_sent = never_sent
+        self._told = message is not None
         super().__init__(message if message is not None else self._text())
 
     def locate(self, provider: str, model: str) -> None:
@@ -156,7 +157,7 @@ class ImageGenerationError(Exception):
             self.vendor_message = redact(self.vendor_message, secrets=(secret,))
         if self.status_word is not None and _STATUS_WORD.fullmatch(self.status_word) is None:
             self.status_word = redact(self.status_word, secrets=(secret,))
-        if str(self) != self._text():  # else it was made here, of words that are known
+        if self._told:  # else it was made here, of words that are known
             self.args = (redact(str(self), secrets=(secret,)),)
 
     def _text(self) -> str:

@@ -112,6 +112,8 @@ class Lane:
 
     async def tailor(self, request: ImageRequest) -> Tailored:
         """The request as this model takes it: so many references, so many bytes in all."""
+        if not request.references:
+            return Tailored(request)
         info = models.row_for(self.provider.name, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()

@@ -59,5 +59,6 @@ class Turn:
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Hand the permit back without a vote; harmless when it was settled already."""
         if self.permit is not None and not (only_if_stale and not self.permit.stale):
-            self.permit.settle(Verdict.NEUTRAL)
+            if not self.permit.settled:
+                self.permit.settle(Verdict.NEUTRAL)
             self.permit = None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 from opentelemetry import trace
 from telemetry_kit import World, play
 
-from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen import ImageClient, ImageResult, Reason, Settings
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import Usage
 from resilient_imagen.telemetry.background import Background
@@ -273,3 +276,70 @@ def test_the_recording_sink_answers_questions() -> None:
         record.last(Warned)
     record.clear()
     assert record.events == []
+
+
+def test_what_nobody_wants_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an SDK, and with lines below the level that is read, a healthy call is silent."""
+    told: list[str] = []
+    monkeypatch.setattr(Hub, "tell", lambda _hub, event: told.append(type(event).__name__))
+
+    async def use(*sinks: Any) -> None:
+        google, openai = FakeProvider("google"), FakeProvider("openai")
+        async with ImageClient(Settings(), providers=[google, openai], sinks=sinks) as client:
+            told.clear()
+            await client.generate("a lighthouse")
+            if not sinks:
+                assert told == []
+                google.fail(Reason.OVERLOADED, status=503, times=3)
+                await client.generate("a lighthouse")
+
+    run_virtual(use())
+    assert told == [*["AttemptEnded"] * 2, "BreakerChanged", "AttemptEnded", "FellBack"]
+    run_virtual(use(RecordingSink()))
+    assert told == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
+
+
+LATER = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+async def main():
+    exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = Settings(routes="google:gemini-3-pro-image")
+    async with ImageClient(settings, providers=[FakeProvider("google")]) as client:
+        await client.generate("a lighthouse")
+        trace.set_tracer_provider(tracers)
+        metrics.set_meter_provider(MeterProvider([reader]))
+        await client.generate("a lighthouse")
+        scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
+        points = {m.name: m.data.data_points for scope in scopes for m in scope.metrics}
+        print(len(exporter.get_finished_spans()), points["imagegen.operation.attempts"][0].count)
+
+run_virtual(main())
+"""
+
+
+def test_providers_may_be_set_after_the_client_was_made() -> None:
+    """From the next call on there are spans and metrics."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATER], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("2 1\n", "")
+
+
+def test_an_event_is_a_frozen_dataclass_with_its_defaults() -> None:
+    """However quickly it was filled."""
+    event = warned(1)
+    assert event == warned(1) != warned(2)
+    assert event.call_id == ""
+    assert dataclasses.replace(event, code="other").code == "other"
+    assert repr(event) == "Warned(at=1.0, call_id='', code='n', message='1')"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.code = "x"  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import subprocess
@@ -338,6 +339,29 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
         structlog.reset_defaults()
     events = [json.loads(call.args[0])["event"] for call in caught.calls]
     assert events == [name for _, name in STORY]
+
+
+def test_another_configuration_holds_from_the_next_line_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logger is kept while it is the same; so does one that prints know today's stream."""
+    try:
+        structlog.configure(processors=[structlog.processors.JSONRenderer()])
+        play(World.ask)
+        printed = capsys.readouterr().out
+        assert printed.count("imagegen.request.completed") == 1
+        elsewhere = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", elsewhere)
+        play(World.ask)
+        assert elsewhere.getvalue().count("imagegen.request.completed") == 1
+        with structlog.testing.capture_logs() as caught:
+            play(World.ask)
+        assert [line["event"] for line in caught][-1] == "imagegen.request.completed"
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        play(World.ask)
+        assert elsewhere.getvalue().count("imagegen.request.completed") == 1
+    finally:
+        structlog.reset_defaults()
 
 
 _QUIET = """

@@ -75,7 +75,8 @@ class Machine:
     def success(self, now: float) -> None:
         """Count a success, `now` in the gate's seconds; may close the circuit."""
         self._storage.rule.success(now)
-        self._circuit.call(_succeed)
+        if self._storage.state != pybreaker.STATE_CLOSED:  # else nothing would come of it
+            self._circuit.call(_succeed)
 
     def failure(self, now: float) -> None:
         """Count a failure; may open the circuit."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, TypeAlias
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from resilient_imagen.reasons import Reason
@@ -12,7 +12,7 @@ from resilient_imagen.telemetry import names
 from resilient_imagen.telemetry.outgoing import safe_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from resilient_imagen.breaker import BreakerNumbers
     from resilient_imagen.telemetry import events
@@ -41,6 +41,23 @@ _FINISH: Final = re.compile(r"[A-Z_]{1,40}")
 _PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
 
 
+_E = TypeVar("_E", bound="events.Event")
+
+
+def _once(make: Callable[[_E], Attributes]) -> Callable[[_E], Attributes]:
+    """Keep what was made of an event with it: spans and log lines say the same. Change nothing."""
+    key = f"_{make.__name__}"
+
+    @wraps(make)
+    def of(event: _E) -> Attributes:
+        kept = event.__dict__.get(key)
+        if kept is None:
+            kept = event.__dict__[key] = make(event)
+        return kept
+
+    return of
+
+
 def of_request_start(event: events.RequestStarted) -> Attributes:
     """What is known of a call before anything is sent."""
     return {
@@ -51,6 +68,7 @@ def of_request_start(event: events.RequestStarted) -> Attributes:
     }
 
 
+@_once
 def of_request_end(event: events.RequestEnded) -> Attributes:
     """How a call went: everything one may want to combine in one search."""
     found: Attributes = {
@@ -89,20 +107,17 @@ def request_error(event: events.RequestEnded) -> str | None:
     return None if event.outcome in {"success", "cancelled"} else event.error_type
 
 
+@_once
 def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
     """What is known of a request before it is sent."""
     found: Attributes = {
-        **route(event.provider, event.model, event.base_url),
-        names.GEN_AI_OUTPUT_TYPE: "image",
+        **_of_route(event.provider, event.model, event.base_url),
         names.CALL_ID: event.call_id,
         names.OPERATION: event.operation,
-        names.PROVIDER: event.provider,
-        names.MODEL: event.model,
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: round(event.queue_s, 3),
         names.QUEUE_WAITED: event.queue_s >= WAITED_S,
-        names.BREAKER_NAME: f"{event.provider}:{event.model}",
         names.BREAKER_STATE: event.admitted,
     }
     if event.probe:
@@ -110,6 +125,7 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
     return found
 
 
+@_once
 def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     """How a request ended, and what the breaker made of it."""
     found: Attributes = {
@@ -166,6 +182,7 @@ def _outcome(event: events.AttemptEnded) -> str:
     return "success" if event.error_type is None else names.OTHER_ERROR
 
 
+@_once
 def of_reject(event: events.ShortCircuited) -> Attributes:
     """What the breaker thought when it skipped a route."""
     numbers = event.breaker
@@ -194,6 +211,18 @@ def breaker_numbers(numbers: BreakerNumbers) -> Attributes:
         names.BREAKER_WINDOW: numbers.window_calls,
         names.BREAKER_CONSECUTIVE: numbers.consecutive,
         names.BREAKER_THRESHOLD: numbers.failure_threshold,
+    }
+
+
+@lru_cache(maxsize=256)
+def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
+    """What is the same for every request of a route."""
+    return {
+        **route(provider, model, base_url),
+        names.GEN_AI_OUTPUT_TYPE: "image",
+        names.PROVIDER: provider,
+        names.MODEL: model,
+        names.BREAKER_NAME: f"{provider}:{model}",
     }
 
 

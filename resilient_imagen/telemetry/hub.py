@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from resilient_imagen.telemetry.background import Background
 from resilient_imagen.telemetry.events import AttemptEnded, RequestEnded
@@ -36,6 +36,15 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosySink(Sink, Protocol):
+    """A sink that may have nobody to pass on to: then events need not be put together for it."""
+
+    def wants(self, kind: type[Event], *, failed: bool) -> bool:
+        """Whether it would make something of such an event now. Asked before every one."""
+        ...
+
+
 class Hub:
     """The one place through which events leave.
 
@@ -50,6 +59,21 @@ class Hub:
         self._reversed = tuple(reversed(inline))
         self._background = Background(others, self._tell) if others else None
         self._complained: set[int] = set()
+        choosy = tuple(sink for sink in sinks if isinstance(sink, ChoosySink))
+        self._choosy = choosy if len(choosy) == len(sinks) else ()
+        """All of them, if each says what it wants; else somebody wants to be told everything."""
+
+    def wants(self, kind: type[Event], *, failed: bool = False) -> bool:
+        """Whether any sink makes something of such an event, so that it is worth putting together.
+
+        Args:
+            kind: Its type.
+            failed: It is about a failure.
+        """
+        for sink in self._choosy:
+            if sink.wants(kind, failed=failed):
+                return True
+        return not self._choosy
 
     def tell(self, event: Event) -> None:
         """Tell every sink; never raises."""

@@ -16,7 +16,7 @@ from resilient_imagen.telemetry.outgoing import safe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["LINES", "Line"]
+__all__ = ["LEVELS", "LINES", "Line"]
 
 Line: TypeAlias = "tuple[int, str, Callable[[], Mapping[str, Any]]]"
 """Level, name, and the rest, which is put together only if somebody reads it."""
@@ -194,3 +194,13 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line]]] = {
     events.RequestEnded: _request_ended,
     events.Warned: _warned,
 }
+
+LEVELS: Final[Mapping[type[events.Event], tuple[int, int]]] = {
+    events.RequestStarted: (logging.DEBUG, logging.DEBUG),
+    events.AttemptEnded: (logging.INFO, logging.ERROR),
+    events.RetryScheduled: (logging.INFO, logging.INFO),
+    events.FellBack: (logging.WARNING, logging.WARNING),
+    events.ShortCircuited: (logging.INFO, logging.INFO),
+    events.RequestEnded: (logging.INFO, logging.ERROR),
+}
+"""The highest level that a line may have, where all is well and where it is about a failure."""

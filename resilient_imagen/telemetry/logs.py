@@ -14,12 +14,13 @@ import json
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from operator import is_not
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import trace
 
 from resilient_imagen.telemetry import names
-from resilient_imagen.telemetry.lines import LINES
+from resilient_imagen.telemetry.lines import LEVELS, LINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,15 +59,28 @@ class LogSink:
     def __init__(self, spans: SpanSink | None = None) -> None:
         self._spans = spans
 
+    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:
+        """Whether a line about it may be let through."""
+        levels = LEVELS.get(kind)
+        if levels is None:
+            return False
+        structlog = sys.modules.get("structlog")
+        return (structlog is not None and structlog.is_configured()) or _logger.isEnabledFor(
+            levels[failed]
+        )
+
     def handle(self, event: events.Event) -> None:
         """Write the line, if its level is let through."""
         compose = LINES.get(type(event))
         if compose is None:
             return
         level, name, details = compose(event)
-        write = _writer(level)
+        write = _written(level)
         if write is not None:
-            write(name, {**self._common(event), **_without_prefix(details())})
+            line = self._common(event)
+            for key, value in details().items():
+                line[_KEYS[key]] = value
+            write(name, line)
 
     def _common(self, event: events.Event) -> dict[str, Any]:
         """When, in which call, in which trace."""
@@ -96,42 +110,70 @@ class _Keys(dict[str, str]):
 _KEYS: Final = _Keys()
 
 
-def _without_prefix(details: Mapping[str, Any]) -> dict[str, Any]:
-    return {_KEYS[name]: value for name, value in details.items()}
-
-
 # -- where lines go ---------------------------------------------------------------------------
 
 
-def _writer(level: int) -> Callable[[str, dict[str, Any]], None] | None:
-    """How to write a line of this level, or None when nobody would read it."""
+Write: TypeAlias = "Callable[[str, dict[str, Any]], None]"
+"""Writes a line, of a name and keys with their values."""
+
+
+def _written(level: int) -> Write | None:
+    """How lines of this level are written, or None when nobody would read them."""
     structlog = sys.modules.get("structlog")  # who has not imported it has not configured it
     if structlog is not None and structlog.is_configured():
-        return _structlog_writer(structlog, level)
+        return _pipeline.writer(structlog, level)
     if not _logger.isEnabledFor(level):
         return None
 
     def write(name: str, details: dict[str, Any]) -> None:
-        _logger.log(level, "%s", _rendered(name, details), extra={"event": name, **details})
+        _logger.log(level, "%s", _Rendered(name, details), extra={"event": name, **details})
 
     return write
 
 
-def _structlog_writer(structlog: Any, level: int) -> Callable[[str, dict[str, Any]], None] | None:
+class _Pipeline:
+    """The application's structlog logger, made anew when anything it was made of has changed."""
+
+    def __init__(self) -> None:
+        self._made_of: tuple[object, ...] = ()
+        self._logger: Any = None
+
+    def writer(self, structlog: Any, level: int) -> Write | None:
+        """How lines of this level are written, or None when the pipeline lets none through."""
+        # Loggers that print keep the stream that was there when they were made.
+        made_of = (*structlog.get_config().values(), sys.stdout, sys.stderr)
+        if len(made_of) != len(self._made_of) or any(map(is_not, made_of, self._made_of)):
+            self._logger, self._made_of = _bound(structlog), made_of
+        logger = self._logger
+        # Asked of the class: some wrappers take any attribute for a log method.
+        if hasattr(type(logger), "is_enabled_for") and not logger.is_enabled_for(level):
+            return None
+        method = getattr(logger, _METHODS[level])
+        return lambda name, details: method(name, **details)
+
+
+_pipeline: Final = _Pipeline()
+
+
+def _bound(structlog: Any) -> Any:
     try:
-        bound = structlog.get_logger(_NAME).bind()  # as configured now; never kept
+        return structlog.get_logger(_NAME).bind()
     except TypeError:  # the application's factory makes one logger for all, whatever the name
-        bound = structlog.get_logger().bind()
-    # Asked of the class: some wrappers take any attribute for a log method.
-    if hasattr(type(bound), "is_enabled_for") and not bound.is_enabled_for(level):
-        return None
-    method = getattr(bound, _METHODS[level])
-    return lambda name, details: method(name, **details)
+        return structlog.get_logger().bind()
 
 
-def _rendered(name: str, details: Mapping[str, Any]) -> str:
-    """``name key=value …``, for formatters that show the message alone."""
-    return " ".join([name, *(f"{key}={_value(value)}" for key, value in details.items())])
+class _Rendered:
+    """``name key=value …``, for formatters that show the message alone; made when they do."""
+
+    def __init__(self, name: str, details: Mapping[str, Any]) -> None:
+        self._name = name
+        self._details = details
+
+    def __str__(self) -> str:
+        pairs = (f"{key}={_value(value)}" for key, value in self._details.items())
+        return " ".join([self._name, *pairs])
+
+    __repr__ = __str__
 
 
 def _value(value: Any) -> str:

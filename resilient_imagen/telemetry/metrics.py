@@ -16,7 +16,7 @@ from opentelemetry.metrics import Observation
 from resilient_imagen.breaker import BreakerState
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
-from resilient_imagen.telemetry.outgoing import safe_name
+from resilient_imagen.telemetry.outgoing import is_silent, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +56,7 @@ class MetricSink:
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._to = _instruments(meter_provider)
+        self._live = meter_provider is not None
         self._configured: set[str] = set()
         self._gates: list[Gate] = []
         self._answering: set[str] = set()
@@ -69,6 +70,12 @@ class MetricSink:
             events.ShadowDiffered: self._shadow_differed,
             events.RequestEnded: self._request_ended,
         }
+
+    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:  # noqa: ARG002 - as others
+        """Whether anybody counts: from the first call on that begins after a provider was set."""
+        if kind is events.RequestStarted and not self._live:
+            self._live = not is_silent(metrics.get_meter_provider())
+        return self._live and kind in self._handlers
 
     def handle(self, event: events.Event) -> None:
         """Count it."""

@@ -20,7 +20,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.inference import as_the_inference
-from resilient_imagen.telemetry.outgoing import safe
+from resilient_imagen.telemetry.outgoing import is_silent, safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,6 +90,7 @@ class SpanSink:
         self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
+        self._live = tracer_provider is not None
         self._capture_content = capture_content
         self._traces: WeakValueDictionary[str, _Trace] = WeakValueDictionary()
         self._openers: OrderedDict[str, SpanContext] = OrderedDict()
@@ -104,6 +105,12 @@ class SpanSink:
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
         }
+
+    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:  # noqa: ARG002 - as others
+        """Whether anybody traces: from the first call on that begins after a provider was set."""
+        if kind is events.RequestStarted and not self._live:
+            self._live = not is_silent(trace.get_tracer_provider())
+        return self._live
 
     def handle(self, event: events.Event) -> None:
         """Start, enrich or end a span."""
@@ -197,7 +204,7 @@ class SpanSink:
             return
         found = attributes.of_attempt(event)
         if opened.prompt is not None:
-            found[names.GEN_AI_INPUT_MESSAGES] = _messages(opened.prompt)
+            found = {**found, names.GEN_AI_INPUT_MESSAGES: _messages(opened.prompt)}
         context = trace.set_span_in_context(opened.root)
         span = self._tracer.start_span(
             f"{names.GENERATE_CONTENT} {event.model}",

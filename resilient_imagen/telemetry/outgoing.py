@@ -7,16 +7,23 @@ second lock, for every text that a sink writes.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
 from resilient_imagen.redaction import redact
 
-__all__ = ["safe", "safe_name"]
+__all__ = ["is_silent", "safe", "safe_name"]
 
 _MAX_TEXT: Final = 300
 """Characters of a text that leave."""
 _NAME: Final = re.compile(r"(?!AIza|AQ\.|ya29|sk-|eyJ)[\w.:/@-]{1,63}")
 """A vendor's name for a model or an answer: too short for a picture, and unlike any key."""
+
+
+@cache
+def is_silent(provider: object) -> bool:
+    """Whether a provider of spans or metrics is OpenTelemetry's API's own, which keeps none."""
+    return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
 
 def safe(text: object, limit: int = _MAX_TEXT) -> str:

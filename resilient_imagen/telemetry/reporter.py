@@ -30,6 +30,8 @@ class Reporter:
 
     def request_started(self, call: Call) -> None:
         """A caller asked for an image."""
+        if not self._hub.wants(events.RequestStarted):
+            return
         primary = call.lanes[0]
         self._hub.tell(
             events.RequestStarted(
@@ -51,6 +53,8 @@ class Reporter:
 
     def attempt_started(self, call: Call, turn: Turn, permit: Permit) -> None:
         """A request is about to be sent."""
+        if not self._hub.wants(events.AttemptStarted):
+            return
         self._hub.tell(
             events.AttemptStarted(
                 at=_now(),
@@ -76,6 +80,8 @@ class Reporter:
         attempt: Attempt,
     ) -> None:
         """A request delivered."""
+        if not self._hub.wants(events.AttemptEnded):
+            return
         self._hub.tell(
             events.AttemptEnded(
                 **_of_attempt(call, turn, settlement, attempt),
@@ -100,18 +106,23 @@ class Reporter:
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
         ours = error if isinstance(error, ImageGenerationError) else None
-        vendor_error = None if ours is None else ours.vendor_error
-        self._hub.tell(
-            events.AttemptEnded(
-                **_of_attempt(call, turn, settlement, attempt),
-                status=attempt.status,
-                retry_in=turn.retry_in,
-                cut_short=cut_short,
-                error_type=vendor_error or type(error).__name__,
-                vendor_message=None if ours is None else ours.vendor_message,
+        if self._hub.wants(events.AttemptEnded, failed=True):
+            vendor_error = None if ours is None else ours.vendor_error
+            self._hub.tell(
+                events.AttemptEnded(
+                    **_of_attempt(call, turn, settlement, attempt),
+                    status=attempt.status,
+                    retry_in=turn.retry_in,
+                    cut_short=cut_short,
+                    error_type=vendor_error or type(error).__name__,
+                    vendor_message=None if ours is None else ours.vendor_message,
+                )
             )
-        )
-        if ours is not None and turn.retry_in is not None:
+        if (
+            ours is not None
+            and turn.retry_in is not None
+            and self._hub.wants(events.RetryScheduled)
+        ):
             self._hub.tell(
                 events.RetryScheduled(
                     at=_now(),
@@ -128,6 +139,8 @@ class Reporter:
 
     def short_circuited(self, call: Call, lane: Lane, rejection: Rejection) -> None:
         """A route was skipped by its breaker."""
+        if not self._hub.wants(events.ShortCircuited):
+            return
         self._hub.tell(
             events.ShortCircuited(
                 at=_now(),
@@ -160,6 +173,8 @@ class Reporter:
 
     def fell_back(self, call: Call, left: Lane, following: Lane, cause: Reason) -> None:
         """A route was left for the next one."""
+        if not self._hub.wants(events.FellBack):
+            return
         self._hub.tell(
             events.FellBack(
                 at=_now(),
@@ -174,6 +189,8 @@ class Reporter:
         self, call: Call, *, result: ImageResult | None, error: BaseException | None
     ) -> None:
         """The call is over."""
+        if not self._hub.wants(events.RequestEnded, failed=result is None):
+            return
         ours = error if isinstance(error, ImageGenerationError) else None
         if result is not None:
             outcome = "success"
