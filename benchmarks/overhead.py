@@ -13,6 +13,7 @@ what it costs to await the provider alone is taken off.
 - logs: structlog's JSON from level INFO on, to the null device. Two lines a call.
 - everything: both.
 - fallback: as nothing, but Google refuses each call and OpenAI serves it; the breaker stays closed.
+  Its two warnings are put together, and nobody reads them.
 
 Goals per call: 250 µs with everything, 50 µs with nothing, 100 µs for a fallback. They were set
 where one span of the SDK took 15.9 µs; that span, of a tracer got once, is the yardstick by which
