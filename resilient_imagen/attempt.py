@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
 
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
@@ -30,8 +30,7 @@ _SAME_MOMENT = 1e-3
 """Seconds by which a timer and the clock may disagree about the deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """A delivered picture after it was made to fit."""
 
     data: bytes
@@ -40,8 +39,7 @@ class Finished:
     """What was done to make it fit, in words; None when the bytes passed untouched."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """A picture, ready for the caller, and the route it came by."""
 
     lane: Lane

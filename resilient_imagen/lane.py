@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.breaker import BreakerState
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Lane", "Tailored"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tailored:
+class Tailored(NamedTuple):
     """A request cut to what one model takes."""
 
     request: ImageRequest
