@@ -6,7 +6,8 @@ The steps are the real Lua. Beside them runs an oracle, written from the protoco
 - a lease ends at its deadline, which only its holder can move; asking in vain moves nothing;
 - the first to ask once an opening is over begins the round;
 - only what was seen in the present state counts: successes close, failures open again, and a
-  failure that may be the worker's own trouble needs a second worker, or nobody else at work.
+  failure that may be the worker's own trouble needs a second worker, or nobody else to be there;
+- who has said goodbye, or nothing for a minute, is not there.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ from hypothesis.stateful import (
 )
 from lua_store import LuaStore
 
-from resilient_imagen.fleet.steps import LEASE, OPEN, RELEASE, SETTLE, VOTE, Script, Step
+from resilient_imagen.fleet.steps import (
+    LEASE,
+    LEAVE,
+    OPEN,
+    RELEASE,
+    SETTLE,
+    VOTE,
+    Script,
+    Step,
+)
 
 KEYS = ("circuit", "leases", "workers", "seen")
 WORKERS = ("a", "b", "c", "d")
 DEADLINE = 61.0
 PAUSE = 60.0
-WINDOW = 300.0
 SILENCE = 60.0
 """Seconds after which a worker that says nothing is not counted."""
 
@@ -59,21 +68,16 @@ class Oracle:
     successes: int = 0
     witnesses: set[str] = field(default_factory=set)
     leases: dict[str, float] = field(default_factory=dict)
-    active: dict[str, float] = field(default_factory=dict)
-    """When each worker last saw an outcome."""
     seen: dict[str, float] = field(default_factory=dict)
     """When each worker was last heard of."""
 
     def live(self) -> dict[str, float]:
         return {token: end for token, end in self.leases.items() if end > self.now}
 
-    def touch(self, worker: str, *, active: bool = False) -> None:
+    def touch(self, worker: str) -> None:
         self.seen[worker] = self.now
-        if active:
-            self.active[worker] = self.now
         for who in [who for who, when in self.seen.items() if when <= self.now - SILENCE]:
             del self.seen[who]
-            self.active.pop(who, None)
 
     def move(self, state: str) -> None:
         self.state, self.generation = state, self.generation + 1
@@ -101,22 +105,19 @@ class Oracle:
 
     def fail(self, worker: str, token: str, generation: int, *, answered: bool) -> None:
         self.leases = self.live()
-        self.touch(worker, active=True)
+        self.touch(worker)
         if generation != self.generation:
             return
         if self.state == "half_open" and not answered:
             self.witnesses.add(worker)
-            others = any(
-                when > self.now - WINDOW for who, when in self.active.items() if who != worker
-            )
-            if others and self.witnesses == {worker}:
+            if set(self.seen) != {worker} and self.witnesses == {worker}:
                 self.leases.pop(token, None)
                 return
         self.open()
 
     def succeed(self, worker: str, token: str, generation: int) -> None:
         self.leases = self.live()
-        self.touch(worker, active=True)
+        self.touch(worker)
         self.leases.pop(token, None)
         if generation == self.generation and self.state != "closed":
             self.successes += 1
@@ -127,6 +128,10 @@ class Oracle:
     def release(self, token: str) -> None:
         self.leases = self.live()
         self.leases.pop(token, None)
+
+    def leave(self, worker: str) -> None:
+        self.leases = self.live()
+        self.seen.pop(worker, None)
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,9 @@ class LeaseProtocol(RuleBasedStateMachine):
     @initialize(places=st.sampled_from([1, 1, 1, 2]))
     def begin(self, places: int) -> None:
         self.oracle = Oracle(places, now=self.now)
-        told = self.take(VOTE, "a", "", 0, "", 1, 0, 0, 0, 0, 0, "", "", 3, 0.5, 6, 1)
+        told = self.take(VOTE, "a", "", 0, "", 1, 0, 0, 0, 0, 0, "", "", 3, 0.5, 6)
         self.epoch = told["epoch"]
-        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, 1, 0, "", 1)
+        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, 1, 0, "")
         self.oracle.fail("a", "", 1, answered=True)
 
     def take(self, script: Script, worker: str, *arguments: Any) -> dict[str, Any]:
@@ -198,6 +203,11 @@ class LeaseProtocol(RuleBasedStateMachine):
     def claim_what_was_seen_while_cut_off(self, worker: str, answered: bool) -> Message:
         kind = "succeed" if answered else "fail"
         return Message(worker, kind, "", self.heard[worker], answered)
+
+    @rule(target=messages, worker=st.sampled_from(WORKERS))
+    def say_goodbye(self, worker: str) -> Message:
+        """A probe of its that is still on its way keeps its place."""
+        return Message(worker, "leave", "", self.heard[worker])
 
     @rule(target=messages, permission=permissions)
     def begin_to_send(self, permission: Permission) -> Message:
@@ -265,7 +275,10 @@ class LeaseProtocol(RuleBasedStateMachine):
         if message.kind == "fail":
             oracle.fail(worker, token, message.generation, answered=message.answered)
             opening = (micros(PAUSE), "timeout", "timed out", int(message.answered), 1, 0)
-            return False, self.take(OPEN, worker, *fence, *opening, token, micros(WINDOW))
+            return False, self.take(OPEN, worker, *fence, *opening, token)
+        if message.kind == "leave":
+            oracle.leave(worker)
+            return False, self.take(LEAVE, worker)
         oracle.release(token)
         return False, self.take(RELEASE, worker, token)
 
@@ -275,19 +288,18 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.oracle.now = self.now
         self.store.expires.clear()  # in an hour without a word it would forget, as it should
 
-    @rule(hours=st.sampled_from([1, 24]))
-    def another_server_takes_over_whose_clock_is_behind(self, hours: int) -> None:
-        """What was left of each duration at the last step is left still."""
+    @rule(hours=st.sampled_from([1, 24]), first=st.sampled_from(["release", "leave"]))
+    def another_server_takes_over_whose_clock_is_behind(self, hours: int, first: str) -> None:
+        """What was left of each duration at the last step is left still, whoever speaks first."""
         self.now -= 3600.0 * hours
         oracle = self.oracle
         seconds = self.last_step - self.now
         oracle.until -= seconds
         oracle.leases = {token: end - seconds for token, end in oracle.leases.items()}
-        oracle.active = {who: when - seconds for who, when in oracle.active.items()}
         oracle.seen = {who: when - seconds for who, when in oracle.seen.items()}
         oracle.now = self.now
         self.store.expires = {key: when - seconds for key, when in self.store.expires.items()}
-        self.act(Message("a", "release", "nobody", 0))
+        self.act(Message("a", first, "nobody", 0))
 
     # -- what must always be so -------------------------------------------------------------------
 

@@ -61,8 +61,6 @@ def test_one_sick_worker_opens_for_itself_alone(reason: Reason) -> None:
     async def scene(sea: Sea) -> None:
         async with crew(sea, 4) as workers:
             sick, *healthy = workers
-            for worker in healthy:
-                await worker.request()
             for pause in (61, 61, 61):
                 await sick.fail(3, reason)
                 assert sick.state == "open"
@@ -109,17 +107,95 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
     sail(scene)
 
 
-def test_a_worker_alone_decides_alone() -> None:
-    """Where nobody else has seen an outcome for the length of the window, one witness is all."""
+@pytest.mark.parametrize("others", ["fresh", "on their first image", "idle for long"])
+@pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.UNAUTHENTICATED])
+def test_workers_that_have_seen_nothing_count_all_the_same(others: str, reason: Reason) -> None:
+    """Eight are there and one is sick; it opens for itself, whatever the others have to do."""
 
     async def scene(sea: Sea) -> None:
-        async with crew(sea, 3) as workers:
-            for worker in workers:
-                await worker.request()
-            await asyncio.sleep(301)
-            await workers[0].fail(3, Reason.CONNECTION)
+        async with crew(sea, 8) as workers:
+            sick, *healthy = workers
+            takes = 10.0 if others == "on their first image" else 0.0
+            images = [asyncio.ensure_future(worker.request(takes=takes)) for worker in healthy]
+            await asyncio.sleep({"idle for long": 301.0}.get(others, 0.0))
+            await sick.fail(3, reason)
+            await news()
+            assert (sick.state, states(healthy)) == ("open", {"closed"})
+            await asyncio.gather(*images)
+
+    sail(scene)
+
+
+@pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.TIMEOUT])
+def test_what_only_one_busy_worker_sees_is_confirmed_by_the_next_to_ask(reason: Reason) -> None:
+    """An outage while the others are idle: the busy one stays away by itself, longer each time.
+
+    The first of the others that asks fails once, and everybody knows.
+    """
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            busy, *idle = workers
+            await busy.fail(3, reason)
+            for pause in (60, 120, 240):
+                await news()
+                assert (busy.state, states(idle)) == ("open", {"closed"})
+                assert busy.gate.numbers().retry_after == pytest.approx(pause, abs=1)
+                await asyncio.sleep(pause)
+                await busy.fail(1, reason)
+            await idle[0].fail(1, reason)
             await news()
             assert states(workers) == {"open"}
+
+    sail(scene)
+
+
+def test_a_round_of_probes_is_not_ended_by_one_sick_worker_after_a_long_opening() -> None:
+    """Ten minutes without an outcome: its probe cannot connect, and the next one still decides."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 4) as workers:
+            await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
+            await asyncio.sleep(601)
+            await workers[3].fail(1, Reason.CONNECTION)
+            await news()
+            assert workers[3].state == "open"
+            await workers[1].request()
+            await news()
+            assert states(workers) == {"closed"}
+
+    sail(scene)
+
+
+def test_a_worker_alone_decides_alone() -> None:
+    """Where there is no other one, one witness is all; a newcomer then finds it open."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 1) as (worker,):
+            await worker.fail(3, Reason.CONNECTION)
+            async with crew(sea, 1) as (newcomer,):
+                assert newcomer.state == "open"
+
+    sail(scene)
+
+
+@pytest.mark.parametrize(
+    ("killed", "after", "alone"), [(False, 0, True), (True, 0, False), (True, 61, True)]
+)
+def test_a_worker_whose_others_have_gone_is_alone(killed: bool, after: float, alone: bool) -> None:
+    """Who says goodbye is gone at once; who was killed counts for another minute."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as (worker, other):
+            if killed:
+                other.link.break_off()
+            await other.fleet.aclose()
+            await asyncio.sleep(after)
+            await worker.fail(3, Reason.CONNECTION)
+            await news()
+            assert worker.state == "open"
+            shared = worker.gate.snapshot()["fleet"]["state"]
+            assert shared == ("open" if alone else "closed")
 
     sail(scene)
 
@@ -225,21 +301,16 @@ def test_the_quorum_under_any_history(history: list[tuple[int, Reason | None]]) 
         async with crew(sea, 4, fail_max=3, min_calls=1000) as workers:
             row: list[tuple[int, Reason]] = []
             own: list[int] = [0] * 4
-            active = set[int]()
             for who, reason in history:
                 if own[who] >= 3:
                     assert isinstance(await workers[who].request(reason), Rejection)
                     continue
                 await workers[who].request(reason)
                 await news()
-                active.add(who)
                 row = [*row, (who, reason)] if reason else []
                 own[who] = own[who] + _weight(reason) if reason else 0
-                quorum = (
-                    any(each in ANSWERS for _, each in row)
-                    or len({each for each, _ in row}) > 1
-                    or active == {who}
-                )
+                answered = any(each in ANSWERS for _, each in row)
+                quorum = answered or len({each for each, _ in row}) > 1
                 opened = sum(_weight(each) for _, each in row) >= 3 and quorum
                 shared = {worker.gate.snapshot()["fleet"]["state"] for worker in workers}
                 assert shared == {"open" if opened else "closed"}

@@ -88,11 +88,11 @@ class Speaker:
             vote, weight, answered, share, calls, failures = action[3:]
             rest: tuple[Any, ...] = (
                 *(vote, weight, int(answered), int(share), max(calls, failures), failures),
-                *(HOUR, "overloaded", "503", 3, 0.5, 6, HOUR),
+                *(HOUR, "overloaded", "503", 3, 0.5, 6),
             )
         elif script is OPEN:
             pause, answered, claim, openings, token = action[3:]
-            rest = (pause, "timeout", "timed out", int(answered), int(claim), openings, token, HOUR)
+            rest = (pause, "timeout", "timed out", int(answered), int(claim), openings, token)
         else:
             rest = action[3:]
         return Step(script, keys, (*fixed, *fence, *rest))

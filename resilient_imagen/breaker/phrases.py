@@ -97,7 +97,6 @@ class Phrases:
             int(claim),
             circuit.openings,
             token,
-            microseconds(circuit.config.window),
         )
 
     def settled(self, record: Record, circuit: Circuit, token: str, successes: int) -> Step:
@@ -146,7 +145,6 @@ class Phrases:
             config.fail_max,
             config.failure_rate,
             config.min_calls,
-            microseconds(config.window),
         )
 
     def _fenced(self, script: Script, record: Record, *arguments: str | float) -> Step:

@@ -10,7 +10,8 @@ Who opens what:
 - What this process sees counts in its own circuit, by its own rules. That opens for itself, at
   once, whatever the others say (`Circuit`).
 - It also counts in the fleet's record, with the quorum rule of `fleet/lua/vote.lua`. That opens for
-  everybody.
+  everybody. What may be one worker's own trouble needs a second worker, for as long as there is
+  one, busy or not: until another one asks, and fails, who sees it stays away by itself.
 - A hint of the server or a used-up quota concerns the account: it opens for everybody at once.
 - While the fleet's record is open or half-open, a probe needs its lease. `reserve` gives the permit
   right away and asks for the lease meanwhile; until it is there the permit is `stale`, so it is

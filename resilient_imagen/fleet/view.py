@@ -110,7 +110,7 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
     probes = await ask("ZCOUNT", address.key("leases", name), now, "+inf")
     state = record.get("state", "closed")
     counted = [entry.split(":") for entry in workers.values()]
-    present = [entry for entry in counted if entry[1] == record.get("generation")]
+    present = [entry for entry in counted if entry[0] == record.get("generation")]
     return RouteView(
         route=name,
         state=state,
@@ -120,8 +120,8 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
         why=record.get("cause") or None,
         brief=record.get("brief") or None,
         failures_in_a_row=int(record.get("streak", 0)),
-        window_calls=sum(int(entry[2]) for entry in present),
-        window_failures=sum(int(entry[3]) for entry in present),
+        window_calls=sum(int(entry[1]) for entry in present),
+        window_failures=sum(int(entry[2]) for entry in present),
         probes=int(probes),
         workers=int(live),
     )

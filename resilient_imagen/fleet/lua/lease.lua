@@ -3,7 +3,7 @@
 -- ARGV  token, deadline (duration), half_open_calls
 local token, deadline = ARGV[4], tonumber(ARGV[5])
 local granted = false
-touch(false, '0', '0')
+touch('0', '0')
 record.places = tonumber(ARGV[6])
 if record.state == 'open' and now >= record.till then
   move('half_open')

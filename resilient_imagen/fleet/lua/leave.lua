@@ -1,4 +1,5 @@
 -- A worker says goodbye.
 redis.call('HDEL', WORKERS, WORKER)
 redis.call('ZREM', SEEN, WORKER)
+save()
 return told()

@@ -8,15 +8,14 @@
 -- memory: a record in which nothing has happened yet believes it.
 --
 -- ARGV  epoch, generation, pause, cause, brief, answered (0, 1), claim (0, 1), openings (so far,
---       for a record without memory), token (of the probe), window
+--       for a record without memory), token (of the probe)
 local pause, cause, brief = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local answered, claim, openings = ARGV[9] == '1', ARGV[10] == '1', tonumber(ARGV[11])
-local window = tonumber(ARGV[13])
 
-touch(claim, '0', '0')
+touch('0', '0')
 if same(ARGV[4], ARGV[5]) then
   if claim and record.state == 'half_open' and not answered and sole_witness()
-    and not alone(window) then
+    and not alone() then
     redis.call('ZREM', LEASES, ARGV[12])
     publish()
   elseif claim then

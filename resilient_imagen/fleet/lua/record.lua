@@ -30,11 +30,6 @@ if back > 0 then
       redis.call('ZINCRBY', key, whole(-back), member)
     end
   end
-  local entries = redis.call('HGETALL', WORKERS)
-  for i = 1, #entries, 2 do
-    local active, rest = string.match(entries[i + 1], '^(%d+)(:.*)$')
-    redis.call('HSET', WORKERS, entries[i], whole(math.max(tonumber(active) - back, 0)) .. rest)
-  end
 end
 
 redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', whole(now))
@@ -108,29 +103,22 @@ local function open(pause, cause, brief)
   publish()
 end
 
--- Every worker heard of: when it last saw how a request ended, and what it counts.
+-- What every worker heard of has counted, and in which state.
 local function workers()
   local found = {}
   local entries = redis.call('HGETALL', WORKERS)
   for i = 1, #entries, 2 do
-    local active, generation, calls, failures =
-      string.match(entries[i + 1], '(%d+):(%d+):(%d+):(%d+)')
+    local generation, calls, failures = string.match(entries[i + 1], '(%d+):(%d+):(%d+)')
     found[#found + 1] = {
-      name = entries[i], active = tonumber(active), generation = tonumber(generation),
-      calls = tonumber(calls), failures = tonumber(failures),
+      generation = tonumber(generation), calls = tonumber(calls), failures = tonumber(failures),
     }
   end
   return found
 end
 
--- Whether no other worker has seen how a request ended for as long as `window`.
-local function alone(window)
-  for _, worker in ipairs(workers()) do
-    if worker.name ~= WORKER and worker.active > now - window then
-      return false
-    end
-  end
-  return true
+-- Whether no other worker is there, busy or not. The caller has said that it is.
+local function alone()
+  return redis.call('ZCARD', SEEN) == 1
 end
 
 -- The worker has seen a failure. Whether it is the only one that has, since the last success or,
@@ -144,12 +132,10 @@ local function sole_witness()
   return record.witness ~= '*'
 end
 
--- The worker is alive; with `active`, it has just seen how a request ended.
-local function touch(active, calls, failures)
-  local entry = redis.call('HGET', WORKERS, WORKER)
-  local last = active and whole(now) or entry and string.match(entry, '^%d+') or '0'
+-- The worker is alive, and has counted so much. Those not heard of for long are forgotten.
+local function touch(calls, failures)
   redis.call('HSET', WORKERS, WORKER,
-    last .. ':' .. whole(record.generation) .. ':' .. calls .. ':' .. failures)
+    whole(record.generation) .. ':' .. calls .. ':' .. failures)
   redis.call('ZADD', SEEN, whole(now), WORKER)
   local gone = redis.call('ZRANGEBYSCORE', SEEN, '-inf', whole(now - LIVE), 'LIMIT', 0, 1000)
   if #gone > 0 then

@@ -2,7 +2,7 @@
 -- closed while it was cut off says so too: nobody has seen anything newer, or it would not be
 -- speaking of this state.
 -- ARGV  epoch, generation, token, successes, half_open_calls
-touch(true, '0', '0')
+touch('0', '0')
 redis.call('ZREM', LEASES, ARGV[6])
 if same(ARGV[4], ARGV[5]) and record.state ~= 'closed' then
   record.successes = record.successes + tonumber(ARGV[7])
