@@ -112,9 +112,9 @@ class ImageClient:
         """
         await asyncio.gather(self._join(), *(lane.warm_up() for lane in self._routing.lanes))
 
-    async def _join(self) -> None:
+    async def _join(self, deadline: float = math.inf) -> None:
         if self._fleet is not None:
-            await self._fleet.ready()
+            await self._fleet.ready(deadline)
 
     async def generate(
         self,
@@ -190,7 +190,7 @@ class ImageClient:
         self._reporter.request_started(call)
 
         async def prepare() -> None:
-            await self._join()
+            await self._join(call.deadline)
             await self._load(call, references)
 
         try:
@@ -307,9 +307,18 @@ class ImageClient:
 def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:
     if settings.redis_url is None:
         return None
-    from resilient_imagen.fleet import Address, Fleet
+    from resilient_imagen.fleet import Address, Fleet, account
 
-    return Fleet(Address.parse(settings.redis_url.get_secret_value()), reporter.warned)
+    vendors = {
+        "google": (settings.google_api_key, settings.google_base_url),
+        "openai": (settings.openai_api_key, settings.openai_base_url),
+    }
+    accounts = {
+        vendor: account(None if key is None else key.get_secret_value(), base_url)
+        for vendor, (key, base_url) in vendors.items()
+    }
+    address = Address.parse(settings.redis_url.get_secret_value())
+    return Fleet(address, reporter.warned, accounts=accounts)
 
 
 def _checked_deadline(seconds: float | None) -> float:

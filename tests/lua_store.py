@@ -175,20 +175,22 @@ class Sea:
         self.links: list[SeaLink] = []
         self.links_of: dict[str, list[SeaLink]] = {}
         """Every connection that a worker ever had, the present one last."""
+        self.doors: list[SeaDoor] = []
         self.warnings: list[str] = []
+        self.texts: list[str] = []
+        """What the warnings said."""
 
     def fleet(self) -> Fleet:
         """A worker's part, connected by this sea."""
 
-        async def connect(_address: Address) -> SeaLink:
-            await self.cross()
-            link = SeaLink(self)
-            self.links.append(link)
-            self.links_of.setdefault(fleet.worker, []).append(link)
-            return link
+        def warn(code: str, text: str) -> None:
+            self.warnings.append(code)
+            self.texts.append(text)
 
-        fleet = Fleet(ADDRESS, lambda code, _: self.warnings.append(code), connect=connect)
-        return fleet
+        door = SeaDoor(self)
+        self.doors.append(door)
+        door.fleet = Fleet(ADDRESS, warn, door=door)
+        return door.fleet
 
     async def cross(self) -> None:
         """There and back."""
@@ -216,6 +218,35 @@ class Sea:
             for link in self.links:
                 self.deliveries += 1
                 self.loop.call_later(self.latency, link.tell, message.encode())
+
+
+class SeaDoor:
+    """Where one worker's connections are had."""
+
+    fleet: Fleet
+
+    def __init__(self, sea: Sea) -> None:
+        self.sea = sea
+        self.refuses: Exception | None = None
+        """What it says instead of opening."""
+        self.takes = 0.0
+        """Seconds that opening takes besides."""
+        self.stuck = False
+        """Whether what it opens answers nothing."""
+
+    async def prepare(self) -> None:
+        return
+
+    async def open(self) -> SeaLink:
+        await asyncio.sleep(self.takes)
+        await self.sea.cross()
+        if self.refuses is not None:
+            raise self.refuses
+        link = SeaLink(self.sea)
+        link.stuck = self.stuck
+        self.sea.links.append(link)
+        self.sea.links_of.setdefault(self.fleet.worker, []).append(link)
+        return link
 
 
 class SeaLink:

@@ -44,13 +44,14 @@ class RedisServer:
     """A server of our own on a loopback port, without any file.
 
     Args:
-        options: More of its command line, as ``("--requirepass", "secret")``.
+        options: More of its command line, as ``("--requirepass", "secret")``; looked at by each
+            start.
     """
 
     def __init__(self, *options: str) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._options = options
+        self.options = options
         self._folder = tempfile.mkdtemp(prefix="redis-")
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -64,7 +65,7 @@ class RedisServer:
                 program,
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", self._folder),
                 *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
-                *self._options,
+                *self.options,
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,7 +79,7 @@ class RedisServer:
     def answers(self) -> bool:
         """Whether somebody speaks Redis on the port."""
         try:
-            return b"PONG" in self.ask("PING") or bool(self._options)
+            return b"PONG" in self.ask("PING") or bool(self.options)
         except OSError:
             return False
 

@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_kit import run
 from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ImageClient, Settings
+from resilient_imagen.fleet import account
 from resilient_imagen.reasons import Reason
 from resilient_imagen.testing import FakeProvider
 
@@ -24,13 +26,13 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-def share_an_outage(url: str) -> None:
+def share_an_outage(url: str, **more: Any) -> None:
     """Google is well once, then down until its circuit opens; OpenAI serves."""
 
     async def main() -> None:
         google, openai = FakeProvider("google", latency=0), FakeProvider("openai", latency=0)
         settings = Settings(
-            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000
+            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000, **more
         )
         async with ImageClient(settings, providers=[google, openai]) as client:
             await client.generate("a lighthouse")
@@ -50,6 +52,7 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
     assert shown.returncode == 0, shown.stderr
     for word in ("google:pro", "open, ", "503", "openai:flare", "closed", "next place in"):
         assert word in shown.stdout
+    assert f"Redis at {server.url}, keys resilient_imagen:*" in shown.stdout
     told = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
     google, openai = told["routes"]
     assert (google["route"], google["state"], google["why"]) == ("google:pro", "open", "overloaded")
@@ -57,6 +60,25 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
     assert google["openings_in_a_row"] == 1
     assert (openai["state"], openai["left_s"]) == ("closed", 0)
     assert {pace["provider"] for pace in told["paces"]} == {"google", "openai"}
+
+
+def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
+    """Each namespace is shown by itself, and named; two accounts' routes stand in two rows."""
+    server.ask("FLUSHALL")
+    url = f"{server.url}?namespace=book-reels"
+    for key in ("key-of-one", "key-of-another"):
+        share_an_outage(url, google_api_key=key)
+    told = json.loads(run("status", "--json", "--redis-url", url, cwd=tmp_path).stdout)
+    assert told["namespace"] == "resilient_imagen:book-reels"
+    words = {account(key, None) for key in ("key-of-one", "key-of-another")}
+    google = {each["route"] for each in told["routes"] if each["route"].startswith("google")}
+    assert google == {f"google:pro@{word}" for word in words}
+    assert {pace["provider"] for pace in told["paces"]} == {
+        "openai",
+        *(f"google@{word}" for word in words),
+    }
+    other = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
+    assert (other["namespace"], other["routes"]) == ("resilient_imagen", [])
 
 
 def test_a_redis_without_a_fleet_says_so(server: RedisServer, tmp_path: Path) -> None:

@@ -1,26 +1,19 @@
-"""Against a real Redis: what an application meets when it is wrong, gone, silent, or full."""
+"""Against a real Redis: what an application meets when it is gone, silent, slow, or full."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from fleet_proxy import Proxy
+from fleet_world import World, play, until
 from redis_kit import RedisServer, free_port, redis_server
 
-from resilient_imagen import ConfigurationError, ImageClient, Settings
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import Warned
-from resilient_imagen.testing import FakeProvider, RecordingSink
 
 pytestmark = pytest.mark.redis
-
-PATIENCE = 20.0
-"""Seconds after which a test is taken for hanging."""
 
 
 @pytest.fixture(scope="module")
@@ -33,112 +26,6 @@ def shared_server() -> Iterator[RedisServer]:
 def server(shared_server: RedisServer) -> RedisServer:
     shared_server.ask("FLUSHALL")
     return shared_server
-
-
-class World:
-    """One client over a scripted Google, and what it warned of."""
-
-    def __init__(self, url: str, **more: Any) -> None:
-        self.google = FakeProvider("google", latency=0.005)
-        self.sink = RecordingSink()
-        numbers = {"ipm": 60_000, "max_retries": 0, "breaker_reset_timeout": 1.0, **more}
-        settings = Settings(redis_url=url, routes="google:pro", **numbers)
-        self.client = ImageClient(settings, providers=[self.google], sinks=[self.sink])
-
-    async def ask(self) -> None:
-        await self.client.generate("a lighthouse")
-
-    @property
-    def joined(self) -> bool:
-        return bool(self.client.snapshot()["fleet"]["joined"])
-
-    @property
-    def state(self) -> str:
-        state: str = self.client.snapshot()["routes"][0]["breaker"]["state"]
-        return state
-
-    async def warnings(self) -> list[str]:
-        await self.client._hub.close()
-        return [event.message for event in self.sink.events if isinstance(event, Warned)]
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for it, as long as a test may take."""
-    async with asyncio.timeout(PATIENCE):
-        while not true():  # noqa: ASYNC110 - what is waited for tells nobody
-            await asyncio.sleep(0.005)
-
-
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    """Run it, and leave no task behind."""
-
-    async def main() -> None:
-        async with asyncio.timeout(3 * PATIENCE):
-            await scene
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        assert others == set()
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["http://localhost", "localhost:6379", "redis://", "redis://host/zero", "redis://h:port/0",
-     "unix://", "redis://:hunter2@host:99999/0", "redis://:hunter2@host/0?no_such_option=1"],
-)  # fmt: skip
-def test_a_url_that_cannot_be_right_is_an_error_at_once(url: str) -> None:
-    """The client is not even made; the text names the variable and repeats nothing."""
-    with pytest.raises(ConfigurationError, match="IMAGE_GEN_REDIS_URL") as caught:
-        World(url)
-    assert "hunter2" not in str(caught.value)
-
-
-def test_a_wrong_password_is_an_error_at_start_and_never_shown() -> None:
-    """Warm-up and each call say so; a right one works."""
-
-    async def scene(server: RedisServer) -> None:
-        for credentials in ("", ":hunter2@", "me:hunter2@"):
-            world = World(f"redis://{credentials}127.0.0.1:{server.port}/0")
-            async with world.client:
-                for attempt in (world.client.warm_up, world.ask, world.ask):
-                    with pytest.raises(ConfigurationError, match="password") as caught:
-                        await attempt()
-                    assert "hunter2" not in repr(caught.value)
-                assert world.google.sent == []
-        world = World(f"redis://:secret@127.0.0.1:{server.port}/0")
-        async with world.client:
-            await world.ask()
-            assert world.joined
-            assert "secret" not in json.dumps(world.client.snapshot())
-
-    with redis_server("--requirepass", "secret") as server:
-        play(scene(server))
-
-
-def test_a_database_that_is_not_there_is_an_error_at_start(server: RedisServer) -> None:
-    """The URL's number is wrong, and waiting would not help."""
-
-    async def scene() -> None:
-        world = World(f"redis://127.0.0.1:{server.port}/4711")
-        async with world.client:
-            with pytest.raises(ConfigurationError, match="no database of that number"):
-                await world.client.warm_up()
-
-    play(scene())
-
-
-def test_a_user_who_may_not_write_is_an_error_at_start() -> None:
-    """Redis is there and the password is right, but the rights are missing."""
-
-    async def scene(server: RedisServer) -> None:
-        server.ask("ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@read", "+@connection")
-        world = World(f"redis://reader:pw@127.0.0.1:{server.port}/0")
-        async with world.client:
-            with pytest.raises(ConfigurationError, match="does not permit"):
-                await world.client.warm_up()
-
-    with redis_server() as server:
-        play(scene(server))
 
 
 def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
@@ -196,26 +83,54 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again() -> None:
 
 
 def test_a_frozen_redis_is_gone_within_a_second() -> None:
-    """It keeps connections and answers nothing: each client loses half a second, once."""
+    """It keeps connections and answers nothing: who asks loses half a second, the next ones none.
+
+    The best of three times counts: a machine that is busy with something else is no failure.
+    """
 
     async def scene(server: RedisServer) -> None:
+        first: list[float] = []
+        rest: list[float] = []
         world = World(server.url)
         async with world.client:
-            await world.ask()
-            server.freeze()
-            began = time.monotonic()
-            await world.ask()
-            first = time.monotonic() - began
-            began = time.monotonic()
-            await asyncio.gather(*(world.ask() for _ in range(20)))
-            rest = time.monotonic() - began
-            server.thaw()
-            await until(lambda: world.joined)
-            assert 0.3 < first < 5
-            assert rest < 5
+            await world.client.warm_up()
+            for _ in range(3):
+                server.freeze()
+                began = time.monotonic()
+                await asyncio.gather(*(world.ask() for _ in range(3)))
+                first.append(time.monotonic() - began)
+                assert not world.joined
+                began = time.monotonic()
+                await asyncio.gather(*(world.ask() for _ in range(20)))
+                rest.append(time.monotonic() - began)
+                server.thaw()
+                await until(lambda: world.joined)
+        assert 0.4 < min(first) < 0.7
+        assert min(rest) < 0.3
 
     with redis_server() as server:
         play(scene(server))
+
+
+def test_a_redis_that_answers_slowly_is_as_good_as_none(server: RedisServer) -> None:
+    """Answers come, each after a second: images do not wait for them, until it is quick again."""
+
+    async def scene() -> None:
+        with Proxy(server.port) as proxy:
+            world = World(proxy.url)
+            async with world.client:
+                await world.client.warm_up()
+                proxy.delay = 1.0
+                end = time.monotonic() + 2
+                while time.monotonic() < end:
+                    await world.ask()
+                assert len(world.google.sent) > 10
+                assert not world.joined
+                proxy.delay = 0.0
+                await until(lambda: world.joined)
+            assert len(await world.warnings()) == 1
+
+    play(scene())
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
@@ -242,84 +157,6 @@ def test_a_redis_that_refuses_to_write_is_as_good_as_none(trouble: str) -> None:
         play(scene(server))
 
 
-def test_a_closed_client_leaves_nothing(server: RedisServer) -> None:
-    """No task, no connection, no lease; and no worker is counted that is not there."""
-
-    async def scene() -> None:
-        worlds = [World(server.url) for _ in range(3)]
-        for world in worlds:
-            await world.ask()
-        for world in worlds:
-            await world.client.aclose()
-            await world.client.aclose()
-
-    play(scene())
-    keys = "resilient_imagen:{google:pro}:"
-    assert server.ask("ZCARD", f"{keys}seen") == b":0\r\n"
-    deadline = time.monotonic() + PATIENCE
-    while b"name=resilient-imagen" in server.ask("CLIENT", "LIST"):
-        assert time.monotonic() < deadline
-
-
-def test_a_loop_that_ends_without_closing_leaves_no_warning(server: RedisServer) -> None:
-    """`asyncio.run` once per image, with one client: each run connects anew, and all are served."""
-    world = World(server.url)
-    for _ in range(3):
-        asyncio.run(world.ask())
-    assert len(world.google.sent) == 3
-    asyncio.run(world.client.aclose())
-
-
-def test_loops_in_threads_have_their_own_connections(server: RedisServer) -> None:
-    """Four threads, each with its client and loop, share one circuit and disturb nobody."""
-    worlds = [World(server.url) for _ in range(4)]
-    joined = threading.Barrier(4)
-    done = threading.Barrier(4)
-    states: list[str] = []
-
-    async def main(index: int) -> None:
-        world = worlds[index]
-        async with world.client:
-            await world.client.warm_up()
-            await asyncio.to_thread(joined.wait, PATIENCE)
-            if index == 0:
-                world.google.fail(Reason.OVERLOADED, status=503, latency=0)
-                for _ in range(3):
-                    with pytest.raises(Exception, match="503"):
-                        await world.ask()
-            await until(lambda: world.state == "open")
-            states.append(world.state)
-            await asyncio.to_thread(done.wait, PATIENCE)
-
-    threads = [threading.Thread(target=asyncio.run, args=(main(n),)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert states == ["open"] * 4
-
-
-def test_callers_that_are_cancelled_at_any_moment_leave_nothing(server: RedisServer) -> None:
-    """A hundred calls, cancelled at moments spread over the round trips: everything is free."""
-
-    async def scene() -> None:
-        world = World(server.url, max_concurrent=3)
-        async with world.client:
-            await world.client.warm_up()
-            for step in range(100):
-                tasks = [asyncio.ensure_future(world.ask()) for _ in range(3)]
-                await asyncio.sleep(step * 0.00003)
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            await world.ask()
-            queue = world.client.snapshot()["routes"][0]["queue"]
-            assert (queue["in_flight"], queue["waiting"]) == (0, 0)
-            assert world.joined
-
-    play(scene())
-
-
 def test_two_fleets_share_one_redis_and_nothing_else(server: RedisServer) -> None:
     """`?namespace=` keeps them apart: one fleet's outage is none of the other's."""
 
@@ -335,3 +172,29 @@ def test_two_fleets_share_one_redis_and_nothing_else(server: RedisServer) -> Non
             assert (one.state, two.state) == ("open", "closed")
 
     play(scene())
+
+
+def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> None:
+    """Same route, other key: neither the used-up quota nor the pace is the other's business.
+
+    Who has the same key shares both; and no key is ever sent to Redis.
+    """
+
+    async def scene() -> None:
+        one, same, other = (
+            World(server.url, ipm=1, google_api_key=key)
+            for key in ("key-of-one", "key-of-one", "key-of-another")
+        )
+        async with one.client, same.client, other.client:
+            for world in (one, same, other):
+                await world.client.warm_up()
+            await asyncio.gather(one.ask(), other.ask())  # each is its account's first in a minute
+            await until(lambda: same.lane.pacer.shortest_wait() > 30)
+            one.lane.gate.trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
+            await until(lambda: same.state == "open")
+            assert other.state == "closed"
+
+    play(scene())
+    keys = server.ask("KEYS", "*")
+    assert keys.count(b":circuit") == 2
+    assert b"key-of" not in keys

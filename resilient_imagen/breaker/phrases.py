@@ -43,15 +43,16 @@ class Phrases:
 
     Args:
         fleet: Who speaks, and where.
-        route: What about: `provider:model`.
+        topic: What about: a route's, as the fleet calls it.
     """
 
-    __slots__ = ("_fixed", "_keys")
+    __slots__ = ("_fleet", "_keys", "_topic")
 
-    def __init__(self, fleet: Fleet, route: str) -> None:
+    def __init__(self, fleet: Fleet, topic: str) -> None:
         kinds = ("circuit", "leases", "workers", "seen")
-        self._keys = tuple(fleet.address.key(kind, route) for kind in kinds)
-        self._fixed = (fleet.worker, fleet.address.channel, route)
+        self._keys = tuple(fleet.address.key(kind, topic) for kind in kinds)
+        self._fleet = fleet
+        self._topic = topic
 
     def alive(self, record: Record, circuit: Circuit) -> Step:
         """A sign of life, and what this worker has counted."""
@@ -151,4 +152,6 @@ class Phrases:
         return self._step(script, record.epoch, record.generation, *arguments)
 
     def _step(self, script: Script, *arguments: str | float) -> Step:
-        return Step(script, self._keys, (*self._fixed, *arguments))
+        fleet = self._fleet  # asked each time who it is: a fork makes another worker of it
+        fixed = (fleet.worker, fleet.address.channel, self._topic)
+        return Step(script, self._keys, (*fixed, *arguments))

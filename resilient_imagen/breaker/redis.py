@@ -18,7 +18,13 @@ Who opens what:
   not sent. The place in the pacer's queue is asked for after it and on the same connection, so
   the answer is always there in time.
 
-Without Redis it is an ordinary gate. What it learned alone, it tells when it is back.
+Without Redis it is an ordinary gate. What it learned alone about the account or about the fleet's
+opening (a hint, a used-up quota, how a probe ended), it tells when it is back; that requests failed
+in a row stays its own.
+
+A store that loses its memory, or whose clock jumps ahead, ends leases before their time: while a
+probe is on its way one more may then be sent, and a newcomer that asks before the first check-in
+has told the new store of an opening sends one request.
 """
 
 from __future__ import annotations
@@ -80,7 +86,8 @@ class SharedGate(Gate):
         self._tokens = 0
         self._knows_better = False
         """What the circuit learned about the record's present state has not reached it yet."""
-        self._phrases = Phrases(fleet, name)
+        self.topic = fleet.topic(name)
+        self._phrases = Phrases(fleet, self.topic)
         super().__init__(name, config, random=random)
         fleet.add(self)
 

@@ -42,7 +42,8 @@ def status(
     from rich.console import Console
 
     console = Console()
-    console.print(f"Redis at {view.redis}", highlight=False, markup=False)
+    told = f"Redis at {view.redis}, keys {view.namespace}:*"
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return

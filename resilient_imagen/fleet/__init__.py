@@ -5,10 +5,10 @@ ever waits for Redis on its way, except for its place in the shared queue, which
 Nothing here loads redis until the first connection is made.
 """
 
-from resilient_imagen.fleet.address import Address
+from resilient_imagen.fleet.address import Address, account
 from resilient_imagen.fleet.agent import Fleet
 from resilient_imagen.fleet.member import Member
 from resilient_imagen.fleet.record import Record
 from resilient_imagen.fleet.steps import Step
 
-__all__ = ["Address", "Fleet", "Member", "Record", "Step"]
+__all__ = ["Address", "Fleet", "Member", "Record", "Step", "account"]

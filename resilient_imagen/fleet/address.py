@@ -1,17 +1,33 @@
-"""Where Redis is, checked at start, and never shown with its password."""
+"""Where Redis is, checked at start, and never shown with its password; and whose keys are whose."""
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass, field
-from typing import Self
+from hashlib import blake2b
+from typing import Final, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from resilient_imagen.errors import ConfigurationError
 
-__all__ = ["Address"]
+__all__ = ["Address", "account"]
 
-_SCHEMES = {"redis", "rediss", "unix"}
-_NAMESPACE = "namespace"
+_SCHEMES: Final = {"redis", "rediss", "unix"}
+_NAMESPACE: Final = "namespace"
+_NAME: Final = re.compile(r"[\w.-]+", re.ASCII)
+_OURS: Final = "resilient_imagen"
+
+
+def account(api_key: str | None, base_url: str | None) -> str:
+    """A word for the vendor's account: the same for the same key and URL, and neither can be read.
+
+    Empty when nothing says which account it is.
+    """
+    if api_key is None and base_url is None:
+        return ""
+    told = json.dumps([api_key, (base_url or "").rstrip("/")]).encode()
+    return blake2b(told, digest_size=4, key=_OURS.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +42,7 @@ class Address:
     """For the client alone: it may hold a password."""
     shown: str
     """The same for people, without user and password."""
-    namespace: str = "resilient_imagen"
+    namespace: str = _OURS
     """What every key begins with."""
 
     @classmethod
@@ -42,7 +58,9 @@ class Address:
             fits = parts.scheme in _SCHEMES and (
                 bool(database)
                 if parts.scheme == "unix"
-                else bool(parts.hostname) and (not database or database.isdecimal())
+                else bool(parts.hostname)
+                and parts.port != 0
+                and (not database or database.isdecimal())
             )
             shown = _shown(parts)
         except ValueError:
@@ -55,7 +73,11 @@ class Address:
         query = parse_qsl(parts.query, keep_blank_values=True)
         rest = urlencode([(name, value) for name, value in query if name != _NAMESPACE])
         name = dict(query).get(_NAMESPACE)
-        namespace = f"resilient_imagen:{name}" if name else "resilient_imagen"
+        if name is not None and not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                "IMAGE_GEN_REDIS_URL: namespace must be letters, digits, '_', '-' and '.'"
+            )
+        namespace = _OURS if name is None else f"{_OURS}:{name}"
         return cls(parts._replace(query=rest).geturl(), shown, namespace)
 
     def key(self, kind: str, about: str) -> str:

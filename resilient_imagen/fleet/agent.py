@@ -9,30 +9,28 @@ task has joined up again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
+import os
 import random
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 from weakref import WeakSet
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, MisconfiguredError, check, open_link
+from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, MisconfiguredError, RedisDoor
 from resilient_imagen.fleet.member import Errand, Member
-from resilient_imagen.fleet.record import Record
+from resilient_imagen.fleet.session import ANSWER_WITHIN, Session, by, running_loop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Callable, Mapping
 
     from resilient_imagen.fleet.address import Address
-    from resilient_imagen.fleet.link import Link
+    from resilient_imagen.fleet.link import Door
     from resilient_imagen.fleet.member import Answer
     from resilient_imagen.fleet.steps import Step
 
-__all__ = ["ANSWER_WITHIN", "CHECK_IN", "Fleet"]
+__all__ = ["CHECK_IN", "Fleet"]
 
-ANSWER_WITHIN: Final = 0.5
-"""Seconds in which Redis has to answer; the most that a request can lose by it."""
 CHECK_IN: Final = 1.0
 """Seconds between signs of life, by which news that got lost is made up for."""
 _CHECK_INS: Final = 500.0
@@ -41,6 +39,8 @@ _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each new try to join; the last one for all that follow."""
 _STEADY: Final = 5.0
 """Seconds of taking part after which losing Redis is a new event, worth telling."""
+_SHARE: Final = 0.1
+"""Part of its time that a call with a deadline may lose waiting for the first try to join."""
 
 
 def _ignore(_: object) -> None:
@@ -53,10 +53,11 @@ class Fleet:
     Args:
         address: Where Redis is.
         warn: Told, with a code and a text, once each time that Redis is lost.
-        connect: Makes the connection.
+        accounts: A word for the account with each provider; what is shared is shared within it.
+        door: Where connections are had; that of `address` when None.
 
     Raises:
-        ConfigurationError: redis-py is not installed, or it cannot read the URL.
+        ConfigurationError: redis-py is not installed.
     """
 
     def __init__(
@@ -64,63 +65,72 @@ class Fleet:
         address: Address,
         warn: Callable[[str, str], None],
         *,
-        connect: Callable[[Address], Awaitable[Link]] = open_link,
+        accounts: Mapping[str, str] | None = None,
+        door: Door | None = None,
     ) -> None:
-        if connect is open_link:
-            check(address)
         self.address = address
-        self.worker = uuid4().hex[:12]
-        self.joined = False
+        self.worker = _new_worker()
         self.workers = 1
         """Workers heard of within the last minute, this one included."""
+        self._process = os.getpid()
         self._warn = warn
-        self._connect = connect
+        self._accounts = accounts or {}
+        self._door = RedisDoor(address) if door is None else door
         self._members: WeakSet[Member] = WeakSet()
-        self._outbox: list[Errand] = []
+        self._session: Session | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._first_try: asyncio.Future[None] | None = None
         self._refused: str | None = None
-        self._ever_joined = False
+        self._started = False
+        """Redis was joined, or away, once: from then on nothing that it says stops a call."""
         self._joined_at = math.inf
         self._leaving = False
-        self._wake = asyncio.Event()
-        self._sign_of_life = True
+
+    @property
+    def joined(self) -> bool:
+        """Whether the others are in reach."""
+        return self._session is not None
 
     # -- for gates and pacers ---------------------------------------------------------------------
+
+    def topic(self, name: str) -> str:
+        """What is shared about a provider, or a route of its, goes by this name."""
+        account = self._accounts.get(name.partition(":")[0])
+        return f"{name}@{account}" if account else name
 
     def add(self, member: Member) -> None:
         """Let it take part, for as long as anybody else holds it."""
         self._members.add(member)
-        if self.joined:
-            self.post(*member.check_in())
+        if self._session is not None:
+            self._session.post(member.check_in())
 
     def post(self, step: Step, answer: Answer = _ignore) -> bool:
         """Have a step taken soon. False, and `answer` is never called, unless `joined`."""
-        if not self.joined or self._loop is None:
+        session = self._session
+        if session is None or session.loop.is_closed():
             return False
-        if _running_loop() is self._loop:
-            self._put(Errand(step, answer))
-        else:
-            self._loop.call_soon_threadsafe(self._put, Errand(step, answer))
+        session.post(Errand(step, answer))
         return True
-
-    def _put(self, errand: Errand) -> None:
-        self._outbox.append(errand)
-        self._wake.set()
 
     # -- for the client ---------------------------------------------------------------------------
 
-    async def ready(self) -> None:
+    async def ready(self, deadline: float = math.inf) -> None:
         """Begin to take part, and wait for the first try to join; later calls do not wait.
 
+        Args:
+            deadline: Loop time by which the caller has to be done with everything: it loses but a
+                small share of what is left. Others wait as long as the first try takes.
+
         Raises:
-            ConfigurationError: Redis is there and refuses us.
+            ConfigurationError: At the start, Redis or the URL says that it cannot be right.
         """
         self._start()
         first_try = self._first_try
         if first_try is not None and not first_try.done():
-            await asyncio.wait({first_try})
+            left = max(deadline - asyncio.get_running_loop().time(), 0.0)
+            patience = None if math.isinf(left) else min(left * _SHARE, JOIN_WITHIN)
+            await asyncio.wait({first_try}, timeout=patience)
         if self._refused is not None:
             raise ConfigurationError(
                 f"IMAGE_GEN_REDIS_URL: Redis at {self.address.shown}: {self._refused}"
@@ -129,14 +139,15 @@ class Fleet:
     async def aclose(self) -> None:
         """Say goodbye, if that is quick, and end the background task."""
         task, self._task = self._task, None
-        if task is None or task.done() or self._loop is None:
+        if task is None or task.done() or self._loop is None or self._process != os.getpid():
             return
-        if _running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(task.cancel)
             return
         self._leaving = True
-        self._wake.set()
+        if self._session is not None:
+            self._session.leave()
         try:
             await asyncio.wait({task}, timeout=ANSWER_WITHIN if self.joined else 0)
         finally:
@@ -147,6 +158,7 @@ class Fleet:
         """Whether it takes part, where, and with how many others, as plain JSON."""
         return {
             "redis": self.address.shown,
+            "namespace": self.address.namespace,
             "joined": self.joined,
             "worker": self.worker,
             "workers": self.workers if self.joined else 1,
@@ -156,13 +168,15 @@ class Fleet:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._loop is loop and self._task is not None and not self._task.done():
-            return
-        if self._task is not None and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
-        self._go_alone()
+        if self._process != os.getpid():  # forked: another worker, and the task is not here
+            self._process, self.worker, self._task = os.getpid(), _new_worker(), None
+        if self._task is not None and self._loop is not None:
+            if self._loop is loop and not self._task.done():
+                return
+            if self._loop is not loop and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._task.cancel)
+        self._part_with(self._session)
         self._loop = loop
-        self._wake = asyncio.Event()
         self._first_try = loop.create_future()
         self._refused = None
         self._leaving = False
@@ -171,29 +185,29 @@ class Fleet:
     async def _run(self, first_try: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
         tries = 0
-        warned = False
+        told: set[str] = set()
         while not self._leaving:
+            final = False
             self._joined_at = math.inf
             try:
                 await self._take_part(first_try)
-            except MisconfiguredError as error:
-                why = str(error)
-                if not self._ever_joined:
+            except LinkError as error:
+                why, final = str(error), isinstance(error, MisconfiguredError)
+                if final and not self._started:
                     self._refused = why
                     return
-            except LinkError as error:
-                why = str(error)
             except Exception as error:  # noqa: BLE001 - a bug of ours may cost no image either
                 why = type(error).__name__
             else:
                 return
             finally:
-                self._go_alone()
-                _done(first_try)
+                if running_loop() is loop:
+                    _done(first_try)
+            self._started = True
             if loop.time() - self._joined_at >= _STEADY:  # lost for a moment only is not told
-                tries, warned = 0, False
-            elif not warned:
-                warned = True
+                tries, told = 0, set()
+            elif not told or (final and why not in told):
+                told.add(why)
                 self._warn("redis_away", self._farewell(why))
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
             tries += 1
@@ -211,104 +225,42 @@ class Fleet:
         Raises:
             LinkError: Redis is away.
         """
-        async with _within(JOIN_WITHIN):
-            link = await self._connect(self.address)
-        listener = asyncio.ensure_future(self._listen(link))
-        listener.add_done_callback(lambda _: self._wake.set())
+        loop = asyncio.get_running_loop()
+        session: Session | None = None
+        await self._door.prepare()
         try:
-            async with _within(JOIN_WITHIN):
-                await self._exchange(link, [member.check_in() for member in self._members])
-            self.joined = self._ever_joined = True
-            self._joined_at = asyncio.get_running_loop().time()
+            async with by(loop.time() + JOIN_WITHIN):
+                session = Session(await self._door.open(), self._members, self._period)
+                await session.join()
+            self._session = session
+            self._started = True
+            self._joined_at = loop.time()
             for member in list(self._members):
                 member.joined()
             _done(first_try)
-            await self._talk(link, listener)
+            await session.talk()
         finally:
-            listener.cancel()
-            await asyncio.wait({listener})
-            if not listener.cancelled():
-                listener.exception()  # looked at, whether or not it was what ended us
-            await link.aclose()
+            # Where a loop was closed under us, nothing can be awaited, and `_start` sees to the
+            # rest: another loop may have begun since.
+            if session is not None and running_loop() is loop:
+                self._part_with(session)
+                await session.aclose()
 
-    async def _talk(self, link: Link, listener: asyncio.Future[None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._sign_of_life = True
-        due = loop.time() + self._period()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due):
-                    await self._wake.wait()
-            self._wake.clear()
-            if listener.done():
-                listener.result()
-            if loop.time() >= due:
-                due = loop.time() + self._period()
-                self._outbox += [member.check_in() for member in self._members]
-                await self._look_after(link)
-            errands, self._outbox = self._outbox, []
-            async with _within(ANSWER_WITHIN):
-                await self._exchange(link, errands)
-                if self._leaving:
-                    await link.run([step for member in self._members for step in member.goodbye()])
-                    return
+    def _part_with(self, session: Session | None) -> None:
+        """It is over. From now on everybody goes on alone, unless it is another's turn already."""
+        if session is None:
+            return
+        ours = self._session is session
+        if ours:
+            self._session = None
+        session.give_up()
+        if ours:
+            for member in list(self._members):
+                member.left()
 
     def _period(self) -> float:
         """Seconds to the next check-in."""
         return max(CHECK_IN, self.workers / _CHECK_INS) * random.uniform(0.9, 1.1)
-
-    async def _look_after(self, link: Link) -> None:
-        """A connection that only listens notices nothing when it breaks: it is asked to answer."""
-        if not self._sign_of_life:
-            raise LinkError("no answer")
-        self._sign_of_life = False
-        async with _within(ANSWER_WITHIN):
-            await link.ping()
-
-    async def _listen(self, link: Link) -> None:
-        while True:
-            news = await link.news()
-            self._sign_of_life = True
-            if news is None:
-                continue
-            try:
-                record = Record.parse(news)
-            except ValueError:
-                continue  # whatever else is told on that channel
-            for member in list(self._members):
-                if member.name == record.route:
-                    member.hear(record)
-
-    async def _exchange(self, link: Link, errands: list[Errand]) -> None:
-        """Take the steps and give out the answers; None to all of them if it fails."""
-        if not errands:
-            return
-        try:
-            answers = await link.run([errand.step for errand in errands])
-        except BaseException:
-            self._outbox = [*errands, *self._outbox]  # they are told when we go on alone
-            raise
-        for errand, answer in zip(errands, answers, strict=True):
-            errand.answer(answer)
-
-    def _go_alone(self) -> None:
-        was_joined, self.joined = self.joined, False
-        errands, self._outbox = self._outbox, []
-        for errand in errands:
-            errand.answer(None)
-        if was_joined:
-            for member in list(self._members):
-                member.left()
-
-
-@contextlib.asynccontextmanager
-async def _within(seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout` whose end is that Redis is away."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise LinkError("no answer") from None
 
 
 def _done(future: asyncio.Future[None]) -> None:
@@ -316,8 +268,5 @@ def _done(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+def _new_worker() -> str:
+    return uuid4().hex[:12]

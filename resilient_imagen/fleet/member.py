@@ -25,14 +25,15 @@ class Errand(NamedTuple):
 class Member(Protocol):
     """Whoever shares something. All methods are called on the loop and must not wait."""
 
-    name: str
+    topic: str
+    """What records about it are called; see `Fleet.topic`."""
 
     def check_in(self) -> Errand:
         """What to say on joining and once in a while."""
         ...
 
     def hear(self, record: Record) -> None:
-        """The record of that name has changed."""
+        """The record about its topic has changed."""
         ...
 
     def joined(self) -> None:

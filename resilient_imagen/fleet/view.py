@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, read
+from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, RedisDoor
 
 if TYPE_CHECKING:
     from resilient_imagen.fleet.address import Address
@@ -21,6 +21,7 @@ class RouteView(NamedTuple):
     """One route's shared circuit."""
 
     route: str
+    """``provider:model``, then an @ and a word for the account, if the fleet knows which."""
     state: str
     """closed, open, half_open; open with 0 seconds left is due for a probe."""
     since_s: float
@@ -42,6 +43,7 @@ class PaceView(NamedTuple):
     """One provider's shared pace."""
 
     provider: str
+    """And the account, as a route has it."""
     wait_s: float
     """Seconds until the next new place."""
     returned: int
@@ -52,6 +54,8 @@ class View(NamedTuple):
     """Everything, at one moment."""
 
     redis: str
+    namespace: str
+    """What every key begins with."""
     routes: tuple[RouteView, ...]
     paces: tuple[PaceView, ...]
 
@@ -59,6 +63,7 @@ class View(NamedTuple):
         """As plain JSON."""
         return {
             "redis": self.redis,
+            "namespace": self.namespace,
             "routes": [route._asdict() for route in self.routes],
             "paces": [pace._asdict() for pace in self.paces],
         }
@@ -71,7 +76,7 @@ async def look(address: Address) -> View:
         ConfigurationError: Redis cannot be read; the text says why.
     """
     try:
-        async with asyncio.timeout(5 * JOIN_WITHIN), read(address) as ask:
+        async with asyncio.timeout(5 * JOIN_WITHIN), RedisDoor(address).look() as ask:
             seconds, micros = await ask("TIME")
             now = int(seconds) * 1_000_000 + int(micros)
             names = await _keys(ask, address.key("circuit", "*"))
@@ -82,7 +87,7 @@ async def look(address: Address) -> View:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
     except LinkError as error:
         raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
-    return View(address.shown, tuple(routes), tuple(paces))
+    return View(address.shown, address.namespace, tuple(routes), tuple(paces))
 
 
 async def _keys(ask: Any, pattern: str) -> list[str]:
@@ -91,7 +96,7 @@ async def _keys(ask: Any, pattern: str) -> list[str]:
     found: set[str] = set()
     cursor = "0"
     while True:
-        answer, keys = await ask("SCAN", cursor, "MATCH", pattern.replace("[", "\\["), "COUNT", 500)
+        answer, keys = await ask("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
         found.update(key.decode()[len(before) : -len(after)] for key in keys)
         cursor = answer.decode()
         if cursor == "0":

@@ -66,9 +66,9 @@ class SharedPacer(Pacer):
         super().__init__(
             max_concurrent=max_concurrent, per_minute=per_minute, burst=burst, max_queue=max_queue
         )
-        self.name = name
+        self.topic = fleet.topic(name)
         self._fleet = fleet
-        self._keys = tuple(fleet.address.key(kind, name) for kind in ("pace", "free"))
+        self._keys = tuple(fleet.address.key(kind, self.topic) for kind in ("pace", "free"))
         self._interval = microseconds(60.0 / per_minute)
         self._slack = (burst - 1) * self._interval
         self._held: list[_Place] = []

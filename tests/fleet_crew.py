@@ -1,0 +1,140 @@
+"""Real processes with the real SDK (`fleet_worker.py`), one emulated Google, one real Redis."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from redis_kit import RedisServer, redis_server
+
+from resilient_imagen.emulator import BackgroundEmulator, Emulator, RequestSeen
+
+HOUR = 3600.0
+CALLERS = 2
+_numbers = itertools.count()
+
+
+class WorkerProcess:
+    """One of them; its clock may be an hour off. Google knows it by its prompt."""
+
+    def __init__(self, google_url: str, index: int) -> None:
+        self.index = index
+        self._number = 0
+        environment = {
+            **os.environ,
+            "GOOGLE_GENAI_API_KEY": "k",
+            "GOOGLE_GEMINI_BASE_URL": google_url,
+            "IMAGE_GEN_ROUTES": "google:gemini-3-pro-image",
+            "FLEET_CLOCK_SKEW": str((0.0, HOUR, -HOUR)[index % 3]),
+            "FLEET_PROMPT": f"a lighthouse for {index}",
+        }
+        script = Path(__file__).with_name("fleet_worker.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def say(self, **command: Any) -> None:
+        assert self._process.stdin is not None
+        self._number += 1
+        self._process.stdin.write(json.dumps({"number": self._number, **command}) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while line := self._process.stdout.readline():
+            answer: dict[str, Any] = json.loads(line)
+            if answer["number"] == self._number:  # not what an earlier test left behind
+                return answer
+        raise AssertionError(f"worker {self.index} ended")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+class Crew:
+    """All of them, and what they talk to."""
+
+    def __init__(self, google: BackgroundEmulator, redis: RedisServer, size: int) -> None:
+        self.google = google
+        self.redis = redis
+        self.workers = [WorkerProcess(google.google_url, index) for index in range(size)]
+
+    def open(self, *, url: str | None = None, **settings: Any) -> list[float]:
+        """A fresh client each, in a namespace of its own, and a Google that is well.
+
+        Returns the seconds for which each worker's loop was held up by that at most.
+        """
+        self.google.heal()
+        self.google.google.set_latency(0.05)
+        name = f"{url or self.redis.url}?namespace={next(_numbers)}"
+        self._settings = {"ipm": 60_000, "max_retries": 0, "redis_url": name, **settings}
+        for worker in self.workers:
+            worker.say(do="open", settings=self._settings)
+        opened = self.reports()
+        assert all(each["joined"] for each in opened)
+        self.google.google.forget()
+        return [each["stall"] for each in opened]
+
+    def load(
+        self, seconds: float, *, callers: int = CALLERS, pause: float = 0.02, rest: float = 0.0
+    ) -> None:
+        """Have all of them ask for images; `rest` follows each call that failed."""
+        for worker in self.workers:
+            worker.say(do="load", callers=callers, seconds=seconds, pause=pause, rest=rest)
+
+    def reports(self) -> list[dict[str, Any]]:
+        return [worker.hear() for worker in self.workers]
+
+    def replace(self, index: int) -> WorkerProcess:
+        """SIGKILL, and a new one in its place."""
+        self.workers[index].kill()
+        self.workers[index] = WorkerProcess(self.google.google_url, index)
+        self.workers[index].say(do="open", settings=self._settings)
+        return self.workers[index]
+
+    @property
+    def requests(self) -> list[RequestSeen]:
+        return sorted(self.google.google.requests, key=lambda request: request.time)
+
+    def sender(self, request: RequestSeen) -> WorkerProcess:
+        found = re.search(r"lighthouse for (\d+)", request.prompt)
+        assert found is not None
+        return self.workers[int(found[1])]
+
+
+@contextlib.contextmanager
+def crew_of(size: int) -> Iterator[Crew]:
+    """So many processes, for the length of the block."""
+    with redis_server() as redis, BackgroundEmulator(Emulator(picture="tiny")) as google:
+        crew = Crew(google, redis, size)
+        try:
+            yield crew
+        finally:
+            for worker in crew.workers:
+                worker.kill()
+
+
+def note(measured: str) -> None:
+    """Shown with `pytest -s`: what was measured, beside what is asserted."""
+    sys.stdout.write(f"\n{measured}\n")

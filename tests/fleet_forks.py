@@ -1,0 +1,65 @@
+"""A client that is made, and used, before the process forks: servers load applications like that.
+
+Run with a Redis URL; prints one line of JSON, a list with what each child saw. They live through an
+outage together, and ask again at the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import sys
+from typing import Any
+
+from fleet_world import PATIENCE, World, until
+
+from resilient_imagen.reasons import Reason
+
+CHILDREN = 3
+PROBE = 1.0
+"""Seconds that a good answer takes."""
+
+
+def live(world: World, number: int, together: Any, told: Any) -> None:
+    """One child."""
+
+    async def main() -> None:
+        async def meet() -> None:
+            await asyncio.to_thread(together.wait, PATIENCE)
+
+        async with world.client:
+            await world.client.warm_up()
+            await meet()
+            if number == 0:
+                world.google.fail(Reason.OVERLOADED, status=503, latency=0, times=3)
+                for _ in range(3):
+                    with contextlib.suppress(Exception):
+                        await world.ask()
+            await until(lambda: world.state == "open")
+            world.google.latency = PROBE
+            world.google.sent.clear()
+            await asyncio.sleep(1.2)  # the opening is over
+            await meet()
+            await world.ask()
+            fleet = world.client.snapshot()["fleet"]
+            told.put({**fleet, "sent": [each.at for each in world.google.sent]})
+
+    asyncio.run(main())
+
+
+if __name__ == "__main__":
+    world = World(sys.argv[1], breaker_reset_timeout=1.0)
+    asyncio.run(world.ask())
+    fork = multiprocessing.get_context("fork")
+    together, told = fork.Barrier(CHILDREN), fork.Queue()
+    children = [
+        fork.Process(target=live, args=(world, number, together, told))
+        for number in range(CHILDREN)
+    ]
+    for child in children:
+        child.start()
+    sys.stdout.write(json.dumps([told.get(timeout=2 * PATIENCE) for _ in children]) + "\n")
+    for child in children:
+        child.join()

@@ -1,0 +1,87 @@
+"""A proxy in front of Redis, on a loop in a thread of its own: it swallows, delays, speaks TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Proxy:
+    """Passes bytes on, for the length of a `with` block.
+
+    Args:
+        port: Where Redis is.
+        tls: Spoken by this side.
+    """
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.swallows = False
+        """It takes bytes and passes none on."""
+        self.delay = 0.0
+        """Seconds for which it holds up what goes to Redis."""
+        self._target = port
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self._server = self._on_loop(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis{'s' if tls else ''}://127.0.0.1:{self.port}/0"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._on_loop(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            ways = (
+                asyncio.ensure_future(self._pass(reader, far_writer, up=True)),
+                asyncio.ensure_future(self._pass(far_reader, writer, up=False)),
+            )
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                far_writer.close()
+        writer.close()
+
+    async def _pass(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, up: bool
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                if self.swallows:
+                    continue
+                if up and self.delay:
+                    self._loop.call_later(self.delay, target.write, data)
+                else:
+                    target.write(data)
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # transports close a moment later

@@ -1,0 +1,66 @@
+"""One client over a scripted Google and a real Redis, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.lane import Lane
+from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.testing import FakeProvider, RecordingSink
+
+PATIENCE = 20.0
+"""Seconds after which a test is taken for hanging."""
+
+
+class World:
+    """A client, its provider, and what it warned of."""
+
+    def __init__(self, url: str, **more: Any) -> None:
+        self.google = FakeProvider("google", latency=0.005)
+        self.sink = RecordingSink()
+        numbers = {"ipm": 60_000, "max_retries": 0, "breaker_reset_timeout": 1.0, **more}
+        settings = Settings(redis_url=url, routes="google:pro", **numbers)
+        self.client = ImageClient(settings, providers=[self.google], sinks=[self.sink])
+
+    async def ask(self) -> None:
+        await self.client.generate("a lighthouse")
+
+    @property
+    def lane(self) -> Lane:
+        return self.client._routing.lanes[0]
+
+    @property
+    def joined(self) -> bool:
+        return bool(self.client.snapshot()["fleet"]["joined"])
+
+    @property
+    def state(self) -> str:
+        state: str = self.client.snapshot()["routes"][0]["breaker"]["state"]
+        return state
+
+    async def warnings(self) -> list[str]:
+        await self.client._hub.close()
+        return [event.message for event in self.sink.events if isinstance(event, Warned)]
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for it, as long as a test may take."""
+    async with asyncio.timeout(PATIENCE):
+        while not true():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.005)
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    """Run it, and leave no task behind."""
+
+    async def main() -> None:
+        async with asyncio.timeout(3 * PATIENCE):
+            await scene
+        await asyncio.sleep(0.02)  # transports of refused connections close a moment later
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert others == set()
+
+    asyncio.run(main())

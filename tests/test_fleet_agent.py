@@ -1,0 +1,206 @@
+"""The background task: joining, refusals, how long anybody waits, forks, accounts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import pytest
+from fleet_kit import Worker, crew, sail
+from lua_store import ADDRESS, Sea
+
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.fleet import Address, Fleet, account
+from resilient_imagen.fleet.link import LinkError, MisconfiguredError
+
+REFUSAL = "it refuses the user name or password, or wants one"
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_a_refusal_at_the_start_is_an_error_for_each_caller_until_it_is_lifted() -> None:
+    """Nothing is tried in between; once Redis agrees, the next caller joins."""
+
+    async def scene(sea: Sea) -> None:
+        fleet = sea.fleet()
+        (door,) = sea.doors
+        door.refuses = MisconfiguredError(REFUSAL)
+        for _ in range(3):
+            trips = sea.trips
+            with pytest.raises(ConfigurationError, match=f"redis://sea:6379/0: {REFUSAL}"):
+                await fleet.ready()
+            await asyncio.sleep(60)
+            assert sea.trips == trips + 1
+        door.refuses = None
+        await fleet.ready()
+        assert fleet.joined
+        assert sea.warnings == []
+        await fleet.aclose()
+
+    sail(scene)
+
+
+@pytest.mark.parametrize("before", ["away", "joined"])
+def test_a_refusal_later_on_stops_nobody(before: str) -> None:
+    """It is told, once, and tried again until it is lifted; on another loop it is the same."""
+
+    async def scene(sea: Sea) -> None:
+        sea.up = before == "joined"
+        fleet = sea.fleet()
+        (door,) = sea.doors
+        await fleet.ready()
+        await asyncio.sleep(10)
+        door.refuses = MisconfiguredError(REFUSAL)
+        sea.sink()
+        sea.up = True
+        for _ in range(20):
+            await asyncio.sleep(1)
+            await fleet.ready()
+        assert [REFUSAL in text for text in sea.texts].count(True) == 1
+        assert len(sea.texts) == {"away": 2, "joined": 1}[before]
+        door.refuses = None
+        await asyncio.sleep(3)
+        assert fleet.joined
+        await fleet.aclose()
+
+    sail(scene)
+
+
+@pytest.mark.parametrize(
+    ("patience", "loses"), [(float("inf"), 1.0), (0.9, 0.09), (4.0, 0.4), (600.0, 1.0)]
+)
+@pytest.mark.parametrize("trouble", ["never opens", "opens late and answers nothing"])
+def test_joining_takes_a_caller_a_second_at_most_and_a_small_share_of_its_time(
+    trouble: str, patience: float, loses: float
+) -> None:
+    """Both ways to the first answer together; those who come later lose nothing."""
+
+    async def scene(sea: Sea) -> None:
+        fleet = sea.fleet()
+        (door,) = sea.doors
+        door.takes, door.stuck = (99, False) if trouble == "never opens" else (0.6, True)
+        began = now()
+        await fleet.ready(began + patience)
+        assert now() - began == pytest.approx(loses, abs=0.001)
+        assert not fleet.joined
+        await asyncio.sleep(1)
+        began = now()
+        await fleet.ready(began + patience)
+        assert now() == began
+        await fleet.aclose()
+
+    sail(scene)
+
+
+def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> None:
+    """Redis takes 0.48 s for each answer. Two ask, one after the other: each loses half a second.
+
+    Were the second one's time counted from when its turn came, it would be 0.48 s more.
+    """
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 1) as (worker,):
+            await asyncio.sleep(0.3)
+            sea.latency = 0.24
+            ends: dict[str, float] = {}
+
+            def note(name: str) -> Callable[[object], None]:
+                def noted(answer: object) -> None:
+                    ends[f"{name} {answer is not None}"] = now()
+
+                return noted
+
+            began = now()
+            step = worker.pacer.check_in().step
+            assert worker.fleet.post(step, note("first"))
+            await asyncio.sleep(0.05)
+            assert worker.fleet.post(step, note("second"))
+            await asyncio.sleep(1)
+            assert ends == {
+                "first True": pytest.approx(began + 0.48, abs=0.001),
+                "second False": pytest.approx(began + 0.05 + 0.5, abs=0.001),
+            }
+
+    sail(scene)
+
+
+def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a name of its own, in everything that it says, and joins by itself."""
+
+    async def scene(sea: Sea) -> None:
+        worker = Worker(sea)
+        await worker.fleet.ready()
+        parent = worker.fleet.worker
+        parents_task = worker.fleet._task
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        await worker.fleet.ready()
+        child = worker.fleet.worker
+        assert child != parent
+        assert worker.fleet.joined
+        assert set(sea.store.zsets["resilient_imagen:{google:pro}:seen"]) == {parent, child}
+        step = worker.gate.check_in().step
+        assert child in step.arguments
+        assert parent not in step.arguments
+        await worker.fleet.aclose()
+        assert set(sea.store.zsets["resilient_imagen:{google:pro}:seen"]) == {parent}
+        assert parents_task is not None
+        parents_task.cancel()  # here it was no fork, and the parent's is still there
+        await asyncio.wait({parents_task})
+
+    sail(scene)
+
+
+def test_accounts_are_told_apart_and_never_named() -> None:
+    """By key and base URL; who has neither has no word."""
+    words = {
+        account(key, url)
+        for key in ("sk-secret-1", "sk-secret-2", None)
+        for url in (None, "https://relay.example/v1")
+    }
+    assert len(words) == 6
+    assert account(None, None) == ""
+    assert account("k", None) == account("k", "")
+    assert account("k", "https://relay.example/v1/") == account("k", "https://relay.example/v1")
+    assert all(len(word) in {0, 8} and "secret" not in word for word in words)
+
+
+def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
+    """Routes and pace of one provider alike; others keep their name."""
+
+    async def scene(sea: Sea) -> None:
+        accounts = {"google": "ab12", "openai": ""}
+        fleet = Fleet(ADDRESS, lambda *_: None, accounts=accounts)
+        assert fleet.topic("google:pro") == "google:pro@ab12"
+        assert fleet.topic("google") == "google@ab12"
+        assert fleet.topic("openai:flare") == "openai:flare"
+        assert fleet.topic("mine:own") == "mine:own"
+
+    sail(scene)
+
+
+def test_an_address_keeps_its_namespace_to_itself() -> None:
+    """It is what keys begin with, and no part of the URL that redis-py sees."""
+    address = Address.parse("redis://:pw@host/3?db=4&namespace=book-reels.2_x")
+    assert address.namespace == "resilient_imagen:book-reels.2_x"
+    assert address.url == "redis://:pw@host/3?db=4"
+    assert "pw" not in repr(address)
+
+
+def test_a_link_error_of_any_kind_is_no_caller_s_business() -> None:
+    """Redis away at the start, and a bug of ours: `ready` returns, one event."""
+
+    async def scene(sea: Sea) -> None:
+        for trouble in (LinkError("refused"), ZeroDivisionError()):
+            fleet = sea.fleet()
+            sea.doors[-1].refuses = trouble
+            await fleet.ready()
+            await asyncio.sleep(10)
+            assert not fleet.joined
+            await fleet.aclose()
+        assert sea.warnings == ["redis_away"] * 2
+        assert "(refused)" in sea.texts[0]
+
+    sail(scene)

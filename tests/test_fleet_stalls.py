@@ -1,0 +1,43 @@
+"""The measure of stalls sees what it is there for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+from fleet_stalls import StallWatch
+
+
+def stall(what: Callable[[], None], *, after: float = 0.0) -> float:
+    """The longest stall of a loop that does this once."""
+    watch = StallWatch()
+
+    async def main() -> None:
+        await asyncio.sleep(after)
+        watch.worst = 0.0
+        asyncio.get_running_loop().call_soon(what)
+        await asyncio.sleep(0.01)
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(watch)) as runner:
+        runner.run(main())
+    return watch.worst
+
+
+def compute() -> None:
+    """A tenth of a second of a core, whatever that takes."""
+    end = time.thread_time() + 0.1
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.mark.parametrize("what", [lambda: time.sleep(0.1), compute], ids=["blocks", "computes"])
+def test_a_stall_is_seen_in_full(what: Callable[[], None]) -> None:
+    """A call that blocks, and one that computes, for a tenth of a second each."""
+    assert 0.075 < max(stall(what) for _ in range(3)) < 0.15
+
+
+def test_waiting_is_no_stall() -> None:
+    """A loop that only sleeps has none."""
+    assert stall(lambda: None, after=0.2) < 0.02

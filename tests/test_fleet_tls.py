@@ -1,0 +1,144 @@
+"""Against a real Redis behind TLS, with an authority of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet_proxy import Proxy
+from fleet_world import World, play, until
+from redis_kit import RedisServer, redis_server
+
+from resilient_imagen import ConfigurationError
+
+pytestmark = pytest.mark.redis
+
+KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ca.pem, and with server.pem and its key, for localhost."""
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl on PATH to make certificates with: TLS to Redis is not tested")
+    folder = tmp_path_factory.mktemp("papers")
+    (folder / "more").write_text("subjectAltName=DNS:localhost\nauthorityKeyIdentifier=keyid\n")
+    for command in (
+        ("req", "-x509", *KEY, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ours",
+         "-days", "2", "-addext", "keyUsage=critical,keyCertSign"),
+        ("req", *KEY, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost"),
+        ("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+         "-CAcreateserial", "-out", "server.pem", "-days", "2", "-extfile", "more"),
+    ):  # fmt: skip
+        subprocess.run([program, *command], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def port(papers: Path, server: RedisServer) -> Iterator[int]:
+    """Where it is had by TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(papers / "server.pem", papers / "server.key")
+    with Proxy(server.port, context) as proxy:
+        yield proxy.port
+
+
+@pytest.mark.parametrize("trust", ["ssl_ca_certs={papers}/ca.pem", "ssl_cert_reqs=none"])
+def test_certificates_are_read_once_and_not_on_the_loop(
+    port: int, papers: Path, server: RedisServer, trust: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet joins by TLS, and joins again with the same context when its connections are cut."""
+    made: list[threading.Thread] = []
+    truly = ssl.create_default_context
+
+    def create(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        made.append(threading.current_thread())
+        return truly(*arguments, **options)
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+
+    async def scene() -> None:
+        world = World(f"rediss://localhost:{port}/0?{trust.format(papers=papers)}")
+        async with world.client:
+            await world.ask()
+            assert world.joined
+            server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: not world.joined)
+            await until(lambda: world.joined)
+            await world.ask()
+        assert len(made) == 1
+        assert threading.main_thread() not in made
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "text"),
+    [("localhost", "", "not trusted: unable to get local issuer certificate"),
+     ("127.0.0.1", "ssl_ca_certs={papers}/ca.pem", "not trusted: IP address mismatch"),
+     ("localhost", "ssl_ca_certs={papers}/missing.pem", "cannot be read"),
+     ("localhost", "ssl_ca_certs={papers}/more", "is none"),
+     ("localhost", "ssl_certfile={papers}/server.pem&ssl_keyfile={papers}/ca.key", "is none"),
+     ("localhost", "ssl_cert_reqs=hunter2", "redis-py cannot read the URL")],
+)  # fmt: skip
+def test_what_is_wrong_with_certificates_is_an_error_at_start(
+    port: int, papers: Path, host: str, options: str, text: str
+) -> None:
+    """Waiting would not help: warm-up and calls say what is wrong, and no request is sent."""
+
+    async def scene() -> None:
+        world = World(f"rediss://{host}:{port}/0?{options.format(papers=papers)}")
+        async with world.client:
+            for attempt in (world.client.warm_up, world.ask):
+                with pytest.raises(ConfigurationError, match=text) as caught:
+                    await attempt()
+                assert "hunter2" not in repr(caught.value)
+            assert world.google.sent == []
+
+    play(scene())
+
+
+def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
+    """`rediss://` where `redis://` is meant, as far as it can be told: what answers is no TLS."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"-ERR unknown command\r\n")
+        writer.close()
+
+    async def scene() -> None:
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as plain:
+            port = plain.sockets[0].getsockname()[1]
+            world = World(f"rediss://127.0.0.1:{port}/0")
+            async with world.client:
+                with pytest.raises(ConfigurationError, match="does not speak TLS"):
+                    await world.ask()
+
+    play(scene())
+
+
+def test_tls_not_asked_of_one_that_insists_on_it_costs_no_call(port: int) -> None:
+    """It hangs up without a word, as a server may that is about to end: one event, no error."""
+
+    async def scene() -> None:
+        world = World(f"redis://localhost:{port}/0")
+        async with world.client:
+            await world.ask()
+            assert not world.joined
+        assert len(await world.warnings()) == 1
+
+    play(scene())
