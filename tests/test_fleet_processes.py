@@ -30,15 +30,15 @@ def crew() -> Iterator[Crew]:
 def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: Crew) -> None:
     """Clocks differ by hours. Google fails: the fleet sends 3 requests and what was in flight.
 
-    That is exact here: all callers have asked when the first answers fail, and who failed waits a
-    second before it asks again, by when it has heard. Google is well again: exactly one probe, and
+    That is exact here: all callers have asked when the first answers fail, and who failed waits
+    before it asks again until it must have heard. Google is well again: exactly one probe, and
     everybody is back within 2 s of its success.
     """
-    crew.open(breaker_reset_timeout=5.0)
+    crew.open(breaker_reset_timeout=3.5)
     crew.google.google.fail(faults.overload().after(1.0), times=3)
-    crew.google.google.set(faults.overload().after(3.0))
-    crew.load(9.5, rest=1.0)
-    time.sleep(4.7)  # who had not heard would have asked twice
+    crew.google.google.set(faults.overload().after(2.5))
+    crew.load(7, rest=0.8)
+    time.sleep(4)  # who had not heard would have asked twice
     crew.google.heal()
     healed = time.monotonic()
     reports = crew.reports()
@@ -61,7 +61,7 @@ def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: Crew) ->
     assert len(opened) == len(closed) == WORKERS
     note(f"all open {max(opened) - third:.3f} s after the third failure")
     note(f"everybody back {max(closed) - probe.ended:.3f} s after the probe's success")
-    assert max(opened) - third < 1
+    assert max(opened) - third < 0.8
     assert max(closed) - probe.ended < 2
     assert all(
         set(report["ended"]) <= {"image", "overloaded", "circuit_open"} for report in reports
@@ -72,7 +72,7 @@ def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: Crew) ->
 def test_120_images_a_minute_are_120_for_all_eight_together(crew: Crew) -> None:
     """Eight workers with more callers than the pace can serve, their clocks hours apart."""
     crew.open(ipm=120)
-    crew.load(12, pause=0)
+    crew.load(11, callers=1, pause=0)
     reports = crew.reports()
     times = [request.time for request in crew.requests]
     most = max(sum(begin <= t < begin + 10 for t in times) for begin in times)
@@ -84,7 +84,7 @@ def test_120_images_a_minute_are_120_for_all_eight_together(crew: Crew) -> None:
 
 
 def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
-    """Redis and workers are killed, and a proxy swallows bytes, at random moments, for 12 s.
+    """Redis and workers are killed, and a proxy swallows bytes, at random moments, for 10 s.
 
     No call fails, no loop stalls, and afterwards all have joined again. Making the client and
     joining stalls none either: threads end meanwhile, and then nobody knows any more how long they
@@ -95,8 +95,8 @@ def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
         opening = sorted(crew.open(url=proxy.url))
         note(f"opening: stalls of {', '.join(f'{each * 1000:.0f}' for each in opening)} ms")
         assert opening[WORKERS // 2] < STALL
-        crew.load(15)
-        end = time.monotonic() + 12
+        crew.load(13)
+        end = time.monotonic() + 10
         killed: list[int] = []
         while time.monotonic() < end:
             time.sleep(chance.uniform(0.5, 2.0))
@@ -126,13 +126,13 @@ def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
         for worker in crew.workers:
             if worker.index in killed:
                 worker.hear()
-        crew.load(3)
+        crew.load(2.5)
         reports = crew.reports()
         assert all(set(report["ended"]) == {"image"} for report in reports)
         assert all(report["joined"] for report in reports)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])  # who is killed comes not back
 def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
     crew: Crew, how: signal.Signals
 ) -> None:
@@ -140,14 +140,14 @@ def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
 
     Nobody else sends one before; and a prober that goes on afterwards changes nothing.
     """
-    deadline = 4.0  # the attempt's timeout and one second
+    deadline = 3.0  # the attempt's timeout and one second
     crew.open(breaker_reset_timeout=1.0, per_call_timeout=deadline - 1)
     crew.google.google.set(faults.overload())
-    crew.load(10)
+    crew.load(8)
     crew.google.wait_until(lambda: len(crew.requests) >= 3)
     time.sleep(0.5)  # whatever was in flight has ended, and the opening has not
     crew.google.google.forget()
-    crew.google.google.set_latency(2.5)
+    crew.google.google.set_latency(1.9)
     crew.google.heal()
     crew.google.wait_until(lambda: len(crew.requests) == 1)
     holder = crew.sender(crew.requests[0])
@@ -167,5 +167,3 @@ def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
         assert report["changes"][-1][0] - second.time < 2
     if how is signal.SIGSTOP:
         assert holder.hear()["state"] == "closed"
-    else:
-        crew.replace(holder.index).hear()
