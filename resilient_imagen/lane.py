@@ -111,8 +111,10 @@ class Lane:
 
     async def tailor(self, request: ImageRequest) -> Tailored:
         """The request as this model takes it: so many references, so many bytes in all."""
+        best = models.short_of(self.provider.name, self.model, request.resolution)
+        smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
         if not request.references:
-            return Tailored(request)
+            return Tailored(request, (), smaller)
         info = models.row_for(self.provider.name, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()
@@ -132,12 +134,9 @@ class Lane:
             from resilient_imagen.images.shrink import shrink_to_total
 
             references, notes = await shrink_to_total(references, most, max_bytes=each)
-        best = models.short_of(self.provider.name, self.model, request.resolution)
-        if best is not None:
-            notes = (*notes, f"{self.name} makes {best}, not {request.resolution}")
         if references is not request.references:
             request = replace(request, references=references)
-        return Tailored(request, dropped, notes)
+        return Tailored(request, dropped, (*notes, *smaller))
 
     def _max_total_bytes(self, info: models.ModelInfo | None) -> int:
         limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Routing", "new_gate", "new_pacer"]
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*")
-"""A model's name, as it may stand in an address."""
+_NAME: Final = re.compile(
+    r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
+)
+"""A model's name, as it may stand in an address and on a span; a key in its place is none."""
 _MAX_EXTRA_LANES = 32
 """Breakers kept for models that callers name; beyond it the one unused for longest is forgotten."""
 

@@ -675,3 +675,41 @@ def test_a_clock_may_count_from_anywhere() -> None:
     clock.pass_(25.0)
     assert refused(gate).retry_after == 35.0
     assert gate.snapshot()["since_s"] == 25.0
+
+
+def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
+    """Cause, short text and origin stand in every rejection, and it lasts exactly so long."""
+    gate, clock = make_gate()
+    gate.open_for(30, cause="quota_exhausted", brief="429", origin="call 7")
+    answer = refused(gate)
+    assert (answer.cause, answer.brief, answer.origin) == ("quota_exhausted", "429", "call 7")
+    assert answer.retry_after == 30
+    clock.pass_(29.9)
+    refused(gate)
+    clock.pass_(0.1)
+    let_in(gate)
+
+
+def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
+    """Only a request that still counts gets more time for what is done with its answer."""
+    gate, clock = make_gate(probe_deadline=10.0)
+    late = let_in(gate)
+    gate.open_for(5, cause=None, brief=None)
+    clock.pass_(5)
+    let_in(gate)
+    clock.pass_(9)
+    late.answered()
+    clock.pass_(1)  # the probe's time is over, whatever became of the other
+
+    assert gate.numbers().state is OPEN
+
+
+def test_a_probe_that_was_answered_has_its_time_anew() -> None:
+    """What is done with the answer is not the service's time, but may not last for ever either."""
+    gate, clock, probe = half_open(probe_deadline=10.0, slow_call=9.0)
+    clock.pass_(8)
+    probe.answered()
+    clock.pass_(9.9)
+    assert gate.numbers().state is HALF_OPEN
+    clock.pass_(0.1)
+    assert gate.numbers().state is OPEN

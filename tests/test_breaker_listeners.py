@@ -341,3 +341,22 @@ def test_a_coroutine_function_is_no_listener() -> None:
 
     with pytest.raises(TypeError, match="ordinary function"):
         gate.subscribe(listen)  # type: ignore[arg-type]
+
+
+def test_a_listener_that_fails_in_its_thread_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """From its own thread, too: what it raises is logged, and the next one is still told."""
+    gate, _ = make_gate()
+    heard = threading.Event()
+
+    def broken(_transition: Transition) -> None:
+        raise RuntimeError("secret")
+
+    gate.subscribe(broken)
+    gate.subscribe(lambda _transition: heard.set())
+    gate.force_open = True
+    assert heard.wait(timeout=30)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a listener of breaker google:pro failed with RuntimeError"
+    ]

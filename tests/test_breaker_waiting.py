@@ -532,3 +532,18 @@ def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
 
     assert not future.done()
     assert not gate._waiters._futures
+
+
+def test_who_reads_from_another_thread_sees_the_running_loops_time() -> None:
+    """A gauge read by an exporter's thread is as old as the loop is, not as the last call."""
+
+    async def scenario() -> None:
+        gate = Gate("thumbnails", BreakerConfig(window=0.2, fail_max=99), random=lambda: 0.0)
+        gate.admit()
+        fail(gate, 2)
+        assert gate.numbers().window_calls == 2
+        async with asyncio.timeout(20):
+            while (await asyncio.to_thread(gate.numbers)).window_calls:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())

@@ -97,7 +97,9 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
     run_virtual(main())
 
 
-@pytest.mark.parametrize("model", ["", "../x", "a b", "x?key=y", "a" + chr(0xD800), "/m", "m/"])
+@pytest.mark.parametrize(
+    "model", ["", "../x", "a b", "x?key=y", "a" + chr(0xD800), "/m", "m/", "sk-abcdefgh"]
+)
 def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
     """Before it becomes part of an address."""
 

@@ -49,6 +49,11 @@ class Flights:
         self.due = math.inf
         """When time decides about the next one (`first`); inf: about none."""
 
+    @property
+    def any_watched(self) -> bool:
+        """Whether time may decide about any."""
+        return self.due < math.inf
+
     def reconfigure(self, config: BreakerConfig) -> None:
         """Take other thresholds; they hold for requests in flight too."""
         self._config = config

@@ -269,6 +269,9 @@ class Gate:
         self._listeners.deliver()
 
     def _answered(self, flight: Flight) -> None:
+        if not self._circuit.flights.any_watched:
+            flight.answered = True
+            return
         with self._lock:
             self._catch_up()
             self._circuit.answered(flight)
