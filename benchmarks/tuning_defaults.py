@@ -2,11 +2,21 @@
 
     python benchmarks/tuning_defaults.py [SETTINGS]
 
-The profile is made from what is known of gemini-3-pro-image in 2026: overloads of 5 to 120 minutes
-that answer 503, sometimes come back at half strength, sometimes merely slow down to minutes, now
-and then hang, and 429s with a hint; one request in a hundred fails by itself; 16 to 23 seconds a
-picture with a tail beyond a minute. It is recorded with the breaker in shadow mode, so that little
-remains unseen, and what is recommended is then played directly in other worlds of the same kind.
+The profile is two days of gemini-3-pro-image with gpt-image-2.5-flare behind it, made of what was
+reported in public until November 2026; nobody publishes figures, and none of these is our own:
+
+- 503 for 5 to 110 minutes. Relays' rule of thumb for the Pro model is 30 to 120 minutes, 70 % of
+  them within the hour; 5 to 15 minutes for Flash. The one of 23 hours (20 April) is left out, as it
+  would outweigh everything else.
+- Half of the requests failing for a while after that, as on 27 March.
+- Five times as slow instead of failing, as Flash was on 14 May; and, once a day, never answered.
+- 429 with a hint, where a minute's quota is spent.
+- 16 to 23 seconds a picture, 60 to 100 under load (openclaw#70423, apiyi's log of 66 calls); one
+  request in a hundred fails by itself. For gpt-image-2.5-flare no figures are known: 23 seconds and
+  0.15 dollars lie between its neighbours'. Google's price is its own.
+
+It is recorded with the breaker in shadow mode, so that little remains unseen, and what is
+recommended is then played directly in four other worlds of the same kind. Six calls a minute.
 """
 
 from __future__ import annotations

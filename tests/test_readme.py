@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ import resilient_imagen
 from resilient_imagen import ImageClient, ImageGenerationError, Settings, reset_default_client
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.telemetry import names
-from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+from resilient_imagen.tuning import load
+from resilient_imagen.tuning.readers import read_rows
+from resilient_imagen.tuning.recording import gather
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
@@ -256,8 +261,43 @@ def test_the_fixture_for_applications(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
 def test_the_tuning_example() -> None:
     """A team's own test of what an outage may cost."""
-    (code,) = blocks("Tuning", "python")
+    _, code = blocks("Tuning", "python")
     executed(code)["test_an_outage_of_ten_minutes_costs_few_requests"]()
+
+
+def test_the_log_that_tuning_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three lines in an application, and its log file is a recording."""
+    monkeypatch.chdir(tmp_path)
+    written, _ = blocks("Tuning", "python")
+    logger = logging.getLogger("imagegen")
+    level, handlers = logger.level, list(logger.handlers)
+
+    async def main() -> None:
+        async with ImageClient(
+            Settings(routes="mine:m"), providers=[FakeProvider("mine")]
+        ) as client:
+            await client.generate("a lighthouse")
+
+    executed(written)
+    try:
+        run_virtual(main())
+    finally:
+        logger.setLevel(level)
+        for handler in set(logger.handlers) - set(handlers):
+            logger.removeHandler(handler)
+            handler.close()
+    recording = load("app.log")
+    assert list(recording.routes) == ["mine:m"]
+    assert recording.has_images
+
+
+def test_the_recordings_own_format() -> None:
+    """The four lines are two calls: one that fell back, one that the breaker turned away."""
+    (lines,) = blocks("Tuning", "json")
+    recording = gather(read_rows(lines.splitlines(), Counter()))
+    assert len(recording.asked) == 2
+    google, openai = recording.routes.values()
+    assert (len(google), len(google.rejected), len(openai)) == (1, 1, 1)
 
 
 def test_every_command(tmp_path: Path) -> None:
