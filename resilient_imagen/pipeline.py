@@ -289,13 +289,14 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         gate = turn.lane.gate
         while not ticket.granted.done():
-            turn.drop_permit(only_if_stale=True)
             if turn.permit is None and turn.lane.rejects_at(loop.time()):
                 raise NotAdmittedError  # wait for a verdict, if at all, without a stand in here
             left = turn.until - loop.time()
             if left <= 0:
                 raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
+            # Not before: a probe's permit is stale until other processes have agreed to it.
+            turn.drop_permit(only_if_stale=True)
         if loop.time() + WORTHWHILE >= turn.until:  # a slot that comes as late as that is no use
             raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
 

@@ -41,9 +41,15 @@ class World:
         state: str = self.client.snapshot()["routes"][0]["breaker"]["state"]
         return state
 
+    @property
+    def losses(self) -> list[str]:
+        """What was told so far of Redis being away."""
+        return [event.message for event in self.sink.of(Warned) if event.code == "redis_away"]
+
     async def warnings(self) -> list[str]:
+        """The same, to the end."""
         await self.client._hub.close()
-        return [event.message for event in self.sink.events if isinstance(event, Warned)]
+        return self.losses
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -189,8 +189,8 @@ class Sea:
 
         door = SeaDoor(self)
         self.doors.append(door)
-        door.fleet = Fleet(ADDRESS, warn, door=door)
-        return door.fleet
+        fleet = door.fleet = Fleet(ADDRESS, warn, door=door)
+        return fleet
 
     async def cross(self) -> None:
         """There and back."""
@@ -223,10 +223,9 @@ class Sea:
 class SeaDoor:
     """Where one worker's connections are had."""
 
-    fleet: Fleet
-
     def __init__(self, sea: Sea) -> None:
         self.sea = sea
+        self.fleet: Fleet | None = None
         self.refuses: Exception | None = None
         """What it says instead of opening."""
         self.takes = 0.0
@@ -245,7 +244,8 @@ class SeaDoor:
         link = SeaLink(self.sea)
         link.stuck = self.stuck
         self.sea.links.append(link)
-        self.sea.links_of.setdefault(self.fleet.worker, []).append(link)
+        if self.fleet is not None:
+            self.sea.links_of.setdefault(self.fleet.worker, []).append(link)
         return link
 
 

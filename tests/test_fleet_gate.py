@@ -61,6 +61,26 @@ def test_a_failed_probe_opens_for_all_and_for_twice_as_long() -> None:
     sail(scene)
 
 
+def test_hints_in_a_row_are_no_failed_probes() -> None:
+    """A server that says when to come back, again and again, makes no later opening longer."""
+
+    async def scene(sea: Sea) -> None:
+        async with crew(sea, 2) as workers:
+            await outage(workers)
+            await asyncio.sleep(60.1)
+            for turn in (0, 1, 0):
+                await workers[turn].request(Reason.RATE_LIMITED, retry_after=20.0)
+                await news()
+                assert workers[0].gate.numbers().retry_after == pytest.approx(20, abs=1)
+                await asyncio.sleep(20.1)
+            await workers[1].fail(1)
+            await news()
+            assert states(workers) == {"open"}
+            assert workers[0].gate.numbers().retry_after == pytest.approx(120, abs=1)
+
+    sail(scene)
+
+
 def test_a_probe_that_failed_by_its_own_network_has_a_second_opinion() -> None:
     """A sick worker that gets the lease delays nobody: the next worker's probe decides."""
 

@@ -174,7 +174,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.oracle = Oracle(places, now=self.now)
         told = self.take(VOTE, "a", "", 0, "", 1, 0, 0, 0, 0, 0, "", "", 3, 0.5, 6)
         self.epoch = told["epoch"]
-        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, 1, 0, "")
+        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, 1, 1, "")
         self.oracle.fail("a", "", 1, answered=True)
 
     def take(self, script: Script, worker: str, *arguments: Any) -> dict[str, Any]:
@@ -274,7 +274,7 @@ class LeaseProtocol(RuleBasedStateMachine):
             return False, self.take(SETTLE, worker, *fence, token, 1, oracle.places)
         if message.kind == "fail":
             oracle.fail(worker, token, message.generation, answered=message.answered)
-            opening = (micros(PAUSE), "timeout", "timed out", int(message.answered), 1, 0)
+            opening = (micros(PAUSE), "timeout", "timed out", int(message.answered), 1, 99)
             return False, self.take(OPEN, worker, *fence, *opening, token)
         if message.kind == "leave":
             oracle.leave(worker)

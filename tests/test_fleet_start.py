@@ -21,7 +21,6 @@ from resilient_imagen.fleet.address import Address
 from resilient_imagen.fleet.link import LinkError, MisconfiguredError, RedisDoor
 from resilient_imagen.fleet.trouble import in_our_words
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import Warned
 
 pytestmark = pytest.mark.redis
 
@@ -181,7 +180,7 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
                         answer_as_a_web_server, "127.0.0.1", server.port
                     )
                     await wrongly.enter_async_context(web)
-                await until(lambda: len(world.sink.of(Warned)) == 2)
+                await until(lambda: len(world.losses) == 2)
                 for _ in range(3):
                     await world.ask()
             server.options = ()

@@ -90,10 +90,11 @@ local function move(state)
   end
 end
 
--- Open for `pause` from now; if it is open already, for the longer of both.
-local function open(pause, cause, brief)
+-- Open for `pause` from now; if it is open already, for the longer of both. One more opening in a
+-- row, unless the worker counts no more than that: a server's hint says nothing of failed probes.
+local function open(pause, cause, brief, openings)
   if record.state ~= 'open' then
-    record.openings = record.openings + 1
+    record.openings = math.max(record.openings, math.min(openings, record.openings + 1), 1)
     move('open')
   elseif now + pause <= record.till then
     return
