@@ -132,7 +132,7 @@ def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
         assert all(report["joined"] for report in reports)
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])  # who is killed comes not back
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])  # the killed one stays dead
 def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
     crew: Crew, how: signal.Signals
 ) -> None:

