@@ -124,8 +124,7 @@ class Circuit:
 
     def answered(self, flight: Flight) -> None:
         """Its answer is there."""
-        if flight.counted is None and flight.generation == self.generation:
-            self.flights.answer(flight, self.now)
+        self.flights.answer(flight, self.now)
 
     def is_stale(self, flight: Flight) -> bool:
         """Whether its outcome can no longer count."""
