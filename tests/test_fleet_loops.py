@@ -91,6 +91,24 @@ def test_a_loop_closed_over_its_tasks_disturbs_no_later_one(server: RedisServer)
     assert len(world.google.sent) == 3
 
 
+def test_loops_that_take_turns_share_each_in_its_turn(server: RedisServer) -> None:
+    """Neither is closed: what the first one still has to end does not end the second one's part."""
+    world = World(server.url)
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+
+    async def joined() -> bool:
+        return world.joined
+
+    for loop, other in ((first, second), (second, first), (first, second)):
+        loop.run_until_complete(world.ask())
+        other.run_until_complete(asyncio.sleep(0.05))
+        assert loop.run_until_complete(joined())
+    first.run_until_complete(world.client.aclose())
+    for loop in (first, second):
+        loop.run_until_complete(asyncio.sleep(0.02))
+        loop.close()
+
+
 def test_each_child_of_a_fork_is_a_worker_of_its_own(server: RedisServer) -> None:
     """The client was used before: three children count as three, and send one probe together."""
     script = Path(__file__).with_name("fleet_forks.py")

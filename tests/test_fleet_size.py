@@ -31,7 +31,7 @@ def benchmark() -> Iterator[ModuleType]:
     sys.path[:] = path
 
 
-@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize("size", [8, 16])
 def test_an_outage_costs_three_requests_and_what_was_under_way(
     benchmark: ModuleType, size: int
 ) -> None:
