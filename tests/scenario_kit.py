@@ -1,0 +1,101 @@
+"""A world of two emulated vendors, real SDKs that talk to them in memory, and virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from resilient_imagen import ContentBlockedError, ImageClient, ImageResult, Reason, Settings
+from resilient_imagen.emulator import Emulator, faults
+from resilient_imagen.emulator.vendor import Vendor
+from resilient_imagen.emulator.wire import Delivery
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.testing import TINY_PNG, run_virtual
+
+HEALTHY = 4.0
+"""Seconds that a good picture takes, of either vendor."""
+SLACK = 0.01
+BUDGET = 6
+"""Tries of a failing primary that a scenario allows at most."""
+UNPACED: dict[str, Any] = {"ipm": 6000}
+"""The defaults, but for pacing: a scenario is about one caller, not about a quota."""
+
+CUT_LATE = faults.cut(40 / 60)
+DRIES_UP = replace(faults.cut(20 / 60), delivery=Delivery(cut_at=20 / 60, seconds=30.0))
+"""A third of the body over 30 seconds, so that no read timeout notices; then it is closed."""
+TOO_LONG = faults.status(
+    400,
+    {
+        "error": {
+            "code": 400,
+            "status": "INVALID_ARGUMENT",
+            "message": "The input token count (70000) exceeds the maximum number of tokens allowed",
+        }
+    },
+)
+
+
+@dataclass
+class World:
+    """Both vendors, and a client whose SDKs talk to them."""
+
+    google: Vendor
+    openai: Vendor
+    client: ImageClient
+
+    async def ask(self, **options: Any) -> ImageResult:
+        """One picture, which must be whole."""
+        result = await self.client.generate("a lighthouse", **options)
+        assert result.image_bytes == TINY_PNG
+        return result
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between the requests that Google saw."""
+        times = [seen.time for seen in self.google.requests]
+        return [after - before for before, after in pairwise(times)]
+
+
+def play(scene: Callable[[World], Awaitable[None]], **settings: Any) -> None:
+    """Play a scene; afterwards a healthy call is served, at once, and nothing is left over."""
+
+    async def main() -> None:
+        app = Emulator(picture=TINY_PNG, latency=HEALTHY)
+        google = GoogleProvider(
+            api_key="made-up", base_url="http://emulator", transport=app.transport()
+        )
+        openai = OpenAIProvider(
+            api_key="made-up", base_url="http://emulator/v1", transport=app.transport()
+        )
+        providers = [google, openai]
+        async with ImageClient(Settings(**settings), providers=providers) as client:
+            world = World(app.google, app.openai, client)
+            await scene(world)
+            app.heal()
+            asked = now()
+            await world.ask()
+            assert now() - asked <= HEALTHY + 60.0 / client.settings.ipm + SLACK
+            assert (app.google.in_flight, app.openai.in_flight) == (0, 0)
+
+    run_virtual(main())
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def refused(world: World) -> None:
+    """Both vendors block the prompt; the first one's word is the last."""
+    for vendor in (world.google, world.openai):
+        vendor.set(faults.blocked())
+    with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
+        await world.ask()
+    assert caught.value.reason is Reason.CONTENT_BLOCKED
+    assert len(world.google.requests) + len(world.openai.requests) == 1
+    assert len(caught.value.attempts) == 1
