@@ -1,6 +1,6 @@
 """Measures this library beside its alternatives, all in one run, and writes README's table.
 
-    python -m benchmarks [--quick] [--peers] [--readme FILE] [--print]
+    python -m benchmarks [--quick] [--peers] [--readme FILE] [--picture FILE] [--print]
 
 Everything runs on this machine, against the emulator or on virtual time; nothing leaves it but
 what --peers installs, once, in environments of its own. The designs take turns, so that a slow
@@ -10,50 +10,80 @@ moment of the machine hits all of them; what counts are the ratios.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BARE = ["google-genai", "openai"]
+NEEDED = ("h11", "opentelemetry.sdk", "structlog", "vl_convert", "resilient_imagen")
+ALONE = (
+    "breaker_battery", "breaker_cost", "outage", "overhead", "redis_ops", "tuning_defaults",
+    "tuning_speed",
+)  # fmt: skip
+"""Scripts that look closer at one thing."""
+
+
+def lacking() -> str | None:
+    """The first package that is not installed here."""
+    for name in NEEDED:
+        try:
+            if find_spec(name) is None:
+                return name
+        except ModuleNotFoundError:
+            return name
+    return None
+
+
+if (lacks := lacking()) is not None:
+    sys.exit(f"benchmarks: {lacks} is not installed; pip install -e '.[dev]' brings all they need")
+
 sys.path.insert(0, str(HERE))  # the scripts beside this one import each other by name
 
 import footprint  # noqa: E402 - after the path is set
 import images  # noqa: E402
 import middleware  # noqa: E402
 import outage  # noqa: E402
+import outage_picture  # noqa: E402
+from overhead import YARDSTICK  # noqa: E402
 from peers import PEERS, installed  # noqa: E402
 from rows import ByDesign, Found, rows  # noqa: E402
 from table import Row, put, render  # noqa: E402
+from worlds import CASES, SEEDS  # noqa: E402
 
-__all__ = ["Found", "Row", "everything", "main", "put", "rows"]
-
-README = HERE.parent / "README.md"
-BARE = ["google-genai", "openai"]
-WORLDS = {
-    "an outage of 30 minutes, simulated, default limits": 1,
-    "12 outages of 5 minutes, simulated, limits out of the way": 3,
-}
-"""Cases of ``outage``, by their place."""
-DESIGN_NAMES = {"guide": "guide", "cooldown": "litellm", "ours": "ours"}
+__all__ = ["ALONE", "CASES", "Found", "Row", "everything", "main", "put", "render", "rows"]
 
 
-def outages() -> dict[str, ByDesign]:
-    """Time to image and doomed requests: means of several worlds, so that no probe's luck decides.
+def outages(peers: dict[str, Path], seeds: int) -> dict[str, ByDesign]:
+    """Per outage and design: time to an image, requests in vain and more.
 
-    A router's cooldown, switched on, is in its column.
+    On virtual time nobody is slowed down by others at work, so the peers run beside us.
     """
+    script = str(HERE / "peer_outages.py")
+    others = {
+        peer: subprocess.Popen(
+            [str(python), script, peer, str(seeds)], stdout=subprocess.PIPE, text=True
+        )
+        for peer, python in peers.items()
+    }
     found: dict[str, ByDesign] = {}
-    for world, place in WORLDS.items():
-        case = outage.cases()[place]
-        played = [outage.outcomes(case, seed) for seed in outage.SEEDS]
-        found[world] = {}
-        for name, column in DESIGN_NAMES.items():
-            row = outage.mean([outage.measure(name, case, each[name]) for each in played])
-            found[world][column] = {"mean": row.mean, "doomed": row.doomed}
+    for case in CASES:
+        measured = outage.measure(case, SEEDS[:seeds])
+        found[case.title] = {name: asdict(each) for name, each in measured.items()}
+    for peer, process in others.items():
+        told, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"benchmarks: {peer} did not get through the outages")
+        for title, figures in json.loads(told).items():
+            found[title][peer] = figures
     return found
 
 
@@ -84,7 +114,7 @@ def sizes(peers: dict[str, Path]) -> dict[str, float]:
         "ours": own,
     }
     for peer, python in peers.items():
-        command = [str(python), str(HERE / "footprint.py"), "size", PEERS[peer][0]]
+        command = [str(python), str(HERE / "footprint.py"), PEERS[peer][0]]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found[peer] = json.loads(done.stdout)
     return found
@@ -99,38 +129,57 @@ def everything(peers: dict[str, Path], *, quick: bool) -> Found:
 
     told("what a call costs")
     calls = {peer: [str(python), str(HERE / "peer.py"), peer] for peer, python in peers.items()}
-    costs = middleware.measure(rounds, 200 if quick else 1000, calls)
+    costs = middleware.measure(rounds, 100 if quick else 400, calls)
     told("pictures")
     commands = images.own_commands()
-    if "litellm" in peers:
+    if "litellm" in peers:  # the two others make no pictures by themselves
         commands["litellm"] = [str(peers["litellm"]), str(HERE / "peer_images.py")]
-    pictures = images.measure(rounds, images.LOADS_ALL, commands)
-    told("outages")
-    worlds = outages()
+    pictures = images.measure(rounds, commands)
     told("imports and sizes")
-    return Found(costs, pictures, worlds, imports(peers, 2 if quick else 9), sizes(peers))
+    taken, large = imports(peers, 2 if quick else 9), sizes(peers)
+    told("outages, on virtual time")
+    return Found(costs, pictures, outages(peers, 1 if quick else len(SEEDS)), taken, large)
 
 
 def where(peers: dict[str, Path], *, quick: bool) -> str:
-    """The machine and the versions, in a sentence or two."""
+    """The machine and the versions, and how to read the table."""
     packages = ", ".join(f"{name} {version(name)}" for name in (*BARE, "Pillow"))
     others = "".join(f", {PEERS[peer][0]} {PEERS[peer][1]}" for peer in peers)
     taken = "one quick round" if quick else "medians of five rounds, in turn"
     return (
         f"Python {platform.python_version()}, {packages}{others}; {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} cores; {taken}. In brackets: times our figure. "
-        "Goals for CPU are scaled by what a span of OpenTelemetry's SDK takes. "
-        "litellm's outages are simulated: its cooldown, switched on. "
-        f"Written by `python -m benchmarks{' --quick' if quick else ''}"
+        "The goals for CPU were set where a span of OpenTelemetry's SDK takes "
+        f"{YARDSTICK} µs; the one for import holds on any machine. Outages are "
+        "played on virtual time, with 10 images a minute (8 within the default limits), by the "
+        "production code and by the libraries themselves; a cooldown that somebody switched on is "
+        f"simulated. Written by `python -m benchmarks{' --quick' if quick else ''}"
         f"{' --peers' if peers else ''}`."
     )
 
 
+def alone() -> str:
+    """The scripts that run by themselves, a line each."""
+    lines = ["These look closer at one thing, by themselves (python benchmarks/NAME.py):", ""]
+    for name in ALONE:
+        text = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text("utf-8"))) or ""
+        lines.append(f"  {name:16} {text.splitlines()[0]}")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round: a minute or two")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=alone(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="one round: some minutes")
     parser.add_argument("--peers", action="store_true", help="other wrappers, too (pip installs)")
     parser.add_argument("--readme", type=Path, default=README, help="the file with the markers")
+    parser.add_argument(
+        "--picture", type=Path, default=outage_picture.PICTURE, help="where the outage is drawn"
+    )
     parser.add_argument("--print", action="store_true", help="write no file")
     options = parser.parse_args()
     peers = installed() if options.peers else {}
@@ -140,6 +189,7 @@ def main() -> None:
     if not options.print:
         text = put(options.readme.read_text(encoding="utf-8"), table)
         options.readme.write_text(text, encoding="utf-8")
+        outage_picture.draw(options.picture)
 
 
 if __name__ == "__main__":

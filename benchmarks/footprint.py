@@ -1,7 +1,6 @@
 """What a package and all that it needs take on the disk, and what importing it takes.
 
-    python benchmarks/footprint.py size openai google-genai      # megabytes
-    python benchmarks/footprint.py import "import openai"        # seconds, in a fresh interpreter
+    python benchmarks/footprint.py openai google-genai      # megabytes, as JSON
 
 Needs nothing but pip, so that the interpreter of any environment can run it.
 """
@@ -61,5 +60,4 @@ def import_seconds(statement: str, python: str = sys.executable, runs: int = 5) 
 
 
 if __name__ == "__main__":
-    _, what, *words = sys.argv
-    print(json.dumps(megabytes(words) if what == "size" else import_seconds(words[0])))
+    print(json.dumps(megabytes(sys.argv[1:])))

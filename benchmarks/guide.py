@@ -95,6 +95,10 @@ class GuideOverSdks:
                     picture.close()
                 gc.collect()
 
+    async def by_openai(self, prompt: str) -> str:
+        """A picture in base64, from OpenAI at once."""
+        return await self._guide.image(*[lambda: self._ask_openai(prompt)] * 2)
+
     def _ask_google(self, prompt: str, opened: list[Any]) -> str:
         from google.genai import types
 

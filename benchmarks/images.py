@@ -1,10 +1,10 @@
-"""One picture from beginning to end over loopback: time, CPU, loop stall and memory.
+"""Pictures from beginning to end over loopback: time, CPU, loop stall and memory.
 
-    python benchmarks/images.py        # a table
+Each design runs in a process of its own, the emulator in another, in turn for several rounds. From
+Google all end with base64, to hand on, and from OpenAI with bytes, to store: what the vendor's SDK
+does not give by itself. ``watch`` has the loads.
 
-Each design runs in a process of its own, the emulator in another, in turn for several rounds. All
-end with the same thing, the picture in base64. Loads: a small picture; one of 20 MB (4K); a small
-one guided by eight 2K references; and a Google that hangs, with twelve callers at once.
+    python benchmarks/images.py bare | guide | ours LOAD GOOGLE_URL OPENAI_URL FILE    # as JSON
 """
 
 from __future__ import annotations
@@ -21,13 +21,18 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from guide import Guide, GuideOverSdks
 from PIL import Image
-from watch import LOADS, TIMEOUT, Figures, Make, per_picture, while_hanging
+from watch import LARGE, LOADS, TIMEOUT, Figures, Make, watched
 
-LOADS_ALL = (*LOADS, "hang")
+if TYPE_CHECKING:
+    from resilient_imagen.emulator.pictures import Studio
+
 References = list[dict[str, str]]
+ROOM = 64
+"""Slots, where it is not slots that are measured."""
 
 
 def four_k() -> bytes:
@@ -40,50 +45,61 @@ def four_k() -> bytes:
     return out.getvalue()
 
 
-def references() -> list[dict[str, str]]:
-    """Eight 2K pictures, half of them PNG, half JPEG."""
-    from references_cpu import photo
+def photo(kind: str, seed: int) -> bytes:
+    """A 2048x2048 picture that compresses about as badly as a photograph."""
+    noise = Image.effect_noise((512, 512), 60).resize((2048, 2048), Image.Resampling.BICUBIC)
+    gradient = Image.linear_gradient("L").resize((2048, 2048)).rotate(seed * 20)
+    picture = Image.merge("RGB", (noise, gradient, Image.blend(noise, gradient, 0.5)))
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **({"quality": 92} if kind == "JPEG" else {"compress_level": 1}))
+    return buffer.getvalue()
 
+
+def references() -> References:
+    """Eight 2K pictures, half of them PNG, half JPEG."""
     return [
         {
-            "image_base64": base64.b64encode(photo("PNG" if n % 2 else "JPEG", n)).decode(),
-            "mime_type": "image/png" if n % 2 else "image/jpeg",
+            "image_base64": base64.b64encode(photo(kind, n)).decode(),
+            "mime_type": f"image/{kind.lower()}",
         }
-        for n in range(8)
+        for n, kind in enumerate(["JPEG", "PNG"] * 4)
     ]
 
 
 # -- the emulator, in a process of its own ---------------------------------------------------------
 
 
+class BySize:
+    """Paints small or large, as the prompt asks."""
+
+    def __init__(self) -> None:
+        from resilient_imagen.emulator.pictures import Studio
+
+        self._small, self._large = Studio("tiny"), Studio(four_k())
+
+    async def paint(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
+        """As a Studio does."""
+        studio: Studio = self._large if LARGE in call.prompt else self._small
+        return await studio.paint(vendor, call, canvas, variant)
+
+
 async def serve() -> None:
-    """Three emulators: their addresses go to stdout; until stdin is closed."""
+    """Two emulators: their addresses go to stdout; until stdin is closed."""
     from resilient_imagen.emulator import Emulator, EmulatorServer, faults
 
-    hanging = Emulator(picture="tiny")
+    hanging, app = Emulator(picture="tiny"), Emulator()
     hanging.google.set(faults.hang())
-    apps = {
-        "small": Emulator(picture="tiny"),
-        "4K": Emulator(picture=four_k()),
-        "hang": hanging,
-    }
-    async with contextlib.AsyncExitStack() as stack:
-        urls = {}
-        for name, app in apps.items():
-            server = await stack.enter_async_context(EmulatorServer(app))
-            urls[name] = (server.google_url, server.openai_url)
-        urls["references"] = urls["small"]
-        print(json.dumps(urls), flush=True)
+    app.studio = BySize()  # type: ignore[assignment]
+    async with EmulatorServer(app) as server, EmulatorServer(hanging) as second:
+        urls = (server.google_url, server.openai_url)
+        hang = (second.google_url, second.openai_url)
+        print(json.dumps({load: hang if load == "hang" else urls for load in LOADS}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
-Urls = dict[str, tuple[str, str, str]]
-"""Google's and OpenAI's address and the file with the references, per load."""
-
-
 @contextlib.contextmanager
-def emulators() -> Iterator[Urls]:
-    """What a measurement of each load is told."""
+def emulators() -> Iterator[dict[str, tuple[str, str, str]]]:
+    """Google's and OpenAI's address and the file with the references, per load."""
     command = [sys.executable, __file__, "serve"]
     with (
         tempfile.NamedTemporaryFile("w", suffix=".json") as given,
@@ -102,15 +118,21 @@ def emulators() -> Iterator[Urls]:
 
 @contextlib.asynccontextmanager
 async def bare(urls: tuple[str, str], load: str, given: References) -> AsyncIterator[Make]:
-    """Google's async SDK, used as its documentation says, and nothing else."""
+    """The async SDKs, used as their documentation says, and nothing else."""
+    yield (
+        bare_openai(urls[1])
+        if LOADS[load].vendor == "openai"
+        else bare_google(urls[0], load, given)
+    )
+
+
+def bare_google(url: str, load: str, given: References) -> Make:
     from google import genai
     from google.genai import types
 
-    client = genai.Client(
-        api_key="k", vertexai=False, http_options=types.HttpOptions(base_url=urls[0])
-    )
+    client = genai.Client(api_key="k", vertexai=False, http_options=types.HttpOptions(base_url=url))
 
-    async def make() -> object:
+    async def make(prompt: str) -> object:
         parts: list[types.PartUnionDict] = [
             types.Part.from_bytes(
                 data=base64.b64decode(one["image_base64"]), mime_type=one["mime_type"]
@@ -120,7 +142,7 @@ async def bare(urls: tuple[str, str], load: str, given: References) -> AsyncIter
         async with asyncio.timeout(TIMEOUT if load == "hang" else None):
             answer = await client.aio.models.generate_content(
                 model="gemini-3-pro-image",
-                contents=[types.Part(text="a lighthouse"), *parts],
+                contents=[types.Part(text=prompt), *parts],
                 config=types.GenerateContentConfig(
                     response_modalities=["TEXT", "IMAGE"],
                     image_config=types.ImageConfig(aspect_ratio="9:16", image_size="2K"),
@@ -132,15 +154,37 @@ async def bare(urls: tuple[str, str], load: str, given: References) -> AsyncIter
         assert picture.data
         return base64.b64encode(picture.data).decode()
 
-    yield make
+    return make
+
+
+def bare_openai(url: str) -> Make:
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(api_key="k", base_url=url, max_retries=0)
+
+    async def make(prompt: str) -> object:
+        answer = await client.images.generate(model="gpt-image-2.5-flare", prompt=prompt)
+        assert answer.data
+        assert answer.data[0].b64_json
+        return base64.b64decode(answer.data[0].b64_json)
+
+    return make
 
 
 @contextlib.asynccontextmanager
 async def guide(urls: tuple[str, str], load: str, given: References) -> AsyncIterator[Make]:
     """Retries, then the other vendor, in threads."""
-    design = Guide(ipm=1e9, timeout=TIMEOUT if load == "hang" else 60.0)
-    over_sdks = GuideOverSdks(*urls, design)
-    yield lambda: over_sdks.generate("a lighthouse", given)
+    hang = load == "hang"
+    design = GuideOverSdks(
+        *urls, Guide(slots=4 if hang else ROOM, ipm=1e9, timeout=TIMEOUT if hang else 60.0)
+    )
+
+    async def make(prompt: str) -> object:
+        if LOADS[load].vendor == "google":
+            return await design.generate(prompt, given)
+        return base64.b64decode(await design.by_openai(prompt))
+
+    yield make
 
 
 @contextlib.asynccontextmanager
@@ -149,15 +193,21 @@ async def ours(urls: tuple[str, str], load: str, given: References) -> AsyncIter
     from resilient_imagen import ImageClient, Settings
     from resilient_imagen.images.base64s import encode_base64_async
 
+    google = LOADS[load].vendor == "google"
+    routes = ["google:gemini-3-pro-image"] * google + ["openai:gpt-image-2.5-flare"]
+    hang = load == "hang"
     settings = Settings(
         google_api_key="k", openai_api_key="k", google_base_url=urls[0], openai_base_url=urls[1],
-        ipm=1_000_000, per_call_timeout=TIMEOUT if load == "hang" else 60.0,
+        ipm=1_000_000, routes=",".join(routes), max_concurrent=4 if hang else ROOM,
+        per_call_timeout=TIMEOUT if hang else 60.0,
     )  # fmt: skip
     async with ImageClient(settings) as client:
 
-        async def make() -> object:
-            result = await client.generate("a lighthouse", references=given)
-            return await encode_base64_async(result.image_bytes)
+        async def make(prompt: str) -> object:
+            result = await client.generate(prompt, references=given)
+            if google:
+                return await encode_base64_async(result.image_bytes)
+            return result.image_bytes
 
         yield make
 
@@ -170,12 +220,8 @@ DESIGNS = {"bare": bare, "guide": guide, "ours": ours}
 
 async def child(design: str, load: str, urls: tuple[str, str], given: References) -> None:
     """Measure one design in this process; the figures go to stdout."""
-    async with DESIGNS[design](urls, load, given if load == "references" else []) as make:
-        if load == "hang":
-            found = await while_hanging(make)
-        else:
-            found = await per_picture(make, load)
-        print(json.dumps(found), flush=True)
+    async with DESIGNS[design](urls, load, given if LOADS[load].guided else []) as make:
+        print(json.dumps(await watched(make, load)), flush=True)
         if load == "hang":
             os._exit(0)  # threads that hang would keep the process
 
@@ -189,13 +235,11 @@ def once(command: list[str], *arguments: str) -> Figures:
     return figures
 
 
-def measure(
-    rounds: int, loads: tuple[str, ...], commands: dict[str, list[str]]
-) -> dict[str, dict[str, Figures]]:
+def measure(rounds: int, commands: dict[str, list[str]]) -> dict[str, dict[str, Figures]]:
     """Medians per load and design. ``commands`` start a measurement of each design."""
     with emulators() as urls:
         found: dict[str, dict[str, Figures]] = {}
-        for load in loads:
+        for load in LOADS:
             runs: dict[str, list[Figures]] = {name: [] for name in commands}
             for _ in range(rounds):
                 for name, command in commands.items():
@@ -212,18 +256,10 @@ def own_commands() -> dict[str, list[str]]:
     return {name: [sys.executable, str(Path(__file__)), name] for name in DESIGNS}
 
 
-def main() -> None:
-    for load, designs in measure(3, LOADS_ALL, own_commands()).items():
-        for name, figures in designs.items():
-            print(f"{load:12}{name:8}", *(f"{key} {each:9.1f}" for key, each in figures.items()))
-
-
 if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
         asyncio.run(serve())
-    elif sys.argv[1:]:
+    else:
         _, which, what, google_url, openai_url, file = sys.argv
         loaded = json.loads(Path(file).read_text("utf-8"))
         asyncio.run(child(which, what, (google_url, openai_url), loaded))
-    else:
-        main()

@@ -1,6 +1,6 @@
 """litellm's Router making pictures from the emulator; in its own environment.
 
-<its python> benchmarks/peer_images.py small | 4K | references | hang GOOGLE_URL OPENAI_URL FILE
+<its python> benchmarks/peer_images.py LOAD GOOGLE_URL OPENAI_URL FILE
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from watch import TIMEOUT, per_picture, while_hanging
+from watch import LOADS, TIMEOUT, watched
 
 
 async def main(load: str, google_url: str, openai_url: str, given: list[dict[str, str]]) -> None:
@@ -37,19 +37,20 @@ async def main(load: str, google_url: str, openai_url: str, given: list[dict[str
         fallbacks=[{"google": ["openai"]}],
     )
 
-    async def make() -> object:
-        if load == "references":
+    async def make(prompt: str) -> object:
+        vendor = LOADS[load].vendor
+        if LOADS[load].guided:
             images = [io.BytesIO(base64.b64decode(one["image_base64"])) for one in given]
-            answer = await router.aimage_edit(image=images, prompt="a scene", model="google")
+            answer = await router.aimage_edit(image=images, prompt=prompt, model=vendor)
         else:
-            answer = await router.aimage_generation(prompt="a lighthouse", model="google")
-        assert answer.data[0].b64_json
-        return answer.data[0].b64_json
+            answer = await router.aimage_generation(prompt=prompt, model=vendor)
+        text = answer.data[0].b64_json
+        assert text
+        return text if vendor == "google" else base64.b64decode(text)
 
+    print(json.dumps(await watched(make, load)), flush=True)
     if load == "hang":
-        print(json.dumps(await while_hanging(make)), flush=True)
         os._exit(0)
-    print(json.dumps(await per_picture(make, load)))
 
 
 if __name__ == "__main__":

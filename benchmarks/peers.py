@@ -10,7 +10,7 @@ from pathlib import Path
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 FOLDER = CACHE / "resilient-imagen" / "benchmarks"
 PEERS = {
-    "litellm": ("litellm", "1.106.2", "from litellm import Router"),
+    "litellm": ("litellm", "1.109.1", "from litellm import Router"),
     "langchain": ("langchain-core", "1.7.2", "import langchain_core.runnables"),
     "pydantic_ai": ("pydantic-ai-slim", "2.68.0", "import pydantic_ai.models.fallback"),
 }

@@ -11,6 +11,7 @@ OURS = "ours"
 DESIGNS = {
     "bare": "bare SDK",
     "guide": "retries, then fallback",
+    "cooldown": "cooldown, simulated",
     OURS: "this library",
     "litellm": "litellm Router",
     "langchain": "langchain with_fallbacks",
@@ -67,10 +68,10 @@ def _cell(row: Row, name: str) -> str:
 def _remark(row: Row) -> str:
     own, goal, met = row.cells[OURS], "", True
     if row.goal is not None:
-        here = row.goal * row.scale
-        met = isinstance(own, float) and own <= here
-        scaled = f", {number(here)} on this machine" if row.scale != 1 else ""
-        goal = f"goal {number(row.goal)}{scaled}: {'met' if met else 'missed'}"
+        met = isinstance(own, float) and own <= row.goal
+        goal = f"goal {number(row.goal)}: {'met' if met else 'missed'}"
+        if isinstance(own, float) and row.scale != 1:
+            goal += f"; it would be {number(own / row.scale)} where the goal was set"
     return "; ".join(filter(None, (goal, "" if met and row.ahead else row.why)))
 
 

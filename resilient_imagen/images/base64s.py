@@ -2,7 +2,7 @@
 
 The standard library decodes 20 MB in one call that holds the interpreter lock, so that even in a
 thread everything else stands still meanwhile. Here pydantic's decoder, several times faster, is
-fed piece by piece and gives up the lock in between; benchmarks/images_loop_stall.py has numbers.
+fed piece by piece and gives up the lock in between; `python -m benchmarks` has numbers.
 """
 
 from __future__ import annotations
