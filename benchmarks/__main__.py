@@ -153,7 +153,8 @@ def where(peers: dict[str, Path], *, quick: bool) -> str:
         f"{YARDSTICK} µs; the one for import holds on any machine. Outages are "
         "played on virtual time, with 10 images a minute (8 within the default limits), by the "
         "production code and by the libraries themselves; a cooldown that somebody switched on is "
-        f"simulated. Written by `python -m benchmarks{' --quick' if quick else ''}"
+        "simulated. All give a request to Google 60 s, but the bare SDK, which waits. "
+        f"Written by `python -m benchmarks{' --quick' if quick else ''}"
         f"{' --peers' if peers else ''}`."
     )
 

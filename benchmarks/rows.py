@@ -157,5 +157,6 @@ def _outages(found: dict[str, ByDesign]) -> list[Row]:
         ]
         if outage == AGAIN:
             back = {name: each["recovery"] for name, each in designs.items()}
-            made.append(Row("after them: until the first image by Google is begun, s", back, LATER))
+            title = f"first image by Google after {AGAIN}, s from its end"
+            made.append(Row(title, back, LATER))
     return made

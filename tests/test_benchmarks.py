@@ -107,7 +107,7 @@ def test_the_quick_mode_writes_the_table_between_the_markers(
     )
     assert lines[f"{first}: requests in vain"].endswith("| 524 (40.3x) | **13** |  |")
     assert "IMAGE_GEN_BREAKER_RESET_MAX" in next(
-        line for title, line in lines.items() if title.startswith("after them")
+        line for title, line in lines.items() if title.startswith("first image by Google after")
     )
     assert lines["import, s (ours brings the rest with the first call, or `warm_up()`)"].endswith(
         "**0.05** | goal 0.15: met |"
@@ -139,11 +139,13 @@ def test_readme_has_what_the_command_writes(command: ModuleType) -> None:
 def test_help_names_what_else_can_be_run(
     command: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each script that stands alone, with its first line."""
+    """Each script that stands alone, with its first line; README has their names."""
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--help"])
     with pytest.raises(SystemExit):
         command.main()
     told = capsys.readouterr().out
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert ", ".join(f"`{name}`" for name in command.ALONE) in readme
     for name in command.ALONE:
         assert (FOLDER / f"{name}.py").exists()
         assert re.search(rf"^  {name} +[A-Z].+\.$", told, re.MULTILINE), name

@@ -6,8 +6,6 @@ import asyncio
 import inspect
 import logging
 import re
-import shlex
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,8 +14,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from cli_kit import ROOT, environment, started
-from readme_tables import README, TABLES, in_readme
+from cli_kit import ROOT, environment
+from readme_kit import TEXT, blocks, executed
+from readme_tables import TABLES, in_readme
 from trace_backends import collector
 
 import resilient_imagen
@@ -30,21 +29,6 @@ from resilient_imagen.tuning.readers import read_rows
 from resilient_imagen.tuning.recording import gather
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
-
-TEXT = README.read_text(encoding="utf-8")
-
-
-def blocks(heading: str, language: str) -> list[str]:
-    """The code blocks of a language below a heading of the second level."""
-    (section,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
-
-
-def executed(code: str) -> dict[str, Any]:
-    """The names that a block defines."""
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), names)
-    return names
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -90,6 +74,12 @@ def test_traces_are_searched_by_names_that_exist() -> None:
     for line in re.findall(r"^(?:imagegen|[├└]).*$", section, re.MULTILINE):
         for name in re.findall(r"([a-z_.]+)=", line):
             assert name in known or f"imagegen.{name}" in known, name
+
+
+def test_the_pictures_caption_explains_its_colours() -> None:
+    """All three designs: whoever sees a colour finds what it stands for."""
+    (caption,) = re.findall(r"\(\.github/outage\.svg\)\n\n(.+)\n", TEXT)
+    assert re.findall(r"\((\w+)", caption) == ["grey", "orange", "blue"]
 
 
 def test_the_example(
@@ -150,17 +140,27 @@ def test_options_go_around_call_sites(
 FASTAPI_USER = """
 import asyncio, json, sys, httpx2, app as application
 
+async def left():
+    leaving = asyncio.create_task(application.make_scene("three", application.Scene(prompt="x")))
+    while application.jobs.get("three") != "generating":
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
 async def main():
     async with application.app.router.lifespan_context(application.app):
         transport = httpx2.ASGITransport(app=application.app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
             made = await client.post("/scenes/one", json={"prompt": "a lighthouse"})
             empty = await client.post("/scenes/two", json={"prompt": ""})
+            other = await client.post("/scenes/four", json={"promt": "a lighthouse"})
             health = await client.get("/health/images")
+            await left()
     image = made.json()
     print(json.dumps({
         "made": [made.status_code, image["by"], image["usd"], len(image["image"]) > 1000],
         "empty": [empty.status_code, empty.json()["detail"]],
+        "other": other.status_code,
         "health": [route["breaker"]["state"] for route in health.json()["routes"]],
         "jobs": application.jobs,
     }))
@@ -169,8 +169,9 @@ asyncio.run(main())
 """
 
 
-def test_the_fastapi_page(imagen_emulator: BackgroundEmulator, tmp_path: Path) -> None:
-    """It serves a scene, refuses an empty prompt, shows its health and sends its trace."""
+@pytest.mark.usefixtures("imagen_emulator")
+def test_the_fastapi_page(tmp_path: Path) -> None:
+    """It serves a scene, refuses bad ones, knows who left, shows its health and sends its trace."""
     pytest.importorskip("fastapi")
     (code,) = blocks("With FastAPI", "python")
     (tmp_path / "app.py").write_text(code)
@@ -190,11 +191,16 @@ def test_the_fastapi_page(imagen_emulator: BackgroundEmulator, tmp_path: Path) -
     seen = json.loads(done.stdout)
     assert seen["made"] == [200, "google", 0.134, True]
     assert seen["empty"] == [422, "prompt must be a text that is not empty"]
+    assert seen["other"] == 422
     assert seen["health"] == ["closed", "closed"]
-    assert seen["jobs"] == {"one": "done", "two": "refused"}
-    names = [span.name for service, span in traces.received if service == "storyboards"]
-    assert names.count("generate_content gemini-3-pro-image") == 1
-    assert len(imagen_emulator.google.requests) == 1
+    assert seen["jobs"] == {"one": "done", "two": "refused", "three": "failed"}
+    outcomes = [
+        span.tags["imagegen.attempt.outcome"]
+        for service, span in traces.received
+        if service == "storyboards" and span.name == "generate_content gemini-3-pro-image"
+    ]
+    assert outcomes == ["success", "cancelled"]
+    assert "async def health" in code  # a plain one runs in a thread, with a client of its own
 
 
 def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,25 +304,3 @@ def test_the_recordings_own_format() -> None:
     assert len(recording.asked) == 2
     google, openai = recording.routes.values()
     assert (len(google), len(google.rejected), len(openai)) == (1, 1, 1)
-
-
-def test_every_command(tmp_path: Path) -> None:
-    """The commands run as they stand, one after the other, in an empty directory."""
-    (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)
-    (tmp_path / "prompts.jsonl").write_text(example)
-    (tmp_path / "fox.png").write_bytes(TINY_PNG)
-    (commands,) = blocks("On the command line", "bash")
-    for line in commands.splitlines():
-        name, *arguments = shlex.split(line)
-        assert name == "resilient-imagen"
-        with started(*arguments, cwd=tmp_path) as process:
-            if arguments[0] == "emulate":
-                assert process.stderr is not None
-                assert "Ctrl-C" in process.stderr.readline()
-                process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=150)
-            assert process.returncode == 0, (line, errors)
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g")}
-    assert made == {
-        "demo.jpg", "fox.png", "lighthouse.jpg", "night.png", "pictures/scene-1.jpg",
-    }  # fmt: skip

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from typing import Any
 
 import pytest
+from readme_tables import README
 from scenario_kit import (
     BUDGET,
     CUT_LATE,
@@ -40,6 +42,17 @@ BENCH: dict[str, Any] = {
     "fallback_on": ",".join([*LEADING_ON, Reason.INVALID_REQUEST]),
 }
 """What the sixteen are played with: a chat's patience, and on to a model that takes more."""
+
+
+def test_readme_tells_these_settings() -> None:
+    """Sixteen scenarios, and what they are played with."""
+    assert len({name[:8] for name in globals() if re.match(r"test_s\d\d_", name)}) == 16
+    (claim,) = re.findall(r"^.*16 of 16.*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"`IMAGE_GEN_IPM={BENCH['ipm']}`" in claim
+    assert f"`IMAGE_GEN_PER_CALL_TIMEOUT={BENCH['per_call_timeout']}`" in claim
+    assert (
+        "`IMAGE_GEN_FALLBACK_ON` every reason that leads on anyway and `invalid_request`" in claim
+    )
 
 
 @pytest.mark.parametrize(

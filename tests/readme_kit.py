@@ -1,0 +1,45 @@
+"""README as the tests read it: its blocks of code, and every command that it shows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from readme_tables import README
+
+TEXT = README.read_text(encoding="utf-8")
+
+_PROGRAM = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:\"\$\(\.ci/|\.ci/|(?:resilient-imagen|python3?|pip|docker|curl"
+    r"|opentelemetry-instrument)(?: |$))"
+)
+
+
+def section(heading: str) -> str:
+    """What stands below a heading of the second level."""
+    (found,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def blocks(heading: str, language: str) -> list[str]:
+    """The code blocks of a language in a section."""
+    return re.findall(rf"^```{language}\n(.*?)^```", section(heading), re.DOTALL | re.MULTILINE)
+
+
+def executed(code: str) -> dict[str, Any]:
+    """The names that a block defines."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def commands(text: str = TEXT) -> list[str]:
+    """Every command as it stands there: in blocks, after a ``$``, and within sentences."""
+    in_bash = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    after_dollar = re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    inline = re.findall(
+        r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    )
+    return [
+        line for line in [*in_bash.splitlines(), *after_dollar, *inline] if _PROGRAM.match(line)
+    ]

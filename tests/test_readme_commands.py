@@ -1,0 +1,206 @@
+"""Every command that README shows is run as it stands there, or is listed here with a reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from cli_kit import environment, started
+from readme_kit import TEXT, blocks, commands, section
+from redis_kit import redis_server
+from trace_backends import collector, jaeger
+from tuning_kit import ROOMY, bad, world
+
+from resilient_imagen import Settings
+from resilient_imagen.telemetry.logs import LogSink
+from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.tuning.simulation import play
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+NOT_RUN = {
+    "python3 -m venv": "installs from a package index: .ci/run runs both lines as they stand",
+    "pip install": "likewise; what it names is among what these tests are run with",
+    "docker run": "needs a container runtime, and an image from the network",
+    '"$(.ci/jaeger)"': "serves until it is stopped, and may first build for minutes",
+    ".ci/": "runs these tests",
+    "python -m benchmarks": "takes long; test_benchmarks.py runs its parts",
+}
+RUN = ("On the command line", "See it in Jaeger", "Several processes", "Tuning")
+"""Sections whose other commands the tests below run."""
+QUERY, OTLP = "http://127.0.0.1:16686", "http://127.0.0.1:4318"
+APPLICATION = """
+import asyncio
+from resilient_imagen import generate_image
+
+asyncio.run(generate_image("a lighthouse"))
+"""
+
+Shell = Callable[..., str]
+
+
+def to_run(heading: str) -> list[str]:
+    """A section's commands, without those that are not run."""
+    return [line for line in commands(section(heading)) if not line.startswith(tuple(NOT_RUN))]
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    """A new one needs a place here; a reason whose command is gone has none."""
+    run = [line for heading in RUN for line in to_run(heading)]
+    left = [line for line in commands() if line not in run]
+    excused = {start for start in NOT_RUN for line in left if line.startswith(start)}
+    assert excused == set(NOT_RUN)
+    assert [line for line in left if not line.startswith(tuple(NOT_RUN))] == []
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Runs a line in an empty directory, with this Python and our command within reach."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, arguments in (("resilient-imagen", "-m resilient_imagen.cli"), ("python", "")):
+        file = programs / name
+        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        file.chmod(0o755)
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def run(line: str, **env: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env=environment({"PATH": path, **env}),
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr)
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
+def test_the_command_line(tmp_path: Path) -> None:
+    """Its block, one command after the other, in an empty directory."""
+    (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)
+    (tmp_path / "prompts.jsonl").write_text(example)
+    (tmp_path / "fox.png").write_bytes(TINY_PNG)
+    for line in to_run("On the command line"):
+        name, *arguments = shlex.split(line)
+        assert name == "resilient-imagen"
+        with started(*arguments, cwd=tmp_path) as process:
+            if arguments[0] == "emulate":
+                assert process.stderr is not None
+                assert "Ctrl-C" in process.stderr.readline()
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=150)
+            assert process.returncode == 0, (line, errors)
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*g")}
+    assert made == {
+        "demo.jpg", "fox.png", "lighthouse.jpg", "night.png", "pictures/scene-1.jpg",
+    }  # fmt: skip
+
+
+@pytest.mark.timeout(400)  # a demo, and more processes
+@pytest.mark.usefixtures("imagen_emulator")
+def test_commands_that_send_traces(shell: Shell, tmp_path: Path) -> None:
+    """The demo, one picture, and an application without a line of code for it."""
+    (tmp_path / "app.py").write_text(APPLICATION)
+    sending = [line for line in to_run("See it in Jaeger") if not line.startswith("curl")]
+    assert len(sending) == 3
+    with collector() as traces:
+        for line in sending:
+            shell(line.replace(OTLP, traces.otlp), **pointing(QUERY, traces.otlp))
+    roots = Counter(name for name, span in traces.received if span.name == "imagegen.generate")
+    assert (roots.pop("resilient-imagen"), sum(roots.values())) == (32 + 1, 1)
+
+
+def pointing(query: str, otlp: str) -> dict[str, str]:
+    """What README says in words: where to send, and that a Jaeger keeps traces only."""
+    only_traces = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
+    demo = {"JAEGER_URL": query, "JAEGER_OTLP_URL": otlp}
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp, **demo, **only_traces}
+
+
+@pytest.mark.jaeger
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.timeout(400)
+def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
+    """After a demo the search finds what was turned away, and the tuner has a recording."""
+    (demo,) = [line for line in to_run("See it in Jaeger") if "demo" in line]
+    newer, older = [line for line in to_run("See it in Jaeger") if line.startswith("curl")]
+    (tune,) = [line for line in to_run("Tuning") if "--jaeger" in line]
+    with jaeger() as backend:
+        shell(demo, **pointing(backend.url, backend.otlp))
+        give_up = time.monotonic() + 20
+        found: list[dict[str, Any]] = []
+        while not found:
+            assert time.monotonic() < give_up, "nothing is found"
+            found = json.loads(shell(older.replace(QUERY, backend.url)))["data"]
+        for trace in found:
+            tags = {tag["key"]: tag["value"] for span in trace["spans"] for tag in span["tags"]}
+            assert tags["imagegen.fallback.cause"] == "circuit_open"
+        answer = json.loads(shell(newer.replace(QUERY, backend.url)))
+        if answer.get("error", {}).get("httpCode") != 400:  # which is how Jaeger 1 refuses it
+            assert answer["result"]["resourceSpans"]
+        # README's service is an application's; the demo's is our own.
+        told = shell(tune.replace(QUERY, backend.url).replace("book-reels", "resilient-imagen"))
+        assert "# fast" in told
+
+
+@pytest.mark.redis
+@pytest.mark.usefixtures("imagen_emulator")
+def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
+    """An application that has README's variable, and the command that shows what it shared."""
+    (tmp_path / "app.py").write_text(APPLICATION)
+    (block,) = blocks("Several processes", "bash")
+    name, _, url = block.strip().partition("=")
+    (line,) = to_run("Several processes")
+    with redis_server("--requirepass", "password") as server:
+        env = {name: url.replace("host:6379", f"127.0.0.1:{server.port}")}
+        assert env[name] != url
+        shell("python app.py", **env)
+        told = shell(line, **env)
+    assert "google:gemini-3-pro-image" in told
+    assert "closed" in told
+
+
+@pytest.fixture
+def a_log(tmp_path: Path) -> Iterator[None]:
+    """``app.log``: half an hour with an outage, as an application's structlog writes it."""
+    with (tmp_path / "app.log").open("w", encoding="utf-8") as lines:
+        structlog.configure(
+            processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
+            logger_factory=structlog.WriteLoggerFactory(lines),
+            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        )
+        play(world(bad(0.1, 6), hours=0.5), Settings(**ROOMY), seed=1, sinks=[LogSink()])
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("a_log")
+def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:
+    """Advice with a report, and the bill."""
+    tune, cost = [line for line in to_run("Tuning") if "--jaeger" not in line]
+    told = shell(tune)
+    for leaning in ("fast", "cheap"):
+        assert f"# {leaning}" in told
+    assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"google:gemini-3-pro-image .*\d+\.\d\d", shell(cost))
