@@ -20,7 +20,13 @@ from readme_tables import TABLES, in_readme
 from trace_backends import collector
 
 import resilient_imagen
-from resilient_imagen import ImageClient, ImageGenerationError, Settings, reset_default_client
+from resilient_imagen import (
+    CircuitOpenError,
+    ImageClient,
+    ImageGenerationError,
+    Settings,
+    reset_default_client,
+)
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.telemetry import names
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
@@ -244,6 +250,28 @@ def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
             return [route["provider"] for route in client.snapshot()["routes"]]
 
     assert asyncio.run(chain()) == ["google", "openai", "local"]
+
+
+def test_the_breaker_for_anything_else() -> None:
+    """Five failures in a row, and the sixth call is not made."""
+    (code,) = blocks("A breaker for anything else", "python")
+    thumbnail = executed(code)["thumbnail"]
+    made = []
+
+    async def fetch(url: str) -> None:
+        made.append(url)
+        raise OSError(url)
+
+    async def scene() -> None:
+        for _ in range(5):
+            with pytest.raises(OSError, match="a"):
+                await thumbnail("a", fetch)
+        with pytest.raises(CircuitOpenError) as caught:
+            await thumbnail("a", fetch)
+        assert caught.value.retry_after == pytest.approx(31.5, abs=1.5)
+
+    run_virtual(scene())
+    assert len(made) == 5
 
 
 def test_the_fixture_for_applications(tmp_path: Path) -> None:
