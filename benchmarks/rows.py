@@ -38,6 +38,7 @@ SYNC = (
 OFF_LOOP = "the picture is decoded and checked in pieces, in a thread, so that nothing waits for it"
 NOISE = "the machine's own delays are in it"
 MEMORY = "the picture is kept beside its base64 for the caller; more modules are loaded"
+HELD = "what the allocator keeps for the next ones"
 SLOTS = "callers beyond our slots wait for them"
 LIMITS = (
     "who keeps no limits never waits for a slot or for a place in the minute; and a breaker's "
@@ -76,7 +77,7 @@ FIGURES = {
     "stall_ms": ("the event loop stands still, ms", NOISE),
     "process_mb": ("the process at its largest, MB", MEMORY),
     "peak_mb": ("memory on top, MB", MEMORY),
-    "left_mb": ("of that still held when the pictures are gone, MB", NOISE),
+    "left_mb": ("of that still held when the pictures are gone, MB", HELD),
 }
 ALL_SERVED = 0.995
 """Share of callers from which on it rounds to all of them."""
