@@ -106,3 +106,10 @@ async def news() -> None:
 
 def states(workers: list[Worker]) -> set[str]:
     return {worker.state for worker in workers}
+
+
+async def outage(workers: list[Worker]) -> None:
+    """The fleet's circuit opens for 60 seconds."""
+    await workers[0].fail(3)
+    await news()
+    assert states(workers) == {"open"}

@@ -143,7 +143,7 @@ def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
     deadline = 3.0  # the attempt's timeout and one second
     crew.open(breaker_reset_timeout=1.0, per_call_timeout=deadline - 1)
     crew.google.google.set(faults.overload())
-    crew.load(8)
+    crew.load(7)
     crew.google.wait_until(lambda: len(crew.requests) >= 3)
     time.sleep(0.5)  # whatever was in flight has ended, and the opening has not
     crew.google.google.forget()

@@ -11,6 +11,7 @@ from fleet_proxy import Proxy
 from fleet_world import World, play, until
 from redis_kit import RedisServer, free_port, redis_server
 
+from resilient_imagen.fleet import agent
 from resilient_imagen.reasons import Reason
 
 pytestmark = pytest.mark.redis
@@ -49,7 +50,9 @@ def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
         play(scene(server))
 
 
-def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again() -> None:
+def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Three clients under load; Redis is killed and started empty: no failed call, one event."""
 
     async def scene(server: RedisServer) -> None:
@@ -63,7 +66,7 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again() -> None:
         for world in worlds:
             await world.client.warm_up()
         loads = [asyncio.ensure_future(load(world)) for world in worlds]
-        await asyncio.sleep(6)  # long enough that losing Redis is an event of its own
+        await asyncio.sleep(1)
         server.kill()
         await until(lambda: not any(world.joined for world in worlds))
         counts = [len(world.google.sent) for world in worlds]
@@ -78,6 +81,7 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again() -> None:
             await world.client.aclose()
             assert len(await world.warnings()) == 1
 
+    monkeypatch.setattr(agent, "_STEADY", 0.5)  # from when on losing Redis is an event of its own
     with redis_server() as server:
         play(scene(server))
 
