@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 @pytest.fixture(autouse=True)
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
-) -> None:
+) -> Iterator[None]:
+    """Also where these tests were themselves started with nohup, which children inherit."""
     prepare(tmp_path, monkeypatch, imagen_emulator)
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, usual)
 
 
 @pytest.mark.parametrize(
