@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,9 +122,9 @@ def _swept(
 
     columns = ("settings", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    bar = Progress(*columns, console=console, transient=True)
+    # Not just disabled where nobody looks: older ones leave an empty line behind even so.
+    with bar if console.is_terminal else nullcontext():
         task = bar.add_task("", total=count)
 
         def told(done: int, total: int) -> None:
