@@ -112,6 +112,7 @@ SHAPES = st.one_of(
 @given(SHAPES, st.integers(16, 40), st.lists(st.integers(0, 300)), st.booleans())
 @example(openai_body(data=[{"b64_json": f'{PNG64}"{PNG64}'}]), 16, [], True)
 @example(google_body({"inlineData": {"data": PNG64}, "text": f'"{PNG64}'}), 16, [30, 90], True)
+@example({PNG64: None, "error": PNG64}, 16, [], False)
 def test_what_is_decoded_on_the_way_changes_no_answer(
     value: Any, long: int, cuts: list[int], ascii_only: bool
 ) -> None:

@@ -136,7 +136,9 @@ class _Finder:
         if isinstance(error, str) and error is value.get("error"):
             inner = self.innermost(error, depth + 1)
             spoken = {"message": _message(value)} if _message(value) else {}
-            return {**value, "type": error, **inner, **spoken}
+            # A bare word is a code; what has digits in it is a number, an id or a picture.
+            code = {} if any(letter.isdigit() for letter in str(error)) else {"type": error}
+            return {**value, **code, **inner, **spoken}
         message = _message(value)
         return {**value, "message": message, **self.innermost(message, depth + 1)}
 
