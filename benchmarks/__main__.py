@@ -53,7 +53,6 @@ import images  # noqa: E402
 import middleware  # noqa: E402
 import outage  # noqa: E402
 import outage_picture  # noqa: E402
-from overhead import YARDSTICK  # noqa: E402
 from peers import PEERS, installed  # noqa: E402
 from rows import ByDesign, Found, rows  # noqa: E402
 from table import Row, put, render  # noqa: E402
@@ -149,8 +148,8 @@ def where(peers: dict[str, Path], *, quick: bool) -> str:
     return (
         f"Python {platform.python_version()}, {packages}{others}; {platform.system()} "
         f"{platform.machine()}, {os.cpu_count()} cores; {taken}. In brackets: times our figure. "
-        "The goals for CPU were set where a span of OpenTelemetry's SDK takes "
-        f"{YARDSTICK} µs; the one for import holds on any machine. Outages are "
+        "The goals for CPU were set on another machine, of which it is known how long a span, a "
+        "metric's record and a log line take there; the one for import holds on any. Outages are "
         "played on virtual time, with 10 images a minute (8 within the default limits), by the "
         "production code and by the libraries themselves; a cooldown that somebody switched on is "
         "simulated. All give a request to Google 60 s, but the bare SDK, which waits. "

@@ -22,9 +22,10 @@ Costs = dict[str, float]
 
 def ours(calls: int) -> Costs:
     """This library, telemetry's SDK not installed, over providers that are ready at once."""
-    found = overhead.figures(calls, 1, ("yardstick", "bare", "nothing", *overhead.FALLBACK))
+    settings = (*overhead.YARDSTICKS, "bare", "nothing", *overhead.FALLBACK)
+    found = overhead.figures(calls, 1, settings)
     return {
-        "scale": found["yardstick"] / overhead.YARDSTICK,
+        "scale": overhead.slower(found),
         "ok": found["nothing"] - found["bare"],
         "fallback": found["fallback"] - found["bare fallback"],
     }
