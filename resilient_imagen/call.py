@@ -6,9 +6,11 @@ import asyncio
 import inspect
 import logging
 import math
+import os
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from resilient_imagen.errors import (
     AllProvidersFailedError,
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from resilient_imagen.lane import Lane
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference
+    from resilient_imagen.telemetry.events import AttemptEnded
     from resilient_imagen.turn import Turn
 
-__all__ = ["Call", "OnStart", "StartSignal"]
+__all__ = ["Call", "OnStart", "StartSignal", "new_id"]
 
 _log = logging.getLogger("resilient_imagen")
 
@@ -35,6 +38,16 @@ _REQUEST_AT_FAULT = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
 _PATIENCE_WITH_CALLBACK = 1.0
 """Seconds the first request waits for an async ``on_start`` to finish; then both go on."""
+
+
+_ids: Final = random.Random()  # of its own: applications may seed the one that all share
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_ids.seed)
+
+
+def new_id() -> str:
+    """A call's id: 16 hexadecimal digits, as spans have."""
+    return f"{_ids.getrandbits(64):016x}"
 
 
 class StartSignal:
@@ -98,6 +111,10 @@ class Call:
     short_circuits: int = 0
     queue_s: float = 0.0
     backoff_s: float = 0.0
+    told_from: float = 0.0
+    """The level, as logging counts, from which on somebody is told what happens in it."""
+    served: AttemptEnded | None = None
+    """What was told of the request that brought the image."""
     turn: Turn | None = None
     """Its time on the route that it is on, or was on last."""
     fallback_cause: Reason | None = None

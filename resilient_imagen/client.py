@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import secrets
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
-from resilient_imagen.call import Call, StartSignal
+from resilient_imagen.call import Call, StartSignal, new_id
 from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import fit
@@ -217,7 +217,7 @@ class ImageClient:
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         return Call(
-            id=secrets.token_hex(8),
+            id=new_id(),
             request=request,
             lanes=self._routing.chain(model),
             started=started,
@@ -331,6 +331,7 @@ def _checked_deadline(seconds: float | None) -> float:
 
 def _result(call: Call, served: Served) -> ImageResult:
     fitted = () if served.picture.note is None else (served.picture.note,)
+    dropped = (*call.dropped, *served.tailored.dropped)
     return ImageResult(
         image_bytes=served.picture.data,
         mime_type=served.picture.mime_type,
@@ -338,9 +339,7 @@ def _result(call: Call, served: Served) -> ImageResult:
         model=served.lane.model,
         attempts=len(call.attempts),
         fallback_reason=None if call.fallback_cause is None else str(call.fallback_cause),
-        dropped_references=tuple(
-            sorted((*call.dropped, *served.tailored.dropped), key=lambda dropped: dropped["index"])
-        ),
+        dropped_references=tuple(sorted(dropped, key=itemgetter("index"))) if dropped else (),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
         adjustments=(*fitted, *call.notes, *served.tailored.notes),  # telemetry shows the first

@@ -151,13 +151,16 @@ class ImageGenerationError(Exception):
         A provider of the application's may have quoted the prompt, or passed on what a vendor
         quoted.
         """
+        strange = self.status_word is not None and not _STATUS_WORD.fullmatch(self.status_word)
+        if self.vendor_message is None and not strange and not self._told:
+            return  # it was made here, of words that are known
         from resilient_imagen.redaction import redact
 
         if self.vendor_message is not None:
             self.vendor_message = redact(self.vendor_message, secrets=(secret,))
-        if self.status_word is not None and _STATUS_WORD.fullmatch(self.status_word) is None:
+        if self.status_word is not None and strange:
             self.status_word = redact(self.status_word, secrets=(secret,))
-        if self._told:  # else it was made here, of words that are known
+        if self._told:
             self.args = (redact(str(self), secrets=(secret,)),)
 
     def _text(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -267,6 +267,7 @@ def google_image_size(model: str, resolution: str) -> str | None:
     return resolution if resolution in known else known[-1]
 
 
+@lru_cache(maxsize=256)
 def short_of(vendor: str, model: str, resolution: str) -> str | None:
     """The resolution that the model makes instead of a larger one that it does not; else None."""
     row = row_for(vendor, model)
@@ -319,6 +320,7 @@ def clamp_quality(model: str, quality: str) -> str:
     return quality if quality in _row(model, "openai").qualities else "high"
 
 
+@lru_cache(maxsize=256)
 def image_price(model: str, resolution: str) -> float | None:
     """US dollars for one picture of a model that charges by the picture; else None."""
     row = find(model)

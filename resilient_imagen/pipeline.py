@@ -71,13 +71,15 @@ class Pipeline:
         Raises:
             ImageGenerationError: No image; the error says why, with every request sent.
         """
-        scope = asyncio.timeout_at(None if math.isinf(call.deadline) else call.deadline)
         try:
-            async with scope:
+            if math.isinf(call.deadline):
+                await prepare()
+                return await self._across_routes(call)
+            async with asyncio.timeout_at(call.deadline) as scope:
                 await prepare()
                 return await self._across_routes(call)
         except TimeoutError:
-            if not scope.expired():
+            if math.isinf(call.deadline) or not scope.expired():
                 raise
         finally:
             await call.start_signal.finish()
@@ -203,14 +205,12 @@ class Pipeline:
 
     def _plan_retry(self, turn: Turn, error: ImageGenerationError) -> float | None:
         """Seconds to sleep before the same route is asked again, or None to leave it."""
+        retry = POLICIES[error.reason].retry
+        limit = turn.limit if retry is Retry.ALWAYS else min(turn.limit, 2)
+        if retry is Retry.NEVER or turn.number >= limit:
+            return None
         alternative = turn.has_alternative and self._settings.goes_on(error.reason)
-        limit = {
-            Retry.ALWAYS: turn.limit,
-            Retry.ONCE: min(turn.limit, 2),
-            Retry.ONCE_IF_NO_OTHER_ROUTE: 1 if alternative else min(turn.limit, 2),
-            Retry.NEVER: 1,
-        }[POLICIES[error.reason].retry]
-        if turn.number >= limit:
+        if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative:
             return None
         now = asyncio.get_running_loop().time()
         if error.retry_after is None:

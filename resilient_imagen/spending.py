@@ -74,7 +74,9 @@ class Spending:
         if cost is not None:
             self.cost_usd += cost
             if delivered:
-                known = self._delivered.setdefault(attempt.model, _Delivered())
+                known = self._delivered.get(attempt.model)
+                if known is None:
+                    known = self._delivered[attempt.model] = _Delivered()
                 known.images += 1
                 known.cost_usd += cost
         elif delivered:

@@ -239,7 +239,7 @@ def test_closing_without_slow_sinks_takes_no_thread() -> None:
         await hub.close()
 
     asyncio.run(main())
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_inline_sinks_are_told_before_the_call_goes_on_and_endings_in_reverse() -> None:

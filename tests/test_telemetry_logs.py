@@ -66,12 +66,10 @@ STORY = [
     ("error", "imagegen.circuit_breaker.opened"),
     ("warning", "imagegen.attempt.failed"),
     ("warning", "imagegen.fallback"),
-    ("info", "imagegen.attempt.completed"),
     ("info", "imagegen.request.completed"),
     ("debug", "imagegen.request.started"),
     ("info", "imagegen.circuit_breaker.rejected"),
     ("warning", "imagegen.fallback"),
-    ("info", "imagegen.attempt.completed"),
     ("info", "imagegen.request.completed"),
 ]
 
@@ -109,11 +107,27 @@ def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
     }
     assert {key: failed[key] for key in wanted} == wanted
     assert failed["time"] <= began
-    served = next(line for line in lines if line["event"] == "imagegen.attempt.completed")
-    assert served["reason"] is None
-    assert served["cost_usd"] > 0
-    assert served["latency_s"] == 2.0
-    assert served["time"] - failed["time"] > 10, "events keep their distance in virtual time"
+    completed = next(line for line in lines if line["event"] == "imagegen.request.completed")
+    served = {
+        "circuit_breaker.name": "openai:gpt-image-2.5-flare",
+        "attempt.latency_s": 2.0,
+        "attempt.queue_s": 0.0,
+        "attempt.number": 1,
+        "circuit_breaker.state": "closed",
+        "circuit_breaker.counted": "success",
+        "circuit_breaker.failure_rate": 0.0,
+        "circuit_breaker.window.calls": 1,
+    }
+    assert {key: completed[key] for key in served} == served
+    assert completed["cost_usd"] > 0
+    assert completed["time"] - failed["time"] > 10, "events keep their distance in virtual time"
+
+
+def test_a_call_that_goes_well_leaves_one_line(lines: Lines) -> None:
+    """With the request that brought the image in it."""
+    play(World.ask)
+    told = [line for line in lines if line["level"] != "debug"]
+    assert [line["event"] for line in told] == ["imagegen.request.completed"]
 
 
 def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None:
@@ -138,13 +152,16 @@ def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None
 
 
 NOT_ON_SPANS = {
-    "event", "exception.message", "exception.type", "latency_s", "level", "reason", "route",
-    "span_id", "time", "trace_id",
+    "attempt.latency_s", "attempt.queue_s", "event", "exception.message", "exception.type",
+    "latency_s", "level", "reason", "route", "span_id", "time", "trace_id",
 }  # fmt: skip
 
 
 def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
-    """Each pair of a line about a request, a refusal or a call is a tag of the span it names."""
+    """Each pair of a line about a request, a refusal or a call is a tag of the span it names.
+
+    What a call's line says of the request that brought the image stands on that request's span.
+    """
 
     async def scene(world: World) -> None:
         await outage(world)
@@ -159,8 +176,13 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
             for span in world.telemetry.spans()
             if span.context is not None
         }
-        kinds = {"attempt.failed", "attempt.completed", "request.failed", "request.completed",
+        kinds = {"attempt.failed", "request.failed", "request.completed",
                  "circuit_breaker.rejected"}  # fmt: skip
+        served = {
+            tags["imagegen.call_id"]: tags
+            for tags in spans.values()
+            if tags.get("imagegen.attempt.outcome") == "success"
+        }
         seen = set()
         for line in lines:
             kind = line["event"].removeprefix("imagegen.")
@@ -168,8 +190,10 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
                 continue
             seen.add(kind)
             span = spans[line["span_id"]]
+            request = served[line["call_id"]] if kind == "request.completed" else {}
             for key in line.keys() - NOT_ON_SPANS:
-                found = span.get(f"imagegen.{key}", span.get(key))
+                own = span.get(f"imagegen.{key}", span.get(key))
+                found = request.get(f"imagegen.{key}", request.get(key)) if own is None else own
                 assert found == (tuple(line[key]) if isinstance(line[key], list) else line[key])
             told = {name.removeprefix("imagegen.") for name in span}
             assert told - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
@@ -182,12 +206,13 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
     """W3C hex, the attempt's own for the attempt and the root's for the call."""
 
     async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
         await world.ask()
         by_event = {line["event"]: line for line in lines}
         root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
         for event, span in (
             ("imagegen.request.started", root),
-            ("imagegen.attempt.completed", attempt),
+            ("imagegen.attempt.failed", attempt),
             ("imagegen.request.completed", root),
         ):
             context = span.get_span_context()
@@ -195,7 +220,7 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
             assert by_event[event]["trace_id"] == f"{context.trace_id:032x}"
             assert by_event[event]["span_id"] == f"{context.span_id:016x}"
 
-    play(scene)
+    play(scene, max_retries=0)
 
 
 def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random as _random
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from resilient_imagen.breaker.guard import Guard, verdict_of
 from resilient_imagen.breaker.notify import Listeners, Waiters
 from resilient_imagen.breaker.permit import Permit
 from resilient_imagen.breaker.reports import Reports
-from resilient_imagen.breaker.timing import Alarm, Clock
+from resilient_imagen.breaker.timing import Alarm, Clock, running_loop
 from resilient_imagen.breaker.trip import believable, tripped_pause
 from resilient_imagen.breaker.views import (
     BreakerNumbers,
@@ -90,6 +91,8 @@ class Gate:
         Raises:
             RuntimeError: No loop is running, and no clock was given.
         """
+        if self._is_calm and running_loop() is not None:
+            return None
         with self._lock:
             self._catch_up(strict=True)
             answer = None if self._state is _CLOSED else self._answer()
@@ -135,6 +138,8 @@ class Gate:
 
         While probes take every place, it is when the first of them will be decided at the latest.
         """
+        if self._is_calm:
+            return None
         with self._lock:
             self._catch_up()
             until = self._reports.blocked_until(self._state)
@@ -292,8 +297,9 @@ class Gate:
             self._catch_up()
             before = self._state
             counted = self._count(flight, verdict, why)
-            change = _CHANGES.get((before, self._state))
-            settlement = Settlement(counted, change, self._reports.numbers(self._state))
+            after = self._state
+            change = None if before is after else _CHANGES.get((before, after))
+            settlement = Settlement(counted, change, self._reports.numbers(after))
             flight.settlement = settlement
             self._set_alarm()
         self._listeners.deliver()
@@ -306,6 +312,11 @@ class Gate:
 
     def _new_circuit(self, config: BreakerConfig) -> Circuit:
         return Circuit(config, self._random, self._moved, self._waiters.wake)
+
+    @property
+    def _is_calm(self) -> bool:
+        """Whether it is closed, with nothing on its way that time could decide about."""
+        return self._state is _CLOSED and self._circuit.due == math.inf
 
     # With the lock held
 

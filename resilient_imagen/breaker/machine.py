@@ -2,7 +2,8 @@
 
 Only its synchronous `call` and its `open`, `half_open` and `close` are used: its async ways,
 its clock and its counters know nothing of requests that overlap. The counting is `TripRule`'s,
-which the storage here shows to pybreaker as the counter it compares with `fail_max`.
+which the storage here shows to pybreaker as the counter it compares with `fail_max`. While closed
+it is shown an outcome only if that is the one to open it.
 """
 
 from __future__ import annotations
@@ -80,13 +81,13 @@ class Machine:
 
     def failure(self, now: float) -> None:
         """Count a failure; may open the circuit."""
-        self._storage.failed_at = now
-        self._feed_failure()
+        self._storage.rule.failure(now)
+        self._judge(by_share=True)
 
     def throttled(self) -> None:
         """Count a failure in a row that is outside the failure rate; may open the circuit."""
-        self._storage.failed_at = None
-        self._feed_failure()
+        self._storage.rule.throttled()
+        self._judge(by_share=False)
 
     def open(self) -> None:
         """Open the circuit, whatever was counted."""
@@ -100,7 +101,10 @@ class Machine:
         """Close the circuit."""
         self._circuit.close()
 
-    def _feed_failure(self) -> None:
+    def _judge(self, *, by_share: bool) -> None:
+        self._storage.by_share = by_share
+        if self._storage.state == pybreaker.STATE_CLOSED and not self._storage.counter:
+            return  # nothing would come of it
         try:
             self._circuit.call(_fail)
         except _Failed:
@@ -126,8 +130,8 @@ class _Storage(pybreaker.CircuitBreakerStorage):
     def __init__(self, rule: TripRule) -> None:
         super().__init__("trip rule")
         self.rule = rule
-        self.failed_at: float | None = None
-        """Time of the failure being fed; None when it is outside the failure rate."""
+        self.by_share = True
+        """Whether the latest failure counts in the failure rate."""
         self._state = pybreaker.STATE_CLOSED
         self._successes = 0
 
@@ -140,10 +144,7 @@ class _Storage(pybreaker.CircuitBreakerStorage):
         self._state = state
 
     def increment_counter(self) -> None:
-        if self.failed_at is None:
-            self.rule.throttled()
-        else:
-            self.rule.failure(self.failed_at)
+        """Not here: the rule has counted before pybreaker is asked."""
 
     def reset_counter(self) -> None:
         self.rule.consecutive = 0
@@ -151,8 +152,7 @@ class _Storage(pybreaker.CircuitBreakerStorage):
     @property
     def counter(self) -> int:
         # pybreaker opens when this reaches fail_max, and asks only after a failure.
-        share_matters = self.failed_at is not None
-        tripped = self.rule.too_many_in_a_row or (share_matters and self.rule.too_large_a_share)
+        tripped = self.rule.too_many_in_a_row or (self.by_share and self.rule.too_large_a_share)
         return self.rule.config.fail_max if tripped else 0
 
     def increment_success_counter(self) -> None:

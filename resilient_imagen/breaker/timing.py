@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alarm", "Clock"]
+__all__ = ["Alarm", "Clock", "running_loop"]
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -55,7 +55,7 @@ class Clock:
                 loop = self._loop
                 if loop is None or not loop.is_running():
                     return self._last
-            elif loop is not self._loop:
+            if loop is not self._loop:
                 self._adopt(loop)
             now = loop.time() + self._shift
         self._last = max(self._last, now)

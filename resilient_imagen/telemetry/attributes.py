@@ -78,9 +78,10 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
         names.RETRIES: event.retries,
         names.SHORT_CIRCUITS: event.short_circuits,
         names.QUEUE_S: round(event.queue_s, 3),
-        names.QUEUE_WAITED: event.queue_s >= WAITED_S,
         names.BACKOFF_TOTAL: round(event.backoff_s, 3),
     }
+    if event.queue_s >= WAITED_S:
+        found[names.QUEUE_WAITED] = True
     if event.fallback_cause is not None:
         found[names.FALLBACK_CAUSE] = str(event.fallback_cause)
         found[names.FALLBACK_FROM] = event.fallback_from or ""
@@ -117,9 +118,10 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: round(event.queue_s, 3),
-        names.QUEUE_WAITED: event.queue_s >= WAITED_S,
         names.BREAKER_STATE: event.admitted,
     }
+    if event.queue_s >= WAITED_S:
+        found[names.QUEUE_WAITED] = True
     if event.probe:
         found[names.BREAKER_PROBE] = True
     return found
@@ -128,16 +130,22 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
 @_once
 def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     """How a request ended, and what the breaker made of it."""
+    outcome = _outcome(event)
     found: Attributes = {
-        names.ATTEMPT_OUTCOME: _outcome(event),
+        names.ATTEMPT_OUTCOME: outcome,
         names.WILL_RETRY: event.retry_in is not None,
         names.BREAKER_COUNTED: verdict(event),
-        **breaker_numbers(event.breaker),
+        names.BREAKER_RATE: round(event.breaker.failure_rate, 4),
+        names.BREAKER_WINDOW: event.breaker.window_calls,
+        names.BREAKER_THRESHOLD: event.breaker.failure_threshold,
     }
     if event.counted != found[names.BREAKER_COUNTED]:
         found[names.BREAKER_COUNTED_AS] = event.counted
+    if outcome != names.SUCCESS:  # else they are 0, at rest and 200
+        found[names.BREAKER_CONSECUTIVE] = event.breaker.consecutive
+        found[names.BREAKER_RATE_THRESHOLD] = event.breaker.failure_rate_threshold
+        _put(found, names.ATTEMPT_STATUS, event.status)
     _put(found, names.BREAKER_TRANSITION, event.transition)
-    _put(found, names.ATTEMPT_STATUS, event.status)
     _put(found, names.RETRY_AFTER, event.retry_after)
     _put(found, names.RETRY_BACKOFF, event.retry_in)
     _put(found, names.ERROR_TYPE, attempt_error(event))
@@ -179,7 +187,7 @@ def attempt_error(event: events.AttemptEnded) -> str | None:
 def _outcome(event: events.AttemptEnded) -> str:
     if event.reason is not None:
         return str(event.reason)
-    return "success" if event.error_type is None else names.OTHER_ERROR
+    return names.SUCCESS if event.error_type is None else names.OTHER_ERROR
 
 
 @_once

@@ -238,6 +238,8 @@ class RequestEnded(Event):
     error: ImageGenerationError | None
     error_type: str | None = None
     """Name of the exception's type when it is none of ours."""
+    served: AttemptEnded | None = None
+    """The request that brought the image; there may be one although the call failed."""
 
 
 @_event

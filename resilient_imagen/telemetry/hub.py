@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -40,8 +41,11 @@ class Sink(Protocol):
 class ChoosySink(Sink, Protocol):
     """A sink that may have nobody to pass on to: then events need not be put together for it."""
 
-    def wants(self, kind: type[Event], *, failed: bool) -> bool:
-        """Whether it would make something of such an event now. Asked before every one."""
+    def told_from(self) -> float:
+        """The level, as logging counts, from which on it makes something of a call's events.
+
+        Asked once for each call, when it begins: 0 stands for all of them, infinity for none.
+        """
         ...
 
 
@@ -59,21 +63,16 @@ class Hub:
         self._reversed = tuple(reversed(inline))
         self._background = Background(others, self._tell) if others else None
         self._complained: set[int] = set()
-        choosy = tuple(sink for sink in sinks if isinstance(sink, ChoosySink))
-        self._choosy = choosy if len(choosy) == len(sinks) else ()
-        """All of them, if each says what it wants; else somebody wants to be told everything."""
+        self._choosy = tuple(sink.told_from for sink in sinks if isinstance(sink, ChoosySink))
+        self._all_are_choosy = len(self._choosy) == len(sinks)
 
-    def wants(self, kind: type[Event], *, failed: bool = False) -> bool:
-        """Whether any sink makes something of such an event, so that it is worth putting together.
+    def told_from(self) -> float:
+        """The level from which on any sink makes something of the events of a call beginning now.
 
-        Args:
-            kind: Its type.
-            failed: It is about a failure.
+        Others are not worth putting together.
         """
-        for sink in self._choosy:
-            if sink.wants(kind, failed=failed):
-                return True
-        return not self._choosy
+        lowest = min([ask() for ask in self._choosy], default=math.inf)
+        return lowest if self._all_are_choosy else 0
 
     def tell(self, event: Event) -> None:
         """Tell every sink; never raises."""
@@ -81,7 +80,10 @@ class Hub:
         if ending and self._background is not None:
             self._background.put(event)
         for sink in self._reversed if ending else self._inline:
-            self._tell(sink, event)
+            try:  # as _tell does it, without a call of its own for each
+                sink.handle(event)
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
+                self._complain(sink, error)
         if not ending and self._background is not None:
             self._background.put(event)
 
@@ -103,6 +105,9 @@ class Hub:
         try:
             sink.handle(event)
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
-            if id(sink) not in self._complained:
-                self._complained.add(id(sink))
-                _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
+            self._complain(sink, error)
+
+    def _complain(self, sink: Sink, error: BaseException) -> None:
+        if id(sink) not in self._complained:
+            self._complained.add(id(sink))
+            _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

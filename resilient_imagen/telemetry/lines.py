@@ -16,7 +16,7 @@ from resilient_imagen.telemetry.outgoing import safe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["LEVELS", "LINES", "Line"]
+__all__ = ["LINES", "Line"]
 
 Line: TypeAlias = "tuple[int, str, Callable[[], Mapping[str, Any]]]"
 """Level, name, and the rest, which is put together only if somebody reads it."""
@@ -57,19 +57,19 @@ def _references_changed(event: events.ReferencesChanged) -> Line:
     )
 
 
-def _attempt_ended(event: events.AttemptEnded) -> Line:
-    failed = event.reason is not None or event.error_type is not None
-    level = logging.WARNING if failed else logging.INFO
-    if event.reason is not None and POLICIES[event.reason].loud:
-        level = logging.ERROR
+def _attempt_ended(event: events.AttemptEnded) -> Line | None:
+    """A failure. What went well is told with its call, in one line."""
+    if event.reason is None and event.error_type is None:
+        return None
+    loud = event.reason is not None and POLICIES[event.reason].loud
     return (
-        level,
-        names.ATTEMPT_FAILED if failed else names.ATTEMPT_COMPLETED,
-        lambda: _attempt_details(event),
+        logging.ERROR if loud else logging.WARNING,
+        names.ATTEMPT_FAILED,
+        lambda: _failed_attempt(event),
     )
 
 
-def _attempt_details(event: events.AttemptEnded) -> dict[str, Any]:
+def _failed_attempt(event: events.AttemptEnded) -> dict[str, Any]:
     found: dict[str, Any] = {
         "route": f"{event.provider}:{event.model}",
         "latency_s": round(event.latency_s, 6),
@@ -165,6 +165,8 @@ def _request_ended(event: events.RequestEnded) -> Line:
             "latency_s": round(event.latency_s, 6),
             **attributes.of_request_end(event),
         }
+        if event.served is not None:
+            found.update(_served(event.served))
         if event.error_type is not None:
             found[names.EXCEPTION_TYPE] = event.error_type
         if event.error is not None:
@@ -172,6 +174,29 @@ def _request_ended(event: events.RequestEnded) -> Line:
         return found
 
     return level, names.REQUEST_FAILED if failed else names.REQUEST_COMPLETED, details
+
+
+def _served(event: events.AttemptEnded) -> dict[str, Any]:
+    """The request that brought the image, as a replay needs it; its span says more."""
+    found: dict[str, Any] = {
+        "attempt.latency_s": round(event.latency_s, 6),
+        "attempt.queue_s": round(event.queue_s, 3),
+        names.ATTEMPT_NUMBER: event.number,
+        names.BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.BREAKER_STATE: event.admitted,
+        names.BREAKER_COUNTED: attributes.verdict(event),
+        names.BREAKER_RATE: round(event.breaker.failure_rate, 4),
+        names.BREAKER_WINDOW: event.breaker.window_calls,
+    }
+    if event.counted != found[names.BREAKER_COUNTED]:
+        found[names.BREAKER_COUNTED_AS] = event.counted
+    if event.transition is not None:
+        found[names.BREAKER_TRANSITION] = event.transition
+    if event.usage is not None:
+        found[names.GEN_AI_INPUT_TOKENS] = event.usage["input_tokens"]
+        found[names.GEN_AI_OUTPUT_TOKENS] = event.usage["output_tokens"]
+        found[names.COST_USD] = event.usage["cost_usd"]
+    return found
 
 
 def _warned(event: events.Warned) -> Line:
@@ -182,7 +207,7 @@ def _warned(event: events.Warned) -> Line:
     )
 
 
-LINES: Final[Mapping[type[events.Event], Callable[[Any], Line]]] = {
+LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.RequestStarted: _request_started,
     events.ReferencesChanged: _references_changed,
     events.AttemptEnded: _attempt_ended,
@@ -194,13 +219,3 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line]]] = {
     events.RequestEnded: _request_ended,
     events.Warned: _warned,
 }
-
-LEVELS: Final[Mapping[type[events.Event], tuple[int, int]]] = {
-    events.RequestStarted: (logging.DEBUG, logging.DEBUG),
-    events.AttemptEnded: (logging.INFO, logging.ERROR),
-    events.RetryScheduled: (logging.INFO, logging.INFO),
-    events.FellBack: (logging.WARNING, logging.WARNING),
-    events.ShortCircuited: (logging.INFO, logging.INFO),
-    events.RequestEnded: (logging.INFO, logging.ERROR),
-}
-"""The highest level that a line may have, where all is well and where it is about a failure."""

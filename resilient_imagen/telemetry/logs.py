@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from operator import is_not
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import trace
 
-from resilient_imagen.telemetry import names
-from resilient_imagen.telemetry.lines import LEVELS, LINES
+from resilient_imagen.telemetry import names, stdlib
+from resilient_imagen.telemetry.lines import LINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,9 +47,10 @@ _METHODS: Final[Mapping[int, str]] = {
 class LogSink:
     """Turns events into log lines.
 
-    Every request sent leaves one line, ``imagegen.attempt.completed`` (info) or
-    ``imagegen.attempt.failed`` (warning; error where somebody has to act), with all that a replay
-    needs: time, route, latency_s, reason, retry.after, the breaker's state and the cost.
+    Every request that failed leaves one line, ``imagegen.attempt.failed`` (warning; error where
+    somebody has to act), with all that a replay needs: time, route, latency_s, reason, retry.after
+    and the breaker's state. The one that brought the image is told with its call, in
+    ``imagegen.request.completed`` (info): a call that goes well leaves a single line.
 
     Args:
         spans: Knows which span an event is about; without it, the current one.
@@ -59,23 +61,22 @@ class LogSink:
     def __init__(self, spans: SpanSink | None = None) -> None:
         self._spans = spans
 
-    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:
-        """Whether a line about it may be let through."""
-        levels = LEVELS.get(kind)
-        if levels is None:
-            return False
-        structlog = sys.modules.get("structlog")
-        return (structlog is not None and structlog.is_configured()) or _logger.isEnabledFor(
-            levels[failed]
-        )
+    def told_from(self) -> float:
+        """The lowest level of the lines that would reach anybody."""
+        structlog = _configured()
+        if structlog is None:
+            return stdlib.reached_from(_logger)
+        _pipeline.refresh(structlog)
+        return _pipeline.lowest
 
     def handle(self, event: events.Event) -> None:
         """Write the line, if its level is let through."""
         compose = LINES.get(type(event))
-        if compose is None:
+        composed = None if compose is None else compose(event)
+        if composed is None:
             return
-        level, name, details = compose(event)
-        write = _written(level)
+        level, name, details = composed
+        write = _written(level, known=event.call_id != "")
         if write is not None:
             line = self._common(event)
             for key, value in details().items():
@@ -117,11 +118,22 @@ Write: TypeAlias = "Callable[[str, dict[str, Any]], None]"
 """Writes a line, of a name and keys with their values."""
 
 
-def _written(level: int) -> Write | None:
-    """How lines of this level are written, or None when nobody would read them."""
+def _configured() -> Any:
+    """The module structlog where the application has configured it, else None."""
     structlog = sys.modules.get("structlog")  # who has not imported it has not configured it
-    if structlog is not None and structlog.is_configured():
-        return _pipeline.writer(structlog, level)
+    return structlog if structlog is not None and structlog.is_configured() else None
+
+
+def _written(level: int, *, known: bool) -> Write | None:
+    """How lines of this level are written, or None when nobody would read them.
+
+    ``known``: they belong to a call, at whose beginning the application's pipeline was looked at.
+    """
+    structlog = _configured()
+    if structlog is not None:
+        if not known:
+            _pipeline.refresh(structlog)
+        return _pipeline.writer(level)
     if not _logger.isEnabledFor(level):
         return None
 
@@ -138,18 +150,29 @@ class _Pipeline:
         self._made_of: tuple[object, ...] = ()
         self._logger: Any = None
 
-    def writer(self, structlog: Any, level: int) -> Write | None:
-        """How lines of this level are written, or None when the pipeline lets none through."""
+    def refresh(self, structlog: Any) -> None:
+        """Look at what the application has configured by now."""
         # Loggers that print keep the stream that was there when they were made.
         made_of = (*structlog.get_config().values(), sys.stdout, sys.stderr)
         if len(made_of) != len(self._made_of) or any(map(is_not, made_of, self._made_of)):
             self._logger, self._made_of = _bound(structlog), made_of
-        logger = self._logger
-        # Asked of the class: some wrappers take any attribute for a log method.
-        if hasattr(type(logger), "is_enabled_for") and not logger.is_enabled_for(level):
+
+    @property
+    def lowest(self) -> float:
+        """The lowest level that it lets through."""
+        return next(filter(self._lets_through, _METHODS), math.inf)
+
+    def writer(self, level: int) -> Write | None:
+        """How lines of this level are written, or None when the pipeline lets none through."""
+        if not self._lets_through(level):
             return None
-        method = getattr(logger, _METHODS[level])
+        method = getattr(self._logger, _METHODS[level])
         return lambda name, details: method(name, **details)
+
+    def _lets_through(self, level: int) -> bool:
+        # Asked of the class: some wrappers take any attribute for a log method.
+        asks = hasattr(type(self._logger), "is_enabled_for")
+        return not asks or self._logger.is_enabled_for(level)
 
 
 _pipeline: Final = _Pipeline()

@@ -6,11 +6,15 @@ named is ``other``; prompts, ids and texts are never an attribute.
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import Observation
 
 from resilient_imagen.breaker import BreakerState
@@ -34,6 +38,9 @@ _INFERENCE_S: Final = [0.01 * 2**power for power in range(14)]
 _TOKENS: Final = [4**power for power in range(14)]
 _CALL_S: Final = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300]
 _ATTEMPTS: Final = [1, 2, 3, 4, 5, 6, 8, 10]
+
+_OF_NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+"""For numbers by which nobody looks for a trace: exemplars, which durations have, are not free."""
 
 _MAX_ANSWERING: Final = 32
 """Names of models, as vendors tell them, that are told on."""
@@ -71,11 +78,11 @@ class MetricSink:
             events.RequestEnded: self._request_ended,
         }
 
-    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:  # noqa: ARG002 - as others
-        """Whether anybody counts: from the first call on that begins after a provider was set."""
-        if kind is events.RequestStarted and not self._live:
+    def told_from(self) -> float:
+        """What ends or goes another way, if anybody counts; else nothing."""
+        if not self._live:
             self._live = not is_silent(metrics.get_meter_provider())
-        return self._live and kind in self._handlers
+        return logging.INFO if self._live else math.inf
 
     def handle(self, event: events.Event) -> None:
         """Count it."""
@@ -115,7 +122,6 @@ class MetricSink:
             common[names.ERROR_TYPE] = _listed(error)
         self._to.client_duration.record(event.latency_s, common)
         self._to.breaker_calls.add(
-            1,
             {
                 names.BREAKER_NAME: f"{event.provider}:{model}",
                 names.BREAKER_RESULT: (
@@ -132,17 +138,18 @@ class MetricSink:
 
     def _count_tokens(self, common: Mapping[str, str | int], kind: str, count: int | None) -> None:
         if count is not None:
-            self._to.client_tokens.record(count, {**common, names.GEN_AI_TOKEN_TYPE: kind})
+            self._to.client_tokens.record(
+                count, {**common, names.GEN_AI_TOKEN_TYPE: kind}, _OF_NO_SPAN
+            )
 
     def _retry_scheduled(self, event: events.RetryScheduled) -> None:
         gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
         self._to.retries.add(
-            1, {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)}
+            {names.GEN_AI_PROVIDER: str(gen_ai), names.ERROR_TYPE: str(event.reason)}
         )
 
     def _fell_back(self, event: events.FellBack) -> None:
         self._to.fallbacks.add(
-            1,
             {
                 names.FALLBACK_FROM: self._bounded_route(event.from_route),
                 names.FALLBACK_TO: self._bounded_route(event.to_route),
@@ -153,7 +160,7 @@ class MetricSink:
     def _short_circuited(self, event: events.ShortCircuited) -> None:
         name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
         self._to.breaker_calls.add(
-            1, {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED}
+            {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED}
         )
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
@@ -161,7 +168,6 @@ class MetricSink:
         if change.shadow:
             return
         self._to.breaker_transitions.add(
-            1,
             {
                 names.BREAKER_NAME: self._bounded_route(change.name),
                 names.BREAKER_FROM: change.from_state.value,
@@ -174,11 +180,11 @@ class MetricSink:
         found = {names.BREAKER_NAME: name, names.SHADOW_WOULD: event.would}
         if event.reason is not None:
             found[names.ERROR_TYPE] = str(event.reason)
-        self._to.shadow.add(1, found)
+        self._to.shadow.add(found)
 
     def _request_ended(self, event: events.RequestEnded) -> None:
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
-        self._to.attempts.record(event.attempts, short)
+        self._to.attempts.record(event.attempts, short, _OF_NO_SPAN)
         whole: dict[str, str | bool] = {
             **short,
             names.FALLBACK_USED: event.fallback_cause is not None,
@@ -193,6 +199,26 @@ class MetricSink:
 
 def _listed(error: str) -> str:
     return error if error in _REASONS else names.OTHER_ERROR
+
+
+class _Count:
+    """A counter that is read when somebody collects: counting costs next to nothing in a call."""
+
+    def __init__(self, meter: Meter, name: str, unit: str, description: str) -> None:
+        self._counted: dict[tuple[tuple[str, str], ...], int] = {}
+        self._lock = threading.Lock()
+        meter.create_observable_counter(name, [self._observe], unit, description)
+
+    def add(self, labels: Mapping[str, str]) -> None:
+        """Count one."""
+        key = tuple(labels.items())
+        with self._lock:
+            self._counted[key] = self._counted.get(key, 0) + 1
+
+    def _observe(self, _options: CallbackOptions) -> Iterable[Observation]:
+        with self._lock:
+            counted = list(self._counted.items())
+        return [Observation(count, dict(key)) for key, count in counted]
 
 
 class _Instruments:
@@ -224,20 +250,20 @@ class _Instruments:
             "Requests sent for one call.",
             explicit_bucket_boundaries_advisory=_ATTEMPTS,
         )
-        self.retries = meter.create_counter(
-            names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
+        self.retries = _Count(
+            meter, names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
         )
-        self.fallbacks = meter.create_counter(
-            names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
+        self.fallbacks = _Count(
+            meter, names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
         )
-        self.breaker_calls = meter.create_counter(
-            names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
+        self.breaker_calls = _Count(
+            meter, names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
         )
-        self.breaker_transitions = meter.create_counter(
-            names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
+        self.breaker_transitions = _Count(
+            meter, names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
         )
-        self.shadow = meter.create_counter(
-            names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
+        self.shadow = _Count(
+            meter, names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
         )
         meter.create_observable_gauge(
             names.BREAKER_STATE_GAUGE, [self._states], "1", "1 for the present state, 0 for others."

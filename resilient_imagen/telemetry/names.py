@@ -18,6 +18,7 @@ PREFIX: Final = "imagegen."
 # -- OpenTelemetry's ------------------------------------------------------------------------------
 
 ERROR_TYPE: Final = "error.type"
+SUCCESS: Final = "success"
 OTHER_ERROR: Final = "_OTHER"
 """The conventions' word for an error type that is not in a fixed list."""
 SERVER_ADDRESS: Final = "server.address"

@@ -7,6 +7,7 @@ while its provider works: whatever those record (HTTP spans, the caller's own) b
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import OrderedDict
 from importlib.metadata import version
@@ -49,6 +50,7 @@ class _Trace:
         "attempt",
         "attempt_at",
         "attempt_token",
+        "context",
         "offset",
         "prompt",
         "reject",
@@ -62,6 +64,8 @@ class _Trace:
         self.offset = offset
         """Nanoseconds from the loop's time to the epoch: spans tell time as events do."""
         self.prompt = prompt
+        self.context: Context | None = None
+        """Where its root is the current span."""
         self.token: Token[Context] | None = None
         self.attempt: Span | None = None
         self.attempt_at = 0.0
@@ -106,11 +110,11 @@ class SpanSink:
             events.RequestEnded: self._request_ended,
         }
 
-    def wants(self, kind: type[events.Event], *, failed: bool) -> bool:  # noqa: ARG002 - as others
-        """Whether anybody traces: from the first call on that begins after a provider was set."""
-        if kind is events.RequestStarted and not self._live:
+    def told_from(self) -> float:
+        """Everything, if anybody traces; else nothing."""
+        if not self._live:
             self._live = not is_silent(trace.get_tracer_provider())
-        return self._live
+        return 0 if self._live else math.inf
 
     def handle(self, event: events.Event) -> None:
         """Start, enrich or end a span."""
@@ -145,9 +149,8 @@ class SpanSink:
             return  # nobody traces
         prompt = event.request.prompt if self._capture_content else None
         opened = _Trace(root, offset, prompt)
-        opened.token = otel_context.attach(
-            otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
-        )
+        opened.context = otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
+        opened.token = otel_context.attach(opened.context)
         self._traces[event.call_id] = opened
 
     def _references_changed(self, event: events.ReferencesChanged) -> None:
@@ -205,10 +208,9 @@ class SpanSink:
         found = attributes.of_attempt(event)
         if opened.prompt is not None:
             found = {**found, names.GEN_AI_INPUT_MESSAGES: _messages(opened.prompt)}
-        context = trace.set_span_in_context(opened.root)
         span = self._tracer.start_span(
             f"{names.GENERATE_CONTENT} {event.model}",
-            context,
+            opened.context,
             SpanKind.CLIENT,
             found,
             start_time=opened.ns(event.at),
@@ -250,7 +252,7 @@ class SpanSink:
         now = opened.ns(event.at)
         span = self._tracer.start_span(
             f"{names.REJECT_SPAN} {event.provider}",
-            trace.set_span_in_context(opened.root),
+            opened.context,
             attributes=attributes.of_reject(event),
             links=() if opener is None else (Link(opener),),
             start_time=now,

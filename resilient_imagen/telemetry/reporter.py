@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,19 @@ __all__ = ["Reporter"]
 
 
 class Reporter:
-    """Tells the sinks, in the words of the events."""
+    """Tells the sinks, in the words of the events.
+
+    What no sink makes anything of is not put together: each kind of event has a level, the highest
+    that the log line about it may have.
+    """
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     def request_started(self, call: Call) -> None:
         """A caller asked for an image."""
-        if not self._hub.wants(events.RequestStarted):
+        call.told_from = self._hub.told_from()
+        if call.told_from > logging.DEBUG:
             return
         primary = call.lanes[0]
         self._hub.tell(
@@ -53,7 +59,7 @@ class Reporter:
 
     def attempt_started(self, call: Call, turn: Turn, permit: Permit) -> None:
         """A request is about to be sent."""
-        if not self._hub.wants(events.AttemptStarted):
+        if call.told_from > logging.NOTSET:
             return
         self._hub.tell(
             events.AttemptStarted(
@@ -80,19 +86,18 @@ class Reporter:
         attempt: Attempt,
     ) -> None:
         """A request delivered."""
-        if not self._hub.wants(events.AttemptEnded):
+        if call.told_from > logging.INFO:
             return
-        self._hub.tell(
-            events.AttemptEnded(
-                **_of_attempt(call, turn, settlement, attempt),
-                status=200,
-                retry_in=None,
-                cut_short=False,
-                response_model=answer.model,
-                response_id=answer.response_id,
-                finish_reason=answer.finish_reason,
-            )
+        call.served = events.AttemptEnded(
+            **_of_attempt(call, turn, settlement, attempt),
+            status=200,
+            retry_in=None,
+            cut_short=False,
+            response_model=answer.model,
+            response_id=answer.response_id,
+            finish_reason=answer.finish_reason,
         )
+        self._hub.tell(call.served)
 
     def attempt_failed(
         self,
@@ -106,7 +111,7 @@ class Reporter:
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
         ours = error if isinstance(error, ImageGenerationError) else None
-        if self._hub.wants(events.AttemptEnded, failed=True):
+        if call.told_from <= logging.ERROR:
             vendor_error = None if ours is None else ours.vendor_error
             self._hub.tell(
                 events.AttemptEnded(
@@ -118,11 +123,7 @@ class Reporter:
                     vendor_message=None if ours is None else ours.vendor_message,
                 )
             )
-        if (
-            ours is not None
-            and turn.retry_in is not None
-            and self._hub.wants(events.RetryScheduled)
-        ):
+        if ours is not None and turn.retry_in is not None and call.told_from <= logging.INFO:
             self._hub.tell(
                 events.RetryScheduled(
                     at=_now(),
@@ -139,7 +140,7 @@ class Reporter:
 
     def short_circuited(self, call: Call, lane: Lane, rejection: Rejection) -> None:
         """A route was skipped by its breaker."""
-        if not self._hub.wants(events.ShortCircuited):
+        if call.told_from > logging.INFO:
             return
         self._hub.tell(
             events.ShortCircuited(
@@ -173,7 +174,7 @@ class Reporter:
 
     def fell_back(self, call: Call, left: Lane, following: Lane, cause: Reason) -> None:
         """A route was left for the next one."""
-        if not self._hub.wants(events.FellBack):
+        if call.told_from > logging.WARNING:
             return
         self._hub.tell(
             events.FellBack(
@@ -189,7 +190,7 @@ class Reporter:
         self, call: Call, *, result: ImageResult | None, error: BaseException | None
     ) -> None:
         """The call is over."""
-        if not self._hub.wants(events.RequestEnded, failed=result is None):
+        if call.told_from > (logging.INFO if error is None else logging.ERROR):
             return
         ours = error if isinstance(error, ImageGenerationError) else None
         if result is not None:
@@ -217,6 +218,7 @@ class Reporter:
                 result=result,
                 error=ours,
                 error_type=None if error is None else type(error).__name__,
+                served=call.served,
             )
         )
 

@@ -130,6 +130,7 @@ def _own(line: Mapping[str, Any]) -> Row:
 # -- log lines ------------------------------------------------------------------------------------
 
 _ENDED: Final = frozenset({names.ATTEMPT_COMPLETED, names.ATTEMPT_FAILED})
+_SERVED_IN: Final = "attempt.latency_s"
 _CALLS: Final = frozenset({names.REQUEST_COMPLETED, names.REQUEST_FAILED})
 _ANSWERLESS: Final = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
 
@@ -151,8 +152,26 @@ def _logged(line: Mapping[str, Any], notes: Counter[str], otherwise: str) -> Ite
     elif event in _CALLS:
         at = _time(line, "time") - _seconds(line, "latency_s")
         yield Asked(at, _text(line, _key(names.CALL_ID)))
+        if _SERVED_IN in line:
+            yield _served(line)
     elif not (isinstance(event, str) and event.startswith(names.PREFIX)):
         notes[otherwise] += 1
+
+
+def _served(line: Mapping[str, Any]) -> Attempted:
+    """The request that brought the image, as it is told with its call."""
+    latency = _seconds(line, _SERVED_IN)
+    return Attempted(
+        at=_time(line, "time") - latency,
+        call=_text(line, _key(names.CALL_ID)),
+        route=checked_route(_text(line, _key(names.BREAKER_NAME))),
+        latency=latency,
+        reason=None,
+        hint=None,
+        cost=_maybe(line, _key(names.COST_USD)),
+        queue=_maybe(line, "attempt.queue_s") or 0.0,
+        given_up=False,
+    )
 
 
 def _attempt(line: Mapping[str, Any]) -> Attempted:
