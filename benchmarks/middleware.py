@@ -23,7 +23,7 @@ Costs = dict[str, float]
 def ours(calls: int) -> Costs:
     """This library, telemetry's SDK not installed, over providers that are ready at once."""
     settings = (*overhead.YARDSTICKS, "bare", "nothing", *overhead.FALLBACK)
-    found = overhead.figures(calls, 1, settings)
+    found = overhead.figures(calls * 5, 1, settings, median)  # as the others are summed up
     return {
         "scale": overhead.slower(found),
         "ok": found["nothing"] - found["bare"],

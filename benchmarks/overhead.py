@@ -3,9 +3,9 @@
 Run ``python benchmarks/overhead.py [calls]``. Providers answer at once, so what is measured is our
 own: queue, breaker, timers, telemetry; in microseconds of processor time, all threads together.
 Looking at the picture is left out, but in its own row: that happens in a thread, on pictures that
-took seconds to make. Each setting runs in processes of its own, which take turns, so that a slow
-moment of the machine hits all of them; each number is the median of the processes' medians, and
-what it costs to await the provider alone is taken off.
+took seconds to make. Each setting runs in processes of its own, which take turns; each number is
+that of the best stretch of calls, for what else the machine does can only add to it. What it costs
+to await the provider alone is taken off.
 
 - nothing: neither an SDK nor structlog's configuration, logging as Python starts with it.
 - spans: the SDK with a batch processor and an exporter that drops, and metrics with a reader in
@@ -46,7 +46,7 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import TINY_PNG
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -58,7 +58,7 @@ SETTINGS = ("bare", "nothing", "spans", "logs", "everything", "with picture")
 FALLBACK = ("bare fallback", "fallback")
 """Google refuses every call at once and OpenAI serves it: by hand, and through the library."""
 ROUNDS = 5
-"""In each process."""
+"""Of a yardstick, in each process."""
 STRETCH = 100
 """Calls that are measured before the batch processor's queue is emptied."""
 PROCESSES = 5
@@ -136,8 +136,8 @@ async def as_it_is(request: ImageRequest, answer: ProviderImage) -> Finished:
     return Finished(answer.data, answer.mime_type)
 
 
-async def measure(setting: str, calls: int) -> float:
-    """Seconds of processor time per call, all threads together; the median of some rounds."""
+async def measure(setting: str, calls: int) -> list[float]:
+    """Seconds of processor time per call, all threads together; stretch by stretch."""
     switch_on(setting)
     if setting in YARDSTICKS:
         return yardstick(setting, calls)
@@ -155,23 +155,18 @@ async def measure(setting: str, calls: int) -> float:
         once = {"bare": just_ask, "bare fallback": ask_another}.get(
             setting, lambda: client.generate("a lighthouse")
         )
-        return median([await one_round(once, calls) for _ in range(ROUNDS)])
+        flush = getattr(trace.get_tracer_provider(), "force_flush", lambda: None)
+        stretches = []
+        for _ in range(calls // STRETCH):
+            started = time.process_time()
+            for _ in range(STRETCH):
+                await once()
+            stretches.append((time.process_time() - started) / STRETCH)
+            flush()
+        return stretches
 
 
-async def one_round(once: Callable[[], Awaitable[object]], calls: int) -> float:
-    """Seconds of processor time per call."""
-    flush = getattr(trace.get_tracer_provider(), "force_flush", lambda: None)
-    taken = 0.0
-    for first in range(0, calls, STRETCH):
-        started = time.process_time()
-        for _ in range(first, min(first + STRETCH, calls)):
-            await once()
-        taken += time.process_time() - started
-        flush()
-    return taken / calls
-
-
-def yardstick(which: str, times: int) -> float:
+def yardstick(which: str, times: int) -> list[float]:
     """Seconds of processor time for one of what the goals' machine is known by."""
     import structlog
     from opentelemetry import metrics
@@ -187,13 +182,13 @@ def yardstick(which: str, times: int) -> float:
         "one record": lambda: histogram.record(1.5, five),
         "one line": lambda: write("yardstick", **eight),
     }[which]
-    rounds = []
+    stretches = []
     for _ in range(ROUNDS):
         started = time.process_time()
         for _ in range(times):
             once()
-        rounds.append((time.process_time() - started) / times)
-    return median(rounds)
+        stretches.append((time.process_time() - started) / times)
+    return stretches
 
 
 async def just_ask() -> None:
@@ -207,15 +202,20 @@ async def ask_another() -> None:
         await just_ask()
 
 
-def figures(calls: int, rounds: int, settings: Sequence[str] = SETTINGS) -> dict[str, float]:
-    """Microseconds of processor time per call, in the process that did best."""
+def figures(
+    calls: int,
+    rounds: int,
+    settings: Sequence[str],
+    sum_up: Callable[[list[float]], float] = min,
+) -> dict[str, float]:
+    """Microseconds of processor time per call; the best stretch, unless told otherwise."""
     found: dict[str, list[float]] = {setting: [] for setting in settings}
     for _ in range(rounds):
         for setting in settings:
             command = [sys.executable, __file__, str(calls), "--only", setting]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[setting].append(json.loads(done.stdout) * 1e6)
-    return {setting: min(found[setting]) for setting in settings}
+            found[setting] += json.loads(done.stdout)
+    return {setting: sum_up(found[setting]) * 1e6 for setting in settings}
 
 
 def slower(taken: Mapping[str, float]) -> float:
@@ -225,7 +225,7 @@ def slower(taken: Mapping[str, float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("calls", nargs="?", type=int, default=1000)
+    parser.add_argument("calls", nargs="?", type=int, default=5000)
     parser.add_argument(
         "--only",
         choices=(*YARDSTICKS, *SETTINGS, *FALLBACK),

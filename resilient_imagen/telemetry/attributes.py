@@ -27,6 +27,7 @@ __all__ = [
     "of_request_end",
     "of_request_start",
     "request_error",
+    "rounded",
     "route",
     "verdict",
 ]
@@ -77,8 +78,8 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
         names.ATTEMPTS: event.attempts,
         names.RETRIES: event.retries,
         names.SHORT_CIRCUITS: event.short_circuits,
-        names.QUEUE_S: round(event.queue_s, 3),
-        names.BACKOFF_TOTAL: round(event.backoff_s, 3),
+        names.QUEUE_S: rounded(event.queue_s),
+        names.BACKOFF_TOTAL: rounded(event.backoff_s),
     }
     if event.queue_s >= WAITED_S:
         found[names.QUEUE_WAITED] = True
@@ -108,7 +109,6 @@ def request_error(event: events.RequestEnded) -> str | None:
     return None if event.outcome in {"success", "cancelled"} else event.error_type
 
 
-@_once
 def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
     """What is known of a request before it is sent."""
     found: Attributes = {
@@ -117,7 +117,7 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
         names.OPERATION: event.operation,
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
-        names.QUEUE_S: round(event.queue_s, 3),
+        names.QUEUE_S: rounded(event.queue_s),
         names.BREAKER_STATE: event.admitted,
     }
     if event.queue_s >= WAITED_S:
@@ -135,7 +135,7 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
         names.ATTEMPT_OUTCOME: outcome,
         names.WILL_RETRY: event.retry_in is not None,
         names.BREAKER_COUNTED: verdict(event),
-        names.BREAKER_RATE: round(event.breaker.failure_rate, 4),
+        names.BREAKER_RATE: rounded(event.breaker.failure_rate, 4),
         names.BREAKER_WINDOW: event.breaker.window_calls,
         names.BREAKER_THRESHOLD: event.breaker.failure_threshold,
     }
@@ -207,14 +207,14 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
     if event.cause is not None:
         found[names.BREAKER_CAUSE] = str(event.cause)
     if numbers.open_for is not None and numbers.retry_after is not None:
-        found[names.BREAKER_OPEN_FOR] = round(max(0.0, numbers.open_for - numbers.retry_after), 3)
+        found[names.BREAKER_OPEN_FOR] = rounded(max(0.0, numbers.open_for - numbers.retry_after))
     return found
 
 
 def breaker_numbers(numbers: BreakerNumbers) -> Attributes:
     """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
     return {
-        names.BREAKER_RATE: round(numbers.failure_rate, 4),
+        names.BREAKER_RATE: rounded(numbers.failure_rate, 4),
         names.BREAKER_RATE_THRESHOLD: numbers.failure_rate_threshold,
         names.BREAKER_WINDOW: numbers.window_calls,
         names.BREAKER_CONSECUTIVE: numbers.consecutive,
@@ -265,6 +265,11 @@ def _server(base_url: str | None) -> tuple[str | None, int | None]:
         return None, None
 
 
+def rounded(number: float, digits: int = 3) -> float:
+    """``round``, which takes its time, without it where there is nothing to round."""
+    return round(number, digits) if number else 0.0
+
+
 def _put(found: Attributes, name: str, value: str | float | None) -> None:
     if value is not None:
-        found[name] = round(value, 6) if isinstance(value, float) else value
+        found[name] = rounded(value, 6) if isinstance(value, float) else value

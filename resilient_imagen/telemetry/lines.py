@@ -180,12 +180,12 @@ def _served(event: events.AttemptEnded) -> dict[str, Any]:
     """The request that brought the image, as a replay needs it; its span says more."""
     found: dict[str, Any] = {
         "attempt.latency_s": round(event.latency_s, 6),
-        "attempt.queue_s": round(event.queue_s, 3),
+        "attempt.queue_s": attributes.rounded(event.queue_s),
         names.ATTEMPT_NUMBER: event.number,
         names.BREAKER_NAME: f"{event.provider}:{event.model}",
         names.BREAKER_STATE: event.admitted,
         names.BREAKER_COUNTED: attributes.verdict(event),
-        names.BREAKER_RATE: round(event.breaker.failure_rate, 4),
+        names.BREAKER_RATE: attributes.rounded(event.breaker.failure_rate, 4),
         names.BREAKER_WINDOW: event.breaker.window_calls,
     }
     if event.counted != found[names.BREAKER_COUNTED]:

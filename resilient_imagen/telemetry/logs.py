@@ -78,10 +78,8 @@ class LogSink:
         level, name, details = composed
         write = _written(level, known=event.call_id != "")
         if write is not None:
-            line = self._common(event)
-            for key, value in details().items():
-                line[_KEYS[key]] = value
-            write(name, line)
+            told = {_KEYS[key]: value for key, value in details().items()}
+            write(name, self._common(event) | told)
 
     def _common(self, event: events.Event) -> dict[str, Any]:
         """When, in which call, in which trace."""

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakValueDictionary
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -43,10 +42,9 @@ _MOMENT: Final = 1000
 
 
 class _Trace:
-    """One call's open spans. Held by the caller's context alone, so it cannot outlive the call."""
+    """One call's open spans."""
 
     __slots__ = (
-        "__weakref__",
         "attempt",
         "attempt_at",
         "attempt_token",
@@ -96,7 +94,8 @@ class SpanSink:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
         self._live = tracer_provider is not None
         self._capture_content = capture_content
-        self._traces: WeakValueDictionary[str, _Trace] = WeakValueDictionary()
+        self._traces: dict[str, _Trace] = {}
+        """Of the calls that go on, by id. Every call ends once, be it by being thrown away."""
         self._openers: OrderedDict[str, SpanContext] = OrderedDict()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RequestStarted: self._request_started,

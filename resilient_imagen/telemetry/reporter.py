@@ -200,14 +200,15 @@ class Reporter:
         else:
             out_of_time = ours is not None and ours.reason is Reason.DEADLINE
             outcome = "deadline" if out_of_time else "error"
+        now = _now()
         self._hub.tell(
             events.RequestEnded(
-                at=_now(),
+                at=now,
                 call_id=call.id,
                 operation=call.request.operation,
                 provider=call.lanes[0].provider.name,
                 outcome=outcome,
-                latency_s=_now() - call.started,
+                latency_s=now - call.started,
                 attempts=len(call.attempts),
                 retries=call.retries,
                 short_circuits=call.short_circuits,
