@@ -43,6 +43,8 @@ _options: ContextVar[_Options] = ContextVar("resilient_imagen_call_options", def
 _mine = threading.local()
 _NEEDED = ("client", "breaker.machine", "providers.google", "providers.openai")
 """Modules that a client is made of, with all that they import."""
+_SHARED = ("fleet", "breaker.redis", "limiter.redis")
+"""And a client that shares its state with other processes."""
 
 
 @contextmanager
@@ -106,7 +108,10 @@ async def _client() -> ImageClient:
 
 
 def _load() -> None:
-    for name in _NEEDED:
+    from resilient_imagen.settings import Settings
+
+    shared = () if Settings().redis_url is None else _SHARED
+    for name in (*_NEEDED, *shared):
         import_module(f"resilient_imagen.{name}")
 
 

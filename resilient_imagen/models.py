@@ -70,7 +70,8 @@ class ModelInfo:
     aspect_ratios: tuple[str, ...] = ()
     """Google: the ratios it knows by name."""
     resolutions: tuple[str, ...] = ()
-    """Google: the values of imageSize it takes; with none the field must not be sent at all."""
+    """Google: the values of imageSize it takes; with none the field must not be sent at all, for it
+    is answered with a 500."""
     sizes: tuple[tuple[int, int], ...] = ()
     """OpenAI: the only sizes in pixels it takes; with none any within the limits below."""
     qualities: tuple[str, ...] = ()
@@ -80,11 +81,6 @@ class ModelInfo:
     """The day from which the vendor refuses the name."""
     successor: str | None = None
     """The model to use from then on."""
-
-    @property
-    def sends_image_size(self) -> bool:
-        """Whether Google's imageSize may be sent; older models answer it with a 500."""
-        return bool(self.resolutions)
 
 
 _GEMINI_PAGE: Final = "https://ai.google.dev/gemini-api/docs/pricing"

@@ -53,10 +53,25 @@ def test_help_loads_no_sdk() -> None:
     assert printed(code).endswith("[]")
 
 
-def printed(code: str) -> str:
+@pytest.mark.parametrize("shared", [{}, {"IMAGE_GEN_REDIS_URL": "redis://127.0.0.1:1/0"}])
+def test_the_loop_has_nothing_left_to_import_for_the_first_call(shared: dict[str, str]) -> None:
+    """What the default client is made of was loaded in a thread before."""
+    code = (
+        "import sys\n"
+        "from resilient_imagen import api\n"
+        "api._load()\n"
+        "loaded = set(sys.modules)\n"
+        "api.default_client()\n"
+        "print(sorted(set(sys.modules) - loaded))"
+    )
+    keys = {"GEMINI_API_KEY": "g", "OPENAI_API_KEY": "o"}
+    assert printed(code, **keys, **shared) == "[]"
+
+
+def printed(code: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment(),
+        env={**environment(), **variables},
         capture_output=True,
         text=True,
         timeout=100,

@@ -137,7 +137,7 @@ def test_google_ratios_are_ones_the_model_knows(ratio: str) -> None:
 def test_image_size_is_kept_from_models_that_fail_over_it() -> None:
     """2.5-flash-image answers imageSize with a 500; the lite model knows 1K only."""
     assert models.google_image_size("gemini-2.5-flash-image", "2K") is None
-    assert not models.MODELS["gemini-2.5-flash-image"].sends_image_size
+    assert not models.MODELS["gemini-2.5-flash-image"].resolutions
     assert models.google_image_size("gemini-3.1-flash-lite-image", "4K") == "1K"
     assert models.google_image_size("gemini-3-pro-image", "4K") == "4K"
 
