@@ -109,9 +109,12 @@ class Pipeline:
             reason = call.left[-1].reason
             if not following or not self._settings.goes_on(reason):
                 break
+            now = asyncio.get_running_loop().time()
+            if now + WORTHWHILE >= call.deadline:
+                raise call.out_of_time()  # before it takes a probe's place on the next for nothing
             if index == 0:
                 call.fallback_cause = reason
-            lane.last_left = (asyncio.get_running_loop().time(), reason)
+            lane.last_left = (now, reason)
             self._reporter.fell_back(call, lane, following[0], reason)
         raise call.verdict()
 

@@ -250,3 +250,21 @@ def test_a_slot_that_comes_too_late_is_not_taken() -> None:
         assert world.idle()
 
     play(scene, max_concurrent=1, openai_ipm=6000, **FAST)
+
+
+def test_a_route_is_not_entered_when_the_time_is_up() -> None:
+    """Left with the deadline itself, a route hands nothing on: no probe's place is taken in vain."""
+
+    async def scene(world: World) -> None:
+        google, openai = world.client.breakers.values()
+        openai.open_for(25.0, cause="overloaded", brief=None)
+        world.google.latency = 29.9995
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceededError):
+            await world.ask(deadline=30.0)
+        await first
+        assert google.usable()
+        assert world.breaker(1) == "open", "a probe would have made it half-open"
+
+    play(scene, max_concurrent=1, **FAST)

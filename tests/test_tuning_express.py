@@ -7,7 +7,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tuning_kit import ROOMY, SCENARIOS, TIGHT, bad, record, world
 
@@ -70,6 +70,10 @@ def test_every_run_with_the_short_cut_equals_one_without(
     assert summary(cut) == summary(full)
 
 
+@example(  # the time for the first route ends with the caller's, when the other wants a probe
+    fail_max=1, retries=0, reset=30.0, timeout=30.0, slots=1, share=0.3, reason=Reason.TIMEOUT,
+    batch=1, slow=None, deadline=30.0, max_queue=None, all_open="fail", both_fail=True, seed=1,
+)  # fmt: skip
 @settings(max_examples=50, deadline=None)
 @given(
     fail_max=st.integers(1, 4),
