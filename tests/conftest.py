@@ -1,11 +1,13 @@
-"""Every test starts from an environment that says nothing about us."""
+"""What any test may rely on: an environment that says nothing about us, and a Redis if it asks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from redis_kit import RedisServer, redis_server
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
 
@@ -21,3 +23,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(OURS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def shared_server() -> Iterator[RedisServer]:
+    """One Redis for the tests of a file, with whatever the last of them left in it."""
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared_server: RedisServer) -> RedisServer:
+    """The same, empty."""
+    shared_server.ask("FLUSHALL")
+    return shared_server

@@ -7,15 +7,12 @@ outage together, and ask again at the same moment.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import multiprocessing
 import sys
 from typing import Any
 
 from fleet_world import PATIENCE, World, until
-
-from resilient_imagen.reasons import Reason
 
 CHILDREN = 3
 PROBE = 1.0
@@ -33,10 +30,7 @@ def live(world: World, number: int, together: Any, told: Any) -> None:
             await world.client.warm_up()
             await meet()
             if number == 0:
-                world.google.fail(Reason.OVERLOADED, status=503, latency=0, times=3)
-                for _ in range(3):
-                    with contextlib.suppress(Exception):
-                        await world.ask()
+                await world.outage()
             await until(lambda: world.state == "open")
             world.google.latency = PROBE
             world.google.sent.clear()

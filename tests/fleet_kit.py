@@ -113,3 +113,9 @@ async def outage(workers: list[Worker]) -> None:
     await workers[0].fail(3)
     await news()
     assert states(workers) == {"open"}
+
+
+async def opening_over(workers: list[Worker]) -> None:
+    """The same, and those seconds are over: whoever asks next probes."""
+    await outage(workers)
+    await asyncio.sleep(60.1)

@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from resilient_imagen import ImageClient, Settings
+import pytest
+
+from resilient_imagen import ConfigurationError, ImageClient, Settings
 from resilient_imagen.lane import Lane
+from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -27,6 +30,22 @@ class World:
 
     async def ask(self) -> None:
         await self.client.generate("a lighthouse")
+
+    async def outage(self) -> None:
+        """Its Google is overloaded for three calls, which open the circuit."""
+        self.google.fail(Reason.OVERLOADED, status=503, latency=0, times=3)
+        for _ in range(3):
+            with pytest.raises(Exception, match="503"):
+                await self.ask()
+
+    async def refuses(self, why: str) -> None:
+        """Warm-up and each call say what is wrong, and no secret; no request is sent."""
+        async with self.client:
+            for attempt in (self.client.warm_up, self.ask, self.ask):
+                with pytest.raises(ConfigurationError, match=why) as caught:
+                    await attempt()
+                assert "hunter2" not in repr(caught.value)
+            assert self.google.sent == []
 
     @property
     def lane(self) -> Lane:

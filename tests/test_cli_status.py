@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_kit import run
-from redis_kit import RedisServer, redis_server
+from redis_kit import RedisServer
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.fleet import account
@@ -18,12 +17,6 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.testing import FakeProvider
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 def share_an_outage(url: str, **more: Any) -> None:
@@ -46,7 +39,6 @@ def share_an_outage(url: str, **more: Any) -> None:
 
 def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path: Path) -> None:
     """The table and the JSON name each route, its state, why, and until when."""
-    server.ask("FLUSHALL")
     share_an_outage(server.url)
     shown = run("status", cwd=tmp_path, env={"IMAGE_GEN_REDIS_URL": server.url, "COLUMNS": "150"})
     assert shown.returncode == 0, shown.stderr
@@ -64,7 +56,6 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
 
 def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
     """Each namespace is shown by itself, and named; two accounts' routes stand in two rows."""
-    server.ask("FLUSHALL")
     url = f"{server.url}?namespace=book-reels"
     for key in ("key-of-one", "key-of-another"):
         share_an_outage(url, google_api_key=key)
@@ -83,7 +74,6 @@ def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path)
 
 def test_a_redis_without_a_fleet_says_so(server: RedisServer, tmp_path: Path) -> None:
     """Nothing was shared yet: an empty view, and no error."""
-    server.ask("FLUSHALL")
     shown = run("status", "--redis-url", server.url, cwd=tmp_path)
     assert shown.returncode == 0
     assert "No process has shared anything" in shown.stdout

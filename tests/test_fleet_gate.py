@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import crew, news, outage, sail, states
+from fleet_kit import crew, news, opening_over, outage, sail, states
 from lua_store import Sea
 
 from resilient_imagen.breaker import Permit, Rejection
@@ -17,8 +17,7 @@ def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 8) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             answers = await asyncio.gather(
                 *(worker.admit() for worker in workers for _ in range(5))
             )
@@ -58,8 +57,7 @@ def test_hints_in_a_row_are_no_failed_probes() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             for turn in (0, 1, 0):
                 await workers[turn].request(Reason.RATE_LIMITED, retry_after=20.0)
                 await news()
@@ -80,8 +78,7 @@ def test_a_probe_that_failed_by_its_own_network_has_a_second_opinion() -> None:
         async with crew(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             await workers[3].fail(1, Reason.CONNECTION)
             await news()
             assert workers[3].state == "open"
@@ -100,8 +97,7 @@ def test_a_second_opinion_that_agrees_opens_for_all() -> None:
         async with crew(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             await workers[3].fail(1, Reason.CONNECTION)
             await news()
             assert states(workers[:3]) == {"half_open"}
@@ -118,8 +114,7 @@ def test_a_cancelled_probe_frees_its_place_for_everybody() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 3) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             probe = await workers[0].admit()
             assert isinstance(probe, Permit)
             await news()
@@ -137,8 +132,7 @@ def test_a_killed_process_holds_recovery_up_by_one_deadline_at_most() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 3, probe_deadline=30.0) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             loop = asyncio.get_running_loop()
             assert isinstance(await workers[0].admit(), Permit)
             began = loop.time()
@@ -159,8 +153,7 @@ def test_a_hung_probe_counts_as_failed_at_its_deadline() -> None:
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2, probe_deadline=30.0) as workers:
             await workers[1].request()
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             assert isinstance(await workers[0].admit(), Permit)
             await asyncio.sleep(30.1)
             assert workers[0].state == "open"
@@ -175,8 +168,7 @@ def test_as_many_probes_as_configured_and_as_many_successes() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 4, half_open_calls=2) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             answers = await asyncio.gather(*(worker.admit() for worker in workers))
             probes = [answer for answer in answers if isinstance(answer, Permit)]
             assert len(probes) == 2
@@ -196,8 +188,7 @@ def test_a_probe_is_had_at_the_entrance_only() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             rejection = workers[0].gate.admit()
             assert isinstance(rejection, Rejection)
             assert rejection.probing
@@ -212,8 +203,7 @@ def test_a_probe_held_unsent_too_long_loses_its_place_everywhere() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2, probe_deadline=30.0) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             held = workers[0].gate.reserve()
             assert isinstance(held, Permit)
             await asyncio.sleep(30.1)

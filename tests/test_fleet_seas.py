@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from fleet_kit import Worker, crew, news, outage, sail, states
+from fleet_kit import Worker, crew, news, opening_over, outage, sail, states
 from lua_store import Sea
 
 from resilient_imagen.breaker import Permit, Rejection
@@ -92,8 +92,7 @@ def test_a_lease_asked_of_a_silent_redis_holds_up_no_probe_for_long() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             for worker in workers:
                 worker.link.stuck = True
             loop = asyncio.get_running_loop()
@@ -109,8 +108,7 @@ def test_a_probe_elsewhere_is_not_waited_for_without_redis() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2) as workers:
-            await outage(workers)
-            await asyncio.sleep(60.1)
+            await opening_over(workers)
             assert isinstance(await workers[0].admit(), Permit)
             await news()
             assert isinstance(await workers[1].admit(), Rejection)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from hashlib import sha1
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lua_store import LuaStore
-from redis_kit import RedisServer, redis_server
+from redis_kit import RedisServer
 
 from resilient_imagen.fleet.address import Address
 from resilient_imagen.fleet.link import Link, LinkError, RedisDoor
@@ -32,12 +31,6 @@ from resilient_imagen.fleet.steps import (
 
 HOUR = 3600 * 1_000_000
 CIRCUIT = ("circuit", "leases", "workers", "seen")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with redis_server() as running:
-        yield running
 
 
 async def open_link(server: RedisServer) -> Link:
@@ -159,7 +152,6 @@ def test_every_key_dies_when_nobody_uses_it(server: RedisServer) -> None:
     """Each step leaves a time to live on every key it wrote."""
 
     async def play() -> None:
-        server.ask("FLUSHALL")
         link = await open_link(server)
         try:
             speaker = Speaker("ttl")
