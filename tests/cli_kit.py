@@ -19,8 +19,15 @@ def run(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``resilient-imagen`` to its end."""
+    return python("-m", "resilient_imagen.cli", *arguments, cwd=cwd, env=env)
+
+
+def python(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run an interpreter of its own to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "resilient_imagen.cli", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env=environment(env),
         capture_output=True,

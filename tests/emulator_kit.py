@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +11,7 @@ import httpx2
 import openai
 from google import genai
 from google.genai import types
+from images_samples import encoded
 from PIL import Image
 
 from resilient_imagen.emulator import Emulator, EmulatorServer
@@ -119,17 +119,10 @@ def play(
 
 def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (24, 16)) -> bytes:
     """A small encoded picture."""
-    out = io.BytesIO()
     image = Image.new(mode, size)
     # A phone's multi-picture JPEG holds at least two.
     more: dict[str, Any] = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
-    image.save(out, kind, **more)
-    return out.getvalue()
-
-
-def opened(data: bytes) -> Image.Image:
-    """A decoded picture."""
-    return Image.open(io.BytesIO(data))
+    return encoded(image, kind, **more)
 
 
 class _Loop(VirtualTimeLoop):

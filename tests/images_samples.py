@@ -7,11 +7,9 @@ import struct
 import zlib
 from typing import Any
 
-from hypothesis import settings
 from PIL import Image
 
-unhurried = settings(deadline=None)
-"""For property tests: a busy machine is no failure."""
+from resilient_imagen import ImageResult
 
 
 def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image:
@@ -32,6 +30,28 @@ def encoded(source: Image.Image, form: str, **options: Any) -> bytes:
     out = io.BytesIO()
     source.save(out, form, **options)
     return out.getvalue()
+
+
+def delivered(data: bytes) -> ImageResult:
+    """What a call brings whose vendor counted nothing: these bytes, said to be a PNG."""
+    return ImageResult(
+        image_bytes=data,
+        mime_type="image/png",
+        provider="google",
+        model="m",
+        attempts=1,
+        fallback_reason=None,
+        dropped_references=(),
+        usage={
+            "provider": "google",
+            "model": "m",
+            "input_tokens": None,
+            "output_tokens": None,
+            "total_tokens": None,
+            "cost_usd": None,
+        },
+        latency_s=1.0,
+    )
 
 
 def opened(data: bytes) -> Image.Image:

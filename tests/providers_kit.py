@@ -184,6 +184,7 @@ def provider_for(vendor: str, url: str, **options: Any) -> SdkProvider:
     return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", **options)
 
 
+GOOD = {"google": http(200, google_body()), "openai": http(200, openai_body())}
 MODELS = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
 
 
@@ -200,6 +201,21 @@ async def ask(
             return await provider.generate(request or ImageRequest(PROMPT), MODELS[vendor])
         finally:
             await provider.aclose()
+
+
+def arrived(
+    vendor: str, request: ImageRequest, model: str | None = None, *, path: str = "", **options: Any
+) -> Received:
+    """What becomes of a request on its way to a server of the vendor's, which answers well."""
+
+    async def main() -> Received:
+        async with raw_server(GOOD[vendor]) as server:
+            provider = provider_for(vendor, server.url + path, **options)
+            await provider.generate(request, model or MODELS[vendor])
+            await provider.aclose()
+            return server.requests[0]
+
+    return asyncio.run(main())
 
 
 def run(main: Awaitable[Any]) -> Any:

@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
-from resilient_imagen import ContentBlockedError, ImageClient, ImageResult, Reason, Settings
+from resilient_imagen import (
+    AllProvidersFailedError,
+    ContentBlockedError,
+    ImageClient,
+    ImageResult,
+    Reason,
+    Settings,
+)
 from resilient_imagen.emulator import Emulator, faults
+from resilient_imagen.emulator.faults import Fault
 from resilient_imagen.emulator.vendor import Vendor
 from resilient_imagen.emulator.wire import Delivery
 from resilient_imagen.providers.google import GoogleProvider
@@ -99,3 +107,41 @@ async def refused(world: World) -> None:
     assert caught.value.reason is Reason.CONTENT_BLOCKED
     assert len(world.google.requests) + len(world.openai.requests) == 1
     assert len(caught.value.attempts) == 1
+
+
+async def nowhere_to_go(world: World) -> None:
+    """Both vendors are overloaded: the first one's words surface, and both are named, in time."""
+    for vendor in (world.google, world.openai):
+        vendor.set(faults.overload())
+    with pytest.raises(AllProvidersFailedError, match="503 UNAVAILABLE") as caught:
+        await world.ask()
+    assert now() <= 25.0
+    assert caught.value.reason is Reason.OVERLOADED
+    assert {attempt.provider for attempt in caught.value.attempts} == {"google", "openai"}
+    assert len(world.google.requests) <= BUDGET
+
+
+def silence(timeout: float) -> Callable[[World], Awaitable[None]]:
+    """The primary never answers: that is waited for once, and the other one is asked."""
+
+    async def scene(world: World) -> None:
+        world.google.set(faults.hang())
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "timeout")
+        assert len(world.google.requests) == 1
+        assert now() <= timeout + HEALTHY + SLACK
+
+    return scene
+
+
+def passing(fault: Fault, longest: float) -> Callable[[World], Awaitable[None]]:
+    """A fault that is over at once: asked once more, the primary serves, within so many seconds."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(fault)
+        result = await world.ask()
+        assert (result.provider, result.attempts) == ("google", 2)
+        assert world.openai.requests == ()
+        assert now() <= longest
+
+    return scene

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import ladder
+import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen import ImageClient, Settings
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 T = TypeVar("T")
@@ -71,17 +74,29 @@ class Telemetry:
 
 
 @dataclass
-class World:
-    """Two scripted providers, a client that knows only them, and all it told."""
+class World(ladder.World):
+    """The ladder's, and all that an SDK catches of it."""
 
-    google: FakeProvider
-    openai: FakeProvider
-    client: ImageClient
-    told: RecordingSink
     telemetry: Telemetry
 
-    async def ask(self, **options: Any) -> ImageResult:
-        return await self.client.generate("a lighthouse", **options)
+    async def leave(self) -> None:
+        """A caller is cancelled while Google does not answer."""
+        self.google.hang()
+        call = asyncio.create_task(self.ask())
+        await asyncio.sleep(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    async def drag(self) -> None:
+        """Two requests hang, one begun a second after the other; a third comes before they end."""
+        self.google.hang(times=2)
+        first = asyncio.create_task(self.ask())
+        await asyncio.sleep(1)
+        second = asyncio.create_task(self.ask())
+        await asyncio.sleep(14)
+        await self.ask()
+        await asyncio.gather(first, second)
 
 
 def attributes(span: ReadableSpan) -> Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
+from images_samples import encoded
 from PIL import Image
 
 import resilient_imagen as ri
@@ -47,9 +47,7 @@ def run(scene: Callable[[], Awaitable[T]]) -> T:
 
 
 def png(width: int = 64, height: int = 64) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 30, 60)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (width, height), (200, 30, 60)), "PNG")
 
 
 def as_dict(data: bytes, mime_type: str = "image/png") -> dict[str, Any]:
@@ -104,10 +102,9 @@ def test_google_gets_the_orientation_and_the_ratio_openai_the_raw_prompt_and_a_s
 
 def test_references_arrive_byte_for_byte_with_their_true_type(vendors: BackgroundEmulator) -> None:
     """The claimed type is not believed; what cannot be read is listed and the rest is sent."""
-    jpeg = io.BytesIO()
-    Image.new("RGB", (80, 60)).save(jpeg, "JPEG")
+    jpeg = encoded(Image.new("RGB", (80, 60)), "JPEG")
     references = [
-        as_dict(jpeg.getvalue(), "image/png"),
+        as_dict(jpeg, "image/png"),
         {"image_base64": None, "mime_type": "image/png"},
         png(),
         "data:image/png;base64," + base64.b64encode(png(10, 20)).decode(),
@@ -118,7 +115,7 @@ def test_references_arrive_byte_for_byte_with_their_true_type(vendors: Backgroun
         result = await ri.generate_image_with_references("all of them", references)
         seen = vendors.google.requests[-1].references
         assert [one.mime_type for one in seen] == ["image/jpeg", "image/png", "image/png"]
-        assert [one.size for one in seen] == [len(jpeg.getvalue()), len(png()), len(png(10, 20))]
+        assert [one.size for one in seen] == [len(jpeg), len(png()), len(png(10, 20))]
         assert [one["index"] for one in result["dropped_references"]] == [1, 4]
 
     run(scene)
@@ -147,12 +144,10 @@ def test_references_beyond_the_bytes_allowed_are_made_smaller_and_it_is_said(
 ) -> None:
     """The largest total a request may carry is respected by scaling, never by failing."""
     monkeypatch.setenv("IMAGE_GEN_MAX_REFERENCE_MB", "0.5")
-    noise = Image.effect_noise((900, 900), 90).convert("RGB")
-    buffer = io.BytesIO()
-    noise.save(buffer, "PNG")
+    large = encoded(Image.effect_noise((900, 900), 90).convert("RGB"), "PNG")
 
     async def scene() -> None:
-        result = await ri.generate_image_with_references("x", [buffer.getvalue(), png()])
+        result = await ri.generate_image_with_references("x", [large, png()])
         seen = vendors.google.requests[-1].references
         assert sum(one.size for one in seen) <= 500_000
         assert seen[1].size == len(png())

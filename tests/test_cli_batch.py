@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from batch_kit import COMMAND, QUICK, asked, batch, journal, prepare, scene, scenes, write
 from cli_kit import cli, run, started
+from images_samples import encoded
 from PIL import Image
 
 from resilient_imagen import ImageClient, NoImageError, Settings
@@ -23,15 +23,7 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 Capsys = pytest.CaptureFixture[str]
-
-
-def encoded(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
-
-
-OTHER_PNG = encoded(Image.new("RGB", (90, 160), "red"))
+OTHER_PNG = encoded(Image.new("RGB", (90, 160), "red"), "PNG")
 
 
 @pytest.fixture(autouse=True)

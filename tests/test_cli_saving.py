@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import stat
 import subprocess
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from cli_kit import cli, environment
+from images_samples import delivered, encoded, opened
 from PIL import Image, ImageChops, ImageStat
 
-from resilient_imagen import ImageResult
 from resilient_imagen.cli import files, pictures
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images.sniff import sniff_mime
@@ -31,33 +30,6 @@ FOX = ("generate", "a fox", "--resolution", "1K", "--aspect", "1:1")
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files without a directory land in the test's own."""
     monkeypatch.chdir(tmp_path)
-
-
-def delivered(picture: bytes, mime_type: str = "image/png") -> ImageResult:
-    return ImageResult(
-        image_bytes=picture,
-        mime_type=mime_type,
-        provider="google",
-        model="m",
-        attempts=1,
-        fallback_reason=None,
-        dropped_references=(),
-        usage={
-            "provider": "google",
-            "model": "m",
-            "input_tokens": None,
-            "output_tokens": None,
-            "total_tokens": None,
-            "cost_usd": None,
-        },
-        latency_s=1.0,
-    )
-
-
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
-    out = io.BytesIO()
-    picture.save(out, kind)
-    return out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -97,10 +69,10 @@ def test_a_name_of_no_known_type_keeps_the_bytes(capsys: Capsys) -> None:
 
 def test_what_is_clear_becomes_white() -> None:
     """A JPEG knows no transparency."""
-    clear = encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)))
+    clear = encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG")
     saved = asyncio.run(pictures.as_named(delivered(clear), Path("fox.jpg")))
     assert saved.mime_type == "image/jpeg"
-    with Image.open(io.BytesIO(saved.image_bytes)) as picture:
+    with opened(saved.image_bytes) as picture:
         assert picture.getpixel((4, 4)) == (255, 255, 255)
 
 
@@ -108,9 +80,10 @@ def test_what_is_clear_becomes_white() -> None:
 @pytest.mark.parametrize("name", ["fox.jpg", "fox.webp"])
 def test_every_kind_of_picture_can_be_converted(mode: str, name: str) -> None:
     """Grey, palette and deep ones, too."""
-    saved = asyncio.run(pictures.as_named(delivered(encoded(Image.new(mode, (9, 16)))), Path(name)))
+    given = delivered(encoded(Image.new(mode, (9, 16)), "PNG"))
+    saved = asyncio.run(pictures.as_named(given, Path(name)))
     assert not pictures.misnamed(Path(name), saved.mime_type)
-    with Image.open(io.BytesIO(saved.image_bytes)) as picture:
+    with opened(saved.image_bytes) as picture:
         assert picture.size == (9, 16)
 
 

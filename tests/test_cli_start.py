@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cli_kit import environment
+from cli_kit import python
 
 INTERRUPTED = """
 import importlib.abc, os, signal, sys
@@ -33,25 +31,13 @@ main()
 """
 
 
-def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     "name", ["rich", "typer", "resilient_imagen.cli.app", "resilient_imagen.cli.generate"]
 )
 @pytest.mark.parametrize("how", ["interrupt", "Fading"])
 def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) -> None:
     """Whatever an import would make of an exception in its midst."""
-    ended = python(INTERRUPTED.format(name=name, how=how), tmp_path)
+    ended = python("-c", INTERRUPTED.format(name=name, how=how), cwd=tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
@@ -60,7 +46,7 @@ def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) 
 )
 def test_ctrl_c_while_a_command_begins(name: str, tmp_path: Path) -> None:
     """Then there are things to put in order, and it says so."""
-    ended = python(INTERRUPTED.format(name=name, how="interrupt"), tmp_path)
+    ended = python("-c", INTERRUPTED.format(name=name, how="interrupt"), cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (130, "")
     assert ended.stderr == "resilient-imagen: stopped\n"
 
@@ -72,4 +58,4 @@ def test_the_way_to_the_first_line_is_short(tmp_path: Path) -> None:
         "from resilient_imagen.cli import main\n"
         "print([name for name in ('asyncio', 'pathlib', 'ssl') if name in sys.modules])"
     )
-    assert python(code, tmp_path).stdout == "[]\n"
+    assert python("-c", code, cwd=tmp_path).stdout == "[]\n"

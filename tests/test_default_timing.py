@@ -14,16 +14,14 @@ from scenario_kit import (
     UNPACED,
     World,
     now,
+    nowhere_to_go,
+    passing,
     play,
     refused,
+    silence,
 )
 
-from resilient_imagen import (
-    AllProvidersFailedError,
-    InvalidRequestError,
-    ProviderOverloadedError,
-    Reason,
-)
+from resilient_imagen import InvalidRequestError, ProviderOverloadedError
 from resilient_imagen.emulator import faults
 
 # -- faults of test_scenarios.py, without its settings --------------------------------------------
@@ -48,15 +46,7 @@ def test_where_no_reason_leads_on_the_primarys_own_error_surfaces() -> None:
 
 def test_no_answer_costs_a_minute() -> None:
     """Waited for once, and never repeated where there is a way on."""
-
-    async def scene(world: World) -> None:
-        world.google.set(faults.hang())
-        result = await world.ask()
-        assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert len(world.google.requests) == 1
-        assert now() <= 60.0 + HEALTHY + SLACK
-
-    play(scene, **UNPACED)
+    play(silence(60.0), **UNPACED)
 
 
 def test_a_picture_that_takes_20_seconds_is_waited_for() -> None:
@@ -115,14 +105,7 @@ def test_row_google_healthy(seconds: float) -> None:
 
 def test_row_google_503_retry_works() -> None:
     """About 10 s: one pause, then the picture."""
-
-    async def scene(world: World) -> None:
-        world.google.fail(faults.overload())
-        result = await world.ask()
-        assert (result.provider, result.attempts) == ("google", 2)
-        assert now() <= 10.0 + SLACK
-
-    play(scene)
+    play(passing(faults.overload(), 10.0 + SLACK))
 
 
 def test_row_google_down_for_more_than_30_minutes() -> None:
@@ -147,14 +130,4 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
 
 def test_row_both_down() -> None:
     """About 25 s until the failure, and it names both."""
-
-    async def scene(world: World) -> None:
-        for vendor in (world.google, world.openai):
-            vendor.set(faults.overload())
-        with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
-        assert now() <= 25.0
-        assert caught.value.reason is Reason.OVERLOADED
-        assert {attempt.provider for attempt in caught.value.attempts} == {"google", "openai"}
-
-    play(scene)
+    play(nowhere_to_go)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 from typing import Any
 
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, opened, picture, play
+from emulator_kit import GEMINI, GPT, Wired, picture, play
+from images_samples import encoded, opened
 from PIL import Image, ImageChops
 
 from resilient_imagen.emulator import Emulator, drawing
@@ -144,8 +144,7 @@ def test_any_prompt_can_be_drawn(prompt: str, size: str) -> None:
 
 def test_references_are_shown() -> None:
     """A drawing shows what it was given: red references leave red in it, broken ones do not."""
-    red = io.BytesIO()
-    Image.new("RGB", (64, 64), (255, 0, 0)).save(red, "PNG")
+    reference = encoded(Image.new("RGB", (64, 64), (255, 0, 0)), "PNG")
     broken = picture()[:40]
 
     def redness(data: bytes) -> int:
@@ -154,7 +153,7 @@ def test_references_are_shown() -> None:
 
     async def scenario(both: Wired) -> None:
         shown = []
-        for image in (red.getvalue(), broken):
+        for image in (reference, broken):
             edited = await both.gemini(references=((image, "image/png"),) * 3, aspect_ratio="1:1")
             assert edited.parts is not None
             assert edited.parts[0].inline_data is not None

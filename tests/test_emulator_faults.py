@@ -12,8 +12,9 @@ import httpx2
 import openai
 import pydantic
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, opened, play, play_virtually
+from emulator_kit import GEMINI, GPT, Wired, play, play_virtually
 from google.genai import errors, types
+from images_samples import opened
 
 from resilient_imagen.emulator import Emulator, Fault, Latency, faults
 from resilient_imagen.emulator.gemini_shapes import SHAPES as GEMINI_SHAPES

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import httpx2
 import pytest
+from cli_kit import python
 
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
 
@@ -91,14 +89,5 @@ def test_the_fixture_in_an_application(tmp_path: Path) -> None:
     )
     (tmp_path / "test_application.py").write_text(APPLICATION_TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    root = str(Path(__file__).parent.parent)
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    run = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path)
     assert "3 passed" in run.stdout, run.stdout

@@ -11,7 +11,6 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import unhurried
 
 from resilient_imagen.images import base64s
 from resilient_imagen.images.base64s import (
@@ -25,7 +24,6 @@ from resilient_imagen.images.faults import UnusableImageError
 LARGE = random.Random(7).randbytes(2**20 * 2 + 1)
 
 
-@unhurried
 @given(st.binary(max_size=500), st.sampled_from(["", "data:image/png;base64,", "DATA:;BASE64, "]),
        st.booleans(), st.booleans(), st.booleans())  # fmt: skip
 def test_all_liberties_are_understood(
@@ -40,7 +38,6 @@ def test_all_liberties_are_understood(
     assert decode_base64((prefix + text).encode()) == data
 
 
-@unhurried
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
 def test_anything_else_is_refused_clearly(junk: str | bytes) -> None:
     """Whatever is passed in is decoded, or refused with the one documented error."""

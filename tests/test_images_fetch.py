@@ -16,7 +16,7 @@ import httpcore2
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from images_samples import encoded, picture, unhurried
+from images_samples import encoded, picture
 
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
@@ -319,7 +319,6 @@ def test_outer_addresses_are_public(address: str) -> None:
     assert is_public(address)
 
 
-@unhurried
 @given(st.one_of(st.ip_addresses(), st.text(max_size=30)))
 def test_nothing_inner_is_ever_public(address: object) -> None:
     """Against the standard library's own judgement, for all addresses and for any text."""
@@ -532,7 +531,6 @@ NEGATIVE = b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"
 LONG = [answer("200 OK", bytes(MOST + 1)), answer("200 OK", bytes(MOST))]
 
 
-@unhurried
 @given(URLS, st.lists(st.lists(ADDRESSES, max_size=3), max_size=4),
        st.lists(REPLIES, max_size=4), st.booleans(), st.integers(0, 2))  # fmt: skip
 @example("https://a.test/", [["8.8.8.8"]], [NEGATIVE], True, 0)

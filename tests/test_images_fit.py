@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, exif, noise, opened, picture, raw_png, unhurried
+from images_samples import encoded, exif, noise, opened, picture, raw_png
 from PIL import Image, ImageCms, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
@@ -55,7 +55,6 @@ def test_every_ratio_comes_out_of_every_size(ratio: str, size: tuple[int, int]) 
         assert (width in size or height in size) or mode == "exact"
 
 
-@unhurried
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(ASPECT_RATIOS))
 def test_exact_is_the_largest_there_is(width: int, height: int, ratio: str) -> None:
     """One step more would not fit; a picture too small for any is cropped to the nearest."""
@@ -300,7 +299,6 @@ def test_pillows_own_limit_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fitted(encoded(picture(), "PNG"), ratio="1:1", mode=mode).note is not None
 
 
-@unhurried
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]), st.data())
 def test_any_damage_leads_to_a_picture_or_the_documented_error(
     form: str, data: st.DataObject

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, exif, opened, picture, png_chunk, raw_png, unhurried
+from images_samples import encoded, exif, opened, picture, png_chunk, raw_png
 from PIL import Image, ImageCms, ImageOps
 
 from resilient_imagen.images import pillow
@@ -389,7 +389,6 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(fixed)
 
 
-@unhurried
 @given(st.sampled_from([*GOOD, *BAD]), st.data())
 def test_any_damage_leads_to_a_picture_or_the_documented_error(
     case: str, data: st.DataObject
@@ -428,7 +427,6 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
     return bytes(changed)
 
 
-@unhurried
 @given(
     st.sampled_from(["palette png", "animated png", "animated gif", "cmyk jpeg", "mpo"]),
     st.integers(1, 5000),

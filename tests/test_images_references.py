@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, noise, opened, picture, raw_png, unhurried
+from images_samples import delivered, encoded, noise, opened, picture, raw_png
 
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.references import LoadedReferences, load_references
-from resilient_imagen.result import ImageResult
 from resilient_imagen.testing import run_virtual
 
 if TYPE_CHECKING:
@@ -29,24 +28,7 @@ PNG = encoded(picture(), "PNG")
 JPEG = encoded(picture(), "JPEG")
 TEXT = base64.b64encode(PNG).decode()
 URL = "https://pictures.test/a.png?signature=secret"
-RESULT = ImageResult(
-    image_bytes=PNG,
-    mime_type="image/png",
-    provider="google",
-    model="m",
-    attempts=1,
-    fallback_reason=None,
-    dropped_references=(),
-    usage={
-        "provider": "google",
-        "model": "m",
-        "input_tokens": None,
-        "output_tokens": None,
-        "total_tokens": None,
-        "cost_usd": None,
-    },
-    latency_s=1.0,
-)
+RESULT = delivered(PNG)
 
 
 class Pages:
@@ -342,7 +324,6 @@ ITEMS = st.recursive(
 )  # fmt: skip
 
 
-@unhurried
 @given(st.lists(ITEMS, max_size=5))
 def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
     """Nothing raises, nothing is lost, order is kept."""

@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from images_samples import encoded, exif, picture, png_chunk, unhurried
+from images_samples import encoded, exif, picture, png_chunk
 
 from resilient_imagen.images.intact import is_intact, is_whole
 from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
@@ -79,7 +79,6 @@ def test_what_is_no_picture_has_no_type(data: bytes) -> None:
     assert pixel_size(data) is None
 
 
-@unhurried
 @given(st.sampled_from([data for data, _ in ENCODINGS.values()]), st.data())
 def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
     """A header cut anywhere and overwritten anywhere leads to a size or to None, never an error."""
@@ -93,7 +92,6 @@ def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
     assert size is None or min(size) > 0
 
 
-@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_answer(data: bytes) -> None:
     """No bytes at all make the readers fail."""
@@ -187,7 +185,6 @@ def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
     assert exif_orientation(b"Exif\0\0" + big) == turn
 
 
-@unhurried
 @given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))
 def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
     """No EXIF data make the reader fail."""

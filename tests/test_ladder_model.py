@@ -219,15 +219,18 @@ def check_all(seen: Seen, half_open: int) -> None:
     check_breakers(seen, half_open)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+random_worlds = given(
     google=scripts,
     openai=scripts,
     crowd=callers,
-    half_open=st.integers(1, 2),
+    half_open=st.integers(1, 3),
     slots=st.integers(1, 4),
     ipm=st.sampled_from([10, 60, 6000]),
 )
+
+
+@settings(max_examples=150, deadline=None)
+@random_worlds
 def test_random_worlds_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
@@ -238,14 +241,7 @@ def test_random_worlds_follow_the_rules(
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
-@given(
-    google=scripts,
-    openai=scripts,
-    crowd=callers,
-    half_open=st.integers(1, 3),
-    slots=st.integers(1, 4),
-    ipm=st.sampled_from([10, 60, 6000]),
-)
+@random_worlds
 def test_many_random_worlds_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:

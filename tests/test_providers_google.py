@@ -7,28 +7,17 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from providers_kit import JPEG, KEY, PNG, PROMPT, google_body, http, provider_for, raw_server, run
+from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
 
 from resilient_imagen.request import ImageRequest, Reference
 
-GOOD = http(200, google_body())
-
-
-def sent(request: ImageRequest, model: str = "gemini-3-pro-image") -> Any:
-    """The request as it arrives at the server."""
-
-    async def main() -> Any:
-        async with raw_server(GOOD) as server:
-            provider = provider_for("google", server.url)
-            await provider.generate(request, model)
-            await provider.aclose()
-            return server.requests[0]
-
-    return run(main())
+sent = partial(arrived, "google")
+"""The request as it arrives at the server."""
 
 
 def test_a_plain_request() -> None:
@@ -163,15 +152,8 @@ def test_aiohttp_in_the_environment_changes_nothing() -> None:
 
 def test_a_relays_path_is_kept() -> None:
     """An address may have a path before the version."""
-
-    async def main() -> str:
-        async with raw_server(GOOD) as server:
-            provider = provider_for("google", f"{server.url}/relay/")
-            await provider.generate(ImageRequest(PROMPT), "gemini-3-pro-image")
-            await provider.aclose()
-            return server.requests[0].path
-
-    assert run(main()) == "/relay/v1/models/gemini-3-pro-image:generateContent"
+    request = sent(ImageRequest(PROMPT), path="/relay/")
+    assert request.path == "/relay/v1/models/gemini-3-pro-image:generateContent"
 
 
 def test_the_placeholder_of_a_reference_is_never_sent() -> None:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from email import message_from_bytes
 from email.message import Message
+from functools import partial
 from typing import Any
 
 import pytest
-from providers_kit import JPEG, KEY, PNG, PROMPT, http, openai_body, provider_for, raw_server, run
+from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
 
 from resilient_imagen.request import ImageRequest, Reference
 
-GOOD = http(200, openai_body())
-
-
-def sent(request: ImageRequest, model: str = "gpt-image-2.5-flare", **options: Any) -> Any:
-    """The request as it arrives at the server."""
-
-    async def main() -> Any:
-        async with raw_server(GOOD) as server:
-            provider = provider_for("openai", server.url, **options)
-            await provider.generate(request, model)
-            await provider.aclose()
-            return server.requests[0]
-
-    return run(main())
+sent = partial(arrived, "openai")
+"""The request as it arrives at the server."""
 
 
 def test_a_plain_request() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 from providers_kit import (
+    GOOD,
     KEY,
     MODELS,
     PNG,
@@ -36,7 +37,6 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 
 VENDORS = pytest.mark.parametrize("vendor", MODELS)
-GOOD = {"google": http(200, google_body()), "openai": http(200, openai_body())}
 
 
 def failing(vendor: str, answer: Any, request: ImageRequest | None = None) -> ImageGenerationError:

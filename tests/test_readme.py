@@ -6,15 +6,13 @@ import asyncio
 import inspect
 import logging
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from cli_kit import ROOT, environment
+from cli_kit import ROOT, python
 from readme_kit import TEXT, blocks, executed
 from readme_tables import TABLES, in_readme
 from trace_backends import collector
@@ -182,15 +180,8 @@ def test_the_fastapi_page(tmp_path: Path) -> None:
     (code,) = blocks("With FastAPI", "python")
     (tmp_path / "app.py").write_text(code)
     with collector() as traces:
-        done = subprocess.run(
-            [sys.executable, "-c", FASTAPI_USER],
-            cwd=tmp_path,
-            env=environment({"OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp}),
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        there = {"OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp}
+        done = python("-c", FASTAPI_USER, cwd=tmp_path, env=there)
     assert done.returncode == 0, done.stderr
     import json
 
@@ -280,15 +271,7 @@ def test_the_fixture_for_applications(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(conftest)
     (tmp_path / "test_application.py").write_text(test)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path)
     assert "1 passed" in done.stdout, done.stdout
 
 

@@ -19,17 +19,18 @@ from scenario_kit import (
     BUDGET,
     CUT_LATE,
     DRIES_UP,
-    HEALTHY,
-    SLACK,
     TOO_LONG,
     UNPACED,
     World,
     now,
+    nowhere_to_go,
+    passing,
     play,
     refused,
+    silence,
 )
 
-from resilient_imagen import AllProvidersFailedError, Reason
+from resilient_imagen import Reason
 from resilient_imagen.emulator import faults
 from resilient_imagen.emulator.faults import Fault
 from resilient_imagen.reasons import POLICIES
@@ -88,15 +89,7 @@ def test_s02_429_without_retry_after_persistent() -> None:
 
 def test_s03_500_once_then_healthy() -> None:
     """Asked once more, the same provider serves."""
-
-    async def scene(world: World) -> None:
-        world.google.fail(faults.status(500))
-        result = await world.ask()
-        assert (result.provider, result.attempts) == ("google", 2)
-        assert world.openai.requests == ()
-        assert now() <= 20.0
-
-    play(scene, **BENCH)
+    play(passing(faults.status(500), 20.0), **BENCH)
 
 
 def test_s04_503_persistent() -> None:
@@ -109,14 +102,6 @@ def test_s04_503_persistent() -> None:
         assert len(world.google.requests) <= BUDGET
         assert now() <= 40.0
 
-    async def nowhere_to_go(world: World) -> None:
-        for vendor in (world.google, world.openai):
-            vendor.set(faults.overload())
-        with pytest.raises(AllProvidersFailedError, match="503 UNAVAILABLE") as caught:
-            await world.ask()
-        assert caught.value.reason is Reason.OVERLOADED
-        assert len(world.google.requests) <= BUDGET
-
     play(scene, **BENCH)
     play(nowhere_to_go, **BENCH)
 
@@ -124,27 +109,12 @@ def test_s04_503_persistent() -> None:
 @pytest.mark.parametrize("fault", [faults.reset(), faults.disconnect()], ids=["reset", "closed"])
 def test_s05_tcp_reset_before_headers(fault: Fault) -> None:
     """The request is sent again, and answered."""
-
-    async def scene(world: World) -> None:
-        world.google.fail(fault)
-        result = await world.ask()
-        assert (result.provider, result.attempts) == ("google", 2)
-        assert now() <= 20.0
-
-    play(scene, **BENCH)
+    play(passing(fault, 20.0), **BENCH)
 
 
 def test_s06_no_response_at_all() -> None:
     """A silent provider costs one timeout: it is not asked again, the other one is."""
-
-    async def scene(world: World) -> None:
-        world.google.set(faults.hang())
-        result = await world.ask()
-        assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert len(world.google.requests) == 1
-        assert now() <= 10.0 + HEALTHY + SLACK
-
-    play(scene, **BENCH)
+    play(silence(10.0), **BENCH)
 
 
 def test_s07_slow_first_byte() -> None:

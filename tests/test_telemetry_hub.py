@@ -13,12 +13,12 @@ import weakref
 from typing import Any
 
 import pytest
+from images_samples import delivered
 from opentelemetry import trace
 from telemetry_kit import World, play
 
-from resilient_imagen import ImageClient, ImageResult, Reason, Settings
+from resilient_imagen import ImageClient, Reason, Settings
 from resilient_imagen.request import ImageRequest
-from resilient_imagen.result import Usage
 from resilient_imagen.telemetry.background import Background
 from resilient_imagen.telemetry.events import (
     AttemptEnded,
@@ -161,15 +161,10 @@ def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
 
 
 def pictured(picture: bytes) -> RequestEnded:
-    usage: Usage = {
-        "provider": "google", "model": "m", "cost_usd": None,
-        "input_tokens": None, "output_tokens": None, "total_tokens": None,
-    }  # fmt: skip
-    result = ImageResult(picture, "image/png", "google", "m", 1, None, (), usage, 1.0)
     return RequestEnded(
         at=0.0, outcome="success", latency_s=1.0, attempts=1, retries=0, short_circuits=0,
-        queue_s=0.0, backoff_s=0.0, fallback_cause=None, fallback_from=None, result=result,
-        error=None,
+        queue_s=0.0, backoff_s=0.0, fallback_cause=None, fallback_from=None,
+        result=delivered(picture), error=None,
     )  # fmt: skip
 
 

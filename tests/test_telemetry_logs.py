@@ -227,13 +227,7 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
     """A refusal its own span; an opening the request that caused it, whoever noticed it."""
 
     async def scene(world: World) -> None:
-        world.google.hang(times=2)
-        first = asyncio.create_task(world.ask())
-        await asyncio.sleep(1)
-        second = asyncio.create_task(world.ask())
-        await asyncio.sleep(14)
-        await world.ask()
-        await asyncio.gather(first, second)
+        await world.drag()
         world.client._routing.lanes[1].gate.trip(cause="forbidden")
         rejected = [line for line in lines if line["event"].endswith("rejected")]
         assert rejected[0]["span_id"] == hexed(world.telemetry.rejects()[0])
