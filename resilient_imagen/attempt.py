@@ -234,7 +234,10 @@ def _limit(call: Call, turn: Turn, started: float) -> float | None:
 
 
 def _times_cancelled() -> int:
-    task = asyncio.current_task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # thrown away with its loop
+        return 0
     return 0 if task is None else task.cancelling()
 
 

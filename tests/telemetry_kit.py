@@ -58,15 +58,16 @@ class Telemetry:
                 dict(point.attributes or {}),
                 point.value if hasattr(point, "value") else (point.count, point.sum),
             )
-            for found in self._metrics()
+            for found in self.metrics()
             if found.name == metric
             for point in found.data.data_points
         ]
 
     def metric_names(self) -> list[str]:
-        return [found.name for found in self._metrics()]
+        return [found.name for found in self.metrics()]
 
-    def _metrics(self) -> Iterator[Any]:
+    def metrics(self) -> Iterator[Any]:
+        """As they are collected now."""
         data = self.reader.get_metrics_data()
         for resource in data.resource_metrics if data else ():
             for scope in resource.scope_metrics:

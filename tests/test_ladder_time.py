@@ -253,7 +253,7 @@ def test_a_slot_that_comes_too_late_is_not_taken() -> None:
 
 
 def test_a_route_is_not_entered_when_the_time_is_up() -> None:
-    """Left with the deadline itself, a route hands nothing on: no probe's place is taken in vain."""
+    """Left with the deadline itself, a route hands nothing on: no probe is taken in vain."""
 
     async def scene(world: World) -> None:
         google, openai = world.client.breakers.values()

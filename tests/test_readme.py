@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from cli_kit import ROOT, python
+from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
 from readme_kit import TEXT, blocks, executed
 from readme_tables import TABLES, in_readme
 from trace_backends import collector
@@ -27,6 +28,7 @@ from resilient_imagen import (
 )
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.telemetry import names
+from resilient_imagen.telemetry.metrics import MetricSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 from resilient_imagen.tuning import load
 from resilient_imagen.tuning.readers import read_rows
@@ -78,6 +80,36 @@ def test_traces_are_searched_by_names_that_exist() -> None:
     for line in re.findall(r"^(?:imagegen|[├└]).*$", section, re.MULTILINE):
         for name in re.findall(r"([a-z_.]+)=", line):
             assert name in known or f"imagegen.{name}" in known, name
+
+
+def test_every_metric_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name and kind, as a meter is asked for them."""
+    made: dict[str, str] = {}
+
+    class Meter(NoOpMeter):
+        """Notes what it is asked for."""
+
+    for kind in ("histogram", "counter", "observable_gauge"):
+
+        def note(_: NoOpMeter, name: str, *rest: Any, kind: str = kind, **more: Any) -> None:
+            del rest, more
+            made[name] = kind.removeprefix("observable_")
+
+        monkeypatch.setattr(Meter, f"create_{kind}", note)
+    MetricSink(Provider(Meter("test")))
+    (section,) = re.findall(r"^### Metrics$(.*?)(?=^## )", TEXT, re.DOTALL | re.MULTILINE)
+    assert dict(re.findall(r"^\| `([a-z_.]+)` \| (\w+)", section, re.MULTILINE)) == made
+
+
+class Provider(NoOpMeterProvider):
+    """Hands out this one meter."""
+
+    def __init__(self, meter: NoOpMeter) -> None:
+        self._meter = meter
+
+    def get_meter(self, *_: Any, **__: Any) -> NoOpMeter:
+        """Whoever asks."""
+        return self._meter
 
 
 def test_the_pictures_caption_explains_its_colours() -> None:

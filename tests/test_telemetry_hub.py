@@ -84,6 +84,25 @@ def test_what_a_sink_raises_goes_nowhere(
     ]
 
 
+@pytest.mark.parametrize("answer", [RuntimeError("a lighthouse"), "no number"])
+def test_a_sink_that_cannot_say_what_it_wants_is_told_everything(
+    answer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image comes, and the trouble is logged once."""
+
+    class Unsure(RecordingSink):
+        def told_from(self) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    unsure = Unsure()
+    run_virtual(ask(unsure))
+    assert "AttemptStarted" in unsure.kinds
+    assert unsure.calls[0].outcome == "success"
+    assert len([entry for entry in caplog.records if entry.name == "resilient_imagen"]) == 1
+
+
 def test_no_call_waits_for_a_slow_sink() -> None:
     """The call is over before the sink has taken its first event; it is told all of them then."""
     slow = Slow()

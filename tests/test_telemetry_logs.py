@@ -17,7 +17,8 @@ import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from telemetry_kit import FAST, World, attributes, play
 
-from resilient_imagen import ImageGenerationError, Reason
+from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen.testing import FakeProvider, run_virtual
 
 Lines = list[dict[str, Any]]
 
@@ -152,8 +153,8 @@ def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None
 
 
 NOT_ON_SPANS = {
-    "attempt.latency_s", "attempt.queue_s", "event", "exception.message", "exception.type",
-    "latency_s", "level", "reason", "route", "span_id", "time", "trace_id",
+    "attempt.ago_s", "attempt.latency_s", "attempt.queue_s", "event", "exception.message",
+    "exception.type", "latency_s", "level", "reason", "route", "span_id", "time", "trace_id",
 }  # fmt: skip
 
 
@@ -358,6 +359,43 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
         structlog.reset_defaults()
     events = [json.loads(call.args[0])["event"] for call in caught.calls]
     assert events == [name for _, name in STORY]
+
+
+def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
+    records: list[logging.LogRecord],
+) -> None:
+    """Where there was none before: the call's lines go on there."""
+    caught = structlog.testing.CapturingLogger()
+
+    async def scene(world: World) -> None:
+        asking = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.5)
+        structlog.configure(
+            processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: caught
+        )
+        await asking
+
+    try:
+        play(scene)
+    finally:
+        structlog.reset_defaults()
+    assert [record.__dict__["event"] for record in records] == ["imagegen.request.started"]
+    events = [json.loads(call.args[0])["event"] for call in caught.calls]
+    assert events == ["imagegen.request.completed"]
+
+
+def test_what_is_not_known_is_left_out(lines: Lines) -> None:
+    """A model without a price, an answer without its tokens: no key is better than a null."""
+
+    async def main() -> None:
+        google = FakeProvider("google")
+        async with ImageClient(Settings(routes="google:own-model"), providers=[google]) as client:
+            await client.generate("a lighthouse")
+
+    run_virtual(main())
+    (line,) = [line for line in lines if line["event"] == "imagegen.request.completed"]
+    assert "cost_usd" not in line
+    assert None not in line.values()
 
 
 def test_another_configuration_holds_from_the_next_line_on(

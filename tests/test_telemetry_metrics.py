@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 from opentelemetry.metrics import MeterProvider
+from opentelemetry.sdk.metrics import Counter
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from telemetry_kit import FAST, Telemetry, World, play
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
@@ -15,6 +18,7 @@ from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.telemetry import metrics
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
+CUMULATIVE = AggregationTemporality.CUMULATIVE
 PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 
 
@@ -75,6 +79,60 @@ def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
         assert total > 4
 
     play(scene, **FAST)
+
+
+def test_a_slow_bucket_leads_to_its_trace() -> None:
+    """The durations carry exemplars: of the call its root, of the request its own span."""
+
+    async def scene(world: World) -> None:
+        await world.ask()
+        leads = {
+            metric.name: [
+                exemplar.span_id
+                for point in metric.data.data_points
+                for exemplar in getattr(point, "exemplars", ())
+            ]
+            for metric in world.telemetry.metrics()
+        }
+        (root,), (attempt,) = world.telemetry.roots(), world.telemetry.attempts()
+        assert leads.pop("imagegen.operation.duration") == [root.context.span_id]
+        assert leads.pop("gen_ai.client.operation.duration") == [attempt.context.span_id]
+        assert {name for name, spans in leads.items() if spans} == set()
+
+    play(scene, **FAST)
+
+
+@pytest.mark.parametrize("preferred", [CUMULATIVE, AggregationTemporality.DELTA])
+def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
+    preferred: AggregationTemporality,
+) -> None:
+    """Counters of the API's, with whatever the SDK offers for them."""
+    reader = InMemoryMetricReader({Counter: preferred})
+
+    def votes() -> dict[str, Any]:
+        data: Any = reader.get_metrics_data()
+        return {
+            point.attributes["imagegen.circuit_breaker.result"]: point.value
+            for resource in (data.resource_metrics if data else ())
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == "imagegen.circuit_breaker.calls"
+            for point in metric.data.data_points
+            if metric.data.is_monotonic and metric.data.aggregation_temporality is preferred
+        }
+
+    async def scene() -> None:
+        google = FakeProvider("google")
+        settings = Settings(routes="google:gemini-3-pro-image", **FAST)
+        meters = SdkMeterProvider([reader])
+        async with ImageClient(settings, providers=[google], meter_provider=meters) as client:
+            await client.generate("a lighthouse")
+            assert votes() == {"success": 1}
+            await client.generate("a lighthouse")
+            await client.generate("a lighthouse")
+            assert votes() == {"success": 3 if preferred is CUMULATIVE else 2}
+
+    run_virtual(scene())
 
 
 def test_gauges_show_the_breakers_as_they_are_now() -> None:

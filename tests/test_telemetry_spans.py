@@ -220,6 +220,25 @@ def openers(world: World) -> list[ReadableSpan]:
     ]
 
 
+def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> None:
+    """It is no failure, but it opened the breaker all the same."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 20.0
+        await world.ask()
+        found = attributes(world.telemetry.attempts()[0])
+        wanted = {
+            "imagegen.attempt.outcome": "success",
+            "imagegen.circuit_breaker.counted_as": "slow",
+            "imagegen.circuit_breaker.transition": "closed_to_open",
+            "imagegen.circuit_breaker.consecutive": 1,
+            "imagegen.circuit_breaker.failure_rate_threshold": 0.5,
+        }
+        assert {key: found.get(key) for key in wanted} == wanted
+
+    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+
+
 def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to() -> None:
     """Whoever's task it was in which time ran out, the silent request opened the breaker."""
 

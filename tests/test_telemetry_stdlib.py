@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -78,13 +79,14 @@ def test_a_filter_may_be_what_listens(logger: logging.Logger) -> None:
     assert reached_from(logger) == logging.INFO
 
 
-@pytest.mark.parametrize("way", ["_log", "handle", "callHandlers"])
-def test_who_replaces_a_way_of_loggings_listens(
+@pytest.mark.parametrize("way", ["isEnabledFor", "log", "_log", "handle", "callHandlers"])
+def test_who_replaces_a_way_of_loggings_may_want_everything(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """Sentry does so, and wrapt's wrappers are no functions but say the original's module."""
+    """Sentry does so; wrappers pretend to be the original, and tests replace it on one logger."""
 
-    def patched(self: logging.Logger, record: logging.LogRecord) -> None:
+    @wraps(getattr(logging.Logger, way))
+    def patched(*_: Any) -> None:
         """Listen."""
 
     class Wrapper:
@@ -94,8 +96,32 @@ def test_who_replaces_a_way_of_loggings_listens(
             """Listen."""
 
     for listening in (patched, Wrapper()):
-        monkeypatch.setattr(logging.Logger, way, listening)
+        with monkeypatch.context() as patch:
+            patch.setattr(logging.Logger, way, listening)
+            assert reached_from(logger) == logging.NOTSET
+    monkeypatch.setattr(logger, way, patched)
+    assert reached_from(logger) == logging.NOTSET
+
+
+def test_a_factory_of_records_may_listen(logger: logging.Logger) -> None:
+    """Whoever makes the records sees them."""
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(partial(before))
+    try:
         assert reached_from(logger) == logging.INFO
+    finally:
+        logging.setLogRecordFactory(before)
+
+
+def test_without_any_handler_there_is_the_last_resort(
+    logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that took ours away has warnings printed, as Python does."""
+    monkeypatch.setattr(logger.parent, "handlers", [])
+    logger.handlers.clear()
+    assert reached_from(logger) == logging.INFO
+    monkeypatch.setattr(logging, "lastResort", None)
+    assert reached_from(logger) == math.inf
 
 
 def test_a_logger_of_another_class_may_listen_itself(
@@ -111,8 +137,9 @@ def test_a_logger_of_another_class_may_listen_itself(
         def handle(self, record: logging.LogRecord) -> None:
             """Listen."""
 
-    for kind, reached in ((Named, math.inf), (Listening, logging.INFO)):
+    for kind, reached in ((Named, math.inf), (Listening, logging.NOTSET)):
         own = kind("an_application.own")
+        own.addHandler(logging.NullHandler())
         own.parent = logger.parent
         assert reached_from(own) == reached
 

@@ -128,6 +128,46 @@ def test_plain_log_lines_are_a_recording(formatter: logging.Formatter) -> None:
     same(gather(rows), recording)
 
 
+COMPLETED = {
+    "time": 1_700_000_010.0, "call_id": "c1", "attempt.latency_s": 2.0, "attempt.ago_s": 0.5,
+    "attempt.queue_s": 1.25, "attempt.number": 1, "circuit_breaker.name": GOOGLE,
+    "circuit_breaker.counted": "success", "cost_usd": 0.134, "latency_s": 4.0,
+    "outcome": "success", "event": "imagegen.request.completed",
+}  # fmt: skip
+"""A call's line, with the request that brought the image in it."""
+ITS_ROWS = [
+    Asked(1_700_000_006.0, "c1"),
+    Attempted(1_700_000_007.5, "c1", GOOGLE, 2.0, cost=0.134, queue=1.25),
+]
+
+
+@pytest.mark.parametrize("dot", [".", "_"])
+def test_a_calls_line_tells_of_the_request_that_brought_the_image(dot: str) -> None:
+    """It was sent before its answer, which was there before the call ended; dots may be gone."""
+    line = json.dumps({key.replace(".", dot): value for key, value in COMPLETED.items()})
+    assert read(line) == (ITS_ROWS, {})
+
+
+def test_a_line_of_before_tells_of_a_request_by_itself() -> None:
+    """Logs may be older than the library."""
+    line = {
+        "event": "imagegen.attempt.completed", "time": 1_700_000_009.5, "call_id": "c1",
+        "route": GOOGLE, "latency_s": 2.0, "reason": None, "cost_usd": 0.134, "queue_s": 1.25,
+    }  # fmt: skip
+    assert read(json.dumps(line))[0] == ITS_ROWS[1:]
+
+
+def test_a_calls_line_that_was_cut_off_tells_nothing_wrong() -> None:
+    """Wherever the text ends: all of it, or the call alone with the image, or nothing at all."""
+    pairs = (f"{key}={json.dumps(value)}" for key, value in COMPLETED.items() if key != "event")
+    text = f"INFO imagegen: imagegen.request.completed {' '.join(pairs)}"
+    whole = len(text) - len(" outcome=success")
+    for end in range(text.index("time="), whole - len("4.0") - 2):
+        rows, _ = read(text[:end], skip_broken=True)
+        assert rows == [], text[:end]
+    assert read(text[:whole])[0] == ITS_ROWS
+
+
 @pytest.mark.parametrize(
     "call", ["12e4567890123456", "1234567890123e01", "1234567890123456", "0123456789012345"]
 )

@@ -150,8 +150,6 @@ class Pacer:
 
     def _serve(self) -> None:
         """Grant what can be granted now, and come back when the next place is due."""
-        if not self._queue:
-            return
         loop = asyncio.get_running_loop()
         now = self._now(loop)
         while self._queue and self.in_flight < self._max_concurrent:

@@ -141,9 +141,10 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     }
     if event.counted != found[names.BREAKER_COUNTED]:
         found[names.BREAKER_COUNTED_AS] = event.counted
-    if outcome != names.SUCCESS:  # else they are 0, at rest and 200
+    if event.counted != names.SUCCESS:  # else the one is 0, and the other nobody's concern
         found[names.BREAKER_CONSECUTIVE] = event.breaker.consecutive
         found[names.BREAKER_RATE_THRESHOLD] = event.breaker.failure_rate_threshold
+    if outcome != names.SUCCESS:
         _put(found, names.ATTEMPT_STATUS, event.status)
     _put(found, names.BREAKER_TRANSITION, event.transition)
     _put(found, names.RETRY_AFTER, event.retry_after)

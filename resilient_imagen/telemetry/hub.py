@@ -63,16 +63,22 @@ class Hub:
         self._reversed = tuple(reversed(inline))
         self._background = Background(others, self._tell) if others else None
         self._complained: set[int] = set()
-        self._choosy = tuple(sink.told_from for sink in sinks if isinstance(sink, ChoosySink))
+        self._choosy = tuple(sink for sink in sinks if isinstance(sink, ChoosySink))
         self._all_are_choosy = len(self._choosy) == len(sinks)
 
     def told_from(self) -> float:
         """The level from which on any sink makes something of the events of a call beginning now.
 
-        Others are not worth putting together.
+        Others are not worth putting together. Never raises.
         """
-        lowest = min([ask() for ask in self._choosy], default=math.inf)
-        return lowest if self._all_are_choosy else 0
+        lowest = math.inf if self._all_are_choosy else 0.0
+        for sink in self._choosy:
+            try:
+                lowest = min(lowest, sink.told_from())
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
+                self._complain(sink, error)
+                lowest = 0.0
+        return lowest
 
     def tell(self, event: Event) -> None:
         """Tell every sink; never raises."""

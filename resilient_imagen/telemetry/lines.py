@@ -6,12 +6,12 @@ Keys are the span attributes without ``imagegen.``: put back, a pair is a tag to
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from resilient_imagen.breaker import BreakerState
 from resilient_imagen.reasons import POLICIES
 from resilient_imagen.telemetry import attributes, events, names
-from resilient_imagen.telemetry.outgoing import safe
+from resilient_imagen.telemetry.outgoing import safe, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,13 +160,13 @@ def _request_ended(event: events.RequestEnded) -> Line:
 
     def details() -> dict[str, Any]:
         found: dict[str, Any] = {
+            # First, so that a line that was cut off lacks the call's own latency at any rate.
+            **(_served(event.served, event.at) if event.served is not None else {}),
             names.OPERATION: event.operation,
             names.PROVIDER_PRIMARY: event.provider,
             "latency_s": round(event.latency_s, 6),
             **attributes.of_request_end(event),
         }
-        if event.served is not None:
-            found.update(_served(event.served))
         if event.error_type is not None:
             found[names.EXCEPTION_TYPE] = event.error_type
         if event.error is not None:
@@ -176,10 +176,11 @@ def _request_ended(event: events.RequestEnded) -> Line:
     return level, names.REQUEST_FAILED if failed else names.REQUEST_COMPLETED, details
 
 
-def _served(event: events.AttemptEnded) -> dict[str, Any]:
+def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
     """The request that brought the image, as a replay needs it; its span says more."""
     found: dict[str, Any] = {
         "attempt.latency_s": round(event.latency_s, 6),
+        "attempt.ago_s": round(now - event.at, 6),
         "attempt.queue_s": attributes.rounded(event.queue_s),
         names.ATTEMPT_NUMBER: event.number,
         names.BREAKER_NAME: f"{event.provider}:{event.model}",
@@ -192,11 +193,20 @@ def _served(event: events.AttemptEnded) -> dict[str, Any]:
         found[names.BREAKER_COUNTED_AS] = event.counted
     if event.transition is not None:
         found[names.BREAKER_TRANSITION] = event.transition
-    if event.usage is not None:
-        found[names.GEN_AI_INPUT_TOKENS] = event.usage["input_tokens"]
-        found[names.GEN_AI_OUTPUT_TOKENS] = event.usage["output_tokens"]
-        found[names.COST_USD] = event.usage["cost_usd"]
+    for name, key in _USED:
+        used = None if event.usage is None else event.usage[key]
+        if used is not None:
+            found[name] = used
+    if event.response_id is not None:  # for a question to the vendor
+        found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
     return found
+
+
+_USED: Final[tuple[tuple[str, Literal["input_tokens", "output_tokens", "cost_usd"]], ...]] = (
+    (names.GEN_AI_INPUT_TOKENS, "input_tokens"),
+    (names.GEN_AI_OUTPUT_TOKENS, "output_tokens"),
+    (names.COST_USD, "cost_usd"),
+)
 
 
 def _warned(event: events.Warned) -> Line:

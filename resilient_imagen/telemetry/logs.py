@@ -65,6 +65,7 @@ class LogSink:
         """The lowest level of the lines that would reach anybody."""
         structlog = _configured()
         if structlog is None:
+            _pipeline.forget()
             return stdlib.reached_from(_logger)
         _pipeline.refresh(structlog)
         return _pipeline.lowest
@@ -129,7 +130,7 @@ def _written(level: int, *, known: bool) -> Write | None:
     """
     structlog = _configured()
     if structlog is not None:
-        if not known:
+        if not known or _pipeline.is_unknown:  # or it was configured since
             _pipeline.refresh(structlog)
         return _pipeline.writer(level)
     if not _logger.isEnabledFor(level):
@@ -154,6 +155,15 @@ class _Pipeline:
         made_of = (*structlog.get_config().values(), sys.stdout, sys.stderr)
         if len(made_of) != len(self._made_of) or any(map(is_not, made_of, self._made_of)):
             self._logger, self._made_of = _bound(structlog), made_of
+
+    def forget(self) -> None:
+        """There is none; one that comes is to be looked at first."""
+        self._made_of = ()
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody has looked at it yet."""
+        return not self._made_of
 
     @property
     def lowest(self) -> float:

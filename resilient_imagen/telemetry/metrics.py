@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, WeakSet
@@ -25,7 +24,7 @@ from resilient_imagen.telemetry.outgoing import is_silent, safe_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+    from opentelemetry.metrics import CallbackOptions, Counter, Meter, MeterProvider
 
     from resilient_imagen.breaker import BreakerNumbers, Gate
 
@@ -121,7 +120,8 @@ class MetricSink:
         if error is not None:
             common[names.ERROR_TYPE] = _listed(error)
         self._to.client_duration.record(event.latency_s, common)
-        self._to.breaker_calls.add(
+        _count(
+            self._to.breaker_calls,
             {
                 names.BREAKER_NAME: f"{event.provider}:{model}",
                 names.BREAKER_RESULT: (
@@ -144,12 +144,14 @@ class MetricSink:
 
     def _retry_scheduled(self, event: events.RetryScheduled) -> None:
         gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
-        self._to.retries.add(
-            {names.GEN_AI_PROVIDER: str(gen_ai), names.ERROR_TYPE: str(event.reason)}
+        _count(
+            self._to.retries,
+            {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)},
         )
 
     def _fell_back(self, event: events.FellBack) -> None:
-        self._to.fallbacks.add(
+        _count(
+            self._to.fallbacks,
             {
                 names.FALLBACK_FROM: self._bounded_route(event.from_route),
                 names.FALLBACK_TO: self._bounded_route(event.to_route),
@@ -159,15 +161,17 @@ class MetricSink:
 
     def _short_circuited(self, event: events.ShortCircuited) -> None:
         name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
-        self._to.breaker_calls.add(
-            {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED}
+        _count(
+            self._to.breaker_calls,
+            {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED},
         )
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
         change = event.transition
         if change.shadow:
             return
-        self._to.breaker_transitions.add(
+        _count(
+            self._to.breaker_transitions,
             {
                 names.BREAKER_NAME: self._bounded_route(change.name),
                 names.BREAKER_FROM: change.from_state.value,
@@ -180,7 +184,7 @@ class MetricSink:
         found = {names.BREAKER_NAME: name, names.SHADOW_WOULD: event.would}
         if event.reason is not None:
             found[names.ERROR_TYPE] = str(event.reason)
-        self._to.shadow.add(found)
+        _count(self._to.shadow, found)
 
     def _request_ended(self, event: events.RequestEnded) -> None:
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
@@ -197,28 +201,12 @@ class MetricSink:
         self._to.duration.record(event.latency_s, whole)
 
 
+def _count(counter: Counter, labels: Mapping[str, str | int]) -> None:
+    counter.add(1, labels, _OF_NO_SPAN)
+
+
 def _listed(error: str) -> str:
     return error if error in _REASONS else names.OTHER_ERROR
-
-
-class _Count:
-    """A counter that is read when somebody collects: counting costs next to nothing in a call."""
-
-    def __init__(self, meter: Meter, name: str, unit: str, description: str) -> None:
-        self._counted: dict[tuple[tuple[str, str], ...], int] = {}
-        self._lock = threading.Lock()
-        meter.create_observable_counter(name, [self._observe], unit, description)
-
-    def add(self, labels: Mapping[str, str]) -> None:
-        """Count one."""
-        key = tuple(labels.items())
-        with self._lock:
-            self._counted[key] = self._counted.get(key, 0) + 1
-
-    def _observe(self, _options: CallbackOptions) -> Iterable[Observation]:
-        with self._lock:
-            counted = list(self._counted.items())
-        return [Observation(count, dict(key)) for key, count in counted]
 
 
 class _Instruments:
@@ -250,20 +238,20 @@ class _Instruments:
             "Requests sent for one call.",
             explicit_bucket_boundaries_advisory=_ATTEMPTS,
         )
-        self.retries = _Count(
-            meter, names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
+        self.retries = meter.create_counter(
+            names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
         )
-        self.fallbacks = _Count(
-            meter, names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
+        self.fallbacks = meter.create_counter(
+            names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
         )
-        self.breaker_calls = _Count(
-            meter, names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
+        self.breaker_calls = meter.create_counter(
+            names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
         )
-        self.breaker_transitions = _Count(
-            meter, names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
+        self.breaker_transitions = meter.create_counter(
+            names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
         )
-        self.shadow = _Count(
-            meter, names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
+        self.shadow = meter.create_counter(
+            names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
         )
         meter.create_observable_gauge(
             names.BREAKER_STATE_GAUGE, [self._states], "1", "1 for the present state, 0 for others."

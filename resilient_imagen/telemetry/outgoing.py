@@ -7,7 +7,7 @@ second lock, for every text that a sink writes.
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
+from functools import cache
 from typing import Final
 
 from resilient_imagen.redaction import redact
@@ -31,7 +31,6 @@ def safe(text: object, limit: int = _MAX_TEXT) -> str:
     return redact(str(text), limit=limit)
 
 
-@lru_cache(maxsize=256)
 def safe_name(text: str) -> str:
     """``safe``, without the work where a glance is enough."""
     return text if _NAME.fullmatch(text) else safe(text)

@@ -130,16 +130,20 @@ def _own(line: Mapping[str, Any]) -> Row:
 # -- log lines ------------------------------------------------------------------------------------
 
 _ENDED: Final = frozenset({names.ATTEMPT_COMPLETED, names.ATTEMPT_FAILED})
-_SERVED_IN: Final = "attempt.latency_s"
 _CALLS: Final = frozenset({names.REQUEST_COMPLETED, names.REQUEST_FAILED})
 _ANSWERLESS: Final = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
 
 
 def _key(name: str) -> str:
-    return name.removeprefix(names.PREFIX)
+    """The key as it is looked for here: some who pass lines on take dots out of keys."""
+    return name.removeprefix(names.PREFIX).replace(".", "_")
 
 
-def _logged(line: Mapping[str, Any], notes: Counter[str], otherwise: str) -> Iterator[Row]:
+_SERVED_IN: Final = _key("attempt.latency_s")
+
+
+def _logged(found: Mapping[str, Any], notes: Counter[str], otherwise: str) -> Iterator[Row]:
+    line = {_key(key): value for key, value in found.items()}
     event = line.get("event", line.get("message", line.get("msg")))
     if event in _ENDED:
         if line.get("reason") is None and _key(names.EXCEPTION_TYPE) in line:
@@ -151,9 +155,11 @@ def _logged(line: Mapping[str, Any], notes: Counter[str], otherwise: str) -> Ite
         yield Rejected(_time(line, "time"), call, checked_route(route))
     elif event in _CALLS:
         at = _time(line, "time") - _seconds(line, "latency_s")
-        yield Asked(at, _text(line, _key(names.CALL_ID)))
-        if _SERVED_IN in line:
-            yield _served(line)
+        asked = Asked(at, _text(line, _key(names.CALL_ID)))
+        served = _served(line) if _SERVED_IN in line else None
+        yield asked
+        if served is not None:
+            yield served
     elif not (isinstance(event, str) and event.startswith(names.PREFIX)):
         notes[otherwise] += 1
 
@@ -162,14 +168,14 @@ def _served(line: Mapping[str, Any]) -> Attempted:
     """The request that brought the image, as it is told with its call."""
     latency = _seconds(line, _SERVED_IN)
     return Attempted(
-        at=_time(line, "time") - latency,
+        at=_time(line, "time") - (_maybe(line, _key("attempt.ago_s")) or 0.0) - latency,
         call=_text(line, _key(names.CALL_ID)),
         route=checked_route(_text(line, _key(names.BREAKER_NAME))),
         latency=latency,
         reason=None,
         hint=None,
         cost=_maybe(line, _key(names.COST_USD)),
-        queue=_maybe(line, "attempt.queue_s") or 0.0,
+        queue=_maybe(line, _key("attempt.queue_s")) or 0.0,
         given_up=False,
     )
 
