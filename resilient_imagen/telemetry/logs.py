@@ -50,7 +50,8 @@ class LogSink:
     Every request that failed leaves one line, ``imagegen.attempt.failed`` (warning; error where
     somebody has to act), with all that a replay needs: time, route, latency_s, reason, retry.after
     and the breaker's state. The one that brought the image is told with its call, in
-    ``imagegen.request.completed`` (info): a call that goes well leaves a single line.
+    ``imagegen.request.completed`` (info): a call that goes well leaves a single line. Who begins to
+    listen during a call hears all of the next one.
 
     Args:
         spans: Knows which span an event is about; without it, the current one.
