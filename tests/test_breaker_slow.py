@@ -254,3 +254,15 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
 
     assert seen == [("closed", "open")]
     assert now == pytest.approx(122.0)
+
+
+def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> None:
+    """The service had done its part before anybody watched how long calls take."""
+    gate, clock = make_gate()
+    answered, silent = let_in(gate), let_in(gate)
+    answered.answered()
+    gate.reconfigure(BreakerConfig(slow_call=20.0))
+    clock.pass_(30.0)
+
+    assert answered.settle(Verdict.SUCCESS).counted == "success"
+    assert silent.settle(Verdict.SUCCESS).counted == "slow"

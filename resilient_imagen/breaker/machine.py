@@ -147,7 +147,7 @@ class _Storage(pybreaker.CircuitBreakerStorage):
         """Not here: the rule has counted before pybreaker is asked."""
 
     def reset_counter(self) -> None:
-        self.rule.consecutive = 0
+        """Nor here: the rule is cleared when the circuit closes."""
 
     @property
     def counter(self) -> int:
