@@ -68,10 +68,10 @@ def _cell(row: Row, name: str) -> str:
 def _remark(row: Row) -> str:
     own, goal, met = row.cells[OURS], "", True
     if row.goal is not None:
-        met = isinstance(own, float) and own <= row.goal
+        met = isinstance(own, float) and own / row.scale <= row.goal
         goal = f"goal {number(row.goal)}: {'met' if met else 'missed'}"
         if isinstance(own, float) and row.scale != 1:
-            goal += f"; it would be {number(own / row.scale)} where the goal was set"
+            goal += f" ({number(own / row.scale)} where it was set)"
     return "; ".join(filter(None, (goal, "" if met and row.ahead else row.why)))
 
 
