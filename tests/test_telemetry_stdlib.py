@@ -99,7 +99,7 @@ def test_who_replaces_a_way_of_loggings_may_want_everything(
         with monkeypatch.context() as patch:
             patch.setattr(logging.Logger, way, listening)
             assert reached_from(logger) == logging.NOTSET
-    monkeypatch.setattr(logger, way, patched)
+    monkeypatch.setitem(vars(logger), way, patched)
     assert reached_from(logger) == logging.NOTSET
 
 
