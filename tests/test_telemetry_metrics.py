@@ -15,7 +15,8 @@ from telemetry_kit import FAST, Telemetry, World, play
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.telemetry import metrics
+from resilient_imagen.telemetry import instruments
+from resilient_imagen.telemetry.metrics import MetricSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 CUMULATIVE = AggregationTemporality.CUMULATIVE
@@ -263,14 +264,14 @@ def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
 def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
     """Nothing global grows with the providers that tests and applications make."""
     gc.collect()
-    before = len(metrics._per_meter)
+    before = len(instruments._per_meter)
     provider: MeterProvider = SdkMeterProvider()
-    metrics.MetricSink(provider)
-    assert len(metrics._per_meter) == before + 1
+    MetricSink(provider)
+    assert len(instruments._per_meter) == before + 1
     provider.shutdown()  # type: ignore[attr-defined]
     del provider
     gc.collect()
-    assert len(metrics._per_meter) == before
+    assert len(instruments._per_meter) == before
 
 
 def test_a_model_that_only_a_caller_named_is_other() -> None:

@@ -55,7 +55,7 @@ class Clock:
                 loop = self._loop
                 if loop is None or not loop.is_running():
                     return self._last
-            if loop is not self._loop:
+            elif loop is not self._loop:
                 self._adopt(loop)
             now = loop.time() + self._shift
         self._last = max(self._last, now)

@@ -106,7 +106,7 @@ def request_error(event: events.RequestEnded) -> str | None:
     """The reason of the error that the caller gets; None when it got an image, or left."""
     if event.error is not None:
         return str(event.error.reason)
-    return None if event.outcome in {"success", "cancelled"} else event.error_type
+    return None if event.outcome in {names.SUCCESS, "cancelled"} else event.error_type
 
 
 def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
@@ -135,15 +135,12 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
         names.ATTEMPT_OUTCOME: outcome,
         names.WILL_RETRY: event.retry_in is not None,
         names.BREAKER_COUNTED: verdict(event),
-        names.BREAKER_RATE: rounded(event.breaker.failure_rate, 4),
-        names.BREAKER_WINDOW: event.breaker.window_calls,
-        names.BREAKER_THRESHOLD: event.breaker.failure_threshold,
+        **breaker_numbers(event.breaker),
     }
     if event.counted != found[names.BREAKER_COUNTED]:
         found[names.BREAKER_COUNTED_AS] = event.counted
-    if event.counted != names.SUCCESS:  # else the one is 0, and the other nobody's concern
-        found[names.BREAKER_CONSECUTIVE] = event.breaker.consecutive
-        found[names.BREAKER_RATE_THRESHOLD] = event.breaker.failure_rate_threshold
+    if event.counted == names.SUCCESS:  # the one is 0, and the other nobody's concern
+        del found[names.BREAKER_CONSECUTIVE], found[names.BREAKER_RATE_THRESHOLD]
     if outcome != names.SUCCESS:
         _put(found, names.ATTEMPT_STATUS, event.status)
     _put(found, names.BREAKER_TRANSITION, event.transition)

@@ -86,10 +86,7 @@ class Hub:
         if ending and self._background is not None:
             self._background.put(event)
         for sink in self._reversed if ending else self._inline:
-            try:  # as _tell does it, without a call of its own for each
-                sink.handle(event)
-            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
-                self._complain(sink, error)
+            self._tell(sink, event)
         if not ending and self._background is not None:
             self._background.put(event)
 

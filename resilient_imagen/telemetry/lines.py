@@ -155,7 +155,7 @@ def _shadow_differed(event: events.ShadowDiffered) -> Line:
 
 
 def _request_ended(event: events.RequestEnded) -> Line:
-    failed = event.outcome != "success"
+    failed = event.outcome != names.SUCCESS
     level = logging.ERROR if failed and event.outcome != "cancelled" else logging.INFO
 
     def details() -> dict[str, Any]:

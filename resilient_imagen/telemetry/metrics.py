@@ -1,4 +1,4 @@
-"""Metrics: counters and histograms from events, gauges from the breakers themselves.
+"""Metrics: what events count as. The instruments, and the gauges, are in ``instruments``.
 
 Attributes come from short lists: reasons, outcomes, configured routes. A model that only a caller
 named is ``other``; prompts, ids and texts are never an attribute.
@@ -8,47 +8,32 @@ from __future__ import annotations
 
 import logging
 import math
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakSet
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.metrics import Observation
 
-from resilient_imagen.breaker import BreakerState
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.instruments import instruments
 from resilient_imagen.telemetry.outgoing import is_silent, safe_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from opentelemetry.metrics import CallbackOptions, Counter, Meter, MeterProvider
+    from opentelemetry.metrics import Counter, MeterProvider
 
-    from resilient_imagen.breaker import BreakerNumbers, Gate
+    from resilient_imagen.breaker import Gate
 
 __all__ = ["MetricSink"]
 
 _REASONS: Final = frozenset(str(reason) for reason in Reason)
-
-# The conventions' own buckets for model calls and tokens; ours for whole calls, in seconds.
-_INFERENCE_S: Final = [0.01 * 2**power for power in range(14)]
-_TOKENS: Final = [4**power for power in range(14)]
-_CALL_S: Final = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300]
-_ATTEMPTS: Final = [1, 2, 3, 4, 5, 6, 8, 10]
 
 _OF_NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 """For numbers by which nobody looks for a trace: exemplars, which durations have, are not free."""
 
 _MAX_ANSWERING: Final = 32
 """Names of models, as vendors tell them, that are told on."""
-_WORST_FIRST: Final = (
-    BreakerState.OPEN,
-    BreakerState.FORCED_OPEN,
-    BreakerState.HALF_OPEN,
-    BreakerState.CLOSED,
-)
 
 
 class MetricSink:
@@ -61,7 +46,7 @@ class MetricSink:
     inline = True
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
-        self._to = _instruments(meter_provider)
+        self._to = instruments(meter_provider)
         self._live = meter_provider is not None
         self._configured: set[str] = set()
         self._gates: list[Gate] = []
@@ -207,103 +192,3 @@ def _count(counter: Counter, labels: Mapping[str, str | int]) -> None:
 
 def _listed(error: str) -> str:
     return error if error in _REASONS else names.OTHER_ERROR
-
-
-class _Instruments:
-    """All instruments of one meter, and the breakers that its gauges look at."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.gates: WeakSet[Gate] = WeakSet()
-        self.client_duration = meter.create_histogram(
-            names.CLIENT_DURATION,
-            "s",
-            "Duration of one request to a model.",
-            explicit_bucket_boundaries_advisory=_INFERENCE_S,
-        )
-        self.client_tokens = meter.create_histogram(
-            names.CLIENT_TOKENS,
-            "{token}",
-            "Tokens used by one request.",
-            explicit_bucket_boundaries_advisory=_TOKENS,
-        )
-        self.duration = meter.create_histogram(
-            names.OPERATION_DURATION,
-            "s",
-            "Duration of a whole call: queueing, retries and fallback included.",
-            explicit_bucket_boundaries_advisory=_CALL_S,
-        )
-        self.attempts = meter.create_histogram(
-            names.OPERATION_ATTEMPTS,
-            "{attempt}",
-            "Requests sent for one call.",
-            explicit_bucket_boundaries_advisory=_ATTEMPTS,
-        )
-        self.retries = meter.create_counter(
-            names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
-        )
-        self.fallbacks = meter.create_counter(
-            names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
-        )
-        self.breaker_calls = meter.create_counter(
-            names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
-        )
-        self.breaker_transitions = meter.create_counter(
-            names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
-        )
-        self.shadow = meter.create_counter(
-            names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
-        )
-        meter.create_observable_gauge(
-            names.BREAKER_STATE_GAUGE, [self._states], "1", "1 for the present state, 0 for others."
-        )
-        meter.create_observable_gauge(
-            names.BREAKER_RATE_GAUGE, [self._rates], "1", "Failed share of the window's calls."
-        )
-        meter.create_observable_gauge(
-            names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
-        )
-
-    def _numbers(self) -> Mapping[str, list[BreakerNumbers]]:
-        """By route: of every client that has it."""
-        found: dict[str, list[BreakerNumbers]] = {}
-        for gate in list(self.gates):
-            found.setdefault(gate.name, []).append(gate.numbers())
-        return found
-
-    def _states(self, _options: CallbackOptions) -> Iterable[Observation]:
-        """One route has one state, and that is the worst of its clients'."""
-        for name, clients in self._numbers().items():
-            worst = min((numbers.state for numbers in clients), key=_WORST_FIRST.index)
-            for state in _WORST_FIRST:
-                yield Observation(
-                    int(state is worst),
-                    {names.BREAKER_NAME: name, names.BREAKER_STATE: state.value},
-                )
-
-    def _rates(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, clients in self._numbers().items():
-            rate = max(numbers.failure_rate for numbers in clients)
-            yield Observation(rate, {names.BREAKER_NAME: name})
-
-    def _windows(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, clients in self._numbers().items():
-            calls = sum(numbers.window_calls for numbers in clients)
-            yield Observation(calls, {names.BREAKER_NAME: name})
-
-
-_per_meter: WeakKeyDictionary[Meter, _Instruments] = WeakKeyDictionary()
-_global: list[Meter] = []
-"""The global provider's meter, once it was asked for: the API makes a new proxy at each asking."""
-
-
-def _instruments(provider: MeterProvider | None) -> _Instruments:
-    """The meter's instruments: one set, however many clients there are."""
-    if provider is None or provider is metrics.get_meter_provider():
-        if not _global:
-            _global.append(metrics.get_meter(names.SCOPE, version(names.DISTRIBUTION)))
-        meter = _global[0]
-    else:
-        meter = provider.get_meter(names.SCOPE, version(names.DISTRIBUTION))
-    if meter not in _per_meter:
-        _per_meter[meter] = _Instruments(meter)
-    return _per_meter[meter]
