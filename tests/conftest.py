@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,19 @@ OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
 settings.register_profile("unhurried", deadline=None)
 settings.register_profile("thorough", deadline=None, max_examples=3000)
 settings.load_profile("unhurried")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """Commands that tests start hear Ctrl-C, also where a shell began these in the background.
+
+    It has them ignore it, which children inherit.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture(autouse=True)
