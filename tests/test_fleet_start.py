@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from fleet_world import PATIENCE, World, play, until
+from ports import free_port
 from redis import exceptions as theirs
-from redis_kit import RedisServer, free_port, redis_server
+from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ConfigurationError
 from resilient_imagen.fleet.address import Address
