@@ -43,3 +43,9 @@ def commands(text: str = TEXT) -> list[str]:
     return [
         line for line in [*in_bash.splitlines(), *after_dollar, *inline] if _PROGRAM.match(line)
     ]
+
+
+def searches() -> list[dict[str, str]]:
+    """Return the tags of each search in Jaeger, in the table's order."""
+    rows = re.findall(r"^\|[^|]*\?[^|]*\| `([^`]+)` \|", section("See it in Jaeger"), re.MULTILINE)
+    return [dict(tag.split("=", 1) for tag in row.split()) for row in rows]

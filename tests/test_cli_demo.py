@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from cli_kit import cli, run
 from PIL import Image
+from ports import free_port
 from rich.console import Console
 from trace_backends import collector
 
@@ -113,21 +115,88 @@ def test_the_environment_may_refuse_traces(
     assert "/trace/" not in ended.out
 
 
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_demo_does_not_begin_without_a_place_for_its_traces(
+    by_variable: bool, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line states the address that refuses connections, without its password."""
+    port = free_port()
+    address = f"http://user:secret@127.0.0.1:{port}"
+    if by_variable:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+    ended = cli(
+        capsys, "demo", "--jaeger", *([] if by_variable else ["--jaeger-otlp-url", address])
+    )
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.complaint == (
+        f"nothing takes traces at http://127.0.0.1:{port} (Connection refused): start a Jaeger, "
+        "or give its address by --jaeger-url or --jaeger-otlp-url"
+    )
+
+
 @pytest.mark.parametrize(
-    ("options", "environment", "collector"),
+    "options",
     [
-        ([], {}, "http://localhost:4318"),
-        (["--jaeger-url", "http://pages:16686"], {}, "http://pages:4318"),
-        ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318"}, None),
-        ([], {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://otel:4318/v1/traces"}, None),
+        ("--jaeger-otlp-url", "http://user:secret@127.0.0.1:port"),
+        ("--jaeger-otlp-url", "127.0.0.1:4318"),
+        ("--jaeger-otlp-url", "http://"),
+        ("--jaeger-url", "http://[::1"),
+    ],
+)
+def test_a_malformed_address_is_refused(options: tuple[str, str], capsys: Capsys) -> None:
+    """One line shows the address, without its password, and where it is set."""
+    ended = cli(capsys, "demo", "--jaeger", *options)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.complaint == (
+        f"{options[1].replace('user:secret@', '')} is not an address such as "
+        "http://localhost:4318: see --jaeger-url and --jaeger-otlp-url"
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "http://proxy.test:3128"},
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_EXPORTER": "console"},
+    ],
+    ids=["through a proxy", "disabled", "elsewhere"],
+)
+def test_only_a_direct_connection_is_checked(
+    environment: dict[str, str], capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy reaches the collector by itself, and traces that go elsewhere need no collector."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://collector.test:{free_port()}")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(session, "run_traced", lambda *_, **__: False)
+    ended = cli(capsys, "demo", "--jaeger", "-o", tmp_path / "sheet.png")
+    assert "nothing takes traces" not in ended.err
+    assert ended.out.splitlines()[-1] == "No links: not all traces arrived."
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "collector", "checked"),
+    [
+        ([], {}, "http://localhost:4318", "http://localhost:4318"),
+        (["--jaeger-url", "http://pages:16686"], {}, "http://pages:4318", "http://pages:4318"),
+        ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel"}, None, "http://otel:80"),
+        (
+            [],
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://otel/v1/traces"},
+            None,
+            "http://otel:443",
+        ),
         (
             [],
             {"JAEGER_OTLP_URL": "http://env:4318", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel"},
+            "http://env:4318",
             "http://env:4318",
         ),
         (
             ["--jaeger-otlp-url", "http://option:4318"],
             {"JAEGER_OTLP_URL": "http://env:4318"},
+            "http://option:4318",
             "http://option:4318",
         ),
     ],
@@ -136,15 +205,21 @@ def test_where_traces_go(
     options: list[str],
     environment: dict[str, str],
     collector: str | None,
+    checked: str,
     capsys: Capsys,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The option wins, then Jaeger's variable, then OpenTelemetry's (None), then the usual port.
 
-    Traces that did not arrive are not linked to.
+    The same place is checked to accept connections. Traces that did not arrive are not linked to.
     """
     seen: list[str | None] = []
+    reached: list[str] = []
+
+    def connect(address: tuple[str, int], **_: object) -> socket.socket:
+        reached.append(f"http://{address[0]}:{address[1]}")
+        return socket.socket()
 
     def not_arrived(main: object, *, collector: str | None, asked: bool) -> bool:
         seen.append(collector)
@@ -153,8 +228,10 @@ def test_where_traces_go(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(session, "run_traced", not_arrived)
+    monkeypatch.setattr(socket, "create_connection", connect)
     ended = cli(capsys, "demo", "--jaeger", *options, "-o", tmp_path / "sheet.png")
     assert seen == [collector]
+    assert reached == [checked]
     assert ended.out.splitlines()[-1] == "No links: not all traces arrived."
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from google.protobuf.json_format import (  # type: ignore[import-untyped,unused-
     MessageToDict,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from ports import free_ports
 
 _PATIENCE = 20.0
 """Seconds until a started Jaeger must answer, and until what was sent must be found."""
@@ -166,7 +166,7 @@ def _with_hex_ids(span: Seen) -> Seen:
 
 
 class Jaeger:
-    """A real Jaeger, asked through version 3 of its query API where that can search by tags."""
+    """A real Jaeger, queried through version 3 of its API if that can search by tags."""
 
     def __init__(self, url: str, otlp: str) -> None:
         self.url, self.otlp = url, otlp
@@ -211,7 +211,7 @@ class Jaeger:
         ]
 
     def _searches_by_tag(self, service: str) -> bool:
-        """Jaeger 1 knows version 3, but leaves the tags out of it without a word."""
+        """Jaeger 1, and Jaeger 2 up to 2.13, know version 3 but ignore the tags in it."""
         everything = self._search_v3(service, {})
         return bool(everything) and not self._search_v3(service, {"no.such.tag": "x"})
 
@@ -247,7 +247,7 @@ def jaeger() -> Iterator[Jaeger]:
             found.rstrip("/"), os.environ.get("JAEGER_OTLP_URL", f"http://{host}:4318").rstrip("/")
         )
         return
-    query, otlp, options = _places(two=Path(found).name == "jaeger")
+    query, otlp, options = _options(two=Path(found).name == "jaeger")
     process = subprocess.Popen(
         [found, *options],
         stdout=subprocess.DEVNULL,
@@ -264,11 +264,31 @@ def jaeger() -> Iterator[Jaeger]:
         process.wait(10)
 
 
-def _places(*, two: bool) -> tuple[int, int, list[str]]:
-    """Ports for questions and for OTLP, and how to ask for them; Jaeger 2 has its own alone."""
+def _options(*, two: bool) -> tuple[int, int, list[str]]:
+    """Choose free ports for queries and for OTLP; return them and a command line that sets them."""
     if two:
-        return 16686, 4318, []
-    ports = iter(_free_ports(8))
+        query, grpc, otlp = free_ports(3)
+        config = {
+            "service": {
+                "extensions": ["jaeger_storage", "jaeger_query"],
+                "pipelines": {
+                    "traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}
+                },
+                "telemetry": {"metrics": {"level": "none"}, "logs": {"level": "error"}},
+            },
+            "extensions": {
+                "jaeger_storage": {"backends": {"memory": {"memory": {"max_traces": 100_000}}}},
+                "jaeger_query": {
+                    "storage": {"traces": "memory"},
+                    "http": {"endpoint": f"127.0.0.1:{query}"},
+                    "grpc": {"endpoint": f"127.0.0.1:{grpc}"},
+                },
+            },
+            "receivers": {"otlp": {"protocols": {"http": {"endpoint": f"127.0.0.1:{otlp}"}}}},
+            "exporters": {"jaeger_storage_exporter": {"trace_storage": "memory"}},
+        }
+        return query, otlp, [f"--config=yaml:{json.dumps(config)}"]  # JSON is YAML
+    ports = iter(free_ports(8))
     query, otlp = next(ports), next(ports)
     places = {
         "query.http-server": query,
@@ -293,17 +313,6 @@ def _found() -> str:
     if done.returncode != 0:
         pytest.skip(done.stderr.strip())
     return done.stdout.strip()
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _wait_for(server: Jaeger) -> None:

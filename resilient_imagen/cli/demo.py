@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated, Final
+from urllib.parse import SplitResult, urlsplit
 
 import typer
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from resilient_imagen.cli.storyboard import Play
 
 __all__ = ["demo"]
+
+_PORTS: Final = {"http": 80, "https": 443}
+_CONNECT_SECONDS: Final = 3.0
+"""Seconds until a collector must accept a connection."""
 
 
 def demo(
@@ -51,9 +57,11 @@ def demo(
     from resilient_imagen.cli.storyboard import Play, demo_emulator
 
     target = _target(output)
+    collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
+    if jaeger:
+        _check_listening(collector)
     console = Console(highlight=False)
     play = Play(demo_emulator())
-    collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
     arrived = run_traced(partial(_perform, console, play), collector=collector, asked=jaeger)
     _close(console, play, target)
     if jaeger and arrived:
@@ -81,7 +89,56 @@ def _otlp(jaeger_url: str) -> str | None:
     """Beside the pages, unless the environment says where traces go."""
     if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")):
         return None
-    return f"http://{urlsplit(jaeger_url).hostname or 'localhost'}:4318"
+    return f"http://{_parsed(jaeger_url).hostname or 'localhost'}:4318"
+
+
+def _parsed(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise _malformed(url) from None
+    return parts
+
+
+def _malformed(url: str) -> CommandError:
+    shown = re.sub(r"//[^/]*@", "//", url)
+    return CommandError(
+        f"{shown} is not an address such as http://localhost:4318: see --jaeger-url and "
+        "--jaeger-otlp-url"
+    )
+
+
+def _check_listening(collector: str | None) -> None:
+    """Refuse to begin if nothing would take the traces; exporting them would show it at the end.
+
+    Args:
+        collector: Base address of the collector; None for the environment's.
+
+    Raises:
+        CommandError: The address is malformed, or no connection to it can be opened.
+    """
+    from urllib.request import getproxies, proxy_bypass
+
+    from resilient_imagen.telemetry.setup import otlp_address, without_credentials
+
+    address = otlp_address(collector)
+    if address is None:
+        return
+    parts = _parsed(address)
+    host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    if host is None or port is None:
+        raise _malformed(address)
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return  # the exporter does not connect to the collector itself
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise CommandError(
+            f"nothing takes traces at {without_credentials(address)} "
+            f"({error.strerror or 'no answer'}): start a Jaeger, or give its address by "
+            "--jaeger-url or --jaeger-otlp-url"
+        ) from None
 
 
 async def _perform(console: Console, play: Play) -> None:

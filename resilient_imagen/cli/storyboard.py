@@ -1,4 +1,7 @@
-"""The demo's story: eight scenes, made four times, while Google is well, ill, gone and back."""
+"""The demo's story: eight scenes, made four times, while Google is well, ill, gone and back.
+
+One hiccup while Google is well shows a retry.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,13 @@ class Act:
 
     title: str
     fault: Fault | None
+    """Google's condition; None where it serves."""
+    hiccup: Fault | None = None
+    """Fails the first request to Google alone."""
 
 
 ACTS: Final = (
-    Act("healthy", None),
+    Act("healthy", None, hiccup=faults.status(500)),
     Act("overloaded", faults.overload().after(0.15)),
     Act("hanging", faults.hang()),
     Act("back", None),
@@ -124,6 +130,8 @@ class Play:
             self.app.google.forget()
             if act.fault is not None:
                 self.app.google.set(act.fault)
+            if act.hiccup is not None:
+                self.app.google.fail(act.hiccup)
             await self._play(client, references)
             if act.fault is not None:
                 self.wasted += len(self.app.google.requests)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["setup_tracing"]
+__all__ = ["otlp_address", "setup_tracing", "without_credentials"]
 
 _TIMEOUT: Final = 3.0
 """Seconds for an export, retries included, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise."""
@@ -88,6 +88,28 @@ def setup_tracing(
     return finish
 
 
+def otlp_address(endpoint: str | None = None) -> str | None:
+    """Return the address to which ``setup_tracing`` sends spans over OTLP; None if to none.
+
+    Args:
+        endpoint: The same as for ``setup_tracing``.
+    """
+    if _refusal() or "otlp" not in _exporters_asked_for(endpoint):
+        return None
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    return _otlp_address(endpoint)
+
+
+def _otlp_address(endpoint: str | None) -> str:
+    return (
+        endpoint
+        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or _LOCAL
+    )
+
+
 def _refusal() -> str | None:
     """The variable by which the environment has no traces sent, whoever asks."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
@@ -137,16 +159,12 @@ def _exporter(kind: str, endpoint: str | None, complain: Callable[[str], None]) 
         endpoint=None if endpoint is None else endpoint.rstrip("/") + "/v1/traces",
         timeout=None if set_by_user else _TIMEOUT,
     )
-    where = (
-        endpoint
-        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or _LOCAL
-    )
-    return PatientExporter(exporter, _without_credentials(where), complain)
+    where = without_credentials(_otlp_address(endpoint))
+    return PatientExporter(exporter, where, complain)
 
 
-def _without_credentials(address: str) -> str:
+def without_credentials(address: str) -> str:
+    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
     parts = urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
