@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from contract_kit import error_text, snapshot
 from providers_kit import KEY, MODELS, PROMPT, http, provider_for, raw_server
 
 from resilient_imagen.errors import ImageGenerationError
@@ -26,7 +27,7 @@ CASES = [
 ]
 
 
-async def _outcomes() -> dict[str, ImageGenerationError | str]:
+async def failures() -> dict[str, ImageGenerationError | str]:
     """By case: the provider's error, or ``timeout`` when the caller's time limit ended it."""
     async with raw_server(None) as server:
         providers = {vendor: provider_for(vendor, server.url) for vendor in MODELS}
@@ -60,7 +61,7 @@ async def _outcome(
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, ImageGenerationError | str]:
-    return asyncio.run(_outcomes())
+    return asyncio.run(failures())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
@@ -96,3 +97,12 @@ def test_no_text_holds_a_reason_word_or_vendor_prose(
         if isinstance(outcome, ImageGenerationError):
             assert shape.fullmatch(text), text
             assert not any(reason in text for reason in Reason), text
+
+
+def test_error_texts_are_those_that_applications_search(
+    outcomes: dict[str, ImageGenerationError | str],
+) -> None:
+    """The class and the text of each failure's error are as the contract's snapshot has them."""
+    assert {case: error_text(outcome) for case, outcome in outcomes.items()} == snapshot()[
+        "error_texts"
+    ]
