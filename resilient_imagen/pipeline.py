@@ -119,15 +119,21 @@ class Pipeline:
         raise call.verdict()
 
     async def _some_due(self, call: Call) -> bool:
-        """Wait until a breaker lets a probe through; False if none will within the deadline."""
+        """Wait until a route that turned the call away lets a probe through.
+
+        Routes that were not asked do not count: IMAGE_GEN_FALLBACK_ON keeps the call from them.
+
+        Returns:
+            False if no route will within the deadline.
+        """
         loop = asyncio.get_running_loop()
-        while not any(lane.gate.usable() for lane in call.lanes):
-            due = min(lane.gate.open_until() or 0.0 for lane in call.lanes)
+        asked = [lane.gate for lane in call.lanes[: len(call.left)]]
+        while not any(gate.usable() for gate in asked):
+            due = min(gate.open_until() or 0.0 for gate in asked)
             if due >= call.deadline or math.isinf(due):
                 return False
-            await _first_of(
-                *(lane.gate.changed() for lane in call.lanes), timeout=due - loop.time()
-            )
+            await _first_of(*(gate.changed() for gate in asked), timeout=due - loop.time())
+        await asyncio.sleep(0)  # the deadline and a cancellation get through in every round
         return True
 
     # -- per route: retry -------------------------------------------------------------------------

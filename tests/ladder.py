@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resilient_imagen import ImageClient, ImageResult, Settings
-from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoop
 
 T = TypeVar("T")
 
@@ -47,6 +47,40 @@ class World:
         ) and not (self.google.in_flight or self.openai.in_flight)
 
 
+class GuardedLoop(VirtualTimeLoop):
+    """A virtual-time loop on which code that spins fails instead of hanging the test.
+
+    Every round of the loop reads the clock, and so does every question to a breaker or a limiter.
+    The reads are limited between two moves of the clock, and in all.
+    """
+
+    READS_AT_ONE_MOMENT = 300_000
+    READS = 20_000_000
+
+    def __init__(self) -> None:
+        self._reads_at_this_moment = 0
+        self._reads = 0
+        super().__init__()
+
+    def time(self) -> float:
+        self._reads_at_this_moment += 1
+        self._reads += 1
+        if self._reads_at_this_moment > self.READS_AT_ONE_MOMENT or self._reads > self.READS:
+            self._reads_at_this_moment = self._reads = 0  # cancelled tasks still have to end
+            raise AssertionError(f"something spins at {super().time()} s")
+        return super().time()
+
+    def advance(self, seconds: float) -> None:
+        self._reads_at_this_moment = 0
+        super().advance(seconds)
+
+
+def run_guarded(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` as ``run_virtual`` does, on a GuardedLoop."""
+    with asyncio.Runner(loop_factory=GuardedLoop) as runner:
+        return runner.run(main)
+
+
 def play(scene: Callable[[World], Awaitable[T]], **settings: Any) -> T:
     """Run ``scene`` on virtual time with these settings."""
 
@@ -58,4 +92,4 @@ def play(scene: Callable[[World], Awaitable[T]], **settings: Any) -> T:
         ) as client:
             return await scene(World(google, openai, client, told))
 
-    return run_virtual(main())
+    return run_guarded(main())

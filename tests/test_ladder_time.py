@@ -10,6 +10,7 @@ from ladder import FAST, World, now, play
 
 from resilient_imagen import (
     AllProvidersFailedError,
+    CircuitOpenError,
     ContentBlockedError,
     DeadlineExceededError,
     ImageGenerationError,
@@ -250,6 +251,61 @@ def test_a_slot_that_comes_too_late_is_not_taken() -> None:
         assert world.idle()
 
     play(scene, max_concurrent=1, openai_ipm=6000, **FAST)
+
+
+@pytest.mark.parametrize("when_all_open", ["fail", "wait"])
+@pytest.mark.parametrize("fallback_on", [None, "overloaded,timeout"], ids=["any", "no-skip"])
+def test_a_route_forced_open_is_never_waited_for(
+    when_all_open: str, fallback_on: str | None
+) -> None:
+    """The call goes to the next route where an open circuit leads on, and fails at once elsewhere.
+
+    The second route is free, but a call that may not leave an open route cannot reach it.
+    """
+
+    async def scene(world: World) -> None:
+        if fallback_on is None:
+            assert (await world.ask()).provider == "openai"
+        else:
+            with pytest.raises(CircuitOpenError):
+                await world.ask()
+            assert now() == 0.0
+        assert world.idle()
+
+    play(scene, force_open="google", when_all_open=when_all_open, fallback_on=fallback_on, **FAST)
+
+
+def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() -> None:
+    """Waiting ends when the first route's breaker is due, whatever the routes behind it do."""
+
+    async def scene(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        gate.open_for(60, cause="overloaded", brief="503")
+        assert (await world.ask()).provider == "google"
+        assert world.google.sent[0].at == pytest.approx(60, abs=0.01)
+        gate.open_for(60, cause="overloaded", brief="503")
+        asked = now()
+        with pytest.raises(CircuitOpenError):
+            await world.ask(deadline=30)
+        assert now() == asked, "a wait that cannot end in time is not begun"
+        leaving = asyncio.create_task(world.ask(deadline=90))
+        await asyncio.sleep(10)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert now() == pytest.approx(asked + 10)
+        assert world.openai.sent == []
+        assert world.idle()
+
+    async def refused(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        gate.open_for(60, cause="overloaded", brief="503")
+        with pytest.raises(CircuitOpenError) as caught:
+            await world.ask()
+        assert caught.value.retry_after == pytest.approx(60)
+
+    play(scene, when_all_open="wait", fallback_on="overloaded,timeout", **FAST)
+    play(refused, when_all_open="fail", fallback_on="overloaded,timeout", **FAST)
 
 
 def test_a_route_is_not_entered_when_the_time_is_up() -> None:
