@@ -85,6 +85,18 @@ class _Ending:
     """True when the picture came, and what failed is ours."""
 
     @property
+    def cause(self) -> Reason | None:
+        """Why the breaker opened, if this request opens it: the route did not answer in time."""
+        return Reason.TIMEOUT if self.cut_short else self.reason
+
+    @property
+    def brief(self) -> str | None:
+        """The same in few words."""
+        if isinstance(self.error, ImageGenerationError):
+            return self.error.brief
+        return "timed out" if self.cut_short else None
+
+    @property
     def status(self) -> int | None:
         """The HTTP status that it came with."""
         return self.error.status if isinstance(self.error, ImageGenerationError) else None
@@ -157,7 +169,7 @@ class AttemptRung:
                 usage = lane.usage(answer, request.resolution)
                 ending = replace(ending, usage=usage, delivered=True)
             self._failed(call, turn, permit, ending, loop.time() - started, plan)
-        lane.latencies.append(latency)
+        lane.record_success(request.resolution, latency)
         settlement = permit.settle(Verdict.SUCCESS)
         usage = lane.usage(answer, request.resolution)
         attempt = Attempt(
@@ -193,8 +205,8 @@ class AttemptRung:
         hint = None if ours is None else ours.retry_after
         settlement = permit.settle(
             ending.verdict,
-            cause=ending.reason,
-            brief=None if ours is None else ours.brief,
+            cause=ending.cause,
+            brief=ending.brief,
             retry_after=hint,
             origin=call.id,
         )
@@ -220,7 +232,13 @@ class AttemptRung:
             turn.failed = ours
             turn.retry_in = plan(turn, ours)
         self._reporter.attempt_failed(
-            call, turn, settlement, error, attempt, cut_short=ending.cut_short
+            call,
+            turn,
+            settlement,
+            error,
+            attempt,
+            cut_short=ending.cut_short,
+            vote=ending.verdict,
         )
         raise error
 
@@ -246,11 +264,11 @@ def _ending(
 ) -> _Ending:
     if timed_out and isinstance(error, Exception):
         cut_short = turn.until < started + turn.lane.timeout
+        verdict = _vote_of_cut_short(call, turn, started) if cut_short else Verdict.FAILURE
         late = provider_failure(
             Reason.TIMEOUT, provider=turn.lane.provider.name, model=turn.lane.model
         )
         late.__suppress_context__ = True
-        verdict = Verdict.NEUTRAL if cut_short else Verdict.FAILURE
         return _Ending(Reason.TIMEOUT, verdict, late, cut_short)
     if isinstance(error, GeneratorExit):  # thrown away, perhaps when its loop was gone
         return _Ending(Reason.CANCELLED, Verdict.NEUTRAL, error)
@@ -259,8 +277,21 @@ def _ending(
             not math.isinf(call.deadline)
             and asyncio.get_running_loop().time() + _SAME_MOMENT >= call.deadline
         )
-        reason = Reason.DEADLINE if out_of_time else Reason.CANCELLED
-        return _Ending(reason, Verdict.NEUTRAL, error, cut_short=out_of_time)
+        if not out_of_time:
+            return _Ending(Reason.CANCELLED, Verdict.NEUTRAL, error)
+        verdict = _vote_of_cut_short(call, turn, started)
+        return _Ending(Reason.DEADLINE, verdict, error, cut_short=True)
     if isinstance(error, ImageGenerationError):
         return _Ending(error.reason, POLICIES[error.reason].verdict, error, usage=error.usage)
     return _Ending(None, Verdict.NEUTRAL, error)  # a local trouble: it surfaces as what it is
+
+
+def _vote_of_cut_short(call: Call, turn: Turn, started: float) -> Verdict:
+    """Return the verdict on a request that the reserve or the deadline ended before its limit.
+
+    It counts as a failure in a row if it ran for longer than a healthy one would have. The failure
+    rate leaves it out, since it may have been about to succeed.
+    """
+    ran = asyncio.get_running_loop().time() - started
+    enough = turn.lane.cut_short_counts_after(call.request.resolution)
+    return Verdict.THROTTLED if ran + _SAME_MOMENT >= enough else Verdict.NEUTRAL

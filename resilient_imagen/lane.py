@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.breaker import BreakerState
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Usage
 
 __all__ = ["Lane", "Tailored"]
+
+_LATENCIES: Final = 16
+"""Successes that the usual latency is the median of."""
+_MIN_LATENCIES: Final = 4
+"""Successes below which nothing is taken for measured."""
+_FACTOR_OF_USUAL: Final = 1.5
+_SHARE_OF_LIMIT: Final = 0.7
 
 
 class Tailored(NamedTuple):
@@ -45,8 +52,8 @@ class Lane:
     """Seconds of wall clock per request."""
     max_total_bytes: int | None = None
     """Bytes of all references together that the operator allows; None for what the model takes."""
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=16))
-    """Seconds that the latest successes took."""
+    latencies: dict[str, deque[float]] = field(default_factory=dict)
+    """Seconds that the latest successes took, by resolution."""
     account_trip: tuple[str, str | None] | None = None
     """Cause and short text of what last closed the whole account to us."""
     last_left: tuple[float, Reason] | None = None
@@ -73,9 +80,32 @@ class Lane:
         until = self.gate.open_until()
         return until is not None and until > when
 
-    def usual_latency(self) -> float | None:
-        """Seconds a request usually takes, or None while nothing is known."""
-        return median(self.latencies) if self.latencies else None
+    def record_success(self, resolution: str, seconds: float) -> None:
+        """Remember how long a success took."""
+        if resolution not in self.latencies:
+            self.latencies[resolution] = deque(maxlen=_LATENCIES)
+        self.latencies[resolution].append(seconds)
+
+    def measured_latency(self, resolution: str) -> float | None:
+        """Return the median seconds of the latest successes; None if there are too few of them."""
+        latest = self.latencies.get(resolution, ())
+        return median(latest) if len(latest) >= _MIN_LATENCIES else None
+
+    def usual_latency(self, resolution: str) -> float | None:
+        """Return the measured latency, else the model table's; None while nothing is known."""
+        measured = self.measured_latency(resolution)
+        if measured is not None:
+            return measured
+        return models.typical_latency(self.provider.name, self.model, resolution)
+
+    def cut_short_counts_after(self, resolution: str) -> float:
+        """Return the seconds from which a request that is cut short counts as a failure.
+
+        Far beyond the usual latency a request would most likely have failed, too.
+        """
+        usual = self.usual_latency(resolution)
+        share = _SHARE_OF_LIMIT * self.timeout
+        return share if usual is None else min(_FACTOR_OF_USUAL * usual, share)
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """The route's breaker, queue and latest fallback, as plain JSON."""
@@ -86,7 +116,9 @@ class Lane:
             "model": self.model,
             "breaker": self.gate.snapshot(),
             "queue": self.pacer.snapshot(),
-            "usual_latency_s": self.usual_latency(),
+            "usual_latency_s": {
+                resolution: self.measured_latency(resolution) for resolution in self.latencies
+            },
             "last_fallback": None
             if last is None
             else {"reason": str(last[1]), "seconds_ago": round(max(0.0, now - last[0]), 3)},

@@ -33,6 +33,7 @@ __all__ = [
     "row_for",
     "short_of",
     "successor",
+    "typical_latency",
     "vendor_of",
 ]
 
@@ -77,6 +78,9 @@ class ModelInfo:
     qualities: tuple[str, ...] = ()
     """OpenAI: the values of quality it takes."""
     prices: Prices | None = None
+    typical_seconds: Mapping[str, float] | None = None
+    """Seconds from request to picture, by resolution; OpenAI: at quality high, the default. Used
+    until a route has measured its own. None: nothing is known."""
     retired_on: date | None = None
     """The day from which the vendor refuses the name."""
     successor: str | None = None
@@ -94,6 +98,22 @@ _RATIOS_10: Final = (
 _RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
 _THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
 _QUALITIES: Final = ("low", "medium", "high", "auto")
+
+# Typical seconds. No vendor publishes any: all figures are second-hand, retold by relays, issue
+# threads and benchmarks of others, read on 2026-11-23. For 2K and 4K no usable figure was found
+# anywhere: those are guesses, on the slow side.
+_PRO_SECONDS: Final = {"1K": 20.0, "2K": 30.0, "4K": 45.0}
+"""1K: 16 to 23 s (openclaw issue 70423, and 66 calls of a relay, January 2026)."""
+_FLASH_SECONDS: Final = {"1K": 18.0, "2K": 27.0, "4K": 40.0}
+"""1K: 12 to 13 s with minimal and 18 to 23 s with high thinking (a relay's public code)."""
+_GPT_1_5_SECONDS: Final = {"1K": 46.0}
+"""Mean of 22 pictures at quality high on Azure (a public benchmark)."""
+_GPT_2_SECONDS: Final = {"1K": 195.0, "2K": 235.0, "4K": 280.0}
+"""1K: median at quality high, p95 280 s (two relays)."""
+_GPT_2_5_SECONDS: Final = {"1K": 50.0, "2K": 60.0, "4K": 75.0}
+"""1K: 33 to 70 s for 1024x1536 of sunburst at quality high (chatgpt2api issue 34). Nothing was
+found for flare, nor for 2.6, which the vendor calls faster."""
+
 _tokens = partial(Prices, source=_OPENAI_PAGE, as_of=_READ_ON, text_in=5.0, image_in=8.0)
 
 
@@ -104,6 +124,7 @@ _gemini = partial(
     max_total_bytes=70_000_000,  # 100 MB a request, of which base64 takes a third
     aspect_ratios=_RATIOS_10,
     resolutions=("1K", "2K", "4K"),
+    typical_seconds=_FLASH_SECONDS,
 )
 _gpt = partial(
     ModelInfo,
@@ -112,6 +133,7 @@ _gpt = partial(
     max_reference_bytes=50_000_000,
     qualities=_QUALITIES,
     prices=_tokens(image_out=30.0),
+    typical_seconds=_GPT_2_5_SECONDS,
 )
 
 
@@ -122,7 +144,7 @@ def _per_image(dollars: Mapping[str, float], source: str = _GEMINI_PAGE) -> Pric
 def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
     """Make a row for a name whose own answers nobody gets any more."""
     make = _gemini if successor.startswith("gemini-") else _gpt
-    return make(name, prices=None, retired_on=retired_on, successor=successor)
+    return make(name, prices=None, typical_seconds=None, retired_on=retired_on, successor=successor)
 
 
 _PRO: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
@@ -131,6 +153,7 @@ _ending = partial(
     _gpt,
     sizes=_THREE_SIZES,
     prices=_tokens(source=_RETOLD, image_out=32.0),
+    typical_seconds=_GPT_1_5_SECONDS,
     retired_on=date(2026, 12, 1),
 )
 _FLASH: Final = _per_image({"1K": 0.067, "2K": 0.101, "4K": 0.151}, _RETOLD)
@@ -138,8 +161,8 @@ _LITE: Final = _per_image({"1K": 0.0336}, _RETOLD)
 _SMALL: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was found anywhere
 
 _ROWS: Final = (
-    _gemini("gemini-3-pro-image", prices=_PRO),
-    _gemini("nano-banana-pro-preview", prices=_PRO),
+    _gemini("gemini-3-pro-image", prices=_PRO, typical_seconds=_PRO_SECONDS),
+    _gemini("nano-banana-pro-preview", prices=_PRO, typical_seconds=_PRO_SECONDS),
     _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_SMALL),
     _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_FLASH),
     _gemini(
@@ -161,8 +184,8 @@ _ROWS: Final = (
     _fine("gpt-image-2.5-flare-2026-09-08"),
     _fine("gpt-image-2.5-sunburst"),
     _fine("gpt-image-2.5-sunburst-2026-09-08"),
-    _gpt("gpt-image-2"),
-    _gpt("gpt-image-2-2026-04-21"),
+    _gpt("gpt-image-2", typical_seconds=_GPT_2_SECONDS),
+    _gpt("gpt-image-2-2026-04-21", typical_seconds=_GPT_2_SECONDS),
     _ending("gpt-image-1.5", successor="gpt-image-2"),
     _ending("chatgpt-image-latest", successor="gpt-image-2"),
     _ending(
@@ -274,6 +297,15 @@ def short_of(vendor: str, model: str, resolution: str) -> str | None:
     else:
         best = "1K" if row.sizes else resolution
     return None if best == resolution else best
+
+
+@lru_cache(maxsize=256)
+def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
+    """Seconds that a picture usually takes, as far as others tell; None where nothing is known."""
+    row = row_for(vendor, model)
+    if row is None or row.typical_seconds is None:
+        return None
+    return row.typical_seconds.get(short_of(vendor, model, resolution) or resolution)
 
 
 _STEP: Final = 16

@@ -256,7 +256,7 @@ class Pipeline:
         Until the next route's latency is known, what our own back-off would have slept in all.
         """
         usable = next(lane for lane in turn.following if lane.gate.usable())
-        usual = usable.usual_latency()
+        usual = usable.usual_latency(turn.tailored.request.resolution)
         return self._all_back_offs if usual is None else min(self._all_back_offs, usual)
 
     async def _back_off(self, call: Call, turn: Turn, delay: float) -> None:

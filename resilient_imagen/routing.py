@@ -177,18 +177,20 @@ class Routing:
             self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
 
     def _check_reserve(self) -> None:
-        """Say so where a hanging first route would always be cut short, and never be voted down."""
+        """Warn where the first route's share of the deadline is too short to notice a hang."""
         deadline, slow_call = self._settings.deadline, self._settings.breaker_slow_call
         if deadline is None or slow_call is not None or len(self.lanes) == 1:
             return
         first, second = self.lanes[:2]
         share = deadline - min(second.timeout, deadline / 2)
-        if share < first.timeout:
+        counts_after = first.cut_short_counts_after("1K")
+        if share < counts_after:
             self._warn(
                 "hanging_goes_unseen",
-                f"with IMAGE_GEN_DEADLINE={deadline:g} {first.name} gets {share:g} s of its "
-                f"{first.timeout:g} s, so that a request that hangs never counts against it; set "
-                f"IMAGE_GEN_BREAKER_SLOW_CALL or its timeout to less than {share:g}",
+                f"with IMAGE_GEN_DEADLINE={deadline:g} {first.name} gets {share:g} s, and a "
+                f"request that is cut short counts as failed from {counts_after:g} s on, so that "
+                "requests that hang may never open its circuit; raise the deadline, or set "
+                f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
             )
 
     def _living(self, model: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.breaker import BreakerState, Rejection
-from resilient_imagen.reasons import POLICIES, Verdict
+from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.routing import new_gate
 from resilient_imagen.telemetry import events
 
@@ -104,9 +104,9 @@ class Shadow:
         if permit is None:
             self._differ(event, "reject")
         else:
-            verdict = _verdict(event)
-            permit.settle(verdict, cause=event.reason, retry_after=event.retry_after)
-            if verdict is Verdict.TRIP:  # perhaps by the live breaker's opening already
+            cause = Reason.TIMEOUT if event.cut_short else event.reason
+            permit.settle(event.vote, cause=cause, retry_after=event.retry_after)
+            if event.vote is Verdict.TRIP:  # perhaps by the live breaker's opening already
                 self._gates[key[1]].trip(cause=event.reason, retry_after=event.retry_after)
 
     def _would_send(self, gate: Gate) -> bool:
@@ -161,10 +161,3 @@ class Shadow:
                     transition=replace(transition, shadow=True),
                 )
             )
-
-
-def _verdict(event: events.AttemptEnded) -> Verdict:
-    """As the live breaker was told."""
-    if event.cut_short or (event.reason is None and event.error_type is not None):
-        return Verdict.NEUTRAL
-    return Verdict.SUCCESS if event.reason is None else POLICIES[event.reason].verdict

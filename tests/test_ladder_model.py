@@ -9,13 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen import ImageClient, ImageGenerationError, ImageResult, Reason, Settings
+from resilient_imagen import (
+    ImageClient,
+    ImageGenerationError,
+    ImageResult,
+    Reason,
+    Settings,
+    models,
+)
 from resilient_imagen.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
@@ -186,10 +194,27 @@ def check_deadlines(seen: Seen) -> None:
                 assert caller.error.attempts or caller.error.retry_after is not None
 
 
+def check_vote(event: AttemptEnded, took: list[float]) -> None:
+    """Who leaves casts no vote; a request that was cut short does if it ran for long enough."""
+    if event.cut_short:
+        typical = models.typical_latency(event.provider, event.model, "2K")
+        assert typical is not None
+        usual = median(took[-16:]) if len(took) >= 4 else typical
+        late = min(1.5 * usual, 0.7 * TIMEOUT[event.provider])
+        if abs(event.latency_s - late) > 2 * TINY:  # else either is right
+            allowed = {"throttled"} if event.latency_s > late else {"ignored"}
+            assert event.counted in allowed | {"stale"}
+    elif event.reason in NO_VOTE:
+        assert event.counted in {"ignored", "stale"}
+    elif event.reason is None and event.error_type is None:
+        took.append(event.latency_s)
+
+
 def check_breakers(seen: Seen, half_open: int) -> None:
     """No request leaves for an open route; after it was due, only so many probes at a time."""
     open_until: dict[str, float] = {}
     probes: dict[str, int] = {}
+    took: dict[str, list[float]] = {}
     for event in seen.events:
         if isinstance(event, BreakerChanged):
             name = event.transition.name
@@ -204,8 +229,8 @@ def check_breakers(seen: Seen, half_open: int) -> None:
             assert event.probe == (name in open_until)
             probes[name] = probes.get(name, 0) + event.probe
             assert probes[name] <= half_open
-        if isinstance(event, AttemptEnded) and (event.cut_short or event.reason in NO_VOTE):
-            assert event.counted in {"ignored", "stale"}
+        if isinstance(event, AttemptEnded):
+            check_vote(event, took.setdefault(f"{event.provider}:{event.model}", []))
         if isinstance(event, AttemptEnded) and event.probe:
             probes[f"{event.provider}:{event.model}"] -= 1
 

@@ -8,10 +8,23 @@ from typing import Any
 import pytest
 from ladder import FAST, World, now, play
 
-from resilient_imagen import ImageClient, ImageResult, Reason, Settings
+from resilient_imagen import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageClient,
+    ImageResult,
+    Reason,
+    Settings,
+)
 from resilient_imagen.breaker import BreakerConfig, BreakerMode
 from resilient_imagen.images.fit import Fitted
+from resilient_imagen.reasons import Verdict
+from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, run_virtual
+from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Trouble
+from resilient_imagen.tuning.drive import drive
+from resilient_imagen.tuning.scenario import ScenarioTruth
+from resilient_imagen.tuning.world import Played
 
 
 def numbers(world: World) -> dict[str, Any]:
@@ -40,8 +53,8 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
     play(scene, **FAST)
 
 
-def test_what_the_deadline_cut_short_casts_no_vote() -> None:
-    """A probe that was not given its time leaves the circuit half-open."""
+def test_what_was_cut_short_early_casts_no_vote() -> None:
+    """A probe that ran for less than a healthy request may take leaves the circuit half-open."""
 
     async def scene(world: World) -> None:
         await _open_google(world)
@@ -51,6 +64,171 @@ def test_what_the_deadline_cut_short_casts_no_vote() -> None:
         assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
 
     play(scene, **FAST)
+
+
+@pytest.mark.parametrize("deadline", [90, 105])
+def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: float) -> None:
+    """A request that hangs until its share of the deadline is over counts as a failure in a row."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for number in (1, 2):
+            assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
+            assert numbers(world)["consecutive"] == number
+            assert numbers(world)["window"]["calls"] == 0, "the failure rate leaves it out"
+        assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
+        assert (world.breaker(), numbers(world)["why"]) == ("open", "timeout")
+        assert (await world.ask(deadline=deadline)).fallback_reason == "circuit_open"
+        assert [e.vote for e in world.told.of(AttemptEnded) if e.provider == "google"] == [
+            Verdict.THROTTLED
+        ] * 3
+
+    play(scene, **FAST)
+
+
+def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None:
+    """The last route has no reserve: its hanging requests end with the caller's time."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for _ in range(3):
+            with pytest.raises(DeadlineExceededError):
+                await world.ask(deadline=50)
+        assert (world.breaker(), numbers(world)["why"]) == ("open", "timeout")
+        with pytest.raises(CircuitOpenError, match="gemini-3-pro-image: skipped after timed out"):
+            await world.ask(deadline=50)
+
+    play(scene, fallback_on="overloaded", **FAST)
+
+
+def test_a_probe_that_is_cut_short_late_has_failed() -> None:
+    """The circuit opens again instead of sending the next caller into the hang."""
+
+    async def scene(world: World) -> None:
+        await _open_google(world)
+        world.google.heal().hang()
+        await asyncio.sleep(70)
+        assert (await world.ask(deadline=105)).provider == "openai"
+        assert world.breaker() == "open"
+
+    play(scene, **FAST)
+
+
+def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
+    """Cancellation is the caller's, however long the request ran."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for _ in range(4):
+            task = asyncio.create_task(world.ask(deadline=100))
+            await asyncio.sleep(49)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
+
+    play(scene, **FAST)
+
+
+def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() -> None:
+    """Four successes of 10 s make 15 s late at their resolution, and at no other."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 10.0
+        for _ in range(4):
+            await world.ask(resolution="1K")
+        world.google.hang()
+        await world.ask(resolution="1K", deadline=28)
+        assert numbers(world)["consecutive"] == 0, "14 s of 15"
+        await world.ask(resolution="4K", deadline=32)
+        assert numbers(world)["consecutive"] == 0, "16 s, and nothing is known about 4K"
+        await world.ask(resolution="1K", deadline=32)
+        assert numbers(world)["consecutive"] == 1
+
+    play(scene, **FAST)
+
+
+def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
+    """Three quick pictures prove nothing: 1.5 times the table's 20 s are still to be waited."""
+
+    async def scene(world: World) -> None:
+        for _ in range(3):
+            await world.ask(resolution="1K")
+        world.google.hang()
+        await world.ask(resolution="1K", deadline=58)
+        assert numbers(world)["consecutive"] == 0
+        await world.ask(resolution="1K", deadline=60)
+        assert numbers(world)["consecutive"] == 1
+
+    play(scene, **FAST)
+
+
+def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> None:
+    """Seven tenths of the time limit."""
+
+    async def main() -> None:
+        local = FakeProvider("local").hang()
+        chosen = Settings(routes="local:m,openai:gpt-image-2", per_call_timeout=20, ipm=6000)
+        async with ImageClient(chosen, providers=[local, FakeProvider("openai")]) as client:
+            for deadline, failures in ((27, 0), (29, 1)):
+                assert (await client.generate("x", deadline=deadline)).provider == "openai"
+                breaker = client.snapshot()["routes"][0]["breaker"]
+                assert breaker["consecutive"] == failures
+
+    run_virtual(main())
+
+
+def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one_does() -> None:
+    """Beside a live breaker that opens at the third, one with fail_max=2 opens at the second."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        for deadline in (40, 105, 105):
+            await world.ask(deadline=deadline)
+        assert world.breaker() == "closed"
+        candidate = world.client.snapshot()["shadow"]["routes"][0]
+        assert (candidate["state"], candidate["why"]) == ("open", "timeout")
+
+    play(scene, shadow={"fail_max": 2}, **FAST)
+
+
+HOURS = 1.5
+SERVICES = {
+    "google": Service(latency=Latency(19.0, 30.0)),
+    "openai": Service(latency=Latency(21.0, 32.0)),
+}
+
+
+def traffic(deadline: float, *troubles: Trouble) -> Played:
+    """Ten calls a minute for one and a half hours, each with this deadline."""
+    scenario = Scenario(
+        traffic=Traffic(per_minute=10, duration=HOURS * 3600, spacing="even"),
+        services=SERVICES,
+        troubles=troubles,
+    )
+    chosen = Settings(deadline=deadline, ipm=20, max_concurrent=16)
+    truth = ScenarioTruth(scenario, ["google", "openai"])
+    return drive(chosen, truth, scenario.traffic.arrivals(1), seed=1)
+
+
+@pytest.mark.parametrize("deadline", [60, 90, 105])
+def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> None:
+    """Of 300 calls in half an hour few wait for Google, and nearly all get their image."""
+    played = traffic(deadline, Trouble(start=1800, duration=1800, reason=Reason.TIMEOUT))
+    during = [number for number, at in enumerate(played.started) if 1800 <= at < 3600]
+    wasted = [s for s in played.sent if s.reason and s.route == 0 and 1800 <= s.at < 3600]
+    assert len(during) == 300
+    assert len(wasted) <= 20
+    assert sum(played.seconds[number] for number in during) / 300 < 26
+    assert list(played.served).count(-1) <= 5, "OpenAI takes longer than the reserve now and then"
+
+
+@pytest.mark.parametrize("deadline", [60, 90, 105])
+def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) -> None:
+    """Pictures that take long now and then, and are cut short then, open nothing."""
+    played = traffic(deadline)
+    assert [s for s in played.sent if s.reason is not None] or deadline == 105
+    assert played.changes == []
 
 
 def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:

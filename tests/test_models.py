@@ -229,3 +229,23 @@ def test_a_model_that_makes_less_says_so(
 ) -> None:
     """A smaller picture than the asked one is no secret."""
     assert models.short_of(vendor, model, resolution) == best
+
+
+@pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)
+def test_living_models_have_a_typical_latency_at_every_resolution(row: models.ModelInfo) -> None:
+    """The slower the larger; a resolution that a model does not make takes as long as its best."""
+    seconds = [models.typical_latency(row.vendor, row.name, each) for each in RESOLUTIONS]
+    if row.prices is None:
+        assert seconds == [None] * 3, "its name is refused, so that nothing was measured"
+    else:
+        known = [each for each in seconds if each is not None]
+        assert len(known) == 3
+        assert known == sorted(known)
+        assert 5 < known[0] < 300
+
+
+def test_an_unknown_model_takes_as_long_as_its_vendors_newest() -> None:
+    """Of a vendor that is not in the table nothing is known."""
+    newest = models.typical_latency("google", "gemini-nano-banana-2.1", "1K")
+    assert models.typical_latency("google", "gemini-9-image", "1K") == newest
+    assert models.typical_latency("local", "gemini-3-pro-image", "1K") is None

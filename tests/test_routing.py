@@ -135,11 +135,12 @@ def test_what_closed_the_account_closes_routes_that_come_later() -> None:
 
 
 def test_a_deadline_that_hides_hangs_is_told_once() -> None:
-    """With a reserve below the time limit no hanging request ever counts: say what to set."""
-    _, warned = routes(deadline=100)
+    """A share that is shorter than late is warned of, with the setting to change."""
+    _, warned = routes(deadline=50)
     assert len(warned) == 1
-    assert re.search(r"gets 50 s of its 60 s.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
-    assert routes(deadline=100, breaker_slow_call=45)[1] == []
+    assert re.search(r"gets 25 s, and .* from 30 s on.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
+    assert routes(deadline=50, breaker_slow_call=20)[1] == []
+    assert routes(deadline=60)[1] == []
     assert routes(deadline=300)[1] == []
 
 

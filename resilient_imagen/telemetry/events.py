@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 if TYPE_CHECKING:
     from resilient_imagen.breaker import BreakerNumbers, Gate, Transition
     from resilient_imagen.errors import ImageGenerationError
-    from resilient_imagen.reasons import Reason
+    from resilient_imagen.reasons import Reason, Verdict
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import DroppedReference, ImageResult, Usage
 
@@ -127,7 +127,7 @@ class AttemptEnded(Event):
     retry_in: float | None
     """Seconds until this route is asked again, or None when it is not."""
     counted: str
-    """What the breaker made of it: success, failure, throttled, slow, ignored or stale."""
+    """What the breaker made of ``vote``: success, failure, throttled, slow, ignored or stale."""
     transition: str | None
     """The breaker's change of state caused by it, such as ``closed_to_open``."""
     breaker: BreakerNumbers
@@ -137,6 +137,8 @@ class AttemptEnded(Event):
     """True when the deadline or the reserve ended it before its own timeout."""
     usage: Usage | None
     may_have_been_billed: bool
+    vote: Verdict
+    """What the breaker was told about it."""
     operation: str = "generate"
     """generate or edit."""
     base_url: str | None = None

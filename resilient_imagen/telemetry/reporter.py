@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.errors import ImageGenerationError
-from resilient_imagen.reasons import Reason
+from resilient_imagen.reasons import Reason, Verdict
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class Reporter:
             status=200,
             retry_in=None,
             cut_short=False,
+            vote=Verdict.SUCCESS,
             response_model=answer.model,
             response_id=answer.response_id,
             finish_reason=answer.finish_reason,
@@ -108,6 +109,7 @@ class Reporter:
         attempt: Attempt,
         *,
         cut_short: bool,
+        vote: Verdict,
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
         ours = error if isinstance(error, ImageGenerationError) else None
@@ -119,6 +121,7 @@ class Reporter:
                     status=attempt.status,
                     retry_in=turn.retry_in,
                     cut_short=cut_short,
+                    vote=vote,
                     error_type=vendor_error or type(error).__name__,
                     vendor_message=None if ours is None else ours.vendor_message,
                 )

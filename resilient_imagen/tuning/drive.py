@@ -105,6 +105,7 @@ class _Play:
                 loop,
                 self._lanes,
                 self._seconds,
+                Numbered("x").resolution,
                 self._pipeline.leave_reserve,
                 world,
                 self._climb,

@@ -103,6 +103,7 @@ class Express:
         loop: Whose time it is.
         lanes: The routes; their queues are `HandingPacer`.
         seconds: That a call may take in all.
+        resolution: Of every picture that is asked for.
         reserve: Says until when a route must be done, as the ladder sees it.
         world: Says what requests meet, and notes what was sent.
         climb: Starts a call on the ladder.
@@ -114,6 +115,7 @@ class Express:
         loop: LeanLoop,
         lanes: Sequence[Lane],
         seconds: float,
+        resolution: str,
         reserve: Callable[[float, Sequence[Lane]], float],
         world: World,
         climb: Callable[[Climber], None],
@@ -122,6 +124,7 @@ class Express:
         self._loop = loop
         self._lanes = lanes
         self._seconds = seconds
+        self._resolution = resolution
         self._reserve = reserve
         self._world = world
         self._climb = climb
@@ -196,7 +199,7 @@ class Express:
     def _served(self, rider: _Rider, permit: Permit, met: Met, sent_at: float) -> None:
         lane, latency = self._lanes[rider.route], self._loop.time() - sent_at
         self._world.book(rider.call, rider.route, sent_at, latency, None, met)
-        lane.latencies.append(latency)
+        lane.record_success(self._resolution, latency)
         permit.settle(Verdict.SUCCESS)
         lane.pacer.leave(rider.ticket)
         self._done(rider.call, rider.route)
