@@ -21,7 +21,7 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
-from resilient_imagen.limiter.memory import QueueFullError
+from resilient_imagen.limiter.memory import EARLY, QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason, Retry
 from resilient_imagen.turn import NotAdmittedError, Turn
 
@@ -144,7 +144,6 @@ class Pipeline:
         turn = Turn(
             lane=lane,
             following=following,
-            until=self.leave_reserve(call.deadline, following),
             limit=1 + (retries if first else min(1, retries)),
             patience=lane.timeout if first else min(lane.timeout, self._all_back_offs),
         )
@@ -228,8 +227,11 @@ class Pipeline:
             delay = error.retry_after
             if delay > (self._fallback_takes(turn) if alternative else turn.patience):
                 return None
-        sent = now + max(delay, turn.lane.pacer.shortest_wait())
-        if sent + WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
+        latency = turn.lane.measured_latency(turn.tailored.request.resolution)
+        wait = turn.lane.pacer.shortest_wait(latency)
+        queues = wait > delay + EARLY  # and is turned away then if its time is too short
+        sent, needed = now + max(delay, wait), (latency or 0.0) if queues else 0.0
+        if sent + needed + WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
             return None
         return delay
 
@@ -273,16 +275,27 @@ class Pipeline:
 
     # -- pace -------------------------------------------------------------------------------------
 
+    def _share(self, call: Call, turn: Turn) -> float:
+        """Return the loop time by which the call must be done with this route."""
+        return self.leave_reserve(call.deadline, turn.following)
+
     async def _paced(self, call: Call, turn: Turn) -> Served:
         loop = asyncio.get_running_loop()
         pacer = turn.lane.pacer
         turn.retry_in = None
         joined = loop.time()
-        wait = pacer.shortest_wait()
-        if joined + wait + WORTHWHILE >= turn.until:
-            raise _saturated(turn.lane, wait)
+        if turn.failed is None:  # whatever took time before: the route gets a share of what is left
+            turn.until = self._share(call, turn)
+        latency = turn.lane.measured_latency(turn.tailored.request.resolution)
+        wait = pacer.shortest_wait(latency)
+        waits = wait > EARLY  # a caller that need not wait is sent, however little time is left
+        useful_until = turn.until - WORTHWHILE - (latency or 0.0)
+        if joined + wait > (useful_until if waits else turn.until - WORTHWHILE):
+            if waits or turn.failed is not None:
+                raise _saturated(turn.lane, wait)
+            raise call.out_of_time()
         try:
-            ticket = pacer.join()
+            ticket = pacer.join(useful_until)
         except QueueFullError:
             raise _saturated(turn.lane, wait) from None
         with ticket:
@@ -300,13 +313,13 @@ class Pipeline:
         while not ticket.granted.done():
             if turn.permit is None and turn.lane.rejects_at(loop.time()):
                 raise NotAdmittedError  # wait for a verdict, if at all, without a stand in here
-            left = turn.until - loop.time()
+            left = ticket.useful_until - loop.time()
             if left <= 0:
                 raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
             # Not before: a probe's permit is stale until other processes have agreed to it.
             turn.drop_permit(only_if_stale=True)
-        if loop.time() + WORTHWHILE >= turn.until:  # a slot that comes as late as that is no use
+        if ticket.waited and loop.time() > ticket.useful_until:
             raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
 
     # -- breaker ----------------------------------------------------------------------------------

@@ -28,12 +28,13 @@ class Turn:
 
     lane: Lane
     following: Sequence[Lane]
-    until: float
-    """Loop time by which this route must be done: the deadline, less what the next route needs."""
     limit: int
     """Requests this route may send for this call."""
     tailored: Tailored = field(init=False)
     """What is asked for, cut to what the route's model takes; set once the breaker let us in."""
+    until: float = math.inf
+    """Loop time by which this route must be done: the deadline, less what the next route needs.
+    Settled when the call first queues for the route."""
     patience: float = math.inf
     """Seconds of a server's hint that are waited for where no other route can serve."""
     number: int = 0

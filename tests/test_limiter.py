@@ -203,6 +203,60 @@ def test_shortest_wait_tells_how_long_the_queue_is() -> None:
     run_virtual(main())
 
 
+def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
+    """Two slots, a picture takes 20 s: the third waits for the first, the fifth for the third."""
+
+    async def main() -> None:
+        pacer = Pacer(max_concurrent=2, per_minute=6000)
+        waits = []
+        tickets = []
+        for _ in range(6):
+            waits.append(pacer.shortest_wait(20.0))
+            assert pacer.shortest_wait() < 0.1, "without a latency only the pace counts"
+            tickets.append(pacer.join())
+            await asyncio.sleep(0.01)
+        assert waits == pytest.approx([0, 0, 20, 20, 40, 40], abs=0.1)
+        await asyncio.sleep(25)
+        assert pacer.shortest_wait(20.0) == pytest.approx(40.0, abs=0.1), "both are overdue"
+        for ticket in tickets:
+            pacer.leave(ticket)
+        assert pacer.shortest_wait(20.0) == pytest.approx(0.0, abs=0.1)
+
+    run_virtual(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(st.floats(0, 120), min_size=1, max_size=30),
+    slots=st.integers(1, 4),
+    per_minute=st.sampled_from([6.0, 10.0, 30.0, 6000.0]),
+    burst=st.integers(1, 3),
+    latency=st.sampled_from([0.5, 7.0, 20.0, 90.0]),
+)
+def test_shortest_wait_is_what_a_newcomer_waits(
+    arrivals: list[float], slots: int, per_minute: float, burst: int, latency: float
+) -> None:
+    """If all take equally long it is exact; with a burst it is never too long."""
+    pacer = Pacer(max_concurrent=slots, per_minute=per_minute, burst=burst)
+
+    async def caller(at: float) -> None:
+        await asyncio.sleep(at)
+        expected, joined = pacer.shortest_wait(latency), now()
+        with pacer.join() as ticket:
+            await ticket.granted
+            waited = now() - joined
+            ticket.spend()
+            await asyncio.sleep(latency)
+        assert expected <= waited + 1e-3
+        if burst == 1:
+            assert expected == pytest.approx(waited, abs=1e-3)
+
+    async def main() -> None:
+        await asyncio.gather(*map(caller, arrivals))
+
+    run_virtual(main())
+
+
 Plan = list[tuple[float, float, float | None]]
 
 

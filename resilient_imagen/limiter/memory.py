@@ -14,6 +14,7 @@ there is no moment at which a cancelled caller could leave something behind.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,9 +46,14 @@ class Places:
         """Forget what was taken."""
         self._next = 0.0
 
-    def ready_at(self, ahead: int = 0) -> float:
-        """Loop time at which a place is free for whoever has ``ahead`` callers before it."""
-        return self._next + ahead * self.interval - self._slack
+    def ready_at(self) -> float:
+        """Loop time at which the next place is free."""
+        return self._next - self._slack
+
+    def wait(self, now: float, ahead: int) -> float:
+        """Return the seconds until a place is free for a caller with ``ahead`` before it."""
+        start = max(self._next, now) if ahead else self._next
+        return max(0.0, start + ahead * self.interval - self._slack - now)
 
     def take(self, now: float) -> float:
         """Use a place; returns a receipt for ``give_back``."""
@@ -63,11 +69,17 @@ class Places:
 class Ticket:
     """One caller's stand in the queue, then its slot."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: Pacer, useful_until: float) -> None:
         self._pacer = pacer
+        self.useful_until = useful_until
+        """Loop time after which a slot would come too late; its holder should leave by then."""
+        self.waited = False
+        """Whether it was not granted at once."""
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.receipt: float | None = None
         """The place taken, or None while waiting and after leaving."""
+        self.granted_at = math.nan
+        """Loop time at which it got its slot."""
         self.spent = False
 
     def __enter__(self) -> Self:
@@ -108,33 +120,72 @@ class Pacer:
         burst: int = 1,
         max_queue: int | None = None,
     ) -> None:
-        self.in_flight = 0
         self._max_concurrent = max_concurrent
         self._max_queue = max_queue
         self._places = Places(per_minute, burst)
         self._queue: deque[Ticket] = deque()
+        self._slots: set[Ticket] = set()
+        """Tickets that were granted and have not left."""
         self._last_seen = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
-    def join(self) -> Ticket:
+    @property
+    def in_flight(self) -> int:
+        """Callers that have a slot."""
+        return len(self._slots)
+
+    def join(self, useful_until: float = math.inf) -> Ticket:
         """Stand at the end of the queue.
+
+        Args:
+            useful_until: Loop time after which a slot would come too late.
 
         Raises:
             QueueFullError: ``max_queue`` callers wait already.
         """
-        ticket = Ticket(self)
+        ticket = Ticket(self, useful_until)
         self._queue.append(ticket)
         self._serve()
+        ticket.waited = not ticket.granted.done()
         if self._max_queue is not None and self._waiting() > self._max_queue:
             self._queue.remove(ticket)
             raise QueueFullError
         return ticket
 
-    def shortest_wait(self) -> float:
-        """Seconds that a newcomer waits at least, were every slot free at once."""
-        now = asyncio.get_running_loop().time()
-        return max(0.0, self._places.ready_at(len(self._queue)) - now)
+    def shortest_wait(self, latency: float | None = None) -> float:
+        """Return the seconds that a newcomer waits, if every request takes ``latency``.
+
+        Args:
+            latency: Seconds; None where nothing is known: then only the pace is looked at, as if
+                every slot were free.
+        """
+        now, ahead = asyncio.get_running_loop().time(), len(self._queue)
+        wait = self._place_wait(now, ahead)
+        if latency is None or self.in_flight + ahead < self._max_concurrent:
+            return wait
+        # First in, first out, and all take equally long: slots are freed in the order in which
+        # they were taken, so that a newcomer gets the one that the caller a full set before it
+        # leaves, that one its predecessor's, and so on to the first of them, who waits for a slot
+        # in use, or for its place in the pace.
+        before, first = divmod(ahead, self._max_concurrent)
+        starts = max(self._place_wait(now, first), self._slot_wait(now, first, latency))
+        return max(wait, starts + before * latency)
+
+    def _place_wait(self, now: float, ahead: int) -> float:
+        """Return the seconds until the pace allows a caller with ``ahead`` before it to be sent."""
+        return self._places.wait(now, ahead)
+
+    def _slot_wait(self, now: float, ahead: int, latency: float) -> float:
+        """Return the seconds until a slot is free for a caller with so many before it.
+
+        ``ahead`` is less than the number of slots.
+        """
+        taken = ahead - (self._max_concurrent - self.in_flight)
+        if taken < 0:
+            return 0.0
+        since = sorted(ticket.granted_at for ticket in self._slots)[taken]
+        return min(max(0.0, since + latency - now), latency)
 
     def snapshot(self) -> dict[str, Any]:
         """Callers waiting and requests in flight, as plain numbers."""
@@ -174,7 +225,8 @@ class Pacer:
         if ticket.granted.done() or ticket.granted.get_loop() is not loop:
             return None  # its caller is gone, or belonged to a loop that is
         ticket.receipt = self._places.take(now)
-        self.in_flight += 1
+        ticket.granted_at = now
+        self._slots.add(ticket)
         ticket.granted.set_result(None)
         return ticket
 
@@ -195,7 +247,7 @@ class Pacer:
             if ticket in self._queue:
                 self._queue.remove(ticket)
         else:
-            self.in_flight -= 1
+            self._slots.discard(ticket)
             if not ticket.spent:
                 self._places.give_back(ticket.receipt)
             ticket.receipt = None

@@ -82,12 +82,11 @@ class SharedPacer(Pacer):
         """Loop time at which the next place was due, when we last heard."""
         fleet.add(self)
 
-    def shortest_wait(self) -> float:
-        """Seconds that a newcomer waits at least, were every slot free at once."""
+    def _place_wait(self, now: float, ahead: int) -> float:
+        """Return the seconds until the pace of all allows a caller with ``ahead`` before it."""
         if not self._fleet.joined:
-            return super().shortest_wait()
-        now = asyncio.get_running_loop().time()
-        spare = len(self._held) - len(self._queue)
+            return super()._place_wait(now, ahead)
+        spare = len(self._held) - ahead
         if spare > 0:
             return max(0.0, self._held[-spare].due - now)
         return max(0.0, self._next - now) + -spare * self._interval / 1e6

@@ -242,10 +242,15 @@ class _Ladder(Pipeline):
     """The production ladder, which goes on with a call where the short cut left it."""
 
     async def _enter(self, call: Call, turn: Turn) -> None:
-        if isinstance(call, _Handed) and call.until is not None and turn.lane in call.chain:
-            turn.until, call.until = call.until, None
+        if isinstance(call, _Handed) and turn.lane in call.chain:
             call.lanes = call.chain
         await super()._enter(call, turn)
+
+    def _share(self, call: Call, turn: Turn) -> float:
+        if isinstance(call, _Handed) and call.until is not None and turn.lane in call.chain:
+            until, call.until = call.until, None
+            return until
+        return super()._share(call, turn)
 
 
 def _shut(lane: Lane) -> Lane:

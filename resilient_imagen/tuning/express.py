@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker import BreakerState, Rejection
-from resilient_imagen.limiter.memory import Pacer, QueueFullError
+from resilient_imagen.limiter.memory import EARLY, Pacer, QueueFullError
 from resilient_imagen.pipeline import WORTHWHILE
 from resilient_imagen.reasons import Verdict
 
@@ -46,8 +46,11 @@ class HandingPacer(Pacer):
         super().__init__(**limits)
         self._lent: set[Ticket] = set()
 
-    def join(self) -> Ticket:
+    def join(self, useful_until: float = math.inf) -> Ticket:
         """Stand at the end of the queue, or where the caller stands already.
+
+        Args:
+            useful_until: As the queue has it; a caller that stands there already has its own.
 
         Raises:
             QueueFullError: As the queue says.
@@ -56,12 +59,14 @@ class HandingPacer(Pacer):
         if brought and brought[0] in self._lent:
             self._lent.discard(brought[0])
             return brought.pop()
-        return super().join()
+        return super().join(useful_until)
 
-    def shortest_wait(self) -> float:
+    def shortest_wait(self, latency: float | None = None) -> float:
         """As the queue says; who has a place already is never too late for one."""
         brought = _handed.get(None)
-        return -math.inf if brought and brought[0] in self._lent else super().shortest_wait()
+        if brought and brought[0] in self._lent:
+            return -math.inf
+        return super().shortest_wait(latency)
 
     def lend(self, ticket: Ticket) -> Context:
         """A context in which the next to join takes over this place."""
@@ -149,10 +154,13 @@ class Express:
     def _ride(self, call: int, route: int, lane: Lane) -> bool:
         now = self._loop.time()
         until = self._reserve(now + self._seconds, self._lanes[route + 1 :])
-        if now + lane.pacer.shortest_wait() + WORTHWHILE >= until:
+        latency = lane.measured_latency(self._resolution)
+        useful_until = until - WORTHWHILE - (latency or 0.0)
+        wait = lane.pacer.shortest_wait(latency)
+        if now + WORTHWHILE >= until or (wait > EARLY and now + wait > useful_until):
             return False
         try:
-            rider = _Rider(call, now, route, lane.pacer.join(), until)
+            rider = _Rider(call, now, route, lane.pacer.join(useful_until), until)
         except QueueFullError:
             return False
         if rider.ticket.granted.done():
@@ -163,7 +171,7 @@ class Express:
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
         if until < math.inf:
-            self._loop.plain_at(until, self._too_late, rider, stirred)
+            self._loop.plain_at(max(now, useful_until), self._too_late, rider, stirred)
         return True
 
     def _stirred(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
@@ -207,9 +215,10 @@ class Express:
     def _hand_over(self, rider: _Rider) -> None:
         """Let the ladder go on with the call, with its place if that is of any use."""
         lane, now = self._lanes[rider.route], self._loop.time()
-        climber = Climber(rider.call, rider.asked, rider.route, rider.until)
-        if now + WORTHWHILE >= rider.until or lane.rejects_at(now):
+        climber = Climber(rider.call, rider.asked, rider.route)
+        out_of_time = now + WORTHWHILE >= rider.asked + self._seconds
+        if out_of_time or lane.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
         elif isinstance(lane.pacer, HandingPacer):
-            climber = climber._replace(context=lane.pacer.lend(rider.ticket))
+            climber = climber._replace(until=rider.until, context=lane.pacer.lend(rider.ticket))
         self._climb(climber)

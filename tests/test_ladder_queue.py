@@ -1,0 +1,211 @@
+"""Callers that have to queue: who waits, who goes on at once, and who is never sent in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from ladder import FAST, GuardedLoop, World, now, play, run_guarded
+
+from resilient_imagen import (
+    ImageClient,
+    ImageGenerationError,
+    ImageResult,
+    Reason,
+    SaturatedError,
+    Settings,
+)
+from resilient_imagen.testing import FakeProvider
+
+PICTURE = 20.0
+"""Seconds that a picture takes here."""
+
+
+def alone(scene: Callable[[ImageClient, FakeProvider], Awaitable[None]], **chosen: Any) -> None:
+    """Run ``scene`` with one provider and one route, whose latency has been measured."""
+
+    async def main() -> None:
+        local = FakeProvider("local", latency=PICTURE)
+        made = Settings(**{"routes": "local:m", **chosen})
+        async with ImageClient(made, providers=[local]) as client:
+            await asyncio.gather(*(client.generate("x") for _ in range(5)))
+            await asyncio.sleep(1000)
+            local.sent.clear()
+            await scene(client, local)
+
+    run_guarded(main())
+
+
+async def ask(client: ImageClient, deadline: float | None) -> tuple[Reason | None, float]:
+    """Return the reason of one call's error, if any, and the seconds that it took."""
+    began = now()
+    try:
+        await client.generate("x", deadline=deadline)
+    except ImageGenerationError as error:
+        return error.reason, now() - began
+    return None, now() - began
+
+
+@pytest.mark.parametrize("deadline", [30, 45, 61, 75, 90, 120])
+@pytest.mark.parametrize(
+    ("slots", "per_minute"), [(4, 10), (16, 10), (2, 10), (1, 6000), (4, 6000)]
+)
+def test_of_a_burst_those_are_served_that_can_be_and_all_others_fail_at_once(
+    slots: int, per_minute: int, deadline: float
+) -> None:
+    """Pace and slots say when each caller would be sent; one that would not be done is not sent."""
+    interval, sent = 60 / per_minute, [0.0] * 40
+    for caller in range(40):
+        paced = sent[caller - 1] + interval if caller else 0.0
+        slot = sent[caller - slots] + PICTURE if caller >= slots else 0.0
+        sent[caller] = max(paced, slot)
+    possible = sum(at + PICTURE < deadline - 0.1 for at in sent)
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        ends = await asyncio.gather(*(ask(client, deadline) for _ in range(40)))
+        assert len(local.sent) == possible
+        assert [reason for reason, _ in ends].count(None) == possible
+        failed = [(reason, seconds) for reason, seconds in ends if reason is not None]
+        assert failed == [(Reason.SATURATED, 0.0)] * (40 - possible)
+
+    alone(scene, max_concurrent=slots, ipm=per_minute)
+
+
+def test_a_caller_that_need_not_wait_is_always_sent() -> None:
+    """However little time it has: now and then a picture is quicker than usual."""
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        local.latency = 5.0
+        assert await ask(client, 6.0) == (None, 5.0)
+
+    alone(scene)
+
+
+def test_a_caller_that_has_to_wait_is_told_when_to_come_back() -> None:
+    """The only slot is free again after the usual latency."""
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        first = asyncio.create_task(client.generate("x"))
+        await asyncio.sleep(5)
+        with pytest.raises(SaturatedError) as caught:
+            await client.generate("x", deadline=30)
+        assert caught.value.retry_after == pytest.approx(15)
+        assert (await ask(client, 40))[0] is None
+        await first
+
+    alone(scene, max_concurrent=1, **FAST)
+
+
+def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
+    """The request before it takes long: what is left then is not enough for a picture."""
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        local.latency = 30.0
+        first = asyncio.create_task(client.generate("x"))
+        await asyncio.sleep(0)
+        reason, seconds = await ask(client, 45)
+        assert (reason, seconds) == (Reason.SATURATED, pytest.approx(25, abs=0.01))
+        await first
+        assert len(local.sent) == 1
+
+    alone(scene, max_concurrent=1, **FAST)
+
+
+def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
+    """The model table's latency is no reason: the first pictures may be quicker than it says."""
+
+    async def scene(world: World) -> None:
+        results = await asyncio.gather(*(world.ask(deadline=40) for _ in range(3)))
+        assert [result.provider for result in results] == ["google"] * 3
+
+    play(scene, ipm=10)
+
+
+def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
+    """Half of 60 s is Google's: those are sent there that will be done by then."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = PICTURE
+        for _ in range(4):
+            await world.ask()
+        await asyncio.sleep(100)
+        asked = now()
+        results = await asyncio.gather(*(world.ask(deadline=60) for _ in range(5)))
+        assert [result.fallback_reason for result in results] == [None, None] + ["saturated"] * 3
+        assert [sent.at for sent in world.openai.sent] == pytest.approx([asked] * 3, abs=0.1)
+        assert world.idle()
+
+    play(scene, ipm=10, openai_ipm=6000)
+
+
+def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
+    """The queue has grown meanwhile: on to the next route at once."""
+
+    async def scene(world: World) -> None:
+        world.google.latency = 10.0
+        for _ in range(4):
+            await world.ask()
+        await asyncio.sleep(100)
+        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        asked = now()
+        first = asyncio.create_task(world.ask(deadline=60))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(world.ask()) for _ in range(3)]
+        assert (await first).provider == "openai"
+        assert world.openai.sent[0].at == pytest.approx(asked + 0.1, abs=0.01)
+        await asyncio.gather(*others)
+
+    play(scene, ipm=10, openai_ipm=6000)
+
+
+class Built(FakeProvider):
+    """A provider whose SDK takes long to build, once."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name)
+        self.building: float | None = seconds
+
+    async def warm_up(self) -> None:
+        seconds, self.building = self.building, None
+        if seconds is not None:
+            await asyncio.sleep(seconds)
+
+
+@pytest.mark.parametrize("deadline", [30.0, 100.0])
+def test_an_sdk_that_is_built_slowly_takes_its_time_from_all_routes(deadline: float) -> None:
+    """The first route gets its share of what is left; nobody says that its empty queue is full."""
+
+    async def main() -> ImageResult:
+        google = Built("google", 0.8 * deadline)
+        async with ImageClient(Settings(), providers=[google, FakeProvider("openai")]) as client:
+            result = await client.generate("x", deadline=deadline)
+            google.hang()
+            google.building = 0.8 * deadline
+            await asyncio.sleep(100)
+            late = await client.generate("x", deadline=deadline)
+            assert (late.provider, late.fallback_reason) == ("openai", "timeout")
+            assert late.latency_s == pytest.approx(0.9 * deadline + 1, abs=0.01)
+        return result
+
+    result = run_guarded(main())
+    assert (result.provider, result.fallback_reason) == ("google", None)
+
+
+def test_the_loop_of_these_tests_stops_what_spins() -> None:
+    """With and without an await: the test fails instead of hanging."""
+
+    async def without_await() -> None:
+        while asyncio.get_running_loop().time() < math.inf:
+            pass
+
+    async def with_await() -> None:
+        while now() < math.inf:
+            await asyncio.shield(asyncio.sleep(0))
+
+    for spin in (without_await, with_await):
+        with pytest.raises(AssertionError, match="something spins"):
+            run_guarded(spin())
+    assert GuardedLoop.READS_AT_ONE_MOMENT < GuardedLoop.READS
