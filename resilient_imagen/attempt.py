@@ -7,13 +7,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
 
-from resilient_imagen.errors import ImageGenerationError, provider_failure
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+    SaturatedError,
+    provider_failure,
+)
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.result import Attempt
 from resilient_imagen.turn import NotAdmittedError, Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from resilient_imagen.breaker import Permit
     from resilient_imagen.call import Call
@@ -67,6 +73,18 @@ that were paid for. Not so: overload, when nothing was begun, and blocks, which 
 """
 
 _CALLERS_OWN: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
+
+_AS_THE_PROVIDERS: Final[Mapping[Reason, Reason]] = {
+    Reason.CIRCUIT_OPEN: Reason.OVERLOADED,
+    Reason.SATURATED: Reason.OVERLOADED,
+    Reason.CANCELLED: Reason.OVERLOADED,
+    Reason.DEADLINE: Reason.TIMEOUT,
+}
+"""Reasons that say what this pipeline or its caller did, and what they mean in a provider's error:
+one that is a client itself may raise them about its own breakers, queues and deadline."""
+
+_OWN_ERRORS: Final = (CircuitOpenError, SaturatedError, DeadlineExceededError)
+"""Errors that the pipeline acts on when it has raised them itself."""
 
 Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
 Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
@@ -282,6 +300,7 @@ def _ending(
         verdict = _vote_of_cut_short(call, turn, started)
         return _Ending(Reason.DEADLINE, verdict, error, cut_short=True)
     if isinstance(error, ImageGenerationError):
+        error = _as_providers(error)
         return _Ending(error.reason, POLICIES[error.reason].verdict, error, usage=error.usage)
     return _Ending(None, Verdict.NEUTRAL, error)  # a local trouble: it surfaces as what it is
 
@@ -295,3 +314,22 @@ def _vote_of_cut_short(call: Call, turn: Turn, started: float) -> Verdict:
     ran = asyncio.get_running_loop().time() - started
     enough = turn.lane.cut_short_counts_after(call.request.resolution)
     return Verdict.THROTTLED if ran + _SAME_MOMENT >= enough else Verdict.NEUTRAL
+
+
+def _as_providers(error: ImageGenerationError) -> ImageGenerationError:
+    """Return a provider's error with a reason that is not the pipeline's own."""
+    if error.reason not in _AS_THE_PROVIDERS and not isinstance(error, _OWN_ERRORS):
+        return error
+    failure = provider_failure(
+        _AS_THE_PROVIDERS.get(error.reason, error.reason),
+        retry_after=error.retry_after,
+        status=error.status,
+        status_word=error.status_word,
+        vendor_message=error.vendor_message or str(error),
+        vendor_error=error.vendor_error or type(error).__name__,
+        account_wide=error.account_wide,
+        usage=error.usage,
+        never_sent=error.never_sent,
+    )
+    failure.__suppress_context__ = True
+    return failure

@@ -154,10 +154,15 @@ class Call:
     def _soonest(self) -> float | None:
         """Seconds until the first of the routes may serve, as its breaker or its vendor says."""
         now = asyncio.get_running_loop().time()
+        errors: list[ImageGenerationError | None] = [*self.left]
+        present = self.lanes[len(errors) : len(errors) + 1]  # the route that it is on
+        if self.turn is not None and any(lane is self.turn.lane for lane in present):
+            errors.append(self.turn.failed)
         waits = []
-        for lane, error in zip(self.lanes, self.left, strict=False):
+        for lane, error in zip(self.lanes, errors, strict=False):
             until = lane.gate.open_until()
-            wait = error.retry_after if until is None else until - now
+            hint = None if error is None else error.retry_after
+            wait = hint if until is None else until - now
             if wait is not None and 0 < wait < math.inf:
                 waits.append(wait)
         return min(waits, default=None)
@@ -171,4 +176,5 @@ class Call:
                 end = f"{turn.lane.provider.name} {turn.lane.model}: {end}"
             elif turn.failed not in self.left:
                 parts.append(str(turn.failed))
-        return self.fail_with(DeadlineExceededError("; ".join([*parts, end])))
+        text = "; ".join([*parts, end])
+        return self.fail_with(DeadlineExceededError(text, retry_after=self._soonest()))

@@ -80,6 +80,12 @@ class Lane:
         until = self.gate.open_until()
         return until is not None and until > when
 
+    @property
+    def forgettable(self) -> bool:
+        """Whether a new breaker would do as well: this one is closed, and nothing failed last."""
+        numbers = self.gate.numbers()
+        return numbers.state is BreakerState.CLOSED and numbers.consecutive == 0
+
     def record_success(self, resolution: str, seconds: float) -> None:
         """Remember how long a success took."""
         if resolution not in self.latencies:

@@ -103,7 +103,7 @@ class Pipeline:
             try:
                 return await self._on_route(call, lane, following)
             except DeadlineExceededError:
-                raise call.out_of_time() from None
+                raise  # ours: a provider's would have come as a timeout
             except ImageGenerationError as error:
                 call.left.append(error)
             reason = call.left[-1].reason
@@ -187,7 +187,7 @@ class Pipeline:
         gate = turn.lane.gate
         while isinstance(answer := gate.reserve(), Rejection):
             may_leave = self._settings.goes_on(Reason.CIRCUIT_OPEN)
-            if not answer.probing or (may_leave and turn.has_alternative):
+            if not answer.probing or (may_leave and turn.alternative is not None):
                 raise self._skipped(call, turn, answer)
             # The last usable route, and only a probe in flight: its verdict is worth waiting for,
             # unless a later route may be asked before.
@@ -217,15 +217,15 @@ class Pipeline:
         limit = turn.limit if retry is Retry.ALWAYS else min(turn.limit, 2)
         if retry is Retry.NEVER or turn.number >= limit:
             return None
-        alternative = turn.has_alternative and self._settings.goes_on(error.reason)
-        if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative:
+        alternative = turn.alternative if self._settings.goes_on(error.reason) else None
+        if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative is not None:
             return None
         now = asyncio.get_running_loop().time()
         if error.retry_after is None:
             delay = self._own_delay(turn, now)
         else:
             delay = error.retry_after
-            if delay > (self._fallback_takes(turn) if alternative else turn.patience):
+            if delay > self._patience(turn, alternative):
                 return None
         latency = turn.lane.measured_latency(turn.tailored.request.resolution)
         wait = turn.lane.pacer.shortest_wait(latency)
@@ -252,13 +252,15 @@ class Pipeline:
         """Seconds that a call sleeps on its first route at most."""
         return self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
 
-    def _fallback_takes(self, turn: Turn) -> float:
-        """Seconds that falling back takes: a longer hint is not waited for.
+    def _patience(self, turn: Turn, alternative: Lane | None) -> float:
+        """Return the longest hint, in seconds, that is waited for.
 
-        Until the next route's latency is known, what our own back-off would have slept in all.
+        Beside another route: no longer than falling back takes, and until that route's latency is
+        known, no longer than our own back-offs would take in all.
         """
-        usable = next(lane for lane in turn.following if lane.gate.usable())
-        usual = usable.usual_latency(turn.tailored.request.resolution)
+        if alternative is None:
+            return turn.patience
+        usual = alternative.usual_latency(turn.tailored.request.resolution)
         return self._all_back_offs if usual is None else min(self._all_back_offs, usual)
 
     async def _back_off(self, call: Call, turn: Turn, delay: float) -> None:

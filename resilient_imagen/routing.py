@@ -34,8 +34,14 @@ _NAME: Final = re.compile(
     r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
 )
 """A model's name, as it may stand in an address and on a span; a key in its place is none."""
-_MAX_EXTRA_LANES = 32
-"""Breakers kept for models that callers name; beyond it the one unused for longest is forgotten."""
+_MAX_NAME: Final = 200
+"""Characters of a model's name."""
+_MAX_CALM_LANES: Final = 32
+"""Routes kept for models that callers name, beside those with a breaker that is not to be lost."""
+_MAX_EXTRA_LANES: Final = 256
+"""Routes kept for such models at all, however many of their breakers are open."""
+_MAX_WARNINGS: Final = 256
+"""Warnings remembered so as not to be repeated: some name a model that a caller chose."""
 
 
 class Routing:
@@ -55,7 +61,7 @@ class Routing:
         self._settings = settings
         self._reporter = reporter
         self._fleet = fleet
-        self._warned: set[str] = set()
+        self._warned: OrderedDict[str, None] = OrderedDict()
         self._pacers: dict[str, Pacer] = {}
         self.image_limits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
@@ -85,9 +91,12 @@ class Routing:
         """
         if model is None:
             return self.lanes
-        if not isinstance(model, str) or not _NAME.fullmatch(model.strip()):
-            raise InvalidRequestError("model must be a model's name, or None")
-        provider, model = self.lanes[0].provider.name, model.strip()
+        model = model.strip() if isinstance(model, str) else ""
+        if len(model) > _MAX_NAME or not _NAME.fullmatch(model):
+            raise InvalidRequestError(
+                f"model must be a model's name of at most {_MAX_NAME} characters, or None"
+            )
+        provider = self.lanes[0].provider.name
         if provider in BUILT_IN:
             model = self._living(model)
             vendor = models.vendor_of(model)
@@ -206,12 +215,24 @@ class Routing:
         for lane in self.lanes:
             if lane.name == name:
                 return lane
-        lane = self._extra.get(name) or self._latecomer(provider, model)
-        self._extra[name] = lane
+        if name not in self._extra:
+            self._extra[name] = self._latecomer(provider, model)
+            self._make_room()
         self._extra.move_to_end(name)
-        if len(self._extra) > _MAX_EXTRA_LANES:
+        return self._extra[name]
+
+    def _make_room(self) -> None:
+        """Forget a route that was not used for longest, after one was added.
+
+        Names come from callers, so that their number has no limit. A breaker that is open or counts
+        failures goes only if there are far too many of them.
+        """
+        newest = next(reversed(self._extra))
+        calm = [name for name, lane in self._extra.items() if lane.forgettable and name != newest]
+        if len(calm) >= _MAX_CALM_LANES:
+            del self._extra[calm[0]]
+        elif len(self._extra) > _MAX_EXTRA_LANES:
             self._extra.popitem(last=False)
-        return lane
 
     def _latecomer(self, provider: str, model: str) -> Lane:
         """A route for a model that a caller names; what its account has come to holds for it."""
@@ -264,8 +285,11 @@ class Routing:
 
     def _warn(self, code: str, message: str) -> None:
         if message not in self._warned:
-            self._warned.add(message)
             self._reporter.warned(code, message)
+        self._warned[message] = None
+        self._warned.move_to_end(message)
+        if len(self._warned) > _MAX_WARNINGS:
+            self._warned.popitem(last=False)
 
 
 def new_pacer(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:

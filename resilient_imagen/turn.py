@@ -53,9 +53,9 @@ class Turn:
     """Seconds until the route is asked again, or None when it is not."""
 
     @property
-    def has_alternative(self) -> bool:
-        """Whether a later route would let a caller through right now."""
-        return any(lane.gate.usable() for lane in self.following)
+    def alternative(self) -> Lane | None:
+        """The first later route that would let a caller through right now, or None."""
+        return next((lane for lane in self.following if lane.gate.usable()), None)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Hand the permit back without a vote; harmless when it was settled already."""

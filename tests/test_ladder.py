@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ladder import FAST, World, now, play
+from ladder import FAST, World, now, play, run_guarded
 
 from resilient_imagen import (
     AllProvidersFailedError,
     CircuitOpenError,
     ContentBlockedError,
     DeadlineExceededError,
+    ImageClient,
     NoImageError,
     ProviderOverloadedError,
     ProviderTimeoutError,
     QuotaExhaustedError,
     Reason,
     SaturatedError,
+    Settings,
 )
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import FakeProvider, RecordingSink, Sent
 
 FLASH = "google:gemini-nano-banana-2.1"
 CHAIN = f"google:gemini-3-pro-image,{FLASH},openai:gpt-image-2.5-flare"
@@ -199,16 +205,11 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
             await world.ask()
 
     async def alone() -> None:
-        from resilient_imagen import ImageClient, Settings
-        from resilient_imagen.testing import FakeProvider, RecordingSink
-
         google = FakeProvider("google")
         async with ImageClient(Settings(**GOOGLE_ONLY), providers=[google]) as client:
             await scene(World(google, FakeProvider("openai"), client, RecordingSink()))
 
-    from resilient_imagen.testing import run_virtual
-
-    run_virtual(alone())
+    run_guarded(alone())
 
 
 def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
@@ -513,3 +514,111 @@ def test_daily_quota_is_not_asked_again() -> None:
         assert len(world.google.sent) == 1
 
     play(scene)
+
+
+@pytest.mark.parametrize(
+    ("raised", "taken_for"),
+    [
+        (Reason.CIRCUIT_OPEN, Reason.OVERLOADED),
+        (Reason.SATURATED, Reason.OVERLOADED),
+        (Reason.CANCELLED, Reason.OVERLOADED),
+        (Reason.DEADLINE, Reason.TIMEOUT),
+    ],
+)
+def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
+    raised: Reason, taken_for: Reason
+) -> None:
+    """A provider that is a client itself has breakers, queues and deadlines of its own."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(raised)
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", taken_for)
+        ended = [e for e in world.told.of(AttemptEnded) if e.provider == "google"]
+        assert {e.reason for e in ended} == {taken_for}
+        assert {e.counted for e in ended} == {"failure"}
+        assert len(ended) == (1 if taken_for is Reason.TIMEOUT else 3)
+
+    play(scene, **FAST)
+
+
+@pytest.mark.parametrize("when_all_open", ["fail", "wait"])
+def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again(
+    when_all_open: str,
+) -> None:
+    """Only our own breakers are waited for; a provider gets its retries, and its words are kept."""
+
+    class Nested(FakeProvider):
+        """Serves by another ImageClient, whose only route is open."""
+
+        async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+            self.sent.append(Sent(now(), model, request))
+            inner = Settings(routes="inner:m", force_open="inner")
+            async with ImageClient(inner, providers=[FakeProvider("inner")]) as client:
+                result = await client.generate(request.prompt)
+            return ProviderImage(result.image_bytes, result.mime_type, model)
+
+    async def main() -> None:
+        nested = Nested("nested")
+        chosen = Settings(routes="nested:m", when_all_open=when_all_open, **FAST)
+        async with ImageClient(chosen, providers=[nested]) as client:
+            with pytest.raises(ProviderOverloadedError) as caught:
+                await client.generate("x")
+            assert len(nested.sent) == len(caught.value.attempts) == 3
+            assert caught.value.vendor_error == "CircuitOpenError"
+            assert caught.value.vendor_message == "inner m: skipped by the operator"
+
+    run_guarded(main())
+
+
+def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
+    """Code looks at the class, operators at the reason: both are the provider's."""
+
+    async def scene(world: World) -> None:
+        world.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
+        world.openai.crash(DeadlineExceededError("x", reason=Reason.SERVER_ERROR))
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask()
+        assert [type(error).__name__ for error in caught.value.errors] == [
+            "ProviderOverloadedError",
+            "ProviderError",
+        ]
+
+    play(scene, when_all_open="wait", **FAST)
+
+
+def test_a_passed_deadline_says_when_to_come_back() -> None:
+    """When the first of the routes may serve: after its open circuit, or the server's hint."""
+
+    async def opened(world: World) -> None:
+        gate = world.client.breakers["google:gemini-3-pro-image"]
+        gate.open_for(100, cause="overloaded", brief="503")
+        world.openai.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await world.ask(deadline=40)
+        assert caught.value.retry_after == pytest.approx(60)
+
+    async def silent(world: World) -> None:
+        world.google.hang()
+        world.openai.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await world.ask(deadline=30)
+        assert caught.value.retry_after is None, "nothing is known"
+
+    play(opened, **FAST)
+    play(silent, **FAST)
+
+
+def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Operators work from other threads: usable a moment ago need not be usable now."""
+
+    async def scene(world: World) -> None:
+        gate = world.client.breakers["openai:gpt-image-2.5-flare"]
+        answers = iter([True])
+        monkeypatch.setattr(gate, "usable", lambda: next(answers, False))
+        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2.0, times=1)
+        assert (await world.ask()).provider == "google"
+
+    play(scene, **FAST)

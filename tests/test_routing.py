@@ -187,3 +187,68 @@ def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
         assert result.adjustments == ("google:gemini-3.1-flash-lite-image makes 1K, not 4K",)
 
     play(scene)
+
+
+@pytest.mark.parametrize("others", [31, 32, 33, 60, 200])
+def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
+    """However many models callers name meanwhile, a route that is known to be down is not asked."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        await world.ask(model="gemini-nano-banana-2.1")
+        world.google.heal()
+        for number in range(others):
+            await world.ask(model=f"gemini-9-image-{number}")
+        sent = len(world.google.sent)
+        result = await world.ask(model="gemini-nano-banana-2.1")
+        assert (result.fallback_reason, len(world.google.sent)) == ("circuit_open", sent)
+
+    play(
+        scene,
+        max_concurrent=1000,
+        ipm=1_000_000,
+        breaker_reset_timeout=3600,
+        breaker_reset_max=3600,
+    )
+
+
+def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
+    """Forty models that all fail open forty circuits: none is forgotten between two failures."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+        for _ in range(4):
+            for number in range(40):
+                await world.ask(model=f"gemini-9-image-{number}")
+        assert len(world.google.sent) == 3 * 40
+
+    play(scene, max_retries=0, ipm=1_000_000, breaker_reset_timeout=3600, breaker_reset_max=3600)
+
+
+def test_names_of_callers_do_not_pile_up() -> None:
+    """Neither routes nor warnings grow with what callers make up, whether or not it works."""
+
+    async def scene(world: World) -> None:
+        for number in range(400):
+            await world.ask(model=f"gemini-9-image-{number}")
+        assert len(world.client.breakers) <= 2 + 33
+        world.google.fail(Reason.MODEL_NOT_FOUND, status=404)
+        for number in range(400):
+            await world.ask(model=f"gemini-9-image-{number}")
+        assert len(world.client.breakers) == 2 + 256
+        assert len(world.client._routing._warned) <= 256
+        warned = [w.message for w in world.told.of(Warned) if w.code == "unknown_model"]
+        assert len(warned) == 800, "told once each, as long as it is remembered"
+
+    play(scene, ipm=1_000_000)
+
+
+def test_a_models_name_has_an_end() -> None:
+    """It becomes part of addresses, routes and metrics."""
+
+    async def scene(world: World) -> None:
+        assert (await world.ask(model="gemini-" + "9" * 193)).provider == "google"
+        with pytest.raises(InvalidRequestError, match="at most 200 characters"):
+            await world.ask(model="gemini-" + "9" * 194)
+
+    play(scene)

@@ -60,8 +60,10 @@ class Provider(Protocol):
         """Send one request.
 
         Raises:
-            ImageGenerationError: With the ``reason`` that decides what happens next. Anything
-                else is taken for a local bug: it casts no vote and surfaces as it is.
+            ImageGenerationError: With the ``reason`` that decides what happens next. Reasons
+                that only the pipeline can give are translated: ``circuit_open``, ``saturated``
+                and ``cancelled`` to ``overloaded``, ``deadline`` to ``timeout``. Anything else is
+                taken for a local bug: it casts no vote and surfaces as it is.
         """
         ...
 
