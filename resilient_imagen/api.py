@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from resilient_imagen.tracebacks import without_locals
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -129,6 +131,7 @@ async def _as_dict(result: ImageResult) -> dict[str, Any]:
     return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
 
 
+@without_locals
 async def generate_image(
     prompt: str,
     aspect_ratio: AspectRatio = "9:16",
@@ -164,6 +167,7 @@ async def generate_image(
     return await _as_dict(result)
 
 
+@without_locals
 async def generate_image_with_references(
     prompt: str,
     reference_images: Sequence[object],
@@ -205,6 +209,7 @@ async def generate_image_with_references(
     return await _as_dict(result)
 
 
+@without_locals
 async def edit_image(
     image: object,
     feedback: str,

@@ -215,6 +215,7 @@ class AttemptRung:
     ) -> NoReturn:
         """Vote, record, decide what follows, report; then let the failure go its way."""
         error, lane = ending.error, turn.lane
+        call.failures.append(error)
         ours = error if isinstance(error, ImageGenerationError) else None
         if ours is not None:
             ours.locate(lane.provider.name, lane.model)

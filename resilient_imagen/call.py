@@ -105,6 +105,8 @@ class Call:
     attempts: list[Attempt] = field(default_factory=list)
     left: list[ImageGenerationError] = field(default_factory=list)
     """Why each route was left, in order."""
+    failures: list[BaseException] = field(default_factory=list)
+    """What each request that failed raised, whether or not it reached the caller."""
     dropped: tuple[DroppedReference, ...] = ()
     notes: tuple[str, ...] = ()
     retries: int = 0

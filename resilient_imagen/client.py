@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import sys
 from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
@@ -27,6 +28,7 @@ from resilient_imagen.spending import PROCESS, Spending
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
+from resilient_imagen.tracebacks import clear_locals, without_locals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,6 +66,7 @@ class ImageClient:
         ConfigurationError: A setting is not allowed, or no route can be used at all.
     """
 
+    @without_locals
     def __init__(
         self,
         settings: Settings | None = None,
@@ -104,6 +107,7 @@ class ImageClient:
         """Close every connection."""
         await self.aclose()
 
+    @without_locals
     async def warm_up(self) -> None:
         """Build the SDK clients, in threads, and join the fleet; the first call does it otherwise.
 
@@ -116,6 +120,7 @@ class ImageClient:
         if self._fleet is not None:
             await self._fleet.ready(deadline)
 
+    @without_locals
     async def generate(
         self,
         prompt: str,
@@ -146,6 +151,7 @@ class ImageClient:
         request = ImageRequest(prompt, aspect_ratio, resolution)
         return await self._serve(request, references, model, deadline, on_start)
 
+    @without_locals
     async def edit(
         self,
         image: object,
@@ -186,6 +192,7 @@ class ImageClient:
     ) -> ImageResult:
         if self._closed:
             raise RuntimeError("this ImageClient is closed; make a new one")
+        handled = id(sys.exception())
         call = self._open(request, model, deadline, on_start)
         self._reporter.request_started(call)
 
@@ -197,9 +204,13 @@ class ImageClient:
             served = await self._pipeline.run(call, prepare)
             result = _result(call, served)
         except BaseException as error:
+            clear_locals(error, up_to=handled)
             self._reporter.request_ended(call, result=None, error=error)
             raise
         finally:
+            # Those that a retry or the next route made up for: each is a variable of frames that
+            # it keeps, so that nothing of the call would ever be freed by counting references.
+            clear_locals(*call.failures, *call.left, up_to=handled)
             for total in (self._spending, PROCESS):
                 total.add(call.attempts, request.resolution)
         self._reporter.request_ended(call, result=result, error=None)

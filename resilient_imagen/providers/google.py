@@ -8,6 +8,7 @@ from resilient_imagen.models import google_aspect, google_image_size
 from resilient_imagen.providers.google_answers import read_answer
 from resilient_imagen.providers.google_failures import failure_of
 from resilient_imagen.providers.sdk import SdkProvider, unloadable
+from resilient_imagen.tracebacks import without_locals
 
 if TYPE_CHECKING:
     import httpx2
@@ -43,6 +44,7 @@ class GoogleProvider(SdkProvider):
 
     own_address = "https://generativelanguage.googleapis.com"
 
+    @without_locals
     def __init__(
         self,
         *,

@@ -7,8 +7,10 @@ which table its failures are looked up in.
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from urllib.parse import urlsplit
@@ -28,6 +30,7 @@ from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.redaction import redact
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.telemetry.inference import untold
+from resilient_imagen.tracebacks import clear_locals, without_locals
 
 if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage, Tokens
@@ -100,14 +103,16 @@ class SdkProvider(ABC):
     def _failure(self, complaint: Complaint) -> Failure:
         """Look up a refusal in the vendor's table."""
 
+    @without_locals
     async def warm_up(self) -> None:
         """Import the SDK and build its client, off the loop; the first request does it otherwise.
 
         Raises:
             RuntimeError: The provider was closed.
         """
-        await self._sessions.get()
+        await self._session()
 
+    @without_locals
     async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
         """Send one request.
 
@@ -115,12 +120,14 @@ class SdkProvider(ABC):
             ImageGenerationError: With the reason by the vendor's table.
             RuntimeError: Something local went wrong; it says nothing about the vendor.
         """
-        sdk = await self._sessions.get()
+        handled = id(sys.exception())
+        sdk = await self._session()
         trouble: _Trouble | None = None
         with exchange() as sent:
             try:
                 await self._ask(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
+                clear_locals(error, up_to=handled)
                 trouble = _Trouble.of(error)
         # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
         # those hold keys, prompts and whole pages.
@@ -131,6 +138,13 @@ class SdkProvider(ABC):
     async def aclose(self) -> None:
         """Close the connections of every event loop that still runs."""
         await self._sessions.aclose()
+
+    async def _session(self) -> Any:
+        try:
+            return await self._sessions.get()
+        except ConfigurationError as error:
+            mine = copy(error)  # each waiting call adds its own attempts and frames to it
+        raise mine
 
     def _open(self) -> tuple[Any, WireClient]:
         """Build client and connections; runs in a thread."""

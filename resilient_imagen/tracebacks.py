@@ -1,0 +1,105 @@
+"""Keep the lines of a traceback and drop the local variables of its frames.
+
+A traceback keeps every frame that the exception passed, and a frame keeps its local variables: the
+prompt, the reference images, the key, the vendor's own message. Tools that render local variables
+(structlog's ``dict_tracebacks``, rich, Sentry) would show them, and an error that is also a local
+variable of one of its frames would keep all of them in memory until the next cyclic collection.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from resilient_imagen.errors import AllProvidersFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+__all__ = ["clear_locals", "without_locals"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def without_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a public function: what it raises shows the lines of its frames, no variables.
+
+    For ordinary functions and for coroutine functions; a decorated coroutine function is one still.
+    An exception that the caller was handling when it called is the caller's, and stays as it is.
+    """
+    if not inspect.iscoroutinefunction(function):
+
+        @wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            handled = id(sys.exception())
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                clear_locals(error, up_to=handled)
+                raise
+            finally:
+                del args, kwargs  # this frame is in the traceback, too
+
+        return call
+
+    @wraps(function)
+    async def call_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        handled = id(sys.exception())
+        try:
+            running = function(*args, **kwargs)
+        finally:
+            del args, kwargs
+        try:
+            return await running
+        except BaseException as error:
+            clear_locals(error, up_to=handled)
+            raise
+
+    return cast("Callable[_P, _R]", call_async)
+
+
+def clear_locals(*errors: BaseException, up_to: int = id(None)) -> None:
+    """Clear the local variables of every finished frame that the exceptions keep.
+
+    Exceptions that they keep as cause, context, member of a group or in ``errors`` are cleared,
+    too. Frames that still run or are suspended are left alone: somebody else needs them.
+
+    Args:
+        errors: The exceptions.
+        up_to: ``id`` of an exception at which a chain of causes and contexts ends.
+    """
+    seen = {up_to, id(None)}
+    waiting: list[BaseException | None] = [*errors]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        waiting += (each.__cause__, each.__context__, *_members(each))
+        trace = each.__traceback__
+        while trace is not None:
+            if _has_ended(trace.tb_frame):
+                with suppress(RuntimeError):  # suspended after all
+                    trace.tb_frame.clear()
+            trace = trace.tb_next
+
+
+def _members(error: BaseException) -> Iterable[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return error.exceptions
+    return error.errors if isinstance(error, AllProvidersFailedError) else ()
+
+
+def _has_ended(frame: FrameType) -> bool:
+    """Tell whether a frame has finished.
+
+    ``frame.clear()`` would close a suspended generator or coroutine before Python 3.13. A frame
+    owns its code and its variables, as the garbage collector sees it, only once it has finished.
+    """
+    return frame.f_code in gc.get_referents(frame)

@@ -1,0 +1,536 @@
+"""An error that leaves keeps the lines of its traceback and none of the call's data."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import json
+import struct
+import sys
+import weakref
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx2
+import pytest
+import structlog
+from providers_kit import MODELS, google_body, openai_body
+
+import resilient_imagen as ri
+from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.sdk import SdkProvider
+from resilient_imagen.providers.wire import Exchange
+from resilient_imagen.request import ImageRequest, Reference
+from resilient_imagen.testing import run_virtual
+from resilient_imagen.tracebacks import clear_locals, without_locals
+
+PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct"
+KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm"
+MESSAGE = "unpublished remark of the vendor"
+OURS = str(Path(ri.__file__).parent)
+HARMLESS = {"function", "running", "handled"}
+"""Local variables of the boundary's own frame."""
+
+
+def stored_png(side: int = 40) -> bytes:
+    """A PNG of ``3 * side * side`` bytes and a few more: its pixels are not compressed."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = (b"\0" + bytes(range(1, 4)) * side) * side
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+PICTURE64 = base64.b64encode(stored_png()).decode()
+NEEDLES = (PROMPT, "Zebrafish", KEY, MESSAGE, PICTURE64[200:260], r"\x01\x02\x03\x01\x02\x03")
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def kept_by(error: BaseException) -> Iterator[FrameType]:
+    """Every frame that can be reached from an error, suppressed contexts included."""
+    seen: set[int] = set()
+    waiting: list[Any] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        waiting += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+        if isinstance(each, ri.AllProvidersFailedError):
+            waiting += each.errors
+        trace = each.__traceback__
+        while trace is not None:
+            yield trace.tb_frame
+            trace = trace.tb_next
+
+
+def assert_clean(error: BaseException, *, outermost: str | None = None) -> None:
+    """Nothing of the call in any frame that is not the caller's, in whatever tool shows them."""
+    frames = [frame for frame in kept_by(error) if frame.f_code.co_filename != __file__]
+    for frame in frames:
+        code = frame.f_code
+        assert set(frame.f_locals) <= HARMLESS, (code.co_filename, code.co_name)
+    if outermost is not None:
+        names = [f.f_code.co_name for f in frames if f.f_code.co_filename.startswith(OURS)]
+        assert outermost in names, names
+    transform = structlog.tracebacks.ExceptionDictTransformer(
+        show_locals=True, locals_max_length=10**6, locals_max_string=10**6, max_frames=500
+    )
+    shown = json.dumps(transform((type(error), error, error.__traceback__)))
+    assert "tracebacks.py" in shown
+    for needle in NEEDLES:
+        at = shown.find(needle)
+        assert at < 0, shown[max(0, at - 300) : at + 100]
+
+
+async def failure_of(work: Awaitable[object]) -> BaseException:
+    """What the awaitable raises."""
+    try:
+        await work
+    except BaseException as error:  # noqa: BLE001 - cancellation is one of them
+        return error
+    pytest.fail("it did not fail")
+
+
+# -- every kind of failure, at the client ---------------------------------------------------------
+
+
+class Vendors:
+    """Answers in memory, as each test wants it."""
+
+    def __init__(self, answer: Callable[[httpx2.Request], httpx2.Response | None]) -> None:
+        self.answer = answer
+
+    async def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        await request.aread()
+        response = self.answer(request)
+        if response is None:
+            await asyncio.Event().wait()
+        assert response is not None
+        return response
+
+
+def refusal(status: int, word: str = "UNAVAILABLE") -> Callable[[httpx2.Request], httpx2.Response]:
+    message = f"{MESSAGE}: {PROMPT} {KEY}"
+    body = {"error": {"code": status, "status": word, "message": message}}
+    return lambda _request: httpx2.Response(status, json=body)
+
+
+def hang(_request: httpx2.Request) -> None:
+    """No answer."""
+
+
+def torn(request: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ReadError(f"{MESSAGE} {PROMPT}", request=request)
+
+
+def local_bug(request: httpx2.Request) -> httpx2.Response:
+    raise LookupError("of ours")
+
+
+def nonsense(_request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, text=f'{{"candidates": 3, "say": "{MESSAGE} {PROMPT}"}}')
+
+
+FAILURES: dict[str, Callable[[httpx2.Request], httpx2.Response | None]] = {
+    "overloaded": refusal(503),
+    "throttled": refusal(429, "RESOURCE_EXHAUSTED"),
+    "invalid": refusal(400, "INVALID_ARGUMENT"),
+    "key": refusal(401, "UNAUTHENTICATED"),
+    "unreadable": nonsense,
+    "connection": torn,
+    "bug": local_bug,
+    "hangs": hang,
+}
+REFERENCE = {"image_base64": PICTURE64, "mime_type": "image/png"}
+
+
+def provider_of(vendor: str, answer: Callable[[httpx2.Request], Any]) -> SdkProvider:
+    transport = httpx2.MockTransport(Vendors(answer))
+    kind = GoogleProvider if vendor == "google" else OpenAIProvider
+    return kind(api_key=KEY, transport=transport)
+
+
+def client_of(
+    answer: Callable[[httpx2.Request], Any], *vendors: str, **options: Any
+) -> ri.ImageClient:
+    routes = ",".join(f"{vendor}:{MODELS[vendor]}" for vendor in vendors)
+    settings = ri.Settings(routes=routes, ipm=600_000, max_retries=1, **options)
+    return ri.ImageClient(settings, providers=[provider_of(name, answer) for name in vendors])
+
+
+@pytest.mark.parametrize("vendors", [("google",), ("openai",), ("google", "openai")])
+@pytest.mark.parametrize("entry", ["generate", "references", "edit"])
+@pytest.mark.parametrize("kind", FAILURES)
+def test_no_frame_of_a_failed_call_keeps_its_data(
+    kind: str, entry: str, vendors: tuple[str, ...]
+) -> None:
+    """Each failure leaves each method of the client with lines and without variables."""
+
+    async def main() -> None:
+        async with client_of(FAILURES[kind], *vendors) as client:
+            if entry == "edit":
+                error = await failure_of(client.edit(REFERENCE, PROMPT))
+            elif entry == "references":
+                error = await failure_of(client.generate(PROMPT, references=[REFERENCE]))
+            else:
+                error = await failure_of(client.generate(PROMPT))
+            assert_clean(error, outermost="call_async")
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("references", [[], [REFERENCE]], ids=["plain", "references"])
+@pytest.mark.parametrize("vendors", [("google",), ("openai",), ("google", "openai")])
+def test_a_passed_deadline_and_a_cancelled_call_keep_nothing(
+    vendors: tuple[str, ...], references: list[Any]
+) -> None:
+    """The call ends in the middle of a request, by the deadline or by its caller."""
+
+    async def main() -> None:
+        async with client_of(hang, *vendors) as client:
+            late = await failure_of(client.generate(PROMPT, references=references, deadline=5))
+            assert isinstance(late, ri.DeadlineExceededError)
+            assert_clean(late)
+            for moment in (0.0, 1.0):
+                task = asyncio.ensure_future(client.generate(PROMPT, references=references))
+                await asyncio.sleep(moment)
+                task.cancel()
+                left = await failure_of(task)
+                assert isinstance(left, asyncio.CancelledError)
+                if moment:
+                    assert_clean(left)
+
+    run_virtual(main())
+
+
+def test_arguments_that_are_refused_stay_out_of_the_frames() -> None:
+    """Wrong values, wrong names and images that cannot be read."""
+
+    async def main() -> None:
+        async with client_of(hang, "google", strict_references=True) as client:
+            for work in (
+                client.generate(PROMPT, aspect_ratio=PROMPT),
+                client.generate(PROMPT, resolution=PICTURE64),
+                client.generate(PROMPT, model=PROMPT),
+                client.generate(PROMPT, deadline=-1),
+                client.generate(PROMPT, references=[PROMPT]),
+                client.generate(PROMPT, references=PICTURE64),
+                client.generate(PROMPT, references=[{"image_base64": PICTURE64[:400]}]),
+                client.edit(PICTURE64[:400], PROMPT),
+                client.generate(PROMPT, colour=PROMPT),  # type: ignore[call-arg]
+            ):
+                assert_clean(await failure_of(work))
+        assert_clean(await failure_of(client.generate(PROMPT)))  # it is closed
+
+    run_virtual(main())
+
+
+class Broken:
+    """A provider of the application's with a bug, which knows what it was asked for."""
+
+    name = "google"
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        prompt, key = request.prompt, KEY
+        return self._draw(prompt, key)
+
+    def _draw(self, prompt: str, key: str) -> ProviderImage:
+        raise KeyError(model_of(len(prompt + key)))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def model_of(number: int) -> int:
+    return number
+
+
+def test_a_bug_keeps_its_lines() -> None:
+    """Somebody has to find it: function names and lines of all frames stay."""
+
+    async def main() -> None:
+        settings = ri.Settings(routes="google:gemini-3-pro-image")
+        async with ri.ImageClient(settings, providers=[Broken()]) as client:
+            error = await failure_of(client.generate(PROMPT))
+        assert isinstance(error, KeyError)
+        frames = list(kept_by(error))
+        assert {"_serve", "_on_route", "generate", "_draw"} <= {f.f_code.co_name for f in frames}
+        assert all(not frame.f_locals for frame in frames if frame.f_code.co_name == "_draw")
+        assert_clean(error)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("vendor", ["google", "openai"])
+@pytest.mark.parametrize("kind", [kind for kind in FAILURES if kind != "hangs"])
+def test_a_provider_that_is_asked_directly_keeps_nothing_either(kind: str, vendor: str) -> None:
+    """The built-in providers are public, too."""
+
+    async def main() -> None:
+        provider = provider_of(vendor, FAILURES[kind])
+        request = ImageRequest(PROMPT, references=(Reference(stored_png(), "image/png", 0),))
+        error = await failure_of(provider.generate(request, MODELS[vendor]))
+        del request
+        assert_clean(error)
+        await provider.aclose()
+
+    run_virtual(main())
+
+
+WRONG: dict[str, Callable[[], object]] = {
+    "google key": lambda: GoogleProvider(api_key=f"{KEY} x"),
+    "google url": lambda: GoogleProvider(api_key=KEY, base_url="nowhere"),
+    "openai key": lambda: OpenAIProvider(api_key=f"{KEY} x"),
+    "openai url": lambda: OpenAIProvider(api_key=KEY, base_url="nowhere"),
+    "client": lambda: ri.ImageClient(ri.Settings(google_api_key=KEY, routes="google:gpt-image-2")),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_key_that_is_refused_is_in_no_frame(kind: str) -> None:
+    """Constructors show it as little as calls do."""
+    with pytest.raises(ri.ConfigurationError) as caught:
+        WRONG[kind]()
+    assert_clean(caught.value)
+
+
+def test_an_sdk_that_cannot_be_loaded_is_told_to_each_caller_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Callers that wait for the same import share no exception, and so no list of attempts."""
+    monkeypatch.setitem(sys.modules, "google.genai.client", None)
+
+    async def main() -> None:
+        async with client_of(hang, "google") as client:
+            errors = await asyncio.gather(
+                *(failure_of(client.generate(PROMPT)) for _ in range(3)),
+                failure_of(client.warm_up()),
+            )
+        assert len({id(error) for error in errors}) == 4
+        for error in errors:
+            assert isinstance(error, ri.ConfigurationError)
+            assert_clean(error)
+
+    run_virtual(main())
+
+
+def test_an_exception_that_the_caller_handles_stays_whole() -> None:
+    """It becomes the context of ours, and its frames belong to the caller."""
+
+    def step(detail: str) -> None:
+        raise ValueError(len(detail))
+
+    async def caller(client: ri.ImageClient) -> None:
+        try:
+            step("kept")
+        except ValueError:
+            await client.generate(PROMPT)
+
+    async def main() -> None:
+        async with client_of(refusal(503), "google") as client:
+            error = await failure_of(caller(client))
+        variables = [frame.f_locals for frame in kept_by(error) if frame.f_code.co_name == "step"]
+        assert variables == [{"detail": "kept"}]
+
+    run_virtual(main())
+
+
+def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
+    """Clearing the frames of a shared exception ends nobody who still works with it."""
+    shared = ValueError("shared")
+
+    async def other(go_on: asyncio.Event) -> str:
+        result = "unharmed"
+        try:
+            raise shared
+        except ValueError:
+            await go_on.wait()
+        return result
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+        task = asyncio.create_task(other(go_on))
+        await asyncio.sleep(0)
+        clear_locals(shared)
+        go_on.set()
+        assert await task == "unharmed"
+
+    asyncio.run(main())
+
+
+def test_decorated_functions_are_what_they_were() -> None:
+    """Frameworks ask whether a function is a coroutine function, and for its signature."""
+    for function in (ri.generate_image, ri.ImageClient.generate, GoogleProvider.generate):
+        assert asyncio.iscoroutinefunction(function)
+        assert function.__doc__
+
+    @without_locals
+    def plain(number: int) -> int:
+        return number + 1
+
+    assert plain(1) == 2
+
+
+# -- the drop-in functions, over sockets ----------------------------------------------------------
+
+
+@pytest.fixture
+def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
+    """Both vendors on loopback."""
+    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
+        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
+        monkeypatch.setenv("IMAGE_GEN_IPM", "600000")
+        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0")
+        yield emulator
+
+
+ENTRIES: dict[str, Callable[..., Awaitable[Any]]] = {
+    "generate": lambda **more: ri.generate_image(PROMPT, **more),
+    "references": lambda **more: ri.generate_image_with_references(PROMPT, [REFERENCE], **more),
+    "edit": lambda **more: ri.edit_image(REFERENCE, PROMPT, **more),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: str) -> None:
+    """A refusal, a failure of all, a deadline, a cancellation and a wrong argument."""
+    ask = ENTRIES[entry]
+
+    async def main() -> None:
+        try:
+            vendors.google.set(faults.blocked())
+            assert_clean(await failure_of(ask()))
+            vendors.google.set(faults.status(503))
+            vendors.openai.set(faults.status(500))
+            assert_clean(await failure_of(ask()))
+            assert_clean(await failure_of(ask(aspect_ratio=PROMPT)))
+            assert_clean(await failure_of(ask(colour=PROMPT)))
+            await ri.reset_default_client()
+            vendors.google.set(faults.hang())
+            vendors.openai.set(faults.hang())
+            task = asyncio.ensure_future(ask())
+            await asyncio.to_thread(vendors.wait_until, lambda: vendors.google.in_flight == 1)
+            task.cancel()
+            assert_clean(await failure_of(task))
+            assert_clean(await failure_of(ask(deadline=0.2)))
+        finally:
+            await ri.reset_default_client()
+
+    asyncio.run(main())
+
+
+# -- what is kept in memory -----------------------------------------------------------------------
+
+
+@contextmanager
+def counting_only() -> Iterator[None]:
+    """Only reference counts free memory in here."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+class Words(str):
+    """A prompt that a test can watch."""
+
+    __slots__ = ("__weakref__",)
+
+
+def alive() -> int:
+    """Bytes of reference images that anything still holds."""
+    kept = [each for each in gc.get_objects() if type(each) in {Reference, Exchange}]
+    blobs = (sum(map(len, each.blobs.values())) for each in kept if type(each) is Exchange)
+    return sum(len(each.data) for each in kept if type(each) is Reference) + sum(blobs)
+
+
+async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[Words]:
+    """One call with a large reference, whatever becomes of it."""
+    prompt = Words(PROMPT)
+    watch = weakref.ref(prompt)
+    work = asyncio.ensure_future(client.generate(prompt, references=[stored_png(2600)], **options))
+    del prompt
+    await asyncio.wait({work}, timeout=20)
+    if not work.done():
+        work.cancel()
+        await asyncio.wait({work})
+    if not work.cancelled():
+        work.exception()
+    return watch
+
+
+def once(
+    first: Callable[[httpx2.Request], httpx2.Response | None],
+) -> Callable[[httpx2.Request], httpx2.Response | None]:
+    """Fail the first request, serve the others."""
+    answers = iter([first])
+
+    def answer(request: httpx2.Request) -> httpx2.Response | None:
+        good = google_body() if "google" in str(request.url.host) else openai_body()
+        return next(answers, lambda _request: httpx2.Response(200, json=good))(request)
+
+    return answer
+
+
+MEMORY: dict[str, tuple[Callable[[httpx2.Request], Any], dict[str, Any]]] = {
+    "cancelled": (hang, {}),
+    "deadline": (hang, {"deadline": 10}),
+    **{kind: (answer, {}) for kind, answer in FAILURES.items() if kind != "hangs"},
+    "served by a retry": (once(refusal(503)), {}),
+    "served by the fallback": (once(refusal(401)), {}),
+}
+
+
+@pytest.mark.parametrize("vendors", [("google", "openai"), ("openai", "google")])
+@pytest.mark.parametrize("kind", MEMORY)
+def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]) -> None:
+    """References of 20 MB and the prompt are freed without the cyclic collector's help."""
+    answer, options = MEMORY[kind]
+
+    async def main() -> None:
+        async with client_of(answer, *vendors) as client:
+            await client.warm_up()
+            with counting_only():
+                watches = [await let_go(client, **options) for _ in range(2)]
+                await asyncio.sleep(1)
+                assert alive() == 0
+                assert [watch() for watch in watches] == [None, None]
+
+    run_virtual(main())
+
+
+def test_an_idle_connection_keeps_no_references(vendors: BackgroundEmulator) -> None:
+    """The transport keeps the context in which it connected, and so what is reached from there."""
+
+    async def main() -> None:
+        async with ri.ImageClient() as client:
+            await client.warm_up()
+            with counting_only():
+                await client.generate(PROMPT, references=[stored_png(600)])
+                vendors.google.set(faults.status(503))
+                await client.generate(PROMPT, references=[stored_png(600)])
+                await asyncio.sleep(0)
+                assert alive() == 0
+
+    asyncio.run(main())
