@@ -14,6 +14,7 @@ from resilient_imagen.errors import (
     SaturatedError,
     provider_failure,
 )
+from resilient_imagen.providers.hints import believable_hint
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.result import Attempt
 from resilient_imagen.turn import NotAdmittedError, Turn
@@ -221,6 +222,7 @@ class AttemptRung:
             ours.locate(lane.provider.name, lane.model)
             ours.forget(call.request.prompt)
             ours.usage = ending.usage
+            ours.retry_after = believable_hint(ours.retry_after)
         hint = None if ours is None else ours.retry_after
         settlement = permit.settle(
             ending.verdict,

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["MAX_HINT", "retry_hint"]
+__all__ = ["MAX_HINT", "believable_hint", "retry_hint"]
 
 MAX_HINT: Final = 86_400.0
 """Seconds; more than a day is taken for one."""
+
+_ABSURD: Final = 31 * MAX_HINT
+"""Seconds; more is a mistake, such as the time of day in place of a wait."""
 
 _UNIT: Final = r"(?:ms|milliseconds?|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 _AMOUNT: Final = rf"[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?\s*{_UNIT}"
@@ -35,9 +38,21 @@ def retry_hint(
     What is most exact wins: Google's RetryInfo, then the headers, then the text.
     """
     for seconds in (_retry_info(details), *_headers(headers), _in_text(message)):
-        if seconds is not None and 0 < seconds < math.inf:
-            return min(seconds, MAX_HINT)
+        if (hint := believable_hint(seconds)) is not None:
+            return hint
     return None
+
+
+def believable_hint(seconds: object) -> float | None:
+    """Check a wait that a vendor, or a provider of the application's, asks for.
+
+    Returns:
+        Seconds above 0, at most MAX_HINT; None for zero, a negative or absurd number, NaN,
+        infinity, or what is no number.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    return min(float(seconds), MAX_HINT) if 0 < seconds <= _ABSURD else None
 
 
 def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:

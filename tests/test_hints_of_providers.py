@@ -1,0 +1,72 @@
+"""Waits that a provider of the application's asks for are checked like those of the vendors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from ladder import FAST, World, now, play
+
+from resilient_imagen import ImageGenerationError, RateLimitedError, Reason
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import TINY_PNG
+
+NONSENSE: list[Any] = [
+    0, 0.0, -1, -1e12, math.nan, math.inf, -math.inf, 1e12, 1_795_987_722, 10**400, True, "5", b"5",
+]  # fmt: skip
+
+
+class Throttled:
+    """Raises once, with the given wait, and serves then."""
+
+    name = "google"
+
+    def __init__(self, wait: Any, *, later: bool) -> None:
+        self.wait, self.later, self.sent = wait, later, 0
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        self.sent += 1
+        if self.sent > 1:
+            return ProviderImage(TINY_PNG, "image/png", model)
+        error = RateLimitedError(status=429, retry_after=None if self.later else self.wait)
+        if self.later:
+            error.retry_after = self.wait
+        raise error
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["argument", "attribute"])
+@pytest.mark.parametrize("wait", NONSENSE, ids=repr)
+def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
+    """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
+
+    async def scene(world: World) -> None:
+        provider = Throttled(wait, later=later)
+        world.google.generate = provider.generate  # type: ignore[method-assign]
+        result = await world.ask()
+        assert (result.provider, result.attempts) == ("google", 2)
+        assert 3.5 - 0.01 <= now() <= 5.1
+        assert [event.retry_after for event in world.told.of(AttemptEnded)] == [None, None]
+        assert world.breaker() == "closed"
+
+    play(scene, **FAST)
+
+
+@pytest.mark.parametrize(("wait", "heard"), [(2, 2.0), (0.5, 0.5), (200_000, 86_400.0)])
+def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
+    """It is in the error and in the attempt; more than a day is taken for one."""
+
+    async def scene(world: World) -> None:
+        provider = Throttled(wait, later=False)
+        world.google.generate = provider.generate  # type: ignore[method-assign]
+        world.openai.fail(Reason.INVALID_REQUEST, status=400)
+        with pytest.raises(ImageGenerationError) as caught:
+            await world.ask()
+        assert [attempt.retry_after for attempt in caught.value.attempts] == [heard, None]
+
+    play(scene, **FAST, max_retries=0)
