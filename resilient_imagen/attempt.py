@@ -17,7 +17,6 @@ from resilient_imagen.errors import (
 from resilient_imagen.providers.hints import believable_hint
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.result import Attempt
-from resilient_imagen.turn import NotAdmittedError, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
     from resilient_imagen.telemetry.reporter import Reporter
+    from resilient_imagen.turn import Turn
 
 __all__ = ["AttemptRung", "Finished", "Served"]
 
@@ -161,8 +161,7 @@ class AttemptRung:
         lane = turn.lane
         request = turn.tailored.request
         left_before = _times_cancelled()
-        if await call.start_signal.fire() and permit.stale:
-            raise NotAdmittedError
+        call.start_signal.fire()
         turn.number += 1
         call.retries += turn.number > 1
         permit.begin(origin=call.id)

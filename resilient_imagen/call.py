@@ -8,7 +8,9 @@ import logging
 import math
 import os
 import random
+import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -32,12 +34,13 @@ __all__ = ["Call", "OnStart", "StartSignal", "new_id"]
 _log = logging.getLogger("resilient_imagen")
 
 OnStart: TypeAlias = Callable[[], Awaitable[object] | object]
-"""A sync or async callable without arguments, told that the first request is about to be sent."""
+"""A sync or async callable without arguments, called once, just before the first request is sent.
+
+It cannot fail or delay the call: an async one runs beside the request and is cancelled when the
+call is over; what it raises is logged. A sync one runs on the event loop and must not block.
+"""
 
 _REQUEST_AT_FAULT = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
-
-_PATIENCE_WITH_CALLBACK = 1.0
-"""Seconds the first request waits for an async ``on_start`` to finish; then both go on."""
 
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
@@ -51,39 +54,79 @@ def new_id() -> str:
 
 
 class StartSignal:
-    """Fires the caller's ``on_start`` once; whatever it does, the generation goes on."""
+    """Calls ``on_start`` once and keeps its failure, its slowness and its end away from the call.
+
+    An ordinary function runs on the event loop, so it must not block. What an async one returns
+    becomes a task beside the request; it is cancelled when the call is over. Whatever they raise is
+    logged, but for KeyboardInterrupt and SystemExit, which end the program as anywhere else.
+    """
 
     def __init__(self, on_start: OnStart | None) -> None:
         self._on_start = on_start
-        self._task: asyncio.Future[object] | None = None
+        self._task: asyncio.Task[object] | None = None
 
-    async def fire(self) -> bool:
-        """Tell the caller now, the first time; later calls do nothing. True if that took time."""
+    def fire(self) -> None:
+        """Call ``on_start`` the first time, with the request ready to be sent; later do nothing."""
         on_start, self._on_start = self._on_start, None
         if on_start is None:
-            return False
+            return
         try:
             answer = on_start()
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the caller's code
+            if inspect.isawaitable(answer):
+                running = answer if inspect.iscoroutine(answer) else _run(answer)
+                self._task = asyncio.create_task(running)
+                self._task.add_done_callback(_note_end)
+        except BaseException as error:
+            if _ends_the_program(error):
+                raise
             _complain(error)
-            return False
-        if not inspect.isawaitable(answer):
-            return False
-        self._task = asyncio.ensure_future(answer)
-        await asyncio.wait({self._task}, timeout=_PATIENCE_WITH_CALLBACK)
-        return True
 
     async def finish(self) -> None:
-        """End of the call: nothing of ours stays behind."""
+        """Cancel an ``on_start`` that still runs. Does not wait for one that ignores it."""
         task, self._task = self._task, None
         if task is None:
             return
-        if not task.done():
-            _log.warning("on_start was not done when the call was, and is cancelled")
-            task.cancel()
-            await asyncio.wait({task}, timeout=_PATIENCE_WITH_CALLBACK)
-        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            _complain(error)
+        thrown_away = isinstance(sys.exception(), GeneratorExit)  # then nothing can be awaited
+        try:
+            if not thrown_away:
+                await asyncio.sleep(0)  # a request that failed at once has not let it begin
+        finally:
+            if not task.done():
+                _end(task)
+        for _ in range(0 if thrown_away else _STEPS_TO_END):
+            if task.done():
+                return
+            await asyncio.sleep(0)
+
+
+_STEPS_TO_END: Final = 10
+"""Rounds of the event loop in which a cancelled ``on_start`` can end before its call does."""
+
+_unending: Final[set[asyncio.Task[object]]] = set()
+"""Cancelled callbacks that go on for now. The event loop itself keeps weak references only."""
+
+
+def _end(task: asyncio.Task[object]) -> None:
+    _log.warning("on_start was not done when the call was, and is cancelled")
+    with suppress(RuntimeError):  # the loop is closed
+        task.cancel()
+        _unending.add(task)
+        task.add_done_callback(_unending.discard)
+
+
+def _ends_the_program(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((KeyboardInterrupt, SystemExit)) is not None
+    return isinstance(error, KeyboardInterrupt | SystemExit)
+
+
+async def _run(answer: Awaitable[object]) -> None:
+    await answer
+
+
+def _note_end(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _complain(error)
 
 
 def _complain(error: BaseException) -> None:

@@ -1,13 +1,24 @@
-"""``on_start``: once, at the honest moment, and never in the way."""
+"""``on_start``: once, just before the first request is sent, and never in the way."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import pytest
 from ladder import FAST, World, now, play
 
-from resilient_imagen import Reason
+from resilient_imagen import DeadlineExceededError, InvalidRequestError, ProviderImage, Reason
+from resilient_imagen.request import ImageRequest
+
+
+def others() -> set[asyncio.Task[Any]]:
+    """Tasks that run beside the test's own."""
+    return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> None:
@@ -34,43 +45,249 @@ def test_it_fires_once_whatever_follows() -> None:
     play(scene, **FAST)
 
 
-def test_an_async_callback_is_done_before_the_request_leaves() -> None:
-    """The state shown to the user changes first, then the generation starts."""
-    order: list[str] = []
+def test_it_is_called_with_slot_and_permit_held() -> None:
+    """A function sees its own call in flight, and nothing sent yet."""
+    seen: list[tuple[int, int]] = []
 
     async def scene(world: World) -> None:
-        async def on_start() -> None:
-            await asyncio.sleep(0.5)
-            order.append(f"told, {len(world.google.sent)} sent")
+        def on_start() -> None:
+            queue = world.client.snapshot()["routes"][0]["queue"]
+            seen.append((queue["in_flight"], len(world.google.sent)))
 
         await world.ask(on_start=on_start)
-        assert order == ["told, 0 sent"]
+        assert seen == [(1, 0)]
 
     play(scene)
 
 
-@pytest.mark.parametrize("kind", ["raises", "async raises", "hangs"])
-def test_its_failure_never_touches_the_generation(kind: str) -> None:
-    """A callback that fails or hangs costs at most a second and leaves no task behind."""
+@pytest.mark.parametrize("takes", [0.0, 0.5, 30.0])
+def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
+    """It starts in the same moment as the request, and slot and permit are not held for it."""
+    started: list[float] = []
 
-    def raises() -> None:
-        raise RuntimeError("mine")
+    async def scene(world: World) -> None:
+        async def on_start() -> None:
+            started.append(now())
+            await asyncio.sleep(takes)
 
-    async def async_raises() -> None:
-        raise RuntimeError("mine")
+        await world.ask(on_start=on_start)
+        assert [sent.at for sent in world.google.sent] == [0.0]
+        assert started == [0.0]
+        assert now() == pytest.approx(1.0)
+        assert others() == set()
 
-    async def hangs() -> None:
-        await asyncio.Event().wait()
+    play(scene)
 
-    callback = {"raises": raises, "async raises": async_raises, "hangs": hangs}[kind]
+
+def test_it_is_not_called_for_a_request_that_the_breaker_refuses_meanwhile() -> None:
+    """The breaker opens while the caller queues: the caller is told when the fallback is asked."""
+    told: list[float] = []
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401, latency=2.0)
+
+        async def on_start() -> None:
+            told.append(now())
+            await asyncio.sleep(1)
+
+        await asyncio.gather(world.ask(), world.ask(on_start=on_start))
+        assert told == [pytest.approx(world.openai.sent[-1].at, abs=0.001)]
+
+    play(scene)
+
+
+def in_group() -> None:
+    raise BaseExceptionGroup("several", [asyncio.CancelledError(), ValueError("mine")])
+
+
+def raises() -> None:
+    raise RuntimeError("mine")
+
+
+class Odd(BaseException):
+    """Neither an Exception nor one of the program's ends."""
+
+
+def raises_odd() -> None:
+    raise Odd
+
+
+def raises_cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+def closes() -> None:
+    raise GeneratorExit
+
+
+async def async_raises() -> None:
+    raise RuntimeError("mine")
+
+
+async def async_odd() -> None:
+    raise Odd
+
+
+async def async_group() -> None:
+    in_group()
+
+
+async def hangs() -> None:
+    await asyncio.Event().wait()
+
+
+async def cancels_itself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(0)
+
+
+async def nested() -> None:
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(asyncio.wait_for(hangs(), 100))
+
+
+def foreign_future() -> asyncio.Future[None]:
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        return loop.create_future()
+
+
+CALLBACKS = [
+    raises, raises_odd, raises_cancelled, closes, in_group, async_raises, async_odd, async_group,
+    hangs, cancels_itself, nested, foreign_future,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
+def test_its_failure_never_touches_the_generation(
+    callback: Callable[[], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever it raises or waits for costs no time, leaves no task behind and is logged."""
 
     async def scene(world: World) -> None:
         result = await world.ask(on_start=callback)
         assert result.provider == "google"
-        assert now() <= 2.01
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert now() == pytest.approx(1.0)
+        assert others() == set()
+
+    with caplog.at_level(logging.WARNING, "resilient_imagen"):
+        play(scene)
+    lines = [line.getMessage() for line in caplog.records if line.name == "resilient_imagen"]
+    assert all(line.startswith("on_start") for line in lines)
+    assert len(lines) == (callback is not cancels_itself)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [KeyboardInterrupt(), SystemExit(3), BaseExceptionGroup("both", [KeyboardInterrupt()])],
+    ids=repr,
+)
+def test_the_end_of_the_program_passes(ending: BaseException) -> None:
+    """KeyboardInterrupt and SystemExit are not for us to keep, and nothing stays held."""
+
+    def ends() -> None:
+        raise ending
+
+    async def scene(world: World) -> None:
+        call = world.client.generate("a lighthouse", on_start=ends)
+        with pytest.raises(type(ending)):
+            call.send(None)
+        assert world.google.sent == []
+        assert world.idle()
+
+    play(scene, **FAST)
+
+
+async def stubborn() -> None:
+    """Ignores a first cancellation, for an hour."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancelled", "served", "failed"])
+def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
+    """Deadline, cancellation, result and failure come at the moment at which they would without."""
+
+    async def scene(world: World) -> None:
+        if how in {"deadline", "cancelled"}:
+            world.google.hang()
+        if how == "failed":
+            world.google.fail(Reason.INVALID_REQUEST, status=400, latency=1.0)
+        call = asyncio.create_task(
+            world.ask(on_start=stubborn, deadline=1.0 if how == "deadline" else None)
+        )
+        if how == "cancelled":
+            await asyncio.sleep(1)
+            call.cancel()
+        await asyncio.wait({call})
+        assert now() == pytest.approx(1.0, abs=0.01)
+        assert call.cancelled() == (how == "cancelled")
+        if how == "deadline":
+            assert isinstance(call.exception(), DeadlineExceededError)
+        gc.collect()
+        assert len(others()) == 1, "it is not lost either"
+        await asyncio.sleep(3601)
+        assert others() == set()
+
+    play(scene, **FAST)
+
+
+def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
+    """An async callback that does not wait for anything is done when the call is."""
+    told: list[str] = []
+
+    async def on_start() -> None:
+        told.append("generating")
+
+    async def scene(world: World) -> None:
+        async def generate(request: ImageRequest, model: str) -> ProviderImage:
+            raise InvalidRequestError("not that")
+
+        world.google.generate = generate  # type: ignore[method-assign]
+        with pytest.raises(InvalidRequestError):
+            await world.ask(on_start=on_start)
+        assert told == ["generating"]
+        assert others() == set()
 
     play(scene)
+
+
+def test_one_that_is_done_in_time_is_not_complained_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The usual callback, which writes a state, leaves no line."""
+
+    async def on_start() -> None:
+        await asyncio.sleep(0.5)
+
+    async def scene(world: World) -> None:
+        await world.ask(on_start=on_start)
+
+    with caplog.at_level(logging.WARNING, "resilient_imagen"):
+        play(scene)
+    assert [line for line in caplog.records if line.name == "resilient_imagen"] == []
+
+
+def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
+    """Nothing can be awaited any more when a coroutine is closed."""
+    calls: list[Coroutine[Any, Any, Any]] = []
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        call: Awaitable[Any] = world.client.generate("a lighthouse", on_start=hangs)
+        assert asyncio.iscoroutine(call)
+        calls.append(call)
+        call.send(None)
+        call.close()
+        assert world.idle()
+        await asyncio.sleep(0.1)
+        assert others() == set()
+
+    play(scene, **FAST)
 
 
 def test_it_does_not_fire_when_nothing_is_sent() -> None:
