@@ -25,6 +25,9 @@ from resilient_imagen.providers.hints import MAX_HINT, retry_hint
         ("Please retry in 34.858109876s.", 34.858109876),
         ("Your quota will reset after 7h35m.", 27_300),
         ("try again in 20 minutes, 3 seconds", 1203),
+        ("Please try again in 1 minute and 30 seconds.", 90),
+        ("retry after 2 hours, 3 minutes, and 4 seconds", 7384),
+        ("try again in 2 minutes and tell us", 120),
         ("Please retry in 900 milliseconds", 0.9),
         ("Please try again in 1h2m3.5s", 3723.5),
         ("Please try again later", None),
@@ -67,12 +70,29 @@ def test_hints_in_text(text: str, seconds: float | None) -> None:
         ({"retry-after-ms": "1795987722000", "retry-after": "9"}, 9),
         ({"retry-after": "37.5s"}, 37.5),
         ({"retry-after": "1m2s"}, 62),
+        ({"retry-after": "1 minute and 30 seconds"}, 90),
         ({"retry-after": "soon"}, None),
     ],
 )
 def test_hints_in_headers(headers: dict[str, str], seconds: float | None) -> None:
     """Seconds, milliseconds and dates; nonsense and the past are no hints."""
     assert retry_hint(headers, [], "") == seconds
+
+
+@pytest.mark.parametrize("zone", ["", " -0000"], ids=["none", "-0000"])
+def test_a_date_without_a_zone_is_in_utc(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Retry-After date without a zone does not depend on the machine's time zone."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        headers = {
+            "retry-after": f"Wed, 21 Oct 2026 07:28:10{zone}",
+            "date": "Wed, 21 Oct 2026 07:28:00 GMT",
+        }
+        assert retry_hint(headers, [], "") == 10
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_date_without_the_servers_clock_is_measured_by_ours() -> None:
