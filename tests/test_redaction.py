@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from resilient_imagen.redaction import redact
+from resilient_imagen.redaction import KnownSecret, redact, without
 
 LETTERS = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=12)
 KEYS = st.one_of(
@@ -111,6 +111,12 @@ ESCAPES: dict[str, Callable[[str], str]] = {
     "page": html.escape,
     "JSON": json.dumps,
     "JSON in JSON": lambda text: json.dumps(json.dumps(text)),
+    "program": lambda text: ascii(text)[1:-1],
+    "bytes": lambda text: repr(text.encode()),
+    "every byte in hexadecimal": lambda text: "".join(f"\\x{byte:02x}" for byte in text.encode()),
+    "every byte in an address": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "every letter as an entity": lambda text: "".join(f"&#x{ord(each):x};" for each in text),
+    "every letter in JSON": lambda text: "".join(f"\\u{ord(each):04x}" for each in text),
 }
 
 
@@ -120,10 +126,141 @@ def test_escaped_echoes_are_taken_out_like_plain_ones(
     escape: Callable[[str], str], secret: str
 ) -> None:
     """A prompt that came back inside an address, a page or a string of JSON is still the prompt."""
+    secret += "z"  # a lone backslash at its end would be taken for the escape of what follows
     assume(len(" ".join(secret.split())) >= 16)
     left = redact(f"Bad: {escape(secret)}", secrets=[secret], limit=10_000).lower()
     words = " ".join(secret.split()).lower()
     assert not any(words[at : at + 16] in left for at in range(len(words) - 15))
+
+
+BREAKS = (
+    "\n", "\r\n    ", " ", "\u00ad", "\u200b", "\u2060", "\ufeff", "\u200d\u200c", "\u180e", "\x00",
+    "\\n", "\\xad", "\\u200b", "\\u00AD", "%0A", "%E2%80%8B", "&shy;", "&#8203;",
+)  # fmt: skip
+
+
+@given(
+    secret=st.text("abcXYZ019_-.", min_size=8, max_size=40),
+    cuts=st.dictionaries(st.integers(0, 39), st.sampled_from(BREAKS), min_size=1, max_size=6),
+)
+def test_broken_keys_are_removed(secret: str, cuts: dict[int, str]) -> None:
+    """Line ends, soft hyphens, zero-width letters and their escapes within a key do not save it."""
+    broken = "".join(cuts.get(place, "") + letter for place, letter in enumerate(secret))
+    left = redact(f"<<{broken}>>", secrets=[secret], limit=10_000)
+    assert left.strip("<> ") == "[…]"
+
+
+@given(
+    secret=st.text("abcXYZ019", min_size=6, max_size=30),
+    mask=st.lists(st.booleans(), min_size=30, max_size=30),
+    form=st.sampled_from(["\\x{:02x}", "%{:02x}", "&#{};", "&#x{:X};", "\\u{:04x}", "\\u{{{:x}}}"]),
+)
+def test_partly_escaped_keys_are_removed(secret: str, mask: list[bool], form: str) -> None:
+    """Any letters of a key may have been escaped."""
+    escaped = "".join(
+        form.format(ord(letter)) if hidden else letter
+        for letter, hidden in zip(secret, mask, strict=False)
+    )
+    assert redact(f"key <{escaped}>", secrets=[secret]) == "key <[…]>"
+
+
+@given(
+    text=st.text("abcABC +\n\u200b\u00adİΣςß", max_size=120),
+    secret=st.text("abcABC +\n\u200b\u00adİΣςß", max_size=60),
+)
+def test_what_remains_has_no_piece_of_the_secret(text: str, secret: str) -> None:
+    """By a slow and simple definition: nothing found is left, and nothing else is removed."""
+
+    def words_of(value: str) -> list[str]:
+        seen = "".join(letter for letter in value if letter not in "\u200b\u00ad")
+        return "".join(map(_lower, seen)).replace("+", " ").split()
+
+    gap = " " if len(words_of(secret)) > 1 else ""
+
+    def folded(value: str) -> str:
+        return gap.join(words_of(value))
+
+    needle = folded(secret)
+    size = min(16, len(needle))
+    left = without(text, secret)
+    if not size:
+        assert left == text
+        return
+    pieces = {needle[at : at + size] for at in range(len(needle) - size + 1)}
+    haystack = folded(text)
+    found = any(haystack[at : at + size] in pieces for at in range(len(haystack)))
+    assert (left != text) == found
+    for rest in left.split("[…]"):
+        plain = folded(rest)
+        assert not any(plain[at : at + size] in pieces for at in range(len(plain)))
+
+
+def _lower(letter: str) -> str:
+    return {"İ": "i", "ς": "Σ".lower()}.get(letter, letter.lower())
+
+
+@given(
+    prompt=st.text("ab ", min_size=300, max_size=2000),
+    start=st.integers(0, 200),
+    length=st.integers(16, 60),
+    swap=st.booleans(),
+)
+def test_pieces_are_found_wherever_they_are_in_either_string(
+    prompt: str, start: int, length: int, swap: bool
+) -> None:
+    """A piece of the longer string is found in the shorter one, whichever of them is the secret."""
+    words = " ".join(prompt.split())
+    piece = words[start : start + length].strip()
+    assume(len(piece) >= 16)
+    text, secret = (words, piece + " " * 3) if swap else (f"«{piece}»", words)
+    assert piece not in without(text, secret)
+
+
+def test_known_secrets_are_removed_from_every_text_while_they_live() -> None:
+    """One vendor's message may hold another one's key."""
+    message = "upstream refused gw_9f8e7d6c5b4a32"
+    assert redact(message) == message
+    known = KnownSecret("gw_9f8e7d6c5b4a32")
+    assert redact(message) == "upstream refused […]"
+    del known
+    assert redact(message) == message
+
+
+def test_known_secrets_that_could_be_words_are_left() -> None:
+    """A made-up key such as ``k`` or ``none`` would take every message apart."""
+    known = KnownSecret("on")
+    assert redact("connection refused") == "connection refused"
+    del known
+
+
+def test_a_known_secret_does_not_show_itself() -> None:
+    """Neither its repr nor its attributes print the key."""
+    known = KnownSecret("gw_9f8e7d6c5b4a32")
+    assert "9f8e" not in repr(known)
+
+
+@pytest.mark.parametrize(
+    ("letters", "message"),
+    [
+        ("a red lighthouse on a cliff, ", "zebra " * 1333),
+        ("a red lighthouse on a cliff, ", "a red lighthouse on a rock. " * 285),
+        ("a", "a" * 8000),
+        ("%41", "%41" * 2666),
+        ("é\u200b", "e\u200b" * 4000),
+    ],
+    ids=["prose", "near", "one letter", "escapes", "invisible"],
+)
+def test_a_prompt_of_a_million_characters_is_no_burden(letters: str, message: str) -> None:
+    """The work grows with the sum of both lengths: their product would exceed the time limit."""
+    prompt = (letters * (1_000_000 // len(letters) + 1))[:1_000_000]
+    for _ in range(10):
+        assert len(redact(message, secrets=[prompt], limit=10_000)) <= len(message)
+
+
+@pytest.mark.parametrize("text", ["&#" + "9" * 5000 + ";", "\\u{ffffff}", "\\UFFFFFFFF", "\\ud800"])
+def test_numbers_that_are_no_letters_do_no_harm(text: str) -> None:
+    """Escapes beyond Unicode, half surrogates and numbers of thousands of digits are only text."""
+    assert redact(text, limit=10_000).isprintable()
 
 
 @pytest.mark.parametrize("kind", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF", b"GIF89a"])

@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic_core import from_json
@@ -31,7 +32,7 @@ _NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
 
 # What a sentence may quote: addresses, names in quotes or backticks. (An apostrophe between letters
 # is none.)
-_QUOTED: Final = re.compile(r"https?://\S+|`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|“[^”]*”")
+_QUOTED: Final = re.compile(r"https?://\S+|`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|“[^“”]*”")
 _PREFIX: Final = re.compile(r"(?:(?:error code|http|error|status)\b[\s:\d-]*|\[[^\]]*\]\s*)*")
 _MAX_SAID: Final = 4000
 """Characters of a message that rules get to see."""
@@ -40,7 +41,7 @@ _ECHO: Final = 16
 _SHORT_ECHO: Final = 6
 """Characters from which on a prompt is told from them where it is a sentence of its own."""
 _MAX_TRIES: Final = 20
-"""Braces in a text that are tried as the beginning of an error object."""
+"""Braces in a text, or events of a stream, that are tried as the beginning of an error object."""
 
 # What a vendor means where it sends an error, but not its number.
 _STATUS_OF: Final[Mapping[str, int]] = {
@@ -149,8 +150,8 @@ class _Finder:
             plain = without(plain, self.prompt)
         if plain[:1] in {"{", "[", '"'} and (document := _json(plain)) is not None:
             return document
-        for line in _DATA_LINE.findall(plain):  # an event stream
-            event = _json(line)
+        for line in islice(_DATA_LINE.finditer(plain), _MAX_TRIES):  # an event stream
+            event = _json(line[1])
             if isinstance(event, dict) and ("error" in event or "message" in event):
                 return event
         return _embedded(plain)
