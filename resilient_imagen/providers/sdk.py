@@ -12,27 +12,32 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from urllib.parse import urlsplit
 
 import anyio.lowlevel
 import httpx2
 
+from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.offload import off_loop
 from resilient_imagen.models import cost_usd
 from resilient_imagen.providers.answers import AnswerError, picture
 from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.complaint import Complaint
+from resilient_imagen.providers.network import credentials
 from resilient_imagen.providers.sessions import Sessions
-from resilient_imagen.providers.transport import never_sent, transport_reason
+from resilient_imagen.providers.transport import description, never_sent, transport_reason
 from resilient_imagen.providers.wire import WireClient, exchange
-from resilient_imagen.redaction import redact
+from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.telemetry.inference import untold
 from resilient_imagen.tracebacks import clear_locals, without_locals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_imagen.providers.base import ProviderImage, Tokens
     from resilient_imagen.providers.failures import Failure
     from resilient_imagen.providers.wire import Exchange
@@ -77,9 +82,13 @@ class SdkProvider(ABC):
         self.base_url = _address(name, base_url or self.own_address)
         self.is_relay = bool(base_url)
         self._api_key = _key(name, api_key)
+        self._secrets = [
+            KnownSecret(secret) for secret in (self._api_key, *credentials(self.base_url))
+        ]
         self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._transport = transport
+        self._resolver = HostResolver()
         self._sessions = Sessions(self._open)
 
     own_address: ClassVar[str]
@@ -128,7 +137,7 @@ class SdkProvider(ABC):
                 await self._ask(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
                 clear_locals(error, up_to=handled)
-                trouble = _Trouble.of(error)
+                trouble = _Trouble.of(error, partial(self._redacted, request))
         # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
         # those hold keys, prompts and whole pages.
         if sent.response is None:
@@ -159,6 +168,7 @@ class SdkProvider(ABC):
             max_connections=self._max_connections,
             connect_timeout=self._connect_timeout,
             transport=transport,
+            resolver=self._resolver,
         )
 
     async def _rehearse(self) -> None:
@@ -202,10 +212,14 @@ class SdkProvider(ABC):
             status_word=failure.status_word,
             retry_after=failure.retry_after,
             account_wide=failure.account_wide,
-            vendor_message=redact(failure.message, secrets=(self._api_key, request.prompt)) or None,
+            vendor_message=self._redacted(request, failure.message),
             vendor_error=None if trouble is None else trouble.name,
             usage=self._usage(failure.tokens, model, request.resolution),
         )
+
+    def _redacted(self, request: ImageRequest, text: str) -> str | None:
+        """Make foreign text fit to be kept; None when nothing is left of it."""
+        return redact(text, secrets=(self._api_key, request.prompt)) or None
 
     def _usage(self, tokens: Tokens | None, model: str, resolution: str) -> Usage | None:
         """What an answer without a picture used."""
@@ -228,6 +242,7 @@ class SdkProvider(ABC):
                 trouble.reason,
                 provider=self.name,
                 model=model,
+                vendor_message=trouble.description,
                 vendor_error=trouble.name,
                 never_sent=trouble.never_sent,
             )
@@ -243,16 +258,20 @@ class _Trouble:
     name: str
     reason: Reason | None
     """What it says about the way to the vendor; None for a local trouble."""
+    description: str | None
+    """The system's, TLS library's or HTTP library's words, redacted."""
     never_sent: bool
     """Whether there was no connection to send anything on."""
     harmless: Exception | None
     """The exception itself, where its text is sure to hold nothing of the request."""
 
     @classmethod
-    def of(cls, error: Exception) -> _Trouble:
+    def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> _Trouble:
+        """Keep what may be kept; ``redacted`` makes a text fit for it."""
         return cls(
             type(error).__name__,
             transport_reason(error),
+            redacted(description(error)),
             never_sent(error),
             error if _is_harmless(error) else None,
         )

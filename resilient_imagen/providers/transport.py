@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 import ssl
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +16,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["never_sent", "transport_reason"]
+__all__ = ["description", "never_sent", "transport_reason"]
 
 _TRANSPORT: Final[tuple[tuple[type[BaseException], Reason | None], ...]] = (
     # Ours, not the server's: the pool's size, what we wrote.
@@ -53,12 +55,35 @@ def never_sent(error: BaseException) -> bool:
     return any(isinstance(link, unmade) for link in _causes(error))
 
 
+def description(error: BaseException) -> str:
+    """Describe a failure of transport in the system's or TLS library's words, else in httpx2's.
+
+    May quote what a server sent: to be redacted.
+    """
+    links = tuple(_causes(error))
+    words = dict.fromkeys(filter(None, map(_system_words, links)))
+    if words:
+        return "; ".join(words)
+    own = (str(link) for link in links if isinstance(link, httpx2.RequestError))
+    return next(filter(None, own), "")
+
+
+def _system_words(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError | socket.gaierror):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"[Errno {error.errno}] {os.strerror(error.errno)}"
+    return ""
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Walk from an exception to what caused it, through groups, to a limited depth."""
     link: BaseException | None = error
     for _ in range(16):
         if link is None:
             return
         yield link
         if isinstance(link, BaseExceptionGroup):
-            yield from link.exceptions
+            for part in link.exceptions[:16]:
+                yield from _causes(part)
         link = link.__cause__ or link.__context__

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
+from resilient_imagen.dns import HostResolver
 from resilient_imagen.providers.body import Body
+from resilient_imagen.providers.network import ResolvingTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -76,6 +78,7 @@ class WireClient(httpx2.AsyncClient):
         connect_timeout: Seconds to connect. There is no other limit: the wall clock is the
             pipeline's, which cancels.
         transport: Sends instead of the network, for tests.
+        resolver: Resolves host names; one of its own when None.
     """
 
     def __init__(
@@ -84,7 +87,9 @@ class WireClient(httpx2.AsyncClient):
         max_connections: int,
         connect_timeout: float,
         transport: httpx2.AsyncBaseTransport | None = None,
+        resolver: HostResolver | None = None,
     ) -> None:
+        self._resolver = HostResolver() if resolver is None else resolver
         super().__init__(
             # A redirect would take the key along to wherever it points.
             follow_redirects=False,
@@ -96,6 +101,16 @@ class WireClient(httpx2.AsyncClient):
             transport=transport,
         )
         self._phases = httpx2.Timeout(None, connect=connect_timeout).as_dict()
+
+    def _init_transport(self, *args: Any, **options: Any) -> httpx2.AsyncBaseTransport:
+        """Make what sends without a proxy; called by the base class."""
+        transport: httpx2.AsyncBaseTransport | None = options.pop("transport", None)
+        return transport or ResolvingTransport(self._resolver, *args, **options)
+
+    def _init_proxy_transport(self, *args: Any, **options: Any) -> httpx2.AsyncBaseTransport:
+        """Make what sends through a proxy; called by the base class."""
+        proxy, *rest = args
+        return ResolvingTransport(self._resolver, *rest, proxy=proxy, **options)
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send as the base class does, with our timeouts, and keep the answer."""

@@ -1,0 +1,149 @@
+"""Connections whose host names are resolved by the provider's own HostResolver.
+
+httpx2 connects through anyio, which resolves names in the event loop's default executor. Here the
+addresses are resolved first and then connected to, each with a short head start over the next
+(Happy Eyeballs, RFC 8305). TLS still verifies the name. Proxies are connected to in the same way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
+
+import anyio
+import httpcore2
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+    from resilient_imagen.dns import HostResolver
+
+__all__ = ["ResolvingTransport", "credentials"]
+
+_HEAD_START: Final = 0.25
+"""Seconds until the next address is tried beside one that does not answer."""
+
+
+class ResolvingTransport(httpx2.AsyncHTTPTransport):
+    """httpx2's own transport, with or without a proxy, on a HostResolver.
+
+    Args:
+        resolver: Resolves the server's name, or the proxy's.
+        args: Positional arguments of httpx2.AsyncHTTPTransport.
+        options: Its keyword arguments.
+    """
+
+    def __init__(self, resolver: HostResolver, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # A public parameter of httpcore2's pools, which httpx2 has no way to pass on.
+        self._pool._network_backend = _ResolvingBackend(resolver)  # noqa: SLF001
+
+
+class _ResolvingBackend(httpcore2.AsyncNetworkBackend):
+    def __init__(self, resolver: HostResolver) -> None:
+        self._resolver = resolver
+        self._network = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the overridden signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Connect to the first address of ``host`` that answers.
+
+        Raises:
+            ConnectTimeout: The name server or every address took longer than ``timeout`` seconds.
+            ConnectError: The name has no address, or none of them can be connected to.
+        """
+        step = "resolve"
+        try:
+            with anyio.fail_after(timeout):
+                addresses = await self._resolver.resolve(host, port)
+                step = "connect to"
+                return await _first_connected(
+                    partial(
+                        self._network.connect_tcp,
+                        address,
+                        port,
+                        local_address=local_address,
+                        socket_options=socket_options,
+                    )
+                    for address in _alternating(addresses)
+                )
+        except TimeoutError:
+            raise httpcore2.ConnectTimeout(f"could not {step} {host} in time") from None
+        except OSError as error:  # the resolver's
+            raise httpcore2.ConnectError(str(error)) from error
+
+
+_Connect: TypeAlias = "Callable[[], Awaitable[httpcore2.AsyncNetworkStream]]"
+
+
+async def _first_connected(connects: Iterable[_Connect]) -> httpcore2.AsyncNetworkStream:
+    """Race connections that start one after the other; return the first and close the others."""
+    streams: list[httpcore2.AsyncNetworkStream] = []
+    failures: list[Exception] = []
+
+    async def attempt(connect: _Connect, ended: anyio.Event) -> None:
+        try:
+            streams.append(await connect())
+            race.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001 - raised below, if no address answers
+            failures.append(error)
+        finally:
+            ended.set()
+
+    try:
+        async with anyio.create_task_group() as race:
+            for connect in connects:
+                ended = anyio.Event()
+                race.start_soon(attempt, connect, ended)
+                with anyio.move_on_after(_HEAD_START):
+                    await ended.wait()
+    except BaseException:
+        await _close(streams)
+        raise
+    if streams:
+        await _close(streams[1:])
+        return streams[0]
+    for failure in failures:
+        if not isinstance(failure, httpcore2.ConnectError):
+            raise failure  # ours, and nothing about the vendor
+    failed = httpcore2.ConnectError("no address could be connected to")
+    # Not as its cause, which httpcore2 drops.
+    failed.__context__ = ExceptionGroup(str(failed), failures)
+    raise failed
+
+
+async def _close(streams: Sequence[httpcore2.AsyncNetworkStream]) -> None:
+    with anyio.CancelScope(shield=True):
+        for stream in streams:
+            await stream.aclose()
+
+
+def _alternating(addresses: Sequence[str]) -> Iterator[str]:
+    """Order addresses so that both families have their turn, the best one's first."""
+    first = ":" in addresses[0]
+    one = [address for address in addresses if (":" in address) is first]
+    other = [address for address in addresses if (":" in address) is not first]
+    for pair in zip_longest(one, other):
+        yield from (address for address in pair if address is not None)
+
+
+def credentials(base_url: str) -> Iterator[str]:
+    """Find the user names and passwords in the vendor's address and in the proxies' addresses."""
+    for url in (base_url, *getproxies().values()):
+        try:
+            parts = urlsplit(url if "://" in url else f"//{url}")
+        except ValueError:
+            continue
+        for text in (parts.username, parts.password):
+            if text:
+                yield from {text, unquote(text)}
