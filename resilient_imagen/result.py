@@ -105,11 +105,24 @@ class ImageResult:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the picture to ``path`` and return it; an existing file is replaced.
+        """Write the picture to a file, replace an existing one, and return the file's path.
+
+        The picture is converted if the extension is png, jpg, jpeg or webp and it is of another
+        type (the vendor chooses the type, so a fallback may change it). A path without an extension
+        gets that of the picture's type. With any other extension, and where the picture cannot be
+        converted, the bytes are written as they are.
+
+        Converting takes up to seconds for a large picture; call it in a thread where an event loop
+        runs.
 
         Raises:
             OSError: The file cannot be written.
         """
+        from resilient_imagen.images import convert
+
         target = Path(path)
-        target.write_bytes(self.image_bytes)
+        if not target.suffix and (target.is_file() or not target.exists()):  # no device, no pipe
+            target = target.with_name(target.name + convert.extension(self.mime_type))
+        data, _ = convert.as_named(self.image_bytes, self.mime_type, target)
+        target.write_bytes(data)
         return target

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageStat
 
 from resilient_imagen.cli import files, pictures
 from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.images import convert
 from resilient_imagen.images.sniff import sniff_mime
 from resilient_imagen.testing import TINY_PNG
 
@@ -97,11 +98,11 @@ def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> Non
     """It takes seconds for a large picture."""
     threads = []
 
-    def convert(data: bytes, mime: str) -> bytes:
+    def as_named(data: bytes, _mime: str, _path: Path) -> tuple[bytes, str]:
         threads.append(threading.current_thread())
-        return data
+        return data, "image/webp"
 
-    monkeypatch.setattr(pictures, "_converted", convert)
+    monkeypatch.setattr(convert, "as_named", as_named)
     asyncio.run(pictures.as_named(delivered(TINY_PNG), Path("fox.webp")))
     assert threads != [threading.main_thread()]
 
