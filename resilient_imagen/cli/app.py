@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from resilient_imagen.cli.guard import BAD_INPUT, guarded, warn
+from resilient_imagen.cli.terminal import accept_any_text
 
 __all__ = ["COMMANDS", "run"]
 
@@ -85,6 +86,7 @@ def _root(
 
 def run() -> None:
     """Run the command line of this process; ends it with the command's exit code."""
+    accept_any_text()
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = _app(arguments, prog_name="resilient-imagen", standalone_mode=False)

@@ -36,9 +36,9 @@ def cost(
     A request that was given up may be billed all the same: it counts at the price of an image in
     the last line.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning.words import left_out
 
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
@@ -50,12 +50,10 @@ def cost(
     for row in zip(_ROWS, *map(_cells, loaded.routes.values()), strict=True):
         table.add_row(*row)
     console = Console()
-    console.print(
-        f"{len(loaded.asked)} calls in {loaded.duration / 3600:.1f} hours", highlight=False
-    )
+    console.print(f"{len(loaded.asked)} calls in {loaded.duration / 3600:.1f} hours")
     console.print(table)
     for line in left_out(loaded):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def _cells(log: RouteLog) -> tuple[str, ...]:

@@ -51,16 +51,15 @@ def demo(
     A storyboard of eight scenes with reference pictures is made four times, by both vendors' real
     SDKs, over real sockets, from an emulator inside this process. No key, no bill; 15 seconds.
     """
-    from rich.console import Console
-
     from resilient_imagen.cli.session import run_traced
     from resilient_imagen.cli.storyboard import Play, demo_emulator
+    from resilient_imagen.cli.terminal import Console
 
     target = _target(output)
     collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
     if jaeger:
         _check_listening(collector)
-    console = Console(highlight=False)
+    console = Console()
     play = Play(demo_emulator())
     arrived = run_traced(partial(_perform, console, play), collector=collector, asked=jaeger)
     _close(console, play, target)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
     from resilient_imagen.emulator import Emulator
@@ -35,13 +36,13 @@ def emulate(
     Prints the environment variables that point an application at it. Ctrl-C ends it.
     """
     if example:
-        typer.echo(_EXAMPLE, nl=False)
+        echo(_EXAMPLE.rstrip())
         return
     app = _emulator(script)
     try:
         asyncio.run(_serve(app, port))
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)  # Ctrl-C is how this command is meant to end
+        echo("stopped", err=True)  # Ctrl-C is how this command is meant to end
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise CommandError(f"port {port} cannot be used: {why}") from None
@@ -62,12 +63,12 @@ async def _serve(app: Emulator, port: int) -> None:
     from resilient_imagen.emulator import EmulatorServer
 
     async with EmulatorServer(app, port=port) as server:
-        typer.echo(
+        echo(
             f"export GOOGLE_GENAI_API_KEY=emulated OPENAI_API_KEY=emulated\n"
             f"export GOOGLE_GEMINI_BASE_URL={server.google_url}\n"
             f"export OPENAI_BASE_URL={server.openai_url}"
         )
-        typer.echo("serving; Ctrl-C ends it", err=True)
+        echo("serving; Ctrl-C ends it", err=True)
         await asyncio.get_running_loop().create_future()
 
 

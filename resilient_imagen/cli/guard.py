@@ -13,6 +13,7 @@ import typer
 
 from resilient_imagen.cli import allow_cleanup
 from resilient_imagen.cli.advice import advised, keys_to_check
+from resilient_imagen.cli.terminal import echo, one_line
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
@@ -61,7 +62,7 @@ class CommandError(Exception):
 def warn(line: str) -> None:
     """Tell people something that is no result, in one line; nothing ends because none listens."""
     with contextlib.suppress(OSError):
-        typer.echo(f"resilient-imagen: {' '.join(line.split())}", err=True)
+        echo(f"resilient-imagen: {one_line(line)}", err=True)
 
 
 def describe(error: ImageGenerationError) -> str:

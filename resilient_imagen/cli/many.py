@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +22,7 @@ from resilient_imagen.cli.prompts import read_prompts
 from resilient_imagen.cli.session import open_client
 from resilient_imagen.cli.stopping import Stopping
 from resilient_imagen.cli.summary import Spent, show_summary, summarize
+from resilient_imagen.cli.terminal import Console, echo_json, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +79,7 @@ async def run_many(
         bill = client.snapshot()
     summary = summarize(rows, list(settled.values()), batch, spent, bill)
     if as_json:
-        typer.echo(json.dumps(summary))
+        echo_json(summary)
     else:
         show_summary(summary, folder, charged=emulator is None)
     if stopping.code is not None:
@@ -103,7 +101,7 @@ def _at_once(client: ImageClient) -> int:
 @contextlib.contextmanager
 def _progress(total: int, settled: int) -> Iterator[Any]:
     """A bar on a terminal; a line a row where output is kept. Both on standard error."""
-    console = _Console(stderr=True, highlight=False)
+    console = _Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -117,7 +115,7 @@ def _progress(total: int, settled: int) -> Iterator[Any]:
     def tell(row: Row, entry: Entry) -> None:
         with contextlib.suppress(OSError):
             if entry["status"] != DONE:
-                console.print(f"{row.id}: {entry['error']}", style="red", markup=False)
+                console.print(f"{row.id}: {one_line(entry['error'])}", style="red")
             elif not console.is_terminal:
                 warn(f"{row.id}: {entry['provider']}, {entry['latency_s']:.1f} s")
             bar.advance(task)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-from rich.console import Console
+from rich.text import Text
 
 from resilient_imagen import ImageGenerationError
 from resilient_imagen.cli import files, pictures
 from resilient_imagen.cli.advice import keys_to_check
 from resilient_imagen.cli.guard import warn
 from resilient_imagen.cli.session import open_client
+from resilient_imagen.cli.terminal import Console, echo, echo_json, one_line
 from resilient_imagen.images.sniff import pixel_size
 from resilient_imagen.telemetry.events import AttemptStarted, FellBack, RetryScheduled
 
@@ -66,15 +65,15 @@ async def run_single(
                 result = await order.place(client)
             except ImageGenerationError as error:
                 if as_json:
-                    typer.echo(json.dumps(_failure(error)))
+                    echo_json(_failure(error))
                 raise
     path = _path(result, output)
     saved = await _save(result, path)
-    say = partial(typer.echo, err=files.is_output(path))
+    err = files.is_output(path)
     if as_json:
-        say(json.dumps(_outcome(saved, path)))
+        echo_json(_outcome(saved, path), err=err)
     else:
-        _tell(saved, path, say, charged=emulator is None)
+        _tell(saved, path, partial(echo, err=err), charged=emulator is None)
 
 
 def _path(result: ImageResult, output: Path | None) -> Path:
@@ -111,11 +110,11 @@ def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charge
         "cost": price if charged else f"nothing: emulated (else {price})",
     }
     for name, value in rows.items():
-        say(f"{name:<10}{value}")
+        say(f"{name:<10}{one_line(value)}")
     for note in result.adjustments:
-        say(f"{'note':<10}{note}")
+        say(f"{'note':<10}{one_line(note)}")
     for dropped in result.dropped_references:
-        say(f"{'note':<10}reference {dropped['index'] + 1} not used: {dropped['why']}")
+        say(f"{'note':<10}reference {dropped['index'] + 1} not used: {one_line(dropped['why'])}")
 
 
 def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
@@ -155,8 +154,11 @@ class _StatusSink:
 
     def handle(self, event: Event) -> None:
         if isinstance(event, AttemptStarted):
-            self._status.update(f"{event.provider} {event.model} is drawing")
+            self._show(f"{event.provider} {event.model} is drawing")
         elif isinstance(event, RetryScheduled):
-            self._status.update(f"{event.provider}: {event.reason}; again in {event.delay_s:.0f} s")
+            self._show(f"{event.provider}: {event.reason}; again in {event.delay_s:.0f} s")
         elif isinstance(event, FellBack):
-            self._status.update(f"{event.from_route}: {event.cause}; going on to {event.to_route}")
+            self._show(f"{event.from_route}: {event.cause}; going on to {event.to_route}")
+
+    def _show(self, line: str) -> None:
+        self._status.update(Text(one_line(line)))  # a string would be read as markup

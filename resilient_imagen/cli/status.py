@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,40 +34,42 @@ def status(
     url = (Settings(redis_url=redis_url) if redis_url else Settings()).redis_url
     if url is None:
         raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
-    view = asyncio.run(look(Address.parse(url.get_secret_value())))
-    if as_json:
-        typer.echo(json.dumps(view.to_json(), indent=2))
-        return
-    from rich.console import Console
+    from resilient_imagen.cli.terminal import Console, echo_json
 
+    address = Address.parse(url.get_secret_value())
+    try:
+        view = asyncio.run(look(address))
+    except (ValueError, ArithmeticError, LookupError):  # a number that is none, a missing part
+        raise CommandError(
+            f"Redis at {address.shown} holds a record that this library did not write, below "
+            f"{address.namespace}:"
+        ) from None
+    if as_json:
+        echo_json(view.to_json(), indent=2)
+        return
     console = Console()
-    told = f"Redis at {view.redis}, keys {view.namespace}:*"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return
     console.print(_routes(view))
     for pace in view.paces:
         returned = f", {pace.returned} given back" if pace.returned else ""
-        console.print(
-            f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}",
-            highlight=False,
-            markup=False,
-        )
+        console.print(f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}")
 
 
 def _routes(view: View) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
     for route in view.routes:
         colour = _COLOURS.get(route.state, "default")
         table.add_row(
-            escape(route.route),
-            f"[{colour}]{_state(route)}[/]",
+            route.route,
+            Text(_state(route), colour),
             _span(route.since_s),
-            escape(route.brief or route.why or ""),
+            route.brief or route.why or "",
             str(route.failures_in_a_row),
             f"{route.window_failures}/{route.window_calls}",
             str(route.probes),

@@ -6,10 +6,10 @@ from collections import Counter
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from resilient_imagen.cli.journal import DONE
+from resilient_imagen.cli.terminal import Console, one_line
 from resilient_imagen.telemetry.events import AttemptEnded
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ def _price(entry: Entry) -> float:
 
 def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> None:
     """Print it; ``charged`` is False when the prices are only what it would have cost."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     if summary["providers"]:
         console.print(_table(summary["providers"], "cost" if charged else "cost, were it real"))
     for reason, count in summary["fallbacks"].items():
         console.print(f"{count} by fallback: {reason}")
     for each in summary["failed"][:_LISTED]:
-        console.print(f"no image for {each['id']} (line {each['line']}): {each['error']}")
+        console.print(f"no image for {each['id']} (line {each['line']}): {one_line(each['error'])}")
     if len(summary["failed"]) > _LISTED:
         console.print(f"and {len(summary['failed']) - _LISTED} more: see results.jsonl")
     if (maybe := summary["maybe_billed"])["requests"]:
@@ -126,12 +126,12 @@ def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> 
     if summary["kept"]:
         console.print(_before(summary["before"], charged=charged))
     console.print(
-        f"{folder}: {summary['made']} made, {summary['kept']} there before, "
+        f"{one_line(str(folder))}: {summary['made']} made, {summary['kept']} there before, "
         f"{len(summary['failed'])} failed, {summary['left']} left"
     )
     if summary["stopped"]:
         more = "; run it again to go on" if summary["left"] or summary["failed"] else ""
-        console.print(f"stopped: {summary['stopped']}{more}")
+        console.print(f"stopped: {one_line(summary['stopped'])}{more}")
 
 
 def _before(before: Mapping[str, Any], *, charged: bool) -> str:

@@ -20,6 +20,7 @@ from resilient_imagen.cli.recordings import (
     check_writable,
     recorded,
 )
+from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ def tune(
     _show(found, loaded, today)
     if html is not None and report is not None:
         html.write_text(report, encoding="utf-8")
-        typer.echo(f"report: {html}", err=True)
+        echo(f"report: {html}", err=True)
 
 
 @contextmanager
@@ -102,7 +103,7 @@ def _suited(today: Settings, recording: Recording) -> Settings:
     from resilient_imagen.settings import Route
 
     routes = tuple(Route(name) for name in recording.routes)
-    typer.echo(f"none of today's routes was recorded; taking {', '.join(routes)}", err=True)
+    echo(f"none of today's routes was recorded; taking {', '.join(routes)}", err=True)
     return today.model_copy(update={"routes": routes})
 
 
@@ -115,9 +116,9 @@ def _report(found: Sweep, recording: Recording, today: Settings) -> str:
 def _swept(
     recording: Recording, today: Settings, count: int, workers: int, go_on: Callable[[], None]
 ) -> Sweep:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning.sweep import sweep
 
     columns = ("settings", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -135,9 +136,9 @@ def _swept(
 
 
 def _show(found: Sweep, recording: Recording, today: Settings) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning import words
     from resilient_imagen.tuning.rank import Leaning
 
@@ -155,11 +156,11 @@ def _show(found: Sweep, recording: Recording, today: Settings) -> None:
     for row in rows:
         table.add_row(*row)
     for line in (*words.seen_line(recording), *words.set_aside(today)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     console.print(table)
     for leaning in Leaning:
         advice = found.advice[leaning]
-        typer.echo(f"\n# {leaning}: {words.advice_line(advice)}")
-        typer.echo(f"# {words.rest_line(found, leaning)}")
+        echo(f"\n# {leaning}: {words.advice_line(advice)}")
+        echo(f"# {words.rest_line(found, leaning)}")
         if advice.holds:
-            typer.echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
+            echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
