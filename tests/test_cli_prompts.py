@@ -57,6 +57,15 @@ WRONG = {
     '{"prompt": "a", "id": "\\u0301"}': "has an id that is no file name",
     '{"prompt": "a", "id": "\\ud800"}': "has an id that is no file name",
     '{"prompt": "a \\ud800"}': "the prompt holds half a character",
+    '{"prompt": "a", "id": "CON"}': "has the id 'CON', which names a device on Windows",
+    '{"prompt": "a", "id": "nul.tar.gz"}': "has the id 'nul.tar.gz', which names a device",
+    '{"prompt": "a", "id": "Com1."}': "has the id 'Com1.', which names a device on Windows",
+    '{"prompt": "a", "id": "LPT¹"}': "has the id 'LPT¹', which names a device on Windows",
+    '{"prompt": "a", "id": "con "}': "has an id that is no file name",
+    '{"prompt": "a", "id": "a:b"}': "has an id that is no file name",
+    '{"prompt": "a", "id": "a?"}': "has an id that is no file name",
+    f'{{"prompt": "a", "id": {"9" * 400}}}': "has an id that is no file name",
+    f'{{"prompt": "a", "id": {"9" * 5000}}}': "is not JSON",
 }
 
 
@@ -77,7 +86,22 @@ def test_null_means_not_given() -> None:
     assert (row.order.aspect_ratio, row.order.resolution) == ("9:16", "2K")
 
 
-@pytest.mark.parametrize("name", ["狐-1", "Füchsin.v2", "लोमड़ी", "ثعلب", "_x", "7", "狐" * 50])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "狐-1",
+        "Füchsin.v2",
+        "लोमड़ी",
+        "ثعلب",
+        "_x",
+        "7",
+        "狐" * 50,
+        "console",
+        "com",
+        "com10",
+        "aux2",
+    ],
+)
 def test_ids_may_be_of_any_language(name: str) -> None:
     """Letters with their marks, and digits."""
     (row,) = read(json.dumps({"prompt": "a", "id": name}))
@@ -87,7 +111,7 @@ def test_ids_may_be_of_any_language(name: str) -> None:
 def test_two_spellings_are_one_id() -> None:
     """Some file systems do not tell them apart."""
     spellings = ("caf\u00e9", "cafe\u0301", "CAF\u00c9")
-    for first, second in itertools.permutations(spellings, 2):
+    for first, second in (*itertools.permutations(spellings, 2), ("\u03c3", "\u03c2")):
         lines = [json.dumps({"prompt": "a", "id": name}) for name in (first, second)]
         with pytest.raises(CommandError, match="line 2: has the id of line 1"):
             read("\n".join(lines))

@@ -25,6 +25,8 @@ __all__ = ["Row", "read_prompts"]
 _KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references")
 _LONGEST_ID: Final = 100
 """Characters, and half as many bytes again: the system's limit is on bytes, suffixes included."""
+_DEVICE: Final = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
+"""Names that Windows gives to devices, whatever extension follows."""
 _SHOWN: Final = 5
 """Problems listed before "and so many more"."""
 
@@ -68,7 +70,7 @@ def read_prompts(path: Path, defaults: Order) -> list[Row]:
         except _RowError as error:
             problems.append(f"line {number}: {error}")
             continue
-        ids[row.id.casefold()] = number
+        ids[_folded(row.id)] = number
         rows.append(row)
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -135,6 +137,8 @@ def _id(fields: dict[str, Any]) -> str:
     name = unicodedata.normalize("NFC", str(given))
     if not _is_safe(name):
         raise _RowError("has an id that is no file name: letters, digits, dot, dash, underscore")
+    if _DEVICE.fullmatch(name):
+        raise _RowError(f"has the id {name[:40]!r}, which names a device on Windows")
     return name
 
 
@@ -147,11 +151,17 @@ def _is_safe(name: str) -> bool:
     return len(name) <= _LONGEST_ID and len(name.encode()) <= _LONGEST_ID * 3 // 2
 
 
+def _folded(name: str) -> str:
+    """The same for names that a file system may take for one: of other case, or other spelling."""
+    spelt = unicodedata.normalize("NFD", name).casefold()
+    return unicodedata.normalize("NFD", spelt)
+
+
 def _unique(row: Row, taken: dict[str, int]) -> str:
     """The row's own id, or one made from what is asked for: rows may then be moved about."""
     if row.id:
-        if row.id.casefold() in taken:
-            raise _RowError(f"has the id of line {taken[row.id.casefold()]}")
+        if (line := taken.get(_folded(row.id))) is not None:
+            raise _RowError(f"has the id of line {line}")
         return row.id
     words = re.findall(r"[a-z0-9]+", row.order.prompt.lower())
     base = "-".join(["-".join(words)[:40].strip("-"), row.asked[:8]]).lstrip("-")
