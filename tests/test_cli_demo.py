@@ -43,8 +43,12 @@ def test_the_story_is_told_to_a_file(
 ) -> None:
     """A line an image, the table, the times, the breaker's deeds; the environment has no say."""
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "sheet.png").symlink_to(victim)
     ended = cli(capsys, "demo", "-o", tmp_path / "sheet.png")
     assert (ended.code, ended.err) == (0, "")
+    assert victim.read_bytes() == b"precious"  # the link was replaced, not followed
     assert len(re.findall(r"^Google \w+ +scene \d  ", ended.out, re.MULTILINE)) == 32
     assert re.search(r"Google healthy +│ +8 images: [0-9.]+ / [0-9.]+ │ +- │", ended.out)
     for ill in ("overloaded", "hanging"):

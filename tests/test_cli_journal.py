@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
 
 import pytest
 from batch_kit import asked, batch, journal, prepare, scenes, write
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.cli import files
@@ -19,6 +25,7 @@ from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.journal import Entry, Journal
 from resilient_imagen.cli.order import Order
 from resilient_imagen.cli.prompts import Row, read_prompts
+from resilient_imagen.cli.summary import Spent, show_summary, summarize
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
@@ -197,10 +204,7 @@ def test_a_folder_that_takes_nothing_costs_nothing(
 ) -> None:
     """One line that names it, and no request."""
 
-    def full(path: Path, data: bytes) -> None:
-        raise FULL
-
-    monkeypatch.setattr(files, "write_synced", full)
+    monkeypatch.setattr(os, "fsync", _full)
     write(scenes(2))
     ended = batch(capsys)
     assert ended.code == 2
@@ -210,16 +214,18 @@ def test_a_folder_that_takes_nothing_costs_nothing(
 
 def fill_up(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Make the disk of pictures full after so many of them."""
-    real, count = files.write_synced, 0
+    real, count = files.replacing, 0
 
-    def filling(path: Path, data: bytes) -> None:
+    @contextmanager
+    def filling(path: Path, suffix: str) -> Iterator[IO[bytes]]:
         nonlocal count
         count += 1
-        if count > after:
-            raise FULL
-        real(path, data)
+        with real(path, suffix) as file:
+            if count > after:
+                raise FULL
+            yield file
 
-    monkeypatch.setattr(journals, "write_synced", filling)
+    monkeypatch.setattr(journals, "replacing", filling)
 
 
 def make(every: list[Row], google: FakeProvider, tell: Callable[[Row, Entry], None]) -> Batch:
@@ -255,8 +261,7 @@ def test_a_line_that_cannot_be_written_leaves_the_picture(monkeypatch: pytest.Mo
     (row,) = rows()
     with Journal(Path("out")) as kept:
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", _full)
-            patch.setattr(journals, "write_synced", lambda path, data: path.write_bytes(data))
+            patch.setattr(os, "fsync", _full_after(1))  # the picture's own comes first
             with pytest.raises(OSError, match=r"No space left on device: 'out/s0\.png'"):
                 kept.done(row, ".png", TINY_PNG, {})
         assert Path("out/results.jsonl").read_bytes() == b""
@@ -267,6 +272,19 @@ def test_a_line_that_cannot_be_written_leaves_the_picture(monkeypatch: pytest.Mo
 
 def _full(file: int) -> None:
     raise FULL
+
+
+def _full_after(times: int) -> Callable[[int], None]:
+    real, left = os.fsync, times
+
+    def sync(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise FULL
+        real(file)
+
+    return sync
 
 
 def test_a_bug_drops_nothing_that_is_under_way() -> None:
@@ -281,3 +299,217 @@ def test_a_bug_drops_nothing_that_is_under_way() -> None:
         make(rows(9), google, stumble)
     assert len(google.sent) == 3
     assert {entry["id"] for entry in journal()} == {"s0", "s1", "s2"}
+
+
+# -- a folder from somebody else --------------------------------------------------------------
+
+
+def strange_journal(*entries: Entry | str) -> None:
+    """A journal that another program wrote."""
+    Path("out").mkdir(exist_ok=True)
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    Path("out/results.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+def claim(row: Row, picture: bytes = TINY_PNG, **more: Any) -> Entry:
+    """A line that says that the row's picture is done."""
+    digest = hashlib.sha256(picture).hexdigest()
+    return {
+        "id": row.id, "line": 1, "asked": row.asked, "status": "done", "file": f"{row.id}.png",
+        "sha256": digest, "provider": "google", "usage": {"cost_usd": 0.1}, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["{outside}", "../victim.png", "./s0.png", "sub/../s0.png", "s1.png", "results.jsonl", "",
+     "s0", "s0.exe", "s0.png\x00", "S0.png", ".s0.png", "s0.png/"],
+)  # fmt: skip
+def test_a_journal_names_no_file_but_the_rows_own(
+    place: str, tmp_path: Path, capsys: Capsys
+) -> None:
+    """Another path is neither read nor written, even if a picture for it lies ready."""
+    first, _ = rows(2)
+    victim = tmp_path / "victim.png"
+    victim.write_bytes(b"precious")
+    strange_journal(claim(first, file=place.format(outside=victim)))
+    Path("out/s1.png").write_bytes(b"another row's")
+    part_of(first).write_bytes(TINY_PNG)
+    with Journal(Path("out")) as kept:
+        entry = kept.settled(first)
+    assert victim.read_bytes() == b"precious"
+    assert Path("out/s1.png").read_bytes() == b"another row's"
+    assert entry is not None
+    assert entry["file"] == "s0.png"
+    assert Path("out/s0.png").read_bytes() == TINY_PNG
+    assert "line 1 is damaged and left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["picture", "part", "journal", "unfinished"])
+def test_links_in_the_folder_are_not_followed(
+    what: str, tmp_path: Path, capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """A file outside, to which they point, is neither read as a picture nor written."""
+    (row,) = rows()
+    victim = tmp_path / "victim.png"
+    victim.write_bytes(TINY_PNG)
+    strange_journal(claim(row))
+    link = {
+        "picture": Path("out/s0.png"), "part": part_of(row), "journal": Path("out/results.jsonl"),
+        "unfinished": Path("out/.0123456789abcdef.picture.part"),
+    }[what]  # fmt: skip
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    ended = batch(capsys)
+    assert victim.read_bytes() == TINY_PNG
+    if what == "journal":
+        assert ended.code == 2
+        assert ended.complaint == "out/results.jsonl cannot be written: is a symbolic link"
+        assert emulator.google.requests == ()
+    else:
+        assert json.loads(ended.out)["made"] == 1
+        assert not Path("out/s0.jpg").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_folder_holds_nothing_up(capsys: Capsys) -> None:
+    """Opening one to read waits for a writer: it is none of our files."""
+    (row,) = rows()
+    strange_journal(claim(row))
+    os.mkfifo(part_of(row))
+    with Journal(Path("out")) as kept:
+        assert kept.settled(row) is None
+    Path("out/results.jsonl").unlink()
+    os.mkfifo("out/results.jsonl")
+    with pytest.raises(CommandError, match="is no ordinary file"), Journal(Path("out")):
+        pass
+    capsys.readouterr()
+
+
+HUGE = "9" * 400
+STRANGE: dict[str, Any] = {
+    "a digest of another type": {"sha256": 7},
+    "a digest that is none": {"sha256": "../../etc/passwd"},
+    "a file of another type": {"file": ["s0.png"]},
+    "a status of another type": {"status": {"done": 1}},
+    "an unknown status": {"status": "excellent"},
+    "a failure without words": {"status": "failed", "reason": "content_blocked"},
+    "a failure with strange words": {
+        "status": "failed", "reason": "content_blocked", "error": {"a": 1},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_line_of_wrong_types_is_left_out(name: str, capsys: Capsys) -> None:
+    """It is named, and its row is made."""
+    (row,) = rows()
+    strange_journal({**claim(row), **STRANGE[name]})
+    Path("out/s0.png").write_bytes(TINY_PNG)
+    with Journal(Path("out")) as kept:
+        assert kept.settled(row) is None
+    assert "line 1 is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "usage",
+    ["7", "[1]", '{"cost_usd": "much"}', '{"cost_usd": NaN}', '{"cost_usd": Infinity}',
+     '{"cost_usd": -3}', '{"cost_usd": true}', f'{{"cost_usd": {HUGE}}}', '{"cost_usd": []}'],
+)  # fmt: skip
+def test_a_price_that_cannot_be_counts_nothing(
+    usage: str, capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """A picture is kept all the same, and the summary stays a number."""
+    (row,) = rows()
+    claimed = json.dumps(claim(row, provider=["google"])).replace('{"cost_usd": 0.1}', usage)
+    strange_journal(claimed)
+    Path("out/s0.png").write_bytes(TINY_PNG)
+    ended = batch(capsys)
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out)["before"] == {"providers": {"unknown": 1}, "cost_usd": 0}
+
+
+def test_the_last_of_several_lines_of_a_row_counts(capsys: Capsys) -> None:
+    """As in a journal of several runs; lines of other rows and of nobody change nothing."""
+    first, second = rows(2)
+    Path("out").mkdir()
+    Path("out/s0.png").write_bytes(TINY_PNG)
+    strange_journal(
+        claim(first, picture=b"another one"), claim(second), claim(first), claim(first, id="s9")
+    )
+    with Journal(Path("out")) as kept:
+        assert (kept.settled(first) or {})["status"] == "done"
+        assert kept.settled(second) is None
+
+
+def test_a_huge_line_costs_no_memory(capsys: Capsys) -> None:
+    """It is skipped piece by piece; the lines around it count."""
+    first, second = rows(2)
+    with Journal(Path("out")) as kept:
+        kept.done(first, ".png", TINY_PNG, {})
+    with Path("out/results.jsonl").open("a") as file:
+        file.write('{"id": "' + "x" * 50_000_000 + '"}\n')
+    with Journal(Path("out")) as kept:
+        kept.done(second, ".png", TINY_PNG, {})
+    capsys.readouterr()
+    tracemalloc.start()
+    try:
+        with Journal(Path("out")) as kept:
+            assert kept.settled(first) is not None
+            assert kept.settled(second) is not None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+    assert "line 2 is damaged and left out" in capsys.readouterr().err
+
+
+def test_many_damaged_lines_are_not_all_named(capsys: Capsys) -> None:
+    """The first five, and how many more."""
+    strange_journal(*["nothing"] * 40)
+    with Journal(Path("out")):
+        pass
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 6
+    assert told[-1].endswith("35 more lines are damaged and left out")
+
+
+def test_what_a_killed_run_left_unfinished_is_removed() -> None:
+    """A file of the user's with nearly such a name is not."""
+    (row,) = rows()
+    Path("out").mkdir()
+    for name in (".0123456789abcdef.picture.part", ".mine.part", ".0123456789abcdef.part"):
+        Path("out", name).write_bytes(b"half")
+    with Journal(Path("out")) as kept:
+        assert kept.settled(row) is None
+    assert names() == {"results.jsonl", ".mine.part", ".0123456789abcdef.part"}
+
+
+_STRANGE_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8)
+    | st.sampled_from(["done", "failed", "s0", "s0.png", "content_blocked", "0" * 64]),
+    lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.sampled_from(["cost_usd", "id", "x"]), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+_FIELDS = ["id", "asked", "status", "file", "sha256", "provider", "usage", "reason", "error"]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(_FIELDS), _STRANGE_VALUES, max_size=9), max_size=4))
+def test_any_journal_is_read_and_summed_up(entries: list[Entry]) -> None:
+    """Whatever stands in it, a run goes on, and its summary can be printed."""
+    row = Row("s0", 1, Order("a", "9:16", "2K"), "0" * 16)
+    with TemporaryDirectory() as folder:
+        lines = "".join(
+            json.dumps({"id": "s0", "asked": row.asked, **each}) + "\n" for each in entries
+        )
+        Path(folder, "results.jsonl").write_text(lines)
+        Path(folder, "s0.png").write_bytes(TINY_PNG)
+        with Journal(Path(folder)) as kept:
+            entry = kept.settled(row)
+            done = Batch([], kept, lambda *_: None)
+        bill = {"cost_usd": 0.0, "maybe_billed": {"requests": 0, "cost_usd": 0.0, "unpriced": 0}}
+        settled = [] if entry is None else [entry]
+        summary = summarize([row], settled, done, Spent(), bill)
+        show_summary(summary, Path(folder), charged=True)
+    assert summary["kept"] + len(summary["failed"]) + summary["left"] == 1

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import stat
 import subprocess
 import sys
 import threading
+import types
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,17 @@ from images_samples import delivered, encoded, opened
 from PIL import Image, ImageChops, ImageStat
 
 from resilient_imagen.cli import files, pictures
+from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images import convert
 from resilient_imagen.images.sniff import sniff_mime
 from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.tuning.recording import Attempted, to_json
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 Capsys = pytest.CaptureFixture[str]
+tune = import_module("resilient_imagen.cli.tune")
 FOX = ("generate", "a fox", "--resolution", "1K", "--aspect", "1:1")
 
 
@@ -119,10 +125,7 @@ def test_a_full_disk_costs_nothing(
 ) -> None:
     """What cannot be written is found out before a request is sent."""
 
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "write_synced", full)
+    monkeypatch.setattr(os, "fsync", _full)
     ended = cli(capsys, *FOX, *target)
     assert ended.code == 2
     assert ended.complaint.endswith(" cannot be written: No space left on device")
@@ -131,31 +134,90 @@ def test_a_full_disk_costs_nothing(
 
 def test_a_disk_that_fills_up_is_one_line(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system's own words, with the file, and no half of it."""
-    calls = []
+    real, calls = os.fsync, []
 
-    def filling(path: Path, data: bytes) -> None:
-        calls.append(path)
-        path.write_bytes(b"")
-        if len(calls) > 1:
+    def filling(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 1:  # the first one was to see that the disk is not full
             raise OSError(28, "No space left on device")
+        real(file)
 
-    monkeypatch.setattr(files, "write_synced", filling)
+    monkeypatch.setattr(os, "fsync", filling)
     ended = cli(capsys, *FOX, "-o", "fox", "--emulator")
     assert (ended.code, ended.complaint) == (1, "fox.jpg: No space left on device")
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_is_left_of_what_could_not_be_written(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither half a file nor a temporary one, after a full disk or Ctrl-C; the old one stays."""
+
+    def stop(file: int) -> None:
+        raise error
+
+    (tmp_path / "fox.png").write_bytes(b"as before")
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(type(error)):
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+    with pytest.raises((CommandError, KeyboardInterrupt)):
+        files.check_writable(tmp_path / "fox.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
+    assert (tmp_path / "fox.png").read_bytes() == b"as before"
+
+
+def _full(file: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_no_other_file_is_touched(tmp_path: Path, capsys: Capsys) -> None:
+    """A file or a link that is named as a temporary file of ours might be stays as it is."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    Path(".fox.jpg.part").write_bytes(b"mine")
+    Path(".other.jpg.part").symlink_to(victim)
+    for name in ("fox.jpg", "other.jpg"):
+        assert cli(capsys, *FOX, "-o", name, "--emulator").code == 0
+        assert sniff_mime(Path(name).read_bytes()) == "image/jpeg"
+    assert Path(".fox.jpg.part").read_bytes() == b"mine"
+    assert Path(".other.jpg.part").is_symlink()
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    """The file that it pointed to keeps its content."""
+    victim, link = tmp_path / "victim", tmp_path / "fox.png"
+    victim.write_bytes(b"precious")
+    link.symlink_to(victim)
+    files.write_whole(link, TINY_PNG)
+    assert not link.is_symlink()
+    assert link.read_bytes() == TINY_PNG
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_temporary_name_that_is_taken_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file would look like one."""
+    """Even if somebody had guessed it: the link is not followed, and not removed."""
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "0" * 2 * count)
+    planted = tmp_path / f".{'0' * 16}.part"
+    planted.symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+    assert planted.is_symlink()
+    assert not (tmp_path / "victim").exists()
 
-    def full(file: int) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        files.write_synced(tmp_path / "fox.png", TINY_PNG)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_path: Path) -> None:
+    """As any file that the user makes."""
+    before = os.umask(mask)
+    try:
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "fox.png").stat().st_mode) == mode
 
 
 def test_a_name_that_cannot_be_is_refused(
@@ -199,3 +261,66 @@ def test_the_standard_output_is_the_picture(into: str, tmp_path: Path) -> None:
     assert picture.endswith(b"\xff\xd9")
     assert b"saved     /dev/stdout (" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"fox"}
+
+
+# -- what the other commands write ----------------------------------------------------------------
+
+GOOD = to_json(Attempted(1e9, "c", "google:gemini-3-pro-image", 2.0)) + "\n"
+
+
+@pytest.fixture
+def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `tune` that sweeps nothing and writes a short report."""
+    monkeypatch.setattr(tune, "_swept", lambda *_: None)
+    monkeypatch.setattr(tune, "_report", lambda *_: "<p>report</p>")
+    monkeypatch.setattr(tune, "_show", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "vl_convert", types.ModuleType("vl_convert"))
+
+
+@pytest.mark.usefixtures("untuned")
+@pytest.mark.parametrize(
+    ("command", "option", "content"),
+    [("cost", "--save", GOOD), ("tune", "--save", GOOD), ("tune", "--html", "<p>report</p>")],
+)
+def test_what_is_written_beside_follows_no_link(
+    command: str, option: str, content: str, capsys: Capsys, tmp_path: Path
+) -> None:
+    """A planted link is replaced, and a file named as a temporary one might be stays."""
+    Path("calls.jsonl").write_text(GOOD)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    Path("result").symlink_to(victim)
+    Path(".result.part").symlink_to(victim)
+    ended = cli(capsys, command, "calls.jsonl", option, "result")
+    assert ended.code == 0, ended.err
+    assert Path("result").read_text() == content
+    assert not Path("result").is_symlink()
+    assert Path(".result.part").is_symlink()
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.usefixtures("untuned")
+@pytest.mark.parametrize(("command", "option"), [("cost", "--save"), ("tune", "--html")])
+def test_a_full_disk_leaves_what_was_there(
+    command: str, option: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with the system's words; the old file stays, and nothing lies beside it."""
+    Path("calls.jsonl").write_text(GOOD)
+    Path("result").write_text("as before")
+    monkeypatch.setattr(os, "fsync", _full)
+    ended = cli(capsys, command, "calls.jsonl", option, "result")
+    assert ended.code in {1, 2}
+    assert ended.complaint == "result: No space left on device"
+    assert Path("result").read_text() == "as before"
+    assert sorted(path.name for path in Path().iterdir()) == ["calls.jsonl", "result"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
+@pytest.mark.usefixtures("untuned")
+@pytest.mark.parametrize(("command", "option"), [("cost", "--save"), ("tune", "--html")])
+def test_a_full_device_is_one_line(command: str, option: str, capsys: Capsys) -> None:
+    """A device is written to as it is, and what it says is told."""
+    Path("calls.jsonl").write_text(GOOD)
+    ended = cli(capsys, command, "calls.jsonl", option, "/dev/full")
+    assert ended.code in {1, 2}
+    assert ended.complaint == "/dev/full: No space left on device"

@@ -65,7 +65,7 @@ def test_printable_text_has_no_control_character(text: str) -> None:
     assert printable(shown) == shown
 
 
-@pytest.mark.parametrize("text", ["狐", "می\u200cخواهم", "👩\u200d🚀", "लोमड़ी", "a\u00a0b", "é"])
+@pytest.mark.parametrize("text", ["狐", "नमस्ते\u200d", "👩\u200d🚀", "लोमड़ी", "a\u00a0b", "é"])
 def test_text_of_any_language_is_kept(text: str) -> None:
     """The joiners that spelling needs are no danger."""
     assert printable(text) == text
@@ -122,7 +122,8 @@ def test_a_file_name_cannot_reach_the_terminal(capsys: Capsys) -> None:
     """The name under which a picture is saved is shown with its control characters escaped."""
     name = f"fox{ESCAPES}\n.jpg"
     ended = cli(
-        capsys, "generate", "a fox", "-o", name, "--emulator", "--resolution", "1K", "--aspect", "1:1"
+        capsys, "generate", "a fox", "-o", name, "--emulator", "--resolution", "1K",
+        "--aspect", "1:1",
     )  # fmt: skip
     assert ended.code == 0
     assert Path(name).is_file()

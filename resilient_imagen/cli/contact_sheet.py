@@ -25,8 +25,11 @@ _PAPER: Final = (250, 249, 246)
 _COLOURS: Final = {"google": (45, 92, 190), "openai": (22, 128, 92)}
 
 
-def draw_contact_sheet(panels: Sequence[Panel]) -> Image.Image:
-    """The page; a panel without a picture stays empty and says why."""
+def draw_contact_sheet(panels: Sequence[Panel], extension: str) -> bytes:
+    """Draw the page, encoded as its file's extension names it: .png, .jpg or .jpeg.
+
+    A panel without a picture stays empty and says why.
+    """
     column, row = _THUMB[0] + _GAP, _THUMB[1] + _CAPTION + _GAP
     page = Image.new("RGB", (_LABEL + len(SCENES) * column + _GAP, len(ACTS) * row + _GAP), _PAPER)
     pen = ImageDraw.Draw(page)
@@ -43,7 +46,9 @@ def draw_contact_sheet(panels: Sequence[Panel]) -> Image.Image:
         caption = f"{panel.result.provider}  {panel.result.latency_s:.1f} s"
         colour = _COLOURS.get(panel.result.provider, _INK)
         pen.text((left, top + _THUMB[1] + 3), caption, colour, font=small)
-    return page
+    out = io.BytesIO()
+    page.save(out, "PNG" if extension.lower() == ".png" else "JPEG")
+    return out.getvalue()
 
 
 def _thumbnail(picture: bytes) -> Image.Image:

@@ -160,12 +160,13 @@ async def _perform(console: Console, play: Play) -> None:
 def _close(console: Console, play: Play, target: Path) -> None:
     from resilient_imagen.cli.contact_sheet import draw_contact_sheet
     from resilient_imagen.cli.demo_view import show_breaker, show_times
+    from resilient_imagen.cli.files import write_whole
 
     console.print()
     show_times(console, play)
     console.print()
     show_breaker(console, play)
-    draw_contact_sheet(play.panels).save(target)
+    write_whole(target, draw_contact_sheet(play.panels, target.suffix))
     console.print(f"Contact sheet: {target}", soft_wrap=True)
 
 

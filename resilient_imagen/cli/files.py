@@ -1,12 +1,20 @@
-"""Files that are there in full or not at all, and that are known to be writable beforehand."""
+"""Files that are there in full or not at all, and that are known to be writable beforehand.
+
+A new file is written under a random name beside its target and then takes the target's name, so no
+other file is touched and no symbolic link is followed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import os
+import secrets
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.pictures import TYPICAL
@@ -22,8 +30,11 @@ __all__ = [
     "is_output",
     "naming",
     "obstacle",
-    "write_synced",
+    "open_regular",
+    "refusing",
+    "replacing",
     "write_whole",
+    "writing",
 ]
 
 _PROBE: Final = 2**20
@@ -40,7 +51,7 @@ def check_target(path: Path) -> None:
     Raises:
         CommandError: It cannot.
     """
-    with _refusing(path):
+    with refusing(path):
         if path.is_dir():
             raise CommandError(f"{path} is a directory; -o needs a file's name")
         if not path.parent.is_dir():
@@ -59,14 +70,18 @@ def check_writable(path: Path) -> None:
     Raises:
         CommandError: That did not work.
     """
-    part = _part(path)
-    with _refusing(path):
-        write_synced(part, bytes(_PROBE))
-        part.unlink()
+    with refusing(path), _temporary(path, ".part") as (file, _):
+        file.write(bytes(_PROBE))
+        _sync(file)
 
 
 @contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
+    """Say that the path cannot be written, where the system says so.
+
+    Raises:
+        CommandError: Instead of the OSError raised within.
+    """
     try:
         yield
     except OSError as error:
@@ -99,17 +114,50 @@ def is_output(path: Path) -> bool:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there in full or not at all, even if the power fails.
 
+    A symbolic link at the path is replaced by the file, not followed; a device takes the bytes.
+
+    Raises:
+        OSError: It cannot be written; the error names the path.
+    """
+    with naming(path), writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a device, or else a new file that takes the path's place: see `replacing`.
+
     Raises:
         OSError: It cannot be written.
     """
-    with naming(path):
-        if is_device(path):
-            with path.open("ab") as device:
-                device.write(data)
-            return
-        part = _part(path)
-        write_synced(part, data)
-        part.replace(path)
+    if is_device(path):
+        with path.open("ab") as device:
+            yield device
+    else:
+        with replacing(path) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str = ".part") -> Iterator[IO[bytes]]:
+    """Open a new file that takes the path's place when the block ends without an error.
+
+    It is on the disk in full by then. After any error, also Ctrl-C, it is removed and the path
+    stays as it was.
+
+    Args:
+        path: Where it goes. A symbolic link there is replaced, not followed.
+        suffix: Ends the random name that it has until then.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with _temporary(path, suffix) as (file, part):
+        yield file
+        _sync(file)
+        file.close()  # Windows renames no open file
+        with naming(path):
+            part.replace(path)
 
 
 @contextlib.contextmanager
@@ -125,21 +173,26 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk; nothing is left of one that cannot be.
+def open_regular(path: Path, mode: str = "rb") -> io.FileIO:
+    """Open a file, without buffer, if it is an ordinary one and no symbolic link.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be opened, or is something else.
     """
-    try:
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        raise
+    if path.is_symlink():  # beside the flag, which not every system has
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    file = io.FileIO(path, mode, opener=_open_without_waiting)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "is no ordinary file", str(path))
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Open it as `open` would, but follow no link, and wait for no writer of a pipe."""
+    for wanted in ("O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, wanted, 0)
+    return os.open(name, flags, 0o666)
 
 
 def digest_of(path: Path) -> str:
@@ -152,5 +205,30 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+@contextlib.contextmanager
+def _temporary(path: Path, suffix: str) -> Iterator[tuple[IO[bytes], Path]]:
+    """A new file beside the path, under a random name; it is removed unless it was renamed.
+
+    The system gives it the mode that the umask, or the folder's default access list, asks for.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}{suffix}")
+    ours = True
+    try:
+        try:
+            with naming(path):
+                file = part.open("xb")  # fails if anything has the name, also a link to nowhere
+        except FileExistsError:
+            ours = False
+            raise
+        with file:
+            yield file, part
+    finally:
+        if ours:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _sync(file: IO[bytes]) -> None:
+    """Wait until it is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -3,6 +3,9 @@
 A picture is written under a temporary name that says which row it is of, then its line, then it
 gets its own name: whatever breaks off in between, the next run finds nothing, or a whole picture
 that it can put in place.
+
+The directory may come from somebody else. A line is believed only as far as it names the row's own
+picture, no symbolic link in the directory is followed, and nothing outside is read or written.
 """
 
 from __future__ import annotations
@@ -13,13 +16,23 @@ import io
 import json
 import os
 import re
+import unicodedata
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-from resilient_imagen.cli.files import check_writable, digest_of, naming, obstacle, write_synced
+from resilient_imagen.cli.files import (
+    check_writable,
+    naming,
+    obstacle,
+    open_regular,
+    refusing,
+    replacing,
+)
 from resilient_imagen.cli.guard import CommandError, warn
+from resilient_imagen.cli.pictures import KNOWN_EXTENSIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -35,6 +48,16 @@ _NOT_SAVED: Final = "not_saved"
 """Beside the library's reasons: there is, or was to be, a picture, and no place for it."""
 _PART: Final = re.compile(r"\.(.+)\.([0-9a-f]{16})\.([0-9a-f]{64})(\.\w+)\.part")
 """Of a picture: its row's id and fingerprint, its digest, its extension."""
+_UNFINISHED: Final = ".picture.part"
+"""Ends the name of a picture while it is written; whoever holds the journal writes them alone."""
+_ABANDONED: Final = re.compile(r"\.[0-9a-f]{16}\.picture\.part")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_MAX_LINE: Final = 1_000_000
+"""Bytes of a line; ours take some thousands."""
+_TOO_DEAR: Final = 1_000_000
+"""Dollars that no picture costs."""
+_WARNINGS: Final = 5
+"""Damaged lines named one by one."""
 
 Entry = dict[str, Any]
 
@@ -66,7 +89,8 @@ class Journal:
     def __enter__(self) -> Self:
         """Read what earlier runs did."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = io.FileIO(self.path, "a+")
+        with refusing(self.path):
+            self._file = open_regular(self.path, "a+")
         try:
             _lock(self._file, self.path)
             check_writable(self.path)
@@ -124,7 +148,8 @@ class Journal:
         part = self.folder / f".{row.id}.{row.asked}.{digest}{suffix}.part"
         told = {"status": DONE, "file": name, "sha256": digest, **details}
         with naming(self.folder / name):
-            write_synced(part, picture)
+            with replacing(part, _UNFINISHED) as file:
+                file.write(picture)
             entry = self._append(row, told)
         return self._name(row, part, entry)
 
@@ -141,13 +166,15 @@ class Journal:
         path = self.folder / entry["file"]
         if not path.is_file():
             return False
-        if digest_of(path) == entry.get("sha256"):
+        if _digest(path) == entry["sha256"]:
             return True
         warn(f"{path} is not the picture that was kept; it is made again")
         return False
 
     def _adopt(self, row: Row, part: Path, entry: Entry) -> Entry:
-        _, _, digest, suffix = _parsed(part)
+        found = _parsed(part.name)
+        assert found is not None  # noqa: S101 - only such names are kept
+        _, _, digest, suffix = found
         if entry.get("sha256") != digest:
             told = {"status": DONE, "file": row.id + suffix, "sha256": digest, "adopted": True}
             with naming(self.path):
@@ -186,43 +213,115 @@ class Journal:
 
     def _read(self) -> None:
         assert self._file is not None  # noqa: S101 - entered before
-        self._file.seek(0)
-        content = self._file.readall()
-        for number, line in enumerate(content.splitlines(), start=1):
-            entry = _entry(line)
-            if entry is not None:
-                self._entries[entry["id"]] = entry
-            elif line.strip():
-                warn(f"{self.path}: line {number} is damaged and left out")
-        if content and not content.endswith(b"\n"):
-            self._write(b"\n")  # the last run broke off in the middle of its line
+        damaged = 0
+        with open(self._file.fileno(), "rb", closefd=False) as reader:
+            reader.seek(0)
+            for number, line in enumerate(_lines(reader), start=1):
+                entry = _entry(line)
+                if entry is not None:
+                    self._entries[entry["id"]] = entry
+                elif line.strip():
+                    damaged += 1
+                    if damaged <= _WARNINGS:
+                        warn(f"{self.path}: line {number} is damaged and left out")
+            broken_off = _ends_in_the_middle(reader)
+        if damaged > _WARNINGS:
+            warn(f"{self.path}: {damaged - _WARNINGS} more lines are damaged and left out")
+        if broken_off:
+            self._write(b"\n")  # the last run stopped in the middle of its line
 
     def _find_parts(self) -> None:
         for path in self.folder.iterdir():
-            if not _PART.fullmatch(path.name):
-                continue
-            name, asked, digest, _ = _parsed(path)
-            if digest_of(path) == digest:
-                self._parts[name, asked] = path
-            else:
-                path.unlink()  # half a picture
+            if path.is_symlink() or not path.is_file():
+                continue  # none of ours
+            if _ABANDONED.fullmatch(path.name):
+                path.unlink()
+            elif found := _parsed(path.name):
+                name, asked, digest, _ = found
+                if _digest(path) == digest:
+                    self._parts[name, asked] = path
+                else:
+                    path.unlink()  # half a picture
 
 
-def _parsed(part: Path) -> tuple[str, ...]:
-    found = _PART.fullmatch(part.name)
-    assert found is not None  # noqa: S101 - only such names are kept
-    return found.groups()
+def _parsed(name: str) -> tuple[str, str, str, str] | None:
+    """Id, fingerprint, digest and extension out of the name of a picture that has no line yet."""
+    found = _PART.fullmatch(name)
+    if found is None or found[4] not in KNOWN_EXTENSIONS:
+        return None
+    # Some file systems give names back in another spelling than they were given.
+    return unicodedata.normalize("NFC", found[1]), found[2], found[3], found[4]
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a picture, in hexadecimal; None for what is no ordinary file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.is_symlink() or not path.is_file():
+        return None
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lines(reader: IO[bytes]) -> Iterator[bytes]:
+    """Each line; of one that is longer than any of ours only the beginning."""
+    while line := reader.readline(_MAX_LINE):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = reader.readline(_MAX_LINE)
+        yield line
+
+
+def _ends_in_the_middle(reader: IO[bytes]) -> bool:
+    """Whether the last line has no line break."""
+    if not reader.seek(0, io.SEEK_END):
+        return False
+    reader.seek(-1, io.SEEK_END)
+    return reader.read() != b"\n"
 
 
 def _entry(line: bytes) -> Entry | None:
+    """The fields of a line that are used, each checked; None if it is none of our lines."""
     try:
-        entry = json.loads(line)
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+    if not isinstance(found, dict) or not isinstance(name := found.get("id"), str):
         return None
-    needed = {DONE: "file", FAILED: "reason"}.get(str(entry.get("status")))
-    return entry if needed and isinstance(entry.get(needed), str) else None
+    status = found.get("status")
+    fields = None
+    if status == DONE:
+        fields = _picture_fields(name, found)
+    elif status == FAILED:
+        fields = _failure_fields(found)
+    if fields is None:
+        return None
+    return {"id": name, "asked": found.get("asked"), "status": status, **fields}
+
+
+def _picture_fields(name: str, found: Entry) -> Entry | None:
+    digest, provider = found.get("sha256"), found.get("provider")
+    if found.get("file") not in [name + suffix for suffix in KNOWN_EXTENSIONS]:
+        return None
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        return None
+    fields = {"file": found["file"], "sha256": digest, "usage": _usage(found.get("usage"))}
+    return {**fields, "provider": provider} if isinstance(provider, str) else fields
+
+
+def _failure_fields(found: Entry) -> Entry | None:
+    fields = {key: found.get(key) for key in ("reason", "error")}
+    return fields if all(isinstance(value, str) for value in fields.values()) else None
+
+
+def _usage(given: object) -> dict[str, float]:
+    """What a picture cost in dollars; 0 where its line holds no possible price."""
+    cost = given.get("cost_usd") if isinstance(given, dict) else None
+    if isinstance(cost, bool) or not isinstance(cost, int | float) or not 0 <= cost < _TOO_DEAR:
+        cost = 0.0
+    return {"cost_usd": float(cost)}
 
 
 def _lock(file: io.FileIO, path: Path) -> None:

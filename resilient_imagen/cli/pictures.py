@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageResult
 
-__all__ = ["TYPICAL", "as_named", "extension", "free_name", "misnamed"]
+__all__ = ["KNOWN_EXTENSIONS", "TYPICAL", "as_named", "extension", "free_name", "misnamed"]
 
+KNOWN_EXTENSIONS: Final = frozenset({".img"}.union(*EXTENSIONS.values()))
+"""Every extension that a picture may be kept under."""
 TYPICAL: Final = (".jpg", ".png", ".webp")
 """Extensions of what vendors deliver."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import Counter
@@ -114,18 +115,20 @@ def _written(path: Path, source: str) -> Iterator[IO[str]]:
     """A file that takes the path's place when all has been read, and not before."""
     if path.exists() and source not in {"", "-"} and path.samefile(source):
         raise CommandError(f"--save {path} is the recording itself; name another file")
+    from resilient_imagen.cli.files import writing
+
     check_writable("--save", path)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        with path.open("w", encoding="utf-8") as target:  # a pipe's place is not to be taken
-            yield target
-        return
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as target:
-            yield target
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        with writing(path) as file:
+            target = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+            try:
+                yield target
+            finally:
+                target.detach()
+    except OSError as error:
+        if error.filename is not None:  # of what is read
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -134,10 +137,13 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         CommandError: It could not.
     """
+    from resilient_imagen.cli.files import is_device
+
     folder = path.parent
     if path.is_dir():
         raise CommandError(f"{option} {path} is a directory; name a file")
     if not folder.is_dir():
         raise CommandError(f"{option}: {folder} is no directory; make it first")
-    if not os.access(folder, os.W_OK):
-        raise CommandError(f"{option}: {folder} may not be written to")
+    place = path if is_device(path) else folder
+    if not os.access(place, os.W_OK):
+        raise CommandError(f"{option}: {place} may not be written to")

@@ -66,7 +66,9 @@ def tune(
         report = None if html is None else _report(found, loaded, today)
     _show(found, loaded, today)
     if html is not None and report is not None:
-        html.write_text(report, encoding="utf-8")
+        from resilient_imagen.cli.files import write_whole
+
+        write_whole(html, report.encode())
         echo(f"report: {html}", err=True)
 
 
