@@ -89,14 +89,16 @@ def test_a_real_jaeger_gives_the_recording_back(
     backend, service, recording = filled
     monkeypatch.setattr(reader, "_TRACES", 60)
     if old:
-        asked = httpx2.Client.get
+        send = httpx2.Client.send
 
-        def refuse(self: httpx2.Client, url: str, **options: object) -> httpx2.Response:
-            if "/api/v3/" in url:
-                return httpx2.Response(501, text="not here")
-            return asked(self, url, **options)  # type: ignore[arg-type]
+        def refuse(
+            self: httpx2.Client, request: httpx2.Request, **options: bool
+        ) -> httpx2.Response:
+            if "/api/v3/" in request.url.path:
+                return httpx2.Response(501, text="not here", request=request)
+            return send(self, request, stream=options.get("stream", False))
 
-        monkeypatch.setattr(httpx2.Client, "get", refuse)
+        monkeypatch.setattr(httpx2.Client, "send", refuse)
     found = from_jaeger(backend, service, recording)
     assert size(found) == size(recording)
     for name, log in recording.routes.items():

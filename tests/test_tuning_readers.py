@@ -6,12 +6,16 @@ import gzip
 import io
 import json
 import logging
+import sys
+import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import structlog
 from hypothesis import given
@@ -20,7 +24,8 @@ from tuning_kit import read, same, told
 
 from resilient_imagen import Reason
 from resilient_imagen.telemetry.logs import LogSink
-from resilient_imagen.tuning import RecordingError, load
+from resilient_imagen.tuning import RecordingError, jaeger, load, readers
+from resilient_imagen.tuning.jaeger import rows_of_service
 from resilient_imagen.tuning.readers import FOREIGN, SKIPPED, UNCLEAR, read_rows
 from resilient_imagen.tuning.recording import (
     Asked,
@@ -378,3 +383,228 @@ def test_own_bugs_are_no_evidence() -> None:
     rows, notes = read(json.dumps(line))
     assert rows == []
     assert sum(notes.values()) == 1
+
+
+# -- hostile and damaged input --------------------------------------------------------------------
+
+HUGE = "9" * 400
+DEEP = '{"sent":' * 100_000
+SPAN = (
+    '{"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "imagegen.generate", "traceId": "t",'
+    ' "spanId": %s, "startTimeUnixNano": %s, "endTimeUnixNano": "2000000000000000000"}]}]}]}'
+)
+TAGGED = (
+    '{"data": [{"traceID": "t", "spans": [{"operationName": "x", "spanID": "s", "startTime": %s,'
+    ' "duration": %s, "tags": [{"key": "imagegen.attempt.outcome", "value": %s},'
+    ' {"key": "imagegen.circuit_breaker.name", "value": "p:m"},'
+    ' {"key": "imagegen.cost_usd", "value": %s}]}]}]}'
+)
+
+
+def sent(**more: str) -> str:
+    """A line of our own format, each field in JSON as given."""
+    fields = {"sent": "1e9", "call": '"c"', "route": '"p:m"', "latency": "1", **more}
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}"
+
+
+HOSTILE = {
+    "deep JSON": (DEEP, "nested too deep"),
+    "a number of 400 digits": (sent(sent=HUGE), "sent is not a number"),
+    "a number of 5000 digits": (sent(sent="9" * 5000), "too many digits"),
+    "a latency of 400 digits": (sent(latency=HUGE), "latency is not a number"),
+    "a hint of 400 digits": (sent(hint=HUGE), "hint is not a number"),
+    "a negative number of 400 digits": (sent(queue="-" + HUGE), "queue is not a number"),
+    "year 0": (sent(sent="-62167219200"), "the time is not in seconds since the epoch"),
+    "year -9999999": (sent(sent="-1e300"), "the time is not in seconds since the epoch"),
+    "infinity": (sent(sent="Infinity"), "sent is not a number"),
+    "not a number": (sent(latency="NaN"), "latency is not a number"),
+    "an overflow": (sent(cost="1e999"), "cost is not a number"),
+    "a negative cost": (sent(cost="-0.1"), "cost is negative"),
+    "an impossible cost": (sent(cost="1e9"), "cost is not between 0 and 1e"),
+    "an impossible latency": (sent(latency="1e300"), "latency is not between 0 and 1e"),
+    "an impossible queue": (sent(queue="1e300"), "queue is not between"),
+    "a queue from before all time": (sent(sent="5", queue="1000"), "the time is not in seconds"),
+    "a route with an escape": (sent(route=r'"p:m\u001b[2J"'), "route is not provider:model"),
+    "half a character in a route": (sent(route=r'"p:\ud800"'), "route is not provider:model"),
+    "a reversed route": (sent(route=r'"p:\u202em"'), "route is not provider:model"),
+    "an endless route": (sent(route=f'"p:{"m" * 1000}"'), "route is longer than 200 characters"),
+    "an endless call": (sent(call=f'"{"c" * 1000}"'), "call is longer than 200 characters"),
+    "a call that is a list": (sent(call="[1]"), "call is missing"),
+    "a span before all time": (SPAN % ('"s"', '"-62167219200000000000"'), "the time is not"),
+    "a span of 400 digits": (SPAN % ('"s"', f'"{HUGE}"'), "not as it should be"),
+    "a span whose id is a list": (SPAN % ("[1]", '"1000000000000000000"'), "call is missing"),
+    "a span whose id is an object": (SPAN % ("{}", '"1000000000000000000"'), "call is missing"),
+    "a tagged span of 400 digits": (TAGGED % (HUGE, 1, '"success"', 1), "not as it should be"),
+    "a span of negative length": (TAGGED % (1e15, -5, '"success"', 1), "ends before it starts"),
+    "a tag of 400 digits": (TAGGED % (1e15, 5, '"success"', HUGE), "cost_usd is not a number"),
+    "a tag of negative dollars": (TAGGED % (1e15, 5, '"success"', -1), "cost is negative"),
+    "a deep tag": (TAGGED % (1e15, 5, "[" * 400 + "]" * 400, 1), "outcome is none that is known"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_line_is_named(name: str, tmp_path: Path) -> None:
+    """The error holds the file, the line and what is wrong; with skipping, the line is counted."""
+    line, says = HOSTILE[name]
+    path = tmp_path / "calls.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n{GOOD}\n")
+    with pytest.raises(RecordingError, match=rf"calls\.jsonl: line 2: .*{says}"):
+        load(path)
+    loaded = load(path, skip_broken=True)
+    assert len(loaded.routes[GOOGLE]) == 2
+    assert loaded.notes[SKIPPED] == 1
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"other":' * 100_000, f'{{"time": {HUGE}}}'])
+def test_a_hostile_line_of_others_is_passed_over(line: str) -> None:
+    """It is no business of ours."""
+    rows, notes = read(f"{GOOD}\n{line}\n{GOOD}")
+    assert len(rows) == 2
+    assert notes == {FOREIGN: 1}
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("document", [False, True], ids=["one line", "many lines"])
+def test_an_endless_line_is_not_held(
+    pack: Callable[[bytes], bytes], document: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut off at the longest that a line may be, packed or not, and so is a document."""
+    monkeypatch.setattr(readers, "_MAX_LINE", 100_000)
+    monkeypatch.setattr(readers, "_PIECE", 10_000)
+    path = tmp_path / "calls.jsonl"
+    endless = b"{\n" + b'"x": 1,\n' * 200_000 if document else b"x" * 32_000_000 + b"\n"
+    path.write_bytes(pack(f"{GOOD}\n".encode() + endless + f"{GOOD}\n".encode()))
+    del endless
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordingError, match="line 2: too long to be a line"):
+            load(path)
+        loaded = load(path, skip_broken=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+    assert len(loaded.routes[GOOGLE]) == (1 if document else 2)
+    assert loaded.notes[SKIPPED] == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "imagegen.attempt.failed a=1 " + "a" * 1_000_000,
+        "imagegen.attempt.failed " + "a=[" * 100_000,
+        "imagegen.attempt.failed " + 'a="' * 100_000,
+        "imagegen.attempt.failed " + "a.b" * 100_000,
+        "imagegen." * 120_000 + " ",
+        "imagegen.attempt.failed" + " " * 1_000_000,
+        "imagegen.a [" * 100_000,
+        "event=imagegen." * 70_000,
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_long_text_is_read_in_time(line: str) -> None:
+    """The time grows with the line's length, not with its square: that would be hours here."""
+    read_or_refused(line)
+
+
+def test_a_recording_of_endless_routes_is_refused() -> None:
+    """Each would take memory, and a column of the table."""
+    rows = [Attempted(1e9 + number, "c", f"p:m{number}", 1.0) for number in range(1001)]
+    with pytest.raises(RecordingError, match="more than 1000 routes"):
+        gather(rows)
+    assert len(gather(rows[:1000]).routes) == 1000
+
+
+@pytest.mark.parametrize("cut", [1, 9, 30, -9])
+def test_a_damaged_gzip_file_is_named(cut: int, tmp_path: Path) -> None:
+    """Wherever it was cut off, or with a byte that is wrong; what came before may be kept."""
+    packed = bytearray(gzip.compress("".join(f"{GOOD}\n" for _ in range(50)).encode()))
+    path = tmp_path / "calls.gz"
+    for content in (bytes(packed[:cut]), bytes(packed[:20] + b"\xff" + packed[21:])):
+        path.write_bytes(content)
+        with pytest.raises(RecordingError, match=r"calls\.gz: "):
+            load(path)
+
+
+def test_bytes_that_are_no_text_are_no_reason_to_stop(tmp_path: Path) -> None:
+    """Other programs' lines may hold them."""
+    path = tmp_path / "calls.log"
+    path.write_bytes(b"\xff\xfe\x80 GET /\n" + f"{GOOD}\n".encode() + b"\xc3(\n")
+    assert load(path).notes[FOREIGN] == 2
+
+
+def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell closes it with <&-."""
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(RecordingError, match="-: standard input is closed"):
+        load("-")
+
+
+# -- a Jaeger that cannot be trusted --------------------------------------------------------------
+
+
+def from_jaeger(answer: Callable[[httpx2.Request], httpx2.Response]) -> list[Row]:
+    """What is read of the last two seconds from a server that answers so."""
+    with httpx2.Client(transport=httpx2.MockTransport(answer)) as client:
+        return list(rows_of_service("http://x", "app", 2, Counter(), now=1.0e9 + 1, client=client))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (DEEP, "no JSON"),
+        (SPAN % ('"s"', f'"{HUGE}"'), "not as it should be"),
+        (SPAN % ("[1]", '"1000000000000000000"'), "not as it should be|call is missing"),
+        ('{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": []}]}]}]}', "not as it should"),
+    ],
+)
+def test_a_hostile_answer_is_named(text: str, says: str) -> None:
+    """Whatever a server sends, it ends in our own error."""
+    with pytest.raises(RecordingError, match=says):
+        from_jaeger(lambda _: httpx2.Response(200, text=text))
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+def test_an_endless_answer_is_not_read_to_its_end(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is halved as where there are too many traces, and then it is named."""
+    monkeypatch.setattr(jaeger, "_MOST", 100_000)
+    read_in_all: list[int] = []
+    asked: list[httpx2.Request] = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            read_in_all.append(10_000)
+            yield b" " * 10_000
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        return httpx2.Response(status, content=endless())
+
+    with pytest.raises(RecordingError, match=r"is larger than|Jaeger answers"):
+        from_jaeger(answer)
+    assert sum(read_in_all) <= 120_000 * len(asked)
+    assert len(asked) < 10
+
+
+def test_a_packed_answer_is_counted_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of it comes over the wire."""
+    monkeypatch.setattr(jaeger, "_MOST", 100_000)
+    packed = gzip.compress(b" " * 5_000_000)
+    headers = {"content-encoding": "gzip"}
+    with pytest.raises(RecordingError, match="is larger than"):
+        from_jaeger(lambda _: httpx2.Response(200, content=packed, headers=headers))
+
+
+def test_what_fits_after_halving_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy hour whose traces are too large in one answer is read in parts."""
+    monkeypatch.setattr(jaeger, "_MOST", 1000)
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        times = [request.url.params[f"query.startTime{end}"] for end in ("Min", "Max")]
+        first, last = (datetime.fromisoformat(time).timestamp() for time in times)
+        text = SPAN % ('"s"', f'"{int(1e18)}"') if first <= 1e9 <= last else "{}"
+        return httpx2.Response(200, text=text + " " * (1000 if last - first > 1.5 else 0))
+
+    assert from_jaeger(answer) == [Asked(1e9, "s")]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
-from resilient_imagen.tuning.recording import RecordingError
+from resilient_imagen.tuning.recording import MALFORMED, RecordingError, checked
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -28,6 +28,8 @@ _PIECE: Final = 3600.0
 """Seconds of traces asked for at first."""
 _MARGIN: Final = 0.001
 """Seconds asked for beyond either end: Jaeger's clock counts in microseconds."""
+_MOST: Final = 64_000_000
+"""Bytes of an answer; of a larger one the time is halved as well."""
 _NOT_FOUND: Final = 404
 _ERRORS: Final = 400
 
@@ -69,7 +71,7 @@ def rows_of_service(
         raise RecordingError(f"Jaeger cannot be asked: {type(error).__name__}") from None
     except RecordingError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except MALFORMED:
         raise RecordingError("Jaeger's answer is not as it should be") from None
     finally:
         if client is None:
@@ -90,41 +92,53 @@ class _Jaeger:
         Jaeger gives a whole trace if any of its spans did: the others belong to another piece.
         """
         found = self._documents(start - _MARGIN, end + _MARGIN)
-        full = len(_traces_in(found)) >= _TRACES
+        full = found is None or len(_traces_in(found)) >= _TRACES
         if full and end - start > _SHORTEST:
             middle = (start + end) / 2
             yield from self.between(start, middle)
             yield from self.between(middle, end)
             return
+        if found is None:
+            raise RecordingError(
+                f"Jaeger's answer about {end - start:.1f} s is larger than {_MOST // 10**6} MB"
+            )
         if full:
             self._notes["seconds with more traces than Jaeger gives at once"] += 1
         rows = rows_of_jaeger if self._old else rows_of_otlp
         for document in found:
-            yield from (row for row in rows(document, self._notes) if start <= row.at < end)
+            for row in rows(document, self._notes):
+                if start <= row.at < end:
+                    yield checked(row)
 
-    def _documents(self, start: float, end: float) -> list[dict[str, Any]]:
+    def _documents(self, start: float, end: float) -> list[dict[str, Any]] | None:
+        """The answer about a piece of time; None if it is too large to be held."""
         if not self._old:
-            answer = self._client.get(
-                f"{self._url}/api/v3/traces",
-                params=_v3_query(self._service, start, end),
-            )
-            if answer.status_code == _NOT_FOUND and "trace" in answer.text.lower():
+            status, text = self._answer("api/v3/traces", _v3_query(self._service, start, end))
+            if status == _NOT_FOUND and "trace" in (text or "").lower():
                 return []  # none found, says Jaeger with this status
-            if answer.status_code < _ERRORS:
-                return _all_objects(answer.text)
+            if status < _ERRORS:
+                return None if text is None else _all_objects(text)
             self._old = True
-        answer = self._client.get(
-            f"{self._url}/api/traces",
-            params={
-                "service": self._service,
-                "start": int(start * 1e6),
-                "end": int(end * 1e6),
-                "limit": _TRACES,
-            },
-        )
-        if answer.status_code >= _ERRORS:
-            raise RecordingError(f"Jaeger answers {answer.status_code}")
-        return _all_objects(answer.text)
+        query = {
+            "service": self._service,
+            "start": str(int(start * 1e6)),
+            "end": str(int(end * 1e6)),
+            "limit": str(_TRACES),
+        }
+        status, text = self._answer("api/traces", query)
+        if status >= _ERRORS:
+            raise RecordingError(f"Jaeger answers {status}")
+        return None if text is None else _all_objects(text)
+
+    def _answer(self, path: str, query: Mapping[str, str]) -> tuple[int, str | None]:
+        """The status and the text; None for one that is too large, which is not read to its end."""
+        content = bytearray()
+        with self._client.stream("GET", f"{self._url}/{path}", params=query) as answer:
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) > _MOST:
+                    return answer.status_code, None
+        return answer.status_code, content.decode("utf-8", "replace")
 
 
 def _v3_query(service: str, start: float, end: float) -> dict[str, str]:
@@ -159,7 +173,7 @@ def _all_objects(text: str) -> list[dict[str, Any]]:
     while position < len(text):
         try:
             document, position = decoder.raw_decode(text, position)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise RecordingError("Jaeger's answer is no JSON") from None
         if not isinstance(document, dict):
             raise RecordingError("Jaeger's answer is not an object")

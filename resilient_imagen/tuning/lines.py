@@ -12,12 +12,16 @@ from resilient_imagen.tuning.recording import RecordingError
 __all__ = ["parsed"]
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-_NAMED: Final = re.compile(r"(?<![=\"'])\b(imagegen\.[a-z_.]+) +(?:\[[\w.]+\] +)?(?=[\w.]+=)")
+# Each of these takes time in proportion to the line, whatever it holds: no word is begun in its
+# middle, and none is given back.
+_NAMED: Final = re.compile(
+    r"""(?<![\w.="'])(imagegen\.[a-z_.]++)[ ]++(?:\[[\w.]++\][ ]++)?(?=[\w.]++=)"""
+)
 """The event's name before its pairs: our own text, or structlog's console."""
 _KEYED: Final = re.compile(r"""(?<!\S)event=["']?(imagegen\.[a-z_.]+)""")
 """Or among them: logfmt, and structlog's key-value lines."""
 _PAIR: Final = re.compile(
-    r"""([\w.]+)=("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|\[[^\]]*\]|[^\s"'\[]\S*)"""
+    r"""(?<![\w.])([\w.]++)=("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^\[\]]*+\]|[^\s"'\[]\S*+)"""
 )
 _OURS: Final = (names.PREFIX, '"sent"', '"asked"', '"rejected"', '"resourceSpans"')
 """One of these is in every line of ours."""
@@ -29,7 +33,7 @@ def parsed(text: str) -> dict[str, Any] | None:
     """The object that a line holds; None when it is somebody else's.
 
     Raises:
-        RecordingError: It begins as one of ours, and is cut off.
+        RecordingError: It begins as one of ours, and is cut off or cannot be read.
     """
     if "\x1b" in text:
         text = _COLOUR.sub("", text)
@@ -38,11 +42,17 @@ def parsed(text: str) -> dict[str, Any] | None:
         return _of_text(text)
     try:
         found = json.loads(text[start:])
+    except json.JSONDecodeError:
+        wrong = "no complete JSON object (cut off?)"
     except ValueError:
-        if any(mark in text for mark in _OURS):
-            raise RecordingError("no complete JSON object (cut off?)") from None
-        return None
-    return _unfolded(found) if isinstance(found, dict) else None
+        wrong = "a number has too many digits"
+    except RecursionError:
+        wrong = "the JSON is nested too deep"
+    else:
+        return _unfolded(found) if isinstance(found, dict) else None
+    if any(mark in text for mark in _OURS):
+        raise RecordingError(wrong)
+    return None
 
 
 def _unfolded(found: dict[str, Any]) -> dict[str, Any]:
@@ -73,5 +83,5 @@ def _value(key: str, text: str) -> Any:
         return text  # hexadecimal: 12e4567890123456 is no number
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

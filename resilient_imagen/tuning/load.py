@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Final, cast
 
-from resilient_imagen.tuning.readers import SKIPPED, read_rows
+from resilient_imagen.tuning.readers import SKIPPED, bounded, read_rows
 from resilient_imagen.tuning.recording import RecordingError, gather, to_json
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def rows_of_file(
     """The rows in a file, as `load` reads them."""
     try:
         with _lines(path) as lines:
-            yield from read_rows(lines, notes, skip_broken=skip_broken)
+            yield from read_rows(bounded(lines), notes, skip_broken=skip_broken)
     except (EOFError, gzip.BadGzipFile, zlib.error):
         if not skip_broken:
             raise RecordingError("the gzip file is cut off or damaged") from None
@@ -74,6 +74,8 @@ def kept(rows: Iterable[Row], target: IO[str]) -> Iterator[Row]:
 def _lines(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     with ExitStack() as stack:
         if str(path) == "-":
+            if sys.stdin is None:  # closed by the shell: <&-
+                raise RecordingError("standard input is closed")
             raw = cast("io.BufferedReader", sys.stdin.buffer)
         else:
             raw = stack.enter_context(open(path, "rb"))  # noqa: PTH123 - str or Path

@@ -6,7 +6,6 @@ and the spans below it belong to it.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.reasons import Reason
@@ -16,6 +15,7 @@ from resilient_imagen.tuning.recording import (
     Attempted,
     RecordingError,
     Rejected,
+    as_float,
     checked_route,
 )
 
@@ -134,9 +134,10 @@ def _number(attributes: Mapping[str, Any], name: str) -> float | None:
     value = attributes.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = as_float(value)
+    if number is None:
         raise RecordingError(f"{name} is not a number")
-    return float(value)
+    return number
 
 
 def _plain(value: Mapping[str, Any]) -> Any:

@@ -7,7 +7,6 @@ one document of traces as Jaeger's page saves it, which is read as a whole.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.reasons import Reason
@@ -15,20 +14,24 @@ from resilient_imagen.telemetry import names
 from resilient_imagen.tuning.lines import parsed
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.recording import (
+    MALFORMED,
     Asked,
     Attempted,
     RecordingError,
     Rejected,
+    as_float,
+    checked,
     checked_route,
 )
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import IO
 
     from resilient_imagen.tuning.recording import Row
 
-__all__ = ["FOREIGN", "SKIPPED", "UNCLEAR", "read_rows"]
+__all__ = ["FOREIGN", "SKIPPED", "UNCLEAR", "bounded", "read_rows"]
 
 FOREIGN: Final = "lines of others"
 UNCLEAR: Final = 'lines with "imagegen." in them that were not understood'
@@ -37,8 +40,19 @@ CANCELLED: Final = "requests that failed by a bug of the client's, left out"
 
 _MAX_LINE: Final = 64_000_000
 """Characters; a longer line is no recording."""
+_PIECE: Final = 1_000_000
+"""Characters skipped at a time."""
 _OPENINGS: Final = frozenset({"{", '{"data":[', '{"data": ['})
 """Lines that begin a document of many lines, as a browser saves them."""
+
+
+def bounded(lines: IO[str]) -> Iterator[str]:
+    """The lines of a text; one that is too long is cut off there, and its rest is not held."""
+    while line := lines.readline(_MAX_LINE + 1):
+        yield line
+        rest = line if len(line) > _MAX_LINE else ""
+        while rest and not rest.endswith("\n"):
+            rest = lines.readline(_PIECE)
 
 
 def read_rows(
@@ -57,8 +71,9 @@ def read_rows(
     """
     for number, line in _numbered(lines):
         try:
-            yield from _rows_of_line(line, notes)
-        except (RecordingError, ValueError, TypeError, KeyError, AttributeError) as error:
+            for row in _rows_of_line(line, notes):
+                yield checked(row)
+        except MALFORMED as error:
             if not skip_broken:
                 what = str(error) if isinstance(error, RecordingError) else "not as it should be"
                 raise RecordingError(f"line {number}: {what}") from None
@@ -69,18 +84,28 @@ def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """The lines; those of one document that was written over many of them as a single one."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for number, line in numbered:
-        if line.strip() in _OPENINGS:
-            yield number, "".join([line, *(rest for _, rest in numbered)])
+        if len(line) < _PIECE and line.strip() in _OPENINGS:
+            yield number, _joined(line, (rest for _, rest in numbered))
         else:
             yield number, line
 
 
+def _joined(line: str, rest: Iterable[str]) -> str:
+    """A document of many lines as one, which is cut off like any other that is too long."""
+    parts, size = [line], len(line)
+    for each in rest:
+        if size <= _MAX_LINE:
+            parts.append(each)
+            size += len(each)
+    return "".join(parts)
+
+
 def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
+    if len(line) > _MAX_LINE:
+        raise RecordingError("too long to be a line of a recording")
     text = line.strip().removeprefix("\ufeff")
     if not text:
         return
-    if len(text) > _MAX_LINE:
-        raise RecordingError("too long to be a line of a recording")
     found = parsed(text) or {}
     if "resourceSpans" in found or "resourceSpans" in _inner(found):
         yield from rows_of_otlp(found, notes)
@@ -204,9 +229,10 @@ _NO_TIME: Final = 1e11
 
 def _number(line: Mapping[str, Any], name: str) -> float:
     value = line.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = as_float(value)
+    if number is None:
         raise RecordingError(f"{name} is {'missing' if value is None else 'not a number'}")
-    return float(value)
+    return number
 
 
 def _time(line: Mapping[str, Any], name: str) -> float:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "MALFORMED",
     "Asked",
     "Attempted",
     "Recording",
@@ -41,6 +42,8 @@ __all__ = [
     "Rejected",
     "RouteLog",
     "Row",
+    "as_float",
+    "checked",
     "checked_route",
     "gather",
     "to_json",
@@ -50,6 +53,21 @@ REASONS: Final = tuple(Reason)
 IMAGE: Final = -1
 """Stands in a column of reasons for an image."""
 
+_LONGEST_NAME: Final = 200
+"""Characters of a route's or a call's name; ours take some dozens."""
+_MAX_ROUTES: Final = 1000
+_NO_TIME: Final = 1e11
+"""Seconds since the epoch, in the year 5138; as milliseconds it is 1973."""
+_ROUNDING: Final = 1.0
+"""Seconds before the epoch that a recording on a clock of its own, which began at 0, may reach."""
+_POSSIBLE: Final = {
+    "latency": (0.0, 1e7),
+    "cost": (0.0, 1e6),
+    "queue": (-1e7, 1e7),
+    "hint": (-1e9, 1e9),
+}
+"""The least and the most of each number that is accepted."""
+
 _MAX_OPEN_CALLS: Final = 1_000_000
 """Calls whose lines may still come; beyond it the oldest is taken as complete. They take some
 300 MB then; a day of ten calls a minute, 5 MB."""
@@ -57,6 +75,12 @@ _MAX_OPEN_CALLS: Final = 1_000_000
 
 class RecordingError(ValueError):
     """A recording, or one line of it, cannot be used; the text says which line and why."""
+
+
+MALFORMED: Final = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+"""Raised by reading a document that has not the expected parts, RecordingError among them."""
 
 
 class Asked(NamedTuple):
@@ -101,12 +125,46 @@ def checked_route(route: str) -> str:
     """The route as it is.
 
     Raises:
-        RecordingError: It is not provider:model.
+        RecordingError: It is not provider:model, in printable characters and of usual length.
     """
     provider, _, model = route.partition(":")
-    if not provider or not model or any(sign.isspace() for sign in route):
+    if not provider or not model or " " in route or not route.isprintable():
         raise RecordingError("route is not provider:model")
+    if len(route) > _LONGEST_NAME:
+        raise RecordingError(f"route is longer than {_LONGEST_NAME} characters")
     return route
+
+
+def as_float(value: object) -> float | None:
+    """The number as a finite float; None if it is something else, or too large for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def checked(row: Row) -> Row:
+    """The row as it is.
+
+    Raises:
+        RecordingError: It belongs to no call, or one of its numbers cannot be.
+    """
+    if not isinstance(row.call, str) or not row.call:
+        raise RecordingError("call is missing")
+    if len(row.call) > _LONGEST_NAME:
+        raise RecordingError(f"call is longer than {_LONGEST_NAME} characters")
+    for name in _POSSIBLE if isinstance(row, Attempted) else ():
+        value, (least, most) = getattr(row, name), _POSSIBLE[name]
+        if value is not None and not least <= value <= most:
+            wrong = "negative" if value < 0 <= least else f"not between {least:g} and {most:g}"
+            raise RecordingError(f"{name} is {wrong}")
+    for moment in (row.at, row.at - row.queue if isinstance(row, Attempted) else row.at):
+        if not -_ROUNDING <= moment < _NO_TIME:
+            raise RecordingError("the time is not in seconds since the epoch")
+    return row
 
 
 def to_json(row: Row) -> str:
@@ -225,7 +283,7 @@ def gather(rows: Iterable[Row], notes: Counter[str] | None = None) -> Recording:
         notes: What the reader left out; it is kept with the recording, and added to.
 
     Raises:
-        RecordingError: There is no request among them.
+        RecordingError: There is no request among them, or more routes than can be.
     """
     recording = Recording(notes=Counter() if notes is None else notes)
     calls = _Calls()
@@ -238,6 +296,8 @@ def gather(rows: Iterable[Row], notes: Counter[str] | None = None) -> Recording:
             calls.note(row.call, row.at, row.route)
         else:
             calls.note(row.call, row.at, None)
+        if len(recording.routes) > _MAX_ROUTES:
+            raise RecordingError(f"the recording holds more than {_MAX_ROUTES} routes")
     if not any(len(log) for log in recording.routes.values()):
         raise RecordingError("the recording holds no request that was sent")
     recording.asked = calls.all()
