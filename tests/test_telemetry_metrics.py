@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -289,7 +292,7 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
             found["imagegen.circuit_breaker.name"]
             for found, _ in world.telemetry.points("imagegen.circuit_breaker.state")
         }
-        assert gauges == {"google:gemini-3-pro-image", "custom:m"}
+        assert gauges == {"google:gemini-3-pro-image", "google:other", "custom:m"}
         served = world.telemetry.attempts()[0].attributes or {}
         assert served["gen_ai.request.model"] == "flux-1"
 
@@ -305,6 +308,58 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
             await scene(World(google, custom, client, None, telemetry))  # type: ignore[arg-type]
 
     run_virtual(main())
+
+
+def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
+    """Such models share one name in the gauges, which has the worst of their states."""
+
+    async def scene(world: World) -> None:
+        await world.ask(model="gemini-2.5-flash-image")
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask(model="gemini-3.1-flash-image")
+
+        def shown(metric: str) -> list[Any]:
+            return [
+                (found.get("imagegen.circuit_breaker.state"), value)
+                for found, value in world.telemetry.points(f"imagegen.circuit_breaker.{metric}")
+                if found["imagegen.circuit_breaker.name"] == "google:other"
+            ]
+
+        assert dict(shown("state")) == {"closed": 0, "open": 1, "half_open": 0, "forced_open": 0}
+        assert shown("failure_rate") == [(None, 1.0)]
+        assert shown("window.calls") == [(None, 4)]
+        await world.client.aclose()
+        assert world.telemetry.points("imagegen.circuit_breaker.state") == []
+
+    play(scene, **FAST)
+
+
+def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixture) -> None:
+    """A thread that exports metrics is not disturbed by routes that callers add meanwhile."""
+
+    async def scene(world: World) -> None:
+        ended = threading.Event()
+
+        def read() -> int:
+            readings = 0
+            while not ended.is_set() or not readings:
+                readings += bool(world.telemetry.points("imagegen.circuit_breaker.state"))
+            return readings
+
+        with ThreadPoolExecutor(1) as exporter:
+            reading = exporter.submit(read)
+            for number in range(200):
+                await world.ask(model=f"gemini-{number}-image")
+            ended.set()
+            assert reading.result() > 0
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        play(scene, **FAST)
+    finally:
+        sys.setswitchinterval(interval)
+    assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
 
 @pytest.mark.parametrize(

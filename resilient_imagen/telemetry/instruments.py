@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
@@ -39,7 +40,9 @@ class Instruments:
     """All instruments of one meter, and the breakers that its gauges look at."""
 
     def __init__(self, meter: Meter) -> None:
-        self.gates: WeakSet[Gate] = WeakSet()
+        self._gates: WeakKeyDictionary[Gate, str] = WeakKeyDictionary()
+        # Callers add breakers while an exporter's thread reads them.
+        self._lock = threading.Lock()
         self.client_duration = meter.create_histogram(
             names.CLIENT_DURATION,
             "s",
@@ -89,17 +92,29 @@ class Instruments:
             names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
         )
 
+    def watch(self, gate: Gate, name: str) -> None:
+        """Show a breaker in the gauges, under this name, for as long as it exists."""
+        with self._lock:
+            self._gates[gate] = name
+
+    def forget(self, gate: Gate) -> None:
+        """Show the breaker no longer."""
+        with self._lock:
+            self._gates.pop(gate, None)
+
     def _numbers(self) -> Mapping[str, list[BreakerNumbers]]:
-        """By route: of every client that has it."""
+        """By name: of every breaker that is shown under it."""
+        with self._lock:
+            watched = list(self._gates.items())
         found: dict[str, list[BreakerNumbers]] = {}
-        for gate in list(self.gates):
-            found.setdefault(gate.name, []).append(gate.numbers())
+        for gate, name in watched:
+            found.setdefault(name, []).append(gate.numbers())
         return found
 
     def _states(self, _options: CallbackOptions) -> Iterable[Observation]:
-        """One route has one state, and that is the worst of its clients'."""
-        for name, clients in self._numbers().items():
-            worst = min((numbers.state for numbers in clients), key=_WORST_FIRST.index)
+        """Yield one state for each name: the worst of the breakers that share it."""
+        for name, breakers in self._numbers().items():
+            worst = min((numbers.state for numbers in breakers), key=_WORST_FIRST.index)
             for state in _WORST_FIRST:
                 yield Observation(
                     int(state is worst),
@@ -107,13 +122,13 @@ class Instruments:
                 )
 
     def _rates(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, clients in self._numbers().items():
-            rate = max(numbers.failure_rate for numbers in clients)
+        for name, breakers in self._numbers().items():
+            rate = max(numbers.failure_rate for numbers in breakers)
             yield Observation(rate, {names.BREAKER_NAME: name})
 
     def _windows(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, clients in self._numbers().items():
-            calls = sum(numbers.window_calls for numbers in clients)
+        for name, breakers in self._numbers().items():
+            calls = sum(numbers.window_calls for numbers in breakers)
             yield Observation(calls, {names.BREAKER_NAME: name})
 
 

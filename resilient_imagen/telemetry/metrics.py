@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -49,7 +50,7 @@ class MetricSink:
         self._to = instruments(meter_provider)
         self._live = meter_provider is not None
         self._configured: set[str] = set()
-        self._gates: list[Gate] = []
+        self._gates: WeakSet[Gate] = WeakSet()
         self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteAdded: self._route_added,
@@ -77,7 +78,7 @@ class MetricSink:
     def client_closed(self) -> None:
         """Its breakers guard nothing any more: gauges are silent about them."""
         for gate in self._gates:
-            self._to.gates.discard(gate)
+            self._to.forget(gate)
 
     def _bounded(self, provider: str, model: str) -> str:
         """The model's name, if a route was configured for it."""
@@ -90,8 +91,8 @@ class MetricSink:
     def _route_added(self, event: events.RouteAdded) -> None:
         if event.configured:
             self._configured.add(f"{event.provider}:{event.model}")
-            self._gates.append(event.gate)
-            self._to.gates.add(event.gate)
+        self._gates.add(event.gate)
+        self._to.watch(event.gate, f"{event.provider}:{self._bounded(event.provider, event.model)}")
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)
