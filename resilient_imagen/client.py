@@ -86,6 +86,8 @@ class ImageClient:
         if self._shadow is not None:
             self._shadow.tell(self._hub)
         self._reporter = Reporter(self._hub)
+        for warning in self.settings.warnings:
+            self._reporter.warned("unknown_variable", warning)
         self._fleet = _fleet(self.settings, self._reporter)
         self._routing = Routing(self.settings, providers or (), self._reporter, self._fleet)
         attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)

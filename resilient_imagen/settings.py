@@ -14,6 +14,7 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    PrivateAttr,
     SecretStr,
     TypeAdapter,
     ValidationError,
@@ -46,7 +47,7 @@ from resilient_imagen.values import (
     finite,
     secret,
 )
-from resilient_imagen.variables import Environment, explain
+from resilient_imagen.variables import Environment, complain_of, explain, unknown_variables
 
 __all__ = ["Route", "Settings"]
 
@@ -278,6 +279,8 @@ class Settings(BaseSettings):
         description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
     )
 
+    _unknown: tuple[str, ...] = PrivateAttr(())
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -297,6 +300,12 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(explain(error, Settings)) from None
+        self._unknown = unknown_variables(Settings)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence about each IMAGE_GEN_* variable that was set and is no setting."""
+        return tuple(complain_of(name, Settings) for name in self._unknown)
 
     @field_validator("routes", mode="before")
     @classmethod

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
 
 from pydantic import AliasChoices
 from pydantic_settings import BaseSettings, EnvSettingsSource
@@ -11,7 +13,13 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["Environment", "explain"]
+__all__ = ["Environment", "complain_of", "explain", "unknown_variables"]
+
+_PREFIX: Final = "IMAGE_GEN_"
+"""Variables with it are read by this package alone."""
+_NOT_IN_NAMES: Final = re.compile(r"\W", re.ASCII)
+_MAX_NAME: Final = 60
+"""Characters of an unknown variable's name that a warning shows."""
 
 
 class Environment(EnvSettingsSource):
@@ -50,3 +58,42 @@ def _variable_name(location: str, settings_cls: type[BaseSettings]) -> str:
         if location in {field, *names}:
             return next((name for name in names if os.environ.get(name, "").strip()), names[0])
     return location
+
+
+def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:
+    """Return the names in the environment that look like a setting and are none, sorted.
+
+    A blank variable counts as not set, and case does not matter, as for the known ones.
+    """
+    known = {name.upper() for name in _known(settings_cls)}
+    return tuple(
+        sorted(
+            name
+            for name in os.environ
+            if name.upper().startswith(_PREFIX)
+            and name.upper() not in known
+            and os.environ.get(name, "").strip()
+        )
+    )
+
+
+def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
+    """Return a warning about an unknown variable: its name, never its value, and the nearest one.
+
+    Names are compared without their prefix, which would make any two of them alike.
+    """
+    by_rest = {name.removeprefix(_PREFIX): name for name in _known(settings_cls)}
+    nearest = get_close_matches(unknown.upper().removeprefix(_PREFIX), by_rest, n=1)
+    hint = f"did you mean {by_rest[nearest[0]]}?" if nearest else "no setting has a similar name"
+    shown = _NOT_IN_NAMES.sub("?", unknown)[:_MAX_NAME]
+    return f"{shown} is not a setting and is ignored; {hint}"
+
+
+def _known(settings_cls: type[BaseSettings]) -> list[str]:
+    """Return every variable that a field names."""
+    return [
+        str(name)
+        for info in settings_cls.model_fields.values()
+        if isinstance(info.validation_alias, AliasChoices)
+        for name in info.validation_alias.choices
+    ]

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import AliasChoices
 
-from resilient_imagen import ConfigurationError, Settings
+from resilient_imagen import ConfigurationError, ImageClient, Settings
 from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.testing import FakeProvider, RecordingSink
+from resilient_imagen.variables import complain_of
+
+VARIABLES = [
+    name
+    for field in Settings.model_fields.values()
+    if isinstance(field.validation_alias, AliasChoices)
+    for name in map(str, field.validation_alias.choices)
+]
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
@@ -168,3 +180,70 @@ def test_a_key_that_no_header_can_hold_is_found_at_the_start(
     with pytest.raises(ConfigurationError, match="GEMINI_API_KEY: holds characters") as caught:
         Settings()
     assert "AIza" not in str(caught.value)
+
+
+def warnings() -> list[str]:
+    """What a new client warns of."""
+    heard = RecordingSink()
+    ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")], sinks=[heard])
+    return [event.message for event in heard.events if isinstance(event, Warned)]
+
+
+def test_an_unknown_variable_is_warned_of_once_with_the_nearest_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning is an event and a log line, and does not show the value."""
+    monkeypatch.setenv("IMAGE_GEN_IMP", "hunter2")
+    warning = "IMAGE_GEN_IMP is not a setting and is ignored; did you mean IMAGE_GEN_IPM?"
+
+    assert warnings() == [warning]
+    (record,) = [record for record in caplog.records if "IMAGE_GEN_IMP" in record.getMessage()]
+    assert (record.name, record.levelname) == ("imagegen", "WARNING")
+    assert record.__dict__["warning"] == warning
+    assert "hunter2" not in caplog.text
+
+
+def test_known_blank_and_foreign_variables_are_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Case does not matter, a blank variable is not set, and other prefixes are other programs'."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("image_gen_ipm", "7")
+    monkeypatch.setenv("IMAGE_GEN_IMP", " ")
+    monkeypatch.setenv("IMAGE_GENERATOR", "7")
+    monkeypatch.setenv("JAEGER_URL", "http://127.0.0.1")
+
+    assert warnings() == []
+
+
+def test_an_unknown_variable_that_is_like_no_other_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a guess; a name of any length and content makes one short line."""
+    monkeypatch.setenv("IMAGE_GEN_\x1b[31m" + "Z" * 1000, "7")
+
+    (warning,) = warnings()
+    assert warning.endswith("is not a setting and is ignored; no setting has a similar name")
+    assert warning.isprintable()
+    assert len(warning) < 150
+
+
+@given(st.sampled_from([name for name in VARIABLES if len(name) > 14]), st.data())
+def test_a_slip_of_the_finger_leads_to_the_name_that_was_meant(
+    name: str, data: st.DataObject
+) -> None:
+    """Two letters in the wrong order, one left out, one too many, one wrong."""
+    at = data.draw(st.integers(11, len(name) - 2))
+    letter = data.draw(st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ_"))
+    slip = data.draw(
+        st.sampled_from(
+            [
+                name[:at] + name[at + 1] + name[at] + name[at + 2 :],
+                name[:at] + name[at + 1 :],
+                name[:at] + letter + name[at:],
+                name[:at] + letter + name[at + 1 :],
+            ]
+        )
+    )
+    assert slip in VARIABLES or complain_of(slip, Settings).endswith(f"did you mean {name}?")

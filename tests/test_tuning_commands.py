@@ -78,7 +78,10 @@ def test_the_defaults_stand_beside_todays_settings(
     """Where they differ; else they are one and the same column."""
     assert "defaults" not in tuned(capsys, log).out
     monkeypatch.setenv("IMAGE_GEN_BREAKER_FAIL_MAX", "2")
-    assert re.search(r"today .* defaults .* fast", tuned(capsys, log).out)
+    monkeypatch.setenv("IMAGE_GEN_FAILMAX", "2")
+    done = tuned(capsys, log)
+    assert re.search(r"today .* defaults .* fast", done.out)
+    assert "IMAGE_GEN_FAILMAX is not a setting and is ignored; did you mean" in done.err
 
 
 def test_with_the_breaker_off_today_what_is_tried_has_it_on(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resilient_imagen.cli.guard import warn
 from resilient_imagen.cli.recordings import (
     FromJaeger,
     Lookback,
@@ -61,6 +62,8 @@ def tune(
         import_module("vl_convert")  # whether it is missing is better known now than afterwards
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     today = _suited(Settings(), loaded)
+    for warning in today.warnings:
+        warn(warning)
     with _interruptible() as go_on:
         found = _swept(loaded, today, settings, workers, go_on)
         report = None if html is None else _report(found, loaded, today)
