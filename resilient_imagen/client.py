@@ -19,6 +19,7 @@ from resilient_imagen.images.fit import fit
 from resilient_imagen.images.intact import is_whole
 from resilient_imagen.images.references import load_references
 from resilient_imagen.pipeline import Pipeline
+from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import Routing
@@ -85,7 +86,7 @@ class ImageClient:
         self._hub = Hub([*built_in, *(sinks or ()), *shadows])
         if self._shadow is not None:
             self._shadow.tell(self._hub)
-        self._reporter = Reporter(self._hub)
+        self._reporter = Reporter(self._hub, skips_open=self.settings.goes_on(Reason.CIRCUIT_OPEN))
         for warning in self.settings.warnings:
             self._reporter.warned("unknown_variable", warning)
         self._fleet = _fleet(self.settings, self._reporter)

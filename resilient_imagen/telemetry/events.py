@@ -200,6 +200,8 @@ class BreakerChanged(Event):
     provider: str
     model: str
     transition: Transition
+    next_route: str | None = None
+    """The configured route that calls go to while this one is open; None if there is none."""
 
 
 @_event

@@ -1,8 +1,9 @@
 """Log lines: through the application's structlog pipeline if it has one, else through logging.
 
 structlog that nobody configured prints to standard output, so it is used only where the
-application did configure it. Otherwise ordinary records go to the logger ``imagegen``, which keep
-quiet unless the application lets them through.
+application did configure it. Otherwise ordinary records go to the logger ``imagegen``. Like any
+library's, it has no handler but a NullHandler: the application decides where records go, for
+instance by ``logging.basicConfig()``.
 
 What the lines say is put together in ``lines``. No traceback is ever attached: formatters that show
 local variables would print the prompt.
@@ -22,6 +23,7 @@ from opentelemetry import trace
 
 from resilient_imagen.telemetry import names, stdlib
 from resilient_imagen.telemetry.lines import LINES
+from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,10 +86,13 @@ class LogSink:
             write(name, self._common(event) | told)
 
     def _common(self, event: events.Event) -> dict[str, Any]:
-        """When, in which call, in which trace."""
+        """When, what happened in a sentence, in which call, in which trace."""
         # The loop's time, told as seconds since the epoch: events keep their distance in virtual
         # time.
-        found: dict[str, Any] = {"time": round(event.at + time.time() - time.monotonic(), 6)}
+        found: dict[str, Any] = {
+            "time": round(event.at + time.time() - time.monotonic(), 6),
+            "summary": summary(event),
+        }
         if event.call_id:
             found["call_id"] = event.call_id
         if self._spans is None:

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from resilient_imagen.breaker import BreakerState
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.reasons import Reason, Verdict
 from resilient_imagen.telemetry import events
@@ -28,10 +29,16 @@ class Reporter:
 
     What no sink makes anything of is not put together: each kind of event has a level, the highest
     that the log line about it may have.
+
+    Args:
+        hub: Passes events on to the sinks.
+        skips_open: Whether calls leave a route whose circuit is open for the next one.
     """
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, skips_open: bool = True) -> None:
         self._hub = hub
+        self._skips_open = skips_open
+        self._configured: list[Gate] = []
 
     def request_started(self, call: Call) -> None:
         """A caller asked for an image."""
@@ -159,6 +166,8 @@ class Reporter:
 
     def route_added(self, gate: Gate, *, configured: bool) -> None:
         """A route came into use; its breaker is named ``provider:model``."""
+        if configured:
+            self._configured.append(gate)
         provider, _, model = gate.name.partition(":")
         self._hub.tell(
             events.RouteAdded(
@@ -171,9 +180,24 @@ class Reporter:
         provider, _, model = transition.name.partition(":")
         self._hub.tell(
             events.BreakerChanged(
-                at=transition.at, provider=provider, model=model, transition=transition
+                at=transition.at,
+                provider=provider,
+                model=model,
+                transition=transition,
+                next_route=self._next_route(transition),
             )
         )
+
+    def _next_route(self, transition: Transition) -> str | None:
+        """Return the first usable route behind one that has just closed its doors."""
+        shut = transition.to_state in {BreakerState.OPEN, BreakerState.FORCED_OPEN}
+        if not shut or not self._skips_open:
+            return None
+        names = [gate.name for gate in self._configured]
+        # A model that a caller names replaces the first route's.
+        behind = names.index(transition.name) if transition.name in names else 0
+        usable = (gate.name for gate in self._configured[behind + 1 :] if gate.usable())
+        return next(usable, None)
 
     def fell_back(self, call: Call, left: Lane, following: Lane, cause: Reason) -> None:
         """A route was left for the next one."""

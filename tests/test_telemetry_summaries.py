@@ -1,0 +1,316 @@
+"""Every log line has a sentence for people."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from telemetry_kit import FAST, World, play
+
+from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen.telemetry import logs
+from resilient_imagen.telemetry.events import Event
+from resilient_imagen.telemetry.lines import LINES
+from resilient_imagen.telemetry.summaries import _SENTENCES, summary
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+GOOGLE, OPENAI = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
+
+
+class Sentences(list[tuple[str, str]]):
+    """Events and their sentences, in order; seconds, which have jitter, read ``N s``."""
+
+    def of(self, event: str) -> list[str]:
+        return [sentence for name, sentence in self if name == f"imagegen.{event}"]
+
+
+@pytest.fixture
+def sentences() -> Iterator[Sentences]:
+    """What an application's structlog pipeline is given."""
+    caught = Sentences()
+
+    def catch(_logger: Any, _level: str, line: Any) -> Any:
+        caught.append((line["event"], re.sub(r"[\d.]+ s\b", "N s", line["summary"])))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[catch])
+    yield caught
+    structlog.reset_defaults()
+
+
+def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
+    """Failures, retries, the opening, the fallback, a skipped route, both images."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+        await world.ask()
+
+    play(scene, **FAST)
+    assert sentences == [
+        ("imagegen.request.started", "generate an image, 9:16 at 2K: google is first"),
+        ("imagegen.attempt.failed", "google overloaded (503) after N s: retry in N s"),
+        ("imagegen.retry.scheduled", "google overloaded: retry in N s"),
+        (
+            "imagegen.attempt.failed",
+            "google overloaded (503) after N s, second in a row: retry in N s",
+        ),
+        ("imagegen.retry.scheduled", "google overloaded: retry in N s"),
+        (
+            "imagegen.circuit_breaker.opened",
+            "google overloaded (503), third in a row: circuit open for N s, openai serves",
+        ),
+        (
+            "imagegen.attempt.failed",
+            "google overloaded (503) after N s, third in a row: circuit open for N s",
+        ),
+        ("imagegen.fallback", "google overloaded: openai is next"),
+        (
+            "imagegen.request.completed",
+            "image from openai after N s and 4 requests; google was left (overloaded)",
+        ),
+        ("imagegen.request.started", "generate an image, 9:16 at 2K: google is first"),
+        (
+            "imagegen.circuit_breaker.rejected",
+            "google skipped: circuit open after overloaded, next probe in N s",
+        ),
+        ("imagegen.fallback", "google circuit open: openai is next"),
+        (
+            "imagegen.request.completed",
+            "image from openai after N s and 1 request; google was left (circuit open)",
+        ),
+    ]
+
+
+def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
+    """A failed probe, a successful one, and the circuit closed."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=2)
+        await world.ask()
+        await asyncio.sleep(70)
+        await world.ask()
+        await asyncio.sleep(200)
+        await world.ask()
+
+    play(scene, max_retries=0, breaker_fail_max=1, **FAST)
+    assert sentences.of("circuit_breaker.opened") == [
+        "google overloaded (503): circuit open for N s, openai serves",
+        "google overloaded (503), a failed probe: circuit open for N s, openai serves",
+    ]
+    assert (
+        sentences.of("circuit_breaker.half_opened")
+        == ["google: circuit half-open, the next request is a probe"] * 2
+    )
+    assert sentences.of("circuit_breaker.closed") == ["google serves again: circuit closed"]
+
+
+def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None:
+    """By the failure rate: so many of so many requests."""
+
+    async def scene(world: World) -> None:
+        for _ in range(3):
+            await world.ask()
+            world.google.fail(Reason.SERVER_ERROR, status=500, times=1)
+            await world.ask()
+
+    play(scene, max_retries=0, **FAST)
+    assert sentences.of("circuit_breaker.opened") == [
+        "google server error (500), 3 of 6 requests failed: circuit open for N s, openai serves"
+    ]
+
+
+def test_no_other_route_serves(sentences: Sentences) -> None:
+    """The next route is down too; or no call may go on to it; or an operator forces both open."""
+
+    async def scene(world: World) -> None:
+        world.openai.fail(Reason.FORBIDDEN, status=403)
+        world.google.fail(Reason.FORBIDDEN, status=403)
+        with pytest.raises(ImageGenerationError):
+            await world.ask()
+
+    play(scene, **FAST)
+    assert sentences.of("circuit_breaker.opened") == [
+        "google forbidden (403): circuit open for N s, openai serves",
+        "openai forbidden (403): circuit open for N s, no other route serves",
+    ]
+    sentences.clear()
+    play(scene, fallback_on="forbidden", **FAST)
+    assert sentences.of("circuit_breaker.opened")[0] == (
+        "google forbidden (403): circuit open for N s, no other route serves"
+    )
+    sentences.clear()
+
+    async def force(world: World) -> None:
+        for route in (OPENAI, GOOGLE):
+            world.client.breakers[route].force_open = True
+        with pytest.raises(ImageGenerationError):
+            await world.ask()
+        world.client.breakers[GOOGLE].force_open = False
+
+    play(force)
+    assert sentences.of("circuit_breaker.opened") == [
+        "openai: circuit forced open by an operator, no other route serves",
+        "google: circuit forced open by an operator, no other route serves",
+    ]
+    assert sentences.of("circuit_breaker.rejected") == [
+        "google skipped: circuit forced open by an operator",
+        "openai skipped: circuit forced open by an operator",
+    ]
+    assert sentences.of("circuit_breaker.closed") == ["google: circuit no longer forced open"]
+    assert sentences.of("request.failed") == [
+        (
+            "no image after N s and 0 requests: google gemini-3-pro-image: skipped by the operator;"
+            " openai gpt-image-2.5-flare: skipped by the operator"
+        )
+    ]
+
+
+def test_a_model_that_a_caller_names_is_replaced_by_the_route_behind_the_first(
+    sentences: Sentences,
+) -> None:
+    """Its breaker is no configured one."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.FORBIDDEN, status=403)
+        await world.ask(model="gemini-2.5-flash-image")
+
+    play(scene)
+    assert sentences.of("circuit_breaker.opened") == [
+        "google forbidden (403): circuit open for N s, openai serves"
+    ]
+
+
+def test_routes_of_one_provider_are_told_apart(sentences: Sentences) -> None:
+    """By their models."""
+
+    async def main() -> None:
+        google = FakeProvider("google").fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
+        routes = "google:gemini-3-pro-image,google:gemini-2.5-flash-image"
+        async with ImageClient(Settings(routes=routes), providers=[google]) as client:
+            await client.generate("a lighthouse")
+
+    run_virtual(main())
+    old, new = "google:gemini-3-pro-image", "google:gemini-2.5-flash-image"
+    assert sentences.of("circuit_breaker.opened") == [
+        f"{old} model not found (404): circuit open for N s, {new} serves"
+    ]
+    assert sentences.of("fallback") == [f"{old} model not found: {new} is next"]
+    assert sentences.of("request.completed") == [
+        f"image from {new} after N s and 2 requests; {old} was left (model not found)"
+    ]
+
+
+def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
+    """Its sentence says so, and claims no fallback."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+
+    play(scene, breaker_mode="shadow", **FAST)
+    assert sentences.of("circuit_breaker.opened") == [
+        "without effect (shadow): google overloaded (503), third in a row: circuit open for N s"
+    ]
+    assert sentences.of("attempt.failed")[-1] == (
+        "google overloaded (503) after N s, third in a row"
+    )
+    sentences.clear()
+    play(scene, shadow="fail_max=2", **FAST)
+    assert sentences.of("shadow.differed") == [
+        "candidate settings would have refused a request to google that ended as overloaded"
+    ]
+
+
+def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
+    """A caller that leaves, a deadline, a bug, a hint, a network failure."""
+
+    async def scene(world: World) -> None:
+        await world.leave()
+        world.google.heal()
+        world.google.hang()
+        await world.ask(deadline=20)
+        world.google.heal()
+        world.google.crash(KeyError("x"))
+        with pytest.raises(KeyError):
+            await world.ask()
+        world.google.fail(Reason.CONNECTION)
+        await world.ask()
+
+    play(scene, max_retries=0, **FAST)
+    assert sentences.of("attempt.failed") == [
+        "google cancelled after N s",
+        "google cut short after N s by the call's deadline",
+        "request to google ended by KeyError after N s",
+        "google connection failure after N s",
+    ]
+    assert sentences.of("request.failed") == [
+        "cancelled by the caller after N s and 1 request",
+        "no image after N s and 1 request: KeyError",
+    ]
+    sentences.clear()
+
+    async def throttled(world: World) -> None:
+        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2, times=1)
+        await world.ask()
+
+    play(throttled, **FAST)
+    assert sentences.of("retry.scheduled") == [
+        "google rate limited: retry in N s, as the server asked"
+    ]
+
+
+def test_dropped_references_are_described(sentences: Sentences) -> None:
+    """The first three, and how many more there are."""
+
+    async def scene(world: World) -> None:
+        await world.ask(references=[1, 2, 3, 4, 5])
+        await world.ask(references=[1])
+
+    play(scene, **FAST)
+    kind = "is of type int, not an image"
+    assert sentences.of("references.changed") == [
+        (
+            f"5 references dropped: reference 0 {kind}; reference 1 {kind}; reference 2 {kind}; "
+            "and 2 more"
+        ),
+        f"1 reference dropped: reference 0 {kind}",
+    ]
+
+
+def test_a_missing_key_is_told_in_a_sentence(
+    sentences: Sentences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence of a warning is the warning."""
+    monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "made-up")
+    ImageClient()
+    assert sentences == [
+        ("imagegen.warning", "OPENAI_API_KEY is not set: routes to openai are off")
+    ]
+
+
+def test_every_kind_of_line_has_a_sentence() -> None:
+    """And no other event has one."""
+    assert LINES.keys() == _SENTENCES.keys()
+    assert summary(Event(at=0.0)) == ""
+
+
+def test_a_line_that_is_filtered_costs_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made after the level was found to be let through."""
+    made: list[Event] = []
+
+    def note(event: Event) -> str:
+        made.append(event)
+        return summary(event)
+
+    monkeypatch.setattr(logs, "summary", note)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    try:
+        play(World.ask)
+    finally:
+        structlog.reset_defaults()
+    assert made == []
