@@ -26,7 +26,7 @@ from resilient_imagen import (
     Settings,
     reset_default_client,
 )
-from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.telemetry import names
 from resilient_imagen.telemetry.metrics import MetricSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
@@ -230,6 +230,64 @@ def test_the_fastapi_page(tmp_path: Path) -> None:
     ]
     assert outcomes == ["success", "cancelled"]
     assert "async def health" in code  # a plain one runs in a thread, with a client of its own
+
+
+def test_the_fastapi_page_shows_warnings(tmp_path: Path) -> None:
+    """A missing fallback key and an opened circuit are seen on standard error."""
+    pytest.importorskip("fastapi")
+    (code,) = blocks("With FastAPI", "python")
+    (tmp_path / "app.py").write_text(code)
+    with BackgroundEmulator() as emulator, collector() as traces:
+        emulator.google.set(faults.status(401))
+        there = {
+            "GOOGLE_GENAI_API_KEY": "emulated",
+            "GOOGLE_GEMINI_BASE_URL": emulator.google_url,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": traces.otlp,
+        }
+        done = python("-c", FASTAPI_VISITOR, cwd=tmp_path, env=there)
+    assert done.stdout == "503\n", done.stderr
+    for warning in (
+        "OPENAI_API_KEY is not set: routes to openai are off",
+        "google unauthenticated (401): circuit open for ",
+    ):
+        assert f'summary="{warning}' in done.stderr
+    assert "a lighthouse" not in done.stderr
+
+
+FASTAPI_VISITOR = """
+import asyncio, httpx2, app as application
+
+async def main():
+    async with application.app.router.lifespan_context(application.app):
+        transport = httpx2.ASGITransport(app=application.app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://app") as client:
+            print((await client.post("/scenes/one", json={"prompt": "a lighthouse"})).status_code)
+
+asyncio.run(main())
+"""
+
+
+def test_the_logging_page(tmp_path: Path) -> None:
+    """Both blocks write a sentence for a call that goes well, each in its own way."""
+    plain, as_json = blocks("Log lines", "python")
+    sentence = "image from mine after 1 s and 1 request"
+    done = python("-c", plain + LOGGED_CALL, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert f'summary="{sentence}"' in (tmp_path / "images.log").read_text()
+    done = python("-c", as_json + LOGGED_CALL, cwd=tmp_path)
+    assert f'"summary": "{sentence}"' in done.stdout, done.stderr
+
+
+LOGGED_CALL = """
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+async def main():
+    async with ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")]) as client:
+        await client.generate("a lighthouse")
+
+run_virtual(main())
+"""
 
 
 def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
