@@ -37,26 +37,42 @@ if TYPE_CHECKING:
         generate_image_with_references,
         reset_default_client,
     )
+    from resilient_imagen.call import OnStart
     from resilient_imagen.client import ImageClient
     from resilient_imagen.providers.base import Provider, ProviderImage
-    from resilient_imagen.result import Attempt, ImageResult
-    from resilient_imagen.settings import Settings
+    from resilient_imagen.request import AspectRatio, ImageRequest, Resolution
+    from resilient_imagen.result import (
+        Attempt,
+        DroppedReference,
+        ImageDict,
+        ImageInput,
+        ImageResult,
+        Usage,
+    )
+    from resilient_imagen.settings import Settings, SettingsArguments
+    from resilient_imagen.snapshots import Snapshot
 
 __all__ = [
     "AllProvidersFailedError",
+    "AspectRatio",
     "Attempt",
     "AuthenticationError",
     "CircuitOpenError",
     "ConfigurationError",
     "ContentBlockedError",
     "DeadlineExceededError",
+    "DroppedReference",
     "ImageClient",
+    "ImageDict",
     "ImageGenerationError",
+    "ImageInput",
+    "ImageRequest",
     "ImageResult",
     "InvalidRequestError",
     "InvalidResponseError",
     "ModelNotFoundError",
     "NoImageError",
+    "OnStart",
     "PermissionDeniedError",
     "Provider",
     "ProviderConnectionError",
@@ -67,8 +83,12 @@ __all__ = [
     "QuotaExhaustedError",
     "RateLimitedError",
     "Reason",
+    "Resolution",
     "SaturatedError",
     "Settings",
+    "SettingsArguments",
+    "Snapshot",
+    "Usage",
     "__version__",
     "call_options",
     "default_client",
@@ -83,12 +103,22 @@ logging.getLogger("resilient_imagen").addHandler(logging.NullHandler())
 
 # Found when first asked for: their modules load asyncio, pydantic-settings, pybreaker or more.
 _LAZY = {
+    "AspectRatio": "resilient_imagen.request",
     "Attempt": "resilient_imagen.result",
+    "DroppedReference": "resilient_imagen.result",
     "ImageClient": "resilient_imagen.client",
+    "ImageDict": "resilient_imagen.result",
+    "ImageInput": "resilient_imagen.result",
+    "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
+    "OnStart": "resilient_imagen.call",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
+    "Resolution": "resilient_imagen.request",
     "Settings": "resilient_imagen.settings",
+    "SettingsArguments": "resilient_imagen.settings",
+    "Snapshot": "resilient_imagen.snapshots",
+    "Usage": "resilient_imagen.result",
     "call_options": "resilient_imagen.api",
     "default_client": "resilient_imagen.api",
     "edit_image": "resilient_imagen.api",

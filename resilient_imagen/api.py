@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_imagen.tracebacks import without_locals
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resilient_imagen.call import OnStart
     from resilient_imagen.client import ImageClient
     from resilient_imagen.request import AspectRatio, Resolution
-    from resilient_imagen.result import ImageResult
+    from resilient_imagen.result import ImageDict, ImageInput, ImageResult
 
 __all__ = [
     "call_options",
@@ -124,7 +124,7 @@ def _left(deadline: float | None, since: float) -> float | None:
     return max(1e-3, deadline - (asyncio.get_running_loop().time() - since))
 
 
-async def _as_dict(result: ImageResult) -> dict[str, Any]:
+async def _as_dict(result: ImageResult) -> ImageDict:
     """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
     from resilient_imagen.images.base64s import encode_base64_async
 
@@ -139,7 +139,7 @@ async def generate_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
-) -> dict[str, Any]:
+) -> ImageDict:
     """Make an image; the dict holds ``image_base64``, ``mime_type`` and where it came from.
 
     Args:
@@ -170,14 +170,14 @@ async def generate_image(
 @without_locals
 async def generate_image_with_references(
     prompt: str,
-    reference_images: Sequence[object],
+    reference_images: Sequence[ImageInput],
     aspect_ratio: AspectRatio = "9:16",
     resolution: Resolution = "2K",
     model: str | None = None,
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
-) -> dict[str, Any]:
+) -> ImageDict:
     """Make an image guided by others; see ``generate_image``.
 
     Args:
@@ -211,7 +211,7 @@ async def generate_image_with_references(
 
 @without_locals
 async def edit_image(
-    image: object,
+    image: ImageInput,
     feedback: str,
     aspect_ratio: AspectRatio = "9:16",
     resolution: Resolution = "2K",
@@ -219,7 +219,7 @@ async def edit_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
-) -> dict[str, Any]:
+) -> ImageDict:
     """Change an image as the feedback says; see ``generate_image``.
 
     Args:

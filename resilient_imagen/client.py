@@ -8,7 +8,7 @@ import random
 import sys
 from dataclasses import replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.request import AspectRatio, Resolution
+    from resilient_imagen.result import ImageInput
+    from resilient_imagen.snapshots import Snapshot
     from resilient_imagen.telemetry.hub import Sink
 
 __all__ = ["ImageClient"]
@@ -128,9 +131,9 @@ class ImageClient:
         self,
         prompt: str,
         *,
-        aspect_ratio: str = "9:16",
-        references: Sequence[object] = (),
-        resolution: str = "2K",
+        aspect_ratio: AspectRatio = "9:16",
+        references: Sequence[ImageInput] = (),
+        resolution: Resolution = "2K",
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
@@ -157,11 +160,11 @@ class ImageClient:
     @without_locals
     async def edit(
         self,
-        image: object,
+        image: ImageInput,
         feedback: str,
         *,
-        aspect_ratio: str = "9:16",
-        resolution: str = "2K",
+        aspect_ratio: AspectRatio = "9:16",
+        resolution: Resolution = "2K",
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
@@ -188,7 +191,7 @@ class ImageClient:
     async def _serve(
         self,
         request: ImageRequest,
-        references: Sequence[object],
+        references: Sequence[ImageInput],
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
@@ -239,7 +242,7 @@ class ImageClient:
             start_signal=StartSignal(on_start),
         )
 
-    async def _load(self, call: Call, references: Sequence[object]) -> None:
+    async def _load(self, call: Call, references: Sequence[ImageInput]) -> None:
         """Read, check and mend the references; what cannot be used is listed, never lost.
 
         Waiting for them takes a quarter of the caller's time at most: a picture without one is
@@ -288,7 +291,7 @@ class ImageClient:
         """
         return {lane.name: lane.gate for lane in self._routing.all_lanes}
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.
 
         ``process`` has the totals of all clients of this process.
@@ -352,7 +355,7 @@ def _result(call: Call, served: Served) -> ImageResult:
         provider=served.lane.provider.name,
         model=served.lane.model,
         attempts=len(call.attempts),
-        fallback_reason=None if call.fallback_cause is None else str(call.fallback_cause),
+        fallback_reason=call.fallback_cause,
         dropped_references=tuple(sorted(dropped, key=itemgetter("index"))) if dropped else (),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,

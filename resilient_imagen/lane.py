@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.breaker import BreakerState
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
+    from resilient_imagen.snapshots import RouteSnapshot
 
 __all__ = ["Lane", "Tailored"]
 
@@ -113,7 +114,7 @@ class Lane:
         share = _SHARE_OF_LIMIT * self.timeout
         return share if usual is None else min(_FACTOR_OF_USUAL * usual, share)
 
-    def snapshot(self, now: float) -> dict[str, Any]:
+    def snapshot(self, now: float) -> RouteSnapshot:
         """The route's breaker, queue and latest fallback, as plain JSON."""
         last = self.last_left
         return {

@@ -24,8 +24,8 @@ AspectRatio = Literal[
 Resolution = Literal["1K", "2K", "4K"]
 Operation = Literal["generate", "edit"]
 
-ASPECT_RATIOS: Final[tuple[str, ...]] = get_args(AspectRatio)
-RESOLUTIONS: Final[tuple[str, ...]] = get_args(Resolution)
+ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
+RESOLUTIONS: Final[tuple[Resolution, ...]] = get_args(Resolution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class ImageRequest:
 
     prompt: str = field(repr=False)
     """The caller's words, unchanged. For an edit: the feedback."""
-    aspect_ratio: str = "9:16"
+    aspect_ratio: AspectRatio = "9:16"
     """Width to height, one of ASPECT_RATIOS."""
-    resolution: str = "2K"
+    resolution: Resolution = "2K"
     """One of RESOLUTIONS: the side in pixels of a square of the same area, in units of 1024."""
     references: tuple[Reference, ...] = ()
     """Reference images, in the caller's order. For an edit the first is the image to change."""

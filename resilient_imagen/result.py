@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
-    import os
-
     from resilient_imagen.reasons import Reason
 
-__all__ = ["Attempt", "DroppedReference", "ImageResult", "Usage"]
+__all__ = ["Attempt", "DroppedReference", "ImageDict", "ImageInput", "ImageResult", "Usage"]
 
 
 class Usage(TypedDict):
@@ -34,6 +34,28 @@ class DroppedReference(TypedDict):
     index: int
     """Its place in the caller's list, from 0."""
     why: str
+
+
+class ImageDict(TypedDict):
+    """One delivered image, as the drop-in functions return it; ready for JSON."""
+
+    image_base64: str
+    """The encoded picture in standard base64."""
+    mime_type: str
+    """Its true type, sniffed from the bytes."""
+    provider: str
+    """``google``, ``openai`` or a custom provider's name."""
+    model: str
+    attempts: int
+    """Requests sent for it, the successful one included."""
+    fallback_reason: str | None
+    """The reason for which the primary was left, or None when it served."""
+    dropped_references: list[DroppedReference]
+    usage: Usage
+    latency_s: float
+    """Seconds the whole call took, queueing, retries and fallback included."""
+    adjustments: list[str]
+    """What was changed, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +92,7 @@ class ImageResult:
     model: str
     attempts: int
     """Requests sent for it, the successful one included."""
-    fallback_reason: str | None
+    fallback_reason: Reason | None
     """Why the primary was left, or None when it served."""
     dropped_references: tuple[DroppedReference, ...]
     usage: Usage
@@ -84,7 +106,7 @@ class ImageResult:
         """The picture in standard base64."""
         return base64.b64encode(self.image_bytes).decode("ascii")
 
-    def to_dict(self, *, image_base64: str | None = None) -> dict[str, Any]:
+    def to_dict(self, *, image_base64: str | None = None) -> ImageDict:
         """The plain dict that the drop-in functions return.
 
         Args:
@@ -97,14 +119,14 @@ class ImageResult:
             "provider": self.provider,
             "model": self.model,
             "attempts": self.attempts,
-            "fallback_reason": self.fallback_reason,
-            "dropped_references": [dict(dropped) for dropped in self.dropped_references],
-            "usage": dict(self.usage),
+            "fallback_reason": None if self.fallback_reason is None else str(self.fallback_reason),
+            "dropped_references": [dropped.copy() for dropped in self.dropped_references],
+            "usage": self.usage.copy(),
             "latency_s": self.latency_s,
             "adjustments": list(self.adjustments),
         }
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | PathLike[str]) -> Path:
         """Write the picture to a file, replace an existing one, and return the file's path.
 
         The picture is converted if the extension is png, jpg, jpeg or webp and it is of another
@@ -126,3 +148,10 @@ class ImageResult:
         data, _ = convert.as_named(self.image_bytes, self.mime_type, target)
         target.write_bytes(data)
         return target
+
+
+ImageInput: TypeAlias = (
+    str | bytes | bytearray | memoryview | PathLike[str] | Mapping[str, object] | ImageResult
+)
+"""A picture that a caller passes: base64, a data URL or an http(s) address; the encoded bytes; a
+path; a dict with ``image_base64`` or ``image_url``, such as an ImageDict; an earlier result."""

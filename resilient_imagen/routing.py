@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
 from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Route, Settings
+    from resilient_imagen.snapshots import RouteSnapshot
     from resilient_imagen.telemetry.reporter import Reporter
 
 __all__ = ["Routing", "new_gate", "new_pacer"]
@@ -124,7 +125,7 @@ class Routing:
         """All routes that share the provider's account."""
         return [lane for lane in self.all_lanes if lane.provider.name == name]
 
-    def snapshot(self) -> list[dict[str, Any]]:
+    def snapshot(self) -> list[RouteSnapshot]:
         """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too."""
         running = running_loop()
         now = time.monotonic() if running is None else running.time()

@@ -7,7 +7,7 @@ What a value may look like stands in ``values``, how variables are read and name
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads it at run time
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, Unpack
 
 from pydantic import (
     AfterValidator,
@@ -40,6 +40,7 @@ from resilient_imagen.values import (
     Names,
     Route,
     Seconds,
+    SettingsArguments,
     Url,
     Word,
     blank_is_none,
@@ -49,7 +50,7 @@ from resilient_imagen.values import (
 )
 from resilient_imagen.variables import Environment, complain_of, explain, unknown_variables
 
-__all__ = ["Route", "Settings"]
+__all__ = ["Route", "Settings", "SettingsArguments"]
 
 
 def _variable(*names: str) -> AliasChoices:
@@ -294,7 +295,7 @@ class Settings(BaseSettings):
         del env_settings, dotenv_settings, file_secret_settings
         return init_settings, Environment(settings_cls)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: Unpack[SettingsArguments]) -> None:
         """Read the environment; keyword arguments, by field name or variable, win."""
         try:
             super().__init__(**values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker import BreakerState, Rejection
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
@@ -14,6 +14,7 @@ from resilient_imagen.telemetry import events
 if TYPE_CHECKING:
     from resilient_imagen.breaker import Gate, Permit, Transition
     from resilient_imagen.settings import Settings
+    from resilient_imagen.snapshots import ShadowSnapshot
     from resilient_imagen.telemetry.hub import Hub
 
 __all__ = ["Shadow"]
@@ -72,7 +73,7 @@ class Shadow:
             case events.BreakerChanged():
                 self._live_changed(event.transition)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> ShadowSnapshot:
         """Each candidate's breaker, and how often it would have done otherwise, as plain JSON."""
         return {
             "settings": dict(self._settings.shadow or {}),

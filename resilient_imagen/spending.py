@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from resilient_imagen.result import Attempt
+    from resilient_imagen.snapshots import SpendingSnapshot
 
 __all__ = ["PROCESS", "Spending"]
 
@@ -49,7 +50,7 @@ class Spending:
             for attempt in attempts:
                 self._add(attempt, resolution)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> SpendingSnapshot:
         """The totals, as plain JSON."""
         with self._lock:
             return {

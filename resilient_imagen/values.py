@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable, Mapping  # noqa: TC003 - annotations may be read at run time
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -21,6 +22,7 @@ __all__ = [
     "Names",
     "Route",
     "Seconds",
+    "SettingsArguments",
     "Url",
     "Word",
     "blank_is_none",
@@ -141,3 +143,48 @@ Url = Annotated[str | None, BeforeValidator(_address)]
 Word = BeforeValidator(_lowered)
 Captured = Annotated[bool, BeforeValidator(_captured)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_list)]
+
+
+class SettingsArguments(TypedDict, total=False):
+    """Keyword arguments of ``Settings``, for checkers, editors and functions that pass them on.
+
+    Where a field has another type than what it is made of, both are allowed: a comma list in place
+    of a tuple, text in place of a secret.
+    """
+
+    google_api_key: str | SecretStr | None
+    openai_api_key: str | SecretStr | None
+    google_base_url: str | None
+    openai_base_url: str | None
+    routes: str | Iterable[str]
+    max_concurrent: int
+    ipm: float
+    openai_ipm: float | None
+    burst: int
+    max_queue: int | None
+    max_retries: int
+    retry_base_delay: float
+    per_call_timeout: float
+    openai_timeout: float
+    deadline: float | None
+    breaker_mode: Literal["on", "off", "shadow"]
+    breaker_fail_max: int
+    breaker_failure_rate: float
+    breaker_window: float
+    breaker_min_calls: int
+    breaker_slow_call: float | None
+    breaker_reset_timeout: float
+    breaker_reset_max: float
+    breaker_half_open_calls: int
+    when_all_open: Literal["fail", "wait"]
+    force_open: str | Iterable[str]
+    fallback_on: str | Iterable[str] | None
+    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    fit: Literal["crop", "pad", "none", "exact"]
+    strict_references: bool
+    max_reference_mb: float | None
+    reference_http_urls: bool
+    reference_private_urls: bool
+    shadow: str | Mapping[str, object] | None
+    redis_url: str | SecretStr | None
+    capture_content: bool

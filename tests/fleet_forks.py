@@ -38,6 +38,7 @@ def live(world: World, number: int, together: Any, told: Any) -> None:
             await meet()
             await world.ask()
             fleet = world.client.snapshot()["fleet"]
+            assert fleet is not None
             told.put({**fleet, "sent": [each.at for each in world.google.sent]})
 
     asyncio.run(main())

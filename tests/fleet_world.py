@@ -53,7 +53,8 @@ class World:
 
     @property
     def joined(self) -> bool:
-        return bool(self.client.snapshot()["fleet"]["joined"])
+        fleet = self.client.snapshot()["fleet"]
+        return fleet is not None and fleet["joined"]
 
     @property
     def state(self) -> str:

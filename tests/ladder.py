@@ -12,7 +12,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoo
 
 T = TypeVar("T")
 
-FAST = {"ipm": 6000}
+FAST: dict[str, Any] = {"ipm": 6000}
 """Pacing out of the way."""
 
 

@@ -103,7 +103,7 @@ def test_google_gets_the_orientation_and_the_ratio_openai_the_raw_prompt_and_a_s
 def test_references_arrive_byte_for_byte_with_their_true_type(vendors: BackgroundEmulator) -> None:
     """The claimed type is not believed; what cannot be read is listed and the rest is sent."""
     jpeg = encoded(Image.new("RGB", (80, 60)), "JPEG")
-    references = [
+    references: list[ri.ImageInput] = [
         as_dict(jpeg, "image/png"),
         {"image_base64": None, "mime_type": "image/png"},
         png(),

@@ -17,7 +17,7 @@ from images_samples import encoded, picture
 from ladder import FAST
 from providers_kit import MODELS, ask, google_body, http, openai_body, run
 
-from resilient_imagen import ImageClient, Settings, models
+from resilient_imagen import ImageClient, Resolution, Settings, Snapshot, models
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
@@ -205,7 +205,7 @@ def test_every_picture_of_an_answer_is_charged_but_thoughts(
     assert cost == pytest.approx(0.24 * pictures)
 
 
-async def spent(provider: FakeProvider, route: str, *resolutions: str) -> dict[str, Any]:
+async def spent(provider: FakeProvider, route: str, *resolutions: Resolution) -> Snapshot:
     """What a client's totals are after one call for each of the resolutions."""
     knobs: dict[str, Any] = {**FAST, "routes": route, "max_retries": 0, "breaker_mode": "off"}
     async with ImageClient(Settings(**knobs), providers=[provider]) as client:
@@ -240,7 +240,7 @@ def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
     first = run_virtual(spent(openai, ROUTE, "1K"))["maybe_billed"]
     assert first == {"requests": 1, "cost_usd": 0.0, "unpriced": 1}
 
-    async def main() -> dict[str, Any]:
+    async def main() -> Snapshot:
         provider = FakeProvider("openai")
         async with ImageClient(Settings(**ONE_ROUTE), providers=[provider]) as client:
             await client.generate("a lighthouse")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli_kit import cli, started
 
-from resilient_imagen import generate_image, reset_default_client
+from resilient_imagen import ImageDict, generate_image, reset_default_client
 from resilient_imagen.emulator import parse_script
 
 Capsys = pytest.CaptureFixture[str]
@@ -26,7 +26,7 @@ def test_its_lines_lead_an_application_to_it(
     )
     monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "0")
 
-    async def ask() -> dict[str, object]:
+    async def ask() -> ImageDict:
         try:
             return await generate_image("a fox")
         finally:

@@ -186,7 +186,7 @@ def test_what_is_asked_for_decides_what_is_the_same() -> None:
     assert read('{"prompt": "a"}', patient)[0].asked == read('{"prompt": "a"}')[0].asked
 
 
-_ROWS = st.fixed_dictionaries(
+_ROWS: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=60).filter(str.strip)},
     optional={
         "aspect_ratio": st.sampled_from(ASPECT_RATIOS),

@@ -6,11 +6,19 @@ import asyncio
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
+from typing import Literal
 
 import pytest
 from images_samples import encoded, picture
 
-from resilient_imagen import ImageClient, ImageResult, Settings, models
+from resilient_imagen import (
+    AspectRatio,
+    ImageClient,
+    ImageResult,
+    Resolution,
+    Settings,
+    models,
+)
 from resilient_imagen.emulator import Emulator, faults, pictures
 from resilient_imagen.images.sniff import pixel_size
 from resilient_imagen.providers.google import GoogleProvider
@@ -29,6 +37,7 @@ KINDS = [
     for name in ("gemini-3-pro-image", "gemini-2.5-flash-image", "gpt-image-2", "gpt-image-1.5")
 ]
 """One of each way to name a size."""
+Fit = Literal["crop", "pad", "none", "exact"]
 EVERYTHING = [(ratio, resolution) for ratio in ASPECT_RATIOS for resolution in RESOLUTIONS]
 PICTURE = encoded(picture(), "PNG")
 
@@ -41,8 +50,8 @@ def _for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 async def results(
     app: Emulator,
     row: models.ModelInfo,
-    mode: str,
-    asked: Sequence[tuple[str, str]],
+    mode: Fit,
+    asked: Sequence[tuple[AspectRatio, Resolution]],
     *,
     edit: bool = False,
 ) -> list[ImageResult]:
@@ -73,7 +82,7 @@ def off(size: tuple[int, int], ratio: str) -> float:
 @pytest.mark.parametrize("mode", ["crop", "pad"])
 @pytest.mark.parametrize("row", LIVING)
 def test_every_ratio_and_resolution_arrives_within_two_percent(
-    row: models.ModelInfo, mode: str
+    row: models.ModelInfo, mode: Fit
 ) -> None:
     """Cut off or added to, the picture has the ratio that was asked for."""
     found = asyncio.run(results(Emulator(picture="tiny"), row, mode, EVERYTHING))
@@ -96,7 +105,7 @@ def test_exact_is_exact_to_the_pixel(row: models.ModelInfo) -> None:
 @pytest.mark.parametrize("row", KINDS)
 def test_edits_keep_to_the_frame_as_well(row: models.ModelInfo) -> None:
     """The vendors' other endpoint, or the same one with a picture in it."""
-    asked = [(ratio, "2K") for ratio in ASPECT_RATIOS]
+    asked: list[tuple[AspectRatio, Resolution]] = [(ratio, "2K") for ratio in ASPECT_RATIOS]
     found = asyncio.run(results(Emulator(picture="tiny"), row, "exact", asked, edit=True))
 
     for (ratio, _), size in zip(asked, sizes(found), strict=True):
@@ -109,7 +118,10 @@ def test_pictures_of_their_real_size(
 ) -> None:
     """What the model has by name passes untouched, at the size that vendors really make it."""
     monkeypatch.setattr(pictures, "_SHRINK", 1)
-    asked = [(ratio, "1K") for ratio in ASPECT_RATIOS] + [("9:16", "4K")]
+    asked: list[tuple[AspectRatio, Resolution]] = [
+        *((ratio, "1K") for ratio in ASPECT_RATIOS),
+        ("9:16", "4K"),
+    ]
     found = asyncio.run(results(Emulator(picture="tiny"), row, "crop", asked))
 
     for (ratio, resolution), size, result in zip(asked, sizes(found), found, strict=True):
@@ -121,7 +133,7 @@ def test_pictures_of_their_real_size(
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "none", "exact"])
-def test_a_vendor_that_ignores_the_ratio(mode: str) -> None:
+def test_a_vendor_that_ignores_the_ratio(mode: Fit) -> None:
     """crop, pad and exact mend it, none hands it on."""
     app = Emulator()
     app.google.set(faults.answer("wrong_aspect"))

@@ -20,6 +20,7 @@ from resilient_imagen import (
     Reason,
     SaturatedError,
     Settings,
+    SettingsArguments,
 )
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.request import ImageRequest
@@ -28,7 +29,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, Sent
 
 FLASH = "google:gemini-nano-banana-2.1"
 CHAIN = f"google:gemini-3-pro-image,{FLASH},openai:gpt-image-2.5-flare"
-GOOGLE_ONLY = {"routes": "google:gemini-3-pro-image"}
+GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
 
 
 def test_a_healthy_primary_serves() -> None:

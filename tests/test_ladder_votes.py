@@ -19,6 +19,7 @@ from resilient_imagen import (
 from resilient_imagen.breaker import BreakerConfig, BreakerMode
 from resilient_imagen.images.fit import Fitted
 from resilient_imagen.reasons import Verdict
+from resilient_imagen.snapshots import BreakerSnapshot
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Trouble
@@ -27,9 +28,8 @@ from resilient_imagen.tuning.scenario import ScenarioTruth
 from resilient_imagen.tuning.world import Played
 
 
-def numbers(world: World) -> dict[str, Any]:
-    found: dict[str, Any] = world.client.snapshot()["routes"][0]["breaker"]
-    return found
+def numbers(world: World) -> BreakerSnapshot:
+    return world.client.snapshot()["routes"][0]["breaker"]
 
 
 def test_a_caller_that_leaves_casts_no_vote() -> None:
@@ -429,6 +429,7 @@ def test_a_latecomer_waits_no_longer_than_its_account() -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         left = numbers(world)["retry_after"]
+        assert left is not None
         world.google.heal()
         await asyncio.sleep(left - 30)
         await world.ask(model="gemini-nano-banana-2.1")

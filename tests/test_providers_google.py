@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
 
-from resilient_imagen.request import ImageRequest, Reference
+from resilient_imagen.request import AspectRatio, ImageRequest, Reference
 
 sent = partial(arrived, "google")
 """The request as it arrives at the server."""
@@ -52,7 +52,7 @@ def test_a_plain_request() -> None:
         ("1:1", "painted in oil"),
     ],
 )
-def test_the_orientation_is_said_in_words_too(ratio: str, ending: str) -> None:
+def test_the_orientation_is_said_in_words_too(ratio: AspectRatio, ending: str) -> None:
     """Models follow the words better than the field; a square has no orientation."""
     text = sent(ImageRequest(PROMPT, aspect_ratio=ratio)).json["contents"][0]["parts"][0]["text"]
     assert text.endswith(ending)

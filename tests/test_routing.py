@@ -20,7 +20,7 @@ from resilient_imagen import (
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
-KEYS = {"google_api_key": "AIzaFAKE", "openai_api_key": "sk-fake"}
+KEYS: dict[str, Any] = {"google_api_key": "AIzaFAKE", "openai_api_key": "sk-fake"}
 
 
 def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[str], list[str]]:

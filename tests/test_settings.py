@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AliasChoices
 
-from resilient_imagen import ConfigurationError, ImageClient, Settings
+from resilient_imagen import ConfigurationError, ImageClient, Settings, SettingsArguments
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -98,7 +100,34 @@ def test_a_value_that_is_not_allowed_names_the_variable_and_what_is(
 def test_an_unknown_keyword_is_an_error() -> None:
     """A typing error is not silently the default."""
     with pytest.raises(ConfigurationError, match="ipmm: no such setting"):
-        Settings(ipmm=3)
+        Settings(ipmm=3)  # type: ignore[call-arg]
+
+
+MADE_OF_MORE = {
+    "google_api_key": str, "openai_api_key": str, "redis_url": str,
+    "routes": str, "force_open": str, "fallback_on": str, "shadow": str,
+}  # fmt: skip
+"""Fields whose keyword also takes text: a secret, or a comma list."""
+
+
+def test_the_typed_keywords_are_those_of_the_fields() -> None:
+    """Every field has one, of the field's own type or of a wider one that is listed here."""
+    keywords = get_type_hints(SettingsArguments)
+    assert list(keywords) == list(Settings.model_fields), "add new settings in the same order"
+    fields = get_type_hints(Settings)
+    for name, keyword in keywords.items():
+        if name in MADE_OF_MORE:
+            assert MADE_OF_MORE[name] in get_args(keyword), name
+            assert (type(None) in get_args(keyword)) == (type(None) in get_args(fields[name]))
+        else:
+            assert keyword == fields[name], name
+
+
+def test_wrong_types_are_still_refused_at_run_time() -> None:
+    """With the variable's name, for callers that use no type checker."""
+    with pytest.raises(ConfigurationError, match="IMAGE_GEN_IPM: Input should be a valid number"):
+        Settings(ipm="x")  # type: ignore[arg-type]
+    assert Settings(IMAGE_GEN_IPM=3).ipm == 3  # type: ignore[call-arg]
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

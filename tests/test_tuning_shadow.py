@@ -18,7 +18,7 @@ def outage(calls: int = 12, **settings: Any) -> tuple[RecordingSink, dict[str, A
     """Google fails every request; callers come every ten seconds. What was told, seen, served."""
     sink = RecordingSink()
 
-    async def main() -> tuple[dict[str, Any], list[str]]:
+    async def main() -> tuple[Any, list[str]]:
         google = FakeProvider("google").fail(Reason.OVERLOADED, status=503)
         openai = FakeProvider("openai", latency=2.0)
         served = []
@@ -73,7 +73,7 @@ ACCOUNT = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-im
 def test_what_concerns_the_account_opens_the_candidates_siblings() -> None:
     """A refused key says as much to the candidate's other routes as to the live ones."""
 
-    async def main() -> dict[str, Any]:
+    async def main() -> Any:
         google = FakeProvider("google").fail(
             Reason.UNAUTHENTICATED, status=401, account_wide=True, retry_after=7200.0
         )
@@ -144,7 +144,7 @@ def test_metrics_and_log_lines_count_what_differs(caplog: pytest.LogCaptureFixtu
 def test_cut_short_requests_cast_no_vote() -> None:
     """A request that the caller's deadline ended says nothing to the candidate either."""
 
-    async def main() -> dict[str, Any]:
+    async def main() -> Any:
         google = FakeProvider("google").hang()
         made = Settings(**FAST, routes="google:m", shadow="fail_max=1")
         async with ImageClient(made, providers=[google]) as client:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random as _random
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.breaker.circuit import Circuit, Why
 from resilient_imagen.breaker.config import BreakerConfig, BreakerMode
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from resilient_imagen.reasons import Verdict
+    from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["Gate"]
 
@@ -252,7 +253,7 @@ class Gate:
         self._listeners.deliver()
         return numbers
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> BreakerSnapshot:
         """Everything an operator wants to see, ready for JSON; times in seconds."""
         with self._lock:
             self._catch_up()

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.views import Counted, Rejection
     from resilient_imagen.fleet.agent import Fleet
     from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["SharedGate"]
 
@@ -114,7 +115,7 @@ class SharedGate(Gate):
             if self._circuit.config.mode is not BreakerMode.OFF:
                 self._tell("failure", Verdict.TRIP, Why(cause, brief, origin, retry_after))
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> BreakerSnapshot:
         """As `Gate.snapshot`, and what the fleet's record says, as far as it was heard."""
         record = self._record
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker.circuit import NO_REASON
 from resilient_imagen.breaker.config import BreakerMode
@@ -12,6 +12,7 @@ from resilient_imagen.breaker.views import BreakerNumbers, BreakerState, Rejecti
 if TYPE_CHECKING:
     from resilient_imagen.breaker.circuit import Circuit, Why
     from resilient_imagen.breaker.timing import Clock
+    from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["Reports"]
 
@@ -83,7 +84,7 @@ class Reports:
             shadow=shadow_of is not None,
         )
 
-    def snapshot(self, state: BreakerState, *, since: float, would_reject: int) -> dict[str, Any]:
+    def snapshot(self, state: BreakerState, *, since: float, would_reject: int) -> BreakerSnapshot:
         """Everything an operator wants to see."""
         numbers, circuit = self.numbers(state), self._circuit
         shadowed = circuit.config.mode is BreakerMode.SHADOW

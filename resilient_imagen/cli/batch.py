@@ -125,6 +125,4 @@ def _why(error: ImageGenerationError) -> Entry:
 
 
 def _how(result: ImageResult) -> Entry:
-    told = result.to_dict()
-    del told["image_base64"]
-    return told
+    return {key: value for key, value in result.to_dict().items() if key != "image_base64"}

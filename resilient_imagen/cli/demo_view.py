@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.live import Live
 from rich.table import Table
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageClient
     from resilient_imagen.cli.storyboard import Panel, Play
+    from resilient_imagen.snapshots import BreakerSnapshot
     from resilient_imagen.telemetry.events import BreakerChanged
 
 __all__ = ["show_breaker", "show_times", "watching"]
@@ -48,7 +49,7 @@ def watching(console: Console, play: Play, client: ImageClient) -> Iterator[None
     console.print(table())
 
 
-def _table(play: Play, breaker: dict[str, Any], room: int) -> Table:
+def _table(play: Play, breaker: BreakerSnapshot, room: int) -> Table:
     table = Table(caption=_caption(play, breaker), caption_justify="left")
     table.add_column(
         "Google is", no_wrap=True, overflow="ellipsis", width=max(9, min(_WIDEST, room))
@@ -71,7 +72,7 @@ def _cell(panel: Panel) -> Text:
     return Text(f"{provider} {panel.result.latency_s:.1f} s", style=_STYLES.get(provider, ""))
 
 
-def _caption(play: Play, breaker: dict[str, Any]) -> str:
+def _caption(play: Play, breaker: BreakerSnapshot) -> str:
     words = {"closed": "closed: calls go to Google", "half_open": "half open: one probe is out"}
     state = words.get(breaker["state"], breaker["state"])
     if breaker["retry_after"] is not None:

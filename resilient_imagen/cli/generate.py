@@ -5,12 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.request import ASPECT_RATIOS
+from resilient_imagen.request import ASPECT_RATIOS, AspectRatio
 
 __all__ = ["generate"]
 
@@ -81,7 +81,8 @@ def generate(
 
     given: dict[str, Any] = {"force_open": force_open}
     vendors = _emulator() if emulator else None
-    order = Order(prompt or "", aspect, resolution.value, tuple(ref or ()), model, deadline)
+    ratio = cast("AspectRatio", aspect)  # checked by the library, whose error lists all ratios
+    order = Order(prompt or "", ratio, resolution.value, tuple(ref or ()), model, deadline)
     if prompts is not None:
         if prompt is not None or ref:
             raise CommandError("with --from, prompts and references stand in the file")

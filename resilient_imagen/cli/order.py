@@ -12,6 +12,7 @@ from resilient_imagen.errors import InvalidRequestError
 if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.call import OnStart
+    from resilient_imagen.request import AspectRatio, Resolution
 
 __all__ = ["Order", "is_file", "is_text", "shown"]
 
@@ -28,8 +29,8 @@ class Order:
     """One image to be made."""
 
     prompt: str
-    aspect_ratio: str
-    resolution: str
+    aspect_ratio: AspectRatio
+    resolution: Resolution
     references: tuple[str, ...] = ()
     """Paths, http(s) addresses or data URLs."""
     model: str | None = None
@@ -62,7 +63,7 @@ class Order:
         return shown(self.references[int(index[1])])
 
 
-def _reference(place: str) -> object:
+def _reference(place: str) -> str | Path:
     return place if is_text(place) else Path(place)
 
 

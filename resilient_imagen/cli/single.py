@@ -118,8 +118,7 @@ def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charge
 
 
 def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
-    told = result.to_dict()
-    del told["image_base64"]
+    told = {key: value for key, value in result.to_dict().items() if key != "image_base64"}
     size = pixel_size(result.image_bytes)
     return {"path": str(path), "bytes": len(result.image_bytes), "pixels": size, **told}
 

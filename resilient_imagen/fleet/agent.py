@@ -12,7 +12,7 @@ import asyncio
 import math
 import os
 import random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet.link import Door
     from resilient_imagen.fleet.member import Answer
     from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.snapshots import FleetSnapshot
 
 __all__ = ["CHECK_IN", "Fleet"]
 
@@ -154,7 +155,7 @@ class Fleet:
             task.cancel()
         await asyncio.wait({task})
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> FleetSnapshot:
         """Whether it takes part, where, and with how many others, as plain JSON."""
         return {
             "redis": self.address.shown,

@@ -16,10 +16,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from resilient_imagen.snapshots import QueueSnapshot
 
 __all__ = ["EARLY", "Pacer", "QueueFullError", "Ticket"]
 
@@ -187,7 +189,7 @@ class Pacer:
         since = sorted(ticket.granted_at for ticket in self._slots)[taken]
         return min(max(0.0, since + latency - now), latency)
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> QueueSnapshot:
         """Callers waiting and requests in flight, as plain numbers."""
         return {
             "waiting": len(self._queue),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from resilient_imagen.fleet.agent import Fleet
     from resilient_imagen.fleet.record import Record
     from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.snapshots import QueueSnapshot
 
 __all__ = ["SharedPacer"]
 
@@ -91,7 +92,7 @@ class SharedPacer(Pacer):
             return max(0.0, self._held[-spare].due - now)
         return max(0.0, self._next - now) + -spare * self._interval / 1e6
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> QueueSnapshot:
         """As `Pacer.snapshot`, and whether the pace is shared at present."""
         return {**super().snapshot(), "shared": self._fleet.joined}
 

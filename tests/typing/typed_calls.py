@@ -1,0 +1,191 @@
+"""Calls that type checkers judge and nobody runs: right ones pass, wrong ones are rejected.
+
+Each wrong line carries the errors that mypy and pyright must report for it. Both report an ignore
+comment that suppresses nothing, so a line that a checker begins to accept is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack, assert_type
+
+from pydantic import SecretStr
+
+from resilient_imagen import (
+    AspectRatio,
+    Attempt,
+    DroppedReference,
+    ImageClient,
+    ImageDict,
+    ImageInput,
+    ImageRequest,
+    ImageResult,
+    ProviderImage,
+    Reason,
+    Resolution,
+    Settings,
+    SettingsArguments,
+    Snapshot,
+    Usage,
+    call_options,
+    default_client,
+    edit_image,
+    generate_image,
+    generate_image_with_references,
+)
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def settings_take_their_fields() -> None:
+    assert_type(Settings(), Settings)
+    Settings(ipm=20)
+    Settings(ipm=0.5, deadline=90, max_queue=None, breaker_slow_call=45.0)
+    Settings(google_api_key="k", openai_api_key=SecretStr("k"), redis_url=None)
+    Settings(routes="google:gemini-3-pro-image,openai:gpt-image-2.5-flare")
+    Settings(routes=["google:gemini-3-pro-image"], force_open=("openai",))
+    Settings(fallback_on={Reason.OVERLOADED, Reason.TIMEOUT}, fit="pad", breaker_mode="shadow")
+    Settings(fallback_on="overloaded,timeout", shadow={"reset_timeout": 30, "fail_max": 5})
+    Settings(routes=Settings().routes, fallback_on=Settings().fallback_on)
+
+
+def settings_take_nothing_else() -> None:
+    Settings(ipm="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(imp=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Settings(fit="zoom")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(breaker_mode=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(max_retries=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(max_retries=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(routes=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(google_api_key=b"k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def settings_are_passed_on(**chosen: Unpack[SettingsArguments]) -> ImageClient:
+    quick: SettingsArguments = {"ipm": 600, "max_retries": 0}
+    slow: SettingsArguments = {"imp": 1}  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportAssignmentType]
+    del quick, slow
+    return ImageClient(Settings(**chosen))
+
+
+def settings_are_typed(settings: Settings) -> None:
+    assert_type(settings.ipm, float)
+    assert_type(settings.deadline, float | None)
+    assert_type(settings.google_api_key, SecretStr | None)
+    assert_type(settings.routes[0].provider, str)
+    assert_type(settings.warnings, tuple[str, ...])
+    settings.imp  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -- a client of one's own ------------------------------------------------------------------------
+
+
+async def a_client_makes_images(client: ImageClient, ratio: AspectRatio, size: Resolution) -> None:
+    result = await client.generate("a fox", aspect_ratio=ratio, resolution=size, deadline=90)
+    assert_type(result, ImageResult)
+    await client.generate("a fox", aspect_ratio="21:9", resolution="4K", on_start=lambda: None)
+    await client.generate("a fox", references=[b"png", Path("fox.png"), "https://host/fox.png"])
+    await client.generate("a fox", references=[{"image_base64": "…", "mime_type": "image/png"}])
+    await client.generate("a fox", references=[result, result.to_dict()])
+    await client.edit(result, "more red", resolution="1K")
+    await client.edit(bytearray(), "more red", model="gemini-3-pro-image")
+
+
+async def a_client_takes_nothing_else(client: ImageClient) -> None:
+    await client.generate("x", aspect_ratio="9:17")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", resolution="2k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", references=[1])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", references=b"png")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", deadline="90")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", "9:16")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.generate("x", on_start=90)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.edit(None, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.edit(b"png", "more red", aspect_ratio="")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ImageClient(ipm=20)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def results_are_typed(result: ImageResult) -> None:
+    assert_type(result.fallback_reason, Reason | None)
+    assert_type(result.dropped_references, tuple[DroppedReference, ...])
+    assert_type(result.usage, Usage)
+    assert_type(result.usage["cost_usd"], float | None)
+    assert_type(result.to_dict(), ImageDict)
+    assert_type(result.save("fox.png"), Path)
+    result.usage["cost"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
+    result.provider = "me"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def a_snapshot_is_typed(client: ImageClient) -> None:
+    snapshot = client.snapshot()
+    assert_type(snapshot, Snapshot)
+    assert_type(snapshot["cost_usd"], float)
+    assert_type(snapshot["maybe_billed"]["requests"], int)
+    for route in snapshot["routes"]:
+        assert_type(route["breaker"]["state"], str)
+        assert_type(route["breaker"]["retry_after"], float | None)
+        assert_type(route["queue"]["waiting"], int)
+    snapshot["route"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
+    snapshot["fleet"]["joined"]  # type: ignore[index]  # pyright: ignore[reportOptionalSubscript]
+
+
+class Painter:
+    """A provider of the application's."""
+
+    name = "painter"
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        assert_type(request.aspect_ratio, AspectRatio)
+        return ProviderImage(b"", "image/png", model)
+
+    async def aclose(self) -> None: ...
+
+
+class Sculptor:
+    """No provider: it makes nothing that is an image."""
+
+    name = "sculptor"
+
+    async def generate(self, request: ImageRequest, model: str) -> str:
+        return model + request.prompt
+
+    async def aclose(self) -> None: ...
+
+
+def providers_are_checked() -> None:
+    ImageClient(providers=[Painter()])
+    ImageClient(providers=[Sculptor()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+# -- the drop-in functions ------------------------------------------------------------------------
+
+
+async def the_functions_return_dicts(references: Sequence[ImageInput]) -> None:
+    image = await generate_image("a fox", "16:9")
+    assert_type(image, ImageDict)
+    assert_type(image["image_base64"], str)
+    assert_type(image["fallback_reason"], str | None)
+    assert_type(image["usage"]["cost_usd"], float | None)
+    assert_type(image["adjustments"], list[str])
+    stored: list[dict[str, str]] = []
+    await generate_image_with_references("a fox", stored, "9:16", "2K")
+    await generate_image_with_references("a fox", references, deadline=90)
+    await edit_image(image, "more red", on_start=the_functions_take_nothing_else)
+    assert_type(default_client(), ImageClient)
+    with call_options(deadline=90):
+        await edit_image("https://host/fox.png", "more red", resolution="4K")
+
+
+async def the_functions_take_nothing_else() -> None:
+    image = await generate_image("a fox", "9 to 16")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    image["picture"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
+    await generate_image(b"a fox")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", resolution="2K")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await generate_image_with_references("a fox", None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await edit_image(1, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with call_options(deadline="soon"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pass
+
+
+def an_attempt_is_typed(attempt: Attempt) -> None:
+    assert_type(attempt.reason, Reason | None)
+    assert_type(attempt.latency_s, float)
