@@ -294,7 +294,8 @@ class ImageClient:
     def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.
 
-        ``process`` has the totals of all clients of this process.
+        A configured route without a key is listed, too, with the cause as ``off``. ``process`` has
+        the totals of all clients of this process.
         """
         return {
             "routes": self._routing.snapshot(),

@@ -121,6 +121,7 @@ class Lane:
             "route": self.name,
             "provider": self.provider.name,
             "model": self.model,
+            "off": None,
             "breaker": self.gate.snapshot(),
             "queue": self.pacer.snapshot(),
             "usual_latency_s": {

@@ -77,6 +77,11 @@ class Routing:
         routes = dict.fromkeys((route.provider, self._model_of(route)) for route in usable)
         self.lanes = tuple(self._lane(*route, configured=True) for route in routes)
         self._extra: OrderedDict[str, Lane] = OrderedDict()
+        self._off = {
+            route: _forced_open(new_gate(settings, route.provider, route.model))
+            for route in settings.routes
+            if route.provider not in self._providers
+        }
         self._check_reserve()
 
     @property
@@ -126,10 +131,26 @@ class Routing:
         return [lane for lane in self.all_lanes if lane.provider.name == name]
 
     def snapshot(self) -> list[RouteSnapshot]:
-        """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too."""
+        """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too.
+
+        Configured routes that are off come last, so that the first is still the one asked first.
+        """
         running = running_loop()
         now = time.monotonic() if running is None else running.time()
-        return [lane.snapshot(now) for lane in self.all_lanes]
+        return [*(lane.snapshot(now) for lane in self.all_lanes), *map(self._absent, self._off)]
+
+    def _absent(self, route: Route) -> RouteSnapshot:
+        """Describe a route that is off, with everything that a route in use has."""
+        return {
+            "route": route,
+            "provider": route.provider,
+            "model": route.model,
+            "off": f"{BUILT_IN[route.provider]} is not set",
+            "breaker": self._off[route].snapshot(),
+            "queue": new_pacer(self._settings, route.provider).snapshot(),
+            "usual_latency_s": None,
+            "last_fallback": None,
+        }
 
     def _gather(self, given: Iterable[Provider]) -> dict[str, Provider]:
         """The providers that routes name: the caller's, else the built-in ones that have a key."""
@@ -291,6 +312,11 @@ class Routing:
         self._warned.move_to_end(message)
         if len(self._warned) > _MAX_WARNINGS:
             self._warned.popitem(last=False)
+
+
+def _forced_open(gate: Gate) -> Gate:
+    gate.force_open = True
+    return gate
 
 
 def new_pacer(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:

@@ -102,7 +102,10 @@ class RouteSnapshot(TypedDict):
     """provider:model."""
     provider: str
     model: str
+    off: str | None
+    """Why no call takes this configured route, such as a key that is not set; None if calls do."""
     breaker: BreakerSnapshot
+    """Its circuit breaker; forced open if the route is off."""
     queue: QueueSnapshot
     """Its provider's queue."""
     usual_latency_s: dict[str, float | None]
@@ -154,7 +157,7 @@ class Snapshot(SpendingSnapshot):
     """The state of a client, and what it spent."""
 
     routes: list[RouteSnapshot]
-    """In the order of calls: configured routes, then models that callers named."""
+    """In the order of calls: configured routes, models that callers named, routes that are off."""
     process: SpendingSnapshot
     """What all clients of this process spent."""
     fleet: FleetSnapshot | None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 from typing import Any
 
 import pytest
 from ladder import FAST, World, play
+from telemetry_kit import Telemetry
 
 from resilient_imagen import (
     AuthenticationError,
@@ -16,6 +19,7 @@ from resilient_imagen import (
     Provider,
     Reason,
     Settings,
+    Snapshot,
 )
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
@@ -49,6 +53,55 @@ def test_a_relay_may_serve_anybodys_models() -> None:
         routes="openai:gemini-3-pro-image", openai_base_url="https://relay.example/v1"
     )
     assert found == ["openai:gemini-3-pro-image"]
+
+
+@pytest.mark.parametrize(
+    ("key", "off", "variable"),
+    [
+        ("google_api_key", "openai:gpt-image-2.5-flare", "OPENAI_API_KEY"),
+        ("openai_api_key", "google:gemini-3-pro-image", "GOOGLE_GENAI_API_KEY"),
+    ],
+)
+def test_a_route_that_is_off_is_in_the_snapshot_with_the_cause(
+    key: str, off: str, variable: str
+) -> None:
+    """It comes last, and has all that readers of a route in use look at."""
+
+    async def main() -> Snapshot:
+        client = ImageClient(Settings(**{key: KEYS[key]}))
+        await asyncio.sleep(5)
+        return client.snapshot()
+
+    in_use, idle = run_virtual(main())["routes"]
+    assert in_use["off"] is None
+    assert (idle["route"], idle["off"]) == (off, f"{variable} is not set")
+    assert f"{idle['provider']}:{idle['model']}" == idle["breaker"]["name"] == off
+    assert (idle["breaker"]["state"], idle["breaker"]["since_s"]) == ("forced_open", 5)
+    assert idle["breaker"]["retry_after"] is None
+    assert (idle["last_fallback"], idle["usual_latency_s"]) == (None, None)
+    assert keys_of(idle) == keys_of(in_use)
+    json.dumps(idle)
+
+
+def keys_of(found: object) -> object:
+    """The shape of a JSON object."""
+    return {key: keys_of(value) for key, value in found.items()} if isinstance(found, dict) else 0
+
+
+def test_a_route_that_is_off_is_neither_asked_nor_measured() -> None:
+    """It has no breaker to operate, and no gauge."""
+
+    async def main() -> None:
+        telemetry = Telemetry()
+        google = FakeProvider("google")
+        async with ImageClient(providers=[google], meter_provider=telemetry.meters) as client:
+            assert (await client.generate("a lighthouse")).provider == "google"
+            assert list(client.breakers) == ["google:gemini-3-pro-image"]
+            shown = telemetry.points("imagegen.circuit_breaker.state")
+            names = {found["imagegen.circuit_breaker.name"] for found, _ in shown}
+            assert names == {"google:gemini-3-pro-image"}
+
+    run_virtual(main())
 
 
 def test_a_retired_name_beside_its_successor_is_one_route() -> None:

@@ -94,7 +94,7 @@ def _settled(journal: Journal, rows: Sequence[Row]) -> dict[str, Entry]:
 
 def _at_once(client: ImageClient) -> int:
     """Rows at work: enough to keep every provider busy, few enough to hold their references."""
-    providers = {route["provider"] for route in client.snapshot()["routes"]}
+    providers = {route.partition(":")[0] for route in client.breakers}
     return client.settings.max_concurrent * len(providers)
 
 

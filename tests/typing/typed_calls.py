@@ -121,6 +121,7 @@ def a_snapshot_is_typed(client: ImageClient) -> None:
     assert_type(snapshot["cost_usd"], float)
     assert_type(snapshot["maybe_billed"]["requests"], int)
     for route in snapshot["routes"]:
+        assert_type(route["off"], str | None)
         assert_type(route["breaker"]["state"], str)
         assert_type(route["breaker"]["retry_after"], float | None)
         assert_type(route["queue"]["waiting"], int)
