@@ -148,7 +148,7 @@ class Routing:
             "off": f"{BUILT_IN[route.provider]} is not set",
             "breaker": self._off[route].snapshot(),
             "queue": new_pacer(self._settings, route.provider).snapshot(),
-            "usual_latency_s": None,
+            "usual_latency_s": {},
             "last_fallback": None,
         }
 

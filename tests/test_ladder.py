@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 import pytest
 from ladder import FAST, World, now, play, run_guarded
@@ -545,7 +546,7 @@ def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
 
 @pytest.mark.parametrize("when_all_open", ["fail", "wait"])
 def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again(
-    when_all_open: str,
+    when_all_open: Literal["fail", "wait"],
 ) -> None:
     """Only our own breakers are waited for; a provider gets its retries, and its words are kept."""
 

@@ -225,8 +225,8 @@ def test_arguments_that_are_refused_stay_out_of_the_frames() -> None:
     async def main() -> None:
         async with client_of(hang, "google", strict_references=True) as client:
             for work in (
-                client.generate(PROMPT, aspect_ratio=PROMPT),
-                client.generate(PROMPT, resolution=PICTURE64),
+                client.generate(PROMPT, aspect_ratio=PROMPT),  # type: ignore[arg-type]
+                client.generate(PROMPT, resolution=PICTURE64),  # type: ignore[arg-type]
                 client.generate(PROMPT, model=PROMPT),
                 client.generate(PROMPT, deadline=-1),
                 client.generate(PROMPT, references=[PROMPT]),
