@@ -7,13 +7,16 @@ running loop at a time, and a loop in another thread has a client of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from resilient_imagen.errors import DeadlineExceededError
+from resilient_imagen.images.offload import off_loop
 from resilient_imagen.tracebacks import without_locals
 
 if TYPE_CHECKING:
@@ -56,23 +59,29 @@ def call_options(
     """Options for every call inside the block, for call sites that cannot be changed.
 
     An argument of the call itself wins; an inner block wins over an outer one. Tasks started
-    inside the block keep the options.
+    inside the block keep the options. They are kept in a context variable, so a block that is
+    entered in a thread of its own (a FastAPI dependency that is an ordinary ``def``) is not seen by
+    calls elsewhere: make the dependency ``async def``.
 
     Args:
-        deadline: Seconds for each whole call, queueing, retries and fallback included.
-        on_start: Called once per call, when its first request is about to be sent.
+        deadline: Seconds for each whole call, as in ``generate_image``. None leaves the outer
+            block's in force; ``math.inf`` lifts it.
+        on_start: Called once per call, when its first request is about to be sent. None leaves the
+            outer block's in force.
     """
     outer = _options.get()
-    token = _options.set(
-        _Options(
-            deadline=outer.deadline if deadline is None else deadline,
-            on_start=outer.on_start if on_start is None else on_start,
-        )
+    inner = _Options(
+        deadline=outer.deadline if deadline is None else deadline,
+        on_start=outer.on_start if on_start is None else on_start,
     )
+    _options.set(inner)
     try:
         yield
     finally:
-        _options.reset(token)
+        # Fixtures and generators may end in another context than they began in, where a token
+        # would not be accepted: there these options are in force only if they were copied.
+        if _options.get() is inner:
+            _options.set(outer)
 
 
 def default_client() -> ImageClient:
@@ -90,23 +99,61 @@ def default_client() -> ImageClient:
 
 
 async def reset_default_client() -> None:
-    """Close the default client and forget all its state; the next use reads the environment."""
+    """Forget the default client and all its state; the next use reads the environment.
+
+    Connections are closed before this returns, unless calls are in flight: those finish as if
+    nothing had happened, and the last of them closes the connections. Until then the limits hold
+    for the old client and for the next one separately.
+    """
     client: ImageClient | None = getattr(_mine, "client", None)
     _mine.client = None
     if client is not None:
-        await client.aclose()
+        await client.retire()
 
 
-async def _client() -> ImageClient:
-    """The default client; what it needs is imported in a thread: that takes a third of a second.
+async def _begin(
+    on_start: OnStart | None, deadline: float | None
+) -> tuple[ImageClient, OnStart | None, float | None]:
+    """Return the default client, and the call's options with what is left of its deadline.
 
-    A thread of our own, for the application's may be busy with what others wait for.
+    Raises:
+        DeadlineExceededError: The deadline passed while the library was being loaded.
     """
-    if getattr(_mine, "client", None) is None:
-        from resilient_imagen.images.offload import off_loop
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    options = _options.get()
+    on_start = options.on_start if on_start is None else on_start
+    deadline = options.deadline if deadline is None else deadline
+    if getattr(_mine, "client", None) is not None:
+        return default_client(), on_start, deadline
+    try:
+        async with asyncio.timeout(None) as scope:
+            # In threads: it takes a third of a second, and more on a busy machine. They are ours,
+            # for the application's may be busy with what others wait for.
+            if deadline is None:
+                deadline = await off_loop(_configured_deadline)
+            if _is_seconds(deadline):
+                scope.reschedule(started + deadline)
+            await off_loop(_load)
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        raise DeadlineExceededError("out of time, spent loading the library") from None
+    client = default_client()
+    if _is_seconds(deadline):
+        deadline = max(1e-3, started + deadline - loop.time())
+    return client, on_start, deadline
 
-        await off_loop(_load)
-    return default_client()
+
+def _is_seconds(deadline: float | None) -> TypeGuard[float]:
+    """Tell whether time can be measured against it; others are refused, or set no limit."""
+    return isinstance(deadline, int | float) and 0 < deadline < math.inf
+
+
+def _configured_deadline() -> float | None:
+    from resilient_imagen.settings import Settings
+
+    return Settings().deadline
 
 
 def _load() -> None:
@@ -115,13 +162,6 @@ def _load() -> None:
     shared = () if Settings().redis_url is None else _SHARED
     for name in (*_NEEDED, *shared):
         import_module(f"resilient_imagen.{name}")
-
-
-def _left(deadline: float | None, since: float) -> float | None:
-    """What the first call's imports left of its deadline."""
-    if not isinstance(deadline, int | float) or not deadline > 0:
-        return deadline  # none, or one that is refused in the right words
-    return max(1e-3, deadline - (asyncio.get_running_loop().time() - since))
 
 
 async def _as_dict(result: ImageResult) -> ImageDict:
@@ -147,22 +187,21 @@ async def generate_image(
         aspect_ratio: Width to height.
         model: Stands in for the first route's model.
         on_start: Called once, when the first request is about to be sent.
-        deadline: Seconds for the whole call, queueing, retries and fallback included.
+        deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
+            included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
 
     Raises:
         ImageGenerationError: No image; ``reason`` says why. A ValueError when the request is at
             fault, a TimeoutError when time ran out.
     """
-    options = _options.get()
-    started = asyncio.get_running_loop().time()
-    client = await _client()
+    client, on_start, deadline = await _begin(on_start, deadline)
     result = await client.generate(
         prompt,
         aspect_ratio=aspect_ratio,
         resolution="1K",
         model=model,
-        on_start=options.on_start if on_start is None else on_start,
-        deadline=_left(options.deadline if deadline is None else deadline, started),
+        on_start=on_start,
+        deadline=deadline,
     )
     return await _as_dict(result)
 
@@ -189,22 +228,21 @@ async def generate_image_with_references(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Stands in for the first route's model.
         on_start: Called once, when the first request is about to be sent.
-        deadline: Seconds for the whole call, queueing, retries and fallback included.
+        deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
+            included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
 
     Raises:
         ImageGenerationError: As ``generate_image``.
     """
-    options = _options.get()
-    started = asyncio.get_running_loop().time()
-    client = await _client()
+    client, on_start, deadline = await _begin(on_start, deadline)
     result = await client.generate(
         prompt,
         references=reference_images,
         aspect_ratio=aspect_ratio,
         resolution=resolution,
         model=model,
-        on_start=options.on_start if on_start is None else on_start,
-        deadline=_left(options.deadline if deadline is None else deadline, started),
+        on_start=on_start,
+        deadline=deadline,
     )
     return await _as_dict(result)
 
@@ -230,21 +268,20 @@ async def edit_image(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Stands in for the first route's model.
         on_start: Called once, when the first request is about to be sent.
-        deadline: Seconds for the whole call, queueing, retries and fallback included.
+        deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
+            included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
 
     Raises:
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
     """
-    options = _options.get()
-    started = asyncio.get_running_loop().time()
-    client = await _client()
+    client, on_start, deadline = await _begin(on_start, deadline)
     result = await client.edit(
         image,
         feedback,
         aspect_ratio=aspect_ratio,
         resolution=resolution,
         model=model,
-        on_start=options.on_start if on_start is None else on_start,
-        deadline=_left(options.deadline if deadline is None else deadline, started),
+        on_start=on_start,
+        deadline=deadline,
     )
     return await _as_dict(result)

@@ -9,8 +9,8 @@ import math
 import os
 import random
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -42,6 +42,8 @@ call is over; what it raises is logged. A sync one runs on the event loop and mu
 
 _REQUEST_AT_FAULT = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
+
+_SETUP: Final = "loading the SDK"
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -156,6 +158,8 @@ class Call:
     short_circuits: int = 0
     queue_s: float = 0.0
     backoff_s: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds by what else they were spent on, in words for the error of a passed deadline."""
     told_from: float = 0.0
     """The level, as logging counts, from which on somebody is told what happens in it."""
     served: AttemptEnded | None = None
@@ -164,6 +168,26 @@ class Call:
     """Its time on the route that it is on, or was on last."""
     fallback_cause: Reason | None = None
     """Why the primary was left."""
+
+    @contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        """Count the seconds of a block."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            yield
+        finally:
+            self.spent[what] = self.spent.get(what, 0.0) + loop.time() - started
+
+    async def set_up(self, lane: Lane) -> None:
+        """Let the route's provider build what it needs, and count the time."""
+        with self.spending(_SETUP):
+            await lane.warm_up()
+
+    @property
+    def setup_s(self) -> float:
+        """Seconds in which SDKs were loaded and built."""
+        return self.spent.get(_SETUP, 0.0)
 
     def fail_with(self, error: ImageGenerationError) -> ImageGenerationError:
         """``error`` as the caller gets it: with every request that was sent."""
@@ -215,7 +239,7 @@ class Call:
     def out_of_time(self) -> ImageGenerationError:
         """The error for a call whose deadline passed, led by what went wrong until then."""
         parts = [str(error) for error in self.left]
-        end = "out of time"
+        end = f"out of time, {self._spent_on()}"
         if (turn := self.turn) is not None:
             if turn.failed is None:
                 end = f"{turn.lane.provider.name} {turn.lane.model}: {end}"
@@ -223,3 +247,15 @@ class Call:
                 parts.append(str(turn.failed))
         text = "; ".join([*parts, end])
         return self.fail_with(DeadlineExceededError(text, retry_after=self._soonest()))
+
+    def _spent_on(self) -> str:
+        """Say in words what took most of the time."""
+        spent = {
+            **self.spent,
+            "queueing": self.queue_s,
+            "pausing before retries": self.backoff_s,
+            "waiting for answers": math.fsum(attempt.latency_s for attempt in self.attempts),
+        }
+        total = asyncio.get_running_loop().time() - self.started
+        spent["waiting for a circuit breaker"] = total - math.fsum(spent.values())
+        return f"mostly spent {max(spent, key=lambda what: spent[what])}"

@@ -6,18 +6,25 @@ import asyncio
 import math
 import random
 import sys
+from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
 from resilient_imagen.call import Call, StartSignal, new_id
-from resilient_imagen.errors import InvalidRequestError, InvalidResponseError
+from resilient_imagen.errors import (
+    ImageGenerationError,
+    InvalidRequestError,
+    InvalidResponseError,
+)
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import fit
 from resilient_imagen.images.intact import is_whole
 from resilient_imagen.images.references import load_references
+from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
@@ -43,6 +50,7 @@ if TYPE_CHECKING:
     from resilient_imagen.call import OnStart
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
+    from resilient_imagen.lane import Lane
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
@@ -50,6 +58,12 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.hub import Sink
 
 __all__ = ["ImageClient"]
+
+_BEFORE_BUILDING: Final = 1.0
+"""Seconds from the first image until other SDKs are built: a program for one image has ended."""
+
+_retiring: Final[set[asyncio.Task[None]]] = set()
+"""Tasks that close clients later. The event loop itself keeps weak references only."""
 
 
 class ImageClient:
@@ -98,7 +112,12 @@ class ImageClient:
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
         self._fetcher: Fetcher | None = None
         self._spending = Spending()
+        self._in_flight = CallsInFlight()
+        self._building: asyncio.Task[None] | None = None
+        self._built_on: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        """Whether it takes no more calls."""
+        self._closing = False
 
     async def __aenter__(self) -> Self:
         """The client itself; nothing is connected yet."""
@@ -148,7 +167,8 @@ class ImageClient:
                 for one, as it may come from a stranger).
             resolution: ``1K``, ``2K`` or ``4K``.
             model: Stands in for the first route's model, for this call.
-            deadline: Seconds for the whole call, queueing, retries and fallback included.
+            deadline: Seconds for the whole call, queueing, retries and fallback included; None for
+                that of the settings, ``math.inf`` for no limit.
             on_start: Called once, when the first request is about to be sent.
 
         Raises:
@@ -178,7 +198,8 @@ class ImageClient:
             aspect_ratio: As ``generate``, and so are the others.
             resolution: ``1K``, ``2K`` or ``4K``.
             model: Stands in for the first route's model, for this call.
-            deadline: Seconds for the whole call.
+            deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
+                limit.
             on_start: Called once, when the first request is about to be sent.
 
         Raises:
@@ -201,13 +222,9 @@ class ImageClient:
         handled = id(sys.exception())
         call = self._open(request, model, deadline, on_start)
         self._reporter.request_started(call)
-
-        async def prepare() -> None:
-            await self._join(call.deadline)
-            await self._load(call, references)
-
         try:
-            served = await self._pipeline.run(call, prepare)
+            async with self._in_flight.watch():
+                served = await self._pipeline.run(call, partial(self._prepare, call, references))
             result = _result(call, served)
         except BaseException as error:
             clear_locals(error, up_to=handled)
@@ -220,7 +237,39 @@ class ImageClient:
             for total in (self._spending, PROCESS):
                 total.add(call.attempts, request.resolution)
         self._reporter.request_ended(call, result=result, error=None)
+        self._build_the_rest_later(served.lane)
         return result
+
+    def _build_the_rest_later(self, served: Lane) -> None:
+        """Build the other routes' SDKs beside the calls: a fallback that is needed is ready then.
+
+        Once per event loop, after its first image: until then nothing may slow that one down.
+        """
+        loop = asyncio.get_running_loop()
+        if self._built_on is loop:
+            return
+        self._built_on = loop
+        lanes = self._routing.lanes
+        rest = [lane for lane in lanes if lane is not served and hasattr(lane.provider, "warm_up")]
+        if rest:  # in a context of its own: that of the call would be kept for as long
+            self._building = loop.create_task(self._build(rest), context=Context())
+
+    async def _build(self, lanes: Sequence[Lane]) -> None:
+        await asyncio.sleep(_BEFORE_BUILDING)
+        for lane in lanes:
+            try:
+                await lane.warm_up()
+            except Exception as error:  # noqa: BLE001 - whichever call needs the route meets it again
+                what = error if isinstance(error, ImageGenerationError) else type(error).__name__
+                self._reporter.warned("route_not_ready", f"{lane.name} cannot be used: {what}")
+
+    async def _prepare(self, call: Call, references: Sequence[object]) -> None:
+        if self._fleet is not None:
+            with call.spending("connecting to Redis"):
+                await self._join(call.deadline)
+        if references:
+            with call.spending("reading reference images"):
+                await self._load(call, references)
 
     def _open(
         self,
@@ -248,8 +297,6 @@ class ImageClient:
         Waiting for them takes a quarter of the caller's time at most: a picture without one is
         better than none.
         """
-        if not references:
-            return
         editing = call.request.operation == "edit"
         routes = [(lane.provider.name, lane.model) for lane in call.lanes]
         loaded = await load_references(
@@ -305,11 +352,38 @@ class ImageClient:
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
 
-    async def aclose(self) -> None:
-        """Close every connection. Calls in flight fail; closing twice does no harm."""
-        if self._closed:
-            return
+    async def retire(self) -> None:
+        """Take no more calls; close once those in flight are over, at once if there are none.
+
+        Calls in flight finish as if nothing had happened, and this returns without waiting for
+        them. Should the event loop end before they do, they are cancelled and the client is closed.
+        """
         self._closed = True
+        if not self._in_flight:
+            await self.aclose()
+            return
+        task = asyncio.create_task(self._close_when_idle(), context=Context())
+        _retiring.add(task)
+        task.add_done_callback(_retiring.discard)
+
+    async def _close_when_idle(self) -> None:
+        try:
+            await self._in_flight.drained()
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection; closing twice does no harm.
+
+        Calls in flight are ended, each with a RuntimeError that says so.
+        """
+        if self._closing:
+            return
+        self._closed = self._closing = True
+        await self._in_flight.end()
+        if self._building is not None and self._building.get_loop() is asyncio.get_running_loop():
+            self._building.cancel()
+            await asyncio.wait({self._building})
         closing = [provider.aclose() for provider in self._routing.providers]
         if self._fetcher is not None:
             closing.append(self._fetcher.aclose())

@@ -150,7 +150,8 @@ class Pipeline:
         call.turn = turn
         await self._enter(call, turn)
         try:
-            await lane.warm_up()
+            await call.set_up(lane)
+            turn.until = self.leave_reserve(call.deadline, following)  # of what is left now
             turn.tailored = await lane.tailor(call.request)
             return await self._retrying(call, turn)
         except (CircuitOpenError, SaturatedError):

@@ -196,14 +196,17 @@ def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
         with pytest.raises(DeadlineExceededError) as caught:
             await world.ask(deadline=20)
         assert str(caught.value) == (
-            "google gemini-3-pro-image: 503 temporarily unavailable; out of time"
+            "google gemini-3-pro-image: 503 temporarily unavailable; "
+            "out of time, mostly spent waiting for answers"
         )
 
     async def silent(world: World) -> None:
         world.google.hang()
         with pytest.raises(DeadlineExceededError) as caught:
             await world.ask(deadline=20)
-        assert str(caught.value) == "google gemini-3-pro-image: out of time"
+        assert str(caught.value) == (
+            "google gemini-3-pro-image: out of time, mostly spent waiting for answers"
+        )
 
     play(failed, **OPENAI_OFF)
     play(silent, **OPENAI_OFF)

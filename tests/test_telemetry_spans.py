@@ -50,6 +50,7 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
             "imagegen.retries": 0,
             "imagegen.short_circuits": 0,
             "imagegen.queue_s": 0.0,
+            "imagegen.setup_s": 0.0,
             "imagegen.retry.backoff_total": 0.0,
         }
         assert (attempt.name, attempt.kind, attempt.status.status_code) == (

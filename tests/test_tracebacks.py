@@ -10,8 +10,8 @@ import struct
 import sys
 import weakref
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.providers.sdk import SdkProvider
 from resilient_imagen.providers.wire import Exchange
 from resilient_imagen.request import ImageRequest, Reference
-from resilient_imagen.testing import run_virtual
+from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tracebacks import clear_locals, without_locals
 
 PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct"
@@ -465,6 +465,25 @@ def alive() -> int:
     return sum(len(each.data) for each in kept if type(each) is Reference) + sum(blobs)
 
 
+def test_an_error_that_is_kept_keeps_nothing() -> None:
+    """An application may collect its errors; neither frames nor their functions hold the call."""
+
+    async def main() -> None:
+        async with client_of(hang, "google") as client:
+            with counting_only():
+                prompt = Words(PROMPT)
+                watch = weakref.ref(prompt)
+                errors = [
+                    await failure_of(client.generate(prompt, references=[{}, b"x"], deadline=5)),
+                    await failure_of(client.edit(b"not a picture", prompt)),
+                ]
+                del prompt
+                assert watch() is None
+                assert len(errors) == 2
+
+    run_virtual(main())
+
+
 async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[Words]:
     """One call with a large reference, whatever becomes of it."""
     prompt = Words(PROMPT)
@@ -516,6 +535,76 @@ def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]
                 await asyncio.sleep(1)
                 assert alive() == 0
                 assert [watch() for watch in watches] == [None, None]
+
+    run_virtual(main())
+
+
+class CancelledAtStep:
+    """Awaits a coroutine and cancels the task when it suspends for the given time."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], step: int) -> None:
+        self._coroutine = coroutine
+        self._step = step
+        self.steps = 0
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        task = asyncio.current_task()
+        assert task is not None
+        thrown: list[BaseException] = []
+        while True:
+            try:
+                if thrown:
+                    suspended = self._coroutine.throw(thrown.pop())
+                else:
+                    suspended = self._coroutine.send(None)
+            except StopIteration:
+                return None
+            self.steps += 1
+            if self.steps == self._step:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            try:
+                yield suspended
+            except BaseException as error:  # noqa: BLE001 - handed on
+                thrown.append(error)
+            finally:
+                del suspended  # it may keep the error, which keeps this frame
+
+
+def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
+    """One call after another, each cancelled one suspension later than the one before."""
+
+    async def main() -> None:
+        async def warm_up() -> None:
+            await asyncio.sleep(0.1)
+
+        async def on_start() -> None:
+            await asyncio.sleep(0.01)
+
+        async def stepping(call: Coroutine[Any, Any, object], step: int) -> int:
+            driver = CancelledAtStep(call, step)
+            with suppress(asyncio.CancelledError):
+                await driver
+            return driver.steps
+
+        google, openai = FakeProvider("google"), FakeProvider("openai")
+        google.warm_up = warm_up  # type: ignore[attr-defined]
+        settings = ri.Settings(ipm=6000, deadline=100)
+        async with ri.ImageClient(settings, providers=[google, openai]) as client:
+            with counting_only():
+                for step in range(1, 100):
+                    google.heal().fail(ri.Reason.OVERLOADED, status=503, times=1)
+                    prompt = Words(PROMPT)
+                    watch = weakref.ref(prompt)
+                    call = client.generate(prompt, references=[REFERENCE], on_start=on_start)
+                    steps = await asyncio.create_task(stepping(call, step))
+                    del prompt, call
+                    google.sent.clear()
+                    openai.sent.clear()
+                    assert watch() is None, step
+                    await asyncio.sleep(1300)
+                    if steps < step:
+                        break
+                assert 4 < steps < step
 
     run_virtual(main())
 

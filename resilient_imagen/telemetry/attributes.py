@@ -79,6 +79,7 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
         names.RETRIES: event.retries,
         names.SHORT_CIRCUITS: event.short_circuits,
         names.QUEUE_S: rounded(event.queue_s),
+        names.SETUP_S: rounded(event.setup_s),
         names.BACKOFF_TOTAL: rounded(event.backoff_s),
     }
     if event.queue_s >= WAITED_S:

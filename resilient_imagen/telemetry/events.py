@@ -244,6 +244,8 @@ class RequestEnded(Event):
     """Name of the exception's type when it is none of ours."""
     served: AttemptEnded | None = None
     """The request that brought the image; there may be one although the call failed."""
+    setup_s: float = 0.0
+    """Seconds in which SDKs were loaded and built for the call."""
 
 
 @_event

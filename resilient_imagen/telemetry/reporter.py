@@ -241,6 +241,7 @@ class Reporter:
                 short_circuits=call.short_circuits,
                 queue_s=call.queue_s,
                 backoff_s=call.backoff_s,
+                setup_s=call.setup_s,
                 fallback_cause=call.fallback_cause,
                 fallback_from=call.lanes[0].name if call.fallback_cause is not None else None,
                 result=result,

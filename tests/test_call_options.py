@@ -1,0 +1,206 @@
+"""``call_options``: for call sites that cannot change, wherever the block begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextvars import Context, copy_context
+from typing import Annotated, Any
+
+import httpx2
+import pytest
+from fastapi import Depends, FastAPI
+
+import resilient_imagen as ri
+from resilient_imagen import api, call_options
+from resilient_imagen.emulator import BackgroundEmulator, Emulator
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+
+class Asked:
+    """What the default client is asked for: it stands in for one, and makes nothing."""
+
+    def __init__(self) -> None:
+        self.deadlines: list[float | None] = []
+
+    async def generate(self, prompt: str, **options: Any) -> ri.ImageResult:
+        self.deadlines.append(options["deadline"])
+        raise ri.InvalidRequestError("nothing is made here")
+
+    edit = generate
+
+    async def retire(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    client = Asked()
+    everywhere = threading.local()
+    monkeypatch.setattr(api, "_mine", everywhere)
+    monkeypatch.setattr(api, "default_client", lambda: client)
+    everywhere.client = client
+    return client
+
+
+async def ask(**options: Any) -> None:
+    with pytest.raises(ri.InvalidRequestError):
+        await ri.generate_image("x", **options)
+
+
+def test_a_block_may_end_in_another_context(asked: Asked) -> None:
+    """Async fixtures and generators do that; the options hold for the block, and no longer."""
+
+    async def fixture() -> AsyncIterator[None]:
+        with call_options(deadline=7):
+            yield
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        generator = fixture()
+        await loop.create_task(anext(generator), context=Context())  # type: ignore[arg-type]
+        await ask()
+        with pytest.raises(StopAsyncIteration):
+            await loop.create_task(anext(generator), context=Context())  # type: ignore[arg-type]
+        await ask()
+
+    asyncio.run(main())
+    assert asked.deadlines == [None, None]
+
+
+def test_a_block_that_ends_in_a_copy_of_its_context_ends_there(asked: Asked) -> None:
+    """The copy knows the options, and afterwards the outer ones."""
+
+    def block() -> Iterator[None]:
+        with call_options(deadline=7):
+            yield
+
+    async def main() -> None:
+        with call_options(deadline=99):
+            generator = block()
+            next(generator)
+            copied = copy_context()
+            await ask()
+            with pytest.raises(StopIteration):
+                copied.run(next, generator)
+            await asyncio.get_running_loop().create_task(ask(), context=copied)
+
+    asyncio.run(main())
+    assert asked.deadlines == [7, 99]
+
+
+def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
+    """Its block is ended by whoever collects it, in whatever context."""
+
+    async def forever() -> AsyncIterator[int]:
+        with call_options(deadline=7):
+            for number in range(10):
+                yield number
+
+    async def main() -> None:
+        async for _ in forever():
+            break
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        await asyncio.get_running_loop().create_task(ask(), context=Context())
+
+    asyncio.run(main())
+    assert asked.deadlines == [None]
+
+
+def test_an_outer_deadline_can_be_lifted(asked: Asked) -> None:
+    """``math.inf`` means no limit; None means that nothing was said."""
+
+    async def main() -> None:
+        with call_options(deadline=5):
+            await ask()
+            await ask(deadline=math.inf)
+            with call_options(deadline=None):
+                await ask()
+            with call_options(deadline=math.inf):
+                await ask()
+                await ask(deadline=3)
+            await ask()
+        await ask()
+
+    asyncio.run(main())
+    assert asked.deadlines == [5, math.inf, 5, math.inf, 3, 5, None]
+
+
+def test_a_lifted_deadline_is_none_at_all() -> None:
+    """A client waits as long as its providers may take, IMAGE_GEN_DEADLINE or not."""
+
+    async def main() -> None:
+        google = FakeProvider("google", latency=50)
+        settings = ri.Settings(deadline=10, routes="google:gemini-3-pro-image")
+        async with ri.ImageClient(settings, providers=[google]) as client:
+            with pytest.raises(ri.DeadlineExceededError):
+                await client.generate("x")
+            for _ in range(2):
+                assert (await client.generate("x", deadline=math.inf)).provider == "google"
+            with pytest.raises(ri.InvalidRequestError, match="deadline must be"):
+                await client.generate("x", deadline=-math.inf)
+
+    run_virtual(main())
+
+
+def test_an_outer_deadline_is_lifted_for_the_drop_in_functions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over sockets, with the default client, from its very first call on."""
+    with BackgroundEmulator(Emulator(picture="tiny")) as vendors:
+        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", vendors.google_url)
+        monkeypatch.setenv("IMAGE_GEN_DEADLINE", "0.001")
+        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
+
+        async def main() -> None:
+            try:
+                with call_options(deadline=0.001):
+                    with pytest.raises(ri.ImageGenerationError):
+                        await ri.generate_image("x")
+                    with call_options(deadline=math.inf):
+                        assert (await ri.generate_image("x"))["provider"] == "google"
+                    with pytest.raises(ri.ImageGenerationError):
+                        await ri.generate_image("x")
+                with pytest.raises(ri.ImageGenerationError):
+                    await ri.generate_image("x")
+                assert (await ri.generate_image("x", deadline=math.inf))["provider"] == "google"
+            finally:
+                await ri.reset_default_client()
+
+        asyncio.run(main())
+
+
+def in_a_thread() -> Iterator[None]:
+    with call_options(deadline=7):
+        yield
+
+
+async def on_the_loop() -> AsyncIterator[None]:
+    with call_options(deadline=7):
+        yield
+
+
+def test_a_fastapi_dependency_must_be_async(asked: Asked) -> None:
+    """An ordinary function runs in a thread, where it sets options that no endpoint sees."""
+
+    app = FastAPI()
+
+    @app.get("/thread")
+    async def thread(_: Annotated[None, Depends(in_a_thread)]) -> None:
+        await ask()
+
+    @app.get("/loop")
+    async def loop(_: Annotated[None, Depends(on_the_loop)]) -> None:
+        await ask()
+
+    async def main() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/thread")).status_code == 200
+            assert (await client.get("/loop")).status_code == 200
+
+    asyncio.run(main())
+    assert asked.deadlines == [None, 7]

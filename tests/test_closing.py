@@ -1,0 +1,214 @@
+"""Closing a client, or resetting the default one, while calls are in flight."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from ladder import FAST, World, now
+
+import resilient_imagen as ri
+from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+
+@pytest.fixture
+def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
+    """Both vendors on loopback."""
+    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
+        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
+        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
+        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
+        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.01")
+        yield emulator
+
+
+async def in_flight(vendors: BackgroundEmulator, number: int) -> None:
+    await asyncio.to_thread(vendors.wait_until, lambda: vendors.google.in_flight == number)
+
+
+def test_calls_in_flight_survive_a_reset(vendors: BackgroundEmulator) -> None:
+    """They go on with the old client until they end, and the last one closes its connections."""
+
+    async def main() -> None:
+        vendors.google.set(faults.hang())
+        calls = [asyncio.create_task(ri.generate_image(f"scene {n}")) for n in range(3)]
+        await in_flight(vendors, 3)
+        old = ri.default_client()
+        await ri.reset_default_client()
+        assert ri.default_client() is not old
+        with pytest.raises(RuntimeError, match="closed"):
+            await old.generate("too late")
+        assert not any(call.done() for call in calls)
+        calls[0].cancel()
+        await in_flight(vendors, 2)
+        for call in calls[1:]:
+            call.cancel()
+        await asyncio.wait(calls)
+        await asyncio.to_thread(vendors.wait_until, lambda: vendors.google.open_connections == 0)
+        vendors.google.heal()
+        assert (await ri.generate_image("again"))["provider"] == "google"
+        await ri.reset_default_client()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def closed(world: World) -> list[bool]:
+    return [world.google.closed, world.openai.closed]
+
+
+async def world_of(settings: ri.Settings) -> World:
+    google, openai, told = FakeProvider("google"), FakeProvider("openai"), RecordingSink()
+    client = ri.ImageClient(settings, providers=[google, openai], sinks=[told])
+    return World(google, openai, client, told)
+
+
+def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
+    """Also a call that is about to fall back; its providers are closed after the last one."""
+
+    async def main() -> None:
+        world = await world_of(ri.Settings(**FAST))
+        world.google.fail(ri.Reason.UNAUTHENTICATED, status=401, latency=3)
+        first, second = (asyncio.create_task(world.ask()) for _ in range(2))
+        await asyncio.sleep(1)
+        await world.client.retire()
+        assert now() == pytest.approx(1)
+        assert closed(world) == [False, False]
+        assert ((await first).provider, (await second).provider) == ("openai", "openai")
+        await asyncio.sleep(0.01)
+        assert closed(world) == [True, True]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
+def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
+    """asyncio.run cancels what is left: the calls, and then nothing is open."""
+    worlds: list[World] = []
+    calls: list[asyncio.Task[ri.ImageResult]] = []
+
+    async def main() -> None:
+        world = await world_of(ri.Settings(**FAST))
+        worlds.append(world)
+        world.google.hang()
+        calls.append(asyncio.create_task(world.ask()))
+        await asyncio.sleep(1)
+        await world.client.retire()
+
+    run_virtual(main())
+    assert worlds[0].google.closed
+    assert worlds[0].idle()
+
+
+@pytest.mark.parametrize("deadline", [None, 50.0])
+@pytest.mark.parametrize("when", [0.0, 1.0, 4.0])
+def test_closing_ends_calls_with_an_error_that_says_so(when: float, deadline: float | None) -> None:
+    """In flight, queueing or pausing: a RuntimeError, no vote, and nothing is held."""
+
+    async def main() -> None:
+        world = await world_of(ri.Settings(ipm=10, max_concurrent=1))
+        world.google.fail(ri.Reason.OVERLOADED, status=503, latency=2, times=1).hang()
+        calls = [asyncio.create_task(world.ask(deadline=deadline)) for _ in range(3)]
+        await asyncio.sleep(when)
+        began = now()
+        await world.client.aclose()
+        assert now() == pytest.approx(began)
+        await asyncio.wait(calls)
+        for call in calls:
+            error = call.exception()
+            assert type(error) is RuntimeError
+            assert "closed during the call" in str(error)
+        assert world.google.closed
+        assert world.idle()
+        ends = world.told.of(AttemptEnded)
+        assert all(end.reason in {ri.Reason.CANCELLED, ri.Reason.OVERLOADED} for end in ends)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        with pytest.raises(RuntimeError, match="is closed"):
+            await world.ask()
+
+    run_virtual(main())
+
+
+def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> None:
+    """Its own cancellation is not swallowed by ours."""
+
+    async def main() -> None:
+        world = await world_of(ri.Settings(**FAST))
+        world.google.hang()
+        call = asyncio.create_task(world.ask())
+        await asyncio.sleep(1)
+        closing = asyncio.create_task(world.client.aclose())
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait({call, closing})
+        assert call.cancelled()
+
+    run_virtual(main())
+
+
+class Stubborn(FakeProvider):
+    """Does not let itself be cancelled."""
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        while True:
+            try:
+                return await super().generate(request, model)
+            except asyncio.CancelledError:
+                continue
+
+
+def test_closing_does_not_wait_for_a_provider_that_ignores_cancellation() -> None:
+    """A second at most; the call ends when its provider does."""
+
+    async def main() -> None:
+        google = Stubborn("google", latency=100)
+        settings = ri.Settings(routes="google:gemini-3-pro-image", per_call_timeout=500)
+        client = ri.ImageClient(settings, providers=[google])
+        call = asyncio.create_task(client.generate("x"))
+        await asyncio.sleep(1)
+        await client.aclose()
+        assert now() <= 2.1
+        assert (await call).provider == "google"
+
+    run_virtual(main())
+
+
+def test_a_call_that_a_dead_loop_took_along_keeps_nobody_waiting() -> None:
+    """A loop closed without ending its tasks leaves calls that never end."""
+    loop = asyncio.new_event_loop()
+    google = FakeProvider("google").hang()
+    settings = ri.Settings(routes="google:gemini-3-pro-image")
+    client = ri.ImageClient(settings, providers=[google])
+    task = loop.create_task(client.generate("x"))
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    run_virtual(client.retire())
+    assert google.closed
+    task.get_coro().close()
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("step", range(1, 12))
+def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> None:
+    """The client is closed after so many rounds of the loop."""
+
+    async def main() -> None:
+        world = await world_of(ri.Settings(**FAST))
+        world.google.fail(ri.Reason.OVERLOADED, status=503, latency=0.0, times=1)
+        call = asyncio.create_task(world.ask())
+        for _ in range(step):
+            await asyncio.sleep(0)
+        await world.client.aclose()
+        await asyncio.wait({call})
+        error = call.exception()
+        assert error is None or type(error) is RuntimeError
+        assert world.idle()
+
+    run_virtual(main())

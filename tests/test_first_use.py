@@ -1,0 +1,303 @@
+"""The time that first use takes: within the deadline, in telemetry, and told in errors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import telemetry_kit
+from ladder import FAST, World, now, play
+from telemetry_kit import attributes
+
+from resilient_imagen import (
+    ConfigurationError,
+    DeadlineExceededError,
+    ImageClient,
+    Reason,
+    Settings,
+)
+from resilient_imagen.emulator import Emulator
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.telemetry.events import RequestEnded, Warned
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+
+class Slow(FakeProvider):
+    """A provider whose SDK takes its time to be built, once."""
+
+    def __init__(self, name: str, *, setup: float = 0.0, error: Exception | None = None) -> None:
+        super().__init__(name)
+        self.setup, self.error = setup, error
+        self.asked_to_build: list[float] = []
+        self.building = 0
+
+    async def warm_up(self) -> None:
+        self.asked_to_build.append(now())
+        self.building += 1
+        try:
+            await asyncio.sleep(self.setup)
+        finally:
+            self.building -= 1
+        if self.error is not None:
+            raise self.error
+        self.setup = 0.0
+
+
+def clients(google: Slow, openai: FakeProvider, told: RecordingSink, **more: Any) -> ImageClient:
+    return ImageClient(Settings(**FAST, **more), providers=[google, openai], sinks=[told])
+
+
+# -- the deadline ---------------------------------------------------------------------------------
+
+SCRIPT = """
+    import asyncio, importlib.abc, os, sys, threading
+    import resilient_imagen as ri
+
+    go_on = threading.Event()
+    threading.Timer(60, go_on.set).start()
+
+    class Slow(importlib.abc.MetaPathFinder):
+        '''An import that does not end before the call has.'''
+
+        def find_spec(self, name, path, target=None):
+            if name == "resilient_imagen.client":
+                go_on.wait()
+            return None
+
+    sys.meta_path.insert(0, Slow())
+
+    async def main():
+        try:
+            with ri.call_options(deadline=eval(sys.argv[1])):
+                await ri.generate_image("a lighthouse", deadline=eval(sys.argv[2]))
+        except ri.DeadlineExceededError as error:
+            print(go_on.is_set(), error.attempts, error)
+        finally:
+            go_on.set()
+
+    asyncio.run(main())
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "argument", "variable"),
+    [("None", "0.2", ""), ("0.2", "None", ""), ("None", "None", "0.2"), ("60", "0.2", "90")],
+)
+def test_a_deadline_passes_while_the_library_is_loaded(
+    options: str, argument: str, variable: str
+) -> None:
+    """The first call ends in time although an import has not, and says what the time went on."""
+    environment = {
+        **os.environ, "GOOGLE_GENAI_API_KEY": "made-up", "IMAGE_GEN_DEADLINE": variable,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), options, argument],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stdout == "False () out of time, spent loading the library\n", done.stderr
+
+
+def test_a_deadline_passes_while_an_sdk_is_built() -> None:
+    """The error names the route and what the time was spent on, and has no number in it."""
+
+    async def main() -> None:
+        told = RecordingSink()
+        async with clients(Slow("google", setup=100), FakeProvider("openai"), told) as client:
+            with pytest.raises(DeadlineExceededError) as caught:
+                await client.generate("a lighthouse", deadline=30)
+        assert str(caught.value) == (
+            "google gemini-3-pro-image: out of time, mostly spent loading the SDK"
+        )
+        assert now() == pytest.approx(30)
+        assert told.last(RequestEnded).setup_s == pytest.approx(30)
+
+    run_virtual(main())
+
+
+def test_a_cold_client_sends_a_request_if_any_time_is_left() -> None:
+    """Building takes most of the time: what is left is shared anew, and the primary is asked."""
+
+    async def main() -> None:
+        google, openai = Slow("google", setup=3), Slow("openai", setup=3)
+        async with clients(google, openai, RecordingSink()) as client:
+            result = await client.generate("a lighthouse", deadline=5.1)
+            assert (result.provider, result.attempts) == ("google", 1)
+            assert now() == pytest.approx(4)
+
+    run_virtual(main())
+
+
+ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
+"""Nobody to fall back on."""
+
+
+async def text_of(world: World, **options: Any) -> str:
+    """The end of the error of a call whose deadline passes."""
+    with pytest.raises(DeadlineExceededError) as caught:
+        await world.ask(**options)
+    return str(caught.value).rpartition(", ")[2]
+
+
+def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
+    """The vendor was asked and did not answer."""
+
+    async def scene(world: World) -> None:
+        world.google.hang()
+        assert await text_of(world, deadline=30) == "mostly spent waiting for answers"
+
+    play(scene, **FAST, **ALONE)
+
+
+def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
+    """The caller was sent late, and had too little time left."""
+
+    async def scene(world: World) -> None:
+        await world.ask()
+        world.google.hang()
+        assert await text_of(world, deadline=25) == "mostly spent queueing"
+
+    play(scene, ipm=3, **ALONE)
+
+
+def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
+    """The server asked to wait, and then did not answer."""
+
+    async def scene(world: World) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
+        assert await text_of(world, deadline=25) == "mostly spent pausing before retries"
+
+    play(scene, **FAST, **ALONE)
+
+
+def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
+    """Another caller's probe was waited for."""
+
+    async def scene(world: World) -> None:
+        world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, brief=None)
+        await asyncio.sleep(6)
+        world.google.hang()
+        probe = asyncio.create_task(world.ask())
+        await asyncio.sleep(1)
+        assert await text_of(world, deadline=20) == "mostly spent waiting for a circuit breaker"
+        probe.cancel()
+        await asyncio.wait({probe})
+
+    play(scene, **FAST, **ALONE)
+
+
+# -- telemetry ------------------------------------------------------------------------------------
+
+
+def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
+    """``imagegen.setup_s`` on the root span and the event; ``queue_s`` is queueing only."""
+
+    async def scene(world: telemetry_kit.World) -> None:
+        async def warm_up() -> None:
+            await asyncio.sleep(7)
+
+        world.google.warm_up = warm_up  # type: ignore[attr-defined]
+        await world.ask()
+        root = attributes(world.telemetry.roots()[0])
+        assert root["imagegen.setup_s"] == pytest.approx(7)
+        assert root["imagegen.queue_s"] == 0
+        assert world.told.last(RequestEnded).setup_s == pytest.approx(7)
+
+    telemetry_kit.play(scene, **telemetry_kit.FAST)
+
+
+# -- the fallback's SDK ---------------------------------------------------------------------------
+
+
+def test_the_fallback_is_built_after_the_first_image_and_delays_no_call() -> None:
+    """Not before, not twice, and never in a call's way."""
+
+    async def main() -> None:
+        google, openai = Slow("google", setup=2), Slow("openai", setup=50)
+        async with clients(google, openai, RecordingSink()) as client:
+            await client.generate("a lighthouse")
+            assert openai.asked_to_build == []
+            began = now()
+            for _ in range(5):
+                await client.generate("a lighthouse")
+            assert now() - began == pytest.approx(5, abs=0.1)
+            assert openai.asked_to_build == [pytest.approx(4)]
+            await asyncio.sleep(60)
+            google.hang()
+            assert (await client.generate("a lighthouse")).provider == "openai"
+            assert len(asyncio.all_tasks()) == 1
+
+    run_virtual(main())
+
+
+def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
+    """An operator learns of it before it is needed; calls are not touched."""
+
+    async def main() -> None:
+        told = RecordingSink()
+        openai = Slow("openai", error=ConfigurationError("openai cannot be loaded: x is missing"))
+        async with clients(Slow("google"), openai, told) as client:
+            await client.generate("a lighthouse")
+            await asyncio.sleep(5)
+            assert "openai:gpt-image-2.5-flare cannot be used" in told.last(Warned).message
+            assert "x is missing" in told.last(Warned).message
+            assert (await client.generate("a lighthouse")).provider == "google"
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 30.0])
+def test_closing_leaves_no_build_behind(after: float) -> None:
+    """Closed before, during or after it, the client leaves no task."""
+
+    async def main() -> None:
+        openai = Slow("openai", setup=10)
+        async with clients(Slow("google"), openai, RecordingSink()) as client:
+            await client.generate("a lighthouse")
+            await asyncio.sleep(after)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert openai.building == 0
+        assert now() <= 1 + after + 0.01
+
+    run_virtual(main())
+
+
+def test_successive_loops_each_build_it() -> None:
+    """SDK clients belong to a loop; a loop that ends takes the task with it."""
+    google, openai = Slow("google"), Slow("openai", setup=10)
+    client = clients(google, openai, RecordingSink())
+
+    async def one(stay: float) -> None:
+        await client.generate("a lighthouse")
+        await asyncio.sleep(stay)
+
+    for stay in (0.0, 2.0, 20.0):
+        run_virtual(one(stay))
+    assert len(openai.asked_to_build) == 2
+    run_virtual(client.aclose())
+
+
+def test_the_real_sdk_is_ready_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first image, the fallback's client exists and its first use builds nothing."""
+
+    async def main() -> None:
+        app = Emulator(picture="tiny")
+        google = GoogleProvider(api_key="made-up", transport=app.transport())
+        openai = OpenAIProvider(api_key="made-up", transport=app.transport())
+        async with ImageClient(Settings(**FAST), providers=[google, openai]) as client:
+            await client.generate("a lighthouse")
+            await asyncio.sleep(2)
+            monkeypatch.setattr(openai, "_sdk", None)  # building once more would fail
+            await openai.warm_up()
+
+    run_virtual(main())
