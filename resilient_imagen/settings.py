@@ -30,6 +30,7 @@ from pydantic_settings import (
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.reasons import POLICIES, Reason
+from resilient_imagen.tracebacks import without_locals
 from resilient_imagen.values import (
     Amount,
     Captured,
@@ -295,6 +296,7 @@ class Settings(BaseSettings):
         del env_settings, dotenv_settings, file_secret_settings
         return init_settings, Environment(settings_cls)
 
+    @without_locals
     def __init__(self, **values: Unpack[SettingsArguments]) -> None:
         """Read the environment; keyword arguments, by field name or variable, win."""
         try:

@@ -298,6 +298,8 @@ WRONG: dict[str, Callable[[], object]] = {
     "google url": lambda: GoogleProvider(api_key=KEY, base_url="nowhere"),
     "openai key": lambda: OpenAIProvider(api_key=f"{KEY} x"),
     "openai url": lambda: OpenAIProvider(api_key=KEY, base_url="nowhere"),
+    "settings": lambda: ri.Settings(google_api_key=KEY, redis_url=f"redis://:{KEY}@h", ipm=-1),
+    "key in settings": lambda: ri.Settings(google_api_key=[KEY]),
     "client": lambda: ri.ImageClient(ri.Settings(google_api_key=KEY, routes="google:gpt-image-2")),
 }
 
