@@ -14,6 +14,7 @@ from resilient_imagen.errors import (
     SaturatedError,
     provider_failure,
 )
+from resilient_imagen.providers.base import ask
 from resilient_imagen.providers.hints import believable_hint
 from resilient_imagen.reasons import POLICIES, Reason, Verdict
 from resilient_imagen.result import Attempt
@@ -172,7 +173,7 @@ class AttemptRung:
         answer: ProviderImage | None = None
         try:
             async with scope:
-                answer = await lane.provider.generate(request, lane.model)
+                answer = await ask(lane.provider, request, lane.model)
             latency = loop.time() - started
             permit.answered()
             picture = await self._finish(request, answer)

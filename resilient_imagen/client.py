@@ -9,6 +9,7 @@ import sys
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
+from inspect import isawaitable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self
 
@@ -16,6 +17,7 @@ from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
 from resilient_imagen.call import Call, StartSignal, new_id
 from resilient_imagen.errors import (
+    ConfigurationError,
     ImageGenerationError,
     InvalidRequestError,
     InvalidResponseError,
@@ -26,6 +28,7 @@ from resilient_imagen.images.intact import is_whole
 from resilient_imagen.images.references import load_references
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline import Pipeline
+from resilient_imagen.providers.base import check_provider
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
@@ -81,7 +84,9 @@ class ImageClient:
         meter_provider: For metrics; the global one when None.
 
     Raises:
-        ConfigurationError: A setting is not allowed, or no route can be used at all.
+        ConfigurationError: A setting is not allowed, no route can be used at all, or two providers
+            have the same name.
+        TypeError: A provider of your own lacks its name or a method.
     """
 
     @without_locals
@@ -94,6 +99,7 @@ class ImageClient:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
+        given = _checked(providers or ())
         self.settings = Settings() if settings is None else settings
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
@@ -107,7 +113,7 @@ class ImageClient:
         for warning in self.settings.warnings:
             self._reporter.warned("unknown_variable", warning)
         self._fleet = _fleet(self.settings, self._reporter)
-        self._routing = Routing(self.settings, providers or (), self._reporter, self._fleet)
+        self._routing = Routing(self.settings, given, self._reporter, self._fleet)
         attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
         self._fetcher: Fetcher | None = None
@@ -384,7 +390,7 @@ class ImageClient:
         if self._building is not None and self._building.get_loop() is asyncio.get_running_loop():
             self._building.cancel()
             await asyncio.wait({self._building})
-        closing = [provider.aclose() for provider in self._routing.providers]
+        closing = [_close(provider) for provider in self._routing.providers]
         if self._fetcher is not None:
             closing.append(self._fetcher.aclose())
         if self._fleet is not None:
@@ -394,6 +400,28 @@ class ImageClient:
         for end in ends:
             if isinstance(end, BaseException):
                 raise end  # after everything else was closed
+
+
+def _checked(providers: Iterable[Provider]) -> list[Provider]:
+    """Check the application's providers.
+
+    Raises:
+        TypeError: One of them is no provider.
+        ConfigurationError: Two have the same name.
+    """
+    checked: dict[str, Provider] = {}
+    for provider in providers:
+        check_provider(provider)
+        if provider.name in checked:
+            raise ConfigurationError(f"two providers are named {provider.name}; rename one")
+        checked[provider.name] = provider
+    return list(checked.values())
+
+
+async def _close(provider: Provider) -> None:
+    closing: Any = provider.aclose()
+    if isawaitable(closing):
+        await closing
 
 
 def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:

@@ -103,6 +103,10 @@ class ImageGenerationError(Exception):
         account_wide: True when every model of the account is concerned (billing, key).
         usage: What the vendor counted although no picture came, or None. It may be billed.
         never_sent: True when no connection was made, so that nothing can have been billed.
+
+    Raises:
+        ValueError: ``reason`` is none of those that there are.
+        TypeError: Another argument is of the wrong type.
     """
 
     default_reason: Reason = Reason.SERVER_ERROR
@@ -124,7 +128,13 @@ class ImageGenerationError(Exception):
         usage: Usage | None = None,
         never_sent: bool = False,
     ) -> None:
-        self.reason = self.default_reason if reason is None else reason
+        self.reason = self.default_reason if reason is None else _reason(reason)
+        _check_type("status", status, int)
+        _check_type("status_word", status_word, str)
+        _check_type("vendor_message", vendor_message, str)
+        _check_type("vendor_error", vendor_error, str)
+        if usage is not None:
+            _check_usage(usage)
         self.attempts = attempts
         self.retry_after = retry_after
         self.provider = provider
@@ -181,6 +191,27 @@ class ImageGenerationError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive pickling and copying with every attribute (tasks cross process borders)."""
         return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _reason(given: object) -> Reason:
+    try:
+        return Reason(given)  # type: ignore[arg-type]  # a provider may pass the word
+    except ValueError:
+        raise ValueError(f"reason must be one of {', '.join(Reason)}") from None
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        allowed = kind.__name__
+        raise TypeError(f"{name} must be {allowed} or None, not {type(value).__name__}")
+
+
+def _check_usage(usage: object) -> None:
+    from resilient_imagen.result import Usage
+
+    if not isinstance(usage, dict) or not Usage.__required_keys__ <= usage.keys():
+        keys = ", ".join(Usage.__annotations__)
+        raise TypeError(f"usage must be None or a dict with the keys {keys}")
 
 
 def _rebuild(

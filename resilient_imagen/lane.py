@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
+from inspect import isawaitable
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -135,8 +136,8 @@ class Lane:
     async def warm_up(self) -> None:
         """Let the provider build what it needs; not every provider has something to build."""
         warm_up = getattr(self.provider, "warm_up", None)
-        if warm_up is not None:
-            await warm_up()
+        if warm_up is not None and isawaitable(warming := warm_up()):
+            await warming
 
     def usage(self, answer: ProviderImage, resolution: str) -> Usage:
         """What the answer used, with its price from the model table."""

@@ -41,7 +41,7 @@ class Throttled:
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["argument", "attribute"])
-@pytest.mark.parametrize("wait", NONSENSE, ids=repr)
+@pytest.mark.parametrize("wait", NONSENSE, ids=lambda wait: repr(wait)[:12])
 def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
     """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
 
