@@ -37,6 +37,11 @@ class Body:
         self._decoder: Base64Decoder | None = None
         self._decoded: dict[str, Base64Decoder] = {}
 
+    @property
+    def size(self) -> int:
+        """Bytes of the JSON so far, without what was decoded."""
+        return len(self._read)
+
     def decoder(self, value: str) -> tuple[Base64Decoder | None, str]:
         """What was decoded already of a string in the JSON, if anything, and what is left of it."""
         found = self._decoded.get(value[:_TOKEN])

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio.lowlevel
 import httpx2
 
 from resilient_imagen.dns import HostResolver
@@ -21,7 +22,7 @@ from resilient_imagen.providers.body import Body
 from resilient_imagen.providers.network import ResolvingTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 __all__ = ["Exchange", "WireClient", "exchange"]
 
@@ -32,6 +33,14 @@ _SPARE: Final = 8
 _CHUNK: Final = 3 * 2**16
 """Bytes encoded at a time, in base64's groups of three: a fraction of a millisecond."""
 _TOKEN_BYTES: Final = 24
+_MAX_ANSWER: Final = 300_000_000
+"""Bytes of an answer, decompressed. The largest pictures have some 40 million in base64."""
+_MAX_JSON: Final = 64_000_000
+"""Bytes of an answer that were not decoded as base64 while they arrived, and are parsed as JSON."""
+_MAX_ERROR: Final = 1_000_000
+"""Bytes of an error's body, decompressed; the rest is not read."""
+_ERROR_SECONDS: Final = 5.0
+"""Seconds that an error's body may take; then its status says enough."""
 
 
 @dataclass(slots=True)
@@ -91,6 +100,8 @@ class WireClient(httpx2.AsyncClient):
     ) -> None:
         self._resolver = HostResolver() if resolver is None else resolver
         super().__init__(
+            # What other encodings httpx2 knows depends on what the application has installed.
+            headers={"Accept-Encoding": "gzip"},
             # A redirect would take the key along to wherever it points.
             follow_redirects=False,
             limits=httpx2.Limits(
@@ -121,32 +132,77 @@ class WireClient(httpx2.AsyncClient):
         if current is None:
             return await super().send(request, **options)
         response = await super().send(request, **{**options, "stream": True})
-        body = Body()
         try:
             if not response.is_success:
                 current.response = response = await _read_error(response)
                 return response
-            async with aclosing(response.aiter_bytes()) as parts:
-                async for part in parts:
-                    body.feed(part)
+            body = await _read_body(response)
         finally:
             await response.aclose()
-        body.close()
         current.response, current.body = response, body
         # A picture is read by us: the SDK would copy it several times, on the event loop.
         return httpx2.Response(200, json={}, request=request)
 
 
+async def _read_body(response: httpx2.Response) -> Body:
+    """Read a success.
+
+    Raises:
+        DecodingError: It is larger than any picture, or cannot be unpacked.
+    """
+    body = Body()
+    size = 0
+    async with aclosing(_decoded(response)) as parts:
+        async for part in parts:
+            size += len(part)
+            if size > _MAX_ANSWER:
+                raise httpx2.DecodingError(f"the answer has more than {_MAX_ANSWER} bytes")
+            body.feed(part)
+            if body.size > _MAX_JSON:
+                raise httpx2.DecodingError(f"the answer has more than {_MAX_JSON} bytes of JSON")
+    body.close()
+    return body
+
+
 async def _read_error(response: httpx2.Response) -> httpx2.Response:
-    """An error with its body; without, where that cannot be unpacked: its status says enough."""
+    """Read the beginning of an error's body, or none where it cannot be unpacked."""
+    content = bytearray()
     try:
-        await response.aread()
+        with anyio.move_on_after(_ERROR_SECONDS):
+            async with aclosing(_decoded(response)) as parts:
+                async for part in parts:
+                    content += part[: _MAX_ERROR - len(content)]
+                    if len(content) >= _MAX_ERROR:
+                        break
     except httpx2.DecodingError:
-        await response.aclose()
-        headers = httpx2.Headers(response.headers)
-        del headers["Content-Encoding"]
-        return httpx2.Response(response.status_code, headers=headers, request=response.request)
-    return response
+        content.clear()
+    headers = httpx2.Headers(response.headers)
+    for name in ("Content-Encoding", "Content-Length", "Transfer-Encoding"):
+        headers.pop(name, None)
+    return httpx2.Response(
+        response.status_code,
+        headers=headers,
+        content=bytes(content),
+        request=response.request,
+        extensions=response.extensions,
+    )
+
+
+async def _decoded(response: httpx2.Response) -> AsyncGenerator[bytes]:
+    """Decompress a body in pieces of at most a megabyte, with the event loop free in between.
+
+    Raises:
+        DecodingError: It cannot be unpacked, or was compressed more than once: a few kilobytes
+            could keep the second decompressor busy for hours.
+    """
+    encodings = response.headers.get_list("Content-Encoding", split_commas=True)
+    if len(encodings) > 1:
+        raise httpx2.DecodingError("the answer was compressed more than once")
+    async with aclosing(response.aiter_bytes()) as parts:
+        async for part in parts:
+            yield part
+            if encodings:
+                await anyio.lowlevel.checkpoint()
 
 
 def _with_blobs(
