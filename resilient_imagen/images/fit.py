@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import TYPE_CHECKING, Final, Literal
 
-from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.decodable import is_multi_scan
+from resilient_imagen.images.limits import MAX_SIDE, ImageLimits
 from resilient_imagen.images.offload import off_loop
 from resilient_imagen.images.pillow import (
     cut,
@@ -101,7 +102,7 @@ async def fit(
         raise ValueError("target must be two positive numbers of pixels")
     max_pixels = (limits or ImageLimits()).max_pixels
     size = _plain_size(data)
-    if size is not None and size[0] * size[1] <= max_pixels:
+    if size is not None and size[0] * size[1] <= max_pixels and max(size) <= MAX_SIDE:
         exact = mode == "exact"
         if mode == "none" or _passes(size, (across, down), target, exact=exact):
             return Fitted(data, sniff_mime(data) or "", *size, None)
@@ -115,6 +116,7 @@ def _plain_size(data: bytes) -> Size | None:
         turned = data.find(b"eXIf", 0, _GLANCE) >= 0
     elif mime == "image/jpeg":
         turned = any(code == _JPEG_APP1 for code, _ in jpeg_segments(data))
+        turned = turned or is_multi_scan(data)  # whose scans are counted, which takes longer
     else:
         return None
     return None if turned else pixel_size(data)

@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from resilient_imagen.images.faults import UnusableImageError
 
-__all__ = ["ImageLimits"]
+__all__ = ["MAX_COPIED_PIXELS", "MAX_SIDE", "ImageLimits", "check_size"]
+
+MAX_SIDE: Final = 65_500
+"""Pixels of a picture's longer side: the most that libjpeg takes. A picture of a hundred million
+rows of one pixel would cost a hundred times as much as its pixels do."""
+MAX_COPIED_PIXELS: Final = 50_000_000
+"""Of a WebP or AVIF that is decoded: their decoders keep several copies, some 24 bytes a pixel."""
+
+
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse a picture of more pixels than ``max_pixels``, or of a side of more than MAX_SIDE.
+
+    Raises:
+        UnusableImageError: It is too large.
+    """
+    if size[0] * size[1] > max_pixels:
+        raise UnusableImageError(f"has more than {max_pixels / 1e6:g} megapixels")
+    if max(size) > MAX_SIDE:
+        raise UnusableImageError(f"has a side of more than {MAX_SIDE} pixels")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
     """Bounds on what is read, decoded and fetched; a picture beyond one is refused unread.
+
+    Read are PNG, JPEG, WebP, GIF, uncompressed BMP and plain AVIF, told by their bytes; HEIC where
+    the application has registered a decoder with Pillow; not TIFF. Of animations the first frame
+    is taken. Refused before anything is decoded is also what would cost more than its pixels say:
+
+    - any type: a side of more than 65,500 pixels; of the metadata only a colour profile of up to
+      4 MB is read, and which way is up;
+    - JPEG: arithmetic or lossless coding, more than 100 scans, scans times pixels over 3 billion,
+      more than 4096 segments, over a gigabyte of coefficients in several scans;
+    - PNG: more than 50,000 chunks; WebP: more than 10,000;
+    - WebP and AVIF that must be decoded: more than 50 megapixels;
+    - GIF: a frame larger than ``max_pixels``, whatever size the file claims;
+    - AVIF: animations, grids, layers, more than one frame in an item.
+
+    So a reference takes at most some 20 CPU seconds and 1.5 GB while it is decoded, a result as
+    much, and the most hostile one less than a second before it is refused. Of pictures of more than
+    25 megapixels one reference at a time is decoded in the whole process.
 
     Raises:
         ValueError: A bound is not positive.
@@ -23,9 +59,12 @@ class ImageLimits:
     """Width times height of a picture that is worked on, or sent."""
     max_read_pixels: int = 250_000_000
     """Width times height of a reference that is read, to be made smaller; judged from the header
-    before a pixel is decoded. At most a gigabyte once decoded, one such picture at a time."""
+    before a pixel is decoded."""
     max_loading: int = 6
     """References of one call loaded at a time; bounds memory, together with the three above."""
+    max_tried: int = 32
+    """References of one call that are read, or loaded from addresses, usable or not: twice as many
+    as any model takes. The rest is dropped."""
     fetch_seconds: float = 20.0
     """Seconds for one address altogether: name lookup, connecting, redirects and the body. Also
     for all references of one call together that have to be loaded from somewhere."""
@@ -41,7 +80,13 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could meet."""
-        for name in ("max_reference_bytes", "max_pixels", "max_read_pixels", "max_loading"):
+        for name in (
+            "max_reference_bytes",
+            "max_pixels",
+            "max_read_pixels",
+            "max_loading",
+            "max_tried",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         for name in ("fetch_seconds", "connect_seconds"):

@@ -1,16 +1,15 @@
 """Makes a reference image one that every provider takes, and leaves those alone that are.
 
 Providers refuse what cameras and old tools write: JPEGs with several pictures in them (MPO), CMYK,
-palettes, 16 bits a channel, GIF, TIFF. They also overlook EXIF and see a turned photo lying down.
+palettes, 16 bits a channel, GIF, BMP. They also overlook EXIF and see a turned photo lying down.
 """
 
 from __future__ import annotations
 
-import threading
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.images.decodable import has_more_pictures
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.intact import is_intact
 from resilient_imagen.images.offload import give_back
@@ -39,8 +38,6 @@ _PLAIN_MODES: Final = {
 _LOSSY: Final = frozenset(("image/jpeg", "image/heic", "image/heif", "image/avif"))
 _PNG_DEPTH_AT: Final = 24
 _PNG_PLAIN_DEPTH: Final = 8
-_one_giant: Final = threading.Lock()
-"""Held while a picture of more pixels than are sent is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +75,23 @@ def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) ->
         raise UnusableImageError("is not an image of a known type")
     if not is_intact(data):
         raise UnusableImageError("is truncated or damaged")
-    picture = open_picture(data, max_read_pixels or max_pixels)
+    picture: Image = open_picture(data, max_read_pixels or max_pixels)
     giant = picture.width * picture.height > max_pixels
-    with pillow_errors(), _one_giant if giant else nullcontext():
+    with pillow_errors():
         flaws = _flaws(picture, mime, data)
         if giant:
             flaws.append(f"more than {max_pixels / 1e6:g} megapixels")
         if not flaws:
             return Mended(data, mime, None)
         style = style_of(picture, data)
-        source: Image = picture
+        # Under one name, so that nothing of a step is left in memory at the next.
         if giant:
-            source = reduced(picture, max_pixels)
-            del picture
-            give_back()  # before the next giant comes
-        mended = plain(upright(source))
-        target = _target(mime, mended, animated="animated" in flaws)
-        encoded = encode(mended, target, style=style)
+            picture = reduced(picture, max_pixels)
+            give_back()
+        picture = upright(picture)
+        picture = plain(picture)
+        target = _target(mime, picture, animated="animated" in flaws)
+        encoded = encode(picture, target, style=style)
     return Mended(encoded, target, f"{', '.join(flaws)}: sent as {target}")
 
 
@@ -104,8 +101,8 @@ def _flaws(picture: Image, mime: str, data: bytes) -> list[str]:
     if modes is None:
         return [mime]
     flaws = []
-    if picture.format == "MPO":
-        flaws.append("several pictures in one JPEG")
+    if has_more_pictures(data, mime):
+        flaws.append("several pictures in one JPEG" if mime == "image/jpeg" else "animated")
     elif getattr(picture, "is_animated", False):
         flaws.append("animated")
     if picture.mode not in modes:

@@ -2,8 +2,9 @@
 
 The one place that imports it, on first use. Its process-wide settings are the application's and
 are neither changed nor relied on: the limit on pixels is ours, checked before anything is decoded.
-What Pillow warns of in broken metadata goes where the application sends its warnings; metadata
-that it refuses, or whose warnings the application makes errors of, are left out and read no more.
+Its decoders see no metadata but the colour profile: their readers of it take any time and memory
+on hostile data, and warn of broken ones. Nor is any decoder run that writes to the standard error,
+as the one for TIFF does.
 Everything here takes time; call it off the event loop.
 """
 
@@ -16,15 +17,11 @@ from importlib import import_module
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.images.decodable import decodable
 from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.limits import MAX_COPIED_PIXELS, check_size
 from resilient_imagen.images.offload import much_was_used
-from resilient_imagen.images.sniff import (
-    exif_of,
-    exif_orientation,
-    pixel_size,
-    sniff_mime,
-    without_metadata,
-)
+from resilient_imagen.images.sniff import exif_of, exif_orientation, pixel_size, sniff_mime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +51,6 @@ _DECODERS: Final = {
     "image/webp": ("WEBP", "WebPImagePlugin"),
     "image/gif": ("GIF", "GifImagePlugin"),
     "image/bmp": ("BMP", "BmpImagePlugin"),
-    "image/tiff": ("TIFF", "TiffImagePlugin"),
     "image/avif": ("AVIF", "AvifImagePlugin"),
     # Pillow has none for these; an application may have registered one.
     "image/heic": ("HEIF", "Image"),
@@ -64,6 +60,10 @@ _DECODERS: Final = {
 _PNG_LEVEL: Final = 4
 _WEBP_HEAD: Final = 2**16
 """Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
+_MAX_PROFILE_BYTES: Final = 4_000_000
+"""Of a colour profile; a larger one is left out."""
+_PROFILE_PROGRAM: Final = b"mpet"
+"""Marks a table of a colour profile that may have any number of steps, each taken many times."""
 _STRIP_PIXELS: Final = 2**22
 _GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
@@ -85,17 +85,22 @@ def pillow_errors() -> Iterator[None]:
 
 
 def open_picture(data: bytes, max_pixels: int) -> ImageFile:
-    """Read a picture's header; nothing is decoded yet.
+    """Read a picture's header; nothing is decoded yet, and decoding it has a bounded cost.
 
     Raises:
-        UnusableImageError: It is no picture, too large, or of a type that Pillow cannot read here.
+        UnusableImageError: It is no picture, too large, or of a type that is not read here.
     """
     mime = sniff_mime(data)
     if mime is None:
         raise UnusableImageError("is not an image of a known type")
-    _check_pixels(pixel_size(data), max_pixels)  # before Pillow sees it at all
+    if mime not in _DECODERS:
+        raise UnusableImageError(f"is {mime}, which is not read")
+    size = pixel_size(data)
+    if size is not None:  # before Pillow sees it at all
+        check_size(size, max_pixels)
     name, plugin = _DECODERS[mime]
     with pillow_errors():
+        needed = decodable(data, mime, max_pixels)
         import_module(f"PIL.{plugin}")
         from PIL import Image
 
@@ -103,15 +108,11 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
         if decoder is None:
             raise UnusableImageError(f"is {mime}, which cannot be read here")
         # Not Image.open: it warns of, or refuses, sizes by the application's own limit.
-        try:
-            picture = decoder[0](io.BytesIO(data), "")
-        except (Warning, ValueError):  # where the application makes errors of warnings
-            bare = without_metadata(data)
-            if bare is None:
-                raise
-            picture = decoder[0](io.BytesIO(bare), "")
-            picture.info.setdefault("exif", exif_of(data))
-    _check_pixels(picture.size, max_pixels)
+        picture = decoder[0](io.BytesIO(needed), "")
+        picture.info.setdefault("exif", exif_of(data))
+        if len(picture.info.get("icc_profile") or b"") > _MAX_PROFILE_BYTES:
+            del picture.info["icc_profile"]
+    check_size(picture.size, max_pixels)
     return picture
 
 
@@ -159,7 +160,7 @@ def plain(picture: Image) -> Image:
     return coloured
 
 
-def reduced(picture: ImageFile, max_pixels: int) -> Image:
+def reduced(picture: Image, max_pixels: int) -> Image:
     """Decode a picture of too many pixels at half, a third ... of its sides, whichever fits.
 
     A JPEG is never decoded at full size. Of other types no second copy of that size is made.
@@ -268,13 +269,10 @@ def _tables(picture: JpegImageFile) -> tuple[list[int], ...]:
 
 
 def _decode(picture: Image) -> None:
+    if picture.format in {"WEBP", "AVIF"}:
+        check_size(picture.size, MAX_COPIED_PIXELS)
     much_was_used()
     picture.load()
-
-
-def _check_pixels(size: tuple[int, int] | None, max_pixels: int) -> None:
-    if size is not None and size[0] * size[1] > max_pixels:
-        raise UnusableImageError(f"has more than {max_pixels / 1e6:g} megapixels")
 
 
 def _scaled_to_eight_bits(picture: Image) -> Image:
@@ -294,6 +292,8 @@ def _from_cmyk(picture: Image) -> Image:
 def _through_profile(picture: Image, profile: bytes) -> Image | None:
     from PIL import ImageCms
 
+    if _PROFILE_PROGRAM in profile:
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")

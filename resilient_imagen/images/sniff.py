@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "JPEG_END",
+    "JPEG_FRAMES",
+    "JPEG_LONE",
     "JPEG_SCAN",
     "exif_of",
     "exif_orientation",
+    "ifd_entries",
     "jpeg_segments",
     "pixel_size",
     "png_chunks",
+    "riff_chunks",
     "sniff_mime",
-    "without_metadata",
 ]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -38,15 +42,16 @@ _HEIF_BRANDS: Final = frozenset((b"mif1", b"msf1", b"heif"))
 _AVIF_BRANDS: Final = frozenset((b"avif", b"avis"))
 
 _MARKER: Final = 0xFF
-_JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+JPEG_FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_END: Final = 0xD9
 JPEG_SCAN: Final = 0xDA
-_JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
+JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _JPEG_EXIF: Final = 0xE1
-_PNG_TEXTS: Final = frozenset((b"tEXt", b"zTXt", b"iTXt"))
 # 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
 _MAX_PNG_CHUNKS: Final = 50_000
 _ORIENTATION_TAG: Final = 0x0112
+_SHORT: Final = 3
+"""A type of EXIF values: two bytes."""
 # Real files have a few dozen; a hostile one of 50 MB could have twelve million.
 _MAX_JPEG_SEGMENTS: Final = 4096
 
@@ -143,7 +148,7 @@ def _uint24(data: bytes, at: int) -> int:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     for code, at in jpeg_segments(data):
-        if code in _JPEG_FRAMES:
+        if code in JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             return width, height
     return 0, 0
@@ -164,34 +169,22 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         if code in {JPEG_SCAN, JPEG_END}:
             return
         length = data[at + 2 : at + 4]
-        at += 2 if code in _JPEG_LONE else 2 + int.from_bytes(length, "big")
+        at += 2 if code in JPEG_LONE else 2 + int.from_bytes(length, "big")
 
 
 def exif_of(data: bytes) -> bytes:
-    """The EXIF data of a JPEG; empty if there are none."""
-    for code, at in jpeg_segments(data):
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if code == _JPEG_EXIF and data[at + 4 : at + 8] == b"Exif":
-            return data[at + 4 : end]
-    return b""
-
-
-def without_metadata(data: bytes) -> bytes | None:
-    """A JPEG without EXIF, or a PNG without texts; None for other types.
-
-    A copy, for the rare one in which these are broken.
-    """
+    """The EXIF data of a JPEG or PNG; empty if there are none."""
     mime = sniff_mime(data)
     if mime == "image/jpeg":
-        found = [at for code, at in jpeg_segments(data) if code == _JPEG_EXIF]
-        spans = [(at, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")) for at in found]
+        for code, at in jpeg_segments(data):
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if code == _JPEG_EXIF and data[at + 4 : at + 8] == b"Exif":
+                return data[at + 4 : end]
     elif mime == "image/png":
-        spans = [(at, end) for kind, at, end in png_chunks(data) if kind in _PNG_TEXTS]
-    else:
-        return None
-    starts = [0, *(end for _, end in spans)]
-    ends = [*(at for at, _ in spans), len(data)]
-    return b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
+        for kind, at, end in png_chunks(data):
+            if kind == b"eXIf":
+                return data[at + 8 : end - 4]
+    return b""
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -208,22 +201,42 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
+def riff_chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int]]:
+    """Yield kind and offset of a WebP's chunks, up to ``most`` of them."""
+    at = 12
+    for _ in range(most):
+        if at + 8 > len(data):
+            return
+        yield data[at : at + 4], at
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        at += 8 + length + length % 2
+
+
 def exif_orientation(exif: bytes) -> int:
     """Read the turn that EXIF data ask for: 1 (upright, or nothing said, or nonsense) to 8.
 
     Our own, because Pillow warns of what is broken elsewhere in the data and may decode for it.
     """
+    turns = (value for tag, value in ifd_entries(exif) if tag == _ORIENTATION_TAG)
+    turn = next(turns, 1)
+    return turn if turn in range(1, 9) else 1
+
+
+def ifd_entries(exif: bytes) -> Iterator[tuple[int, int]]:
+    """Yield tag and value of the first directory of EXIF data, or of others kept like them.
+
+    Only values that stand in the directory itself are told right; others are where they stand.
+    """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
+        return
     try:
         (directory,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, directory)
         for at in range(directory + 2, directory + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, at)
-            if tag == _ORIENTATION_TAG:
-                return value if value in range(1, 9) else 1
+            tag, kind = struct.unpack_from(order + "HH", tiff, at)
+            (value,) = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), tiff, at + 8)
+            yield tag, value
     except struct.error:  # it ends too early
-        pass
-    return 1
+        return

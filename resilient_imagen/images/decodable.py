@@ -1,0 +1,252 @@
+"""Bounds the cost of decoding a picture before a decoder sees it, from its structure alone.
+
+The time and memory that a decoder takes do not follow from the size of the file: a JPEG may repeat
+its scans for hours, a GIF or an AVIF may hold frames larger than it claims, and metadata may refer
+to the same bytes thousands of times. So a decoder gets one picture without metadata, and only if
+its cost is bounded by its pixels. Every check here is linear in the bytes and has a bound itself.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.images.avif import simple_avif
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.limits import MAX_COPIED_PIXELS, check_size
+from resilient_imagen.images.sniff import (
+    JPEG_END,
+    JPEG_FRAMES,
+    JPEG_LONE,
+    JPEG_SCAN,
+    ifd_entries,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["decodable", "has_more_pictures", "is_multi_scan"]
+
+_MAX_SCANS: Final = 100
+"""Of one JPEG; encoders write about ten."""
+_MAX_SCANNED_PIXELS: Final = 3_000_000_000
+"""Scans of a JPEG times its pixels: some two nanoseconds each, however little a scan holds."""
+_MAX_COEFFICIENT_BYTES: Final = 1_000_000_000
+"""Memory of a JPEG in several scans, which is decoded only when all of them were read."""
+_MAX_MARKERS: Final = 4096
+"""Between the scans of one JPEG."""
+_MAX_RIFF_CHUNKS: Final = 10_000
+"""Of a WebP: an animation has one for each frame."""
+_WINDOW: Final = 2**18
+"""Bytes searched with the interpreter lock held."""
+
+_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""Not stuffing, a restart or padding."""
+_APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
+_SOF_BASELINE, _SOF_PROGRESSIVE = 0xC0, 0xC2
+_SOF_DECODED: Final = frozenset((_SOF_BASELINE, 0xC1, _SOF_PROGRESSIVE))
+_MPF_COUNT_TAG: Final = 0xB001
+_ULTRA_HDR: Final = b' hdrgm:Version="'
+_PNG_KEPT: Final = frozenset((b"tRNS", b"iCCP"))
+_GIF_BLOCK: Final = re.compile(rb"[!,;]")
+"""An extension, a frame or the end; decoders skip what stands between."""
+_GIF_CONTROL: Final = 0xF9
+_BMP_PLAIN: Final = frozenset((0, 3, 6))
+"""Uncompressed, with or without bit masks."""
+_BMP_OLDEST: Final = 12
+"""Bytes of the header that knows no compression."""
+
+
+def decodable(data: bytes, mime: str, max_pixels: int) -> bytes:
+    """Return what a decoder needs of a picture: the very same bytes, if that is all of them.
+
+    Takes milliseconds for 20 MB: call it off the event loop.
+
+    Args:
+        data: The encoded picture.
+        mime: Its type, as sniff_mime tells it.
+        max_pixels: Width times height that a frame within it may have.
+
+    Raises:
+        UnusableImageError: It is damaged, or decoding it could take more than its pixels explain.
+    """
+    match mime:
+        case "image/jpeg":
+            return _jpeg(data)
+        case "image/png":
+            kept = [(at, end) for kind, at, end in png_chunks(data) if _is_kept(kind)]
+            return _spliced(data, [(0, 8), *kept])
+        case "image/gif":
+            return _gif(data, max_pixels)
+        case "image/avif":
+            return simple_avif(data, min(max_pixels, MAX_COPIED_PIXELS))
+        case "image/webp":
+            if sum(1 for _ in riff_chunks(data, _MAX_RIFF_CHUNKS)) == _MAX_RIFF_CHUNKS:
+                raise UnusableImageError("is an animation of too many frames")
+        case "image/bmp":
+            if data[14] != _BMP_OLDEST and data[30] not in _BMP_PLAIN:
+                raise UnusableImageError("is a compressed BMP, which is not read")
+    return data
+
+
+def has_more_pictures(data: bytes, mime: str) -> bool:
+    """Tell whether a JPEG or PNG holds more than the one picture that ``decodable`` leaves of it.
+
+    Not a JPEG whose second picture only brightens the first: that is shown, and sent, as it is.
+    """
+    if mime == "image/png":
+        animations = (at for kind, at, _ in png_chunks(data) if kind == b"acTL")
+        return any(int.from_bytes(data[at + 8 : at + 12], "big") > 1 for at in animations)
+    if mime != "image/jpeg":
+        return False
+    bodies = [(code, _body(data, at)) for code, at in jpeg_segments(data) if code in {_APP1, _APP2}]
+    if any(code == _APP1 and _ULTRA_HDR in body for code, body in bodies):
+        return False
+    indexes = (body[4:] for code, body in bodies if code == _APP2 and body.startswith(b"MPF\0"))
+    entries = (entry for index in indexes for entry in ifd_entries(index))
+    return any(tag == _MPF_COUNT_TAG and value > 1 for tag, value in entries)
+
+
+def is_multi_scan(data: bytes) -> bool:
+    """Tell whether a JPEG is decoded only when several scans were read, however many there are."""
+    segments = list(jpeg_segments(data))
+    frame = next((at for code, at in segments if code in JPEG_FRAMES), None)
+    if frame is None or segments[-1][0] != JPEG_SCAN or segments[-1][1] + 4 >= len(data):
+        return False
+    return _is_multi_scan(data, frame, segments[-1][1])
+
+
+# -- JPEG ------------------------------------------------------------------------------------------
+
+
+def _jpeg(data: bytes) -> bytes:
+    """Leave out all metadata but the colour profile; see that the scans are few enough."""
+    segments = list(jpeg_segments(data))
+    frames = [at for code, at in segments if code in JPEG_FRAMES]
+    if len(frames) != 1 or segments[-1][0] != JPEG_SCAN:
+        raise UnusableImageError("is damaged and cannot be decoded")
+    (frame,), scan = frames, segments[-1][1]
+    if data[frame + 1] not in _SOF_DECODED:
+        raise UnusableImageError("is a JPEG of a rare kind, which is not read")
+    if _is_multi_scan(data, frame, scan):
+        _check_scans(data, frame, scan)
+    ends = [at for _, at in segments[1:]]
+    kept = [
+        (at, end)
+        for (code, at), end in zip(segments[:-1], ends, strict=True)
+        if _is_needed(code, _body(data, at))
+    ]
+    return _spliced(data, [(0, 2), *kept, (scan, len(data))])
+
+
+def _is_multi_scan(data: bytes, frame: int, scan: int) -> bool:
+    components, in_first_scan = data[frame + 9], data[scan + 4]
+    return data[frame + 1] == _SOF_PROGRESSIVE or in_first_scan < components
+
+
+def _check_scans(data: bytes, frame: int, scan: int) -> None:
+    height, width = (int.from_bytes(data[at : at + 2], "big") for at in (frame + 5, frame + 7))
+    sampling = [data[at] for at in range(frame + 11, frame + 10 + 3 * data[frame + 9], 3)]
+    blocks = [(each >> 4) * (each & 15) for each in sampling]
+    widest, tallest = (max((f(each) for each in sampling), default=0) for f in (_high, _low))
+    # Each sample of each component is a coefficient of two bytes.
+    if 2 * width * height * sum(blocks) > _MAX_COEFFICIENT_BYTES * max(1, widest * tallest):
+        raise UnusableImageError("is a progressive JPEG of too many pixels")
+    most = min(_MAX_SCANS, _MAX_SCANNED_PIXELS // max(1, width * height))
+    if _scans(data, scan, most + 1) > most:
+        raise UnusableImageError(f"is a JPEG of more than {most} scans, too many for its pixels")
+
+
+def _high(sampling: int) -> int:
+    return sampling >> 4
+
+
+def _low(sampling: int) -> int:
+    return sampling & 15
+
+
+def _scans(data: bytes, at: int, enough: int) -> int:
+    """Count a JPEG's scans from the first one on, up to ``enough`` of them.
+
+    Every scan that libjpeg could find is counted; what it would refuse may be counted, too.
+    """
+    scans = 0
+    for _ in range(_MAX_MARKERS):
+        at = _next_marker(data, at)
+        code = data[at + 1] if at + 1 < len(data) else JPEG_END
+        if code == JPEG_END or scans == enough:
+            return scans
+        scans += code == JPEG_SCAN
+        at += 2 if code in JPEG_LONE else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise UnusableImageError("is a JPEG of too many segments")
+
+
+def _next_marker(data: bytes, at: int) -> int:
+    """Find the next marker of a JPEG, letting other threads run in between; its end if none."""
+    for start in range(at, len(data), _WINDOW):
+        found = _MARKER.search(data, start, start + _WINDOW + 1)
+        if found is not None:
+            return found.start()
+        time.sleep(0)
+    return len(data)
+
+
+def _is_needed(code: int, body: bytes) -> bool:
+    """Tell whether a JPEG's segment has a say in how its pixels look."""
+    if code == _APP2:
+        return body.startswith(b"ICC_PROFILE\0")
+    return code in {_APP0, _APP14} or not (_APP0 <= code <= _APP15 or code == _COMMENT)
+
+
+def _body(data: bytes, at: int) -> bytes:
+    return data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+
+
+# -- others ----------------------------------------------------------------------------------------
+
+
+def _is_kept(kind: bytes) -> bool:
+    """Tell whether a PNG's chunk has a say in how its first frame looks."""
+    return kind[:1].isupper() or kind in _PNG_KEPT
+
+
+def _gif(data: bytes, max_pixels: int) -> bytes:
+    """Leave only the header, the first frame, and the transparency said of it."""
+    start = 13 + _palette_bytes(data[10])
+    control: list[tuple[int, int]] = []
+    at = start
+    while (found := _GIF_BLOCK.search(data, at)) is not None and found[0] == b"!":
+        at = _after_blocks(data, found.start() + 2)
+        if data[found.start() + 1] == _GIF_CONTROL:
+            control = [(found.start(), at)]
+    if found is None or found[0] != b",":
+        raise UnusableImageError("is damaged and cannot be decoded")
+    at = found.start()
+    left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+    check_size((left + width, top + height), max_pixels)
+    end = _after_blocks(data, at + 11 + _palette_bytes(data[at + 9]))
+    return _spliced(data, [(0, start), *control, (at, end)]) + b";"
+
+
+def _palette_bytes(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    """Find the end of a GIF's chain of blocks: each says its length, an empty one is the last."""
+    while at < len(data) and (length := data[at]):
+        at += length + 1
+    return at + 1
+
+
+def _spliced(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """Join parts of a picture; without a copy if they are all of it."""
+    spans = list(spans)
+    whole = spans[-1][1] == len(data) and all(end == at for (_, end), (at, _) in pairwise(spans))
+    return data if whole else b"".join(data[at:end] for at, end in spans)

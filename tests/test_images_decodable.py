@@ -1,0 +1,258 @@
+"""No picture costs more than its pixels: decoders see nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from images_hostile import (
+    HARMLESS,
+    REFUSED,
+    bad_tiff,
+    flat,
+    gif_frame,
+    many_scans,
+    narrow_png,
+    png_with,
+    segment,
+    with_segments,
+)
+from images_samples import encoded, exif, noise, opened, picture, png_chunk
+
+from resilient_imagen.images.avif import simple_avif
+from resilient_imagen.images.decodable import decodable
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.fit import fit
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.images.sniff import pixel_size, sniff_mime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PLAIN: dict[str, Callable[[], bytes]] = {
+    "png": lambda: encoded(picture(), "PNG"),
+    "jpeg": lambda: encoded(picture(), "JPEG"),
+    "progressive jpeg": lambda: encoded(noise(300, 200), "JPEG", progressive=True),
+    "webp": lambda: encoded(picture(), "WEBP"),
+    "bmp": lambda: encoded(picture(), "BMP"),
+    "avif": lambda: encoded(picture(), "AVIF"),
+}
+
+
+@cache
+def refused(case: str) -> bytes:
+    return REFUSED[case][0]()
+
+
+def load(*items: object) -> LoadedReferences:
+    return asyncio.run(
+        load_references(items, limits=ImageLimits(), fetch=None, strict=False, seconds=600)
+    )
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_hostile_reference_is_dropped_with_its_reason(case: str) -> None:
+    """No pixel of it is decoded."""
+    (dropped,) = load(refused(case)).dropped
+
+    assert REFUSED[case][1] in dropped["why"]
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_a_picture_with_hostile_metadata_is_still_used(case: str) -> None:
+    """Only its pixels are read, and nothing is warned of."""
+    data = HARMLESS[case]()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (reference,) = load(data).references
+
+    assert pixel_size(reference.data) in {(48, 80), (8, 8), (4, 4), (1, 1)}
+
+
+@pytest.mark.parametrize("case", ["many scans", "many scans of a plain jpeg", "narrow png", "tiff",
+                                  "gif frame", "avif that claims little"])  # fmt: skip
+@pytest.mark.parametrize("mode", ["none", "crop"])
+def test_a_hostile_result_is_refused_alike(case: str, mode: Any) -> None:
+    """A provider may be a relay; nor is such a picture handed on undecoded."""
+    with pytest.raises(UnusableImageError):
+        asyncio.run(fit(refused(case), ratio="9:16", mode=mode))
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_a_plain_picture_is_not_copied(case: str) -> None:
+    """A picture without metadata goes to its decoder as it is."""
+    data = PLAIN[case]()
+
+    assert decodable(data, sniff_mime(data) or "", 10**8) is data
+
+
+def test_a_progressive_jpeg_as_encoders_write_it_passes() -> None:
+    """Ten scans or so, at any size that may be read."""
+    data = encoded(noise(1500, 1000), "JPEG", progressive=True, quality=95)
+
+    assert load(data).references[0].data is data
+
+
+def test_a_jpeg_may_have_a_hundred_scans_if_it_is_small() -> None:
+    """Ten are its own."""
+    assert load(many_scans(100, 90)).dropped == ()
+    assert "scans" in load(many_scans(100, 91)).dropped[0]["why"]
+
+
+def test_what_looks_like_scans_outside_the_picture_is_not_counted() -> None:
+    """In metadata, and behind the end, where phones put films."""
+    data = encoded(noise(64, 64), "JPEG", progressive=True)
+    looks = b"\xff\xda\0\x08" * 500
+    decorated = with_segments(data, segment(0xE5, looks)) + looks
+
+    assert load(decorated).references[0].data is decorated
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_the_turn_is_read_though_decoders_see_no_exif(form: str, turn: int) -> None:
+    """The picture is upright afterwards."""
+    data = encoded(picture(48, 80), form, exif=exif(turn))
+
+    (reference,) = load(data).references
+
+    assert opened(reference.data).size == ((80, 48) if turn >= 5 else (48, 80))
+
+
+def test_a_colour_profile_is_kept_unless_it_is_huge() -> None:
+    """Real ones have a megabyte or two."""
+    for size, kept in ((3_000_000, True), (5_000_000, False)):
+        data = encoded(picture(), "JPEG", icc_profile=bytes(size), exif=exif(6))
+        (reference,) = load(data).references
+        assert ("icc_profile" in opened(reference.data).info) == kept
+
+
+def test_a_profile_of_any_number_of_steps_is_not_followed() -> None:
+    """A CMYK picture is then converted by the plain formula."""
+    data = encoded(picture(mode="CMYK"), "JPEG", icc_profile=b"acsp mpet" * 100)
+
+    (reference,) = load(data).references
+
+    assert opened(reference.data).mode == "RGB"
+
+
+def test_a_gif_shows_its_first_frame_with_its_transparency() -> None:
+    """Whatever extensions stand before it."""
+    first = flat(8, 8, "P")
+    data = encoded(first, "GIF", save_all=True, append_images=[picture(8, 8)], transparency=0,
+                   comment=b"hello", duration=100)  # fmt: skip
+    stray = data[:-1] + b"\0\0;"
+
+    for each in (data, stray):
+        (reference,) = load(each).references
+        shown = opened(reference.data)
+        assert (shown.mode, shown.size) == ("RGBA", (8, 8))
+        assert shown.getpixel((4, 4)) == (0, 0, 0, 0)
+
+
+def test_a_gif_frame_of_bearable_size_is_read() -> None:
+    """Some tools claim too small a screen."""
+    assert "damaged" in load(gif_frame(20, 30)).dropped[0]["why"]  # it holds one pixel only
+
+
+@pytest.mark.parametrize("size", [(1, 65_500), (65_500, 1), (2, 40_000)])
+def test_long_pictures_are_read_up_to_the_longest_side(size: tuple[int, int]) -> None:
+    """Strips are rare, and harmless."""
+    (reference,) = load(narrow_png(*size)).references
+
+    assert opened(reference.data).size == size
+
+
+def test_an_animated_avif_is_refused() -> None:
+    """Its frames are not counted."""
+    two = [picture(64, 64), picture(64, 64).rotate(90)]
+    data = encoded(two[0], "AVIF", save_all=True, append_images=two[1:])
+
+    assert "animated AVIF" in load(data).dropped[0]["why"]
+
+
+@pytest.mark.parametrize("kind", [b"grid", b"iovl"])
+def test_an_avif_put_together_from_others_is_refused(kind: bytes) -> None:
+    """One tile may be named any number of times."""
+    data = encoded(picture(), "AVIF").replace(b"av01", kind, 2)
+    item = data.index(b"infe")
+    data = data[:item] + data[item:].replace(b"av01", kind, 1)
+
+    with pytest.raises(UnusableImageError, match="rare kind"):
+        simple_avif(data, 10**8)
+
+
+AVIF = encoded(picture(), "AVIF", exif=exif(6))
+
+
+@given(st.data())
+def test_any_damage_to_an_avif_gives_an_answer(data: st.DataObject) -> None:
+    """A picture or the documented error, and no frame larger than allowed."""
+    damaged = bytearray(AVIF)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    torn = bytes(damaged[: data.draw(st.integers(12, len(damaged)))])
+
+    try:
+        result = simple_avif(torn, 10_000)
+    except UnusableImageError:
+        return
+    assert len(result) == len(torn)
+
+
+def test_an_avif_of_endless_places_is_given_up() -> None:
+    """Numbers of no bytes take no space, however many there are."""
+    at = AVIF.index(b"iloc")
+    (size,) = struct.unpack_from(">I", AVIF, at - 4)
+    empty = struct.pack(">IBBH", 0, 0, 0, 65_535) + struct.pack(">HHH", 1, 0, 65_535) * 10
+    body = empty.ljust(size - 8, b"\0")[: size - 8]
+    began = time.process_time()
+
+    with pytest.raises(UnusableImageError):
+        simple_avif(AVIF[: at + 4] + body + AVIF[at - 4 + size :], 10**8)
+
+    assert time.process_time() - began < 1
+
+
+def test_nothing_writes_to_the_standard_error(tmp_path: Path) -> None:
+    """Neither decoders nor warnings: some would write a line for each row."""
+    damaged = {
+        "tiff": bad_tiff("group4"),
+        "deflated tiff": bad_tiff("tiff_deflate"),
+        "jpeg": encoded(noise(64, 64), "JPEG", exif=exif(6))[:-400] + b"\xff\xd9",
+        "png": png_with(png_chunk(b"eXIf", b"MM\0*" + bytes(20))),
+        "webp": encoded(noise(64, 64), "WEBP", exif=exif(6))[:-100] + bytes(100),
+        "avif": AVIF[:-30] + bytes(30),
+        "exif": HARMLESS["exif that repeats"](),
+        "index": HARMLESS["index that repeats"](),
+    }
+    for name, data in damaged.items():
+        (tmp_path / name).write_bytes(data)
+    script = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from resilient_imagen.images.limits import ImageLimits\n"
+        "from resilient_imagen.images.references import load_references\n"
+        "paths = [path for path in sorted(Path(sys.argv[1]).iterdir())]\n"
+        "loaded = asyncio.run(load_references(\n"
+        "    paths, limits=ImageLimits(), fetch=None, strict=False))\n"
+        "print(len(loaded.references) + len(loaded.dropped))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, timeout=120, check=True
+    )
+
+    assert (int(done.stdout), done.stderr) == (len(damaged), b"")
