@@ -18,11 +18,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from images_samples import encoded, picture
 
+from resilient_imagen import ImageClient, ImageResult, Settings
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fetch import Fetcher, FetchError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.testing import run_virtual
+from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.testing import FakeProvider, run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -217,6 +219,16 @@ PAGES = {
     "/senseless": (answer("302 Found", b"", "Location: http://[::1"), "not valid"),
     "/mail": (answer("302 Found", b"", "Location: mailto:me@example.org"), "http or https address"),
     "/file": (answer("302 Found", b"", "Location: file:///etc/passwd"), "http or https address"),
+    "/port": (answer("302 Found", b"", "Location: http://127.0.0.1:99999/"), "port that does not"),
+    "/zero": (answer("302 Found", b"", "Location: //127.0.0.1:0/"), "port that does not"),
+    "/name": (answer("302 Found", b"", f"Location: https://{'a' * 300}/"), "not (a )?valid"),
+    "/pieces": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\nx\r\n" * 20_000
+        + b"0\r\n\r\n",
+        "too many small pieces",
+    ),
+    "/header": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 500_000 + b"\r\n\r\n", "broke off"),
     "/user": (answer("302 Found", b"", "Location: http://me:pw@127.0.0.1/"), "password"),
     "/large": (answer("200 OK", bytes(2_000_001)), "larger than 2 MB"),
     "/endless": (
@@ -268,6 +280,11 @@ BAD_URLS = {
     "no host": "https:///a.png",
     "broken host": "https://[::1/a.png",
     "broken port": "https://example.org:port/",
+    "port that is none": "https://8.8.8.8:99999/x",
+    "port zero": "https://example.org:0/",
+    "negative port": "https://example.org:-1/",
+    "endless port": "https://example.org:" + "9" * 400 + "/",
+    "endless name": "https://" + ".".join(["example"] * 40) + "/",
     "surrogate": "https://\ud800.example.org/",
     "endless": "https://example.org/" + "a" * 100_000,
     "empty": "",
@@ -447,6 +464,85 @@ def test_names_are_looked_up_in_threads_of_our_own(monkeypatch: pytest.MonkeyPat
         asyncio.run(Fetcher().fetch("https://unknown.test/"))
 
     assert [name.startswith("resilient-imagen-lookups") for name in threads] == [True]
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".test", "a..test", "xn--a." + "b" * 70])
+def test_a_name_that_the_system_cannot_ask_for_is_a_reason(host: str) -> None:
+    """Python refuses such names with an error of its own."""
+    with pytest.raises(FetchError, match="name is unknown"):
+        asyncio.run(Fetcher().fetch(f"https://{host}/"))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(), OverflowError(), ExceptionGroup("many", [RuntimeError()])], ids=repr
+)
+def test_whatever_goes_wrong_with_an_address_is_a_reason(error: Exception) -> None:
+    """A network that raises anything costs a reference, not the call."""
+
+    class Network(Recorder):
+        async def connect_tcp(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
+            raise error
+
+    fetcher = recorded(Fetcher(), Network([]))
+
+    with pytest.raises(FetchError, match="could not be reached"):
+        asyncio.run(fetcher.fetch("https://8.8.8.8/"))
+
+
+def test_a_call_with_an_impossible_port_is_served_without_that_reference() -> None:
+    """The reference is dropped with a reason, as are its like."""
+
+    async def run() -> ImageResult:
+        provider = FakeProvider("google", latency=0)
+        async with ImageClient(Settings(), providers=[provider]) as client:
+            odd = ["https://8.8.8.8:99999/x", {"image_url": "https://a:b@8.8.8.8/"}, PNG]
+            return await client.generate("x", references=odd)
+
+    result = asyncio.run(run())
+
+    assert [each["index"] for each in result.dropped_references] == [0, 1]
+    assert result.dropped_references[0]["why"] == "is an address with a port that does not exist"
+
+
+def test_names_that_hang_leave_threads_for_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls with 28 of them each do not keep a fourth from looking a name up."""
+    release, hanging, hung = threading.Event(), [], threading.Semaphore(0)
+
+    def lookup(host: str, port: int, **_: object) -> list[Any]:
+        if host.startswith("hanging"):
+            hanging.append(host)
+            hung.release()
+            release.wait(60)
+            return []
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    async def run() -> None:
+        fetcher = Fetcher(LOCAL)
+
+        def loading(*urls: str) -> Coroutine[Any, Any, LoadedReferences]:
+            return load_references(urls, limits=LOCAL, fetch=fetcher, strict=False)
+
+        async with serving({"/p.png": answer("200 OK", PNG)}) as server:
+            stuck = [
+                asyncio.create_task(loading(*(f"http://hanging{n}.test/" for n in range(28))))
+                for _ in range(3)
+            ]
+            for _ in range(12):
+                assert await asyncio.to_thread(hung.acquire, timeout=30)
+            loaded = await loading(f"http://good.test:{server.port}/p.png")
+            assert [each.data for each in loaded.references] == [PNG]
+            assert len(hanging) == 12
+            for task in stuck:
+                task.cancel()
+            await asyncio.gather(*stuck, return_exceptions=True)
+        release.set()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lookup)
+        try:
+            asyncio.run(run())
+        finally:
+            release.set()
 
 
 def test_a_lookup_that_hangs_ends_in_time() -> None:

@@ -7,16 +7,20 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from functools import partial
 
 import pytest
+from images_hostile import narrow_png
 from images_samples import encoded, noise, opened, picture
 
-from resilient_imagen.images import offload
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.images import offload, references
+from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.offload import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.images.pillow import upright
-from resilient_imagen.testing import run_virtual
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
 class Holder:
@@ -77,6 +81,75 @@ def test_the_number_of_threads_is_bounded() -> None:
     names = [each.name for each in threading.enumerate()]
     ours = [name for name in names if name.startswith("resilient-imagen-images")]
     assert len(ours) <= offload._MAX_THREADS
+
+
+def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References that keep every thread of theirs busy let a plain call be served and fitted."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def endless(*_: object, **__: object) -> None:
+        begun.release()
+        release.wait(60)
+        raise UnusableImageError("is endless")
+
+    async def run() -> None:
+        provider = FakeProvider("google", latency=0, image=encoded(picture(), "PNG"))
+        async with ImageClient(Settings(), providers=[provider]) as client:
+            busy = [
+                asyncio.create_task(client.generate("x", references=[TINY_PNG] * 6))
+                for _ in range(3)
+            ]
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+            async with asyncio.timeout(30):
+                result = await client.generate("x", aspect_ratio="1:1")
+            assert result.adjustments
+            release.set()
+            assert all(each.dropped_references for each in await asyncio.gather(*busy))
+
+    monkeypatch.setattr(references, "mend", endless)
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("pool", [Pool.REFERENCES, Pool.LARGE, Pool.LOOKUPS])
+def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
+    """What it has begun leaves room in the queue, or in the threads, for other calls."""
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0)
+        with lock:
+            running -= 1
+
+    async def one_call() -> None:
+        with shares_of_one_call():
+            await asyncio.gather(*(off_loop(work, pool=pool) for _ in range(200)))
+
+    async def run() -> None:
+        hog = asyncio.create_task(one_call())
+        await asyncio.sleep(0)
+        await off_loop(work, pool=pool)  # not behind two hundred others
+        assert not hog.done()
+        await hog
+
+    asyncio.run(run())
+    share = {Pool.LARGE: 1, Pool.LOOKUPS: offload._LOOKUPS_OF_ONE_CALL}
+    assert most <= share.get(pool, offload._MAX_THREADS) + 1
+
+
+def test_large_references_are_worked_on_in_a_thread_apart() -> None:
+    """By the size in the header; what tells none may be large."""
+    assert pool_for(TINY_PNG) is Pool.REFERENCES
+    assert pool_for(narrow_png(5001, 5000)) is Pool.LARGE
+    assert pool_for(narrow_png(5000, 5000)) is Pool.REFERENCES
+    assert pool_for(encoded(picture(), "AVIF")) is Pool.LARGE
 
 
 def test_nothing_holds_a_result() -> None:
@@ -193,7 +266,7 @@ def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
         "    fitting = (fit(data, ratio='1:2', mode='crop') for _ in range(16))\n"
         "    await asyncio.gather(*fitting)\n"
         "asyncio.run(burst())\n"
-        "offload._pool().threads.shutdown()\n"  # what was left to do is done
+        "offload._pool(offload.Pool.RESULTS).threads.shutdown()\n"  # what was left to do is done
         "before = resident()\n"
         "offload._malloc_trim()(0)\n"
         "print(before - resident())\n"

@@ -261,6 +261,30 @@ def test_more_than_can_be_sent_is_no_fault_when_strict() -> None:
     assert [each["index"] for each in loaded.dropped] == [2]
 
 
+@pytest.mark.parametrize("item", [URL, b"no image"])
+@pytest.mark.parametrize("most", [14, None])
+def test_no_more_are_tried_than_can_be_of_use(item: object, most: int | None) -> None:
+    """Not even if none is usable: a stranger may name fifty thousand addresses."""
+    pages = Pages(UnusableImageError("was not found"))
+
+    loaded = load(*[item] * 50_000, fetch=pages, most=most)
+
+    assert len(pages.urls) == (32 if isinstance(item, str) else 0)
+    assert [each["index"] for each in loaded.dropped] == list(range(50_000))
+    assert loaded.dropped[31]["why"] != loaded.dropped[32]["why"]
+    assert {each["why"] for each in loaded.dropped[32:]} == {
+        "was not read: no more than 32 are tried for one image"
+    }
+
+
+def test_unusable_ones_do_not_take_the_place_of_usable_ones() -> None:
+    """Up to the limit."""
+    loaded = load(*[b"no image"] * 18, *[PNG] * 20, fetch=None, most=14)
+
+    assert [each.index for each in loaded.references] == list(range(18, 32))
+    assert loaded.dropped[-1]["why"] == "was not read: no more than 14 can be sent"
+
+
 class SlowPages(Pages):
     """Gives each page after its own number of seconds."""
 
@@ -338,7 +362,7 @@ def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
 
 @pytest.mark.parametrize(
     "bounds", [{"max_pixels": 0}, {"max_reference_bytes": -1}, {"max_loading": 0},
-               {"max_read_pixels": 0},
+               {"max_read_pixels": 0}, {"max_tried": 0},
                {"fetch_seconds": 0.0}, {"connect_seconds": float("nan")}, {"max_redirects": -1}],
     ids=str,
 )  # fmt: skip

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.offload import Pool, off_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,12 +101,14 @@ def encode_base64(data: bytes) -> str:
 
 
 async def decode_base64_async(text: str | bytes) -> bytes:
-    """Do as decode_base64 does; a long text is decoded in a thread, the event loop runs on.
+    """Decode a reference as decode_base64 does; a long one in a thread, the event loop runs on.
 
     Raises:
         UnusableImageError: It is not base64.
     """
-    return decode_base64(text) if len(text) <= _SMALL else await off_loop(decode_base64, text)
+    if len(text) <= _SMALL:
+        return decode_base64(text)
+    return await off_loop(decode_base64, text, pool=Pool.REFERENCES)
 
 
 async def encode_base64_async(data: bytes) -> str:

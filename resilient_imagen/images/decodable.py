@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images.avif import simple_avif
 from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.limits import MAX_COPIED_PIXELS, check_size
+from resilient_imagen.images.limits import LARGE_PIXELS, MAX_COPIED_PIXELS, check_size
 from resilient_imagen.images.sniff import (
     JPEG_END,
     JPEG_FRAMES,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["decodable", "has_more_pictures", "is_multi_scan"]
 
-_MAX_SCANS: Final = 100
+_MAX_SCANS: Final = 32
 """Of one JPEG; encoders write about ten."""
 _MAX_SCANNED_PIXELS: Final = 3_000_000_000
 """Scans of a JPEG times its pixels: some two nanoseconds each, however little a scan holds."""
@@ -229,7 +229,11 @@ def _gif(data: bytes, max_pixels: int) -> bytes:
         raise UnusableImageError("is damaged and cannot be decoded")
     at = found.start()
     left, top, width, height = struct.unpack_from("<4H", data, at + 1)
-    check_size((left + width, top + height), max_pixels)
+    right, bottom = left + width, top + height
+    check_size((right, bottom), max_pixels)
+    claimed = struct.unpack_from("<2H", data, 6)
+    if right > claimed[0] or bottom > claimed[1]:
+        check_size((right, bottom), LARGE_PIXELS)
     end = _after_blocks(data, at + 11 + _palette_bytes(data[at + 9]))
     return _spliced(data, [(0, start), *control, (at, end)]) + b";"
 

@@ -18,14 +18,13 @@ from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import httpcore2
 import httpx2
 
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.offload import look_up, off_loop
+from resilient_imagen.images.offload import Pool, off_loop
 
 if TYPE_CHECKING:
     import ssl
@@ -40,15 +39,13 @@ _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 # In words: applications search error texts for status codes of the providers.
 _STATUS_WORDS: Final = {401: "access was denied", 403: "access was denied", 404: "was not found"}
 _MOST_ADDRESSES: Final = 4
-_FAILURES: Final = (
-    httpcore2.NetworkError,
-    httpcore2.ProtocolError,
-    httpcore2.TimeoutException,
-    httpcore2.UnsupportedProtocol,
-    anyio.BrokenResourceError,
-    anyio.EndOfStream,
-    OSError,  # ssl.SSLError is one
-)
+_LAST_PORT: Final = 2**16 - 1
+_LONGEST_HOST: Final = 253
+"""Characters that a name server takes."""
+_MANY_PIECES: Final = 10_000
+_SMALL_PIECE: Final = 512
+"""Bytes; more pieces than that, and smaller ones on average, keep the event loop busy for long."""
+_PIECES_AT_ONCE: Final = 64
 
 
 class FetchError(UnusableImageError):
@@ -90,7 +87,9 @@ class Fetcher:
                 return await self._load(self._allowed(_parsed(url)))
         except TimeoutError:  # before OSError, which it is a kind of
             raise FetchError("took too long to load") from None
-        except _FAILURES:
+        except UnusableImageError:
+            raise
+        except Exception:  # noqa: BLE001 - a stranger's address and server; no call fails by them
             raise FetchError("its server could not be reached, or broke off") from None
 
     async def aclose(self) -> None:
@@ -110,9 +109,15 @@ class Fetcher:
 
     async def _body(self, response: httpcore2.Response) -> bytes:
         body = io.BytesIO()  # hands its bytes over without a copy
+        pieces = 0
         async for chunk in response.aiter_stream():
             self._limits.check_bytes(body.tell() + len(chunk))
             body.write(chunk)
+            pieces += 1
+            if pieces > _MANY_PIECES and body.tell() < pieces * _SMALL_PIECE:
+                raise FetchError("comes in too many small pieces")
+            if pieces % _PIECES_AT_ONCE == 0:  # what has come already is given without a pause
+                await asyncio.sleep(0)
         return body.getvalue()
 
     def _allowed(self, url: httpx2.URL) -> httpx2.URL:
@@ -121,13 +126,15 @@ class Fetcher:
             raise FetchError(f"is not an {' or '.join(sorted(schemes))} address")
         if url.userinfo:
             raise FetchError("is an address with a user name or password in it")
-        if not url.host:
+        if not 0 < len(url.raw_host) <= _LONGEST_HOST:
             raise FetchError("is not a valid address")
+        if url.port is not None and not 0 < url.port <= _LAST_PORT:
+            raise FetchError("is an address with a port that does not exist")
         return url
 
     async def _trust(self) -> ssl.SSLContext:
         if self._ssl_context is None:  # takes some 20 ms to build
-            self._ssl_context = await off_loop(_system_trust)
+            self._ssl_context = await off_loop(_system_trust, pool=Pool.REFERENCES)
         return self._ssl_context
 
 
@@ -218,7 +225,7 @@ def _headers(url: httpx2.URL) -> list[tuple[bytes, bytes]]:
     return [
         (b"Host", url.netloc),
         (b"User-Agent", b"resilient-imagen"),
-        (b"Accept", b"image/*"),
+        (b"Accept", b"image/png,image/jpeg,image/webp,image/gif,image/*;q=0.5"),
         (b"Accept-Encoding", b"identity"),  # a compressed body could unpack to any size
     ]
 
@@ -237,5 +244,7 @@ def _system_trust() -> ssl.SSLContext:
 
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
     lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = await look_up(lookup)  # not in the loop's own threads: a dead name server fills them
+    found = await off_loop(
+        lookup, pool=Pool.LOOKUPS
+    )  # not in the loop's own threads: a dead name server fills them
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

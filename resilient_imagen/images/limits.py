@@ -7,11 +7,13 @@ from typing import Final
 
 from resilient_imagen.images.faults import UnusableImageError
 
-__all__ = ["MAX_COPIED_PIXELS", "MAX_SIDE", "ImageLimits", "check_size"]
+__all__ = ["LARGE_PIXELS", "MAX_COPIED_PIXELS", "MAX_SIDE", "ImageLimits", "check_size"]
 
 MAX_SIDE: Final = 65_500
 """Pixels of a picture's longer side: the most that libjpeg takes. A picture of a hundred million
 rows of one pixel would cost a hundred times as much as its pixels do."""
+LARGE_PIXELS: Final = 25_000_000
+"""Of references with more pixels one at a time is decoded in the process; 4K has 17 million."""
 MAX_COPIED_PIXELS: Final = 50_000_000
 """Of a WebP or AVIF that is decoded: their decoders keep several copies, some 24 bytes a pixel."""
 
@@ -38,11 +40,11 @@ class ImageLimits:
 
     - any type: a side of more than 65,500 pixels; of the metadata only a colour profile of up to
       4 MB is read, and which way is up;
-    - JPEG: arithmetic or lossless coding, more than 100 scans, scans times pixels over 3 billion,
+    - JPEG: arithmetic or lossless coding, more than 32 scans, scans times pixels over 3 billion,
       more than 4096 segments, over a gigabyte of coefficients in several scans;
     - PNG: more than 50,000 chunks; WebP: more than 10,000;
     - WebP and AVIF that must be decoded: more than 50 megapixels;
-    - GIF: a frame larger than ``max_pixels``, whatever size the file claims;
+    - GIF: a frame of more than 25 megapixels where the file claims less;
     - AVIF: animations, grids, layers, more than one frame in an item.
 
     So a reference takes at most some 20 CPU seconds and 1.5 GB while it is decoded, a result as

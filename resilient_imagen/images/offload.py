@@ -1,9 +1,12 @@
 """Work on pictures happens here, in a few threads of our own, so that the event loop stays free.
 
 A thread cannot be stopped: when its caller is cancelled, the caller goes at once, the work begun is
-finished and thrown away, work not begun is dropped. The pool is small, so that a burst of cancelled
-calls can neither pile up threads nor decoded pictures, and it is ours, so that it neither starves
-the application's default executor nor waits behind it.
+finished and thrown away, work not begun is dropped. The pools are small, so that a burst of
+cancelled calls can neither pile up threads nor decoded pictures, and they are ours, so that they
+neither starve the application's default executor nor wait behind it.
+
+References have pools of their own: a stranger may choose them, and results must not wait for them.
+So have look-ups, which may hang. Of these pools one call gets a share only, and others their turn.
 
 Decoded pictures leave holes in the heap that glibc keeps: after a burst, and when nothing is left
 to do, they are given back.
@@ -15,45 +18,90 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from resilient_imagen.images.limits import LARGE_PIXELS
+from resilient_imagen.images.sniff import pixel_size
 
-__all__ = ["give_back", "look_up", "much_was_used", "off_loop"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "Pool",
+    "give_back",
+    "much_was_used",
+    "off_loop",
+    "pool_for",
+    "shares_of_one_call",
+]
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 # More would not be faster (Pillow keeps a core busy) and each may hold one decoded picture.
 _MAX_THREADS: Final = 4
-_MAX_LOOKUPS: Final = 8
+# They wait and cost nothing; a name server that is dead keeps one for half a minute.
+_MAX_LOOKUPS: Final = 32
+_LOOKUPS_OF_ONE_CALL: Final = 4
 
 
-async def off_loop(work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+class Pool(Enum):
+    """Threads for one kind of work, by the name they have."""
+
+    RESULTS = "resilient-imagen-images"
+    """Whatever a result waits for."""
+    REFERENCES = "resilient-imagen-references"
+    """Pictures of callers."""
+    LARGE = "resilient-imagen-large-references"
+    """Pictures of callers that take much memory: one thread, so that there is one of them at a
+    time, and others do not wait for it."""
+    LOOKUPS = "resilient-imagen-lookups"
+    """What waits for name servers and files: it may hang for long."""
+
+
+_shares: ContextVar[dict[Pool, asyncio.Semaphore] | None] = ContextVar(
+    "resilient_imagen_shares", default=None
+)
+
+
+def pool_for(reference: bytes) -> Pool:
+    """Choose the pool for decoding a caller's picture, by the size its header tells."""
+    size = pixel_size(reference)
+    small = size is not None and size[0] * size[1] <= LARGE_PIXELS
+    return Pool.REFERENCES if small else Pool.LARGE
+
+
+async def off_loop(work: Callable[[*_Ts], _T], *args: *_Ts, pool: Pool = Pool.RESULTS) -> _T:
     """Run ``work`` in one of our threads; must not be called from within such work.
 
     Raises:
         Exception: Whatever ``work`` raises.
     """
-    pool = _pool()
-    return await asyncio.get_running_loop().run_in_executor(pool.threads, pool.run, work, *args)
+    ours = _pool(pool)
+    async with (_shares.get() or {}).get(pool) or nullcontext():
+        return await asyncio.get_running_loop().run_in_executor(ours.threads, ours.run, work, *args)
 
 
-async def look_up(work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-    """Run what waits for the network in threads apart: it may hang for long, and costs nothing.
-
-    Raises:
-        Exception: Whatever ``work`` raises.
-    """
-    return await asyncio.get_running_loop().run_in_executor(_lookups(), work, *args)
+@contextmanager
+def shares_of_one_call() -> Iterator[None]:
+    """Let everything within, also in tasks begun there, have one share of each pool."""
+    shares = {Pool.REFERENCES: _threads(), Pool.LARGE: 1, Pool.LOOKUPS: _LOOKUPS_OF_ONE_CALL}
+    token = _shares.set({pool: asyncio.Semaphore(most) for pool, most in shares.items()})
+    try:
+        yield
+    finally:
+        _shares.reset(token)
 
 
 def much_was_used() -> None:
     """Say, from within work, that a picture was decoded: worth giving memory back afterwards."""
-    _pool().much_was_used = True
+    pool: _Pool | None = getattr(_here, "pool", None)
+    if pool is not None:
+        pool.much_was_used = True
 
 
 def give_back() -> None:
@@ -67,15 +115,17 @@ def give_back() -> None:
 
 
 class _Pool:
-    """The threads, and how many of them are at work."""
+    """Threads, and how many of them are at work."""
 
-    def __init__(self) -> None:
-        self.threads = ThreadPoolExecutor(
-            min(_MAX_THREADS, os.cpu_count() or 1), thread_name_prefix="resilient-imagen-images"
-        )
+    def __init__(self, kind: Pool) -> None:
+        most = {Pool.LARGE: 1, Pool.LOOKUPS: _MAX_LOOKUPS}.get(kind, _threads())
+        self.threads = ThreadPoolExecutor(most, kind.value, initializer=self._enter)
         self.much_was_used = False
         self._working = 0
         self._lock = threading.Lock()
+
+    def _enter(self) -> None:
+        _here.pool = self
 
     def run(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         with self._lock:
@@ -102,14 +152,17 @@ class _Pool:
             give_back()
 
 
-@cache
-def _pool() -> _Pool:
-    return _Pool()
+_here = threading.local()
+"""Of a thread: the pool it belongs to."""
+
+
+def _threads() -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1)
 
 
 @cache
-def _lookups() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_MAX_LOOKUPS, thread_name_prefix="resilient-imagen-lookups")
+def _pool(kind: Pool) -> _Pool:
+    return _Pool(kind)
 
 
 @cache
@@ -124,7 +177,6 @@ def _malloc_trim() -> Callable[[int], Any] | None:
 
 def _forget() -> None:
     _pool.cache_clear()
-    _lookups.cache_clear()
 
 
 # A forked child inherits the pools without their threads: work given to one would wait for ever.

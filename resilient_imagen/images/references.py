@@ -18,7 +18,7 @@ from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.base64s import decode_base64_async
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.mend import mend
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.offload import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.images.shrink import shrink_to_total
 from resilient_imagen.request import Reference
 from resilient_imagen.result import DroppedReference, ImageResult
@@ -80,7 +80,8 @@ async def load_references(
         limits: What a single one may ask for.
         fetch: Loads addresses; None drops items that are addresses.
         strict: Raise for an item that cannot be used, rather than drop it.
-        most: How many can be sent: once so many are usable, the rest is listed, and not read.
+        most: How many can be sent: once so many are usable, the rest is listed, and not read. Nor
+            are those read that come after the first limits.max_tried.
         max_bytes: Bytes of one that can be sent; a larger one is made smaller.
         seconds: Within which all addresses and files must be read; those left then are dropped.
             Never more than limits.fetch_seconds.
@@ -93,16 +94,20 @@ async def load_references(
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
         raise InvalidRequestError("reference_images must be a list of images")
     loader = _Loader(limits, fetch, max_bytes, seconds)
+    tried = min(len(raw), limits.max_tried)
     wanted = len(raw) if most is None else most
     usable: list[_Loaded] = []
     dropped: list[DroppedReference] = []
-    while (seen := len(usable) + len(dropped)) < len(raw) and len(usable) < wanted:
-        batch = range(seen, min(len(raw), seen + wanted - len(usable)))
-        for each in await asyncio.gather(*(loader.load(index, raw[index]) for index in batch)):
-            (usable if isinstance(each, _Loaded) else dropped).append(each)  # type: ignore[arg-type]
+    with shares_of_one_call():
+        while (seen := len(usable) + len(dropped)) < tried and len(usable) < wanted:
+            batch = range(seen, min(tried, seen + wanted - len(usable)))
+            for each in await asyncio.gather(*(loader.load(index, raw[index]) for index in batch)):
+                (usable if isinstance(each, _Loaded) else dropped).append(each)  # type: ignore[arg-type]
     if strict and dropped:
         raise InvalidRequestError(f"{called.format(dropped[0]['index'])} {dropped[0]['why']}")
     unread = f"was not read: no more than {wanted} can be sent"
+    if len(usable) < wanted:
+        unread = f"was not read: no more than {tried} are tried for one image"
     dropped += [DroppedReference(index=index, why=unread) for index in range(seen, len(raw))]
     notes = tuple(note for each in usable for note in each.notes)
     return LoadedReferences(tuple(each.reference for each in usable), tuple(dropped), notes)
@@ -141,7 +146,7 @@ class _Loader:
             "max_pixels": self._limits.max_pixels,
             "max_read_pixels": self._limits.max_read_pixels,
         }
-        mended = await off_loop(partial(mend, data, **bounds))
+        mended = await off_loop(partial(mend, data, **bounds), pool=pool_for(data))
         notes = [] if mended.note is None else [f"reference {index} mended: {mended.note}"]
         reference = Reference(mended.data, mended.mime_type, index)
         # A mended picture may have grown: what was a small GIF or AVIF is now a PNG.
@@ -160,11 +165,12 @@ class _Loader:
             return item
         if isinstance(item, (bytearray, memoryview)):
             self._limits.check_bytes(memoryview(item).nbytes)
-            return await off_loop(bytes, item)
+            return await off_loop(bytes, item, pool=Pool.REFERENCES)
         if isinstance(item, str):
             return await self._from_text(item)
         if isinstance(item, os.PathLike):
-            return await self._in_time(partial(off_loop, _read, item, self._limits))
+            read = partial(_read, item, self._limits)
+            return await self._in_time(partial(off_loop, read, pool=Pool.LOOKUPS))
         raise UnusableImageError(f"is of type {type(item).__name__}, not an image")
 
     async def _from_mapping(self, item: Mapping[object, object]) -> bytes:

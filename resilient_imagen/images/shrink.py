@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.offload import off_loop, pool_for
 from resilient_imagen.images.pillow import encode, open_picture, pillow_errors, plain, upright
 from resilient_imagen.request import Reference
 
@@ -49,7 +50,8 @@ class _Shrinking:
         source = self.original
         step, self.step = self.step, self.step + 1
         try:
-            smaller = await off_loop(_reencoded, source.data, _SMALLER**step, self.max_pixels)
+            work = partial(_reencoded, source.data, _SMALLER**step, self.max_pixels)
+            smaller = await off_loop(work, pool=pool_for(source.data))
         except UnusableImageError:
             smaller = None
         if smaller is None:
