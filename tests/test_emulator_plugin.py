@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from pathlib import Path
 
 import httpx2
 import pytest
-from cli_kit import python
+from cli_kit import ROOT
 
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.emulator.proxies import bypassing
+
+pytest_plugins = ["pytester"]
 
 GPT_BODY = {"model": "gpt-image-2", "prompt": "a lighthouse"}
 KEY = {"authorization": "Bearer k"}
@@ -82,12 +84,112 @@ def test_environment_is_restored():
 """
 
 
-def test_the_fixture_in_an_application(tmp_path: Path) -> None:
+CONFTEST = 'pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]\n'
+
+
+@pytest.fixture
+def application(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """An application whose top conftest.py enables the plugin."""
+    pytester.makeconftest(CONFTEST)
+    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return pytester
+
+
+def run_in_a_process(application: pytest.Pytester, tests: str) -> pytest.RunResult:
+    application.makepyfile(test_application=tests)
+    return application.runpytest_subprocess("-q", "-p", "no:cacheprovider", timeout=100)
+
+
+def test_the_fixture_in_an_application(application: pytest.Pytester) -> None:
     """Enabled as documented, the fixture serves an application's tests and cleans up."""
-    (tmp_path / "conftest.py").write_text(
-        'pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]\n'
-    )
-    (tmp_path / "test_application.py").write_text(APPLICATION_TEST)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    run = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path)
-    assert "3 passed" in run.stdout, run.stdout
+    run_in_a_process(application, APPLICATION_TEST).assert_outcomes(passed=3)
+
+
+MISLEADING = {
+    "IMAGE_GEN_REDIS_URL": "redis://127.0.0.1:9/0",
+    "IMAGE_GEN_FORCE_OPEN": "google,openai",
+    "IMAGE_GEN_ROUTES": "elsewhere:model",
+    "IMAGE_GEN_IPM": "no number",
+    "GOOGLE_GENAI_USE_VERTEXAI": "true",
+    "GOOGLE_GENAI_USE_ENTERPRISE": "true",
+    "GOOGLE_VERTEX_BASE_URL": "http://127.0.0.1:9",
+    "GOOGLE_GEMINI_BASE_URL": "http://127.0.0.1:9",
+    "GOOGLE_API_KEY": "a real key",
+    "GEMINI_API_KEY": "a real key",
+    "GOOGLE_GENAI_API_KEY": "a real key",
+    "OPENAI_API_KEY": "a real key",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9",
+    "OPENAI_ORG_ID": "a real organisation",
+    "AZURE_OPENAI_ENDPOINT": "http://127.0.0.1:9",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "http_proxy": "http://127.0.0.1:9",
+    "ALL_PROXY": "http://127.0.0.1:9",
+    "NO_PROXY": "internal.example",
+}
+"""Each would lead a call away from the emulator, or make it fail; nobody listens on that port."""
+
+MISLED_TEST = """
+import asyncio, os
+import pytest
+from resilient_imagen import generate_image, reset_default_client
+
+PASSING = {"PYTEST_CURRENT_TEST"}
+AT_FIRST = {name: value for name, value in os.environ.items() if name not in PASSING}
+
+async def ask():
+    try:
+        return await generate_image("a lighthouse", "1:1")
+    finally:
+        await reset_default_client()
+
+def test_a_call_reaches_the_emulator(imagen_emulator):
+    imagen_emulator.app.picture = "tiny"
+    assert asyncio.run(ask())["provider"] == "google"
+    assert len(imagen_emulator.google.requests) == 1
+    left = [name for name, value in os.environ.items() if ":9" in value or "real" in value]
+    assert sorted(left) == ["ALL_PROXY", "HTTP_PROXY", "http_proxy"]
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = os.environ[name].split(",")
+        assert {"internal.example", "127.0.0.1", "localhost", "::1"} == set(hosts)
+
+def test_what_it_sets_afterwards_counts(imagen_emulator, monkeypatch):
+    monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "google")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-the-test")
+    imagen_emulator.app.picture = "tiny"
+    assert asyncio.run(ask())["provider"] == "openai"
+
+@pytest.mark.xfail(strict=True)
+def test_that_fails(imagen_emulator):
+    raise ZeroDivisionError
+
+def test_the_environment_is_restored():
+    now = {name: value for name, value in os.environ.items() if name not in PASSING}
+    assert now == AT_FIRST
+"""
+
+
+def test_the_environment_leads_nowhere_else(
+    application: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a Redis, another address, another key nor a proxy is left in force for a test."""
+    for name, value in MISLEADING.items():
+        monkeypatch.setenv(name, value)
+    run_in_a_process(application, MISLED_TEST).assert_outcomes(passed=3, xfailed=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "listed"),
+    [
+        ({}, "127.0.0.1,localhost,::1"),
+        ({"NO_PROXY": "a.example, b.example"}, "a.example,b.example,127.0.0.1,localhost,::1"),
+        ({"no_proxy": "a.example", "NO_PROXY": "b"}, "a.example,b,127.0.0.1,localhost,::1"),
+        ({"NO_PROXY": "localhost,a"}, "localhost,a,127.0.0.1,::1"),
+        ({"no_proxy": "*"}, "*"),
+        ({"NO_PROXY": ","}, "127.0.0.1,localhost,::1"),
+    ],
+)
+def test_hosts_that_need_no_proxy_are_added_to(given: dict[str, str], listed: str) -> None:
+    """What the environment lists stays listed, in the variable of either spelling."""
+    assert bypassing(given) == {"NO_PROXY": listed, "no_proxy": listed}

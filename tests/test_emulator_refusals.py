@@ -317,3 +317,66 @@ def test_a_form_without_a_boundary_is_refused() -> None:
         assert text.json()["error"]["code"] == "invalid_type"
 
     play(scenario, way="memory")
+
+
+_GENERATE = "/v1/images/generations"
+_CONTENT = f"/v1beta/models/{GEMINI}:generateContent"
+_HOSTILE = {
+    "deep lists": b"[" * 200_000,
+    "deep objects": b'{"a":' * 200_000,
+    "deep and whole": b'{"prompt":' + b"[" * 900 + b"]" * 900 + b"}",
+    "a deep value": b'{"prompt": "a", "size": ' + b"[" * 101 + b"]" * 101 + b"}",
+    "half a character": b'{"prompt": "\\ud800", "contents": [{"parts": [{"text": "\\ud800"}]}]}',
+    "a number of 5000 digits": b'{"prompt": ' + b"9" * 5000 + b"}",
+    "no UTF-8": b'{"prompt": "\xff\xfe"}',
+    "a list": b"[]",
+    "a number": b"7",
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["socket", "memory"])
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_a_hostile_body_is_refused(name: str, way: str) -> None:
+    """Deep JSON and the like get each vendor's 400, and the connection goes on."""
+
+    async def scenario(both: Wired) -> None:
+        base = both.server.url if both.server else "http://emulator"
+        headers = {"authorization": "Bearer k", "x-goog-api-key": "k"}
+        for path, words in ((_CONTENT, "Invalid JSON payload"), (_GENERATE, "could not parse")):
+            answer = await both.http[0].post(base + path, content=_HOSTILE[name], headers=headers)
+            assert answer.status_code == 400
+            assert words in answer.json()["error"]["message"]
+        await both.gpt()
+        await both.gemini()
+
+    play(scenario, way=way)
+
+
+@pytest.mark.parametrize("count", ["9" * 5000, "0", "11", "-1", "1.0", "\u0661", "", [[]], 10**400])
+def test_a_count_that_cannot_be_is_refused(count: object) -> None:
+    """However many digits it has."""
+    body = json.dumps({"model": GPT, "prompt": "a cat", "n": count}).encode()
+    assert _verdict(GptImage(), HttpRequest("POST", _GENERATE, {}, body)) == 400
+
+
+def _form(*parts: bytes) -> HttpRequest:
+    body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    return HttpRequest("POST", "/v1/images/edits", headers, body)
+
+
+def test_a_form_has_bounds() -> None:
+    """Endless parts and endless headers of parts are refused as a body that cannot be read."""
+    field = b'Content-Disposition: form-data; name="prompt"\r\n\r\na'
+    assert read_form("multipart/form-data; boundary=x", _form(*[field] * 1000).body) is not None
+    unread = b"could not parse the body"
+    for hostile in (
+        _form(*[field] * 1001),
+        _form(b"X-Long: " + b"x" * 20_000 + b"\r\n" + field),
+        _form(b"x" * 20_000 + b": a\r\n" + field),
+        _form(b"".join(b"X-%d: a\r\n" % number for number in range(4000)) + field),
+    ):
+        problem = GptImage().read(hostile).problem
+        assert problem is not None
+        assert (problem.status, unread in problem.body) == (400, True)

@@ -7,8 +7,10 @@ import contextlib
 import json
 
 import httpx2
+import openai
 import pytest
 from emulator_kit import GEMINI, GPT, PATIENCE, Wired, picture, play
+from google.genai import errors
 
 from resilient_imagen.emulator import Emulator, EmulatorServer, faults, serve
 
@@ -200,3 +202,129 @@ def test_serve_runs_until_cancelled() -> None:
             await running
 
     asyncio.run(main())
+
+
+# -- what is too large, and who is too slow -------------------------------------------------------
+
+PATHS = pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (f"/v1beta/models/{GEMINI}:generateContent", b"Maximum request body size exceeded"),
+        ("/v1/images/generations", b"Maximum content size limit exceeded"),
+        ("/v1/images/edits", b"Maximum content size limit exceeded"),
+        ("/elsewhere", b"Request entity too large"),
+    ],
+)
+
+
+def _small() -> Emulator:
+    return Emulator(picture="tiny", max_body=1000)
+
+
+@PATHS
+def test_a_body_that_is_declared_too_large_is_not_read(path: str, words: bytes) -> None:
+    """The answer is 413 in the vendor's words before the body comes, and the connection ends."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n"
+        received = await _raw(both.server, head.encode() + b"{" * 5000)
+        assert received.startswith(b"HTTP/1.1 413")
+        assert b"connection: close" in received.lower()
+        assert words in received
+        assert both.app.openai.requests == both.app.google.requests == ()
+        assert (await both.gpt()).data
+        assert both.server.open_connections == 1
+
+    play(scenario, _small())
+
+
+@PATHS
+def test_a_body_that_grows_too_large_is_not_held(path: str, words: bytes) -> None:
+    """One in pieces that never ends is refused as soon as it is over the limit."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        reader, writer = await asyncio.open_connection(both.server.host, both.server.port)
+        writer.write(f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode())
+        writer.write(b"transfer-encoding: chunked\r\n\r\n")
+        for _ in range(3):
+            writer.write(b"190\r\n" + b"x" * 400 + b"\r\n")
+        await writer.drain()
+        head = await reader.readuntil(b"\r\n\r\n")  # no end of the body was sent
+        assert head.startswith(b"HTTP/1.1 413")
+        assert words in await reader.read(1000)
+        writer.close()
+
+    play(scenario, _small())
+
+
+@BOTH_WAYS
+def test_the_sdks_take_a_large_body_as_refused(way: str) -> None:
+    """Each raises its own error with the status 413; one at the limit is served."""
+
+    async def scenario(both: Wired) -> None:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await both.gpt("a" * 5000)
+        assert refused.value.status_code == 413
+        with pytest.raises(errors.ClientError) as too_large:
+            await both.gemini("a" * 5000)
+        assert too_large.value.code == 413
+        await both.gpt()
+        await both.gemini()
+
+    play(scenario, _small(), way=way)
+
+
+def test_a_body_of_the_largest_size_is_taken() -> None:
+    """One more byte is not."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        both.app.max_body = len(BODY)
+        closing = REQUEST.replace(b"host: x", b"host: x\r\nconnection: close")
+        assert (await _raw(both.server, closing)).startswith(b"HTTP/1.1 200")
+        both.app.max_body = len(BODY) - 1
+        assert (await _raw(both.server, closing)).startswith(b"HTTP/1.1 413")
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"x-long: " + b"x" * 70_000, b"\r\n".join(b"x-%d: y" % number for number in range(20_000))],
+    ids=["one", "many"],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "endless"])
+def test_headers_have_a_bound(headers: bytes, whole: bool) -> None:
+    """They are refused with 431, also while they are still coming."""
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        start = b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\n"
+        end = b"\r\ncontent-length: 0\r\n\r\n" if whole else b""
+        received = await _raw(both.server, start + headers + end)
+        assert received.startswith(b"HTTP/1.1 431")
+        await both.gpt()
+
+    play(scenario)
+
+
+def test_slow_clients_hold_nobody_up() -> None:
+    """Half requests, and answers that nobody reads, leave other clients as they were."""
+    big = picture() + b"\0" * 5_000_000
+
+    async def scenario(both: Wired) -> None:
+        assert both.server is not None
+        place = (both.server.host, both.server.port)
+        slow = [(await asyncio.open_connection(*place, limit=1000))[1] for _ in range(60)]
+        for number, writer in enumerate(slow):
+            # A third stops in the headers, a third in the body, a third never reads.
+            writer.write((REQUEST[:40], REQUEST[:-5], REQUEST)[number % 3])
+        await both.app.openai.until(lambda openai: len(openai.requests) == 20)
+        assert (await both.gpt()).data
+        for writer in slow:
+            writer.transport.abort()
+        await both.app.openai.until(lambda openai: openai.in_flight == 0)
+
+    play(scenario, Emulator(picture=big))

@@ -33,7 +33,8 @@ def emulate(
 ) -> None:
     """Serve Gemini's and OpenAI's image APIs on this machine, with faults if you like.
 
-    Prints the environment variables that point an application at it. Ctrl-C ends it.
+    Prints the environment variables that point an application at it. Ctrl-C ends it. A request's
+    body may have 256 MiB; a larger one is answered with 413.
     """
     if example:
         echo(_EXAMPLE.rstrip())

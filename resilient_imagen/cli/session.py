@@ -119,9 +119,10 @@ class _WarningSink:
 
 
 def _leading_to(server: EmulatorServer) -> dict[str, Any]:
+    from resilient_imagen.emulator.proxies import bypassing
+
     # A proxy of the environment's cannot reach a server inside this process.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), server.host)))
+    os.environ.update(bypassing(os.environ))
     return {
         "google_api_key": "emulated",
         "openai_api_key": "emulated",

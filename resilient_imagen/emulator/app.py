@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from resilient_imagen.emulator.vendor import RequestSeen
     from resilient_imagen.emulator.wire import HttpRequest
 
-__all__ = ["Emulator", "Exchange"]
+__all__ = ["MAX_BODY", "Emulator", "Exchange"]
 
+MAX_BODY: Final = 256 * 1024 * 1024
+"""Bytes of a request's body that are taken by default."""
 _BODILESS: Final = (204, 304)
 """Statuses that HTTP forbids to have a body."""
 
@@ -42,6 +44,7 @@ class Emulator:
         google_keys: The keys that Gemini accepts; None accepts any.
         openai_keys: The same for OpenAI.
         latency: How long good answers take: seconds, or a Latency to draw them from.
+        max_body: Bytes of a request's body; a larger one is answered with 413 and not held.
 
     Raises:
         ValueError: ``picture`` is none of the three.
@@ -55,11 +58,13 @@ class Emulator:
         google_keys: Iterable[str] | None = None,
         openai_keys: Iterable[str] | None = None,
         latency: float | Latency = 0.0,
+        max_body: int = MAX_BODY,
     ) -> None:
         usual = latency if isinstance(latency, Latency) else Latency(latency)
         self.studio = Studio(picture)
         self.google = Vendor(Gemini(), seed=seed, keys=google_keys, latency=usual)
         self.openai = Vendor(GptImage(), seed=seed, keys=openai_keys, latency=usual)
+        self.max_body = max_body
         self._ids = random.Random(seed)
 
     @property
@@ -100,8 +105,10 @@ class Emulator:
         """Take in a complete request. The exchange must be closed, whatever happens.
 
         Raises:
-            Refusal: No vendor has such an endpoint.
+            Refusal: No vendor has such an endpoint, or the body is too large.
         """
+        if len(request.body) > self.max_body:
+            raise self.too_large(request.path)
         vendor = self.vendor_of(request.path)
         if vendor is None or request.method != "POST":
             message = f"Invalid URL ({request.method} {request.path})"
@@ -109,6 +116,13 @@ class Emulator:
             raise Refusal(json_reply({"error": {**body, "code": None}}, 404))
         call = await offload(len(request.body), vendor.dialect.read, request)
         return Exchange(self, vendor, request, call)
+
+    def too_large(self, path: str) -> Refusal:
+        """The refusal of a body that is larger than ``max_body``, in the vendor's words."""
+        vendor = self.vendor_of(path)
+        if vendor is None:
+            return Refusal(json_reply({"error": {"message": "Request entity too large"}}, 413))
+        return Refusal(vendor.dialect.error(413))
 
     def next_id(self) -> str:
         """An identity for an answer."""

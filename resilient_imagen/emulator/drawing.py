@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import hashlib
 import io
 import random
@@ -29,6 +30,7 @@ _LONG_EDGE: Final = 1024
 _SHORTEST: Final = 256
 """A banner of 8:1 is drawn larger, so that its text can be read."""
 _MAX_THUMBNAILS: Final = 16
+_MAX_THUMBNAIL_PIXELS: Final = 50_000_000
 _SOFTNESS: Final = 4
 """How much smaller than the page its backdrop is made."""
 _WHITE: Final = (255, 255, 255)
@@ -159,12 +161,12 @@ def _place_thumbnails(page: _Page, call: Call) -> int:
 
 
 def _thumbnail(data: bytes, side: int) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    """The reference, small; a broken or huge one is an empty frame."""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        if image.width * image.height <= _MAX_THUMBNAIL_PIXELS:
             image.draft("RGB", (side, side))
             return ImageOps.fit(image.convert("RGB"), (side, side))
-    except Exception:  # noqa: BLE001 - a broken reference is shown as an empty frame
-        return Image.new("RGB", (side, side), (90, 90, 90))
+    return Image.new("RGB", (side, side), (90, 90, 90))
 
 
 def _write_prompt(page: _Page, prompt: str, top: int, bottom: int) -> None:

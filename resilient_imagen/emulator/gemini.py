@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from resilient_imagen.emulator import gemini_errors as errors
 from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
 from resilient_imagen.emulator.gemini_shapes import SHAPES
 from resilient_imagen.emulator.pictures import sniff
+from resilient_imagen.emulator.wire import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,10 +73,11 @@ class Gemini:
         match = _PATH.fullmatch(request.path)
         model = unquote(match[2]) if match else ""
         try:
-            body = json.loads(request.body)
-            return _understand(model, body)
+            call = _understand(model, read_json(request.body))
+            call.prompt.encode()  # an unpaired surrogate is no text
         except (ValueError, TypeError, AttributeError):
             return Call("generate", model, problem=errors.invalid("Invalid JSON payload received."))
+        return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
         """Look at the key.

@@ -36,6 +36,7 @@ _WORDS: Final[Mapping[int, tuple[str, str]]] = {
     401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
     403: ("PERMISSION_DENIED", "The caller does not have permission"),
     404: ("NOT_FOUND", "Requested entity was not found."),
+    413: ("Request Entity Too Large", "Maximum request body size exceeded."),
     429: ("RESOURCE_EXHAUSTED", "Resource has been exhausted (e.g. check quota)."),
     499: ("CANCELLED", "The operation was cancelled."),
     500: ("INTERNAL", f"An internal error has occurred. {_REPORT}"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ from resilient_imagen.emulator import gpt_image_errors as errors
 from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
 from resilient_imagen.emulator.gpt_image_shapes import SHAPES
 from resilient_imagen.emulator.multipart import read_form
+from resilient_imagen.emulator.wire import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,8 @@ _MIN_PIXELS, _MAX_PIXELS, _MAX_EDGE, _MAX_RATIO, _STEP = 655_360, 8_294_400, 384
 _MAX_PROMPT: Final = 32_000
 _MAX_IMAGES: Final = 16
 _MAX_IMAGE_BYTES: Final = 50 * 1024 * 1024
-_MAX_N: Final = 10
+_COUNTS: Final = tuple(str(count) for count in range(1, 11))
+"""The pictures that may be asked for at once."""
 _FORMATS: Final = ("png", "jpeg", "webp")
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 _FINER: Final = ("xhigh", "max")
@@ -62,12 +63,12 @@ class GptImage:
         if request.path == _EDIT:
             return _read_edit(request)
         try:
-            body = json.loads(request.body)
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
+            body = read_json(request.body)
+            call = _call("generate", body, ())
+            call.prompt.encode()  # an unpaired surrogate is no text
+        except (ValueError, AttributeError):
             return Call("generate", "", problem=errors.unreadable())
-        return _call("generate", body, ())
+        return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
         """Look at the key.
@@ -176,8 +177,8 @@ def _choice(options: Mapping[str, Any], name: str, default: str, allowed: tuple[
 
 def _count(value: Any) -> int:
     text = str(value)
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_N:
-        raise Refusal(errors.invalid_value("n", value, tuple(str(i) for i in range(1, _MAX_N + 1))))
+    if text not in _COUNTS:
+        raise Refusal(errors.invalid_value("n", value, _COUNTS))
     return int(text)
 
 

@@ -45,6 +45,7 @@ _WORDS: Final[Mapping[int, tuple[str, str | None, str]]] = {
         "Your organization must be verified to use this model.",
     ),
     404: (_REQUEST, "model_not_found", "The model does not exist or you do not have access to it."),
+    413: (_REQUEST, None, "Maximum content size limit exceeded."),
     429: ("requests", "rate_limit_exceeded", "Rate limit reached."),
     500: (
         "server_error",

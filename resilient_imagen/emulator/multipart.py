@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import python_multipart
 from python_multipart.exceptions import FormParserError
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 __all__ = ["Part", "read_form"]
+
+
+_MAX_PARTS: Final = 1000
+"""Fields of a form; a real one has some thirty."""
+_MAX_HEADER: Final = 16_384
+"""Bytes of a part's header line, and of all of them together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,10 @@ class Part:
 
 
 def read_form(content_type: str, body: bytes) -> list[Part] | None:
-    """The parts of a multipart/form-data body, or None when it is not a complete one."""
+    """The parts of a multipart/form-data body.
+
+    None when it is not a complete one, or has more parts or longer headers than a form has.
+    """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
@@ -53,6 +62,7 @@ class _Collector:
         self.parts: list[Part] = []
         self.complete = False
         self._headers: dict[bytes, bytes] = {}
+        self._header_bytes = 0
         self._name = bytearray()
         self._value = bytearray()
         self._data = bytearray()
@@ -60,8 +70,8 @@ class _Collector:
     def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_field": lambda *piece: self._add_to_header(self._name, *piece),
+            "on_header_value": lambda *piece: self._add_to_header(self._value, *piece),
             "on_header_end": self._header,
             "on_part_data": lambda data, start, end: self._data.extend(data[start:end]),
             "on_part_end": self._end,
@@ -69,8 +79,17 @@ class _Collector:
         }
 
     def _begin(self) -> None:
+        if len(self.parts) == _MAX_PARTS:
+            raise FormParserError("too many parts")
         self._headers = {}
+        self._header_bytes = 0
         self._data = bytearray()
+
+    def _add_to_header(self, text: bytearray, data: bytes, start: int, end: int) -> None:
+        self._header_bytes += end - start
+        if self._header_bytes > _MAX_HEADER:
+            raise FormParserError("too long a header")
+        text.extend(data[start:end])
 
     def _header(self) -> None:
         self._headers[bytes(self._name).lower()] = bytes(self._value)

@@ -10,37 +10,67 @@ and use it in sync and async tests alike::
         imagen_emulator.google.set(faults.status(503))
         ...
 
-For the length of the test these variables are set, so that the library (and either SDK) finds the
-emulator: GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and
-OPENAI_BASE_URL. The default client is closed before and after, so that it reads them anew. A client
-that the application keeps must be closed by the application: the next test's emulator listens on
-another port.
+For the length of the test the environment leads to the emulator and to nothing else:
+
+- GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and OPENAI_BASE_URL
+  are set, so that the library (and either SDK) finds the emulator.
+- NO_PROXY and no_proxy name loopback, so that no proxy stands between.
+- Every other variable of the library, of both SDKs and of trace exporters is unset: IMAGE_GEN_*
+  (a Redis, a forced-open route), GOOGLE_GENAI_*, GOOGLE_API_KEY, GOOGLE_VERTEX_BASE_URL, GEMINI_*,
+  OPENAI_*, AZURE_OPENAI_*, OTEL_EXPORTER_*. A test sets what it needs after it has asked for the
+  fixture; a fixture of the application's that sets variables asks for `imagen_emulator` itself.
+
+All of it is restored afterwards. The default client is closed before and after, so that it reads
+the environment again. A client that the application keeps must be closed by the application: the
+next test's emulator listens on another port.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from resilient_imagen.api import reset_default_client
 from resilient_imagen.emulator.background import BackgroundEmulator
+from resilient_imagen.emulator.proxies import bypassing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["imagen_emulator"]
 
+_UNSET: Final = (
+    "IMAGE_GEN_",
+    "GOOGLE_GENAI_",
+    "GOOGLE_API_KEY",
+    "GOOGLE_GEMINI_BASE_URL",
+    "GOOGLE_VERTEX_BASE_URL",
+    "GEMINI_",
+    "OPENAI_",
+    "AZURE_OPENAI_",
+    "OTEL_EXPORTER_",
+)
+"""Beginnings of the names of variables that may lead to something real."""
+
 
 @pytest.fixture
 def imagen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on a loopback port, for one test; the environment points to them."""
+    """Both vendors on a loopback port, for one test; the environment leads to nothing else."""
     with BackgroundEmulator() as emulator:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "emulated-google-key")
-        monkeypatch.setenv("OPENAI_API_KEY", "emulated-openai-key")
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
-        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
+        for name in [name for name in os.environ if name.upper().startswith(_UNSET)]:
+            monkeypatch.delenv(name)
+        reached = {
+            "GOOGLE_GENAI_API_KEY": "emulated-google-key",
+            "OPENAI_API_KEY": "emulated-openai-key",
+            "GOOGLE_GEMINI_BASE_URL": emulator.google_url,
+            "OPENAI_BASE_URL": emulator.openai_url,
+            **bypassing(os.environ),
+        }
+        for name, value in reached.items():
+            monkeypatch.setenv(name, value)
         asyncio.run(reset_default_client())
         yield emulator
         asyncio.run(reset_default_client())

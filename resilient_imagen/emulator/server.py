@@ -7,12 +7,13 @@ import contextlib
 import ipaddress
 import socket
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import h11
 
 from resilient_imagen.emulator.calls import Refusal
-from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, Reply, pieces
+from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, Reply, json_reply, pieces
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -25,6 +26,11 @@ __all__ = ["EmulatorServer", "serve"]
 
 _READ: Final = 1 << 18
 """Bytes read at a time."""
+_MAX_HEADERS: Final = 1 << 16
+"""Bytes of a request's first line and headers."""
+_HEADERS_TOO_LARGE: Final = 431
+_LINGER: Final = 2.0
+"""Seconds in which a client that was refused may go on sending before the connection is closed."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: closing sends RST."""
 
@@ -138,13 +144,13 @@ class _Connection:
         self._app = app
         self._reader = reader
         self._writer = writer
-        self._http = h11.Connection(h11.SERVER)
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADERS)
         self._vendor: Vendor | None = None
 
     async def run(self) -> None:
         """Serve until either side closes."""
         with contextlib.suppress(ConnectionError, h11.RemoteProtocolError):
-            while (request := await self._next_request()) is not None:
+            while (request := await self._next_request_or_refuse()) is not None:
                 try:
                     await self._serve(request)
                 except ConnectionLost as lost:
@@ -160,7 +166,37 @@ class _Connection:
         self._belongs_to(None)
         self._writer.close()
 
+    async def _next_request_or_refuse(self) -> HttpRequest | None:
+        """The next request; None when there is none, or when it was too large and refused."""
+        try:
+            return await self._next_request()
+        except Refusal as refusal:
+            reply = refusal.reply
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint != _HEADERS_TOO_LARGE:
+                raise
+            reply = _headers_too_large()
+        await self._send(replace(reply, headers=(*reply.headers, ("connection", "close"))))
+        await self._discard_rest()
+        return None
+
+    async def _discard_rest(self) -> None:
+        """Read on for a while.
+
+        A connection that is closed while its client still sends is reset, and the answer is lost.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while await self._reader.read(_READ):
+                    pass
+
     async def _next_request(self) -> HttpRequest | None:
+        """The next complete request; None when there is none.
+
+        Raises:
+            Refusal: It is larger than is taken. Its rest is not read.
+            h11.RemoteProtocolError: It is none.
+        """
         head: h11.Request | None = None
         body = bytearray()
         while True:
@@ -169,12 +205,20 @@ class _Connection:
                 self._http.receive_data(await self._reader.read(_READ))
             elif isinstance(event, h11.Request):
                 head = event
-            elif isinstance(event, h11.Data):
+                self._check_size(head, _declared_length(head))
+            elif isinstance(event, h11.Data) and head is not None:
+                self._check_size(head, len(body) + len(event.data))
                 body += event.data
             elif isinstance(event, h11.EndOfMessage) and head is not None:
                 return _request(head, bytes(body))
             else:
                 return None
+
+    def _check_size(self, head: h11.Request, body: int) -> None:
+        if sum(len(name) + len(value) for name, value in head.headers) > _MAX_HEADERS:
+            raise Refusal(_headers_too_large())
+        if body > self._app.max_body:
+            raise self._app.too_large(_path(head))
 
     async def _serve(self, request: HttpRequest) -> None:
         self._belongs_to(self._app.vendor_of(request.path))
@@ -243,7 +287,19 @@ class _Connection:
             self._vendor = vendor
 
 
+def _declared_length(head: h11.Request) -> int:
+    """Bytes that the body is going to have, as its headers say; 0 when they do not."""
+    return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
+
+
+def _headers_too_large() -> Reply:
+    return json_reply({"error": {"message": "Request headers too large"}}, _HEADERS_TOO_LARGE)
+
+
+def _path(head: h11.Request) -> str:
+    return head.target.decode("ascii", "replace").partition("?")[0]
+
+
 def _request(head: h11.Request, body: bytes) -> HttpRequest:
-    path = head.target.decode("ascii", "replace").partition("?")[0]
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
-    return HttpRequest(head.method.decode("ascii"), path, headers, body)
+    return HttpRequest(head.method.decode("ascii"), _path(head), headers, body)

@@ -22,6 +22,7 @@ __all__ = [
     "json_reply",
     "offload",
     "pieces",
+    "read_json",
 ]
 
 _PIECE: Final = 1 << 18
@@ -30,6 +31,9 @@ _DRIPS: Final = 20
 """Pieces of a body that trickles."""
 _WORTH_A_THREAD: Final = 1 << 18
 """Bytes above which parsing and encoding would be felt by everything else on the loop."""
+
+_DEEPEST: Final = 100
+"""Levels of nesting that JSON may have: Gemini's own parser takes no more."""
 
 _MARK: Final = secrets.token_hex()
 """Stands for a Verbatim while the rest is encoded."""
@@ -117,6 +121,29 @@ def json_reply(body: Any, status: int = 200, headers: tuple[tuple[str, str], ...
     """Encode ``body`` as a JSON answer."""
     kind = (("content-type", "application/json; charset=UTF-8"),)
     return Reply(status, _encode(body), (*kind, *headers))
+
+
+def read_json(body: bytes) -> Any:
+    """Decode a JSON body.
+
+    Raises:
+        ValueError: It is not JSON, or is nested deeper than vendors accept.
+    """
+    try:
+        document = json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [document]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level for inner in _containers_in(outer)]
+        if not level:
+            return document
+    raise ValueError("nested too deep")
+
+
+def _containers_in(value: Any) -> list[Any]:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [each for each in inside if isinstance(each, dict | list)]
 
 
 async def pieces(reply: Reply) -> AsyncIterator[bytes]:
