@@ -212,6 +212,19 @@ def test_a_folder_that_takes_nothing_costs_nothing(
     assert emulator.google.requests == ()
 
 
+def test_a_file_where_the_folder_should_be_is_named(
+    capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """As bad input, before anything is sent."""
+    write(scenes(1))
+    Path("out").write_text("a file")
+    ended = batch(capsys)
+    assert (ended.code, ended.complaint) == (
+        2, "out is no directory; --from needs one for the images"
+    )  # fmt: skip
+    assert emulator.google.requests == ()
+
+
 def fill_up(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Make the disk of pictures full after so many of them."""
     real, count = files.replacing, 0

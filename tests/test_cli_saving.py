@@ -309,8 +309,8 @@ def test_a_full_disk_leaves_what_was_there(
     Path("result").write_text("as before")
     monkeypatch.setattr(os, "fsync", _full)
     ended = cli(capsys, command, "calls.jsonl", option, "result")
-    assert ended.code in {1, 2}
-    assert ended.complaint == "result: No space left on device"
+    assert ended.code == 2
+    assert ended.complaint == "result cannot be written: No space left on device"
     assert Path("result").read_text() == "as before"
     assert sorted(path.name for path in Path().iterdir()) == ["calls.jsonl", "result"]
 
@@ -324,3 +324,44 @@ def test_a_full_device_is_one_line(command: str, option: str, capsys: Capsys) ->
     ended = cli(capsys, command, "calls.jsonl", option, "/dev/full")
     assert ended.code in {1, 2}
     assert ended.complaint == "/dev/full: No space left on device"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("cost", "--help"),
+        ("emulate", "--example"),
+        ("cost", "calls.jsonl"),
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """No traceback, whichever part of the command line writes."""
+    Path("calls.jsonl").write_text(GOOD)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "resilient_imagen.cli", *arguments],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "resilient-imagen: No space left on device\n"
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_sweep(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep takes minutes: a full disk is found out before it."""
+    Path("calls.jsonl").write_text(GOOD)
+    monkeypatch.setattr(tune, "_swept", pytest.fail)
+    monkeypatch.setattr(os, "fsync", _full)
+    ended = cli(capsys, "tune", "calls.jsonl", "--html", "report.html")
+    assert ended.code == 2
+    assert ended.complaint == "report.html cannot be written: No space left on device"

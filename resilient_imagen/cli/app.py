@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from resilient_imagen.cli.guard import BAD_INPUT, guarded, warn
+from resilient_imagen.cli.guard import BAD_INPUT, FAILED, guarded, system_words, warn
 from resilient_imagen.cli.terminal import accept_any_text
 
 __all__ = ["COMMANDS", "run"]
@@ -90,6 +90,9 @@ def run() -> None:
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = _app(arguments, prog_name="resilient-imagen", standalone_mode=False)
+    except OSError as error:  # the output of --help or --version: commands end by themselves
+        warn(system_words(error))
+        code = FAILED
     except Exception as error:
         wording = getattr(error, "format_message", None)
         if wording is None:

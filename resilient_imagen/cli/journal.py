@@ -75,7 +75,7 @@ class Journal:
 
     Raises:
         CommandError: On entering, when another run holds it, or nothing can be written there.
-        OSError: On entering, when it cannot be read or made.
+        OSError: On entering, when it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,7 +88,10 @@ class Journal:
 
     def __enter__(self) -> Self:
         """Read what earlier runs did."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CommandError(f"{self.folder} is no directory; --from needs one for the images")
+        with refusing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with refusing(self.path):
             self._file = open_regular(self.path, "a+")
         try:

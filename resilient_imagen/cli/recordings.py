@@ -137,13 +137,14 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         CommandError: It could not.
     """
-    from resilient_imagen.cli.files import is_device
+    from resilient_imagen.cli import files
 
     folder = path.parent
     if path.is_dir():
         raise CommandError(f"{option} {path} is a directory; name a file")
     if not folder.is_dir():
         raise CommandError(f"{option}: {folder} is no directory; make it first")
-    place = path if is_device(path) else folder
-    if not os.access(place, os.W_OK):
-        raise CommandError(f"{option}: {place} may not be written to")
+    if not files.is_device(path):
+        files.check_writable(path)
+    elif not os.access(path, os.W_OK):
+        raise CommandError(f"{option}: {path} may not be written to")
