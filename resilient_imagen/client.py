@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from resilient_imagen import models
 from resilient_imagen.attempt import AttemptRung, Finished
@@ -269,7 +269,7 @@ class ImageClient:
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
                 self._reporter.warned("route_not_ready", f"{lane.name} cannot be used: {what}")
 
-    async def _prepare(self, call: Call, references: Sequence[object]) -> None:
+    async def _prepare(self, call: Call, references: Sequence[ImageInput]) -> None:
         if self._fleet is not None:
             with call.spending("connecting to Redis"):
                 await self._join(call.deadline)

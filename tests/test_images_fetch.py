@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from images_samples import encoded, picture
 
-from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen import ImageClient, ImageInput, ImageResult, Settings
 from resilient_imagen.images.addresses import is_public
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fetch import Fetcher, FetchError
@@ -495,7 +495,11 @@ def test_a_call_with_an_impossible_port_is_served_without_that_reference() -> No
     async def run() -> ImageResult:
         provider = FakeProvider("google", latency=0)
         async with ImageClient(Settings(), providers=[provider]) as client:
-            odd = ["https://8.8.8.8:99999/x", {"image_url": "https://a:b@8.8.8.8/"}, PNG]
+            odd: list[ImageInput] = [
+                "https://8.8.8.8:99999/x",
+                {"image_url": "https://a:b@8.8.8.8/"},
+                PNG,
+            ]
             return await client.generate("x", references=odd)
 
     result = asyncio.run(run())

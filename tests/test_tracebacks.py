@@ -299,7 +299,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "openai key": lambda: OpenAIProvider(api_key=f"{KEY} x"),
     "openai url": lambda: OpenAIProvider(api_key=KEY, base_url="nowhere"),
     "settings": lambda: ri.Settings(google_api_key=KEY, redis_url=f"redis://:{KEY}@h", ipm=-1),
-    "key in settings": lambda: ri.Settings(google_api_key=[KEY]),
+    "key in settings": lambda: ri.Settings(google_api_key=[KEY]),  # type: ignore[arg-type]
     "client": lambda: ri.ImageClient(ri.Settings(google_api_key=KEY, routes="google:gpt-image-2")),
 }
 
