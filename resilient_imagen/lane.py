@@ -16,7 +16,7 @@ from resilient_imagen.result import DroppedReference
 if TYPE_CHECKING:
     from resilient_imagen.breaker import Gate, Transition
     from resilient_imagen.limiter.memory import Pacer
-    from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.providers.base import PromptHints, Provider, ProviderImage
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
@@ -39,7 +39,9 @@ class Tailored(NamedTuple):
     dropped: tuple[DroppedReference, ...] = ()
     """References beyond what the model takes."""
     notes: tuple[str, ...] = ()
-    """References that were made smaller, and a picture that will be, in words."""
+    """References that were made smaller, a picture that will be, and prompt hints, in words."""
+    hints: PromptHints | None = None
+    """What the provider adds to the prompt; None when it does not say."""
 
 
 @dataclass(slots=True)
@@ -154,8 +156,10 @@ class Lane:
         """The request as this model takes it: so many references, so many bytes in all."""
         best = models.short_of(self.provider.name, self.model, request.resolution)
         smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
+        hints = self._hints_for(request)
+        more = (*smaller, *(() if hints is None else hints.notes))
         if not request.references:
-            return Tailored(request, (), smaller)
+            return Tailored(request, (), more, hints)
         info = models.row_for(self.provider.name, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()
@@ -177,7 +181,12 @@ class Lane:
             references, notes = await shrink_to_total(references, most, max_bytes=each)
         if references is not request.references:
             request = replace(request, references=references)
-        return Tailored(request, dropped, (*notes, *smaller))
+        return Tailored(request, dropped, (*notes, *more), hints)
+
+    def _hints_for(self, request: ImageRequest) -> PromptHints | None:
+        """Return what the provider adds to the prompt; not every provider says so."""
+        hints_for = getattr(self.provider, "prompt_hints_for", None)
+        return None if hints_for is None else hints_for(request)
 
     def _max_total_bytes(self, info: models.ModelInfo | None) -> int:
         limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)

@@ -236,6 +236,12 @@ class Settings(BaseSettings):
             description="Quality asked of OpenAI; xhigh and max where the model has them.",
         )
     )
+    prompt_hints: Annotated[tuple[Literal["quality", "orientation"], ...], NoDecode] = Field(
+        ("quality", "orientation"),
+        validation_alias=_variable("IMAGE_GEN_PROMPT_HINTS"),
+        description="Text added to the prompt for Google: quality (only without references), "
+        "orientation, both, or none. Results list it in adjustments.",
+    )
     fit: Annotated[Literal["crop", "pad", "none", "exact"], Word] = Field(
         "crop",
         validation_alias=_variable("IMAGE_GEN_FIT"),
@@ -328,6 +334,15 @@ class Settings(BaseSettings):
     def _fallback_on(cls, value: object) -> object:
         value = comma_list(value)
         return None if value == () else value
+
+    @field_validator("prompt_hints", mode="before")
+    @classmethod
+    def _prompt_hints(cls, value: Any) -> Any:
+        value = comma_list(blank_is_none(value.lower() if isinstance(value, str) else value))
+        hints = tuple(dict.fromkeys(value or ()))
+        if not {"quality", "orientation"}.issuperset(hints):
+            raise ValueError("must be quality, orientation, both of them with a comma, or none")
+        return hints
 
     @field_validator("shadow", mode="before")
     @classmethod

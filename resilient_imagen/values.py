@@ -180,6 +180,7 @@ class SettingsArguments(TypedDict, total=False):
     force_open: str | Iterable[str]
     fallback_on: str | Iterable[str] | None
     openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    prompt_hints: str | Iterable[str]
     fit: Literal["crop", "pad", "none", "exact"]
     strict_references: bool
     max_reference_mb: float | None

@@ -63,7 +63,7 @@ def test_the_right_name_changes_nothing(name: str, capsys: Capsys) -> None:
     """Byte for byte as delivered."""
     for target in (name, "other"):
         ended = cli(capsys, *FOX, "-o", target, "--emulator")
-        assert "note" not in ended.out
+        assert "converted" not in ended.out
     assert Path(name).read_bytes() == Path("other.jpg").read_bytes()
 
 

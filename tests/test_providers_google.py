@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -12,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
+from telemetry_kit import Telemetry
 
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.emulator import Emulator
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.providers import build
+from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.request import AspectRatio, ImageRequest, Reference
 
 sent = partial(arrived, "google")
@@ -31,7 +39,7 @@ def test_a_plain_request() -> None:
                 "role": "user",
                 "parts": [
                     {
-                        "text": f"Generate a high quality image: {PROMPT} The image should be in "
+                        "text": f"Generate a high quality image: {PROMPT}. The image should be in "
                         "portrait orientation (taller than wide)."
                     }
                 ],
@@ -56,6 +64,106 @@ def test_the_orientation_is_said_in_words_too(ratio: AspectRatio, ending: str) -
     """Models follow the words better than the field; a square has no orientation."""
     text = sent(ImageRequest(PROMPT, aspect_ratio=ratio)).json["contents"][0]["parts"][0]["text"]
     assert text.endswith(ending)
+
+
+def text_for(request: ImageRequest, **options: Any) -> str:
+    """The prompt as it arrives at the server."""
+    text = sent(request, **options).json["contents"][0]["parts"][0]["text"]
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("hints", "text"),
+    [
+        (("quality",), "Generate a high quality image: a fox"),
+        (
+            ("orientation",),
+            "a fox. The image should be in portrait orientation (taller than wide).",
+        ),
+        ((), "a fox"),
+    ],
+    ids=["quality", "orientation", "none"],
+)
+def test_each_hint_can_be_left_out(hints: tuple[str, ...], text: str) -> None:
+    """What is not asked for is not added."""
+    assert text_for(ImageRequest("a fox"), prompt_hints=hints) == text
+
+
+def test_an_unknown_hint_is_refused_at_once() -> None:
+    """The error names the allowed ones."""
+    with pytest.raises(ConfigurationError, match=r"'style'; allowed are quality, orientation"):
+        GoogleProvider(api_key=KEY, prompt_hints=("style",))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "start"),
+    [
+        ("a fox", "a fox. The"),
+        ("A fox.", "A fox. The"),
+        ("A fox!  \n", "A fox! The"),
+        ('A sign that says "Stop."', 'A sign that says "Stop." The'),
+        ("a fox (red)", "a fox (red). The"),
+        ("狐。", "狐。 The"),
+    ],
+)
+def test_the_hint_begins_a_sentence(prompt: str, start: str) -> None:
+    """A prompt that ends without a full stop gets one before the orientation."""
+    assert text_for(ImageRequest(prompt), prompt_hints=["orientation"]).startswith(start)
+
+
+def _client(tracer_provider: TracerProvider | None = None, **settings: Any) -> ImageClient:
+    given = Settings(
+        google_api_key=KEY, ipm=600_000, routes="google:gemini-3-pro-image", **settings
+    )
+    transport = Emulator(picture="tiny").transport()
+    hints = given.prompt_hints
+    provider = GoogleProvider(api_key=KEY, transport=transport, prompt_hints=hints)
+    return ImageClient(given, providers=[provider], tracer_provider=tracer_provider)
+
+
+def test_results_list_what_was_added_to_the_prompt() -> None:
+    """Each hint is an adjustment; without hints there is none."""
+
+    async def adjustments(**settings: Any) -> tuple[str, ...]:
+        async with _client(fit="none", **settings) as client:
+            return (await client.generate("a fox", aspect_ratio="16:9")).adjustments
+
+    assert asyncio.run(adjustments()) == (
+        'added to the prompt: "Generate a high quality image:"',
+        'added to the prompt: "The image should be in landscape orientation (wider than tall)"',
+    )
+    assert asyncio.run(adjustments(prompt_hints="none")) == ()
+
+
+def test_spans_record_the_prompt_as_sent_where_content_is_captured() -> None:
+    """The hints are part of it; without capture no prompt is recorded."""
+
+    def recorded(**settings: Any) -> str | None:
+        telemetry = Telemetry()
+
+        async def main() -> None:
+            async with _client(tracer_provider=telemetry.tracers, **settings) as client:
+                await client.generate("a fox", aspect_ratio="9:16")
+
+        asyncio.run(main())
+        found = (telemetry.attempts()[0].attributes or {}).get("gen_ai.input.messages")
+        return None if found is None else json.loads(str(found))[0]["parts"][0]["content"]
+
+    assert recorded() is None
+    assert recorded(capture_content="SPAN_ONLY") == (
+        "Generate a high quality image: a fox. The image should be in portrait orientation "
+        "(taller than wide)."
+    )
+    assert recorded(capture_content="SPAN_ONLY", prompt_hints="none") == "a fox"
+
+
+def test_the_built_in_provider_takes_its_hints_from_the_settings() -> None:
+    """IMAGE_GEN_PROMPT_HINTS reaches the provider that the client builds."""
+    built = build("google", Settings(google_api_key=KEY, prompt_hints="orientation"))
+    assert isinstance(built, GoogleProvider)
+    hints = built.prompt_hints_for(ImageRequest("a fox", aspect_ratio="1:1"))
+    assert hints.added_to("a fox") == "a fox"
 
 
 def test_models_without_image_sizes_get_none() -> None:

@@ -75,6 +75,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
         ("IMAGE_GEN_PER_CALL_TIMEOUT", "nan", ""),
         ("IMAGE_GEN_MAX_CONCURRENT", "0", "greater than or equal to 1"),
         ("IMAGE_GEN_FIT", "zoom", "'crop', 'pad', 'none' or 'exact'"),
+        ("IMAGE_GEN_PROMPT_HINTS", "quality,style", "quality, orientation, both of them"),
         ("IMAGE_GEN_ROUTES", "google", "provider:model"),
         ("IMAGE_GEN_ROUTES", "google:a,google:a", "twice"),
         ("IMAGE_GEN_FALLBACK_ON", "overloaded,tired", "'rate_limited'"),
@@ -105,7 +106,7 @@ def test_an_unknown_keyword_is_an_error() -> None:
 
 MADE_OF_MORE = {
     "google_api_key": str, "openai_api_key": str, "redis_url": str,
-    "routes": str, "force_open": str, "fallback_on": str, "shadow": str,
+    "routes": str, "force_open": str, "fallback_on": str, "prompt_hints": str, "shadow": str,
 }  # fmt: skip
 """Fields whose keyword also takes text: a secret, or a comma list."""
 
@@ -137,6 +138,24 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert Settings().fallback_on == frozenset({Reason.OVERLOADED, Reason.TIMEOUT})
     assert Settings().force_open == ("google", "openai")
+
+
+@pytest.mark.parametrize(
+    ("value", "hints"),
+    [
+        ("", ("quality", "orientation")),
+        ("none", ()),
+        ("Off", ()),
+        ("orientation", ("orientation",)),
+        (" Quality , orientation,quality", ("quality", "orientation")),
+    ],
+)
+def test_prompt_hints_are_both_one_or_none(
+    monkeypatch: pytest.MonkeyPatch, value: str, hints: tuple[str, ...]
+) -> None:
+    """IMAGE_GEN_PROMPT_HINTS names what is added to Google's prompt; both are the default."""
+    monkeypatch.setenv("IMAGE_GEN_PROMPT_HINTS", value)
+    assert Settings().prompt_hints == hints
 
 
 def test_a_fields_own_name_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def build(name: str, settings: Settings) -> Provider | None:
             api_key=settings.google_api_key.get_secret_value(),
             base_url=settings.google_base_url,
             max_connections=settings.max_concurrent,
+            prompt_hints=settings.prompt_hints,
         )
     if settings.openai_api_key is None:
         return None

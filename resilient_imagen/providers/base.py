@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["Provider", "ProviderImage", "Tokens", "ask", "check_provider"]
+__all__ = ["PromptHints", "Provider", "ProviderImage", "Tokens", "ask", "check_provider"]
+
+
+class PromptHints(NamedTuple):
+    """Text that a provider adds to the caller's prompt."""
+
+    before: str = ""
+    after: str = ""
+
+    def added_to(self, prompt: str) -> str:
+        """Return the prompt as it is sent."""
+        return f"{self.before}{prompt.rstrip() if self.after else prompt}{self.after}"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Describe each addition, for ``ImageResult.adjustments``."""
+        parts = (part.strip(" .") for part in self)
+        return tuple(f'added to the prompt: "{part}"' for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,8 @@ class Provider(Protocol):
     """Anything that turns a request into a picture.
 
     The pipeline owns time, retries, pacing and the breaker: a provider sends exactly one request
-    per call, keeps no clock of its own and lets cancellation through.
+    per call, keeps no clock of its own and lets cancellation through. One that adds to the caller's
+    prompt says so by a method ``prompt_hints_for(request) -> PromptHints``, which is optional.
     """
 
     @property

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import google_aspect, google_image_size
+from resilient_imagen.providers.base import PromptHints
 from resilient_imagen.providers.google_answers import read_answer
 from resilient_imagen.providers.google_failures import failure_of
 from resilient_imagen.providers.sdk import SdkProvider, unloadable
 from resilient_imagen.tracebacks import without_locals
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
@@ -23,6 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["GoogleProvider"]
 
 _API_VERSION: Final = "v1"
+_HINTS: Final = ("quality", "orientation")
+_QUALITY: Final = "Generate a high quality image: "
+_PORTRAIT: Final = "The image should be in portrait orientation (taller than wide)."
+_LANDSCAPE: Final = "The image should be in landscape orientation (wider than tall)."
+_SENTENCE_ENDS: Final = tuple(".!?\N{HORIZONTAL ELLIPSIS}\u3002\uff01\uff1f\u0964")
+_CLOSING: Final = (
+    " \t\r\n\"'`)]}\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}\xbb\u300d"
+)
 
 
 class GoogleProvider(SdkProvider):
@@ -37,9 +49,12 @@ class GoogleProvider(SdkProvider):
         connect_timeout: Seconds to connect. Every other limit is the pipeline's.
         transport: Sends instead of the network, for tests.
         name: The provider's name in routes, results and telemetry.
+        prompt_hints: What is added to prompts: ``quality`` (only without references),
+            ``orientation``, both, or nothing.
 
     Raises:
-        ConfigurationError: The key could not be sent as a header, or the address is none.
+        ConfigurationError: The key could not be sent as a header, the address is none, or a hint
+            is unknown.
     """
 
     own_address = "https://generativelanguage.googleapis.com"
@@ -54,6 +69,7 @@ class GoogleProvider(SdkProvider):
         connect_timeout: float = 10.0,
         transport: httpx2.AsyncBaseTransport | None = None,
         name: str = "google",
+        prompt_hints: Collection[str] = _HINTS,
     ) -> None:
         super().__init__(
             name=name,
@@ -63,6 +79,24 @@ class GoogleProvider(SdkProvider):
             connect_timeout=connect_timeout,
             transport=transport,
         )
+        if unknown := sorted(set(prompt_hints).difference(_HINTS)):
+            raise ConfigurationError(
+                f"{name}: prompt_hints holds {unknown[0]!r}; allowed are {', '.join(_HINTS)}"
+            )
+        self._prompt_hints = frozenset(prompt_hints)
+
+    def prompt_hints_for(self, request: ImageRequest) -> PromptHints:
+        """Return what is added to the caller's prompt.
+
+        Models follow the orientation better when it is also said in words.
+        """
+        quality = "quality" in self._prompt_hints and not request.references
+        orientation = ""
+        if "orientation" in self._prompt_hints and request.ratio != 1:
+            ended = request.prompt.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
+            wanted = _PORTRAIT if request.ratio < 1 else _LANDSCAPE
+            orientation = f"{' ' if ended else '. '}{wanted}"
+        return PromptHints(_QUALITY if quality else "", orientation)
 
     def _sdk(self, http: WireClient) -> Any:
         try:
@@ -94,7 +128,7 @@ class GoogleProvider(SdkProvider):
         ]
         await sdk.aio.models.generate_content(
             model=model,
-            contents=[_prompt(request), *references],
+            contents=[self.prompt_hints_for(request).added_to(request.prompt), *references],
             config=types.GenerateContentConfig(
                 response_modalities=["TEXT", "IMAGE"],
                 image_config=types.ImageConfig(
@@ -112,15 +146,3 @@ class GoogleProvider(SdkProvider):
 
     def _failure(self, complaint: Complaint) -> Failure:
         return failure_of(complaint)
-
-
-def _prompt(request: ImageRequest) -> str:
-    """The caller's words, and the orientation, which models follow better when they are told."""
-    wanted = request.prompt
-    if not request.references:
-        wanted = f"Generate a high quality image: {wanted}"
-    if request.ratio < 1:
-        return f"{wanted} The image should be in portrait orientation (taller than wide)."
-    if request.ratio > 1:
-        return f"{wanted} The image should be in landscape orientation (wider than tall)."
-    return wanted

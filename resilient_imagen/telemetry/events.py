@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 if TYPE_CHECKING:
     from resilient_imagen.breaker import BreakerNumbers, Gate, Transition
     from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.providers.base import PromptHints
     from resilient_imagen.reasons import Reason, Verdict
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import DroppedReference, ImageResult, Usage
@@ -109,6 +110,8 @@ class AttemptStarted(Event):
     probe: bool
     queue_s: float
     """Seconds this request waited for its turn."""
+    prompt_hints: PromptHints | None = None
+    """What the provider adds to the caller's prompt; None when it does not say."""
 
 
 @_event

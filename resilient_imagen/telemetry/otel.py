@@ -83,7 +83,7 @@ class SpanSink:
 
     Args:
         tracer_provider: The global one when None, also if it is set later.
-        capture_content: Record prompts on attempt spans. Images never are.
+        capture_content: Record prompts, as sent, on attempt spans. Images never are.
     """
 
     inline = True
@@ -206,7 +206,9 @@ class SpanSink:
             return
         found = attributes.of_attempt(event)
         if opened.prompt is not None:
-            found = {**found, names.GEN_AI_INPUT_MESSAGES: _messages(opened.prompt)}
+            hints = event.prompt_hints
+            prompt = opened.prompt if hints is None else hints.added_to(opened.prompt)
+            found = {**found, names.GEN_AI_INPUT_MESSAGES: _messages(prompt)}
         span = self._tracer.start_span(
             f"{names.GENERATE_CONTENT} {event.model}",
             opened.context,

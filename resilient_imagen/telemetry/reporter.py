@@ -81,6 +81,7 @@ class Reporter:
                 admitted=permit.state.value,
                 probe=permit.probe,
                 queue_s=turn.queue_s,
+                prompt_hints=turn.tailored.hints,
             )
         )
 
