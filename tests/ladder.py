@@ -54,7 +54,7 @@ class GuardedLoop(VirtualTimeLoop):
     The reads are limited between two moves of the clock, and in all.
     """
 
-    READS_AT_ONE_MOMENT = 300_000
+    READS_AT_ONE_MOMENT = 100_000
     READS = 20_000_000
 
     def __init__(self) -> None:
