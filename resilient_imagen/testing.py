@@ -153,6 +153,7 @@ def _fresh(error: BaseException, model: str) -> BaseException:
         model=model,
         status=error.status,
         retry_after=error.retry_after,
+        vendor_message=error.vendor_message,
         account_wide=error.account_wide,
         usage=error.usage,
     )

@@ -270,7 +270,7 @@ asyncio.run(main())
 def test_the_logging_page(tmp_path: Path) -> None:
     """Both blocks write a sentence for a call that goes well, each in its own way."""
     plain, as_json = blocks("Log lines", "python")
-    sentence = "image from mine after 1 s and 1 request"
+    sentence = "image from mine after 1.0 s and 1 request"
     done = python("-c", plain + LOGGED_CALL, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("", "")
     assert f'summary="{sentence}"' in (tmp_path / "images.log").read_text()

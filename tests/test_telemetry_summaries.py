@@ -11,7 +11,13 @@ import pytest
 import structlog
 from telemetry_kit import FAST, World, play
 
-from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen import (
+    ImageClient,
+    ImageGenerationError,
+    ProviderConnectionError,
+    Reason,
+    Settings,
+)
 from resilient_imagen.telemetry import logs
 from resilient_imagen.telemetry.events import Event
 from resilient_imagen.telemetry.lines import LINES
@@ -238,7 +244,8 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
         world.google.crash(KeyError("x"))
         with pytest.raises(KeyError):
             await world.ask()
-        world.google.fail(Reason.CONNECTION)
+        refused = ProviderConnectionError(vendor_message="Connection refused")
+        world.google.crash(refused)
         await world.ask()
 
     play(scene, max_retries=0, **FAST)
@@ -246,7 +253,7 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
         "google cancelled after N s",
         "google cut short after N s by the call's deadline",
         "request to google ended by KeyError after N s",
-        "google connection failure after N s",
+        "google connection failure after N s (Connection refused)",
     ]
     assert sentences.of("request.failed") == [
         "cancelled by the caller after N s and 1 request",

@@ -62,6 +62,8 @@ def _attempt_ended(event: events.AttemptEnded) -> str:
         failure = f"{event.provider} cut short {took} by the call's deadline"
     else:
         failure = f"{_failure(event.provider, event.reason, event.status)} {took}"
+        if event.reason is Reason.CONNECTION and event.vendor_message is not None:
+            failure += f" ({safe(event.vendor_message)})"  # the system's or TLS library's words
     if event.counted in _COUNTED_IN_A_ROW:
         failure += _in_a_row(event.breaker)
     if event.transition in {"closed_to_open", "half_open_to_open"}:
@@ -206,8 +208,7 @@ def _told_apart(route: str, other: str) -> tuple[str, str]:
 
 
 def _seconds(seconds: float) -> str:
-    tenths = round(seconds, 1)
-    return f"{tenths:g} s" if tenths < _PRECISE_BELOW else f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds < _PRECISE_BELOW else f"{seconds:.0f} s"
 
 
 def _counted(number: int, noun: str) -> str:
