@@ -52,10 +52,14 @@ class Verdict(StrEnum):
 
     SUCCESS = "success"
     """The service answered."""
+    REFUSED = "refused"
+    """The service refused this one request: a success, but no vote for a probe, since a refusal
+    may come from a front door that still works while the service behind it does not."""
     FAILURE = "failure"
     """Counts towards both trip rules."""
     THROTTLED = "throttled"
-    """With a hint: opens for exactly that long. Without: counts in a row, not in the rate."""
+    """With a hint: opens for exactly that long, then closes; a probe's hint is a lower limit of the
+    next open period. Without: counts in a row, not in the rate."""
     TRIP = "trip"
     """Opens at once: asking again soon cannot help."""
     NEUTRAL = "neutral"
@@ -85,8 +89,8 @@ POLICIES: Final[Mapping[Reason, Policy]] = {
     Reason.MODEL_NOT_FOUND: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
     Reason.INVALID_RESPONSE: Policy(Retry.ONCE, True, Verdict.FAILURE),
     Reason.NO_IMAGE: Policy(Retry.ONCE, True, Verdict.SUCCESS),
-    Reason.CONTENT_BLOCKED: Policy(Retry.NEVER, False, Verdict.SUCCESS),
-    Reason.INVALID_REQUEST: Policy(Retry.NEVER, False, Verdict.SUCCESS),
+    Reason.CONTENT_BLOCKED: Policy(Retry.NEVER, False, Verdict.REFUSED),
+    Reason.INVALID_REQUEST: Policy(Retry.NEVER, False, Verdict.REFUSED),
     Reason.CIRCUIT_OPEN: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
     Reason.SATURATED: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
     Reason.DEADLINE: Policy(Retry.NEVER, False, Verdict.NEUTRAL),

@@ -45,6 +45,8 @@ class Oracle:
         self.outcomes: list[tuple[float, bool]] = []
         self.openings = 0
         self.open_from = self.open_to = math.nan
+        self.hint_only = False
+        """Nothing but hints has opened or lengthened the present opening."""
         self.successes = 0
         self.calls: list[Call] = []
         self.would_reject = 0
@@ -90,7 +92,7 @@ class Oracle:
     # Time
 
     def pending(self) -> list[tuple[float, int, Call]]:
-        """What time alone will decide, and when; slowness first, then in order of sending."""
+        """What time alone will decide about calls: slowness first, then in order of sending."""
         found = []
         for call in self.calls:
             if call.watched and self.config.slow_call is not None:
@@ -99,7 +101,13 @@ class Oracle:
                 found.append((call.time + self.config.probe_deadline, 1, call))
         return sorted(found, key=lambda entry: (*entry[:2], entry[2].order))
 
+    @property
+    def closes_at(self) -> float:
+        return self.open_to if self.state == "open" and self.hint_only else math.inf
+
     def pass_to(self, now: float) -> None:
+        if self.closes_at <= now:
+            self.move("closed", keep_counts=True)
         while (pending := self.pending()) and pending[0][0] <= now:
             due, kind, call = pending[0]
             moment = max(due, self.last_moment)
@@ -112,7 +120,7 @@ class Oracle:
 
     # Changes of state
 
-    def move(self, state: str) -> None:
+    def move(self, state: str, *, keep_counts: bool = False) -> None:
         if self.config.mode is BreakerMode.SHADOW:
             self.told.append((self.state, state, True))
         self.state = state
@@ -121,7 +129,9 @@ class Oracle:
             call.place = call.watched = False
         self.successes = 0
         if state == "closed":
-            self.row, self.outcomes, self.openings = 0, [], 0
+            self.openings = 0
+            if not keep_counts:
+                self.row, self.outcomes = 0, []
         self.tell()
 
     def tell(self) -> None:
@@ -129,10 +139,14 @@ class Oracle:
             self.told.append((self.met_before, self.met, False))
             self.met_before = self.met
 
-    def open(self, now: float, seconds: float) -> None:
-        self.open_from, self.open_to = now, now + seconds
+    def open(self, now: float, seconds: float, *, hint_only: bool = False) -> None:
+        self.open_from, self.open_to, self.hint_only = now, now + seconds, hint_only
         self.openings += 1
         self.move("open")
+
+    def lengthen(self, now: float, seconds: float, *, hint_only: bool) -> None:
+        self.open_to = max(self.open_to, now + seconds)
+        self.hint_only = self.hint_only and hint_only
 
     def own_pause(self, hint: float | None = None) -> float:
         base = min(math.ldexp(self.config.reset_timeout, self.openings), self.config.reset_max)
@@ -201,18 +215,23 @@ class Oracle:
     def judge(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:
         if self.config.mode is BreakerMode.OFF or not call.counts:
             return "ignored"
+        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and bool(hint))
         if not self.current(call) or (call.probe and not call.place):
+            if at_once and self.state == "open" and verdict is Verdict.TRIP:
+                self.lengthen(now, self.long_pause(hint), hint_only=False)
+            elif at_once and self.state == "open":
+                self.lengthen(now, min(hint or 0.0, self.config.reset_max), hint_only=True)
             return call.early or "stale"
         call.place = call.watched = False
-        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and bool(hint))
         if at_once:
             self.told_outright(call, verdict, now, hint)
         elif call.early is None and self.is_slow(call, now):
             self.failure(now)
             return "slow"
         elif call.early is None:
-            self.vote(verdict, now, hint)
-        words = {"trip": "failure", "neutral": "ignored"}
+            self.vote(call, verdict, now, hint)
+        refused = "ignored" if call.probe else "success"
+        words = {"trip": "failure", "neutral": "ignored", "refused": refused}
         return call.early or words.get(verdict.value, verdict.value)
 
     def is_slow(self, call: Call, now: float) -> bool:
@@ -222,7 +241,10 @@ class Oracle:
     def told_outright(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
         if verdict is Verdict.THROTTLED:
             before = self.openings
-            self.open(now, min(hint or 0.0, self.config.reset_max))
+            if call.probe:
+                self.open(now, self.own_pause(hint))
+            else:
+                self.open(now, min(hint or 0.0, self.config.reset_max), hint_only=True)
             self.openings = max(before, 1)
             return
         if call.early is None:
@@ -230,12 +252,12 @@ class Oracle:
             self.outcomes.append((now, True))
         self.open(now, self.long_pause(hint))
 
-    def vote(self, verdict: Verdict, now: float, hint: float | None) -> None:
+    def vote(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
         if verdict is Verdict.FAILURE:
             self.failure(now, hint=hint)
         elif verdict is Verdict.THROTTLED:
             self.failure(now, in_rate=False)
-        elif verdict is Verdict.SUCCESS:
+        elif verdict is Verdict.SUCCESS or (verdict is Verdict.REFUSED and not call.probe):
             self.success(now)
 
     def success(self, now: float) -> None:
@@ -254,8 +276,8 @@ class Oracle:
         seconds = self.long_pause(hint)
         if self.state != "open":
             self.open(now, seconds)
-        elif now + seconds > self.open_to:
-            self.open_to = now + seconds
+        else:
+            self.lengthen(now, seconds, hint_only=False)
 
     def force(self, *, forced: bool) -> None:
         self.forced = forced

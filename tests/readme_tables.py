@@ -20,8 +20,10 @@ _RETRIES = {
 }
 _VERDICTS = {
     Verdict.SUCCESS: "success: the service answered",
+    Verdict.REFUSED: "success: the service answered; a probe does not vote",
     Verdict.FAILURE: "failure",
-    Verdict.THROTTLED: "opens for as long as the server hints",
+    Verdict.THROTTLED: "opens for as long as the server hints, then closes; for a probe, a hint may"
+    " only lengthen the next open period",
     Verdict.TRIP: "opens at once, for long",
     Verdict.NEUTRAL: "no vote",
 }

@@ -18,10 +18,11 @@ from breaker_kit import (
     succeed,
 )
 
-from resilient_imagen.breaker import BreakerNumbers, BreakerState, Permit, Rejection
+from resilient_imagen.breaker import BreakerNumbers, BreakerState, Permit, Rejection, Transition
 from resilient_imagen.reasons import Verdict
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+THROTTLED, TRIP = Verdict.THROTTLED, Verdict.TRIP
 
 
 # Closed
@@ -137,6 +138,52 @@ def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length:
     assert (settlement.numbers.window_calls, settlement.numbers.consecutive) == (0, 0)
 
 
+def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
+    """Open until the very moment, then closed, whether or not anybody asks: no probe is needed."""
+    gate, clock = make_gate(jitter=1.0)
+    seen = changes(gate)
+    outcome(gate, THROTTLED, retry_after=2.0)
+    clock.now = math.nextafter(2.0, 0.0)
+    assert (refused(gate).state, refused(gate).probing) == (OPEN, False)
+    assert gate.snapshot()["openings_in_a_row"] == 1
+    clock.now = 2.0
+
+    assert (gate.usable(), gate.open_until(), gate.reserve()) == (True, None, None)
+    assert [let_in(gate).probe for _ in range(5)] == [False] * 5
+    assert seen == [("closed", "open"), ("open", "closed")]
+    assert gate.snapshot()["openings_in_a_row"] == 0
+    assert gate.snapshot()["why"] is None
+
+
+def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
+    """However late somebody looks; nothing of the opening is left in what is told."""
+    gate, clock = make_gate()
+    told: list[Transition] = []
+    outcome(gate, THROTTLED, retry_after=2.0, cause="rate_limited")
+    gate.subscribe(told.append, inline=True)
+    clock.pass_(1000.0)
+    assert gate.snapshot()["since_s"] == 998.0
+    (closed,) = told
+
+    assert (closed.from_state, closed.to_state, closed.at) == (OPEN, CLOSED, 2.0)
+    assert (closed.cause, closed.retry_after, closed.shadow) == (None, None, False)
+
+
+def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
+    """Two failures, a hint and one failure are three in a row; the window stays, too."""
+    gate, clock = make_gate(fail_max=3, min_calls=100)
+    succeed(gate)
+    fail(gate, 2)
+    outcome(gate, THROTTLED, retry_after=2.0)
+    clock.pass_(2.0)
+    numbers = gate.numbers()
+    assert (numbers.state, numbers.consecutive, numbers.window_calls) == (CLOSED, 2, 3)
+    fail(gate)
+
+    assert gate.numbers().state is OPEN
+    assert gate.numbers().open_for == 60.0
+
+
 @pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
 def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
     """A 429 that asks to wait no time is one without a hint."""
@@ -226,19 +273,104 @@ def test_being_due_changes_nothing_until_somebody_asks() -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
-def test_stragglers_of_the_closed_time_do_not_move_the_opening(verdict: Verdict) -> None:
-    """Whatever requests begun before the opening say now, it is stale."""
+@pytest.mark.parametrize(
+    ("verdict", "hint"),
+    [
+        *((verdict, 999.0) for verdict in Verdict if verdict not in {TRIP, THROTTLED}),
+        (THROTTLED, None),
+        (THROTTLED, 29.0),
+    ],
+)
+def test_stragglers_of_the_closed_time_do_not_move_the_opening(
+    verdict: Verdict, hint: float | None
+) -> None:
+    """Outcomes of requests begun before the opening are stale and change no number."""
     gate, clock = make_gate(fail_max=2)
     stragglers = [let_in(gate) for _ in range(10)]
     fail(gate, 2)
     before = gate.numbers()
     clock.pass_(30.0)
-    settlements = [each.settle(verdict, retry_after=999.0) for each in stragglers]
+    settlements = [each.settle(verdict, retry_after=hint) for each in stragglers]
 
     assert {each.counted for each in settlements} == {"stale"}
     assert {each.transition for each in settlements} == {None}
     assert gate.numbers() == before._replace(retry_after=30.0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "hint", "seconds"),
+    [(THROTTLED, 45.0, 45.0), (THROTTLED, 5000.0, 600.0), (TRIP, None, 600.0), (TRIP, 7e3, 7e3)],
+)
+def test_a_straggler_with_news_lengthens_the_opening(
+    verdict: Verdict, hint: float | None, seconds: float
+) -> None:
+    """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
+    gate, clock = make_gate(fail_max=2)
+    straggler = let_in(gate)
+    fail(gate, 2, cause="overloaded", brief="503 UNAVAILABLE")
+    before = gate.numbers()
+    seen = changes(gate)
+    clock.pass_(30.0)
+    settlement = straggler.settle(verdict, cause="the later one", brief="429", retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("stale", None)
+    assert settlement.numbers == before._replace(open_for=30.0 + seconds, retry_after=seconds)
+    assert (refused(gate).cause, refused(gate).brief) == ("the later one", "429")
+    assert gate.snapshot()["why"] == "the later one"
+    assert seen == []
+    clock.pass_(seconds)
+    assert let_in(gate).probe, "the failures that opened it still ask for a probe"
+
+
+def test_of_several_hints_in_flight_the_longest_holds() -> None:
+    """Whatever their order; the circuit is closed when the longest is over."""
+    for hints in ([2.0, 30.0, 9.0], [30.0, 9.0, 2.0], [9.0, 2.0, 30.0]):
+        gate, clock = make_gate()
+        for permit, hint in zip([let_in(gate) for _ in hints], hints, strict=True):
+            permit.settle(THROTTLED, retry_after=hint)
+        assert gate.open_until() == 30.0
+        clock.pass_(30.0)
+        assert gate.numbers().state is CLOSED
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
+    """The hint alone would have closed the circuit; a used-up quota wants to be seen gone."""
+    gate, clock = make_gate(reset_max=600.0)
+    straggler = let_in(gate)
+    outcome(gate, THROTTLED, retry_after=600.0, cause="rate_limited")
+    clock.pass_(at)
+    straggler.settle(TRIP, cause="quota_exhausted")
+    clock.pass_(600.0)
+
+    assert gate.numbers().state is OPEN
+    assert let_in(gate).probe
+
+
+def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
+    """An opening that waits for a probe may be lengthened by a hint, and still waits for it."""
+    gate, clock = make_gate(reset_max=600.0)
+    straggler = let_in(gate)
+    gate.open_for(10.0, cause="quota_exhausted", brief=None)
+    straggler.settle(THROTTLED, retry_after=60.0)
+    clock.pass_(60.0)
+
+    assert let_in(gate).probe
+
+
+@pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
+def test_a_straggler_opens_no_later_state(verdict: Verdict, hint: float) -> None:
+    """Half-open or closed again, an outcome of the time before the opening changes nothing."""
+    gate, clock = make_gate(fail_max=2, half_open_calls=2)
+    first, second = let_in(gate), let_in(gate)
+    fail(gate, 2)
+    clock.pass_(60.0)
+    succeed(gate)
+    assert first.settle(verdict, retry_after=hint).counted == "stale"
+    assert gate.numbers().state is HALF_OPEN
+    succeed(gate)
+    assert second.settle(verdict, retry_after=hint).counted == "stale"
+    assert gate.numbers().state is CLOSED
 
 
 def test_a_sibling_trips_a_closed_gate() -> None:
@@ -394,31 +526,46 @@ def test_openings_grow_and_begin_anew_after_closing() -> None:
     assert gate.numbers().open_for == 60.0
 
 
-def test_a_hint_counts_as_an_opening_of_the_row() -> None:
-    """Retry-After 33 holds 33 s; the failed probes after it wait 20 s and 40 s, not 10 and 20."""
-    gate, clock = make_gate(reset_timeout=10.0)
-    outcome(gate, Verdict.THROTTLED, retry_after=33.0)
+@pytest.mark.parametrize(
+    ("hint", "length"), [(None, 120.0), (7.0, 120.0), (300.0, 300.0), (5000.0, 600.0)]
+)
+def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> None:
+    """For the time of a failed probe, or for a longer hint; then the next caller is a probe."""
+    gate, clock, probe = half_open()
+    settlement = probe.settle(THROTTLED, retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
+    assert settlement.numbers.open_for == length
+    assert settlement.numbers.consecutive == (4 if hint is None else 3)
+    clock.pass_(length)
+    assert let_in(gate).probe
+
+
+def test_hints_to_probes_double_no_later_opening() -> None:
+    """Three probes are throttled; the opening after the next failure is the second of the row."""
+    gate, clock = opened(reset_timeout=10.0)
     lengths = []
-    for _ in range(3):
+    for verdict in (THROTTLED, THROTTLED, THROTTLED, Verdict.FAILURE, Verdict.FAILURE):
         length = gate.numbers().open_for
         assert length is not None
-        lengths.append(length)
         clock.pass_(length)
-        fail(gate)
+        outcome(gate, verdict, retry_after=3.0)
+        lengths.append(gate.numbers().open_for)
 
-    assert lengths == [33.0, 20.0, 40.0]
+    assert lengths == [20.0, 20.0, 20.0, 20.0, 40.0]
 
 
-def test_a_throttled_probe_opens_it_again() -> None:
-    """With a hint for exactly that long, without one for the doubled time."""
-    gate, _, probe = half_open()
-    settlement = probe.settle(Verdict.THROTTLED, retry_after=7.0)
-    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
-    assert settlement.numbers.open_for == 7.0
-    gate, _, probe = half_open()
-    settlement = probe.settle(Verdict.THROTTLED)
-    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
-    assert gate.numbers().open_for == 120.0
+def test_a_refused_probe_gives_its_place_back() -> None:
+    """A refusal may be a front door's, so it does not close; closed, it counts as a success."""
+    gate, _, probe = half_open(fail_max=2)
+    settlement = probe.settle(Verdict.REFUSED, cause="invalid_request")
+    assert (settlement.counted, settlement.transition) == ("ignored", None)
+    assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
+    succeed(gate)
+    fail(gate)
+
+    assert outcome(gate, Verdict.REFUSED).counted == "success"
+    assert (gate.numbers().consecutive, gate.numbers().window_calls) == (0, 2)
 
 
 def test_a_tripping_probe_opens_it_again_for_long() -> None:

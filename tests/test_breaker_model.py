@@ -27,6 +27,7 @@ from resilient_imagen.reasons import Verdict
 # Times are multiples of a power of two, so that sums are exact and moments really coincide.
 TICKS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 8.0, 16.0, 40.0])
 HINTS = st.sampled_from([None, 0.5, 8.0, 33.0, 300.0, 2e6])
+NEWS = st.tuples(st.sampled_from([Verdict.THROTTLED, Verdict.TRIP]), HINTS)
 PICK = st.integers(0, 2**16)
 
 CONFIGS = st.builds(
@@ -44,6 +45,9 @@ CONFIGS = st.builds(
 )
 
 STEPS: Counter[str] = Counter()
+"""Steps by the state they found; openings that end in the closed state are `hint`."""
+STRAGGLERS: Counter[bool] = Counter()
+"""Late news that found an opening: True, one that ends in the closed state."""
 
 
 class Life(RuleBasedStateMachine):
@@ -58,7 +62,7 @@ class Life(RuleBasedStateMachine):
         self.calls: list[tuple[Permit, Call]] = []
         self.told: list[tuple[str, str, bool]] = []
         self.gate.subscribe(self.hear, inline=True)
-        self.half_open_steps = 0
+        self.half_open_steps = self.hints_lengthened = 0
 
     def hear(self, transition: Transition) -> None:
         self.told.append(
@@ -67,7 +71,7 @@ class Life(RuleBasedStateMachine):
 
     def step(self) -> float:
         """Count the step by the state it finds, and let the oracle catch up with the clock."""
-        STEPS[self.oracle.state] += 1
+        STEPS["hint" if self.oracle.closes_at < math.inf else self.oracle.state] += 1
         self.half_open_steps += self.oracle.state == "half_open"
         self.oracle.pass_to(self.clock.now)
         return self.clock.now
@@ -165,6 +169,34 @@ class Life(RuleBasedStateMachine):
                 self.settle_one(len(self.calls) - 1, Verdict.FAILURE, None)
                 self.calls.pop()
 
+    @precondition(lambda self: self.oracle.state == "closed")
+    @rule(hint=HINTS.filter(bool), others=st.integers(0, 3), late=st.lists(NEWS, max_size=2))
+    def rate_limit(
+        self, hint: float, others: int, late: list[tuple[Verdict, float | None]]
+    ) -> None:
+        """A hint, while others are in flight, some of which end right after it."""
+        for _ in range(others + 1):
+            self.admit(send=True)
+        for verdict, more in [(Verdict.THROTTLED, hint), *late[:others]]:
+            if self.calls:
+                self.count_straggler()
+                self.settle_one(len(self.calls) - 1, verdict, more)
+                self.calls.pop()
+
+    @precondition(lambda self: self.calls)
+    @rule(news=NEWS)
+    def settle_the_oldest(self, news: tuple[Verdict, float | None]) -> None:
+        """Often one of an earlier state, with news that may lengthen the present opening."""
+        self.count_straggler()
+        self.settle_one(0, *news)
+        self.calls.pop(0)
+
+    def count_straggler(self) -> None:
+        if self.oracle.state == "open":
+            hint = self.oracle.closes_at < math.inf
+            STRAGGLERS[hint] += 1
+            self.hints_lengthened += hint
+
     @rule(
         what=st.sampled_from(["trip", "force", "free", "numbers", "mode"] + [""] * 10),
         data=st.data(),
@@ -227,6 +259,7 @@ class Life(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "half_open_steps"):
             target(float(self.half_open_steps), label="steps in half-open")
+            target(float(self.hints_lengthened), label="late news during a hint")
 
 
 def live(examples: int) -> None:
@@ -246,10 +279,13 @@ def live(examples: int) -> None:
 def test_every_step_of_many_lives_is_as_specified() -> None:
     """Some 20 000 random steps, many of them in half-open, without one difference."""
     STEPS.clear()
+    STRAGGLERS.clear()
     live(examples=230)
 
     assert STEPS.total() >= 20_000, STEPS
     assert STEPS["half_open"] >= 0.15 * STEPS.total(), STEPS
+    assert STEPS["hint"] >= 50, STEPS
+    assert min(STRAGGLERS[True], STRAGGLERS[False]) >= 5, STRAGGLERS
 
 
 @pytest.mark.slow

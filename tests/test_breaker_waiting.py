@@ -149,11 +149,11 @@ def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
         for each in waits[1:]:
             each.cancel()
         await asyncio.sleep(0)
-        assert len(gate._waiters._futures) == 1
+        assert len(gate._waiters) == 1
         fail(gate)
         assert waits[0].done()
         assert not waits[0].cancelled()
-        assert not gate._waiters._futures
+        assert len(gate._waiters) == 0
 
     run_virtual(scenario())
 
@@ -283,23 +283,67 @@ def test_time_between_two_loops_counts() -> None:
         later.close()
 
 
-def test_a_probe_left_behind_by_a_dead_loop_does_not_block_the_next() -> None:
-    """Its timer died with its loop; who waits on the next loop is woken by a timer there."""
-    gate = loop_gate(fail_max=1, probe_deadline=61.0)
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> None:
+    """Nobody will settle it: the next loop's first caller is the probe, and nothing has failed."""
+    gate = loop_gate(fail_max=1, probe_deadline=61.0, slow_call=20.0)
+    left_behind = []
 
     async def first() -> None:
         fail(gate)
         await until_due(gate)
-        let_in(gate)
+        probe = gate.reserve()
+        assert isinstance(probe, Permit)
+        if sent:
+            probe.begin()
+        left_behind.append(probe)
 
-    async def second() -> float:
-        await gate.changed()
-        return asyncio.get_running_loop().time()
+    async def second() -> None:
+        probe = let_in(gate)
+        assert probe.probe
+        assert left_behind[0].settle(Verdict.FAILURE).counted == "stale"
+        await asyncio.sleep(10.0)
+        assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
 
     run_virtual(first())
+    run_virtual(second())
 
-    assert run_virtual(second()) == pytest.approx(61.0)
-    assert gate.numbers().state is BreakerState.OPEN
+
+def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
+    """Its time ended with its loop."""
+    gate = loop_gate(fail_max=1, slow_call=20.0)
+
+    async def first() -> None:
+        let_in(gate)
+        await asyncio.sleep(10.0)
+
+    async def second() -> None:
+        let_in(gate).settle(Verdict.NEUTRAL)
+        await asyncio.sleep(100.0)
+        assert gate.numbers().state is BreakerState.CLOSED
+
+    run_virtual(first())
+    run_virtual(second())
+
+
+def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
+    """Nothing need change for that: a future keeps its caller alive, with all that it holds."""
+    gate = loop_gate()
+    loop = VirtualTimeLoop()
+
+    async def wait() -> asyncio.Future[None]:
+        open_now(gate)
+        return gate.changed()
+
+    async def ask() -> None:
+        assert isinstance(gate.admit(), Rejection)
+
+    loop.run_until_complete(wait())
+    loop.close()
+    assert len(gate._waiters) == 1
+    run_virtual(ask())
+
+    assert len(gate._waiters) == 0
 
 
 def test_a_timer_left_on_another_loop_does_no_harm() -> None:
@@ -531,7 +575,7 @@ def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
     fail(gate)
 
     assert not future.done()
-    assert not gate._waiters._futures
+    assert len(gate._waiters) == 0
 
 
 def test_who_reads_from_another_thread_sees_the_running_loops_time() -> None:

@@ -7,6 +7,8 @@ The steps are the real Lua. Beside them runs an oracle, written from the protoco
 - the first to ask once an opening is over begins the round;
 - only what was seen in the present state counts: successes close, failures open again, and a
   failure that may be the worker's own trouble needs a second worker, or nobody else to be there;
+- an opening by a hint alone is closed when it is over, one that a failure had a part in waits for a
+  probe; hints and fatal failures of an earlier state lengthen an opening, and do nothing else;
 - who has said goodbye, or nothing for a minute, is not there.
 """
 
@@ -47,6 +49,8 @@ KEYS = ("circuit", "leases", "workers", "seen")
 WORKERS = ("a", "b", "c", "d")
 DEADLINE = 61.0
 PAUSE = 60.0
+HINT = 20.0
+FATAL = 600.0
 SILENCE = 60.0
 """Seconds after which a worker that says nothing is not counted."""
 
@@ -65,6 +69,7 @@ class Oracle:
     until: float = 0.0
     generation: int = 1
     openings: int = 0
+    hint_only: bool = False
     successes: int = 0
     witnesses: set[str] = field(default_factory=set)
     leases: dict[str, float] = field(default_factory=dict)
@@ -83,16 +88,25 @@ class Oracle:
         self.state, self.generation = state, self.generation + 1
         self.leases, self.successes, self.witnesses = {}, 0, set()
 
-    def open(self) -> None:
+    def open(self, seconds: float, *, hint: bool = False) -> None:
         if self.state != "open":
-            self.openings += 1
+            self.hint_only = hint and self.state == "closed"
+            self.openings = max(self.openings, 1) if hint else self.openings + 1
             self.move("open")
-            self.until = self.now + PAUSE
+            self.until = self.now + seconds
         else:
-            self.until = max(self.until, self.now + PAUSE)
+            self.until = max(self.until, self.now + seconds)
+            self.hint_only = self.hint_only and hint
+
+    def pass_time(self) -> None:
+        """What every step finds done."""
+        self.leases = self.live()
+        if self.state == "open" and self.hint_only and self.now >= self.until:
+            self.move("closed")
+            self.openings = 0
 
     def ask(self, worker: str, token: str) -> bool:
-        self.leases = self.live()
+        self.pass_time()
         self.touch(worker)
         if self.state == "open" and self.now >= self.until:
             self.move("half_open")
@@ -103,8 +117,20 @@ class Oracle:
             return True
         return self.state == "closed"
 
+    def hint(self, worker: str, generation: int) -> None:
+        self.pass_time()
+        self.touch(worker)
+        if generation == self.generation or self.state == "open":
+            self.open(HINT, hint=True)
+
+    def hear_late(self, worker: str, seconds: float, *, hint: bool) -> None:
+        self.pass_time()
+        self.touch(worker)
+        if self.state == "open":
+            self.open(seconds, hint=hint)
+
     def fail(self, worker: str, token: str, generation: int, *, answered: bool) -> None:
-        self.leases = self.live()
+        self.pass_time()
         self.touch(worker)
         if generation != self.generation:
             return
@@ -113,10 +139,10 @@ class Oracle:
             if set(self.seen) != {worker} and self.witnesses == {worker}:
                 self.leases.pop(token, None)
                 return
-        self.open()
+        self.open(PAUSE)
 
     def succeed(self, worker: str, token: str, generation: int) -> None:
-        self.leases = self.live()
+        self.pass_time()
         self.touch(worker)
         self.leases.pop(token, None)
         if generation == self.generation and self.state != "closed":
@@ -126,11 +152,11 @@ class Oracle:
                 self.openings = 0
 
     def release(self, token: str) -> None:
-        self.leases = self.live()
+        self.pass_time()
         self.leases.pop(token, None)
 
     def leave(self, worker: str) -> None:
-        self.leases = self.live()
+        self.pass_time()
         self.seen.pop(worker, None)
 
 
@@ -169,12 +195,15 @@ class LeaseProtocol(RuleBasedStateMachine):
         """The generation each worker last heard of."""
         self.epoch = ""
 
-    @initialize(places=st.sampled_from([1, 1, 1, 2]))
-    def begin(self, places: int) -> None:
+    @initialize(places=st.sampled_from([1, 1, 1, 2]), by_a_hint=st.booleans())
+    def begin(self, places: int, by_a_hint: bool) -> None:
         self.oracle = Oracle(places, now=self.now)
         told = self.take(VOTE, "a", "", 0, "", 1, 0, 0, 0, 0, 0, "", "", 3, 0.5, 6)
         self.epoch = told["epoch"]
-        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, 1, 1, "")
+        if by_a_hint:
+            self.act(Message("a", "hint", "", 1))
+            return
+        self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, "seen", 1, "", 0)
         self.oracle.fail("a", "", 1, answered=True)
 
     def take(self, script: Script, worker: str, *arguments: Any) -> dict[str, Any]:
@@ -204,6 +233,15 @@ class LeaseProtocol(RuleBasedStateMachine):
         kind = "succeed" if answered else "fail"
         return Message(worker, kind, "", self.heard[worker], answered)
 
+    @rule(
+        target=messages,
+        worker=st.sampled_from(WORKERS),
+        kind=st.sampled_from(["hint", "late hint", "late fatal"]),
+    )
+    def pass_on_news(self, worker: str, kind: str) -> Message:
+        """Of the server: a hint, a used-up quota."""
+        return Message(worker, kind, "", self.heard[worker])
+
     @rule(target=messages, worker=st.sampled_from(WORKERS))
     def say_goodbye(self, worker: str) -> Message:
         """A probe of its that is still on its way keeps its place."""
@@ -216,7 +254,7 @@ class LeaseProtocol(RuleBasedStateMachine):
     @rule(
         target=messages,
         permission=consumes(permissions),
-        kind=st.sampled_from(["succeed", "fail", "fail", "release"]),
+        kind=st.sampled_from(["succeed", "succeed", "fail", "fail", "release", "hint"]),
         answered=st.booleans(),
     )
     def end_a_probe(self, permission: Permission, kind: str, answered: bool) -> Message:
@@ -248,11 +286,17 @@ class LeaseProtocol(RuleBasedStateMachine):
             "generation": told["generation"],
             "openings": told["openings"],
             "granted": told["granted"],
+            "left": told["left"],
+            "closes": told["closes"],
         } == {
             "state": self.oracle.state,
             "generation": self.oracle.generation,
             "openings": self.oracle.openings,
             "granted": granted,
+            "left": max(micros(self.oracle.until) - micros(self.now), 0)
+            if self.oracle.state == "open"
+            else 0,
+            "closes": self.oracle.state == "open" and self.oracle.hint_only,
         }
         if message.kind == "ask" and not granted:
             assert self.oracle.live() == before or self.oracle.state != "half_open"
@@ -264,25 +308,47 @@ class LeaseProtocol(RuleBasedStateMachine):
         return multiple()
 
     def act(self, message: Message) -> tuple[bool, dict[str, Any]]:
+        """Take the step, in both worlds; returns whether a probe may be sent."""
         worker, token, oracle = message.worker, message.token, self.oracle
         fence = (self.epoch, message.generation)
-        if message.kind == "ask":
-            granted = oracle.ask(worker, token)
-            return granted, self.take(LEASE, worker, token, micros(DEADLINE), oracle.places)
-        if message.kind == "succeed":
-            oracle.succeed(worker, token, message.generation)
-            return False, self.take(SETTLE, worker, *fence, token, 1, oracle.places)
-        if message.kind == "fail":
-            oracle.fail(worker, token, message.generation, answered=message.answered)
-            opening = (micros(PAUSE), "timeout", "timed out", int(message.answered), 1, 99)
-            return False, self.take(OPEN, worker, *fence, *opening, token)
-        if message.kind == "leave":
-            oracle.leave(worker)
-            return False, self.take(LEAVE, worker)
-        oracle.release(token)
-        return False, self.take(RELEASE, worker, token)
+        granted = False
+        match message.kind:
+            case "ask":
+                granted = oracle.ask(worker, token)
+                told = self.take(LEASE, worker, token, micros(DEADLINE), oracle.places)
+            case "succeed":
+                oracle.succeed(worker, token, message.generation)
+                told = self.take(SETTLE, worker, *fence, token, 1, oracle.places)
+            case "fail":
+                oracle.fail(worker, token, message.generation, answered=message.answered)
+                opening = (micros(PAUSE), "timeout", "timed out", int(message.answered), "seen", 99)
+                told = self.take(OPEN, worker, *fence, *opening, token, 0)
+            case "hint":
+                oracle.hint(worker, message.generation)
+                hint = (micros(HINT), "rate_limited", "429", 1, "told", 1)
+                told = self.take(OPEN, worker, *fence, *hint, token, 1)
+            case "late hint":
+                oracle.hear_late(worker, HINT, hint=True)
+                hint = (micros(HINT), "rate_limited", "429", 1, "late", 1)
+                told = self.take(OPEN, worker, *fence, *hint, "", 1)
+            case "late fatal":
+                oracle.hear_late(worker, FATAL, hint=False)
+                fatal = (micros(FATAL), "quota_exhausted", "429", 1, "late", 1)
+                told = self.take(OPEN, worker, *fence, *fatal, "", 0)
+            case "leave":
+                oracle.leave(worker)
+                told = self.take(LEAVE, worker)
+            case _:
+                oracle.release(token)
+                told = self.take(RELEASE, worker, token)
+        return granted, told
 
-    @rule(seconds=st.sampled_from([0.1, 1.0, 30.0, PAUSE, DEADLINE, 400.0]))
+    @precondition(lambda self: self.oracle.state == "closed")
+    @rule(worker=st.sampled_from(WORKERS))
+    def a_hint_is_received(self, worker: str) -> None:
+        self.deliver_now(Message(worker, "hint", "", self.oracle.generation))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, HINT, 30.0, PAUSE, DEADLINE, 400.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.oracle.now = self.now
@@ -317,7 +383,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         """Once every lease has run out and the opening is over, whoever asks may probe."""
         ends = [self.oracle.until, *self.oracle.live().values(), self.now]
         waited = max(ends) - self.now + 0.001
-        assert waited <= max(PAUSE, DEADLINE) + 1
+        assert waited <= max(PAUSE, DEADLINE, FATAL) + 1
         self.time_passes(waited)
         self.tokens += 1
         granted, told = self.act(Message(worker, "ask", f"{worker}:{self.tokens}", 0))

@@ -48,7 +48,8 @@ actions = st.one_of(
         st.sampled_from([1, 3]), st.booleans(), st.booleans(), st.integers(0, 9), st.integers(0, 9),
     ),
     st.tuples(st.just(OPEN), workers, fences, st.sampled_from([0, HOUR]), st.booleans(),
-              st.booleans(), st.integers(0, 3), tokens),
+              st.sampled_from(["seen", "told", "late", "memory"]), st.integers(0, 3), tokens,
+              st.booleans()),
     st.tuples(st.just(LEASE), workers, tokens, st.sampled_from([1, 2])),
     st.tuples(st.just(SETTLE), workers, fences, tokens, st.integers(1, 2), st.sampled_from([1, 2])),
     st.tuples(st.just(RELEASE), workers, tokens),
@@ -88,8 +89,9 @@ class Speaker:
                 *(HOUR, "overloaded", "503", 3, 0.5, 6),
             )
         elif script is OPEN:
-            pause, answered, claim, openings, token = action[3:]
-            rest = (pause, "timeout", "timed out", int(answered), int(claim), openings, token)
+            pause, answered, basis, openings, token, closes = action[3:]
+            rest = (pause, "timeout", "timed out", int(answered), basis, openings, token)
+            rest = (*rest, int(closes))
         else:
             rest = action[3:]
         return Step(script, keys, (*fixed, *fence, *rest))

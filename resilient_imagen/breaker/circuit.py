@@ -6,6 +6,7 @@ order and each at its own moment, so that nothing depends on when a timer could 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.breaker.flights import Flight, Flights
@@ -39,9 +40,12 @@ class Opening(NamedTuple):
     since: float
     until: float
     why: Why
+    closes: bool = False
+    """The circuit is closed when this opening is over; otherwise the next caller is a probe."""
 
 
 NO_REASON: Final = Why()
+_TRIP, _THROTTLED = Verdict.TRIP, Verdict.THROTTLED
 
 
 class Circuit:
@@ -51,7 +55,7 @@ class Circuit:
         config: The numbers.
         random: Returns 0 to 1 for the jitter.
         moved: Called after each change, with the old state and the new one.
-        freed: Called when a probe's place is free again without a verdict.
+        freed: Called when a probe's place may be free again without a verdict.
     """
 
     def __init__(
@@ -79,10 +83,16 @@ class Circuit:
         self.flights = Flights(config)
         self._machine = Machine(self.rule, config, self._moved)
         self._why = NO_REASON
-        self._pause: float | None = None
+        self._next: Opening | None = None
+        """The opening that begins with the next transition, if it is not one of failures."""
+        self._closes_at = math.inf
+        """When the present opening ends in the closed state; inf: it does not."""
 
     def catch_up(self, now: float) -> None:
         """Make up for what time alone has decided up to `now`."""
+        if self._closes_at <= now:  # then nothing is in flight that time decides about
+            self.now = max(self._closes_at, self.now)
+            self._machine.close()
         while self.flights.due <= now:
             # A threshold lowered meanwhile may be due before what was already counted.
             self.now = max(self.flights.due, self.now)
@@ -92,7 +102,8 @@ class Circuit:
     @property
     def due(self) -> float:
         """When time decides something next; inf: never."""
-        return self.flights.due
+        due = self.flights.due
+        return due if due < self._closes_at else self._closes_at  # noqa: FURB136 - asked each call
 
     def ask(self) -> Flight | None:
         """Admit one request, or None. The first to ask once an opening is over begins a round."""
@@ -133,31 +144,51 @@ class Circuit:
         return flight.probe and flight not in self.flights.probes and not self._has_room
 
     def count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
-        """Count the outcome of a request, unless it was counted in flight or is stale."""
+        """Count the outcome of a request, unless it was counted in flight or is stale.
+
+        A stale hint or fatal failure may lengthen the present opening, and does nothing else.
+        """
+        at_once = verdict is _TRIP or (
+            verdict is _THROTTLED and believable(why.retry_after) is not None
+        )
         lost_its_place = flight.probe and flight not in self.flights.probes
         if flight.generation != self.generation or lost_its_place:
+            if at_once and self.state is _OPEN:
+                self._open_at_once(verdict, why)
             return flight.counted or "stale"
         self.flights.end(flight)
-        hint = believable(why.retry_after)
-        if verdict is Verdict.TRIP:
-            if flight.counted is None:
-                self.rule.failure(self.now)
-            self.open(tripped_pause(self.config, hint, self._random), why)
-            return flight.counted or "failure"
-        if verdict is Verdict.THROTTLED and hint is not None:
-            before = self.openings
-            self.open(min(hint, self.config.reset_max), why)
-            self.openings = max(before, 1)  # the server's own time; no probe of ours has failed
-            return flight.counted or "throttled"
-        return flight.counted or self._vote(flight, verdict, why)
+        if not at_once:
+            return flight.counted or self._vote(flight, verdict, why)
+        if verdict is _TRIP and flight.counted is None:
+            self.rule.failure(self.now)
+        self._open_at_once(verdict, why)
+        return flight.counted or ("failure" if verdict is _TRIP else "throttled")
 
-    def open(self, seconds: float, why: Why) -> None:
-        """Open for `seconds` from now; if it is open already, for the longer of both."""
-        if self.state is not _OPEN:
-            self._why, self._pause = why, seconds
-            self._machine.open()
-        elif self.opening is not None and self.now + seconds > self.opening.until:
-            self.opening = self.opening._replace(until=self.now + seconds, why=why)
+    def open(self, seconds: float, why: Why, *, closes: bool = False) -> None:
+        """Open for `seconds` from now; if it is open already, for the longer of both.
+
+        Args:
+            seconds: From now.
+            why: What rejections tell, if this is the opening that lasts longer.
+            closes: Be closed afterwards. An opening ends with a probe unless all that opened and
+                lengthened it agree.
+        """
+        opening = Opening(self.now, self.now + seconds, why, closes)
+        if self.state is not _OPEN or self.opening is None:
+            self._begin(opening)
+            return
+        closes = closes and self.opening.closes
+        if opening.until > self.opening.until:
+            self._note(opening._replace(since=self.opening.since, closes=closes))
+        else:
+            self._note(self.opening._replace(closes=closes))
+
+    def abandon(self) -> None:
+        """Forget the requests in flight: their event loop was closed, so nobody settles them."""
+        probes = bool(self.flights.probes)
+        self.flights.clear()
+        if probes:
+            self._on_freed()
 
     def reconfigure(self, config: BreakerConfig) -> None:
         """Take other numbers; state, counts and the present opening stay."""
@@ -174,9 +205,37 @@ class Circuit:
         self.flights.clear()
 
     @property
+    def free_places(self) -> int:
+        """Probes that may be admitted right now; 0 or less: none."""
+        if self.state is not _HALF_OPEN:
+            return 0
+        return self.config.half_open_calls - len(self.flights.probes) - self._machine.successes
+
+    @property
     def _has_room(self) -> bool:
-        taken = len(self.flights.probes) + self._machine.successes
-        return self.state is _HALF_OPEN and taken < self.config.half_open_calls
+        return self.free_places > 0
+
+    def _open_at_once(self, verdict: Verdict, why: Why) -> None:
+        """Open by a fatal failure, or for as long as the server asks."""
+        config, hint = self.config, believable(why.retry_after)
+        if verdict is _TRIP:
+            self.open(tripped_pause(config, hint, self._random), why)
+            return
+        openings = self.openings
+        if self.state is _HALF_OPEN:
+            self.open(pause(config, openings + 1, hint, self._random), why)
+        else:
+            self.open(min(hint or 0.0, config.reset_max), why, closes=True)
+        self.openings = max(openings, 1)  # the server's own time: it doubles no later opening
+
+    def _begin(self, opening: Opening) -> None:
+        self._next = opening
+        self._machine.open()
+
+    def _note(self, opening: Opening | None) -> None:
+        self.opening = opening
+        closes = opening is not None and opening.closes
+        self._closes_at = opening.until if opening is not None and closes else math.inf
 
     def _vote(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
         if self.flights.is_slow(flight, self.now):  # sent before slow calls were watched
@@ -184,6 +243,9 @@ class Circuit:
             return "slow"
         match verdict:
             case Verdict.SUCCESS:
+                self._machine.success(self.now)
+                return "success"
+            case Verdict.REFUSED if not flight.probe:
                 self._machine.success(self.now)
                 return "success"
             case Verdict.FAILURE:
@@ -218,15 +280,21 @@ class Circuit:
         self.flights.clear()
         if state is _OPEN:
             self.openings += 1
-            hint = believable(self._why.retry_after)
-            seconds = self._pause or pause(self.config, self.openings, hint, self._random)
-            self.opening = Opening(self.now, self.now + seconds, self._why)
+            self._note(self._next or self._opening_of_failures())
         elif state is _CLOSED:
             self.openings = 0
-            self.opening = None
-            self.rule.clear()
-        self._why, self._pause = NO_REASON, None  # an operator's own opening has no cause of ours
+            if self.opening is None or not self.opening.closes:
+                self.rule.clear()  # a hint says nothing about what was counted before it
+            self._note(None)
+        elif self.opening is not None:
+            self._note(self.opening._replace(closes=False))
+        self._why, self._next = NO_REASON, None  # an operator's own opening has no cause of ours
         self._on_moved(old, state)
+
+    def _opening_of_failures(self) -> Opening:
+        hint = believable(self._why.retry_after)
+        seconds = pause(self.config, self.openings, hint, self._random)
+        return Opening(self.now, self.now + seconds, self._why)
 
 
 def _silence(origin: object | None) -> Why:

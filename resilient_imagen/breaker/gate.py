@@ -68,10 +68,10 @@ class Gate:
     ) -> None:
         self.name = name
         self._random = random
-        self._clock = Clock(clock)
+        self._clock = Clock(clock, self._loop_left)
         self._lock = threading.RLock()
         self._listeners = Listeners()
-        self._waiters = Waiters()
+        self._waiters = Waiters(self._lock)
         self._alarm = Alarm(self._tick)
         self._circuit = self._new_circuit(config)
         self._reports = Reports(name, self._circuit, self._clock)
@@ -150,8 +150,11 @@ class Gate:
     def changed(self) -> asyncio.Future[None]:
         """A future, resolved when callers next meet another state or a probe's place is free again.
 
-        Await it, cancel it or drop it; ask again afterwards. An opening that has merely lasted its
-        time resolves nothing: wait for that with `open_until`.
+        A change of state resolves all such futures; a free place, those of as many callers as there
+        are places, the longest waiting first, and the next ones if those do not take it.
+
+        Await it, cancel it or drop it; ask again afterwards. An opening that ends with a probe
+        resolves nothing by lasting its time: wait for that with `open_until`.
         """
         with self._lock:
             future = self._waiters.new()
@@ -312,7 +315,7 @@ class Gate:
         return self._circuit.count(flight, verdict, why)
 
     def _new_circuit(self, config: BreakerConfig) -> Circuit:
-        return Circuit(config, self._random, self._moved, self._waiters.wake)
+        return Circuit(config, self._random, self._moved, self._place_freed)
 
     @property
     def _is_calm(self) -> bool:
@@ -336,6 +339,15 @@ class Gate:
         return Permit(
             self, flight, probe=probe, generation=self._circuit.generation, state=self._state
         )
+
+    def _loop_left(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Another loop asks now. What a closed one left behind would wait for ever."""
+        self._waiters.drop_closed_loops()
+        if loop.is_closed():
+            self._circuit.abandon()
+
+    def _place_freed(self) -> None:
+        self._waiters.wake_for(lambda: self._circuit.free_places)
 
     def _catch_up(self, *, strict: bool = False) -> None:
         self._circuit.catch_up(self._clock.now(strict=strict))

@@ -51,7 +51,8 @@ class MirrorCircuit(Circuit):
         config: As `Circuit`, and so are `random`, `moved` and `freed`.
         random: Returns 0 to 1 for the jitter.
         moved: Called after each change.
-        freed: Called when a probe's place is free again without a verdict.
+        freed: Called when a probe's place may be free again without a verdict.
+        stirred: Called when something else has changed that every waiting caller has to look at.
         peer: Speaks for it.
     """
 
@@ -61,9 +62,11 @@ class MirrorCircuit(Circuit):
         random: Callable[[], float],
         moved: Callable[[BreakerState, BreakerState], None],
         freed: Callable[[], None],
+        stirred: Callable[[], None],
         peer: Peer,
     ) -> None:
         super().__init__(config, random, moved, freed)
+        self._on_stirred = stirred
         self._peer = peer
         self._elsewhere = math.inf
         """Until when probes of other processes take every place; inf: they do not."""
@@ -72,24 +75,25 @@ class MirrorCircuit(Circuit):
 
     # -- what the fleet does to it ----------------------------------------------------------------
 
-    def adopt(self, record: Record, *, same_state: bool, follows: bool, holds_lease: bool) -> None:
+    def adopt(self, record: Record, before: Record, *, same_state: bool, holds_lease: bool) -> None:
         """Become what the fleet is.
 
         Args:
             record: The news.
-            same_state: It is about the state we know of. Having probed and failed in the fleet's
+            before: The record as it was known. If it was not closed, the fleet may end our
+                opening. One that only we know of lasts.
+            same_state: Both are about the same state. Having probed and failed in the fleet's
                 round, we stay open, while others go on probing.
-            follows: The fleet's state was not closed before: it may end our opening. One that
-                only we know of lasts.
             holds_lease: We are among those who take the probes' places.
         """
+        follows = before.state is not _CLOSED
         if record.state is _OPEN:
-            self._adopt_opening(record)
+            self._adopt_opening(record, follows=follows)
         elif record.state is _HALF_OPEN:
             if not same_state:
                 self._adopt_round(record)
             self.probe_elsewhere(0.0 if holds_lease else record.lease)
-        elif follows and self.state is not _CLOSED:
+        elif follows and self.state is not _CLOSED and not self._outlasts(before):
             self._machine.close()
 
     def probe_elsewhere(self, seconds: float) -> None:
@@ -107,25 +111,41 @@ class MirrorCircuit(Circuit):
         if probe.generation == self.generation:
             self.flights.end(probe)
             self.probe_elsewhere(seconds)
-            self._on_freed()  # whoever carries it has to hear of it
+            self._on_stirred()  # whoever carries it has to hear of it
 
-    def _adopt_opening(self, record: Record) -> None:
+    def abandon(self) -> None:
+        """Forget the requests in flight, and give back the leases of probes among them."""
+        probes = list(self.flights.probes)
+        super().abandon()
+        for probe in probes:
+            self._barred.discard(probe)
+            self._peer.counted(probe, "ignored", Verdict.NEUTRAL, NO_REASON)
+
+    def _adopt_opening(self, record: Record, *, follows: bool) -> None:
         why = Why(record.cause, record.brief)
         seconds = max(record.left, _OVERDUE)
-        if self.state is _OPEN:
+        if self.state is _OPEN and not follows:
+            self.open(seconds, why, closes=record.closes)  # ours lasts, if it is the longer one
+            self._on_stirred()
+        elif self.state is _OPEN:
             since = self.opening.since if self.opening is not None else self.now
-            self.opening = Opening(since, self.now + seconds, why)
-            self._on_freed()  # it may end sooner than those who wait expect
+            self._note(Opening(since, self.now + seconds, why, record.closes))
+            self._on_stirred()  # it may end sooner than those who wait expect
         else:
-            self._why, self._pause = why, seconds
-            self._machine.open()
+            # A round of our own, which the others know nothing of, ends by a probe of ours.
+            closes = record.closes and (follows or self.state is _CLOSED)
+            self._begin(Opening(self.now, self.now + seconds, why, closes))
         self.openings = record.openings
+
+    def _outlasts(self, before: Record) -> bool:
+        """Whether our opening goes on when that of the fleet, a mere hint, is over."""
+        return before.closes and self.opening is not None and not self.opening.closes
 
     def _adopt_round(self, record: Record) -> None:
         if self.state is _HALF_OPEN:
             return
         if self.state is _CLOSED:
-            self.opening = Opening(self.now, self.now, Why(record.cause, record.brief))
+            self._note(Opening(self.now, self.now, Why(record.cause, record.brief)))
         self.openings = record.openings
         self._machine.half_open()
 
@@ -134,7 +154,7 @@ class MirrorCircuit(Circuit):
     @property
     def due(self) -> float:
         """When time decides something next; inf: never."""
-        return min(self.flights.due, self._elsewhere)
+        return min(super().due, self._elsewhere)
 
     def catch_up(self, now: float) -> None:
         """Make up for what time alone has decided up to `now`."""
@@ -173,8 +193,9 @@ class MirrorCircuit(Circuit):
         return counted
 
     @property
-    def _has_room(self) -> bool:
-        return self._elsewhere == math.inf and super()._has_room
+    def free_places(self) -> int:
+        """Probes that may be admitted right now; 0 or less: none."""
+        return super().free_places if self._elsewhere == math.inf else 0
 
     def _time_is_up(self, flight: Flight, slow: bool) -> None:  # noqa: FBT001 - as the base has it
         super()._time_is_up(flight, slow)
@@ -184,6 +205,7 @@ class MirrorCircuit(Circuit):
         else:
             self._barred.add(flight)
             self._peer.counted(flight, "ignored", Verdict.NEUTRAL, NO_REASON)
+            self._on_stirred()  # whoever carries it has to hear of it
 
     def _moved(self, state: BreakerState) -> None:
         self._elsewhere = math.inf

@@ -11,18 +11,22 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.breaker.timing import running_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from resilient_imagen.breaker.views import Transition
 
 __all__ = ["Listeners", "Waiters"]
 
 _logger = logging.getLogger("resilient_imagen")
+
+_ROUNDS: Final = 3
+"""Rounds of the event loop in which a woken caller has asked for its place: one to resume a task,
+one more when it waits through `asyncio.wait`, one more when it then starts another task."""
 
 
 class Listeners:
@@ -107,12 +111,23 @@ def _tell(listener: Callable[[Transition], None], transition: Transition) -> Non
 
 
 class Waiters:
-    """Futures that are resolved together, each in its own loop, the longest waiting first."""
+    """Futures of callers that wait for a change, resolved in the order in which they came.
 
-    __slots__ = ("_futures",)
+    Args:
+        lock: Held while futures are added and taken out; loops of several threads may wait.
+    """
 
-    def __init__(self) -> None:
-        self._futures: dict[asyncio.Future[None], None] = {}
+    __slots__ = ("_futures", "_lock", "_number")
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._futures: dict[asyncio.AbstractEventLoop, dict[asyncio.Future[None], int]] = {}
+        """By loop, each with its number in order of arrival."""
+        self._lock = lock
+        self._number = 0
+
+    def __len__(self) -> int:
+        """Return how many futures are not yet resolved, cancelled or dropped."""
+        return sum(map(len, self._futures.values()))
 
     def new(self) -> asyncio.Future[None]:
         """A future of the running loop: one per caller, so that cancelling it concerns no other.
@@ -120,30 +135,84 @@ class Waiters:
         Raises:
             RuntimeError: No loop is running.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._futures[future] = None
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        with self._lock:
+            if loop not in self._futures:
+                self.drop_closed_loops()
+                self._futures[loop] = {}
+            self._number += 1
+            self._futures[loop][future] = self._number
         future.add_done_callback(self._forget)
         return future
 
-    def _forget(self, future: asyncio.Future[None]) -> None:
-        self._futures.pop(future, None)
+    def drop_closed_loops(self) -> None:
+        """Forget the futures of closed loops, and so the calls that wait for them."""
+        for loop in [loop for loop in self._futures if loop.is_closed()]:
+            del self._futures[loop]
 
     def wake(self) -> None:
-        """Resolve all of them."""
-        if not self._futures:
-            return
-        futures = tuple(self._futures)  # a copy: the loops of others discard theirs meanwhile
-        self._futures = {}
+        """Resolve all of them: the change concerns everybody."""
+        if self._futures:
+            for loop in tuple(self._futures):
+                self._wake_loop(loop)
+
+    def wake_for(self, places: Callable[[], int]) -> None:
+        """Resolve as many as there are places, the longest waiting first.
+
+        A woken caller may leave, or may not want a place. As long as places are left a moment
+        later, the next callers are woken, until each of those that wait now had its chance.
+
+        Args:
+            places: Returns the number of free places. Called with the lock held, now and later.
+        """
         running = running_loop()
-        for future in futures:
-            loop = future.get_loop()
+        for loop in tuple(self._futures):
             if loop is running:
-                _resolve(future)
-            else:
-                with suppress(RuntimeError):  # that loop has closed, and nobody waits there
-                    loop.call_soon_threadsafe(_resolve, future)
+                self._offer(loop, places, self._number, 0)
+            else:  # it may not be running: nothing can be left to the callers there
+                self._wake_loop(loop)
+
+    def _offer(
+        self, loop: asyncio.AbstractEventLoop, places: Callable[[], int], last: int, rounds: int
+    ) -> None:
+        """Wake callers up to number `last`, after so many more rounds of the loop."""
+        if rounds:
+            loop.call_soon(self._offer, loop, places, last, rounds - 1)
+            return
+        with self._lock:
+            free = places()
+            futures = self._futures.get(loop, {})
+            while futures and free > 0:
+                future = next(iter(futures))
+                if futures[future] > last:
+                    return
+                del futures[future]
+                if not future.done():
+                    future.set_result(None)
+                    free -= 1
+            if futures and places() > 0:
+                loop.call_soon(self._offer, loop, places, last, _ROUNDS)
+
+    def _wake_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        futures = self._futures.pop(loop)
+        if loop is running_loop():
+            _resolve(futures)
+        else:
+            with suppress(RuntimeError):  # that loop has closed, and nobody waits there
+                loop.call_soon_threadsafe(_resolve, futures)
+
+    def _forget(self, future: asyncio.Future[None]) -> None:
+        loop = future.get_loop()
+        with self._lock:
+            futures = self._futures.get(loop)
+            if futures is not None:
+                futures.pop(future, None)
+                if not futures:
+                    del self._futures[loop]
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _resolve(futures: Iterable[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

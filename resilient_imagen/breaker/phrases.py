@@ -76,14 +76,16 @@ class Phrases:
         seen = int(answered(why))
         return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
 
-    def opened(self, record: Record, circuit: Circuit, *, token: str = "", claim: bool) -> Step:
+    def opened(self, record: Record, circuit: Circuit, basis: str, *, token: str = "") -> Step:
         """The circuit is open, as it is here.
 
         Args:
             record: What it is told about.
             circuit: The one that is open.
+            basis: `seen`: it follows from what we saw in the record's state; `told`: and the
+                server told it; `late`: the server told it to a request of an earlier state, so it
+                may only lengthen an opening; `memory`: it is what we remember of the record.
             token: Of the probe whose failure opened it.
-            claim: It follows from what we saw; else it is only what we remember of the record.
         """
         opening = circuit.opening
         why = NO_REASON if opening is None else opening.why
@@ -95,9 +97,10 @@ class Phrases:
             str(why.cause or ""),
             str(why.brief or ""),
             int(answered(why)),
-            int(claim),
+            basis,
             circuit.openings,
             token,
+            int(opening is not None and opening.closes),
         )
 
     def settled(self, record: Record, circuit: Circuit, token: str, successes: int) -> Step:

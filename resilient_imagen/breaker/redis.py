@@ -139,10 +139,10 @@ class SharedGate(Gate):
                 needed = circuit.config.half_open_calls
                 return Errand(self._phrases.settled(record, circuit, "", needed), self._claimed)
             if self._knows_better and circuit.state is _OPEN:
-                return Errand(self._phrases.opened(record, circuit, claim=True), self._claimed)
+                return Errand(self._phrases.opened(record, circuit, "seen"), self._claimed)
             if record.state is not _CLOSED and circuit.state is not _CLOSED:
                 # Should the store have lost its memory, here is ours.
-                return Errand(self._phrases.opened(record, circuit, claim=False), self._heard_back)
+                return Errand(self._phrases.opened(record, circuit, "memory"), self._heard_back)
             return Errand(self._phrases.alive(record, circuit), self._heard_back)
 
     def hear(self, record: Record) -> None:
@@ -189,13 +189,16 @@ class SharedGate(Gate):
             if not same_state:
                 self._knows_better = False
             self._circuit.adopt(
-                record,
-                same_state=same_state,
-                follows=before.state is not _CLOSED,
-                holds_lease=bool(self._leases),
+                record, before, same_state=same_state, holds_lease=bool(self._leases)
             )
             self._set_alarm()
         self._listeners.deliver()
+
+    def _moved(self, old: BreakerState, new: BreakerState) -> None:
+        super()._moved(old, new)
+        if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
+            # A hint is over: the record closes at the first step that finds it so.
+            self._fleet.post(self._phrases.alive(self._record, self._circuit), self._heard_back)
 
     # -- peer of the circuit (with the lock held) -------------------------------------------------
 
@@ -225,10 +228,16 @@ class SharedGate(Gate):
             if self._record.state is _CLOSED:
                 self._tell(counted, verdict, why)
             elif flight.probe:
-                self._conclude(token or "")
+                self._conclude(token or "", at_once=_opens_at_once(verdict, why))
                 return
         if token is not None:
             self._fleet.post(self._phrases.released(token), self._heard_back)
+        opening = self._circuit.opening
+        if counted == "stale" and opening is not None and opening.why is why:
+            # It has lengthened our opening, and so it may lengthen the fleet's.
+            self._knows_better |= self._record.state is _OPEN
+            late = self._phrases.opened(self._record, self._circuit, "late")
+            self._fleet.post(late, self._claimed)
 
     def _lease_answered(self, probe: Flight, answer: Any) -> None:
         record = None if answer is None else Record.parse(answer)
@@ -247,11 +256,12 @@ class SharedGate(Gate):
             self._set_alarm()
         self._listeners.deliver()
 
-    def _conclude(self, token: str) -> None:
+    def _conclude(self, token: str, *, at_once: bool) -> None:
         """A probe's outcome, in the fleet's half-open round."""
         record, circuit, phrases = self._record, self._circuit, self._phrases
         if circuit.state is _OPEN:
-            self._claim(phrases.opened(record, circuit, token=token, claim=True))
+            basis = "told" if at_once else "seen"
+            self._claim(phrases.opened(record, circuit, basis, token=token))
         elif circuit.state is _CLOSED:
             needed = circuit.config.half_open_calls
             self._claim(phrases.settled(record, circuit, token, needed))
@@ -261,11 +271,11 @@ class SharedGate(Gate):
     def _tell(self, counted: Counted, verdict: Verdict, why: Why) -> None:
         """An outcome, in the fleet's closed state."""
         record, circuit, hint = self._record, self._circuit, believable(why.retry_after)
-        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and hint is not None)
+        at_once = _opens_at_once(verdict, why)
         if counted == "success":
             self._fleet.post(self._phrases.succeeded(record, circuit), self._heard_back)
-        elif at_once and answered(why):
-            self._claim(self._phrases.opened(record, circuit, claim=True))
+        elif at_once and (verdict is Verdict.THROTTLED or answered(why)):
+            self._claim(self._phrases.opened(record, circuit, "told"))
         else:
             if circuit.state is _OPEN and circuit.opening is not None:
                 seconds = circuit.opening.until - circuit.now
@@ -287,4 +297,10 @@ class SharedGate(Gate):
         self._fleet.post(step, self._claimed)
 
     def _new_circuit(self, config: BreakerConfig) -> Circuit:
-        return MirrorCircuit(config, self._random, self._moved, self._waiters.wake, self)
+        stirred = self._waiters.wake
+        return MirrorCircuit(config, self._random, self._moved, self._place_freed, stirred, self)
+
+
+def _opens_at_once(verdict: Verdict, why: Why) -> bool:
+    hinted = verdict is Verdict.THROTTLED and believable(why.retry_after) is not None
+    return hinted or verdict is Verdict.TRIP

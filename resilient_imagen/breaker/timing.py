@@ -29,12 +29,18 @@ class Clock:
 
     Args:
         source: Read instead of the loop's time, for use without a loop.
+        left: Called with the loop that was used before, when another one is met.
     """
 
-    __slots__ = ("_last", "_loop", "_shift", "_source")
+    __slots__ = ("_last", "_left", "_loop", "_shift", "_source")
 
-    def __init__(self, source: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        source: Callable[[], float] | None = None,
+        left: Callable[[asyncio.AbstractEventLoop], None] | None = None,
+    ) -> None:
         self._source = source
+        self._left = left
         self._loop: asyncio.AbstractEventLoop | None = None
         self._shift = 0.0
         self._last = 0.0 if source is None else -math.inf
@@ -69,7 +75,9 @@ class Clock:
         behind = self._last - (loop.time() + self._shift)
         if self._loop is None or behind > 0:
             self._shift += behind
-        self._loop = loop
+        before, self._loop = self._loop, loop
+        if before is not None and self._left is not None:
+            self._left(before)
 
 
 class Alarm:

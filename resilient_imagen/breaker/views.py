@@ -21,10 +21,12 @@ __all__ = [
 
 Counted: TypeAlias = Literal["success", "failure", "throttled", "slow", "ignored", "stale"]
 """How one request was counted. `ignored`: it says nothing. `stale`: the state it was admitted in
-is over, so it may not vote on the one that followed."""
+is over, so it may not vote on the one that followed; a hint or a fatal failure may still have
+lengthened an opening."""
 
 StateChange: TypeAlias = Literal["closed_to_open", "half_open_to_open", "half_open_to_closed"]
-"""What counting one request did to the breaker."""
+"""What counting one request did to the breaker. The end of a server's hint, from open to closed, is
+the work of time alone: listeners are told it, and no request is."""
 
 
 class BreakerState(StrEnum):
@@ -33,7 +35,8 @@ class BreakerState(StrEnum):
     CLOSED = "closed"
     """Everybody is let through."""
     OPEN = "open"
-    """Nobody is, until the opening has lasted its time; then the next caller is a probe."""
+    """Nobody is, until the opening has lasted its time. Then the next caller is a probe or, after
+    a mere hint of the server, the breaker is closed again."""
     HALF_OPEN = "half_open"
     """Only probes are."""
     FORCED_OPEN = "forced_open"

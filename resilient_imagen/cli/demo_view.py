@@ -140,6 +140,7 @@ def _told(event: BreakerChanged) -> str:
             f"the probe failed ({change.brief}): opened for {change.retry_after:.1f} s"
         ),
         (BreakerState.HALF_OPEN, BreakerState.CLOSED): lambda: "the probe was served: closed",
+        (BreakerState.OPEN, BreakerState.CLOSED): lambda: "the server's hint was over: closed",
     }
     tell = words.get((change.from_state, change.to_state))
     return tell() if tell else f"{change.from_state} to {change.to_state}"

@@ -27,6 +27,8 @@ class Record(NamedTuple):
     """Seconds that the opening lasts still."""
     openings: int = 0
     """Openings since it was last closed."""
+    closes: bool = False
+    """The circuit is closed when the opening is over; otherwise it is due for a probe."""
     cause: str | None = None
     brief: str | None = None
     lease: float = 0.0
@@ -53,13 +55,14 @@ class Record(NamedTuple):
                 state=BreakerState(told["state"]),
                 left=float(told["left"]) * _MICRO,
                 openings=int(told["openings"]),
+                closes=bool(told.get("closes")),  # older workers do not tell it
                 cause=str(told["cause"]) or None,
                 brief=str(told["brief"]) or None,
                 lease=float(told["lease"]) * _MICRO,
                 workers=int(told["workers"]),
                 granted=bool(told["granted"]),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a record: {type(error).__name__}") from None
 
 

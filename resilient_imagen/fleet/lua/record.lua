@@ -10,6 +10,7 @@ local record = {
   epoch = '', version = 0, generation = 1, state = 'closed', since = now, till = now,
   openings = 0, cause = '', brief = '', streak = 0, witness = '', answered = 0,
   places = 1, successes = 0, at = now,
+  hinted = 0,  -- the generation of the latest opening that ends in the closed state
 }
 local stored = redis.call('HGETALL', CIRCUIT)
 for i = 1, #stored, 2 do
@@ -49,6 +50,7 @@ local function told(granted)
     route = ROUTE, epoch = record.epoch, version = record.version,
     generation = record.generation, state = record.state,
     left = math.max(record.till - now, 0), openings = record.openings,
+    closes = record.hinted == record.generation,
     cause = record.cause, brief = record.brief, lease = lease,
     workers = redis.call('ZCARD', SEEN), granted = granted or false,
   })
@@ -80,10 +82,14 @@ local function same(epoch, generation)
   return epoch == record.epoch and tonumber(generation) == record.generation
 end
 
-local function move(state)
+-- With `counts_stay`, failures in a row go on to be counted in the new state.
+local function move(state, counts_stay)
   record.state, record.since, record.till = state, now, now
   record.generation = record.generation + 1
-  record.streak, record.witness, record.answered, record.successes = 0, '', 0, 0
+  if not counts_stay then
+    record.streak, record.witness, record.answered = 0, '', 0
+  end
+  record.successes = 0
   redis.call('DEL', LEASES)
   if state == 'closed' then
     record.openings, record.cause, record.brief = 0, '', ''
@@ -92,15 +98,24 @@ end
 
 -- Open for `pause` from now; if it is open already, for the longer of both. One more opening in a
 -- row, unless the worker counts no more than that: a server's hint says nothing of failed probes.
-local function open(pause, cause, brief, openings)
+-- With `closes` (a hint) it is closed when it is over, unless anything else opened or lengthens it.
+local function open(pause, cause, brief, openings, closes)
+  local longer = now + pause > record.till
   if record.state ~= 'open' then
+    closes = closes and record.state == 'closed'
     record.openings = math.max(record.openings, math.min(openings, record.openings + 1), 1)
-    move('open')
-  elseif now + pause <= record.till then
+    move('open', closes)
+    record.hinted = closes and record.generation or 0
+    longer = true
+  elseif not closes and record.hinted == record.generation then
+    record.hinted = 0
+  elseif not longer then
     return
   end
-  record.till = now + pause
-  record.cause, record.brief = cause, brief
+  if longer then
+    record.till = now + pause
+    record.cause, record.brief = cause, brief
+  end
   publish()
 end
 
@@ -143,4 +158,10 @@ local function touch(calls, failures)
     redis.call('ZREM', SEEN, unpack(gone))
     redis.call('HDEL', WORKERS, unpack(gone))
   end
+end
+
+-- A hint is over: closed again, as if it had not been open.
+if record.state == 'open' and record.hinted == record.generation and now >= record.till then
+  move('closed', true)
+  publish()
 end

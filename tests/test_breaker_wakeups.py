@@ -1,0 +1,236 @@
+"""A free probe's place wakes as many callers as there are places, and never leaves one waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resilient_imagen.breaker import BreakerConfig, Gate, Permit, Rejection
+from resilient_imagen.reasons import Verdict
+from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
+
+Kind = Literal["takes", "looks", "takes another", "leaves", "leaves when woken"]
+Way = Literal["await", "wait", "wait_for", "task"]
+
+
+async def due(places: int = 1) -> Gate:
+    """A gate that is due for its first probe."""
+    gate = Gate(
+        "google:pro", BreakerConfig(half_open_calls=places, reset_max=600.0), random=lambda: 0.0
+    )
+    gate.trip(cause="quota_exhausted")
+    await asyncio.sleep(600.0)
+    return gate
+
+
+def probes(gate: Gate, count: int) -> list[Permit]:
+    found = [gate.reserve() for _ in range(count)]
+    assert all(isinstance(each, Permit) for each in found)
+    return [each for each in found if isinstance(each, Permit)]
+
+
+async def settle_down() -> None:
+    """Let everything run that needs no time."""
+    await asyncio.sleep(0.001)
+
+
+class Caller:
+    """One caller that waits for a place of `gate`, and may also watch `other`."""
+
+    def __init__(self, gate: Gate, other: Gate, kind: Kind, way: Way) -> None:
+        self.gate, self.other, self.kind, self.way = gate, other, kind, way
+        self.woken = 0
+        self.permit: Permit | None = None
+        self.task = asyncio.ensure_future(self.run())
+        self.waiting: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        while isinstance(answer := self.ask(), Rejection):
+            await self.wait()
+            self.woken += 1
+            if self.kind == "takes another":
+                break
+        if isinstance(answer, Permit):
+            self.permit = answer
+
+    def ask(self) -> Permit | Rejection | None:
+        if self.kind != "looks":
+            return self.gate.reserve()
+        rejection = self.gate.reserve() if not self.gate.usable() else None
+        return rejection or Rejection(
+            "", self.gate.numbers().state, None, True, None, None, None, self.gate.numbers()
+        )
+
+    async def wait(self) -> None:
+        self.waiting = self.gate.changed()
+        if self.kind == "leaves when woken":
+            self.waiting.add_done_callback(lambda _: self.task.cancel())
+        if self.way == "await":
+            await self.waiting
+        elif self.way == "wait_for":
+            await asyncio.wait_for(self.waiting, 1e6)
+        elif self.way == "task":
+            await asyncio.ensure_future(asyncio.wait([self.waiting], timeout=1e6))
+        else:
+            watched = {self.waiting, self.other.changed()}
+            await asyncio.wait(watched, timeout=1e6, return_when=asyncio.FIRST_COMPLETED)
+            for each in watched:
+                each.cancel()
+
+
+def test_cancelled_probes_wake_one_caller_each() -> None:
+    """Of 2000 waiting callers, 50 cancelled probes wake 50, in the order in which they came."""
+
+    async def scenario() -> list[int]:
+        gate = await due()
+        (probe,) = probes(gate, 1)
+        callers = [Caller(gate, gate, "takes", "await") for _ in range(2000)]
+        await settle_down()
+        for number in range(50):
+            probe.settle(Verdict.NEUTRAL)
+            await settle_down()
+            taken = callers[number].permit
+            assert taken is not None
+            probe = taken
+        woken = [caller.woken for caller in callers]
+        probe.settle(Verdict.SUCCESS)
+        await settle_down()
+        assert all(caller.task.done() for caller in callers), "a verdict concerns all"
+        return woken
+
+    assert run_virtual(scenario()) == [1] * 50 + [0] * 1950
+
+
+def test_places_that_are_freed_together_wake_as_many() -> None:
+    """Three places, of which two probes leave at once: two callers are woken."""
+
+    async def scenario() -> None:
+        gate = await due(3)
+        first, second, _ = probes(gate, 3)
+        callers = [Caller(gate, gate, "takes", "wait") for _ in range(10)]
+        await settle_down()
+        first.settle(Verdict.NEUTRAL)
+        second.settle(Verdict.REFUSED)
+        await settle_down()
+        assert sum(caller.permit is not None for caller in callers) == 2
+        assert sum(caller.woken for caller in callers) <= 3
+        for caller in callers:
+            caller.task.cancel()
+
+    run_virtual(scenario())
+
+
+def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
+    """Callers that only look are woken once each; nobody spins, though the place stays free."""
+
+    async def scenario() -> None:
+        gate = await due()
+        (probe,) = probes(gate, 1)
+        lookers = [Caller(gate, gate, "looks", "await") for _ in range(100)]
+        await settle_down()
+        probe.settle(Verdict.NEUTRAL)
+        await settle_down()
+        assert [caller.woken for caller in lookers] == [1] * 100
+        await asyncio.sleep(10.0)
+        assert [caller.woken for caller in lookers] == [1] * 100
+        for caller in lookers:
+            caller.task.cancel()
+
+    run_virtual(scenario())
+
+
+KINDS = st.sampled_from(["takes", "takes", "looks", "takes another", "leaves", "leaves when woken"])
+WAYS = st.sampled_from(["await", "wait", "wait_for", "task"])
+ENDINGS = st.sampled_from([Verdict.NEUTRAL, Verdict.NEUTRAL, Verdict.REFUSED])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    places=st.integers(1, 3),
+    crowd=st.lists(st.tuples(KINDS, WAYS), min_size=1, max_size=12),
+    endings=st.lists(st.lists(ENDINGS, min_size=1, max_size=3), min_size=1, max_size=12),
+)
+def test_no_place_is_free_while_a_caller_waits_for_one(
+    places: int, crowd: list[tuple[Kind, Way]], endings: list[list[Verdict]]
+) -> None:
+    """Whoever leaves, only looks, or goes elsewhere: wake-ups are never lost."""
+
+    async def scenario() -> None:
+        gate, other = await due(places), await due()
+        held = probes(gate, places)
+        probes(other, 1)
+        callers = [Caller(gate, other, kind, way) for kind, way in crowd]
+        await settle_down()
+        for round_ in endings:
+            for verdict in round_:
+                for caller in callers:
+                    if caller.kind == "leaves" and caller.waiting is not None:
+                        caller.task.cancel()
+                if held:
+                    held.pop(0).settle(verdict)
+            await settle_down()
+            for caller in callers:
+                if caller.permit is not None:
+                    held.append(caller.permit)
+                    caller.permit = None
+            waiting = [
+                caller for caller in callers if caller.kind == "takes" and not caller.task.done()
+            ]
+            assert not waiting or len(held) == places
+        for caller in callers:
+            caller.task.cancel()
+
+    run_virtual(scenario())
+
+
+def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> None:
+    """A loop left in the middle holds a waiter; the running loop's caller is woken as well."""
+    gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
+    idle, busy = VirtualTimeLoop(), VirtualTimeLoop()
+
+    async def wait() -> asyncio.Future[None]:
+        gate.trip(cause="overloaded")
+        return gate.changed()
+
+    async def probe_and_leave() -> None:
+        gate.force_open = False
+        until = gate.open_until()
+        assert until is not None
+        await asyncio.sleep(until - asyncio.get_running_loop().time())
+        (probe,) = probes(gate, 1)
+        caller = Caller(gate, gate, "takes", "await")
+        await settle_down()
+        probe.settle(Verdict.NEUTRAL)
+        await settle_down()
+        assert caller.permit is not None
+
+    try:
+        left = idle.run_until_complete(wait())
+        busy.run_until_complete(probe_and_leave())
+        assert not left.done(), "its loop has not run"
+        idle.run_until_complete(asyncio.wait_for(left, 1))
+    finally:
+        idle.close()
+        busy.close()
+
+
+def test_a_place_freed_outside_any_loop_wakes_all() -> None:
+    """A permit may be settled in a thread; no loop runs there that could wake the next caller."""
+
+    async def scenario() -> None:
+        gate = await due()
+        (probe,) = probes(gate, 1)
+        kinds: tuple[Kind, ...] = ("looks", "takes", "takes")
+        callers = [Caller(gate, gate, kind, "await") for kind in kinds]
+        await settle_down()
+        await asyncio.to_thread(probe.settle, Verdict.NEUTRAL)
+        await settle_down()
+        assert [caller.woken for caller in callers] == [1, 1, 1]
+        assert callers[1].permit is not None
+        for caller in callers:
+            caller.task.cancel()
+
+    run_virtual(scenario())
