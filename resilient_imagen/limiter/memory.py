@@ -105,7 +105,8 @@ class Ticket:
 class Pacer:
     """The queue in front of one provider.
 
-    Belongs to one running event loop at a time; successive loops may use it.
+    Belongs to one running event loop at a time; successive loops may use it. What callers of a
+    closed loop have left behind is dropped when another loop asks.
 
     Args:
         max_concurrent: Requests in flight.
@@ -128,6 +129,7 @@ class Pacer:
         self._queue: deque[Ticket] = deque()
         self._slots: set[Ticket] = set()
         """Tickets that were granted and have not left."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._last_seen = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_loop: asyncio.AbstractEventLoop | None = None
@@ -162,7 +164,8 @@ class Pacer:
             latency: Seconds; None where nothing is known: then only the pace is looked at, as if
                 every slot were free.
         """
-        now, ahead = asyncio.get_running_loop().time(), len(self._queue)
+        now = self._now(asyncio.get_running_loop())  # which may drop callers of a closed loop
+        ahead = len(self._queue)
         wait = self._place_wait(now, ahead)
         if latency is None or self.in_flight + ahead < self._max_concurrent:
             return wait
@@ -213,11 +216,20 @@ class Pacer:
             self._grant_first(loop, now)
 
     def _now(self, loop: asyncio.AbstractEventLoop) -> float:
+        if loop is not self._loop:
+            self._loop = loop
+            self._drop_closed_loops()
         now = loop.time()
         if now < self._last_seen:
             self._begin_anew()  # a new loop, whose clock started anew
         self._last_seen = now
         return now
+
+    def _drop_closed_loops(self) -> None:
+        """Nobody waits on a closed loop, and nobody there gives a slot back."""
+        self._queue = deque(each for each in self._queue if not _is_dead(each))
+        for ticket in [each for each in self._slots if _is_dead(each)]:
+            self._release(ticket)
 
     def _begin_anew(self) -> None:
         self._places.reset()
@@ -245,15 +257,24 @@ class Pacer:
 
     def leave(self, ticket: Ticket) -> None:
         """Give up the ticket's stand or slot; once is enough, more often does no harm."""
-        if ticket.receipt is None:
-            if ticket in self._queue:
-                self._queue.remove(ticket)
+        if ticket in self._slots:
+            self._release(ticket)
+        elif ticket in self._queue:
+            self._queue.remove(ticket)
         else:
-            self._slots.discard(ticket)
-            if not ticket.spent:
-                self._places.give_back(ticket.receipt)
-            ticket.receipt = None
+            return  # dropped with its loop, or it has left before
         try:
             self._serve()
         except RuntimeError:  # no running loop: an abandoned task is being collected
             return
+
+    def _release(self, ticket: Ticket) -> None:
+        """Free its slot; its place, too, if it was not spent."""
+        self._slots.discard(ticket)
+        if ticket.receipt is not None and not ticket.spent:
+            self._places.give_back(ticket.receipt)
+        ticket.receipt = None
+
+
+def _is_dead(ticket: Ticket) -> bool:
+    return ticket.granted.get_loop().is_closed()

@@ -122,12 +122,11 @@ class SharedPacer(Pacer):
 
     # -- the queue --------------------------------------------------------------------------------
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give up the ticket's stand or slot; once is enough, more often does no harm."""
+    def _release(self, ticket: Ticket) -> None:
         place = self._granted.pop(ticket, None)
         if place is not None and not ticket.spent:
             self._held.insert(0, place)
-        super().leave(ticket)
+        super()._release(ticket)
 
     def _waiting(self) -> int:
         # Whose place is being asked for does not wait yet, if we last heard that one was due.

@@ -1,0 +1,202 @@
+"""Event loops that are closed without cancelling their tasks, as in notebooks and scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis_kit import RedisServer
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.errors import provider_failure
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.reasons import Reason
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.virtualtime import VirtualTimeLoop
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+Loops = Callable[[], asyncio.AbstractEventLoop]
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, VirtualTimeLoop])
+
+
+class Google:
+    """Answers, fails, or hangs on a future that nothing but the call itself holds.
+
+    FakeProvider would not do: it leaves its tasks alive in a table of anyio's.
+    """
+
+    name = "google"
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.hangs = True
+        self.fails = 0
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        del request
+        self.requests += 1
+        if self.fails:
+            self.fails -= 1
+            raise provider_failure(Reason.OVERLOADED, provider=self.name, status=503)
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        return ProviderImage(TINY_PNG, "image/png", model)
+
+    async def aclose(self) -> None:
+        return
+
+
+class Picture:
+    """A reference image of a call."""
+
+    data = TINY_PNG
+
+
+def client_of(google: Google, **settings: Any) -> ImageClient:
+    numbers = {"routes": "google:pro", "ipm": 60_000, "max_retries": 0, **settings}
+    return ImageClient(Settings(**numbers), providers=[google])
+
+
+def leave_behind(
+    client: ImageClient, new_loop: Loops, calls: int, ready: Callable[[], bool]
+) -> list[weakref.ref[Picture]]:
+    """Start calls on a loop of their own, and close it as soon as `ready`."""
+    loop = new_loop()
+    pictures = [Picture() for _ in range(calls)]
+
+    async def call(picture: Picture) -> None:
+        await client.generate("a lighthouse", references=[picture.data])
+
+    async def start() -> None:
+        for picture in pictures:
+            asyncio.ensure_future(call(picture))  # noqa: RUF006 - nobody may hold it
+        async with asyncio.timeout(20):
+            while not ready():  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0.001)
+
+    loop.run_until_complete(start())
+    loop.close()
+    return [weakref.ref(picture) for picture in pictures]
+
+
+async def serve(client: ImageClient) -> None:
+    result = await client.generate("a lighthouse", deadline=20)
+    assert result.image_bytes == TINY_PNG
+
+
+def run(new_loop: Loops, client: ImageClient, calls: int = 1) -> None:
+    """Serve so many calls on a loop of their own, one after the other."""
+    loop = new_loop()
+    try:
+        for _ in range(calls):
+            loop.run_until_complete(serve(client))
+    finally:
+        loop.close()
+
+
+async def look(client: ImageClient) -> None:
+    """Let the client know what time it is: a virtual loop that follows begins at 0 again."""
+    client.snapshot()
+
+
+def queue_of(client: ImageClient) -> dict[str, Any]:
+    queue: dict[str, Any] = client.snapshot()["routes"][0]["queue"]
+    return queue
+
+
+@LOOPS
+def test_slots_of_closed_loops_are_free_for_the_next_one(new_loop: Loops) -> None:
+    """Four loops leave a request in flight each, one per slot; the fifth loop's call is served."""
+    google = Google()
+    client = client_of(google, max_concurrent=4)
+    for number in range(1, 5):
+        leave_behind(client, new_loop, 1, lambda number=number: google.requests == number)  # type: ignore[misc]
+    google.hangs = False
+    run(new_loop, client)
+
+    assert google.requests == 5
+    assert (queue_of(client)["in_flight"], queue_of(client)["waiting"]) == (0, 0)
+
+
+@LOOPS
+def test_callers_left_in_the_queue_hold_up_nobody(new_loop: Loops) -> None:
+    """Twenty waited for a slot, at a place each; the next loop's caller is not saturated."""
+    google = Google()
+    client = client_of(google, max_concurrent=1, max_queue=20, ipm=6)
+    leave_behind(client, new_loop, 21, lambda: queue_of(client)["waiting"] == 20)
+    google.hangs = False
+    run(VirtualTimeLoop, client, calls=2)
+
+    assert google.requests == 3
+
+
+@LOOPS
+def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) -> None:
+    """In flight, or in the queue: their pictures go with them."""
+    google = Google()
+    client = client_of(google, max_concurrent=2)
+    pictures = leave_behind(client, new_loop, 10, lambda: queue_of(client)["waiting"] == 8)
+    google.hangs = False
+    run(new_loop, client)
+    gc.collect()
+
+    assert [picture() for picture in pictures] == [None] * 10
+
+
+@LOOPS
+def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
+    """A loop is closed over a probe in flight and nine callers that wait for its verdict.
+
+    The next loop's first caller is the probe, and nothing has failed meanwhile.
+    """
+    google = Google()
+    google.fails = 1
+    client = client_of(google, breaker_fail_max=1, breaker_reset_timeout=0.01)
+    loop = new_loop()
+    with pytest.raises(Exception, match="503"):
+        loop.run_until_complete(serve(client))
+    gate = client.breakers["google:pro"]
+    loop.run_until_complete(asyncio.sleep(0.02))
+    loop.run_until_complete(look(client))
+    loop.close()
+    pictures = leave_behind(
+        client, new_loop, 10, lambda: google.requests == 2 and len(gate._waiters) == 9
+    )
+    google.hangs = False
+    run(new_loop, client)
+    gc.collect()
+
+    assert gate.numbers().state == "closed"
+    assert [picture() for picture in pictures] == [None] * 10
+
+
+@pytest.mark.redis
+def test_the_shared_pace_keeps_nothing_of_closed_loops(server: RedisServer) -> None:
+    """Slots, queue and places of the fleet: the next loop's callers are served."""
+    google = Google()
+    client = client_of(google, max_concurrent=2, redis_url=server.url)
+    for number in (2, 4):
+        pictures = leave_behind(
+            client,
+            asyncio.new_event_loop,
+            6,
+            lambda number=number: google.requests == number and queue_of(client)["waiting"] == 4,  # type: ignore[misc]
+        )
+    google.hangs = False
+    loop = asyncio.new_event_loop()
+    try:
+        for _ in range(5):
+            loop.run_until_complete(serve(client))
+        loop.run_until_complete(client.aclose())
+    finally:
+        loop.close()
+    gc.collect()
+
+    assert (queue_of(client)["in_flight"], queue_of(client)["waiting"]) == (0, 0)
+    assert [picture() for picture in pictures] == [None] * 6
