@@ -84,6 +84,19 @@ _PHRASES: Mapping[Reason, str] = {
 
 
 _STATUS_WORD: Final = re.compile(r"[A-Z_]{1,40}")
+_BRIEF: Final = re.compile(
+    rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{'|'.join(map(re.escape, _PHRASES.values()))})"
+)
+
+
+def trusted_brief(text: str, reason: Reason | None) -> str:
+    """Return `text` if an error's `brief` can be it, else the fixed phrase for `reason`.
+
+    For a text that another process stored: it may have been damaged or forged.
+    """
+    if _BRIEF.fullmatch(text):
+        return text
+    return "a failure in another process" if reason is None else _PHRASES[reason]
 
 
 class ImageGenerationError(Exception):

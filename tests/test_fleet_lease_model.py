@@ -9,6 +9,7 @@ The steps are the real Lua. Beside them runs an oracle, written from the protoco
   failure that may be the worker's own trouble needs a second worker, or nobody else to be there;
 - an opening by a hint alone is closed when it is over, one that a failure had a part in waits for a
   probe; hints and fatal failures of an earlier state lengthen an opening, and do nothing else;
+- an opening that lasts longer than a worker believes is over;
 - who has said goodbye, or nothing for a minute, is not there.
 """
 
@@ -40,6 +41,7 @@ from resilient_imagen.fleet.steps import (
     OPEN,
     RELEASE,
     SETTLE,
+    SHORTEN,
     VOTE,
     Script,
     Step,
@@ -128,6 +130,12 @@ class Oracle:
         self.touch(worker)
         if self.state == "open":
             self.open(seconds, hint=hint)
+
+    def doubt(self, worker: str, generation: int, longest: float) -> None:
+        self.pass_time()
+        self.touch(worker)
+        if generation == self.generation and self.state == "open":
+            self.until = self.now if self.until - self.now > longest else self.until
 
     def fail(self, worker: str, token: str, generation: int, *, answered: bool) -> None:
         self.pass_time()
@@ -236,10 +244,10 @@ class LeaseProtocol(RuleBasedStateMachine):
     @rule(
         target=messages,
         worker=st.sampled_from(WORKERS),
-        kind=st.sampled_from(["hint", "late hint", "late fatal"]),
+        kind=st.sampled_from(["hint", "late hint", "late fatal", "doubt"]),
     )
     def pass_on_news(self, worker: str, kind: str) -> Message:
-        """Of the server: a hint, a used-up quota."""
+        """Of the server: a hint, a used-up quota. Or a worker that does not believe the record."""
         return Message(worker, kind, "", self.heard[worker])
 
     @rule(target=messages, worker=st.sampled_from(WORKERS))
@@ -335,6 +343,9 @@ class LeaseProtocol(RuleBasedStateMachine):
                 oracle.hear_late(worker, FATAL, hint=False)
                 fatal = (micros(FATAL), "quota_exhausted", "429", 1, "late", 1)
                 told = self.take(OPEN, worker, *fence, *fatal, "", 0)
+            case "doubt":
+                oracle.doubt(worker, message.generation, 2 * PAUSE)
+                told = self.take(SHORTEN, worker, *fence, micros(2 * PAUSE))
             case "leave":
                 oracle.leave(worker)
                 told = self.take(LEAVE, worker)

@@ -11,6 +11,7 @@ from resilient_imagen.fleet.steps import (
     OPEN,
     RELEASE,
     SETTLE,
+    SHORTEN,
     VOTE,
     Script,
     Step,
@@ -102,6 +103,10 @@ class Phrases:
             token,
             int(opening is not None and opening.closes),
         )
+
+    def shortened(self, record: Record, longest: float) -> Step:
+        """The record's opening lasts longer than any worker could mean: `longest` seconds."""
+        return self._fenced(SHORTEN, record, microseconds(longest))
 
     def settled(self, record: Record, circuit: Circuit, token: str, successes: int) -> Step:
         """So many probes succeeded."""

@@ -38,7 +38,7 @@ from resilient_imagen.breaker.gate import Gate
 from resilient_imagen.breaker.mirror import MirrorCircuit
 from resilient_imagen.breaker.permit import Permit
 from resilient_imagen.breaker.phrases import Phrases, answered
-from resilient_imagen.breaker.trip import believable, pause
+from resilient_imagen.breaker.trip import believable, longest_pause, pause
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.record import UNKNOWN, Record
@@ -167,6 +167,17 @@ class SharedGate(Gate):
             released = [self._phrases.released(token) for token in self._leases.values()]
         return [*released, self._phrases.left()]
 
+    def _believed(self, record: Record) -> Record:
+        """The record; with an opening that no worker can have meant, one that is over.
+
+        The store is told to end it, too, so that the next probe gets its lease.
+        """
+        longest = longest_pause(self._circuit.config, record.cause)
+        if record.state is not _OPEN or record.left <= longest:
+            return record
+        self._fleet.post(self._phrases.shortened(record, longest), self._heard_back)
+        return record._replace(left=0.0)
+
     def _claimed(self, answer: Any) -> None:
         if answer is not None:
             self._knows_better = False
@@ -184,6 +195,7 @@ class SharedGate(Gate):
             if same_epoch and record.version < before.version + (not again):
                 return
             self._catch_up()
+            record = self._believed(record)
             self._record = record
             same_state = same_epoch and record.generation == before.generation
             if not same_state:

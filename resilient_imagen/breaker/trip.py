@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.reasons import POLICIES, Verdict
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.breaker.config import BreakerConfig
 
-__all__ = ["BUCKETS", "MAX_HINT", "TripRule", "Window", "believable", "pause", "tripped_pause"]
+__all__ = [
+    "BUCKETS",
+    "MAX_HINT",
+    "TripRule",
+    "Window",
+    "believable",
+    "longest_pause",
+    "pause",
+    "tripped_pause",
+]
 
 BUCKETS: Final = 60
 """Buckets of a window; one bucket's width is the precision with which an outcome grows old."""
@@ -19,6 +30,11 @@ MAX_HINT: Final = 86_400.0
 """Seconds: the longest hint of a server that is taken at its word."""
 
 _JITTER: Final = 0.1
+_ROUNDING: Final = 0.001
+"""Seconds by which a period may grow when another process tells it."""
+_AT_ONCE: Final = frozenset(
+    str(reason) for reason, policy in POLICIES.items() if policy.verdict is Verdict.TRIP
+)
 _MAX_DOUBLINGS: Final = 60  # far beyond any maximum, and far below what a float can hold
 
 
@@ -164,6 +180,12 @@ def tripped_pause(config: BreakerConfig, hint: float | None, random: Callable[[]
     if hint is not None and hint > config.reset_max:
         return max(min(hint, MAX_HINT), config.reset_max)
     return _jittered(config.reset_max, random)
+
+
+def longest_pause(config: BreakerConfig, cause: str | None) -> float:
+    """Seconds that an opening of this cause lasts at most, by these numbers."""
+    longest = config.reset_max * (1.0 + _JITTER) + _ROUNDING
+    return max(longest, MAX_HINT) if cause in _AT_ONCE else longest
 
 
 def _jittered(seconds: float, random: Callable[[], float]) -> float:

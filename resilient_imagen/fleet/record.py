@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Final, NamedTuple, Self
+import math
+from typing import Any, Final, NamedTuple, Self
 
 from resilient_imagen.breaker.views import BreakerState
+from resilient_imagen.errors import trusted_brief
+from resilient_imagen.reasons import Reason
 
-__all__ = ["UNKNOWN", "Record"]
+__all__ = ["UNKNOWN", "Record", "trusted_texts"]
 
 _MICRO: Final = 1e-6
+_REASONS: Final = frozenset(map(str, Reason))
+_LONGEST_LEASE: Final = 3600.0
+"""Seconds; the scripts keep none for longer."""
 
 
 class Record(NamedTuple):
@@ -47,23 +53,36 @@ class Record(NamedTuple):
         """
         try:
             told = json.loads(text)
+            cause, brief = trusted_texts(str(told["cause"]), str(told["brief"]))
             return cls(
                 route=str(told["route"]),
                 epoch=str(told["epoch"]),
                 version=int(told["version"]),
                 generation=int(told["generation"]),
                 state=BreakerState(told["state"]),
-                left=float(told["left"]) * _MICRO,
-                openings=int(told["openings"]),
+                left=_seconds(told["left"]),
+                openings=max(int(told["openings"]), 0),
                 closes=bool(told.get("closes")),  # older workers do not tell it
-                cause=str(told["cause"]) or None,
-                brief=str(told["brief"]) or None,
-                lease=float(told["lease"]) * _MICRO,
+                cause=cause,
+                brief=brief,
+                lease=min(_seconds(told["lease"]), _LONGEST_LEASE),
                 workers=int(told["workers"]),
                 granted=bool(told["granted"]),
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"not a record: {type(error).__name__}") from None
+
+
+def trusted_texts(cause: str, brief: str) -> tuple[str | None, str | None]:
+    """Cause and short text as stored, with nothing but reasons and an error's own words in them."""
+    reason = Reason(cause) if cause in _REASONS else None
+    return reason, trusted_brief(brief, reason) if brief else None
+
+
+def _seconds(micros: Any) -> float:
+    """A duration as told; infinity, if it is not a number that a duration can have."""
+    seconds = float(micros) * _MICRO
+    return seconds if seconds >= 0 else math.inf
 
 
 UNKNOWN: Final = Record("", "", 0, 0, BreakerState.CLOSED)

@@ -14,6 +14,7 @@ __all__ = [
     "RELEASE",
     "SCRIPTS",
     "SETTLE",
+    "SHORTEN",
     "TAKE",
     "VOTE",
     "Script",
@@ -56,8 +57,9 @@ OPEN: Final = _script("clock", "record", "open")
 LEASE: Final = _script("clock", "record", "lease")
 SETTLE: Final = _script("clock", "record", "settle")
 RELEASE: Final = _script("clock", "record", "release")
+SHORTEN: Final = _script("clock", "record", "shorten")
 LEAVE: Final = _script("clock", "record", "leave")
 TAKE: Final = _script("clock", "pace", "take")
 GIVE_BACK: Final = _script("clock", "pace", "give_back")
 
-SCRIPTS: Final = (VOTE, OPEN, LEASE, SETTLE, RELEASE, LEAVE, TAKE, GIVE_BACK)
+SCRIPTS: Final = (VOTE, OPEN, LEASE, SETTLE, RELEASE, SHORTEN, LEAVE, TAKE, GIVE_BACK)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, RedisDoor
+from resilient_imagen.fleet.record import trusted_texts
 
 if TYPE_CHECKING:
     from resilient_imagen.fleet.address import Address
@@ -15,6 +18,10 @@ __all__ = ["PaceView", "RouteView", "View", "look"]
 
 _MICRO = 1e-6
 _LIVE = 60.0
+_STATES = frozenset(map(str, BreakerState))
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_COUNTS = 3
+"""Numbers in a worker's entry: generation, calls, failures."""
 
 
 class RouteView(NamedTuple):
@@ -23,7 +30,8 @@ class RouteView(NamedTuple):
     route: str
     """``provider:model``, then an @ and a word for the account, if the fleet knows which."""
     state: str
-    """closed, open, half_open; open with 0 seconds left is due for a probe."""
+    """closed, open, half_open; open with 0 seconds left is due for a probe. Any other word that
+    Redis holds is shown as unknown."""
     since_s: float
     left_s: float
     """Seconds that the opening lasts still."""
@@ -97,14 +105,15 @@ async def _keys(ask: Any, pattern: str) -> list[str]:
     cursor = "0"
     while True:
         answer, keys = await ask("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
-        found.update(key.decode()[len(before) : -len(after)] for key in keys)
+        names = (key.decode(errors="replace")[len(before) : -len(after)] for key in keys)
+        found.update(name for name in names if name.isprintable())
         cursor = answer.decode()
         if cursor == "0":
             return sorted(found)
 
 
 async def _hash(ask: Any, key: str) -> dict[str, str]:
-    flat = [each.decode() for each in await ask("HGETALL", key)]
+    flat = [each.decode(errors="replace") for each in await ask("HGETALL", key)]
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -116,17 +125,20 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
     state = record.get("state", "closed")
     counted = [entry.split(":") for entry in workers.values()]
     present = [entry for entry in counted if entry[0] == record.get("generation")]
+    why, brief = trusted_texts(record.get("cause", ""), record.get("brief", ""))
     return RouteView(
         route=name,
-        state=state,
-        since_s=max(0.0, (now - int(record.get("since", now))) * _MICRO),
-        left_s=max(0.0, (int(record.get("till", now)) - now) * _MICRO) if state == "open" else 0.0,
-        openings_in_a_row=int(record.get("openings", 0)),
-        why=record.get("cause") or None,
-        brief=record.get("brief") or None,
-        failures_in_a_row=int(record.get("streak", 0)),
-        window_calls=sum(int(entry[1]) for entry in present),
-        window_failures=sum(int(entry[2]) for entry in present),
+        state=state if state in _STATES else "unknown",
+        since_s=max(0.0, (now - _whole(record.get("since"), now)) * _MICRO),
+        left_s=max(0.0, (_whole(record.get("till"), now) - now) * _MICRO)
+        if state == "open"
+        else 0.0,
+        openings_in_a_row=_whole(record.get("openings")),
+        why=why,
+        brief=brief,
+        failures_in_a_row=_whole(record.get("streak")),
+        window_calls=sum(_whole(entry[1]) for entry in present if len(entry) == _COUNTS),
+        window_failures=sum(_whole(entry[2]) for entry in present if len(entry) == _COUNTS),
         probes=int(probes),
         workers=int(live),
     )
@@ -135,5 +147,10 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
 async def _pace(ask: Any, address: Address, name: str, now: int) -> PaceView:
     pace = await _hash(ask, address.key("pace", name))
     returned = await ask("ZCOUNT", address.key("free", name), now, "+inf")
-    wait = max(0.0, (int(pace.get("next", now)) - now) * _MICRO)
+    wait = max(0.0, (_whole(pace.get("next"), now) - now) * _MICRO)
     return PaceView(name, wait, int(returned))
+
+
+def _whole(text: str | None, default: int = 0) -> int:
+    """A stored number; the default for anything else (damaged or forged)."""
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else default

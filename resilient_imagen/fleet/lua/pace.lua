@@ -4,10 +4,11 @@
 -- named by the `next` that it left behind.
 local PACE, FREE = KEYS[1], KEYS[2]
 local KEEP = 60 * 1000000
+local FURTHEST = 3600 * 1000000  -- or a hundred places: how far ahead places are taken at most
 
 local kept = redis.call('HMGET', PACE, 'next', 'at')
-local next_place = tonumber(kept[1] or '0')
-local back = tonumber(kept[2] or '0') - now
+local next_place = number_of(kept[1] or '0', 0)
+local back = number_of(kept[2] or '0', 0) - now
 if back > 0 then  -- the server's clock was put back, or another server took over
   next_place = next_place - back
   redis.call('DEL', FREE)

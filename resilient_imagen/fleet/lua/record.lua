@@ -14,8 +14,9 @@ local record = {
 }
 local stored = redis.call('HGETALL', CIRCUIT)
 for i = 1, #stored, 2 do
-  local number = type(record[stored[i]]) == 'number'
-  record[stored[i]] = number and tonumber(stored[i + 1]) or stored[i + 1]
+  local name, value = stored[i], stored[i + 1]
+  local number = type(record[name]) == 'number'
+  record[name] = number and number_of(value, record[name]) or not number and value or record[name]
 end
 if record.epoch == '' then
   record.epoch = whole(now) .. '-' .. WORKER
@@ -33,7 +34,9 @@ if back > 0 then
   end
 end
 
+-- Leases that have run out, and those that no worker can have asked for.
 redis.call('ZREMRANGEBYSCORE', LEASES, '-inf', whole(now))
+redis.call('ZREMRANGEBYSCORE', LEASES, whole(now + KEEP), '+inf')
 
 local function probes_taken()
   return redis.call('ZCARD', LEASES) + record.successes >= record.places

@@ -3,6 +3,11 @@
 -- one to ask would be given.
 -- ARGV  count, interval, slack (how far ahead of even spacing a burst may run)
 local count, interval, slack = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+
+-- So many places cannot have been taken in advance (damaged or forged): begin at the present.
+if next_place - slack - now > math.max(FURTHEST, 100 * interval) then
+  next_place = now
+end
 redis.call('ZREMRANGEBYSCORE', FREE, '-inf', '(' .. whole(now))
 
 -- The earliest place: one that was given back, or a new one.
