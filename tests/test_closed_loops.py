@@ -16,6 +16,7 @@ from resilient_imagen.errors import provider_failure
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
+from resilient_imagen.snapshots import QueueSnapshot
 from resilient_imagen.testing import TINY_PNG
 from resilient_imagen.virtualtime import VirtualTimeLoop
 
@@ -105,9 +106,8 @@ async def look(client: ImageClient) -> None:
     client.snapshot()
 
 
-def queue_of(client: ImageClient) -> dict[str, Any]:
-    queue: dict[str, Any] = client.snapshot()["routes"][0]["queue"]
-    return queue
+def queue_of(client: ImageClient) -> QueueSnapshot:
+    return client.snapshot()["routes"][0]["queue"]
 
 
 @LOOPS

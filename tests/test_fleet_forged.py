@@ -11,7 +11,7 @@ from cli_kit import run
 from fleet_world import World, play, until
 from redis_kit import RedisServer
 
-from resilient_imagen import CircuitOpenError
+from resilient_imagen import CircuitOpenError, Snapshot
 from resilient_imagen.fleet.record import Record
 
 pytestmark = pytest.mark.redis
@@ -20,6 +20,11 @@ YEARS = 10**15
 """Microseconds: 31 years."""
 HOUR = 3600 * 10**6
 ESCAPES = "\x1b[2J\x1b]0;owned\x07 call +1 555 0100"
+
+
+def joined(snapshot: Snapshot) -> bool:
+    """Whether the client takes part in the fleet."""
+    return snapshot["fleet"] is not None and snapshot["fleet"]["joined"]
 
 
 def micros(server: RedisServer) -> int:
@@ -189,7 +194,7 @@ def test_a_lease_that_nobody_can_hold_blocks_no_probe(server: RedisServer) -> No
         world = World(server.url, breaker_reset_timeout=0.2)
         async with world.client:
             await world.outage()
-            await until(lambda: world.client.snapshot()["fleet"]["joined"])
+            await until(lambda: joined(world.client.snapshot()))
             forever = str(micros(server) + YEARS)
             server.ask("ZADD", "resilient_imagen:{google:pro}:leases", forever, "nobody:1")
             async with asyncio.timeout(20):

@@ -23,6 +23,7 @@ from resilient_imagen import (
     ImageGenerationError,
     ImageResult,
     Reason,
+    Resolution,
     Settings,
 )
 from resilient_imagen.breaker import Gate
@@ -97,7 +98,7 @@ class Caller:
     leaves_after: float | None
     deadline: float | None
     model: str | None
-    resolution: str
+    resolution: Resolution
 
 
 callers = st.lists(
