@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.limiter.memory import Pacer, QueueFullError
-from resilient_imagen.testing import run_virtual
+from resilient_imagen.testing import VirtualTimeLoop, run_virtual
 
 
 def now() -> float:
@@ -306,3 +308,26 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
     interval = 60 / per_minute
     for first, last in zip(sent, sent[burst:], strict=False):
         assert last - first >= interval - 1e-3  # no burst+1 requests within one interval
+
+
+def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
+    """The limiter works with loops such as uvloop, whose late timers have no ``when()``."""
+
+    class Timer(asyncio.Handle):
+        """What uvloop returns for a moment that has passed."""
+
+    class Loop(VirtualTimeLoop):
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            super().call_at(when, callback, *args, context=context)
+            return Timer(callback, args, self)
+
+    pacer = Pacer(max_concurrent=9, per_minute=60)
+    sent: list[float] = []
+
+    async def main() -> None:
+        await asyncio.gather(*(paced(pacer, partial(asyncio.sleep, 0), sent) for _ in range(3)))
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main())
+
+    assert sent == [0, 1, 2]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import socket
 import sys
 import tracemalloc
 from collections import Counter
@@ -608,3 +609,12 @@ def test_what_fits_after_halving_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
         return httpx2.Response(200, text=text + " " * (1000 if last - first > 1.5 else 0))
 
     assert from_jaeger(answer) == [Asked(1e9, "s")]
+
+
+def test_a_jaeger_that_nobody_serves_is_described_in_the_systems_words() -> None:
+    """A refused connection says so, instead of naming a Python class."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        with pytest.raises(RecordingError, match=r"cannot be asked: .*Connection refused"):
+            list(rows_of_service(url, "shop", 60, Counter()))

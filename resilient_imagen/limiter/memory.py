@@ -131,7 +131,8 @@ class Pacer:
         """Tickets that were granted and have not left."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_seen = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._timer_loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -246,10 +247,11 @@ class Pacer:
 
     def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
-            if self._timer_loop is loop and self._timer.when() <= when:
+            if self._timer_loop is loop and self._timer_at <= when:
                 return
             self._timer.cancel()
-        self._timer, self._timer_loop = loop.call_at(when, self._wake), loop
+        # The moment is kept here: uvloop's handle for a moment that has passed does not know it.
+        self._timer, self._timer_at, self._timer_loop = loop.call_at(when, self._wake), when, loop
 
     def _wake(self) -> None:
         self._timer = None

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.redaction import redact
 from resilient_imagen.tuning.otlp import rows_of_jaeger, rows_of_otlp
 from resilient_imagen.tuning.recording import MALFORMED, RecordingError, checked
 
@@ -58,6 +59,8 @@ def rows_of_service(
     """
     import httpx2
 
+    from resilient_imagen.providers.transport import description
+
     end = time.time() if now is None else now
     own = httpx2.Client(timeout=30.0) if client is None else client
     try:
@@ -68,7 +71,8 @@ def rows_of_service(
             yield from jaeger.between(start, until)
             start = until
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise RecordingError(f"Jaeger cannot be asked: {type(error).__name__}") from None
+        words = redact(description(error)) or type(error).__name__
+        raise RecordingError(f"Jaeger cannot be asked: {words}") from None
     except RecordingError:
         raise
     except MALFORMED:
