@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -607,6 +608,38 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
                     if steps < step:
                         break
                 assert 4 < steps < step
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("vendor", ["google", "openai"])
+@pytest.mark.parametrize("kind", [*FAILURES, "served"])
+def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
+    """Timers and connections keep the context in which they were made, some for minutes."""
+    contexts: list[Context] = []
+    good = google_body() if vendor == "google" else openai_body()
+
+    def served(_request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=good)
+
+    answer = FAILURES.get(kind, served)
+
+    def keeping(request: httpx2.Request) -> httpx2.Response | None:
+        contexts.append(copy_context())
+        return answer(request)
+
+    async def main() -> None:
+        async with client_of(keeping, vendor) as client:
+            await client.warm_up()
+            with counting_only():
+                watch = await let_go(client, deadline=30)
+                await asyncio.sleep(1)
+                kept = [each for each in gc.get_objects() if type(each) is Exchange]
+                assert contexts
+                assert kept
+                assert all(each.response is None and not each.body.text for each in kept)
+                assert alive() == 0
+                assert watch() is None
 
     run_virtual(main())
 

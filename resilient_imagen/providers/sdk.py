@@ -140,9 +140,10 @@ class SdkProvider(ABC):
                 trouble = _Trouble.of(error, partial(self._redacted, request))
         # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
         # those hold keys, prompts and whole pages.
-        if sent.response is None:
+        response, body = sent.take()
+        if response is None:
             self._no_answer(trouble, model)
-        return await self._answer(sent.response, sent.body, request, model, trouble)
+        return await self._answer(response, body, request, model, trouble)
 
     async def aclose(self) -> None:
         """Close the connections of every event loop that still runs."""

@@ -64,6 +64,15 @@ class Exchange:
         self.blobs[binascii.b2a_base64(token, newline=False)] = data
         return token
 
+    def take(self) -> tuple[httpx2.Response | None, Body]:
+        """Return the answer and keep it no longer.
+
+        Timers and connections keep the context that they were made in, and this object with it.
+        """
+        response, body = self.response, self.body
+        self.response, self.body = None, Body()
+        return response, body
+
 
 _current: ContextVar[Exchange | None] = ContextVar("resilient_imagen_exchange", default=None)
 
@@ -77,6 +86,7 @@ def exchange() -> Iterator[Exchange]:
         yield started
     finally:
         _current.reset(token)
+        started.blobs.clear()  # as in `take`
 
 
 class WireClient(httpx2.AsyncClient):
