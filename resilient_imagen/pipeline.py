@@ -151,7 +151,6 @@ class Pipeline:
         await self._enter(call, turn)
         try:
             await call.set_up(lane)
-            turn.until = self.leave_reserve(call.deadline, following)  # of what is left now
             turn.tailored = await lane.tailor(call.request)
             return await self._retrying(call, turn)
         except (CircuitOpenError, SaturatedError):
