@@ -1,0 +1,74 @@
+"""Memory and CPU time of a call are bounded, whatever pictures a caller or a provider sends.
+
+The bounds are those of images/limits.py. They hold for CPU time and not for the time of day, so
+that a busy machine changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METER = Path(__file__).parent / "images_meter.py"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what was used")
+
+
+def measured(group: str) -> dict[str, dict[str, Any]]:
+    """Figures of each case of a group, measured one after the other in a process of their own."""
+    done = subprocess.run(
+        [sys.executable, str(METER), group], capture_output=True, text=True, timeout=900, check=True
+    )
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    assert figures
+    return {each["case"]: each for each in figures}
+
+
+def beyond(figures: dict[str, dict[str, Any]], cpu: float, megabytes: float) -> list[Any]:
+    """The cases that took more."""
+    return [each for each in figures.values() if each["cpu"] > cpu or each["megabytes"] > megabytes]
+
+
+def test_a_hostile_reference_costs_nothing() -> None:
+    """It is refused by its structure, and the call goes on without it."""
+    figures = measured("refused")
+
+    assert beyond(figures, cpu=1.5, megabytes=100) == []
+    assert all(each["outcome"].startswith("0 sent, ['") for each in figures.values()), figures
+
+
+def test_hostile_metadata_costs_nothing() -> None:
+    """The picture is used without them; at most a copy is made of it."""
+    figures = measured("harmless")
+
+    assert beyond(figures, cpu=3, megabytes=250) == []
+    assert all(each["outcome"].startswith("1 sent, [], ") for each in figures.values()), figures
+
+
+def test_a_reference_at_the_limits_keeps_to_its_bounds() -> None:
+    """Of each type, one of as many pixels, or bytes, as are read, that has to be decoded."""
+    figures = measured("at limits")
+
+    assert beyond(figures, cpu=20, megabytes=1500) == []
+    assert all(each["outcome"].startswith("1 sent, [], (") for each in figures.values()), figures
+
+
+def test_a_result_at_the_limits_keeps_to_its_bounds() -> None:
+    """One that must be cropped."""
+    figures = measured("results")
+
+    assert beyond(figures, cpu=20, megabytes=1500) == []
+    assert all("cropped" in each["outcome"] for each in figures.values()), figures
+
+
+def test_many_references_and_a_long_prompt_keep_to_the_same_bounds() -> None:
+    """As many photos as a model takes, all turned, and a million characters."""
+    figures = measured("many")
+
+    assert beyond(figures, cpu=20, megabytes=1500) == []
+    assert [each["outcome"][:8] for each in figures.values()] == ["14 sent,", "0 sent, "]
