@@ -83,6 +83,21 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         target = self._virtual_now + seconds
         self._virtual_now = max(target, self._virtual_now)
 
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call back after ``delay`` seconds; a delay above 0 always moves the clock.
+
+        Added to the time, a tiny one may be lost: the sum is the present moment.
+        """
+        if 0 < delay < _SMALLEST_STEP:
+            delay = _SMALLEST_STEP
+        return self.call_at(self._virtual_now + delay, callback, *args, context=context)
+
     def call_at(
         self,
         when: float,

@@ -259,6 +259,11 @@ ONE_CALLER = [Caller(0.0, None, None, None, "1K")]
     plans=([], [], []),
     crowd=ONE_CALLER,
 )
+@example(  # the new route's clock began with it, and sees steps that the loop's time cannot show
+    values={**DEFAULTS, "breaker_slow_call": 0.1, "routes": ["local:m"]},
+    plans=([(HANG, 0.0, None, None)], [], []),
+    crowd=[Caller(142.06691290343926, None, None, "another-1", "1K")],
+)
 @settings(max_examples=200, deadline=None)
 @any_world
 def test_any_settings_end_every_call(

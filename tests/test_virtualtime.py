@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen.testing import run_virtual
+from resilient_imagen.tuning.loop import run_lean
 
 
 def now() -> float:
@@ -73,3 +76,21 @@ def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
         pytest.fail("the clock stands still")
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("run", [run_virtual, run_lean], ids=["virtual", "lean"])
+@pytest.mark.parametrize("start", [0.0, 142.06691290343926, 1e5])
+def test_a_delay_that_is_too_small_to_be_added_moves_the_clock(
+    run: Callable[[Any], None], start: float
+) -> None:
+    """A clock that began later than the loop sees smaller steps than the loop's time can show."""
+
+    async def main() -> None:
+        await asyncio.sleep(start)
+        before = now()
+        for delay in (1e-300, 5.7e-15, 1e-9):
+            await asyncio.sleep(delay)
+            assert now() > before
+            before = now()
+
+    run(main())

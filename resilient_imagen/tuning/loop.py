@@ -84,6 +84,8 @@ class LeanLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run in ``delay`` seconds."""
+        if 0 < delay < _SMALLEST_STEP:  # beside a large time it would be lost
+            delay = _SMALLEST_STEP
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
