@@ -18,11 +18,13 @@ _SECONDS_TO_END: Final = 1.0
 class CallsInFlight:
     """Calls that have begun and not ended, on whichever event loop.
 
-    Calls of a loop that has been closed never end; only those of the running loop count.
+    Calls of a loop that has been closed never end; only those of the running loop count. They are
+    dropped when a call begins on another loop, since an entry keeps its call and pictures alive.
     """
 
     def __init__(self) -> None:
         self._calls: dict[asyncio.Timeout, asyncio.AbstractEventLoop] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[asyncio.Future[None]] = []
 
     def __bool__(self) -> bool:
@@ -36,13 +38,17 @@ class CallsInFlight:
         Raises:
             RuntimeError: The call was ended by `end`.
         """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            self._drop_closed_loops()
         try:
             async with asyncio.timeout(None) as scope:
-                self._calls[scope] = asyncio.get_running_loop()
+                self._calls[scope] = loop
                 try:
                     yield
                 finally:
-                    del self._calls[scope]
+                    self._calls.pop(scope, None)
                     self._tell()
         except TimeoutError:
             if not scope.expired():
@@ -66,6 +72,9 @@ class CallsInFlight:
             drained = asyncio.ensure_future(self.drained())
             await asyncio.wait({drained}, timeout=_SECONDS_TO_END)
             drained.cancel()
+
+    def _drop_closed_loops(self) -> None:
+        self._calls = {scope: home for scope, home in self._calls.items() if not home.is_closed()}
 
     def _here(self) -> list[asyncio.Timeout]:
         loop = asyncio.get_running_loop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 Loops = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, VirtualTimeLoop])
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Python complains of tasks that were never finished: here, and not in a later test."""
+    yield
+    gc.collect()
 
 
 class Google:
