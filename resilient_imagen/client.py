@@ -288,6 +288,7 @@ class ImageClient:
             raise InvalidRequestError("on_start must be callable, or None")
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
+        self._routing.check_deadline(seconds)
         return Call(
             id=new_id(),
             request=request,

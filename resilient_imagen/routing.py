@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -82,7 +83,9 @@ class Routing:
             for route in settings.routes
             if route.provider not in self._providers
         }
-        self._check_reserve()
+        self._warned_of_deadline = False
+        if settings.deadline is not None:
+            self.check_deadline(settings.deadline, "IMAGE_GEN_DEADLINE")
 
     @property
     def providers(self) -> Sequence[Provider]:
@@ -207,20 +210,27 @@ class Routing:
         if models.find(model) is None:
             self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
 
-    def _check_reserve(self) -> None:
-        """Warn where the first route's share of the deadline is too short to notice a hang."""
-        deadline, slow_call = self._settings.deadline, self._settings.breaker_slow_call
-        if deadline is None or slow_call is not None or len(self.lanes) == 1:
+    def check_deadline(self, seconds: float, name: str = "deadline") -> None:
+        """Warn, once, of a deadline whose share for the first route is too short to notice a hang.
+
+        Args:
+            seconds: The deadline of a call; may be infinite.
+            name: How the caller knows it.
+        """
+        if self._warned_of_deadline or len(self.lanes) == 1:
+            return
+        if self._settings.breaker_slow_call is not None or math.isinf(seconds):
             return
         first, second = self.lanes[:2]
-        share = deadline - min(second.timeout, deadline / 2)
+        share = seconds - min(second.timeout, seconds / 2)
         counts_after = first.cut_short_counts_after("1K")
         if share < counts_after:
+            self._warned_of_deadline = True
             self._warn(
                 "hanging_goes_unseen",
-                f"with IMAGE_GEN_DEADLINE={deadline:g} {first.name} gets {share:g} s, and a "
-                f"request that is cut short counts as failed from {counts_after:g} s on, so that "
-                "requests that hang may never open its circuit; raise the deadline, or set "
+                f"with {name}={seconds:g} {first.name} gets {share:g} s, and a request that is "
+                f"cut short counts as failed from {counts_after:g} s on, so that requests that "
+                "hang may never open its circuit; raise the deadline, or set "
                 f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
             )
 

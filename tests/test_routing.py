@@ -198,6 +198,21 @@ def test_a_deadline_that_hides_hangs_is_told_once() -> None:
     assert routes(deadline=300)[1] == []
 
 
+def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
+    """Every call may bring such a deadline, and one warning is enough."""
+
+    async def scene(world: World) -> None:
+        await world.ask(deadline=300)
+        assert world.told.of(Warned) == []
+        await world.ask(deadline=50)
+        await world.ask(deadline=40)
+        [warned] = world.told.of(Warned)
+        assert warned.code == "hanging_goes_unseen"
+        assert warned.message.startswith("with deadline=50 google:gemini-3-pro-image gets 25 s")
+
+    play(scene, **FAST)
+
+
 def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
     """The advice works: three calls pay, the fourth goes straight to OpenAI."""
 
