@@ -317,7 +317,9 @@ def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
         """What uvloop returns for a moment that has passed."""
 
     class Loop(VirtualTimeLoop):
-        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+        def call_at(  # type: ignore[override]
+            self, when: float, callback: Any, *args: Any, context: Any = None
+        ) -> Timer:
             super().call_at(when, callback, *args, context=context)
             return Timer(callback, args, self)
 
