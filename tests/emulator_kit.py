@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 GEMINI = "gemini-3-pro-image"
 GPT = "gpt-image-2.5-flare"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test is taken for hanging: far more than any needs."""
 
 

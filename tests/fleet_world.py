@@ -14,7 +14,7 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test is taken for hanging."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a server is taken for dead: far more than any start needs."""
 
 

@@ -83,7 +83,7 @@ def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
         run_virtual(a_bad_day(told, tracers))
         tracers.shutdown()
         found = Evidence(backend, service, told)
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + 60
         while len(found.calls(imagegen__provider__primary="google")) != len(told.calls):
             assert time.monotonic() < give_up, "the backend does not show what it was sent"
             time.sleep(0.05)  # it stores in its own time

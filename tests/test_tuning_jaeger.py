@@ -68,7 +68,7 @@ def size(recording: Recording) -> tuple[int, int, int]:
 
 def from_jaeger(backend: Jaeger, service: str, whole: Recording) -> Recording:
     """What is found there, once it has everything: it takes in spans in its own order and time."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 60
     while True:
         rows = list(rows_of_service(backend.url, service, 2 * 3600, Counter()))
         late = time.monotonic() > give_up

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tuning_kit import ROOMY, SCENARIOS, TIGHT, bad, record, world
+from tuning_kit import ROOMY, TIGHT, bad, record, world
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import Knobs, Leaning, Measures, Recording, Trial, sweep, waves
@@ -154,7 +154,8 @@ def test_what_holds_says_by_how_much() -> None:
 
 @pytest.fixture(scope="module")
 def flapping() -> Recording:
-    return record(SCENARIOS["flapping, 5 minutes of 30"], Settings(**ROOMY))
+    scenario = world(*waves(bad(0.3, 5), every=1800, times=3), hours=1.5)
+    return record(scenario, Settings(**ROOMY))
 
 
 def test_a_sweep_tries_as_many_as_asked(flapping: Recording) -> None:

@@ -26,7 +26,7 @@ from google.protobuf.json_format import (  # type: ignore[import-untyped,unused-
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from ports import free_ports
 
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 """Seconds until a started Jaeger must answer, and until what was sent must be found."""
 
 
