@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpcore2
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 PNG = encoded(picture(), "PNG")
 NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 SECRET = "signature=do-not-tell"
-LOCAL = ImageLimits(allow_private=True, allow_http=True, fetch_seconds=10)
+LOCAL = ImageLimits(
+    allow_private=True, allow_http=True, max_reference_bytes=2_000_000,
+    fetch_seconds=60, connect_seconds=60,  # only end a test that hangs
+)  # fmt: skip
 
 
 def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
@@ -246,12 +250,7 @@ PAGES = {
 def test_what_cannot_be_loaded_says_why(path: str) -> None:
     """Every way to fail has its plain words, and none of them holds the address."""
     page, words = PAGES[path]
-    limits = ImageLimits(
-        allow_private=True,
-        allow_http=True,
-        max_reference_bytes=2_000_000,
-        fetch_seconds=0.3 if path == "/slow" else 20,
-    )
+    limits = replace(LOCAL, fetch_seconds=0.3) if path == "/slow" else LOCAL
 
     with pytest.raises(UnusableImageError, match=words) as caught:
         load(f"{path}?{SECRET}", {f"{path}?{SECRET}": page, "/loop": page}, limits)
@@ -267,7 +266,7 @@ def test_redirects_are_counted() -> None:
 
     assert load("/0", pages) == PNG
     with pytest.raises(FetchError, match="too often"):
-        load("/0", pages, ImageLimits(allow_private=True, allow_http=True, max_redirects=2))
+        load("/0", pages, replace(LOCAL, max_redirects=2))
 
 
 BAD_URLS = {
