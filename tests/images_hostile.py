@@ -48,6 +48,15 @@ def hidden_scans(side: int, scans: int) -> bytes:
     return jpeg[:second] + segment(0xFE, b"\xff\xd9") + jpeg[second:]
 
 
+def skipped_scans(side: int, scans: int) -> bytes:
+    """As many_scans, behind a marker without a meaning that seems to reach beyond them all."""
+    jpeg = many_scans(side, scans, restarts=True)
+    interval = jpeg.rindex(b"\xff\xdd\0\4\0\1") + 6
+    first = jpeg.index(b"\xff\xda", interval)
+    assert len(jpeg) - first < 65_000
+    return jpeg[: first + 15] + b"\xff\x02\xfe\xff" + jpeg[first + 15 :]
+
+
 def scans_of_a_plain_jpeg(side: int, scans: int) -> bytes:
     """A baseline JPEG whose components come one by one, again and again."""
     jpeg = encoded(flat(side, side), "JPEG", subsampling=0, exif=TURNED)
@@ -204,6 +213,10 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "many scans": (lambda: many_scans(10_000, 2500), "more than 30 scans"),
     "many scans, restarting": (lambda: many_scans(2000, 2500, restarts=True), "more than 32"),
     "many scans behind a false end": (lambda: hidden_scans(500, 2500), "more than 32 scans"),
+    "many scans behind a marker of no meaning": (
+        lambda: skipped_scans(500, 2500),
+        "more than 32 scans",
+    ),
     "many scans of a plain jpeg": (lambda: scans_of_a_plain_jpeg(500, 2500), "more than 32"),
     "segments": (lambda: endless_segments(100_000), "too many segments"),
     "arithmetic jpeg": (lambda: coded(encoded(picture(), "JPEG"), 0xC9), "of a rare kind"),

@@ -183,7 +183,9 @@ def _scans(data: bytes, at: int, enough: int) -> int:
         if code == JPEG_END or scans == enough:
             return scans
         scans += code == JPEG_SCAN
-        at += 2 if code in JPEG_LONE else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        # libjpeg may resume right behind a marker that has no meaning, whatever length follows.
+        lone = code < _SOF_BASELINE or code in JPEG_LONE
+        at += 2 if lone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise UnusableImageError("is a JPEG of too many segments")
 
 
