@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.breaker import BreakerConfig, Gate
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -58,8 +58,10 @@ def ours() -> Subject:
     config = BreakerConfig(fail_max=3, min_calls=1000, reset_timeout=RESET, probe_deadline=RESET)
     gate = Gate("service", config, random=lambda: 0.0)
 
-    def classify(error: Exception) -> Verdict:
-        return Verdict.NEUTRAL if isinstance(error, ExcludedError) else Verdict.FAILURE
+    def classify(error: Exception) -> BreakerOutcome:
+        return (
+            BreakerOutcome.NEUTRAL if isinstance(error, ExcludedError) else BreakerOutcome.FAILURE
+        )
 
     async def call(work: Callable[[], Awaitable[None]]) -> None:
         async with gate.guard(classify):

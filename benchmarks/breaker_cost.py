@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pybreaker
 
 from resilient_imagen.breaker import BreakerConfig, Gate, Permit
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ ROUNDS = 7
 CALLS = int(os.environ.get("CALLS", "10000000"))
 
 
-def guarded(gate: Gate, verdict: Verdict = Verdict.SUCCESS) -> None:
+def guarded(gate: Gate, verdict: BreakerOutcome = BreakerOutcome.SUCCESS) -> None:
     permit = gate.admit()
     if isinstance(permit, Permit):
         permit.begin()
@@ -86,7 +86,7 @@ async def memory() -> tuple[int, int]:
     held = []
     for number in range(CALLS):
         now += 0.01
-        guarded(gate, Verdict.FAILURE if number % 11 < 4 else Verdict.SUCCESS)
+        guarded(gate, BreakerOutcome.FAILURE if number % 11 < 4 else BreakerOutcome.SUCCESS)
         if number % 1000 == 0:
             gate.changed().cancel()
             await asyncio.sleep(0)

@@ -33,7 +33,7 @@ from redis_kit import RedisServer, binary
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 IMAGES = 500
@@ -173,10 +173,10 @@ class Traffic:
                 sent = self._loop.time()
                 await asyncio.sleep(self._chance.uniform(0.8, 1.2) * TURN)
                 if self._loop.time() < self._down_from:
-                    answer.settle(Verdict.SUCCESS)
+                    answer.settle(BreakerOutcome.SUCCESS)
                 else:
                     self.failed.append((sent, self._loop.time()))
-                    answer.settle(Verdict.FAILURE, cause=Reason.OVERLOADED, brief="503")
+                    answer.settle(BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, brief="503")
             await asyncio.sleep(self._chance.uniform(0.8, 1.2) * TURN)
 
 
@@ -211,7 +211,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
     assert len(probes) == size - sum(isinstance(answer, Rejection) for answer in asked)
     well = loop.time()
     for probe in probes:
-        probe.settle(Verdict.SUCCESS)
+        probe.settle(BreakerOutcome.SUCCESS)
     closed = await agreed(workers, "closed")
     await asyncio.gather(*(worker.fleet.aclose() for worker in workers))
     return Agreement(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from resilient_imagen.errors import DeadlineExceededError
 from resilient_imagen.images.offload import off_loop
-from resilient_imagen.tracebacks import without_locals
+from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,7 +171,7 @@ async def _as_dict(result: ImageResult) -> ImageDict:
     return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
 
 
-@without_locals
+@hide_frame_locals
 async def generate_image(
     prompt: str,
     aspect_ratio: AspectRatio = "9:16",
@@ -206,7 +206,7 @@ async def generate_image(
     return await _as_dict(result)
 
 
-@without_locals
+@hide_frame_locals
 async def generate_image_with_references(
     prompt: str,
     reference_images: Sequence[ImageInput],
@@ -247,7 +247,7 @@ async def generate_image_with_references(
     return await _as_dict(result)
 
 
-@without_locals
+@hide_frame_locals
 async def edit_image(
     image: ImageInput,
     feedback: str,

@@ -16,29 +16,29 @@ from resilient_imagen.errors import (
 )
 from resilient_imagen.providers.base import ask
 from resilient_imagen.providers.hints import believable_hint
-from resilient_imagen.reasons import POLICIES, Reason, Verdict
+from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
 from resilient_imagen.result import Attempt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from resilient_imagen.breaker import Permit
-    from resilient_imagen.call import Call
-    from resilient_imagen.lane import Lane, Tailored
+    from resilient_imagen.call import CallState
+    from resilient_imagen.lane import Route, AdaptedRequest
     from resilient_imagen.limiter.memory import Ticket
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
     from resilient_imagen.telemetry.reporter import Reporter
-    from resilient_imagen.turn import Turn
+    from resilient_imagen.turn import RouteState
 
-__all__ = ["AttemptRung", "Finished", "Served"]
+__all__ = ["AttemptExecutor", "FittedImage", "AttemptSuccess"]
 
-_SAME_MOMENT = 1e-3
+CLOCK_TOLERANCE = 1e-3
 """Seconds by which a timer and the clock may disagree about the deadline."""
 
 
-class Finished(NamedTuple):
+class FittedImage(NamedTuple):
     """A delivered picture after it was made to fit."""
 
     data: bytes
@@ -47,17 +47,17 @@ class Finished(NamedTuple):
     """What was done to make it fit, in words; None when the bytes passed untouched."""
 
 
-class Served(NamedTuple):
+class AttemptSuccess(NamedTuple):
     """A picture, ready for the caller, and the route it came by."""
 
-    lane: Lane
-    picture: Finished
+    route: Route
+    image: FittedImage
     usage: Usage
-    tailored: Tailored
+    adapted: AdaptedRequest
     """What became of the references for this route's model."""
 
 
-_UNSEEN: Final = frozenset(
+_POSSIBLY_BILLED: Final = frozenset(
     {
         Reason.TIMEOUT,
         Reason.CANCELLED,
@@ -74,7 +74,7 @@ The vendors count what they answer; who leaves the count out is a relay, and rel
 that were paid for. Not so: overload, when nothing was begun, and blocks, which are not charged.
 """
 
-_CALLERS_OWN: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
+_ENDED_BY_CALLER: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
 
 _AS_THE_PROVIDERS: Final[Mapping[Reason, Reason]] = {
     Reason.CIRCUIT_OPEN: Reason.OVERLOADED,
@@ -88,16 +88,16 @@ one that is a client itself may raise them about its own breakers, queues and de
 _OWN_ERRORS: Final = (CircuitOpenError, SaturatedError, DeadlineExceededError)
 """Errors that the pipeline acts on when it has raised them itself."""
 
-Finish: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[Finished]]"
-Plan: TypeAlias = "Callable[[Turn, ImageGenerationError], float | None]"
+FitImage: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[FittedImage]]"
+DecideRetry: TypeAlias = "Callable[[RouteState, ImageGenerationError], float | None]"
 
 
 @dataclass(frozen=True, slots=True)
-class _Ending:
+class AttemptOutcome:
     """How a request ended, whatever way it did."""
 
     reason: Reason | None
-    verdict: Verdict
+    verdict: BreakerOutcome
     error: BaseException
     cut_short: bool = False
     usage: Usage | None = None
@@ -113,7 +113,7 @@ class _Ending:
     def brief(self) -> str | None:
         """The same in few words."""
         if isinstance(self.error, ImageGenerationError):
-            return self.error.brief
+            return self.error.summary
         return "timed out" if self.cut_short else None
 
     @property
@@ -130,11 +130,11 @@ class _Ending:
             made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0
             return made > 0 or total > (self.usage["input_tokens"] or 0)
         refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
-        unsent = isinstance(self.error, ImageGenerationError) and self.error.never_sent
-        return self.reason in _UNSEEN and not refused and not unsent
+        unsent = isinstance(self.error, ImageGenerationError) and self.error.not_sent
+        return self.reason in _POSSIBLY_BILLED and not refused and not unsent
 
 
-class AttemptRung:
+class AttemptExecutor:
     """Sends one request at a time and tells the breaker and the sinks how it went.
 
     Args:
@@ -144,52 +144,54 @@ class AttemptRung:
     """
 
     def __init__(
-        self, reporter: Reporter, finish: Finish, siblings: Callable[[str], Sequence[Lane]]
+        self, reporter: Reporter, finish: FitImage, siblings: Callable[[str], Sequence[Route]]
     ) -> None:
         self._reporter = reporter
-        self._finish = finish
+        self._fit = finish
         self._siblings = siblings
 
     async def run(
-        self, call: Call, turn: Turn, ticket: Ticket, permit: Permit, plan: Plan
-    ) -> Served:
+        self, call: CallState, turn: RouteState, ticket: Ticket, permit: Permit, plan: DecideRetry
+    ) -> AttemptSuccess:
         """Send the request; ``plan`` says whether a failed one is tried again.
 
         Raises:
             ImageGenerationError: It failed; ``turn.failed`` and ``turn.retry_in`` are set.
         """
         loop = asyncio.get_running_loop()
-        lane = turn.lane
-        request = turn.tailored.request
-        left_before = _times_cancelled()
+        lane = turn.route
+        request = turn.adapted.request
+        left_before = _cancellation_count()
         call.start_signal.fire()
-        turn.number += 1
-        call.retries += turn.number > 1
+        turn.attempt_number += 1
+        call.retries += turn.attempt_number > 1
         permit.begin(origin=call.id)
         ticket.spend()
         self._reporter.attempt_started(call, turn, permit)
         started = turn.sent_at = loop.time()
-        scope = asyncio.timeout_at(_limit(call, turn, started))
+        scope = asyncio.timeout_at(_attempt_ends_at(call, turn, started))
         answer: ProviderImage | None = None
         try:
             async with scope:
                 answer = await ask(lane.provider, request, lane.model)
             latency = loop.time() - started
             permit.answered()
-            picture = await self._finish(request, answer)
+            picture = await self._fit(request, answer)
         except BaseException as caught:  # noqa: BLE001 - cancellation is settled and goes its way, too
             # A provider may make an error of its own out of a cancellation: it is one all the same.
-            left = _times_cancelled() > left_before
+            left = _cancellation_count() > left_before
             error = asyncio.CancelledError() if left and isinstance(caught, Exception) else caught
-            ending = _ending(call, turn, error, timed_out=scope.expired(), started=started)
+            ending = _classify(call, turn, error, timed_out=scope.expired(), started=started)
             if answer is not None:
-                if ending.reason in _CALLERS_OWN:
-                    ending = replace(ending, verdict=Verdict.SUCCESS)  # the service has answered
+                if ending.reason in _ENDED_BY_CALLER:
+                    ending = replace(
+                        ending, verdict=BreakerOutcome.SUCCESS
+                    )  # the service has answered
                 usage = lane.usage(answer, request.resolution)
                 ending = replace(ending, usage=usage, delivered=True)
-            self._failed(call, turn, permit, ending, loop.time() - started, plan)
+            self._record_failure(call, turn, permit, ending, loop.time() - started, plan)
         lane.record_success(request.resolution, latency)
-        settlement = permit.settle(Verdict.SUCCESS)
+        settlement = permit.settle(BreakerOutcome.SUCCESS)
         usage = lane.usage(answer, request.resolution)
         attempt = Attempt(
             lane.provider.name,
@@ -203,24 +205,24 @@ class AttemptRung:
         )
         call.attempts.append(attempt)
         self._reporter.attempt_served(call, turn, settlement, answer, attempt)
-        return Served(lane, picture, usage, turn.tailored)
+        return AttemptSuccess(lane, picture, usage, turn.adapted)
 
-    def _failed(
+    def _record_failure(
         self,
-        call: Call,
-        turn: Turn,
+        call: CallState,
+        turn: RouteState,
         permit: Permit,
-        ending: _Ending,
+        ending: AttemptOutcome,
         latency: float,
-        plan: Plan,
+        plan: DecideRetry,
     ) -> NoReturn:
         """Vote, record, decide what follows, report; then let the failure go its way."""
-        error, lane = ending.error, turn.lane
+        error, lane = ending.error, turn.route
         call.failures.append(error)
         ours = error if isinstance(error, ImageGenerationError) else None
         if ours is not None:
-            ours.locate(lane.provider.name, lane.model)
-            ours.forget(call.request.prompt)
+            ours.set_route(lane.provider.name, lane.model)
+            ours.scrub(call.request.prompt)
             ours.usage = ending.usage
             ours.retry_after = believable_hint(ours.retry_after)
         hint = None if ours is None else ours.retry_after
@@ -231,12 +233,12 @@ class AttemptRung:
             retry_after=hint,
             origin=call.id,
         )
-        if ours is not None and ours.account_wide and ending.verdict is Verdict.TRIP:
+        if ours is not None and ours.account_wide and ending.verdict is BreakerOutcome.TRIP:
             for sibling in self._siblings(lane.provider.name):
-                sibling.account_trip = (ours.reason, ours.brief)
+                sibling.account_failure = (ours.reason, ours.summary)
                 if sibling is not lane:
                     sibling.gate.trip(
-                        cause=ours.reason, brief=ours.brief, retry_after=hint, origin=call.id
+                        cause=ours.reason, brief=ours.summary, retry_after=hint, origin=call.id
                     )
         attempt = Attempt(
             lane.provider.name,
@@ -250,7 +252,7 @@ class AttemptRung:
         )
         call.attempts.append(attempt)
         if ours is not None:
-            turn.failed = ours
+            turn.last_error = ours
             turn.retry_in = plan(turn, ours)
         self._reporter.attempt_failed(
             call,
@@ -264,15 +266,15 @@ class AttemptRung:
         raise error
 
 
-def _limit(call: Call, turn: Turn, started: float) -> float | None:
+def _attempt_ends_at(call: CallState, turn: RouteState, started: float) -> float | None:
     """Loop time at which the request is given up; None when the call's own deadline does it."""
-    own = started + turn.lane.timeout
-    if turn.until >= own:
+    own = started + turn.route.timeout
+    if turn.deadline >= own:
         return own
-    return None if turn.until >= call.deadline else turn.until
+    return None if turn.deadline >= call.deadline else turn.deadline
 
 
-def _times_cancelled() -> int:
+def _cancellation_count() -> int:
     try:
         task = asyncio.current_task()
     except RuntimeError:  # thrown away with its loop
@@ -280,43 +282,47 @@ def _times_cancelled() -> int:
     return 0 if task is None else task.cancelling()
 
 
-def _ending(
-    call: Call, turn: Turn, error: BaseException, *, timed_out: bool, started: float
-) -> _Ending:
+def _classify(
+    call: CallState, turn: RouteState, error: BaseException, *, timed_out: bool, started: float
+) -> AttemptOutcome:
     if timed_out and isinstance(error, Exception):
-        cut_short = turn.until < started + turn.lane.timeout
-        verdict = _vote_of_cut_short(call, turn, started) if cut_short else Verdict.FAILURE
+        cut_short = turn.deadline < started + turn.route.timeout
+        verdict = _vote_of_cut_short(call, turn, started) if cut_short else BreakerOutcome.FAILURE
         late = provider_failure(
-            Reason.TIMEOUT, provider=turn.lane.provider.name, model=turn.lane.model
+            Reason.TIMEOUT, provider=turn.route.provider.name, model=turn.route.model
         )
         late.__suppress_context__ = True
-        return _Ending(Reason.TIMEOUT, verdict, late, cut_short)
+        return AttemptOutcome(Reason.TIMEOUT, verdict, late, cut_short)
     if isinstance(error, GeneratorExit):  # thrown away, perhaps when its loop was gone
-        return _Ending(Reason.CANCELLED, Verdict.NEUTRAL, error)
+        return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
     if isinstance(error, asyncio.CancelledError):
         out_of_time = (
             not math.isinf(call.deadline)
-            and asyncio.get_running_loop().time() + _SAME_MOMENT >= call.deadline
+            and asyncio.get_running_loop().time() + CLOCK_TOLERANCE >= call.deadline
         )
         if not out_of_time:
-            return _Ending(Reason.CANCELLED, Verdict.NEUTRAL, error)
+            return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
         verdict = _vote_of_cut_short(call, turn, started)
-        return _Ending(Reason.DEADLINE, verdict, error, cut_short=True)
+        return AttemptOutcome(Reason.DEADLINE, verdict, error, cut_short=True)
     if isinstance(error, ImageGenerationError):
         error = _as_providers(error)
-        return _Ending(error.reason, POLICIES[error.reason].verdict, error, usage=error.usage)
-    return _Ending(None, Verdict.NEUTRAL, error)  # a local trouble: it surfaces as what it is
+        return AttemptOutcome(
+            error.reason, POLICIES[error.reason].verdict, error, usage=error.usage
+        )
+    return AttemptOutcome(
+        None, BreakerOutcome.NEUTRAL, error
+    )  # a local trouble: it surfaces as what it is
 
 
-def _vote_of_cut_short(call: Call, turn: Turn, started: float) -> Verdict:
+def _vote_of_cut_short(call: CallState, turn: RouteState, started: float) -> BreakerOutcome:
     """Return the verdict on a request that the reserve or the deadline ended before its limit.
 
     It counts as a failure in a row if it ran for longer than a healthy one would have. The failure
     rate leaves it out, since it may have been about to succeed.
     """
     ran = asyncio.get_running_loop().time() - started
-    enough = turn.lane.cut_short_counts_after(call.request.resolution)
-    return Verdict.THROTTLED if ran + _SAME_MOMENT >= enough else Verdict.NEUTRAL
+    enough = turn.route.cut_short_counts_after(call.request.resolution)
+    return BreakerOutcome.THROTTLED if ran + CLOCK_TOLERANCE >= enough else BreakerOutcome.NEUTRAL
 
 
 def _as_providers(error: ImageGenerationError) -> ImageGenerationError:
@@ -332,7 +338,7 @@ def _as_providers(error: ImageGenerationError) -> ImageGenerationError:
         vendor_error=error.vendor_error or type(error).__name__,
         account_wide=error.account_wide,
         usage=error.usage,
-        never_sent=error.never_sent,
+        never_sent=error.not_sent,
     )
     failure.__suppress_context__ = True
     return failure

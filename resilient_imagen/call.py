@@ -23,13 +23,13 @@ from resilient_imagen.errors import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.lane import Route
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference
     from resilient_imagen.telemetry.events import AttemptEnded
-    from resilient_imagen.turn import Turn
+    from resilient_imagen.turn import RouteState
 
-__all__ = ["Call", "OnStart", "StartSignal", "new_id"]
+__all__ = ["CallState", "OnStart", "OnStartHook", "new_id"]
 
 _log = logging.getLogger("resilient_imagen")
 
@@ -40,7 +40,7 @@ It cannot fail or delay the call: an async one runs beside the request and is ca
 call is over; what it raises is logged. A sync one runs on the event loop and must not block.
 """
 
-_REQUEST_AT_FAULT = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
+_REFUSALS = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
 
 _SETUP: Final = "loading the SDK"
@@ -55,7 +55,7 @@ def new_id() -> str:
     return f"{_ids.getrandbits(64):016x}"
 
 
-class StartSignal:
+class OnStartHook:
     """Calls ``on_start`` once and keeps its failure, its slowness and its end away from the call.
 
     An ordinary function runs on the event loop, so it must not block. What an async one returns
@@ -81,7 +81,7 @@ class StartSignal:
         except BaseException as error:
             if _ends_the_program(error):
                 raise
-            _complain(error)
+            _log_failure(error)
 
     async def finish(self) -> None:
         """Cancel an ``on_start`` that still runs. Does not wait for one that ignores it."""
@@ -128,32 +128,32 @@ async def _run(answer: Awaitable[object]) -> None:
 
 def _note_end(task: asyncio.Task[object]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        _complain(error)
+        _log_failure(error)
 
 
-def _complain(error: BaseException) -> None:
+def _log_failure(error: BaseException) -> None:
     _log.warning("on_start failed: %s", type(error).__name__)
 
 
 @dataclass(slots=True)
-class Call:
+class CallState:
     """What the ladder carries from rung to rung."""
 
     id: str
     request: ImageRequest
-    lanes: tuple[Lane, ...]
+    routes: tuple[Route, ...]
     started: float
     """Loop time in seconds."""
     deadline: float
     """Loop time by which the caller wants an answer; infinite when there is none."""
-    start_signal: StartSignal
+    start_signal: OnStartHook
     attempts: list[Attempt] = field(default_factory=list)
-    left: list[ImageGenerationError] = field(default_factory=list)
+    route_errors: list[ImageGenerationError] = field(default_factory=list)
     """Why each route was left, in order."""
     failures: list[BaseException] = field(default_factory=list)
     """What each request that failed raised, whether or not it reached the caller."""
-    dropped: tuple[DroppedReference, ...] = ()
-    notes: tuple[str, ...] = ()
+    dropped_references: tuple[DroppedReference, ...] = ()
+    reference_notes: tuple[str, ...] = ()
     retries: int = 0
     short_circuits: int = 0
     queue_s: float = 0.0
@@ -162,9 +162,9 @@ class Call:
     """Seconds by what else they were spent on, in words for the error of a passed deadline."""
     told_from: float = 0.0
     """The level, as logging counts, from which on somebody is told what happens in it."""
-    served: AttemptEnded | None = None
+    success_event: AttemptEnded | None = None
     """What was told of the request that brought the image."""
-    turn: Turn | None = None
+    route_state: RouteState | None = None
     """Its time on the route that it is on, or was on last."""
     fallback_cause: Reason | None = None
     """Why the primary was left."""
@@ -179,7 +179,7 @@ class Call:
         finally:
             self.spent[what] = self.spent.get(what, 0.0) + loop.time() - started
 
-    async def set_up(self, lane: Lane) -> None:
+    async def set_up(self, lane: Route) -> None:
         """Let the route's provider build what it needs, and count the time."""
         with self.spending(_SETUP):
             await lane.warm_up()
@@ -189,28 +189,28 @@ class Call:
         """Seconds in which SDKs were loaded and built."""
         return self.spent.get(_SETUP, 0.0)
 
-    def fail_with(self, error: ImageGenerationError) -> ImageGenerationError:
+    def with_attempts(self, error: ImageGenerationError) -> ImageGenerationError:
         """``error`` as the caller gets it: with every request that was sent."""
         error.attempts = tuple(self.attempts)
         return error
 
-    def verdict(self) -> ImageGenerationError:
+    def final_error(self) -> ImageGenerationError:
         """The error for a call that no route served.
 
         One route: its own error. A later route that found the request itself at fault: that
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
-        errors = tuple(self.left)
-        at_fault = [error for error in errors[1:] if error.reason in _REQUEST_AT_FAULT]
+        errors = tuple(self.route_errors)
+        at_fault = [error for error in errors[1:] if error.reason in _REFUSALS]
         if at_fault:
-            return self.fail_with(at_fault[-1])
-        soonest = self._soonest()
+            return self.with_attempts(at_fault[-1])
+        soonest = self._soonest_retry()
         if len(errors) == 1:
             errors[0].retry_after = soonest
-            return self.fail_with(errors[0])
+            return self.with_attempts(errors[0])
         if all(isinstance(error, CircuitOpenError) for error in errors):
             first = errors[0]
-            return self.fail_with(
+            return self.with_attempts(
                 CircuitOpenError(
                     "; ".join(str(error) for error in errors),
                     provider=first.provider,
@@ -218,17 +218,17 @@ class Call:
                     retry_after=soonest,
                 )
             )
-        return self.fail_with(AllProvidersFailedError(errors=errors, retry_after=soonest))
+        return self.with_attempts(AllProvidersFailedError(errors=errors, retry_after=soonest))
 
-    def _soonest(self) -> float | None:
+    def _soonest_retry(self) -> float | None:
         """Seconds until the first of the routes may serve, as its breaker or its vendor says."""
         now = asyncio.get_running_loop().time()
-        errors: list[ImageGenerationError | None] = [*self.left]
-        present = self.lanes[len(errors) : len(errors) + 1]  # the route that it is on
-        if self.turn is not None and any(lane is self.turn.lane for lane in present):
-            errors.append(self.turn.failed)
+        errors: list[ImageGenerationError | None] = [*self.route_errors]
+        present = self.routes[len(errors) : len(errors) + 1]  # the route that it is on
+        if self.route_state is not None and any(lane is self.route_state.route for lane in present):
+            errors.append(self.route_state.last_error)
         waits = []
-        for lane, error in zip(self.lanes, errors, strict=False):
+        for lane, error in zip(self.routes, errors, strict=False):
             until = lane.gate.open_until()
             hint = None if error is None else error.retry_after
             wait = hint if until is None else until - now
@@ -236,17 +236,17 @@ class Call:
                 waits.append(wait)
         return min(waits, default=None)
 
-    def out_of_time(self) -> ImageGenerationError:
+    def deadline_error(self) -> ImageGenerationError:
         """The error for a call whose deadline passed, led by what went wrong until then."""
-        parts = [str(error) for error in self.left]
+        parts = [str(error) for error in self.route_errors]
         end = f"out of time, {self._spent_on()}"
-        if (turn := self.turn) is not None:
-            if turn.failed is None:
-                end = f"{turn.lane.provider.name} {turn.lane.model}: {end}"
-            elif turn.failed not in self.left:
-                parts.append(str(turn.failed))
+        if (turn := self.route_state) is not None:
+            if turn.last_error is None:
+                end = f"{turn.route.provider.name} {turn.route.model}: {end}"
+            elif turn.last_error not in self.route_errors:
+                parts.append(str(turn.last_error))
         text = "; ".join([*parts, end])
-        return self.fail_with(DeadlineExceededError(text, retry_after=self._soonest()))
+        return self.with_attempts(DeadlineExceededError(text, retry_after=self._soonest_retry()))
 
     def _spent_on(self) -> str:
         """Say in words what took most of the time."""

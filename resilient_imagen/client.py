@@ -14,8 +14,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from resilient_imagen import models
-from resilient_imagen.attempt import AttemptRung, Finished
-from resilient_imagen.call import Call, StartSignal, new_id
+from resilient_imagen.attempt import AttemptExecutor, FittedImage
+from resilient_imagen.call import CallState, OnStartHook, new_id
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
@@ -32,14 +32,14 @@ from resilient_imagen.providers.base import check_provider
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
-from resilient_imagen.routing import Routing
+from resilient_imagen.routing import Router
 from resilient_imagen.settings import Settings
-from resilient_imagen.shadow import Shadow
-from resilient_imagen.spending import PROCESS, Spending
+from resilient_imagen.shadow import CandidateEvaluator
+from resilient_imagen.spending import PROCESS_COSTS, CostLedger
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
-from resilient_imagen.tracebacks import clear_locals, without_locals
+from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen.attempt import Served
+    from resilient_imagen.attempt import AttemptSuccess
     from resilient_imagen.breaker import Gate
     from resilient_imagen.call import OnStart
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.lane import Route
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
@@ -89,7 +89,7 @@ class ImageClient:
         TypeError: A provider of your own lacks its name or a method.
     """
 
-    @without_locals
+    @hide_frame_locals
     def __init__(
         self,
         settings: Settings | None = None,
@@ -104,20 +104,22 @@ class ImageClient:
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
         )
-        self._shadow = Shadow(self.settings) if self.settings.shadow else None
+        self._shadow = CandidateEvaluator(self.settings) if self.settings.shadow else None
         shadows = [] if self._shadow is None else [self._shadow]
         self._hub = Hub([*built_in, *(sinks or ()), *shadows])
         if self._shadow is not None:
-            self._shadow.tell(self._hub)
-        self._reporter = Reporter(self._hub, skips_open=self.settings.goes_on(Reason.CIRCUIT_OPEN))
+            self._shadow.emit_to(self._hub)
+        self._reporter = Reporter(
+            self._hub, skips_open=self.settings.falls_back_on(Reason.CIRCUIT_OPEN)
+        )
         for warning in self.settings.warnings:
             self._reporter.warned("unknown_variable", warning)
         self._fleet = _fleet(self.settings, self._reporter)
-        self._routing = Routing(self.settings, given, self._reporter, self._fleet)
-        attempts = AttemptRung(self._reporter, self._make_fit, self._routing.of_provider)
+        self._routing = Router(self.settings, given, self._reporter, self._fleet)
+        attempts = AttemptExecutor(self._reporter, self._make_fit, self._routing.routes_of_provider)
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
         self._fetcher: Fetcher | None = None
-        self._spending = Spending()
+        self._spending = CostLedger()
         self._in_flight = CallsInFlight()
         self._building: asyncio.Task[None] | None = None
         self._built_on: asyncio.AbstractEventLoop | None = None
@@ -138,20 +140,20 @@ class ImageClient:
         """Close every connection."""
         await self.aclose()
 
-    @without_locals
+    @hide_frame_locals
     async def warm_up(self) -> None:
         """Build the SDK clients, in threads, and join the fleet; the first call does it otherwise.
 
         Raises:
             ConfigurationError: The Redis of IMAGE_GEN_REDIS_URL is there and refuses us.
         """
-        await asyncio.gather(self._join(), *(lane.warm_up() for lane in self._routing.lanes))
+        await asyncio.gather(self._join(), *(lane.warm_up() for lane in self._routing.routes))
 
     async def _join(self, deadline: float = math.inf) -> None:
         if self._fleet is not None:
             await self._fleet.ready(deadline)
 
-    @without_locals
+    @hide_frame_locals
     async def generate(
         self,
         prompt: str,
@@ -183,7 +185,7 @@ class ImageClient:
         request = ImageRequest(prompt, aspect_ratio, resolution)
         return await self._serve(request, references, model, deadline, on_start)
 
-    @without_locals
+    @hide_frame_locals
     async def edit(
         self,
         image: ImageInput,
@@ -233,20 +235,20 @@ class ImageClient:
                 served = await self._pipeline.run(call, partial(self._prepare, call, references))
             result = _result(call, served)
         except BaseException as error:
-            clear_locals(error, up_to=handled)
+            clear_frame_locals(error, up_to=handled)
             self._reporter.request_ended(call, result=None, error=error)
             raise
         finally:
             # Those that a retry or the next route made up for: each is a variable of frames that
             # it keeps, so that nothing of the call would ever be freed by counting references.
-            clear_locals(*call.failures, *call.left, up_to=handled)
-            for total in (self._spending, PROCESS):
+            clear_frame_locals(*call.failures, *call.route_errors, up_to=handled)
+            for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
         self._reporter.request_ended(call, result=result, error=None)
-        self._build_the_rest_later(served.lane)
+        self._build_the_rest_later(served.route)
         return result
 
-    def _build_the_rest_later(self, served: Lane) -> None:
+    def _build_the_rest_later(self, served: Route) -> None:
         """Build the other routes' SDKs beside the calls: a fallback that is needed is ready then.
 
         Once per event loop, after its first image: until then nothing may slow that one down.
@@ -255,12 +257,12 @@ class ImageClient:
         if self._built_on is loop:
             return
         self._built_on = loop
-        lanes = self._routing.lanes
+        lanes = self._routing.routes
         rest = [lane for lane in lanes if lane is not served and hasattr(lane.provider, "warm_up")]
         if rest:  # in a context of its own: that of the call would be kept for as long
             self._building = loop.create_task(self._build(rest), context=Context())
 
-    async def _build(self, lanes: Sequence[Lane]) -> None:
+    async def _build(self, lanes: Sequence[Route]) -> None:
         await asyncio.sleep(_BEFORE_BUILDING)
         for lane in lanes:
             try:
@@ -269,7 +271,7 @@ class ImageClient:
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
                 self._reporter.warned("route_not_ready", f"{lane.name} cannot be used: {what}")
 
-    async def _prepare(self, call: Call, references: Sequence[ImageInput]) -> None:
+    async def _prepare(self, call: CallState, references: Sequence[ImageInput]) -> None:
         if self._fleet is not None:
             with call.spending("connecting to Redis"):
                 await self._join(call.deadline)
@@ -283,42 +285,42 @@ class ImageClient:
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
-    ) -> Call:
+    ) -> CallState:
         if on_start is not None and not callable(on_start):
             raise InvalidRequestError("on_start must be callable, or None")
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
-        return Call(
+        return CallState(
             id=new_id(),
             request=request,
-            lanes=self._routing.chain(model),
+            routes=self._routing.routes_for(model),
             started=started,
             deadline=started + seconds,
-            start_signal=StartSignal(on_start),
+            start_signal=OnStartHook(on_start),
         )
 
-    async def _load(self, call: Call, references: Sequence[ImageInput]) -> None:
+    async def _load(self, call: CallState, references: Sequence[ImageInput]) -> None:
         """Read, check and mend the references; what cannot be used is listed, never lost.
 
         Waiting for them takes a quarter of the caller's time at most: a picture without one is
         better than none.
         """
         editing = call.request.operation == "edit"
-        routes = [(lane.provider.name, lane.model) for lane in call.lanes]
+        routes = [(lane.provider.name, lane.model) for lane in call.routes]
         loaded = await load_references(
             references,
             limits=self._routing.image_limits,
             fetch=self._url_fetcher(),
             strict=self.settings.strict_references or editing,
-            most=models.most_references(routes),
-            max_bytes=max(models.largest_reference(*route) for route in routes),
+            most=models.max_references(routes),
+            max_bytes=max(models.max_reference_bytes(*route) for route in routes),
             seconds=(call.deadline - asyncio.get_running_loop().time()) / 4,
             called="image" if editing else "reference_images[{}]",
         )
         call.request = replace(call.request, references=loaded.references)
-        call.dropped, call.notes = loaded.dropped, loaded.notes
-        if call.dropped or call.notes:
+        call.dropped_references, call.reference_notes = loaded.dropped, loaded.notes
+        if call.dropped_references or call.reference_notes:
             self._reporter.references_changed(call)
 
     def _url_fetcher(self) -> Fetcher:
@@ -328,14 +330,14 @@ class ImageClient:
             self._fetcher = Fetcher(self._routing.image_limits)
         return self._fetcher
 
-    async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> Finished:
+    async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
         if not is_whole(answer.data):
             raise InvalidResponseError(status=200)
         try:
             fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)
         except UnusableImageError:
             raise InvalidResponseError(status=200) from None
-        return Finished(fitted.data, fitted.mime_type, fitted.note)
+        return FittedImage(fitted.data, fitted.mime_type, fitted.note)
 
     @property
     def breakers(self) -> Mapping[str, Gate]:
@@ -343,7 +345,7 @@ class ImageClient:
 
         To force one open or let it go, to give it other numbers or to listen, while calls go on.
         """
-        return {lane.name: lane.gate for lane in self._routing.all_lanes}
+        return {lane.name: lane.gate for lane in self._routing.all_routes}
 
     def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.
@@ -354,7 +356,7 @@ class ImageClient:
         return {
             "routes": self._routing.snapshot(),
             **self._spending.snapshot(),
-            "process": PROCESS.snapshot(),
+            "process": PROCESS_COSTS.snapshot(),
             "fleet": None if self._fleet is None else self._fleet.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
@@ -450,18 +452,22 @@ def _checked_deadline(seconds: float | None) -> float:
     return seconds
 
 
-def _result(call: Call, served: Served) -> ImageResult:
-    fitted = () if served.picture.note is None else (served.picture.note,)
-    dropped = (*call.dropped, *served.tailored.dropped)
+def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
+    fitted = () if served.image.note is None else (served.image.note,)
+    dropped = (*call.dropped_references, *served.adapted.dropped)
     return ImageResult(
-        image_bytes=served.picture.data,
-        mime_type=served.picture.mime_type,
-        provider=served.lane.provider.name,
-        model=served.lane.model,
+        image_bytes=served.image.data,
+        mime_type=served.image.mime_type,
+        provider=served.route.provider.name,
+        model=served.route.model,
         attempts=len(call.attempts),
         fallback_reason=call.fallback_cause,
         dropped_references=tuple(sorted(dropped, key=itemgetter("index"))) if dropped else (),
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
-        adjustments=(*fitted, *call.notes, *served.tailored.notes),  # telemetry shows the first
+        adjustments=(
+            *fitted,
+            *call.reference_notes,
+            *served.adapted.notes,
+        ),  # telemetry shows the first
     )

@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 # What stands in a text when the vendor sent no status of its own. None of them is a reason word.
-_PHRASES: Mapping[Reason, str] = {
+_DEFAULT_MESSAGES: Mapping[Reason, str] = {
     Reason.OVERLOADED: "temporarily unavailable",
     Reason.RATE_LIMITED: "too many requests",
     Reason.QUOTA_EXHAUSTED: "quota used up",
@@ -85,7 +85,7 @@ _PHRASES: Mapping[Reason, str] = {
 
 _STATUS_WORD: Final = re.compile(r"[A-Z_]{1,40}")
 _BRIEF: Final = re.compile(
-    rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{'|'.join(map(re.escape, _PHRASES.values()))})"
+    rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{'|'.join(map(re.escape, _DEFAULT_MESSAGES.values()))})"
 )
 
 
@@ -96,7 +96,7 @@ def trusted_brief(text: str, reason: Reason | None) -> str:
     """
     if _BRIEF.fullmatch(text):
         return text
-    return "a failure in another process" if reason is None else _PHRASES[reason]
+    return "a failure in another process" if reason is None else _DEFAULT_MESSAGES[reason]
 
 
 class ImageGenerationError(Exception):
@@ -158,24 +158,24 @@ class ImageGenerationError(Exception):
         self.vendor_error = vendor_error
         self.account_wide = account_wide
         self.usage = usage
-        self.never_sent = never_sent
-        self._told = message is not None
+        self.not_sent = never_sent
+        self._has_custom_message = message is not None
         super().__init__(message if message is not None else self._text())
 
-    def locate(self, provider: str, model: str) -> None:
+    def set_route(self, provider: str, model: str) -> None:
         """Name the route where whoever raised it did not."""
         if self.provider is None:
             self.provider, self.model = provider, model
             self.args = (f"{provider} {model}: {self.args[0]}",)
 
-    def forget(self, secret: str) -> None:
+    def scrub(self, secret: str) -> None:
         """Take ``secret``, and whatever looks like one, out of its texts.
 
         A provider of the application's may have quoted the prompt, or passed on what a vendor
         quoted.
         """
         strange = self.status_word is not None and not _STATUS_WORD.fullmatch(self.status_word)
-        if self.vendor_message is None and not strange and not self._told:
+        if self.vendor_message is None and not strange and not self._has_custom_message:
             return  # it was made here, of words that are known
         from resilient_imagen.redaction import redact
 
@@ -183,20 +183,20 @@ class ImageGenerationError(Exception):
             self.vendor_message = redact(self.vendor_message, secrets=(secret,))
         if self.status_word is not None and strange:
             self.status_word = redact(self.status_word, secrets=(secret,))
-        if self._told:
+        if self._has_custom_message:
             self.args = (redact(str(self), secrets=(secret,)),)
 
     def _text(self) -> str:
         route = " ".join(name for name in (self.provider, self.model) if name)
-        cause = self.brief
+        cause = self.summary
         return f"{route}: {cause}" if route else cause
 
     @property
-    def brief(self) -> str:
+    def summary(self) -> str:
         """HTTP code and status word, or a fixed phrase: ``503 UNAVAILABLE``, ``timed out``."""
-        phrase = self.status_word or _PHRASES[self.reason]
+        phrase = self.status_word or _DEFAULT_MESSAGES[self.reason]
         if self.reason in {Reason.CONTENT_BLOCKED, Reason.NO_IMAGE}:
-            phrase = _PHRASES[self.reason]  # the application looks for exactly these words
+            phrase = _DEFAULT_MESSAGES[self.reason]  # the application looks for exactly these words
         if self.status is None or self.status == 200:  # noqa: PLR2004 - HTTP's "OK"
             return phrase
         return f"{self.status} {phrase}"

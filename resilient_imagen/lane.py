@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Usage
     from resilient_imagen.snapshots import RouteSnapshot
 
-__all__ = ["Lane", "Tailored"]
+__all__ = ["Route", "AdaptedRequest"]
 
 _LATENCIES: Final = 16
 """Successes that the usual latency is the median of."""
@@ -32,7 +32,7 @@ _FACTOR_OF_USUAL: Final = 1.5
 _SHARE_OF_LIMIT: Final = 0.7
 
 
-class Tailored(NamedTuple):
+class AdaptedRequest(NamedTuple):
     """A request cut to what one model takes."""
 
     request: ImageRequest
@@ -45,7 +45,7 @@ class Tailored(NamedTuple):
 
 
 @dataclass(slots=True)
-class Lane:
+class Route:
     """One ``provider:model``. The queue belongs to the provider, the breaker to the route."""
 
     provider: Provider
@@ -58,9 +58,9 @@ class Lane:
     """Bytes of all references together that the operator allows; None for what the model takes."""
     latencies: dict[str, deque[float]] = field(default_factory=dict)
     """Seconds that the latest successes took, by resolution."""
-    account_trip: tuple[str, str | None] | None = None
+    account_failure: tuple[str, str | None] | None = None
     """Cause and short text of what last closed the whole account to us."""
-    last_left: tuple[float, Reason] | None = None
+    last_fallback: tuple[float, Reason] | None = None
     """When (loop time) and why a call last left this route for the next."""
 
     @property
@@ -74,10 +74,10 @@ class Lane:
         url = getattr(self.provider, "base_url", None)
         return url if isinstance(url, str) else None
 
-    def heard(self, transition: Transition) -> None:
+    def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""
         if transition.to_state is BreakerState.CLOSED and not transition.shadow:
-            self.account_trip = None
+            self.account_failure = None
 
     def rejects_at(self, when: float) -> bool:
         """Whether the breaker, as it stands, would refuse a caller at loop time ``when``."""
@@ -119,7 +119,7 @@ class Lane:
 
     def snapshot(self, now: float) -> RouteSnapshot:
         """The route's breaker, queue and latest fallback, as plain JSON."""
-        last = self.last_left
+        last = self.last_fallback
         return {
             "route": self.name,
             "provider": self.provider.name,
@@ -152,15 +152,15 @@ class Lane:
             "cost_usd": models.cost_usd(self.model, answer, resolution),
         }
 
-    async def tailor(self, request: ImageRequest) -> Tailored:
+    async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
         """The request as this model takes it: so many references, so many bytes in all."""
-        best = models.short_of(self.provider.name, self.model, request.resolution)
+        best = models.downgraded_resolution(self.provider.name, self.model, request.resolution)
         smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
         hints = self._hints_for(request)
         more = (*smaller, *(() if hints is None else hints.notes))
         if not request.references:
-            return Tailored(request, (), more, hints)
-        info = models.row_for(self.provider.name, self.model)
+            return AdaptedRequest(request, (), more, hints)
+        info = models.get_model(self.provider.name, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()
         notes: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ class Lane:
             )
             references = references[: info.max_references]
         sizes = [len(reference.data) for reference in references]
-        each = models.largest_reference(self.provider.name, self.model)
+        each = models.max_reference_bytes(self.provider.name, self.model)
         most = self._max_total_bytes(info)
         if max(sizes, default=0) > each or sum(sizes) > most:
             from resilient_imagen.images.shrink import shrink_to_total
@@ -181,7 +181,7 @@ class Lane:
             references, notes = await shrink_to_total(references, most, max_bytes=each)
         if references is not request.references:
             request = replace(request, references=references)
-        return Tailored(request, dropped, (*notes, *more), hints)
+        return AdaptedRequest(request, dropped, (*notes, *more), hints)
 
     def _hints_for(self, request: ImageRequest) -> PromptHints | None:
         """Return what the provider adds to the prompt; not every provider says so."""

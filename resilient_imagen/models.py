@@ -23,15 +23,15 @@ __all__ = [
     "Prices",
     "clamp_quality",
     "cost_usd",
-    "find",
+    "find_model",
     "google_aspect",
     "google_image_size",
     "image_price",
-    "largest_reference",
-    "most_references",
+    "max_reference_bytes",
+    "max_references",
     "openai_size",
-    "row_for",
-    "short_of",
+    "get_model",
+    "downgraded_resolution",
     "successor",
     "typical_latency",
     "vendor_of",
@@ -90,7 +90,9 @@ class ModelInfo:
 _GEMINI_PAGE: Final = "https://ai.google.dev/gemini-api/docs/pricing"
 _OPENAI_PAGE: Final = "https://platform.openai.com/docs/pricing"
 _READ_ON: Final = date(2026, 11, 23)
-_RETOLD: Final = "price tables of resellers and of other projects, not seen on the vendor's page"
+_SECOND_HAND_SOURCE: Final = (
+    "price tables of resellers and of other projects, not seen on the vendor's page"
+)
 
 _RATIOS_10: Final = (
     "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
@@ -141,61 +143,63 @@ def _per_image(dollars: Mapping[str, float], source: str = _GEMINI_PAGE) -> Pric
     return Prices(source, _READ_ON, per_image=dollars)
 
 
-def _gone(name: str, retired_on: date, successor: str) -> ModelInfo:
+def _retired(name: str, retired_on: date, successor: str) -> ModelInfo:
     """Make a row for a name whose own answers nobody gets any more."""
     make = _gemini if successor.startswith("gemini-") else _gpt
     return make(name, prices=None, typical_seconds=None, retired_on=retired_on, successor=successor)
 
 
-_PRO: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
-_fine = partial(_gpt, qualities=(*_QUALITIES, "xhigh", "max"))
-_ending = partial(
+_GEMINI_PRO_PRICES: Final = _per_image({"1K": 0.134, "2K": 0.134, "4K": 0.24})
+_gpt_high_quality = partial(_gpt, qualities=(*_QUALITIES, "xhigh", "max"))
+_retiring = partial(
     _gpt,
     sizes=_THREE_SIZES,
-    prices=_tokens(source=_RETOLD, image_out=32.0),
+    prices=_tokens(source=_SECOND_HAND_SOURCE, image_out=32.0),
     typical_seconds=_GPT_1_5_SECONDS,
     retired_on=date(2026, 12, 1),
 )
-_FLASH: Final = _per_image({"1K": 0.067, "2K": 0.101, "4K": 0.151}, _RETOLD)
-_LITE: Final = _per_image({"1K": 0.0336}, _RETOLD)
-_SMALL: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was found anywhere
+_GEMINI_FLASH_PRICES: Final = _per_image(
+    {"1K": 0.067, "2K": 0.101, "4K": 0.151}, _SECOND_HAND_SOURCE
+)
+_GEMINI_LITE_PRICES: Final = _per_image({"1K": 0.0336}, _SECOND_HAND_SOURCE)
+_GEMINI_1K_PRICES: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was found anywhere
 
 _ROWS: Final = (
-    _gemini("gemini-3-pro-image", prices=_PRO, typical_seconds=_PRO_SECONDS),
-    _gemini("nano-banana-pro-preview", prices=_PRO, typical_seconds=_PRO_SECONDS),
-    _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_SMALL),
-    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_FLASH),
+    _gemini("gemini-3-pro-image", prices=_GEMINI_PRO_PRICES, typical_seconds=_PRO_SECONDS),
+    _gemini("nano-banana-pro-preview", prices=_GEMINI_PRO_PRICES, typical_seconds=_PRO_SECONDS),
+    _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_GEMINI_1K_PRICES),
+    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_GEMINI_FLASH_PRICES),
     _gemini(
         "gemini-3.1-flash-lite-image",
         aspect_ratios=_RATIOS_14,
         resolutions=("1K",),
-        prices=_LITE,
+        prices=_GEMINI_LITE_PRICES,
     ),
     _gemini("gemini-2.5-flash-image", resolutions=(), prices=_per_image({"1K": 0.039})),
-    _gone("gemini-3-pro-image-preview", date(2026, 6, 25), "gemini-3-pro-image"),
-    _gone("gemini-3.1-flash-image-preview", date(2026, 6, 25), "gemini-nano-banana-2.1"),
-    _gone("gemini-2.5-flash-image-preview", date(2026, 1, 15), "gemini-2.5-flash-image"),
-    _gone("imagen-4.0-ultra-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
-    _gone("imagen-4.0-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
-    _gone("imagen-4.0-fast-generate-001", date(2026, 8, 17), "gemini-nano-banana-2.1"),
+    _retired("gemini-3-pro-image-preview", date(2026, 6, 25), "gemini-3-pro-image"),
+    _retired("gemini-3.1-flash-image-preview", date(2026, 6, 25), "gemini-nano-banana-2.1"),
+    _retired("gemini-2.5-flash-image-preview", date(2026, 1, 15), "gemini-2.5-flash-image"),
+    _retired("imagen-4.0-ultra-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
+    _retired("imagen-4.0-generate-001", date(2026, 8, 17), "gemini-3-pro-image"),
+    _retired("imagen-4.0-fast-generate-001", date(2026, 8, 17), "gemini-nano-banana-2.1"),
     _gpt("gpt-image-2.6-flare"),
     _gpt("gpt-image-2.6-sunburst"),
-    _fine("gpt-image-2.5-flare"),
-    _fine("gpt-image-2.5-flare-2026-09-08"),
-    _fine("gpt-image-2.5-sunburst"),
-    _fine("gpt-image-2.5-sunburst-2026-09-08"),
+    _gpt_high_quality("gpt-image-2.5-flare"),
+    _gpt_high_quality("gpt-image-2.5-flare-2026-09-08"),
+    _gpt_high_quality("gpt-image-2.5-sunburst"),
+    _gpt_high_quality("gpt-image-2.5-sunburst-2026-09-08"),
     _gpt("gpt-image-2", typical_seconds=_GPT_2_SECONDS),
     _gpt("gpt-image-2-2026-04-21", typical_seconds=_GPT_2_SECONDS),
-    _ending("gpt-image-1.5", successor="gpt-image-2"),
-    _ending("chatgpt-image-latest", successor="gpt-image-2"),
-    _ending(
+    _retiring("gpt-image-1.5", successor="gpt-image-2"),
+    _retiring("chatgpt-image-latest", successor="gpt-image-2"),
+    _retiring(
         "gpt-image-1-mini",
         successor="gpt-image-2.5-flare",
-        prices=_tokens(source=_RETOLD, text_in=2.0, image_in=2.5, image_out=8.0),
+        prices=_tokens(source=_SECOND_HAND_SOURCE, text_in=2.0, image_in=2.5, image_out=8.0),
     ),
-    _gone("gpt-image-1", date(2026, 10, 23), "gpt-image-2"),
-    _gone("dall-e-3", date(2026, 5, 12), "gpt-image-2"),
-    _gone("dall-e-2", date(2026, 5, 12), "gpt-image-2"),
+    _retired("gpt-image-1", date(2026, 10, 23), "gpt-image-2"),
+    _retired("dall-e-3", date(2026, 5, 12), "gpt-image-2"),
+    _retired("dall-e-2", date(2026, 5, 12), "gpt-image-2"),
 )
 
 MODELS: Final[Mapping[str, ModelInfo]] = {row.name: row for row in _ROWS}
@@ -217,14 +221,14 @@ _FAMILIES: Final = (
 )
 
 
-def find(name: str) -> ModelInfo | None:
+def find_model(name: str) -> ModelInfo | None:
     """The row of a model, or None when the table has none."""
     return MODELS.get(name)
 
 
 def vendor_of(name: str) -> str | None:
     """``google`` or ``openai``: from the table, else from the family in the name, else None."""
-    row = find(name)
+    row = find_model(name)
     if row is not None:
         return row.vendor
     return next((vendor for family, vendor in _FAMILIES if name.startswith(family)), None)
@@ -235,15 +239,15 @@ def successor(name: str, today: date) -> str | None:
 
     ``today`` is the caller's date: a name is replaced from the day of its retirement on.
     """
-    row = find(name)
+    row = find_model(name)
     heir = None
     while row is not None and row.retired_on is not None and row.retired_on <= today:
         heir = row.successor
-        row = find(heir) if heir else None
+        row = find_model(heir) if heir else None
     return heir
 
 
-def row_for(vendor: str, name: str) -> ModelInfo | None:
+def get_model(vendor: str, name: str) -> ModelInfo | None:
     """What is known of a vendor's model: its row, else that of the vendor's newest model.
 
     None for a vendor that is not in the table.
@@ -251,19 +255,19 @@ def row_for(vendor: str, name: str) -> ModelInfo | None:
     return _row(name, vendor) if vendor in _NEWEST else None
 
 
-def largest_reference(vendor: str, name: str) -> int:
+def max_reference_bytes(vendor: str, name: str) -> int:
     """Bytes of one reference image that may be sent to a model.
 
     The strictest row's where the table knows nothing of the vendor.
     """
-    row = row_for(vendor, name)
+    row = get_model(vendor, name)
     limits = (row.max_reference_bytes, row.max_total_bytes) if row is not None else ()
     return min(filter(None, limits), default=_LEAST_REFERENCE_BYTES)
 
 
-def most_references(routes: Iterable[tuple[str, str]]) -> int | None:
+def max_references(routes: Iterable[tuple[str, str]]) -> int | None:
     """How many reference images any of these vendors and models takes; None if one may take all."""
-    rows = [row_for(*route) for route in routes]
+    rows = [get_model(*route) for route in routes]
     known = [row.max_references for row in rows if row is not None]
     return max(known) if known and len(known) == len(rows) else None
 
@@ -287,9 +291,9 @@ def google_image_size(model: str, resolution: str) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def short_of(vendor: str, model: str, resolution: str) -> str | None:
+def downgraded_resolution(vendor: str, model: str, resolution: str) -> str | None:
     """The resolution that the model makes instead of a larger one that it does not; else None."""
-    row = row_for(vendor, model)
+    row = get_model(vendor, model)
     if row is None:
         return None
     if row.vendor == "google":
@@ -302,10 +306,10 @@ def short_of(vendor: str, model: str, resolution: str) -> str | None:
 @lru_cache(maxsize=256)
 def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
     """Seconds that a picture usually takes, as far as others tell; None where nothing is known."""
-    row = row_for(vendor, model)
+    row = get_model(vendor, model)
     if row is None or row.typical_seconds is None:
         return None
-    return row.typical_seconds.get(short_of(vendor, model, resolution) or resolution)
+    return row.typical_seconds.get(downgraded_resolution(vendor, model, resolution) or resolution)
 
 
 _STEP: Final = 16
@@ -351,7 +355,7 @@ def clamp_quality(model: str, quality: str) -> str:
 @lru_cache(maxsize=256)
 def image_price(model: str, resolution: str) -> float | None:
     """US dollars for one picture of a model that charges by the picture; else None."""
-    row = find(model)
+    row = find_model(model)
     if row is None or row.prices is None or row.prices.per_image is None:
         return None
     return row.prices.per_image.get(google_image_size(model, resolution) or "1K")
@@ -371,7 +375,7 @@ def cost_usd(
 
     One answer may hold several pictures that are charged for: ``answer.pictures`` counts them.
     """
-    row = find(model)
+    row = find_model(model)
     prices = None if row is None else row.prices
     if prices is None:
         return None
@@ -391,7 +395,7 @@ def cost_usd(
 
 def _row(model: str, vendor: str) -> ModelInfo:
     """The model's row; for a name not in the table that of the vendor's newest model."""
-    row = find(model)
+    row = find_model(model)
     return row if row is not None and row.vendor == vendor else _NEWEST[vendor]
 
 

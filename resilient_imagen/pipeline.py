@@ -23,21 +23,21 @@ from resilient_imagen.errors import (
 )
 from resilient_imagen.limiter.memory import EARLY, QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason, Retry
-from resilient_imagen.turn import NotAdmittedError, Turn
+from resilient_imagen.turn import PermitRevoked, RouteState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from resilient_imagen.attempt import AttemptRung, Served
-    from resilient_imagen.call import Call
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.attempt import AttemptExecutor, AttemptSuccess
+    from resilient_imagen.call import CallState
+    from resilient_imagen.lane import Route
     from resilient_imagen.limiter.memory import Ticket
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.reporter import Reporter
 
-__all__ = ["WORTHWHILE", "Pipeline"]
+__all__ = ["MIN_USEFUL_SECONDS", "Pipeline"]
 
-WORTHWHILE = 1e-3
+MIN_USEFUL_SECONDS = 1e-3
 """Seconds that must be left for a request to be worth sending."""
 
 
@@ -54,7 +54,7 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
-        attempts: AttemptRung,
+        attempts: AttemptExecutor,
         reporter: Reporter,
         random: Callable[[], float],
     ) -> None:
@@ -65,7 +65,7 @@ class Pipeline:
 
     # -- deadline ---------------------------------------------------------------------------------
 
-    async def run(self, call: Call, prepare: Callable[[], Awaitable[None]]) -> Served:
+    async def run(self, call: CallState, prepare: Callable[[], Awaitable[None]]) -> AttemptSuccess:
         """Serve the call within its deadline: load what it needs, then go across the routes.
 
         Raises:
@@ -83,42 +83,44 @@ class Pipeline:
                 raise
         finally:
             await call.start_signal.finish()
-        raise call.out_of_time()
+        raise call.deadline_error()
 
     # -- across routes ----------------------------------------------------------------------------
 
-    async def _across_routes(self, call: Call) -> Served:
+    async def _across_routes(self, call: CallState) -> AttemptSuccess:
         while True:
             try:
                 return await self._once_across(call)
             except CircuitOpenError:
-                if self._settings.when_all_open == "fail" or not await self._some_due(call):
+                if self._settings.when_all_open == "fail" or not await self._wait_for_half_open(
+                    call
+                ):
                     raise
-                call.left.clear()
+                call.route_errors.clear()
                 call.fallback_cause = None  # the primary is asked again
 
-    async def _once_across(self, call: Call) -> Served:
-        for index, lane in enumerate(call.lanes):
-            following = call.lanes[index + 1 :]
+    async def _once_across(self, call: CallState) -> AttemptSuccess:
+        for index, lane in enumerate(call.routes):
+            following = call.routes[index + 1 :]
             try:
                 return await self._on_route(call, lane, following)
             except DeadlineExceededError:
                 raise  # ours: a provider's would have come as a timeout
             except ImageGenerationError as error:
-                call.left.append(error)
-            reason = call.left[-1].reason
-            if not following or not self._settings.goes_on(reason):
+                call.route_errors.append(error)
+            reason = call.route_errors[-1].reason
+            if not following or not self._settings.falls_back_on(reason):
                 break
             now = asyncio.get_running_loop().time()
-            if now + WORTHWHILE >= call.deadline:
-                raise call.out_of_time()  # before it takes a probe's place on the next for nothing
+            if now + MIN_USEFUL_SECONDS >= call.deadline:
+                raise call.deadline_error()  # before it takes a probe's place on the next for nothing
             if index == 0:
                 call.fallback_cause = reason
-            lane.last_left = (now, reason)
+            lane.last_fallback = (now, reason)
             self._reporter.fell_back(call, lane, following[0], reason)
-        raise call.verdict()
+        raise call.final_error()
 
-    async def _some_due(self, call: Call) -> bool:
+    async def _wait_for_half_open(self, call: CallState) -> bool:
         """Wait until a route that turned the call away lets a probe through.
 
         Routes that were not asked do not count: IMAGE_GEN_FALLBACK_ON keeps the call from them.
@@ -127,7 +129,7 @@ class Pipeline:
             False if no route will within the deadline.
         """
         loop = asyncio.get_running_loop()
-        asked = [lane.gate for lane in call.lanes[: len(call.left)]]
+        asked = [lane.gate for lane in call.routes[: len(call.route_errors)]]
         while not any(gate.usable() for gate in asked):
             due = min(gate.open_until() or 0.0 for gate in asked)
             if due >= call.deadline or math.isinf(due):
@@ -138,31 +140,35 @@ class Pipeline:
 
     # -- per route: retry -------------------------------------------------------------------------
 
-    async def _on_route(self, call: Call, lane: Lane, following: Sequence[Lane]) -> Served:
+    async def _on_route(
+        self, call: CallState, lane: Route, following: Sequence[Route]
+    ) -> AttemptSuccess:
         retries = self._settings.max_retries
-        first = lane is call.lanes[0]
-        turn = Turn(
-            lane=lane,
-            following=following,
-            limit=1 + (retries if first else min(1, retries)),
-            patience=lane.timeout if first else min(lane.timeout, self._all_back_offs),
+        first = lane is call.routes[0]
+        turn = RouteState(
+            route=lane,
+            later_routes=following,
+            max_attempts=1 + (retries if first else min(1, retries)),
+            max_server_wait=lane.timeout
+            if first
+            else min(lane.timeout, self._total_backoff_budget),
         )
-        call.turn = turn
-        await self._enter(call, turn)
+        call.route_state = turn
+        await self._acquire_early(call, turn)
         try:
             await call.set_up(lane)
-            turn.tailored = await lane.tailor(call.request)
-            return await self._retrying(call, turn)
+            turn.adapted = await lane.adapt_request(call.request)
+            return await self._with_retries(call, turn)
         except (CircuitOpenError, SaturatedError):
-            if turn.failed is None:
+            if turn.last_error is None:
                 raise
         finally:
             turn.drop_permit()
-        raise turn.failed  # what was sent says more than what was then refused
+        raise turn.last_error  # what was sent says more than what was then refused
 
-    def leave_reserve(self, deadline: float, following: Sequence[Lane]) -> float:
+    def route_deadline(self, deadline: float, following: Sequence[Route]) -> float:
         """Loop time by which a route must be done, so that the next one still has a chance."""
-        if not self._settings.goes_on(Reason.TIMEOUT) or math.isinf(deadline):
+        if not self._settings.falls_back_on(Reason.TIMEOUT) or math.isinf(deadline):
             return deadline
         left = deadline - asyncio.get_running_loop().time()
         for lane in following:
@@ -171,27 +177,27 @@ class Pipeline:
                 return handover
         return deadline
 
-    async def _retrying(self, call: Call, turn: Turn) -> Served:
+    async def _with_retries(self, call: CallState, turn: RouteState) -> AttemptSuccess:
         while True:
             try:
-                return await self._paced(call, turn)
-            except NotAdmittedError:
-                await self._enter(call, turn)
+                return await self._with_limiter(call, turn)
+            except PermitRevoked:
+                await self._acquire_early(call, turn)
             except ImageGenerationError:
                 if turn.retry_in is None:
                     raise
                 await self._back_off(call, turn, turn.retry_in)
 
-    async def _enter(self, call: Call, turn: Turn) -> None:
+    async def _acquire_early(self, call: CallState, turn: RouteState) -> None:
         """Ask the breaker before queueing: an open route is skipped in microseconds."""
-        gate = turn.lane.gate
+        gate = turn.route.gate
         while isinstance(answer := gate.reserve(), Rejection):
-            may_leave = self._settings.goes_on(Reason.CIRCUIT_OPEN)
+            may_leave = self._settings.falls_back_on(Reason.CIRCUIT_OPEN)
             if not answer.probing or (may_leave and turn.alternative is not None):
-                raise self._skipped(call, turn, answer)
+                raise self._circuit_open_error(call, turn, answer)
             # The last usable route, and only a probe in flight: its verdict is worth waiting for,
             # unless a later route may be asked before.
-            others = [lane.gate for lane in turn.following] if may_leave else []
+            others = [lane.gate for lane in turn.later_routes] if may_leave else []
             until = min((other.open_until() or 0.0 for other in others), default=math.inf)
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:
@@ -199,10 +205,12 @@ class Pipeline:
             await _first_of(*(each.changed() for each in (gate, *others)), timeout=wait)
         turn.permit = answer
 
-    def _skipped(self, call: Call, turn: Turn, rejection: Rejection) -> CircuitOpenError:
+    def _circuit_open_error(
+        self, call: CallState, turn: RouteState, rejection: Rejection
+    ) -> CircuitOpenError:
         call.short_circuits += 1
-        self._reporter.short_circuited(call, turn.lane, rejection)
-        provider, model = turn.lane.provider.name, turn.lane.model
+        self._reporter.short_circuited(call, turn.route, rejection)
+        provider, model = turn.route.provider.name, turn.route.model
         what = f"skipped after {rejection.brief}" if rejection.brief else "skipped by the operator"
         return CircuitOpenError(
             f"{provider} {model}: {what}",
@@ -211,136 +219,144 @@ class Pipeline:
             retry_after=rejection.retry_after,
         )
 
-    def _plan_retry(self, turn: Turn, error: ImageGenerationError) -> float | None:
+    def _decide_retry(self, turn: RouteState, error: ImageGenerationError) -> float | None:
         """Seconds to sleep before the same route is asked again, or None to leave it."""
         retry = POLICIES[error.reason].retry
-        limit = turn.limit if retry is Retry.ALWAYS else min(turn.limit, 2)
-        if retry is Retry.NEVER or turn.number >= limit:
+        limit = turn.max_attempts if retry is Retry.ALWAYS else min(turn.max_attempts, 2)
+        if retry is Retry.NEVER or turn.attempt_number >= limit:
             return None
-        alternative = turn.alternative if self._settings.goes_on(error.reason) else None
+        alternative = turn.alternative if self._settings.falls_back_on(error.reason) else None
         if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative is not None:
             return None
         now = asyncio.get_running_loop().time()
         if error.retry_after is None:
-            delay = self._own_delay(turn, now)
+            delay = self._backoff_delay(turn, now)
         else:
             delay = error.retry_after
-            if delay > self._patience(turn, alternative):
+            if delay > self._max_hint_wait(turn, alternative):
                 return None
-        latency = turn.lane.measured_latency(turn.tailored.request.resolution)
-        wait = turn.lane.pacer.shortest_wait(latency)
+        latency = turn.route.measured_latency(turn.adapted.request.resolution)
+        wait = turn.route.pacer.shortest_wait(latency)
         queues = wait > delay + EARLY  # and is turned away then if its time is too short
         sent, needed = now + max(delay, wait), (latency or 0.0) if queues else 0.0
-        if sent + needed + WORTHWHILE >= turn.until or turn.lane.rejects_at(now + delay):
+        if sent + needed + MIN_USEFUL_SECONDS >= turn.deadline or turn.route.rejects_at(
+            now + delay
+        ):
             return None
         return delay
 
-    def _own_delay(self, turn: Turn, now: float) -> float:
+    def _backoff_delay(self, turn: RouteState, now: float) -> float:
         """The back-off: doubled each time, jittered, and never over its sum for slow failures."""
-        delay = self._settings.retry_base_delay * 2.0 ** (turn.number - 1)
+        delay = self._settings.retry_base_delay * 2.0 ** (turn.attempt_number - 1)
         delay *= 1 - 0.3 * self._random()
-        if turn.failed_first is None:
-            turn.failed_first = now
+        if turn.first_failure_at is None:
+            turn.first_failure_at = now
             return delay
         # A retry that was held up by pacing has waited already. And the next failure may take as
         # long as this one did, so that the route would be left too late.
-        left = turn.failed_first + self._all_back_offs - now - (now - turn.sent_at)
+        left = turn.first_failure_at + self._total_backoff_budget - now - (now - turn.sent_at)
         return max(0.0, min(delay - turn.queue_s, left))
 
     @property
-    def _all_back_offs(self) -> float:
+    def _total_backoff_budget(self) -> float:
         """Seconds that a call sleeps on its first route at most."""
         return self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
 
-    def _patience(self, turn: Turn, alternative: Lane | None) -> float:
+    def _max_hint_wait(self, turn: RouteState, alternative: Route | None) -> float:
         """Return the longest hint, in seconds, that is waited for.
 
         Beside another route: no longer than falling back takes, and until that route's latency is
         known, no longer than our own back-offs would take in all.
         """
         if alternative is None:
-            return turn.patience
-        usual = alternative.usual_latency(turn.tailored.request.resolution)
-        return self._all_back_offs if usual is None else min(self._all_back_offs, usual)
+            return turn.max_server_wait
+        usual = alternative.usual_latency(turn.adapted.request.resolution)
+        return (
+            self._total_backoff_budget if usual is None else min(self._total_backoff_budget, usual)
+        )
 
-    async def _back_off(self, call: Call, turn: Turn, delay: float) -> None:
+    async def _back_off(self, call: CallState, turn: RouteState, delay: float) -> None:
         """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         wake = started + delay
         try:
-            while loop.time() < wake and not turn.lane.rejects_at(wake):
-                await _first_of(turn.lane.gate.changed(), timeout=wake - loop.time())
+            while loop.time() < wake and not turn.route.rejects_at(wake):
+                await _first_of(turn.route.gate.changed(), timeout=wake - loop.time())
         finally:
             call.backoff_s += loop.time() - started
-        await self._enter(call, turn)
+        await self._acquire_early(call, turn)
 
     # -- pace -------------------------------------------------------------------------------------
 
-    def _share(self, call: Call, turn: Turn) -> float:
+    def _share(self, call: CallState, turn: RouteState) -> float:
         """Return the loop time by which the call must be done with this route."""
-        return self.leave_reserve(call.deadline, turn.following)
+        return self.route_deadline(call.deadline, turn.later_routes)
 
-    async def _paced(self, call: Call, turn: Turn) -> Served:
+    async def _with_limiter(self, call: CallState, turn: RouteState) -> AttemptSuccess:
         loop = asyncio.get_running_loop()
-        pacer = turn.lane.pacer
+        pacer = turn.route.pacer
         turn.retry_in = None
         joined = loop.time()
-        if turn.failed is None:  # whatever took time before: the route gets a share of what is left
-            turn.until = self._share(call, turn)
-        latency = turn.lane.measured_latency(turn.tailored.request.resolution)
+        if (
+            turn.last_error is None
+        ):  # whatever took time before: the route gets a share of what is left
+            turn.deadline = self._share(call, turn)
+        latency = turn.route.measured_latency(turn.adapted.request.resolution)
         wait = pacer.shortest_wait(latency)
         waits = wait > EARLY  # a caller that need not wait is sent, however little time is left
-        useful_until = turn.until - WORTHWHILE - (latency or 0.0)
-        if joined + wait > (useful_until if waits else turn.until - WORTHWHILE):
-            if waits or turn.failed is not None:
-                raise _saturated(turn.lane, wait)
-            raise call.out_of_time()
+        useful_until = turn.deadline - MIN_USEFUL_SECONDS - (latency or 0.0)
+        if joined + wait > (useful_until if waits else turn.deadline - MIN_USEFUL_SECONDS):
+            if waits or turn.last_error is not None:
+                raise _saturated(turn.route, wait)
+            raise call.deadline_error()
         try:
             ticket = pacer.join(useful_until)
         except QueueFullError:
-            raise _saturated(turn.lane, wait) from None
+            raise _saturated(turn.route, wait) from None
         with ticket:
             try:
-                await self._queue(turn, ticket)
+                await self._wait_in_queue(turn, ticket)
             finally:
                 turn.queue_s = loop.time() - joined
                 call.queue_s += turn.queue_s
-            return await self._guarded(call, turn, ticket)
+            return await self._with_breaker(call, turn, ticket)
 
-    async def _queue(self, turn: Turn, ticket: Ticket) -> None:
+    async def _wait_in_queue(self, turn: RouteState, ticket: Ticket) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
-        gate = turn.lane.gate
+        gate = turn.route.gate
         while not ticket.granted.done():
-            if turn.permit is None and turn.lane.rejects_at(loop.time()):
-                raise NotAdmittedError  # wait for a verdict, if at all, without a stand in here
+            if turn.permit is None and turn.route.rejects_at(loop.time()):
+                raise PermitRevoked  # wait for a verdict, if at all, without a stand in here
             left = ticket.useful_until - loop.time()
             if left <= 0:
-                raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
+                raise _saturated(turn.route, turn.route.pacer.shortest_wait())
             await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
             # Not before: a probe's permit is stale until other processes have agreed to it.
             turn.drop_permit(only_if_stale=True)
         if ticket.waited and loop.time() > ticket.useful_until:
-            raise _saturated(turn.lane, turn.lane.pacer.shortest_wait())
+            raise _saturated(turn.route, turn.route.pacer.shortest_wait())
 
     # -- breaker ----------------------------------------------------------------------------------
 
-    async def _guarded(self, call: Call, turn: Turn, ticket: Ticket) -> Served:
+    async def _with_breaker(
+        self, call: CallState, turn: RouteState, ticket: Ticket
+    ) -> AttemptSuccess:
         """Take the permit after queueing, or bring the one from the entrance; settle it once."""
         turn.drop_permit(only_if_stale=True)
         if turn.permit is None:
-            answer = turn.lane.gate.admit()
+            answer = turn.route.gate.admit()
             if isinstance(answer, Rejection):
-                raise NotAdmittedError
+                raise PermitRevoked
             turn.permit = answer
         try:
-            return await self._attempts.run(call, turn, ticket, turn.permit, self._plan_retry)
+            return await self._attempts.run(call, turn, ticket, turn.permit, self._decide_retry)
         finally:
             turn.drop_permit()
 
 
-def _saturated(lane: Lane, wait: float) -> SaturatedError:
+def _saturated(lane: Route, wait: float) -> SaturatedError:
     return SaturatedError(provider=lane.provider.name, model=lane.model, retry_after=wait or None)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POLICIES", "Policy", "Reason", "Retry", "Verdict"]
+__all__ = ["POLICIES", "ReasonPolicy", "Reason", "Retry", "BreakerOutcome"]
 
 
 class Reason(StrEnum):
@@ -47,7 +47,7 @@ class Retry(Enum):
     ALWAYS = auto()
 
 
-class Verdict(StrEnum):
+class BreakerOutcome(StrEnum):
     """What the circuit breaker is told about one request."""
 
     SUCCESS = "success"
@@ -67,32 +67,32 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ReasonPolicy:
     """What follows from a reason."""
 
     retry: Retry
     next_route: bool
-    verdict: Verdict
-    loud: bool = False
+    verdict: BreakerOutcome
+    alert: bool = False
     """Somebody has to act (a key, a permission, a model name): reported as an error event."""
 
 
-POLICIES: Final[Mapping[Reason, Policy]] = {
-    Reason.OVERLOADED: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
-    Reason.RATE_LIMITED: Policy(Retry.ALWAYS, True, Verdict.THROTTLED),
-    Reason.QUOTA_EXHAUSTED: Policy(Retry.NEVER, True, Verdict.TRIP),
-    Reason.SERVER_ERROR: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
-    Reason.TIMEOUT: Policy(Retry.ONCE_IF_NO_OTHER_ROUTE, True, Verdict.FAILURE),
-    Reason.CONNECTION: Policy(Retry.ALWAYS, True, Verdict.FAILURE),
-    Reason.UNAUTHENTICATED: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
-    Reason.FORBIDDEN: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
-    Reason.MODEL_NOT_FOUND: Policy(Retry.NEVER, True, Verdict.TRIP, loud=True),
-    Reason.INVALID_RESPONSE: Policy(Retry.ONCE, True, Verdict.FAILURE),
-    Reason.NO_IMAGE: Policy(Retry.ONCE, True, Verdict.SUCCESS),
-    Reason.CONTENT_BLOCKED: Policy(Retry.NEVER, False, Verdict.REFUSED),
-    Reason.INVALID_REQUEST: Policy(Retry.NEVER, False, Verdict.REFUSED),
-    Reason.CIRCUIT_OPEN: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
-    Reason.SATURATED: Policy(Retry.NEVER, True, Verdict.NEUTRAL),
-    Reason.DEADLINE: Policy(Retry.NEVER, False, Verdict.NEUTRAL),
-    Reason.CANCELLED: Policy(Retry.NEVER, False, Verdict.NEUTRAL),
+POLICIES: Final[Mapping[Reason, ReasonPolicy]] = {
+    Reason.OVERLOADED: ReasonPolicy(Retry.ALWAYS, True, BreakerOutcome.FAILURE),
+    Reason.RATE_LIMITED: ReasonPolicy(Retry.ALWAYS, True, BreakerOutcome.THROTTLED),
+    Reason.QUOTA_EXHAUSTED: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.TRIP),
+    Reason.SERVER_ERROR: ReasonPolicy(Retry.ALWAYS, True, BreakerOutcome.FAILURE),
+    Reason.TIMEOUT: ReasonPolicy(Retry.ONCE_IF_NO_OTHER_ROUTE, True, BreakerOutcome.FAILURE),
+    Reason.CONNECTION: ReasonPolicy(Retry.ALWAYS, True, BreakerOutcome.FAILURE),
+    Reason.UNAUTHENTICATED: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.TRIP, alert=True),
+    Reason.FORBIDDEN: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.TRIP, alert=True),
+    Reason.MODEL_NOT_FOUND: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.TRIP, alert=True),
+    Reason.INVALID_RESPONSE: ReasonPolicy(Retry.ONCE, True, BreakerOutcome.FAILURE),
+    Reason.NO_IMAGE: ReasonPolicy(Retry.ONCE, True, BreakerOutcome.SUCCESS),
+    Reason.CONTENT_BLOCKED: ReasonPolicy(Retry.NEVER, False, BreakerOutcome.REFUSED),
+    Reason.INVALID_REQUEST: ReasonPolicy(Retry.NEVER, False, BreakerOutcome.REFUSED),
+    Reason.CIRCUIT_OPEN: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.NEUTRAL),
+    Reason.SATURATED: ReasonPolicy(Retry.NEVER, True, BreakerOutcome.NEUTRAL),
+    Reason.DEADLINE: ReasonPolicy(Retry.NEVER, False, BreakerOutcome.NEUTRAL),
+    Reason.CANCELLED: ReasonPolicy(Retry.NEVER, False, BreakerOutcome.NEUTRAL),
 }

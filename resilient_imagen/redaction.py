@@ -15,9 +15,9 @@ from weakref import WeakValueDictionary
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["KnownSecret", "redact", "unescaped", "without", "without_echo"]
+__all__ = ["KnownSecret", "redact", "unescape", "remove_secret", "remove_quoted_secret"]
 
-_GONE: Final = "[…]"
+REDACTED: Final = "[…]"
 """Stands for what was taken out; without letters, so that it can be part of no secret."""
 _MAX_READ: Final = 8000
 """Characters looked at; what comes later is dropped unread."""
@@ -89,12 +89,12 @@ def redact(text: str, *, secrets: Iterable[str] = (), limit: int = 300) -> str:
     more, whatever their case, spacing and escapes), whatever looks like a key, data URLs, base64
     and invisible characters. A page of HTML is reduced to its title.
     """
-    plain = _one_line(unescaped(_without_html(text[:_MAX_READ])))
+    plain = _one_line(unescape(_without_html(text[:_MAX_READ])))
     # One atomic copy: other threads make and drop providers.
     known = [secret.value for ref in _known.valuerefs() if (secret := ref()) is not None]
-    plain = without(plain, *known, *secrets)
+    plain = remove_secret(plain, *known, *secrets)
     for pattern in _PATTERNS:
-        plain = pattern.sub(_GONE, plain)
+        plain = pattern.sub(REDACTED, plain)
     return plain if len(plain) <= limit else plain[: max(0, limit - 1)] + "…"
 
 
@@ -110,9 +110,9 @@ def _one_line(text: str) -> str:
     return " ".join(_UNSEEN.sub("", text).split())
 
 
-def without_echo(text: str, secret: str) -> str:
+def remove_quoted_secret(text: str, secret: str) -> str:
     """Undo the escapes in ``text`` and remove ``secret``; see ``without``."""
-    return without(unescaped(text), secret)
+    return remove_secret(unescape(text), secret)
 
 
 # --- escapes ---------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ _LATIN1: Final = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _BLANK: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def unescaped(text: str) -> str:
+def unescape(text: str) -> str:
     """Undo the escapes of addresses, pages of HTML, JSON and program code, also nested ones."""
     for _ in range(_LAYERS):
         if not any(mark in text for mark in "%\\&"):
@@ -166,7 +166,7 @@ def _decoded(escape: re.Match[str]) -> str:
 # --- finding a secret ------------------------------------------------------------------------
 
 
-def without(text: str, *secrets: str) -> str:
+def remove_secret(text: str, *secrets: str) -> str:
     """Remove every piece of a secret of 16 characters, or all of it if it is shorter.
 
     Case, invisible characters and the kind of white space do not matter. White space does not
@@ -174,7 +174,7 @@ def without(text: str, *secrets: str) -> str:
     """
     folds: dict[str, tuple[str, list[int]]] = {}
     spans: set[tuple[int, int]] = set()
-    for secret in dict.fromkeys(form for each in secrets for form in (each, unescaped(each))):
+    for secret in dict.fromkeys(form for each in secrets for form in (each, unescape(each))):
         words = _UNSEEN.sub("", _lowered(secret).replace("+", " ")).split()  # + is a form's space
         gap = " " if len(words) > 1 else ""
         needle = gap.join(words)
@@ -194,7 +194,7 @@ def _cut(text: str, spans: list[tuple[int, int]]) -> str:
     copied = 0
     for start, end in spans:
         if start > copied or not kept:
-            kept += [text[copied:start], _GONE]
+            kept += [text[copied:start], REDACTED]
         copied = max(copied, end)
     return "".join(kept) + text[copied:]
 

@@ -17,7 +17,7 @@ from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate
 from resilient_imagen.breaker.timing import running_loop
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.lane import Lane
+from resilient_imagen.lane import Route
 from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.providers import BUILT_IN, build
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.providers.base import Provider
-    from resilient_imagen.settings import Route, Settings
+    from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
     from resilient_imagen.telemetry.reporter import Reporter
 
-__all__ = ["Routing", "new_gate", "new_pacer"]
+__all__ = ["Router", "new_breaker", "new_limiter"]
 
 _NAME: Final = re.compile(
     r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
@@ -40,13 +40,13 @@ _MAX_NAME: Final = 200
 """Characters of a model's name."""
 _MAX_CALM_LANES: Final = 32
 """Routes kept for models that callers name, beside those with a breaker that is not to be lost."""
-_MAX_EXTRA_LANES: Final = 256
+_MAX_DYNAMIC_ROUTES: Final = 256
 """Routes kept for such models at all, however many of their breakers are open."""
 _MAX_WARNINGS: Final = 256
 """Warnings remembered so as not to be repeated: some name a model that a caller chose."""
 
 
-class Routing:
+class Router:
     """The chain of routes, and more of them for models that callers name.
 
     Raises:
@@ -64,22 +64,24 @@ class Routing:
         self._reporter = reporter
         self._fleet = fleet
         self._warned: OrderedDict[str, None] = OrderedDict()
-        self._pacers: dict[str, Pacer] = {}
+        self._limiters: dict[str, Pacer] = {}
         self.image_limits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
-        self._providers = self._gather(providers)
+        self._providers = self._collect_providers(providers)
         usable = [route for route in settings.routes if route.provider in self._providers]
         if not usable:
             named = {route.provider for route in settings.routes}
             keys = (variable for name, variable in BUILT_IN.items() if name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
         # A retired model's successor may be another route already.
-        routes = dict.fromkeys((route.provider, self._model_of(route)) for route in usable)
-        self.lanes = tuple(self._lane(*route, configured=True) for route in routes)
-        self._extra: OrderedDict[str, Lane] = OrderedDict()
+        routes = dict.fromkeys(
+            (route.provider, self._resolve_configured_model(route)) for route in usable
+        )
+        self.routes = tuple(self._new_route(*route, configured=True) for route in routes)
+        self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
         self._off = {
-            route: _forced_open(new_gate(settings, route.provider, route.model))
+            route: _forced_open(new_breaker(settings, route.provider, route.model))
             for route in settings.routes
             if route.provider not in self._providers
         }
@@ -92,46 +94,46 @@ class Routing:
         """Every provider, to be closed."""
         return tuple(self._providers.values())
 
-    def chain(self, model: str | None) -> tuple[Lane, ...]:
+    def routes_for(self, model: str | None) -> tuple[Route, ...]:
         """The routes for one call; ``model`` stands in for the first one's.
 
         Raises:
             InvalidRequestError: The model belongs to another vendor than the first route's.
         """
         if model is None:
-            return self.lanes
+            return self.routes
         model = model.strip() if isinstance(model, str) else ""
         if len(model) > _MAX_NAME or not _NAME.fullmatch(model):
             raise InvalidRequestError(
                 f"model must be a model's name of at most {_MAX_NAME} characters, or None"
             )
-        provider = self.lanes[0].provider.name
+        provider = self.routes[0].provider.name
         if provider in BUILT_IN:
-            model = self._living(model)
+            model = self._resolve_retired_model(model)
             vendor = models.vendor_of(model)
             if vendor == self._settings.routes[0].provider != provider:
                 message = f"routes to {vendor} are off, so that model {model} is not used"
                 self._warn("model_not_used", message)
-                return self.lanes
+                return self.routes
             if vendor is not None and vendor != provider:
                 raise InvalidRequestError(
                     f"model {model} belongs to {vendor}, and the first route is "
-                    f"{self.lanes[0].name}; change IMAGE_GEN_ROUTES to put another vendor first"
+                    f"{self.routes[0].name}; change IMAGE_GEN_ROUTES to put another vendor first"
                 )
             self._warn_if_unknown(model)
-        if model == self.lanes[0].model:
-            return self.lanes
-        lane = self._named(provider, model)
-        return (lane, *(other for other in self.lanes[1:] if other.name != lane.name))
+        if model == self.routes[0].model:
+            return self.routes
+        lane = self._route_named(provider, model)
+        return (lane, *(other for other in self.routes[1:] if other.name != lane.name))
 
     @property
-    def all_lanes(self) -> tuple[Lane, ...]:
+    def all_routes(self) -> tuple[Route, ...]:
         """Every route: the configured ones, then those for models that callers named."""
-        return (*self.lanes, *self._extra.values())
+        return (*self.routes, *self._dynamic_routes.values())
 
-    def of_provider(self, name: str) -> Sequence[Lane]:
+    def routes_of_provider(self, name: str) -> Sequence[Route]:
         """All routes that share the provider's account."""
-        return [lane for lane in self.all_lanes if lane.provider.name == name]
+        return [lane for lane in self.all_routes if lane.provider.name == name]
 
     def snapshot(self) -> list[RouteSnapshot]:
         """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too.
@@ -140,9 +142,9 @@ class Routing:
         """
         running = running_loop()
         now = time.monotonic() if running is None else running.time()
-        return [*(lane.snapshot(now) for lane in self.all_lanes), *map(self._absent, self._off)]
+        return [*(lane.snapshot(now) for lane in self.all_routes), *map(self._absent, self._off)]
 
-    def _absent(self, route: Route) -> RouteSnapshot:
+    def _absent(self, route: RouteName) -> RouteSnapshot:
         """Describe a route that is off, with everything that a route in use has."""
         return {
             "route": route,
@@ -150,16 +152,16 @@ class Routing:
             "model": route.model,
             "off": f"{BUILT_IN[route.provider]} is not set",
             "breaker": self._off[route].snapshot(),
-            "queue": new_pacer(self._settings, route.provider).snapshot(),
+            "queue": new_limiter(self._settings, route.provider).snapshot(),
             "usual_latency_s": {},
             "last_fallback": None,
         }
 
-    def _gather(self, given: Iterable[Provider]) -> dict[str, Provider]:
+    def _collect_providers(self, given: Iterable[Provider]) -> dict[str, Provider]:
         """The providers that routes name: the caller's, else the built-in ones that have a key."""
         found = {provider.name: provider for provider in given}
         named = {route.provider for route in self._settings.routes}
-        self._check_names(named, set(found))
+        self._check_provider_names(named, set(found))
         for name in sorted(named - set(found)):
             provider = build(name, self._settings)
             if provider is None:
@@ -169,7 +171,7 @@ class Routing:
                 found[name] = provider
         return found
 
-    def _check_names(self, named: set[str], given: set[str]) -> None:
+    def _check_provider_names(self, named: set[str], given: set[str]) -> None:
         known = given | set(BUILT_IN)
         if unknown := named - known:
             raise ConfigurationError(
@@ -186,7 +188,7 @@ class Routing:
                 f"known providers: {', '.join(sorted(known))}"
             )
 
-    def _model_of(self, route: Route) -> str:
+    def _resolve_configured_model(self, route: RouteName) -> str:
         """The model to ask for on a configured route.
 
         Raises:
@@ -195,7 +197,7 @@ class Routing:
         name, model = route.provider, route.model
         if name not in BUILT_IN:
             return model
-        model = self._living(model)
+        model = self._resolve_retired_model(model)
         vendor = models.vendor_of(model)
         # Who stands in for a vendor may have the others' models, too.
         relayed = getattr(self._providers[name], "is_relay", True)
@@ -207,7 +209,7 @@ class Routing:
         return model
 
     def _warn_if_unknown(self, model: str) -> None:
-        if models.find(model) is None:
+        if models.find_model(model) is None:
             self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
 
     def check_deadline(self, seconds: float, name: str = "deadline") -> None:
@@ -217,11 +219,11 @@ class Routing:
             seconds: The deadline of a call; may be infinite.
             name: How the caller knows it.
         """
-        if self._warned_of_deadline or len(self.lanes) == 1:
+        if self._warned_of_deadline or len(self.routes) == 1:
             return
         if self._settings.breaker_slow_call is not None or math.isinf(seconds):
             return
-        first, second = self.lanes[:2]
+        first, second = self.routes[:2]
         share = seconds - min(second.timeout, seconds / 2)
         counts_after = first.cut_short_counts_after("1K")
         if share < counts_after:
@@ -234,7 +236,7 @@ class Routing:
                 f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
             )
 
-    def _living(self, model: str) -> str:
+    def _resolve_retired_model(self, model: str) -> str:
         """The model that serves for a retired name, with one warning."""
         successor = models.successor(model, datetime.now(UTC).date())
         if successor is None:
@@ -242,16 +244,16 @@ class Routing:
         self._warn("retired_model", f"model {model} was retired; using {successor}")
         return successor
 
-    def _named(self, provider: str, model: str) -> Lane:
+    def _route_named(self, provider: str, model: str) -> Route:
         name = f"{provider}:{model}"
-        for lane in self.lanes:
+        for lane in self.routes:
             if lane.name == name:
                 return lane
-        if name not in self._extra:
-            self._extra[name] = self._latecomer(provider, model)
+        if name not in self._dynamic_routes:
+            self._dynamic_routes[name] = self._add_dynamic_route(provider, model)
             self._make_room()
-        self._extra.move_to_end(name)
-        return self._extra[name]
+        self._dynamic_routes.move_to_end(name)
+        return self._dynamic_routes[name]
 
     def _make_room(self) -> None:
         """Forget a route that was not used for longest, after one was added.
@@ -259,56 +261,60 @@ class Routing:
         Names come from callers, so that their number has no limit. A breaker that is open or counts
         failures goes only if there are far too many of them.
         """
-        newest = next(reversed(self._extra))
-        calm = [name for name, lane in self._extra.items() if lane.forgettable and name != newest]
+        newest = next(reversed(self._dynamic_routes))
+        calm = [
+            name
+            for name, lane in self._dynamic_routes.items()
+            if lane.forgettable and name != newest
+        ]
         if len(calm) >= _MAX_CALM_LANES:
-            del self._extra[calm[0]]
-        elif len(self._extra) > _MAX_EXTRA_LANES:
-            self._extra.popitem(last=False)
+            del self._dynamic_routes[calm[0]]
+        elif len(self._dynamic_routes) > _MAX_DYNAMIC_ROUTES:
+            self._dynamic_routes.popitem(last=False)
 
-    def _latecomer(self, provider: str, model: str) -> Lane:
+    def _add_dynamic_route(self, provider: str, model: str) -> Route:
         """A route for a model that a caller names; what its account has come to holds for it."""
-        lane = self._lane(provider, model)
+        lane = self._new_route(provider, model)
         now = asyncio.get_running_loop().time()
-        for sibling in self.of_provider(provider):
+        for sibling in self.routes_of_provider(provider):
             until = sibling.gate.open_until()
-            if sibling.account_trip is not None and until is not None and until > now:
-                cause, brief = sibling.account_trip
+            if sibling.account_failure is not None and until is not None and until > now:
+                cause, brief = sibling.account_failure
                 lane.gate.open_for(until - now, cause=cause, brief=brief)
-                lane.account_trip = sibling.account_trip
+                lane.account_failure = sibling.account_failure
                 break
         return lane
 
-    def _lane(self, name: str, model: str, *, configured: bool = False) -> Lane:
+    def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
         timeout = self._settings.timeout_for(name)
-        gate = new_gate(self._settings, name, model, kind=self._gate_kind())
+        gate = new_breaker(self._settings, name, model, kind=self._breaker_factory())
         gate.subscribe(self._reporter.breaker_changed, inline=True)
         self._reporter.route_added(gate, configured=configured)
         most = self._settings.max_reference_mb
-        lane = Lane(
+        lane = Route(
             self._providers[name],
             model,
             gate,
-            self._pacer(name),
+            self._limiter_of(name),
             timeout,
             max_total_bytes=None if most is None else int(most * 1e6),
         )
-        gate.subscribe(lane.heard, inline=True)
+        gate.subscribe(lane.on_transition, inline=True)
         return lane
 
-    def _pacer(self, name: str) -> Pacer:
-        if name not in self._pacers:
-            self._pacers[name] = new_pacer(self._settings, name, self._pacer_kind(name))
-        return self._pacers[name]
+    def _limiter_of(self, name: str) -> Pacer:
+        if name not in self._limiters:
+            self._limiters[name] = new_limiter(self._settings, name, self._limiter_factory(name))
+        return self._limiters[name]
 
-    def _pacer_kind(self, name: str) -> Callable[..., Pacer]:
+    def _limiter_factory(self, name: str) -> Callable[..., Pacer]:
         if self._fleet is None:
             return Pacer
         from resilient_imagen.limiter.redis import SharedPacer
 
         return partial(SharedPacer, name, fleet=self._fleet)
 
-    def _gate_kind(self) -> Callable[..., Gate]:
+    def _breaker_factory(self) -> Callable[..., Gate]:
         if self._fleet is None:
             return Gate
         from resilient_imagen.breaker.redis import SharedGate
@@ -329,7 +335,7 @@ def _forced_open(gate: Gate) -> Gate:
     return gate
 
 
-def new_pacer(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:
+def new_limiter(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:
     """The queue in front of ``provider``; ``kind`` makes it."""
     return kind(
         max_concurrent=settings.max_concurrent,
@@ -339,7 +345,7 @@ def new_pacer(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pa
     )
 
 
-def new_gate(
+def new_breaker(
     settings: Settings,
     provider: str,
     model: str,

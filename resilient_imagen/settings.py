@@ -30,28 +30,33 @@ from pydantic_settings import (
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.reasons import POLICIES, Reason
-from resilient_imagen.tracebacks import without_locals
+from resilient_imagen.tracebacks import hide_frame_locals
 from resilient_imagen.values import (
-    Amount,
-    Captured,
-    Key,
-    MaybeAmount,
-    MaybeCount,
-    MaybeSeconds,
-    Names,
-    Route,
+    PositiveFloat,
+    CaptureContentFlag,
+    ApiKey,
+    OptionalPositiveFloat,
+    OptionalCount,
+    OptionalSeconds,
+    CommaList,
+    RouteName,
     Seconds,
     SettingsArguments,
-    Url,
-    Word,
-    blank_is_none,
-    comma_list,
-    finite,
-    secret,
+    BaseUrl,
+    LowercaseStr,
+    blank_to_none,
+    split_commas,
+    require_finite,
+    blank_secret_to_none,
 )
-from resilient_imagen.variables import Environment, complain_of, explain, unknown_variables
+from resilient_imagen.variables import (
+    EnvironmentSource,
+    complain_of,
+    describe_errors,
+    unknown_variables,
+)
 
-__all__ = ["Route", "Settings", "SettingsArguments"]
+__all__ = ["RouteName", "Settings", "SettingsArguments"]
 
 
 def _variable(*names: str) -> AliasChoices:
@@ -76,30 +81,30 @@ class Settings(BaseSettings):
         arbitrary_types_allowed=True,
     )
 
-    google_api_key: Key = Field(
+    google_api_key: ApiKey = Field(
         None,
         validation_alias=_variable("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
         description="The primary's key; the first of the three that is set. "
         "Missing: the route is off, with one warning.",
     )
-    openai_api_key: Key = Field(
+    openai_api_key: ApiKey = Field(
         None,
         validation_alias=_variable("OPENAI_API_KEY"),
         description="The fallback's key. Missing: one warning, and the primary's error reaches "
         "the caller.",
     )
-    google_base_url: Url = Field(
+    google_base_url: BaseUrl = Field(
         None,
         validation_alias=_variable("GOOGLE_GEMINI_BASE_URL"),
         description="Where the Gemini API is; empty means Google's own.",
     )
-    openai_base_url: Url = Field(
+    openai_base_url: BaseUrl = Field(
         None,
         validation_alias=_variable("OPENAI_BASE_URL"),
         description="Where the OpenAI API is; empty means OpenAI's own.",
     )
-    routes: Annotated[tuple[Route, ...], NoDecode] = Field(
-        (Route("google:gemini-3-pro-image"), Route("openai:gpt-image-2.5-flare")),
+    routes: Annotated[tuple[RouteName, ...], NoDecode] = Field(
+        (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
         validation_alias=_variable("IMAGE_GEN_ROUTES"),
         description="Ordered chain of provider:model. A sibling model of the same vendor may "
         "stand between.",
@@ -110,13 +115,13 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_MAX_CONCURRENT"),
         description="Requests in flight per provider and process.",
     )
-    ipm: Amount = Field(
+    ipm: PositiveFloat = Field(
         10,
         validation_alias=_variable("IMAGE_GEN_IPM"),
         description="Images per minute per provider, paced. Every request sent takes a place, "
         "retries too.",
     )
-    openai_ipm: MaybeAmount = Field(
+    openai_ipm: OptionalPositiveFloat = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_OPENAI_IPM"),
         description="The same for OpenAI; empty means as IMAGE_GEN_IPM.",
@@ -127,7 +132,7 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BURST"),
         description="Places that may be taken at once after a quiet time; 1 is even spacing.",
     )
-    max_queue: MaybeCount = Field(
+    max_queue: OptionalCount = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_MAX_QUEUE"),
         description="Callers waiting per provider; one more goes to the next route.",
@@ -140,11 +145,13 @@ class Settings(BaseSettings):
         description="Retries of the same route after the first try; at most 1 on a route reached "
         "by fallback.",
     )
-    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(finite)] = Field(
-        5,
-        validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
-        description="Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; "
-        "a server's hint wins.",
+    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(require_finite)] = (
+        Field(
+            5,
+            validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
+            description="Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; "
+            "a server's hint wins.",
+        )
     )
     per_call_timeout: Seconds = Field(
         60,
@@ -156,13 +163,13 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_OPENAI_TIMEOUT"),
         description="The same for OpenAI, whose good pictures take minutes.",
     )
-    deadline: MaybeSeconds = Field(
+    deadline: OptionalSeconds = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_DEADLINE"),
         description="Seconds for a whole call, queueing, retries and fallback included, unless "
         "the call says otherwise.",
     )
-    breaker_mode: Annotated[Literal["on", "off", "shadow"], Word] = Field(
+    breaker_mode: Annotated[Literal["on", "off", "shadow"], LowercaseStr] = Field(
         "on",
         validation_alias=_variable("IMAGE_GEN_BREAKER_MODE"),
         description="on, off, or shadow: decide, record, let through.",
@@ -173,10 +180,12 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BREAKER_FAIL_MAX"),
         description="Failures in a row that open the circuit.",
     )
-    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(finite)] = Field(
-        0.5,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
-        description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW seconds.",
+    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(require_finite)] = (
+        Field(
+            0.5,
+            validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
+            description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW seconds.",
+        )
     )
     breaker_window: Seconds = Field(
         300,
@@ -189,7 +198,7 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BREAKER_MIN_CALLS"),
         description="Requests in the window before its rate means anything.",
     )
-    breaker_slow_call: MaybeSeconds = Field(
+    breaker_slow_call: OptionalSeconds = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_BREAKER_SLOW_CALL"),
         description="Seconds after which a request in flight counts as failed; off by default.",
@@ -210,18 +219,18 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_BREAKER_HALF_OPEN_CALLS"),
         description="Probes at a time, also the successes needed to close.",
     )
-    when_all_open: Annotated[Literal["fail", "wait"], Word] = Field(
+    when_all_open: Annotated[Literal["fail", "wait"], LowercaseStr] = Field(
         "fail",
         validation_alias=_variable("IMAGE_GEN_WHEN_ALL_OPEN"),
         description="fail at once, or wait for the first circuit to let a probe through, within "
         "the deadline.",
     )
-    force_open: Names = Field(
+    force_open: CommaList = Field(
         (),
         validation_alias=_variable("IMAGE_GEN_FORCE_OPEN"),
         description="Comma list of providers to skip: tries the fallback without touching code.",
     )
-    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(blank_is_none)] = (
+    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(blank_to_none)] = (
         Field(
             None,
             validation_alias=_variable("IMAGE_GEN_FALLBACK_ON"),
@@ -229,12 +238,12 @@ class Settings(BaseSettings):
             "reason marked so. Without circuit_open in it an open circuit is the caller's error.",
         )
     )
-    openai_quality: Annotated[Literal["low", "medium", "high", "xhigh", "max", "auto"], Word] = (
-        Field(
-            "high",
-            validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
-            description="Quality asked of OpenAI; xhigh and max where the model has them.",
-        )
+    openai_quality: Annotated[
+        Literal["low", "medium", "high", "xhigh", "max", "auto"], LowercaseStr
+    ] = Field(
+        "high",
+        validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
+        description="Quality asked of OpenAI; xhigh and max where the model has them.",
     )
     prompt_hints: Annotated[tuple[Literal["quality", "orientation"], ...], NoDecode] = Field(
         ("quality", "orientation"),
@@ -242,7 +251,7 @@ class Settings(BaseSettings):
         description="Text added to the prompt for Google: quality (only without references), "
         "orientation, both, or none. Results list it in adjustments.",
     )
-    fit: Annotated[Literal["crop", "pad", "none", "exact"], Word] = Field(
+    fit: Annotated[Literal["crop", "pad", "none", "exact"], LowercaseStr] = Field(
         "crop",
         validation_alias=_variable("IMAGE_GEN_FIT"),
         description="What to do with a picture more than 2 % off the asked ratio; exact fits to "
@@ -253,7 +262,7 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_STRICT_REFERENCES"),
         description="Raise for a reference that cannot be read, instead of going on without it.",
     )
-    max_reference_mb: MaybeAmount = Field(
+    max_reference_mb: OptionalPositiveFloat = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_MAX_REFERENCE_MB"),
         description="Megabytes that the references of one request may have together, where that "
@@ -269,19 +278,19 @@ class Settings(BaseSettings):
         validation_alias=_variable("IMAGE_GEN_REFERENCE_PRIVATE_URLS"),
         description="Also load references from private, loopback and link-local addresses.",
     )
-    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(blank_is_none)] = Field(
+    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(blank_to_none)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_SHADOW"),
         description="Breaker settings to run beside the live ones without effect, such as "
         "reset_timeout=30,fail_max=5; what they would have done is reported.",
     )
-    redis_url: Annotated[SecretStr | None, BeforeValidator(secret)] = Field(
+    redis_url: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = Field(
         None,
         validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
         description="Share breakers and pacing between processes.",
     )
 
-    capture_content: Captured = Field(
+    capture_content: CaptureContentFlag = Field(
         False,
         validation_alias=_variable("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
         description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
@@ -300,15 +309,15 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Keyword arguments, then the environment, and nothing else."""
         del env_settings, dotenv_settings, file_secret_settings
-        return init_settings, Environment(settings_cls)
+        return init_settings, EnvironmentSource(settings_cls)
 
-    @without_locals
+    @hide_frame_locals
     def __init__(self, **values: Unpack[SettingsArguments]) -> None:
         """Read the environment; keyword arguments, by field name or variable, win."""
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(explain(error, Settings)) from None
+            raise ConfigurationError(describe_errors(error, Settings)) from None
         self._unknown = unknown_variables(Settings)
 
     @property
@@ -318,8 +327,8 @@ class Settings(BaseSettings):
 
     @field_validator("routes", mode="before")
     @classmethod
-    def _routes(cls, value: Any) -> tuple[Route, ...]:
-        checked = tuple(Route(route) for route in comma_list(value))
+    def _routes(cls, value: Any) -> tuple[RouteName, ...]:
+        checked = tuple(RouteName(route) for route in split_commas(value))
         if not checked:
             raise ValueError("must name at least one provider:model")
         for route in checked:
@@ -332,13 +341,13 @@ class Settings(BaseSettings):
     @field_validator("fallback_on", mode="before")
     @classmethod
     def _fallback_on(cls, value: object) -> object:
-        value = comma_list(value)
+        value = split_commas(value)
         return None if value == () else value
 
     @field_validator("prompt_hints", mode="before")
     @classmethod
     def _prompt_hints(cls, value: Any) -> Any:
-        value = comma_list(blank_is_none(value.lower() if isinstance(value, str) else value))
+        value = split_commas(blank_to_none(value.lower() if isinstance(value, str) else value))
         hints = tuple(dict.fromkeys(value or ()))
         if not {"quality", "orientation"}.issuperset(hints):
             raise ValueError("must be quality, orientation, both of them with a comma, or none")
@@ -351,7 +360,7 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if isinstance(value, str):
-            value = dict(part.partition("=")[::2] for part in comma_list(value))
+            value = dict(part.partition("=")[::2] for part in split_commas(value))
         return {name.strip(): cls._shadowed(name.strip(), given) for name, given in value.items()}
 
     @classmethod
@@ -381,7 +390,7 @@ class Settings(BaseSettings):
             raise ValueError("IMAGE_GEN_SHADOW: reset_max must not be less than reset_timeout")
         return self
 
-    def goes_on(self, reason: Reason) -> bool:
+    def falls_back_on(self, reason: Reason) -> bool:
         """Whether a route left for ``reason`` is followed by the next one."""
         if self.fallback_on is not None:
             return reason in self.fallback_on

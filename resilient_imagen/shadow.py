@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker import BreakerState, Rejection
-from resilient_imagen.reasons import POLICIES, Reason, Verdict
-from resilient_imagen.routing import new_gate
+from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
+from resilient_imagen.routing import new_breaker
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from resilient_imagen.snapshots import ShadowSnapshot
     from resilient_imagen.telemetry.hub import Hub
 
-__all__ = ["Shadow"]
+__all__ = ["CandidateEvaluator"]
 
 _TRIPS = frozenset(
-    str(reason) for reason, policy in POLICIES.items() if policy.verdict is Verdict.TRIP
+    str(reason) for reason, policy in POLICIES.items() if policy.verdict is BreakerOutcome.TRIP
 )
 
 
-class Shadow:
+class CandidateEvaluator:
     """A sink that runs a second breaker beside each configured route's, fed by the same outcomes.
 
     What it would have done differently is told as events, hence in metrics and log lines: its
@@ -47,13 +47,13 @@ class Shadow:
             }
         )
         self._hub: Hub | None = None
-        self._gates: dict[str, Gate] = {}
+        self._breakers: dict[str, Gate] = {}
         self._permits: dict[tuple[str, str], Permit | None] = {}
-        self._differed: Counter[str] = Counter()
+        self._disagreements: Counter[str] = Counter()
         self._probes: Counter[str] = Counter()
         """Probes that each candidate would have sent in the state it is in."""
 
-    def tell(self, hub: Hub) -> None:
+    def emit_to(self, hub: Hub) -> None:
         """Tell this hub from now on."""
         self._hub = hub
 
@@ -67,9 +67,9 @@ class Shadow:
             case events.AttemptEnded():
                 self._ended(event)
             case events.ShortCircuited():
-                gate = self._gates.get(f"{event.provider}:{event.model}")
-                if gate is not None and self._would_send(gate):
-                    self._differ(event, "allow")
+                gate = self._breakers.get(f"{event.provider}:{event.model}")
+                if gate is not None and self._would_allow(gate):
+                    self._disagree(event, "allow")
             case events.BreakerChanged():
                 self._live_changed(event.transition)
 
@@ -77,18 +77,18 @@ class Shadow:
         """Each candidate's breaker, and how often it would have done otherwise, as plain JSON."""
         return {
             "settings": dict(self._settings.shadow or {}),
-            "would_reject": self._differed["reject"],
-            "would_allow": self._differed["allow"],
-            "routes": [gate.snapshot() for gate in self._gates.values()],
+            "would_reject": self._disagreements["reject"],
+            "would_allow": self._disagreements["allow"],
+            "routes": [gate.snapshot() for gate in self._breakers.values()],
         }
 
     def _add(self, event: events.RouteAdded) -> None:
-        gate = new_gate(self._settings, event.provider, event.model)
+        gate = new_breaker(self._settings, event.provider, event.model)
         gate.subscribe(self._changed, inline=True)
-        self._gates[gate.name] = gate
+        self._breakers[gate.name] = gate
 
     def _started(self, event: events.AttemptStarted) -> None:
-        gate = self._gates.get(f"{event.provider}:{event.model}")
+        gate = self._breakers.get(f"{event.provider}:{event.model}")
         if gate is None:
             return
         answer = gate.admit()
@@ -103,14 +103,14 @@ class Shadow:
             return
         permit = self._permits.pop(key)
         if permit is None:
-            self._differ(event, "reject")
+            self._disagree(event, "reject")
         else:
             cause = Reason.TIMEOUT if event.cut_short else event.reason
             permit.settle(event.vote, cause=cause, retry_after=event.retry_after)
-            if event.vote is Verdict.TRIP:  # perhaps by the live breaker's opening already
-                self._gates[key[1]].trip(cause=event.reason, retry_after=event.retry_after)
+            if event.vote is BreakerOutcome.TRIP:  # perhaps by the live breaker's opening already
+                self._breakers[key[1]].trip(cause=event.reason, retry_after=event.retry_after)
 
-    def _would_send(self, gate: Gate) -> bool:
+    def _would_allow(self, gate: Gate) -> bool:
         """Whether the candidate lets a caller through whom the live breaker turned away.
 
         What its probe would have met nobody knows: it stays due until a live one is sent.
@@ -127,14 +127,14 @@ class Shadow:
 
         The route whose request it was is told the same; its hint follows with the request's end.
         """
-        gate = self._gates.get(change.name)
+        gate = self._breakers.get(change.name)
         if gate is None or change.shadow or change.to_state is not BreakerState.OPEN:
             return
         if change.cause in _TRIPS:
             gate.trip(cause=change.cause, brief=change.brief)
 
-    def _differ(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
-        self._differed[would] += 1
+    def _disagree(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
+        self._disagreements[would] += 1
         if self._hub is None:
             return
         sent = event if isinstance(event, events.AttemptEnded) else None

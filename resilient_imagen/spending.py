@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Attempt
     from resilient_imagen.snapshots import SpendingSnapshot
 
-__all__ = ["PROCESS", "Spending"]
+__all__ = ["PROCESS_COSTS", "CostLedger"]
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Delivered:
 
 
 @dataclass(slots=True)
-class Spending:
+class CostLedger:
     """A running total. What has no price is counted beside it, and is never taken for free."""
 
     images: int = 0
@@ -35,7 +35,7 @@ class Spending:
     """US dollars, failed requests included where their tokens have a price."""
     unpriced_images: int = 0
     """Pictures for which the model table has no price."""
-    maybe_requests: int = 0
+    possibly_billed_requests: int = 0
     """Requests that brought no picture, and may be billed as if they had."""
     maybe_usd: float = 0.0
     """US dollars that they would cost at the price of a picture."""
@@ -58,7 +58,7 @@ class Spending:
                 "cost_usd": round(self.cost_usd, 6),
                 "unpriced_images": self.unpriced_images,
                 "maybe_billed": {
-                    "requests": self.maybe_requests,
+                    "requests": self.possibly_billed_requests,
                     "cost_usd": round(self.maybe_usd, 6),
                     "unpriced": self.maybe_unpriced,
                 },
@@ -84,7 +84,7 @@ class Spending:
             self.unpriced_images += 1
         elif attempt.may_have_been_billed:
             price = self._usual_price(attempt.model, resolution)
-            self.maybe_requests += 1
+            self.possibly_billed_requests += 1
             self.maybe_usd += price or 0.0
             self.maybe_unpriced += price is None
 
@@ -95,8 +95,8 @@ class Spending:
         return known.cost_usd / known.images if price is None and known is not None else price
 
 
-PROCESS: Final = Spending()
+PROCESS_COSTS: Final = CostLedger()
 """Of all clients of this process, closed ones included."""
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=PROCESS.clear)
+    os.register_at_fork(after_in_child=PROCESS_COSTS.clear)

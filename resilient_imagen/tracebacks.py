@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import FrameType
 
-__all__ = ["clear_locals", "without_locals"]
+__all__ = ["clear_frame_locals", "hide_frame_locals"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def without_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def hide_frame_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Decorate a public function: what it raises shows the lines of its frames, no variables.
 
     For ordinary functions and for coroutine functions; a decorated coroutine function is one still.
@@ -41,7 +41,7 @@ def without_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
             try:
                 return function(*args, **kwargs)
             except BaseException as error:
-                clear_locals(error, up_to=handled)
+                clear_frame_locals(error, up_to=handled)
                 raise
             finally:
                 del args, kwargs  # this frame is in the traceback, too
@@ -58,13 +58,13 @@ def without_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return await running
         except BaseException as error:
-            clear_locals(error, up_to=handled)
+            clear_frame_locals(error, up_to=handled)
             raise
 
     return cast("Callable[_P, _R]", call_async)
 
 
-def clear_locals(*errors: BaseException, up_to: int = id(None)) -> None:
+def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
     """Clear the local variables of every finished frame that the exceptions keep.
 
     Exceptions that they keep as cause, context, member of a group or in ``errors`` are cleared,

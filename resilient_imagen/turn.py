@@ -6,60 +6,60 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.breaker import Permit
     from resilient_imagen.errors import ImageGenerationError
-    from resilient_imagen.lane import Lane, Tailored
+    from resilient_imagen.lane import Route, AdaptedRequest
 
-__all__ = ["NotAdmittedError", "Turn"]
+__all__ = ["PermitRevoked", "RouteState"]
 
 
-class NotAdmittedError(Exception):
+class PermitRevoked(Exception):
     """The breaker changed its mind while the caller waited; ask at the entrance again."""
 
 
 @dataclass(slots=True)
-class Turn:
+class RouteState:
     """One call's time on one route."""
 
-    lane: Lane
-    following: Sequence[Lane]
-    limit: int
+    route: Route
+    later_routes: Sequence[Route]
+    max_attempts: int
     """Requests this route may send for this call."""
-    tailored: Tailored = field(init=False)
+    adapted: AdaptedRequest = field(init=False)
     """What is asked for, cut to what the route's model takes; set once the breaker let us in."""
-    until: float = math.inf
+    deadline: float = math.inf
     """Loop time by which this route must be done: the deadline, less what the next route needs.
     Settled when the call first queues for the route."""
-    patience: float = math.inf
+    max_server_wait: float = math.inf
     """Seconds of a server's hint that are waited for where no other route can serve."""
-    number: int = 0
+    attempt_number: int = 0
     """Requests sent on it so far."""
     sent_at: float = 0.0
     """Loop time at which the latest request was sent."""
-    failed_first: float | None = None
+    first_failure_at: float | None = None
     """Loop time at which the first of them failed."""
     permit: Permit | None = None
     """The breaker's leave to send one request."""
     queue_s: float = 0.0
     """Seconds the latest request waited for its turn."""
-    failed: ImageGenerationError | None = None
+    last_error: ImageGenerationError | None = None
     """How the latest request failed."""
     retry_in: float | None = None
     """Seconds until the route is asked again, or None when it is not."""
 
     @property
-    def alternative(self) -> Lane | None:
+    def alternative(self) -> Route | None:
         """The first later route that would let a caller through right now, or None."""
-        return next((lane for lane in self.following if lane.gate.usable()), None)
+        return next((lane for lane in self.later_routes if lane.gate.usable()), None)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Hand the permit back without a vote; harmless when it was settled already."""
         if self.permit is not None and not (only_if_stale and not self.permit.stale):
             if not self.permit.settled:
-                self.permit.settle(Verdict.NEUTRAL)
+                self.permit.settle(BreakerOutcome.NEUTRAL)
             self.permit = None

@@ -13,22 +13,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 __all__ = [
-    "Amount",
-    "Captured",
-    "Key",
-    "MaybeAmount",
-    "MaybeCount",
-    "MaybeSeconds",
-    "Names",
-    "Route",
+    "PositiveFloat",
+    "CaptureContentFlag",
+    "ApiKey",
+    "OptionalPositiveFloat",
+    "OptionalCount",
+    "OptionalSeconds",
+    "CommaList",
+    "RouteName",
     "Seconds",
     "SettingsArguments",
-    "Url",
-    "Word",
-    "blank_is_none",
-    "comma_list",
-    "finite",
-    "secret",
+    "BaseUrl",
+    "LowercaseStr",
+    "blank_to_none",
+    "split_commas",
+    "require_finite",
+    "blank_secret_to_none",
 ]
 
 _log = logging.getLogger("resilient_imagen")
@@ -36,26 +36,26 @@ _log = logging.getLogger("resilient_imagen")
 _OFF = frozenset({"", "off", "none", "no", "-"})
 
 
-def blank_is_none(value: Any) -> Any:
+def blank_to_none(value: Any) -> Any:
     """``off``, ``none`` and the like, and blanks, mean: no such limit."""
     return None if isinstance(value, str) and value.strip().lower() in _OFF else value
 
 
-def comma_list(value: Any) -> Any:
+def split_commas(value: Any) -> Any:
     """The parts between commas, blanks left out."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
 
-def finite(value: float) -> float:
+def require_finite(value: float) -> float:
     """Neither infinite nor no number."""
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
 
 
-def secret(value: object) -> object:
+def blank_secret_to_none(value: object) -> object:
     """Blank secrets are missing ones; a copied line break is not part of them."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
@@ -64,8 +64,8 @@ def secret(value: object) -> object:
     return value
 
 
-def _key(value: object) -> object:
-    key = secret(value)
+def _check_api_key(value: object) -> object:
+    key = blank_secret_to_none(value)
     if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError(
             "holds characters that no key has (a space, a line break or a letter beyond ASCII); "
@@ -74,9 +74,9 @@ def _key(value: object) -> object:
     return key
 
 
-def _address(value: Any) -> Any:
+def _check_base_url(value: Any) -> Any:
     """Where an API is: also found wrong here, with the variable's name, before anything starts."""
-    value = blank_is_none(value)
+    value = blank_to_none(value)
     if isinstance(value, str):
         value = value.strip()
         try:
@@ -91,11 +91,11 @@ def _address(value: Any) -> Any:
     return value
 
 
-def _lowered(value: object) -> object:
+def _lowercase(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-def _captured(value: object) -> object:
+def _parse_capture_content(value: object) -> object:
     """OpenTelemetry's words for where content may go; spans are the only place we know."""
     if isinstance(value, str):
         word = value.strip().lower()
@@ -104,20 +104,20 @@ def _captured(value: object) -> object:
         if word in {"no_content", "event_only", "false"}:
             return False
         if word:  # a word of another package's, which reads the variable too: no reason to stop
-            _say_that_nothing_is_captured()
+            _warn_unknown_capture_word()
         return False
     return value
 
 
 @cache
-def _say_that_nothing_is_captured() -> None:
+def _warn_unknown_capture_word() -> None:
     _log.warning(
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
         "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
     )
 
 
-class Route(str):
+class RouteName(str):
     """``provider:model``, one link of the chain."""
 
     __slots__ = ()
@@ -133,16 +133,16 @@ class Route(str):
         return self.partition(":")[2]
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(finite)]
-MaybeSeconds = Annotated[Seconds | None, BeforeValidator(blank_is_none)]
-MaybeCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_is_none)]
-Amount = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(finite)]
-MaybeAmount = Annotated[Amount | None, BeforeValidator(blank_is_none)]
-Key = Annotated[SecretStr | None, BeforeValidator(_key)]
-Url = Annotated[str | None, BeforeValidator(_address)]
-Word = BeforeValidator(_lowered)
-Captured = Annotated[bool, BeforeValidator(_captured)]
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_list)]
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(require_finite)]
+OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
+OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(require_finite)]
+OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
+ApiKey = Annotated[SecretStr | None, BeforeValidator(_check_api_key)]
+BaseUrl = Annotated[str | None, BeforeValidator(_check_base_url)]
+LowercaseStr = BeforeValidator(_lowercase)
+CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class SettingsArguments(TypedDict, total=False):

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["Environment", "complain_of", "explain", "unknown_variables"]
+__all__ = ["EnvironmentSource", "complain_of", "describe_errors", "unknown_variables"]
 
 _PREFIX: Final = "IMAGE_GEN_"
 """Variables with it are read by this package alone."""
@@ -22,7 +22,7 @@ _MAX_NAME: Final = 60
 """Characters of an unknown variable's name that a warning shows."""
 
 
-class Environment(EnvSettingsSource):
+class EnvironmentSource(EnvSettingsSource):
     """The variables named on the fields; one that is blank counts as not set.
 
     A field's own name is a keyword's, and no variable's: DEADLINE or REDIS_URL belong to others.
@@ -35,7 +35,7 @@ class Environment(EnvSettingsSource):
         self.env_vars = {name: value for name, value in stripped if value}
 
 
-def explain(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
+def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
     """Name each variable, what is wrong and what is allowed; never the value given."""
     lines = []
     for problem in error.errors(include_input=False, include_url=False):

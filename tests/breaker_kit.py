@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resilient_imagen.breaker import BreakerConfig, Gate, Permit, Rejection, Settlement, Transition
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 
 class HandClock:
@@ -43,19 +43,19 @@ def refused(gate: Gate) -> Rejection:
     return rejection
 
 
-def outcome(gate: Gate, verdict: Verdict, **details: Any) -> Settlement:
+def outcome(gate: Gate, verdict: BreakerOutcome, **details: Any) -> Settlement:
     """One request, sent and settled at once."""
     return let_in(gate).settle(verdict, **details)
 
 
 def succeed(gate: Gate, times: int = 1) -> None:
     for _ in range(times):
-        outcome(gate, Verdict.SUCCESS)
+        outcome(gate, BreakerOutcome.SUCCESS)
 
 
 def fail(gate: Gate, times: int = 1, **details: Any) -> None:
     for _ in range(times):
-        outcome(gate, Verdict.FAILURE, **details)
+        outcome(gate, BreakerOutcome.FAILURE, **details)
 
 
 def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[Gate, HandClock]:

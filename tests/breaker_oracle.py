@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from resilient_imagen.breaker import BreakerConfig, BreakerMode
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 DAY = 86_400.0
 
@@ -206,18 +206,20 @@ class Oracle:
         call.time, call.sent, call.order = now, True, next(self.orders)
         call.watched = self.config.slow_call is not None
 
-    def settle(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:
+    def settle(self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None) -> str:
         if call.settled is None:
             call.settled = self.judge(call, verdict, now, hint)
             self.calls.remove(call)
         return call.settled
 
-    def judge(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> str:
+    def judge(self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None) -> str:
         if self.config.mode is BreakerMode.OFF or not call.counts:
             return "ignored"
-        at_once = verdict is Verdict.TRIP or (verdict is Verdict.THROTTLED and bool(hint))
+        at_once = verdict is BreakerOutcome.TRIP or (
+            verdict is BreakerOutcome.THROTTLED and bool(hint)
+        )
         if not self.current(call) or (call.probe and not call.place):
-            if at_once and self.state == "open" and verdict is Verdict.TRIP:
+            if at_once and self.state == "open" and verdict is BreakerOutcome.TRIP:
                 self.lengthen(now, self.long_pause(hint), hint_only=False)
             elif at_once and self.state == "open":
                 self.lengthen(now, min(hint or 0.0, self.config.reset_max), hint_only=True)
@@ -238,8 +240,10 @@ class Oracle:
         slow_call = self.config.slow_call
         return call.sent and slow_call is not None and call.time + slow_call <= now
 
-    def told_outright(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
-        if verdict is Verdict.THROTTLED:
+    def told_outright(
+        self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None
+    ) -> None:
+        if verdict is BreakerOutcome.THROTTLED:
             before = self.openings
             if call.probe:
                 self.open(now, self.own_pause(hint))
@@ -252,12 +256,14 @@ class Oracle:
             self.outcomes.append((now, True))
         self.open(now, self.long_pause(hint))
 
-    def vote(self, call: Call, verdict: Verdict, now: float, hint: float | None) -> None:
-        if verdict is Verdict.FAILURE:
+    def vote(self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None) -> None:
+        if verdict is BreakerOutcome.FAILURE:
             self.failure(now, hint=hint)
-        elif verdict is Verdict.THROTTLED:
+        elif verdict is BreakerOutcome.THROTTLED:
             self.failure(now, in_rate=False)
-        elif verdict is Verdict.SUCCESS or (verdict is Verdict.REFUSED and not call.probe):
+        elif verdict is BreakerOutcome.SUCCESS or (
+            verdict is BreakerOutcome.REFUSED and not call.probe
+        ):
             self.success(now)
 
     def success(self, now: float) -> None:

@@ -12,7 +12,7 @@ from lua_store import Sea, SeaLink
 from resilient_imagen.breaker import BreakerConfig, Permit, Rejection, Settlement
 from resilient_imagen.breaker.redis import SharedGate
 from resilient_imagen.limiter.redis import SharedPacer
-from resilient_imagen.reasons import POLICIES, Reason, Verdict
+from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
 from resilient_imagen.testing import run_virtual
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Worker:
         with self.pacer.join() as ticket:
             await ticket.granted
             if permit is not None and permit.stale:
-                permit.settle(Verdict.NEUTRAL)
+                permit.settle(BreakerOutcome.NEUTRAL)
                 permit = None
             answer = permit or self.gate.admit()
             if isinstance(answer, Permit):
@@ -67,7 +67,7 @@ class Worker:
             return answer
         await asyncio.sleep(takes)
         if reason is None:
-            return answer.settle(Verdict.SUCCESS)
+            return answer.settle(BreakerOutcome.SUCCESS)
         return answer.settle(
             POLICIES[reason].verdict, cause=reason, brief="failed", retry_after=retry_after
         )

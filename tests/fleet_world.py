@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from resilient_imagen import ConfigurationError, ImageClient, Settings
-from resilient_imagen.lane import Lane
+from resilient_imagen.lane import Route
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import Warned
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -48,8 +48,8 @@ class World:
             assert self.google.sent == []
 
     @property
-    def lane(self) -> Lane:
-        return self.client._routing.lanes[0]
+    def lane(self) -> Route:
+        return self.client._routing.routes[0]
 
     @property
     def joined(self) -> bool:

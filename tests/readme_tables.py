@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resilient_imagen import Reason, Settings
-from resilient_imagen.reasons import POLICIES, Retry, Verdict
+from resilient_imagen.reasons import POLICIES, Retry, BreakerOutcome
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -19,13 +19,13 @@ _RETRIES = {
     Retry.ALWAYS: "yes",
 }
 _VERDICTS = {
-    Verdict.SUCCESS: "success: the service answered",
-    Verdict.REFUSED: "success: the service answered; a probe does not vote",
-    Verdict.FAILURE: "failure",
-    Verdict.THROTTLED: "opens for as long as the server hints, then closes; for a probe, a hint may"
+    BreakerOutcome.SUCCESS: "success: the service answered",
+    BreakerOutcome.REFUSED: "success: the service answered; a probe does not vote",
+    BreakerOutcome.FAILURE: "failure",
+    BreakerOutcome.THROTTLED: "opens for as long as the server hints, then closes; for a probe, a hint may"
     " only lengthen the next open period",
-    Verdict.TRIP: "opens at once, for long",
-    Verdict.NEUTRAL: "no vote",
+    BreakerOutcome.TRIP: "opens at once, for long",
+    BreakerOutcome.NEUTRAL: "no vote",
 }
 _TYPICAL = {
     Reason.OVERLOADED: "503, 529, a 429 about the model's capacity",

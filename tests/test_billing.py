@@ -21,7 +21,7 @@ from resilient_imagen import ImageClient, Resolution, Settings, Snapshot, models
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
-from resilient_imagen.spending import PROCESS
+from resilient_imagen.spending import PROCESS_COSTS
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 PNG_TEXT = base64.b64encode(encoded(picture(), "PNG")).decode()
@@ -256,7 +256,7 @@ def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
 
 def test_the_total_of_the_process_is_that_of_all_its_clients() -> None:
     """Also of those that are closed."""
-    before = PROCESS.snapshot()
+    before = PROCESS_COSTS.snapshot()
     totals = [run_virtual(spent(FakeProvider("openai"), ROUTE, "1K")) for _ in range(2)]
     after = totals[-1]["process"]
     assert [each["images"] for each in totals] == [1, 1]

@@ -19,10 +19,10 @@ from breaker_kit import (
 )
 
 from resilient_imagen.breaker import BreakerNumbers, BreakerState, Permit, Rejection, Transition
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
-THROTTLED, TRIP = Verdict.THROTTLED, Verdict.TRIP
+THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 
 
 # Closed
@@ -42,7 +42,7 @@ def test_a_closed_gate_lets_everybody_through() -> None:
 def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
     """The third failure in a row opens, not the second, and says so."""
     gate, _ = make_gate(fail_max=3, min_calls=100)
-    settlements = [outcome(gate, Verdict.FAILURE) for _ in range(3)]
+    settlements = [outcome(gate, BreakerOutcome.FAILURE) for _ in range(3)]
 
     assert [each.counted for each in settlements] == ["failure"] * 3
     assert [each.transition for each in settlements] == [None, None, "closed_to_open"]
@@ -104,7 +104,7 @@ def test_old_outcomes_leave_the_window() -> None:
 def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
     """Three 429 in a row open; none of them is in the window."""
     gate, _ = make_gate(fail_max=3)
-    settlements = [outcome(gate, Verdict.THROTTLED) for _ in range(3)]
+    settlements = [outcome(gate, BreakerOutcome.THROTTLED) for _ in range(3)]
 
     assert [each.counted for each in settlements] == ["throttled"] * 3
     assert settlements[-1].transition == "closed_to_open"
@@ -120,7 +120,7 @@ def test_throttling_never_opens_it_by_the_share() -> None:
     fail(gate, 5)
     clock.pass_(40.0)  # the successes are too old now: 5 of 5 failed
     assert gate.numbers().failure_rate == 1.0
-    outcome(gate, Verdict.THROTTLED)
+    outcome(gate, BreakerOutcome.THROTTLED)
     assert gate.numbers().state is CLOSED
     fail(gate)
     assert gate.numbers().state is OPEN
@@ -130,7 +130,7 @@ def test_throttling_never_opens_it_by_the_share() -> None:
 def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length: float) -> None:
     """One 429 with a hint opens at once, without jitter, for at most reset_max."""
     gate, clock = make_gate(jitter=1.0)
-    settlement = outcome(gate, Verdict.THROTTLED, retry_after=hint)
+    settlement = outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("throttled", "closed_to_open")
     assert settlement.numbers.open_for == length
@@ -188,9 +188,9 @@ def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
 def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
     """A 429 that asks to wait no time is one without a hint."""
     gate, _ = make_gate(fail_max=2)
-    outcome(gate, Verdict.THROTTLED, retry_after=hint)
+    outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
     assert gate.numbers().state is CLOSED
-    outcome(gate, Verdict.THROTTLED, retry_after=hint)
+    outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
     assert gate.numbers().open_for == 60.0
 
 
@@ -200,7 +200,7 @@ def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
 def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> None:
     """One exhausted quota opens for reset_max, or for a longer hint of up to a day."""
     gate, _ = make_gate()
-    settlement = outcome(gate, Verdict.TRIP, retry_after=hint, cause="quota_exhausted")
+    settlement = outcome(gate, BreakerOutcome.TRIP, retry_after=hint, cause="quota_exhausted")
 
     assert (settlement.counted, settlement.transition) == ("failure", "closed_to_open")
     assert settlement.numbers.open_for == length
@@ -221,7 +221,7 @@ def test_neutral_counts_nowhere() -> None:
     gate, _ = make_gate()
     fail(gate, 2)
     before = gate.numbers()
-    counted = [outcome(gate, Verdict.NEUTRAL).counted for _ in range(20)]
+    counted = [outcome(gate, BreakerOutcome.NEUTRAL).counted for _ in range(20)]
 
     assert counted == ["ignored"] * 20
     assert gate.numbers() == before
@@ -276,13 +276,13 @@ def test_being_due_changes_nothing_until_somebody_asks() -> None:
 @pytest.mark.parametrize(
     ("verdict", "hint"),
     [
-        *((verdict, 999.0) for verdict in Verdict if verdict not in {TRIP, THROTTLED}),
+        *((verdict, 999.0) for verdict in BreakerOutcome if verdict not in {TRIP, THROTTLED}),
         (THROTTLED, None),
         (THROTTLED, 29.0),
     ],
 )
 def test_stragglers_of_the_closed_time_do_not_move_the_opening(
-    verdict: Verdict, hint: float | None
+    verdict: BreakerOutcome, hint: float | None
 ) -> None:
     """Outcomes of requests begun before the opening are stale and change no number."""
     gate, clock = make_gate(fail_max=2)
@@ -302,7 +302,7 @@ def test_stragglers_of_the_closed_time_do_not_move_the_opening(
     [(THROTTLED, 45.0, 45.0), (THROTTLED, 5000.0, 600.0), (TRIP, None, 600.0), (TRIP, 7e3, 7e3)],
 )
 def test_a_straggler_with_news_lengthens_the_opening(
-    verdict: Verdict, hint: float | None, seconds: float
+    verdict: BreakerOutcome, hint: float | None, seconds: float
 ) -> None:
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
     gate, clock = make_gate(fail_max=2)
@@ -359,7 +359,7 @@ def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
 
 
 @pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
-def test_a_straggler_opens_no_later_state(verdict: Verdict, hint: float) -> None:
+def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
     """Half-open or closed again, an outcome of the time before the opening changes nothing."""
     gate, clock = make_gate(fail_max=2, half_open_calls=2)
     first, second = let_in(gate), let_in(gate)
@@ -408,7 +408,7 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     gate.trip(cause="forbidden", retry_after=20.0)
     assert gate.open_until() == 610.0
     outlasted, clock = make_gate()
-    outcome(outlasted, Verdict.TRIP, retry_after=7200.0, cause="quota_exhausted")
+    outcome(outlasted, BreakerOutcome.TRIP, retry_after=7200.0, cause="quota_exhausted")
     outlasted.trip(cause="forbidden")
     outlasted.trip(cause="unauthenticated", retry_after=7200.0)
     assert outlasted.open_until() == 7200.0
@@ -423,7 +423,7 @@ def test_a_sibling_trips_a_half_open_gate() -> None:
     gate.trip(cause="quota_exhausted")
 
     assert gate.open_until() == clock.now + 600.0
-    assert probe.settle(Verdict.SUCCESS).counted == "stale"
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "stale"
     assert gate.numbers().state is OPEN
 
 
@@ -450,7 +450,7 @@ def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None
 def test_a_probe_that_succeeds_closes_it() -> None:
     """One success of one needed closes, and everything begins anew."""
     gate, _, probe = half_open()
-    settlement = probe.settle(Verdict.SUCCESS)
+    settlement = probe.settle(BreakerOutcome.SUCCESS)
 
     assert (settlement.counted, settlement.transition) == ("success", "half_open_to_closed")
     assert settlement.numbers == BreakerNumbers(CLOSED, 0.0, 0, 0, 3, None, None)
@@ -463,10 +463,10 @@ def test_as_many_successes_as_probes_close_it() -> None:
     gate, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     first, second, third = let_in(gate), let_in(gate), let_in(gate)
-    assert first.settle(Verdict.SUCCESS).transition is None
-    assert second.settle(Verdict.SUCCESS).transition is None
+    assert first.settle(BreakerOutcome.SUCCESS).transition is None
+    assert second.settle(BreakerOutcome.SUCCESS).transition is None
     assert not gate.usable(), "two have succeeded and the third is on its way"
-    assert third.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert third.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_probes_may_come_one_after_the_other() -> None:
@@ -486,12 +486,12 @@ def test_a_probe_that_fails_opens_it_again() -> None:
     gate, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     first, second, third = let_in(gate), let_in(gate), let_in(gate)
-    first.settle(Verdict.SUCCESS)
-    settlement = second.settle(Verdict.FAILURE, cause="server_error")
+    first.settle(BreakerOutcome.SUCCESS)
+    settlement = second.settle(BreakerOutcome.FAILURE, cause="server_error")
 
     assert (settlement.counted, settlement.transition) == ("failure", "half_open_to_open")
     assert settlement.numbers.open_for == 120.0
-    assert third.settle(Verdict.SUCCESS).counted == "stale"
+    assert third.settle(BreakerOutcome.SUCCESS).counted == "stale"
     assert refused(gate).cause == "server_error"
 
 
@@ -545,7 +545,13 @@ def test_hints_to_probes_double_no_later_opening() -> None:
     """Three probes are throttled; the opening after the next failure is the second of the row."""
     gate, clock = opened(reset_timeout=10.0)
     lengths = []
-    for verdict in (THROTTLED, THROTTLED, THROTTLED, Verdict.FAILURE, Verdict.FAILURE):
+    for verdict in (
+        THROTTLED,
+        THROTTLED,
+        THROTTLED,
+        BreakerOutcome.FAILURE,
+        BreakerOutcome.FAILURE,
+    ):
         length = gate.numbers().open_for
         assert length is not None
         clock.pass_(length)
@@ -558,13 +564,13 @@ def test_hints_to_probes_double_no_later_opening() -> None:
 def test_a_refused_probe_gives_its_place_back() -> None:
     """A refusal may be a front door's, so it does not close; closed, it counts as a success."""
     gate, _, probe = half_open(fail_max=2)
-    settlement = probe.settle(Verdict.REFUSED, cause="invalid_request")
+    settlement = probe.settle(BreakerOutcome.REFUSED, cause="invalid_request")
     assert (settlement.counted, settlement.transition) == ("ignored", None)
     assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
     succeed(gate)
     fail(gate)
 
-    assert outcome(gate, Verdict.REFUSED).counted == "success"
+    assert outcome(gate, BreakerOutcome.REFUSED).counted == "success"
     assert (gate.numbers().consecutive, gate.numbers().window_calls) == (0, 2)
 
 
@@ -572,7 +578,7 @@ def test_a_tripping_probe_opens_it_again_for_long() -> None:
     """A probe that finds the quota gone does not wait the doubled time, but the maximum."""
     gate, _, probe = half_open()
 
-    assert probe.settle(Verdict.TRIP).transition == "half_open_to_open"
+    assert probe.settle(BreakerOutcome.TRIP).transition == "half_open_to_open"
     assert gate.numbers().open_for == 600.0
 
 
@@ -580,11 +586,11 @@ def test_a_neutral_probe_gives_its_place_back() -> None:
     """A probe that says nothing leaves it half-open, and the next caller is the probe."""
     gate, _, probe = half_open()
     assert not gate.usable()
-    settlement = probe.settle(Verdict.NEUTRAL)
+    settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert (settlement.counted, settlement.transition) == ("ignored", None)
     assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
-    assert let_in(gate).settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert let_in(gate).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
@@ -598,7 +604,7 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
     assert gate.open_until() == began + 61.0 + 120.0
     rejection = refused(gate)
     assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
-    assert probe.settle(Verdict.SUCCESS).counted == "failure", "it was counted already"
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure", "it was counted already"
 
 
 def test_the_first_of_several_hung_probes_decides() -> None:
@@ -616,7 +622,7 @@ def test_the_first_of_several_hung_probes_decides() -> None:
     clock.pass_(51.0)
 
     assert gate.numbers().state is OPEN
-    assert reserved.settle(Verdict.SUCCESS).counted == "stale"
+    assert reserved.settle(BreakerOutcome.SUCCESS).counted == "stale"
 
 
 def test_of_probes_due_together_the_first_sent_decides() -> None:
@@ -627,8 +633,8 @@ def test_of_probes_due_together_the_first_sent_decides() -> None:
     first.begin()
     clock.pass_(61.0)
 
-    assert first.settle(Verdict.SUCCESS).counted == "stale"
-    assert second.settle(Verdict.SUCCESS).counted == "failure"
+    assert first.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert second.settle(BreakerOutcome.SUCCESS).counted == "failure"
 
 
 def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
@@ -645,7 +651,7 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
     """Even when nobody asked in between, a late success closes nothing."""
     _, clock, probe = half_open(probe_deadline=61.0)
     clock.pass_(61.0)
-    settlement = probe.settle(Verdict.SUCCESS)
+    settlement = probe.settle(BreakerOutcome.SUCCESS)
 
     assert (settlement.counted, settlement.transition) == ("failure", None)
     assert settlement.numbers.state is OPEN
@@ -677,7 +683,7 @@ def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
     clock.pass_(60.0)
 
     assert refused(gate).retry_after == 1.0
-    assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None:
@@ -696,8 +702,8 @@ def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None
     assert other.probe
     held.begin()
     clock.pass_(5.0)
-    assert held.settle(Verdict.FAILURE).counted == "stale"
-    assert other.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert held.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert other.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
@@ -711,7 +717,7 @@ def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
     held.begin()
     assert not gate.usable()
 
-    assert held.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert held.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
@@ -726,7 +732,7 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
     held.begin()
 
     assert stale == [False, True]
-    assert held.settle(Verdict.SUCCESS).counted == "stale"
+    assert held.settle(BreakerOutcome.SUCCESS).counted == "stale"
     assert gate.numbers().state is OPEN
 
 
@@ -738,20 +744,20 @@ def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
     assert isinstance(held, Permit)
     clock.pass_(61.0)
     let_in(gate)
-    assert held.settle(Verdict.NEUTRAL).counted == "stale"
+    assert held.settle(BreakerOutcome.NEUTRAL).counted == "stale"
     assert not gate.usable()
 
 
 # Settling
 
 
-@pytest.mark.parametrize("second", list(Verdict))
-def test_only_the_first_settlement_counts(second: Verdict) -> None:
+@pytest.mark.parametrize("second", list(BreakerOutcome))
+def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
     """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
     gate, _ = make_gate(fail_max=2)
     permit = let_in(gate)
     settled = [permit.settled]
-    first = permit.settle(Verdict.FAILURE)
+    first = permit.settle(BreakerOutcome.FAILURE)
     settled.append(permit.settled)
     after = gate.numbers()
 
@@ -766,13 +772,13 @@ def test_a_permit_need_not_be_begun() -> None:
     permit = gate.admit()
     assert isinstance(permit, Permit)
 
-    assert permit.settle(Verdict.FAILURE).transition == "closed_to_open"
+    assert permit.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
 
 
 def test_beginning_after_the_settlement_does_nothing() -> None:
     """A settled probe cannot take a place again."""
     gate, _, probe = half_open()
-    probe.settle(Verdict.NEUTRAL)
+    probe.settle(BreakerOutcome.NEUTRAL)
     probe.begin()
 
     assert gate.usable()
@@ -787,7 +793,7 @@ def test_generations_number_the_states() -> None:
     clock.pass_(60.0)
     probe = let_in(gate)
     numbers.append(probe.generation)
-    probe.settle(Verdict.SUCCESS)
+    probe.settle(BreakerOutcome.SUCCESS)
     numbers.append(let_in(gate).generation)
 
     assert numbers == [0, 2, 3]
@@ -801,7 +807,7 @@ def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
     clock.pass_(60.0)
     succeed(gate)
     for each in stragglers:
-        assert each.settle(Verdict.FAILURE).counted == "stale"
+        assert each.settle(BreakerOutcome.FAILURE).counted == "stale"
 
     assert gate.numbers() == BreakerNumbers(CLOSED, 0.0, 0, 0, 2, None, None)
 

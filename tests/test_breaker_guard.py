@@ -18,7 +18,7 @@ from resilient_imagen.errors import (
     QuotaExhaustedError,
     RateLimitedError,
 )
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
 
 if TYPE_CHECKING:
@@ -148,9 +148,9 @@ def test_the_caller_may_classify() -> None:
 
     missing, seen = KeyError("not there"), []
 
-    def classify(error: Exception) -> Verdict:
+    def classify(error: Exception) -> BreakerOutcome:
         seen.append(error)
-        return Verdict.SUCCESS
+        return BreakerOutcome.SUCCESS
 
     async def scenario() -> None:
         with pytest.raises(KeyError):
@@ -169,7 +169,7 @@ def test_classify_never_sees_a_cancellation() -> None:
 
     async def scenario() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await call(gate, asyncio.CancelledError(), classify=lambda _: Verdict.FAILURE)
+            await call(gate, asyncio.CancelledError(), classify=lambda _: BreakerOutcome.FAILURE)
 
     run_virtual(scenario())
 
@@ -181,7 +181,7 @@ def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) 
     gate, clock = opened()
     clock.pass_(60.0)
 
-    def broken(_error: Exception) -> Verdict:
+    def broken(_error: Exception) -> BreakerOutcome:
         raise ZeroDivisionError("secret")
 
     async def scenario() -> None:
@@ -208,7 +208,7 @@ def test_a_rejected_call_settles_nothing() -> None:
 
     run_virtual(scenario())
 
-    assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_guards_of_one_task_may_nest() -> None:

@@ -12,7 +12,7 @@ import pytest
 from breaker_kit import fail, half_open, let_in, make_gate, opened, succeed
 
 from resilient_imagen.breaker import BreakerNumbers, BreakerState, Gate, Transition
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,8 +94,8 @@ def test_a_settlement_is_final_when_a_listener_runs() -> None:
     gate, _ = make_gate(fail_max=1)
     permit = let_in(gate)
     inner = []
-    gate.subscribe(lambda _: inner.append(permit.settle(Verdict.SUCCESS)), inline=True)
-    outer = permit.settle(Verdict.FAILURE)
+    gate.subscribe(lambda _: inner.append(permit.settle(BreakerOutcome.SUCCESS)), inline=True)
+    outer = permit.settle(BreakerOutcome.FAILURE)
 
     assert inner == [outer]
 
@@ -205,7 +205,7 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
         lambda gate, _: gate.admit(),
         lambda _, probe: probe.stale,
         lambda _, probe: probe.begin(),
-        lambda _, probe: probe.settle(Verdict.NEUTRAL),
+        lambda _, probe: probe.settle(BreakerOutcome.NEUTRAL),
     ],
 )
 def test_what_time_has_decided_is_told_by_whoever_comes_first(

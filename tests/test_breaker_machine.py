@@ -10,7 +10,7 @@ import pytest
 from breaker_kit import HandClock, fail, let_in, make_gate, opened, refused
 
 from resilient_imagen.breaker import BreakerState, Gate
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 
 def circuit_of(gate: Gate) -> pybreaker.CircuitBreaker:
@@ -25,9 +25,9 @@ def test_pybreaker_holds_the_state() -> None:
     fail(gate, 3)
     assert (circuit.current_state, circuit.fail_counter) == ("open", 3)
     clock.pass_(60.0)
-    let_in(gate).settle(Verdict.SUCCESS)
+    let_in(gate).settle(BreakerOutcome.SUCCESS)
     assert (circuit.current_state, circuit.success_counter) == ("half-open", 1)
-    let_in(gate).settle(Verdict.SUCCESS)
+    let_in(gate).settle(BreakerOutcome.SUCCESS)
     assert (circuit.current_state, circuit.success_counter) == ("closed", 0)
     assert circuit.fail_counter == 0
 
@@ -49,7 +49,7 @@ def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     straggler = let_in(gate)
     circuit_of(gate).open()
     assert refused(gate).retry_after == 60.0
-    assert straggler.settle(Verdict.SUCCESS).counted == "stale"
+    assert straggler.settle(BreakerOutcome.SUCCESS).counted == "stale"
     circuit_of(gate).close()
     assert gate.usable()
     circuit_of(gate).half_open()

@@ -22,12 +22,12 @@ from hypothesis.stateful import (
 )
 
 from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate, Permit, Transition
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 # Times are multiples of a power of two, so that sums are exact and moments really coincide.
 TICKS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 8.0, 16.0, 40.0])
 HINTS = st.sampled_from([None, 0.5, 8.0, 33.0, 300.0, 2e6])
-NEWS = st.tuples(st.sampled_from([Verdict.THROTTLED, Verdict.TRIP]), HINTS)
+NEWS = st.tuples(st.sampled_from([BreakerOutcome.THROTTLED, BreakerOutcome.TRIP]), HINTS)
 PICK = st.integers(0, 2**16)
 
 CONFIGS = st.builds(
@@ -115,21 +115,29 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls)
     @rule(
-        pick=PICK, verdict=st.sampled_from(Verdict), hint=HINTS, keep=st.sampled_from([0] * 9 + [1])
+        pick=PICK,
+        verdict=st.sampled_from(BreakerOutcome),
+        hint=HINTS,
+        keep=st.sampled_from([0] * 9 + [1]),
     )
-    def settle(self, pick: int, verdict: Verdict, hint: float | None, keep: int) -> None:
+    def settle(self, pick: int, verdict: BreakerOutcome, hint: float | None, keep: int) -> None:
         index = pick % len(self.calls)
         self.settle_one(index, verdict, hint)
         if not keep:  # the kept ones are settled again some time
             del self.calls[index]
 
     @precondition(lambda self: self.calls)
-    @rule(pick=PICK, verdict=st.sampled_from([Verdict.SUCCESS, Verdict.FAILURE, Verdict.NEUTRAL]))
-    def settle_the_latest(self, pick: int, verdict: Verdict) -> None:
+    @rule(
+        pick=PICK,
+        verdict=st.sampled_from(
+            [BreakerOutcome.SUCCESS, BreakerOutcome.FAILURE, BreakerOutcome.NEUTRAL]
+        ),
+    )
+    def settle_the_latest(self, pick: int, verdict: BreakerOutcome) -> None:
         self.settle_one(len(self.calls) - 1, verdict, None)
         self.calls.pop()
 
-    def settle_one(self, index: int, verdict: Verdict, hint: float | None) -> None:
+    def settle_one(self, index: int, verdict: BreakerOutcome, hint: float | None) -> None:
         now = self.step()
         permit, call = self.calls[index]
         first = call.settled is None
@@ -166,18 +174,18 @@ class Life(RuleBasedStateMachine):
             call = self.oracle.ask(now)
             self.took(self.gate.admit(), call)
             if call is not None:
-                self.settle_one(len(self.calls) - 1, Verdict.FAILURE, None)
+                self.settle_one(len(self.calls) - 1, BreakerOutcome.FAILURE, None)
                 self.calls.pop()
 
     @precondition(lambda self: self.oracle.state == "closed")
     @rule(hint=HINTS.filter(bool), others=st.integers(0, 3), late=st.lists(NEWS, max_size=2))
     def rate_limit(
-        self, hint: float, others: int, late: list[tuple[Verdict, float | None]]
+        self, hint: float, others: int, late: list[tuple[BreakerOutcome, float | None]]
     ) -> None:
         """A hint, while others are in flight, some of which end right after it."""
         for _ in range(others + 1):
             self.admit(send=True)
-        for verdict, more in [(Verdict.THROTTLED, hint), *late[:others]]:
+        for verdict, more in [(BreakerOutcome.THROTTLED, hint), *late[:others]]:
             if self.calls:
                 self.count_straggler()
                 self.settle_one(len(self.calls) - 1, verdict, more)
@@ -185,7 +193,7 @@ class Life(RuleBasedStateMachine):
 
     @precondition(lambda self: self.calls)
     @rule(news=NEWS)
-    def settle_the_oldest(self, news: tuple[Verdict, float | None]) -> None:
+    def settle_the_oldest(self, news: tuple[BreakerOutcome, float | None]) -> None:
         """Often one of an earlier state, with news that may lengthen the present opening."""
         self.count_straggler()
         self.settle_one(0, *news)

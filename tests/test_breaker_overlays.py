@@ -27,7 +27,7 @@ from resilient_imagen.breaker import (
     Rejection,
     Transition,
 )
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 
 
 def modes(**numbers: Any) -> dict[BreakerMode, BreakerConfig]:
@@ -44,7 +44,7 @@ def test_off_lets_everything_through_and_counts_nothing() -> None:
     permit = gate.admit()
     assert isinstance(permit, Permit)
     gate.trip(cause="quota_exhausted")
-    counted = {outcome(gate, verdict, retry_after=9.0).counted for verdict in Verdict}
+    counted = {outcome(gate, verdict, retry_after=9.0).counted for verdict in BreakerOutcome}
 
     assert counted == {"ignored"}
     assert (permit.probe, permit.stale, permit.state) == (False, False, BreakerState.CLOSED)
@@ -75,8 +75,8 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
     while_off = let_in(gate)
     gate.reconfigure(config[BreakerMode.ON])
 
-    assert before.settle(Verdict.FAILURE).counted == "stale"
-    assert while_off.settle(Verdict.FAILURE).counted == "ignored"
+    assert before.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert while_off.settle(BreakerOutcome.FAILURE).counted == "ignored"
     assert gate.usable()
 
 
@@ -92,8 +92,8 @@ def test_switching_off_begins_a_generation_of_its_own() -> None:
     after = let_in(gate)
 
     assert (before.generation, after.generation) == (3, 4)
-    assert before.settle(Verdict.FAILURE).counted == "stale"
-    assert after.settle(Verdict.FAILURE).transition == "closed_to_open"
+    assert before.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert after.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
 
 
 def test_switching_off_frees_the_places_of_probes() -> None:
@@ -101,11 +101,11 @@ def test_switching_off_frees_the_places_of_probes() -> None:
     config = modes()
     gate, _, probe = half_open()
     gate.reconfigure(config[BreakerMode.OFF])
-    assert probe.settle(Verdict.FAILURE).counted == "ignored"
+    assert probe.settle(BreakerOutcome.FAILURE).counted == "ignored"
     gate.reconfigure(config[BreakerMode.ON])
 
     assert gate.numbers().state == "half_open"
-    assert let_in(gate).settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert let_in(gate).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 # Shadow
@@ -116,7 +116,7 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     gate, clock = make_gate(mode=BreakerMode.SHADOW)
     told: list[Transition] = []
     gate.subscribe(told.append, inline=True)
-    settlements = [outcome(gate, Verdict.FAILURE, cause="overloaded") for _ in range(3)]
+    settlements = [outcome(gate, BreakerOutcome.FAILURE, cause="overloaded") for _ in range(3)]
     assert (gate.usable(), gate.open_until(), gate.reserve()) == (True, None, None)
     assert gate.snapshot()["shadow"] == {"state": "open", "would_reject": 0}
     assert gate.snapshot()["state"] == "closed"
@@ -126,8 +126,8 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     probe = let_in(gate)
     beside = let_in(gate)
     assert (probe.probe, probe.state) == (False, BreakerState.CLOSED), "it gets no special care"
-    assert beside.settle(Verdict.FAILURE).counted == "ignored", "it would have been rejected"
-    assert probe.settle(Verdict.SUCCESS).counted == "success"
+    assert beside.settle(BreakerOutcome.FAILURE).counted == "ignored", "it would have been rejected"
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "success"
 
     assert [each.transition for each in settlements] == [None] * 3
     assert [each.numbers.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
@@ -216,8 +216,8 @@ def test_requests_in_flight_still_count_under_force() -> None:
     first, second = let_in(gate), let_in(gate)
     gate.force_open = True
     seen = changes(gate)
-    assert first.settle(Verdict.FAILURE).counted == "failure"
-    settlement = second.settle(Verdict.FAILURE)
+    assert first.settle(BreakerOutcome.FAILURE).counted == "failure"
+    settlement = second.settle(BreakerOutcome.FAILURE)
     assert (settlement.counted, settlement.transition) == ("failure", None)
     assert seen == []
     gate.force_open = False
@@ -288,8 +288,8 @@ def test_more_places_let_more_probes_in() -> None:
     gate.reconfigure(BreakerConfig(half_open_calls=2))
     second = let_in(gate)
 
-    assert probe.settle(Verdict.SUCCESS).transition is None
-    assert second.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+    assert probe.settle(BreakerOutcome.SUCCESS).transition is None
+    assert second.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
 def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:

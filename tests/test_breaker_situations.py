@@ -12,7 +12,7 @@ import pytest
 
 from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate
 from resilient_imagen.errors import CircuitOpenError, InvalidRequestError
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
 
 RESET = 30.0
@@ -155,7 +155,7 @@ def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
         gate = await opened()
         await asyncio.sleep(RESET)
         with pytest.raises(InvalidRequestError):
-            async with gate.guard(classify=lambda _: Verdict.NEUTRAL):
+            async with gate.guard(classify=lambda _: BreakerOutcome.NEUTRAL):
                 raise InvalidRequestError
         assert gate.numbers().state is BreakerState.HALF_OPEN
         assert gate.usable()

@@ -8,7 +8,7 @@ import pytest
 from breaker_kit import changes, fail, half_open, let_in, make_gate, outcome, refused
 
 from resilient_imagen.breaker import BreakerConfig, BreakerMode, BreakerState, Gate, Permit
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
 
 
@@ -23,7 +23,7 @@ def test_slow_calls_in_flight_open_it_before_they_end() -> None:
 
     assert rejection.retry_after == 60.0
     assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
-    assert [each.settle(Verdict.SUCCESS).counted for each in calls] == ["slow"] * 3
+    assert [each.settle(BreakerOutcome.SUCCESS).counted for each in calls] == ["slow"] * 3
 
 
 def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
@@ -38,9 +38,12 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "counted"), [(each, "slow") for each in Verdict if each is not Verdict.TRIP]
+    ("verdict", "counted"),
+    [(each, "slow") for each in BreakerOutcome if each is not BreakerOutcome.TRIP],
 )
-def test_a_slow_call_counts_once_whatever_it_says_later(verdict: Verdict, counted: str) -> None:
+def test_a_slow_call_counts_once_whatever_it_says_later(
+    verdict: BreakerOutcome, counted: str
+) -> None:
     """Its later outcome adds no failure and takes none away."""
     gate, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(gate)
@@ -53,8 +56,10 @@ def test_a_slow_call_counts_once_whatever_it_says_later(verdict: Verdict, counte
     assert (gate.numbers().consecutive, gate.numbers().window_calls) == (1, 1)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.SUCCESS, Verdict.FAILURE, Verdict.NEUTRAL])
-def test_a_call_that_ends_at_the_threshold_is_slow(verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    "verdict", [BreakerOutcome.SUCCESS, BreakerOutcome.FAILURE, BreakerOutcome.NEUTRAL]
+)
+def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
     """Even when nobody looked in between: success, failure and cancellation are then slow."""
     gate, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(gate)
@@ -67,8 +72,8 @@ def test_a_call_that_ends_at_the_threshold_is_slow(verdict: Verdict) -> None:
 def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
     """Once settled, no later moment counts it as slow."""
     gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    outcome(gate, Verdict.SUCCESS)
-    outcome(gate, Verdict.NEUTRAL)
+    outcome(gate, BreakerOutcome.SUCCESS)
+    outcome(gate, BreakerOutcome.NEUTRAL)
     clock.pass_(1000.0)
 
     assert gate.numbers().state is BreakerState.CLOSED
@@ -81,7 +86,7 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
     assert isinstance(waiting, Permit)
     clock.pass_(1000.0)
 
-    assert waiting.settle(Verdict.NEUTRAL).counted == "ignored"
+    assert waiting.settle(BreakerOutcome.NEUTRAL).counted == "ignored"
 
 
 def test_beginning_again_counts_from_then() -> None:
@@ -92,8 +97,8 @@ def test_beginning_again_counts_from_then() -> None:
     first.begin()
     clock.pass_(10.0)
     assert gate.numbers().consecutive == 1, "the second"
-    assert first.settle(Verdict.SUCCESS).counted == "success"
-    assert second.settle(Verdict.SUCCESS).counted == "slow"
+    assert first.settle(BreakerOutcome.SUCCESS).counted == "success"
+    assert second.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
 
 @pytest.mark.parametrize(("hint", "length"), [(None, 600.0), (900.0, 900.0)])
@@ -104,7 +109,7 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     gate, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(gate)
     clock.pass_(25.0)
-    settlement = call.settle(Verdict.TRIP, retry_after=hint)
+    settlement = call.settle(BreakerOutcome.TRIP, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
     assert settlement.numbers.open_for == length
@@ -116,7 +121,7 @@ def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
     gate, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(gate)
     clock.pass_(25.0)
-    settlement = call.settle(Verdict.THROTTLED, retry_after=40.0)
+    settlement = call.settle(BreakerOutcome.THROTTLED, retry_after=40.0)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
     assert gate.open_until() == 65.0
@@ -129,14 +134,14 @@ def test_a_slow_probe_has_failed() -> None:
     clock.pass_(20.0)
 
     assert gate.open_until() == began + 20.0 + 120.0
-    assert probe.settle(Verdict.SUCCESS).counted == "slow"
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
 
 def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
     """Cancelling a probe that was already slow is evidence, not silence."""
     gate, clock, probe = half_open(slow_call=20.0)
     clock.pass_(30.0)
-    settlement = probe.settle(Verdict.NEUTRAL)
+    settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert settlement.counted == "slow"
     assert gate.numbers().state is BreakerState.OPEN
@@ -149,7 +154,7 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
     clock.pass_(45.0)
 
     assert gate.open_until() == began + 30.0 + 120.0
-    assert probe.settle(Verdict.SUCCESS).counted == "failure"
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure"
 
 
 def test_a_slow_call_names_its_origin() -> None:
@@ -170,9 +175,11 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     gate.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
     clock.pass_(20.0)
     assert gate.numbers().consecutive == 0
-    assert calls[0].settle(Verdict.SUCCESS).counted == "slow"
+    assert calls[0].settle(BreakerOutcome.SUCCESS).counted == "slow"
     assert (gate.numbers().window_calls, gate.numbers().failure_rate) == (1, 1.0)
-    assert calls[1].settle(Verdict.NEUTRAL, cause="cancelled", origin="span").counted == "slow"
+    assert (
+        calls[1].settle(BreakerOutcome.NEUTRAL, cause="cancelled", origin="span").counted == "slow"
+    )
     rejection = refused(gate)
     assert (rejection.cause, rejection.origin) == ("timeout", "span")
 
@@ -184,7 +191,7 @@ def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     gate.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
     clock.pass_(25.0)
 
-    assert call.settle(Verdict.TRIP).counted == "failure"
+    assert call.settle(BreakerOutcome.TRIP).counted == "failure"
     assert gate.numbers().open_for == 600.0
 
 
@@ -196,7 +203,7 @@ def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
     clock.pass_(25.0)
 
     assert gate.numbers().state is BreakerState.CLOSED
-    assert call.settle(Verdict.SUCCESS).counted == "success"
+    assert call.settle(BreakerOutcome.SUCCESS).counted == "success"
 
 
 def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
@@ -229,8 +236,8 @@ def test_calls_of_an_earlier_state_never_become_slow() -> None:
     clock.pass_(40.0)
 
     assert gate.numbers().state is BreakerState.HALF_OPEN
-    assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
-    assert straggler.settle(Verdict.FAILURE).counted == "stale"
+    assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+    assert straggler.settle(BreakerOutcome.FAILURE).counted == "stale"
 
 
 def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
@@ -264,5 +271,5 @@ def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> No
     gate.reconfigure(BreakerConfig(slow_call=20.0))
     clock.pass_(30.0)
 
-    assert answered.settle(Verdict.SUCCESS).counted == "success"
-    assert silent.settle(Verdict.SUCCESS).counted == "slow"
+    assert answered.settle(BreakerOutcome.SUCCESS).counted == "success"
+    assert silent.settle(BreakerOutcome.SUCCESS).counted == "slow"

@@ -12,7 +12,7 @@ import pytest
 from breaker_kit import HandClock, fail, let_in, make_gate, opened
 
 from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate, Permit, Rejection
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def test_waiters_hear_the_verdict_of_the_probe() -> None:
             await gate.changed()
         answer.begin()
         await asyncio.sleep(10.0 if answer.probe else 0.0)
-        answer.settle(Verdict.SUCCESS)
+        answer.settle(BreakerOutcome.SUCCESS)
         return "probe" if answer.probe else "through"
 
     async def scenario() -> list[str]:
@@ -71,7 +71,7 @@ def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
         await until_due(gate)
         probe = let_in(gate)
         waiting = gate.changed()
-        probe.settle(Verdict.NEUTRAL)
+        probe.settle(BreakerOutcome.NEUTRAL)
         await waiting
         assert let_in(gate).probe
 
@@ -217,7 +217,7 @@ def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
     permit = run_virtual(scenario())
 
     assert gate.snapshot()["since_s"] == pytest.approx(10.0)
-    assert permit.settle(Verdict.FAILURE).transition == "closed_to_open"
+    assert permit.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
     assert gate.numbers().retry_after == 60.0
 
 
@@ -301,9 +301,9 @@ def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> Non
     async def second() -> None:
         probe = let_in(gate)
         assert probe.probe
-        assert left_behind[0].settle(Verdict.FAILURE).counted == "stale"
+        assert left_behind[0].settle(BreakerOutcome.FAILURE).counted == "stale"
         await asyncio.sleep(10.0)
-        assert probe.settle(Verdict.SUCCESS).transition == "half_open_to_closed"
+        assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
     run_virtual(first())
     run_virtual(second())
@@ -318,7 +318,7 @@ def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
         await asyncio.sleep(10.0)
 
     async def second() -> None:
-        let_in(gate).settle(Verdict.NEUTRAL)
+        let_in(gate).settle(BreakerOutcome.NEUTRAL)
         await asyncio.sleep(100.0)
         assert gate.numbers().state is BreakerState.CLOSED
 
@@ -367,7 +367,7 @@ def test_a_timer_left_on_another_loop_does_no_harm() -> None:
         one.close()
         other.close()
 
-    assert [each.settle(Verdict.SUCCESS).counted for each in (first, second)] == ["slow"] * 2
+    assert [each.settle(BreakerOutcome.SUCCESS).counted for each in (first, second)] == ["slow"] * 2
 
 
 def test_no_timer_is_left_when_nothing_is_pending() -> None:
@@ -377,19 +377,19 @@ def test_no_timer_is_left_when_nothing_is_pending() -> None:
         loop = asyncio.get_running_loop()
         gate = loop_gate(slow_call=20.0)
         for _ in range(100):
-            let_in(gate).settle(Verdict.SUCCESS)
+            let_in(gate).settle(BreakerOutcome.SUCCESS)
         assert timers(loop) == 0
         calls = [let_in(gate) for _ in range(100)]
         assert timers(loop) == 1
         for each in calls:
-            each.settle(Verdict.SUCCESS)
+            each.settle(BreakerOutcome.SUCCESS)
         assert timers(loop) == 0
         open_now(gate)
         assert timers(loop) == 0
         await until_due(gate)
         probe = let_in(gate)
         assert timers(loop) == 1
-        probe.settle(Verdict.FAILURE)
+        probe.settle(BreakerOutcome.FAILURE)
         assert timers(loop) == 0
 
     run_virtual(scenario())
@@ -403,7 +403,7 @@ def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
         first = let_in(gate)
         await asyncio.sleep(15.0)
         let_in(gate)
-        first.settle(Verdict.SUCCESS)
+        first.settle(BreakerOutcome.SUCCESS)
         await gate.changed()
         return asyncio.get_running_loop().time()
 
@@ -441,7 +441,7 @@ def test_a_gate_nobody_uses_any_more_is_collected() -> None:
     async def scenario() -> weakref.ref[Gate]:
         gate = loop_gate(slow_call=20.0)
         gate.subscribe(lambda _transition: None, inline=True)
-        let_in(gate).settle(Verdict.SUCCESS)
+        let_in(gate).settle(BreakerOutcome.SUCCESS)
         gate.changed().cancel()
         await asyncio.sleep(30.0)
         return weakref.ref(gate)
@@ -479,7 +479,7 @@ def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
             call = gate.admit()
             assert isinstance(call, Permit)
             call.begin()
-            call.settle(Verdict.FAILURE if number % 2 else Verdict.SUCCESS)
+            call.settle(BreakerOutcome.FAILURE if number % 2 else BreakerOutcome.SUCCESS)
 
     def run() -> None:
         try:

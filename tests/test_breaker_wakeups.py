@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.breaker import BreakerConfig, Gate, Permit, Rejection
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
 Kind = Literal["takes", "looks", "takes another", "leaves", "leaves when woken"]
@@ -90,13 +90,13 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
         callers = [Caller(gate, gate, "takes", "await") for _ in range(2000)]
         await settle_down()
         for number in range(50):
-            probe.settle(Verdict.NEUTRAL)
+            probe.settle(BreakerOutcome.NEUTRAL)
             await settle_down()
             taken = callers[number].permit
             assert taken is not None
             probe = taken
         woken = [caller.woken for caller in callers]
-        probe.settle(Verdict.SUCCESS)
+        probe.settle(BreakerOutcome.SUCCESS)
         await settle_down()
         assert all(caller.task.done() for caller in callers), "a verdict concerns all"
         return woken
@@ -112,8 +112,8 @@ def test_places_that_are_freed_together_wake_as_many() -> None:
         first, second, _ = probes(gate, 3)
         callers = [Caller(gate, gate, "takes", "wait") for _ in range(10)]
         await settle_down()
-        first.settle(Verdict.NEUTRAL)
-        second.settle(Verdict.REFUSED)
+        first.settle(BreakerOutcome.NEUTRAL)
+        second.settle(BreakerOutcome.REFUSED)
         await settle_down()
         assert sum(caller.permit is not None for caller in callers) == 2
         assert sum(caller.woken for caller in callers) <= 3
@@ -131,7 +131,7 @@ def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
         (probe,) = probes(gate, 1)
         lookers = [Caller(gate, gate, "looks", "await") for _ in range(100)]
         await settle_down()
-        probe.settle(Verdict.NEUTRAL)
+        probe.settle(BreakerOutcome.NEUTRAL)
         await settle_down()
         assert [caller.woken for caller in lookers] == [1] * 100
         await asyncio.sleep(10.0)
@@ -144,7 +144,7 @@ def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
 
 KINDS = st.sampled_from(["takes", "takes", "looks", "takes another", "leaves", "leaves when woken"])
 WAYS = st.sampled_from(["await", "wait", "wait_for", "task"])
-ENDINGS = st.sampled_from([Verdict.NEUTRAL, Verdict.NEUTRAL, Verdict.REFUSED])
+ENDINGS = st.sampled_from([BreakerOutcome.NEUTRAL, BreakerOutcome.NEUTRAL, BreakerOutcome.REFUSED])
 
 
 @settings(max_examples=200, deadline=None)
@@ -154,7 +154,7 @@ ENDINGS = st.sampled_from([Verdict.NEUTRAL, Verdict.NEUTRAL, Verdict.REFUSED])
     endings=st.lists(st.lists(ENDINGS, min_size=1, max_size=3), min_size=1, max_size=12),
 )
 def test_no_place_is_free_while_a_caller_waits_for_one(
-    places: int, crowd: list[tuple[Kind, Way]], endings: list[list[Verdict]]
+    places: int, crowd: list[tuple[Kind, Way]], endings: list[list[BreakerOutcome]]
 ) -> None:
     """Whoever leaves, only looks, or goes elsewhere: wake-ups are never lost."""
 
@@ -203,7 +203,7 @@ def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> No
         (probe,) = probes(gate, 1)
         caller = Caller(gate, gate, "takes", "await")
         await settle_down()
-        probe.settle(Verdict.NEUTRAL)
+        probe.settle(BreakerOutcome.NEUTRAL)
         await settle_down()
         assert caller.permit is not None
 
@@ -226,7 +226,7 @@ def test_a_place_freed_outside_any_loop_wakes_all() -> None:
         kinds: tuple[Kind, ...] = ("looks", "takes", "takes")
         callers = [Caller(gate, gate, kind, "await") for kind in kinds]
         await settle_down()
-        await asyncio.to_thread(probe.settle, Verdict.NEUTRAL)
+        await asyncio.to_thread(probe.settle, BreakerOutcome.NEUTRAL)
         await settle_down()
         assert [caller.woken for caller in callers] == [1, 1, 1]
         assert callers[1].permit is not None

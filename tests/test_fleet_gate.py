@@ -9,7 +9,7 @@ from fleet_kit import crew, news, opening_over, outage, sail, states
 from lua_store import Sea
 
 from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 
 
 def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
@@ -27,7 +27,7 @@ def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
             assert all(answer.probing for answer in answers if isinstance(answer, Rejection))
             await asyncio.sleep(20)
             assert states(workers) == {"half_open"}
-            probes[0].settle(Verdict.SUCCESS)
+            probes[0].settle(BreakerOutcome.SUCCESS)
             await news()
             assert states(workers) == {"closed"}
 
@@ -120,7 +120,7 @@ def test_a_cancelled_probe_frees_its_place_for_everybody() -> None:
             await news()
             assert isinstance(await workers[1].admit(), Rejection)
             waiting = workers[1].gate.changed()
-            probe.settle(Verdict.NEUTRAL)
+            probe.settle(BreakerOutcome.NEUTRAL)
             await asyncio.wait_for(waiting, 0.05)
             assert isinstance(await workers[1].admit(), Permit)
 
@@ -172,11 +172,11 @@ def test_as_many_probes_as_configured_and_as_many_successes() -> None:
             answers = await asyncio.gather(*(worker.admit() for worker in workers))
             probes = [answer for answer in answers if isinstance(answer, Permit)]
             assert len(probes) == 2
-            probes[0].settle(Verdict.SUCCESS)
+            probes[0].settle(BreakerOutcome.SUCCESS)
             await news()
             assert states(workers) == {"half_open"}
             assert all([isinstance(await worker.admit(), Rejection) for worker in workers])
-            probes[1].settle(Verdict.SUCCESS)
+            probes[1].settle(BreakerOutcome.SUCCESS)
             await news()
             assert states(workers) == {"closed"}
 
@@ -209,7 +209,7 @@ def test_a_probe_held_unsent_too_long_loses_its_place_everywhere() -> None:
             await asyncio.sleep(30.1)
             assert held.stale
             assert isinstance(await workers[1].admit(), Permit)
-            assert held.settle(Verdict.NEUTRAL).counted == "stale"
+            assert held.settle(BreakerOutcome.NEUTRAL).counted == "stale"
 
     sail(scene)
 
@@ -223,7 +223,7 @@ def test_an_outcome_told_by_another_thread_reaches_the_fleet() -> None:
             for permit in permits:
                 assert isinstance(permit, Permit)
                 await asyncio.to_thread(
-                    permit.settle, Verdict.FAILURE, cause=Reason.OVERLOADED, brief="503"
+                    permit.settle, BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, brief="503"
                 )
             await news()
             assert states(workers) == {"open"}
@@ -240,7 +240,7 @@ def test_asking_costs_no_round_trip() -> None:
             for _ in range(1000):
                 permit = workers[0].gate.admit()
                 assert isinstance(permit, Permit)
-                permit.settle(Verdict.NEUTRAL)
+                permit.settle(BreakerOutcome.NEUTRAL)
             await news()
             assert sea.store.steps == before
             await outage(workers)

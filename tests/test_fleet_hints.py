@@ -9,7 +9,7 @@ from fleet_kit import Worker, crew, news, opening_over, sail, states
 from lua_store import Sea
 
 from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 
 
 async def in_flight(worker: Worker) -> Permit:
@@ -67,7 +67,7 @@ def test_of_hints_in_flight_the_longest_holds_for_all() -> None:
         async with crew(sea, 3) as workers:
             permits = [await in_flight(worker) for worker in (*workers, workers[0])]
             for permit, hint in zip(permits, (9.0, 30.0, 2.0, 12.0), strict=True):
-                permit.settle(Verdict.THROTTLED, cause=Reason.RATE_LIMITED, retry_after=hint)
+                permit.settle(BreakerOutcome.THROTTLED, cause=Reason.RATE_LIMITED, retry_after=hint)
                 await news()
             assert states(workers) == {"open"}
             for worker in workers:
@@ -87,7 +87,7 @@ def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
             straggler = await in_flight(workers[2])
             for _ in range(3):
                 await workers[0].request(first, retry_after=20.0)
-            straggler.settle(Verdict.TRIP, cause=Reason.QUOTA_EXHAUSTED, brief="429 QUOTA")
+            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, brief="429 QUOTA")
             await news()
             for worker in workers:
                 rejection = await worker.admit()
@@ -111,7 +111,7 @@ def test_a_quota_learned_while_redis_was_away_is_told_when_it_is_back() -> None:
             await news()
             sea.sink()
             await news()
-            straggler.settle(Verdict.TRIP, cause=Reason.QUOTA_EXHAUSTED)
+            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED)
             sea.rise(empty=False)
             await asyncio.sleep(5)
             for worker in workers:
@@ -131,7 +131,7 @@ def test_news_of_an_earlier_state_open_nothing(hint: float | None) -> None:
             await workers[0].request()
             await news()
             assert states(workers) == {"closed"}
-            verdict = Verdict.TRIP if hint is None else Verdict.THROTTLED
+            verdict = BreakerOutcome.TRIP if hint is None else BreakerOutcome.THROTTLED
             straggler.settle(verdict, cause=Reason.QUOTA_EXHAUSTED, retry_after=hint)
             await news()
             assert (states(workers), shared(workers)) == ({"closed"}, {"closed"})
@@ -165,7 +165,7 @@ def test_a_refused_probe_frees_its_place_for_everybody() -> None:
             assert states(workers) == {"half_open"}
             probe = await in_flight(workers[1])
             assert probe.probe
-            probe.settle(Verdict.SUCCESS)
+            probe.settle(BreakerOutcome.SUCCESS)
             await news()
             assert states(workers) == {"closed"}
 

@@ -42,7 +42,7 @@ SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
 
 
 def gate_of(world: World) -> Gate:
-    return world.client._routing.lanes[0].gate
+    return world.client._routing.routes[0].gate
 
 
 async def settled(world: World, probes: int = 1) -> None:
@@ -147,7 +147,7 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
     """The permit was carried through the queue; the caller that gave up hands it back."""
 
     async def scene(world: World) -> None:
-        gate, pacer = gate_of(world), world.client._routing.lanes[0].pacer
+        gate, pacer = gate_of(world), world.client._routing.routes[0].pacer
         gate.trip(cause="overloaded")
         await asyncio.sleep(1300)
         with pacer.join() as blocker:

@@ -18,7 +18,7 @@ from resilient_imagen import (
 )
 from resilient_imagen.breaker import BreakerConfig, BreakerMode
 from resilient_imagen.images.fit import Fitted
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.snapshots import BreakerSnapshot
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, run_virtual
@@ -80,7 +80,7 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
         assert (world.breaker(), numbers(world)["why"]) == ("open", "timeout")
         assert (await world.ask(deadline=deadline)).fallback_reason == "circuit_open"
         assert [e.vote for e in world.told.of(AttemptEnded) if e.provider == "google"] == [
-            Verdict.THROTTLED
+            BreakerOutcome.THROTTLED
         ] * 3
 
     play(scene, **FAST)

@@ -185,24 +185,28 @@ def test_prices_name_their_source() -> None:
 
 def test_the_row_for_a_vendors_model() -> None:
     """Unknown names get their vendor's newest row; a name of another vendor's does, too."""
-    assert models.row_for("google", "gemini-3-pro-image") is models.find("gemini-3-pro-image")
+    assert models.get_model("google", "gemini-3-pro-image") is models.find_model(
+        "gemini-3-pro-image"
+    )
     for vendor, limit in (("google", 14), ("openai", 16)):
-        row = models.row_for(vendor, "unheard-of")
+        row = models.get_model(vendor, "unheard-of")
         assert row is not None
         assert (row.vendor, row.max_references) == (vendor, limit)
-    assert models.row_for("openai", "gemini-3-pro-image") is models.row_for("openai", "unheard-of")
-    assert models.row_for("mine", "gemini-3-pro-image") is None
+    assert models.get_model("openai", "gemini-3-pro-image") is models.get_model(
+        "openai", "unheard-of"
+    )
+    assert models.get_model("mine", "gemini-3-pro-image") is None
 
 
 def test_how_many_and_how_large_references_may_be() -> None:
     """The most that one route takes is worth loading; who is unknown is treated with care."""
     routes = [("google", "gemini-3-pro-image"), ("openai", "gpt-image-2")]
-    assert models.most_references(routes) == 16
-    assert models.most_references(routes[:1]) == 14
-    assert models.most_references([*routes, ("mine", "model")]) is None
-    assert models.largest_reference(*routes[0]) == 70_000_000
-    assert models.largest_reference(*routes[1]) == 50_000_000
-    assert models.largest_reference("mine", "model") == 50_000_000
+    assert models.max_references(routes) == 16
+    assert models.max_references(routes[:1]) == 14
+    assert models.max_references([*routes, ("mine", "model")]) is None
+    assert models.max_reference_bytes(*routes[0]) == 70_000_000
+    assert models.max_reference_bytes(*routes[1]) == 50_000_000
+    assert models.max_reference_bytes("mine", "model") == 50_000_000
 
 
 def test_every_living_model_has_a_price_for_some_resolution() -> None:
@@ -228,7 +232,7 @@ def test_a_model_that_makes_less_says_so(
     vendor: str, model: str, resolution: str, best: str | None
 ) -> None:
     """A smaller picture than the asked one is no secret."""
-    assert models.short_of(vendor, model, resolution) == best
+    assert models.downgraded_resolution(vendor, model, resolution) == best
 
 
 @pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)

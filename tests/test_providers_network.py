@@ -174,7 +174,7 @@ def test_a_refused_connection_says_so(names: Names) -> None:
         error = failure("google", f"http://{host}:{port}")
         assert error.reason is Reason.CONNECTION
         assert error.vendor_message == refused
-        assert error.never_sent
+        assert error.not_sent
         assert str(error) == f"google {MODELS['google']}: network failure"
         assert error.__cause__ is None
         assert error.__context__ is None
@@ -183,7 +183,7 @@ def test_a_refused_connection_says_so(names: Names) -> None:
 def test_an_unknown_name_says_so(names: Names) -> None:
     """The resolver's words are the vendor's message."""
     error = failure("openai", "http://nowhere.test")
-    assert (error.reason, error.never_sent) == (Reason.CONNECTION, True)
+    assert (error.reason, error.not_sent) == (Reason.CONNECTION, True)
     expected = str(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     assert error.vendor_message == expected
 
@@ -207,7 +207,7 @@ def test_a_connection_that_takes_too_long_says_what_did(names: Names, silent_por
     names.known = {"vendor.test": ["127.0.0.1"]}
     for host, step in (("slow.test", "resolve"), ("vendor.test", "connect to")):
         error = failure("google", f"http://{host}:{silent_port}", connect_timeout=0.3)
-        assert (error.reason, error.never_sent) == (Reason.CONNECTION, True)
+        assert (error.reason, error.not_sent) == (Reason.CONNECTION, True)
         assert error.vendor_message == f"could not {step} {host} in time"
 
 
@@ -317,7 +317,7 @@ def test_a_missing_authority_says_so(
     assert "certificate verify failed: self-signed certificate" in (
         caught.value.vendor_message or ""
     )
-    assert caught.value.never_sent
+    assert caught.value.not_sent
 
 
 # --- proxies ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from resilient_imagen.redaction import KnownSecret, redact, without
+from resilient_imagen.redaction import KnownSecret, redact, remove_secret
 
 LETTERS = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789", min_size=12)
 KEYS = st.one_of(
@@ -182,7 +182,7 @@ def test_what_remains_has_no_piece_of_the_secret(text: str, secret: str) -> None
 
     needle = folded(secret)
     size = min(16, len(needle))
-    left = without(text, secret)
+    left = remove_secret(text, secret)
     if not size:
         assert left == text
         return
@@ -213,7 +213,7 @@ def test_pieces_are_found_wherever_they_are_in_either_string(
     piece = words[start : start + length].strip()
     assume(len(piece) >= 16)
     text, secret = (words, piece + " " * 3) if swap else (f"«{piece}»", words)
-    assert piece not in without(text, secret)
+    assert piece not in remove_secret(text, secret)
 
 
 def test_known_secrets_are_removed_from_every_text_while_they_live() -> None:

@@ -196,7 +196,7 @@ def test_an_empty_list_of_reasons_narrows_nothing(
 ) -> None:
     """Nothing between commas is not the wish to never fall back."""
     monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", value)
-    assert Settings().goes_on(Reason.OVERLOADED)
+    assert Settings().falls_back_on(Reason.OVERLOADED)
 
 
 @pytest.mark.parametrize("variable", ["GOOGLE_GEMINI_BASE_URL", "OPENAI_BASE_URL"])

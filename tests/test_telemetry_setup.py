@@ -210,7 +210,7 @@ def test_other_packages_words_for_content_capture_nothing_and_stop_nothing(
 ) -> None:
     """They read the variable, too; one warning names it and the words that are known here."""
     name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-    values._say_that_nothing_is_captured.cache_clear()
+    values._warn_unknown_capture_word.cache_clear()
     monkeypatch.setenv(name, word)
     assert Settings().capture_content is False
     assert Settings().capture_content is False

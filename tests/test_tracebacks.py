@@ -31,7 +31,7 @@ from resilient_imagen.providers.sdk import SdkProvider
 from resilient_imagen.providers.wire import Exchange
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.testing import FakeProvider, run_virtual
-from resilient_imagen.tracebacks import clear_locals, without_locals
+from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct"
 KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm"
@@ -370,7 +370,7 @@ def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
         go_on = asyncio.Event()
         task = asyncio.create_task(other(go_on))
         await asyncio.sleep(0)
-        clear_locals(shared)
+        clear_frame_locals(shared)
         go_on.set()
         assert await task == "unharmed"
 
@@ -383,7 +383,7 @@ def test_decorated_functions_are_what_they_were() -> None:
         assert asyncio.iscoroutinefunction(function)
         assert function.__doc__
 
-    @without_locals
+    @hide_frame_locals
     def plain(number: int) -> int:
         return number + 1
 

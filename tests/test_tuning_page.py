@@ -72,10 +72,10 @@ def test_nothing_in_a_recording_can_end_the_page() -> None:
     """A route's name with markup in it is shown, not obeyed."""
     evil = "google:</script><script>alert(1)</script>"
     rows: list[Row] = [Attempted(1e9 + at, str(at), evil, 5.0) for at in range(0, 600, 10)]
-    from resilient_imagen.settings import Route
+    from resilient_imagen.settings import RouteName
     from resilient_imagen.tuning.recording import gather
 
-    settings = Settings().model_copy(update={"routes": (Route(evil),)})
+    settings = Settings().model_copy(update={"routes": (RouteName(evil),)})
     recording = gather(rows)
     text = page(sweep(recording, settings, count=2, workers=1), recording, settings)
     assert "<script>alert" not in text

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from resilient_imagen.breaker.flights import Flight, Flights
 from resilient_imagen.breaker.trip import TripRule, believable, pause, tripped_pause
 from resilient_imagen.breaker.views import BreakerState
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class Opening(NamedTuple):
 
 
 NO_REASON: Final = Why()
-_TRIP, _THROTTLED = Verdict.TRIP, Verdict.THROTTLED
+_TRIP, _THROTTLED = BreakerOutcome.TRIP, BreakerOutcome.THROTTLED
 
 
 class Circuit:
@@ -143,7 +143,7 @@ class Circuit:
             return True
         return flight.probe and flight not in self.flights.probes and not self._has_room
 
-    def count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+    def count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
         """Count the outcome of a request, unless it was counted in flight or is stale.
 
         A stale hint or fatal failure may lengthen the present opening, and does nothing else.
@@ -215,7 +215,7 @@ class Circuit:
     def _has_room(self) -> bool:
         return self.free_places > 0
 
-    def _open_at_once(self, verdict: Verdict, why: Why) -> None:
+    def _open_at_once(self, verdict: BreakerOutcome, why: Why) -> None:
         """Open by a fatal failure, or for as long as the server asks."""
         config, hint = self.config, believable(why.retry_after)
         if verdict is _TRIP:
@@ -237,21 +237,21 @@ class Circuit:
         closes = opening is not None and opening.closes
         self._closes_at = opening.until if opening is not None and closes else math.inf
 
-    def _vote(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+    def _vote(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
         if self.flights.is_slow(flight, self.now):  # sent before slow calls were watched
             self._fail(_silence(why.origin or flight.origin))
             return "slow"
         match verdict:
-            case Verdict.SUCCESS:
+            case BreakerOutcome.SUCCESS:
                 self._machine.success(self.now)
                 return "success"
-            case Verdict.REFUSED if not flight.probe:
+            case BreakerOutcome.REFUSED if not flight.probe:
                 self._machine.success(self.now)
                 return "success"
-            case Verdict.FAILURE:
+            case BreakerOutcome.FAILURE:
                 self._fail(why)
                 return "failure"
-            case Verdict.THROTTLED:
+            case BreakerOutcome.THROTTLED:
                 self._why = why
                 self._machine.throttled()
                 self._why = NO_REASON

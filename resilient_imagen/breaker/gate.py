@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.reasons import Verdict
+    from resilient_imagen.reasons import BreakerOutcome
     from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["Gate"]
@@ -112,7 +112,7 @@ class Gate:
         self._listeners.deliver()
         return answer
 
-    def guard(self, classify: Callable[[Exception], Verdict] = verdict_of) -> Guard:
+    def guard(self, classify: Callable[[Exception], BreakerOutcome] = verdict_of) -> Guard:
         """Guard anybody's coroutine, no images needed.
 
         ::
@@ -294,7 +294,7 @@ class Gate:
         self._listeners.deliver()
         return stale
 
-    def _settle(self, flight: Flight, verdict: Verdict, why: Why) -> Settlement:
+    def _settle(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Settlement:
         with self._lock:
             if flight.settlement is not None:
                 return flight.settlement
@@ -309,7 +309,7 @@ class Gate:
         self._listeners.deliver()
         return settlement
 
-    def _count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+    def _count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
         if self._circuit.config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
             return "ignored"
         return self._circuit.count(flight, verdict, why)

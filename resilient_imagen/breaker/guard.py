@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker.views import Rejection
 from resilient_imagen.errors import CircuitOpenError, ImageGenerationError
-from resilient_imagen.reasons import POLICIES, Verdict
+from resilient_imagen.reasons import POLICIES, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,11 +22,11 @@ __all__ = ["Guard", "verdict_of"]
 _logger = logging.getLogger("resilient_imagen")
 
 
-def verdict_of(error: Exception) -> Verdict:
+def verdict_of(error: Exception) -> BreakerOutcome:
     """What an exception says about the service: the verdict of its reason; without one, failure."""
     if isinstance(error, ImageGenerationError):
         return POLICIES[error.reason].verdict
-    return Verdict.FAILURE
+    return BreakerOutcome.FAILURE
 
 
 class Guard(AbstractAsyncContextManager["Permit"]):
@@ -34,7 +34,7 @@ class Guard(AbstractAsyncContextManager["Permit"]):
 
     __slots__ = ("_classify", "_gate", "_permit")
 
-    def __init__(self, gate: Gate, classify: Callable[[Exception], Verdict]) -> None:
+    def __init__(self, gate: Gate, classify: Callable[[Exception], BreakerOutcome]) -> None:
         self._gate = gate
         self._classify = classify
         self._permit: Permit | None = None
@@ -66,24 +66,24 @@ class Guard(AbstractAsyncContextManager["Permit"]):
         if permit is None:
             return
         if error is None:
-            permit.settle(Verdict.SUCCESS)
+            permit.settle(BreakerOutcome.SUCCESS)
         elif isinstance(error, ImageGenerationError):
             permit.settle(
                 self._judge(error),
                 cause=error.reason,
-                brief=error.brief,
+                brief=error.summary,
                 retry_after=error.retry_after,
             )
         elif isinstance(error, Exception):
             permit.settle(self._judge(error))
         else:
-            permit.settle(Verdict.NEUTRAL)  # cancelled, or the program is ending
+            permit.settle(BreakerOutcome.NEUTRAL)  # cancelled, or the program is ending
 
-    def _judge(self, error: Exception) -> Verdict:
+    def _judge(self, error: Exception) -> BreakerOutcome:
         try:
             return self._classify(error)
         except Exception as trouble:  # noqa: BLE001 - the call's own error has to reach the caller
             _logger.warning(
                 "classify of breaker %s failed with %s", self._gate.name, type(trouble).__name__
             )
-            return Verdict.NEUTRAL
+            return BreakerOutcome.NEUTRAL

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from resilient_imagen.breaker.circuit import NO_REASON, Circuit, Opening, Why
 from resilient_imagen.breaker.views import BreakerState
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ class Peer(Protocol):
         """A probe is on its way."""
         ...
 
-    def counted(self, flight: Flight, counted: Counted, verdict: Verdict, why: Why) -> None:
+    def counted(self, flight: Flight, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
         """A request has ended, or time has decided about it."""
         ...
 
@@ -119,7 +119,7 @@ class MirrorCircuit(Circuit):
         super().abandon()
         for probe in probes:
             self._barred.discard(probe)
-            self._peer.counted(probe, "ignored", Verdict.NEUTRAL, NO_REASON)
+            self._peer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_REASON)
 
     def _adopt_opening(self, record: Record, *, follows: bool) -> None:
         why = Why(record.cause, record.brief)
@@ -184,7 +184,7 @@ class MirrorCircuit(Circuit):
         if flight.probe and flight.sent:
             self._peer.sent(flight)
 
-    def count(self, flight: Flight, verdict: Verdict, why: Why) -> Counted:
+    def count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
         """Count the outcome of a request, and tell it."""
         self._barred.discard(flight)
         told = flight.counted is not None
@@ -201,10 +201,10 @@ class MirrorCircuit(Circuit):
         super()._time_is_up(flight, slow)
         if flight.sent:
             why = Why(cause=Reason.TIMEOUT, brief="timed out")
-            self._peer.counted(flight, flight.counted or "failure", Verdict.FAILURE, why)
+            self._peer.counted(flight, flight.counted or "failure", BreakerOutcome.FAILURE, why)
         else:
             self._barred.add(flight)
-            self._peer.counted(flight, "ignored", Verdict.NEUTRAL, NO_REASON)
+            self._peer.counted(flight, "ignored", BreakerOutcome.NEUTRAL, NO_REASON)
             self._on_stirred()  # whoever carries it has to hear of it
 
     def _moved(self, state: BreakerState) -> None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.flights import Flight
     from resilient_imagen.breaker.gate import Gate
     from resilient_imagen.breaker.views import BreakerState, Settlement
-    from resilient_imagen.reasons import Verdict
+    from resilient_imagen.reasons import BreakerOutcome
 
 __all__ = ["Permit"]
 
@@ -68,7 +68,7 @@ class Permit:
 
     def settle(
         self,
-        verdict: Verdict,
+        verdict: BreakerOutcome,
         *,
         cause: str | None = None,
         brief: str | None = None,

@@ -42,7 +42,7 @@ from resilient_imagen.breaker.trip import believable, longest_pause, pause
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.record import UNKNOWN, Record
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -97,7 +97,7 @@ class SharedGate(Gate):
         answer = super().admit()
         if not isinstance(answer, Permit) or not (answer.probe and answer.stale):
             return answer
-        answer.settle(Verdict.NEUTRAL)
+        answer.settle(BreakerOutcome.NEUTRAL)
         with self._lock:
             return self._reports.rejection(self._state)
 
@@ -113,7 +113,7 @@ class SharedGate(Gate):
         super().trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
         with self._lock:
             if self._circuit.config.mode is not BreakerMode.OFF:
-                self._tell("failure", Verdict.TRIP, Why(cause, brief, origin, retry_after))
+                self._tell("failure", BreakerOutcome.TRIP, Why(cause, brief, origin, retry_after))
 
     def snapshot(self) -> BreakerSnapshot:
         """As `Gate.snapshot`, and what the fleet's record says, as far as it was heard."""
@@ -233,7 +233,7 @@ class SharedGate(Gate):
         if flight in self._leases:
             self._fleet.post(self._phrases.wanted(self._circuit, self._leases[flight]))
 
-    def counted(self, flight: Flight, counted: Counted, verdict: Verdict, why: Why) -> None:
+    def counted(self, flight: Flight, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
         """Tell what it means for everybody."""
         token = self._leases.pop(flight, None)
         if counted not in {"stale", "ignored"}:
@@ -280,13 +280,13 @@ class SharedGate(Gate):
         else:
             self._fleet.post(phrases.settled(record, circuit, token, 1), self._heard_back)
 
-    def _tell(self, counted: Counted, verdict: Verdict, why: Why) -> None:
+    def _tell(self, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
         """An outcome, in the fleet's closed state."""
         record, circuit, hint = self._record, self._circuit, believable(why.retry_after)
         at_once = _opens_at_once(verdict, why)
         if counted == "success":
             self._fleet.post(self._phrases.succeeded(record, circuit), self._heard_back)
-        elif at_once and (verdict is Verdict.THROTTLED or answered(why)):
+        elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
             self._claim(self._phrases.opened(record, circuit, "told"))
         else:
             if circuit.state is _OPEN and circuit.opening is not None:
@@ -313,6 +313,6 @@ class SharedGate(Gate):
         return MirrorCircuit(config, self._random, self._moved, self._place_freed, stirred, self)
 
 
-def _opens_at_once(verdict: Verdict, why: Why) -> bool:
-    hinted = verdict is Verdict.THROTTLED and believable(why.retry_after) is not None
-    return hinted or verdict is Verdict.TRIP
+def _opens_at_once(verdict: BreakerOutcome, why: Why) -> bool:
+    hinted = verdict is BreakerOutcome.THROTTLED and believable(why.retry_after) is not None
+    return hinted or verdict is BreakerOutcome.TRIP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.reasons import POLICIES, Verdict
+from resilient_imagen.reasons import POLICIES, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ _JITTER: Final = 0.1
 _ROUNDING: Final = 0.001
 """Seconds by which a period may grow when another process tells it."""
 _AT_ONCE: Final = frozenset(
-    str(reason) for reason, policy in POLICIES.items() if policy.verdict is Verdict.TRIP
+    str(reason) for reason, policy in POLICIES.items() if policy.verdict is BreakerOutcome.TRIP
 )
 _MAX_DOUBLINGS: Final = 60  # far beyond any maximum, and far below what a float can hold
 

@@ -105,9 +105,9 @@ def _suited(today: Settings, recording: Recording) -> Settings:
     """Today's settings; where none of their routes was recorded, with the recorded ones."""
     if any(route in recording.routes for route in today.routes):
         return today
-    from resilient_imagen.settings import Route
+    from resilient_imagen.settings import RouteName
 
-    routes = tuple(Route(name) for name in recording.routes)
+    routes = tuple(RouteName(name) for name in recording.routes)
     echo(f"none of today's routes was recorded; taking {', '.join(routes)}", err=True)
     return today.model_copy(update={"routes": routes})
 

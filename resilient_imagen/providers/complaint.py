@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic_core import from_json
 
 from resilient_imagen.providers.hints import retry_hint
-from resilient_imagen.redaction import without, without_echo
+from resilient_imagen.redaction import remove_secret, remove_quoted_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -147,7 +147,7 @@ class _Finder:
         """The JSON in a text, whatever stands before or after it, or None."""
         plain = text.strip().lstrip("\ufeff")
         if len(self.prompt) >= _ECHO and "{" in self.prompt:
-            plain = without(plain, self.prompt)
+            plain = remove_secret(plain, self.prompt)
         if plain[:1] in {"{", "[", '"'} and (document := _json(plain)) is not None:
             return document
         for line in islice(_DATA_LINE.finditer(plain), _MAX_TRIES):  # an event stream
@@ -226,7 +226,7 @@ def _spoken(message: str, prompt: str) -> str:
     """The vendor's own words, as far as they can be told from what they quote."""
     message = message[:_MAX_SAID]
     if len(prompt) >= _ECHO:
-        message = without_echo(message, prompt)
+        message = remove_quoted_secret(message, prompt)
     elif len(prompt) >= _SHORT_ECHO:
         alone = rf"(?:^|(?<=[.!?:] )){re.escape(prompt)}(?=$|[.!?,;])"
         message = re.sub(alone, "", message, flags=re.IGNORECASE | re.MULTILINE)

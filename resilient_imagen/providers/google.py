@@ -10,7 +10,7 @@ from resilient_imagen.providers.base import PromptHints
 from resilient_imagen.providers.google_answers import read_answer
 from resilient_imagen.providers.google_failures import failure_of
 from resilient_imagen.providers.sdk import SdkProvider, unloadable
-from resilient_imagen.tracebacks import without_locals
+from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -59,7 +59,7 @@ class GoogleProvider(SdkProvider):
 
     own_address = "https://generativelanguage.googleapis.com"
 
-    @without_locals
+    @hide_frame_locals
     def __init__(
         self,
         *,

@@ -8,7 +8,7 @@ from resilient_imagen.models import clamp_quality, openai_size
 from resilient_imagen.providers.openai_answers import read_answer
 from resilient_imagen.providers.openai_failures import failure_of
 from resilient_imagen.providers.sdk import SdkProvider, unloadable
-from resilient_imagen.tracebacks import without_locals
+from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
     import httpx2
@@ -41,7 +41,7 @@ class OpenAIProvider(SdkProvider):
 
     own_address = "https://api.openai.com/v1"
 
-    @without_locals
+    @hide_frame_locals
     def __init__(
         self,
         *,

@@ -33,7 +33,7 @@ from resilient_imagen.providers.wire import WireClient, exchange
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.telemetry.inference import untold
-from resilient_imagen.tracebacks import clear_locals, without_locals
+from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ class SdkProvider(ABC):
     def _failure(self, complaint: Complaint) -> Failure:
         """Look up a refusal in the vendor's table."""
 
-    @without_locals
+    @hide_frame_locals
     async def warm_up(self) -> None:
         """Import the SDK and build its client, off the loop; the first request does it otherwise.
 
@@ -121,7 +121,7 @@ class SdkProvider(ABC):
         """
         await self._session()
 
-    @without_locals
+    @hide_frame_locals
     async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
         """Send one request.
 
@@ -136,7 +136,7 @@ class SdkProvider(ABC):
             try:
                 await self._ask(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
-                clear_locals(error, up_to=handled)
+                clear_frame_locals(error, up_to=handled)
                 trouble = _Trouble.of(error, partial(self._redacted, request))
         # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
         # those hold keys, prompts and whole pages.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker import BreakerNumbers, Gate, Transition
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.providers.base import PromptHints
-    from resilient_imagen.reasons import Reason, Verdict
+    from resilient_imagen.reasons import Reason, BreakerOutcome
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import DroppedReference, ImageResult, Usage
 
@@ -140,7 +140,7 @@ class AttemptEnded(Event):
     """True when the deadline or the reserve ended it before its own timeout."""
     usage: Usage | None
     may_have_been_billed: bool
-    vote: Verdict
+    vote: BreakerOutcome
     """What the breaker was told about it."""
     operation: str = "generate"
     """generate or edit."""

@@ -61,7 +61,7 @@ def _attempt_ended(event: events.AttemptEnded) -> Line | None:
     """A failure. What went well is told with its call, in one line."""
     if event.reason is None and event.error_type is None:
         return None
-    loud = event.reason is not None and POLICIES[event.reason].loud
+    loud = event.reason is not None and POLICIES[event.reason].alert
     return (
         logging.ERROR if loud else logging.WARNING,
         names.ATTEMPT_FAILED,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.breaker import BreakerState
 from resilient_imagen.errors import ImageGenerationError
-from resilient_imagen.reasons import Reason, Verdict
+from resilient_imagen.reasons import Reason, BreakerOutcome
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
     from resilient_imagen.breaker import Gate, Permit, Rejection, Settlement, Transition
-    from resilient_imagen.call import Call
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.call import CallState
+    from resilient_imagen.lane import Route
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.result import Attempt, ImageResult
     from resilient_imagen.telemetry.hub import Hub
-    from resilient_imagen.turn import Turn
+    from resilient_imagen.turn import RouteState
 
 __all__ = ["Reporter"]
 
@@ -40,12 +40,12 @@ class Reporter:
         self._skips_open = skips_open
         self._configured: list[Gate] = []
 
-    def request_started(self, call: Call) -> None:
+    def request_started(self, call: CallState) -> None:
         """A caller asked for an image."""
         call.told_from = self._hub.told_from()
         if call.told_from > logging.DEBUG:
             return
-        primary = call.lanes[0]
+        primary = call.routes[0]
         self._hub.tell(
             events.RequestStarted(
                 at=call.started,
@@ -56,15 +56,18 @@ class Reporter:
             )
         )
 
-    def references_changed(self, call: Call) -> None:
+    def references_changed(self, call: CallState) -> None:
         """References were dropped or mended."""
         self._hub.tell(
             events.ReferencesChanged(
-                at=_now(), call_id=call.id, dropped=call.dropped, notes=call.notes
+                at=_now(),
+                call_id=call.id,
+                dropped=call.dropped_references,
+                notes=call.reference_notes,
             )
         )
 
-    def attempt_started(self, call: Call, turn: Turn, permit: Permit) -> None:
+    def attempt_started(self, call: CallState, turn: RouteState, permit: Permit) -> None:
         """A request is about to be sent."""
         if call.told_from > logging.NOTSET:
             return
@@ -72,23 +75,23 @@ class Reporter:
             events.AttemptStarted(
                 at=_now(),
                 call_id=call.id,
-                provider=turn.lane.provider.name,
-                model=turn.lane.model,
-                number=turn.number,
-                limit=turn.limit,
+                provider=turn.route.provider.name,
+                model=turn.route.model,
+                number=turn.attempt_number,
+                limit=turn.max_attempts,
                 operation=call.request.operation,
-                base_url=turn.lane.base_url,
+                base_url=turn.route.base_url,
                 admitted=permit.state.value,
                 probe=permit.probe,
                 queue_s=turn.queue_s,
-                prompt_hints=turn.tailored.hints,
+                prompt_hints=turn.adapted.hints,
             )
         )
 
     def attempt_served(
         self,
-        call: Call,
-        turn: Turn,
+        call: CallState,
+        turn: RouteState,
         settlement: Settlement,
         answer: ProviderImage,
         attempt: Attempt,
@@ -96,28 +99,28 @@ class Reporter:
         """A request delivered."""
         if call.told_from > logging.INFO:
             return
-        call.served = events.AttemptEnded(
+        call.success_event = events.AttemptEnded(
             **_of_attempt(call, turn, settlement, attempt),
             status=200,
             retry_in=None,
             cut_short=False,
-            vote=Verdict.SUCCESS,
+            vote=BreakerOutcome.SUCCESS,
             response_model=answer.model,
             response_id=answer.response_id,
             finish_reason=answer.finish_reason,
         )
-        self._hub.tell(call.served)
+        self._hub.tell(call.success_event)
 
     def attempt_failed(
         self,
-        call: Call,
-        turn: Turn,
+        call: CallState,
+        turn: RouteState,
         settlement: Settlement,
         error: BaseException,
         attempt: Attempt,
         *,
         cut_short: bool,
-        vote: Verdict,
+        vote: BreakerOutcome,
     ) -> None:
         """A request failed, timed out or was cancelled; then what follows from it."""
         ours = error if isinstance(error, ImageGenerationError) else None
@@ -139,17 +142,17 @@ class Reporter:
                 events.RetryScheduled(
                     at=_now(),
                     call_id=call.id,
-                    provider=turn.lane.provider.name,
-                    model=turn.lane.model,
-                    number=turn.number,
+                    provider=turn.route.provider.name,
+                    model=turn.route.model,
+                    number=turn.attempt_number,
                     reason=ours.reason,
                     delay_s=turn.retry_in,
                     hinted=ours.retry_after is not None,
-                    base_url=turn.lane.base_url,
+                    base_url=turn.route.base_url,
                 )
             )
 
-    def short_circuited(self, call: Call, lane: Lane, rejection: Rejection) -> None:
+    def short_circuited(self, call: CallState, lane: Route, rejection: Rejection) -> None:
         """A route was skipped by its breaker."""
         if call.told_from > logging.INFO:
             return
@@ -200,7 +203,7 @@ class Reporter:
         usable = (gate.name for gate in self._configured[behind + 1 :] if gate.usable())
         return next(usable, None)
 
-    def fell_back(self, call: Call, left: Lane, following: Lane, cause: Reason) -> None:
+    def fell_back(self, call: CallState, left: Route, following: Route, cause: Reason) -> None:
         """A route was left for the next one."""
         if call.told_from > logging.WARNING:
             return
@@ -215,7 +218,7 @@ class Reporter:
         )
 
     def request_ended(
-        self, call: Call, *, result: ImageResult | None, error: BaseException | None
+        self, call: CallState, *, result: ImageResult | None, error: BaseException | None
     ) -> None:
         """The call is over."""
         if call.told_from > (logging.INFO if error is None else logging.ERROR):
@@ -234,7 +237,7 @@ class Reporter:
                 at=now,
                 call_id=call.id,
                 operation=call.request.operation,
-                provider=call.lanes[0].provider.name,
+                provider=call.routes[0].provider.name,
                 outcome=outcome,
                 latency_s=now - call.started,
                 attempts=len(call.attempts),
@@ -244,11 +247,11 @@ class Reporter:
                 backoff_s=call.backoff_s,
                 setup_s=call.setup_s,
                 fallback_cause=call.fallback_cause,
-                fallback_from=call.lanes[0].name if call.fallback_cause is not None else None,
+                fallback_from=call.routes[0].name if call.fallback_cause is not None else None,
                 result=result,
                 error=ours,
                 error_type=None if error is None else type(error).__name__,
-                served=call.served,
+                served=call.success_event,
             )
         )
 
@@ -257,7 +260,9 @@ class Reporter:
         self._hub.tell(events.Warned(at=_now(), call_id=call_id, code=code, message=message))
 
 
-def _of_attempt(call: Call, turn: Turn, settlement: Settlement, attempt: Attempt) -> dict[str, Any]:
+def _of_attempt(
+    call: CallState, turn: RouteState, settlement: Settlement, attempt: Attempt
+) -> dict[str, Any]:
     """What every AttemptEnded says, however the request ended."""
     permit = turn.permit
     return {
@@ -270,10 +275,10 @@ def _of_attempt(call: Call, turn: Turn, settlement: Settlement, attempt: Attempt
         "retry_after": attempt.retry_after,
         "usage": attempt.usage,
         "may_have_been_billed": attempt.may_have_been_billed,
-        "number": turn.number,
-        "limit": turn.limit,
+        "number": turn.attempt_number,
+        "limit": turn.max_attempts,
         "operation": call.request.operation,
-        "base_url": turn.lane.base_url,
+        "base_url": turn.route.base_url,
         "queue_s": turn.queue_s,
         "counted": settlement.counted,
         "transition": settlement.transition,

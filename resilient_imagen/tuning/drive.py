@@ -8,15 +8,15 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from resilient_imagen.attempt import AttemptRung, Finished
+from resilient_imagen.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.breaker import BreakerConfig, Gate
-from resilient_imagen.call import Call, StartSignal
+from resilient_imagen.call import CallState, OnStartHook
 from resilient_imagen.errors import ImageGenerationError
-from resilient_imagen.lane import Lane
+from resilient_imagen.lane import Route
 from resilient_imagen.limiter.memory import Pacer
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.result import ImageResult
-from resilient_imagen.routing import new_gate, new_pacer
+from resilient_imagen.routing import new_breaker, new_limiter
 from resilient_imagen.telemetry.hub import Hub
 from resilient_imagen.telemetry.reporter import Reporter
 from resilient_imagen.tuning.express import Climber, Express, HandingPacer
@@ -26,14 +26,14 @@ from resilient_imagen.tuning.world import Change, Numbered, Played, StandIn, Wor
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from resilient_imagen.attempt import Served
+    from resilient_imagen.attempt import AttemptSuccess
     from resilient_imagen.breaker import Transition
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.hub import Sink
     from resilient_imagen.tuning.truth import Truth
-    from resilient_imagen.turn import Turn
+    from resilient_imagen.turn import RouteState
 
 __all__ = ["drive"]
 
@@ -96,7 +96,7 @@ class _Play:
         self._shut = tuple(_shut(lane) for lane in self._lanes)
         self._pipeline = _Ladder(
             settings,
-            AttemptRung(self._reporter, _finish, self._of_provider),
+            AttemptExecutor(self._reporter, _finish, self._of_provider),
             self._reporter,
             random.Random(seed).random,
         )
@@ -106,7 +106,7 @@ class _Play:
                 self._lanes,
                 self._seconds,
                 Numbered("x").resolution,
-                self._pipeline.leave_reserve,
+                self._pipeline.route_deadline,
                 world,
                 self._climb,
                 self._ended,
@@ -156,10 +156,10 @@ class _Play:
         call = _Handed(
             id=str(number),
             request=Numbered("x", call=number),
-            lanes=(*self._shut[: climber.route], *self._lanes[climber.route :]),
+            routes=(*self._shut[: climber.route], *self._lanes[climber.route :]),
             started=climber.asked,
             deadline=climber.asked + self._seconds,
-            start_signal=StartSignal(None),
+            start_signal=OnStartHook(None),
             until=climber.until,
             chain=self._lanes,
         )
@@ -177,7 +177,7 @@ class _Play:
                 self._over.set_exception(bug)
             return
         else:
-            self._played.served[number] = self._lanes.index(served.lane)
+            self._played.served[number] = self._lanes.index(served.route)
             result = _result(call, served) if self._telling else None
         if self._telling:
             self._reporter.request_ended(call, result=result, error=error)
@@ -196,19 +196,19 @@ class _Play:
         if not self._open:
             self._over.set_result(None)
 
-    def _of_provider(self, provider: str) -> Sequence[Lane]:
+    def _of_provider(self, provider: str) -> Sequence[Route]:
         return [lane for lane in self._lanes if lane.provider.name == provider]
 
     def _build(
         self, settings: Settings, world: World, chance: random.Random, *, handing: bool
-    ) -> tuple[Lane, ...]:
+    ) -> tuple[Route, ...]:
         names = dict.fromkeys(route.provider for route in settings.routes)
         providers = {name: StandIn(name, world) for name in names}
         kind = HandingPacer if handing else Pacer
-        pacers = {name: new_pacer(settings, name, kind) for name in names}
+        pacers = {name: new_limiter(settings, name, kind) for name in names}
         lanes = []
         for index, route in enumerate(settings.routes):
-            gate = new_gate(settings, route.provider, route.model, random=chance.random)
+            gate = new_breaker(settings, route.provider, route.model, random=chance.random)
 
             def note(change: Transition, index: int = index) -> None:
                 if not change.shadow:
@@ -217,7 +217,7 @@ class _Play:
             gate.subscribe(note, inline=True)
             gate.subscribe(self._reporter.breaker_changed, inline=True)
             lanes.append(
-                Lane(
+                Route(
                     providers[route.provider],
                     route.model,
                     gate,
@@ -229,31 +229,31 @@ class _Play:
 
 
 @dataclass(slots=True)
-class _Handed(Call):
+class _Handed(CallState):
     """A call that may have begun on the short cut."""
 
     until: float | None = None
     """When it must be done with the route it is on, if that was settled there."""
-    chain: tuple[Lane, ...] = ()
+    chain: tuple[Route, ...] = ()
     """All routes, those that turned it away before among them."""
 
 
 class _Ladder(Pipeline):
     """The production ladder, which goes on with a call where the short cut left it."""
 
-    async def _enter(self, call: Call, turn: Turn) -> None:
-        if isinstance(call, _Handed) and turn.lane in call.chain:
-            call.lanes = call.chain
-        await super()._enter(call, turn)
+    async def _enter(self, call: CallState, turn: RouteState) -> None:
+        if isinstance(call, _Handed) and turn.route in call.chain:
+            call.routes = call.chain
+        await super()._acquire_early(call, turn)
 
-    def _share(self, call: Call, turn: Turn) -> float:
-        if isinstance(call, _Handed) and call.until is not None and turn.lane in call.chain:
+    def _share(self, call: CallState, turn: RouteState) -> float:
+        if isinstance(call, _Handed) and call.until is not None and turn.route in call.chain:
             until, call.until = call.until, None
             return until
         return super()._share(call, turn)
 
 
-def _shut(lane: Lane) -> Lane:
+def _shut(lane: Route) -> Route:
     """A route that turns everybody away: it stands where a call has been turned away already."""
     gate = Gate(lane.name, BreakerConfig())
     gate.force_open = True
@@ -277,16 +277,16 @@ class _Silent(Reporter):
     def fell_back(self, *_: object) -> None: ...
 
 
-_PICTURE = Finished(b"", "image/png")
+_PICTURE = FittedImage(b"", "image/png")
 
 
-def _result(call: Call, served: Served) -> ImageResult:
+def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
     """What the sinks are told of a call that was served."""
     return ImageResult(
-        image_bytes=served.picture.data,
-        mime_type=served.picture.mime_type,
-        provider=served.lane.provider.name,
-        model=served.lane.model,
+        image_bytes=served.image.data,
+        mime_type=served.image.mime_type,
+        provider=served.route.provider.name,
+        model=served.route.model,
         attempts=len(call.attempts),
         fallback_reason=call.fallback_cause,
         dropped_references=(),
@@ -295,7 +295,7 @@ def _result(call: Call, served: Served) -> ImageResult:
     )
 
 
-async def _finish(_request: ImageRequest, _answer: ProviderImage) -> Finished:
+async def _finish(_request: ImageRequest, _answer: ProviderImage) -> FittedImage:
     return _PICTURE
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker import BreakerState, Rejection
 from resilient_imagen.limiter.memory import EARLY, Pacer, QueueFullError
-from resilient_imagen.pipeline import WORTHWHILE
-from resilient_imagen.reasons import Verdict
+from resilient_imagen.pipeline import MIN_USEFUL_SECONDS
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from resilient_imagen.breaker import Permit, Transition
-    from resilient_imagen.lane import Lane
+    from resilient_imagen.lane import Route
     from resilient_imagen.limiter.memory import Ticket
     from resilient_imagen.tuning.loop import LeanLoop
     from resilient_imagen.tuning.truth import Met
@@ -118,10 +118,10 @@ class Express:
     def __init__(
         self,
         loop: LeanLoop,
-        lanes: Sequence[Lane],
+        lanes: Sequence[Route],
         seconds: float,
         resolution: str,
-        reserve: Callable[[float, Sequence[Lane]], float],
+        reserve: Callable[[float, Sequence[Route]], float],
         world: World,
         climb: Callable[[Climber], None],
         done: Callable[[int, int], None],
@@ -151,13 +151,13 @@ class Express:
         if not change.shadow:
             self._closed[route] = change.to_state is BreakerState.CLOSED
 
-    def _ride(self, call: int, route: int, lane: Lane) -> bool:
+    def _ride(self, call: int, route: int, lane: Route) -> bool:
         now = self._loop.time()
         until = self._reserve(now + self._seconds, self._lanes[route + 1 :])
         latency = lane.measured_latency(self._resolution)
-        useful_until = until - WORTHWHILE - (latency or 0.0)
+        useful_until = until - MIN_USEFUL_SECONDS - (latency or 0.0)
         wait = lane.pacer.shortest_wait(latency)
-        if now + WORTHWHILE >= until or (wait > EARLY and now + wait > useful_until):
+        if now + MIN_USEFUL_SECONDS >= until or (wait > EARLY and now + wait > useful_until):
             return False
         try:
             rider = _Rider(call, now, route, lane.pacer.join(useful_until), until)
@@ -208,7 +208,7 @@ class Express:
         lane, latency = self._lanes[rider.route], self._loop.time() - sent_at
         self._world.book(rider.call, rider.route, sent_at, latency, None, met)
         lane.record_success(self._resolution, latency)
-        permit.settle(Verdict.SUCCESS)
+        permit.settle(BreakerOutcome.SUCCESS)
         lane.pacer.leave(rider.ticket)
         self._done(rider.call, rider.route)
 
@@ -216,7 +216,7 @@ class Express:
         """Let the ladder go on with the call, with its place if that is of any use."""
         lane, now = self._lanes[rider.route], self._loop.time()
         climber = Climber(rider.call, rider.asked, rider.route)
-        out_of_time = now + WORTHWHILE >= rider.asked + self._seconds
+        out_of_time = now + MIN_USEFUL_SECONDS >= rider.asked + self._seconds
         if out_of_time or lane.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
         elif isinstance(lane.pacer, HandingPacer):

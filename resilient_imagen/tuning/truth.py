@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from resilient_imagen.reasons import POLICIES, Reason, Verdict
+from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["NEVER", "Ask", "Coin", "Met", "Span", "Truth", "fails"]
 NEVER: Final = float("inf")
 """Latency of a request that is never answered: the timeout ends it."""
 
-_SICK: Final = frozenset({Verdict.FAILURE, Verdict.THROTTLED, Verdict.TRIP})
+_SICK: Final = frozenset({BreakerOutcome.FAILURE, BreakerOutcome.THROTTLED, BreakerOutcome.TRIP})
 
 _MASK: Final = 2**64 - 1
 
