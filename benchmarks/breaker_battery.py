@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.breaker import BreakerConfig, Gate
+from resilient_imagen.breaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Subject:
 
 def ours() -> Subject:
     config = BreakerConfig(fail_max=3, min_calls=1000, reset_timeout=RESET, probe_deadline=RESET)
-    gate = Gate("service", config, random=lambda: 0.0)
+    gate = CircuitBreaker("service", config, random=lambda: 0.0)
 
     def classify(error: Exception) -> BreakerOutcome:
         return (
@@ -64,10 +64,10 @@ def ours() -> Subject:
         )
 
     async def call(work: Callable[[], Awaitable[None]]) -> None:
-        async with gate.guard(classify):
+        async with gate.protect(classify):
             await work()
 
-    return Subject("our gate", call, lambda: gate.numbers().state)
+    return Subject("our gate", call, lambda: gate.metrics().state)
 
 
 def pybreaker() -> Subject:

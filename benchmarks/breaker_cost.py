@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pybreaker
 
-from resilient_imagen.breaker import BreakerConfig, Gate, Permit
+from resilient_imagen.breaker import BreakerConfig, CircuitBreaker, Permit
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -29,32 +29,32 @@ ROUNDS = 7
 CALLS = int(os.environ.get("CALLS", "10000000"))
 
 
-def guarded(gate: Gate, verdict: BreakerOutcome = BreakerOutcome.SUCCESS) -> None:
-    permit = gate.admit()
+def guarded(gate: CircuitBreaker, verdict: BreakerOutcome = BreakerOutcome.SUCCESS) -> None:
+    permit = gate.acquire()
     if isinstance(permit, Permit):
         permit.begin()
         permit.settle(verdict)
 
 
-async def permits(gate: Gate) -> None:
+async def permits(gate: CircuitBreaker) -> None:
     for _ in range(ROUND):
         guarded(gate)
 
 
-async def guards(gate: Gate) -> None:
+async def guards(gate: CircuitBreaker) -> None:
     for _ in range(ROUND):
-        async with gate.guard():
+        async with gate.protect():
             pass
 
 
-async def nothing(gate: Gate) -> None:
+async def nothing(gate: CircuitBreaker) -> None:
     del gate
     breaker = pybreaker.CircuitBreaker()
     for _ in range(ROUND):
         breaker.call(int)
 
 
-async def best(work: Callable[[Gate], Awaitable[None]], gate: Gate) -> float:
+async def best(work: Callable[[CircuitBreaker], Awaitable[None]], gate: CircuitBreaker) -> float:
     """Microseconds a call."""
     times = []
     for _ in range(ROUNDS):
@@ -65,12 +65,12 @@ async def best(work: Callable[[Gate], Awaitable[None]], gate: Gate) -> float:
 
 
 async def costs() -> dict[str, float]:
-    rejecting = Gate("service", BreakerConfig())
+    rejecting = CircuitBreaker("service", BreakerConfig())
     rejecting.force_open = True
-    watching = Gate("service", BreakerConfig(slow_call=30.0))
+    watching = CircuitBreaker("service", BreakerConfig(slow_call=30.0))
     return {
-        "admit + begin + settle": await best(permits, Gate("service", BreakerConfig())),
-        "async with gate.guard()": await best(guards, Gate("service", BreakerConfig())),
+        "admit + begin + settle": await best(permits, CircuitBreaker("service", BreakerConfig())),
+        "async with gate.guard()": await best(guards, CircuitBreaker("service", BreakerConfig())),
         "... with slow calls watched": await best(permits, watching),
         "a rejection": await best(permits, rejecting),
         "pybreaker's synchronous call alone": await best(nothing, rejecting),
@@ -81,14 +81,14 @@ async def memory() -> tuple[int, int]:
     """Bytes that Python holds after a tenth of the calls, and after all of them."""
     config = BreakerConfig(fail_max=3, reset_timeout=1.0, reset_max=1.0, slow_call=0.5)
     now = 0.0
-    gate = Gate("service", config, clock=lambda: now)
+    gate = CircuitBreaker("service", config, clock=lambda: now)
     gate.subscribe(lambda _transition: None)
     held = []
     for number in range(CALLS):
         now += 0.01
         guarded(gate, BreakerOutcome.FAILURE if number % 11 < 4 else BreakerOutcome.SUCCESS)
         if number % 1000 == 0:
-            gate.changed().cancel()
+            gate.wait_for_change().cancel()
             await asyncio.sleep(0)
         if number in {CALLS // 10, CALLS - 1}:
             held.append(tracemalloc.get_traced_memory()[0])

@@ -224,7 +224,7 @@ async def agreed(workers: list[Worker], state: str) -> float:
     """When the last of them is in that state."""
     for worker in workers:
         while worker.state != state:
-            await worker.gate.changed()
+            await worker.gate.wait_for_change()
     return asyncio.get_running_loop().time()
 
 

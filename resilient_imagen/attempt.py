@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker import Permit
     from resilient_imagen.call import CallState
     from resilient_imagen.lane import Route, AdaptedRequest
-    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
@@ -151,7 +151,7 @@ class AttemptExecutor:
         self._siblings = siblings
 
     async def run(
-        self, call: CallState, turn: RouteState, ticket: Ticket, permit: Permit, plan: DecideRetry
+        self, call: CallState, turn: RouteState, ticket: Slot, permit: Permit, plan: DecideRetry
     ) -> AttemptSuccess:
         """Send the request; ``plan`` says whether a failed one is tried again.
 
@@ -166,7 +166,7 @@ class AttemptExecutor:
         turn.attempt_number += 1
         call.retries += turn.attempt_number > 1
         permit.begin(origin=call.id)
-        ticket.spend()
+        ticket.consume()
         self._reporter.attempt_started(call, turn, permit)
         started = turn.sent_at = loop.time()
         scope = asyncio.timeout_at(_attempt_ends_at(call, turn, started))
@@ -237,7 +237,7 @@ class AttemptExecutor:
             for sibling in self._siblings(lane.provider.name):
                 sibling.account_failure = (ours.reason, ours.summary)
                 if sibling is not lane:
-                    sibling.gate.trip(
+                    sibling.breaker.force_trip(
                         cause=ours.reason, brief=ours.summary, retry_after=hint, origin=call.id
                     )
         attempt = Attempt(

@@ -229,7 +229,7 @@ class CallState:
             errors.append(self.route_state.last_error)
         waits = []
         for lane, error in zip(self.routes, errors, strict=False):
-            until = lane.gate.open_until()
+            until = lane.breaker.blocked_until()
             hint = None if error is None else error.retry_after
             wait = hint if until is None else until - now
             if wait is not None and 0 < wait < math.inf:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from resilient_imagen.attempt import AttemptSuccess
-    from resilient_imagen.breaker import Gate
+    from resilient_imagen.breaker import CircuitBreaker
     from resilient_imagen.call import OnStart
     from resilient_imagen.fleet import Fleet
     from resilient_imagen.images.fetch import Fetcher
@@ -340,12 +340,12 @@ class ImageClient:
         return FittedImage(fitted.data, fitted.mime_type, fitted.note)
 
     @property
-    def breakers(self) -> Mapping[str, Gate]:
+    def breakers(self) -> Mapping[str, CircuitBreaker]:
         """Each route's circuit breaker, by ``provider:model``, for operators.
 
         To force one open or let it go, to give it other numbers or to listen, while calls go on.
         """
-        return {lane.name: lane.gate for lane in self._routing.all_routes}
+        return {lane.name: lane.breaker for lane in self._routing.all_routes}
 
     def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.

@@ -14,8 +14,8 @@ from resilient_imagen.breaker import BreakerState
 from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import Gate, Transition
-    from resilient_imagen.limiter.memory import Pacer
+    from resilient_imagen.breaker import CircuitBreaker, Transition
+    from resilient_imagen.limiter.memory import RateLimiter
     from resilient_imagen.providers.base import PromptHints, Provider, ProviderImage
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
@@ -50,8 +50,8 @@ class Route:
 
     provider: Provider
     model: str
-    gate: Gate
-    pacer: Pacer
+    breaker: CircuitBreaker
+    limiter: RateLimiter
     timeout: float
     """Seconds of wall clock per request."""
     max_total_bytes: int | None = None
@@ -81,13 +81,13 @@ class Route:
 
     def rejects_at(self, when: float) -> bool:
         """Whether the breaker, as it stands, would refuse a caller at loop time ``when``."""
-        until = self.gate.open_until()
+        until = self.breaker.blocked_until()
         return until is not None and until > when
 
     @property
     def forgettable(self) -> bool:
         """Whether a new breaker would do as well: this one is closed, and nothing failed last."""
-        numbers = self.gate.numbers()
+        numbers = self.breaker.metrics()
         return numbers.state is BreakerState.CLOSED and numbers.consecutive == 0
 
     def record_success(self, resolution: str, seconds: float) -> None:
@@ -125,8 +125,8 @@ class Route:
             "provider": self.provider.name,
             "model": self.model,
             "off": None,
-            "breaker": self.gate.snapshot(),
-            "queue": self.pacer.snapshot(),
+            "breaker": self.breaker.snapshot(),
+            "queue": self.limiter.snapshot(),
             "usual_latency_s": {
                 resolution: self.measured_latency(resolution) for resolution in self.latencies
             },

@@ -21,7 +21,7 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
-from resilient_imagen.limiter.memory import EARLY, QueueFullError
+from resilient_imagen.limiter.memory import CLOCK_TOLERANCE, QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason, Retry
 from resilient_imagen.turn import PermitRevoked, RouteState
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resilient_imagen.attempt import AttemptExecutor, AttemptSuccess
     from resilient_imagen.call import CallState
     from resilient_imagen.lane import Route
-    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.reporter import Reporter
 
@@ -129,12 +129,12 @@ class Pipeline:
             False if no route will within the deadline.
         """
         loop = asyncio.get_running_loop()
-        asked = [lane.gate for lane in call.routes[: len(call.route_errors)]]
-        while not any(gate.usable() for gate in asked):
-            due = min(gate.open_until() or 0.0 for gate in asked)
+        asked = [lane.breaker for lane in call.routes[: len(call.route_errors)]]
+        while not any(gate.allows_calls() for gate in asked):
+            due = min(gate.blocked_until() or 0.0 for gate in asked)
             if due >= call.deadline or math.isinf(due):
                 return False
-            await _first_of(*(gate.changed() for gate in asked), timeout=due - loop.time())
+            await _first_of(*(gate.wait_for_change() for gate in asked), timeout=due - loop.time())
         await asyncio.sleep(0)  # the deadline and a cancellation get through in every round
         return True
 
@@ -190,19 +190,19 @@ class Pipeline:
 
     async def _acquire_early(self, call: CallState, turn: RouteState) -> None:
         """Ask the breaker before queueing: an open route is skipped in microseconds."""
-        gate = turn.route.gate
-        while isinstance(answer := gate.reserve(), Rejection):
+        gate = turn.route.breaker
+        while isinstance(answer := gate.try_acquire_early(), Rejection):
             may_leave = self._settings.falls_back_on(Reason.CIRCUIT_OPEN)
             if not answer.probing or (may_leave and turn.alternative is not None):
                 raise self._circuit_open_error(call, turn, answer)
             # The last usable route, and only a probe in flight: its verdict is worth waiting for,
             # unless a later route may be asked before.
-            others = [lane.gate for lane in turn.later_routes] if may_leave else []
-            until = min((other.open_until() or 0.0 for other in others), default=math.inf)
+            others = [lane.breaker for lane in turn.later_routes] if may_leave else []
+            until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:
                 wait = min(wait, answer.retry_after)
-            await _first_of(*(each.changed() for each in (gate, *others)), timeout=wait)
+            await _first_of(*(each.wait_for_change() for each in (gate, *others)), timeout=wait)
         turn.permit = answer
 
     def _circuit_open_error(
@@ -211,7 +211,9 @@ class Pipeline:
         call.short_circuits += 1
         self._reporter.short_circuited(call, turn.route, rejection)
         provider, model = turn.route.provider.name, turn.route.model
-        what = f"skipped after {rejection.brief}" if rejection.brief else "skipped by the operator"
+        what = (
+            f"skipped after {rejection.summary}" if rejection.summary else "skipped by the operator"
+        )
         return CircuitOpenError(
             f"{provider} {model}: {what}",
             provider=provider,
@@ -236,8 +238,8 @@ class Pipeline:
             if delay > self._max_hint_wait(turn, alternative):
                 return None
         latency = turn.route.measured_latency(turn.adapted.request.resolution)
-        wait = turn.route.pacer.shortest_wait(latency)
-        queues = wait > delay + EARLY  # and is turned away then if its time is too short
+        wait = turn.route.limiter.shortest_wait(latency)
+        queues = wait > delay + CLOCK_TOLERANCE  # and is turned away then if its time is too short
         sent, needed = now + max(delay, wait), (latency or 0.0) if queues else 0.0
         if sent + needed + MIN_USEFUL_SECONDS >= turn.deadline or turn.route.rejects_at(
             now + delay
@@ -282,7 +284,7 @@ class Pipeline:
         wake = started + delay
         try:
             while loop.time() < wake and not turn.route.rejects_at(wake):
-                await _first_of(turn.route.gate.changed(), timeout=wake - loop.time())
+                await _first_of(turn.route.breaker.wait_for_change(), timeout=wake - loop.time())
         finally:
             call.backoff_s += loop.time() - started
         await self._acquire_early(call, turn)
@@ -295,7 +297,7 @@ class Pipeline:
 
     async def _with_limiter(self, call: CallState, turn: RouteState) -> AttemptSuccess:
         loop = asyncio.get_running_loop()
-        pacer = turn.route.pacer
+        pacer = turn.route.limiter
         turn.retry_in = None
         joined = loop.time()
         if (
@@ -304,7 +306,9 @@ class Pipeline:
             turn.deadline = self._share(call, turn)
         latency = turn.route.measured_latency(turn.adapted.request.resolution)
         wait = pacer.shortest_wait(latency)
-        waits = wait > EARLY  # a caller that need not wait is sent, however little time is left
+        waits = (
+            wait > CLOCK_TOLERANCE
+        )  # a caller that need not wait is sent, however little time is left
         useful_until = turn.deadline - MIN_USEFUL_SECONDS - (latency or 0.0)
         if joined + wait > (useful_until if waits else turn.deadline - MIN_USEFUL_SECONDS):
             if waits or turn.last_error is not None:
@@ -322,31 +326,31 @@ class Pipeline:
                 call.queue_s += turn.queue_s
             return await self._with_breaker(call, turn, ticket)
 
-    async def _wait_in_queue(self, turn: RouteState, ticket: Ticket) -> None:
+    async def _wait_in_queue(self, turn: RouteState, ticket: Slot) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
-        gate = turn.route.gate
+        gate = turn.route.breaker
         while not ticket.granted.done():
             if turn.permit is None and turn.route.rejects_at(loop.time()):
                 raise PermitRevoked  # wait for a verdict, if at all, without a stand in here
             left = ticket.useful_until - loop.time()
             if left <= 0:
-                raise _saturated(turn.route, turn.route.pacer.shortest_wait())
-            await _first_of(gate.changed(), keep=ticket.granted, timeout=left)
+                raise _saturated(turn.route, turn.route.limiter.shortest_wait())
+            await _first_of(gate.wait_for_change(), keep=ticket.granted, timeout=left)
             # Not before: a probe's permit is stale until other processes have agreed to it.
             turn.drop_permit(only_if_stale=True)
         if ticket.waited and loop.time() > ticket.useful_until:
-            raise _saturated(turn.route, turn.route.pacer.shortest_wait())
+            raise _saturated(turn.route, turn.route.limiter.shortest_wait())
 
     # -- breaker ----------------------------------------------------------------------------------
 
     async def _with_breaker(
-        self, call: CallState, turn: RouteState, ticket: Ticket
+        self, call: CallState, turn: RouteState, ticket: Slot
     ) -> AttemptSuccess:
         """Take the permit after queueing, or bring the one from the entrance; settle it once."""
         turn.drop_permit(only_if_stale=True)
         if turn.permit is None:
-            answer = turn.route.gate.admit()
+            answer = turn.route.breaker.acquire()
             if isinstance(answer, Rejection):
                 raise PermitRevoked
             turn.permit = answer

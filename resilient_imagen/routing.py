@@ -13,12 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
-from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate
+from resilient_imagen.breaker import BreakerConfig, BreakerMode, CircuitBreaker
 from resilient_imagen.breaker.timing import running_loop
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.lane import Route
-from resilient_imagen.limiter.memory import Pacer
+from resilient_imagen.limiter.memory import RateLimiter
 from resilient_imagen.providers import BUILT_IN, build
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Router:
         self._reporter = reporter
         self._fleet = fleet
         self._warned: OrderedDict[str, None] = OrderedDict()
-        self._limiters: dict[str, Pacer] = {}
+        self._limiters: dict[str, RateLimiter] = {}
         self.image_limits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
@@ -277,10 +277,10 @@ class Router:
         lane = self._new_route(provider, model)
         now = asyncio.get_running_loop().time()
         for sibling in self.routes_of_provider(provider):
-            until = sibling.gate.open_until()
+            until = sibling.breaker.blocked_until()
             if sibling.account_failure is not None and until is not None and until > now:
                 cause, brief = sibling.account_failure
-                lane.gate.open_for(until - now, cause=cause, brief=brief)
+                lane.breaker.open_for(until - now, cause=cause, brief=brief)
                 lane.account_failure = sibling.account_failure
                 break
         return lane
@@ -302,24 +302,24 @@ class Router:
         gate.subscribe(lane.on_transition, inline=True)
         return lane
 
-    def _limiter_of(self, name: str) -> Pacer:
+    def _limiter_of(self, name: str) -> RateLimiter:
         if name not in self._limiters:
             self._limiters[name] = new_limiter(self._settings, name, self._limiter_factory(name))
         return self._limiters[name]
 
-    def _limiter_factory(self, name: str) -> Callable[..., Pacer]:
+    def _limiter_factory(self, name: str) -> Callable[..., RateLimiter]:
         if self._fleet is None:
-            return Pacer
-        from resilient_imagen.limiter.redis import SharedPacer
+            return RateLimiter
+        from resilient_imagen.limiter.redis import RedisRateLimiter
 
-        return partial(SharedPacer, name, fleet=self._fleet)
+        return partial(RedisRateLimiter, name, fleet=self._fleet)
 
-    def _breaker_factory(self) -> Callable[..., Gate]:
+    def _breaker_factory(self) -> Callable[..., CircuitBreaker]:
         if self._fleet is None:
-            return Gate
-        from resilient_imagen.breaker.redis import SharedGate
+            return CircuitBreaker
+        from resilient_imagen.breaker.redis import RedisCircuitBreaker
 
-        return partial(SharedGate, fleet=self._fleet)
+        return partial(RedisCircuitBreaker, fleet=self._fleet)
 
     def _warn(self, code: str, message: str) -> None:
         if message not in self._warned:
@@ -330,12 +330,14 @@ class Router:
             self._warned.popitem(last=False)
 
 
-def _forced_open(gate: Gate) -> Gate:
+def _forced_open(gate: CircuitBreaker) -> CircuitBreaker:
     gate.force_open = True
     return gate
 
 
-def new_limiter(settings: Settings, provider: str, kind: Callable[..., Pacer] = Pacer) -> Pacer:
+def new_limiter(
+    settings: Settings, provider: str, kind: Callable[..., RateLimiter] = RateLimiter
+) -> RateLimiter:
     """The queue in front of ``provider``; ``kind`` makes it."""
     return kind(
         max_concurrent=settings.max_concurrent,
@@ -350,8 +352,8 @@ def new_breaker(
     provider: str,
     model: str,
     random: Callable[[], float] = random.random,
-    kind: Callable[..., Gate] = Gate,
-) -> Gate:
+    kind: Callable[..., CircuitBreaker] = CircuitBreaker,
+) -> CircuitBreaker:
     """The breaker of one route.
 
     Args:

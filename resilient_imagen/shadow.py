@@ -12,7 +12,7 @@ from resilient_imagen.routing import new_breaker
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import Gate, Permit, Transition
+    from resilient_imagen.breaker import CircuitBreaker, Permit, Transition
     from resilient_imagen.settings import Settings
     from resilient_imagen.snapshots import ShadowSnapshot
     from resilient_imagen.telemetry.hub import Hub
@@ -47,7 +47,7 @@ class CandidateEvaluator:
             }
         )
         self._hub: Hub | None = None
-        self._breakers: dict[str, Gate] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
         self._permits: dict[tuple[str, str], Permit | None] = {}
         self._disagreements: Counter[str] = Counter()
         self._probes: Counter[str] = Counter()
@@ -91,7 +91,7 @@ class CandidateEvaluator:
         gate = self._breakers.get(f"{event.provider}:{event.model}")
         if gate is None:
             return
-        answer = gate.admit()
+        answer = gate.acquire()
         permit = None if isinstance(answer, Rejection) else answer
         if permit is not None:
             permit.begin()
@@ -108,16 +108,16 @@ class CandidateEvaluator:
             cause = Reason.TIMEOUT if event.cut_short else event.reason
             permit.settle(event.vote, cause=cause, retry_after=event.retry_after)
             if event.vote is BreakerOutcome.TRIP:  # perhaps by the live breaker's opening already
-                self._breakers[key[1]].trip(cause=event.reason, retry_after=event.retry_after)
+                self._breakers[key[1]].force_trip(cause=event.reason, retry_after=event.retry_after)
 
-    def _would_allow(self, gate: Gate) -> bool:
+    def _would_allow(self, gate: CircuitBreaker) -> bool:
         """Whether the candidate lets a caller through whom the live breaker turned away.
 
         What its probe would have met nobody knows: it stays due until a live one is sent.
         """
-        if not gate.usable():
+        if not gate.allows_calls():
             return False
-        if gate.numbers().state is BreakerState.CLOSED:
+        if gate.metrics().state is BreakerState.CLOSED:
             return True
         self._probes[gate.name] += 1
         return self._probes[gate.name] <= self._settings.breaker_half_open_calls
@@ -131,7 +131,7 @@ class CandidateEvaluator:
         if gate is None or change.shadow or change.to_state is not BreakerState.OPEN:
             return
         if change.cause in _TRIPS:
-            gate.trip(cause=change.cause, brief=change.brief)
+            gate.force_trip(cause=change.cause, brief=change.summary)
 
     def _disagree(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
         self._disagreements[would] += 1

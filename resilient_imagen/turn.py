@@ -55,7 +55,7 @@ class RouteState:
     @property
     def alternative(self) -> Route | None:
         """The first later route that would let a caller through right now, or None."""
-        return next((lane for lane in self.later_routes if lane.gate.usable()), None)
+        return next((lane for lane in self.later_routes if lane.breaker.allows_calls()), None)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Hand the permit back without a vote; harmless when it was settled already."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from lua_store import Sea, SeaLink
 
 from resilient_imagen.breaker import BreakerConfig, Permit, Rejection, Settlement
-from resilient_imagen.breaker.redis import SharedGate
-from resilient_imagen.limiter.redis import SharedPacer
+from resilient_imagen.breaker.redis import RedisCircuitBreaker
+from resilient_imagen.limiter.redis import RedisRateLimiter
 from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
 from resilient_imagen.testing import run_virtual
 
@@ -27,8 +27,8 @@ class Worker:
         self.sea = sea
         self.fleet = sea.fleet()
         config = BreakerConfig(**{"reset_timeout": 60.0, **numbers})
-        self.gate = SharedGate("google:pro", config, fleet=self.fleet, random=lambda: 0.0)
-        self.pacer = SharedPacer(
+        self.gate = RedisCircuitBreaker("google:pro", config, fleet=self.fleet, random=lambda: 0.0)
+        self.pacer = RedisRateLimiter(
             "google", fleet=self.fleet, max_concurrent=slots, per_minute=per_minute, burst=burst
         )
 
@@ -40,11 +40,11 @@ class Worker:
 
     @property
     def state(self) -> str:
-        return self.gate.numbers().state.value
+        return self.gate.metrics().state.value
 
     async def admit(self) -> Permit | Rejection:
         """Ask as the ladder does: at the entrance, then again after a place in the queue."""
-        permit = self.gate.reserve()
+        permit = self.gate.try_acquire_early()
         if isinstance(permit, Rejection):
             return permit
         with self.pacer.join() as ticket:
@@ -52,9 +52,9 @@ class Worker:
             if permit is not None and permit.stale:
                 permit.settle(BreakerOutcome.NEUTRAL)
                 permit = None
-            answer = permit or self.gate.admit()
+            answer = permit or self.gate.acquire()
             if isinstance(answer, Permit):
-                ticket.spend()
+                ticket.consume()
                 answer.begin()
             return answer
 

@@ -18,7 +18,7 @@ from breaker_kit import (
     succeed,
 )
 
-from resilient_imagen.breaker import BreakerNumbers, BreakerState, Permit, Rejection, Transition
+from resilient_imagen.breaker import BreakerMetrics, BreakerState, Permit, Rejection, Transition
 from resilient_imagen.reasons import BreakerOutcome
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
@@ -31,12 +31,12 @@ THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 def test_a_closed_gate_lets_everybody_through() -> None:
     """Closed, an ask before queueing says "go on", and one after it gives a plain permit."""
     gate, _ = make_gate()
-    permit = gate.admit()
+    permit = gate.acquire()
 
-    assert gate.reserve() is None
+    assert gate.try_acquire_early() is None
     assert isinstance(permit, Permit)
     assert (permit.probe, permit.generation, permit.state) == (False, 0, CLOSED)
-    assert (gate.usable(), gate.open_until()) == (True, None)
+    assert (gate.allows_calls(), gate.blocked_until()) == (True, None)
 
 
 def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
@@ -46,7 +46,7 @@ def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
 
     assert [each.counted for each in settlements] == ["failure"] * 3
     assert [each.transition for each in settlements] == [None, None, "closed_to_open"]
-    assert settlements[-1].numbers == BreakerNumbers(
+    assert settlements[-1].metrics == BreakerMetrics(
         state=OPEN,
         failure_rate=1.0,
         window_calls=3,
@@ -64,9 +64,9 @@ def test_a_success_between_failures_begins_the_row_anew() -> None:
     succeed(gate)
     fail(gate, 2)
 
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
     fail(gate)
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 def test_alternating_failures_open_it_by_the_share() -> None:
@@ -74,10 +74,10 @@ def test_alternating_failures_open_it_by_the_share() -> None:
     gate, _ = make_gate(fail_max=3, failure_rate=0.5, min_calls=6)
     for _ in range(3):
         succeed(gate)
-        assert gate.numbers().state is CLOSED
+        assert gate.metrics().state is CLOSED
         fail(gate)
 
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 def test_a_success_never_opens_it() -> None:
@@ -85,9 +85,9 @@ def test_a_success_never_opens_it() -> None:
     gate, _ = make_gate(fail_max=100, failure_rate=0.5, min_calls=6)
     fail(gate, 5)
     succeed(gate)
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
     fail(gate)
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 def test_old_outcomes_leave_the_window() -> None:
@@ -97,8 +97,8 @@ def test_old_outcomes_leave_the_window() -> None:
     clock.pass_(300.0)
     fail(gate, 5)
 
-    assert gate.numbers().state is CLOSED
-    assert gate.numbers().window_calls == 5
+    assert gate.metrics().state is CLOSED
+    assert gate.metrics().window_calls == 5
 
 
 def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
@@ -108,8 +108,8 @@ def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
 
     assert [each.counted for each in settlements] == ["throttled"] * 3
     assert settlements[-1].transition == "closed_to_open"
-    assert settlements[-1].numbers.window_calls == 0
-    assert settlements[-1].numbers.retry_after == 60.0
+    assert settlements[-1].metrics.window_calls == 0
+    assert settlements[-1].metrics.retry_after == 60.0
 
 
 def test_throttling_never_opens_it_by_the_share() -> None:
@@ -119,11 +119,11 @@ def test_throttling_never_opens_it_by_the_share() -> None:
     clock.pass_(30.0)
     fail(gate, 5)
     clock.pass_(40.0)  # the successes are too old now: 5 of 5 failed
-    assert gate.numbers().failure_rate == 1.0
+    assert gate.metrics().failure_rate == 1.0
     outcome(gate, BreakerOutcome.THROTTLED)
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
     fail(gate)
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 @pytest.mark.parametrize(("hint", "length"), [(33.0, 33.0), (0.25, 0.25), (5000.0, 600.0)])
@@ -133,9 +133,9 @@ def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length:
     settlement = outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("throttled", "closed_to_open")
-    assert settlement.numbers.open_for == length
-    assert gate.open_until() == clock.now + length
-    assert (settlement.numbers.window_calls, settlement.numbers.consecutive) == (0, 0)
+    assert settlement.metrics.open_for == length
+    assert gate.blocked_until() == clock.now + length
+    assert (settlement.metrics.window_calls, settlement.metrics.consecutive) == (0, 0)
 
 
 def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
@@ -148,7 +148,11 @@ def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
     assert gate.snapshot()["openings_in_a_row"] == 1
     clock.now = 2.0
 
-    assert (gate.usable(), gate.open_until(), gate.reserve()) == (True, None, None)
+    assert (gate.allows_calls(), gate.blocked_until(), gate.try_acquire_early()) == (
+        True,
+        None,
+        None,
+    )
     assert [let_in(gate).probe for _ in range(5)] == [False] * 5
     assert seen == [("closed", "open"), ("open", "closed")]
     assert gate.snapshot()["openings_in_a_row"] == 0
@@ -176,12 +180,12 @@ def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
     fail(gate, 2)
     outcome(gate, THROTTLED, retry_after=2.0)
     clock.pass_(2.0)
-    numbers = gate.numbers()
+    numbers = gate.metrics()
     assert (numbers.state, numbers.consecutive, numbers.window_calls) == (CLOSED, 2, 3)
     fail(gate)
 
-    assert gate.numbers().state is OPEN
-    assert gate.numbers().open_for == 60.0
+    assert gate.metrics().state is OPEN
+    assert gate.metrics().open_for == 60.0
 
 
 @pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
@@ -189,9 +193,9 @@ def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
     """A 429 that asks to wait no time is one without a hint."""
     gate, _ = make_gate(fail_max=2)
     outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
     outcome(gate, BreakerOutcome.THROTTLED, retry_after=hint)
-    assert gate.numbers().open_for == 60.0
+    assert gate.metrics().open_for == 60.0
 
 
 @pytest.mark.parametrize(
@@ -203,28 +207,28 @@ def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> Non
     settlement = outcome(gate, BreakerOutcome.TRIP, retry_after=hint, cause="quota_exhausted")
 
     assert (settlement.counted, settlement.transition) == ("failure", "closed_to_open")
-    assert settlement.numbers.open_for == length
-    assert (settlement.numbers.window_calls, settlement.numbers.consecutive) == (1, 1)
+    assert settlement.metrics.open_for == length
+    assert (settlement.metrics.window_calls, settlement.metrics.consecutive) == (1, 1)
 
 
 def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
     """The failure that opens may carry a hint: it lengthens the opening, up to reset_max."""
     gate, _ = make_gate(fail_max=2)
     fail(gate, retry_after=500.0)
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
     fail(gate, retry_after=200.0)
-    assert gate.numbers().open_for == 200.0
+    assert gate.metrics().open_for == 200.0
 
 
 def test_neutral_counts_nowhere() -> None:
     """Any number of neutral outcomes changes no count."""
     gate, _ = make_gate()
     fail(gate, 2)
-    before = gate.numbers()
+    before = gate.metrics()
     counted = [outcome(gate, BreakerOutcome.NEUTRAL).counted for _ in range(20)]
 
     assert counted == ["ignored"] * 20
-    assert gate.numbers() == before
+    assert gate.metrics() == before
 
 
 # Open
@@ -243,21 +247,21 @@ def test_a_rejection_says_who_why_and_how_long() -> None:
         retry_after=40.0,
         probing=False,
         cause="overloaded",
-        brief="503 UNAVAILABLE",
+        summary="503 UNAVAILABLE",
         origin="span two",
-        numbers=gate.numbers(),
+        metrics=gate.metrics(),
     )
-    assert gate.reserve() == refused(gate)
+    assert gate.try_acquire_early() == refused(gate)
 
 
 def test_it_rejects_until_its_time_and_not_at_it() -> None:
     """A hair before the time is over everybody is rejected, at it the first caller is a probe."""
     gate, clock = opened(reset_timeout=60.0)
     clock.now = math.nextafter(60.0, 0.0)
-    assert not gate.usable()
+    assert not gate.allows_calls()
     assert refused(gate).retry_after == 60.0 - clock.now
     clock.now = 60.0
-    assert (gate.usable(), gate.open_until()) == (True, None)
+    assert (gate.allows_calls(), gate.blocked_until()) == (True, None)
     assert let_in(gate).probe
 
 
@@ -267,9 +271,9 @@ def test_being_due_changes_nothing_until_somebody_asks() -> None:
     seen = changes(gate)
     clock.pass_(100_000.0)
 
-    assert gate.usable()
-    assert gate.numbers().state is OPEN
-    assert gate.numbers().retry_after is None
+    assert gate.allows_calls()
+    assert gate.metrics().state is OPEN
+    assert gate.metrics().retry_after is None
     assert seen == []
 
 
@@ -288,13 +292,13 @@ def test_stragglers_of_the_closed_time_do_not_move_the_opening(
     gate, clock = make_gate(fail_max=2)
     stragglers = [let_in(gate) for _ in range(10)]
     fail(gate, 2)
-    before = gate.numbers()
+    before = gate.metrics()
     clock.pass_(30.0)
     settlements = [each.settle(verdict, retry_after=hint) for each in stragglers]
 
     assert {each.counted for each in settlements} == {"stale"}
     assert {each.transition for each in settlements} == {None}
-    assert gate.numbers() == before._replace(retry_after=30.0)
+    assert gate.metrics() == before._replace(retry_after=30.0)
 
 
 @pytest.mark.parametrize(
@@ -308,14 +312,14 @@ def test_a_straggler_with_news_lengthens_the_opening(
     gate, clock = make_gate(fail_max=2)
     straggler = let_in(gate)
     fail(gate, 2, cause="overloaded", brief="503 UNAVAILABLE")
-    before = gate.numbers()
+    before = gate.metrics()
     seen = changes(gate)
     clock.pass_(30.0)
     settlement = straggler.settle(verdict, cause="the later one", brief="429", retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("stale", None)
-    assert settlement.numbers == before._replace(open_for=30.0 + seconds, retry_after=seconds)
-    assert (refused(gate).cause, refused(gate).brief) == ("the later one", "429")
+    assert settlement.metrics == before._replace(open_for=30.0 + seconds, retry_after=seconds)
+    assert (refused(gate).cause, refused(gate).summary) == ("the later one", "429")
     assert gate.snapshot()["why"] == "the later one"
     assert seen == []
     clock.pass_(seconds)
@@ -328,9 +332,9 @@ def test_of_several_hints_in_flight_the_longest_holds() -> None:
         gate, clock = make_gate()
         for permit, hint in zip([let_in(gate) for _ in hints], hints, strict=True):
             permit.settle(THROTTLED, retry_after=hint)
-        assert gate.open_until() == 30.0
+        assert gate.blocked_until() == 30.0
         clock.pass_(30.0)
-        assert gate.numbers().state is CLOSED
+        assert gate.metrics().state is CLOSED
 
 
 @pytest.mark.parametrize("at", [0.0, 1.0])
@@ -343,7 +347,7 @@ def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
     straggler.settle(TRIP, cause="quota_exhausted")
     clock.pass_(600.0)
 
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
     assert let_in(gate).probe
 
 
@@ -367,19 +371,19 @@ def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) 
     clock.pass_(60.0)
     succeed(gate)
     assert first.settle(verdict, retry_after=hint).counted == "stale"
-    assert gate.numbers().state is HALF_OPEN
+    assert gate.metrics().state is HALF_OPEN
     succeed(gate)
     assert second.settle(verdict, retry_after=hint).counted == "stale"
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
 
 
 def test_a_sibling_trips_a_closed_gate() -> None:
     """What another route learned opens this one at once, and is what rejections are about."""
     gate, _ = make_gate()
-    gate.trip(cause="quota_exhausted", brief="402 billing", origin="span")
+    gate.force_trip(cause="quota_exhausted", brief="402 billing", origin="span")
     rejection = refused(gate)
 
-    assert (rejection.cause, rejection.brief, rejection.origin) == (
+    assert (rejection.cause, rejection.summary, rejection.origin) == (
         "quota_exhausted",
         "402 billing",
         "span",
@@ -391,9 +395,9 @@ def test_a_sibling_trips_a_closed_gate() -> None:
 def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
     """The sibling's hint holds here as it does there: longer than reset_max, or not at all."""
     gate, _ = make_gate()
-    gate.trip(cause="quota_exhausted", retry_after=hint)
+    gate.force_trip(cause="quota_exhausted", retry_after=hint)
 
-    assert gate.open_until() == length
+    assert gate.blocked_until() == length
 
 
 def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
@@ -401,17 +405,17 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     gate, clock = opened(reset_timeout=60.0, reset_max=600.0)
     seen = changes(gate)
     clock.pass_(10.0)
-    gate.trip(cause="quota_exhausted")
-    assert gate.open_until() == 610.0
+    gate.force_trip(cause="quota_exhausted")
+    assert gate.blocked_until() == 610.0
     assert refused(gate).cause == "quota_exhausted"
-    assert gate.numbers().open_for == 610.0
-    gate.trip(cause="forbidden", retry_after=20.0)
-    assert gate.open_until() == 610.0
+    assert gate.metrics().open_for == 610.0
+    gate.force_trip(cause="forbidden", retry_after=20.0)
+    assert gate.blocked_until() == 610.0
     outlasted, clock = make_gate()
     outcome(outlasted, BreakerOutcome.TRIP, retry_after=7200.0, cause="quota_exhausted")
-    outlasted.trip(cause="forbidden")
-    outlasted.trip(cause="unauthenticated", retry_after=7200.0)
-    assert outlasted.open_until() == 7200.0
+    outlasted.force_trip(cause="forbidden")
+    outlasted.force_trip(cause="unauthenticated", retry_after=7200.0)
+    assert outlasted.blocked_until() == 7200.0
     assert refused(outlasted).cause == "quota_exhausted"
 
     assert seen == []
@@ -420,11 +424,11 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
 def test_a_sibling_trips_a_half_open_gate() -> None:
     """It ends the round: the probe in flight has no vote any more."""
     gate, clock, probe = half_open()
-    gate.trip(cause="quota_exhausted")
+    gate.force_trip(cause="quota_exhausted")
 
-    assert gate.open_until() == clock.now + 600.0
+    assert gate.blocked_until() == clock.now + 600.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "stale"
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 # Half-open
@@ -435,7 +439,7 @@ def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None
     """When the time is over, half_open_calls of 1000 callers are let through, the rest told why."""
     gate, clock = opened(half_open_calls=places)
     clock.pass_(60.0)
-    answers = [gate.reserve() if number % 2 else gate.admit() for number in range(1000)]
+    answers = [gate.try_acquire_early() if number % 2 else gate.acquire() for number in range(1000)]
     probes = [each for each in answers if isinstance(each, Permit)]
     rejections = [each for each in answers if isinstance(each, Rejection)]
 
@@ -453,7 +457,7 @@ def test_a_probe_that_succeeds_closes_it() -> None:
     settlement = probe.settle(BreakerOutcome.SUCCESS)
 
     assert (settlement.counted, settlement.transition) == ("success", "half_open_to_closed")
-    assert settlement.numbers == BreakerNumbers(CLOSED, 0.0, 0, 0, 3, None, None)
+    assert settlement.metrics == BreakerMetrics(CLOSED, 0.0, 0, 0, 3, None, None)
     assert gate.snapshot()["openings_in_a_row"] == 0
     assert gate.snapshot()["why"] is None
 
@@ -465,7 +469,7 @@ def test_as_many_successes_as_probes_close_it() -> None:
     first, second, third = let_in(gate), let_in(gate), let_in(gate)
     assert first.settle(BreakerOutcome.SUCCESS).transition is None
     assert second.settle(BreakerOutcome.SUCCESS).transition is None
-    assert not gate.usable(), "two have succeeded and the third is on its way"
+    assert not gate.allows_calls(), "two have succeeded and the third is on its way"
     assert third.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
@@ -474,11 +478,11 @@ def test_probes_may_come_one_after_the_other() -> None:
     gate, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     for _ in range(3):
-        assert gate.numbers().state is not CLOSED
+        assert gate.metrics().state is not CLOSED
         clock.pass_(500.0)
         succeed(gate)
 
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
 
 
 def test_a_probe_that_fails_opens_it_again() -> None:
@@ -490,7 +494,7 @@ def test_a_probe_that_fails_opens_it_again() -> None:
     settlement = second.settle(BreakerOutcome.FAILURE, cause="server_error")
 
     assert (settlement.counted, settlement.transition) == ("failure", "half_open_to_open")
-    assert settlement.numbers.open_for == 120.0
+    assert settlement.metrics.open_for == 120.0
     assert third.settle(BreakerOutcome.SUCCESS).counted == "stale"
     assert refused(gate).cause == "server_error"
 
@@ -503,9 +507,9 @@ def test_successes_of_an_earlier_round_do_not_count() -> None:
     fail(gate)
     clock.pass_(120.0)
     succeed(gate)
-    assert gate.numbers().state is HALF_OPEN
+    assert gate.metrics().state is HALF_OPEN
     succeed(gate)
-    assert gate.numbers().state is CLOSED
+    assert gate.metrics().state is CLOSED
 
 
 def test_openings_grow_and_begin_anew_after_closing() -> None:
@@ -513,7 +517,7 @@ def test_openings_grow_and_begin_anew_after_closing() -> None:
     gate, clock = opened(reset_timeout=60.0, reset_max=200.0)
     lengths = []
     for _ in range(4):
-        length = gate.numbers().open_for
+        length = gate.metrics().open_for
         assert length is not None
         lengths.append(length)
         clock.pass_(length)
@@ -523,7 +527,7 @@ def test_openings_grow_and_begin_anew_after_closing() -> None:
     clock.pass_(200.0)
     succeed(gate)
     fail(gate, 3)
-    assert gate.numbers().open_for == 60.0
+    assert gate.metrics().open_for == 60.0
 
 
 @pytest.mark.parametrize(
@@ -535,8 +539,8 @@ def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> 
     settlement = probe.settle(THROTTLED, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
-    assert settlement.numbers.open_for == length
-    assert settlement.numbers.consecutive == (4 if hint is None else 3)
+    assert settlement.metrics.open_for == length
+    assert settlement.metrics.consecutive == (4 if hint is None else 3)
     clock.pass_(length)
     assert let_in(gate).probe
 
@@ -552,11 +556,11 @@ def test_hints_to_probes_double_no_later_opening() -> None:
         BreakerOutcome.FAILURE,
         BreakerOutcome.FAILURE,
     ):
-        length = gate.numbers().open_for
+        length = gate.metrics().open_for
         assert length is not None
         clock.pass_(length)
         outcome(gate, verdict, retry_after=3.0)
-        lengths.append(gate.numbers().open_for)
+        lengths.append(gate.metrics().open_for)
 
     assert lengths == [20.0, 20.0, 20.0, 20.0, 40.0]
 
@@ -566,12 +570,12 @@ def test_a_refused_probe_gives_its_place_back() -> None:
     gate, _, probe = half_open(fail_max=2)
     settlement = probe.settle(BreakerOutcome.REFUSED, cause="invalid_request")
     assert (settlement.counted, settlement.transition) == ("ignored", None)
-    assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
+    assert (gate.metrics().state, gate.allows_calls()) == (HALF_OPEN, True)
     succeed(gate)
     fail(gate)
 
     assert outcome(gate, BreakerOutcome.REFUSED).counted == "success"
-    assert (gate.numbers().consecutive, gate.numbers().window_calls) == (0, 2)
+    assert (gate.metrics().consecutive, gate.metrics().window_calls) == (0, 2)
 
 
 def test_a_tripping_probe_opens_it_again_for_long() -> None:
@@ -579,17 +583,17 @@ def test_a_tripping_probe_opens_it_again_for_long() -> None:
     gate, _, probe = half_open()
 
     assert probe.settle(BreakerOutcome.TRIP).transition == "half_open_to_open"
-    assert gate.numbers().open_for == 600.0
+    assert gate.metrics().open_for == 600.0
 
 
 def test_a_neutral_probe_gives_its_place_back() -> None:
     """A probe that says nothing leaves it half-open, and the next caller is the probe."""
     gate, _, probe = half_open()
-    assert not gate.usable()
+    assert not gate.allows_calls()
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert (settlement.counted, settlement.transition) == ("ignored", None)
-    assert (gate.numbers().state, gate.usable()) == (HALF_OPEN, True)
+    assert (gate.metrics().state, gate.allows_calls()) == (HALF_OPEN, True)
     assert let_in(gate).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
@@ -598,12 +602,12 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
     gate, clock, probe = half_open(probe_deadline=61.0)
     began = clock.now
     clock.now = math.nextafter(began + 61.0, 0.0)
-    assert gate.numbers().state is HALF_OPEN
+    assert gate.metrics().state is HALF_OPEN
     clock.now = began + 61.0
-    assert gate.numbers().state is OPEN
-    assert gate.open_until() == began + 61.0 + 120.0
+    assert gate.metrics().state is OPEN
+    assert gate.blocked_until() == began + 61.0 + 120.0
     rejection = refused(gate)
-    assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
+    assert (rejection.cause, rejection.summary) == ("timeout", "timed out")
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure", "it was counted already"
 
 
@@ -611,17 +615,17 @@ def test_the_first_of_several_hung_probes_decides() -> None:
     """Sent at different times, the one whose deadline comes first ends the round."""
     gate, clock = opened(half_open_calls=3, probe_deadline=61.0)
     clock.pass_(60.0)
-    reserved = gate.reserve()
+    reserved = gate.try_acquire_early()
     assert isinstance(reserved, Permit)
     clock.pass_(10.0)
     let_in(gate)
     clock.pass_(10.0)
     reserved.begin()
-    assert gate.reserve() is not None
+    assert gate.try_acquire_early() is not None
     assert refused(gate).retry_after == 51.0
     clock.pass_(51.0)
 
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
     assert reserved.settle(BreakerOutcome.SUCCESS).counted == "stale"
 
 
@@ -654,14 +658,14 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
     settlement = probe.settle(BreakerOutcome.SUCCESS)
 
     assert (settlement.counted, settlement.transition) == ("failure", None)
-    assert settlement.numbers.state is OPEN
+    assert settlement.metrics.state is OPEN
 
 
 def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
     """What opened it by silence is what later rejections point to."""
     gate, clock = opened()
     clock.pass_(60.0)
-    probe = gate.admit()
+    probe = gate.acquire()
     assert isinstance(probe, Permit)
     probe.begin(origin="span of the probe")
     clock.pass_(61.0)
@@ -676,7 +680,7 @@ def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
     """Time spent in the queue is not held against the service."""
     gate, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
-    probe = gate.reserve()
+    probe = gate.try_acquire_early()
     assert isinstance(probe, Permit)
     clock.pass_(60.0)
     probe.begin()
@@ -690,10 +694,10 @@ def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None
     """Held unsent for probe_deadline seconds, it blocks nobody any more and opens nothing."""
     gate, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
-    held = gate.reserve()
+    held = gate.try_acquire_early()
     assert isinstance(held, Permit)
     clock.pass_(61.0)
-    assert gate.numbers().state is HALF_OPEN
+    assert gate.metrics().state is HALF_OPEN
     stale = [held.stale]
     other = let_in(gate)
     stale.append(held.stale)
@@ -710,12 +714,12 @@ def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
     """If nobody took the place meanwhile, the late holder is the probe again, with its vote."""
     gate, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
-    held = gate.reserve()
+    held = gate.try_acquire_early()
     assert isinstance(held, Permit)
     clock.pass_(100.0)
-    assert gate.usable()
+    assert gate.allows_calls()
     held.begin()
-    assert not gate.usable()
+    assert not gate.allows_calls()
 
     assert held.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
@@ -724,7 +728,7 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
     """A probe that waits while another one fails comes too late, and can see it."""
     gate, clock = opened(half_open_calls=2)
     clock.pass_(60.0)
-    held = gate.reserve()
+    held = gate.try_acquire_early()
     assert isinstance(held, Permit)
     stale = [held.stale]
     fail(gate)
@@ -733,19 +737,19 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
 
     assert stale == [False, True]
     assert held.settle(BreakerOutcome.SUCCESS).counted == "stale"
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
     """A late neutral settlement of a probe that lost its place frees nobody else's."""
     gate, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
-    held = gate.reserve()
+    held = gate.try_acquire_early()
     assert isinstance(held, Permit)
     clock.pass_(61.0)
     let_in(gate)
     assert held.settle(BreakerOutcome.NEUTRAL).counted == "stale"
-    assert not gate.usable()
+    assert not gate.allows_calls()
 
 
 # Settling
@@ -759,17 +763,17 @@ def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
     settled = [permit.settled]
     first = permit.settle(BreakerOutcome.FAILURE)
     settled.append(permit.settled)
-    after = gate.numbers()
+    after = gate.metrics()
 
     assert settled == [False, True]
     assert permit.settle(second, retry_after=99.0) is first
-    assert gate.numbers() == after
+    assert gate.metrics() == after
 
 
 def test_a_permit_need_not_be_begun() -> None:
     """Without begin, outcomes count all the same."""
     gate, _ = make_gate(fail_max=1)
-    permit = gate.admit()
+    permit = gate.acquire()
     assert isinstance(permit, Permit)
 
     assert permit.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
@@ -781,7 +785,7 @@ def test_beginning_after_the_settlement_does_nothing() -> None:
     probe.settle(BreakerOutcome.NEUTRAL)
     probe.begin()
 
-    assert gate.usable()
+    assert gate.allows_calls()
     assert gate.snapshot()["probes_in_flight"] == 0
 
 
@@ -809,7 +813,7 @@ def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
     for each in stragglers:
         assert each.settle(BreakerOutcome.FAILURE).counted == "stale"
 
-    assert gate.numbers() == BreakerNumbers(CLOSED, 0.0, 0, 0, 2, None, None)
+    assert gate.metrics() == BreakerMetrics(CLOSED, 0.0, 0, 0, 2, None, None)
 
 
 def test_a_clock_that_steps_back_is_not_followed() -> None:
@@ -818,13 +822,13 @@ def test_a_clock_that_steps_back_is_not_followed() -> None:
     clock.now = 1.0
     assert refused(gate).retry_after == 60.0
     clock.now = 1060.0
-    assert gate.usable()
+    assert gate.allows_calls()
 
 
 def test_a_clock_may_count_from_anywhere() -> None:
     """Nothing depends on the clock's zero, not even its sign."""
     gate, clock = opened(HandClock(-1000.0))
-    assert gate.open_until() == -940.0
+    assert gate.blocked_until() == -940.0
     clock.pass_(25.0)
     assert refused(gate).retry_after == 35.0
     assert gate.snapshot()["since_s"] == 25.0
@@ -835,7 +839,7 @@ def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
     gate, clock = make_gate()
     gate.open_for(30, cause="quota_exhausted", brief="429", origin="call 7")
     answer = refused(gate)
-    assert (answer.cause, answer.brief, answer.origin) == ("quota_exhausted", "429", "call 7")
+    assert (answer.cause, answer.summary, answer.origin) == ("quota_exhausted", "429", "call 7")
     assert answer.retry_after == 30
     clock.pass_(29.9)
     refused(gate)
@@ -854,7 +858,7 @@ def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
     late.answered()
     clock.pass_(1)  # the probe's time is over, whatever became of the other
 
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
 
 
 def test_a_probe_that_was_answered_has_its_time_anew() -> None:
@@ -863,6 +867,6 @@ def test_a_probe_that_was_answered_has_its_time_anew() -> None:
     clock.pass_(8)
     probe.answered()
     clock.pass_(9.9)
-    assert gate.numbers().state is HALF_OPEN
+    assert gate.metrics().state is HALF_OPEN
     clock.pass_(0.1)
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN

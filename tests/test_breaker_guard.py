@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from breaker_kit import half_open, make_gate, opened, refused
 
-from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate
+from resilient_imagen.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from resilient_imagen.errors import (
     CircuitOpenError,
     ContentBlockedError,
@@ -33,8 +33,8 @@ class Stop(BaseException):
     """Something that ends a program."""
 
 
-async def call(gate: Gate, error: BaseException | None = None, **options: Any) -> str:
-    async with gate.guard(**options):
+async def call(gate: CircuitBreaker, error: BaseException | None = None, **options: Any) -> str:
+    async with gate.protect(**options):
         await asyncio.sleep(0)
         if error is not None:
             raise error
@@ -45,7 +45,7 @@ def test_the_example_of_the_documentation() -> None:
     """Three failures in a row and the fourth call is not made at all."""
 
     async def scenario() -> None:
-        gate = Gate("thumbnails", BreakerConfig(fail_max=3), random=lambda: 0.0)
+        gate = CircuitBreaker("thumbnails", BreakerConfig(fail_max=3), random=lambda: 0.0)
         made = []
 
         async def fetch_thumbnail() -> None:
@@ -54,10 +54,10 @@ def test_the_example_of_the_documentation() -> None:
 
         for _ in range(3):
             with pytest.raises(ThingError):
-                async with gate.guard():
+                async with gate.protect():
                     await fetch_thumbnail()
         with pytest.raises(CircuitOpenError) as caught:
-            async with gate.guard():
+            async with gate.protect():
                 await fetch_thumbnail()
         assert len(made) == 3
         assert caught.value.retry_after == 60.0
@@ -73,7 +73,7 @@ def test_a_call_that_returns_is_a_success() -> None:
     clock.pass_(60.0)
 
     assert run_virtual(call(gate)) == "done"
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
     assert caught is error
     assert caught.__context__ is None
     assert (window["calls"], window["failures"]) == (calls, failures)
-    assert gate.numbers().consecutive == consecutive
+    assert gate.metrics().consecutive == consecutive
 
 
 def test_our_own_errors_carry_cause_text_and_hint() -> None:
@@ -126,7 +126,7 @@ def test_our_own_errors_carry_cause_text_and_hint() -> None:
 
     assert rejection.retry_after == 42.0
     assert rejection.cause == "rate_limited"
-    assert rejection.brief == "429 RESOURCE_EXHAUSTED"
+    assert rejection.summary == "429 RESOURCE_EXHAUSTED"
 
 
 def test_an_exhausted_quota_opens_at_once() -> None:
@@ -159,8 +159,8 @@ def test_the_caller_may_classify() -> None:
     run_virtual(scenario())
 
     assert seen == [missing]
-    assert gate.numbers().window_calls == 1
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().window_calls == 1
+    assert gate.metrics().state is BreakerState.CLOSED
 
 
 def test_classify_never_sees_a_cancellation() -> None:
@@ -173,7 +173,7 @@ def test_classify_never_sees_a_cancellation() -> None:
 
     run_virtual(scenario())
 
-    assert gate.numbers().window_calls == 0
+    assert gate.metrics().window_calls == 0
 
 
 def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -191,8 +191,8 @@ def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
         run_virtual(scenario())
 
-    assert gate.usable()
-    assert gate.numbers().state is BreakerState.HALF_OPEN
+    assert gate.allows_calls()
+    assert gate.metrics().state is BreakerState.HALF_OPEN
     assert [record.getMessage() for record in caplog.records] == [
         "classify of breaker google:pro failed with ZeroDivisionError"
     ]
@@ -217,27 +217,27 @@ def test_guards_of_one_task_may_nest() -> None:
     inner, _ = make_gate(fail_max=1)
 
     async def scenario() -> None:
-        async with outer.guard():
+        async with outer.protect():
             with pytest.raises(ThingError):
-                async with inner.guard():
+                async with inner.protect():
                     raise ThingError
 
     run_virtual(scenario())
 
-    assert outer.numbers().state is BreakerState.CLOSED
-    assert inner.numbers().state is BreakerState.OPEN
+    assert outer.metrics().state is BreakerState.CLOSED
+    assert inner.metrics().state is BreakerState.OPEN
 
 
-async def hang_for_three_seconds(gate: Gate) -> None:
-    async with asyncio.timeout(3.0), gate.guard():
+async def hang_for_three_seconds(gate: CircuitBreaker) -> None:
+    async with asyncio.timeout(3.0), gate.protect():
         await asyncio.sleep(60.0)
 
 
 def test_a_timeout_around_the_guard_stays_a_timeout() -> None:
     """asyncio.timeout sees its own cancellation come back, and the caller its TimeoutError."""
 
-    async def scenario() -> Gate:
-        gate = Gate("google:pro", BreakerConfig(fail_max=1))
+    async def scenario() -> CircuitBreaker:
+        gate = CircuitBreaker("google:pro", BreakerConfig(fail_max=1))
         for _ in range(5):
             with pytest.raises(TimeoutError):
                 await hang_for_three_seconds(gate)
@@ -245,21 +245,21 @@ def test_a_timeout_around_the_guard_stays_a_timeout() -> None:
 
     gate = run_virtual(scenario())
 
-    assert gate.numbers().window_calls == 0
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().window_calls == 0
+    assert gate.metrics().state is BreakerState.CLOSED
 
 
 def test_a_timeout_around_the_guard_is_slow_past_the_threshold() -> None:
     """With a slow threshold below the timeout, the hanging service is found out."""
 
-    async def scenario() -> Gate:
-        gate = Gate("google:pro", BreakerConfig(fail_max=2, slow_call=2.0))
+    async def scenario() -> CircuitBreaker:
+        gate = CircuitBreaker("google:pro", BreakerConfig(fail_max=2, slow_call=2.0))
         for _ in range(2):
             with pytest.raises(TimeoutError):
                 await hang_for_three_seconds(gate)
         return gate
 
-    assert run_virtual(scenario()).numbers().state is BreakerState.OPEN
+    assert run_virtual(scenario()).metrics().state is BreakerState.OPEN
 
 
 # Cancellation at every await
@@ -280,15 +280,15 @@ async def waits(steps: list[str]) -> None:
     steps.append("end")
 
 
-async def patient(gate: Gate, steps: list[str]) -> None:
+async def patient(gate: CircuitBreaker, steps: list[str]) -> None:
     """Waits for a verdict if it has to, then calls."""
     while True:
         try:
-            async with gate.guard():
+            async with gate.protect():
                 await waits(steps)
         except CircuitOpenError:
             steps.append("waiting")
-            await gate.changed()
+            await gate.wait_for_change()
         else:
             return
 
@@ -346,11 +346,11 @@ def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
     """At whichever await of a closed gate's call the caller leaves, no count moves."""
 
     async def scenario() -> int:
-        gate = Gate("google:pro", BreakerConfig())
+        gate = CircuitBreaker("google:pro", BreakerConfig())
         gate_steps: list[str] = []
         count = await every_step(lambda: patient(gate, gate_steps))
-        assert gate.numbers().window_calls == 1, "only the run that was not cancelled"
-        assert gate.numbers().consecutive == 0
+        assert gate.metrics().window_calls == 1, "only the run that was not cancelled"
+        assert gate.metrics().consecutive == 0
         assert gate_steps.count("end") >= 1
         return count
 
@@ -361,16 +361,16 @@ def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
     """At whichever await the probe's caller leaves, the next caller is the probe."""
 
     async def scenario() -> int:
-        gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
-        gate.trip(cause="overloaded")
+        gate = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
+        gate.force_trip(cause="overloaded")
         await asyncio.sleep(600.0)
         step = 1
         while await cancel_at(patient(gate, []), step):
-            assert gate.numbers().state is BreakerState.HALF_OPEN
-            assert gate.usable()
+            assert gate.metrics().state is BreakerState.HALF_OPEN
+            assert gate.allows_calls()
             assert gate.snapshot()["probes_in_flight"] == 0
             step += 1
-        assert gate.numbers().state is BreakerState.CLOSED
+        assert gate.metrics().state is BreakerState.CLOSED
         return step - 1
 
     assert run_virtual(scenario()) >= 6
@@ -382,8 +382,8 @@ def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
     async def scenario() -> int:
         step = 1
         while True:
-            gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
-            gate.trip(cause="overloaded")
+            gate = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
+            gate.force_trip(cause="overloaded")
             await asyncio.sleep(600.0)
             probe = asyncio.ensure_future(patient(gate, []))
             await asyncio.sleep(0)
@@ -391,8 +391,8 @@ def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
             cancelled = await cancel_at(patient(gate, steps), step)
             assert steps[0] == "waiting"
             await probe
-            assert gate.numbers().state is BreakerState.CLOSED
-            assert gate.numbers().window_calls == int(not cancelled)
+            assert gate.metrics().state is BreakerState.CLOSED
+            assert gate.metrics().window_calls == int(not cancelled)
             assert len(gate._waiters) == 0
             if not cancelled:
                 return step - 1
@@ -406,15 +406,15 @@ def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
 
     async def scenario() -> None:
         for step in range(1, 7):
-            gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
-            gate.trip(cause="overloaded")
+            gate = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
+            gate.force_trip(cause="overloaded")
             await asyncio.sleep(600.0)
             first = asyncio.ensure_future(cancel_at(patient(gate, []), step))
             await asyncio.sleep(0)
             others = [asyncio.ensure_future(patient(gate, [])) for _ in range(20)]
             assert await first
             await asyncio.gather(*others)
-            assert gate.numbers().state is BreakerState.CLOSED
+            assert gate.metrics().state is BreakerState.CLOSED
 
     run_virtual(scenario())
 
@@ -423,14 +423,14 @@ def test_one_guard_guards_one_call_at_a_time() -> None:
     """Two at once would lose a permit: said, not lost. One after another may."""
 
     async def scenario() -> None:
-        gate = Gate("thumbnails", BreakerConfig(), random=lambda: 0.0)
-        guard = gate.guard()
+        gate = CircuitBreaker("thumbnails", BreakerConfig(), random=lambda: 0.0)
+        guard = gate.protect()
         async with guard:
             with pytest.raises(RuntimeError, match="one call at a time"):
                 async with guard:
                     pass
         async with guard:
             pass
-        assert gate.numbers().window_calls == 2
+        assert gate.metrics().window_calls == 2
 
     run_virtual(scenario())

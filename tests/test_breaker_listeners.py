@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from breaker_kit import fail, half_open, let_in, make_gate, opened, succeed
 
-from resilient_imagen.breaker import BreakerNumbers, BreakerState, Gate, Transition
+from resilient_imagen.breaker import BreakerMetrics, BreakerState, CircuitBreaker, Transition
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ def test_a_transition_says_everything() -> None:
             to_state=OPEN,
             at=7.0,
             cause="overloaded",
-            brief="503 UNAVAILABLE",
+            summary="503 UNAVAILABLE",
             retry_after=60.0,
-            numbers=BreakerNumbers(OPEN, 1.0, 2, 2, 2, 60.0, 60.0),
+            metrics=BreakerMetrics(OPEN, 1.0, 2, 2, 2, 60.0, 60.0),
             origin="span",
             shadow=False,
         )
@@ -78,7 +78,7 @@ def test_the_state_is_consistent_when_a_listener_runs() -> None:
     seen: list[bool] = []
 
     def look(transition: Transition) -> None:
-        seen.append(gate.numbers() == transition.numbers)
+        seen.append(gate.metrics() == transition.metrics)
         seen.append(gate.snapshot()["state"] == transition.to_state)
 
     gate.subscribe(look, inline=True)
@@ -118,7 +118,7 @@ def test_a_listener_that_raises_harms_nobody(
     with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
         fail(gate, 3)
 
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
     assert steps(told) == [("closed", "open")]
     assert [record.getMessage() for record in caplog.records] == [
         f"a listener of breaker google:pro failed with {type(error).__name__}"
@@ -138,7 +138,7 @@ def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
     gate.subscribe(told.append, inline=True)
     with pytest.raises(KeyboardInterrupt):
         fail(gate)
-    assert gate.numbers().state is OPEN
+    assert gate.metrics().state is OPEN
     gate.force_open = True
 
     assert steps(told) == [("open", "forced_open")]
@@ -209,7 +209,7 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
     ],
 )
 def test_what_time_has_decided_is_told_by_whoever_comes_first(
-    look: Callable[[Gate, Permit], object],
+    look: Callable[[CircuitBreaker, Permit], object],
 ) -> None:
     """A hung probe found by any ask, or by a mere look, is told there and then."""
     gate, clock, probe = half_open()
@@ -229,7 +229,7 @@ def test_an_opening_found_before_queueing_is_told_at_once() -> None:
     told: list[Transition] = []
     gate.subscribe(told.append, inline=True)
     clock.pass_(20.0)
-    gate.reserve()
+    gate.try_acquire_early()
 
     assert steps(told) == [("closed", "open")]
 
@@ -254,7 +254,7 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
     thread.start()
     assert entered.wait(timeout=30)
     gate.force_open = False
-    gate.numbers()
+    gate.metrics()
     assert told == [], "in order: the one that hangs is told to all first"
     leave.set()
     thread.join(timeout=60)
@@ -280,17 +280,17 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
 
     assert told
     assert all(old.to_state is new.from_state for old, new in itertools.pairwise(told))
-    assert told[-1].to_state == gate.numbers().state
+    assert told[-1].to_state == gate.metrics().state
 
 
 def test_listeners_are_no_part_of_the_state() -> None:
     """With a listener that always raises and without any, the same calls end in the same state."""
 
-    def run(gate: Gate) -> BreakerNumbers:
+    def run(gate: CircuitBreaker) -> BreakerMetrics:
         fail(gate, 2)
         succeed(gate)
         fail(gate, 3)
-        return gate.numbers()
+        return gate.metrics()
 
     def broken(_transition: Transition) -> None:
         raise RuntimeError

@@ -9,12 +9,12 @@ import pybreaker
 import pytest
 from breaker_kit import HandClock, fail, let_in, make_gate, opened, refused
 
-from resilient_imagen.breaker import BreakerState, Gate
+from resilient_imagen.breaker import BreakerState, CircuitBreaker
 from resilient_imagen.reasons import BreakerOutcome
 
 
-def circuit_of(gate: Gate) -> pybreaker.CircuitBreaker:
-    return gate._circuit._machine._circuit
+def circuit_of(gate: CircuitBreaker) -> pybreaker.CircuitBreaker:
+    return gate._machine._pybreaker._circuit
 
 
 def test_pybreaker_holds_the_state() -> None:
@@ -40,7 +40,7 @@ def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) ->
     with pytest.raises(pybreaker.CircuitBreakerError):
         circuit_of(gate).call(lambda: None)
 
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
 
 
 def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
@@ -51,7 +51,7 @@ def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     assert refused(gate).retry_after == 60.0
     assert straggler.settle(BreakerOutcome.SUCCESS).counted == "stale"
     circuit_of(gate).close()
-    assert gate.usable()
+    assert gate.allows_calls()
     circuit_of(gate).half_open()
     assert let_in(gate).probe
 

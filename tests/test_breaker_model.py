@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from resilient_imagen.breaker import BreakerConfig, BreakerMode, Gate, Permit, Transition
+from resilient_imagen.breaker import BreakerConfig, BreakerMode, CircuitBreaker, Permit, Transition
 from resilient_imagen.reasons import BreakerOutcome
 
 # Times are multiples of a power of two, so that sums are exact and moments really coincide.
@@ -56,7 +56,7 @@ class Life(RuleBasedStateMachine):
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def begin_life(self, config: BreakerConfig, jitter: float) -> None:
         self.clock = HandClock()
-        self.gate = Gate("google:pro", config, random=lambda: jitter, clock=self.clock)
+        self.gate = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
         self.oracle = Oracle(config, jitter)
         self.config = config
         self.calls: list[tuple[Permit, Call]] = []
@@ -92,7 +92,7 @@ class Life(RuleBasedStateMachine):
     def admit(self, send: bool) -> None:
         now = self.step()
         call = self.oracle.ask(now)
-        self.took(self.gate.admit(), call)
+        self.took(self.gate.acquire(), call)
         if send and call is not None:
             self.oracle.begin(call, now)
             self.calls[-1][0].begin()
@@ -101,9 +101,9 @@ class Life(RuleBasedStateMachine):
     def reserve(self) -> None:
         now = self.step()
         if self.oracle.met == "closed":
-            assert self.gate.reserve() is None
+            assert self.gate.try_acquire_early() is None
         else:
-            self.took(self.gate.reserve(), self.oracle.ask(now))
+            self.took(self.gate.try_acquire_early(), self.oracle.ask(now))
 
     @precondition(lambda self: self.calls)
     @rule(pick=PICK)
@@ -172,7 +172,7 @@ class Life(RuleBasedStateMachine):
         for _ in range(self.oracle.config.fail_max):
             now = self.step()
             call = self.oracle.ask(now)
-            self.took(self.gate.admit(), call)
+            self.took(self.gate.acquire(), call)
             if call is not None:
                 self.settle_one(len(self.calls) - 1, BreakerOutcome.FAILURE, None)
                 self.calls.pop()
@@ -214,7 +214,7 @@ class Life(RuleBasedStateMachine):
         if what == "trip":
             hint = data.draw(HINTS)
             self.oracle.trip(now, hint)
-            self.gate.trip(cause="quota_exhausted", retry_after=hint)
+            self.gate.force_trip(cause="quota_exhausted", retry_after=hint)
         elif what in {"force", "free"}:
             self.oracle.force(forced=what == "force")
             self.gate.force_open = what == "force"
@@ -238,7 +238,7 @@ class Life(RuleBasedStateMachine):
         now, oracle = self.clock.now, self.oracle
         oracle.pass_to(now)
         recent, until = oracle.counted(now), oracle.rejected_until(now)
-        numbers, snapshot = self.gate.numbers(), self.gate.snapshot()
+        numbers, snapshot = self.gate.metrics(), self.gate.snapshot()
         assert numbers.state == oracle.met
         assert (numbers.window_calls, snapshot["window"]["failures"]) == (len(recent), sum(recent))
         assert numbers.failure_rate == (sum(recent) / len(recent) if recent else 0.0)
@@ -247,8 +247,8 @@ class Life(RuleBasedStateMachine):
         assert numbers.open_for == (
             oracle.open_to - oracle.open_from if oracle.met == "open" else None
         )
-        assert self.gate.open_until() == until
-        assert self.gate.usable() == (until is None)
+        assert self.gate.blocked_until() == until
+        assert self.gate.allows_calls() == (until is None)
         assert numbers.retry_after == (None if until in {None, math.inf} else until - now)
         assert snapshot["probes_in_flight"] == oracle.places_taken
         assert snapshot["openings_in_a_row"] == oracle.openings

@@ -40,16 +40,16 @@ def modes(**numbers: Any) -> dict[BreakerMode, BreakerConfig]:
 def test_off_lets_everything_through_and_counts_nothing() -> None:
     """Whatever happens in mode off, no number changes."""
     gate, _ = make_gate(mode=BreakerMode.OFF)
-    before = gate.numbers()
-    permit = gate.admit()
+    before = gate.metrics()
+    permit = gate.acquire()
     assert isinstance(permit, Permit)
-    gate.trip(cause="quota_exhausted")
+    gate.force_trip(cause="quota_exhausted")
     counted = {outcome(gate, verdict, retry_after=9.0).counted for verdict in BreakerOutcome}
 
     assert counted == {"ignored"}
     assert (permit.probe, permit.stale, permit.state) == (False, False, BreakerState.CLOSED)
-    assert gate.reserve() is None
-    assert gate.numbers() == before
+    assert gate.try_acquire_early() is None
+    assert gate.metrics() == before
 
 
 def test_switching_off_and_on_keeps_the_opening() -> None:
@@ -58,7 +58,7 @@ def test_switching_off_and_on_keeps_the_opening() -> None:
     gate, clock = opened()
     seen = changes(gate)
     gate.reconfigure(config[BreakerMode.OFF])
-    assert gate.usable()
+    assert gate.allows_calls()
     clock.pass_(20.0)
     gate.reconfigure(config[BreakerMode.ON])
 
@@ -77,7 +77,7 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
 
     assert before.settle(BreakerOutcome.FAILURE).counted == "stale"
     assert while_off.settle(BreakerOutcome.FAILURE).counted == "ignored"
-    assert gate.usable()
+    assert gate.allows_calls()
 
 
 def test_switching_off_begins_a_generation_of_its_own() -> None:
@@ -104,7 +104,7 @@ def test_switching_off_frees_the_places_of_probes() -> None:
     assert probe.settle(BreakerOutcome.FAILURE).counted == "ignored"
     gate.reconfigure(config[BreakerMode.ON])
 
-    assert gate.numbers().state == "half_open"
+    assert gate.metrics().state == "half_open"
     assert let_in(gate).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
@@ -117,7 +117,11 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     told: list[Transition] = []
     gate.subscribe(told.append, inline=True)
     settlements = [outcome(gate, BreakerOutcome.FAILURE, cause="overloaded") for _ in range(3)]
-    assert (gate.usable(), gate.open_until(), gate.reserve()) == (True, None, None)
+    assert (gate.allows_calls(), gate.blocked_until(), gate.try_acquire_early()) == (
+        True,
+        None,
+        None,
+    )
     assert gate.snapshot()["shadow"] == {"state": "open", "would_reject": 0}
     assert gate.snapshot()["state"] == "closed"
     succeed(gate, 5)
@@ -130,14 +134,14 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "success"
 
     assert [each.transition for each in settlements] == [None] * 3
-    assert [each.numbers.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
+    assert [each.metrics.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
     assert [(each.from_state, each.to_state, each.shadow) for each in told] == [
         ("closed", "open", True),
         ("open", "half_open", True),
         ("half_open", "closed", True),
     ]
     assert (told[0].retry_after, told[0].cause, told[0].at) == (60.0, "overloaded", 0.0)
-    assert told[0].numbers.state is BreakerState.CLOSED
+    assert told[0].metrics.state is BreakerState.CLOSED
     assert gate.snapshot()["shadow"] == {"state": "closed", "would_reject": 6}
 
 
@@ -180,15 +184,15 @@ def test_forced_open_rejects_in_every_mode(mode: BreakerMode) -> None:
     rejection = refused(gate)
 
     assert gate.force_open
-    assert gate.reserve() == rejection
+    assert gate.try_acquire_early() == rejection
     assert (rejection.state, rejection.retry_after, rejection.probing) == (
         BreakerState.FORCED_OPEN,
         None,
         False,
     )
-    assert (gate.usable(), gate.open_until()) == (False, math.inf)
+    assert (gate.allows_calls(), gate.blocked_until()) == (False, math.inf)
     gate.force_open = False
-    assert isinstance(gate.admit(), Permit)
+    assert isinstance(gate.acquire(), Permit)
     assert seen == [("closed", "forced_open"), ("forced_open", "closed")]
 
 
@@ -201,9 +205,9 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
     gate.force_open = True
     rejection = refused(gate)
 
-    assert (rejection.cause, rejection.brief, rejection.origin) == (None, None, None)
+    assert (rejection.cause, rejection.summary, rejection.origin) == (None, None, None)
     assert rejection.retry_after is None
-    assert (rejection.numbers.open_for, rejection.numbers.retry_after) == (None, None)
+    assert (rejection.metrics.open_for, rejection.metrics.retry_after) == (None, None)
     assert gate.snapshot()["retry_after"] is None
     assert [(each.cause, each.retry_after) for each in told] == [(None, None)]
     gate.force_open = False
@@ -223,7 +227,7 @@ def test_requests_in_flight_still_count_under_force() -> None:
     gate.force_open = False
 
     assert seen == [("forced_open", "open")]
-    assert isinstance(gate.admit(), Rejection)
+    assert isinstance(gate.acquire(), Rejection)
 
 
 # Other numbers
@@ -234,16 +238,16 @@ def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
     gate, _ = make_gate(fail_max=5, min_calls=100)
     fail(gate, 2)
     gate.reconfigure(BreakerConfig(fail_max=3, min_calls=100))
-    assert gate.numbers().consecutive == 2
-    assert gate.numbers().failure_threshold == 3
+    assert gate.metrics().consecutive == 2
+    assert gate.metrics().failure_threshold == 3
     fail(gate)
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
     gate, _ = make_gate(fail_max=5, min_calls=100)
     fail(gate, 4)
     gate.reconfigure(BreakerConfig(fail_max=2, min_calls=100))
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
     fail(gate)
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
 
 
 def test_another_window_keeps_its_outcomes() -> None:
@@ -253,17 +257,17 @@ def test_another_window_keeps_its_outcomes() -> None:
     gate.reconfigure(BreakerConfig(fail_max=100, min_calls=6, failure_rate=0.5, window=600.0))
     fail(gate)
 
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
 
 
 def test_other_open_times_do_not_move_the_present_opening() -> None:
     """An opening keeps its end; the next one follows the new numbers."""
     gate, clock = opened(reset_timeout=60.0)
     gate.reconfigure(BreakerConfig(reset_timeout=5.0, reset_max=9.0))
-    assert gate.open_until() == 60.0
+    assert gate.blocked_until() == 60.0
     clock.pass_(60.0)
     fail(gate)
-    assert gate.numbers().open_for == 9.0
+    assert gate.metrics().open_for == 9.0
 
 
 def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
@@ -272,14 +276,14 @@ def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
     clock.pass_(60.0)
     succeed(gate, 2)
     gate.reconfigure(BreakerConfig(half_open_calls=2))
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
     gate, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     succeed(gate, 1)
     gate.reconfigure(BreakerConfig(half_open_calls=2))
-    assert gate.numbers().state is BreakerState.HALF_OPEN
+    assert gate.metrics().state is BreakerState.HALF_OPEN
     succeed(gate, 1)
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
 
 
 def test_more_places_let_more_probes_in() -> None:
@@ -298,8 +302,8 @@ def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
     clock.pass_(30.0)
     gate.reconfigure(BreakerConfig(probe_deadline=10.0))
 
-    assert gate.numbers().state is BreakerState.OPEN
-    assert gate.open_until() == clock.now + 120.0
+    assert gate.metrics().state is BreakerState.OPEN
+    assert gate.blocked_until() == clock.now + 120.0
 
 
 # Watching
@@ -359,10 +363,10 @@ def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
     gate, clock = make_gate(mode=mode)
     gate.force_open = forced
     shots = [gate.snapshot()]
-    gate.trip(cause="quota_exhausted")
+    gate.force_trip(cause="quota_exhausted")
     shots.append(gate.snapshot())
     clock.pass_(700.0)
-    gate.admit()
+    gate.acquire()
     shots.append(gate.snapshot())
 
     assert [json.loads(json.dumps(each, allow_nan=False)) for each in shots] == shots
@@ -373,8 +377,8 @@ def test_looking_takes_no_place() -> None:
     gate, clock = opened()
     clock.pass_(60.0)
     for _ in range(10):
-        assert gate.usable()
-        gate.numbers()
+        assert gate.allows_calls()
+        gate.metrics()
         gate.snapshot()
 
     assert let_in(gate).probe

@@ -10,7 +10,7 @@ import asyncio
 
 import pytest
 
-from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate
+from resilient_imagen.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from resilient_imagen.errors import CircuitOpenError, InvalidRequestError
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
@@ -22,14 +22,14 @@ class DownError(Exception):
     """The service is down."""
 
 
-async def call(gate: Gate, seconds: float = 0.0, error: Exception | None = None) -> None:
-    async with gate.guard():
+async def call(gate: CircuitBreaker, seconds: float = 0.0, error: Exception | None = None) -> None:
+    async with gate.protect():
         await asyncio.sleep(seconds)
         if error is not None:
             raise error
 
 
-async def cancelled(gate: Gate) -> None:
+async def cancelled(gate: CircuitBreaker) -> None:
     """A call whose caller leaves while it is on its way."""
     task = asyncio.ensure_future(call(gate, 5.0))
     await asyncio.sleep(1.0)
@@ -38,8 +38,8 @@ async def cancelled(gate: Gate) -> None:
         await task
 
 
-async def opened() -> Gate:
-    gate = Gate(
+async def opened() -> CircuitBreaker:
+    gate = CircuitBreaker(
         "service",
         BreakerConfig(fail_max=3, reset_timeout=RESET, probe_deadline=20.0),
         random=lambda: 0.0,
@@ -47,36 +47,36 @@ async def opened() -> Gate:
     for _ in range(3):
         with pytest.raises(DownError):
             await call(gate, error=DownError())
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
     return gate
 
 
 def test_1_clients_that_cancel_do_not_open_it() -> None:
     """Five callers leave, one after the other; the gate stays closed and each sees its own end."""
 
-    async def scenario() -> Gate:
-        gate = Gate("service", BreakerConfig(fail_max=3))
+    async def scenario() -> CircuitBreaker:
+        gate = CircuitBreaker("service", BreakerConfig(fail_max=3))
         for _ in range(5):
             await cancelled(gate)
         return gate
 
-    assert run_virtual(scenario()).numbers().state is BreakerState.CLOSED
+    assert run_virtual(scenario()).metrics().state is BreakerState.CLOSED
 
 
 def test_2_a_cancellation_is_neither_failure_nor_success() -> None:
     """Between two failures and the third, a cancelled call changes nothing."""
 
     async def scenario() -> None:
-        gate = Gate("service", BreakerConfig(fail_max=3))
+        gate = CircuitBreaker("service", BreakerConfig(fail_max=3))
         for _ in range(2):
             with pytest.raises(DownError):
                 await call(gate, error=DownError())
         await cancelled(gate)
-        assert gate.numbers().consecutive == 2
-        assert gate.numbers().window_calls == 2
+        assert gate.metrics().consecutive == 2
+        assert gate.metrics().window_calls == 2
         with pytest.raises(DownError):
             await call(gate, error=DownError())
-        assert gate.numbers().state is BreakerState.OPEN
+        assert gate.metrics().state is BreakerState.OPEN
 
     run_virtual(scenario())
 
@@ -99,16 +99,18 @@ def test_4_a_late_failure_does_not_delay_recovery() -> None:
     """A call from before the outage fails while it is open; the probe comes when it was due."""
 
     async def scenario() -> None:
-        gate = Gate("service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0)
+        gate = CircuitBreaker(
+            "service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0
+        )
         late = asyncio.ensure_future(call(gate, 20.0, DownError()))
         await asyncio.sleep(0)
         for _ in range(3):
             with pytest.raises(DownError):
                 await call(gate, error=DownError())
-        due = gate.open_until()
+        due = gate.blocked_until()
         with pytest.raises(DownError):
             await late
-        assert gate.open_until() == due == pytest.approx(RESET)
+        assert gate.blocked_until() == due == pytest.approx(RESET)
 
     run_virtual(scenario())
 
@@ -117,7 +119,9 @@ def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> Non
     """Only the probe's own outcome decides."""
 
     async def scenario() -> None:
-        gate = Gate("service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0)
+        gate = CircuitBreaker(
+            "service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0
+        )
         late = asyncio.ensure_future(call(gate, RESET + 5.0))
         await asyncio.sleep(0)
         for _ in range(3):
@@ -126,10 +130,10 @@ def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> Non
         await asyncio.sleep(RESET)
         probe = asyncio.ensure_future(call(gate, 10.0, DownError()))
         await late
-        assert gate.numbers().state is BreakerState.HALF_OPEN
+        assert gate.metrics().state is BreakerState.HALF_OPEN
         with pytest.raises(DownError):
             await probe
-        assert gate.numbers().state is BreakerState.OPEN
+        assert gate.metrics().state is BreakerState.OPEN
 
     run_virtual(scenario())
 
@@ -141,9 +145,9 @@ def test_6_a_cancelled_probe_leaves_it_half_open() -> None:
         gate = await opened()
         await asyncio.sleep(RESET)
         await cancelled(gate)
-        assert gate.numbers().state is BreakerState.HALF_OPEN
+        assert gate.metrics().state is BreakerState.HALF_OPEN
         await call(gate)
-        assert gate.numbers().state is BreakerState.CLOSED
+        assert gate.metrics().state is BreakerState.CLOSED
 
     run_virtual(scenario())
 
@@ -155,10 +159,10 @@ def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
         gate = await opened()
         await asyncio.sleep(RESET)
         with pytest.raises(InvalidRequestError):
-            async with gate.guard(classify=lambda _: BreakerOutcome.NEUTRAL):
+            async with gate.protect(classify=lambda _: BreakerOutcome.NEUTRAL):
                 raise InvalidRequestError
-        assert gate.numbers().state is BreakerState.HALF_OPEN
-        assert gate.usable()
+        assert gate.metrics().state is BreakerState.HALF_OPEN
+        assert gate.allows_calls()
 
     run_virtual(scenario())
 
@@ -172,10 +176,10 @@ def test_8_a_probe_that_hangs_wedges_nothing() -> None:
         hung = asyncio.ensure_future(call(gate, 1e9))
         await asyncio.sleep(20.0)
         await asyncio.sleep(0)
-        assert gate.numbers().state is BreakerState.OPEN
+        assert gate.metrics().state is BreakerState.OPEN
         await asyncio.sleep(2 * RESET)
         await call(gate)
-        assert gate.numbers().state is BreakerState.CLOSED
+        assert gate.metrics().state is BreakerState.CLOSED
         hung.cancel()
 
     run_virtual(scenario())

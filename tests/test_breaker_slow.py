@@ -7,7 +7,13 @@ import asyncio
 import pytest
 from breaker_kit import changes, fail, half_open, let_in, make_gate, outcome, refused
 
-from resilient_imagen.breaker import BreakerConfig, BreakerMode, BreakerState, Gate, Permit
+from resilient_imagen.breaker import (
+    BreakerConfig,
+    BreakerMode,
+    BreakerState,
+    CircuitBreaker,
+    Permit,
+)
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
 
@@ -17,12 +23,12 @@ def test_slow_calls_in_flight_open_it_before_they_end() -> None:
     gate, clock = make_gate(slow_call=20.0)
     calls = [let_in(gate) for _ in range(3)]
     clock.pass_(19.999)
-    assert gate.numbers().consecutive == 0
+    assert gate.metrics().consecutive == 0
     clock.now = 20.0
     rejection = refused(gate)
 
     assert rejection.retry_after == 60.0
-    assert (rejection.cause, rejection.brief) == ("timeout", "timed out")
+    assert (rejection.cause, rejection.summary) == ("timeout", "timed out")
     assert [each.settle(BreakerOutcome.SUCCESS).counted for each in calls] == ["slow"] * 3
 
 
@@ -34,7 +40,7 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
         clock.pass_(1.0)
     clock.now = 60.0
 
-    assert gate.open_until() == 2.0 + 20.0 + 60.0
+    assert gate.blocked_until() == 2.0 + 20.0 + 60.0
 
 
 @pytest.mark.parametrize(
@@ -48,12 +54,12 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
     gate, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(gate)
     clock.pass_(25.0)
-    assert gate.numbers().consecutive == 1
+    assert gate.metrics().consecutive == 1
     settlement = call.settle(verdict)
     clock.pass_(25.0)
 
     assert settlement.counted == counted
-    assert (gate.numbers().consecutive, gate.numbers().window_calls) == (1, 1)
+    assert (gate.metrics().consecutive, gate.metrics().window_calls) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> N
     clock.pass_(20.0)
 
     assert call.settle(verdict).counted == "slow"
-    assert gate.numbers().consecutive == 1
+    assert gate.metrics().consecutive == 1
 
 
 def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
@@ -76,13 +82,13 @@ def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
     outcome(gate, BreakerOutcome.NEUTRAL)
     clock.pass_(1000.0)
 
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
 
 
 def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
     """Long in the queue and then cancelled says nothing about the service."""
     gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    waiting = gate.admit()
+    waiting = gate.acquire()
     assert isinstance(waiting, Permit)
     clock.pass_(1000.0)
 
@@ -96,7 +102,7 @@ def test_beginning_again_counts_from_then() -> None:
     clock.pass_(15.0)
     first.begin()
     clock.pass_(10.0)
-    assert gate.numbers().consecutive == 1, "the second"
+    assert gate.metrics().consecutive == 1, "the second"
     assert first.settle(BreakerOutcome.SUCCESS).counted == "success"
     assert second.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
@@ -112,8 +118,8 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     settlement = call.settle(BreakerOutcome.TRIP, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
-    assert settlement.numbers.open_for == length
-    assert settlement.numbers.window_calls == 1
+    assert settlement.metrics.open_for == length
+    assert settlement.metrics.window_calls == 1
 
 
 def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
@@ -124,7 +130,7 @@ def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
     settlement = call.settle(BreakerOutcome.THROTTLED, retry_after=40.0)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
-    assert gate.open_until() == 65.0
+    assert gate.blocked_until() == 65.0
 
 
 def test_a_slow_probe_has_failed() -> None:
@@ -133,7 +139,7 @@ def test_a_slow_probe_has_failed() -> None:
     began = clock.now
     clock.pass_(20.0)
 
-    assert gate.open_until() == began + 20.0 + 120.0
+    assert gate.blocked_until() == began + 20.0 + 120.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
 
@@ -144,7 +150,7 @@ def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert settlement.counted == "slow"
-    assert gate.numbers().state is BreakerState.OPEN
+    assert gate.metrics().state is BreakerState.OPEN
 
 
 def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
@@ -153,14 +159,14 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
     began = clock.now
     clock.pass_(45.0)
 
-    assert gate.open_until() == began + 30.0 + 120.0
+    assert gate.blocked_until() == began + 30.0 + 120.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure"
 
 
 def test_a_slow_call_names_its_origin() -> None:
     """What opened it by silence is what later rejections point to."""
     gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    call = gate.admit()
+    call = gate.acquire()
     assert isinstance(call, Permit)
     call.begin(origin="span of the slow one")
     clock.pass_(20.0)
@@ -174,9 +180,9 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     calls = [let_in(gate) for _ in range(2)]
     gate.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
     clock.pass_(20.0)
-    assert gate.numbers().consecutive == 0
+    assert gate.metrics().consecutive == 0
     assert calls[0].settle(BreakerOutcome.SUCCESS).counted == "slow"
-    assert (gate.numbers().window_calls, gate.numbers().failure_rate) == (1, 1.0)
+    assert (gate.metrics().window_calls, gate.metrics().failure_rate) == (1, 1.0)
     assert (
         calls[1].settle(BreakerOutcome.NEUTRAL, cause="cancelled", origin="span").counted == "slow"
     )
@@ -192,7 +198,7 @@ def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     clock.pass_(25.0)
 
     assert call.settle(BreakerOutcome.TRIP).counted == "failure"
-    assert gate.numbers().open_for == 600.0
+    assert gate.metrics().open_for == 600.0
 
 
 def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
@@ -202,7 +208,7 @@ def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
     gate.reconfigure(BreakerConfig(fail_max=1))
     clock.pass_(25.0)
 
-    assert gate.numbers().state is BreakerState.CLOSED
+    assert gate.metrics().state is BreakerState.CLOSED
     assert call.settle(BreakerOutcome.SUCCESS).counted == "success"
 
 
@@ -213,7 +219,7 @@ def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
     clock.pass_(30.0)
     gate.reconfigure(BreakerConfig(fail_max=1, slow_call=10.0))
 
-    assert gate.open_until() == 90.0
+    assert gate.blocked_until() == 90.0
 
 
 def test_slow_calls_count_in_shadow_too() -> None:
@@ -235,7 +241,7 @@ def test_calls_of_an_earlier_state_never_become_slow() -> None:
     probe = let_in(gate)
     clock.pass_(40.0)
 
-    assert gate.numbers().state is BreakerState.HALF_OPEN
+    assert gate.metrics().state is BreakerState.HALF_OPEN
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
     assert straggler.settle(BreakerOutcome.FAILURE).counted == "stale"
 
@@ -244,7 +250,7 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
     """On a loop, listeners hear of the opening at the very second, while all calls still hang."""
 
     async def scenario() -> tuple[list[tuple[str, str]], float]:
-        gate = Gate("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)
+        gate = CircuitBreaker("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)
         loop = asyncio.get_running_loop()
         seen = changes(gate)
         heard: list[float] = []
@@ -253,7 +259,7 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
         for _ in range(3):
             let_in(gate)
             await asyncio.sleep(1.0)
-        await gate.changed()
+        await gate.wait_for_change()
         assert heard == [pytest.approx(loop.time())]
         return seen, loop.time()
 

@@ -14,9 +14,9 @@ from resilient_imagen.breaker.trip import (
     BUCKETS,
     TripRule,
     Window,
-    believable,
-    pause,
-    tripped_pause,
+    valid_hint,
+    open_duration,
+    trip_duration,
 )
 
 OUTCOMES = st.lists(
@@ -146,12 +146,12 @@ def test_failures_in_a_row_trip_and_a_success_begins_anew() -> None:
     rule = TripRule(BreakerConfig(fail_max=2, min_calls=100))
     met = []
     rule.failure(0.0)
-    met.append(rule.too_many_in_a_row)
+    met.append(rule.consecutive_exceeded)
     rule.success(0.0)
     rule.failure(0.0)
-    met.append(rule.too_many_in_a_row)
+    met.append(rule.consecutive_exceeded)
     rule.throttled()
-    met.append(rule.too_many_in_a_row)
+    met.append(rule.consecutive_exceeded)
 
     assert met == [False, False, True]
     assert (rule.window.calls, rule.window.failures) == (3, 2)
@@ -164,10 +164,10 @@ def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
         rule.failure(0.0)
     for _ in range(2):
         rule.success(0.0)
-    met = [rule.too_large_a_share]
+    met = [rule.failure_rate_exceeded]
     for _ in range(2):
         rule.success(0.0)
-        met.append(rule.too_large_a_share)
+        met.append(rule.failure_rate_exceeded)
 
     assert met == [False, True, False]
 
@@ -181,8 +181,8 @@ def test_other_numbers_keep_what_was_counted() -> None:
     rule.reconfigure(BreakerConfig(fail_max=3, min_calls=3), 10.0)
 
     assert rule.window is same
-    assert rule.too_many_in_a_row
-    assert rule.too_large_a_share
+    assert rule.consecutive_exceeded
+    assert rule.failure_rate_exceeded
     rule.reconfigure(BreakerConfig(fail_max=3, min_calls=3, window=30.0), 10.0)
     assert (rule.window.seconds, rule.window.calls, rule.consecutive) == (30.0, 3, 3)
 
@@ -193,13 +193,15 @@ def test_other_numbers_keep_what_was_counted() -> None:
 )
 def test_only_a_hint_above_zero_says_something(hint: float | None, expected: float | None) -> None:
     """A wait of nothing, less than nothing, or no number is no hint."""
-    assert believable(hint) == expected
+    assert valid_hint(hint) == expected
 
 
 def test_openings_double_up_to_the_maximum() -> None:
     """60 s, 120 s, 240 s, 480 s, then 600 s however often it fails."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
-    lengths = [pause(config, count, None, lambda: 0.0) for count in (1, 2, 3, 4, 5, 6, 5000)]
+    lengths = [
+        open_duration(config, count, None, lambda: 0.0) for count in (1, 2, 3, 4, 5, 6, 5000)
+    ]
 
     assert lengths == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0, 600.0]
 
@@ -208,38 +210,38 @@ def test_jitter_lengthens_by_up_to_a_tenth_even_the_maximum() -> None:
     """Jitter is upward only, at most 10 %, and comes on top of the maximum."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
     dice = random.Random(7)
-    lengths = [pause(config, 1, None, dice.random) for _ in range(2000)]
+    lengths = [open_duration(config, 1, None, dice.random) for _ in range(2000)]
 
     assert 60.0 <= min(lengths) < 60.2
     assert 65.8 < max(lengths) <= 66.0
-    assert pause(config, 9, None, lambda: 1.0) == pytest.approx(660.0)
-    assert tripped_pause(config, None, lambda: 1.0) == pytest.approx(660.0)
+    assert open_duration(config, 9, None, lambda: 1.0) == pytest.approx(660.0)
+    assert trip_duration(config, None, lambda: 1.0) == pytest.approx(660.0)
 
 
 def test_a_hint_makes_an_opening_no_shorter_and_counts_up_to_the_maximum() -> None:
     """With a failure's hint the opening lasts at least that long, at most reset_max."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
 
-    assert pause(config, 1, 30.0, lambda: 0.0) == 60.0
-    assert pause(config, 1, 90.0, lambda: 1.0) == 90.0
-    assert pause(config, 1, 5000.0, lambda: 0.0) == 600.0
-    assert pause(BreakerConfig(reset_timeout=0.5), 1, None, lambda: 0.0) == 0.5
+    assert open_duration(config, 1, 30.0, lambda: 0.0) == 60.0
+    assert open_duration(config, 1, 90.0, lambda: 1.0) == 90.0
+    assert open_duration(config, 1, 5000.0, lambda: 0.0) == 600.0
+    assert open_duration(BreakerConfig(reset_timeout=0.5), 1, None, lambda: 0.0) == 0.5
 
 
 def test_a_trip_lasts_the_maximum_or_a_longer_hint_up_to_a_day() -> None:
     """A longer hint is taken exactly, a shorter one ignored, one beyond 24 hours cut there."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
 
-    assert tripped_pause(config, None, lambda: 0.0) == 600.0
-    assert tripped_pause(config, 30.0, lambda: 0.0) == 600.0
-    assert tripped_pause(config, 600.0, lambda: 1.0) == pytest.approx(660.0), "no longer hint"
-    assert tripped_pause(config, 600.5, lambda: 1.0) == 600.5
-    assert tripped_pause(config, 7200.0, lambda: 1.0) == 7200.0
-    assert tripped_pause(config, math.inf, lambda: 1.0) == 86_400.0
+    assert trip_duration(config, None, lambda: 0.0) == 600.0
+    assert trip_duration(config, 30.0, lambda: 0.0) == 600.0
+    assert trip_duration(config, 600.0, lambda: 1.0) == pytest.approx(660.0), "no longer hint"
+    assert trip_duration(config, 600.5, lambda: 1.0) == 600.5
+    assert trip_duration(config, 7200.0, lambda: 1.0) == 7200.0
+    assert trip_duration(config, math.inf, lambda: 1.0) == 86_400.0
 
 
 def test_a_maximum_beyond_a_day_is_not_cut_by_a_hint() -> None:
     """The limit on hints never makes a trip shorter than reset_max."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=100_000.0)
 
-    assert tripped_pause(config, 200_000.0, lambda: 0.0) == 100_000.0
+    assert trip_duration(config, 200_000.0, lambda: 0.0) == 100_000.0

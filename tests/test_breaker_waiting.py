@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from breaker_kit import HandClock, fail, let_in, make_gate, opened
 
-from resilient_imagen.breaker import BreakerConfig, BreakerState, Gate, Permit, Rejection
+from resilient_imagen.breaker import BreakerConfig, BreakerState, CircuitBreaker, Permit, Rejection
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def loop_gate(**numbers: object) -> Gate:
+def loop_gate(**numbers: object) -> CircuitBreaker:
     """A gate on the running loop's time, without jitter."""
-    return Gate("google:pro", BreakerConfig(**numbers), random=lambda: 0.0)  # type: ignore[arg-type]
+    return CircuitBreaker("google:pro", BreakerConfig(**numbers), random=lambda: 0.0)  # type: ignore[arg-type]
 
 
-def open_now(gate: Gate) -> None:
-    gate.trip(cause="overloaded", retry_after=None)
+def open_now(gate: CircuitBreaker) -> None:
+    gate.force_trip(cause="overloaded", retry_after=None)
 
 
-async def until_due(gate: Gate) -> None:
-    until = gate.open_until()
+async def until_due(gate: CircuitBreaker) -> None:
+    until = gate.blocked_until()
     assert until is not None
     await asyncio.sleep(until - asyncio.get_running_loop().time())
 
@@ -42,10 +42,10 @@ def timers(loop: asyncio.AbstractEventLoop) -> int:
 def test_waiters_hear_the_verdict_of_the_probe() -> None:
     """Of 50 callers one is the probe; the 49 others wait, and all get through once it is back."""
 
-    async def caller(gate: Gate) -> str:
-        while isinstance(answer := gate.admit(), Rejection):
+    async def caller(gate: CircuitBreaker) -> str:
+        while isinstance(answer := gate.acquire(), Rejection):
             assert answer.probing
-            await gate.changed()
+            await gate.wait_for_change()
         answer.begin()
         await asyncio.sleep(10.0 if answer.probe else 0.0)
         answer.settle(BreakerOutcome.SUCCESS)
@@ -70,7 +70,7 @@ def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
         open_now(gate)
         await until_due(gate)
         probe = let_in(gate)
-        waiting = gate.changed()
+        waiting = gate.wait_for_change()
         probe.settle(BreakerOutcome.NEUTRAL)
         await waiting
         assert let_in(gate).probe
@@ -87,12 +87,12 @@ def test_waiters_hear_of_a_probe_that_hangs(sent: bool) -> None:
         open_now(gate)
         await until_due(gate)
         began = asyncio.get_running_loop().time()
-        probe = gate.reserve()
+        probe = gate.try_acquire_early()
         assert isinstance(probe, Permit)
         if sent:
             probe.begin()
-        await gate.changed()
-        return asyncio.get_running_loop().time() - began, gate.numbers().state
+        await gate.wait_for_change()
+        return asyncio.get_running_loop().time() - began, gate.metrics().state
 
     waited, state = run_virtual(scenario())
 
@@ -106,11 +106,11 @@ def test_mere_dueness_wakes_nobody() -> None:
     async def scenario() -> None:
         gate = loop_gate()
         open_now(gate)
-        future = gate.changed()
+        future = gate.wait_for_change()
         await until_due(gate)
         await asyncio.sleep(1000.0)
         assert not future.done()
-        gate.reserve()
+        gate.try_acquire_early()
         assert future.done(), "the first probe is a change"
 
     run_virtual(scenario())
@@ -128,10 +128,10 @@ def test_every_change_that_callers_meet_wakes() -> None:
             lambda: gate.reconfigure(BreakerConfig(half_open_calls=2)),
         ]
         for change in changes:
-            future = gate.changed()
+            future = gate.wait_for_change()
             change()
             assert future.done()
-        future = gate.changed()
+        future = gate.wait_for_change()
         gate.force_open = False
         open_now(gate)
         assert not future.done(), "nothing new"
@@ -145,7 +145,7 @@ def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
 
     async def scenario() -> None:
         gate = loop_gate(fail_max=1)
-        waits = [asyncio.ensure_future(gate.changed()) for _ in range(100)]
+        waits = [asyncio.ensure_future(gate.wait_for_change()) for _ in range(100)]
         for each in waits[1:]:
             each.cancel()
         await asyncio.sleep(0)
@@ -168,7 +168,7 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: troubles.append(what))
 
         async def wait(number: int) -> None:
-            await gate.changed()
+            await gate.wait_for_change()
             order.append(number)
 
         waits = [asyncio.ensure_future(wait(number)) for number in range(50)]
@@ -188,7 +188,7 @@ def test_changed_needs_a_loop() -> None:
     gate, _ = make_gate()
 
     with pytest.raises(RuntimeError, match="no running event loop"):
-        gate.changed()
+        gate.wait_for_change()
 
 
 NO_LOOP = "^a gate without a clock of its own needs a running loop$"
@@ -199,9 +199,9 @@ def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
     gate = loop_gate()
 
     with pytest.raises(RuntimeError, match=NO_LOOP):
-        gate.admit()
+        gate.acquire()
     with pytest.raises(RuntimeError, match=NO_LOOP):
-        gate.reserve()
+        gate.try_acquire_early()
 
 
 def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
@@ -218,7 +218,7 @@ def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
 
     assert gate.snapshot()["since_s"] == pytest.approx(10.0)
     assert permit.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
-    assert gate.numbers().retry_after == 60.0
+    assert gate.metrics().retry_after == 60.0
 
 
 def test_state_goes_over_from_one_loop_to_the_next() -> None:
@@ -229,11 +229,11 @@ def test_state_goes_over_from_one_loop_to_the_next() -> None:
         await asyncio.sleep(5000.0)
         fail(gate)
         await asyncio.sleep(20.0)
-        assert gate.numbers().retry_after == pytest.approx(40.0)
+        assert gate.metrics().retry_after == pytest.approx(40.0)
 
     async def second() -> float:
-        assert gate.numbers().retry_after == pytest.approx(40.0)
-        until = gate.open_until()
+        assert gate.metrics().retry_after == pytest.approx(40.0)
+        until = gate.blocked_until()
         assert until == pytest.approx(40.0), "in the time of this loop"
         await until_due(gate)
         return float(let_in(gate).probe)
@@ -249,12 +249,12 @@ def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
 
     async def first() -> None:
         await asyncio.sleep(0.5)
-        gate.numbers()
+        gate.metrics()
         await asyncio.sleep(0.5)
         fail(gate)
 
     async def second() -> float | None:
-        return gate.open_until()
+        return gate.blocked_until()
 
     run_virtual(first())
 
@@ -292,7 +292,7 @@ def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> Non
     async def first() -> None:
         fail(gate)
         await until_due(gate)
-        probe = gate.reserve()
+        probe = gate.try_acquire_early()
         assert isinstance(probe, Permit)
         if sent:
             probe.begin()
@@ -320,7 +320,7 @@ def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
     async def second() -> None:
         let_in(gate).settle(BreakerOutcome.NEUTRAL)
         await asyncio.sleep(100.0)
-        assert gate.numbers().state is BreakerState.CLOSED
+        assert gate.metrics().state is BreakerState.CLOSED
 
     run_virtual(first())
     run_virtual(second())
@@ -333,10 +333,10 @@ def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
 
     async def wait() -> asyncio.Future[None]:
         open_now(gate)
-        return gate.changed()
+        return gate.wait_for_change()
 
     async def ask() -> None:
-        assert isinstance(gate.admit(), Rejection)
+        assert isinstance(gate.acquire(), Rejection)
 
     loop.run_until_complete(wait())
     loop.close()
@@ -359,7 +359,7 @@ def test_a_timer_left_on_another_loop_does_no_harm() -> None:
         second = other.run_until_complete(send())
         one.run_until_complete(asyncio.sleep(15.0))
         one.run_until_complete(asyncio.sleep(15.0))
-        assert gate.numbers().consecutive == 2, "both were slow by then"
+        assert gate.metrics().consecutive == 2, "both were slow by then"
         assert timers(other) == 1
         other.run_until_complete(asyncio.sleep(30.0))
         assert timers(other) == 0
@@ -404,7 +404,7 @@ def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
         await asyncio.sleep(15.0)
         let_in(gate)
         first.settle(BreakerOutcome.SUCCESS)
-        await gate.changed()
+        await gate.wait_for_change()
         return asyncio.get_running_loop().time()
 
     assert run_virtual(scenario()) == pytest.approx(35.0)
@@ -416,7 +416,7 @@ def test_a_timer_rings_in_time_for_a_short_while() -> None:
     async def scenario() -> float:
         gate = loop_gate(slow_call=0.25, fail_max=1)
         let_in(gate)
-        await gate.changed()
+        await gate.wait_for_change()
         return asyncio.get_running_loop().time()
 
     assert run_virtual(scenario()) == pytest.approx(0.25)
@@ -429,7 +429,7 @@ def test_an_earlier_moment_sets_the_timer_anew() -> None:
         gate = loop_gate(slow_call=500.0, fail_max=1)
         let_in(gate)
         gate.reconfigure(BreakerConfig(slow_call=20.0, fail_max=1))
-        await gate.changed()
+        await gate.wait_for_change()
         return asyncio.get_running_loop().time()
 
     assert run_virtual(scenario()) == pytest.approx(20.0)
@@ -438,11 +438,11 @@ def test_an_earlier_moment_sets_the_timer_anew() -> None:
 def test_a_gate_nobody_uses_any_more_is_collected() -> None:
     """Neither its listeners nor a loop keep it alive once its last timer is gone."""
 
-    async def scenario() -> weakref.ref[Gate]:
+    async def scenario() -> weakref.ref[CircuitBreaker]:
         gate = loop_gate(slow_call=20.0)
         gate.subscribe(lambda _transition: None, inline=True)
         let_in(gate).settle(BreakerOutcome.SUCCESS)
-        gate.changed().cancel()
+        gate.wait_for_change().cancel()
         await asyncio.sleep(30.0)
         return weakref.ref(gate)
 
@@ -459,7 +459,7 @@ def test_a_clock_of_its_own_works_on_a_loop_too() -> None:
         gate, clock = opened(HandClock(), probe_deadline=5.0)
         clock.pass_(60.0)
         let_in(gate)
-        future = gate.changed()
+        future = gate.wait_for_change()
         await asyncio.sleep(20.0)
         assert not future.done()
         clock.pass_(5.0)
@@ -476,7 +476,7 @@ def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
 
     async def hammer() -> None:
         for number in range(rounds):
-            call = gate.admit()
+            call = gate.acquire()
             assert isinstance(call, Permit)
             call.begin()
             call.settle(BreakerOutcome.FAILURE if number % 2 else BreakerOutcome.SUCCESS)
@@ -495,7 +495,7 @@ def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
         each.join(timeout=60)
 
     assert errors == []
-    assert gate.numbers().window_calls == 4 * rounds
+    assert gate.metrics().window_calls == 4 * rounds
     assert gate.snapshot()["window"]["failures"] == 2 * rounds
 
 
@@ -507,7 +507,7 @@ def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
 
     def ask() -> None:
         barrier.wait(timeout=30)
-        answers.extend([gate.admit() for _ in range(50)])
+        answers.extend([gate.acquire() for _ in range(50)])
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for each in threads:
@@ -526,7 +526,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
     woken = []
 
     async def wait() -> None:
-        future = gate.changed()
+        future = gate.wait_for_change()
         waiting.set()
         await asyncio.wait_for(future, timeout=30)
         woken.append(threading.current_thread().name)
@@ -546,7 +546,7 @@ def test_many_waiters_of_other_threads_are_all_woken() -> None:
     ready, woken = threading.Barrier(5), []
 
     async def wait() -> None:
-        futures = [gate.changed() for _ in range(500)]
+        futures = [gate.wait_for_change() for _ in range(500)]
         ready.wait(timeout=30)
         await asyncio.wait_for(asyncio.gather(*futures), timeout=30)
         woken.append(len(futures))
@@ -568,7 +568,7 @@ def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
     loop = VirtualTimeLoop()
 
     async def wait() -> asyncio.Future[None]:
-        return gate.changed()
+        return gate.wait_for_change()
 
     future = loop.run_until_complete(wait())
     loop.close()
@@ -582,12 +582,14 @@ def test_who_reads_from_another_thread_sees_the_running_loops_time() -> None:
     """A gauge read by an exporter's thread is as old as the loop is, not as the last call."""
 
     async def scenario() -> None:
-        gate = Gate("thumbnails", BreakerConfig(window=0.2, fail_max=99), random=lambda: 0.0)
-        gate.admit()
+        gate = CircuitBreaker(
+            "thumbnails", BreakerConfig(window=0.2, fail_max=99), random=lambda: 0.0
+        )
+        gate.acquire()
         fail(gate, 2)
-        assert gate.numbers().window_calls == 2
+        assert gate.metrics().window_calls == 2
         async with asyncio.timeout(20):
-            while (await asyncio.to_thread(gate.numbers)).window_calls:  # noqa: ASYNC110 - no event tells
+            while (await asyncio.to_thread(gate.metrics)).window_calls:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.02)
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.breaker import BreakerConfig, Gate, Permit, Rejection
+from resilient_imagen.breaker import BreakerConfig, CircuitBreaker, Permit, Rejection
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
@@ -16,18 +16,18 @@ Kind = Literal["takes", "looks", "takes another", "leaves", "leaves when woken"]
 Way = Literal["await", "wait", "wait_for", "task"]
 
 
-async def due(places: int = 1) -> Gate:
+async def due(places: int = 1) -> CircuitBreaker:
     """A gate that is due for its first probe."""
-    gate = Gate(
+    gate = CircuitBreaker(
         "google:pro", BreakerConfig(half_open_calls=places, reset_max=600.0), random=lambda: 0.0
     )
-    gate.trip(cause="quota_exhausted")
+    gate.force_trip(cause="quota_exhausted")
     await asyncio.sleep(600.0)
     return gate
 
 
-def probes(gate: Gate, count: int) -> list[Permit]:
-    found = [gate.reserve() for _ in range(count)]
+def probes(gate: CircuitBreaker, count: int) -> list[Permit]:
+    found = [gate.try_acquire_early() for _ in range(count)]
     assert all(isinstance(each, Permit) for each in found)
     return [each for each in found if isinstance(each, Permit)]
 
@@ -40,7 +40,7 @@ async def settle_down() -> None:
 class Caller:
     """One caller that waits for a place of `gate`, and may also watch `other`."""
 
-    def __init__(self, gate: Gate, other: Gate, kind: Kind, way: Way) -> None:
+    def __init__(self, gate: CircuitBreaker, other: CircuitBreaker, kind: Kind, way: Way) -> None:
         self.gate, self.other, self.kind, self.way = gate, other, kind, way
         self.woken = 0
         self.permit: Permit | None = None
@@ -58,14 +58,14 @@ class Caller:
 
     def ask(self) -> Permit | Rejection | None:
         if self.kind != "looks":
-            return self.gate.reserve()
-        rejection = self.gate.reserve() if not self.gate.usable() else None
+            return self.gate.try_acquire_early()
+        rejection = self.gate.try_acquire_early() if not self.gate.allows_calls() else None
         return rejection or Rejection(
-            "", self.gate.numbers().state, None, True, None, None, None, self.gate.numbers()
+            "", self.gate.metrics().state, None, True, None, None, None, self.gate.metrics()
         )
 
     async def wait(self) -> None:
-        self.waiting = self.gate.changed()
+        self.waiting = self.gate.wait_for_change()
         if self.kind == "leaves when woken":
             self.waiting.add_done_callback(lambda _: self.task.cancel())
         if self.way == "await":
@@ -75,7 +75,7 @@ class Caller:
         elif self.way == "task":
             await asyncio.ensure_future(asyncio.wait([self.waiting], timeout=1e6))
         else:
-            watched = {self.waiting, self.other.changed()}
+            watched = {self.waiting, self.other.wait_for_change()}
             await asyncio.wait(watched, timeout=1e6, return_when=asyncio.FIRST_COMPLETED)
             for each in watched:
                 each.cancel()
@@ -188,16 +188,16 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
 
 def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> None:
     """A loop left in the middle holds a waiter; the running loop's caller is woken as well."""
-    gate = Gate("google:pro", BreakerConfig(), random=lambda: 0.0)
+    gate = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
     idle, busy = VirtualTimeLoop(), VirtualTimeLoop()
 
     async def wait() -> asyncio.Future[None]:
-        gate.trip(cause="overloaded")
-        return gate.changed()
+        gate.force_trip(cause="overloaded")
+        return gate.wait_for_change()
 
     async def probe_and_leave() -> None:
         gate.force_open = False
-        until = gate.open_until()
+        until = gate.blocked_until()
         assert until is not None
         await asyncio.sleep(until - asyncio.get_running_loop().time())
         (probe,) = probes(gate, 1)

@@ -179,7 +179,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
     run(new_loop, client)
     gc.collect()
 
-    assert gate.numbers().state == "closed"
+    assert gate.metrics().state == "closed"
     assert [picture() for picture in pictures] == [None] * 10
 
 

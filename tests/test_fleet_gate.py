@@ -41,13 +41,13 @@ def test_a_failed_probe_opens_for_all_and_for_twice_as_long() -> None:
         async with crew(sea, 2) as workers:
             await outage(workers)
             for turn, seconds in ((1, 120), (0, 240), (1, 480), (0, 600)):
-                left = workers[0].gate.numbers().retry_after
+                left = workers[0].gate.metrics().retry_after
                 assert left is not None
                 await asyncio.sleep(left + 0.1)
                 await workers[turn].fail(1)
                 await news()
                 assert states(workers) == {"open"}
-                assert workers[0].gate.numbers().retry_after == pytest.approx(seconds, abs=1)
+                assert workers[0].gate.metrics().retry_after == pytest.approx(seconds, abs=1)
 
     sail(scene)
 
@@ -61,12 +61,12 @@ def test_hints_in_a_row_are_no_failed_probes() -> None:
             for turn in (0, 1, 0):
                 await workers[turn].request(Reason.RATE_LIMITED, retry_after=20.0)
                 await news()
-                assert workers[0].gate.numbers().retry_after == pytest.approx(120, abs=1)
+                assert workers[0].gate.metrics().retry_after == pytest.approx(120, abs=1)
                 await asyncio.sleep(120.1)
             await workers[1].fail(1)
             await news()
             assert states(workers) == {"open"}
-            assert workers[0].gate.numbers().retry_after == pytest.approx(120, abs=1)
+            assert workers[0].gate.metrics().retry_after == pytest.approx(120, abs=1)
 
     sail(scene)
 
@@ -104,7 +104,7 @@ def test_a_second_opinion_that_agrees_opens_for_all() -> None:
             await workers[1].fail(1, Reason.CONNECTION)
             await news()
             assert states(workers) == {"open"}
-            assert workers[0].gate.numbers().retry_after == pytest.approx(120, abs=1)
+            assert workers[0].gate.metrics().retry_after == pytest.approx(120, abs=1)
 
     sail(scene)
 
@@ -119,7 +119,7 @@ def test_a_cancelled_probe_frees_its_place_for_everybody() -> None:
             assert isinstance(probe, Permit)
             await news()
             assert isinstance(await workers[1].admit(), Rejection)
-            waiting = workers[1].gate.changed()
+            waiting = workers[1].gate.wait_for_change()
             probe.settle(BreakerOutcome.NEUTRAL)
             await asyncio.wait_for(waiting, 0.05)
             assert isinstance(await workers[1].admit(), Permit)
@@ -189,7 +189,7 @@ def test_a_probe_is_had_at_the_entrance_only() -> None:
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2) as workers:
             await opening_over(workers)
-            rejection = workers[0].gate.admit()
+            rejection = workers[0].gate.acquire()
             assert isinstance(rejection, Rejection)
             assert rejection.probing
             await news()
@@ -204,7 +204,7 @@ def test_a_probe_held_unsent_too_long_loses_its_place_everywhere() -> None:
     async def scene(sea: Sea) -> None:
         async with crew(sea, 2, probe_deadline=30.0) as workers:
             await opening_over(workers)
-            held = workers[0].gate.reserve()
+            held = workers[0].gate.try_acquire_early()
             assert isinstance(held, Permit)
             await asyncio.sleep(30.1)
             assert held.stale
@@ -238,7 +238,7 @@ def test_asking_costs_no_round_trip() -> None:
         async with crew(sea, 2) as workers:
             before = sea.store.steps
             for _ in range(1000):
-                permit = workers[0].gate.admit()
+                permit = workers[0].gate.acquire()
                 assert isinstance(permit, Permit)
                 permit.settle(BreakerOutcome.NEUTRAL)
             await news()
@@ -246,7 +246,7 @@ def test_asking_costs_no_round_trip() -> None:
             await outage(workers)
             before = sea.store.steps
             for _ in range(1000):
-                assert isinstance(workers[1].gate.reserve(), Rejection)
+                assert isinstance(workers[1].gate.try_acquire_early(), Rejection)
             await news()
             assert sea.store.steps == before
 
@@ -258,12 +258,12 @@ def test_what_a_sibling_route_learned_reaches_the_others() -> None:
 
     async def scene(sea: Sea) -> None:
         async with crew(sea, 3) as workers:
-            workers[0].gate.trip(cause=Reason.QUOTA_EXHAUSTED, brief="429 RESOURCE_EXHAUSTED")
+            workers[0].gate.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429 RESOURCE_EXHAUSTED")
             await news()
             assert states(workers) == {"open"}
             rejection = await workers[2].admit()
             assert isinstance(rejection, Rejection)
-            assert (rejection.cause, rejection.brief) == (
+            assert (rejection.cause, rejection.summary) == (
                 "quota_exhausted",
                 "429 RESOURCE_EXHAUSTED",
             )

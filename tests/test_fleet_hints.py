@@ -55,7 +55,7 @@ def test_a_hint_leaves_the_fleets_count_in_a_row_as_it_was() -> None:
             await workers[2].fail(1)
             await news()
             assert states(workers) == {"open"}
-            assert workers[0].gate.numbers().retry_after == pytest.approx(60, abs=1)
+            assert workers[0].gate.metrics().retry_after == pytest.approx(60, abs=1)
 
     sail(scene)
 
@@ -71,7 +71,7 @@ def test_of_hints_in_flight_the_longest_holds_for_all() -> None:
                 await news()
             assert states(workers) == {"open"}
             for worker in workers:
-                assert worker.gate.numbers().retry_after == pytest.approx(30, abs=0.5)
+                assert worker.gate.metrics().retry_after == pytest.approx(30, abs=0.5)
             await asyncio.sleep(30)
             assert states(workers) == {"closed"}
 
@@ -92,7 +92,7 @@ def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
             for worker in workers:
                 rejection = await worker.admit()
                 assert isinstance(rejection, Rejection)
-                assert (rejection.cause, rejection.brief) == ("quota_exhausted", "429 QUOTA")
+                assert (rejection.cause, rejection.summary) == ("quota_exhausted", "429 QUOTA")
                 assert rejection.retry_after == pytest.approx(600, abs=1)
             await asyncio.sleep(600.1)
             probe = await in_flight(workers[1])
@@ -115,7 +115,7 @@ def test_a_quota_learned_while_redis_was_away_is_told_when_it_is_back() -> None:
             sea.rise(empty=False)
             await asyncio.sleep(5)
             for worker in workers:
-                assert worker.gate.numbers().retry_after == pytest.approx(595, abs=1)
+                assert worker.gate.metrics().retry_after == pytest.approx(595, abs=1)
 
     sail(scene)
 
@@ -149,7 +149,7 @@ def test_a_hint_of_the_fleet_does_not_end_a_workers_own_opening() -> None:
             await healthy[0].request(Reason.RATE_LIMITED, retry_after=2.0)
             await asyncio.sleep(3)
             assert (sick.state, states(healthy)) == ("open", {"closed"})
-            assert sick.gate.numbers().retry_after == pytest.approx(57, abs=0.5)
+            assert sick.gate.metrics().retry_after == pytest.approx(57, abs=0.5)
 
     sail(scene)
 

@@ -24,7 +24,7 @@ def now() -> float:
 async def send(worker: Worker, sent: list[tuple[float, int]], who: int, takes: float = 0.0) -> None:
     with worker.pacer.join() as ticket:
         await ticket.granted
-        ticket.spend()
+        ticket.consume()
         sent.append((now(), who))
         await asyncio.sleep(takes)
 
@@ -124,7 +124,7 @@ def test_those_who_leave_give_their_places_back() -> None:
                 with ticket:
                     pass
             with tickets[0] as first:
-                first.spend()
+                first.consume()
             await asyncio.sleep(7)
             assert workers[3].pacer.shortest_wait() == pytest.approx(0, abs=0.01)
             sent: list[tuple[float, int]] = []
@@ -214,7 +214,7 @@ def test_max_queue_counts_who_waits_and_nobody_else() -> None:
             worker.pacer._max_queue = 0
             with worker.pacer.join() as ticket:
                 await ticket.granted
-                ticket.spend()
+                ticket.consume()
                 with pytest.raises(QueueFullError):
                     worker.pacer.join()
 

@@ -102,7 +102,7 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
             await workers[1].fail(1, Reason.UNAUTHENTICATED)
             await news()
             assert states(workers) == {"open"}
-            assert workers[3].gate.numbers().retry_after == pytest.approx(600, abs=1)
+            assert workers[3].gate.metrics().retry_after == pytest.approx(600, abs=1)
 
     sail(scene)
 
@@ -140,7 +140,7 @@ def test_what_only_one_busy_worker_sees_is_confirmed_by_the_next_to_ask(reason: 
             for pause in (60, 120, 240):
                 await news()
                 assert (busy.state, states(idle)) == ("open", {"closed"})
-                assert busy.gate.numbers().retry_after == pytest.approx(pause, abs=1)
+                assert busy.gate.metrics().retry_after == pytest.approx(pause, abs=1)
                 await asyncio.sleep(pause)
                 await busy.fail(1, reason)
             await idle[0].fail(1, reason)
@@ -210,7 +210,7 @@ def test_a_used_up_quota_opens_for_all_at_once() -> None:
             await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
             await news()
             assert states(workers) == {"open"}
-            assert workers[2].gate.numbers().retry_after == pytest.approx(600, abs=1)
+            assert workers[2].gate.metrics().retry_after == pytest.approx(600, abs=1)
 
     sail(scene)
 
@@ -223,7 +223,7 @@ def test_a_hint_opens_for_all_exactly_that_long() -> None:
             await workers[0].request(Reason.RATE_LIMITED, retry_after=33.0)
             await news()
             assert states(workers) == {"open"}
-            assert workers[2].gate.numbers().retry_after == pytest.approx(33, abs=0.1)
+            assert workers[2].gate.metrics().retry_after == pytest.approx(33, abs=0.1)
 
     sail(scene)
 
@@ -271,9 +271,9 @@ def test_what_was_seen_in_an_earlier_state_does_not_count() -> None:
             await news()
             await workers[0].fail(3)
             await news()
-            until = [worker.gate.open_until() for worker in workers]
+            until = [worker.gate.blocked_until() for worker in workers]
             await asyncio.sleep(12)
-            assert [worker.gate.open_until() for worker in workers] == until
+            assert [worker.gate.blocked_until() for worker in workers] == until
             await asyncio.sleep(48.5)
             await workers[1].request()
             await news()

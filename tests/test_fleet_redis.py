@@ -178,8 +178,8 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
             for world in (one, same, other):
                 await world.client.warm_up()
             await asyncio.gather(one.ask(), other.ask())  # each is its account's first in a minute
-            await until(lambda: same.lane.pacer.shortest_wait() > 30)
-            one.lane.gate.trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
+            await until(lambda: same.lane.limiter.shortest_wait() > 30)
+            one.lane.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
             await until(lambda: same.state == "open")
             assert other.state == "closed"
 

@@ -36,7 +36,7 @@ def test_a_newcomer_learns_the_state_on_joining() -> None:
             await outage(workers)
             async with crew(sea, 1) as (newcomer,):
                 assert isinstance(await newcomer.admit(), Rejection)
-                assert newcomer.gate.numbers().retry_after == pytest.approx(60, abs=1)
+                assert newcomer.gate.metrics().retry_after == pytest.approx(60, abs=1)
             await asyncio.sleep(60.1)
             assert isinstance(await workers[0].admit(), Permit)
             async with crew(sea, 1) as (newcomer,):
@@ -61,7 +61,7 @@ def test_a_store_that_lost_its_memory_is_told_of_the_opening() -> None:
             assert all(worker.fleet.joined for worker in workers)
             async with crew(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
-                left = newcomer.gate.numbers().retry_after
+                left = newcomer.gate.metrics().retry_after
                 assert left == pytest.approx(30, abs=1)
             assert states(workers) == {"open"}
 

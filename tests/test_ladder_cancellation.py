@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ladder import FAST, World, now, play
 
 from resilient_imagen import ImageGenerationError, Reason
-from resilient_imagen.breaker import Gate
+from resilient_imagen.breaker import CircuitBreaker
 
 Script = Callable[[World], None]
 
@@ -41,8 +41,8 @@ def all_down(world: World) -> None:
 SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
 
 
-def gate_of(world: World) -> Gate:
-    return world.client._routing.routes[0].gate
+def gate_of(world: World) -> CircuitBreaker:
+    return world.client._routing.routes[0].breaker
 
 
 async def settled(world: World, probes: int = 1) -> None:
@@ -120,7 +120,7 @@ def test_cancelled_at_every_await_nothing_leaks(
         step = 1
         while step < 60:
             if probing:
-                gate_of(world).trip(cause="overloaded")
+                gate_of(world).force_trip(cause="overloaded")
                 await asyncio.sleep(1300)
             script(world)
             reached = await cancelled_at_step(
@@ -147,17 +147,17 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
     """The permit was carried through the queue; the caller that gave up hands it back."""
 
     async def scene(world: World) -> None:
-        gate, pacer = gate_of(world), world.client._routing.routes[0].pacer
-        gate.trip(cause="overloaded")
+        gate, pacer = gate_of(world), world.client._routing.routes[0].limiter
+        gate.force_trip(cause="overloaded")
         await asyncio.sleep(1300)
         with pacer.join() as blocker:
             await blocker.granted
             task = asyncio.create_task(world.ask())
             await asyncio.sleep(1)
-            assert not gate.usable()
+            assert not gate.allows_calls()
             task.cancel()
             await asyncio.wait({task})
-            assert gate.usable()
+            assert gate.allows_calls()
 
     play(scene, max_concurrent=1)
 
@@ -184,7 +184,7 @@ def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
         world.google.warm_up = warm_up  # type: ignore[attr-defined]
         task = asyncio.create_task(world.ask())
         await asyncio.sleep(0.5)
-        gate_of(world).trip(cause="overloaded")
+        gate_of(world).force_trip(cause="overloaded")
         assert (await task).fallback_reason == "circuit_open"
         assert world.google.sent == []
 

@@ -26,7 +26,7 @@ from resilient_imagen import (
     Resolution,
     Settings,
 )
-from resilient_imagen.breaker import Gate
+from resilient_imagen.breaker import CircuitBreaker
 from resilient_imagen.testing import FakeProvider
 
 ROUTES = (
@@ -146,16 +146,16 @@ def longest(made: Settings, calls: int) -> float:
     return requests * (2 * timeout + 2 + place + opening) + back_offs
 
 
-def watch(gate: Gate, waiting: list[asyncio.Future[None]]) -> None:
+def watch(gate: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
     """Note every future that somebody waits for at the breaker."""
-    changed = gate.changed
+    changed = gate.wait_for_change
 
     def noted() -> asyncio.Future[None]:
         future = changed()
         waiting.append(future)
         return future
 
-    gate.changed = noted  # type: ignore[method-assign]
+    gate.wait_for_change = noted  # type: ignore[method-assign]
 
 
 async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:

@@ -323,7 +323,7 @@ def test_a_route_is_not_entered_when_the_time_is_up() -> None:
         with pytest.raises(DeadlineExceededError):
             await world.ask(deadline=30.0)
         await first
-        assert google.usable()
+        assert google.allows_calls()
         assert world.breaker(1) == "open", "a probe would have made it half-open"
 
     play(scene, max_concurrent=1, **FAST)

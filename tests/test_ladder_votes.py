@@ -483,7 +483,7 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
 
     async def scene(world: World) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
-        assert gate._circuit.config == expected
+        assert gate._machine.config == expected
 
     play(scene, **chosen)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.limiter.memory import Pacer, QueueFullError
+from resilient_imagen.limiter.memory import RateLimiter, QueueFullError
 from resilient_imagen.testing import VirtualTimeLoop, run_virtual
 
 
@@ -20,15 +20,15 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def paced(pacer: Pacer, work: Callable[[], Awaitable[None]], sent: list[float]) -> None:
+async def paced(pacer: RateLimiter, work: Callable[[], Awaitable[None]], sent: list[float]) -> None:
     with pacer.join() as ticket:
         await ticket.granted
-        ticket.spend()
+        ticket.consume()
         sent.append(now())
         await work()
 
 
-def times_of(pacer: Pacer, callers: int, busy: float) -> list[float]:
+def times_of(pacer: RateLimiter, callers: int, busy: float) -> list[float]:
     sent: list[float] = []
 
     async def work() -> None:
@@ -43,21 +43,21 @@ def times_of(pacer: Pacer, callers: int, busy: float) -> list[float]:
 
 def test_requests_are_evenly_spaced() -> None:
     """Ten images a minute leave six seconds apart, the first at once."""
-    sent = times_of(Pacer(max_concurrent=4, per_minute=10), 8, busy=1)
+    sent = times_of(RateLimiter(max_concurrent=4, per_minute=10), 8, busy=1)
 
     assert [pytest.approx(6.0 * n, abs=1e-3) for n in range(8)] == sent
 
 
 def test_a_burst_leaves_together_after_a_quiet_time_and_no_more() -> None:
     """burst=3 lets three out at once; the fourth keeps the pace."""
-    sent = times_of(Pacer(max_concurrent=9, per_minute=10, burst=3), 5, busy=1)
+    sent = times_of(RateLimiter(max_concurrent=9, per_minute=10, burst=3), 5, busy=1)
 
     assert [pytest.approx(t, abs=1e-3) for t in (0, 0, 0, 6, 12)] == sent
 
 
 def test_no_more_than_allowed_are_in_flight() -> None:
     """A third caller waits for a slot although its place is due."""
-    sent = times_of(Pacer(max_concurrent=2, per_minute=6000), 4, busy=50)
+    sent = times_of(RateLimiter(max_concurrent=2, per_minute=6000), 4, busy=50)
 
     assert [pytest.approx(t, abs=0.1) for t in (0, 0, 50, 50)] == sent
 
@@ -65,12 +65,12 @@ def test_no_more_than_allowed_are_in_flight() -> None:
 def test_first_come_first_served() -> None:
     """Callers are served in the order in which they joined."""
     order: list[int] = []
-    pacer = Pacer(max_concurrent=1, per_minute=600)
+    pacer = RateLimiter(max_concurrent=1, per_minute=600)
 
     async def caller(number: int) -> None:
         with pacer.join() as ticket:
             await ticket.granted
-            ticket.spend()
+            ticket.consume()
             order.append(number)
             await asyncio.sleep(1)
 
@@ -85,7 +85,7 @@ def test_the_queue_is_bounded_when_asked() -> None:
     """With max_queue=1 a second waiting caller is refused, and the first keeps its stand."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=1, per_minute=600, max_queue=1)
+        pacer = RateLimiter(max_concurrent=1, per_minute=600, max_queue=1)
         with pacer.join() as first:
             await first.granted
             with pacer.join():
@@ -100,7 +100,7 @@ def test_max_queue_zero_serves_whoever_need_not_wait() -> None:
     """No queue at all still lets a caller through that finds everything free."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=1, per_minute=600, max_queue=0)
+        pacer = RateLimiter(max_concurrent=1, per_minute=600, max_queue=0)
         with pacer.join() as ticket:
             assert ticket.granted.done()
             with pytest.raises(QueueFullError):
@@ -113,7 +113,7 @@ def test_a_place_that_was_not_spent_goes_back() -> None:
     """Leaving after the grant, without a request, does not delay the next caller."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=1, per_minute=10)
+        pacer = RateLimiter(max_concurrent=1, per_minute=10)
         with pacer.join() as ticket:
             await ticket.granted
         with pacer.join() as ticket:
@@ -128,7 +128,7 @@ def test_a_place_is_not_given_back_past_a_later_one() -> None:
     sent: list[float] = []
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=4, per_minute=10)
+        pacer = RateLimiter(max_concurrent=4, per_minute=10)
         with pacer.join() as early:
             await early.granted
             await paced(pacer, lambda: asyncio.sleep(0), sent)
@@ -142,7 +142,7 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
     """The grant and the cancellation in the same moment: slot and place are free again."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=1, per_minute=600)
+        pacer = RateLimiter(max_concurrent=1, per_minute=600)
 
         async def waiting() -> None:
             with pacer.join() as ticket:
@@ -150,7 +150,7 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
 
         with pacer.join() as first:
             await first.granted
-            first.spend()
+            first.consume()
             second = asyncio.create_task(waiting())
             await asyncio.sleep(1)
         assert pacer.in_flight == 1  # granted to the second, which has not run yet
@@ -165,7 +165,7 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
 
 def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
     """A loop that is closed with callers in flight and in the queue blocks nobody in the next."""
-    pacer = Pacer(max_concurrent=1, per_minute=600_000)
+    pacer = RateLimiter(max_concurrent=1, per_minute=600_000)
 
     async def forever() -> None:
         with pacer.join() as ticket:
@@ -196,11 +196,11 @@ def test_shortest_wait_tells_how_long_the_queue_is() -> None:
     """The estimate counts everybody who stands in front."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=4, per_minute=10)
+        pacer = RateLimiter(max_concurrent=4, per_minute=10)
         tickets = [pacer.join() for _ in range(4)]
         assert pacer.shortest_wait() == pytest.approx(24.0)
         for ticket in tickets:
-            pacer.leave(ticket)
+            pacer.release(ticket)
 
     run_virtual(main())
 
@@ -209,7 +209,7 @@ def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
     """Two slots, a picture takes 20 s: the third waits for the first, the fifth for the third."""
 
     async def main() -> None:
-        pacer = Pacer(max_concurrent=2, per_minute=6000)
+        pacer = RateLimiter(max_concurrent=2, per_minute=6000)
         waits = []
         tickets = []
         for _ in range(6):
@@ -221,7 +221,7 @@ def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
         await asyncio.sleep(25)
         assert pacer.shortest_wait(20.0) == pytest.approx(40.0, abs=0.1), "both are overdue"
         for ticket in tickets:
-            pacer.leave(ticket)
+            pacer.release(ticket)
         assert pacer.shortest_wait(20.0) == pytest.approx(0.0, abs=0.1)
 
     run_virtual(main())
@@ -239,7 +239,7 @@ def test_shortest_wait_is_what_a_newcomer_waits(
     arrivals: list[float], slots: int, per_minute: float, burst: int, latency: float
 ) -> None:
     """If all take equally long it is exact; with a burst it is never too long."""
-    pacer = Pacer(max_concurrent=slots, per_minute=per_minute, burst=burst)
+    pacer = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
     async def caller(at: float) -> None:
         await asyncio.sleep(at)
@@ -247,7 +247,7 @@ def test_shortest_wait_is_what_a_newcomer_waits(
         with pacer.join() as ticket:
             await ticket.granted
             waited = now() - joined
-            ticket.spend()
+            ticket.consume()
             await asyncio.sleep(latency)
         assert expected <= waited + 1e-3
         if burst == 1:
@@ -282,7 +282,7 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
 ) -> None:
     """Random arrivals, durations and cancellations: never too many, never too fast, never stuck."""
     sent: list[float] = []
-    pacer = Pacer(max_concurrent=slots, per_minute=per_minute, burst=burst)
+    pacer = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
     async def caller(start: float, busy: float, cancel_at: float | None) -> None:
         async def work() -> None:
@@ -323,7 +323,7 @@ def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
             super().call_at(when, callback, *args, context=context)
             return Timer(callback, args, self)
 
-    pacer = Pacer(max_concurrent=9, per_minute=60)
+    pacer = RateLimiter(max_concurrent=9, per_minute=60)
     sent: list[float] = []
 
     async def main() -> None:

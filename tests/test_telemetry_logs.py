@@ -230,7 +230,7 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
 
     async def scene(world: World) -> None:
         await world.drag()
-        world.client._routing.routes[1].gate.trip(cause="forbidden")
+        world.client._routing.routes[1].breaker.force_trip(cause="forbidden")
         rejected = [line for line in lines if line["event"].endswith("rejected")]
         assert rejected[0]["span_id"] == hexed(world.telemetry.rejects()[0])
         by_request, by_hand = [line for line in lines if line["event"].endswith("opened")]

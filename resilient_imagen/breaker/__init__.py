@@ -4,10 +4,10 @@ Nothing here loads pybreaker until the first `Gate` is made.
 """
 
 from resilient_imagen.breaker.config import BreakerConfig, BreakerMode
-from resilient_imagen.breaker.gate import Gate
+from resilient_imagen.breaker.gate import CircuitBreaker
 from resilient_imagen.breaker.permit import Permit
 from resilient_imagen.breaker.views import (
-    BreakerNumbers,
+    BreakerMetrics,
     BreakerState,
     Counted,
     Rejection,
@@ -19,10 +19,10 @@ from resilient_imagen.breaker.views import (
 __all__ = [
     "BreakerConfig",
     "BreakerMode",
-    "BreakerNumbers",
+    "BreakerMetrics",
     "BreakerState",
     "Counted",
-    "Gate",
+    "CircuitBreaker",
     "Permit",
     "Rejection",
     "Settlement",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from resilient_imagen.breaker.flights import Flight, Flights
-from resilient_imagen.breaker.trip import TripRule, believable, pause, tripped_pause
+from resilient_imagen.breaker.flights import InFlightCall, InFlightCalls
+from resilient_imagen.breaker.trip import TripRule, valid_hint, open_duration, trip_duration
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.reasons import Reason, BreakerOutcome
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.views import Counted
 
-__all__ = ["NO_REASON", "Circuit", "Opening", "Why"]
+__all__ = ["NO_CAUSE", "BreakerStateMachine", "OpenPeriod", "TripCause"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
-class Why(NamedTuple):
+class TripCause(NamedTuple):
     """What a failure is remembered by, if it is the one that opens the circuit."""
 
     cause: str | None = None
-    brief: str | None = None
+    summary: str | None = None
     origin: object | None = None
     retry_after: float | None = None
 
 
-class Opening(NamedTuple):
+class OpenPeriod(NamedTuple):
     """From when until when, and why. Kept until the circuit closes."""
 
     since: float
     until: float
-    why: Why
+    cause: TripCause
     closes: bool = False
     """The circuit is closed when this opening is over; otherwise the next caller is a probe."""
 
 
-NO_REASON: Final = Why()
+NO_CAUSE: Final = TripCause()
 _TRIP, _THROTTLED = BreakerOutcome.TRIP, BreakerOutcome.THROTTLED
 
 
-class Circuit:
+class BreakerStateMachine:
     """The state, and what may change it.
 
     Args:
@@ -65,7 +65,9 @@ class Circuit:
         moved: Callable[[BreakerState, BreakerState], None],
         freed: Callable[[], None],
     ) -> None:
-        from resilient_imagen.breaker.machine import Machine  # pybreaker, only where it is used
+        from resilient_imagen.breaker.machine import (
+            PybreakerAdapter,
+        )  # pybreaker, only where it is used
 
         self.config = config
         self._random = random
@@ -76,14 +78,14 @@ class Circuit:
         self.state = _CLOSED
         self.generation = 0
         """Number of states so far; an outcome counts in the one its request was admitted in."""
-        self.openings = 0
+        self.consecutive_openings = 0
         """Openings since it was last closed."""
-        self.opening: Opening | None = None
+        self.open_period: OpenPeriod | None = None
         self.rule = TripRule(config)
-        self.flights = Flights(config)
-        self._machine = Machine(self.rule, config, self._moved)
-        self._why = NO_REASON
-        self._next: Opening | None = None
+        self.in_flight = InFlightCalls(config)
+        self._pybreaker = PybreakerAdapter(self.rule, config, self._on_state_change)
+        self._cause = NO_CAUSE
+        self._next: OpenPeriod | None = None
         """The opening that begins with the next transition, if it is not one of failures."""
         self._closes_at = math.inf
         """When the present opening ends in the closed state; inf: it does not."""
@@ -92,29 +94,29 @@ class Circuit:
         """Make up for what time alone has decided up to `now`."""
         if self._closes_at <= now:  # then nothing is in flight that time decides about
             self.now = max(self._closes_at, self.now)
-            self._machine.close()
-        while self.flights.due <= now:
+            self._pybreaker.close()
+        while self.in_flight.due <= now:
             # A threshold lowered meanwhile may be due before what was already counted.
-            self.now = max(self.flights.due, self.now)
-            self._time_is_up(*self.flights.first())
+            self.now = max(self.in_flight.due, self.now)
+            self._on_call_due(*self.in_flight.next_due())
         self.now = now
 
     @property
     def due(self) -> float:
         """When time decides something next; inf: never."""
-        due = self.flights.due
+        due = self.in_flight.due
         return due if due < self._closes_at else self._closes_at  # noqa: FURB136 - asked each call
 
-    def ask(self) -> Flight | None:
+    def admit(self) -> InFlightCall | None:
         """Admit one request, or None. The first to ask once an opening is over begins a round."""
         if self.state is _CLOSED:
-            return Flight(self.generation)
+            return InFlightCall(self.generation)
         if self.blocked_until() is not None:
             return None
         if self.state is _OPEN:
-            self._machine.half_open()
-        probe = Flight(self.generation, probe=True)
-        self.flights.reserve(probe, self.now)
+            self._pybreaker.half_open()
+        probe = InFlightCall(self.generation, probe=True)
+        self.in_flight.hold_place(probe, self.now)
         return probe
 
     def blocked_until(self) -> float | None:
@@ -122,41 +124,45 @@ class Circuit:
 
         With every place taken by a probe: when time will have decided about the first of them.
         """
-        if self.state is _OPEN and self.opening is not None and self.now < self.opening.until:
-            return self.opening.until
+        if (
+            self.state is _OPEN
+            and self.open_period is not None
+            and self.now < self.open_period.until
+        ):
+            return self.open_period.until
         if self.state is _HALF_OPEN and not self._has_room:
-            return self.flights.due
+            return self.in_flight.due
         return None
 
-    def send(self, flight: Flight) -> None:
+    def send(self, flight: InFlightCall) -> None:
         """The request leaves now. A probe whose place was given up takes it again, if free."""
         if flight.counted is None and not self.is_stale(flight):
-            self.flights.send(flight, self.now)
+            self.in_flight.send(flight, self.now)
 
-    def answered(self, flight: Flight) -> None:
+    def answered(self, flight: InFlightCall) -> None:
         """Its answer is there."""
-        self.flights.answer(flight, self.now)
+        self.in_flight.answer(flight, self.now)
 
-    def is_stale(self, flight: Flight) -> bool:
+    def is_stale(self, flight: InFlightCall) -> bool:
         """Whether its outcome can no longer count."""
         if flight.generation != self.generation:
             return True
-        return flight.probe and flight not in self.flights.probes and not self._has_room
+        return flight.probe and flight not in self.in_flight.probes and not self._has_room
 
-    def count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
+    def count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
         """Count the outcome of a request, unless it was counted in flight or is stale.
 
         A stale hint or fatal failure may lengthen the present opening, and does nothing else.
         """
         at_once = verdict is _TRIP or (
-            verdict is _THROTTLED and believable(why.retry_after) is not None
+            verdict is _THROTTLED and valid_hint(why.retry_after) is not None
         )
-        lost_its_place = flight.probe and flight not in self.flights.probes
+        lost_its_place = flight.probe and flight not in self.in_flight.probes
         if flight.generation != self.generation or lost_its_place:
             if at_once and self.state is _OPEN:
                 self._open_at_once(verdict, why)
             return flight.counted or "stale"
-        self.flights.end(flight)
+        self.in_flight.end(flight)
         if not at_once:
             return flight.counted or self._vote(flight, verdict, why)
         if verdict is _TRIP and flight.counted is None:
@@ -164,7 +170,7 @@ class Circuit:
         self._open_at_once(verdict, why)
         return flight.counted or ("failure" if verdict is _TRIP else "throttled")
 
-    def open(self, seconds: float, why: Why, *, closes: bool = False) -> None:
+    def open(self, seconds: float, why: TripCause, *, closes: bool = False) -> None:
         """Open for `seconds` from now; if it is open already, for the longer of both.
 
         Args:
@@ -173,20 +179,20 @@ class Circuit:
             closes: Be closed afterwards. An opening ends with a probe unless all that opened and
                 lengthened it agree.
         """
-        opening = Opening(self.now, self.now + seconds, why, closes)
-        if self.state is not _OPEN or self.opening is None:
+        opening = OpenPeriod(self.now, self.now + seconds, why, closes)
+        if self.state is not _OPEN or self.open_period is None:
             self._begin(opening)
             return
-        closes = closes and self.opening.closes
-        if opening.until > self.opening.until:
-            self._note(opening._replace(since=self.opening.since, closes=closes))
+        closes = closes and self.open_period.closes
+        if opening.until > self.open_period.until:
+            self._note(opening._replace(since=self.open_period.since, closes=closes))
         else:
-            self._note(self.opening._replace(closes=closes))
+            self._note(self.open_period._replace(closes=closes))
 
     def abandon(self) -> None:
         """Forget the requests in flight: their event loop was closed, so nobody settles them."""
-        probes = bool(self.flights.probes)
-        self.flights.clear()
+        probes = bool(self.in_flight.probes)
+        self.in_flight.clear()
         if probes:
             self._on_freed()
 
@@ -194,108 +200,110 @@ class Circuit:
         """Take other numbers; state, counts and the present opening stay."""
         self.config = config
         self.rule.reconfigure(config, self.now)
-        self.flights.reconfigure(config)
-        self._machine.reconfigure(config)
-        if self.state is _HALF_OPEN and self._machine.successes >= config.half_open_calls:
-            self._machine.close()
+        self.in_flight.reconfigure(config)
+        self._pybreaker.reconfigure(config)
+        if self.state is _HALF_OPEN and self._pybreaker.successes >= config.half_open_calls:
+            self._pybreaker.close()
 
-    def disown(self) -> None:
+    def drop_in_flight(self) -> None:
         """End the votes of all requests in flight, and free the places of probes."""
         self.generation += 1
-        self.flights.clear()
+        self.in_flight.clear()
 
     @property
     def free_places(self) -> int:
         """Probes that may be admitted right now; 0 or less: none."""
         if self.state is not _HALF_OPEN:
             return 0
-        return self.config.half_open_calls - len(self.flights.probes) - self._machine.successes
+        return self.config.half_open_calls - len(self.in_flight.probes) - self._pybreaker.successes
 
     @property
     def _has_room(self) -> bool:
         return self.free_places > 0
 
-    def _open_at_once(self, verdict: BreakerOutcome, why: Why) -> None:
+    def _open_at_once(self, verdict: BreakerOutcome, why: TripCause) -> None:
         """Open by a fatal failure, or for as long as the server asks."""
-        config, hint = self.config, believable(why.retry_after)
+        config, hint = self.config, valid_hint(why.retry_after)
         if verdict is _TRIP:
-            self.open(tripped_pause(config, hint, self._random), why)
+            self.open(trip_duration(config, hint, self._random), why)
             return
-        openings = self.openings
+        openings = self.consecutive_openings
         if self.state is _HALF_OPEN:
-            self.open(pause(config, openings + 1, hint, self._random), why)
+            self.open(open_duration(config, openings + 1, hint, self._random), why)
         else:
             self.open(min(hint or 0.0, config.reset_max), why, closes=True)
-        self.openings = max(openings, 1)  # the server's own time: it doubles no later opening
+        self.consecutive_openings = max(
+            openings, 1
+        )  # the server's own time: it doubles no later opening
 
-    def _begin(self, opening: Opening) -> None:
+    def _begin(self, opening: OpenPeriod) -> None:
         self._next = opening
-        self._machine.open()
+        self._pybreaker.open()
 
-    def _note(self, opening: Opening | None) -> None:
-        self.opening = opening
+    def _note(self, opening: OpenPeriod | None) -> None:
+        self.open_period = opening
         closes = opening is not None and opening.closes
         self._closes_at = opening.until if opening is not None and closes else math.inf
 
-    def _vote(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
-        if self.flights.is_slow(flight, self.now):  # sent before slow calls were watched
-            self._fail(_silence(why.origin or flight.origin))
+    def _vote(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
+        if self.in_flight.is_slow(flight, self.now):  # sent before slow calls were watched
+            self._fail(_timeout_cause(why.origin or flight.origin))
             return "slow"
         match verdict:
             case BreakerOutcome.SUCCESS:
-                self._machine.success(self.now)
+                self._pybreaker.success(self.now)
                 return "success"
             case BreakerOutcome.REFUSED if not flight.probe:
-                self._machine.success(self.now)
+                self._pybreaker.success(self.now)
                 return "success"
             case BreakerOutcome.FAILURE:
                 self._fail(why)
                 return "failure"
             case BreakerOutcome.THROTTLED:
-                self._why = why
-                self._machine.throttled()
-                self._why = NO_REASON
+                self._cause = why
+                self._pybreaker.throttled()
+                self._cause = NO_CAUSE
                 return "throttled"
             case _:
                 if flight.probe:
                     self._on_freed()
                 return "ignored"
 
-    def _time_is_up(self, flight: Flight, slow: bool) -> None:  # noqa: FBT001 - as `first` says it
-        self.flights.end(flight)
+    def _on_call_due(self, flight: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as `first` says it
+        self.in_flight.end(flight)
         if flight.sent:
             flight.counted = "slow" if slow else "failure"
-            self._fail(_silence(flight.origin))
+            self._fail(_timeout_cause(flight.origin))
         else:
             self._on_freed()  # never sent: it says nothing, and may not block the others
 
-    def _fail(self, why: Why) -> None:
-        self._why = why
-        self._machine.failure(self.now)
-        self._why = NO_REASON
+    def _fail(self, why: TripCause) -> None:
+        self._cause = why
+        self._pybreaker.failure(self.now)
+        self._cause = NO_CAUSE
 
-    def _moved(self, state: BreakerState) -> None:
+    def _on_state_change(self, state: BreakerState) -> None:
         old, self.state = self.state, state
         self.generation += 1
-        self.flights.clear()
+        self.in_flight.clear()
         if state is _OPEN:
-            self.openings += 1
+            self.consecutive_openings += 1
             self._note(self._next or self._opening_of_failures())
         elif state is _CLOSED:
-            self.openings = 0
-            if self.opening is None or not self.opening.closes:
+            self.consecutive_openings = 0
+            if self.open_period is None or not self.open_period.closes:
                 self.rule.clear()  # a hint says nothing about what was counted before it
             self._note(None)
-        elif self.opening is not None:
-            self._note(self.opening._replace(closes=False))
-        self._why, self._next = NO_REASON, None  # an operator's own opening has no cause of ours
+        elif self.open_period is not None:
+            self._note(self.open_period._replace(closes=False))
+        self._cause, self._next = NO_CAUSE, None  # an operator's own opening has no cause of ours
         self._on_moved(old, state)
 
-    def _opening_of_failures(self) -> Opening:
-        hint = believable(self._why.retry_after)
-        seconds = pause(self.config, self.openings, hint, self._random)
-        return Opening(self.now, self.now + seconds, self._why)
+    def _opening_of_failures(self) -> OpenPeriod:
+        hint = valid_hint(self._cause.retry_after)
+        seconds = open_duration(self.config, self.consecutive_openings, hint, self._random)
+        return OpenPeriod(self.now, self.now + seconds, self._cause)
 
 
-def _silence(origin: object | None) -> Why:
-    return Why(cause=Reason.TIMEOUT, brief="timed out", origin=origin)
+def _timeout_cause(origin: object | None) -> TripCause:
+    return TripCause(cause=Reason.TIMEOUT, summary="timed out", origin=origin)

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.views import Counted, Settlement
 
-__all__ = ["NO_VOTE", "Flight", "Flights"]
+__all__ = ["UNTRACKED", "InFlightCall", "InFlightCalls"]
 
-NO_VOTE: Final = -1
+UNTRACKED: Final = -1
 """Generation of a request that says nothing: let through where a breaker would have refused it."""
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class InFlightCall:
     """One admitted request, from its permit to its settlement."""
 
     generation: int
@@ -34,7 +34,7 @@ class Flight:
     settlement: Settlement | None = None
 
 
-class Flights:
+class InFlightCalls:
     """Those of the present state that time may decide: probes, and calls that may become slow.
 
     Both are kept in order of sending, so the first slow call is the first to be due.
@@ -44,8 +44,8 @@ class Flights:
 
     def __init__(self, config: BreakerConfig) -> None:
         self._config = config
-        self._slow: dict[Flight, None] = {}
-        self.probes: dict[Flight, None] = {}
+        self._slow: dict[InFlightCall, None] = {}
+        self.probes: dict[InFlightCall, None] = {}
         self.due = math.inf
         """When time decides about the next one (`first`); inf: about none."""
 
@@ -61,13 +61,13 @@ class Flights:
             self._slow.clear()
         self._note_due()
 
-    def reserve(self, probe: Flight, now: float) -> None:
+    def hold_place(self, probe: InFlightCall, now: float) -> None:
         """Keep a place for a probe that is yet to be sent."""
         probe.since = now
         self.probes[probe] = None
         self._note_due()
 
-    def send(self, flight: Flight, now: float) -> None:
+    def send(self, flight: InFlightCall, now: float) -> None:
         """Count its time from `now`."""
         flight.since, flight.sent = now, True
         # Taken out first: what is sent anew goes to the end of the order.
@@ -80,7 +80,7 @@ class Flights:
         if flight.probe or self._slow:
             self._note_due()
 
-    def answer(self, flight: Flight, now: float) -> None:
+    def answer(self, flight: InFlightCall, now: float) -> None:
         """The service did its part: it can no longer be slow, and a probe's time begins anew."""
         flight.answered = True
         self._slow.pop(flight, None)
@@ -88,7 +88,7 @@ class Flights:
             flight.since = now
         self._note_due()
 
-    def end(self, flight: Flight) -> None:
+    def end(self, flight: InFlightCall) -> None:
         """Time has no more say about it."""
         if self.due < math.inf:
             self.probes.pop(flight, None)
@@ -101,7 +101,7 @@ class Flights:
         self._slow.clear()
         self.due = math.inf
 
-    def first(self) -> tuple[Flight, bool]:
+    def next_due(self) -> tuple[InFlightCall, bool]:
         """The one that is decided at `due`, and whether it is for being slow."""
         for flight in self._slow:
             if self._slow_at(flight) <= self.due:
@@ -109,15 +109,15 @@ class Flights:
             break
         return min(self.probes, key=self._probe_until), False
 
-    def is_slow(self, flight: Flight, now: float) -> bool:
+    def is_slow(self, flight: InFlightCall, now: float) -> bool:
         """Whether it was sent so long ago that it counts as failed."""
         return flight.sent and not flight.answered and self._slow_at(flight) <= now
 
-    def _slow_at(self, flight: Flight) -> float:
+    def _slow_at(self, flight: InFlightCall) -> float:
         slow_call = self._config.slow_call
         return math.inf if slow_call is None else flight.since + slow_call
 
-    def _probe_until(self, probe: Flight) -> float:
+    def _probe_until(self, probe: InFlightCall) -> float:
         return probe.since + self._config.probe_deadline
 
     def _note_due(self) -> None:

@@ -7,17 +7,17 @@ import random as _random
 import threading
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.breaker.circuit import Circuit, Why
+from resilient_imagen.breaker.circuit import BreakerStateMachine, TripCause
 from resilient_imagen.breaker.config import BreakerConfig, BreakerMode
-from resilient_imagen.breaker.flights import NO_VOTE, Flight
-from resilient_imagen.breaker.guard import Guard, verdict_of
-from resilient_imagen.breaker.notify import Listeners, Waiters
+from resilient_imagen.breaker.flights import UNTRACKED, InFlightCall
+from resilient_imagen.breaker.guard import BreakerContext, default_classifier
+from resilient_imagen.breaker.notify import EventDispatcher, ChangeNotifier
 from resilient_imagen.breaker.permit import Permit
-from resilient_imagen.breaker.reports import Reports
-from resilient_imagen.breaker.timing import Alarm, Clock, running_loop
-from resilient_imagen.breaker.trip import believable, tripped_pause
+from resilient_imagen.breaker.reports import BreakerReports
+from resilient_imagen.breaker.timing import Timer, Clock, running_loop
+from resilient_imagen.breaker.trip import valid_hint, trip_duration
 from resilient_imagen.breaker.views import (
-    BreakerNumbers,
+    BreakerMetrics,
     BreakerState,
     Counted,
     Rejection,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from resilient_imagen.reasons import BreakerOutcome
     from resilient_imagen.snapshots import BreakerSnapshot
 
-__all__ = ["Gate"]
+__all__ = ["CircuitBreaker"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
@@ -44,7 +44,7 @@ _CHANGES: Final[Mapping[tuple[BreakerState, BreakerState], StateChange]] = {
 }
 
 
-class Gate:
+class CircuitBreaker:
     """Decides who may ask a service, from what became of those who did.
 
     No method awaits, so on its loop each one is atomic; a lock makes them safe to call from other
@@ -70,18 +70,18 @@ class Gate:
         self._random = random
         self._clock = Clock(clock, self._loop_left)
         self._lock = threading.RLock()
-        self._listeners = Listeners()
-        self._waiters = Waiters(self._lock)
-        self._alarm = Alarm(self._tick)
-        self._circuit = self._new_circuit(config)
-        self._reports = Reports(name, self._circuit, self._clock)
+        self._listeners = EventDispatcher()
+        self._waiters = ChangeNotifier(self._lock)
+        self._timer = Timer(self._on_timer)
+        self._machine = self._new_machine(config)
+        self._reports = BreakerReports(name, self._machine, self._clock)
         self._forced = False
         self._state = _CLOSED
         """What callers meet: the circuit's own state, unless the mode or force lies over it."""
         self._since = self._clock.now()
         self._would_reject = 0
 
-    def reserve(self) -> Permit | Rejection | None:
+    def try_acquire_early(self) -> Permit | Rejection | None:
         """Ask before queueing.
 
         Returns:
@@ -100,7 +100,7 @@ class Gate:
         self._listeners.deliver()
         return answer
 
-    def admit(self) -> Permit | Rejection:
+    def acquire(self) -> Permit | Rejection:
         """Ask after queueing, with the request ready to be sent.
 
         Raises:
@@ -112,7 +112,9 @@ class Gate:
         self._listeners.deliver()
         return answer
 
-    def guard(self, classify: Callable[[Exception], BreakerOutcome] = verdict_of) -> Guard:
+    def protect(
+        self, classify: Callable[[Exception], BreakerOutcome] = default_classifier
+    ) -> BreakerContext:
         """Guard anybody's coroutine, no images needed.
 
         ::
@@ -128,13 +130,13 @@ class Gate:
         Raises:
             CircuitOpenError: On entry, when rejected; its `retry_after` says when to come back.
         """
-        return Guard(self, classify)
+        return BreakerContext(self, classify)
 
-    def usable(self) -> bool:
+    def allows_calls(self) -> bool:
         """Whether `reserve` would let a caller through right now. Takes nothing."""
-        return self.open_until() is None
+        return self.blocked_until() is None
 
-    def open_until(self) -> float | None:
+    def blocked_until(self) -> float | None:
         """Loop time until which callers are rejected; None: they are not; inf: until told so.
 
         While probes take every place, it is when the first of them will be decided at the latest.
@@ -147,7 +149,7 @@ class Gate:
         self._listeners.deliver()
         return until if until is None else self._clock.loop_time(until)
 
-    def changed(self) -> asyncio.Future[None]:
+    def wait_for_change(self) -> asyncio.Future[None]:
         """A future, resolved when callers next meet another state or a probe's place is free again.
 
         A change of state resolves all such futures; a free place, those of as many callers as there
@@ -158,10 +160,10 @@ class Gate:
         """
         with self._lock:
             future = self._waiters.new()
-            self._set_alarm()  # on this loop, should the last one have ended
+            self._set_timer()  # on this loop, should the last one have ended
             return future
 
-    def trip(
+    def force_trip(
         self,
         *,
         cause: str | None,
@@ -175,10 +177,10 @@ class Gate:
         """
         with self._lock:
             self._catch_up()
-            if self._circuit.config.mode is not BreakerMode.OFF:
-                seconds = tripped_pause(self._circuit.config, believable(retry_after), self._random)
-                self._circuit.open(seconds, Why(cause, brief, origin))
-            self._set_alarm()
+            if self._machine.config.mode is not BreakerMode.OFF:
+                seconds = trip_duration(self._machine.config, valid_hint(retry_after), self._random)
+                self._machine.open(seconds, TripCause(cause, brief, origin))
+            self._set_timer()
         self._listeners.deliver()
 
     def open_for(
@@ -194,9 +196,9 @@ class Gate:
         """
         with self._lock:
             self._catch_up()
-            if self._circuit.config.mode is not BreakerMode.OFF:
-                self._circuit.open(seconds, Why(cause, brief, origin))
-            self._set_alarm()
+            if self._machine.config.mode is not BreakerMode.OFF:
+                self._machine.open(seconds, TripCause(cause, brief, origin))
+            self._set_timer()
         self._listeners.deliver()
 
     @property
@@ -223,12 +225,12 @@ class Gate:
         """
         with self._lock:
             self._catch_up()
-            self._circuit.reconfigure(config)
+            self._machine.reconfigure(config)
             if config.mode is BreakerMode.OFF:
-                self._circuit.disown()
+                self._machine.drop_in_flight()
             self._announce()
             self._waiters.wake()  # there may be more places now
-            self._set_alarm()
+            self._set_timer()
         self._listeners.deliver()
 
     def subscribe(
@@ -248,7 +250,7 @@ class Gate:
         """
         return self._listeners.subscribe(listener, inline=inline)
 
-    def numbers(self) -> BreakerNumbers:
+    def metrics(self) -> BreakerMetrics:
         """The numbers right now."""
         with self._lock:
             self._catch_up()
@@ -268,33 +270,33 @@ class Gate:
 
     # What permits call
 
-    def _begin(self, flight: Flight, origin: object | None) -> None:
+    def _begin(self, flight: InFlightCall, origin: object | None) -> None:
         with self._lock:
             self._catch_up()
             if flight.settlement is None:
                 flight.origin = origin
-                self._circuit.send(flight)
-                self._set_alarm()
+                self._machine.send(flight)
+                self._set_timer()
         self._listeners.deliver()
 
-    def _answered(self, flight: Flight) -> None:
-        if not self._circuit.flights.any_watched:
+    def _answered(self, flight: InFlightCall) -> None:
+        if not self._machine.in_flight.any_watched:
             flight.answered = True
             return
         with self._lock:
             self._catch_up()
-            self._circuit.answered(flight)
-            self._set_alarm()
+            self._machine.answered(flight)
+            self._set_timer()
         self._listeners.deliver()
 
-    def _is_stale(self, flight: Flight) -> bool:
+    def _is_stale(self, flight: InFlightCall) -> bool:
         with self._lock:
             self._catch_up()
-            stale = flight.generation != NO_VOTE and self._circuit.is_stale(flight)
+            stale = flight.generation != UNTRACKED and self._machine.is_stale(flight)
         self._listeners.deliver()
         return stale
 
-    def _settle(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Settlement:
+    def _settle(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Settlement:
         with self._lock:
             if flight.settlement is not None:
                 return flight.settlement
@@ -305,77 +307,77 @@ class Gate:
             change = None if before is after else _CHANGES.get((before, after))
             settlement = Settlement(counted, change, self._reports.numbers(after))
             flight.settlement = settlement
-            self._set_alarm()
+            self._set_timer()
         self._listeners.deliver()
         return settlement
 
-    def _count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
-        if self._circuit.config.mode is BreakerMode.OFF or flight.generation == NO_VOTE:
+    def _count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
+        if self._machine.config.mode is BreakerMode.OFF or flight.generation == UNTRACKED:
             return "ignored"
-        return self._circuit.count(flight, verdict, why)
+        return self._machine.count(flight, verdict, why)
 
-    def _new_circuit(self, config: BreakerConfig) -> Circuit:
-        return Circuit(config, self._random, self._moved, self._place_freed)
+    def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
+        return BreakerStateMachine(config, self._random, self._on_state_change, self._place_freed)
 
     @property
     def _is_calm(self) -> bool:
         """Whether it is closed, with nothing on its way that time could decide about."""
-        return self._state is _CLOSED and self._circuit.due == math.inf
+        return self._state is _CLOSED and self._machine.due == math.inf
 
     # With the lock held
 
     def _answer(self) -> Permit | Rejection:
         if self._forced:
             return self._reports.rejection(self._state)
-        mode = self._circuit.config.mode
-        flight = None if mode is BreakerMode.OFF else self._circuit.ask()
-        self._set_alarm()
+        mode = self._machine.config.mode
+        flight = None if mode is BreakerMode.OFF else self._machine.admit()
+        self._set_timer()
         if flight is None:
             if mode is BreakerMode.ON:
                 return self._reports.rejection(self._state)
             self._would_reject += mode is BreakerMode.SHADOW
-            flight = Flight(NO_VOTE)
+            flight = InFlightCall(UNTRACKED)
         probe = flight.probe and mode is BreakerMode.ON
         return Permit(
-            self, flight, probe=probe, generation=self._circuit.generation, state=self._state
+            self, flight, probe=probe, generation=self._machine.generation, state=self._state
         )
 
     def _loop_left(self, loop: asyncio.AbstractEventLoop) -> None:
         """Another loop asks now. What a closed one left behind would wait for ever."""
         self._waiters.drop_closed_loops()
         if loop.is_closed():
-            self._circuit.abandon()
+            self._machine.abandon()
 
     def _place_freed(self) -> None:
-        self._waiters.wake_for(lambda: self._circuit.free_places)
+        self._waiters.wake_for(lambda: self._machine.free_places)
 
     def _catch_up(self, *, strict: bool = False) -> None:
-        self._circuit.catch_up(self._clock.now(strict=strict))
+        self._machine.catch_up(self._clock.now(strict=strict))
 
-    def _set_alarm(self) -> None:
-        self._alarm.set(self._circuit.due, self._clock)
+    def _set_timer(self) -> None:
+        self._timer.set(self._machine.due, self._clock)
 
-    def _tick(self) -> None:
+    def _on_timer(self) -> None:
         with self._lock:
             self._catch_up()
-            self._set_alarm()
+            self._set_timer()
         self._listeners.deliver()
 
     # Telling
 
-    def _moved(self, old: BreakerState, new: BreakerState) -> None:
-        if self._circuit.config.mode is BreakerMode.SHADOW:
+    def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
+        if self._machine.config.mode is BreakerMode.SHADOW:
             self._listeners.put(self._reports.transition(old, new, shadow_of=self._state))
         self._announce()
 
     def _announce(self) -> None:
-        old, new = self._state, self._met()
+        old, new = self._state, self._visible_state()
         if new is not old:
-            self._state, self._since = new, self._circuit.now
+            self._state, self._since = new, self._machine.now
             self._listeners.put(self._reports.transition(old, new, shadow_of=None))
             self._waiters.wake()
 
-    def _met(self) -> BreakerState:
+    def _visible_state(self) -> BreakerState:
         if self._forced:
             return BreakerState.FORCED_OPEN
-        return self._circuit.state if self._circuit.config.mode is BreakerMode.ON else _CLOSED
+        return self._machine.state if self._machine.config.mode is BreakerMode.ON else _CLOSED

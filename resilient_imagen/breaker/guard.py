@@ -14,27 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from resilient_imagen.breaker.gate import Gate
+    from resilient_imagen.breaker.gate import CircuitBreaker
     from resilient_imagen.breaker.permit import Permit
 
-__all__ = ["Guard", "verdict_of"]
+__all__ = ["BreakerContext", "default_classifier"]
 
 _logger = logging.getLogger("resilient_imagen")
 
 
-def verdict_of(error: Exception) -> BreakerOutcome:
+def default_classifier(error: Exception) -> BreakerOutcome:
     """What an exception says about the service: the verdict of its reason; without one, failure."""
     if isinstance(error, ImageGenerationError):
         return POLICIES[error.reason].verdict
     return BreakerOutcome.FAILURE
 
 
-class Guard(AbstractAsyncContextManager["Permit"]):
+class BreakerContext(AbstractAsyncContextManager["Permit"]):
     """One guarded call: asks on entry, settles on exit, suppresses and replaces nothing."""
 
     __slots__ = ("_classify", "_gate", "_permit")
 
-    def __init__(self, gate: Gate, classify: Callable[[Exception], BreakerOutcome]) -> None:
+    def __init__(
+        self, gate: CircuitBreaker, classify: Callable[[Exception], BreakerOutcome]
+    ) -> None:
         self._gate = gate
         self._classify = classify
         self._permit: Permit | None = None
@@ -48,7 +50,7 @@ class Guard(AbstractAsyncContextManager["Permit"]):
         """
         if self._permit is not None:
             raise RuntimeError("a guard guards one call at a time; ask the gate for another")
-        answer = self._gate.admit()
+        answer = self._gate.acquire()
         if isinstance(answer, Rejection):
             raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
         self._permit = answer

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.trip import TripRule
 
-__all__ = ["Machine"]
+__all__ = ["PybreakerAdapter"]
 
 _STATES: Final = {
     pybreaker.STATE_CLOSED: BreakerState.CLOSED,
@@ -42,7 +42,7 @@ def _fail() -> NoReturn:
     raise _Failed
 
 
-class Machine:
+class PybreakerAdapter:
     """The circuit's own state: closed, open or half-open.
 
     Args:
@@ -152,7 +152,9 @@ class _Storage(pybreaker.CircuitBreakerStorage):
     @property
     def counter(self) -> int:
         # pybreaker opens when this reaches fail_max, and asks only after a failure.
-        tripped = self.rule.too_many_in_a_row or (self.by_share and self.rule.too_large_a_share)
+        tripped = self.rule.consecutive_exceeded or (
+            self.by_share and self.rule.failure_rate_exceeded
+        )
         return self.rule.config.fail_max if tripped else 0
 
     def increment_success_counter(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from resilient_imagen.breaker.circuit import NO_REASON, Circuit, Opening, Why
+from resilient_imagen.breaker.circuit import NO_CAUSE, BreakerStateMachine, OpenPeriod, TripCause
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.reasons import Reason, BreakerOutcome
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.breaker.config import BreakerConfig
-    from resilient_imagen.breaker.flights import Flight
+    from resilient_imagen.breaker.flights import InFlightCall
     from resilient_imagen.breaker.views import Counted
     from resilient_imagen.fleet.record import Record
 
-__all__ = ["MirrorCircuit", "Peer"]
+__all__ = ["ReplicatedStateMachine", "Peer"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 _OVERDUE = 1e-6
@@ -31,20 +31,22 @@ _OVERDUE = 1e-6
 class Peer(Protocol):
     """Who speaks for this circuit to the others. Called with the gate's lock held; may not wait."""
 
-    def wants_lease(self, probe: Flight) -> bool:
+    def wants_lease(self, probe: InFlightCall) -> bool:
         """A probe is to be sent. True: not before the others agree."""
         ...
 
-    def sent(self, flight: Flight) -> None:
+    def sent(self, flight: InFlightCall) -> None:
         """A probe is on its way."""
         ...
 
-    def counted(self, flight: Flight, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
+    def counted(
+        self, flight: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
+    ) -> None:
         """A request has ended, or time has decided about it."""
         ...
 
 
-class MirrorCircuit(Circuit):
+class ReplicatedStateMachine(BreakerStateMachine):
     """A circuit that follows the fleet's.
 
     Args:
@@ -70,7 +72,7 @@ class MirrorCircuit(Circuit):
         self._peer = peer
         self._elsewhere = math.inf
         """Until when probes of other processes take every place; inf: they do not."""
-        self._barred: set[Flight] = set()
+        self._barred: set[InFlightCall] = set()
         """Probes that may not be sent: the others have not agreed, or time has run out."""
 
     # -- what the fleet does to it ----------------------------------------------------------------
@@ -94,7 +96,7 @@ class MirrorCircuit(Circuit):
                 self._adopt_round(record)
             self.probe_elsewhere(0.0 if holds_lease else record.lease)
         elif follows and self.state is not _CLOSED and not self._outlasts(before):
-            self._machine.close()
+            self._pybreaker.close()
 
     def probe_elsewhere(self, seconds: float) -> None:
         """Other processes' probes take every place for so long; 0: there is room."""
@@ -102,52 +104,52 @@ class MirrorCircuit(Circuit):
         if was < math.inf == self._elsewhere:
             self._on_freed()
 
-    def agree(self, probe: Flight) -> None:
+    def agree(self, probe: InFlightCall) -> None:
         """It may be sent."""
         self._barred.discard(probe)
 
-    def refuse(self, probe: Flight, seconds: float) -> None:
+    def refuse(self, probe: InFlightCall, seconds: float) -> None:
         """Another process sends one: this one may not, and its place is taken for so long."""
         if probe.generation == self.generation:
-            self.flights.end(probe)
+            self.in_flight.end(probe)
             self.probe_elsewhere(seconds)
             self._on_stirred()  # whoever carries it has to hear of it
 
     def abandon(self) -> None:
         """Forget the requests in flight, and give back the leases of probes among them."""
-        probes = list(self.flights.probes)
+        probes = list(self.in_flight.probes)
         super().abandon()
         for probe in probes:
             self._barred.discard(probe)
-            self._peer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_REASON)
+            self._peer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
 
     def _adopt_opening(self, record: Record, *, follows: bool) -> None:
-        why = Why(record.cause, record.brief)
+        why = TripCause(record.cause, record.brief)
         seconds = max(record.left, _OVERDUE)
         if self.state is _OPEN and not follows:
             self.open(seconds, why, closes=record.closes)  # ours lasts, if it is the longer one
             self._on_stirred()
         elif self.state is _OPEN:
-            since = self.opening.since if self.opening is not None else self.now
-            self._note(Opening(since, self.now + seconds, why, record.closes))
+            since = self.open_period.since if self.open_period is not None else self.now
+            self._note(OpenPeriod(since, self.now + seconds, why, record.closes))
             self._on_stirred()  # it may end sooner than those who wait expect
         else:
             # A round of our own, which the others know nothing of, ends by a probe of ours.
             closes = record.closes and (follows or self.state is _CLOSED)
-            self._begin(Opening(self.now, self.now + seconds, why, closes))
+            self._begin(OpenPeriod(self.now, self.now + seconds, why, closes))
         self.openings = record.openings
 
     def _outlasts(self, before: Record) -> bool:
         """Whether our opening goes on when that of the fleet, a mere hint, is over."""
-        return before.closes and self.opening is not None and not self.opening.closes
+        return before.closes and self.open_period is not None and not self.open_period.closes
 
     def _adopt_round(self, record: Record) -> None:
         if self.state is _HALF_OPEN:
             return
         if self.state is _CLOSED:
-            self._note(Opening(self.now, self.now, Why(record.cause, record.brief)))
+            self._note(OpenPeriod(self.now, self.now, TripCause(record.cause, record.brief)))
         self.openings = record.openings
-        self._machine.half_open()
+        self._pybreaker.half_open()
 
     # -- what it does otherwise than a circuit that is alone --------------------------------------
 
@@ -162,9 +164,9 @@ class MirrorCircuit(Circuit):
         if self._elsewhere <= now:
             self.probe_elsewhere(0.0)
 
-    def ask(self) -> Flight | None:
+    def admit(self) -> InFlightCall | None:
         """Admit one request, or None. A probe needs the others' leave too, which comes later."""
-        flight = super().ask()
+        flight = super().admit()
         if flight is not None and flight.probe and self._peer.wants_lease(flight):
             self._barred.add(flight)
         return flight
@@ -174,17 +176,17 @@ class MirrorCircuit(Circuit):
         until = super().blocked_until()
         return self.due if self.state is _HALF_OPEN and until is not None else until
 
-    def is_stale(self, flight: Flight) -> bool:
+    def is_stale(self, flight: InFlightCall) -> bool:
         """Whether its outcome cannot count, now or any more."""
         return flight in self._barred or super().is_stale(flight)
 
-    def send(self, flight: Flight) -> None:
+    def send(self, flight: InFlightCall) -> None:
         """The request leaves now."""
         super().send(flight)
         if flight.probe and flight.sent:
             self._peer.sent(flight)
 
-    def count(self, flight: Flight, verdict: BreakerOutcome, why: Why) -> Counted:
+    def count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
         """Count the outcome of a request, and tell it."""
         self._barred.discard(flight)
         told = flight.counted is not None
@@ -197,17 +199,17 @@ class MirrorCircuit(Circuit):
         """Probes that may be admitted right now; 0 or less: none."""
         return super().free_places if self._elsewhere == math.inf else 0
 
-    def _time_is_up(self, flight: Flight, slow: bool) -> None:  # noqa: FBT001 - as the base has it
-        super()._time_is_up(flight, slow)
+    def _on_call_due(self, flight: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as the base has it
+        super()._on_call_due(flight, slow)
         if flight.sent:
-            why = Why(cause=Reason.TIMEOUT, brief="timed out")
+            why = TripCause(cause=Reason.TIMEOUT, summary="timed out")
             self._peer.counted(flight, flight.counted or "failure", BreakerOutcome.FAILURE, why)
         else:
             self._barred.add(flight)
-            self._peer.counted(flight, "ignored", BreakerOutcome.NEUTRAL, NO_REASON)
+            self._peer.counted(flight, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
             self._on_stirred()  # whoever carries it has to hear of it
 
-    def _moved(self, state: BreakerState) -> None:
+    def _on_state_change(self, state: BreakerState) -> None:
         self._elsewhere = math.inf
         self._barred.clear()
-        super()._moved(state)
+        super()._on_state_change(state)

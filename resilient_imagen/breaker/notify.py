@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.breaker.views import Transition
 
-__all__ = ["Listeners", "Waiters"]
+__all__ = ["EventDispatcher", "ChangeNotifier"]
 
 _logger = logging.getLogger("resilient_imagen")
 
@@ -29,7 +29,7 @@ _ROUNDS: Final = 3
 one more when it waits through `asyncio.wait`, one more when it then starts another task."""
 
 
-class Listeners:
+class EventDispatcher:
     """Tells transitions, one after the other, in the order they happened.
 
     `put` only queues; `deliver` is called when the gate's state is consistent and its lock free.
@@ -110,7 +110,7 @@ def _tell(listener: Callable[[Transition], None], transition: Transition) -> Non
         )
 
 
-class Waiters:
+class ChangeNotifier:
     """Futures of callers that wait for a change, resolved in the order in which they came.
 
     Args:

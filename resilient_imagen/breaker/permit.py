@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilient_imagen.breaker.circuit import Why
+from resilient_imagen.breaker.circuit import TripCause
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker.flights import Flight
-    from resilient_imagen.breaker.gate import Gate
+    from resilient_imagen.breaker.flights import InFlightCall
+    from resilient_imagen.breaker.gate import CircuitBreaker
     from resilient_imagen.breaker.views import BreakerState, Settlement
     from resilient_imagen.reasons import BreakerOutcome
 
@@ -24,13 +24,19 @@ class Permit:
         state: What the caller met at admission.
     """
 
-    __slots__ = ("_flight", "_gate", "generation", "probe", "state")
+    __slots__ = ("_call", "_breaker", "generation", "probe", "state")
 
     def __init__(
-        self, gate: Gate, flight: Flight, *, probe: bool, generation: int, state: BreakerState
+        self,
+        gate: CircuitBreaker,
+        flight: InFlightCall,
+        *,
+        probe: bool,
+        generation: int,
+        state: BreakerState,
     ) -> None:
-        self._gate = gate
-        self._flight = flight
+        self._breaker = gate
+        self._call = flight
         self.probe = probe
         self.generation = generation
         self.state = state
@@ -38,7 +44,7 @@ class Permit:
     @property
     def settled(self) -> bool:
         """True once `settle` was called."""
-        return self._flight.settlement is not None
+        return self._call.settlement is not None
 
     @property
     def stale(self) -> bool:
@@ -48,7 +54,7 @@ class Permit:
         seconds, others have taken its place.
         Who leaves a queue with a stale probe should settle it as neutral and ask `admit` anew.
         """
-        return self._gate._is_stale(self._flight)  # noqa: SLF001 - not for users, but for permits
+        return self._breaker._is_stale(self._call)  # noqa: SLF001 - not for users, but for permits
 
     def begin(self, *, origin: object | None = None) -> None:
         """Say that the request is really being sent now.
@@ -60,11 +66,11 @@ class Permit:
             origin: What later rejections point to, if it is this request's silence that opens the
                 breaker: a span context, or anything else.
         """
-        self._gate._begin(self._flight, origin)  # noqa: SLF001 - not for users, but for permits
+        self._breaker._begin(self._call, origin)  # noqa: SLF001 - not for users, but for permits
 
     def answered(self) -> None:
         """Say that the answer is there: what is done with it is not the service's time any more."""
-        self._gate._answered(self._flight)  # noqa: SLF001 - not for users, but for permits
+        self._breaker._answered(self._call)  # noqa: SLF001 - not for users, but for permits
 
     def settle(
         self,
@@ -84,5 +90,5 @@ class Permit:
             retry_after: Seconds the server asked to wait, or None.
             origin: A span context or anything else, kept likewise.
         """
-        why = Why(cause, brief, origin, retry_after)
-        return self._gate._settle(self._flight, verdict, why)  # noqa: SLF001 - likewise
+        why = TripCause(cause, brief, origin, retry_after)
+        return self._breaker._settle(self._call, verdict, why)  # noqa: SLF001 - likewise

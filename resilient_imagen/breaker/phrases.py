@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.breaker.circuit import NO_REASON
+from resilient_imagen.breaker.circuit import NO_CAUSE
 from resilient_imagen.fleet.steps import (
     LEASE,
     LEAVE,
@@ -20,18 +20,18 @@ from resilient_imagen.fleet.steps import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker.circuit import Circuit, Why
+    from resilient_imagen.breaker.circuit import BreakerStateMachine, TripCause
     from resilient_imagen.fleet.agent import Fleet
     from resilient_imagen.fleet.record import Record
 
-__all__ = ["Phrases", "answered"]
+__all__ = ["SharedBreakerCommands", "answered"]
 
 _ANSWERS: Final = frozenset(
     {Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.QUOTA_EXHAUSTED, Reason.SERVER_ERROR}
 )
 
 
-def answered(why: Why) -> bool:
+def answered(why: TripCause) -> bool:
     """Whether the service itself told the failure, about itself or the account.
 
     Any other failure may be one worker's own trouble: its network, its proxy, its key.
@@ -39,7 +39,7 @@ def answered(why: Why) -> bool:
     return why.cause in _ANSWERS
 
 
-class Phrases:
+class SharedBreakerCommands:
     """Makes the steps; takes none.
 
     Args:
@@ -55,19 +55,19 @@ class Phrases:
         self._fleet = fleet
         self._topic = topic
 
-    def alive(self, record: Record, circuit: Circuit) -> Step:
+    def alive(self, record: Record, circuit: BreakerStateMachine) -> Step:
         """A sign of life, and what this worker has counted."""
-        return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_REASON)
+        return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_CAUSE)
 
-    def succeeded(self, record: Record, circuit: Circuit) -> Step:
+    def succeeded(self, record: Record, circuit: BreakerStateMachine) -> Step:
         """A request succeeded while closed."""
-        return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_REASON)
+        return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_CAUSE)
 
     def failed(
         self,
         record: Record,
-        circuit: Circuit,
-        why: Why,
+        circuit: BreakerStateMachine,
+        why: TripCause,
         *,
         weight: int,
         in_window: bool,
@@ -77,7 +77,9 @@ class Phrases:
         seen = int(answered(why))
         return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
 
-    def opened(self, record: Record, circuit: Circuit, basis: str, *, token: str = "") -> Step:
+    def opened(
+        self, record: Record, circuit: BreakerStateMachine, basis: str, *, token: str = ""
+    ) -> Step:
         """The circuit is open, as it is here.
 
         Args:
@@ -88,18 +90,18 @@ class Phrases:
                 may only lengthen an opening; `memory`: it is what we remember of the record.
             token: Of the probe whose failure opened it.
         """
-        opening = circuit.opening
-        why = NO_REASON if opening is None else opening.why
+        opening = circuit.open_period
+        why = NO_CAUSE if opening is None else opening.cause
         left = 0.0 if opening is None else max(opening.until - circuit.now, 0.0)
         return self._fenced(
             OPEN,
             record,
             microseconds(left),
             str(why.cause or ""),
-            str(why.brief or ""),
+            str(why.summary or ""),
             int(answered(why)),
             basis,
-            circuit.openings,
+            circuit.consecutive_openings,
             token,
             int(opening is not None and opening.closes),
         )
@@ -108,12 +110,14 @@ class Phrases:
         """The record's opening lasts longer than any worker could mean: `longest` seconds."""
         return self._fenced(SHORTEN, record, microseconds(longest))
 
-    def settled(self, record: Record, circuit: Circuit, token: str, successes: int) -> Step:
+    def settled(
+        self, record: Record, circuit: BreakerStateMachine, token: str, successes: int
+    ) -> Step:
         """So many probes succeeded."""
         needed = circuit.config.half_open_calls
         return self._fenced(SETTLE, record, token, successes, needed)
 
-    def wanted(self, circuit: Circuit, token: str) -> Step:
+    def wanted(self, circuit: BreakerStateMachine, token: str) -> Step:
         """A probe asks for its lease, or renews it."""
         deadline = microseconds(circuit.config.probe_deadline)
         return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
@@ -129,13 +133,13 @@ class Phrases:
     def _vote(
         self,
         record: Record,
-        circuit: Circuit,
+        circuit: BreakerStateMachine,
         vote: str,
         weight: int,
         seen: int,
         in_window: int,
         pause: float,
-        why: Why,
+        why: TripCause,
     ) -> Step:
         config, window = circuit.config, circuit.rule.window
         window.roll(circuit.now)
@@ -150,7 +154,7 @@ class Phrases:
             window.failures,
             microseconds(pause),
             str(why.cause or ""),
-            str(why.brief or ""),
+            str(why.summary or ""),
             config.fail_max,
             config.failure_rate,
             config.min_calls,

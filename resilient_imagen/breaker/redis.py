@@ -32,13 +32,13 @@ from __future__ import annotations
 import random as _random
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.breaker.circuit import Why
+from resilient_imagen.breaker.circuit import TripCause
 from resilient_imagen.breaker.config import BreakerMode
-from resilient_imagen.breaker.gate import Gate
-from resilient_imagen.breaker.mirror import MirrorCircuit
+from resilient_imagen.breaker.gate import CircuitBreaker
+from resilient_imagen.breaker.mirror import ReplicatedStateMachine
 from resilient_imagen.breaker.permit import Permit
-from resilient_imagen.breaker.phrases import Phrases, answered
-from resilient_imagen.breaker.trip import believable, longest_pause, pause
+from resilient_imagen.breaker.phrases import SharedBreakerCommands, answered
+from resilient_imagen.breaker.trip import valid_hint, longest_pause, open_duration
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.record import UNKNOWN, Record
@@ -47,20 +47,20 @@ from resilient_imagen.reasons import Reason, BreakerOutcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resilient_imagen.breaker.circuit import Circuit
+    from resilient_imagen.breaker.circuit import BreakerStateMachine
     from resilient_imagen.breaker.config import BreakerConfig
-    from resilient_imagen.breaker.flights import Flight
+    from resilient_imagen.breaker.flights import InFlightCall
     from resilient_imagen.breaker.views import Counted, Rejection
     from resilient_imagen.fleet.agent import Fleet
     from resilient_imagen.fleet.steps import Step
     from resilient_imagen.snapshots import BreakerSnapshot
 
-__all__ = ["SharedGate"]
+__all__ = ["RedisCircuitBreaker"]
 
 _CLOSED, _OPEN = BreakerState.CLOSED, BreakerState.OPEN
 
 
-class SharedGate(Gate):
+class RedisCircuitBreaker(CircuitBreaker):
     """A `Gate` that the fleet's news move, and that tells the fleet what it sees.
 
     Args:
@@ -70,7 +70,7 @@ class SharedGate(Gate):
         random: Returns 0 to 1 for the jitter.
     """
 
-    _circuit: MirrorCircuit
+    _machine: ReplicatedStateMachine
 
     def __init__(
         self,
@@ -82,26 +82,26 @@ class SharedGate(Gate):
     ) -> None:
         self._fleet = fleet
         self._record = UNKNOWN
-        self._leases: dict[Flight, str] = {}
+        self._leases: dict[InFlightCall, str] = {}
         """Probes and the tokens that were asked for, or are held, for them."""
         self._tokens = 0
         self._knows_better = False
         """What the circuit learned about the record's present state has not reached it yet."""
         self.topic = fleet.topic(name)
-        self._phrases = Phrases(fleet, self.topic)
+        self._phrases = SharedBreakerCommands(fleet, self.topic)
         super().__init__(name, config, random=random)
         fleet.add(self)
 
-    def admit(self) -> Permit | Rejection:
+    def acquire(self) -> Permit | Rejection:
         """Ask with the request ready to be sent; a probe that needs a lease is had of `reserve`."""
-        answer = super().admit()
+        answer = super().acquire()
         if not isinstance(answer, Permit) or not (answer.probe and answer.stale):
             return answer
         answer.settle(BreakerOutcome.NEUTRAL)
         with self._lock:
             return self._reports.rejection(self._state)
 
-    def trip(
+    def force_trip(
         self,
         *,
         cause: str | None,
@@ -110,10 +110,12 @@ class SharedGate(Gate):
         origin: object | None = None,
     ) -> None:
         """Open now: what a sibling route learned holds here too; the others hear of it."""
-        super().trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
+        super().force_trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
         with self._lock:
-            if self._circuit.config.mode is not BreakerMode.OFF:
-                self._tell("failure", BreakerOutcome.TRIP, Why(cause, brief, origin, retry_after))
+            if self._machine.config.mode is not BreakerMode.OFF:
+                self._tell(
+                    "failure", BreakerOutcome.TRIP, TripCause(cause, brief, origin, retry_after)
+                )
 
     def snapshot(self) -> BreakerSnapshot:
         """As `Gate.snapshot`, and what the fleet's record says, as far as it was heard."""
@@ -134,7 +136,7 @@ class SharedGate(Gate):
         """What the record does not know yet; else just a sign of life."""
         with self._lock:
             self._catch_up()
-            record, circuit = self._record, self._circuit
+            record, circuit = self._record, self._machine
             if self._knows_better and circuit.state is _CLOSED:
                 needed = circuit.config.half_open_calls
                 return Errand(self._phrases.settled(record, circuit, "", needed), self._claimed)
@@ -157,8 +159,8 @@ class SharedGate(Gate):
         """Nobody's probe is waited for any more."""
         with self._lock:
             self._catch_up()
-            self._circuit.probe_elsewhere(0.0)
-            self._set_alarm()
+            self._machine.probe_elsewhere(0.0)
+            self._set_timer()
         self._listeners.deliver()
 
     def goodbye(self) -> Iterable[Step]:
@@ -172,7 +174,7 @@ class SharedGate(Gate):
 
         The store is told to end it, too, so that the next probe gets its lease.
         """
-        longest = longest_pause(self._circuit.config, record.cause)
+        longest = longest_pause(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:
             return record
         self._fleet.post(self._phrases.shortened(record, longest), self._heard_back)
@@ -200,40 +202,42 @@ class SharedGate(Gate):
             same_state = same_epoch and record.generation == before.generation
             if not same_state:
                 self._knows_better = False
-            self._circuit.adopt(
+            self._machine.adopt(
                 record, before, same_state=same_state, holds_lease=bool(self._leases)
             )
-            self._set_alarm()
+            self._set_timer()
         self._listeners.deliver()
 
     def _moved(self, old: BreakerState, new: BreakerState) -> None:
-        super()._moved(old, new)
+        super()._on_state_change(old, new)
         if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
             # A hint is over: the record closes at the first step that finds it so.
-            self._fleet.post(self._phrases.alive(self._record, self._circuit), self._heard_back)
+            self._fleet.post(self._phrases.alive(self._record, self._machine), self._heard_back)
 
     # -- peer of the circuit (with the lock held) -------------------------------------------------
 
-    def wants_lease(self, probe: Flight) -> bool:
+    def wants_lease(self, probe: InFlightCall) -> bool:
         """Ask for the lease, if the opening is the fleet's and the fleet is in reach."""
         if self._record.state is _CLOSED:
             return False
         self._tokens += 1
         token = f"{self._fleet.worker}:{self._tokens}"
         asked = self._fleet.post(
-            self._phrases.wanted(self._circuit, token),
+            self._phrases.wanted(self._machine, token),
             lambda answer: self._lease_answered(probe, answer),
         )
         if asked:
             self._leases[probe] = token
         return asked
 
-    def sent(self, flight: Flight) -> None:
+    def sent(self, flight: InFlightCall) -> None:
         """The lease lasts as long as a probe may take, from its sending."""
         if flight in self._leases:
-            self._fleet.post(self._phrases.wanted(self._circuit, self._leases[flight]))
+            self._fleet.post(self._phrases.wanted(self._machine, self._leases[flight]))
 
-    def counted(self, flight: Flight, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
+    def counted(
+        self, flight: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
+    ) -> None:
         """Tell what it means for everybody."""
         token = self._leases.pop(flight, None)
         if counted not in {"stale", "ignored"}:
@@ -244,14 +248,14 @@ class SharedGate(Gate):
                 return
         if token is not None:
             self._fleet.post(self._phrases.released(token), self._heard_back)
-        opening = self._circuit.opening
-        if counted == "stale" and opening is not None and opening.why is why:
+        opening = self._machine.open_period
+        if counted == "stale" and opening is not None and opening.cause is why:
             # It has lengthened our opening, and so it may lengthen the fleet's.
             self._knows_better |= self._record.state is _OPEN
-            late = self._phrases.opened(self._record, self._circuit, "late")
+            late = self._phrases.opened(self._record, self._machine, "late")
             self._fleet.post(late, self._claimed)
 
-    def _lease_answered(self, probe: Flight, answer: Any) -> None:
+    def _lease_answered(self, probe: InFlightCall, answer: Any) -> None:
         record = None if answer is None else Record.parse(answer)
         if record is not None:
             self._adopt(record, again=not record.granted)
@@ -259,18 +263,18 @@ class SharedGate(Gate):
             self._catch_up()
             if record is None:
                 self._leases.pop(probe, None)
-                self._circuit.agree(probe)  # without Redis it needs nobody's leave
+                self._machine.agree(probe)  # without Redis it needs nobody's leave
             elif record.granted:
-                self._circuit.agree(probe)
+                self._machine.agree(probe)
             else:
                 self._leases.pop(probe, None)
-                self._circuit.refuse(probe, record.lease)
-            self._set_alarm()
+                self._machine.refuse(probe, record.lease)
+            self._set_timer()
         self._listeners.deliver()
 
     def _conclude(self, token: str, *, at_once: bool) -> None:
         """A probe's outcome, in the fleet's half-open round."""
-        record, circuit, phrases = self._record, self._circuit, self._phrases
+        record, circuit, phrases = self._record, self._machine, self._phrases
         if circuit.state is _OPEN:
             basis = "told" if at_once else "seen"
             self._claim(phrases.opened(record, circuit, basis, token=token))
@@ -280,23 +284,23 @@ class SharedGate(Gate):
         else:
             self._fleet.post(phrases.settled(record, circuit, token, 1), self._heard_back)
 
-    def _tell(self, counted: Counted, verdict: BreakerOutcome, why: Why) -> None:
+    def _tell(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
         """An outcome, in the fleet's closed state."""
-        record, circuit, hint = self._record, self._circuit, believable(why.retry_after)
+        record, circuit, hint = self._record, self._machine, valid_hint(why.retry_after)
         at_once = _opens_at_once(verdict, why)
         if counted == "success":
             self._fleet.post(self._phrases.succeeded(record, circuit), self._heard_back)
         elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
             self._claim(self._phrases.opened(record, circuit, "told"))
         else:
-            if circuit.state is _OPEN and circuit.opening is not None:
-                seconds = circuit.opening.until - circuit.now
+            if circuit.state is _OPEN and circuit.open_period is not None:
+                seconds = circuit.open_period.until - circuit.now
             else:
-                seconds = pause(circuit.config, 1, hint, self._random)
+                seconds = open_duration(circuit.config, 1, hint, self._random)
             step = self._phrases.failed(
                 record,
                 circuit,
-                Why(Reason.TIMEOUT, "timed out") if counted == "slow" else why,
+                TripCause(Reason.TIMEOUT, "timed out") if counted == "slow" else why,
                 weight=circuit.config.fail_max if at_once else 1,
                 in_window=counted != "throttled",
                 pause=seconds,
@@ -308,11 +312,13 @@ class SharedGate(Gate):
         self._knows_better = True
         self._fleet.post(step, self._claimed)
 
-    def _new_circuit(self, config: BreakerConfig) -> Circuit:
+    def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
         stirred = self._waiters.wake
-        return MirrorCircuit(config, self._random, self._moved, self._place_freed, stirred, self)
+        return ReplicatedStateMachine(
+            config, self._random, self._moved, self._place_freed, stirred, self
+        )
 
 
-def _opens_at_once(verdict: BreakerOutcome, why: Why) -> bool:
-    hinted = verdict is BreakerOutcome.THROTTLED and believable(why.retry_after) is not None
+def _opens_at_once(verdict: BreakerOutcome, why: TripCause) -> bool:
+    hinted = verdict is BreakerOutcome.THROTTLED and valid_hint(why.retry_after) is not None
     return hinted or verdict is BreakerOutcome.TRIP

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from resilient_imagen.breaker.circuit import NO_REASON
+from resilient_imagen.breaker.circuit import NO_CAUSE
 from resilient_imagen.breaker.config import BreakerMode
-from resilient_imagen.breaker.views import BreakerNumbers, BreakerState, Rejection, Transition
+from resilient_imagen.breaker.views import BreakerMetrics, BreakerState, Rejection, Transition
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker.circuit import Circuit, Why
+    from resilient_imagen.breaker.circuit import BreakerStateMachine, TripCause
     from resilient_imagen.breaker.timing import Clock
     from resilient_imagen.snapshots import BreakerSnapshot
 
-__all__ = ["Reports"]
+__all__ = ["BreakerReports"]
 
 
-class Reports:
+class BreakerReports:
     """Reads a circuit; changes nothing.
 
     `state` is always the one that callers meet, which need not be the circuit's own.
@@ -25,7 +25,7 @@ class Reports:
 
     __slots__ = ("_circuit", "_clock", "_name")
 
-    def __init__(self, name: str, circuit: Circuit, clock: Clock) -> None:
+    def __init__(self, name: str, circuit: BreakerStateMachine, clock: Clock) -> None:
         self._name = name
         self._circuit = circuit
         self._clock = clock
@@ -36,12 +36,12 @@ class Reports:
             return None
         return math.inf if state is BreakerState.FORCED_OPEN else self._circuit.blocked_until()
 
-    def numbers(self, state: BreakerState) -> BreakerNumbers:
+    def numbers(self, state: BreakerState) -> BreakerMetrics:
         """The numbers right now."""
-        now, rule, opening = self._circuit.now, self._circuit.rule, self._circuit.opening
+        now, rule, opening = self._circuit.now, self._circuit.rule, self._circuit.open_period
         rule.window.roll(now)
         until = self.blocked_until(state)
-        return BreakerNumbers(
+        return BreakerMetrics(
             state,
             rule.window.failure_rate,
             rule.window.calls,
@@ -61,25 +61,25 @@ class Reports:
             retry_after=numbers.retry_after,
             probing=state is BreakerState.HALF_OPEN,
             cause=why.cause,
-            brief=why.brief,
+            summary=why.summary,
             origin=why.origin,
-            numbers=numbers,
+            metrics=numbers,
         )
 
     def transition(
         self, old: BreakerState, new: BreakerState, *, shadow_of: BreakerState | None
     ) -> Transition:
         """A change that callers meet or, with `shadow_of`, one behind the state they meet."""
-        why, opening, now = self._why(new), self._circuit.opening, self._circuit.now
+        why, opening, now = self._why(new), self._circuit.open_period, self._circuit.now
         return Transition(
             name=self._name,
             from_state=old,
             to_state=new,
             at=self._clock.loop_time(now),
             cause=why.cause,
-            brief=why.brief,
+            summary=why.summary,
             retry_after=opening.until - now if opening and new is BreakerState.OPEN else None,
-            numbers=self.numbers(shadow_of or new),
+            metrics=self.numbers(shadow_of or new),
             origin=why.origin,
             shadow=shadow_of is not None,
         )
@@ -93,7 +93,7 @@ class Reports:
             "state": state.value,
             "mode": circuit.config.mode.value,
             "since_s": circuit.now - since,
-            "why": circuit.opening.why.cause if circuit.opening else None,
+            "why": circuit.open_period.cause.cause if circuit.open_period else None,
             "retry_after": numbers.retry_after,
             "window": {
                 "calls": numbers.window_calls,
@@ -103,14 +103,14 @@ class Reports:
             },
             "consecutive": numbers.consecutive,
             "fail_max": numbers.failure_threshold,
-            "probes_in_flight": len(circuit.flights.probes),
-            "openings_in_a_row": circuit.openings,
+            "probes_in_flight": len(circuit.in_flight.probes),
+            "openings_in_a_row": circuit.consecutive_openings,
             "shadow": {
                 "state": circuit.state.value if shadowed else None,
                 "would_reject": would_reject,
             },
         }
 
-    def _why(self, state: BreakerState) -> Why:
-        opening = self._circuit.opening
-        return NO_REASON if opening is None or state is BreakerState.FORCED_OPEN else opening.why
+    def _why(self, state: BreakerState) -> TripCause:
+        opening = self._circuit.open_period
+        return NO_CAUSE if opening is None or state is BreakerState.FORCED_OPEN else opening.cause

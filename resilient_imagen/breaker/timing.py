@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Alarm", "Clock", "running_loop"]
+__all__ = ["Timer", "Clock", "running_loop"]
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -80,16 +80,16 @@ class Clock:
             self._left(before)
 
 
-class Alarm:
+class Timer:
     """Calls `ring` once a moment has come, while a loop is running.
 
     It may ring too early, never too late: who is rung looks at the clock and sets it again.
     """
 
-    __slots__ = ("_due", "_handle", "_loop", "_ring")
+    __slots__ = ("_due", "_handle", "_loop", "_callback")
 
     def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
+        self._callback = ring
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._due = math.inf
@@ -115,4 +115,4 @@ class Alarm:
     def _fire(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop is self._loop:
             self._handle = None
-        self._ring()
+        self._callback()

@@ -17,10 +17,10 @@ __all__ = [
     "MAX_HINT",
     "TripRule",
     "Window",
-    "believable",
+    "valid_hint",
     "longest_pause",
-    "pause",
-    "tripped_pause",
+    "open_duration",
+    "trip_duration",
 ]
 
 BUCKETS: Final = 60
@@ -143,23 +143,23 @@ class TripRule:
         self.window.clear()
 
     @property
-    def too_many_in_a_row(self) -> bool:
+    def consecutive_exceeded(self) -> bool:
         """Whether the rule of failures in a row is met."""
         return self.consecutive >= self.config.fail_max
 
     @property
-    def too_large_a_share(self) -> bool:
+    def failure_rate_exceeded(self) -> bool:
         """Whether the rule of the window is met."""
         window, config = self.window, self.config
         return window.calls >= config.min_calls and window.failure_rate >= config.failure_rate
 
 
-def believable(hint: float | None) -> float | None:
+def valid_hint(hint: float | None) -> float | None:
     """A server's hint in seconds, or None for one that says nothing (0, negative, not a number)."""
     return hint if hint is not None and hint > 0 else None
 
 
-def pause(
+def open_duration(
     config: BreakerConfig, openings: int, hint: float | None, random: Callable[[], float]
 ) -> float:
     """Seconds that the breaker's `openings`-th opening in a row lasts.
@@ -172,7 +172,7 @@ def pause(
     return max(_jittered(base, random), min(hint or 0.0, config.reset_max))
 
 
-def tripped_pause(config: BreakerConfig, hint: float | None, random: Callable[[], float]) -> float:
+def trip_duration(config: BreakerConfig, hint: float | None, random: Callable[[], float]) -> float:
     """Seconds to stay open when asking again soon cannot help: `reset_max`, or a longer hint.
 
     A longer hint is taken exactly as it is, up to 24 hours.

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
-    "BreakerNumbers",
+    "BreakerMetrics",
     "BreakerState",
     "Counted",
     "Rejection",
@@ -43,7 +43,7 @@ class BreakerState(StrEnum):
     """Nobody is, until an operator says otherwise."""
 
 
-class BreakerNumbers(NamedTuple):
+class BreakerMetrics(NamedTuple):
     """The breaker's numbers at one moment."""
 
     state: BreakerState
@@ -76,11 +76,11 @@ class Rejection:
     """True when only probes in flight stand in the way: waiting for `Gate.changed` makes sense."""
     cause: str | None
     """Reason word of the failure that opened it."""
-    brief: str | None
+    summary: str | None
     """Short text of that failure (`503 UNAVAILABLE`)."""
     origin: object | None
     """Whatever was given with that failure: a span context to link to."""
-    numbers: BreakerNumbers
+    metrics: BreakerMetrics
 
 
 class Settlement(NamedTuple):
@@ -89,7 +89,7 @@ class Settlement(NamedTuple):
     counted: Counted
     transition: StateChange | None
     """What this vote changed for callers: None in shadow mode and while forced open."""
-    numbers: BreakerNumbers
+    metrics: BreakerMetrics
     """After counting."""
 
 
@@ -103,10 +103,10 @@ class Transition:
     at: float
     """Loop time, seconds."""
     cause: str | None
-    brief: str | None
+    summary: str | None
     retry_after: float | None
     """Seconds until the next probe, when it opened."""
-    numbers: BreakerNumbers
+    metrics: BreakerMetrics
     origin: object | None
     shadow: bool
     """True when it only would have happened."""

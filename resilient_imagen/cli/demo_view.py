@@ -132,12 +132,12 @@ def _told(event: BreakerChanged) -> str:
     change = event.transition
     words: dict[tuple[BreakerState, BreakerState], Callable[[], str]] = {
         (BreakerState.CLOSED, BreakerState.OPEN): lambda: (
-            f"opened for {change.retry_after:.1f} s, after {change.numbers.consecutive} failures "
-            f"in a row ({change.brief})"
+            f"opened for {change.retry_after:.1f} s, after {change.metrics.consecutive} failures "
+            f"in a row ({change.summary})"
         ),
         (BreakerState.OPEN, BreakerState.HALF_OPEN): lambda: "let one call through as a probe",
         (BreakerState.HALF_OPEN, BreakerState.OPEN): lambda: (
-            f"the probe failed ({change.brief}): opened for {change.retry_after:.1f} s"
+            f"the probe failed ({change.summary}): opened for {change.retry_after:.1f} s"
         ),
         (BreakerState.HALF_OPEN, BreakerState.CLOSED): lambda: "the probe was served: closed",
         (BreakerState.OPEN, BreakerState.CLOSED): lambda: "the server's hint was over: closed",

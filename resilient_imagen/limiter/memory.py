@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from resilient_imagen.snapshots import QueueSnapshot
 
-__all__ = ["EARLY", "Pacer", "QueueFullError", "Ticket"]
+__all__ = ["CLOCK_TOLERANCE", "RateLimiter", "QueueFullError", "Slot"]
 
-EARLY = 1e-6
+CLOCK_TOLERANCE = 1e-6
 """Seconds by which a timer may fire before its time without being armed again."""
 
 
@@ -33,7 +33,7 @@ class QueueFullError(Exception):
     """As many callers wait as are allowed to."""
 
 
-class Places:
+class TokenSchedule:
     """Images-per-minute places: evenly spaced, up to ``burst`` saved up in quiet times.
 
     The generic cell rate algorithm: one number says when the next evenly spaced place is due.
@@ -68,11 +68,11 @@ class Places:
             self._next -= self.interval
 
 
-class Ticket:
+class Slot:
     """One caller's stand in the queue, then its slot."""
 
-    def __init__(self, pacer: Pacer, useful_until: float) -> None:
-        self._pacer = pacer
+    def __init__(self, pacer: RateLimiter, useful_until: float) -> None:
+        self._limiter = pacer
         self.useful_until = useful_until
         """Loop time after which a slot would come too late; its holder should leave by then."""
         self.waited = False
@@ -82,7 +82,7 @@ class Ticket:
         """The place taken, or None while waiting and after leaving."""
         self.granted_at = math.nan
         """Loop time at which it got its slot."""
-        self.spent = False
+        self.consumed = False
 
     def __enter__(self) -> Self:
         """The queue was joined when the ticket was made."""
@@ -95,14 +95,14 @@ class Ticket:
         tb: TracebackType | None,
     ) -> None:
         """Leave: the queue if still waiting, the slot if it was granted."""
-        self._pacer.leave(self)
+        self._limiter.release(self)
 
-    def spend(self) -> None:
+    def consume(self) -> None:
         """The request is being sent: the images-per-minute place is used up."""
-        self.spent = True
+        self.consumed = True
 
 
-class Pacer:
+class RateLimiter:
     """The queue in front of one provider.
 
     Belongs to one running event loop at a time; successive loops may use it. What callers of a
@@ -125,9 +125,9 @@ class Pacer:
     ) -> None:
         self._max_concurrent = max_concurrent
         self._max_queue = max_queue
-        self._places = Places(per_minute, burst)
-        self._queue: deque[Ticket] = deque()
-        self._slots: set[Ticket] = set()
+        self._schedule = TokenSchedule(per_minute, burst)
+        self._queue: deque[Slot] = deque()
+        self._slots: set[Slot] = set()
         """Tickets that were granted and have not left."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_seen = 0.0
@@ -140,7 +140,7 @@ class Pacer:
         """Callers that have a slot."""
         return len(self._slots)
 
-    def join(self, useful_until: float = math.inf) -> Ticket:
+    def join(self, useful_until: float = math.inf) -> Slot:
         """Stand at the end of the queue.
 
         Args:
@@ -149,7 +149,7 @@ class Pacer:
         Raises:
             QueueFullError: ``max_queue`` callers wait already.
         """
-        ticket = Ticket(self, useful_until)
+        ticket = Slot(self, useful_until)
         self._queue.append(ticket)
         self._serve()
         ticket.waited = not ticket.granted.done()
@@ -180,7 +180,7 @@ class Pacer:
 
     def _place_wait(self, now: float, ahead: int) -> float:
         """Return the seconds until the pace allows a caller with ``ahead`` before it to be sent."""
-        return self._places.wait(now, ahead)
+        return self._schedule.wait(now, ahead)
 
     def _slot_wait(self, now: float, ahead: int, latency: float) -> float:
         """Return the seconds until a slot is free for a caller with so many before it.
@@ -199,7 +199,7 @@ class Pacer:
             "waiting": len(self._queue),
             "in_flight": self.in_flight,
             "max_concurrent": self._max_concurrent,
-            "interval_s": self._places.interval,
+            "interval_s": self._schedule.interval,
         }
 
     def _waiting(self) -> int:
@@ -210,9 +210,9 @@ class Pacer:
         loop = asyncio.get_running_loop()
         now = self._now(loop)
         while self._queue and self.in_flight < self._max_concurrent:
-            ready_at = self._places.ready_at()
-            if ready_at - now > EARLY:
-                self._come_back(loop, ready_at)
+            ready_at = self._schedule.ready_at()
+            if ready_at - now > CLOCK_TOLERANCE:
+                self._schedule_wakeup(loop, ready_at)
                 return
             self._grant_first(loop, now)
 
@@ -222,7 +222,7 @@ class Pacer:
             self._drop_closed_loops()
         now = loop.time()
         if now < self._last_seen:
-            self._begin_anew()  # a new loop, whose clock started anew
+            self._reset_clock()  # a new loop, whose clock started anew
         self._last_seen = now
         return now
 
@@ -232,20 +232,20 @@ class Pacer:
         for ticket in [each for each in self._slots if _is_dead(each)]:
             self._release(ticket)
 
-    def _begin_anew(self) -> None:
-        self._places.reset()
+    def _reset_clock(self) -> None:
+        self._schedule.reset()
 
-    def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Ticket | None:
+    def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Slot | None:
         ticket = self._queue.popleft()
         if ticket.granted.done() or ticket.granted.get_loop() is not loop:
             return None  # its caller is gone, or belonged to a loop that is
-        ticket.receipt = self._places.take(now)
+        ticket.receipt = self._schedule.take(now)
         ticket.granted_at = now
         self._slots.add(ticket)
         ticket.granted.set_result(None)
         return ticket
 
-    def _come_back(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+    def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
             if self._timer_loop is loop and self._timer_at <= when:
                 return
@@ -257,7 +257,7 @@ class Pacer:
         self._timer = None
         self._serve()
 
-    def leave(self, ticket: Ticket) -> None:
+    def release(self, ticket: Slot) -> None:
         """Give up the ticket's stand or slot; once is enough, more often does no harm."""
         if ticket in self._slots:
             self._release(ticket)
@@ -270,13 +270,13 @@ class Pacer:
         except RuntimeError:  # no running loop: an abandoned task is being collected
             return
 
-    def _release(self, ticket: Ticket) -> None:
+    def _release(self, ticket: Slot) -> None:
         """Free its slot; its place, too, if it was not spent."""
         self._slots.discard(ticket)
-        if ticket.receipt is not None and not ticket.spent:
-            self._places.give_back(ticket.receipt)
+        if ticket.receipt is not None and not ticket.consumed:
+            self._schedule.give_back(ticket.receipt)
         ticket.receipt = None
 
 
-def _is_dead(ticket: Ticket) -> bool:
+def _is_dead(ticket: Slot) -> bool:
     return ticket.granted.get_loop().is_closed()

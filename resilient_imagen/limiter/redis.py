@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.fleet.member import Errand
 from resilient_imagen.fleet.steps import GIVE_BACK, TAKE, Step, microseconds
-from resilient_imagen.limiter.memory import EARLY, Pacer
+from resilient_imagen.limiter.memory import CLOCK_TOLERANCE, RateLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from resilient_imagen.fleet.agent import Fleet
     from resilient_imagen.fleet.record import Record
-    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.snapshots import QueueSnapshot
 
-__all__ = ["SharedPacer"]
+__all__ = ["RedisRateLimiter"]
 
 
 class _Place(NamedTuple):
@@ -42,7 +42,7 @@ class _Place(NamedTuple):
     """By which Redis knows it."""
 
 
-class SharedPacer(Pacer):
+class RedisRateLimiter(RateLimiter):
     """The queue in front of one provider, paced together with all other processes.
 
     Args:
@@ -74,7 +74,7 @@ class SharedPacer(Pacer):
         self._slack = (burst - 1) * self._interval
         self._held: list[_Place] = []
         """Places for callers here, the first one first."""
-        self._granted: dict[Ticket, _Place] = {}
+        self._granted: dict[Slot, _Place] = {}
         self._asked = 0
         """Places that were asked for and not yet answered."""
         self._era = 0
@@ -122,9 +122,9 @@ class SharedPacer(Pacer):
 
     # -- the queue --------------------------------------------------------------------------------
 
-    def _release(self, ticket: Ticket) -> None:
+    def _release(self, ticket: Slot) -> None:
         place = self._granted.pop(ticket, None)
-        if place is not None and not ticket.spent:
+        if place is not None and not ticket.consumed:
             self._held.insert(0, place)
         super()._release(ticket)
 
@@ -137,7 +137,7 @@ class SharedPacer(Pacer):
     def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         now = self._now(loop)
-        while self._queue and self._held and self._held[0].due - now <= EARLY:
+        while self._queue and self._held and self._held[0].due - now <= CLOCK_TOLERANCE:
             if self.in_flight == self._max_concurrent:
                 break
             ticket = self._grant_first(loop, now)
@@ -148,10 +148,10 @@ class SharedPacer(Pacer):
         else:
             super()._serve()
         if self._held:
-            self._come_back(loop, self._held[0].due)
+            self._schedule_wakeup(loop, self._held[0].due)
 
-    def _begin_anew(self) -> None:
-        super()._begin_anew()
+    def _reset_clock(self) -> None:
+        super()._reset_clock()
         self._held, self._asked, self._next = [], 0, 0.0
 
     def _balance(self) -> None:

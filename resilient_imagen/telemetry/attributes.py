@@ -14,7 +14,7 @@ from resilient_imagen.telemetry.outgoing import safe_name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.breaker import BreakerNumbers
+    from resilient_imagen.breaker import BreakerMetrics
     from resilient_imagen.telemetry import events
 
 __all__ = [
@@ -210,7 +210,7 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
     return found
 
 
-def breaker_numbers(numbers: BreakerNumbers) -> Attributes:
+def breaker_numbers(numbers: BreakerMetrics) -> Attributes:
     """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
     return {
         names.BREAKER_RATE: rounded(numbers.failure_rate, 4),

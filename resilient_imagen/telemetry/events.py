@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import BreakerNumbers, Gate, Transition
+    from resilient_imagen.breaker import BreakerMetrics, CircuitBreaker, Transition
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.providers.base import PromptHints
     from resilient_imagen.reasons import Reason, BreakerOutcome
@@ -80,7 +80,7 @@ class RouteAdded(Event):
 
     provider: str
     model: str
-    gate: Gate = field(repr=False)
+    gate: CircuitBreaker = field(repr=False)
     configured: bool
     """False when it is there only because a caller named its model."""
 
@@ -133,7 +133,7 @@ class AttemptEnded(Event):
     """What the breaker made of ``vote``: success, failure, throttled, slow, ignored or stale."""
     transition: str | None
     """The breaker's change of state caused by it, such as ``closed_to_open``."""
-    breaker: BreakerNumbers
+    breaker: BreakerMetrics
     """The breaker's numbers after counting."""
     probe: bool
     cut_short: bool
@@ -190,7 +190,7 @@ class ShortCircuited(Event):
 
     provider: str
     model: str
-    breaker: BreakerNumbers
+    breaker: BreakerMetrics
     retry_after: float | None
     cause: str | None
     """The reason that opened the breaker."""

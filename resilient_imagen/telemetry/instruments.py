@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
 
-    from resilient_imagen.breaker import BreakerNumbers, Gate
+    from resilient_imagen.breaker import BreakerMetrics, CircuitBreaker
 
 __all__ = ["Instruments", "instruments"]
 
@@ -40,7 +40,7 @@ class Instruments:
     """All instruments of one meter, and the breakers that its gauges look at."""
 
     def __init__(self, meter: Meter) -> None:
-        self._gates: WeakKeyDictionary[Gate, str] = WeakKeyDictionary()
+        self._gates: WeakKeyDictionary[CircuitBreaker, str] = WeakKeyDictionary()
         # Callers add breakers while an exporter's thread reads them.
         self._lock = threading.Lock()
         self.client_duration = meter.create_histogram(
@@ -92,23 +92,23 @@ class Instruments:
             names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
         )
 
-    def watch(self, gate: Gate, name: str) -> None:
+    def watch(self, gate: CircuitBreaker, name: str) -> None:
         """Show a breaker in the gauges, under this name, for as long as it exists."""
         with self._lock:
             self._gates[gate] = name
 
-    def forget(self, gate: Gate) -> None:
+    def forget(self, gate: CircuitBreaker) -> None:
         """Show the breaker no longer."""
         with self._lock:
             self._gates.pop(gate, None)
 
-    def _numbers(self) -> Mapping[str, list[BreakerNumbers]]:
+    def _numbers(self) -> Mapping[str, list[BreakerMetrics]]:
         """By name: of every breaker that is shown under it."""
         with self._lock:
             watched = list(self._gates.items())
-        found: dict[str, list[BreakerNumbers]] = {}
+        found: dict[str, list[BreakerMetrics]] = {}
         for gate, name in watched:
-            found.setdefault(name, []).append(gate.numbers())
+            found.setdefault(name, []).append(gate.metrics())
         return found
 
     def _states(self, _options: CallbackOptions) -> Iterable[Observation]:

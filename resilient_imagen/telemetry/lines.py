@@ -128,7 +128,7 @@ def _breaker_changed(event: events.BreakerChanged) -> Line:
             names.MODEL: event.model,
             names.BREAKER_FROM: change.from_state.value,
             names.BREAKER_TO: change.to_state.value,
-            **attributes.breaker_numbers(change.numbers),
+            **attributes.breaker_numbers(change.metrics),
         }
         if change.cause is not None:
             found[names.BREAKER_CAUSE] = str(change.cause)

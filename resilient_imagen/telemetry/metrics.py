@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import Counter, MeterProvider
 
-    from resilient_imagen.breaker import Gate
+    from resilient_imagen.breaker import CircuitBreaker
 
 __all__ = ["MetricSink"]
 
@@ -50,7 +50,7 @@ class MetricSink:
         self._to = instruments(meter_provider)
         self._live = meter_provider is not None
         self._configured: set[str] = set()
-        self._gates: WeakSet[Gate] = WeakSet()
+        self._gates: WeakSet[CircuitBreaker] = WeakSet()
         self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteAdded: self._route_added,

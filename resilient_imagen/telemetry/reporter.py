@@ -13,7 +13,7 @@ from resilient_imagen.reasons import Reason, BreakerOutcome
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import Gate, Permit, Rejection, Settlement, Transition
+    from resilient_imagen.breaker import CircuitBreaker, Permit, Rejection, Settlement, Transition
     from resilient_imagen.call import CallState
     from resilient_imagen.lane import Route
     from resilient_imagen.providers.base import ProviderImage
@@ -38,7 +38,7 @@ class Reporter:
     def __init__(self, hub: Hub, *, skips_open: bool = True) -> None:
         self._hub = hub
         self._skips_open = skips_open
-        self._configured: list[Gate] = []
+        self._configured: list[CircuitBreaker] = []
 
     def request_started(self, call: CallState) -> None:
         """A caller asked for an image."""
@@ -162,13 +162,13 @@ class Reporter:
                 call_id=call.id,
                 provider=lane.provider.name,
                 model=lane.model,
-                breaker=rejection.numbers,
+                breaker=rejection.metrics,
                 retry_after=rejection.retry_after,
                 cause=rejection.cause,
             )
         )
 
-    def route_added(self, gate: Gate, *, configured: bool) -> None:
+    def route_added(self, gate: CircuitBreaker, *, configured: bool) -> None:
         """A route came into use; its breaker is named ``provider:model``."""
         if configured:
             self._configured.append(gate)
@@ -200,7 +200,7 @@ class Reporter:
         names = [gate.name for gate in self._configured]
         # A model that a caller names replaces the first route's.
         behind = names.index(transition.name) if transition.name in names else 0
-        usable = (gate.name for gate in self._configured[behind + 1 :] if gate.usable())
+        usable = (gate.name for gate in self._configured[behind + 1 :] if gate.allows_calls())
         return next(usable, None)
 
     def fell_back(self, call: CallState, left: Route, following: Route, cause: Reason) -> None:
@@ -282,7 +282,7 @@ def _of_attempt(
         "queue_s": turn.queue_s,
         "counted": settlement.counted,
         "transition": settlement.transition,
-        "breaker": settlement.numbers,
+        "breaker": settlement.metrics,
         "admitted": "closed" if permit is None else permit.state.value,
         "probe": permit is not None and permit.probe,
     }

@@ -15,7 +15,7 @@ from resilient_imagen.telemetry.outgoing import safe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.breaker import BreakerNumbers, Transition
+    from resilient_imagen.breaker import BreakerMetrics, Transition
 
 __all__ = ["summary"]
 
@@ -116,13 +116,13 @@ def _breaker_changed(event: events.BreakerChanged) -> str:
 
 
 def _why_opened(who: str, change: Transition) -> str:
-    numbers = change.numbers
+    numbers = change.metrics
     if change.to_state is BreakerState.FORCED_OPEN:
         return f"{who}: circuit forced open by an operator"
     opened = _opened(change.retry_after)
     if change.cause is None:
         return f"{who}: {opened}"
-    first = (change.brief or "").partition(" ")[0]
+    first = (change.summary or "").partition(" ")[0]
     failure = _failure(who, change.cause, int(first) if first.isdecimal() else None)
     if change.from_state is BreakerState.HALF_OPEN:
         return f"{failure}, a failed probe: {opened}"
@@ -189,7 +189,7 @@ def _words(reason: str) -> str:
     return "connection failure" if reason == Reason.CONNECTION else safe(reason.replace("_", " "))
 
 
-def _in_a_row(numbers: BreakerNumbers) -> str:
+def _in_a_row(numbers: BreakerMetrics) -> str:
     count = numbers.consecutive
     if count < 2:  # noqa: PLR2004 - one failure is no row
         return ""

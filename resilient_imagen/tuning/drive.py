@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from resilient_imagen.attempt import AttemptExecutor, FittedImage
-from resilient_imagen.breaker import BreakerConfig, Gate
+from resilient_imagen.breaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.call import CallState, OnStartHook
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.lane import Route
-from resilient_imagen.limiter.memory import Pacer
+from resilient_imagen.limiter.memory import RateLimiter
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import new_breaker, new_limiter
@@ -164,7 +164,7 @@ class _Play:
             chain=self._lanes,
         )
         if climber.ticket is not None:
-            self._lanes[climber.route].pacer.leave(climber.ticket)
+            self._lanes[climber.route].limiter.release(climber.ticket)
         if self._telling:
             self._reporter.request_started(call)
         result, error = None, None
@@ -204,7 +204,7 @@ class _Play:
     ) -> tuple[Route, ...]:
         names = dict.fromkeys(route.provider for route in settings.routes)
         providers = {name: StandIn(name, world) for name in names}
-        kind = HandingPacer if handing else Pacer
+        kind = HandingPacer if handing else RateLimiter
         pacers = {name: new_limiter(settings, name, kind) for name in names}
         lanes = []
         for index, route in enumerate(settings.routes):
@@ -255,7 +255,7 @@ class _Ladder(Pipeline):
 
 def _shut(lane: Route) -> Route:
     """A route that turns everybody away: it stands where a call has been turned away already."""
-    gate = Gate(lane.name, BreakerConfig())
+    gate = CircuitBreaker(lane.name, BreakerConfig())
     gate.force_open = True
     return replace(lane, gate=gate)
 

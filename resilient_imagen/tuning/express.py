@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker import BreakerState, Rejection
-from resilient_imagen.limiter.memory import EARLY, Pacer, QueueFullError
+from resilient_imagen.limiter.memory import CLOCK_TOLERANCE, RateLimiter, QueueFullError
 from resilient_imagen.pipeline import MIN_USEFUL_SECONDS
 from resilient_imagen.reasons import BreakerOutcome
 
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
     from resilient_imagen.breaker import Permit, Transition
     from resilient_imagen.lane import Route
-    from resilient_imagen.limiter.memory import Ticket
+    from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.tuning.loop import LeanLoop
     from resilient_imagen.tuning.truth import Met
     from resilient_imagen.tuning.world import World
 
 __all__ = ["Climber", "Express", "HandingPacer"]
 
-_handed: ContextVar[list[Ticket]] = ContextVar("handed")
+_handed: ContextVar[list[Slot]] = ContextVar("handed")
 """The place in the queue that a call brings along, until it is taken."""
 
 
-class HandingPacer(Pacer):
+class HandingPacer(RateLimiter):
     """A queue that a call may enter with the place it holds there already."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits)
-        self._lent: set[Ticket] = set()
+        self._lent: set[Slot] = set()
 
-    def join(self, useful_until: float = math.inf) -> Ticket:
+    def join(self, useful_until: float = math.inf) -> Slot:
         """Stand at the end of the queue, or where the caller stands already.
 
         Args:
@@ -68,7 +68,7 @@ class HandingPacer(Pacer):
             return -math.inf
         return super().shortest_wait(latency)
 
-    def lend(self, ticket: Ticket) -> Context:
+    def lend(self, ticket: Slot) -> Context:
         """A context in which the next to join takes over this place."""
         self._lent.add(ticket)
         context = copy_context()
@@ -86,7 +86,7 @@ class Climber(NamedTuple):
     """Routes before this one have turned it away already."""
     until: float | None = None
     """Loop time by which this route must be done, when that was settled before."""
-    ticket: Ticket | None = None
+    ticket: Slot | None = None
     """A place in the queue that is of no use any more; to be given up when the call goes on."""
     context: Context | None = None
 
@@ -97,7 +97,7 @@ class _Rider(NamedTuple):
     call: int
     asked: float
     route: int
-    ticket: Ticket
+    ticket: Slot
     until: float
 
 
@@ -134,16 +134,16 @@ class Express:
         self._world = world
         self._climb = climb
         self._done = done
-        self._closed = [lane.gate.numbers().state is BreakerState.CLOSED for lane in lanes]
+        self._closed = [lane.breaker.metrics().state is BreakerState.CLOSED for lane in lanes]
         for route, lane in enumerate(lanes):
-            lane.gate.subscribe(partial(self._note, route), inline=True)
+            lane.breaker.subscribe(partial(self._note, route), inline=True)
 
     def start(self, call: int) -> bool:
         """Take the call, if the first breaker to let it through wants no probe and it may queue."""
         for route, lane in enumerate(self._lanes):
             if self._closed[route]:
                 return self._ride(call, route, lane)
-            if lane.gate.open_until() is None:
+            if lane.breaker.blocked_until() is None:
                 return False
         return False
 
@@ -156,18 +156,20 @@ class Express:
         until = self._reserve(now + self._seconds, self._lanes[route + 1 :])
         latency = lane.measured_latency(self._resolution)
         useful_until = until - MIN_USEFUL_SECONDS - (latency or 0.0)
-        wait = lane.pacer.shortest_wait(latency)
-        if now + MIN_USEFUL_SECONDS >= until or (wait > EARLY and now + wait > useful_until):
+        wait = lane.limiter.shortest_wait(latency)
+        if now + MIN_USEFUL_SECONDS >= until or (
+            wait > CLOCK_TOLERANCE and now + wait > useful_until
+        ):
             return False
         try:
-            rider = _Rider(call, now, route, lane.pacer.join(useful_until), until)
+            rider = _Rider(call, now, route, lane.limiter.join(useful_until), until)
         except QueueFullError:
             return False
         if rider.ticket.granted.done():
             self._send(rider)
             return True
         # Woken by its turn, by the breaker or by the clock, whichever is first.
-        stirred = lane.gate.changed()
+        stirred = lane.breaker.wait_for_change()
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
         if until < math.inf:
@@ -196,12 +198,12 @@ class Express:
         if met.reason is not None or now + met.latency >= limit:
             self._hand_over(rider)
             return
-        permit = lane.gate.admit()
+        permit = lane.breaker.acquire()
         if isinstance(permit, Rejection):
             self._hand_over(rider)
             return
         permit.begin()
-        rider.ticket.spend()
+        rider.ticket.consume()
         self._loop.plain_at(now + met.latency, self._served, rider, permit, met, now)
 
     def _served(self, rider: _Rider, permit: Permit, met: Met, sent_at: float) -> None:
@@ -209,7 +211,7 @@ class Express:
         self._world.book(rider.call, rider.route, sent_at, latency, None, met)
         lane.record_success(self._resolution, latency)
         permit.settle(BreakerOutcome.SUCCESS)
-        lane.pacer.leave(rider.ticket)
+        lane.limiter.release(rider.ticket)
         self._done(rider.call, rider.route)
 
     def _hand_over(self, rider: _Rider) -> None:
@@ -219,6 +221,6 @@ class Express:
         out_of_time = now + MIN_USEFUL_SECONDS >= rider.asked + self._seconds
         if out_of_time or lane.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
-        elif isinstance(lane.pacer, HandingPacer):
-            climber = climber._replace(until=rider.until, context=lane.pacer.lend(rider.ticket))
+        elif isinstance(lane.limiter, HandingPacer):
+            climber = climber._replace(until=rider.until, context=lane.limiter.lend(rider.ticket))
         self._climb(climber)
