@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from resilient_imagen.attempt import AttemptSuccess
     from resilient_imagen.breaker import CircuitBreaker
     from resilient_imagen.call import OnStart
-    from resilient_imagen.fleet import Fleet
+    from resilient_imagen.fleet import RedisCoordinator
     from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.lane import Route
     from resilient_imagen.providers.base import Provider, ProviderImage
@@ -114,7 +114,7 @@ class ImageClient:
         )
         for warning in self.settings.warnings:
             self._reporter.warned("unknown_variable", warning)
-        self._fleet = _fleet(self.settings, self._reporter)
+        self._fleet = _new_coordinator(self.settings, self._reporter)
         self._routing = Router(self.settings, given, self._reporter, self._fleet)
         attempts = AttemptExecutor(self._reporter, self._make_fit, self._routing.routes_of_provider)
         self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
@@ -427,10 +427,10 @@ async def _close(provider: Provider) -> None:
         await closing
 
 
-def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:
+def _new_coordinator(settings: Settings, reporter: Reporter) -> RedisCoordinator | None:
     if settings.redis_url is None:
         return None
-    from resilient_imagen.fleet import Address, Fleet, account
+    from resilient_imagen.fleet import Address, RedisCoordinator, account
 
     vendors = {
         "google": (settings.google_api_key, settings.google_base_url),
@@ -441,7 +441,7 @@ def _fleet(settings: Settings, reporter: Reporter) -> Fleet | None:
         for vendor, (key, base_url) in vendors.items()
     }
     address = Address.parse(settings.redis_url.get_secret_value())
-    return Fleet(address, reporter.warned, accounts=accounts)
+    return RedisCoordinator(address, reporter.warned, accounts=accounts)
 
 
 def _checked_deadline(seconds: float | None) -> float:

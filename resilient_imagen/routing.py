@@ -24,7 +24,7 @@ from resilient_imagen.providers import BUILT_IN, build
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from resilient_imagen.fleet import Fleet
+    from resilient_imagen.fleet import RedisCoordinator
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
@@ -58,7 +58,7 @@ class Router:
         settings: Settings,
         providers: Iterable[Provider],
         reporter: Reporter,
-        fleet: Fleet | None = None,
+        fleet: RedisCoordinator | None = None,
     ) -> None:
         self._settings = settings
         self._reporter = reporter

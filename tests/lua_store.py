@@ -14,9 +14,9 @@ from typing import Any
 
 from lupa import lua51  # type: ignore[import-untyped]
 
-from resilient_imagen.fleet import Address, Fleet
-from resilient_imagen.fleet.link import LinkError
-from resilient_imagen.fleet.steps import Script, Step
+from resilient_imagen.fleet import Address, RedisCoordinator
+from resilient_imagen.fleet.link import StoreUnavailable
+from resilient_imagen.fleet.steps import LuaScript, ScriptCall
 
 START = 1_760_000_000.0
 """What the server's clock shows at the loop's second 0."""
@@ -48,7 +48,7 @@ class LuaStore:
         self.zsets.clear()
         self.expires.clear()
 
-    def take(self, step: Step) -> Any:
+    def take(self, step: ScriptCall) -> Any:
         """Run one step; answers as redis-py gives them."""
         self.steps += 1
         for key in [key for key, when in self.expires.items() if when <= self._now()]:
@@ -58,7 +58,7 @@ class LuaStore:
         keys, arguments = table(list(step.keys)), table([str(each) for each in step.arguments])
         return _as_redis_py(run(keys, arguments))
 
-    def _compiled(self, script: Script) -> Any:
+    def _compiled(self, script: LuaScript) -> Any:
         if script.sha not in self._scripts:
             make = self._lua.eval(
                 "function(call, encode)\n"
@@ -180,7 +180,7 @@ class Sea:
         self.texts: list[str] = []
         """What the warnings said."""
 
-    def fleet(self) -> Fleet:
+    def fleet(self) -> RedisCoordinator:
         """A worker's part, connected by this sea."""
 
         def warn(code: str, text: str) -> None:
@@ -189,14 +189,14 @@ class Sea:
 
         door = SeaDoor(self)
         self.doors.append(door)
-        fleet = door.fleet = Fleet(ADDRESS, warn, door=door)
+        fleet = door.fleet = RedisCoordinator(ADDRESS, warn, door=door)
         return fleet
 
     async def cross(self) -> None:
         """There and back."""
         self.trips += 1
         if not self.up:
-            raise LinkError("ConnectionError")
+            raise StoreUnavailable("ConnectionError")
         await asyncio.sleep(2 * self.latency)
 
     def sink(self) -> None:
@@ -225,7 +225,7 @@ class SeaDoor:
 
     def __init__(self, sea: Sea) -> None:
         self.sea = sea
-        self.fleet: Fleet | None = None
+        self.fleet: RedisCoordinator | None = None
         self.refuses: Exception | None = None
         """What it says instead of opening."""
         self.takes = 0.0
@@ -258,30 +258,30 @@ class SeaLink:
         self.stuck = False
         self.steps_only_lost = False
         """Steps are taken, but their answers never arrive."""
-        self._news: asyncio.Queue[bytes | LinkError | None] = asyncio.Queue()
+        self._news: asyncio.Queue[bytes | StoreUnavailable | None] = asyncio.Queue()
         self._broken = False
 
-    async def run(self, steps: Sequence[Step]) -> list[Any]:
+    async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
         if self.stuck:
             await asyncio.Event().wait()
         if self._broken:
-            raise LinkError("ConnectionError")
+            raise StoreUnavailable("ConnectionError")
         self.sea.trips += 1
         await asyncio.sleep(self.sea.latency)
         if self._broken:
-            raise LinkError("ConnectionError")
+            raise StoreUnavailable("ConnectionError")
         answers = [self.sea.store.take(step) for step in steps]
         self.sea.spread()
         if self.steps_only_lost:
             await asyncio.Event().wait()
         await asyncio.sleep(self.sea.latency)
         if self._broken:
-            raise LinkError("ConnectionError")
+            raise StoreUnavailable("ConnectionError")
         return answers
 
     async def news(self) -> bytes | None:
         news = await self._news.get()
-        if isinstance(news, LinkError):
+        if isinstance(news, StoreUnavailable):
             raise news
         return news
 
@@ -296,7 +296,7 @@ class SeaLink:
 
     def break_off(self) -> None:
         self._broken = True
-        self._news.put_nowait(LinkError("ConnectionError"))
+        self._news.put_nowait(StoreUnavailable("ConnectionError"))
 
     async def aclose(self) -> None:
         self._broken = True

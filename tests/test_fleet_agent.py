@@ -11,8 +11,8 @@ from fleet_kit import Worker, crew, sail
 from lua_store import ADDRESS, Sea
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet import Address, Fleet, account
-from resilient_imagen.fleet.link import LinkError, MisconfiguredError
+from resilient_imagen.fleet import Address, RedisCoordinator, account
+from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError
 
 REFUSAL = "it refuses the user name or password, or wants one"
 
@@ -114,7 +114,7 @@ def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> 
                 return noted
 
             began = now()
-            step = worker.pacer.check_in().step
+            step = worker.pacer.heartbeat().call
             assert worker.fleet.post(step, note("first"))
             await asyncio.sleep(0.05)
             assert worker.fleet.post(step, note("second"))
@@ -141,7 +141,7 @@ def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyP
         assert child != parent
         assert worker.fleet.joined
         assert set(sea.store.zsets["resilient_imagen:{google:pro}:seen"]) == {parent, child}
-        step = worker.gate.check_in().step
+        step = worker.gate.heartbeat().call
         assert child in step.arguments
         assert parent not in step.arguments
         await worker.fleet.aclose()
@@ -172,11 +172,11 @@ def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
 
     async def scene(sea: Sea) -> None:
         accounts = {"google": "ab12", "openai": ""}
-        fleet = Fleet(ADDRESS, lambda *_: None, accounts=accounts)
-        assert fleet.topic("google:pro") == "google:pro@ab12"
-        assert fleet.topic("google") == "google@ab12"
-        assert fleet.topic("openai:flare") == "openai:flare"
-        assert fleet.topic("mine:own") == "mine:own"
+        fleet = RedisCoordinator(ADDRESS, lambda *_: None, accounts=accounts)
+        assert fleet.resource_name("google:pro") == "google:pro@ab12"
+        assert fleet.resource_name("google") == "google@ab12"
+        assert fleet.resource_name("openai:flare") == "openai:flare"
+        assert fleet.resource_name("mine:own") == "mine:own"
 
     sail(scene)
 
@@ -193,7 +193,7 @@ def test_a_link_error_of_any_kind_is_no_caller_s_business() -> None:
     """Redis away at the start, and a bug of ours: `ready` returns, one event."""
 
     async def scene(sea: Sea) -> None:
-        for trouble in (LinkError("refused"), ZeroDivisionError()):
+        for trouble in (StoreUnavailable("refused"), ZeroDivisionError()):
             fleet = sea.fleet()
             sea.doors[-1].refuses = trouble
             await fleet.ready()

@@ -12,7 +12,7 @@ from fleet_world import World, play, until
 from redis_kit import RedisServer
 
 from resilient_imagen import CircuitOpenError, Snapshot
-from resilient_imagen.fleet.record import Record
+from resilient_imagen.fleet.record import BreakerRecord
 
 pytestmark = pytest.mark.redis
 
@@ -153,7 +153,7 @@ def test_the_words_of_errors_pass(brief: str) -> None:
     """What one worker's error says, another worker's rejection says."""
     told = {"route": "r", "epoch": "e", "version": 1, "generation": 2, "state": "open", "left": 1}
     more = {"openings": 1, "cause": "overloaded", "brief": brief, "lease": 0, "workers": 1}
-    record = Record.parse(json.dumps({**told, **more, "granted": False}))
+    record = BreakerRecord.parse(json.dumps({**told, **more, "granted": False}))
 
     assert (record.cause, record.brief) == ("overloaded", brief)
 

@@ -43,8 +43,8 @@ from resilient_imagen.fleet.steps import (
     SETTLE,
     SHORTEN,
     VOTE,
-    Script,
-    Step,
+    LuaScript,
+    ScriptCall,
 )
 
 KEYS = ("circuit", "leases", "workers", "seen")
@@ -214,8 +214,8 @@ class LeaseProtocol(RuleBasedStateMachine):
         self.take(OPEN, "a", self.epoch, 1, micros(PAUSE), "overloaded", "503", 1, "seen", 1, "", 0)
         self.oracle.fail("a", "", 1, answered=True)
 
-    def take(self, script: Script, worker: str, *arguments: Any) -> dict[str, Any]:
-        step = Step(script, KEYS, (worker, "news", "google:pro", *arguments))
+    def take(self, script: LuaScript, worker: str, *arguments: Any) -> dict[str, Any]:
+        step = ScriptCall(script, KEYS, (worker, "news", "google:pro", *arguments))
         told: dict[str, Any] = json.loads(self.store.take(step))
         self.last_step = self.now
         return told

@@ -18,8 +18,8 @@ from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ConfigurationError
 from resilient_imagen.fleet.address import Address
-from resilient_imagen.fleet.link import LinkError, MisconfiguredError, RedisDoor
-from resilient_imagen.fleet.trouble import in_our_words
+from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError, RedisConnectionFactory
+from resilient_imagen.fleet.trouble import translate_redis_errors
 
 pytestmark = pytest.mark.redis
 
@@ -199,7 +199,7 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def scene() -> None:
-        door = RedisDoor(Address.parse(f"redis://redis.invalid:{server.port}/0"))
+        door = RedisConnectionFactory(Address.parse(f"redis://redis.invalid:{server.port}/0"))
         await door.prepare()
         for _ in range(5):
             with pytest.raises(TimeoutError):
@@ -230,7 +230,7 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
 )  # fmt: skip
 def test_whatever_redis_py_raises_has_a_few_words(error: Exception, text: str, final: bool) -> None:
     """And none of its own, which may hold what was sent; some of it no waiting can cure."""
-    with pytest.raises(LinkError, match=text) as caught, in_our_words():
+    with pytest.raises(StoreUnavailable, match=text) as caught, translate_redis_errors():
         raise error
     assert isinstance(caught.value, MisconfiguredError) is final
     assert "secret" not in str(caught.value)

@@ -15,7 +15,7 @@ from lua_store import LuaStore
 from redis_kit import RedisServer
 
 from resilient_imagen.fleet.address import Address
-from resilient_imagen.fleet.link import Link, LinkError, RedisDoor
+from resilient_imagen.fleet.link import StoreConnection, StoreUnavailable, RedisConnectionFactory
 from resilient_imagen.fleet.steps import (
     GIVE_BACK,
     LEASE,
@@ -26,16 +26,16 @@ from resilient_imagen.fleet.steps import (
     SHORTEN,
     TAKE,
     VOTE,
-    Script,
-    Step,
+    LuaScript,
+    ScriptCall,
 )
 
 HOUR = 3600 * 1_000_000
 CIRCUIT = ("circuit", "leases", "workers", "seen")
 
 
-async def open_link(server: RedisServer) -> Link:
-    return await RedisDoor(Address.parse(server.url)).open()
+async def open_link(server: RedisServer) -> StoreConnection:
+    return await RedisConnectionFactory(Address.parse(server.url)).open()
 
 
 workers = st.sampled_from(["a", "b", "c"])
@@ -70,19 +70,19 @@ class Speaker:
         self.generation = 1
         self.places: list[str] = []
 
-    def step(self, action: Any) -> Step:
-        script: Script = action[0]
+    def step(self, action: Any) -> ScriptCall:
+        script: LuaScript = action[0]
         if script in {TAKE, GIVE_BACK}:
             keys = tuple(f"{self.prefix}:{kind}" for kind in ("pace", "free"))
             if script is TAKE:
-                return Step(script, keys, (action[1], HOUR, action[2] * HOUR))
+                return ScriptCall(script, keys, (action[1], HOUR, action[2] * HOUR))
             names = [self.places.pop() for _ in range(min(action[1], len(self.places)))]
-            return Step(script, keys, (HOUR, action[2] * HOUR, *names))
+            return ScriptCall(script, keys, (HOUR, action[2] * HOUR, *names))
         keys = tuple(f"{self.prefix}:{kind}" for kind in CIRCUIT)
         fixed = (action[1], f"{self.prefix}:news", "google:pro")
         if script in {LEASE, RELEASE, LEAVE}:
             more = (action[2], HOUR, action[3]) if script is LEASE else action[2:]
-            return Step(script, keys, (*fixed, *more))
+            return ScriptCall(script, keys, (*fixed, *more))
         fence = (self.epoch, self.generation - action[2])
         if script is VOTE:
             vote, weight, answered, share, calls, failures = action[3:]
@@ -96,9 +96,9 @@ class Speaker:
             rest = (*rest, int(closes))
         else:
             rest = action[3:]
-        return Step(script, keys, (*fixed, *fence, *rest))
+        return ScriptCall(script, keys, (*fixed, *fence, *rest))
 
-    def hear(self, script: Script, answer: Any) -> Any:
+    def hear(self, script: LuaScript, answer: Any) -> Any:
         """What of the answer does not depend on the clock."""
         if script is TAKE:
             self.places += [name.decode() for name in answer[1:-1:2]]
@@ -143,7 +143,7 @@ def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None
         link = await open_link(server)
         try:
             server.ask("SCRIPT", "FLUSH")
-            step = Step(TAKE, ("p:pace", "p:free"), (1, 1000, 0))
+            step = ScriptCall(TAKE, ("p:pace", "p:free"), (1, 1000, 0))
             assert len((await link.run([step, step]))[1]) == 3
         finally:
             await link.aclose()
@@ -181,15 +181,15 @@ def test_every_key_dies_when_nobody_uses_it(server: RedisServer) -> None:
 def test_a_step_that_redis_refuses_is_a_link_error(server: RedisServer) -> None:
     """What a full Redis answers to a write breaks off, and its text says no more than that."""
     source = "return redis.call('SET', KEYS[1], ARGV[1])"
-    greedy = Script("greedy", source, sha1(source.encode()).hexdigest())
+    greedy = LuaScript("greedy", source, sha1(source.encode()).hexdigest())
 
     async def play() -> None:
         link = await open_link(server)
         server.ask("SCRIPT", "LOAD", source)
         server.ask("CONFIG", "SET", "maxmemory", "1")
         try:
-            with pytest.raises(LinkError, match=r"^it is full$"):
-                await link.run([Step(greedy, ("key",), ("value",))])
+            with pytest.raises(StoreUnavailable, match=r"^it is full$"):
+                await link.run([ScriptCall(greedy, ("key",), ("value",))])
         finally:
             server.ask("CONFIG", "SET", "maxmemory", "0")
             await link.aclose()

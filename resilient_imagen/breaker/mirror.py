@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.flights import InFlightCall
     from resilient_imagen.breaker.views import Counted
-    from resilient_imagen.fleet.record import Record
+    from resilient_imagen.fleet.record import BreakerRecord
 
-__all__ = ["ReplicatedStateMachine", "Peer"]
+__all__ = ["ReplicatedStateMachine", "ReplicationObserver"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 _OVERDUE = 1e-6
 """Seconds: how an opening is written down that has lasted its time already."""
 
 
-class Peer(Protocol):
+class ReplicationObserver(Protocol):
     """Who speaks for this circuit to the others. Called with the gate's lock held; may not wait."""
 
     def wants_lease(self, probe: InFlightCall) -> bool:
@@ -65,7 +65,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
         moved: Callable[[BreakerState, BreakerState], None],
         freed: Callable[[], None],
         stirred: Callable[[], None],
-        peer: Peer,
+        peer: ReplicationObserver,
     ) -> None:
         super().__init__(config, random, moved, freed)
         self._on_stirred = stirred
@@ -77,7 +77,9 @@ class ReplicatedStateMachine(BreakerStateMachine):
 
     # -- what the fleet does to it ----------------------------------------------------------------
 
-    def adopt(self, record: Record, before: Record, *, same_state: bool, holds_lease: bool) -> None:
+    def adopt(
+        self, record: BreakerRecord, before: BreakerRecord, *, same_state: bool, holds_lease: bool
+    ) -> None:
         """Become what the fleet is.
 
         Args:
@@ -123,7 +125,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             self._barred.discard(probe)
             self._peer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
 
-    def _adopt_opening(self, record: Record, *, follows: bool) -> None:
+    def _adopt_opening(self, record: BreakerRecord, *, follows: bool) -> None:
         why = TripCause(record.cause, record.brief)
         seconds = max(record.left, _OVERDUE)
         if self.state is _OPEN and not follows:
@@ -139,11 +141,11 @@ class ReplicatedStateMachine(BreakerStateMachine):
             self._begin(OpenPeriod(self.now, self.now + seconds, why, closes))
         self.openings = record.openings
 
-    def _outlasts(self, before: Record) -> bool:
+    def _outlasts(self, before: BreakerRecord) -> bool:
         """Whether our opening goes on when that of the fleet, a mere hint, is over."""
         return before.closes and self.open_period is not None and not self.open_period.closes
 
-    def _adopt_round(self, record: Record) -> None:
+    def _adopt_round(self, record: BreakerRecord) -> None:
         if self.state is _HALF_OPEN:
             return
         if self.state is _CLOSED:

@@ -13,16 +13,16 @@ from resilient_imagen.fleet.steps import (
     SETTLE,
     SHORTEN,
     VOTE,
-    Script,
-    Step,
+    LuaScript,
+    ScriptCall,
     microseconds,
 )
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from resilient_imagen.breaker.circuit import BreakerStateMachine, TripCause
-    from resilient_imagen.fleet.agent import Fleet
-    from resilient_imagen.fleet.record import Record
+    from resilient_imagen.fleet.agent import RedisCoordinator
+    from resilient_imagen.fleet.record import BreakerRecord
 
 __all__ = ["SharedBreakerCommands", "answered"]
 
@@ -49,37 +49,37 @@ class SharedBreakerCommands:
 
     __slots__ = ("_fleet", "_keys", "_topic")
 
-    def __init__(self, fleet: Fleet, topic: str) -> None:
+    def __init__(self, fleet: RedisCoordinator, topic: str) -> None:
         kinds = ("circuit", "leases", "workers", "seen")
         self._keys = tuple(fleet.address.key(kind, topic) for kind in kinds)
         self._fleet = fleet
         self._topic = topic
 
-    def alive(self, record: Record, circuit: BreakerStateMachine) -> Step:
+    def alive(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
         """A sign of life, and what this worker has counted."""
         return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_CAUSE)
 
-    def succeeded(self, record: Record, circuit: BreakerStateMachine) -> Step:
+    def succeeded(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
         """A request succeeded while closed."""
         return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_CAUSE)
 
     def failed(
         self,
-        record: Record,
+        record: BreakerRecord,
         circuit: BreakerStateMachine,
         why: TripCause,
         *,
         weight: int,
         in_window: bool,
         pause: float,
-    ) -> Step:
+    ) -> ScriptCall:
         """A request failed while closed; should that open the circuit, then for `pause` seconds."""
         seen = int(answered(why))
         return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
 
     def opened(
-        self, record: Record, circuit: BreakerStateMachine, basis: str, *, token: str = ""
-    ) -> Step:
+        self, record: BreakerRecord, circuit: BreakerStateMachine, basis: str, *, token: str = ""
+    ) -> ScriptCall:
         """The circuit is open, as it is here.
 
         Args:
@@ -106,33 +106,33 @@ class SharedBreakerCommands:
             int(opening is not None and opening.closes),
         )
 
-    def shortened(self, record: Record, longest: float) -> Step:
+    def shortened(self, record: BreakerRecord, longest: float) -> ScriptCall:
         """The record's opening lasts longer than any worker could mean: `longest` seconds."""
         return self._fenced(SHORTEN, record, microseconds(longest))
 
     def settled(
-        self, record: Record, circuit: BreakerStateMachine, token: str, successes: int
-    ) -> Step:
+        self, record: BreakerRecord, circuit: BreakerStateMachine, token: str, successes: int
+    ) -> ScriptCall:
         """So many probes succeeded."""
         needed = circuit.config.half_open_calls
         return self._fenced(SETTLE, record, token, successes, needed)
 
-    def wanted(self, circuit: BreakerStateMachine, token: str) -> Step:
+    def wanted(self, circuit: BreakerStateMachine, token: str) -> ScriptCall:
         """A probe asks for its lease, or renews it."""
         deadline = microseconds(circuit.config.probe_deadline)
         return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
 
-    def released(self, token: str) -> Step:
+    def released(self, token: str) -> ScriptCall:
         """A probe's place is free again."""
         return self._step(RELEASE, token)
 
-    def left(self) -> Step:
+    def left(self) -> ScriptCall:
         """This worker goes."""
         return self._step(LEAVE)
 
     def _vote(
         self,
-        record: Record,
+        record: BreakerRecord,
         circuit: BreakerStateMachine,
         vote: str,
         weight: int,
@@ -140,7 +140,7 @@ class SharedBreakerCommands:
         in_window: int,
         pause: float,
         why: TripCause,
-    ) -> Step:
+    ) -> ScriptCall:
         config, window = circuit.config, circuit.rule.window
         window.roll(circuit.now)
         return self._fenced(
@@ -160,10 +160,12 @@ class SharedBreakerCommands:
             config.min_calls,
         )
 
-    def _fenced(self, script: Script, record: Record, *arguments: str | float) -> Step:
+    def _fenced(
+        self, script: LuaScript, record: BreakerRecord, *arguments: str | float
+    ) -> ScriptCall:
         return self._step(script, record.epoch, record.generation, *arguments)
 
-    def _step(self, script: Script, *arguments: str | float) -> Step:
+    def _step(self, script: LuaScript, *arguments: str | float) -> ScriptCall:
         fleet = self._fleet  # asked each time who it is: a fork makes another worker of it
         fixed = (fleet.worker, fleet.address.channel, self._topic)
-        return Step(script, self._keys, (*fixed, *arguments))
+        return ScriptCall(script, self._keys, (*fixed, *arguments))

@@ -40,8 +40,8 @@ from resilient_imagen.breaker.permit import Permit
 from resilient_imagen.breaker.phrases import SharedBreakerCommands, answered
 from resilient_imagen.breaker.trip import valid_hint, longest_pause, open_duration
 from resilient_imagen.breaker.views import BreakerState
-from resilient_imagen.fleet.member import Errand
-from resilient_imagen.fleet.record import UNKNOWN, Record
+from resilient_imagen.fleet.member import PendingCommand
+from resilient_imagen.fleet.record import UNKNOWN_RECORD, BreakerRecord
 from resilient_imagen.reasons import Reason, BreakerOutcome
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker.config import BreakerConfig
     from resilient_imagen.breaker.flights import InFlightCall
     from resilient_imagen.breaker.views import Counted, Rejection
-    from resilient_imagen.fleet.agent import Fleet
-    from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.fleet.agent import RedisCoordinator
+    from resilient_imagen.fleet.steps import ScriptCall
     from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["RedisCircuitBreaker"]
@@ -77,18 +77,18 @@ class RedisCircuitBreaker(CircuitBreaker):
         name: str,
         config: BreakerConfig,
         *,
-        fleet: Fleet,
+        fleet: RedisCoordinator,
         random: Callable[[], float] = _random.random,
     ) -> None:
-        self._fleet = fleet
-        self._record = UNKNOWN
+        self._coordinator = fleet
+        self._record = UNKNOWN_RECORD
         self._leases: dict[InFlightCall, str] = {}
         """Probes and the tokens that were asked for, or are held, for them."""
         self._tokens = 0
         self._knows_better = False
         """What the circuit learned about the record's present state has not reached it yet."""
-        self.topic = fleet.topic(name)
-        self._phrases = SharedBreakerCommands(fleet, self.topic)
+        self.resource = fleet.resource_name(name)
+        self._commands = SharedBreakerCommands(fleet, self.resource)
         super().__init__(name, config, random=random)
         fleet.add(self)
 
@@ -123,7 +123,7 @@ class RedisCircuitBreaker(CircuitBreaker):
         return {
             **super().snapshot(),
             "fleet": {
-                "joined": self._fleet.joined,
+                "joined": self._coordinator.joined,
                 "state": record.state.value,
                 "openings_in_a_row": record.openings,
                 "why": record.cause,
@@ -132,30 +132,34 @@ class RedisCircuitBreaker(CircuitBreaker):
 
     # -- member of the fleet ----------------------------------------------------------------------
 
-    def check_in(self) -> Errand:
+    def heartbeat(self) -> PendingCommand:
         """What the record does not know yet; else just a sign of life."""
         with self._lock:
             self._catch_up()
             record, circuit = self._record, self._machine
             if self._knows_better and circuit.state is _CLOSED:
                 needed = circuit.config.half_open_calls
-                return Errand(self._phrases.settled(record, circuit, "", needed), self._claimed)
+                return PendingCommand(
+                    self._commands.settled(record, circuit, "", needed), self._claimed
+                )
             if self._knows_better and circuit.state is _OPEN:
-                return Errand(self._phrases.opened(record, circuit, "seen"), self._claimed)
+                return PendingCommand(self._commands.opened(record, circuit, "seen"), self._claimed)
             if record.state is not _CLOSED and circuit.state is not _CLOSED:
                 # Should the store have lost its memory, here is ours.
-                return Errand(self._phrases.opened(record, circuit, "memory"), self._heard_back)
-            return Errand(self._phrases.alive(record, circuit), self._heard_back)
+                return PendingCommand(
+                    self._commands.opened(record, circuit, "memory"), self._heard_back
+                )
+            return PendingCommand(self._commands.alive(record, circuit), self._heard_back)
 
-    def hear(self, record: Record) -> None:
+    def on_update(self, record: BreakerRecord) -> None:
         """A change of the record was told to all."""
         if record.epoch == self._record.epoch:  # else the next check-in says what became of it
             self._adopt(record)
 
-    def joined(self) -> None:
+    def on_connected(self) -> None:
         """Nothing to do: the check-in was answered."""
 
-    def left(self) -> None:
+    def on_disconnected(self) -> None:
         """Nobody's probe is waited for any more."""
         with self._lock:
             self._catch_up()
@@ -163,13 +167,13 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._set_timer()
         self._listeners.deliver()
 
-    def goodbye(self) -> Iterable[Step]:
+    def release_commands(self) -> Iterable[ScriptCall]:
         """Give back what is held."""
         with self._lock:
-            released = [self._phrases.released(token) for token in self._leases.values()]
-        return [*released, self._phrases.left()]
+            released = [self._commands.released(token) for token in self._leases.values()]
+        return [*released, self._commands.left()]
 
-    def _believed(self, record: Record) -> Record:
+    def _believed(self, record: BreakerRecord) -> BreakerRecord:
         """The record; with an opening that no worker can have meant, one that is over.
 
         The store is told to end it, too, so that the next probe gets its lease.
@@ -177,21 +181,21 @@ class RedisCircuitBreaker(CircuitBreaker):
         longest = longest_pause(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:
             return record
-        self._fleet.post(self._phrases.shortened(record, longest), self._heard_back)
+        self._coordinator.post(self._commands.shortened(record, longest), self._heard_back)
         return record._replace(left=0.0)
 
     def _claimed(self, answer: Any) -> None:
         if answer is not None:
             self._knows_better = False
-            self._adopt(Record.parse(answer))
+            self._adopt(BreakerRecord.parse(answer))
 
     def _heard_back(self, answer: Any) -> None:
         if answer is not None:
-            self._adopt(Record.parse(answer))
+            self._adopt(BreakerRecord.parse(answer))
 
-    def _adopt(self, record: Record, *, again: bool = False) -> None:
+    def _adopt(self, record: BreakerRecord, *, again: bool = False) -> None:
         with self._lock:
-            self._fleet.workers = max(record.workers, 1)
+            self._coordinator.workers = max(record.workers, 1)
             before = self._record
             same_epoch = record.epoch == before.epoch
             if same_epoch and record.version < before.version + (not again):
@@ -212,7 +216,9 @@ class RedisCircuitBreaker(CircuitBreaker):
         super()._on_state_change(old, new)
         if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
             # A hint is over: the record closes at the first step that finds it so.
-            self._fleet.post(self._phrases.alive(self._record, self._machine), self._heard_back)
+            self._coordinator.post(
+                self._commands.alive(self._record, self._machine), self._heard_back
+            )
 
     # -- peer of the circuit (with the lock held) -------------------------------------------------
 
@@ -221,9 +227,9 @@ class RedisCircuitBreaker(CircuitBreaker):
         if self._record.state is _CLOSED:
             return False
         self._tokens += 1
-        token = f"{self._fleet.worker}:{self._tokens}"
-        asked = self._fleet.post(
-            self._phrases.wanted(self._machine, token),
+        token = f"{self._coordinator.worker}:{self._tokens}"
+        asked = self._coordinator.post(
+            self._commands.wanted(self._machine, token),
             lambda answer: self._lease_answered(probe, answer),
         )
         if asked:
@@ -233,7 +239,7 @@ class RedisCircuitBreaker(CircuitBreaker):
     def sent(self, flight: InFlightCall) -> None:
         """The lease lasts as long as a probe may take, from its sending."""
         if flight in self._leases:
-            self._fleet.post(self._phrases.wanted(self._machine, self._leases[flight]))
+            self._coordinator.post(self._commands.wanted(self._machine, self._leases[flight]))
 
     def counted(
         self, flight: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
@@ -247,16 +253,16 @@ class RedisCircuitBreaker(CircuitBreaker):
                 self._conclude(token or "", at_once=_opens_at_once(verdict, why))
                 return
         if token is not None:
-            self._fleet.post(self._phrases.released(token), self._heard_back)
+            self._coordinator.post(self._commands.released(token), self._heard_back)
         opening = self._machine.open_period
         if counted == "stale" and opening is not None and opening.cause is why:
             # It has lengthened our opening, and so it may lengthen the fleet's.
             self._knows_better |= self._record.state is _OPEN
-            late = self._phrases.opened(self._record, self._machine, "late")
-            self._fleet.post(late, self._claimed)
+            late = self._commands.opened(self._record, self._machine, "late")
+            self._coordinator.post(late, self._claimed)
 
     def _lease_answered(self, probe: InFlightCall, answer: Any) -> None:
-        record = None if answer is None else Record.parse(answer)
+        record = None if answer is None else BreakerRecord.parse(answer)
         if record is not None:
             self._adopt(record, again=not record.granted)
         with self._lock:
@@ -274,7 +280,7 @@ class RedisCircuitBreaker(CircuitBreaker):
 
     def _conclude(self, token: str, *, at_once: bool) -> None:
         """A probe's outcome, in the fleet's half-open round."""
-        record, circuit, phrases = self._record, self._machine, self._phrases
+        record, circuit, phrases = self._record, self._machine, self._commands
         if circuit.state is _OPEN:
             basis = "told" if at_once else "seen"
             self._claim(phrases.opened(record, circuit, basis, token=token))
@@ -282,22 +288,22 @@ class RedisCircuitBreaker(CircuitBreaker):
             needed = circuit.config.half_open_calls
             self._claim(phrases.settled(record, circuit, token, needed))
         else:
-            self._fleet.post(phrases.settled(record, circuit, token, 1), self._heard_back)
+            self._coordinator.post(phrases.settled(record, circuit, token, 1), self._heard_back)
 
     def _tell(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
         """An outcome, in the fleet's closed state."""
         record, circuit, hint = self._record, self._machine, valid_hint(why.retry_after)
         at_once = _opens_at_once(verdict, why)
         if counted == "success":
-            self._fleet.post(self._phrases.succeeded(record, circuit), self._heard_back)
+            self._coordinator.post(self._commands.succeeded(record, circuit), self._heard_back)
         elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
-            self._claim(self._phrases.opened(record, circuit, "told"))
+            self._claim(self._commands.opened(record, circuit, "told"))
         else:
             if circuit.state is _OPEN and circuit.open_period is not None:
                 seconds = circuit.open_period.until - circuit.now
             else:
                 seconds = open_duration(circuit.config, 1, hint, self._random)
-            step = self._phrases.failed(
+            step = self._commands.failed(
                 record,
                 circuit,
                 TripCause(Reason.TIMEOUT, "timed out") if counted == "slow" else why,
@@ -305,12 +311,12 @@ class RedisCircuitBreaker(CircuitBreaker):
                 in_window=counted != "throttled",
                 pause=seconds,
             )
-            self._fleet.post(step, self._heard_back)
+            self._coordinator.post(step, self._heard_back)
 
-    def _claim(self, step: Step) -> None:
+    def _claim(self, step: ScriptCall) -> None:
         """Something that must reach the record: if it does not now, it does on joining again."""
         self._knows_better = True
-        self._fleet.post(step, self._claimed)
+        self._coordinator.post(step, self._claimed)
 
     def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
         stirred = self._waiters.wake

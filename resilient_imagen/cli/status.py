@@ -12,7 +12,7 @@ from resilient_imagen.cli.guard import CommandError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resilient_imagen.fleet.view import RouteView, View
+    from resilient_imagen.fleet.view import RouteStatus, FleetStatus
 
 __all__ = ["status"]
 
@@ -28,7 +28,7 @@ def status(
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
     from resilient_imagen.fleet import Address
-    from resilient_imagen.fleet.view import look
+    from resilient_imagen.fleet.view import read_status
     from resilient_imagen.settings import Settings
 
     url = (Settings(redis_url=redis_url) if redis_url else Settings()).redis_url
@@ -38,7 +38,7 @@ def status(
 
     address = Address.parse(url.get_secret_value())
     try:
-        view = asyncio.run(look(address))
+        view = asyncio.run(read_status(address))
     except (ValueError, ArithmeticError, LookupError):  # a number that is none, a missing part
         raise CommandError(
             f"Redis at {address.shown} holds a record that this library did not write, below "
@@ -58,7 +58,7 @@ def status(
         console.print(f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}")
 
 
-def _routes(view: View) -> Table:
+def _routes(view: FleetStatus) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -78,7 +78,7 @@ def _routes(view: View) -> Table:
     return table
 
 
-def _state(route: RouteView) -> str:
+def _state(route: RouteStatus) -> str:
     if route.state != "open":
         return route.state.replace("_", "-")
     left = f"{_span(route.left_s)} left" if route.left_s else "probe due"

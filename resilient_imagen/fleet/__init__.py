@@ -6,9 +6,9 @@ Nothing here loads redis until the first connection is made.
 """
 
 from resilient_imagen.fleet.address import Address, account
-from resilient_imagen.fleet.agent import Fleet
-from resilient_imagen.fleet.member import Member
-from resilient_imagen.fleet.record import Record
-from resilient_imagen.fleet.steps import Step
+from resilient_imagen.fleet.agent import RedisCoordinator
+from resilient_imagen.fleet.member import Participant
+from resilient_imagen.fleet.record import BreakerRecord
+from resilient_imagen.fleet.steps import ScriptCall
 
-__all__ = ["Address", "Fleet", "Member", "Record", "Step", "account"]
+__all__ = ["Address", "RedisCoordinator", "Participant", "BreakerRecord", "ScriptCall", "account"]

@@ -17,24 +17,29 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, MisconfiguredError, RedisDoor
-from resilient_imagen.fleet.member import Errand, Member
+from resilient_imagen.fleet.link import (
+    JOIN_WITHIN,
+    StoreUnavailable,
+    MisconfiguredError,
+    RedisConnectionFactory,
+)
+from resilient_imagen.fleet.member import PendingCommand, Participant
 from resilient_imagen.fleet.session import ANSWER_WITHIN, Session, by, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from resilient_imagen.fleet.address import Address
-    from resilient_imagen.fleet.link import Door
+    from resilient_imagen.fleet.link import ConnectionFactory
     from resilient_imagen.fleet.member import Answer
-    from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.fleet.steps import ScriptCall
     from resilient_imagen.snapshots import FleetSnapshot
 
-__all__ = ["CHECK_IN", "Fleet"]
+__all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator"]
 
-CHECK_IN: Final = 1.0
+HEARTBEAT_SECONDS: Final = 1.0
 """Seconds between signs of life, by which news that got lost is made up for."""
-_CHECK_INS: Final = 500.0
+_MAX_HEARTBEATS_PER_SECOND: Final = 500.0
 """Workers that check in per second, at most: a large fleet's take turns."""
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each new try to join; the last one for all that follow."""
@@ -48,7 +53,7 @@ def _ignore(_: object) -> None:
     """Nobody wants to know."""
 
 
-class Fleet:
+class RedisCoordinator:
     """The connection to the other processes, for one event loop at a time.
 
     Args:
@@ -67,7 +72,7 @@ class Fleet:
         warn: Callable[[str, str], None],
         *,
         accounts: Mapping[str, str] | None = None,
-        door: Door | None = None,
+        door: ConnectionFactory | None = None,
     ) -> None:
         self.address = address
         self.worker = _new_worker()
@@ -76,8 +81,8 @@ class Fleet:
         self._process = os.getpid()
         self._warn = warn
         self._accounts = accounts or {}
-        self._door = RedisDoor(address) if door is None else door
-        self._members: WeakSet[Member] = WeakSet()
+        self._factory = RedisConnectionFactory(address) if door is None else door
+        self._participants: WeakSet[Participant] = WeakSet()
         self._session: Session | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -95,23 +100,23 @@ class Fleet:
 
     # -- for gates and pacers ---------------------------------------------------------------------
 
-    def topic(self, name: str) -> str:
+    def resource_name(self, name: str) -> str:
         """What is shared about a provider, or a route of its, goes by this name."""
         account = self._accounts.get(name.partition(":")[0])
         return f"{name}@{account}" if account else name
 
-    def add(self, member: Member) -> None:
+    def add(self, member: Participant) -> None:
         """Let it take part, for as long as anybody else holds it."""
-        self._members.add(member)
+        self._participants.add(member)
         if self._session is not None:
-            self._session.post(member.check_in())
+            self._session.post(member.heartbeat())
 
-    def post(self, step: Step, answer: Answer = _ignore) -> bool:
+    def post(self, step: ScriptCall, answer: Answer = _ignore) -> bool:
         """Have a step taken soon. False, and `answer` is never called, unless `joined`."""
         session = self._session
         if session is None or session.loop.is_closed():
             return False
-        session.post(Errand(step, answer))
+        session.post(PendingCommand(step, answer))
         return True
 
     # -- for the client ---------------------------------------------------------------------------
@@ -176,7 +181,7 @@ class Fleet:
                 return
             if self._loop is not loop and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._task.cancel)
-        self._part_with(self._session)
+        self._end_session(self._session)
         self._loop = loop
         self._first_try = loop.create_future()
         self._refused = None
@@ -191,8 +196,8 @@ class Fleet:
             final = False
             self._joined_at = math.inf
             try:
-                await self._take_part(first_try)
-            except LinkError as error:
+                await self._run_session(first_try)
+            except StoreUnavailable as error:
                 why, final = str(error), isinstance(error, MisconfiguredError)
                 if final and not self._started:
                     self._refused = why
@@ -209,18 +214,18 @@ class Fleet:
                 tries, told = 0, set()
             elif not told or (final and why not in told):
                 told.add(why)
-                self._warn("redis_away", self._farewell(why))
+                self._warn("redis_away", self._disconnect_message(why))
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
             tries += 1
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
 
-    def _farewell(self, why: str) -> str:
+    def _disconnect_message(self, why: str) -> str:
         return (
             f"Redis at {self.address.shown} is away ({why}): "
             "breakers and pacing are this process's own until it is back"
         )
 
-    async def _take_part(self, first_try: asyncio.Future[None]) -> None:
+    async def _run_session(self, first_try: asyncio.Future[None]) -> None:
         """Join, then talk and listen; returns only when we leave.
 
         Raises:
@@ -228,26 +233,26 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         session: Session | None = None
-        await self._door.prepare()
+        await self._factory.prepare()
         try:
             async with by(loop.time() + JOIN_WITHIN):
-                session = Session(await self._door.open(), self._members, self._period)
+                session = Session(await self._factory.open(), self._participants, self._period)
                 await session.join()
             self._session = session
             self._started = True
             self._joined_at = loop.time()
-            for member in list(self._members):
-                member.joined()
+            for member in list(self._participants):
+                member.on_connected()
             _done(first_try)
             await session.talk()
         finally:
             # Where a loop was closed under us, nothing can be awaited, and `_start` sees to the
             # rest: another loop may have begun since.
             if session is not None and running_loop() is loop:
-                self._part_with(session)
+                self._end_session(session)
                 await session.aclose()
 
-    def _part_with(self, session: Session | None) -> None:
+    def _end_session(self, session: Session | None) -> None:
         """It is over. From now on everybody goes on alone, unless it is another's turn already."""
         if session is None:
             return
@@ -256,12 +261,14 @@ class Fleet:
             self._session = None
         session.give_up()
         if ours:
-            for member in list(self._members):
-                member.left()
+            for member in list(self._participants):
+                member.on_disconnected()
 
     def _period(self) -> float:
         """Seconds to the next check-in."""
-        return max(CHECK_IN, self.workers / _CHECK_INS) * random.uniform(0.9, 1.1)
+        return max(HEARTBEAT_SECONDS, self.workers / _MAX_HEARTBEATS_PER_SECOND) * random.uniform(
+            0.9, 1.1
+        )
 
 
 def _done(future: asyncio.Future[None]) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Aside"]
+__all__ = ["DaemonThreadCall"]
 
 T = TypeVar("T")
 
 
-class Aside(Generic[T]):
+class DaemonThreadCall(Generic[T]):
     """One call that may block, once at a time, in a thread that nobody else needs.
 
     Should it hang, that costs this one thread: whoever asks meanwhile waits for the same answer,

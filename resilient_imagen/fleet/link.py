@@ -11,40 +11,40 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.aside import Aside
+from resilient_imagen.fleet.aside import DaemonThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from resilient_imagen.fleet.address import Address
-    from resilient_imagen.fleet.steps import Step
-    from resilient_imagen.fleet.wire import Wire
+    from resilient_imagen.fleet.steps import ScriptCall
+    from resilient_imagen.fleet.wire import RedisEndpoint
 
 __all__ = [
     "JOIN_WITHIN",
-    "Door",
-    "Link",
-    "LinkError",
+    "ConnectionFactory",
+    "StoreConnection",
+    "StoreUnavailable",
     "MisconfiguredError",
-    "RedisDoor",
+    "RedisConnectionFactory",
 ]
 
 JOIN_WITHIN: Final = 1.0
 """Seconds in which connecting, signing in and the first news have to be done."""
 
 
-class LinkError(Exception):
+class StoreUnavailable(Exception):
     """Redis is away: gone, silent, full, or not to be written to. The text is short, for people."""
 
 
-class MisconfiguredError(LinkError):
+class MisconfiguredError(StoreUnavailable):
     """Redis or the URL itself says that it cannot be right; waiting does not help."""
 
 
-class Link(Protocol):
+class StoreConnection(Protocol):
     """What a fleet needs of a store."""
 
-    async def run(self, steps: Sequence[Step]) -> list[Any]:
+    async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
         """Take the steps, in this order, in one round trip; their answers.
 
         Raises:
@@ -73,7 +73,7 @@ class Link(Protocol):
         ...
 
 
-class Door(Protocol):
+class ConnectionFactory(Protocol):
     """Where links are had."""
 
     async def prepare(self) -> None:
@@ -84,7 +84,7 @@ class Door(Protocol):
         """
         ...
 
-    async def open(self) -> Link:
+    async def open(self) -> StoreConnection:
         """Connect, subscribe and load the scripts.
 
         Raises:
@@ -94,7 +94,7 @@ class Door(Protocol):
         ...
 
 
-class RedisDoor:
+class RedisConnectionFactory:
     """The door to a real Redis.
 
     Args:
@@ -111,14 +111,14 @@ class RedisDoor:
                 "pip install 'resilient-imagen[redis]'"
             )
         self._address = address
-        self._wire: Wire | None = None
-        self._make = Aside(self._make_wire)
+        self._wire: RedisEndpoint | None = None
+        self._make = DaemonThreadCall(self._make_wire)
 
     async def prepare(self) -> None:
         """As the protocol says."""
         await self._prepared()
 
-    async def open(self) -> Link:
+    async def open(self) -> StoreConnection:
         """As the protocol says."""
         return await (await self._prepared()).link()
 
@@ -128,12 +128,12 @@ class RedisDoor:
         async with (await self._prepared()).look() as ask:
             yield ask
 
-    async def _prepared(self) -> Wire:
+    async def _prepared(self) -> RedisEndpoint:
         if self._wire is None:
             self._wire = await self._make()
         return self._wire
 
-    def _make_wire(self) -> Wire:
-        from resilient_imagen.fleet.wire import Wire
+    def _make_wire(self) -> RedisEndpoint:
+        from resilient_imagen.fleet.wire import RedisEndpoint
 
-        return Wire(self._address)
+        return RedisEndpoint(self._address)

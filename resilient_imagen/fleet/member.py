@@ -7,43 +7,43 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resilient_imagen.fleet.record import Record
-    from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.fleet.record import BreakerRecord
+    from resilient_imagen.fleet.steps import ScriptCall
 
-__all__ = ["Answer", "Errand", "Member"]
+__all__ = ["Answer", "PendingCommand", "Participant"]
 
 Answer: TypeAlias = "Callable[[Any | None], None]"
 
 
-class Errand(NamedTuple):
+class PendingCommand(NamedTuple):
     """A step to be taken, and who wants to know. None: it may or may not have been taken."""
 
-    step: Step
+    call: ScriptCall
     answer: Answer
 
 
-class Member(Protocol):
+class Participant(Protocol):
     """Whoever shares something. All methods are called on the loop and must not wait."""
 
-    topic: str
+    resource: str
     """What records about it are called; see `Fleet.topic`."""
 
-    def check_in(self) -> Errand:
+    def heartbeat(self) -> PendingCommand:
         """What to say on joining and once in a while."""
         ...
 
-    def hear(self, record: Record) -> None:
+    def on_update(self, record: BreakerRecord) -> None:
         """The record about its topic has changed."""
         ...
 
-    def joined(self) -> None:
+    def on_connected(self) -> None:
         """The fleet is in reach, and the check-in was answered."""
         ...
 
-    def left(self) -> None:
+    def on_disconnected(self) -> None:
         """The fleet is out of reach: go on alone."""
         ...
 
-    def goodbye(self) -> Iterable[Step]:
+    def release_commands(self) -> Iterable[ScriptCall]:
         """What to say before the process goes."""
         ...

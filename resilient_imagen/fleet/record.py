@@ -10,7 +10,7 @@ from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.errors import trusted_brief
 from resilient_imagen.reasons import Reason
 
-__all__ = ["UNKNOWN", "Record", "trusted_texts"]
+__all__ = ["UNKNOWN_RECORD", "BreakerRecord", "trusted_texts"]
 
 _MICRO: Final = 1e-6
 _REASONS: Final = frozenset(map(str, Reason))
@@ -18,7 +18,7 @@ _LONGEST_LEASE: Final = 3600.0
 """Seconds; the scripts keep none for longer."""
 
 
-class Record(NamedTuple):
+class BreakerRecord(NamedTuple):
     """One route's shared record. Durations count from the moment it was told."""
 
     route: str
@@ -85,5 +85,5 @@ def _seconds(micros: Any) -> float:
     return seconds if seconds >= 0 else math.inf
 
 
-UNKNOWN: Final = Record("", "", 0, 0, BreakerState.CLOSED)
+UNKNOWN_RECORD: Final = BreakerRecord("", "", 0, 0, BreakerState.CLOSED)
 """Before anything was heard."""

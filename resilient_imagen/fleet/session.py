@@ -8,14 +8,14 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.fleet.link import LinkError
-from resilient_imagen.fleet.record import Record
+from resilient_imagen.fleet.link import StoreUnavailable
+from resilient_imagen.fleet.record import BreakerRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from resilient_imagen.fleet.link import Link
-    from resilient_imagen.fleet.member import Errand, Member
+    from resilient_imagen.fleet.link import StoreConnection
+    from resilient_imagen.fleet.member import PendingCommand, Participant
 
 __all__ = ["ANSWER_WITHIN", "Session", "by", "running_loop"]
 
@@ -32,13 +32,15 @@ class Session:
         period: Seconds to the next check-in, asked before each.
     """
 
-    def __init__(self, link: Link, members: Iterable[Member], period: Callable[[], float]) -> None:
+    def __init__(
+        self, link: StoreConnection, members: Iterable[Participant], period: Callable[[], float]
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self._link = link
         self._members = members
         self._period = period
-        self._outbox: deque[Errand] = deque()
-        self._under_way: deque[Errand] = deque()
+        self._outbox: deque[PendingCommand] = deque()
+        self._under_way: deque[PendingCommand] = deque()
         self._waiting_since = math.inf
         """Loop time since when the first of the outbox waits for another answer to come first."""
         self._wake = asyncio.Event()
@@ -47,7 +49,7 @@ class Session:
         self._listener = asyncio.ensure_future(self._listen())
         self._listener.add_done_callback(lambda _: self._wake.set())
 
-    def post(self, errand: Errand) -> None:
+    def post(self, errand: PendingCommand) -> None:
         """Have a step taken soon; from any thread."""
         if running_loop() is self.loop:
             self._put(errand)
@@ -98,7 +100,9 @@ class Session:
                     await self._exchange()
             if self._leaving:
                 async with by(self.loop.time() + ANSWER_WITHIN):
-                    goodbyes = [step for member in self._members for step in member.goodbye()]
+                    goodbyes = [
+                        step for member in self._members for step in member.release_commands()
+                    ]
                     await self._link.run(goodbyes)
                 return
 
@@ -110,7 +114,7 @@ class Session:
             self._listener.exception()  # looked at, whether or not it was what ended us
         await self._link.aclose()
 
-    def _put(self, errand: Errand) -> None:
+    def _put(self, errand: PendingCommand) -> None:
         if self._over:
             errand.answer(None)
             return
@@ -121,18 +125,18 @@ class Session:
 
     def _check_in(self) -> None:
         for member in list(self._members):
-            self._put(member.check_in())
+            self._put(member.heartbeat())
 
     async def _exchange(self) -> None:
         """Take all steps in one round trip, and give out the answers."""
         self._under_way, self._outbox = self._outbox, deque()
-        for answer in await self._link.run([errand.step for errand in self._under_way]):
+        for answer in await self._link.run([errand.call for errand in self._under_way]):
             self._under_way.popleft().answer(answer)
 
     async def _look_after(self) -> None:
         """A connection that only listens notices nothing when it breaks: it is asked to answer."""
         if not self._sign_of_life:
-            raise LinkError("no answer")
+            raise StoreUnavailable("no answer")
         self._sign_of_life = False
         async with by(self.loop.time() + ANSWER_WITHIN):
             await self._link.ping()
@@ -144,12 +148,12 @@ class Session:
             if news is None:
                 continue
             try:
-                record = Record.parse(news)
+                record = BreakerRecord.parse(news)
             except ValueError:
                 continue  # whatever else is told on that channel
             for member in list(self._members):
-                if member.topic == record.route:
-                    member.hear(record)
+                if member.resource == record.route:
+                    member.on_update(record)
 
 
 @contextlib.asynccontextmanager
@@ -159,7 +163,7 @@ async def by(moment: float) -> AsyncIterator[None]:
         async with asyncio.timeout_at(moment):
             yield
     except TimeoutError:
-        raise LinkError("no answer") from None
+        raise StoreUnavailable("no answer") from None
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -17,15 +17,15 @@ __all__ = [
     "SHORTEN",
     "TAKE",
     "VOTE",
-    "Script",
-    "Step",
+    "LuaScript",
+    "ScriptCall",
     "microseconds",
 ]
 
 Argument: TypeAlias = str | int | float
 
 
-class Script(NamedTuple):
+class LuaScript(NamedTuple):
     """One step's source, and the name by which Redis remembers it."""
 
     name: str
@@ -33,10 +33,10 @@ class Script(NamedTuple):
     sha: str
 
 
-class Step(NamedTuple):
+class ScriptCall(NamedTuple):
     """One step to be taken."""
 
-    script: Script
+    script: LuaScript
     keys: tuple[str, ...]
     arguments: tuple[Argument, ...]
 
@@ -46,10 +46,10 @@ def microseconds(seconds: float) -> int:
     return round(seconds * 1_000_000)
 
 
-def _script(*names: str) -> Script:
+def _script(*names: str) -> LuaScript:
     folder = resources.files("resilient_imagen.fleet") / "lua"
     source = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in names)
-    return Script(names[-1], source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return LuaScript(names[-1], source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
 VOTE: Final = _script("clock", "record", "vote")

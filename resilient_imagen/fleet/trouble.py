@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from redis import exceptions as theirs
 
-from resilient_imagen.fleet.link import LinkError, MisconfiguredError
+from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["in_our_words"]
+__all__ = ["translate_redis_errors"]
 
 _NO_CURE: Final = (
     (theirs.AuthenticationError, "", "it refuses the user name or password, or wants one"),
@@ -43,43 +43,43 @@ _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGT
 
 
 @contextlib.contextmanager
-def in_our_words() -> Iterator[None]:
+def translate_redis_errors() -> Iterator[None]:
     """Whatever goes wrong inside is a LinkError; redis-py's own text may hold what was sent."""
     try:
         yield
-    except LinkError:
+    except StoreUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - whatever redis-py raises: Redis is away
-        raise _trouble(error) from None
+        raise _translate(error) from None
 
 
-def _trouble(error: Exception) -> LinkError:
+def _translate(error: Exception) -> StoreUnavailable:
     for kind, word, text in _NO_CURE:
         if isinstance(error, kind) and word in str(error):
             return MisconfiguredError(text)
     # What redis-py has put into its own words; a refusal has none.
     cause = error.__cause__ or error.__context__
-    if isinstance(error, theirs.RedisError) and isinstance(cause, LinkError | OSError):
-        return cause if isinstance(cause, LinkError) else _of_the_system(cause)
-    return _of_the_system(error)
+    if isinstance(error, theirs.RedisError) and isinstance(cause, StoreUnavailable | OSError):
+        return cause if isinstance(cause, StoreUnavailable) else _translate_os_error(cause)
+    return _translate_os_error(error)
 
 
-def _of_the_system(error: Exception) -> LinkError:
+def _translate_os_error(error: Exception) -> StoreUnavailable:
     if isinstance(error, ssl.SSLError):
-        return _of_tls(error)
+        return _translate_tls_error(error)
     for kind, text in _MAY_PASS:
         if isinstance(error, kind):
-            return LinkError(text)
+            return StoreUnavailable(text)
     if isinstance(error, theirs.ResponseError):
         word = str(error).partition(" ")[0]
-        return LinkError(word if word.isupper() and word.isalpha() else type(error).__name__)
+        return StoreUnavailable(word if word.isupper() and word.isalpha() else type(error).__name__)
     if isinstance(error, OSError | theirs.ConnectionError):
         away = isinstance(error, OSError) and error.errno in _UNREACHABLE
-        return LinkError("not reachable" if away else "connection lost")
-    return LinkError(type(error).__name__)
+        return StoreUnavailable("not reachable" if away else "connection lost")
+    return StoreUnavailable(type(error).__name__)
 
 
-def _of_tls(error: ssl.SSLError) -> LinkError:
+def _translate_tls_error(error: ssl.SSLError) -> StoreUnavailable:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = error.verify_message.partition(",")[0].strip(". ")
         return MisconfiguredError(f"its certificate is not trusted: {why}")
@@ -88,4 +88,4 @@ def _of_tls(error: ssl.SSLError) -> LinkError:
         return MisconfiguredError("it does not speak TLS: redis:// instead of rediss://")
     if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
         return MisconfiguredError("it refuses our certificate, or wants one")
-    return LinkError("TLS failed")
+    return StoreUnavailable("TLS failed")

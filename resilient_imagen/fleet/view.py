@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.breaker.views import BreakerState
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet.link import JOIN_WITHIN, LinkError, RedisDoor
+from resilient_imagen.fleet.link import JOIN_WITHIN, StoreUnavailable, RedisConnectionFactory
 from resilient_imagen.fleet.record import trusted_texts
 
 if TYPE_CHECKING:
     from resilient_imagen.fleet.address import Address
 
-__all__ = ["PaceView", "RouteView", "View", "look"]
+__all__ = ["LimiterStatus", "RouteStatus", "FleetStatus", "read_status"]
 
 _MICRO = 1e-6
 _LIVE = 60.0
@@ -24,7 +24,7 @@ _COUNTS = 3
 """Numbers in a worker's entry: generation, calls, failures."""
 
 
-class RouteView(NamedTuple):
+class RouteStatus(NamedTuple):
     """One route's shared circuit."""
 
     route: str
@@ -47,7 +47,7 @@ class RouteView(NamedTuple):
     """Workers heard of within the last minute."""
 
 
-class PaceView(NamedTuple):
+class LimiterStatus(NamedTuple):
     """One provider's shared pace."""
 
     provider: str
@@ -58,14 +58,14 @@ class PaceView(NamedTuple):
     """Future places that were given back and are free."""
 
 
-class View(NamedTuple):
+class FleetStatus(NamedTuple):
     """Everything, at one moment."""
 
     redis: str
     namespace: str
     """What every key begins with."""
-    routes: tuple[RouteView, ...]
-    paces: tuple[PaceView, ...]
+    routes: tuple[RouteStatus, ...]
+    paces: tuple[LimiterStatus, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -77,14 +77,14 @@ class View(NamedTuple):
         }
 
 
-async def look(address: Address) -> View:
+async def read_status(address: Address) -> FleetStatus:
     """Read every route's record and every provider's pace; changes nothing.
 
     Raises:
         ConfigurationError: Redis cannot be read; the text says why.
     """
     try:
-        async with asyncio.timeout(5 * JOIN_WITHIN), RedisDoor(address).look() as ask:
+        async with asyncio.timeout(5 * JOIN_WITHIN), RedisConnectionFactory(address).look() as ask:
             seconds, micros = await ask("TIME")
             now = int(seconds) * 1_000_000 + int(micros)
             names = await _keys(ask, address.key("circuit", "*"))
@@ -93,9 +93,9 @@ async def look(address: Address) -> View:
             paces = [await _pace(ask, address, name, now) for name in names]
     except TimeoutError:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
-    except LinkError as error:
+    except StoreUnavailable as error:
         raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
-    return View(address.shown, address.namespace, tuple(routes), tuple(paces))
+    return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces))
 
 
 async def _keys(ask: Any, pattern: str) -> list[str]:
@@ -117,7 +117,7 @@ async def _hash(ask: Any, key: str) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
+async def _route(ask: Any, address: Address, name: str, now: int) -> RouteStatus:
     record = await _hash(ask, address.key("circuit", name))
     workers = await _hash(ask, address.key("workers", name))
     live = await ask("ZCOUNT", address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
@@ -126,7 +126,7 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
     counted = [entry.split(":") for entry in workers.values()]
     present = [entry for entry in counted if entry[0] == record.get("generation")]
     why, brief = trusted_texts(record.get("cause", ""), record.get("brief", ""))
-    return RouteView(
+    return RouteStatus(
         route=name,
         state=state if state in _STATES else "unknown",
         since_s=max(0.0, (now - _whole(record.get("since"), now)) * _MICRO),
@@ -144,11 +144,11 @@ async def _route(ask: Any, address: Address, name: str, now: int) -> RouteView:
     )
 
 
-async def _pace(ask: Any, address: Address, name: str, now: int) -> PaceView:
+async def _pace(ask: Any, address: Address, name: str, now: int) -> LimiterStatus:
     pace = await _hash(ask, address.key("pace", name))
     returned = await ask("ZCOUNT", address.key("free", name), now, "+inf")
     wait = max(0.0, (_whole(pace.get("next"), now) - now) * _MICRO)
-    return PaceView(name, wait, int(returned))
+    return LimiterStatus(name, wait, int(returned))
 
 
 def _whole(text: str | None, default: int = 0) -> int:

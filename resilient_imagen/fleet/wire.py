@@ -20,24 +20,24 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
-from resilient_imagen.fleet.aside import Aside
-from resilient_imagen.fleet.link import LinkError, MisconfiguredError
+from resilient_imagen.fleet.aside import DaemonThreadCall
+from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError
 from resilient_imagen.fleet.steps import SCRIPTS
-from resilient_imagen.fleet.trouble import in_our_words
+from resilient_imagen.fleet.trouble import translate_redis_errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from resilient_imagen.fleet.address import Address
-    from resilient_imagen.fleet.steps import Step
+    from resilient_imagen.fleet.steps import ScriptCall
 
-__all__ = ["RedisLink", "Wire"]
+__all__ = ["RedisConnection", "RedisEndpoint"]
 
 _CLOSING: Final = 0.1
 """Seconds that closing a connection may take before it is simply dropped."""
 
 
-class Wire:
+class RedisEndpoint:
     """How one Redis is reached. Making it reads files: not on the loop.
 
     Of the URL's options those are heeded that say where Redis is, who we are and whom to trust;
@@ -58,11 +58,11 @@ class Wire:
         self._host: str = getattr(found, "host", "")
         self._port: int = getattr(found, "port", 0)
         self._tls = _trust(found) if address.url.startswith("rediss:") else None
-        self._look_up = Aside(self._addresses)
+        self._look_up = DaemonThreadCall(self._addresses)
 
-    async def link(self) -> RedisLink:
+    async def link(self) -> RedisConnection:
         """Connect, subscribe and load the scripts; errors as in `Door.open`."""
-        link = RedisLink(self)
+        link = RedisConnection(self)
         try:
             await link.connect()
         except BaseException:
@@ -76,7 +76,7 @@ class Wire:
         connection = _Connection(self)
 
         async def ask(*command: str | int) -> Any:
-            with in_our_words():
+            with translate_redis_errors():
                 await connection.send_command(*command)
                 return await connection.read_response()
 
@@ -110,10 +110,10 @@ class Wire:
         return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
-class RedisLink:
+class RedisConnection:
     """Two connections to one Redis: a `Link`."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: RedisEndpoint) -> None:
         self._steps, self._news = _Connection(wire), _Connection(wire)
         self._channel = wire.channel
 
@@ -125,18 +125,18 @@ class RedisLink:
                 both.create_task(self._news.sign_in())
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
-        with in_our_words():
+        with translate_redis_errors():
             await self._news.send_command("SUBSCRIBE", self._channel)
             await self._news.read_response()
             await self._load()
 
-    async def run(self, steps: Sequence[Step]) -> list[Any]:
+    async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
         """As the protocol says."""
         commands = [
             ("EVALSHA", step.script.sha, len(step.keys), *step.keys, *step.arguments)
             for step in steps
         ]
-        with in_our_words():
+        with translate_redis_errors():
             answers = await self._exchange(commands)
             if forgotten := [n for n, a in enumerate(answers) if isinstance(a, NoScriptError)]:
                 await self._load()  # somebody has flushed the scripts
@@ -150,15 +150,15 @@ class RedisLink:
 
     async def news(self) -> bytes | None:
         """As the protocol says."""
-        with in_our_words():
+        with translate_redis_errors():
             kind, *rest = await self._news.read_response()
         return bytes(rest[-1]) if kind == b"message" else None
 
     async def ping(self) -> None:
         """As the protocol says."""
         if not self._news.is_connected:
-            raise LinkError("connection lost")
-        with in_our_words():
+            raise StoreUnavailable("connection lost")
+        with translate_redis_errors():
             await self._news.send_command("PING")
 
     async def aclose(self) -> None:
@@ -176,7 +176,7 @@ class RedisLink:
         """Send all, then read all. What Redis refuses is an answer; what breaks off is raised."""
         connection = self._steps
         if not connection.is_connected:
-            raise LinkError("connection lost")  # redis-py would quietly connect anew
+            raise StoreUnavailable("connection lost")  # redis-py would quietly connect anew
         await connection.send_packed_command(connection.pack_commands(commands))
         answers: list[Any] = []
         for _ in commands:
@@ -190,7 +190,7 @@ class RedisLink:
 class _Connection(AbstractConnection):
     """redis-py's protocol on a stream of ours."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: RedisEndpoint) -> None:
         super().__init__(
             **wire.signing_in,
             protocol=2,  # the older protocol is understood by every server and proxy
@@ -202,7 +202,7 @@ class _Connection(AbstractConnection):
 
     async def sign_in(self) -> None:
         """Connect, and say who we are; errors as in `Door.open`."""
-        with in_our_words():
+        with translate_redis_errors():
             await self.connect()  # type: ignore[no-untyped-call]
 
     async def _connect(self) -> None:

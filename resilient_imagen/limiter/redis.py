@@ -20,15 +20,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resilient_imagen.fleet.member import Errand
-from resilient_imagen.fleet.steps import GIVE_BACK, TAKE, Step, microseconds
+from resilient_imagen.fleet.member import PendingCommand
+from resilient_imagen.fleet.steps import GIVE_BACK, TAKE, ScriptCall, microseconds
 from resilient_imagen.limiter.memory import CLOCK_TOLERANCE, RateLimiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resilient_imagen.fleet.agent import Fleet
-    from resilient_imagen.fleet.record import Record
+    from resilient_imagen.fleet.agent import RedisCoordinator
+    from resilient_imagen.fleet.record import BreakerRecord
     from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.snapshots import QueueSnapshot
 
@@ -58,7 +58,7 @@ class RedisRateLimiter(RateLimiter):
         self,
         name: str,
         *,
-        fleet: Fleet,
+        fleet: RedisCoordinator,
         max_concurrent: int,
         per_minute: float,
         burst: int = 1,
@@ -67,9 +67,9 @@ class RedisRateLimiter(RateLimiter):
         super().__init__(
             max_concurrent=max_concurrent, per_minute=per_minute, burst=burst, max_queue=max_queue
         )
-        self.topic = fleet.topic(name)
-        self._fleet = fleet
-        self._keys = tuple(fleet.address.key(kind, self.topic) for kind in ("pace", "free"))
+        self.resource = fleet.resource_name(name)
+        self._coordinator = fleet
+        self._keys = tuple(fleet.address.key(kind, self.resource) for kind in ("pace", "free"))
         self._interval = microseconds(60.0 / per_minute)
         self._slack = (burst - 1) * self._interval
         self._held: list[_Place] = []
@@ -85,7 +85,7 @@ class RedisRateLimiter(RateLimiter):
 
     def _place_wait(self, now: float, ahead: int) -> float:
         """Return the seconds until the pace of all allows a caller with ``ahead`` before it."""
-        if not self._fleet.joined:
+        if not self._coordinator.joined:
             return super()._place_wait(now, ahead)
         spare = len(self._held) - ahead
         if spare > 0:
@@ -94,28 +94,28 @@ class RedisRateLimiter(RateLimiter):
 
     def snapshot(self) -> QueueSnapshot:
         """As `Pacer.snapshot`, and whether the pace is shared at present."""
-        return {**super().snapshot(), "shared": self._fleet.joined}
+        return {**super().snapshot(), "shared": self._coordinator.joined}
 
     # -- member of the fleet ----------------------------------------------------------------------
 
-    def check_in(self) -> Errand:
+    def heartbeat(self) -> PendingCommand:
         """Ask how long the queue is, and take nothing."""
-        return Errand(self._take(0), self._heard_back)
+        return PendingCommand(self._take(0), self._heard_back)
 
-    def hear(self, record: Record) -> None:
+    def on_update(self, record: BreakerRecord) -> None:
         """Records are about routes."""
 
-    def joined(self) -> None:
+    def on_connected(self) -> None:
         """From now on places come from Redis."""
         self._serve()
 
-    def left(self) -> None:
+    def on_disconnected(self) -> None:
         """From now on they come from here; those that are held are still good."""
         self._asked = 0
         self._era += 1
         self._serve()
 
-    def goodbye(self) -> Iterable[Step]:
+    def release_commands(self) -> Iterable[ScriptCall]:
         """Give back what is held."""
         held, self._held = self._held, []
         return [self._give_back(held)] if held else []
@@ -143,7 +143,7 @@ class RedisRateLimiter(RateLimiter):
             ticket = self._grant_first(loop, now)
             if ticket is not None:
                 self._granted[ticket] = self._held.pop(0)
-        if self._fleet.joined:
+        if self._coordinator.joined:
             self._balance()
         else:
             super()._serve()
@@ -159,12 +159,12 @@ class RedisRateLimiter(RateLimiter):
         wanted = min(len(self._queue), self._max_concurrent - self.in_flight)
         missing = wanted - len(self._held) - self._asked
         if missing > 0:
-            taken = self._fleet.post(self._take(missing), self._answer_to(missing))
+            taken = self._coordinator.post(self._take(missing), self._answer_to(missing))
             self._asked += missing if taken else 0
         elif missing < 0 and self._held:
             kept = max(0, len(self._held) + missing)
             surplus, self._held = self._held[kept:], self._held[:kept]
-            self._fleet.post(self._give_back(surplus))
+            self._coordinator.post(self._give_back(surplus))
             if surplus:
                 self._next = min(self._next, surplus[0].due)
 
@@ -191,9 +191,9 @@ class RedisRateLimiter(RateLimiter):
         self._held.sort()
         self._next = now + int(wait) / 1e6
 
-    def _take(self, count: int) -> Step:
-        return Step(TAKE, self._keys, (count, self._interval, self._slack))
+    def _take(self, count: int) -> ScriptCall:
+        return ScriptCall(TAKE, self._keys, (count, self._interval, self._slack))
 
-    def _give_back(self, places: list[_Place]) -> Step:
+    def _give_back(self, places: list[_Place]) -> ScriptCall:
         names = [place.name for place in places]
-        return Step(GIVE_BACK, self._keys, (self._interval, self._slack, *names))
+        return ScriptCall(GIVE_BACK, self._keys, (self._interval, self._slack, *names))
