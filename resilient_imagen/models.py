@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from resilient_imagen.providers.base import ProviderImage, Tokens
+    from resilient_imagen.providers.base import ProviderImage, TokenUsage
 
 __all__ = [
     "MODELS",
@@ -362,7 +362,7 @@ def image_price(model: str, resolution: str) -> float | None:
 
 
 def cost_usd(
-    model: str, answer: ProviderImage | Tokens, resolution: str, *, delivered: bool = True
+    model: str, answer: ProviderImage | TokenUsage, resolution: str, *, delivered: bool = True
 ) -> float | None:
     """US dollars for one answer, or None when the table or the answer does not tell.
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.providers.body import Body
+from resilient_imagen.providers.body import StreamingJsonBody
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ImageRequest, Reference
@@ -56,9 +56,9 @@ def openai_body(**fields: Any) -> dict[str, Any]:
     return {"created": 1, "data": [{"b64_json": PNG64}], **fields}
 
 
-def body_of(*parts: bytes, long: int = 2**16) -> Body:
+def body_of(*parts: bytes, long: int = 2**16) -> StreamingJsonBody:
     """The body of a success that came in these parts."""
-    body = Body(long)
+    body = StreamingJsonBody(long)
     for part in parts:
         body.feed(part)
     body.close()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from providers_kit import JPEG, PNG, PNG64, body_of, google_body, openai_body
 
 from resilient_imagen.providers import google_answers, openai_answers
-from resilient_imagen.providers.answers import AnswerError
+from resilient_imagen.providers.answers import ResponseError
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.providers.failures import Failure
+from resilient_imagen.providers.failures import ClassifiedError
 from resilient_imagen.reasons import Reason
 
 READERS = {"google": google_answers.read_answer, "openai": openai_answers.read_answer}
@@ -22,11 +22,11 @@ VENDORS = pytest.mark.parametrize("vendor", READERS)
 JPEG64 = base64.b64encode(JPEG).decode()
 
 
-def read(vendor: str, body: Any) -> ProviderImage | Failure:
+def read(vendor: str, body: Any) -> ProviderImage | ClassifiedError:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
         return READERS[vendor](body_of(data), "asked-model")
-    except AnswerError as error:
+    except ResponseError as error:
         return error.failure
 
 
@@ -36,7 +36,7 @@ def image(data: str = PNG64, **marks: Any) -> dict[str, Any]:
 
 def reason(vendor: str, body: Any) -> Reason:
     outcome = read(vendor, body)
-    assert isinstance(outcome, Failure)
+    assert isinstance(outcome, ClassifiedError)
     return outcome.reason
 
 
@@ -214,10 +214,10 @@ def test_google_refusals_are_explained_by_their_message() -> None:
     finished = read("google", {"candidates": [{"finishReason": "SAFETY", "finishMessage": "why"}]})
     blocked = read("google", {"promptFeedback": {"blockReason": "X", "blockReasonMessage": "why"}})
     for failure in (finished, blocked):
-        assert isinstance(failure, Failure)
+        assert isinstance(failure, ClassifiedError)
         assert failure.message == "why"
     silent = read("google", {"candidates": [{"finishReason": "IMAGE_SAFETY"}]})
-    assert isinstance(silent, Failure)
+    assert isinstance(silent, ClassifiedError)
     assert silent.message == "IMAGE_SAFETY"
 
 
@@ -326,11 +326,11 @@ JSON = st.recursive(
 @given(body=JSON)
 def test_any_json_is_a_picture_or_a_failure(vendor: str, body: Any) -> None:
     """No JSON value makes a reader stumble."""
-    assert isinstance(read(vendor, body), ProviderImage | Failure)
+    assert isinstance(read(vendor, body), ProviderImage | ClassifiedError)
 
 
 @VENDORS
 @given(body=st.binary(max_size=300))
 def test_any_bytes_are_a_picture_or_a_failure(vendor: str, body: bytes) -> None:
     """No bytes do, either."""
-    assert isinstance(read(vendor, body), ProviderImage | Failure)
+    assert isinstance(read(vendor, body), ProviderImage | ClassifiedError)

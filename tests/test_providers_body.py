@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from providers_kit import PNG, PNG64, body_of, google_body, openai_body
 
 from resilient_imagen.providers import google_answers, openai_answers
-from resilient_imagen.providers.answers import AnswerError
+from resilient_imagen.providers.answers import ResponseError
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.providers.body import Body
+from resilient_imagen.providers.body import StreamingJsonBody
 from resilient_imagen.reasons import Reason
 
 READERS = {"google": google_answers.read_answer, "openai": openai_answers.read_answer}
@@ -32,10 +32,10 @@ def answer(vendor: str, written: str) -> bytes:
     return json.dumps(body).replace(PNG64, written).encode()
 
 
-def outcome(vendor: str, body: Body) -> ProviderImage | Reason:
+def outcome(vendor: str, body: StreamingJsonBody) -> ProviderImage | Reason:
     try:
         return READERS[vendor](body, "asked-model")
-    except AnswerError as error:
+    except ResponseError as error:
         return error.failure.reason
 
 

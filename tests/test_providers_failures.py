@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.providers.complaint import Complaint
-from resilient_imagen.providers.failures import Failure
+from resilient_imagen.providers.complaint import VendorError
+from resilient_imagen.providers.failures import ClassifiedError
 from resilient_imagen.providers.google_failures import failure_of as google_failure
 from resilient_imagen.providers.openai_failures import failure_of as openai_failure
 from resilient_imagen.providers.transport import transport_reason
@@ -28,9 +28,9 @@ VENDORS = pytest.mark.parametrize("vendor", TABLES)
 
 def look_up(
     vendor: str, status: int, body: Any, prompt: str = "", headers: dict[str, str] | None = None
-) -> Failure:
+) -> ClassifiedError:
     data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
-    return TABLES[vendor](Complaint.read(status, headers or {}, data, prompt))
+    return TABLES[vendor](VendorError.read(status, headers or {}, data, prompt))
 
 
 def error(message: str = "", **fields: Any) -> dict[str, Any]:
@@ -527,7 +527,7 @@ def test_any_json_gets_a_reason(
 @given(status=st.integers(200, 599), body=st.binary(max_size=200))
 def test_any_bytes_get_a_reason(vendor: str, status: int, body: bytes) -> None:
     """No bytes do, either."""
-    assert isinstance(TABLES[vendor](Complaint.read(status, {}, body)).reason, Reason)
+    assert isinstance(TABLES[vendor](VendorError.read(status, {}, body)).reason, Reason)
 
 
 @VENDORS

@@ -20,8 +20,8 @@ from providers_kit import (
     raw_server,
 )
 
-from resilient_imagen.providers.sessions import Sessions
-from resilient_imagen.providers.wire import WireClient
+from resilient_imagen.providers.sessions import PerLoopClients
+from resilient_imagen.providers.wire import CapturingClient
 from resilient_imagen.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ class Builds:
     def __init__(self) -> None:
         self.count = 0
         self.fail = False
-        self.made: list[WireClient] = []
+        self.made: list[CapturingClient] = []
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self) -> tuple[object, WireClient]:
+    def __call__(self) -> tuple[object, CapturingClient]:
         self.count += 1
         self.go.wait(20)
         if self.fail:
             raise OSError("no certificates")
-        self.made.append(WireClient(max_connections=1, connect_timeout=1))
+        self.made.append(CapturingClient(max_connections=1, connect_timeout=1))
         return object(), self.made[-1]
 
 
@@ -57,7 +57,7 @@ def test_all_who_wait_share_one_build() -> None:
     builds.go.clear()
 
     async def main() -> None:
-        sessions = Sessions(builds)
+        sessions = PerLoopClients(builds)
         waiting = [asyncio.create_task(sessions.get()) for _ in range(5)]
         await asyncio.sleep(0)
         waiting[0].cancel()
@@ -78,7 +78,7 @@ def test_a_failed_build_is_tried_again() -> None:
     builds.fail = True
 
     async def main() -> None:
-        sessions = Sessions(builds)
+        sessions = PerLoopClients(builds)
         with pytest.raises(OSError, match="certificates"):
             await sessions.get()
         builds.fail = False
@@ -93,7 +93,7 @@ def test_nothing_is_handed_out_after_closing() -> None:
     """A closed provider says so, instead of opening connections that nobody closes."""
 
     async def main() -> None:
-        sessions = Sessions(Builds())
+        sessions = PerLoopClients(Builds())
         await sessions.get()
         await sessions.aclose()
         with pytest.raises(RuntimeError, match="closed"):
@@ -108,7 +108,7 @@ def test_closing_while_building() -> None:
     builds.go.clear()
 
     async def main() -> None:
-        sessions = Sessions(builds)
+        sessions = PerLoopClients(builds)
         waiting = asyncio.create_task(sessions.get())
         await asyncio.sleep(0)
         closing = asyncio.create_task(sessions.aclose())

@@ -29,10 +29,10 @@ from providers_kit import (
 
 from resilient_imagen.errors import ConfigurationError, ImageGenerationError
 from resilient_imagen.providers.base import Provider, ProviderImage
-from resilient_imagen.providers.body import Body
+from resilient_imagen.providers.body import StreamingJsonBody
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
-from resilient_imagen.providers.wire import WireClient, exchange
+from resilient_imagen.providers.wire import CapturingClient, capture_exchange
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 
@@ -232,9 +232,9 @@ def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.Mo
     big = PNG + bytes(1_000_000)
     threads: list[str] = []
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
-    original = kind._read
+    original = kind._parse
 
-    def read(self: Any, body: Body, model: str) -> ProviderImage:
+    def read(self: Any, body: StreamingJsonBody, model: str) -> ProviderImage:
         threads.append(threading.current_thread().name)
         return original(self, body, model)
 
@@ -322,8 +322,10 @@ def _echo(request: httpx2.Request) -> httpx2.Response:
     return httpx2.Response(200, content=request.content or b"nothing")
 
 
-def _client() -> WireClient:
-    return WireClient(max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo))
+def _client() -> CapturingClient:
+    return CapturingClient(
+        max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo)
+    )
 
 
 def test_the_answer_is_kept_from_the_sdk() -> None:
@@ -331,7 +333,7 @@ def test_the_answer_is_kept_from_the_sdk() -> None:
 
     async def main() -> None:
         async with _client() as client:
-            with exchange() as sent:
+            with capture_exchange() as sent:
                 shown = await client.post("http://x/", content=b"picture")
             assert sent.response is not None
             assert (sent.body.text, shown.json()) == (b"picture", {})
@@ -345,7 +347,7 @@ def test_only_connecting_has_a_time_limit_of_its_own() -> None:
 
     async def main() -> None:
         async with _client() as client:
-            with exchange() as sent:
+            with capture_exchange() as sent:
                 await client.post("http://x/", content=b"-", timeout=3)
         assert sent.response is not None
         assert sent.response.request.extensions["timeout"] == {
@@ -363,8 +365,8 @@ def test_a_stand_in_that_cannot_be_found_is_our_own_trouble() -> None:
 
     async def main() -> None:
         async with _client() as client:
-            with exchange() as sent:
-                sent.stand_in(b"picture")
+            with capture_exchange() as sent:
+                sent.placeholder(b"picture")
                 with pytest.raises(RuntimeError, match="the SDK changed"):
                     await client.post("http://x/", content=b"{}")
                 assert sent.response is None

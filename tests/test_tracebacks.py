@@ -28,7 +28,7 @@ from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.providers.sdk import SdkProvider
-from resilient_imagen.providers.wire import Exchange
+from resilient_imagen.providers.wire import CapturedExchange
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
@@ -463,8 +463,10 @@ class Words(str):
 
 def alive() -> int:
     """Bytes of reference images that anything still holds."""
-    kept = [each for each in gc.get_objects() if type(each) in {Reference, Exchange}]
-    blobs = (sum(map(len, each.blobs.values())) for each in kept if type(each) is Exchange)
+    kept = [each for each in gc.get_objects() if type(each) in {Reference, CapturedExchange}]
+    blobs = (
+        sum(map(len, each.uploads.values())) for each in kept if type(each) is CapturedExchange
+    )
     return sum(len(each.data) for each in kept if type(each) is Reference) + sum(blobs)
 
 
@@ -634,7 +636,7 @@ def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
             with counting_only():
                 watch = await let_go(client, deadline=30)
                 await asyncio.sleep(1)
-                kept = [each for each in gc.get_objects() if type(each) is Exchange]
+                kept = [each for each in gc.get_objects() if type(each) is CapturedExchange]
                 assert contexts
                 assert kept
                 assert all(each.response is None and not each.body.text for each in kept)

@@ -16,43 +16,45 @@ from pydantic_core import from_json
 from resilient_imagen.images.base64s import decode_base64
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.sniff import sniff_mime
-from resilient_imagen.providers.complaint import Complaint
-from resilient_imagen.providers.failures import Failure
+from resilient_imagen.providers.complaint import VendorError
+from resilient_imagen.providers.failures import ClassifiedError
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from resilient_imagen.providers.base import Tokens
-    from resilient_imagen.providers.body import Body
+    from resilient_imagen.providers.base import TokenUsage
+    from resilient_imagen.providers.body import StreamingJsonBody
 
 __all__ = [
-    "AnswerError",
-    "count",
-    "counted",
-    "document",
-    "items",
-    "mapping",
-    "picture",
-    "text",
+    "ResponseError",
+    "get_count",
+    "attach_usage",
+    "parse_json",
+    "get_list",
+    "get_object",
+    "decode_image",
+    "get_text",
     "usage_of",
 ]
 
 
-class AnswerError(Exception):
+class ResponseError(Exception):
     """An answer holds no picture; says why."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: ClassifiedError) -> None:
         super().__init__(failure.reason.value)
         self.failure = failure
 
     @classmethod
-    def of(cls, reason: Reason, message: str = "") -> AnswerError:
+    def of(cls, reason: Reason, message: str = "") -> ResponseError:
         """An error for a reason that the answer itself does not name."""
-        return cls(Failure(reason, message=message))
+        return cls(ClassifiedError(reason, message=message))
 
 
-def document(body: Body, classify: Callable[[Complaint], Failure]) -> dict[str, Any]:
+def parse_json(
+    body: StreamingJsonBody, classify: Callable[[VendorError], ClassifiedError]
+) -> dict[str, Any]:
     """The JSON object that an answer is.
 
     Raises:
@@ -65,27 +67,27 @@ def document(body: Body, classify: Callable[[Complaint], Failure]) -> dict[str, 
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict) or value.get("error"):
-        complaint = Complaint.read(200, {}, body.text)
-        raise AnswerError(
-            classify(complaint) if complaint.is_error else Failure(Reason.INVALID_RESPONSE)
+        complaint = VendorError.read(200, {}, body.text)
+        raise ResponseError(
+            classify(complaint) if complaint.is_error else ClassifiedError(Reason.INVALID_RESPONSE)
         )
     if "choices" in value or value.get("object") == "chat.completion":
-        raise AnswerError.of(Reason.NO_IMAGE)
+        raise ResponseError.of(Reason.NO_IMAGE)
     return value
 
 
 @contextmanager
-def counted(tokens: Tokens) -> Iterator[None]:
+def attach_usage(tokens: TokenUsage) -> Iterator[None]:
     """Every failure in this block tells what was used."""
     try:
         yield
-    except AnswerError as error:
+    except ResponseError as error:
         if tokens.total_tokens or tokens.input_tokens or tokens.output_tokens:
             error.failure = replace(error.failure, tokens=tokens)
         raise
 
 
-def picture(encoded: str, body: Body) -> tuple[bytes, str]:
+def decode_image(encoded: str, body: StreamingJsonBody) -> tuple[bytes, str]:
     """The bytes of a picture and their true type. Each string of a body can be asked for once.
 
     Raises:
@@ -97,11 +99,11 @@ def picture(encoded: str, body: Body) -> tuple[bytes, str]:
         data = b""
     mime_type = sniff_mime(data)
     if mime_type is None:
-        raise AnswerError.of(Reason.INVALID_RESPONSE)
+        raise ResponseError.of(Reason.INVALID_RESPONSE)
     return data, mime_type
 
 
-def _decoded(encoded: str, body: Body) -> bytes:
+def _decoded(encoded: str, body: StreamingJsonBody) -> bytes:
     decoder, rest = body.decoder(encoded)
     if decoder is None:
         return decode_base64(encoded)
@@ -111,7 +113,7 @@ def _decoded(encoded: str, body: Body) -> bytes:
     return decode_base64(decoder.taken() + rest) if data is None else data
 
 
-def items(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def get_list(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """The objects in a list; none if it is absent or null.
 
     Raises:
@@ -121,11 +123,11 @@ def items(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise AnswerError.of(Reason.INVALID_RESPONSE)
+        raise ResponseError.of(Reason.INVALID_RESPONSE)
     return value
 
 
-def mapping(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def get_object(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """The object under the first of ``names`` that is there; empty if there is none.
 
     Raises:
@@ -133,7 +135,7 @@ def mapping(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """
     value: Any = next((holder[name] for name in names if holder.get(name) is not None), {})
     if not isinstance(value, dict):
-        raise AnswerError.of(Reason.INVALID_RESPONSE)
+        raise ResponseError.of(Reason.INVALID_RESPONSE)
     return value
 
 
@@ -143,13 +145,13 @@ def usage_of(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def text(holder: Mapping[str, Any], name: str) -> str:
+def get_text(holder: Mapping[str, Any], name: str) -> str:
     """A text, or an empty one."""
     value = holder.get(name)
     return value if isinstance(value, str) else ""
 
 
-def count(holder: Mapping[str, Any], *names: str) -> int | None:
+def get_count(holder: Mapping[str, Any], *names: str) -> int | None:
     """The first number of tokens that is one, or None."""
     numbers = (holder.get(name) for name in names)
     return next((number for number in numbers if type(number) is int and number >= 0), None)

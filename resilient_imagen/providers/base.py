@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["PromptHints", "Provider", "ProviderImage", "Tokens", "ask", "check_provider"]
+__all__ = ["PromptHints", "Provider", "ProviderImage", "TokenUsage", "ask", "check_provider"]
 
 
 class PromptHints(NamedTuple):
@@ -83,7 +83,7 @@ _FIELDS: Final[dict[str, tuple[type, bool]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenUsage:
     """What an answer used, with a picture or without one; None where the vendor does not say."""
 
     input_tokens: int | None = None

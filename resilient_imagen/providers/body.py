@@ -12,13 +12,13 @@ from typing import Final
 
 from resilient_imagen.images.base64s import Base64Decoder
 
-__all__ = ["Body"]
+__all__ = ["StreamingJsonBody"]
 
 _TOKEN: Final = 32
 """Characters of a stand-in, all of them among base64's."""
 
 
-class Body:
+class StreamingJsonBody:
     """A JSON text in which short stand-ins may begin where long base64 strings began.
 
     Nothing is lost or mistaken by that: base64's letters right behind a quote are a string, or part

@@ -21,7 +21,7 @@ from resilient_imagen.redaction import remove_secret, remove_quoted_secret
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Complaint"]
+__all__ = ["VendorError"]
 
 _MAX_BODY: Final = 2**18
 """Bytes of an error's body that are looked at."""
@@ -53,19 +53,19 @@ _STATUS_OF: Final[Mapping[str, int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class VendorError:
     """A vendor's no, taken out of whatever it was wrapped in."""
 
     status: int
     """HTTP status; for a 200 that holds an error, the code within, or 200 if that has none."""
-    words: frozenset[str] = frozenset()
+    codes: frozenset[str] = frozenset()
     """Codes, types and reasons from the fields made for them: lower case, joined by underscores."""
-    names: tuple[str, ...] = ()
+    raw_codes: tuple[str, ...] = ()
     """The same as they were written."""
     param: str = ""
     """OpenAI: the parameter at fault."""
     message: str = field(default="", repr=False)
-    said: str = field(default="", repr=False)
+    normalized_message: str = field(default="", repr=False)
     """The message in lower case without what it quotes; the only text that rules may search."""
     details: tuple[Mapping[str, Any], ...] = ()
     hint: float | None = None
@@ -74,12 +74,12 @@ class Complaint:
     @property
     def is_error(self) -> bool:
         """Whether anything says that this is an error, and not just anything."""
-        return self.status >= 400 or bool(self.words)  # noqa: PLR2004 - HTTP's errors
+        return self.status >= 400 or bool(self.codes)  # noqa: PLR2004 - HTTP's errors
 
     @classmethod
     def read(
         cls, status: int, headers: Mapping[str, str], body: bytes, prompt: str = ""
-    ) -> Complaint:
+    ) -> VendorError:
         """Understand an answer that is no picture; never fails, whatever the bytes."""
         text = body[:_MAX_BODY].decode("utf-8", "replace")
         error = _Finder(prompt).innermost(text)

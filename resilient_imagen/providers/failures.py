@@ -16,14 +16,22 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from resilient_imagen.providers.base import Tokens
-    from resilient_imagen.providers.complaint import Complaint
+    from resilient_imagen.providers.base import TokenUsage
+    from resilient_imagen.providers.complaint import VendorError
 
-__all__ = ["BY_STATUS", "BY_WORD", "Failure", "Rule", "classify", "says", "words"]
+__all__ = [
+    "BY_STATUS",
+    "BY_WORD",
+    "ClassifiedError",
+    "ClassificationRule",
+    "classify",
+    "says",
+    "words",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class ClassifiedError:
     """Why a request failed, before it becomes an error."""
 
     reason: Reason
@@ -34,12 +42,12 @@ class Failure:
     account_wide: bool = False
     message: str = field(default="", repr=False)
     """The vendor's message as it came: to be redacted."""
-    tokens: Tokens | None = None
+    tokens: TokenUsage | None = None
     """What was used all the same; None when nothing is told."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ClassificationRule:
     """Gives a reason to the complaints that meet all of its conditions."""
 
     reason: Reason
@@ -47,21 +55,24 @@ class Rule:
     """HTTP statuses; none means any."""
     words: frozenset[str] = frozenset()
     """One of them stands in a structured field."""
-    says: re.Pattern[str] | None = None
+    message_pattern: re.Pattern[str] | None = None
     """The vendor's own words begin a sentence like this."""
-    when: Callable[[Complaint], bool] | None = None
+    predicate: Callable[[VendorError], bool] | None = None
     account_wide: bool = False
     """Every model of the account is concerned."""
     keep_hint: bool = True
     """Whether the server's hint is to be believed."""
 
-    def fits(self, complaint: Complaint) -> bool:
+    def matches(self, complaint: VendorError) -> bool:
         """Whether the complaint meets all conditions."""
         return (
             (not self.codes or complaint.status in self.codes)
-            and (not self.words or not self.words.isdisjoint(complaint.words))
-            and (self.says is None or self.says.search(complaint.said) is not None)
-            and (self.when is None or self.when(complaint))
+            and (not self.words or not self.words.isdisjoint(complaint.codes))
+            and (
+                self.message_pattern is None
+                or self.message_pattern.search(complaint.normalized_message) is not None
+            )
+            and (self.predicate is None or self.predicate(complaint))
         )
 
 
@@ -75,7 +86,9 @@ def says(*phrases: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|[.!?] )(?:\* )?(?:{'|'.join(phrases)})", re.MULTILINE)
 
 
-def classify(complaint: Complaint, rules: tuple[Rule, ...], vocabulary: Collection[str]) -> Failure:
+def classify(
+    complaint: VendorError, rules: tuple[ClassificationRule, ...], vocabulary: Collection[str]
+) -> ClassifiedError:
     """The failure by the first rule that fits.
 
     Args:
@@ -83,9 +96,9 @@ def classify(complaint: Complaint, rules: tuple[Rule, ...], vocabulary: Collecti
         rules: The vendor's own, asked after BY_WORD and before BY_STATUS.
         vocabulary: The vendor's status words that may stand in an error's text.
     """
-    rule = next(rule for rule in (*BY_WORD, *rules, *BY_STATUS) if rule.fits(complaint))
-    word = next((name for name in complaint.names if name in vocabulary), None)
-    return Failure(
+    rule = next(rule for rule in (*BY_WORD, *rules, *BY_STATUS) if rule.matches(complaint))
+    word = next((name for name in complaint.raw_codes if name in vocabulary), None)
+    return ClassifiedError(
         rule.reason,
         status_word=word or _STATUS_WORDS.get(complaint.status),
         retry_after=_believable(rule, complaint.hint),
@@ -101,7 +114,7 @@ _LONG: Final = 600.0
 """Seconds. With a used-up quota shorter hints come from the minute's bucket, and are wrong."""
 
 
-def _believable(rule: Rule, hint: float | None) -> float | None:
+def _believable(rule: ClassificationRule, hint: float | None) -> float | None:
     if hint is None or not rule.keep_hint:
         return None
     if rule.reason is Reason.QUOTA_EXHAUSTED:
@@ -114,7 +127,7 @@ _ANY_STATUS: Final = (200, *range(400, 500), *_GATEWAY_ERRORS)
 
 # Relays that stand between us and a vendor speak OpenAI's language for every vendor.
 BY_WORD: Final = (
-    Rule(
+    ClassificationRule(
         Reason.CONTENT_BLOCKED,
         _ANY_STATUS,
         words(
@@ -122,7 +135,7 @@ BY_WORD: Final = (
             "responsibleaipolicyviolation prohibited_content image_safety"
         ),
     ),
-    Rule(
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         _ANY_STATUS,
         words(
@@ -131,39 +144,43 @@ BY_WORD: Final = (
         ),
         account_wide=True,
     ),
-    Rule(Reason.MODEL_NOT_FOUND, {200, 400, *_GATEWAY_ERRORS}, words("model_not_found")),
+    ClassificationRule(
+        Reason.MODEL_NOT_FOUND, {200, 400, *_GATEWAY_ERRORS}, words("model_not_found")
+    ),
 )
 """Words that mean the same whoever says them."""
 
 BY_STATUS: Final = (
     # Of a relay's own errors some are final whatever their status; no vendor says these phrases.
-    Rule(
+    ClassificationRule(
         Reason.MODEL_NOT_FOUND,
         _GATEWAY_ERRORS,
-        says=says(
+        message_pattern=says(
             "no available compatible accounts", "no available channel", "当前分组.*无可用渠道"
         ),
     ),
-    Rule(Reason.FORBIDDEN, _GATEWAY_ERRORS, says=says("upstream access forbidden")),
-    Rule(
+    ClassificationRule(
+        Reason.FORBIDDEN, _GATEWAY_ERRORS, message_pattern=says("upstream access forbidden")
+    ),
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         _GATEWAY_ERRORS,
-        says=says("no (?:available )?accounts? with (?:available )?quota"),
+        message_pattern=says("no (?:available )?accounts? with (?:available )?quota"),
     ),
-    Rule(Reason.OVERLOADED, {499, 503, 529}),
-    Rule(Reason.RATE_LIMITED, {429}),
-    Rule(Reason.QUOTA_EXHAUSTED, {402}, account_wide=True),
-    Rule(Reason.TIMEOUT, {408, 504, 524, 598, 599}),
-    Rule(Reason.UNAUTHENTICATED, {401}, account_wide=True),
-    Rule(Reason.FORBIDDEN, {403, 451}),
-    Rule(Reason.MODEL_NOT_FOUND, {404, 405, 410}),
+    ClassificationRule(Reason.OVERLOADED, {499, 503, 529}),
+    ClassificationRule(Reason.RATE_LIMITED, {429}),
+    ClassificationRule(Reason.QUOTA_EXHAUSTED, {402}, account_wide=True),
+    ClassificationRule(Reason.TIMEOUT, {408, 504, 524, 598, 599}),
+    ClassificationRule(Reason.UNAUTHENTICATED, {401}, account_wide=True),
+    ClassificationRule(Reason.FORBIDDEN, {403, 451}),
+    ClassificationRule(Reason.MODEL_NOT_FOUND, {404, 405, 410}),
     # A conflict, a dependency that failed, too early: the same request may pass later.
-    Rule(Reason.SERVER_ERROR, {409, 421, 423, 424, 425}),
-    Rule(Reason.CONNECTION, {407}),
-    Rule(Reason.INVALID_REQUEST, range(400, 500)),
+    ClassificationRule(Reason.SERVER_ERROR, {409, 421, 423, 424, 425}),
+    ClassificationRule(Reason.CONNECTION, {407}),
+    ClassificationRule(Reason.INVALID_REQUEST, range(400, 500)),
     # An error inside a 200, too.
-    Rule(Reason.SERVER_ERROR, {200, *range(500, 600)}),
-    Rule(Reason.INVALID_RESPONSE),
+    ClassificationRule(Reason.SERVER_ERROR, {200, *range(500, 600)}),
+    ClassificationRule(Reason.INVALID_RESPONSE),
 )
 """What the HTTP status says where nothing else is known."""
 

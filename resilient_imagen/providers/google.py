@@ -9,7 +9,7 @@ from resilient_imagen.models import google_aspect, google_image_size
 from resilient_imagen.providers.base import PromptHints
 from resilient_imagen.providers.google_answers import read_answer
 from resilient_imagen.providers.google_failures import failure_of
-from resilient_imagen.providers.sdk import SdkProvider, unloadable
+from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
-    from resilient_imagen.providers.body import Body
-    from resilient_imagen.providers.complaint import Complaint
-    from resilient_imagen.providers.failures import Failure
-    from resilient_imagen.providers.wire import Exchange, WireClient
+    from resilient_imagen.providers.body import StreamingJsonBody
+    from resilient_imagen.providers.complaint import VendorError
+    from resilient_imagen.providers.failures import ClassifiedError
+    from resilient_imagen.providers.wire import CapturedExchange, CapturingClient
     from resilient_imagen.request import ImageRequest
 
 __all__ = ["GoogleProvider"]
@@ -57,7 +57,7 @@ class GoogleProvider(SdkProvider):
             is unknown.
     """
 
-    own_address = "https://generativelanguage.googleapis.com"
+    default_base_url = "https://generativelanguage.googleapis.com"
 
     @hide_frame_locals
     def __init__(
@@ -98,12 +98,12 @@ class GoogleProvider(SdkProvider):
             orientation = f"{' ' if ended else '. '}{wanted}"
         return PromptHints(_QUALITY if quality else "", orientation)
 
-    def _sdk(self, http: WireClient) -> Any:
+    def _build_sdk(self, http: CapturingClient) -> Any:
         try:
             from google import genai
             from google.genai.client import DebugConfig
         except ImportError as error:
-            raise unloadable("google-genai", error) from None
+            raise missing_dependency("google-genai", error) from None
         try:
             return genai.Client(
                 api_key=self._api_key,
@@ -117,13 +117,17 @@ class GoogleProvider(SdkProvider):
                 ),
             )
         except ImportError as error:  # GOOGLE_GENAI_HTTP_CLIENT names what is not installed
-            raise unloadable("google-genai", error) from None
+            raise missing_dependency("google-genai", error) from None
 
-    async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:
+    async def _send(
+        self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
+    ) -> None:
         from google.genai import types
 
         references = [
-            types.Part.from_bytes(data=sent.stand_in(reference.data), mime_type=reference.mime_type)
+            types.Part.from_bytes(
+                data=sent.placeholder(reference.data), mime_type=reference.mime_type
+            )
             for reference in request.references
         ]
         await sdk.aio.models.generate_content(
@@ -141,8 +145,8 @@ class GoogleProvider(SdkProvider):
             ),
         )
 
-    def _read(self, body: Body, model: str) -> ProviderImage:
+    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
         return read_answer(body, model)
 
-    def _failure(self, complaint: Complaint) -> Failure:
+    def _classify(self, complaint: VendorError) -> ClassifiedError:
         return failure_of(complaint)

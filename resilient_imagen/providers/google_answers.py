@@ -6,32 +6,32 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.providers.answers import (
-    AnswerError,
-    count,
-    counted,
-    document,
-    items,
-    mapping,
-    picture,
-    text,
+    ResponseError,
+    get_count,
+    attach_usage,
+    parse_json,
+    get_list,
+    get_object,
+    decode_image,
+    get_text,
     usage_of,
 )
-from resilient_imagen.providers.base import ProviderImage, Tokens
-from resilient_imagen.providers.failures import Failure
+from resilient_imagen.providers.base import ProviderImage, TokenUsage
+from resilient_imagen.providers.failures import ClassifiedError
 from resilient_imagen.providers.google_failures import failure_of, finish_reason
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from resilient_imagen.providers.body import Body
+    from resilient_imagen.providers.body import StreamingJsonBody
 
 __all__ = ["read_answer"]
 
 _KNOWN = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"})
 
 
-def read_answer(body: Body, model: str) -> ProviderImage:
+def read_answer(body: StreamingJsonBody, model: str) -> ProviderImage:
     """The picture in the body of a 200.
 
     Args:
@@ -41,27 +41,27 @@ def read_answer(body: Body, model: str) -> ProviderImage:
     Raises:
         AnswerError: It holds none, or none that could be delivered.
     """
-    answer = document(body, failure_of)
+    answer = parse_json(body, failure_of)
     tokens = _tokens(usage_of(answer, "usageMetadata"))
-    with counted(tokens):
-        candidates = items(answer, "candidates")
+    with attach_usage(tokens):
+        candidates = get_list(answer, "candidates")
         for candidate in candidates:
             encoded = _chosen(candidate)
             if encoded is not None:
                 charged = replace(tokens, pictures=max(1, _finals(candidates)))
                 return ProviderImage(
-                    *picture(encoded, body),
-                    model=text(answer, "modelVersion") or model,
+                    *decode_image(encoded, body),
+                    model=get_text(answer, "modelVersion") or model,
                     **asdict(charged),
-                    response_id=text(answer, "responseId") or None,
-                    finish_reason=text(candidate, "finishReason") or None,
+                    response_id=get_text(answer, "responseId") or None,
+                    finish_reason=get_text(candidate, "finishReason") or None,
                 )
-        raise AnswerError(_shortfall(answer, candidates))
+        raise ResponseError(_shortfall(answer, candidates))
 
 
 def _chosen(candidate: Mapping[str, Any]) -> str | None:
     """The last picture that is no thought, else the last thought; none out of a refusal."""
-    if finish_reason(text(candidate, "finishReason")) is not Reason.NO_IMAGE:
+    if finish_reason(get_text(candidate, "finishReason")) is not Reason.NO_IMAGE:
         return None  # what it may show nevertheless is a draft of what was refused
     best: tuple[bool, str] = (False, "")
     for final, encoded in _pictures(candidate):
@@ -81,17 +81,17 @@ def _finals(candidates: list[dict[str, Any]]) -> int:
 
 def _pictures(candidate: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """Each picture in base64, and whether it is more than a thought."""
-    for part in items(mapping(candidate, "content"), "parts"):
-        encoded = text(mapping(part, "inlineData", "inline_data"), "data")
+    for part in get_list(get_object(candidate, "content"), "parts"):
+        encoded = get_text(get_object(part, "inlineData", "inline_data"), "data")
         if encoded:
             yield not part.get("thought"), encoded
 
 
-def _tokens(usage: Mapping[str, Any]) -> Tokens:
-    return Tokens(
-        input_tokens=count(usage, "promptTokenCount"),
-        output_tokens=count(usage, "candidatesTokenCount"),
-        total_tokens=count(usage, "totalTokenCount"),
+def _tokens(usage: Mapping[str, Any]) -> TokenUsage:
+    return TokenUsage(
+        input_tokens=get_count(usage, "promptTokenCount"),
+        output_tokens=get_count(usage, "candidatesTokenCount"),
+        total_tokens=get_count(usage, "totalTokenCount"),
         image_tokens_in=_image_tokens(usage),
     )
 
@@ -99,25 +99,29 @@ def _tokens(usage: Mapping[str, Any]) -> Tokens:
 def _image_tokens(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("promptTokensDetails")
     told = [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
-    counts = [count(item, "tokenCount") for item in told if text(item, "modality") == "IMAGE"]
+    counts = [
+        get_count(item, "tokenCount") for item in told if get_text(item, "modality") == "IMAGE"
+    ]
     return sum(filter(None, counts)) if counts else None
 
 
-def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> Failure:
+def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> ClassifiedError:
     """Why there is no picture: the prompt, a candidate's refusal, or just so."""
-    feedback = mapping(answer, "promptFeedback")
+    feedback = get_object(answer, "promptFeedback")
     silent = not candidates and answer.get("promptFeedback") is not None
-    if text(feedback, "blockReason") or silent:
-        message = text(feedback, "blockReasonMessage") or text(feedback, "blockReason")
-        return Failure(Reason.CONTENT_BLOCKED, message=message)
+    if get_text(feedback, "blockReason") or silent:
+        message = get_text(feedback, "blockReasonMessage") or get_text(feedback, "blockReason")
+        return ClassifiedError(Reason.CONTENT_BLOCKED, message=message)
     finishes = [_finish(candidate) for candidate in candidates]
     refusals = [finish for finish in finishes if finish.reason is not Reason.NO_IMAGE]
     if refusals or finishes:
         return (refusals or finishes)[0]
     known = not answer or not _KNOWN.isdisjoint(answer)
-    return Failure(Reason.NO_IMAGE if known else Reason.INVALID_RESPONSE)
+    return ClassifiedError(Reason.NO_IMAGE if known else Reason.INVALID_RESPONSE)
 
 
-def _finish(candidate: Mapping[str, Any]) -> Failure:
-    word = text(candidate, "finishReason")
-    return Failure(finish_reason(word), message=text(candidate, "finishMessage") or word)
+def _finish(candidate: Mapping[str, Any]) -> ClassifiedError:
+    word = get_text(candidate, "finishReason")
+    return ClassifiedError(
+        finish_reason(word), message=get_text(candidate, "finishMessage") or word
+    )

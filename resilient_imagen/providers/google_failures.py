@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.providers.failures import Failure, Rule, classify, says, words
+from resilient_imagen.providers.failures import (
+    ClassifiedError,
+    ClassificationRule,
+    classify,
+    says,
+    words,
+)
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from resilient_imagen.providers.complaint import Complaint
+    from resilient_imagen.providers.complaint import VendorError
 
 __all__ = ["failure_of", "finish_reason"]
 
@@ -37,19 +43,19 @@ def finish_reason(word: str) -> Reason:
 # --- an error --------------------------------------------------------------------------------
 
 
-def _zero(complaint: Complaint) -> bool:
+def _zero(complaint: VendorError) -> bool:
     """Whether nothing at all brings back one of the exceeded quotas."""
     return (
         any(map(_is_zero, _quotas(complaint.details)))
-        or _ZERO_QUOTA.search(complaint.said) is not None
+        or _ZERO_QUOTA.search(complaint.normalized_message) is not None
     )
 
 
-def _daily(complaint: Complaint) -> bool:
+def _daily(complaint: VendorError) -> bool:
     """Whether a quota that only the next day brings back is among the exceeded ones."""
     return (
         any(map(_is_daily, _quotas(complaint.details)))
-        or _DAILY_QUOTA.search(complaint.said) is not None
+        or _DAILY_QUOTA.search(complaint.normalized_message) is not None
     )
 
 
@@ -73,7 +79,7 @@ def _is_daily(quota: Mapping[str, Any]) -> bool:
     return any(map(_PER_DAY.search, names)) or str(quota.get("quota_unit", "")).startswith("1/d")
 
 
-def _has_retry_info(complaint: Complaint) -> bool:
+def _has_retry_info(complaint: VendorError) -> bool:
     return any(str(item.get("@type", "")).endswith(".RetryInfo") for item in complaint.details)
 
 
@@ -83,15 +89,19 @@ _ZERO_QUOTA: Final = says(r"quota exceeded for [^\n]*?\blimit: 0(?!\d|\.\d)")
 
 _RULES: Final = (
     # 429 is four things. The quota's name tells the truth, the delay beside it does not.
-    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, when=_zero, keep_hint=False),
-    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, when=_daily),
-    Rule(Reason.QUOTA_EXHAUSTED, {200, 429}, words("quota_exhausted dailylimitexceeded")),
-    Rule(Reason.OVERLOADED, {429}, words("model_capacity_exhausted capacity_exhausted")),
-    Rule(Reason.RATE_LIMITED, {429}, when=_has_retry_info),
-    Rule(
+    ClassificationRule(Reason.QUOTA_EXHAUSTED, {200, 429}, predicate=_zero, keep_hint=False),
+    ClassificationRule(Reason.QUOTA_EXHAUSTED, {200, 429}, predicate=_daily),
+    ClassificationRule(
+        Reason.QUOTA_EXHAUSTED, {200, 429}, words("quota_exhausted dailylimitexceeded")
+    ),
+    ClassificationRule(
+        Reason.OVERLOADED, {429}, words("model_capacity_exhausted capacity_exhausted")
+    ),
+    ClassificationRule(Reason.RATE_LIMITED, {429}, predicate=_has_retry_info),
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         {429},
-        says=says(
+        message_pattern=says(
             r"your prepay(?:ment)? (?:credits?|balance)",
             r"(?:your|the) (?:project|account|billing account|organization)\b"
             r"[^\n]{0,60}\bspend(?:ing)? (?:cap|limit)",
@@ -99,33 +109,33 @@ _RULES: Final = (
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.OVERLOADED,
         {429},
-        says=says(
+        message_pattern=says(
             r"resource exhausted\. please try again later",
             r"no capacity available",
             r"(?:the|this) model is (?:currently )?(?:overloaded|experiencing high demand)",
         ),
     ),
     # A wrong key is a 400 or a 403 here, and so is a country that is not served.
-    Rule(
+    ClassificationRule(
         Reason.UNAUTHENTICATED,
         {400, 403},
         words("api_key_invalid api_key_expired api_key_not_found"),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.UNAUTHENTICATED,
         {400, 403},
-        says=says(
+        message_pattern=says(
             r"api key (?:not valid|not found|expired|is invalid)",
             r"(?:your|this) api key was reported as leaked",
             r"method doesn't allow unregistered callers",
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.FORBIDDEN,
         {403},
         words(
@@ -134,39 +144,39 @@ _RULES: Final = (
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.FORBIDDEN,
         {400, 403},
-        says=says(
+        message_pattern=says(
             r"user location is not supported",
             r"gemini api free tier is not available in your country",
             r"generative language api has not been used",
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         {400, 403},
-        says=says(
+        message_pattern=says(
             r"this api method requires billing",
             r"[\w -]{0,30}api is only accessible to billed users",
             r"billing account [^\n]{0,60}(?:disabled|closed|not active)",
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.MODEL_NOT_FOUND,
         {400},
-        says=says(
+        message_pattern=says(
             r"(?:this |the )?(?:requested )?(?:model )?models?/\S+ "
             r"(?:is not found|was not found|does not exist|is no longer available)",
             r"(?:this|the requested) model (?:is no longer available|does not exist)",
         ),
     ),
-    Rule(
+    ClassificationRule(
         Reason.CONTENT_BLOCKED,
         {400, 403},
-        says=says(
+        message_pattern=says(
             r"image generation failed with the following error: the prompt",
             r"(?:the|your) (?:prompt|request|input image) (?:was|has been) (?:blocked|rejected)",
             r"(?:the|your|this) prompt (?:could not be submitted|contains sensitive words)",
@@ -181,6 +191,6 @@ _STATUS_WORDS: Final = words(
 )
 
 
-def failure_of(complaint: Complaint) -> Failure:
+def failure_of(complaint: VendorError) -> ClassifiedError:
     """Why Gemini, or a relay in its place, did not serve."""
     return classify(complaint, _RULES, _STATUS_WORDS)

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from resilient_imagen.models import clamp_quality, openai_size
 from resilient_imagen.providers.openai_answers import read_answer
 from resilient_imagen.providers.openai_failures import failure_of
-from resilient_imagen.providers.sdk import SdkProvider, unloadable
+from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
-    from resilient_imagen.providers.body import Body
-    from resilient_imagen.providers.complaint import Complaint
-    from resilient_imagen.providers.failures import Failure
-    from resilient_imagen.providers.wire import Exchange, WireClient
+    from resilient_imagen.providers.body import StreamingJsonBody
+    from resilient_imagen.providers.complaint import VendorError
+    from resilient_imagen.providers.failures import ClassifiedError
+    from resilient_imagen.providers.wire import CapturedExchange, CapturingClient
     from resilient_imagen.request import ImageRequest, Reference
 
 __all__ = ["OpenAIProvider"]
@@ -39,7 +39,7 @@ class OpenAIProvider(SdkProvider):
         ConfigurationError: The key could not be sent as a header, or the address is none.
     """
 
-    own_address = "https://api.openai.com/v1"
+    default_base_url = "https://api.openai.com/v1"
 
     @hide_frame_locals
     def __init__(
@@ -63,11 +63,11 @@ class OpenAIProvider(SdkProvider):
         )
         self._quality = quality
 
-    def _sdk(self, http: WireClient) -> Any:
+    def _build_sdk(self, http: CapturingClient) -> Any:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise unloadable("openai", error) from None
+            raise missing_dependency("openai", error) from None
         client = AsyncOpenAI(
             api_key=self._api_key, base_url=self.base_url, max_retries=0, http_client=http
         )
@@ -77,7 +77,9 @@ class OpenAIProvider(SdkProvider):
         client._custom_headers = {}  # noqa: SLF001 - with_options(default_headers={}) keeps them
         return client
 
-    async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:
+    async def _send(
+        self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
+    ) -> None:
         del sent  # uploads are copied by nobody here: the SDK sends files piece by piece
         width, height = openai_size(model, request.aspect_ratio, request.resolution)
         options = {
@@ -93,10 +95,10 @@ class OpenAIProvider(SdkProvider):
         else:
             await sdk.images.generate(**options)
 
-    def _read(self, body: Body, model: str) -> ProviderImage:
+    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
         return read_answer(body, model)
 
-    def _failure(self, complaint: Complaint) -> Failure:
+    def _classify(self, complaint: VendorError) -> ClassifiedError:
         return failure_of(complaint)
 
 

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.providers.failures import Failure, Rule, classify, says, words
+from resilient_imagen.providers.failures import (
+    ClassifiedError,
+    ClassificationRule,
+    classify,
+    says,
+    words,
+)
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from resilient_imagen.providers.complaint import Complaint
+    from resilient_imagen.providers.complaint import VendorError
 
 __all__ = ["failure_of"]
 
 
-def _about_the_model(complaint: Complaint) -> bool:
+def _about_the_model(complaint: VendorError) -> bool:
     return complaint.param == "model"
 
 
-def _not_about_others(complaint: Complaint) -> bool:
+def _not_about_others(complaint: VendorError) -> bool:
     return complaint.param in {"", "model"}
 
 
 _RULES: Final = (
     # A limit of nothing, or of the day: waiting as long as the message says does not help.
-    Rule(
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         {429},
-        says=says(
+        message_pattern=says(
             r"rate limit (?:reached|exceeded)[^\n]*?\blimit:? 0(?!\d|\.\d)",
             r"rate limit (?:reached|exceeded)[^\n:]*\b(?:per (?:day|month)\b|[rti]pd\b)",
         ),
     ),
-    Rule(Reason.RATE_LIMITED, {429}, words("rate_limit_exceeded")),
-    Rule(
+    ClassificationRule(Reason.RATE_LIMITED, {429}, words("rate_limit_exceeded")),
+    ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         {400, 403, 429},
-        says=says(
+        message_pattern=says(
             r"you(?:'ve)? (?:have )?exceeded your current quota",
             r"your account is not active",
             r"billing hard limit has been reached",
@@ -44,15 +50,15 @@ _RULES: Final = (
         ),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.OVERLOADED,
         {429},
         words("engine_overloaded model_overloaded server_overloaded overloaded_error"),
     ),
-    Rule(
+    ClassificationRule(
         Reason.OVERLOADED,
         {429},
-        says=says(
+        message_pattern=says(
             r"(?:that|the|this) (?:model|engine|server) is (?:currently |temporarily )?"
             r"(?:overloaded|at capacity|experiencing high demand)",
             r"upstream resources are temporarily busy",
@@ -61,27 +67,32 @@ _RULES: Final = (
         ),
     ),
     # A 400 is not always a bad request.
-    Rule(Reason.UNAUTHENTICATED, {400}, words("invalid_api_key"), account_wide=True),
-    Rule(
-        Reason.UNAUTHENTICATED, {400}, says=says(r"incorrect api key provided"), account_wide=True
+    ClassificationRule(Reason.UNAUTHENTICATED, {400}, words("invalid_api_key"), account_wide=True),
+    ClassificationRule(
+        Reason.UNAUTHENTICATED,
+        {400},
+        message_pattern=says(r"incorrect api key provided"),
+        account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.FORBIDDEN,
         {400, 403},
         words("unsupported_country_region_territory"),
         account_wide=True,
     ),
-    Rule(
+    ClassificationRule(
         Reason.FORBIDDEN,
         {400, 403},
-        says=says(r"country, region, or territory not supported"),
+        message_pattern=says(r"country, region, or territory not supported"),
         account_wide=True,
     ),
-    Rule(Reason.FORBIDDEN, {400}, says=says(r"your organization must be verified")),
-    Rule(
+    ClassificationRule(
+        Reason.FORBIDDEN, {400}, message_pattern=says(r"your organization must be verified")
+    ),
+    ClassificationRule(
         Reason.CONTENT_BLOCKED,
         {400, 403, 422},
-        says=says(
+        message_pattern=says(
             r"your (?:request|prompt|image|task)s? (?:was|were|failed)\b[^\n]{0,40}\bsafety system",
             r"[\w ]{0,60}\bnot allowed by our safety system",
             r"this (?:request|prompt) (?:has been|was) blocked by our content filter",
@@ -89,16 +100,16 @@ _RULES: Final = (
         ),
     ),
     # A retired image model answers 400, with the type that refusals have, too.
-    Rule(Reason.MODEL_NOT_FOUND, {400}, when=_about_the_model),
-    Rule(
+    ClassificationRule(Reason.MODEL_NOT_FOUND, {400}, predicate=_about_the_model),
+    ClassificationRule(
         Reason.MODEL_NOT_FOUND,
         {400},
-        says=says(
+        message_pattern=says(
             r"(?:the )?(?:requested )?model:?(?: (?:id|name))?(?: [^\s,;]+)? (?:(?:is|was) )?"
             r"(?:does not exist|has been (?:deprecated|retired|removed|shut down)"
             r"|no longer available|not found)"
         ),
-        when=_not_about_others,
+        predicate=_not_about_others,
     ),
 )
 
@@ -112,6 +123,6 @@ _STATUS_WORDS: Final = words(
 )
 
 
-def failure_of(complaint: Complaint) -> Failure:
+def failure_of(complaint: VendorError) -> ClassifiedError:
     """Why OpenAI, or a relay in its place, did not serve."""
     return classify(complaint, _RULES, _STATUS_WORDS)

@@ -23,13 +23,13 @@ from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.offload import off_loop
 from resilient_imagen.models import cost_usd
-from resilient_imagen.providers.answers import AnswerError, picture
-from resilient_imagen.providers.body import Body
-from resilient_imagen.providers.complaint import Complaint
+from resilient_imagen.providers.answers import ResponseError, decode_image
+from resilient_imagen.providers.body import StreamingJsonBody
+from resilient_imagen.providers.complaint import VendorError
 from resilient_imagen.providers.network import credentials
-from resilient_imagen.providers.sessions import Sessions
+from resilient_imagen.providers.sessions import PerLoopClients
 from resilient_imagen.providers.transport import description, never_sent, transport_reason
-from resilient_imagen.providers.wire import WireClient, exchange
+from resilient_imagen.providers.wire import CapturingClient, capture_exchange
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.telemetry.inference import untold
@@ -38,18 +38,18 @@ from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.providers.base import ProviderImage, Tokens
-    from resilient_imagen.providers.failures import Failure
-    from resilient_imagen.providers.wire import Exchange
+    from resilient_imagen.providers.base import ProviderImage, TokenUsage
+    from resilient_imagen.providers.failures import ClassifiedError
+    from resilient_imagen.providers.wire import CapturedExchange
     from resilient_imagen.reasons import Reason
     from resilient_imagen.result import Usage
 
-__all__ = ["SdkProvider", "unloadable"]
+__all__ = ["SdkProvider", "missing_dependency"]
 
 _LARGE: Final = 2**18
 """Bytes of an answer, but for what was decoded on the way, from which on a thread reads it."""
 
-_rehearsed: Final[set[type]] = set()
+_warmed_up: Final[set[type]] = set()
 """The providers whose SDK this process has used already."""
 
 
@@ -79,7 +79,7 @@ class SdkProvider(ABC):
         transport: httpx2.AsyncBaseTransport | None,
     ) -> None:
         self.name = name
-        self.base_url = _address(name, base_url or self.own_address)
+        self.base_url = _address(name, base_url or self.default_base_url)
         self.is_relay = bool(base_url)
         self._api_key = _key(name, api_key)
         self._secrets = [
@@ -89,27 +89,29 @@ class SdkProvider(ABC):
         self._connect_timeout = connect_timeout
         self._transport = transport
         self._resolver = HostResolver()
-        self._sessions = Sessions(self._open)
+        self._sessions = PerLoopClients(self._open)
 
-    own_address: ClassVar[str]
+    default_base_url: ClassVar[str]
     """The vendor's own address."""
     is_relay: bool
     """Whether requests go somewhere else, where other vendors' models may be had, too."""
 
     @abstractmethod
-    def _sdk(self, http: WireClient) -> Any:
+    def _build_sdk(self, http: CapturingClient) -> Any:
         """Import the SDK and make its client, sending through ``http``. Runs in a thread."""
 
     @abstractmethod
-    async def _ask(self, sdk: Any, request: ImageRequest, model: str, sent: Exchange) -> None:
+    async def _send(
+        self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
+    ) -> None:
         """Send the one request; ``sent`` keeps the answer."""
 
     @abstractmethod
-    def _read(self, body: Body, model: str) -> ProviderImage:
+    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
         """The picture in the body of a 200; raises AnswerError if there is none."""
 
     @abstractmethod
-    def _failure(self, complaint: Complaint) -> Failure:
+    def _classify(self, complaint: VendorError) -> ClassifiedError:
         """Look up a refusal in the vendor's table."""
 
     @hide_frame_locals
@@ -131,13 +133,13 @@ class SdkProvider(ABC):
         """
         handled = id(sys.exception())
         sdk = await self._session()
-        trouble: _Trouble | None = None
-        with exchange() as sent:
+        trouble: _SdkFailure | None = None
+        with capture_exchange() as sent:
             try:
-                await self._ask(sdk, request, model, sent)
+                await self._send(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
                 clear_frame_locals(error, up_to=handled)
-                trouble = _Trouble.of(error, partial(self._redacted, request))
+                trouble = _SdkFailure.of(error, partial(self._redacted, request))
         # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
         # those hold keys, prompts and whole pages.
         response, body = sent.take()
@@ -156,23 +158,23 @@ class SdkProvider(ABC):
             mine = copy(error)  # each waiting call adds its own attempts and frames to it
         raise mine
 
-    def _open(self) -> tuple[Any, WireClient]:
+    def _open(self) -> tuple[Any, CapturingClient]:
         """Build client and connections; runs in a thread."""
-        if type(self) not in _rehearsed:
-            asyncio.run(self._rehearse())
-            _rehearsed.add(type(self))
+        if type(self) not in _warmed_up:
+            asyncio.run(self._warm_up_sdk())
+            _warmed_up.add(type(self))
         http = self._wire(self._transport)
-        return self._sdk(http), http
+        return self._build_sdk(http), http
 
-    def _wire(self, transport: httpx2.AsyncBaseTransport | None) -> WireClient:
-        return WireClient(
+    def _wire(self, transport: httpx2.AsyncBaseTransport | None) -> CapturingClient:
+        return CapturingClient(
             max_connections=self._max_connections,
             connect_timeout=self._connect_timeout,
             transport=transport,
             resolver=self._resolver,
         )
 
-    async def _rehearse(self) -> None:
+    async def _warm_up_sdk(self) -> None:
         """Play a request through to where it would be sent, on a loop of its own.
 
         SDKs and transports build and import half of themselves on first use: 80 ms that no event
@@ -180,30 +182,30 @@ class SdkProvider(ABC):
         """
         await anyio.lowlevel.checkpoint()
         request = ImageRequest("rehearsal", references=(Reference(b"-", "image/png", 0),))
-        async with self._wire(_Nowhere()) as http:
-            with untold(), exchange() as sent, suppress(Exception):
-                await self._ask(self._sdk(http), request, "rehearsal", sent)
-        with suppress(AnswerError):
-            picture("AAAA", Body())
+        async with self._wire(_NullTransport()) as http:
+            with untold(), capture_exchange() as sent, suppress(Exception):
+                await self._send(self._build_sdk(http), request, "rehearsal", sent)
+        with suppress(ResponseError):
+            decode_image("AAAA", StreamingJsonBody())
 
     async def _answer(
         self,
         response: httpx2.Response,
-        body: Body,
+        body: StreamingJsonBody,
         request: ImageRequest,
         model: str,
-        trouble: _Trouble | None,
+        trouble: _SdkFailure | None,
     ) -> ProviderImage:
         try:
             if not response.is_success:
-                complaint = Complaint.read(
+                complaint = VendorError.read(
                     response.status_code, response.headers, response.content, request.prompt
                 )
-                raise AnswerError(self._failure(complaint))  # noqa: TRY301 - one way out for both
+                raise ResponseError(self._classify(complaint))  # noqa: TRY301 - one way out for both
             if len(body.text) > _LARGE:
-                return await off_loop(self._read, body, model)
-            return self._read(body, model)
-        except AnswerError as error:
+                return await off_loop(self._parse, body, model)
+            return self._parse(body, model)
+        except ResponseError as error:
             failure = error.failure
         raise provider_failure(
             failure.reason,
@@ -222,7 +224,7 @@ class SdkProvider(ABC):
         """Make foreign text fit to be kept; None when nothing is left of it."""
         return redact(text, secrets=(self._api_key, request.prompt)) or None
 
-    def _usage(self, tokens: Tokens | None, model: str, resolution: str) -> Usage | None:
+    def _usage(self, tokens: TokenUsage | None, model: str, resolution: str) -> Usage | None:
         """What an answer without a picture used."""
         if tokens is None:
             return None
@@ -235,7 +237,7 @@ class SdkProvider(ABC):
             "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
         }
 
-    def _no_answer(self, trouble: _Trouble | None, model: str) -> NoReturn:
+    def _no_answer(self, trouble: _SdkFailure | None, model: str) -> NoReturn:
         if trouble is None:
             raise RuntimeError(f"{self.name}: the SDK sent nothing")
         if trouble.reason is not None:
@@ -253,7 +255,7 @@ class SdkProvider(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class _Trouble:
+class _SdkFailure:
     """What is kept of an SDK's exception."""
 
     name: str
@@ -267,7 +269,7 @@ class _Trouble:
     """The exception itself, where its text is sure to hold nothing of the request."""
 
     @classmethod
-    def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> _Trouble:
+    def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> _SdkFailure:
         """Keep what may be kept; ``redacted`` makes a text fit for it."""
         return cls(
             type(error).__name__,
@@ -278,13 +280,13 @@ class _Trouble:
         )
 
 
-def unloadable(package: str, error: ImportError) -> ConfigurationError:
+def missing_dependency(package: str, error: ImportError) -> ConfigurationError:
     """What to raise when an SDK, or what it was told to use, is not there."""
     missing = error.name or "a part of it"
     return ConfigurationError(f"{package} cannot be loaded: {missing} is missing")
 
 
-class _Nowhere(httpx2.AsyncBaseTransport):
+class _NullTransport(httpx2.AsyncBaseTransport):
     """Sends nothing."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -16,29 +16,29 @@ from resilient_imagen.images.offload import off_loop
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from resilient_imagen.providers.wire import WireClient
+    from resilient_imagen.providers.wire import CapturingClient
 
-__all__ = ["Sessions"]
+__all__ = ["PerLoopClients"]
 
 _Sdk = TypeVar("_Sdk")
 
 
 @dataclass(slots=True)
 class _Session(Generic[_Sdk]):
-    building: asyncio.Future[tuple[_Sdk, WireClient]]
+    building: asyncio.Future[tuple[_Sdk, CapturingClient]]
     """Shared by all who wait for it."""
     guard: AsyncGenerator[None] | None = None
     """Closes the connections when it is closed, by us or by the end of the loop."""
 
 
-class Sessions(Generic[_Sdk]):
+class PerLoopClients(Generic[_Sdk]):
     """Hands out the running loop's SDK client.
 
     Args:
         build: Imports the SDK and makes client and connections; runs in a thread.
     """
 
-    def __init__(self, build: Callable[[], tuple[_Sdk, WireClient]]) -> None:
+    def __init__(self, build: Callable[[], tuple[_Sdk, CapturingClient]]) -> None:
         self._build = build
         self._sessions: dict[asyncio.AbstractEventLoop, _Session[_Sdk]] = {}
         self._closed = False
@@ -86,7 +86,7 @@ class Sessions(Generic[_Sdk]):
             del self._sessions[loop]
 
 
-async def _closing(http: WireClient) -> AsyncGenerator[None]:
+async def _closing(http: CapturingClient) -> AsyncGenerator[None]:
     """Close ``http`` when closed: a loop that ends closes the generators begun on it."""
     try:
         yield

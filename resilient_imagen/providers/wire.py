@@ -18,13 +18,13 @@ import anyio.lowlevel
 import httpx2
 
 from resilient_imagen.dns import HostResolver
-from resilient_imagen.providers.body import Body
+from resilient_imagen.providers.body import StreamingJsonBody
 from resilient_imagen.providers.network import ResolvingTransport
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-__all__ = ["Exchange", "WireClient", "exchange"]
+__all__ = ["CapturedExchange", "CapturingClient", "capture_exchange"]
 
 _KEEP_SECONDS: Final = 30.0
 """An idle connection is closed after so long: before servers and address translators do it."""
@@ -44,16 +44,16 @@ _ERROR_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
-class Exchange:
+class CapturedExchange:
     """One request and what came of it."""
 
     response: httpx2.Response | None = None
     """The answer, whatever its status; None when none came, or not all of it."""
-    body: Body = field(default_factory=Body, repr=False)
+    body: StreamingJsonBody = field(default_factory=StreamingJsonBody, repr=False)
     """What a success holds, taken out of ``response``; a failure keeps its content."""
-    blobs: dict[bytes, bytes] = field(default_factory=dict, repr=False)
+    uploads: dict[bytes, bytes] = field(default_factory=dict, repr=False)
 
-    def stand_in(self, data: bytes) -> bytes:
+    def placeholder(self, data: bytes) -> bytes:
         """A few random bytes to give to the SDK instead of ``data``.
 
         The SDK would encode a hundred megabytes in one go, with the event loop standing still
@@ -61,35 +61,37 @@ class Exchange:
         while the request is being sent.
         """
         token = os.urandom(_TOKEN_BYTES)
-        self.blobs[binascii.b2a_base64(token, newline=False)] = data
+        self.uploads[binascii.b2a_base64(token, newline=False)] = data
         return token
 
-    def take(self) -> tuple[httpx2.Response | None, Body]:
+    def take(self) -> tuple[httpx2.Response | None, StreamingJsonBody]:
         """Return the answer and keep it no longer.
 
         Timers and connections keep the context that they were made in, and this object with it.
         """
         response, body = self.response, self.body
-        self.response, self.body = None, Body()
+        self.response, self.body = None, StreamingJsonBody()
         return response, body
 
 
-_current: ContextVar[Exchange | None] = ContextVar("resilient_imagen_exchange", default=None)
+_current: ContextVar[CapturedExchange | None] = ContextVar(
+    "resilient_imagen_exchange", default=None
+)
 
 
 @contextmanager
-def exchange() -> Iterator[Exchange]:
+def capture_exchange() -> Iterator[CapturedExchange]:
     """Watch over the one request that is sent within."""
-    started = Exchange()
+    started = CapturedExchange()
     token = _current.set(started)
     try:
         yield started
     finally:
         _current.reset(token)
-        started.blobs.clear()  # as in `take`
+        started.uploads.clear()  # as in `take`
 
 
-class WireClient(httpx2.AsyncClient):
+class CapturingClient(httpx2.AsyncClient):
     """One provider's connections on one event loop.
 
     Args:
@@ -136,8 +138,8 @@ class WireClient(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send as the base class does, with our timeouts, and keep the answer."""
         current = _current.get()
-        if current is not None and current.blobs:
-            request = _with_blobs(self, request, current.blobs)
+        if current is not None and current.uploads:
+            request = _with_blobs(self, request, current.uploads)
         request.extensions = {**request.extensions, "timeout": dict(self._phases)}
         if current is None:
             return await super().send(request, **options)
@@ -154,13 +156,13 @@ class WireClient(httpx2.AsyncClient):
         return httpx2.Response(200, json={}, request=request)
 
 
-async def _read_body(response: httpx2.Response) -> Body:
+async def _read_body(response: httpx2.Response) -> StreamingJsonBody:
     """Read a success.
 
     Raises:
         DecodingError: It is larger than any picture, or cannot be unpacked.
     """
-    body = Body()
+    body = StreamingJsonBody()
     size = 0
     async with aclosing(_decoded(response)) as parts:
         async for part in parts:
