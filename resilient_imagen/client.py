@@ -24,7 +24,7 @@ from resilient_imagen.errors import (
 )
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import fit
-from resilient_imagen.images.intact import is_whole
+from resilient_imagen.images.intact import is_complete
 from resilient_imagen.images.references import load_references
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline import Pipeline
@@ -331,7 +331,7 @@ class ImageClient:
         return self._fetcher
 
     async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
-        if not is_whole(answer.data):
+        if not is_complete(answer.data):
             raise InvalidResponseError(status=200)
         try:
             fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)

@@ -88,7 +88,7 @@ def test_only_long_work_goes_to_a_thread(
 ) -> None:
     """The event loop's thread does the short ones itself and none of the long ones."""
     data, seen = LARGE[:size], []
-    pieces = base64s._considerate
+    pieces = base64s._yielding_gil
 
     def spy(steps: range) -> object:
         seen.append(threading.current_thread() is not threading.main_thread())

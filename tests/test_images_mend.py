@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from resilient_imagen.images import pillow
 from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.mend import Mended, mend
+from resilient_imagen.images.mend import NormalizedImage, normalize
 from resilient_imagen.images.sniff import jpeg_segments, sniff_mime
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 
 
-def mended(data: bytes) -> Mended:
-    return mend(data, max_pixels=MAX_PIXELS)
+def mended(data: bytes) -> NormalizedImage:
+    return normalize(data, max_pixels=MAX_PIXELS)
 
 
 def near(left: Image.Image, right: Image.Image, tolerance: int = 12) -> bool:
@@ -323,7 +323,7 @@ def test_the_pixel_limit_is_ours_and_the_applications_stays(
     assert mended(encoded(picture(mode="P"), "PNG")).mime_type == "image/png"
     assert Image.MAX_IMAGE_PIXELS == 3000
     with pytest.raises(UnusableImageError, match=r"more than 0\.003 megapixels"):
-        mend(encoded(picture(mode="P"), "PNG"), max_pixels=3000)
+        normalize(encoded(picture(mode="P"), "PNG"), max_pixels=3000)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_too_many_pixels_become_half_of_each_side(
     monkeypatch.setattr(pillow, "_STRIP_PIXELS", strip)
     source = picture(201, 330, mode=mode)
 
-    result = mend(encoded(source, form), max_pixels=60_000, max_read_pixels=70_000)
+    result = normalize(encoded(source, form), max_pixels=60_000, max_read_pixels=70_000)
 
     small = opened(result.data)
     assert small.size in {(100, 165), (101, 165)}
@@ -353,7 +353,7 @@ def test_a_turned_picture_of_too_many_pixels_is_set_upright() -> None:
     """Both flaws are mended at once."""
     data = encoded(picture(200, 100), "JPEG", exif=exif(6))
 
-    result = mend(data, max_pixels=10_000, max_read_pixels=20_000)
+    result = normalize(data, max_pixels=10_000, max_read_pixels=20_000)
 
     assert opened(result.data).size == (50, 100)
 
@@ -398,7 +398,9 @@ def test_any_damage_leads_to_a_picture_or_the_documented_error(
     torn = bytes(damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))])
 
     try:
-        result = mend(with_checksums(torn) if torn[:4] == b"\x89PNG" else torn, max_pixels=200_000)
+        result = normalize(
+            with_checksums(torn) if torn[:4] == b"\x89PNG" else torn, max_pixels=200_000
+        )
     except UnusableImageError:
         return
     assert sniff_mime(result.data) == result.mime_type
@@ -432,7 +434,9 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
 )
 def claims_lead_to_a_picture_or_the_documented_error(case: str, width: int, height: int) -> None:
     with suppress(UnusableImageError):
-        mend(claiming(SAMPLES[case], width, height), max_pixels=10**5, max_read_pixels=2 * 10**5)
+        normalize(
+            claiming(SAMPLES[case], width, height), max_pixels=10**5, max_read_pixels=2 * 10**5
+        )
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")

@@ -19,7 +19,7 @@ from resilient_imagen import ImageClient, Settings
 from resilient_imagen.images import offload, references
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.offload import Pool, off_loop, pool_for, shares_of_one_call
-from resilient_imagen.images.pillow import upright
+from resilient_imagen.images.pillow import apply_exif_orientation
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
@@ -219,7 +219,7 @@ def test_memory_is_given_back_once_when_nothing_is_left_to_do(
     given_back: list[int] = []
     begun, release = threading.Event(), threading.Event()
     monkeypatch.setattr(offload, "give_back", lambda: given_back.append(1))
-    large = partial(upright, opened(encoded(picture(), "PNG")))
+    large = partial(apply_exif_orientation, opened(encoded(picture(), "PNG")))
 
     def block() -> None:
         begun.set()

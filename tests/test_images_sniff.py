@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from images_samples import encoded, exif, picture, png_chunk
 
-from resilient_imagen.images.intact import is_intact, is_whole
+from resilient_imagen.images.intact import is_intact, is_complete
 from resilient_imagen.images.sniff import exif_orientation, pixel_size, sniff_mime
 
 ENCODINGS = {
@@ -134,7 +134,7 @@ def test_a_torn_picture_is_noticed_wherever_it_was_torn(case: str) -> None:
     torn = [data[:at] for at in range(len(data)) if sniff_mime(data[:at]) == mime]
 
     assert len(torn) > len(data) - 13  # of fewer bytes nobody can tell what they are
-    assert not any(is_whole(each) or is_intact(each) for each in torn)
+    assert not any(is_complete(each) or is_intact(each) for each in torn)
 
 
 def test_looking_for_the_end_of_a_picture_takes_no_time() -> None:
@@ -151,7 +151,7 @@ def test_looking_for_the_end_of_a_picture_takes_no_time() -> None:
     large = (png[:33] + chunk * 20 + png[33:], jpeg[:-2] + bytes(20 * 2**20) + jpeg[-2:])
     sys.setprofile(count)
     try:
-        whole = [is_whole(data) for data in large]
+        whole = [is_complete(data) for data in large]
     finally:
         sys.setprofile(None)
 

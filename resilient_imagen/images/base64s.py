@@ -93,7 +93,7 @@ def encode_base64(data: bytes) -> str:
     # All of its memory at once: pieces to join, or a text that grows, leave holes in the heap that
     # are not given back (hundreds of megabytes measured after eight pictures at once).
     encoded = bytearray(-(-len(view) // 3) * 4)
-    for number, at in enumerate(_considerate(range(0, len(view), _BYTES_PIECE))):
+    for number, at in enumerate(_yielding_gil(range(0, len(view), _BYTES_PIECE))):
         piece = base64.b64encode(view[at : at + _BYTES_PIECE])
         start = number * _TEXT_PIECE
         encoded[start : start + len(piece)] = piece
@@ -132,7 +132,7 @@ def _body(text: str | bytes) -> str:
 def _decode_pieces(text: str) -> bytes | None:
     """Decode clean base64; None if it is not."""
     decoder = Base64Decoder()
-    starts = _considerate(range(0, len(text), _TEXT_PIECE))
+    starts = _yielding_gil(range(0, len(text), _TEXT_PIECE))
     if all(decoder.feed(text[at : at + _TEXT_PIECE]) for at in starts):
         return decoder.finish()
     return None
@@ -142,13 +142,13 @@ def _cleaned(text: str) -> str:
     """Leave out white space and excess padding, and settle on one alphabet."""
     if not text.isascii():
         return text
-    starts = _considerate(range(0, len(text), _TEXT_PIECE))
+    starts = _yielding_gil(range(0, len(text), _TEXT_PIECE))
     pieces = (text[at : at + _TEXT_PIECE].encode("ascii") for at in starts)
     plain = b"".join(piece.translate(_TO_STANDARD, _WHITESPACE) for piece in pieces)
     return plain.rstrip(b"=").decode("ascii")
 
 
-def _considerate(steps: range) -> Iterator[int]:
+def _yielding_gil(steps: range) -> Iterator[int]:
     """Give the steps one by one, letting other threads have the interpreter lock in between."""
     for number, step in enumerate(steps):
         if number:

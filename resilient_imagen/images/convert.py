@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.pillow import (
-    Style,
+    EncoderSettings,
     encode,
     open_picture,
     pillow_errors,
-    plain,
-    upright,
+    to_supported_mode,
+    apply_exif_orientation,
 )
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
 def _converted(data: bytes, mime: str) -> bytes:
     picture = open_picture(data, ImageLimits().max_pixels)
     with pillow_errors():
-        whole = plain(upright(picture))
+        whole = to_supported_mode(apply_exif_orientation(picture))
         if mime == "image/jpeg" and whole.mode == "RGBA":
             whole = _on_white(whole)
-        return encode(whole, mime, style=Style(subsampling=0))
+        return encode(whole, mime, style=EncoderSettings(subsampling=0))
 
 
 def _on_white(picture: Image) -> Image:

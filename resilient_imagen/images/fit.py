@@ -14,14 +14,14 @@ from resilient_imagen.images.decodable import is_multi_scan
 from resilient_imagen.images.limits import MAX_SIDE, ImageLimits
 from resilient_imagen.images.offload import off_loop
 from resilient_imagen.images.pillow import (
-    cut,
+    crop,
     encode,
     open_picture,
     pillow_errors,
-    plain,
+    to_supported_mode,
     shown_size,
-    style_of,
-    upright,
+    encoder_settings_of,
+    apply_exif_orientation,
 )
 from resilient_imagen.images.sniff import jpeg_segments, pixel_size, sniff_mime
 
@@ -139,14 +139,14 @@ def _fit(
         shown = shown_size(picture)
         if mode == "none" or _passes(shown, ratio, target, exact=mode == "exact"):
             return Fitted(data, mime, *shown, None)
-        style = style_of(picture, data)
-        if mode == "pad" and _is_monstrous(_around(shown, target or ratio), max_pixels):
+        style = encoder_settings_of(picture, data)
+        if mode == "pad" and _exceeds_limit(_around(shown, target or ratio), max_pixels):
             mode = "crop"
-        changed = _changed(upright(picture), target or ratio, mode)
+        changed = _changed(apply_exif_orientation(picture), target or ratio, mode)
         if target is not None:
             changed = _scaled(changed, target)
         kept = mime if mime in _KEPT_TYPES else "image/png"
-        encoded = encode(changed if kept == mime else plain(changed), kept, style=style)
+        encoded = encode(changed if kept == mime else to_supported_mode(changed), kept, style=style)
         return Fitted(encoded, kept, *changed.size, _note(mode, shown, changed.size))
 
 
@@ -164,7 +164,7 @@ def _changed(picture: Image, ratio: Size, mode: FitMode) -> Image:
     if mode == "pad":
         return _padded(picture, _around(picture.size, ratio))
     size = _exact_size(picture.size, ratio) if mode == "exact" else _within(picture.size, ratio)
-    return cut(picture, _centred(picture.size, size))
+    return crop(picture, _centred(picture.size, size))
 
 
 def _within(size: Size, ratio: Size) -> Size:
@@ -191,7 +191,7 @@ def _exact_size(size: Size, ratio: Size) -> Size:
     return (times * across, times * down) if times else _within(size, ratio)
 
 
-def _is_monstrous(size: Size, max_pixels: int) -> bool:
+def _exceeds_limit(size: Size, max_pixels: int) -> bool:
     return max(size) > _LONGEST_SIDE or size[0] * size[1] > max_pixels
 
 
@@ -218,7 +218,7 @@ def _backdrop(picture: Image, size: Size) -> Image:
 
     if picture.mode not in {"L", "RGB"}:  # nothing: transparent, or black
         return Image.new(picture.mode, size)
-    filling = cut(picture, _centred(picture.size, _within(picture.size, size)))
+    filling = crop(picture, _centred(picture.size, _within(picture.size, size)))
     shrink = _BACKDROP_SIDE / max(size)
     small = filling.resize((max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))))
     blurred = small.filter(ImageFilter.GaussianBlur(_BACKDROP_BLUR))

@@ -11,7 +11,7 @@ from typing import Final
 
 from resilient_imagen.images.sniff import JPEG_SCAN, jpeg_segments, png_chunks, sniff_mime
 
-__all__ = ["is_intact", "is_whole"]
+__all__ = ["is_intact", "is_complete"]
 
 _JPEG_EOI: Final = b"\xff\xd9"
 
@@ -21,10 +21,10 @@ def is_intact(data: bytes) -> bool:
 
     A PNG's checksums are verified too. Takes some 15 ms for 20 MB: call it off the event loop.
     """
-    return is_whole(data) and (sniff_mime(data) != "image/png" or _png(data, checksums=True))
+    return is_complete(data) and (sniff_mime(data) != "image/png" or _png(data, checksums=True))
 
 
-def is_whole(data: bytes) -> bool:
+def is_complete(data: bytes) -> bool:
     """Tell whether a PNG, JPEG or WebP goes on to its end, by its structure alone; else True.
 
     Takes a millisecond or two for 20 MB.

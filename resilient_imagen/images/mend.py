@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.images.decodable import has_more_pictures
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.intact import is_intact
-from resilient_imagen.images.offload import give_back
+from resilient_imagen.images.offload import trim_heap
 from resilient_imagen.images.pillow import (
     encode,
     open_picture,
     orientation,
     pillow_errors,
-    plain,
+    to_supported_mode,
     reduced,
-    style_of,
-    upright,
+    encoder_settings_of,
+    apply_exif_orientation,
 )
 from resilient_imagen.images.sniff import sniff_mime
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Mended", "mend"]
+__all__ = ["NormalizedImage", "normalize"]
 
 _PLAIN_MODES: Final = {
     "image/png": frozenset(("L", "RGB", "RGBA")),
@@ -41,7 +41,7 @@ _PNG_PLAIN_DEPTH: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Mended:
+class NormalizedImage:
     """A picture ready to be sent."""
 
     data: bytes = field(repr=False)
@@ -52,7 +52,9 @@ class Mended:
     """What was mended and what it became, or None."""
 
 
-def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) -> Mended:
+def normalize(
+    data: bytes, *, max_pixels: int, max_read_pixels: int | None = None
+) -> NormalizedImage:
     """Check a picture by its header and structure; decode and encode it anew only if it must be.
 
     A picture that is turned upright or made plain keeps its type, a JPEG its quality. Of several
@@ -82,17 +84,17 @@ def mend(data: bytes, *, max_pixels: int, max_read_pixels: int | None = None) ->
         if giant:
             flaws.append(f"more than {max_pixels / 1e6:g} megapixels")
         if not flaws:
-            return Mended(data, mime, None)
-        style = style_of(picture, data)
+            return NormalizedImage(data, mime, None)
+        style = encoder_settings_of(picture, data)
         # Under one name, so that nothing of a step is left in memory at the next.
         if giant:
             picture = reduced(picture, max_pixels)
-            give_back()
-        picture = upright(picture)
-        picture = plain(picture)
+            trim_heap()
+        picture = apply_exif_orientation(picture)
+        picture = to_supported_mode(picture)
         target = _target(mime, picture, animated="animated" in flaws)
         encoded = encode(picture, target, style=style)
-    return Mended(encoded, target, f"{', '.join(flaws)}: sent as {target}")
+    return NormalizedImage(encoded, target, f"{', '.join(flaws)}: sent as {target}")
 
 
 def _flaws(picture: Image, mime: str, data: bytes) -> list[str]:

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pool",
-    "give_back",
-    "much_was_used",
+    "trim_heap",
+    "mark_large_allocation",
     "off_loop",
     "pool_for",
     "shares_of_one_call",
@@ -97,14 +97,14 @@ def shares_of_one_call() -> Iterator[None]:
         _shares.reset(token)
 
 
-def much_was_used() -> None:
+def mark_large_allocation() -> None:
     """Say, from within work, that a picture was decoded: worth giving memory back afterwards."""
     pool: _Pool | None = getattr(_here, "pool", None)
     if pool is not None:
         pool.much_was_used = True
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return free memory to the system, where the C library can: glibc keeps it otherwise.
 
     Takes some milliseconds for each hundred megabytes, with the interpreter lock let go.
@@ -149,7 +149,7 @@ class _Pool:
             if idle:
                 self.much_was_used = False
         if idle:
-            give_back()
+            trim_heap()
 
 
 _here = threading.local()

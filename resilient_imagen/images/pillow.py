@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from resilient_imagen.images.decodable import decodable
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import MAX_COPIED_PIXELS, check_size
-from resilient_imagen.images.offload import much_was_used
+from resilient_imagen.images.offload import mark_large_allocation
 from resilient_imagen.images.sniff import exif_of, exif_orientation, pixel_size, sniff_mime
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = [
-    "Style",
-    "cut",
+    "EncoderSettings",
+    "crop",
     "encode",
     "open_picture",
     "orientation",
     "pillow_errors",
-    "plain",
+    "to_supported_mode",
     "reduced",
     "shown_size",
-    "style_of",
-    "upright",
+    "encoder_settings_of",
+    "apply_exif_orientation",
 ]
 
 # Only the decoder of the sniffed type is ever run: Pillow has dozens, some start other programs.
@@ -127,7 +127,7 @@ def shown_size(picture: Image) -> tuple[int, int]:
     return (height, width) if orientation(picture) in _TURNED_SIDEWAYS else (width, height)
 
 
-def upright(picture: Image) -> Image:
+def apply_exif_orientation(picture: Image) -> Image:
     """Decode and turn as EXIF asks for."""
     from PIL.Image import Transpose
 
@@ -145,7 +145,7 @@ def upright(picture: Image) -> Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def plain(picture: Image) -> Image:
+def to_supported_mode(picture: Image) -> Image:
     """Convert to eight bits of L, RGB or RGBA, whichever holds all that the picture has."""
     if picture.mode == "CMYK":
         return _from_cmyk(picture)
@@ -177,7 +177,7 @@ def reduced(picture: Image, max_pixels: int) -> Image:
     canvas: Image.Image | None = None
     for top in range(0, picture.height, rows):
         box = (0, top, picture.width, min(top + rows, picture.height))
-        strip = plain(cut(picture, box)).reduce(factor)
+        strip = to_supported_mode(crop(picture, box)).reduce(factor)
         if canvas is None:
             canvas = Image.new(strip.mode, (strip.width, -(-picture.height // factor)))
             canvas.info = strip.info
@@ -186,7 +186,7 @@ def reduced(picture: Image, max_pixels: int) -> Image:
     return canvas
 
 
-def cut(picture: Image, box: tuple[int, int, int, int]) -> Image:
+def crop(picture: Image, box: tuple[int, int, int, int]) -> Image:
     """Cut out left, top, right, bottom, in pixels.
 
     Not Image.crop, which warns of sizes by the application's own limit.
@@ -198,7 +198,7 @@ def cut(picture: Image, box: tuple[int, int, int, int]) -> Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class EncoderSettings:
     """How a picture is encoded, so that another one can be made alike."""
 
     subsampling: int = -1
@@ -211,20 +211,22 @@ class Style:
     """Of a WebP, which does not tell its quality."""
 
 
-def style_of(picture: Image, data: bytes) -> Style:
+def encoder_settings_of(picture: Image, data: bytes) -> EncoderSettings:
     """Tell how an opened picture, read from ``data``, is encoded."""
     from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
     if isinstance(picture, JpegImageFile):
-        return Style(
+        return EncoderSettings(
             subsampling=get_sampling(picture),
             tables=_tables(picture),
             progressive="progressive" in picture.info,
         )
-    return Style(lossless=b"VP8L" in data[:_WEBP_HEAD])
+    return EncoderSettings(lossless=b"VP8L" in data[:_WEBP_HEAD])
 
 
-def encode(picture: Image, mime: str, *, style: Style | None = None, quality: int = 95) -> bytes:
+def encode(
+    picture: Image, mime: str, *, style: EncoderSettings | None = None, quality: int = 95
+) -> bytes:
     """Encode as image/png, image/jpeg or image/webp.
 
     The colour profile is kept, all other metadata (camera, place, signatures) is not.
@@ -235,7 +237,7 @@ def encode(picture: Image, mime: str, *, style: Style | None = None, quality: in
         style: The details to keep of the picture's source.
         quality: For JPEG without tables of its own, and lossy WebP; up to 100.
     """
-    style = style or Style()
+    style = style or EncoderSettings()
     options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
     if mime == "image/jpeg":
         options |= {"qtables": list(style.tables)} if style.tables else {"quality": quality}
@@ -271,7 +273,7 @@ def _tables(picture: JpegImageFile) -> tuple[list[int], ...]:
 def _decode(picture: Image) -> None:
     if picture.format in {"WEBP", "AVIF"}:
         check_size(picture.size, MAX_COPIED_PIXELS)
-    much_was_used()
+    mark_large_allocation()
     picture.load()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.base64s import decode_base64_async
 from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.mend import mend
+from resilient_imagen.images.mend import normalize
 from resilient_imagen.images.offload import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.images.shrink import shrink_to_total
 from resilient_imagen.request import Reference
@@ -146,7 +146,7 @@ class _Loader:
             "max_pixels": self._limits.max_pixels,
             "max_read_pixels": self._limits.max_read_pixels,
         }
-        mended = await off_loop(partial(mend, data, **bounds), pool=pool_for(data))
+        mended = await off_loop(partial(normalize, data, **bounds), pool=pool_for(data))
         notes = [] if mended.note is None else [f"reference {index} mended: {mended.note}"]
         reference = Reference(mended.data, mended.mime_type, index)
         # A mended picture may have grown: what was a small GIF or AVIF is now a PNG.

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Final
 from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.offload import off_loop, pool_for
-from resilient_imagen.images.pillow import encode, open_picture, pillow_errors, plain, upright
+from resilient_imagen.images.pillow import (
+    encode,
+    open_picture,
+    pillow_errors,
+    to_supported_mode,
+    apply_exif_orientation,
+)
 from resilient_imagen.request import Reference
 
 if TYPE_CHECKING:
@@ -129,7 +135,9 @@ def _reencoded(data: bytes, scale: float, max_pixels: int) -> tuple[bytes, str] 
     if scale < 1 and max(picture.size) * scale < _SMALLEST_SIDE:
         return None
     with pillow_errors():
-        small = _scaled(_without_idle_alpha(plain(upright(picture))), scale)
+        small = _scaled(
+            _without_idle_alpha(to_supported_mode(apply_exif_orientation(picture))), scale
+        )
         mime = "image/png" if small.mode == "RGBA" else "image/jpeg"
         return encode(small, mime, quality=_QUALITY), mime
 
