@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
-    from resilient_imagen.telemetry.reporter import Reporter
+    from resilient_imagen.telemetry.reporter import EventEmitter
     from resilient_imagen.turn import RouteState
 
 __all__ = ["AttemptExecutor", "FittedImage", "AttemptSuccess"]
@@ -144,7 +144,7 @@ class AttemptExecutor:
     """
 
     def __init__(
-        self, reporter: Reporter, finish: FitImage, siblings: Callable[[str], Sequence[Route]]
+        self, reporter: EventEmitter, finish: FitImage, siblings: Callable[[str], Sequence[Route]]
     ) -> None:
         self._reporter = reporter
         self._fit = finish

@@ -37,8 +37,8 @@ from resilient_imagen.settings import Settings
 from resilient_imagen.shadow import CandidateEvaluator
 from resilient_imagen.spending import PROCESS_COSTS, CostLedger
 from resilient_imagen.telemetry import default_sinks
-from resilient_imagen.telemetry.hub import Hub
-from resilient_imagen.telemetry.reporter import Reporter
+from resilient_imagen.telemetry.hub import SinkDispatcher
+from resilient_imagen.telemetry.reporter import EventEmitter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
     from resilient_imagen.snapshots import Snapshot
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
 
 __all__ = ["ImageClient"]
 
@@ -95,7 +95,7 @@ class ImageClient:
         settings: Settings | None = None,
         *,
         providers: Iterable[Provider] | None = None,
-        sinks: Iterable[Sink] | None = None,
+        sinks: Iterable[EventSink] | None = None,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
@@ -106,10 +106,10 @@ class ImageClient:
         )
         self._shadow = CandidateEvaluator(self.settings) if self.settings.shadow else None
         shadows = [] if self._shadow is None else [self._shadow]
-        self._hub = Hub([*built_in, *(sinks or ()), *shadows])
+        self._hub = SinkDispatcher([*built_in, *(sinks or ()), *shadows])
         if self._shadow is not None:
             self._shadow.emit_to(self._hub)
-        self._reporter = Reporter(
+        self._reporter = EventEmitter(
             self._hub, skips_open=self.settings.falls_back_on(Reason.CIRCUIT_OPEN)
         )
         for warning in self.settings.warnings:
@@ -427,7 +427,7 @@ async def _close(provider: Provider) -> None:
         await closing
 
 
-def _new_coordinator(settings: Settings, reporter: Reporter) -> RedisCoordinator | None:
+def _new_coordinator(settings: Settings, reporter: EventEmitter) -> RedisCoordinator | None:
     if settings.redis_url is None:
         return None
     from resilient_imagen.fleet import Address, RedisCoordinator, account

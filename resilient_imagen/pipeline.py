@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from resilient_imagen.lane import Route
     from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.settings import Settings
-    from resilient_imagen.telemetry.reporter import Reporter
+    from resilient_imagen.telemetry.reporter import EventEmitter
 
 __all__ = ["MIN_USEFUL_SECONDS", "Pipeline"]
 
@@ -55,7 +55,7 @@ class Pipeline:
         self,
         settings: Settings,
         attempts: AttemptExecutor,
-        reporter: Reporter,
+        reporter: EventEmitter,
         random: Callable[[], float],
     ) -> None:
         self._settings = settings

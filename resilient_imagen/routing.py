@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
-    from resilient_imagen.telemetry.reporter import Reporter
+    from resilient_imagen.telemetry.reporter import EventEmitter
 
 __all__ = ["Router", "new_breaker", "new_limiter"]
 
@@ -57,7 +57,7 @@ class Router:
         self,
         settings: Settings,
         providers: Iterable[Provider],
-        reporter: Reporter,
+        reporter: EventEmitter,
         fleet: RedisCoordinator | None = None,
     ) -> None:
         self._settings = settings

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resilient_imagen.breaker import CircuitBreaker, Permit, Transition
     from resilient_imagen.settings import Settings
     from resilient_imagen.snapshots import ShadowSnapshot
-    from resilient_imagen.telemetry.hub import Hub
+    from resilient_imagen.telemetry.hub import SinkDispatcher
 
 __all__ = ["CandidateEvaluator"]
 
@@ -46,21 +46,21 @@ class CandidateEvaluator:
                 **{f"breaker_{name}": value for name, value in (settings.shadow or {}).items()},
             }
         )
-        self._hub: Hub | None = None
+        self._hub: SinkDispatcher | None = None
         self._breakers: dict[str, CircuitBreaker] = {}
         self._permits: dict[tuple[str, str], Permit | None] = {}
         self._disagreements: Counter[str] = Counter()
         self._probes: Counter[str] = Counter()
         """Probes that each candidate would have sent in the state it is in."""
 
-    def emit_to(self, hub: Hub) -> None:
+    def emit_to(self, hub: SinkDispatcher) -> None:
         """Tell this hub from now on."""
         self._hub = hub
 
     def handle(self, event: events.Event) -> None:
         """Feed the candidates."""
         match event:
-            case events.RouteAdded(configured=True):
+            case events.RouteRegistered(configured=True):
                 self._add(event)
             case events.AttemptStarted():
                 self._started(event)
@@ -82,7 +82,7 @@ class CandidateEvaluator:
             "routes": [gate.snapshot() for gate in self._breakers.values()],
         }
 
-    def _add(self, event: events.RouteAdded) -> None:
+    def _add(self, event: events.RouteRegistered) -> None:
         gate = new_breaker(self._settings, event.provider, event.model)
         gate.subscribe(self._changed, inline=True)
         self._breakers[gate.name] = gate
@@ -138,8 +138,8 @@ class CandidateEvaluator:
         if self._hub is None:
             return
         sent = event if isinstance(event, events.AttemptEnded) else None
-        self._hub.tell(
-            events.ShadowDiffered(
+        self._hub.emit(
+            events.CandidateDisagreed(
                 at=event.at,
                 call_id=event.call_id,
                 provider=event.provider,
@@ -154,7 +154,7 @@ class CandidateEvaluator:
         del self._probes[transition.name]
         if self._hub is not None:
             provider, _, model = transition.name.partition(":")
-            self._hub.tell(
+            self._hub.emit(
                 events.BreakerChanged(
                     at=transition.at,
                     provider=provider,

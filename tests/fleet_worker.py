@@ -28,7 +28,7 @@ import resilient_imagen.breaker.redis
 import resilient_imagen.limiter.redis  # noqa: F401 - modules are compiled where nobody waits
 from resilient_imagen import ImageClient, ImageGenerationError, Settings
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import BreakerChanged, Event, Warned
+from resilient_imagen.telemetry.events import BreakerChanged, Event, OperatorWarning
 
 PROMPT = os.environ["FLEET_PROMPT"]
 
@@ -45,7 +45,7 @@ class Notes:
     def handle(self, event: Event) -> None:
         if isinstance(event, BreakerChanged):
             self.changes.append((event.at, event.transition.to_state.value))
-        elif isinstance(event, Warned):
+        elif isinstance(event, OperatorWarning):
             self.warnings.append(event.code)
 
 

@@ -11,7 +11,7 @@ import pytest
 from resilient_imagen import ConfigurationError, ImageClient, Settings
 from resilient_imagen.lane import Route
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
 PATIENCE = 60.0
@@ -64,7 +64,9 @@ class World:
     @property
     def losses(self) -> list[str]:
         """What was told so far of Redis being away."""
-        return [event.message for event in self.sink.of(Warned) if event.code == "redis_away"]
+        return [
+            event.message for event in self.sink.of(OperatorWarning) if event.code == "redis_away"
+        ]
 
     async def warnings(self) -> list[str]:
         """The same, to the end."""

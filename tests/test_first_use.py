@@ -24,7 +24,7 @@ from resilient_imagen import (
 from resilient_imagen.emulator import Emulator
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
-from resilient_imagen.telemetry.events import RequestEnded, Warned
+from resilient_imagen.telemetry.events import RequestEnded, OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 
@@ -249,8 +249,8 @@ def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
         async with clients(Slow("google"), openai, told) as client:
             await client.generate("a lighthouse")
             await asyncio.sleep(5)
-            assert "openai:gpt-image-2.5-flare cannot be used" in told.last(Warned).message
-            assert "x is missing" in told.last(Warned).message
+            assert "openai:gpt-image-2.5-flare cannot be used" in told.last(OperatorWarning).message
+            assert "x is missing" in told.last(OperatorWarning).message
             assert (await client.generate("a lighthouse")).provider == "google"
 
     run_virtual(main())

@@ -21,7 +21,7 @@ from resilient_imagen import (
     Settings,
     Snapshot,
 )
-from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 KEYS: dict[str, Any] = {"google_api_key": "AIzaFAKE", "openai_api_key": "sk-fake"}
@@ -35,7 +35,7 @@ def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[
         chosen = Settings(**{**KEYS, **settings})
         async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
             names = [route["route"] for route in client.snapshot()["routes"]]
-            return names, [warned.message for warned in told.of(Warned)]
+            return names, [warned.message for warned in told.of(OperatorWarning)]
 
     return run_virtual(main())
 
@@ -143,7 +143,7 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
             for _ in range(2):
                 result = await client.generate("x", model="gemini-3-pro-image-preview")
                 assert result.provider == "openai"
-        off = [w for w in told.of(Warned) if w.code == "model_not_used"]
+        off = [w for w in told.of(OperatorWarning) if w.code == "model_not_used"]
         assert [w.message for w in off] == [
             "routes to google are off, so that model gemini-3-pro-image is not used"
         ]
@@ -203,10 +203,10 @@ def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
 
     async def scene(world: World) -> None:
         await world.ask(deadline=300)
-        assert world.told.of(Warned) == []
+        assert world.told.of(OperatorWarning) == []
         await world.ask(deadline=50)
         await world.ask(deadline=40)
-        [warned] = world.told.of(Warned)
+        [warned] = world.told.of(OperatorWarning)
         assert warned.code == "hanging_goes_unseen"
         assert warned.message.startswith("with deadline=50 google:gemini-3-pro-image gets 25 s")
 
@@ -306,7 +306,7 @@ def test_names_of_callers_do_not_pile_up() -> None:
             await world.ask(model=f"gemini-9-image-{number}")
         assert len(world.client.breakers) == 2 + 256
         assert len(world.client._routing._warned) <= 256
-        warned = [w.message for w in world.told.of(Warned) if w.code == "unknown_model"]
+        warned = [w.message for w in world.told.of(OperatorWarning) if w.code == "unknown_model"]
         assert len(warned) == 800, "told once each, as long as it is remembered"
 
     play(scene, ipm=1_000_000)

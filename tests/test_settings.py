@@ -11,7 +11,7 @@ from pydantic import AliasChoices
 
 from resilient_imagen import ConfigurationError, ImageClient, Settings, SettingsArguments
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import Warned
+from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
 from resilient_imagen.variables import complain_of
 
@@ -234,7 +234,7 @@ def warnings() -> list[str]:
     """What a new client warns of."""
     heard = RecordingSink()
     ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")], sinks=[heard])
-    return [event.message for event in heard.events if isinstance(event, Warned)]
+    return [event.message for event in heard.events if isinstance(event, OperatorWarning)]
 
 
 def test_an_unknown_variable_is_warned_of_once_with_the_nearest_name(

@@ -21,7 +21,7 @@ from resilient_imagen import (
 )
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.telemetry.events import RequestStarted
-from resilient_imagen.telemetry.inference import untold
+from resilient_imagen.telemetry.inference import suppress_instrumentation
 from resilient_imagen.telemetry.otel import SpanSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
@@ -185,6 +185,6 @@ def test_sdk_instrumentations_are_told_during_the_attempt_alone(
 
     play(scene)
     assert seen == [None, {} if isinstance(util, Util) else None, None]
-    with untold():
+    with suppress_instrumentation():
         assert otel_context.get_value("the key") == ({} if isinstance(util, Util) else None)
     assert otel_context.get_value("the key") is None

@@ -19,15 +19,15 @@ from telemetry_kit import World, play
 
 from resilient_imagen import ImageClient, Reason, Settings
 from resilient_imagen.request import ImageRequest
-from resilient_imagen.telemetry.background import Background
+from resilient_imagen.telemetry.background import BackgroundSink
 from resilient_imagen.telemetry.events import (
     AttemptEnded,
     Event,
     RequestEnded,
     RequestStarted,
-    Warned,
+    OperatorWarning,
 )
-from resilient_imagen.telemetry.hub import Hub
+from resilient_imagen.telemetry.hub import SinkDispatcher
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 who = contextvars.ContextVar("who", default="nobody")
@@ -58,8 +58,8 @@ class Slow:
         self.seen.append((who.get(), valid, threading.current_thread().name))
 
 
-def warned(number: int) -> Warned:
-    return Warned(at=float(number), code="n", message=str(number))
+def warned(number: int) -> OperatorWarning:
+    return OperatorWarning(at=float(number), code="n", message=str(number))
 
 
 async def ask(*sinks: Any) -> None:
@@ -106,11 +106,11 @@ def test_a_sink_that_cannot_say_what_it_wants_is_told_everything(
 def test_no_call_waits_for_a_slow_sink() -> None:
     """The call is over before the sink has taken its first event; it is told all of them then."""
     slow = Slow()
-    hub = Hub([slow])
+    hub = SinkDispatcher([slow])
 
     async def main() -> None:
         for number in range(100):
-            hub.tell(warned(number))
+            hub.emit(warned(number))
         assert slow.told == []
         slow.go.set()
         await hub.close(10)
@@ -130,7 +130,7 @@ def test_a_slow_sink_sees_the_callers_context() -> None:
         await world.ask()
         await hub.close(10)
 
-    hub = Hub([slow])
+    hub = SinkDispatcher([slow])
     play(scene)
     assert {name for name, _, _ in slow.seen} == {"caller"}
     assert all(valid for _, valid, _ in slow.seen)
@@ -149,11 +149,11 @@ def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
 
     choosy = Choosy()
     choosy.go.set()
-    hub = Hub([choosy])
+    hub = SinkDispatcher([choosy])
 
     async def main() -> None:
-        hub.tell(warned(1))
-        hub.tell(warned(2))
+        hub.emit(warned(1))
+        hub.emit(warned(2))
         await hub.close(10)
 
     asyncio.run(main())
@@ -166,7 +166,7 @@ def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
 ) -> None:
     """The queue is bounded; the log says so once, and how much was lost at the end."""
     slow = Slow()
-    background = Background([slow], lambda sink, event: sink.handle(event), capacity=5)
+    background = BackgroundSink([slow], lambda sink, event: sink.handle(event), capacity=5)
     for number in range(50):
         background.put(warned(number))
     assert background.dropped >= 44
@@ -192,7 +192,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
 ) -> None:
     """Pictures that wait are bounded by their bytes; events without any still come through."""
     slow = Slow()
-    background = Background(
+    background = BackgroundSink(
         [slow], lambda sink, event: sink.handle(event), capacity_bytes=10_000_000
     )
     asked = RequestStarted(
@@ -206,7 +206,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
     slow.go.set()
     background.close(10)
     assert [type(event) for event in slow.told].count(RequestEnded) == 3
-    assert [type(event) for event in slow.told].count(Warned) == 50
+    assert [type(event) for event in slow.told].count(OperatorWarning) == 50
     assert [type(event) for event in slow.told].count(RequestStarted) == 50
     assert caplog.messages[0] == "slow sinks: events are being dropped"
     background.put(pictured(bytes(30_000_000)))
@@ -218,7 +218,7 @@ def test_what_a_slow_sink_was_told_is_let_go() -> None:
     """The thread keeps the last event no longer than the sink does."""
     slow = Slow()
     slow.go.set()
-    background = Background([slow], lambda sink, event: sink.handle(event))
+    background = BackgroundSink([slow], lambda sink, event: sink.handle(event))
     event = pictured(bytes(10))
     gone = weakref.ref(event.result)
     background.put(event)
@@ -232,10 +232,10 @@ def test_what_a_slow_sink_was_told_is_let_go() -> None:
 def test_closing_does_not_wait_for_ever() -> None:
     """A sink that hangs costs the time bound, no more, and the process can end."""
     slow = Slow()
-    hub = Hub([slow])
+    hub = SinkDispatcher([slow])
 
     async def main() -> None:
-        hub.tell(warned(1))
+        hub.emit(warned(1))
         await asyncio.wait_for(hub.close(0.05), timeout=10)
 
     asyncio.run(main())
@@ -248,8 +248,8 @@ def test_closing_without_slow_sinks_takes_no_thread() -> None:
     before = threading.active_count()
 
     async def main() -> None:
-        hub = Hub([RecordingSink()])
-        hub.tell(warned(1))
+        hub = SinkDispatcher([RecordingSink()])
+        hub.emit(warned(1))
         await hub.close()
 
     asyncio.run(main())
@@ -287,7 +287,7 @@ def test_the_recording_sink_answers_questions() -> None:
     assert record.of(AttemptEnded) == record.attempts
     assert record.last(RequestEnded) is record.calls[-1]
     with pytest.raises(LookupError, match="Warned"):
-        record.last(Warned)
+        record.last(OperatorWarning)
     record.clear()
     assert record.events == []
 
@@ -295,7 +295,9 @@ def test_the_recording_sink_answers_questions() -> None:
 def test_what_nobody_wants_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an SDK, and with lines below the level that is read, a healthy call is silent."""
     told: list[str] = []
-    monkeypatch.setattr(Hub, "tell", lambda _hub, event: told.append(type(event).__name__))
+    monkeypatch.setattr(
+        SinkDispatcher, "tell", lambda _hub, event: told.append(type(event).__name__)
+    )
 
     async def use(*sinks: Any) -> None:
         google, openai = FakeProvider("google"), FakeProvider("openai")

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from trace_backends import collector
 
 from resilient_imagen import Settings, values
-from resilient_imagen.telemetry.exporter import PatientExporter
+from resilient_imagen.telemetry.exporter import BackoffExporter
 from resilient_imagen.telemetry.setup import setup_tracing
 
 PROGRAM = """
@@ -168,7 +168,7 @@ class Flaky(SpanExporter):
 def test_a_dead_collector_is_left_alone_for_a_while() -> None:
     """One failure, then batches are dropped at once, then it is asked again; the loss is told."""
     now, complaints, flaky = [1000.0], list[str](), Flaky()
-    patient = PatientExporter(flaky, "http://somewhere", complaints.append, clock=lambda: now[0])
+    patient = BackoffExporter(flaky, "http://somewhere", complaints.append, clock=lambda: now[0])
     span = TracerProvider().get_tracer("t").start_span("s")
     assert isinstance(span, ReadableSpan)
     assert patient.export([span]) is SpanExportResult.FAILURE

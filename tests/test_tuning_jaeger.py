@@ -23,7 +23,7 @@ from tuning_kit import ROOMY, bad, world
 
 from resilient_imagen import Settings
 from resilient_imagen.telemetry import otel
-from resilient_imagen.telemetry.hub import Sink
+from resilient_imagen.telemetry.hub import EventSink
 from resilient_imagen.telemetry.otel import SpanSink
 from resilient_imagen.tuning import Recorder, Recording
 from resilient_imagen.tuning.jaeger import rows_of_service
@@ -50,7 +50,7 @@ def filled() -> Iterator[tuple[Jaeger, str, Recording]]:
         tracers = TracerProvider(resource=Resource({"service.name": service}))
         tracers.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
         rows: list[Row] = []
-        sinks: list[Sink] = [SpanSink(tracers), Recorder(rows.append, epoch=begun)]
+        sinks: list[EventSink] = [SpanSink(tracers), Recorder(rows.append, epoch=begun)]
         play(world(bad(0.1, 6), hours=0.5), Settings(**ROOMY), seed=1, sinks=sinks)
         tracers.shutdown()
         yield backend, service, gather(rows)

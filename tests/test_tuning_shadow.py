@@ -10,7 +10,7 @@ from ladder import FAST
 from telemetry_kit import World, play
 
 from resilient_imagen import ConfigurationError, ImageClient, ImageGenerationError, Reason, Settings
-from resilient_imagen.telemetry.events import BreakerChanged, ShadowDiffered
+from resilient_imagen.telemetry.events import BreakerChanged, CandidateDisagreed
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 
@@ -36,7 +36,7 @@ def outage(calls: int = 12, **settings: Any) -> tuple[RecordingSink, dict[str, A
 def test_a_stricter_candidate_says_what_it_would_have_refused() -> None:
     """A candidate that opens at the first failure reports the two that the live one let through."""
     sink, snapshot, sent = outage(calls=3, breaker_fail_max=3, shadow={"fail_max": 1})
-    told = sink.of(ShadowDiffered)
+    told = sink.of(CandidateDisagreed)
     assert [(each.would, each.reason) for each in told] == [("reject", Reason.OVERLOADED)] * 2
     assert len(sent) == 3
     assert snapshot["shadow"]["would_reject"] == 2
@@ -47,7 +47,7 @@ def test_a_stricter_candidate_says_what_it_would_have_refused() -> None:
 def test_a_laxer_candidate_says_what_it_would_have_let_through() -> None:
     """A candidate that is still closed reports each caller that the live breaker turned away."""
     sink, snapshot, _ = outage(calls=5, breaker_fail_max=2, shadow={"fail_max": 9, "min_calls": 99})
-    told = sink.of(ShadowDiffered)
+    told = sink.of(CandidateDisagreed)
     assert [(each.would, each.reason, each.latency_s) for each in told] == [
         ("allow", None, None)
     ] * 3
@@ -64,7 +64,7 @@ def test_a_candidate_that_is_due_for_a_probe_would_have_sent_one() -> None:
     )
     assert len(sent) == 3  # of the live one's: the failure, and two probes in vain
     assert snapshot["shadow"]["would_allow"] == 2
-    assert len(sink.of(ShadowDiffered)) == 2
+    assert len(sink.of(CandidateDisagreed)) == 2
 
 
 ACCOUNT = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resilient_imagen import ImageClient, Settings
     from resilient_imagen.emulator import Emulator, EmulatorServer
     from resilient_imagen.telemetry.events import Event
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
 
 __all__ = ["make_settings", "open_client", "run_traced"]
 
@@ -75,7 +75,7 @@ async def open_client(
     usual: Mapping[str, Any],
     *,
     emulator: Emulator | None = None,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[EventSink] = (),
 ) -> AsyncIterator[ImageClient]:
     """A client, closed at the end; see ``make_settings`` for the first two arguments.
 
@@ -112,9 +112,9 @@ class _WarningSink:
     inline = True
 
     def handle(self, event: Event) -> None:
-        from resilient_imagen.telemetry.events import Warned
+        from resilient_imagen.telemetry.events import OperatorWarning
 
-        if isinstance(event, Warned):
+        if isinstance(event, OperatorWarning):
             warn(event.message)
 
 

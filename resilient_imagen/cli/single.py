@@ -17,7 +17,7 @@ from resilient_imagen.cli.guard import warn
 from resilient_imagen.cli.session import open_client
 from resilient_imagen.cli.terminal import Console, echo, echo_json, one_line
 from resilient_imagen.images.sniff import pixel_size
-from resilient_imagen.telemetry.events import AttemptStarted, FellBack, RetryScheduled
+from resilient_imagen.telemetry.events import AttemptStarted, RouteFallback, RetryScheduled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -156,7 +156,7 @@ class _StatusSink:
             self._show(f"{event.provider} {event.model} is drawing")
         elif isinstance(event, RetryScheduled):
             self._show(f"{event.provider}: {event.reason}; again in {event.delay_s:.0f} s")
-        elif isinstance(event, FellBack):
+        elif isinstance(event, RouteFallback):
             self._show(f"{event.from_route}: {event.cause}; going on to {event.to_route}")
 
     def _show(self, line: str) -> None:

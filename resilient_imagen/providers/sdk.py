@@ -32,7 +32,7 @@ from resilient_imagen.providers.transport import description, never_sent, transp
 from resilient_imagen.providers.wire import CapturingClient, capture_exchange
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
-from resilient_imagen.telemetry.inference import untold
+from resilient_imagen.telemetry.inference import suppress_instrumentation
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class SdkProvider(ABC):
         await anyio.lowlevel.checkpoint()
         request = ImageRequest("rehearsal", references=(Reference(b"-", "image/png", 0),))
         async with self._wire(_NullTransport()) as http:
-            with untold(), capture_exchange() as sent, suppress(Exception):
+            with suppress_instrumentation(), capture_exchange() as sent, suppress(Exception):
                 await self._send(self._build_sdk(http), request, "rehearsal", sent)
         with suppress(ResponseError):
             decode_image("AAAA", StreamingJsonBody())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
 
 __all__ = ["default_sinks"]
 
@@ -24,7 +24,7 @@ def default_sinks(
     meter_provider: MeterProvider | None = None,
     *,
     capture_content: bool = False,
-) -> Sequence[Sink]:
+) -> Sequence[EventSink]:
     """Spans first, so that metrics and log lines find the current one; then metrics; then logs.
 
     Args:

@@ -119,12 +119,12 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
         names.QUEUE_S: rounded(event.queue_s),
-        names.BREAKER_STATE: event.admitted,
+        names.CIRCUIT_BREAKER_STATE: event.admitted,
     }
     if event.queue_s >= WAITED_S:
         found[names.QUEUE_WAITED] = True
     if event.probe:
-        found[names.BREAKER_PROBE] = True
+        found[names.CIRCUIT_BREAKER_PROBE] = True
     return found
 
 
@@ -135,16 +135,19 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     found: Attributes = {
         names.ATTEMPT_OUTCOME: outcome,
         names.WILL_RETRY: event.retry_in is not None,
-        names.BREAKER_COUNTED: verdict(event),
+        names.CIRCUIT_BREAKER_COUNTED: verdict(event),
         **breaker_numbers(event.breaker),
     }
-    if event.counted != found[names.BREAKER_COUNTED]:
-        found[names.BREAKER_COUNTED_AS] = event.counted
+    if event.counted != found[names.CIRCUIT_BREAKER_COUNTED]:
+        found[names.CIRCUIT_BREAKER_COUNTED_AS] = event.counted
     if event.counted == names.SUCCESS:  # the one is 0, and the other nobody's concern
-        del found[names.BREAKER_CONSECUTIVE], found[names.BREAKER_RATE_THRESHOLD]
+        del (
+            found[names.CIRCUIT_BREAKER_CONSECUTIVE],
+            found[names.CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD],
+        )
     if outcome != names.SUCCESS:
         _put(found, names.ATTEMPT_STATUS, event.status)
-    _put(found, names.BREAKER_TRANSITION, event.transition)
+    _put(found, names.CIRCUIT_BREAKER_TRANSITION, event.transition)
     _put(found, names.RETRY_AFTER, event.retry_after)
     _put(found, names.RETRY_BACKOFF, event.retry_in)
     _put(found, names.ERROR_TYPE, attempt_error(event))
@@ -197,27 +200,29 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
         names.CALL_ID: event.call_id,
         names.PROVIDER: event.provider,
         names.MODEL: event.model,
-        names.BREAKER_NAME: f"{event.provider}:{event.model}",
-        names.BREAKER_STATE: numbers.state.value,
+        names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.CIRCUIT_BREAKER_STATE: numbers.state.value,
         **breaker_numbers(numbers),
         names.ERROR_TYPE: str(Reason.CIRCUIT_OPEN),
     }
-    _put(found, names.BREAKER_RETRY_AFTER, event.retry_after)
+    _put(found, names.CIRCUIT_BREAKER_RETRY_AFTER, event.retry_after)
     if event.cause is not None:
-        found[names.BREAKER_CAUSE] = str(event.cause)
+        found[names.CIRCUIT_BREAKER_CAUSE] = str(event.cause)
     if numbers.open_for is not None and numbers.retry_after is not None:
-        found[names.BREAKER_OPEN_FOR] = rounded(max(0.0, numbers.open_for - numbers.retry_after))
+        found[names.CIRCUIT_BREAKER_OPEN_FOR] = rounded(
+            max(0.0, numbers.open_for - numbers.retry_after)
+        )
     return found
 
 
 def breaker_numbers(numbers: BreakerMetrics) -> Attributes:
     """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
     return {
-        names.BREAKER_RATE: rounded(numbers.failure_rate, 4),
-        names.BREAKER_RATE_THRESHOLD: numbers.failure_rate_threshold,
-        names.BREAKER_WINDOW: numbers.window_calls,
-        names.BREAKER_CONSECUTIVE: numbers.consecutive,
-        names.BREAKER_THRESHOLD: numbers.failure_threshold,
+        names.CIRCUIT_BREAKER_FAILURE_RATE: rounded(numbers.failure_rate, 4),
+        names.CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD: numbers.failure_rate_threshold,
+        names.CIRCUIT_BREAKER_WINDOW_CALLS: numbers.window_calls,
+        names.CIRCUIT_BREAKER_CONSECUTIVE: numbers.consecutive,
+        names.CIRCUIT_BREAKER_FAILURE_THRESHOLD: numbers.failure_threshold,
     }
 
 
@@ -229,7 +234,7 @@ def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
         names.GEN_AI_OUTPUT_TYPE: "image",
         names.PROVIDER: provider,
         names.MODEL: model,
-        names.BREAKER_NAME: f"{provider}:{model}",
+        names.CIRCUIT_BREAKER_NAME: f"{provider}:{model}",
     }
 
 

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from resilient_imagen.telemetry.events import Event
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
 
-__all__ = ["Background"]
+__all__ = ["BackgroundSink"]
 
 _log = logging.getLogger("resilient_imagen")
 
@@ -29,7 +29,7 @@ _Told: TypeAlias = "tuple[contextvars.Context, Event, int] | threading.Event"
 """What waits in the queue, with its bytes; a threading.Event is set when all before it was told."""
 
 
-class Background:
+class BackgroundSink:
     """One daemon thread, started with the first event, that tells the sinks in order.
 
     Args:
@@ -41,8 +41,8 @@ class Background:
 
     def __init__(
         self,
-        sinks: Sequence[Sink],
-        tell: Callable[[Sink, Event], None],
+        sinks: Sequence[EventSink],
+        tell: Callable[[EventSink, Event], None],
         *,
         capacity: int = _CAPACITY,
         capacity_bytes: int = _CAPACITY_BYTES,

@@ -23,15 +23,15 @@ __all__ = [
     "AttemptStarted",
     "BreakerChanged",
     "Event",
-    "FellBack",
+    "RouteFallback",
     "ReferencesChanged",
     "RequestEnded",
     "RequestStarted",
     "RetryScheduled",
-    "RouteAdded",
-    "ShadowDiffered",
+    "RouteRegistered",
+    "CandidateDisagreed",
     "ShortCircuited",
-    "Warned",
+    "OperatorWarning",
 ]
 
 
@@ -75,7 +75,7 @@ class RequestStarted(Event):
 
 
 @_event
-class RouteAdded(Event):
+class RouteRegistered(Event):
     """A route came into use, with its breaker."""
 
     provider: str
@@ -176,7 +176,7 @@ class RetryScheduled(Event):
 
 
 @_event
-class FellBack(Event):
+class RouteFallback(Event):
     """A route was left for the next one."""
 
     from_route: str
@@ -208,7 +208,7 @@ class BreakerChanged(Event):
 
 
 @_event
-class ShadowDiffered(Event):
+class CandidateDisagreed(Event):
     """Candidate settings would have done otherwise with a request than the live ones did."""
 
     provider: str
@@ -252,7 +252,7 @@ class RequestEnded(Event):
 
 
 @_event
-class Warned(Event):
+class OperatorWarning(Event):
     """Something an operator should know once: a missing key, a model name that was mapped."""
 
     code: str

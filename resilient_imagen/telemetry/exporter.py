@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["PatientExporter"]
+__all__ = ["BackoffExporter"]
 
 _PAUSE: Final = 30.0
 """Seconds during which nothing is sent to a collector that did not answer."""
 
 
-class PatientExporter(SpanExporter):
+class BackoffExporter(SpanExporter):
     """Sends through another exporter, and waits for a dead collector once, not once a batch.
 
     Args:

@@ -8,7 +8,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from resilient_imagen.telemetry.background import Background
+from resilient_imagen.telemetry.background import BackgroundSink
 from resilient_imagen.telemetry.events import AttemptEnded, RequestEnded
 
 if TYPE_CHECKING:
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from resilient_imagen.telemetry.events import Event
 
-__all__ = ["Hub", "Sink"]
+__all__ = ["SinkDispatcher", "EventSink"]
 
 _log = logging.getLogger("resilient_imagen")
 
 _ENDINGS = frozenset({AttemptEnded, RequestEnded})
 
 
-class Sink(Protocol):
+class EventSink(Protocol):
     """Somebody who is told.
 
     A sink with an attribute ``inline`` that is true is told in the caller's own task, before the
@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class ChoosySink(Sink, Protocol):
+class ChoosySink(EventSink, Protocol):
     """A sink that may have nobody to pass on to: then events need not be put together for it."""
 
     def told_from(self) -> float:
@@ -49,19 +49,19 @@ class ChoosySink(Sink, Protocol):
         ...
 
 
-class Hub:
+class SinkDispatcher:
     """The one place through which events leave.
 
     Endings are told in reverse order, like nested context managers: a log line about the end of
     an attempt is written while that attempt's span is still the current one.
     """
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(self, sinks: Sequence[EventSink]) -> None:
         inline = tuple(sink for sink in sinks if getattr(sink, "inline", False))
         others = tuple(sink for sink in sinks if not getattr(sink, "inline", False))
         self._inline = inline
         self._reversed = tuple(reversed(inline))
-        self._background = Background(others, self._tell) if others else None
+        self._background = BackgroundSink(others, self._tell) if others else None
         self._complained: set[int] = set()
         self._choosy = tuple(sink for sink in sinks if isinstance(sink, ChoosySink))
         self._all_are_choosy = len(self._choosy) == len(sinks)
@@ -80,7 +80,7 @@ class Hub:
                 lowest = 0.0
         return lowest
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Tell every sink; never raises."""
         ending = type(event) in _ENDINGS
         if ending and self._background is not None:
@@ -104,13 +104,13 @@ class Hub:
         finally:
             pool.shutdown(wait=False)
 
-    def _tell(self, sink: Sink, event: Event) -> None:
+    def _tell(self, sink: EventSink, event: Event) -> None:
         try:
             sink.handle(event)
         except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
             self._complain(sink, error)
 
-    def _complain(self, sink: Sink, error: BaseException) -> None:
+    def _complain(self, sink: EventSink, error: BaseException) -> None:
         if id(sink) not in self._complained:
             self._complained.add(id(sink))
             _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-__all__ = ["as_the_inference", "untold"]
+__all__ = ["as_inference_span", "suppress_instrumentation"]
 
 
-def as_the_inference(context: Context) -> Context:
+def as_inference_span(context: Context) -> Context:
     """Say that whoever owns ``context`` tells of the model call made in it.
 
     SDK instrumentations ask for this key of opentelemetry-util-genai before they add a span.
@@ -34,9 +34,9 @@ def as_the_inference(context: Context) -> Context:
 
 
 @contextmanager
-def untold() -> Iterator[None]:
+def suppress_instrumentation() -> Iterator[None]:
     """In this block no SDK instrumentation tells of a model call: none is really made."""
-    token = otel_context.attach(as_the_inference(otel_context.get_current()))
+    token = otel_context.attach(as_inference_span(otel_context.get_current()))
     try:
         yield
     finally:

@@ -118,18 +118,18 @@ class Instruments:
             for state in _WORST_FIRST:
                 yield Observation(
                     int(state is worst),
-                    {names.BREAKER_NAME: name, names.BREAKER_STATE: state.value},
+                    {names.CIRCUIT_BREAKER_NAME: name, names.CIRCUIT_BREAKER_STATE: state.value},
                 )
 
     def _rates(self, _options: CallbackOptions) -> Iterable[Observation]:
         for name, breakers in self._numbers().items():
             rate = max(numbers.failure_rate for numbers in breakers)
-            yield Observation(rate, {names.BREAKER_NAME: name})
+            yield Observation(rate, {names.CIRCUIT_BREAKER_NAME: name})
 
     def _windows(self, _options: CallbackOptions) -> Iterable[Observation]:
         for name, breakers in self._numbers().items():
             calls = sum(numbers.window_calls for numbers in breakers)
-            yield Observation(calls, {names.BREAKER_NAME: name})
+            yield Observation(calls, {names.CIRCUIT_BREAKER_NAME: name})
 
 
 _per_meter: WeakKeyDictionary[Meter, Instruments] = WeakKeyDictionary()

@@ -99,7 +99,7 @@ def _retry_scheduled(event: events.RetryScheduled) -> Line:
     )
 
 
-def _fell_back(event: events.FellBack) -> Line:
+def _fell_back(event: events.RouteFallback) -> Line:
     return (
         logging.WARNING,
         names.FALLBACK,
@@ -123,30 +123,30 @@ def _breaker_changed(event: events.BreakerChanged) -> Line:
 
     def details() -> dict[str, Any]:
         found: dict[str, Any] = {
-            names.BREAKER_NAME: change.name,
+            names.CIRCUIT_BREAKER_NAME: change.name,
             names.PROVIDER: event.provider,
             names.MODEL: event.model,
-            names.BREAKER_FROM: change.from_state.value,
-            names.BREAKER_TO: change.to_state.value,
+            names.CIRCUIT_BREAKER_FROM: change.from_state.value,
+            names.CIRCUIT_BREAKER_TO: change.to_state.value,
             **attributes.breaker_numbers(change.metrics),
         }
         if change.cause is not None:
-            found[names.BREAKER_CAUSE] = str(change.cause)
+            found[names.CIRCUIT_BREAKER_CAUSE] = str(change.cause)
         if change.retry_after is not None:
-            found[names.BREAKER_RETRY_AFTER] = round(change.retry_after, 3)
+            found[names.CIRCUIT_BREAKER_RETRY_AFTER] = round(change.retry_after, 3)
         if change.shadow:
-            found[names.BREAKER_SHADOW] = True
+            found[names.CIRCUIT_BREAKER_SHADOW] = True
         return found
 
     return level, name, details
 
 
-def _shadow_differed(event: events.ShadowDiffered) -> Line:
+def _shadow_differed(event: events.CandidateDisagreed) -> Line:
     return (
         logging.INFO,
         names.SHADOW_DIFFERED,
         lambda: {
-            names.BREAKER_NAME: f"{event.provider}:{event.model}",
+            names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
             names.SHADOW_WOULD: event.would,
             "reason": None if event.reason is None else str(event.reason),
             "latency_s": event.latency_s,
@@ -183,16 +183,16 @@ def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
         "attempt.ago_s": round(now - event.at, 6),
         "attempt.queue_s": attributes.rounded(event.queue_s),
         names.ATTEMPT_NUMBER: event.number,
-        names.BREAKER_NAME: f"{event.provider}:{event.model}",
-        names.BREAKER_STATE: event.admitted,
-        names.BREAKER_COUNTED: attributes.verdict(event),
-        names.BREAKER_RATE: attributes.rounded(event.breaker.failure_rate, 4),
-        names.BREAKER_WINDOW: event.breaker.window_calls,
+        names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.CIRCUIT_BREAKER_STATE: event.admitted,
+        names.CIRCUIT_BREAKER_COUNTED: attributes.verdict(event),
+        names.CIRCUIT_BREAKER_FAILURE_RATE: attributes.rounded(event.breaker.failure_rate, 4),
+        names.CIRCUIT_BREAKER_WINDOW_CALLS: event.breaker.window_calls,
     }
-    if event.counted != found[names.BREAKER_COUNTED]:
-        found[names.BREAKER_COUNTED_AS] = event.counted
+    if event.counted != found[names.CIRCUIT_BREAKER_COUNTED]:
+        found[names.CIRCUIT_BREAKER_COUNTED_AS] = event.counted
     if event.transition is not None:
-        found[names.BREAKER_TRANSITION] = event.transition
+        found[names.CIRCUIT_BREAKER_TRANSITION] = event.transition
     for name, key in _USED:
         used = None if event.usage is None else event.usage[key]
         if used is not None:
@@ -209,7 +209,7 @@ _USED: Final[tuple[tuple[str, Literal["input_tokens", "output_tokens", "cost_usd
 )
 
 
-def _warned(event: events.Warned) -> Line:
+def _warned(event: events.OperatorWarning) -> Line:
     return (
         logging.WARNING,
         names.WARNING,
@@ -222,10 +222,10 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.ReferencesChanged: _references_changed,
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
-    events.FellBack: _fell_back,
+    events.RouteFallback: _fell_back,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
-    events.ShadowDiffered: _shadow_differed,
+    events.CandidateDisagreed: _shadow_differed,
     events.RequestEnded: _request_ended,
-    events.Warned: _warned,
+    events.OperatorWarning: _warned,
 }

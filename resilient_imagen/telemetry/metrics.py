@@ -53,13 +53,13 @@ class MetricSink:
         self._gates: WeakSet[CircuitBreaker] = WeakSet()
         self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
-            events.RouteAdded: self._route_added,
+            events.RouteRegistered: self._route_added,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
-            events.FellBack: self._fell_back,
+            events.RouteFallback: self._fell_back,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
-            events.ShadowDiffered: self._shadow_differed,
+            events.CandidateDisagreed: self._shadow_differed,
             events.RequestEnded: self._request_ended,
         }
 
@@ -88,7 +88,7 @@ class MetricSink:
         provider, _, model = route.partition(":")
         return f"{provider}:{self._bounded(provider, model)}"
 
-    def _route_added(self, event: events.RouteAdded) -> None:
+    def _route_added(self, event: events.RouteRegistered) -> None:
         if event.configured:
             self._configured.add(f"{event.provider}:{event.model}")
         self._gates.add(event.gate)
@@ -109,8 +109,8 @@ class MetricSink:
         _count(
             self._to.breaker_calls,
             {
-                names.BREAKER_NAME: f"{event.provider}:{model}",
-                names.BREAKER_RESULT: (
+                names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{model}",
+                names.CIRCUIT_BREAKER_RESULT: (
                     "slow" if event.counted == "slow" else attributes.verdict(event)
                 ),
             },
@@ -135,7 +135,7 @@ class MetricSink:
             {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)},
         )
 
-    def _fell_back(self, event: events.FellBack) -> None:
+    def _fell_back(self, event: events.RouteFallback) -> None:
         _count(
             self._to.fallbacks,
             {
@@ -149,7 +149,7 @@ class MetricSink:
         name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
         _count(
             self._to.breaker_calls,
-            {names.BREAKER_NAME: name, names.BREAKER_RESULT: names.NOT_PERMITTED},
+            {names.CIRCUIT_BREAKER_NAME: name, names.CIRCUIT_BREAKER_RESULT: names.NOT_PERMITTED},
         )
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
@@ -159,15 +159,15 @@ class MetricSink:
         _count(
             self._to.breaker_transitions,
             {
-                names.BREAKER_NAME: self._bounded_route(change.name),
-                names.BREAKER_FROM: change.from_state.value,
-                names.BREAKER_TO: change.to_state.value,
+                names.CIRCUIT_BREAKER_NAME: self._bounded_route(change.name),
+                names.CIRCUIT_BREAKER_FROM: change.from_state.value,
+                names.CIRCUIT_BREAKER_TO: change.to_state.value,
             },
         )
 
-    def _shadow_differed(self, event: events.ShadowDiffered) -> None:
+    def _shadow_differed(self, event: events.CandidateDisagreed) -> None:
         name = f"{event.provider}:{self._bounded(event.provider, event.model)}"
-        found = {names.BREAKER_NAME: name, names.SHADOW_WOULD: event.would}
+        found = {names.CIRCUIT_BREAKER_NAME: name, names.SHADOW_WOULD: event.would}
         if event.reason is not None:
             found[names.ERROR_TYPE] = str(event.reason)
         _count(self._to.shadow, found)

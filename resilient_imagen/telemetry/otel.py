@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
-from resilient_imagen.telemetry.inference import as_the_inference
+from resilient_imagen.telemetry.inference import as_inference_span
 from resilient_imagen.telemetry.outgoing import is_silent, safe
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class SpanSink:
             events.AttemptStarted: self._attempt_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
-            events.FellBack: self._fell_back,
+            events.RouteFallback: self._fell_back,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
@@ -171,7 +171,7 @@ class SpanSink:
             },
         )
 
-    def _fell_back(self, event: events.FellBack) -> None:
+    def _fell_back(self, event: events.RouteFallback) -> None:
         self._note(
             event,
             names.FALLBACK,
@@ -219,7 +219,7 @@ class SpanSink:
         opened.attempt, opened.attempt_at = span, event.at
         opened.route = f"{event.provider}:{event.model}"
         opened.attempt_token = otel_context.attach(
-            as_the_inference(trace.set_span_in_context(span))
+            as_inference_span(trace.set_span_in_context(span))
         )
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
@@ -275,7 +275,7 @@ class SpanSink:
         self._remember(change.name, opened.attempt.get_span_context())
         if opened.route == change.name:  # what ends later cannot say any more what it did
             opened.attempt.set_attribute(
-                names.BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
+                names.CIRCUIT_BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
             )
 
     def _remember(self, name: str, opener: SpanContext) -> None:

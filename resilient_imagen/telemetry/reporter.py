@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from resilient_imagen.lane import Route
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.result import Attempt, ImageResult
-    from resilient_imagen.telemetry.hub import Hub
+    from resilient_imagen.telemetry.hub import SinkDispatcher
     from resilient_imagen.turn import RouteState
 
-__all__ = ["Reporter"]
+__all__ = ["EventEmitter"]
 
 
-class Reporter:
+class EventEmitter:
     """Tells the sinks, in the words of the events.
 
     What no sink makes anything of is not put together: each kind of event has a level, the highest
@@ -35,7 +35,7 @@ class Reporter:
         skips_open: Whether calls leave a route whose circuit is open for the next one.
     """
 
-    def __init__(self, hub: Hub, *, skips_open: bool = True) -> None:
+    def __init__(self, hub: SinkDispatcher, *, skips_open: bool = True) -> None:
         self._hub = hub
         self._skips_open = skips_open
         self._configured: list[CircuitBreaker] = []
@@ -46,7 +46,7 @@ class Reporter:
         if call.told_from > logging.DEBUG:
             return
         primary = call.routes[0]
-        self._hub.tell(
+        self._hub.emit(
             events.RequestStarted(
                 at=call.started,
                 call_id=call.id,
@@ -58,7 +58,7 @@ class Reporter:
 
     def references_changed(self, call: CallState) -> None:
         """References were dropped or mended."""
-        self._hub.tell(
+        self._hub.emit(
             events.ReferencesChanged(
                 at=_now(),
                 call_id=call.id,
@@ -71,7 +71,7 @@ class Reporter:
         """A request is about to be sent."""
         if call.told_from > logging.NOTSET:
             return
-        self._hub.tell(
+        self._hub.emit(
             events.AttemptStarted(
                 at=_now(),
                 call_id=call.id,
@@ -109,7 +109,7 @@ class Reporter:
             response_id=answer.response_id,
             finish_reason=answer.finish_reason,
         )
-        self._hub.tell(call.success_event)
+        self._hub.emit(call.success_event)
 
     def attempt_failed(
         self,
@@ -126,7 +126,7 @@ class Reporter:
         ours = error if isinstance(error, ImageGenerationError) else None
         if call.told_from <= logging.ERROR:
             vendor_error = None if ours is None else ours.vendor_error
-            self._hub.tell(
+            self._hub.emit(
                 events.AttemptEnded(
                     **_of_attempt(call, turn, settlement, attempt),
                     status=attempt.status,
@@ -138,7 +138,7 @@ class Reporter:
                 )
             )
         if ours is not None and turn.retry_in is not None and call.told_from <= logging.INFO:
-            self._hub.tell(
+            self._hub.emit(
                 events.RetryScheduled(
                     at=_now(),
                     call_id=call.id,
@@ -156,7 +156,7 @@ class Reporter:
         """A route was skipped by its breaker."""
         if call.told_from > logging.INFO:
             return
-        self._hub.tell(
+        self._hub.emit(
             events.ShortCircuited(
                 at=_now(),
                 call_id=call.id,
@@ -173,8 +173,8 @@ class Reporter:
         if configured:
             self._configured.append(gate)
         provider, _, model = gate.name.partition(":")
-        self._hub.tell(
-            events.RouteAdded(
+        self._hub.emit(
+            events.RouteRegistered(
                 at=_now(), provider=provider, model=model, gate=gate, configured=configured
             )
         )
@@ -182,7 +182,7 @@ class Reporter:
     def breaker_changed(self, transition: Transition) -> None:
         """A breaker changed its state."""
         provider, _, model = transition.name.partition(":")
-        self._hub.tell(
+        self._hub.emit(
             events.BreakerChanged(
                 at=transition.at,
                 provider=provider,
@@ -207,8 +207,8 @@ class Reporter:
         """A route was left for the next one."""
         if call.told_from > logging.WARNING:
             return
-        self._hub.tell(
-            events.FellBack(
+        self._hub.emit(
+            events.RouteFallback(
                 at=_now(),
                 call_id=call.id,
                 from_route=left.name,
@@ -232,7 +232,7 @@ class Reporter:
             out_of_time = ours is not None and ours.reason is Reason.DEADLINE
             outcome = "deadline" if out_of_time else "error"
         now = _now()
-        self._hub.tell(
+        self._hub.emit(
             events.RequestEnded(
                 at=now,
                 call_id=call.id,
@@ -257,7 +257,9 @@ class Reporter:
 
     def warned(self, code: str, message: str, *, call_id: str = "") -> None:
         """Something an operator should know."""
-        self._hub.tell(events.Warned(at=_now(), call_id=call_id, code=code, message=message))
+        self._hub.emit(
+            events.OperatorWarning(at=_now(), call_id=call_id, code=code, message=message)
+        )
 
 
 def _of_attempt(

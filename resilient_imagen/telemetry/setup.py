@@ -147,7 +147,7 @@ def _exporter(kind: str, endpoint: str | None, complain: Callable[[str], None]) 
         raise ValueError(f"OTEL_TRACES_EXPORTER={kind} is not known; use otlp, console or none")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    from resilient_imagen.telemetry.exporter import PatientExporter
+    from resilient_imagen.telemetry.exporter import BackoffExporter
 
     # What it has to say, in many lines, is said in one by PatientExporter.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
@@ -160,7 +160,7 @@ def _exporter(kind: str, endpoint: str | None, complain: Callable[[str], None]) 
         timeout=None if set_by_user else _TIMEOUT,
     )
     where = without_credentials(_otlp_address(endpoint))
-    return PatientExporter(exporter, where, complain)
+    return BackoffExporter(exporter, where, complain)
 
 
 def without_credentials(address: str) -> str:

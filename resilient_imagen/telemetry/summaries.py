@@ -81,7 +81,7 @@ def _retry_scheduled(event: events.RetryScheduled) -> str:
     return f"{_failure(event.provider, event.reason)}: retry in {_seconds(event.delay_s)}{hint}"
 
 
-def _fell_back(event: events.FellBack) -> str:
+def _fell_back(event: events.RouteFallback) -> str:
     left, following = _told_apart(event.from_route, event.to_route)
     return f"{_failure(left, event.cause)}: {following} is next"
 
@@ -135,7 +135,7 @@ def _why_opened(who: str, change: Transition) -> str:
     return f"{failure}: {opened}"
 
 
-def _shadow_differed(event: events.ShadowDiffered) -> str:
+def _shadow_differed(event: events.CandidateDisagreed) -> str:
     if event.would == "allow":
         return f"candidate settings would have sent a request to {event.provider}, which was open"
     became = "brought an image" if event.reason is None else f"ended as {_words(event.reason)}"
@@ -158,7 +158,7 @@ def _request_ended(event: events.RequestEnded) -> str:
     return f"no image after {spent}: {error}"
 
 
-def _warned(event: events.Warned) -> str:
+def _warned(event: events.OperatorWarning) -> str:
     return safe(event.message)
 
 
@@ -167,12 +167,12 @@ _SENTENCES: Final[Mapping[type[events.Event], Callable[[Any], str]]] = {
     events.ReferencesChanged: _references_changed,
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
-    events.FellBack: _fell_back,
+    events.RouteFallback: _fell_back,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
-    events.ShadowDiffered: _shadow_differed,
+    events.CandidateDisagreed: _shadow_differed,
     events.RequestEnded: _request_ended,
-    events.Warned: _warned,
+    events.OperatorWarning: _warned,
 }
 
 

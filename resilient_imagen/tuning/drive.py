@@ -17,8 +17,8 @@ from resilient_imagen.limiter.memory import RateLimiter
 from resilient_imagen.pipeline import Pipeline
 from resilient_imagen.result import ImageResult
 from resilient_imagen.routing import new_breaker, new_limiter
-from resilient_imagen.telemetry.hub import Hub
-from resilient_imagen.telemetry.reporter import Reporter
+from resilient_imagen.telemetry.hub import SinkDispatcher
+from resilient_imagen.telemetry.reporter import EventEmitter
 from resilient_imagen.tuning.express import Climber, Express, HandingPacer
 from resilient_imagen.tuning.loop import LeanLoop, run_lean
 from resilient_imagen.tuning.world import Change, Numbered, Played, StandIn, World
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
     from resilient_imagen.tuning.truth import Truth
     from resilient_imagen.turn import RouteState
 
@@ -44,7 +44,7 @@ def drive(
     arrivals: Iterable[float],
     *,
     seed: int = 0,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[EventSink] = (),
     short_cut: bool = True,
 ) -> Played:
     """Send calls at ``arrivals`` (seconds, in order) through the ladder, and book what happens.
@@ -79,7 +79,7 @@ class _Play:
         truth: Truth,
         played: Played,
         seed: int,
-        sinks: Sequence[Sink],
+        sinks: Sequence[EventSink],
         *,
         short_cut: bool,
     ) -> None:
@@ -89,7 +89,7 @@ class _Play:
         self._loop = loop
         self._played = played
         self._telling = bool(sinks)
-        self._reporter = Reporter(Hub(sinks)) if sinks else _Silent()
+        self._reporter = EventEmitter(SinkDispatcher(sinks)) if sinks else _Silent()
         self._seconds = math.inf if settings.deadline is None else settings.deadline
         world = World(truth, played, seed)
         self._lanes = self._build(settings, world, random.Random(seed), handing=short_cut)
@@ -260,11 +260,11 @@ def _shut(lane: Route) -> Route:
     return replace(lane, gate=gate)
 
 
-class _Silent(Reporter):
+class _Silent(EventEmitter):
     """Tells nobody, and composes nothing to tell."""
 
     def __init__(self) -> None:
-        super().__init__(Hub(()))
+        super().__init__(SinkDispatcher(()))
 
     def attempt_started(self, *_: object) -> None: ...
 

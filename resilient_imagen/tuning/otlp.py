@@ -95,7 +95,7 @@ def rows_of_jaeger(document: Mapping[str, Any], notes: Counter[str]) -> Iterator
 
 
 def _rows(span: _Span, notes: Counter[str]) -> Iterator[Row]:
-    route = span.attributes.get(names.BREAKER_NAME)
+    route = span.attributes.get(names.CIRCUIT_BREAKER_NAME)
     if names.ATTEMPT_OUTCOME in span.attributes and route is not None:
         if span.attributes[names.ATTEMPT_OUTCOME] == names.OTHER_ERROR:
             notes[BUGS] += 1

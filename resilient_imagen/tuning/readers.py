@@ -176,7 +176,10 @@ def _logged(found: Mapping[str, Any], notes: Counter[str], otherwise: str) -> It
             return
         yield _attempt(line)
     elif event == names.BREAKER_REJECTED:
-        call, route = _text(line, _key(names.CALL_ID)), _text(line, _key(names.BREAKER_NAME))
+        call, route = (
+            _text(line, _key(names.CALL_ID)),
+            _text(line, _key(names.CIRCUIT_BREAKER_NAME)),
+        )
         yield Rejected(_time(line, "time"), call, checked_route(route))
     elif event in _CALLS:
         at = _time(line, "time") - _seconds(line, "latency_s")
@@ -195,7 +198,7 @@ def _served(line: Mapping[str, Any]) -> Attempted:
     return Attempted(
         at=_time(line, "time") - (_maybe(line, _key("attempt.ago_s")) or 0.0) - latency,
         call=_text(line, _key(names.CALL_ID)),
-        route=checked_route(_text(line, _key(names.BREAKER_NAME))),
+        route=checked_route(_text(line, _key(names.CIRCUIT_BREAKER_NAME))),
         latency=latency,
         reason=None,
         hint=None,

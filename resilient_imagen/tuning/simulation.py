@@ -21,7 +21,7 @@ from resilient_imagen.tuning.scenario import ScenarioTruth
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.telemetry.hub import Sink
+    from resilient_imagen.telemetry.hub import EventSink
     from resilient_imagen.tuning.measure import Measures
     from resilient_imagen.tuning.scenario import Scenario
     from resilient_imagen.tuning.world import Played
@@ -34,7 +34,7 @@ def simulate(
     settings: Settings | None = None,
     *,
     seed: int = 0,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence[EventSink] = (),
 ) -> Measures:
     """Send a scenario's calls through the production ladder, on virtual time, and sum up.
 
@@ -58,7 +58,7 @@ def simulate(
 
 
 def play(
-    scenario: Scenario, settings: Settings, *, seed: int = 0, sinks: Sequence[Sink] = ()
+    scenario: Scenario, settings: Settings, *, seed: int = 0, sinks: Sequence[EventSink] = ()
 ) -> Played:
     """As `simulate`, call by call and request by request."""
     truth = ScenarioTruth(scenario, [route.provider for route in settings.routes])
