@@ -23,7 +23,7 @@ from worlds import GOOGLE, NO_LIMIT, OPENAI, Case, Design, Image, World, now
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from resilient_imagen.tuning.truth import Met
+    from resilient_imagen.tuning.truth import SimulatedOutcome
 
 
 class Bare:
@@ -107,6 +107,6 @@ DESIGNS: dict[str, Callable[[World, Case], Design]] = {
 }
 
 
-def made(asked: float, route: int, met: Met) -> Image | None:
+def made(asked: float, route: int, met: SimulatedOutcome) -> Image | None:
     """The image, if there is one."""
     return None if met.reason else Image(asked, now() - asked, route, met.latency)

@@ -16,7 +16,7 @@ from designs import DESIGNS
 from worlds import CASES, DEFAULT, SEEDS, Case, Image, Outcome, Sums, mean, play, sums
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import drive
+from resilient_imagen.tuning.drive import run_simulation
 
 HEAD = (
     f"{'':10}{'served':>9}{'mean':>9}{'p95':>9}{'added':>9}{'doomed':>9}{'seconds':>9}"
@@ -29,7 +29,7 @@ HEAD = (
 def ours(case: Case, seed: int) -> Outcome:
     """Send the case's callers through the production ladder, with its defaults."""
     settings = Settings(max_concurrent=case.slots, ipm=case.per_minute)
-    played = drive(settings, case.truth, case.scenario.traffic.arrivals(seed), seed=seed)
+    played = run_simulation(settings, case.truth, case.scenario.traffic.arrivals(seed), seed=seed)
     making = {sent.call: sent.seconds for sent in played.sent if sent.reason is None}
     outcome = Outcome(
         doomed=[(sent.at, sent.seconds) for sent in played.sent if sent.reason is not None]

@@ -97,7 +97,7 @@ def picture(case: Case, found: dict[str, Outcome]) -> dict[str, Any]:
 
 
 def _panel(case: Case, layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
-    (span,) = case.truth.troubles()
+    (span,) = case.truth.incidents()
     red = {
         "data": {"values": [{"from": span.start / 60, "to": span.end / 60}]},
         "mark": {"type": "rect", "color": "#fbe9e7"},

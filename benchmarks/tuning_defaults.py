@@ -27,14 +27,14 @@ from statistics import fmean
 from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
-    Knobs,
+    TunableSettings,
     Latency,
-    Leaning,
+    Objective,
     Recorder,
     Scenario,
     Service,
     Traffic,
-    Trouble,
+    Outage,
     simulate,
     sweep,
     waves,
@@ -49,19 +49,19 @@ HOUR, MINUTE = 3600.0, 60.0
 HELD_OUT = (11, 12, 13, 14)
 
 
-def day(shift: float) -> tuple[Trouble, ...]:
+def day(shift: float) -> tuple[Outage, ...]:
     """Troubles of one day; ``shift`` hours later on the next."""
     at = shift * HOUR
     return (
-        Trouble(start=at + 2 * HOUR, duration=8 * MINUTE),
-        Trouble(start=at + 5 * HOUR, duration=45 * MINUTE),
-        Trouble(start=at + 9.5 * HOUR, duration=20 * MINUTE, share=0.5),
-        Trouble(start=at + 11 * HOUR, duration=110 * MINUTE, ramp=10 * MINUTE),
-        Trouble(start=at + 12.9 * HOUR, duration=40 * MINUTE, share=0.5),
-        Trouble(start=at + 15 * HOUR, duration=40 * MINUTE, share=0.0, slower=5.0, ramp=600.0),
-        Trouble(start=at + 17 * HOUR, duration=12 * MINUTE, reason=Reason.TIMEOUT),
+        Outage(start=at + 2 * HOUR, duration=8 * MINUTE),
+        Outage(start=at + 5 * HOUR, duration=45 * MINUTE),
+        Outage(start=at + 9.5 * HOUR, duration=20 * MINUTE, share=0.5),
+        Outage(start=at + 11 * HOUR, duration=110 * MINUTE, ramp=10 * MINUTE),
+        Outage(start=at + 12.9 * HOUR, duration=40 * MINUTE, share=0.5),
+        Outage(start=at + 15 * HOUR, duration=40 * MINUTE, share=0.0, slower=5.0, ramp=600.0),
+        Outage(start=at + 17 * HOUR, duration=12 * MINUTE, reason=Reason.TIMEOUT),
         *waves(
-            Trouble(
+            Outage(
                 start=at + 19 * HOUR,
                 duration=MINUTE,
                 reason=Reason.RATE_LIMITED,
@@ -71,7 +71,7 @@ def day(shift: float) -> tuple[Trouble, ...]:
             every=600.0,
             times=6,
         ),
-        *waves(Trouble(start=at + 21 * HOUR, duration=5 * MINUTE), every=1800.0, times=4),
+        *waves(Outage(start=at + 21 * HOUR, duration=5 * MINUTE), every=1800.0, times=4),
     )
 
 
@@ -103,7 +103,7 @@ def main() -> None:
         print(f"  in {len(HELD_OUT)} other worlds: {gain(advice.trial.knobs, leaning)}")
 
 
-def gain(knobs: Knobs, leaning: Leaning) -> str:
+def gain(knobs: TunableSettings, leaning: Objective) -> str:
     """How much better than the defaults in worlds that were not recorded."""
     usual = defaults().applied(Settings())
     before = [score(simulate(PROFILE, usual, seed=seed), leaning) for seed in HELD_OUT]

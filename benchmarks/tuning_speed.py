@@ -24,11 +24,11 @@ from resilient_imagen.tuning import (
     Scenario,
     Service,
     Traffic,
-    Trouble,
+    Outage,
     sweep,
     waves,
 )
-from resilient_imagen.tuning.knobs import Knobs
+from resilient_imagen.tuning.knobs import TunableSettings
 from resilient_imagen.tuning.recording import Row, gather
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import try_out
@@ -42,9 +42,9 @@ A_DAY = Scenario(
         "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.05),
     },
     troubles=(
-        Trouble(start=3 * HOUR, duration=2700),
-        *waves(Trouble(start=10 * HOUR, duration=300), every=HOUR, times=3),
-        Trouble(start=18 * HOUR, duration=1200, reason=Reason.TIMEOUT),
+        Outage(start=3 * HOUR, duration=2700),
+        *waves(Outage(start=10 * HOUR, duration=300), every=HOUR, times=3),
+        Outage(start=18 * HOUR, duration=1200, reason=Reason.TIMEOUT),
     ),
 )
 
@@ -67,7 +67,7 @@ def main() -> None:
     tried = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     recording = recorded()
     started, used = time.monotonic(), processor_seconds()
-    try_out(recording, SETTINGS, Knobs.of(SETTINGS))
+    try_out(recording, SETTINGS, TunableSettings.of(SETTINGS))
     alone = megabytes(resource.RUSAGE_SELF)
     print(
         f"one setting: {len(recording.asked)} calls in {time.monotonic() - started:.2f} s,"

@@ -18,13 +18,13 @@ from resilient_imagen.tuning.loop import run_lean
 from resilient_imagen.tuning.scenario import (
     Latency,
     Scenario,
-    ScenarioTruth,
+    ScenarioOutcomes,
     Service,
     Traffic,
-    Trouble,
+    Outage,
     waves,
 )
-from resilient_imagen.tuning.truth import Ask, Coin, Met
+from resilient_imagen.tuning.truth import SimulatedRequest, DeterministicRng, SimulatedOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -43,11 +43,11 @@ SERVICES = {
     "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.05),
 }
 MINUTE, HOUR = 60.0, 3600.0
-OVERLOAD = Trouble(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
+OVERLOAD = Outage(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
 BY_TURNS = (
-    Met(Reason.RATE_LIMITED, 0.4),  # 429, without a hint
-    Met(Reason.OVERLOADED, 10.0),  # 499
-    Met(Reason.TIMEOUT, 40.0),  # 504
+    SimulatedOutcome(Reason.RATE_LIMITED, 0.4),  # 429, without a hint
+    SimulatedOutcome(Reason.OVERLOADED, 10.0),  # 499
+    SimulatedOutcome(Reason.TIMEOUT, 40.0),  # 504
 )
 
 
@@ -65,22 +65,22 @@ class Case:
     """Whether what fails does so in three ways."""
 
     @property
-    def truth(self) -> ScenarioTruth:
+    def truth(self) -> ScenarioOutcomes:
         """What requests meet."""
-        kind = ByTurns if self.by_turns else ScenarioTruth
+        kind = ByTurns if self.by_turns else ScenarioOutcomes
         return kind(self.scenario, ["google", "openai"])
 
 
-class ByTurns(ScenarioTruth):
+class ByTurns(ScenarioOutcomes):
     """The same model answers one overload with different errors."""
 
-    def meet(self, ask: Ask) -> Met:
+    def meet(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """A failure becomes one of three."""
-        met = super().meet(ask)
+        met = super().outcome_for(ask)
         return met if met.reason is None else BY_TURNS[int(ask.coin.unit(99) * len(BY_TURNS))]
 
 
-def world(*troubles: Trouble, hours: float = 1.5, per_minute: float = 10.0) -> Scenario:
+def world(*troubles: Outage, hours: float = 1.5, per_minute: float = 10.0) -> Scenario:
     """Callers that come evenly, and what they come into."""
     traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, spacing="even")
     return Scenario(traffic=traffic, services=SERVICES, troubles=troubles)
@@ -170,10 +170,14 @@ class World:
         self.seed = seed
         self.outcome = Outcome()
 
-    async def ask(self, call: int, route: int, number: int = 0, limit: float = LIMIT) -> Met:
+    async def ask(
+        self, call: int, route: int, number: int = 0, limit: float = LIMIT
+    ) -> SimulatedOutcome:
         """Send one request; its seconds pass. Google's are given up at the limit."""
         at = now()
-        met = self._truth.meet(Ask(route, at, Coin(self.seed, call, route, number)))
+        met = self._truth.outcome_for(
+            SimulatedRequest(route, at, DeterministicRng(self.seed, call, route, number))
+        )
         limit = limit if route == GOOGLE else NO_LIMIT
         if met.latency > limit:
             met = met._replace(reason=Reason.TIMEOUT, latency=limit)
@@ -240,7 +244,7 @@ class Sums:
 
 def sums(case: Case, outcome: Outcome) -> Sums:
     """Sum up one run."""
-    spans = case.truth.troubles()
+    spans = case.truth.incidents()
 
     def hit(asked: float) -> bool:
         return any(span.start <= asked < span.end for span in spans)

@@ -22,10 +22,10 @@ from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.snapshots import BreakerSnapshot
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, run_virtual
-from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Trouble
-from resilient_imagen.tuning.drive import drive
-from resilient_imagen.tuning.scenario import ScenarioTruth
-from resilient_imagen.tuning.world import Played
+from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Outage
+from resilient_imagen.tuning.drive import run_simulation
+from resilient_imagen.tuning.scenario import ScenarioOutcomes
+from resilient_imagen.tuning.world import SimulationResult
 
 
 def numbers(world: World) -> BreakerSnapshot:
@@ -201,7 +201,7 @@ SERVICES = {
 }
 
 
-def traffic(deadline: float, *troubles: Trouble) -> Played:
+def traffic(deadline: float, *troubles: Outage) -> SimulationResult:
     """Ten calls a minute for one and a half hours, each with this deadline."""
     scenario = Scenario(
         traffic=Traffic(per_minute=10, duration=HOURS * 3600, spacing="even"),
@@ -209,14 +209,14 @@ def traffic(deadline: float, *troubles: Trouble) -> Played:
         troubles=troubles,
     )
     chosen = Settings(deadline=deadline, ipm=20, max_concurrent=16)
-    truth = ScenarioTruth(scenario, ["google", "openai"])
-    return drive(chosen, truth, scenario.traffic.arrivals(1), seed=1)
+    truth = ScenarioOutcomes(scenario, ["google", "openai"])
+    return run_simulation(chosen, truth, scenario.traffic.arrivals(1), seed=1)
 
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> None:
     """Of 300 calls in half an hour few wait for Google, and nearly all get their image."""
-    played = traffic(deadline, Trouble(start=1800, duration=1800, reason=Reason.TIMEOUT))
+    played = traffic(deadline, Outage(start=1800, duration=1800, reason=Reason.TIMEOUT))
     during = [number for number, at in enumerate(played.started) if 1800 <= at < 3600]
     wasted = [s for s in played.sent if s.reason and s.route == 0 and 1800 <= s.at < 3600]
     assert len(during) == 300

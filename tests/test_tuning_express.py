@@ -13,14 +13,14 @@ from tuning_kit import ROOMY, SCENARIOS, TIGHT, bad, record, world
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.testing import run_virtual
-from resilient_imagen.tuning.drive import _Play, drive
+from resilient_imagen.tuning.drive import _Play, run_simulation
 from resilient_imagen.tuning.loop import run_lean
-from resilient_imagen.tuning.recorded import RecordedTruth
-from resilient_imagen.tuning.scenario import Scenario, ScenarioTruth
-from resilient_imagen.tuning.world import Played
+from resilient_imagen.tuning.recorded import RecordedOutcomes
+from resilient_imagen.tuning.scenario import Scenario, ScenarioOutcomes
+from resilient_imagen.tuning.world import SimulationResult
 
 
-def summary(played: Played) -> dict[str, Any]:
+def summary(played: SimulationResult) -> dict[str, Any]:
     """Everything that a run says, to a hundredth of a millisecond."""
     return {
         "seconds": [round(each, 5) for each in played.seconds],
@@ -32,12 +32,14 @@ def summary(played: Played) -> dict[str, Any]:
     }
 
 
-def both(scenario: Scenario, settings: Settings, seed: int = 5) -> tuple[Played, Played]:
-    truth = ScenarioTruth(scenario, [route.provider for route in settings.routes])
+def both(
+    scenario: Scenario, settings: Settings, seed: int = 5
+) -> tuple[SimulationResult, SimulationResult]:
+    truth = ScenarioOutcomes(scenario, [route.provider for route in settings.routes])
     arrivals = list(scenario.traffic.arrivals(seed))
     return (
-        drive(settings, truth, arrivals, seed=seed, short_cut=False),
-        drive(settings, truth, arrivals, seed=seed),
+        run_simulation(settings, truth, arrivals, seed=seed, short_cut=False),
+        run_simulation(settings, truth, arrivals, seed=seed),
     )
 
 
@@ -131,19 +133,19 @@ def test_the_short_cut_is_exact_on_recordings_too() -> None:
     """Retries there look at the request before: it must be the same one."""
     recording = record(SCENARIOS["blips"], Settings(**ROOMY))
     made = Settings(**ROOMY, max_retries=3, breaker_fail_max=2)
-    truth = RecordedTruth(recording, made)
-    full = drive(made, truth, recording.asked, short_cut=False)
-    cut = drive(made, truth, recording.asked)
+    truth = RecordedOutcomes(recording, made)
+    full = run_simulation(made, truth, recording.asked, short_cut=False)
+    cut = run_simulation(made, truth, recording.asked)
     assert summary(cut) == summary(full)
 
 
 def test_calls_with_a_deadline_take_the_short_cut_too() -> None:
     """Most of them never come near it, and are as fast to play as if they had none."""
     made = Settings(**ROOMY, deadline=240, max_queue=40)
-    truth = ScenarioTruth(SCENARIOS["blips"], [route.provider for route in made.routes])
+    truth = ScenarioOutcomes(SCENARIOS["blips"], [route.provider for route in made.routes])
     arrivals = list(SCENARIOS["blips"].traffic.arrivals(5))
     with mock.patch.object(_Play, "_climb", autospec=True, side_effect=_Play._climb) as climb:
-        played = drive(made, truth, arrivals, seed=5)
+        played = run_simulation(made, truth, arrivals, seed=5)
     assert len(played.started) > 1000
     assert climb.call_count < len(played.started) / 5
 
@@ -167,7 +169,7 @@ def test_a_local_bug_ends_the_run() -> None:
             return ()
 
     with pytest.raises(ZeroDivisionError):
-        drive(Settings(), Broken(), [0.0, 1.0], short_cut=False)
+        run_simulation(Settings(), Broken(), [0.0, 1.0], short_cut=False)
 
 
 # -- the loop -------------------------------------------------------------------------------------

@@ -50,9 +50,9 @@ def test_the_page_says_what_the_sweep_found(tuned: tuple[Sweep, Recording, Setti
     """Every recommended line is there to be pasted, and how much rests on the unseen."""
     found = tuned[0]
     text = html.unescape(page(*tuned))
-    assert any(advice.holds for advice in found.advice.values())
+    assert any(advice.generalizes for advice in found.advice.values())
     for advice in found.advice.values():
-        if advice.holds:
+        if advice.generalizes:
             assert "\n".join(advice.trial.knobs.env_lines(found.today.knobs)) in text
     assert text.count("rest on what was not seen") == 3
 
@@ -85,7 +85,7 @@ def test_the_timeline_adds_up(tuned: tuple[Sweep, Recording, Settings]) -> None:
     """Bars hold every image and every doomed request; the breaker's states have no gap."""
     _, recording, settings = tuned
     played, truth = replay(recording, settings)
-    states, bars = timeline(played, truth.troubles(), recording.origin)["vconcat"][:2]
+    states, bars = timeline(played, truth.incidents(), recording.origin)["vconcat"][:2]
     counted = sum(each["count"] for each in bars["data"]["values"])
     assert counted == len(played.sent)
     assert all(each["high"] - each["low"] == each["count"] for each in bars["data"]["values"])

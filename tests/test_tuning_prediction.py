@@ -49,7 +49,7 @@ def errors(name: str, limits: dict[str, Any], other: str) -> dict[str, float]:
     settings = Settings(**limits, **OTHERS[other])
     truly = simulate(scenario, settings, seed=3)
     played, truth = replay(record(scenario, Settings(**limits)), settings, seed=3)
-    return distance(measure(played, truth.troubles()), truly)
+    return distance(measure(played, truth.incidents()), truly)
 
 
 def distance(replayed: Measures, truly: Measures) -> dict[str, float]:
@@ -85,7 +85,7 @@ def test_replaying_under_the_recordings_own_settings_repeats_it() -> None:
     scenario = SCENARIOS["flapping, 5 minutes of 30"]
     truly = simulate(scenario, settings, seed=3)
     played, truth = replay(record(scenario, settings), settings, seed=3)
-    replayed = measure(played, truth.troubles())
+    replayed = measure(played, truth.incidents())
     assert distance(replayed, truly)["share"] < 0.01
     assert distance(replayed, truly)["mean"] < 0.01
     assert replayed.unseen < 0.01
@@ -95,7 +95,7 @@ def test_what_was_never_seen_is_said_to_be_unseen() -> None:
     """Without a breaker the requests of an outage would have been sent: nobody saw them fail."""
     scenario, settings = SCENARIOS["outage of 30 minutes"], Settings(**ROOMY, breaker_mode="off")
     played, truth = replay(record(scenario, Settings(**ROOMY)), settings)
-    assert measure(played, truth.troubles()).unseen > 0.1
+    assert measure(played, truth.incidents()).unseen > 0.1
 
 
 @pytest.mark.slow

@@ -18,14 +18,14 @@ from resilient_imagen.tuning import (
     Scenario,
     Service,
     Traffic,
-    Trouble,
+    Outage,
     simulate,
     waves,
 )
-from resilient_imagen.tuning.scenario import ScenarioTruth
-from resilient_imagen.tuning.truth import Ask, Coin
+from resilient_imagen.tuning.scenario import ScenarioOutcomes
+from resilient_imagen.tuning.truth import SimulatedRequest, DeterministicRng
 
-OUTAGE = Trouble(start=600, duration=600, reason=Reason.OVERLOADED)
+OUTAGE = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
 
 
 def test_an_outage_of_ten_minutes_is_cheap() -> None:
@@ -66,7 +66,7 @@ def test_sinks_hear_of_every_call() -> None:
 
 def test_measures_add_up() -> None:
     """Shares make one; images and failures make all calls; both vendors down means failures."""
-    both = (OUTAGE, Trouble(start=900, duration=120, provider="openai"))
+    both = (OUTAGE, Outage(start=900, duration=120, provider="openai"))
     measures = simulate(Scenario(troubles=both), Settings())
     assert measures.failed > 0
     assert measures.images + measures.failed == measures.calls
@@ -77,7 +77,7 @@ def test_measures_add_up() -> None:
 
 def test_a_hint_is_kept_to() -> None:
     """A throttled route is left alone for as long as it asks: two requests in two minutes."""
-    throttled = Trouble(
+    throttled = Outage(
         start=600, duration=120, reason=Reason.RATE_LIMITED, retry_after=70, latency=0.2
     )
     google = Service(latency=Latency(10, 20))
@@ -88,7 +88,7 @@ def test_a_hint_is_kept_to() -> None:
 
 def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
     """As in production, nobody asks the sibling with the same key: one request in vain, not two."""
-    refused = Trouble(start=600, duration=300, reason=Reason.UNAUTHENTICATED)
+    refused = Outage(start=600, duration=300, reason=Reason.UNAUTHENTICATED)
     chain = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"
     scenario = Scenario(
         traffic=Traffic(per_minute=2, duration=1200, spacing="even"), troubles=(refused,)
@@ -98,7 +98,7 @@ def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
 
 def test_money_is_counted_for_requests_that_were_given_up() -> None:
     """A hanging request is billed, though it brought no image."""
-    hang = Trouble(start=600, duration=300, reason=Reason.TIMEOUT)
+    hang = Outage(start=600, duration=300, reason=Reason.TIMEOUT)
     measures = simulate(Scenario(troubles=(hang,)), Settings())
     assert measures.doomed_usd == pytest.approx(measures.doomed * 0.134)
     assert measures.doomed_s == pytest.approx(measures.doomed * 60, rel=0.05)
@@ -138,21 +138,21 @@ def test_an_impossible_latency_is_refused(median: float, p95: float) -> None:
         (Service, "blips", 3, "from 0 to 1"),
         (Service, "cost_usd", -0.1, "0 or more"),
         (Service, "blip_reason", Reason.CIRCUIT_OPEN, "overloaded, rate_limited"),
-        (Trouble, "start", -1, "0 or more"),
-        (Trouble, "duration", -600, "above 0"),
-        (Trouble, "duration", math.nan, "above 0"),
-        (Trouble, "share", 2.0, "from 0 to 1"),
-        (Trouble, "latency", -1.0, "0 or more"),
-        (Trouble, "slower", 0.0, "above 0"),
-        (Trouble, "ramp", -1.0, "0 or more"),
-        (Trouble, "retry_after", -5.0, "0 or more"),
-        (Trouble, "reason", "overloaded", "a Reason: overloaded, rate_limited"),
-        (Trouble, "reason", Reason.CANCELLED, "a Reason: overloaded, rate_limited"),
+        (Outage, "start", -1, "0 or more"),
+        (Outage, "duration", -600, "above 0"),
+        (Outage, "duration", math.nan, "above 0"),
+        (Outage, "share", 2.0, "from 0 to 1"),
+        (Outage, "latency", -1.0, "0 or more"),
+        (Outage, "slower", 0.0, "above 0"),
+        (Outage, "ramp", -1.0, "0 or more"),
+        (Outage, "retry_after", -5.0, "0 or more"),
+        (Outage, "reason", "overloaded", "a Reason: overloaded, rate_limited"),
+        (Outage, "reason", Reason.CANCELLED, "a Reason: overloaded, rate_limited"),
     ],
 )
 def test_nonsense_is_refused(kind: Any, field: str, value: object, says: str) -> None:
     """At once, by the field's name and what it may be, rather than by a run that never ends."""
-    given = {"start": 0, "duration": 60} if kind is Trouble else {}
+    given = {"start": 0, "duration": 60} if kind is Outage else {}
     with pytest.raises(ValueError, match=rf"^{field} must be .*{says}"):
         kind(**{**given, field: value})
 
@@ -160,7 +160,7 @@ def test_nonsense_is_refused(kind: Any, field: str, value: object, says: str) ->
 def test_a_trouble_of_nobodys_is_refused() -> None:
     """A provider's name that is misspelt would be an outage that never happens."""
     with pytest.raises(ValueError, match="provider must be one of the services: google, openai"):
-        Scenario(troubles=(Trouble(start=0, duration=60, provider="gogle"),))
+        Scenario(troubles=(Outage(start=0, duration=60, provider="gogle"),))
 
 
 def test_inside_a_running_loop_it_says_what_to_do() -> None:
@@ -195,19 +195,23 @@ def test_troubles_repeat_ramp_and_overlap() -> None:
     """Waves start as far apart as asked; a ramp grows; overlapping ones are one time of trouble."""
     starts = [each.start for each in waves(OUTAGE, every=900, times=3)]
     assert starts == [600, 1500, 2400]
-    ramp = Trouble(start=100, duration=100, ramp=50)
+    ramp = Outage(start=100, duration=100, ramp=50)
     assert [ramp.strength(at) for at in (99, 100, 125, 150, 199, 200)] == [0, 0, 0.5, 1, 1, 0]
-    scenario = Scenario(troubles=(OUTAGE, Trouble(start=900, duration=600), ramp))
-    spans = ScenarioTruth(scenario, ["google", "openai"]).troubles()
+    scenario = Scenario(troubles=(OUTAGE, Outage(start=900, duration=600), ramp))
+    spans = ScenarioOutcomes(scenario, ["google", "openai"]).incidents()
     assert [tuple(span) for span in spans] == [(100, 200), (600, 1500)]
 
 
 def test_chance_hangs_on_what_is_asked_alone() -> None:
     """The same call, route and attempt meet the same, in whatever order one asks; others differ."""
-    truth = ScenarioTruth(Scenario(), ["google", "openai"])
-    asks = [Ask(route, 5.0, Coin(1, call, route)) for call in range(20) for route in (0, 1)]
-    forwards = [truth.meet(ask) for ask in asks]
-    assert forwards == [truth.meet(ask) for ask in reversed(asks)][::-1]
+    truth = ScenarioOutcomes(Scenario(), ["google", "openai"])
+    asks = [
+        SimulatedRequest(route, 5.0, DeterministicRng(1, call, route))
+        for call in range(20)
+        for route in (0, 1)
+    ]
+    forwards = [truth.outcome_for(ask) for ask in asks]
+    assert forwards == [truth.outcome_for(ask) for ask in reversed(asks)][::-1]
     assert len({met.latency for met in forwards}) == len(asks)
-    units = [Coin(1, call).unit() for call in range(2000)]
+    units = [DeterministicRng(1, call).unit() for call in range(2000)]
     assert sum(units) / len(units) == pytest.approx(0.5, abs=0.03)

@@ -9,7 +9,15 @@ import pytest
 from tuning_kit import ROOMY, TIGHT, bad, record, world
 
 from resilient_imagen import Settings
-from resilient_imagen.tuning import Knobs, Leaning, Measures, Recording, Trial, sweep, waves
+from resilient_imagen.tuning import (
+    TunableSettings,
+    Objective,
+    Measures,
+    Recording,
+    Evaluation,
+    sweep,
+    waves,
+)
 from resilient_imagen.tuning.knobs import GRID, neighbours, sample
 from resilient_imagen.tuning.rank import MISSED, advise, choose, front, score
 from resilient_imagen.tuning.sweep import defaults
@@ -28,13 +36,15 @@ def measures(**rest: Any) -> Measures:
     return Measures(**{**given, **rest})
 
 
-def trial(knobs: Knobs = USUAL, first: Any = None, second: Any = None, **whole: Any) -> Trial:
+def trial(
+    knobs: TunableSettings = USUAL, first: Any = None, second: Any = None, **whole: Any
+) -> Evaluation:
     every = measures(**whole)
     halves = (
         replace(every, **(first or {})),
         replace(every, **(second or {})),
     )
-    return Trial(knobs, every, halves)
+    return Evaluation(knobs, every, halves)
 
 
 OTHER, FAR = replace(USUAL, fail_max=5), replace(USUAL, fail_max=5, retries=0, window=600.0)
@@ -45,10 +55,10 @@ OTHER, FAR = replace(USUAL, fail_max=5), replace(USUAL, fail_max=5, retries=0, w
 
 def test_the_defaults_are_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the environment says, the defaults are those of Settings' fields."""
-    plain = Knobs.of(Settings())
+    plain = TunableSettings.of(Settings())
     monkeypatch.setenv("IMAGE_GEN_BREAKER_FAIL_MAX", "9")
     assert defaults() == plain
-    assert Knobs.of(Settings()).fail_max == 9
+    assert TunableSettings.of(Settings()).fail_max == 9
 
 
 def test_knobs_are_written_as_an_environment_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,10 +67,10 @@ def test_knobs_are_written_as_an_environment_reads_them(monkeypatch: pytest.Monk
     for line in knobs.env_lines():
         name, _, value = line.partition("=")
         monkeypatch.setenv(name, value)
-    assert Knobs.of(Settings()) == knobs
-    assert Knobs.of(knobs.applied(Settings())) == knobs
+    assert TunableSettings.of(Settings()) == knobs
+    assert TunableSettings.of(knobs.applied(Settings())) == knobs
     assert OTHER.env_lines(USUAL) == ["IMAGE_GEN_BREAKER_FAIL_MAX=5"]
-    assert FAR.turned(USUAL) == 3
+    assert FAR.changed_from(USUAL) == 3
 
 
 def test_samples_and_neighbours_are_allowed_settings() -> None:
@@ -71,7 +81,7 @@ def test_samples_and_neighbours_are_allowed_settings() -> None:
     for knobs in some[:50]:
         assert knobs.reset_max >= knobs.reset_timeout
         for near in neighbours(knobs):
-            assert near.turned(knobs) == 1
+            assert near.changed_from(knobs) == 1
             assert near.reset_max >= near.reset_timeout
     assert all(len(values) >= 3 for values in GRID.values())
 
@@ -88,9 +98,9 @@ def test_each_leaning_chooses_what_it_wants() -> None:
         replace(USUAL, fail_max=8), share={"google:m": 0.98, "openai:m": 0.02}, mean_s=22.0
     )
     every = [today, fast, cheap, loyal]
-    assert choose(every, Leaning.FAST, today) is fast
-    assert choose(every, Leaning.CHEAP, today) is cheap
-    assert choose(every, Leaning.STAY, today) is loyal
+    assert choose(every, Objective.FAST, today) is fast
+    assert choose(every, Objective.CHEAP, today) is cheap
+    assert choose(every, Objective.STAY, today) is loyal
     beaten = trial(FAR, mean_s=25.0, cost_usd=16.0)
     assert front([*every, beaten]) == every
 
@@ -98,42 +108,42 @@ def test_each_leaning_chooses_what_it_wants() -> None:
 def test_a_call_without_an_image_is_never_a_bargain() -> None:
     """It counts as very slow, and a setting that fails more than today's is not considered."""
     failing = trial(OTHER, images=90, mean_s=5.0, cost_usd=1.0)
-    assert score(failing.whole, Leaning.FAST) == pytest.approx((5 * 90 + MISSED * 10) / 100)
-    for leaning in Leaning:
+    assert score(failing.whole, Objective.FAST) == pytest.approx((5 * 90 + MISSED * 10) / 100)
+    for leaning in Objective:
         assert choose([trial(), failing], leaning, trial()).knobs == USUAL
 
 
 def test_as_good_as_the_best_means_nearest_to_today() -> None:
     """A tiny difference is not worth turning a knob for; a small one not worth turning three."""
     today = trial()
-    assert choose([today, trial(OTHER, mean_s=19.99)], Leaning.FAST, today) is today
+    assert choose([today, trial(OTHER, mean_s=19.99)], Objective.FAST, today) is today
     near, far = trial(OTHER, mean_s=15.0), trial(FAR, mean_s=14.99)
-    assert choose([today, far, near], Leaning.FAST, today) is near
+    assert choose([today, far, near], Objective.FAST, today) is near
 
 
 def test_what_rests_on_the_unseen_is_not_recommended() -> None:
     """More than a quarter assumed is too much, however good it looks."""
     today = trial()
-    assert choose([today, trial(OTHER, mean_s=9.0, unseen=0.4)], Leaning.FAST, today) is today
-    assert choose([today, trial(OTHER, mean_s=9.0, unseen=0.2)], Leaning.FAST, today) is not today
+    assert choose([today, trial(OTHER, mean_s=9.0, unseen=0.4)], Objective.FAST, today) is today
+    assert choose([today, trial(OTHER, mean_s=9.0, unseen=0.2)], Objective.FAST, today) is not today
 
 
 def test_nobody_waits_much_longer_for_money() -> None:
     """A p95 that is more than a quarter longer is out, unless speed itself is wanted."""
     today, slow = trial(), trial(OTHER, cost_usd=5.0, mean_s=10.0, p95_s=60.0)
-    assert choose([today, slow], Leaning.CHEAP, today) is today
-    assert choose([today, slow], Leaning.FAST, today) is slow
+    assert choose([today, slow], Objective.CHEAP, today) is today
+    assert choose([today, slow], Objective.FAST, today) is slow
 
 
 def test_what_does_not_hold_on_the_other_half_is_said_not_to() -> None:
     """Better on one half by luck, worse on the other: keep today's settings, says the report."""
     today = trial()
     lucky = trial(OTHER, {"mean_s": 10.0}, {"mean_s": 40.0}, mean_s=18.0)
-    advice = advise([today, lucky], Leaning.FAST, today)
+    advice = advise([today, lucky], Objective.FAST, today)
     assert advice.trial is lucky
     assert advice.gain == pytest.approx(0.1)
     assert advice.held_out < 0
-    assert not advice.holds
+    assert not advice.generalizes
     assert advice_line(advice).startswith("keep today's settings")
 
 
@@ -141,8 +151,8 @@ def test_what_holds_says_by_how_much() -> None:
     """Better on both halves: the line names both gains."""
     today = trial()
     solid = trial(OTHER, {"mean_s": 15.0}, {"mean_s": 16.0}, mean_s=15.5)
-    advice = advise([today, solid], Leaning.FAST, today)
-    assert advice.holds
+    advice = advise([today, solid], Objective.FAST, today)
+    assert advice.generalizes
     assert advice.held_out == pytest.approx((0.2 + 0.25) / 2)
     assert advice_line(advice) == (
         "-22.5% seconds a call; -22.5% on the halves of the recording that it was not chosen by."
@@ -170,14 +180,14 @@ def test_a_sweep_tries_as_many_as_asked(flapping: Recording) -> None:
         progress=lambda done, total: told.append((done, total)),
     )
     assert len({each.knobs for each in found.trials}) == 12
-    assert {Knobs.of(today), USUAL} <= {each.knobs for each in found.trials}
-    assert found.today.knobs == Knobs.of(today)
+    assert {TunableSettings.of(today), USUAL} <= {each.knobs for each in found.trials}
+    assert found.today.knobs == TunableSettings.of(today)
     assert told[:12] == [(done, 12) for done in range(1, 13)]
     assert set(told[12:]) == {(12, 12)}  # what rests on the unseen is played last
     assert found.usual.knobs == USUAL
-    assert set(found.advice) == set(Leaning)
+    assert set(found.advice) == set(Objective)
     assert found.front
-    for leaning in Leaning:
+    for leaning in Objective:
         assert "rest on what was not seen" in rest_line(found, leaning)
 
 
@@ -218,12 +228,12 @@ def test_recommendations_hold_on_a_day_they_were_not_made_from() -> None:
     kind = waves(bad(0.4, 12), every=3600, times=8)
     scenario = world(*kind, hours=8, per_minute=7)
     found = sweep(record(scenario, usual), usual, count=80, workers=2)
-    advice = found.advice[Leaning.STAY]
-    assert advice.holds
+    advice = found.advice[Objective.STAY]
+    assert advice.generalizes
     for seed in (11, 12, 13):
         before = simulate(scenario, usual, seed=seed)
         after = simulate(scenario, advice.trial.knobs.applied(usual), seed=seed)
-        assert score(after, Leaning.STAY) < score(before, Leaning.STAY)
+        assert score(after, Objective.STAY) < score(before, Objective.STAY)
 
 
 def test_a_quiet_recording_changes_nothing() -> None:
@@ -233,7 +243,7 @@ def test_a_quiet_recording_changes_nothing() -> None:
         quiet, services={name: replace(each, blips=0.0) for name, each in quiet.services.items()}
     )
     found = sweep(record(calm, Settings(**ROOMY)), Settings(**ROOMY), count=6, workers=1)
-    assert not any(advice.holds for advice in found.advice.values())
+    assert not any(advice.generalizes for advice in found.advice.values())
     assert {advice_line(each) for each in found.advice.values()} == {
         "keep today's settings; none that was tried is better."
     }

@@ -16,7 +16,7 @@ from resilient_imagen.tuning import (
     Scenario,
     Service,
     Traffic,
-    Trouble,
+    Outage,
     waves,
 )
 from resilient_imagen.tuning.readers import read_rows
@@ -35,15 +35,15 @@ _SERVICES = {
 }
 
 
-def world(*troubles: Trouble, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
+def world(*troubles: Outage, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
     """Two services and these troubles."""
     traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, **rest)
     return Scenario(traffic=traffic, services=_SERVICES, troubles=troubles)
 
 
-def bad(start: float, duration: float, **rest: Any) -> Trouble:
+def bad(start: float, duration: float, **rest: Any) -> Outage:
     """A trouble; its start in hours, its duration in minutes."""
-    return Trouble(start=start * HOUR, duration=duration * 60.0, **rest)
+    return Outage(start=start * HOUR, duration=duration * 60.0, **rest)
 
 
 def healthy_but(services: dict[str, Service], **rest: Any) -> Scenario:

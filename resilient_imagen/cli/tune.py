@@ -145,7 +145,7 @@ def _show(found: Sweep, recording: Recording, today: Settings) -> None:
 
     from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning import words
-    from resilient_imagen.tuning.rank import Leaning
+    from resilient_imagen.tuning.rank import Objective
 
     console = Console()
     table = Table()
@@ -163,9 +163,9 @@ def _show(found: Sweep, recording: Recording, today: Settings) -> None:
     for line in (*words.seen_line(recording), *words.set_aside(today)):
         console.print(line)
     console.print(table)
-    for leaning in Leaning:
+    for leaning in Objective:
         advice = found.advice[leaning]
         echo(f"\n# {leaning}: {words.advice_line(advice)}")
         echo(f"# {words.rest_line(found, leaning)}")
-        if advice.holds:
+        if advice.generalizes:
             echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))

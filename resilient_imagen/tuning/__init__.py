@@ -4,21 +4,21 @@
 production pipeline, on virtual time. On the command line: ``resilient-imagen tune``.
 """
 
-from resilient_imagen.tuning.knobs import Knobs
+from resilient_imagen.tuning.knobs import TunableSettings
 from resilient_imagen.tuning.load import load
 from resilient_imagen.tuning.measure import Measures
-from resilient_imagen.tuning.rank import Advice, Leaning, Trial
+from resilient_imagen.tuning.rank import Recommendation, Objective, Evaluation
 from resilient_imagen.tuning.recorder import Recorder
 from resilient_imagen.tuning.recording import Recording, RecordingError
-from resilient_imagen.tuning.scenario import Latency, Scenario, Service, Traffic, Trouble, waves
+from resilient_imagen.tuning.scenario import Latency, Scenario, Service, Traffic, Outage, waves
 from resilient_imagen.tuning.simulation import simulate
 from resilient_imagen.tuning.sweep import Sweep, replay, sweep
 
 __all__ = [
-    "Advice",
-    "Knobs",
+    "Recommendation",
+    "TunableSettings",
     "Latency",
-    "Leaning",
+    "Objective",
     "Measures",
     "Recorder",
     "Recording",
@@ -27,8 +27,8 @@ __all__ = [
     "Service",
     "Sweep",
     "Traffic",
-    "Trial",
-    "Trouble",
+    "Evaluation",
+    "Outage",
     "load",
     "replay",
     "simulate",

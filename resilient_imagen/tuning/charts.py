@@ -13,10 +13,10 @@ from resilient_imagen.tuning.words import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from resilient_imagen.tuning.rank import Trial
+    from resilient_imagen.tuning.rank import Evaluation
     from resilient_imagen.tuning.sweep import Sweep
-    from resilient_imagen.tuning.truth import Span
-    from resilient_imagen.tuning.world import Played
+    from resilient_imagen.tuning.truth import Incident
+    from resilient_imagen.tuning.world import SimulationResult
 
 __all__ = ["pareto", "timeline"]
 
@@ -28,7 +28,9 @@ _BANDS: Final = {"open": "#d9534f", "half_open": "#f0ad4e", "closed": "#8cc084"}
 _MAX_DOTS: Final = 2000
 
 
-def timeline(played: Played, troubles: Sequence[Span], origin: float) -> dict[str, Any]:
+def timeline(
+    played: SimulationResult, troubles: Sequence[Incident], origin: float
+) -> dict[str, Any]:
     """Images and doomed requests over time, above them the first route's breaker.
 
     Args:
@@ -124,7 +126,7 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _states(played: Played, origin: float, end: float) -> Iterator[dict[str, Any]]:
+def _states(played: SimulationResult, origin: float, end: float) -> Iterator[dict[str, Any]]:
     since, state = 0.0, BreakerState.CLOSED
     changes = [(change.at, change.state) for change in played.changes if change.route == 0]
     for at, following in [*changes, (end, state)]:
@@ -137,7 +139,7 @@ def _states(played: Played, origin: float, end: float) -> Iterator[dict[str, Any
         since, state = at, following
 
 
-def _bins(played: Played, origin: float, end: float) -> Iterator[dict[str, Any]]:
+def _bins(played: SimulationResult, origin: float, end: float) -> Iterator[dict[str, Any]]:
     width = max(60.0, end / _BINS)
     counts: Counter[tuple[int, int]] = Counter()
     for sent in played.sent:
@@ -160,7 +162,7 @@ def _bins(played: Played, origin: float, end: float) -> Iterator[dict[str, Any]]
         low += count
 
 
-def _images(played: Played, origin: float) -> list[dict[str, Any]]:
+def _images(played: SimulationResult, origin: float) -> list[dict[str, Any]]:
     """Time to image, image by image; of very many, evenly chosen ones."""
     step = max(1, len(played.started) // _MAX_DOTS)
     return [
@@ -227,7 +229,7 @@ def pareto(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _point(trial: Trial, front: bool, names: Mapping[Any, Sequence[str]]) -> dict[str, Any]:  # noqa: FBT001 - private, and named by its place
+def _point(trial: Evaluation, front: bool, names: Mapping[Any, Sequence[str]]) -> dict[str, Any]:  # noqa: FBT001 - private, and named by its place
     whole = trial.whole
     return {
         "seconds": round(mean_with_missed(whole), 3),

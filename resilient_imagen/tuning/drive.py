@@ -21,7 +21,13 @@ from resilient_imagen.telemetry.hub import SinkDispatcher
 from resilient_imagen.telemetry.reporter import EventEmitter
 from resilient_imagen.tuning.express import Climber, Express, HandingPacer
 from resilient_imagen.tuning.loop import LeanLoop, run_lean
-from resilient_imagen.tuning.world import Change, Numbered, Played, StandIn, World
+from resilient_imagen.tuning.world import (
+    Change,
+    SimulatedImageRequest,
+    SimulationResult,
+    SimulatedProvider,
+    SimulationRun,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,21 +38,21 @@ if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.hub import EventSink
-    from resilient_imagen.tuning.truth import Truth
+    from resilient_imagen.tuning.truth import OutcomeModel
     from resilient_imagen.turn import RouteState
 
-__all__ = ["drive"]
+__all__ = ["run_simulation"]
 
 
-def drive(
+def run_simulation(
     settings: Settings,
-    truth: Truth,
+    truth: OutcomeModel,
     arrivals: Iterable[float],
     *,
     seed: int = 0,
     sinks: Sequence[EventSink] = (),
     short_cut: bool = True,
-) -> Played:
+) -> SimulationResult:
     """Send calls at ``arrivals`` (seconds, in order) through the ladder, and book what happens.
 
     Everything between the caller and the provider is what runs in production: deadline, routes,
@@ -60,7 +66,7 @@ def drive(
         sinks: Told every event, as an ImageClient's would be.
         short_cut: Let calls that meet no trouble go by `express`; with sinks none does.
     """
-    played = Played(tuple(settings.routes))
+    played = SimulationResult(tuple(settings.routes))
 
     async def main() -> None:
         play = _Play(settings, truth, played, seed, sinks, short_cut=short_cut and not sinks)
@@ -76,8 +82,8 @@ class _Play:
     def __init__(
         self,
         settings: Settings,
-        truth: Truth,
-        played: Played,
+        truth: OutcomeModel,
+        played: SimulationResult,
         seed: int,
         sinks: Sequence[EventSink],
         *,
@@ -91,7 +97,7 @@ class _Play:
         self._telling = bool(sinks)
         self._reporter = EventEmitter(SinkDispatcher(sinks)) if sinks else _Silent()
         self._seconds = math.inf if settings.deadline is None else settings.deadline
-        world = World(truth, played, seed)
+        world = SimulationRun(truth, played, seed)
         self._lanes = self._build(settings, world, random.Random(seed), handing=short_cut)
         self._shut = tuple(_shut(lane) for lane in self._lanes)
         self._pipeline = _Ladder(
@@ -105,7 +111,7 @@ class _Play:
                 loop,
                 self._lanes,
                 self._seconds,
-                Numbered("x").resolution,
+                SimulatedImageRequest("x").resolution,
                 self._pipeline.route_deadline,
                 world,
                 self._climb,
@@ -155,7 +161,7 @@ class _Play:
         number = climber.call
         call = _Handed(
             id=str(number),
-            request=Numbered("x", call=number),
+            request=SimulatedImageRequest("x", call=number),
             routes=(*self._shut[: climber.route], *self._lanes[climber.route :]),
             started=climber.asked,
             deadline=climber.asked + self._seconds,
@@ -200,10 +206,10 @@ class _Play:
         return [lane for lane in self._lanes if lane.provider.name == provider]
 
     def _build(
-        self, settings: Settings, world: World, chance: random.Random, *, handing: bool
+        self, settings: Settings, world: SimulationRun, chance: random.Random, *, handing: bool
     ) -> tuple[Route, ...]:
         names = dict.fromkeys(route.provider for route in settings.routes)
-        providers = {name: StandIn(name, world) for name in names}
+        providers = {name: SimulatedProvider(name, world) for name in names}
         kind = HandingPacer if handing else RateLimiter
         pacers = {name: new_limiter(settings, name, kind) for name in names}
         lanes = []

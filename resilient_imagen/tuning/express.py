@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from resilient_imagen.lane import Route
     from resilient_imagen.limiter.memory import Slot
     from resilient_imagen.tuning.loop import LeanLoop
-    from resilient_imagen.tuning.truth import Met
-    from resilient_imagen.tuning.world import World
+    from resilient_imagen.tuning.truth import SimulatedOutcome
+    from resilient_imagen.tuning.world import SimulationRun
 
 __all__ = ["Climber", "Express", "HandingPacer"]
 
@@ -122,7 +122,7 @@ class Express:
         seconds: float,
         resolution: str,
         reserve: Callable[[float, Sequence[Route]], float],
-        world: World,
+        world: SimulationRun,
         climb: Callable[[Climber], None],
         done: Callable[[int, int], None],
     ) -> None:
@@ -193,7 +193,7 @@ class Express:
     def _send(self, rider: _Rider) -> None:
         """Let the call meet what it meets."""
         lane, now = self._lanes[rider.route], self._loop.time()
-        met = self._world.meet(rider.call, rider.route, now, ())
+        met = self._world.outcome_for(rider.call, rider.route, now, ())
         limit = min(now + lane.timeout, rider.until)
         if met.reason is not None or now + met.latency >= limit:
             self._hand_over(rider)
@@ -206,9 +206,9 @@ class Express:
         rider.ticket.consume()
         self._loop.plain_at(now + met.latency, self._served, rider, permit, met, now)
 
-    def _served(self, rider: _Rider, permit: Permit, met: Met, sent_at: float) -> None:
+    def _served(self, rider: _Rider, permit: Permit, met: SimulatedOutcome, sent_at: float) -> None:
         lane, latency = self._lanes[rider.route], self._loop.time() - sent_at
-        self._world.book(rider.call, rider.route, sent_at, latency, None, met)
+        self._world.record(rider.call, rider.route, sent_at, latency, None, met)
         lane.record_success(self._resolution, latency)
         permit.settle(BreakerOutcome.SUCCESS)
         lane.limiter.release(rider.ticket)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.settings import Settings
 
-__all__ = ["GRID", "Knobs", "neighbours", "sample"]
+__all__ = ["GRID", "TunableSettings", "neighbours", "sample"]
 
 _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "fail_max": ("breaker_fail_max", "IMAGE_GEN_BREAKER_FAIL_MAX"),
@@ -28,7 +28,7 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Knobs:
+class TunableSettings:
     """One setting to try."""
 
     fail_max: int
@@ -42,7 +42,7 @@ class Knobs:
     """What is tried is tried with the breaker on; how it stands today may be otherwise."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Knobs:
+    def of(cls, settings: Settings) -> TunableSettings:
         """Where the knobs stand."""
         return cls(**{name: getattr(settings, field) for name, (field, _) in _FIELDS.items()})
 
@@ -51,7 +51,7 @@ class Knobs:
         turned = {_FIELDS[name][0]: value for name, value in asdict(self).items()}
         return settings.model_copy(update={**turned, "force_open": ()})
 
-    def env_lines(self, since: Knobs | None = None) -> list[str]:
+    def env_lines(self, since: TunableSettings | None = None) -> list[str]:
         """``VARIABLE=value``, one a knob; with ``since`` those alone that differ from it."""
         before = {} if since is None else asdict(since)
         return [
@@ -60,7 +60,7 @@ class Knobs:
             if before.get(name) != value
         ]
 
-    def turned(self, since: Knobs) -> int:
+    def changed_from(self, since: TunableSettings) -> int:
         """How many knobs stand elsewhere."""
         return len(self.env_lines(since))
 
@@ -77,15 +77,15 @@ GRID: Final[Mapping[str, Sequence[Any]]] = {
 """Values that are tried."""
 
 
-def sample(count: int, seed: int = 0) -> list[Knobs]:
+def sample(count: int, seed: int = 0) -> list[TunableSettings]:
     """So many settings of the grid, at random, none twice."""
     chance = random.Random(seed)
-    every = [Knobs(*values) for values in product(*GRID.values())]
+    every = [TunableSettings(*values) for values in product(*GRID.values())]
     allowed = [knobs for knobs in every if knobs.reset_max >= knobs.reset_timeout]
     return chance.sample(allowed, min(count, len(allowed)))
 
 
-def neighbours(knobs: Knobs) -> Iterator[Knobs]:
+def neighbours(knobs: TunableSettings) -> Iterator[TunableSettings]:
     """The settings with one knob a step further on the grid, either way; the breaker is on."""
     for name, values in GRID.items():
         value, grid = getattr(knobs, name), sorted(values)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.breaker import BreakerState
 from resilient_imagen.tuning.truth import fails
-from resilient_imagen.tuning.world import Played
+from resilient_imagen.tuning.world import SimulationResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from resilient_imagen.tuning.truth import Span
+    from resilient_imagen.tuning.truth import Incident
     from resilient_imagen.tuning.world import Change
 
 __all__ = ["Measures", "measure"]
@@ -75,7 +75,10 @@ class Measures:
 
 
 def measure(
-    played: Played, troubles: Sequence[Span], start: float = 0.0, end: float = math.inf
+    played: SimulationResult,
+    troubles: Sequence[Incident],
+    start: float = 0.0,
+    end: float = math.inf,
 ) -> Measures:
     """Sum up a run, or the part of it whose calls came from ``start`` to before ``end``."""
     if start > 0.0 or end < math.inf:
@@ -113,9 +116,9 @@ def measure(
     )
 
 
-def _part(played: Played, start: float, end: float) -> Played:
+def _part(played: SimulationResult, start: float, end: float) -> SimulationResult:
     first, last = bisect_left(played.started, start), bisect_left(played.started, end)
-    return Played(
+    return SimulationResult(
         routes=played.routes,
         started=played.started[first:last],
         seconds=played.seconds[first:last],
@@ -125,7 +128,7 @@ def _part(played: Played, start: float, end: float) -> Played:
     )
 
 
-def _inside(troubles: Sequence[Span], start: float, end: float) -> list[Span]:
+def _inside(troubles: Sequence[Incident], start: float, end: float) -> list[Incident]:
     return [span for span in troubles if start <= span.start < end]
 
 
@@ -141,7 +144,7 @@ def _openings(changes: Sequence[Change]) -> list[float]:
     ]
 
 
-def _detections(played: Played, troubles: Sequence[Span]) -> list[float]:
+def _detections(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
     """Seconds to the first opening of each trouble; 0 when it was open already."""
     states = [(change.at, change.state) for change in played.changes if change.route == 0]
     times = [at for at, _ in states]
@@ -160,7 +163,7 @@ def _detections(played: Played, troubles: Sequence[Span]) -> list[float]:
     return found
 
 
-def _recoveries(played: Played, troubles: Sequence[Span]) -> list[float]:
+def _recoveries(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
     """Seconds from each trouble's end to the first successful request sent after it.
 
     Where the next trouble is there first, up to that one.
@@ -177,7 +180,7 @@ def _recoveries(played: Played, troubles: Sequence[Span]) -> list[float]:
     return found
 
 
-def _false_openings(changes: Sequence[Change], troubles: Sequence[Span]) -> int:
+def _false_openings(changes: Sequence[Change], troubles: Sequence[Incident]) -> int:
     starts = [span.start for span in troubles]
     false = 0
     for at in _openings(changes):

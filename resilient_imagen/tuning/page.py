@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.tuning.charts import pareto, timeline
-from resilient_imagen.tuning.rank import Leaning
+from resilient_imagen.tuning.rank import Objective
 from resilient_imagen.tuning.sweep import replay
 from resilient_imagen.tuning.words import (
     advice_line,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from resilient_imagen.settings import Settings
-    from resilient_imagen.tuning.knobs import Knobs
+    from resilient_imagen.tuning.knobs import TunableSettings
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.sweep import Sweep
 
@@ -88,10 +88,10 @@ def _body(
         yield f'<p class="note">{escape(line)}</p>'
     yield _table(sweep)
     yield "<h2>Recommended</h2>"
-    for leaning in Leaning:
+    for leaning in Objective:
         advice = sweep.advice[leaning]
-        kind = "" if advice.holds else ' class="no"'
-        lines = advice.trial.knobs.env_lines(sweep.today.knobs) if advice.holds else []
+        kind = "" if advice.generalizes else ' class="no"'
+        lines = advice.trial.knobs.env_lines(sweep.today.knobs) if advice.generalizes else []
         yield f"<p{kind}><b>{leaning}</b>: {escape(advice_line(advice))}</p>"
         if lines:
             yield f"<pre>{escape(chr(10).join(lines))}</pre>"
@@ -106,15 +106,15 @@ def _body(
             " trouble. Middle: requests that brought an image, by route, and doomed ones. Bottom:"
             " seconds to the image. Times are UTC.</p>"
         )
-        yield _chart(charts, timeline(played, truth.troubles(), recording.origin))
+        yield _chart(charts, timeline(played, truth.incidents(), recording.origin))
 
 
-def _pictured(sweep: Sweep) -> Iterator[tuple[str, Knobs]]:
+def _pictured(sweep: Sweep) -> Iterator[tuple[str, TunableSettings]]:
     """Each setting that is recommended, once, and today's."""
-    names: dict[Knobs, list[str]] = {}
-    for leaning in Leaning:
+    names: dict[TunableSettings, list[str]] = {}
+    for leaning in Objective:
         advice = sweep.advice[leaning]
-        if advice.holds:
+        if advice.generalizes:
             names.setdefault(advice.trial.knobs, []).append(str(leaning))
     names.setdefault(sweep.today.knobs, []).append("today's settings")
     for knobs, leanings in names.items():

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from resilient_imagen.tuning.knobs import Knobs
+    from resilient_imagen.tuning.knobs import TunableSettings
     from resilient_imagen.tuning.measure import Measures
 
-__all__ = ["MISSED", "Advice", "Leaning", "Trial", "advise", "choose", "front", "score"]
+__all__ = [
+    "MISSED",
+    "Recommendation",
+    "Objective",
+    "Evaluation",
+    "advise",
+    "choose",
+    "front",
+    "score",
+]
 
 MISSED: Final = 600.0
 """Seconds that a call without an image counts for: whoever needs it has to come back."""
@@ -24,7 +33,7 @@ _MOST_UNSEEN: Final = 0.25
 """Share of the requests that may rest on assumptions; beyond it a setting is not recommended."""
 
 
-class Leaning(StrEnum):
+class Objective(StrEnum):
     """What matters most."""
 
     FAST = "fast"
@@ -36,28 +45,28 @@ class Leaning(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Evaluation:
     """One setting and what it led to."""
 
-    knobs: Knobs
+    knobs: TunableSettings
     whole: Measures
     halves: tuple[Measures, Measures]
     """The same run's first and second half of the time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class Recommendation:
     """One leaning's recommendation."""
 
-    leaning: Leaning
-    trial: Trial
+    leaning: Objective
+    trial: Evaluation
     gain: float
     """How much better than today's the score is on the whole recording, 0.1 for 10 %."""
     held_out: float
     """The same for what was chosen on one half and judged on the other, both ways, on average."""
 
     @property
-    def holds(self) -> bool:
+    def generalizes(self) -> bool:
         """Whether it is better than today's on data that it was not chosen by."""
         return self.held_out > 0.0
 
@@ -78,25 +87,25 @@ def _strayed(measures: Measures) -> float:
     return 1.0 - served / max(1, measures.calls)
 
 
-_SCORES: Final[Mapping[Leaning, tuple[Callable[[Measures], float], float]]] = {
-    Leaning.FAST: (mean_with_missed, 0.002),
-    Leaning.CHEAP: (_usd, 0.002),
-    Leaning.STAY: (_strayed, 0.02),
+_SCORES: Final[Mapping[Objective, tuple[Callable[[Measures], float], float]]] = {
+    Objective.FAST: (mean_with_missed, 0.002),
+    Objective.CHEAP: (_usd, 0.002),
+    Objective.STAY: (_strayed, 0.02),
 }
 """What is to be small, and which relative difference is none worth turning a knob for."""
 
 
-def score(measures: Measures, leaning: Leaning) -> float:
+def score(measures: Measures, leaning: Objective) -> float:
     """The number that the leaning wants small."""
     return _SCORES[leaning][0](measures)
 
 
 def choose(
-    trials: Sequence[Trial],
-    leaning: Leaning,
-    today: Trial,
-    part: Callable[[Trial], Measures] = attrgetter("whole"),
-) -> Trial:
+    trials: Sequence[Evaluation],
+    leaning: Objective,
+    today: Evaluation,
+    part: Callable[[Evaluation], Measures] = attrgetter("whole"),
+) -> Evaluation:
     """The best trial: of those as good as the best, the one nearest to today's settings.
 
     None that fails more calls than today's is considered, nor one that rests by more than a
@@ -109,7 +118,7 @@ def choose(
         for trial in trials
         if part(trial).failed <= now.failed
         and part(trial).unseen <= max(_MOST_UNSEEN, now.unseen)
-        and (leaning is Leaning.FAST or part(trial).p95_s <= now.p95_s * _SLOWER)
+        and (leaning is Objective.FAST or part(trial).p95_s <= now.p95_s * _SLOWER)
     ]
     value, tolerance = _SCORES[leaning]
     best = min((value(part(trial)) for trial in allowed), default=value(now))
@@ -117,39 +126,40 @@ def choose(
     if not good:
         return today
     return min(
-        good, key=lambda trial: (trial.knobs.turned(today.knobs), value(part(trial)), trial.knobs)
+        good,
+        key=lambda trial: (trial.knobs.changed_from(today.knobs), value(part(trial)), trial.knobs),
     )
 
 
-def advise(trials: Sequence[Trial], leaning: Leaning, today: Trial) -> Advice:
+def advise(trials: Sequence[Evaluation], leaning: Objective, today: Evaluation) -> Recommendation:
     """Recommend, and say how the way of choosing does on halves that it has not seen."""
     chosen = choose(trials, leaning, today)
     gains = []
     for learnt, judged in ((_first, _second), (_second, _first)):
         half = choose(trials, leaning, today, learnt)
         gains.append(_gain(judged(half), judged(today), leaning))
-    return Advice(
+    return Recommendation(
         leaning, chosen, _gain(chosen.whole, today.whole, leaning), sum(gains) / len(gains)
     )
 
 
-def _first(trial: Trial) -> Measures:
+def _first(trial: Evaluation) -> Measures:
     return trial.halves[0]
 
 
-def _second(trial: Trial) -> Measures:
+def _second(trial: Evaluation) -> Measures:
     return trial.halves[1]
 
 
-def _gain(new: Measures, old: Measures, leaning: Leaning) -> float:
+def _gain(new: Measures, old: Measures, leaning: Objective) -> float:
     before = score(old, leaning)
     return (before - score(new, leaning)) / before if before else 0.0
 
 
-def front(trials: Sequence[Trial]) -> list[Trial]:
+def front(trials: Sequence[Evaluation]) -> list[Evaluation]:
     """Those that no other beats in seconds, dollars and loyalty at once."""
     points = [
-        (trial, tuple(score(trial.whole, leaning) for leaning in Leaning)) for trial in trials
+        (trial, tuple(score(trial.whole, leaning) for leaning in Objective)) for trial in trials
     ]
     return [
         trial

@@ -30,16 +30,16 @@ from resilient_imagen import models
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
-from resilient_imagen.tuning.truth import NEVER, Met, Span
+from resilient_imagen.tuning.truth import NEVER, SimulatedOutcome, Incident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.recording import Recording
-    from resilient_imagen.tuning.truth import Ask, Coin
+    from resilient_imagen.tuning.truth import SimulatedRequest, DeterministicRng
 
-__all__ = ["ASSUMED_LATENCY", "RecordedTruth"]
+__all__ = ["ASSUMED_LATENCY", "RecordedOutcomes"]
 
 ASSUMED_LATENCY: Final = 30.0
 """Seconds that a route takes of which nothing is known."""
@@ -62,7 +62,7 @@ _TAIL: Final = 40
 _SIDES, _LONGER = range(2)  # salts of coins
 
 
-class RecordedTruth:
+class RecordedOutcomes:
     """What requests would have met.
 
     Args:
@@ -77,11 +77,11 @@ class RecordedTruth:
             for route in settings.routes
         ]
 
-    def meet(self, ask: Ask) -> Met:
+    def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """What was met nearby, or an assumption."""
         return self._routes[ask.route].meet(ask.at, ask.coin, ask.before)
 
-    def troubles(self) -> Sequence[Span]:
+    def incidents(self) -> Sequence[Incident]:
         """When the first route failed more often than not."""
         return self._routes[0].troubles()
 
@@ -95,9 +95,9 @@ class _Route:
         self._turning = turning
         self._image_cost = _image_cost(log, model)
 
-    def meet(self, at: float, coin: Coin, before: float | None) -> Met:
+    def meet(self, at: float, coin: DeterministicRng, before: float | None) -> SimulatedOutcome:
         if not self._at:
-            return Met(None, ASSUMED_LATENCY, None, self._image_cost, seen=False)
+            return SimulatedOutcome(None, ASSUMED_LATENCY, None, self._image_cost, seen=False)
         index, seen = self._stand_in(at, coin)
         if seen and before is not None and index == self._nearest(before):
             index = self._next_nearest(at, index)  # a retry is not the request it repeats
@@ -105,7 +105,7 @@ class _Route:
 
     # -- which recorded request ----------------------------------------------------------------
 
-    def _stand_in(self, at: float, coin: Coin) -> tuple[int, bool]:
+    def _stand_in(self, at: float, coin: DeterministicRng) -> tuple[int, bool]:
         index = self._nearest(at)
         if abs(self._at[index] - at) <= _NEARBY:
             return index, True
@@ -139,20 +139,24 @@ class _Route:
 
     # -- and what it met -----------------------------------------------------------------------
 
-    def _as_met(self, index: int, coin: Coin, *, seen: bool) -> Met:
+    def _as_met(self, index: int, coin: DeterministicRng, *, seen: bool) -> SimulatedOutcome:
         log = self._log
         latency, number = log.latency[index], log.reason[index]
         if log.given_up[index]:
             if self._timeout <= latency:
-                return Met(Reason.TIMEOUT, NEVER, None, self._image_cost, seen)
+                return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen)
             return self._had_we_waited(index, latency, coin)
         if number == IMAGE:
             cost = log.cost[index]
-            return Met(None, latency, None, self._image_cost if math.isnan(cost) else cost, seen)
+            return SimulatedOutcome(
+                None, latency, None, self._image_cost if math.isnan(cost) else cost, seen
+            )
         hint = log.hint[index]
-        return Met(REASONS[number], latency, None if math.isnan(hint) else hint, 0.0, seen)
+        return SimulatedOutcome(
+            REASONS[number], latency, None if math.isnan(hint) else hint, 0.0, seen
+        )
 
-    def _had_we_waited(self, index: int, waited: float, coin: Coin) -> Met:
+    def _had_we_waited(self, index: int, waited: float, coin: DeterministicRng) -> SimulatedOutcome:
         """As one nearby that took longer; if there is none, never."""
         log = self._log
         nearby = range(max(0, index - _TAIL), min(len(log), index + _TAIL + 1))
@@ -161,12 +165,12 @@ class _Route:
             # The caller left after longer than any answer took there: one was due.
             longer = [each for each in nearby if not log.given_up[each]]
         if not longer:
-            return Met(Reason.TIMEOUT, NEVER, None, self._image_cost, seen=False)
+            return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen=False)
         return self._as_met(longer[int(coin.unit(_LONGER) * len(longer))], coin, seen=False)
 
     # -- when it was in trouble ----------------------------------------------------------------
 
-    def troubles(self) -> Sequence[Span]:
+    def troubles(self) -> Sequence[Incident]:
         """Times in which failures kept coming: three or more, and one of three requests or more.
 
         Two will do when nothing succeeded between them. A trouble ends at the turning point
@@ -179,7 +183,7 @@ class _Route:
             between = last - first + 1
             lasting = self._at[last] - self._at[first] >= _LASTING
             if (count >= _MANY and count * 3 >= between) or (count == between > 1 and lasting):
-                spans.append(Span(self._at[first], self._end(last)))
+                spans.append(Incident(self._at[first], self._end(last)))
         return spans
 
     def _clusters(self, failed: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -17,14 +17,14 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Literal
 
 from resilient_imagen.reasons import Reason
-from resilient_imagen.tuning.truth import NEVER, Coin, Met, Span
+from resilient_imagen.tuning.truth import NEVER, DeterministicRng, SimulatedOutcome, Incident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from resilient_imagen.tuning.truth import Ask
+    from resilient_imagen.tuning.truth import SimulatedRequest
 
-__all__ = ["Latency", "Scenario", "ScenarioTruth", "Service", "Traffic", "Trouble", "waves"]
+__all__ = ["Latency", "Scenario", "ScenarioOutcomes", "Service", "Traffic", "Outage", "waves"]
 
 _NORMAL: Final = NormalDist()
 _AT_95: Final = _NORMAL.inv_cdf(0.95)
@@ -106,7 +106,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trouble:
+class Outage:
     """A time in which a provider does not do what it should.
 
     Raises:
@@ -149,7 +149,7 @@ class Trouble:
         return min(1.0, (at - self.start) / self.ramp) if self.ramp else 1.0
 
 
-def waves(trouble: Trouble, *, every: float, times: int) -> tuple[Trouble, ...]:
+def waves(trouble: Outage, *, every: float, times: int) -> tuple[Outage, ...]:
     """The same trouble ``times`` times, the starts ``every`` seconds apart."""
     return tuple(replace(trouble, start=trouble.start + index * every) for index in range(times))
 
@@ -190,7 +190,7 @@ class Traffic:
         while True:
             wait = gap / (1.0 - self.swing * math.cos(2 * math.pi * at / _DAY))
             if self.spacing == "random":
-                wait *= -math.log(1.0 - Coin(seed, index).unit(_ARRIVES))
+                wait *= -math.log(1.0 - DeterministicRng(seed, index).unit(_ARRIVES))
             if index or self.spacing == "random":
                 at += wait
             if at >= self.duration:
@@ -214,7 +214,7 @@ class Scenario:
     traffic: Traffic = Traffic()
     services: Mapping[str, Service] = field(default_factory=_two_services)
     """By provider name, as in IMAGE_GEN_ROUTES."""
-    troubles: tuple[Trouble, ...] = ()
+    troubles: tuple[Outage, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that every trouble is somebody's."""
@@ -224,7 +224,7 @@ class Scenario:
             _check("a trouble's provider", trouble.provider, allowed=known, what=what)
 
 
-class ScenarioTruth:
+class ScenarioOutcomes:
     """A scenario, asked request by request.
 
     Args:
@@ -242,7 +242,7 @@ class ScenarioTruth:
         self._services = [scenario.services[name] for name in providers]
         self._troubles = [_ByTime(scenario.troubles, name) for name in providers]
 
-    def meet(self, ask: Ask) -> Met:
+    def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """What the service, or its troubles, answers."""
         service, coin = self._services[ask.route], ask.coin
         slower = 1.0
@@ -252,35 +252,37 @@ class ScenarioTruth:
                 return _failed(trouble, service)
             slower *= 1.0 + (trouble.slower - 1.0) * strength
         if service.blips and coin.unit(_BLIPS) < service.blips:
-            return Met(service.blip_reason, 1.0)
-        return Met(None, slower * service.latency.at(coin.unit(_LATENCY)), None, service.cost_usd)
+            return SimulatedOutcome(service.blip_reason, 1.0)
+        return SimulatedOutcome(
+            None, slower * service.latency.at(coin.unit(_LATENCY)), None, service.cost_usd
+        )
 
-    def troubles(self) -> Sequence[Span]:
+    def incidents(self) -> Sequence[Incident]:
         """When the first route was in trouble."""
         return self._troubles[0].spans
 
 
-def _failed(trouble: Trouble, service: Service) -> Met:
+def _failed(trouble: Outage, service: Service) -> SimulatedOutcome:
     if trouble.reason is Reason.TIMEOUT:
-        return Met(Reason.TIMEOUT, NEVER, None, service.cost_usd)
-    return Met(trouble.reason, trouble.latency, trouble.retry_after)
+        return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, service.cost_usd)
+    return SimulatedOutcome(trouble.reason, trouble.latency, trouble.retry_after)
 
 
 class _ByTime:
     """One provider's troubles, found by time without looking at all of them."""
 
-    def __init__(self, troubles: Sequence[Trouble], provider: str) -> None:
+    def __init__(self, troubles: Sequence[Outage], provider: str) -> None:
         own = [trouble for trouble in troubles if trouble.provider == provider]
         edges = sorted({0.0, *(t.start for t in own), *(t.start + t.duration for t in own)})
         self._edges = edges
         self._between = [[t for t in own if t.strength(edge) or t.start == edge] for edge in edges]
-        self.spans: list[Span] = []
+        self.spans: list[Incident] = []
         for trouble in sorted(own, key=lambda each: each.start):
             end = trouble.start + trouble.duration
             if self.spans and trouble.start <= self.spans[-1].end:
-                self.spans[-1] = Span(self.spans[-1].start, max(end, self.spans[-1].end))
+                self.spans[-1] = Incident(self.spans[-1].start, max(end, self.spans[-1].end))
             else:
-                self.spans.append(Span(trouble.start, end))
+                self.spans.append(Incident(trouble.start, end))
 
-    def at(self, moment: float) -> Sequence[Trouble]:
+    def at(self, moment: float) -> Sequence[Outage]:
         return self._between[bisect_right(self._edges, moment) - 1]

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import drive
+from resilient_imagen.tuning.drive import run_simulation
 from resilient_imagen.tuning.measure import measure
-from resilient_imagen.tuning.scenario import ScenarioTruth
+from resilient_imagen.tuning.scenario import ScenarioOutcomes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.hub import EventSink
     from resilient_imagen.tuning.measure import Measures
     from resilient_imagen.tuning.scenario import Scenario
-    from resilient_imagen.tuning.world import Played
+    from resilient_imagen.tuning.world import SimulationResult
 
 __all__ = ["play", "simulate"]
 
@@ -53,13 +53,13 @@ def simulate(
         ConfigurationError: The environment holds a setting that is not allowed.
     """
     settings = Settings() if settings is None else settings
-    truth = ScenarioTruth(scenario, [route.provider for route in settings.routes])
-    return measure(play(scenario, settings, seed=seed, sinks=sinks), truth.troubles())
+    truth = ScenarioOutcomes(scenario, [route.provider for route in settings.routes])
+    return measure(play(scenario, settings, seed=seed, sinks=sinks), truth.incidents())
 
 
 def play(
     scenario: Scenario, settings: Settings, *, seed: int = 0, sinks: Sequence[EventSink] = ()
-) -> Played:
+) -> SimulationResult:
     """As `simulate`, call by call and request by request."""
-    truth = ScenarioTruth(scenario, [route.provider for route in settings.routes])
-    return drive(settings, truth, scenario.traffic.arrivals(seed), seed=seed, sinks=sinks)
+    truth = ScenarioOutcomes(scenario, [route.provider for route in settings.routes])
+    return run_simulation(settings, truth, scenario.traffic.arrivals(seed), seed=seed, sinks=sinks)

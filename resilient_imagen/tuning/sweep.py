@@ -12,18 +12,25 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import drive
-from resilient_imagen.tuning.knobs import Knobs, neighbours, sample
+from resilient_imagen.tuning.drive import run_simulation
+from resilient_imagen.tuning.knobs import TunableSettings, neighbours, sample
 from resilient_imagen.tuning.measure import measure
-from resilient_imagen.tuning.rank import Advice, Leaning, Trial, advise, choose, front
-from resilient_imagen.tuning.recorded import RecordedTruth
+from resilient_imagen.tuning.rank import (
+    Recommendation,
+    Objective,
+    Evaluation,
+    advise,
+    choose,
+    front,
+)
+from resilient_imagen.tuning.recorded import RecordedOutcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from resilient_imagen.tuning.measure import Measures
     from resilient_imagen.tuning.recording import Recording
-    from resilient_imagen.tuning.world import Played
+    from resilient_imagen.tuning.world import SimulationResult
 
 __all__ = ["Sweep", "replay", "sweep", "try_out"]
 
@@ -35,16 +42,16 @@ _AT_RANDOM = 0.6
 class Sweep:
     """What all settings led to, and which to take."""
 
-    today: Trial
+    today: Evaluation
     """The settings as they are."""
-    usual: Trial
+    usual: Evaluation
     """The library's defaults, with today's limits and routes."""
-    trials: tuple[Trial, ...]
+    trials: tuple[Evaluation, ...]
     """All, today's among them."""
-    front: tuple[Trial, ...]
+    front: tuple[Evaluation, ...]
     """Those that no other beats in everything."""
-    advice: Mapping[Leaning, Advice]
-    bounds: Mapping[Leaning, tuple[Measures, Measures]]
+    advice: Mapping[Objective, Recommendation]
+    bounds: Mapping[Objective, tuple[Measures, Measures]]
     """Of each recommended setting, with every unseen gap turned to the better or to the worse:
     at the gap's start, and at its end."""
     today_bounds: tuple[Measures, Measures]
@@ -52,7 +59,7 @@ class Sweep:
 
 def replay(
     recording: Recording, settings: Settings, *, seed: int = 0, turning: float = 0.5
-) -> tuple[Played, RecordedTruth]:
+) -> tuple[SimulationResult, RecordedOutcomes]:
     """Play a recording under other settings.
 
     Args:
@@ -61,18 +68,18 @@ def replay(
         seed: For all chance.
         turning: Where in an unseen gap the service's state changes, from 0 (its start) to 1.
     """
-    truth = RecordedTruth(recording, settings, turning=turning)
-    return drive(settings, truth, recording.asked, seed=seed), truth
+    truth = RecordedOutcomes(recording, settings, turning=turning)
+    return run_simulation(settings, truth, recording.asked, seed=seed), truth
 
 
 def try_out(
-    recording: Recording, settings: Settings, knobs: Knobs, *, turning: float = 0.5
-) -> Trial:
+    recording: Recording, settings: Settings, knobs: TunableSettings, *, turning: float = 0.5
+) -> Evaluation:
     """Play a recording under one setting, and sum up."""
     played, truth = replay(recording, knobs.applied(settings), turning=turning)
-    troubles, middle = truth.troubles(), recording.duration / 2
+    troubles, middle = truth.incidents(), recording.duration / 2
     halves = measure(played, troubles, 0.0, middle), measure(played, troubles, middle)
-    return Trial(knobs, measure(played, troubles), halves)
+    return Evaluation(knobs, measure(played, troubles), halves)
 
 
 def sweep(
@@ -100,19 +107,19 @@ def sweep(
         RuntimeError: A loop is running in this thread, and it is to do the work.
     """
     today = Settings() if settings is None else settings
-    now, seen = Knobs.of(today), dict[Knobs, Trial]()
+    now, seen = TunableSettings.of(today), dict[TunableSettings, Evaluation]()
     tell = progress or (lambda _done, _total: None)
     always = dict.fromkeys([now, replace(now, mode="on"), defaults()])
     count = max(count, len(always))
     first = [*always, *sample(max(0, int(count * _AT_RANDOM) - len(always)))]
     with _tryer(recording, today, workers) as run:
 
-        def tried(some: Iterable[Knobs], turning: float = 0.5) -> Iterator[Trial]:
+        def tried(some: Iterable[TunableSettings], turning: float = 0.5) -> Iterator[Evaluation]:
             for trial in run(some, turning):
                 yield trial
                 tell(len(seen), count)
 
-        def add(some: Iterable[Knobs]) -> None:
+        def add(some: Iterable[TunableSettings]) -> None:
             new = [knobs for knobs in dict.fromkeys(some) if knobs not in seen]
             for trial in tried(new[: max(0, count - len(seen))]):
                 seen[trial.knobs] = trial
@@ -120,14 +127,14 @@ def sweep(
         add(first)
         while len(seen) < count:
             before = len(seen)
-            bests = [choose(list(seen.values()), each, seen[now]).knobs for each in Leaning]
+            bests = [choose(list(seen.values()), each, seen[now]).knobs for each in Objective]
             add(near for best in bests for near in neighbours(best))
             if len(seen) == before:
                 add(sample(count * 2, seed=before))  # the hills are climbed: look elsewhere
             if len(seen) == before:
                 break
         trials = tuple(seen.values())
-        advice = {each: advise(trials, each, seen[now]) for each in Leaning}
+        advice = {each: advise(trials, each, seen[now]) for each in Objective}
         wanted = [now, *(each.trial.knobs for each in advice.values())]
         edges = [[trial.whole for trial in tried(wanted, turning)] for turning in (0.0, 1.0)]
     pairs = list(zip(*edges, strict=True))
@@ -142,10 +149,10 @@ def sweep(
     )
 
 
-def defaults() -> Knobs:
+def defaults() -> TunableSettings:
     """The knobs as the library sets them when nobody does."""
     fields = Settings.model_fields
-    return Knobs.of(
+    return TunableSettings.of(
         Settings.model_construct(**{name: each.default for name, each in fields.items()})
     )
 
@@ -161,7 +168,7 @@ def _prepare(recording: Recording, settings: Settings) -> None:
     _work = recording, settings
 
 
-def _try_prepared(turning: float, knobs: Knobs) -> Trial:
+def _try_prepared(turning: float, knobs: TunableSettings) -> Evaluation:
     if _work is None:
         raise RuntimeError("a worker that was not prepared")
     return try_out(*_work, knobs, turning=turning)
@@ -170,7 +177,7 @@ def _try_prepared(turning: float, knobs: Knobs) -> Trial:
 @contextmanager
 def _tryer(
     recording: Recording, settings: Settings, workers: int | None
-) -> Iterator[Callable[[Iterable[Knobs], float], Iterator[Trial]]]:
+) -> Iterator[Callable[[Iterable[TunableSettings], float], Iterator[Evaluation]]]:
     """How to try settings: here, or in processes of their own."""
     settings = settings.model_copy(update={"google_api_key": None, "openai_api_key": None})
     count = (os.cpu_count() or 1) if workers is None else workers
@@ -183,7 +190,7 @@ def _tryer(
         count, get_context("spawn"), _prepare, (replace(recording), settings)
     )
 
-    def run(some: Iterable[Knobs], turning: float) -> Iterator[Trial]:
+    def run(some: Iterable[TunableSettings], turning: float) -> Iterator[Evaluation]:
         with _interrupts_held():  # whoever starts in here never hears of one
             return pool.map(partial(_try_prepared, turning), some)
 

@@ -9,7 +9,15 @@ from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NEVER", "Ask", "Coin", "Met", "Span", "Truth", "fails"]
+__all__ = [
+    "NEVER",
+    "SimulatedRequest",
+    "DeterministicRng",
+    "SimulatedOutcome",
+    "Incident",
+    "OutcomeModel",
+    "fails",
+]
 
 NEVER: Final = float("inf")
 """Latency of a request that is never answered: the timeout ends it."""
@@ -19,7 +27,7 @@ _SICK: Final = frozenset({BreakerOutcome.FAILURE, BreakerOutcome.THROTTLED, Brea
 _MASK: Final = 2**64 - 1
 
 
-class Coin:
+class DeterministicRng:
     """Chance that hangs on what it is asked for, never on what was asked before.
 
     The same call, route and attempt draw the same numbers under all settings: what differs
@@ -51,19 +59,19 @@ def _mixed(key: int) -> int:
     return key ^ (key >> 31)
 
 
-class Ask(NamedTuple):
+class SimulatedRequest(NamedTuple):
     """One request, as the truth sees it."""
 
     route: int
     """Index in the chain of routes."""
     at: float
     """Seconds since the start."""
-    coin: Coin
+    coin: DeterministicRng
     before: float | None = None
     """When the same call asked this route before."""
 
 
-class Met(NamedTuple):
+class SimulatedOutcome(NamedTuple):
     """What a request meets."""
 
     reason: Reason | None
@@ -78,21 +86,21 @@ class Met(NamedTuple):
     """False when it rests on an assumption, because nothing was recorded there."""
 
 
-class Span(NamedTuple):
+class Incident(NamedTuple):
     """A time in which a route was in trouble; seconds since the start."""
 
     start: float
     end: float
 
 
-class Truth(Protocol):
+class OutcomeModel(Protocol):
     """A world that requests are sent into."""
 
-    def meet(self, ask: Ask) -> Met:
+    def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         """What this request meets; the same question gets the same answer."""
         ...
 
-    def troubles(self) -> Sequence[Span]:
+    def incidents(self) -> Sequence[Incident]:
         """When the first route was in trouble, in order, without overlap."""
         ...
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.tuning.rank import Leaning, score
+from resilient_imagen.tuning.rank import Objective, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.measure import Measures
-    from resilient_imagen.tuning.rank import Advice, Trial
+    from resilient_imagen.tuning.rank import Recommendation, Evaluation
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.sweep import Sweep
 
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 _WANTS: Final = {
-    Leaning.FAST: "seconds a call",
-    Leaning.CHEAP: "dollars an image",
-    Leaning.STAY: "calls that leave the first route",
+    Objective.FAST: "seconds a call",
+    Objective.CHEAP: "dollars an image",
+    Objective.STAY: "calls that leave the first route",
 }
 
 
@@ -42,7 +42,7 @@ def labels(routes: Iterable[str]) -> list[str]:
     return [provider if times[provider] == 1 else model for provider, model in pairs]
 
 
-def shown(sweep: Sweep) -> dict[str, Trial]:
+def shown(sweep: Sweep) -> dict[str, Evaluation]:
     """What the table compares, by name: the defaults are left out where they are today's."""
     usual = {} if sweep.usual.knobs == sweep.today.knobs else {"defaults": sweep.usual}
     advised = {str(leaning): advice.trial for leaning, advice in sweep.advice.items()}
@@ -81,12 +81,12 @@ def _maybe(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.0f}"
 
 
-def advice_line(advice: Advice) -> str:
+def advice_line(advice: Recommendation) -> str:
     """Take it or not, and why."""
     wants = _WANTS[advice.leaning]
     if advice.gain <= 0:
         return "keep today's settings; none that was tried is better."
-    if not advice.holds:
+    if not advice.generalizes:
         return (
             "keep today's settings. What looked best was no better on the half of the recording"
             f" that it was not chosen by ({-advice.held_out:+.1%} {wants})."
@@ -97,14 +97,14 @@ def advice_line(advice: Advice) -> str:
     )
 
 
-def rest_line(sweep: Sweep, leaning: Leaning) -> str:
+def rest_line(sweep: Sweep, leaning: Objective) -> str:
     """How much a recommendation rests on what was not seen."""
     trial = sweep.advice[leaning].trial
     edges = sorted(score(measures, leaning) for measures in sweep.bounds[leaning])
     today = sorted(score(measures, leaning) for measures in sweep.today_bounds)
-    digits = 4 if leaning is Leaning.CHEAP else 2
+    digits = 4 if leaning is Objective.CHEAP else 2
     unit = _WANTS[leaning]
-    if leaning is Leaning.STAY:
+    if leaning is Objective.STAY:
         edges, today = [100 * each for each in edges], [100 * each for each in today]
         unit = f"% {unit}"
     return (

@@ -12,22 +12,29 @@ from resilient_imagen.errors import provider_failure
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
-from resilient_imagen.tuning.truth import Ask, Coin
+from resilient_imagen.tuning.truth import SimulatedRequest, DeterministicRng
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.breaker import BreakerState
-    from resilient_imagen.tuning.truth import Met, Truth
+    from resilient_imagen.tuning.truth import SimulatedOutcome, OutcomeModel
 
-__all__ = ["Change", "Numbered", "Played", "Sent", "StandIn", "World"]
+__all__ = [
+    "Change",
+    "SimulatedImageRequest",
+    "SimulationResult",
+    "SimulatedAttempt",
+    "SimulatedProvider",
+    "SimulationRun",
+]
 
 _PNG = "image/png"
 _USD_PER_TOKEN = 30e-6
 """The model table's price where tokens are charged: what is recorded then costs what was met."""
 
 
-class Sent(NamedTuple):
+class SimulatedAttempt(NamedTuple):
     """One request that was sent."""
 
     call: int
@@ -52,7 +59,7 @@ class Change(NamedTuple):
 
 
 @dataclass(slots=True)
-class Played:
+class SimulationResult:
     """What became of every call."""
 
     routes: tuple[str, ...]
@@ -62,48 +69,60 @@ class Played:
     """How long each call took, in the same order."""
     served: array[int] = field(default_factory=lambda: array("b"))
     """Index of the route that served each call, -1 for none."""
-    sent: list[Sent] = field(default_factory=list)
+    sent: list[SimulatedAttempt] = field(default_factory=list)
     """In the order they ended."""
     changes: list[Change] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Numbered(ImageRequest):
+class SimulatedImageRequest(ImageRequest):
     """A request that knows whose it is, and when each route was asked for it."""
 
     call: int = 0
     asked: dict[int, list[float]] = field(default_factory=dict)
 
 
-class World:
+class SimulationRun:
     """The truth, and what was sent into it."""
 
-    def __init__(self, truth: Truth, played: Played, seed: int) -> None:
+    def __init__(self, truth: OutcomeModel, played: SimulationResult, seed: int) -> None:
         self._truth = truth
         self._sent = played.sent
         self._seed = seed
         self._routes = {name: index for index, name in enumerate(played.routes)}
 
-    def meet(self, call: int, route: int, at: float, before: Sequence[float]) -> Met:
+    def outcome_for(
+        self, call: int, route: int, at: float, before: Sequence[float]
+    ) -> SimulatedOutcome:
         """What a request meets at ``at``, after the call's earlier ones to the same route."""
-        coin = Coin(self._seed, call, route, len(before))
-        return self._truth.meet(Ask(route, at, coin, before[-1] if before else None))
+        coin = DeterministicRng(self._seed, call, route, len(before))
+        return self._truth.outcome_for(
+            SimulatedRequest(route, at, coin, before[-1] if before else None)
+        )
 
-    def book(
-        self, call: int, route: int, at: float, seconds: float, reason: Reason | None, met: Met
+    def record(
+        self,
+        call: int,
+        route: int,
+        at: float,
+        seconds: float,
+        reason: Reason | None,
+        met: SimulatedOutcome,
     ) -> None:
         """Note what was sent. A request that was given up is billed as one that was answered."""
         billed = reason is None or reason is Reason.TIMEOUT
         cost = met.cost_usd if billed else 0.0
-        self._sent.append(Sent(call, route, at, seconds, reason, cost, met.seen))
+        self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, cost, met.seen))
 
-    async def answer(self, request: Numbered, provider: str, model: str) -> ProviderImage:
+    async def answer(
+        self, request: SimulatedImageRequest, provider: str, model: str
+    ) -> ProviderImage:
         """Serve or fail one request, in its time."""
         loop = asyncio.get_running_loop()
         route = self._routes[f"{provider}:{model}"]
         at = loop.time()
         before = request.asked.setdefault(route, [])
-        met = self.meet(request.call, route, at, before)
+        met = self.outcome_for(request.call, route, at, before)
         before.append(at)
         reason: Reason | None = Reason.TIMEOUT  # unless an answer comes in time
         try:
@@ -112,7 +131,7 @@ class World:
             await asyncio.sleep(met.latency)
             reason = met.reason
         finally:
-            self.book(request.call, route, at, loop.time() - at, reason, met)
+            self.record(request.call, route, at, loop.time() - at, reason, met)
         if reason is not None:
             raise provider_failure(
                 reason,
@@ -125,16 +144,16 @@ class World:
         return ProviderImage(b"", _PNG, model, input_tokens=0, output_tokens=tokens)
 
 
-class StandIn:
+class SimulatedProvider:
     """A provider that answers what the world says."""
 
-    def __init__(self, name: str, world: World) -> None:
+    def __init__(self, name: str, world: SimulationRun) -> None:
         self.name = name
         self._world = world
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
         """Answer one request."""
-        if not isinstance(request, Numbered):
+        if not isinstance(request, SimulatedImageRequest):
             raise TypeError("a stand-in answers numbered requests only")
         return await self._world.answer(request, self.name, model)
 
