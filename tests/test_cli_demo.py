@@ -18,7 +18,7 @@ from trace_backends import collector
 
 from resilient_imagen.cli import session, storyboard
 from resilient_imagen.cli.demo_view import show_breaker, watching
-from resilient_imagen.cli.storyboard import ACTS, SCENES, Panel, Play
+from resilient_imagen.cli.storyboard import ACTS, SCENES, DemoImage, DemoRun
 from resilient_imagen.emulator import Emulator
 
 Capsys = pytest.CaptureFixture[str]
@@ -256,7 +256,7 @@ class Stage:
         return {"routes": [{"breaker": self.breaker}]}
 
 
-def shown(play: Play, stage: Stage, width: int = 120) -> str:
+def shown(play: DemoRun, stage: Stage, width: int = 120) -> str:
     """What a terminal shows in the end."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, highlight=False)
@@ -268,9 +268,9 @@ def shown(play: Play, stage: Stage, width: int = 120) -> str:
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_on_a_terminal(width: int) -> None:
     """Who is being asked, what failed, and what the breaker is about; it fits the width."""
-    play = Play(Emulator(), act=1, waiting=True)
+    play = DemoRun(Emulator(), act=1, waiting=True)
     play.panels[0].asking = "google"
-    play.panels[8] = Panel(1, 0, failure="out of time")
+    play.panels[8] = DemoImage(1, 0, failure="out of time")
     lines = shown(play, Stage("open", 1.25), width).splitlines()
     assert max(map(len, lines)) <= width
     (first,) = {line for line in lines if "│ 1 " in line}
@@ -284,5 +284,5 @@ def test_the_table_on_a_terminal(width: int) -> None:
 
 def test_what_was_not_delivered_is_not_claimed(capsys: Capsys) -> None:
     """The closing words count what there is."""
-    show_breaker(Console(file=sys.stdout, width=200), Play(Emulator()))
+    show_breaker(Console(file=sys.stdout, width=200), DemoRun(Emulator()))
     assert "0 of 32 images were delivered" in capsys.readouterr().out

@@ -23,7 +23,7 @@ from resilient_imagen.cli import journal as journals
 from resilient_imagen.cli.batch import Batch
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.journal import Entry, Journal
-from resilient_imagen.cli.order import Order
+from resilient_imagen.cli.order import ImageSpec
 from resilient_imagen.cli.prompts import Row, read_prompts
 from resilient_imagen.cli.summary import Spent, show_summary, summarize
 from resilient_imagen.emulator import BackgroundEmulator
@@ -50,7 +50,7 @@ def emulator(
 
 
 def rows(count: int = 1) -> list[Row]:
-    return read_prompts(write(scenes(count)), Order("", "9:16", "2K"))
+    return read_prompts(write(scenes(count)), ImageSpec("", "9:16", "2K"))
 
 
 def part_of(row: Row, picture: bytes = TINY_PNG) -> Path:
@@ -100,7 +100,7 @@ def test_a_picture_of_something_else_is_not_taken() -> None:
     (row,) = rows()
     Path("out").mkdir()
     part_of(row).write_bytes(TINY_PNG)
-    (changed,) = read_prompts(write(scenes(1)), Order("", "1:1", "2K"))
+    (changed,) = read_prompts(write(scenes(1)), ImageSpec("", "1:1", "2K"))
     with Journal(Path("out")) as kept:
         assert kept.settled(changed) is None
         assert kept.settled(row) is not None
@@ -511,7 +511,7 @@ _FIELDS = ["id", "asked", "status", "file", "sha256", "provider", "usage", "reas
 @given(st.lists(st.dictionaries(st.sampled_from(_FIELDS), _STRANGE_VALUES, max_size=9), max_size=4))
 def test_any_journal_is_read_and_summed_up(entries: list[Entry]) -> None:
     """Whatever stands in it, a run goes on, and its summary can be printed."""
-    row = Row("s0", 1, Order("a", "9:16", "2K"), "0" * 16)
+    row = Row("s0", 1, ImageSpec("a", "9:16", "2K"), "0" * 16)
     with TemporaryDirectory() as folder:
         lines = "".join(
             json.dumps({"id": "s0", "asked": row.asked, **each}) + "\n" for each in entries

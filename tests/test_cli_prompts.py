@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from resilient_imagen.cli import prompts
 from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.order import Order
+from resilient_imagen.cli.order import ImageSpec
 from resilient_imagen.cli.prompts import Row, read_prompts
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 
-DEFAULTS = Order("", "9:16", "2K")
+DEFAULTS = ImageSpec("", "9:16", "2K")
 
 
-def read(content: str | bytes, defaults: Order = DEFAULTS) -> list[Row]:
+def read(content: str | bytes, defaults: ImageSpec = DEFAULTS) -> list[Row]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.jsonl"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -179,10 +179,14 @@ def test_what_is_asked_for_decides_what_is_the_same() -> None:
     asked = {
         read(line, defaults)[0].asked
         for line in ('{"prompt": "a"}', '{"prompt": "b"}', '{"prompt": "a", "resolution": "4K"}')
-        for defaults in (DEFAULTS, Order("", "1:1", "2K"), Order("", "9:16", "2K", model="m"))
+        for defaults in (
+            DEFAULTS,
+            ImageSpec("", "1:1", "2K"),
+            ImageSpec("", "9:16", "2K", model="m"),
+        )
     }
     assert len(asked) == 9
-    patient = Order("", "9:16", "2K", deadline=5.0)
+    patient = ImageSpec("", "9:16", "2K", deadline=5.0)
     assert read('{"prompt": "a"}', patient)[0].asked == read('{"prompt": "a"}')[0].asked
 
 

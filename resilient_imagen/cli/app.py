@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from resilient_imagen.cli.guard import BAD_INPUT, FAILED, guarded, system_words, warn
+from resilient_imagen.cli.guard import BAD_INPUT, FAILED, with_error_messages, system_words, warn
 from resilient_imagen.cli.terminal import accept_any_text
 
 __all__ = ["COMMANDS", "run"]
@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
         module, name = place.split(":")
         function = getattr(import_module(module), name)
         alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(cmd_name, help=_flowing(function))(guarded(function))
+        alone.command(cmd_name, help=_flowing(function))(with_error_messages(function))
         return typer.main.get_command(alone)
 
 

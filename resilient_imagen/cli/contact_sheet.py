@@ -12,7 +12,7 @@ from resilient_imagen.cli.storyboard import ACTS, SCENES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.cli.storyboard import Panel
+    from resilient_imagen.cli.storyboard import DemoImage
 
 __all__ = ["draw_contact_sheet"]
 
@@ -25,7 +25,7 @@ _PAPER: Final = (250, 249, 246)
 _COLOURS: Final = {"google": (45, 92, 190), "openai": (22, 128, 92)}
 
 
-def draw_contact_sheet(panels: Sequence[Panel], extension: str) -> bytes:
+def draw_contact_sheet(panels: Sequence[DemoImage], extension: str) -> bytes:
     """Draw the page, encoded as its file's extension names it: .png, .jpg or .jpeg.
 
     A panel without a picture stays empty and says why.

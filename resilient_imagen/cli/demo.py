@@ -17,7 +17,7 @@ from resilient_imagen.cli.guard import FAILED, CommandError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from resilient_imagen.cli.storyboard import Play
+    from resilient_imagen.cli.storyboard import DemoRun
 
 __all__ = ["demo"]
 
@@ -52,7 +52,7 @@ def demo(
     SDKs, over real sockets, from an emulator inside this process. No key, no bill; 15 seconds.
     """
     from resilient_imagen.cli.session import run_traced
-    from resilient_imagen.cli.storyboard import Play, demo_emulator
+    from resilient_imagen.cli.storyboard import DemoRun, demo_emulator
     from resilient_imagen.cli.terminal import Console
 
     target = _target(output)
@@ -60,7 +60,7 @@ def demo(
     if jaeger:
         _check_listening(collector)
     console = Console()
-    play = Play(demo_emulator())
+    play = DemoRun(demo_emulator())
     arrived = run_traced(partial(_perform, console, play), collector=collector, asked=jaeger)
     _close(console, play, target)
     if jaeger and arrived:
@@ -140,7 +140,7 @@ def _check_listening(collector: str | None) -> None:
         ) from None
 
 
-async def _perform(console: Console, play: Play) -> None:
+async def _perform(console: Console, play: DemoRun) -> None:
     from resilient_imagen.cli.demo_view import watching
     from resilient_imagen.cli.session import open_client
     from resilient_imagen.cli.storyboard import demo_settings
@@ -157,7 +157,7 @@ async def _perform(console: Console, play: Play) -> None:
             await play.run(client)
 
 
-def _close(console: Console, play: Play, target: Path) -> None:
+def _close(console: Console, play: DemoRun, target: Path) -> None:
     from resilient_imagen.cli.contact_sheet import draw_contact_sheet
     from resilient_imagen.cli.demo_view import show_breaker, show_times
     from resilient_imagen.cli.files import write_whole
@@ -170,7 +170,7 @@ def _close(console: Console, play: Play, target: Path) -> None:
     console.print(f"Contact sheet: {target}", soft_wrap=True)
 
 
-def _show_traces(console: Console, play: Play, jaeger_url: str) -> None:
+def _show_traces(console: Console, play: DemoRun, jaeger_url: str) -> None:
     for what, panel in play.landmarks.items():
         if panel.trace_id is not None:
             console.print(f"Call that {what}: {jaeger_url}/trace/{panel.trace_id}", soft_wrap=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_imagen import ImageClient
-    from resilient_imagen.cli.storyboard import Panel, Play
+    from resilient_imagen.cli.storyboard import DemoImage, DemoRun
     from resilient_imagen.snapshots import BreakerSnapshot
     from resilient_imagen.telemetry.events import BreakerChanged
 
@@ -32,7 +32,7 @@ _CELL: Final = 13
 
 
 @contextmanager
-def watching(console: Console, play: Play, client: ImageClient) -> Iterator[None]:
+def watching(console: Console, play: DemoRun, client: ImageClient) -> Iterator[None]:
     """The table, live; where nobody can watch, a line an image, and the table at the end."""
 
     def table() -> Table:
@@ -49,7 +49,7 @@ def watching(console: Console, play: Play, client: ImageClient) -> Iterator[None
     console.print(table())
 
 
-def _table(play: Play, breaker: BreakerSnapshot, room: int) -> Table:
+def _table(play: DemoRun, breaker: BreakerSnapshot, room: int) -> Table:
     table = Table(caption=_caption(play, breaker), caption_justify="left")
     table.add_column(
         "Google is", no_wrap=True, overflow="ellipsis", width=max(9, min(_WIDEST, room))
@@ -63,7 +63,7 @@ def _table(play: Play, breaker: BreakerSnapshot, room: int) -> Table:
     return table
 
 
-def _cell(panel: Panel) -> Text:
+def _cell(panel: DemoImage) -> Text:
     if panel.failure is not None:
         return Text(panel.failure, style="red")
     if panel.result is None:
@@ -72,7 +72,7 @@ def _cell(panel: Panel) -> Text:
     return Text(f"{provider} {panel.result.latency_s:.1f} s", style=_STYLES.get(provider, ""))
 
 
-def _caption(play: Play, breaker: BreakerSnapshot) -> str:
+def _caption(play: DemoRun, breaker: BreakerSnapshot) -> str:
     words = {"closed": "closed: calls go to Google", "half_open": "half open: one probe is out"}
     state = words.get(breaker["state"], breaker["state"])
     if breaker["retry_after"] is not None:
@@ -81,7 +81,7 @@ def _caption(play: Play, breaker: BreakerSnapshot) -> str:
     return f"circuit breaker {state}{waiting}"
 
 
-def _line(panel: Panel) -> str:
+def _line(panel: DemoImage) -> str:
     where = f"Google {ACTS[panel.act].title:<10}  scene {panel.scene + 1}"
     result = panel.result
     if result is None:
@@ -90,7 +90,7 @@ def _line(panel: Panel) -> str:
     return f"{where}  {result.provider} {result.latency_s:.1f} s{why}"
 
 
-def show_times(console: Console, play: Play) -> None:
+def show_times(console: Console, play: DemoRun) -> None:
     """Seconds per image, by provider and act."""
     table = Table(title="seconds per image (median / longest)", title_justify="left")
     table.add_column("")
@@ -102,7 +102,7 @@ def show_times(console: Console, play: Play) -> None:
     console.print(table)
 
 
-def _seconds(play: Play, act: int, provider: str) -> str:
+def _seconds(play: DemoRun, act: int, provider: str) -> str:
     seconds = [
         panel.result.latency_s
         for panel in play.panels
@@ -113,7 +113,7 @@ def _seconds(play: Play, act: int, provider: str) -> str:
     return f"{len(seconds)} images: {median(seconds):.1f} / {max(seconds):.1f}"
 
 
-def show_breaker(console: Console, play: Play) -> None:
+def show_breaker(console: Console, play: DemoRun) -> None:
     """What the breaker did, in the order it happened."""
     console.print("What the circuit breaker of Google did:")
     for act, event in play.transitions:

@@ -76,13 +76,13 @@ def generate(
     Says who served it, how many requests that took, why the first provider was left, the seconds
     and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
-    from resilient_imagen.cli.order import Order, is_file, is_text, shown
+    from resilient_imagen.cli.order import ImageSpec, is_file, is_text, shown
     from resilient_imagen.cli.session import run_traced
 
     given: dict[str, Any] = {"force_open": force_open}
     vendors = _emulator() if emulator else None
     ratio = cast("AspectRatio", aspect)  # checked by the library, whose error lists all ratios
-    order = Order(prompt or "", ratio, resolution.value, tuple(ref or ()), model, deadline)
+    order = ImageSpec(prompt or "", ratio, resolution.value, tuple(ref or ()), model, deadline)
     if prompts is not None:
         if prompt is not None or ref:
             raise CommandError("with --from, prompts and references stand in the file")

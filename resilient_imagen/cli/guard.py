@@ -29,7 +29,7 @@ __all__ = [
     "INTERRUPTED",
     "CommandError",
     "describe",
-    "guarded",
+    "with_error_messages",
     "system_words",
     "warn",
 ]
@@ -82,7 +82,7 @@ def system_words(error: OSError) -> str:
     return f"{place}{error.strerror or type(error).__name__}"
 
 
-def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
+def with_error_messages(command: Callable[_P, None]) -> Callable[_P, None]:
     """The command with every way of failing turned into a line and an exit code."""
 
     @functools.wraps(command)

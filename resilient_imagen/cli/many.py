@@ -20,7 +20,7 @@ from resilient_imagen.cli.guard import FAILED, warn
 from resilient_imagen.cli.journal import DONE, Journal
 from resilient_imagen.cli.prompts import read_prompts
 from resilient_imagen.cli.session import open_client
-from resilient_imagen.cli.stopping import Stopping
+from resilient_imagen.cli.stopping import ShutdownSignals
 from resilient_imagen.cli.summary import Spent, show_summary, summarize
 from resilient_imagen.cli.terminal import Console, echo_json, one_line
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageClient
     from resilient_imagen.cli.journal import Entry
-    from resilient_imagen.cli.order import Order
+    from resilient_imagen.cli.order import ImageSpec
     from resilient_imagen.cli.prompts import Row
     from resilient_imagen.emulator import Emulator
 
@@ -45,7 +45,7 @@ _USUAL: Final = {
 async def run_many(
     prompts: Path,
     folder: Path,
-    defaults: Order,
+    defaults: ImageSpec,
     given: Mapping[str, Any],
     *,
     emulator: Emulator | None,
@@ -73,7 +73,7 @@ async def run_many(
             settled = await asyncio.to_thread(_settled, journal, rows)
             with _progress(len(rows), len(settled)) as tell:
                 batch = Batch([row for row in rows if row.id not in settled], journal, tell)
-                stopping = Stopping(batch)
+                stopping = ShutdownSignals(batch)
                 with stopping.heard():
                     await batch.run(client, _at_once(client))
         bill = client.snapshot()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resilient_imagen.call import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
 
-__all__ = ["Order", "is_file", "is_text", "shown"]
+__all__ = ["ImageSpec", "is_file", "is_text", "shown"]
 
 _ADDRESSES: Final = ("http://", "https://")
 _DATA: Final = "data:"
@@ -25,7 +25,7 @@ _INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ImageSpec:
     """One image to be made."""
 
     prompt: str

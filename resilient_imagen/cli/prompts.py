@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.cli.files import digest_of
 from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.order import Order, is_file, is_text, shown
+from resilient_imagen.cli.order import ImageSpec, is_file, is_text, shown
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import ImageRequest
 
@@ -38,7 +38,7 @@ class Row:
     id: str
     """Names the picture's file; the same row has the same id in every run."""
     line: int
-    order: Order
+    order: ImageSpec
     asked: str
     """The same in every run in which the row asks for the same picture."""
 
@@ -47,7 +47,7 @@ class _RowError(ValueError):
     """What is wrong with one line."""
 
 
-def read_prompts(path: Path, defaults: Order) -> list[Row]:
+def read_prompts(path: Path, defaults: ImageSpec) -> list[Row]:
     """Every row of a JSON Lines file; empty lines are skipped.
 
     Args:
@@ -81,7 +81,7 @@ def read_prompts(path: Path, defaults: Order) -> list[Row]:
 
 
 def _row(
-    text: bytes, number: int, folder: Path, defaults: Order, digest: Callable[[Path], str]
+    text: bytes, number: int, folder: Path, defaults: ImageSpec, digest: Callable[[Path], str]
 ) -> Row:
     fields = _fields(text)
     order = replace(
@@ -103,7 +103,7 @@ def _given(fields: dict[str, Any], name: str, default: str) -> Any:
     return default if value is None else value
 
 
-def _fingerprint(order: Order, digest: Callable[[Path], str]) -> str:
+def _fingerprint(order: ImageSpec, digest: Callable[[Path], str]) -> str:
     """Of what is asked for; where files lie, or how long it may take, is no part of it."""
     try:
         references = [each if is_text(each) else digest(Path(each)) for each in order.references]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from resilient_imagen import ImageResult
-    from resilient_imagen.cli.order import Order
+    from resilient_imagen.cli.order import ImageSpec
     from resilient_imagen.emulator import Emulator
     from resilient_imagen.telemetry.events import Event
 
@@ -36,7 +36,7 @@ _USUAL: Final = {"strict_references": True}
 
 
 async def run_single(
-    order: Order,
+    order: ImageSpec,
     output: Path | None,
     given: Mapping[str, Any],
     *,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.cli.batch import Batch
 
-__all__ = ["Stopping"]
+__all__ = ["ShutdownSignals"]
 
 _SIGNALS: Final = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 """The last of them is not known everywhere."""
@@ -22,7 +22,7 @@ _REPEATED: Final = frozenset({"SIGINT", "SIGTERM"})
 """Mean it when they come again; a closing terminal sends its own twice."""
 
 
-class Stopping:
+class ShutdownSignals:
     """Lets what was sent come in; the same signal again waits for nothing."""
 
     def __init__(self, batch: Batch) -> None:

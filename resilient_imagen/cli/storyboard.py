@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.emulator import Fault
 
-__all__ = ["ACTS", "SCENES", "Act", "Panel", "Play", "demo_emulator", "demo_settings"]
+__all__ = ["ACTS", "SCENES", "DemoPhase", "DemoImage", "DemoRun", "demo_emulator", "demo_settings"]
 
 SCENES: Final = (
     "A lighthouse keeper finds a bottle on the beach at dawn.",
@@ -40,7 +40,7 @@ _AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class DemoPhase:
     """The storyboard once, under one condition."""
 
     title: str
@@ -51,15 +51,15 @@ class Act:
 
 
 ACTS: Final = (
-    Act("healthy", None, hiccup=faults.status(500)),
-    Act("overloaded", faults.overload().after(0.15)),
-    Act("hanging", faults.hang()),
-    Act("back", None),
+    DemoPhase("healthy", None, hiccup=faults.status(500)),
+    DemoPhase("overloaded", faults.overload().after(0.15)),
+    DemoPhase("hanging", faults.hang()),
+    DemoPhase("back", None),
 )
 
 
 @dataclass(slots=True)
-class Panel:
+class DemoImage:
     """One scene of one act, and what became of it."""
 
     act: int
@@ -94,19 +94,19 @@ def demo_emulator() -> Emulator:
 
 
 @dataclass(slots=True)
-class Play:
+class DemoRun:
     """Runs the acts and keeps what happened; told by the client as one of its sinks."""
 
     app: Emulator
-    changed: Callable[[Panel], None] = lambda _: None
+    changed: Callable[[DemoImage], None] = lambda _: None
     """Called when a panel is done."""
     act: int = -1
     """The one that runs; -1 before the first."""
     waiting: bool = False
     """Whether the next act waits for the breaker to let a probe through."""
-    panels: list[Panel] = field(
+    panels: list[DemoImage] = field(
         default_factory=lambda: [
-            Panel(act, scene) for act in range(len(ACTS)) for scene in range(len(SCENES))
+            DemoImage(act, scene) for act in range(len(ACTS)) for scene in range(len(SCENES))
         ]
     )
     transitions: list[tuple[int, events.BreakerChanged]] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Play:
     """Calls that the breaker let past Google without asking it."""
     wasted: int = 0
     """Requests that reached Google while it could not serve."""
-    landmarks: dict[str, Panel] = field(default_factory=dict)
+    landmarks: dict[str, DemoImage] = field(default_factory=dict)
     """The panels worth looking at in a tracing backend, by what they show."""
 
     inline = True
@@ -147,7 +147,7 @@ class Play:
             for _ in range(_AT_ONCE):
                 group.create_task(work())
 
-    async def _make(self, client: ImageClient, panel: Panel, references: list[bytes]) -> None:
+    async def _make(self, client: ImageClient, panel: DemoImage, references: list[bytes]) -> None:
         _current.set(panel)
         try:
             panel.result = await client.generate(
@@ -184,7 +184,7 @@ class Play:
             self.landmarks.setdefault(_LANDMARKS[event.transition], panel)
 
 
-_current: ContextVar[Panel | None] = ContextVar("resilient_imagen_demo_panel", default=None)
+_current: ContextVar[DemoImage | None] = ContextVar("resilient_imagen_demo_panel", default=None)
 
 _LANDMARKS: Final = {
     "closed_to_open": "opened the breaker",
