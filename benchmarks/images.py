@@ -28,7 +28,7 @@ from PIL import Image
 from watch import LARGE, LOADS, TIMEOUT, Figures, Make, watched
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.pictures import Studio
+    from resilient_imagen.emulator.pictures import ImageRenderer
 
 References = list[dict[str, str]]
 ROOM = 64
@@ -73,14 +73,14 @@ class BySize:
     """Paints small or large, as the prompt asks."""
 
     def __init__(self) -> None:
-        from resilient_imagen.emulator.pictures import Studio
+        from resilient_imagen.emulator.pictures import ImageRenderer
 
-        self._small, self._large = Studio("tiny"), Studio(four_k())
+        self._small, self._large = ImageRenderer("tiny"), ImageRenderer(four_k())
 
     async def paint(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
         """As a Studio does."""
-        studio: Studio = self._large if LARGE in call.prompt else self._small
-        return await studio.paint(vendor, call, canvas, variant)
+        studio: ImageRenderer = self._large if LARGE in call.prompt else self._small
+        return await studio.render(vendor, call, canvas, variant)
 
 
 async def serve() -> None:

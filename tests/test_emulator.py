@@ -13,10 +13,10 @@ from images_samples import encoded, opened
 from PIL import Image, ImageChops
 
 from resilient_imagen.emulator import Emulator, drawing
-from resilient_imagen.emulator.calls import Call, Canvas
+from resilient_imagen.emulator.calls import ParsedRequest, ImageSize
 from resilient_imagen.emulator.gemini import SIZES_1K
-from resilient_imagen.emulator.pictures import Studio
-from resilient_imagen.emulator.wire import Verbatim, json_reply
+from resilient_imagen.emulator.pictures import ImageRenderer
+from resilient_imagen.emulator.wire import RawJson, json_reply
 
 BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
 
@@ -192,17 +192,17 @@ def test_remembered_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
     """Pictures are made once and kept, but never more of them than the limit allows."""
     made: list[str] = []
 
-    def draw(_vendor: str, call: Call, _canvas: Canvas, _variant: int) -> bytes:
+    def draw(_vendor: str, call: ParsedRequest, _canvas: ImageSize, _variant: int) -> bytes:
         made.append(call.prompt)
         return bytes(10_000_000)
 
     monkeypatch.setattr(drawing, "draw", draw)
 
     async def main() -> None:
-        studio = Studio("drawn")
+        studio = ImageRenderer("drawn")
         for prompt in "aabbaccdabd":
-            canvas = Canvas(1024, 1024, "image/png")
-            await studio.paint("google", Call("generate", GEMINI, prompt), canvas, 0)
+            canvas = ImageSize(1024, 1024, "image/png")
+            await studio.render("google", ParsedRequest("generate", GEMINI, prompt), canvas, 0)
 
     asyncio.run(main())
     assert "".join(made) == "abcdb"
@@ -224,7 +224,7 @@ def test_the_picture_can_be_changed_at_any_time() -> None:
 def test_pictures_are_copied_into_json() -> None:
     """Several pictures stand in one JSON body in their order, beside text of any kind."""
     odd = 'quote " and \u2028'
-    reply = json_reply({"b": [Verbatim(b"AAA"), odd, {"c": Verbatim(b"BB")}], "d": Verbatim(b"")})
+    reply = json_reply({"b": [RawJson(b"AAA"), odd, {"c": RawJson(b"BB")}], "d": RawJson(b"")})
     assert json.loads(reply.body) == {"b": ["AAA", odd, {"c": "BB"}], "d": ""}
     with pytest.raises(TypeError, match="set is no JSON value"):
         json_reply({"a": {1}})

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.emulator import Emulator
-from resilient_imagen.emulator.calls import Refusal
+from resilient_imagen.emulator.calls import ApiError
 from resilient_imagen.emulator.gemini import Gemini
 from resilient_imagen.emulator.gpt_image import GptImage
 from resilient_imagen.emulator.multipart import read_form
 from resilient_imagen.emulator.wire import HttpRequest
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.calls import Dialect
+    from resilient_imagen.emulator.calls import VendorApi
 
 PNG = (picture(), "image/png")
 
@@ -247,11 +247,11 @@ _GPT_BODY = st.fixed_dictionaries(
 )
 
 
-def _verdict(dialect: Dialect, request: HttpRequest) -> int:
+def _verdict(dialect: VendorApi, request: HttpRequest) -> int:
     """The status that the vendor gives; a picture to make counts as 200."""
     try:
         canvas = dialect.check(dialect.read(request))
-    except Refusal as refusal:
+    except ApiError as refusal:
         return refusal.reply.status
     return 200 if canvas.width > 0 < canvas.height else 0
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.emulator import Emulator, Fault, Latency, ScriptError, faults, parse_script
-from resilient_imagen.emulator.calls import Call
+from resilient_imagen.emulator.calls import ParsedRequest
 from resilient_imagen.emulator.faults import KINDS
 from resilient_imagen.emulator.plan import FaultPlan
 
@@ -45,12 +45,14 @@ def test_a_full_script_is_understood() -> None:
 def test_a_script_makes_its_emulator() -> None:
     """The emulator of a script is seeded and told what the script says; half of the wave hits."""
     app = parse_script(json.dumps(FULL)).emulator(picture="tiny")
-    told = [app.google.arrived(Call("generate", "gemini-3-pro-image"))[1] for _ in range(12)]
+    told = [
+        app.google.arrived(ParsedRequest("generate", "gemini-3-pro-image"))[1] for _ in range(12)
+    ]
     assert told[:2] == [faults.reset()] * 2
     wave = [fault for fault in told[2:] if fault]
     assert set(wave) == {faults.overload(0.5)}
     assert 1 < len(wave) < 10
-    assert app.openai.arrived(Call("generate", "gpt-image-2"))[1:] == (None, 12)
+    assert app.openai.arrived(ParsedRequest("generate", "gpt-image-2"))[1:] == (None, 12)
 
 
 @pytest.mark.parametrize(

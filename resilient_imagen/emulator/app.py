@@ -8,11 +8,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.emulator.calls import Answer, Refusal
+from resilient_imagen.emulator.calls import Answer, ApiError
 from resilient_imagen.emulator.faults import Latency
 from resilient_imagen.emulator.gemini import Gemini
 from resilient_imagen.emulator.gpt_image import GptImage
-from resilient_imagen.emulator.pictures import Studio
+from resilient_imagen.emulator.pictures import ImageRenderer
 from resilient_imagen.emulator.vendor import Vendor
 from resilient_imagen.emulator.wire import ConnectionLost, Reply, json_reply, offload
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from resilient_imagen.emulator.calls import Call, Canvas, Picture
+    from resilient_imagen.emulator.calls import ParsedRequest, ImageSize, Picture
     from resilient_imagen.emulator.faults import Fault
     from resilient_imagen.emulator.pictures import PictureMode
     from resilient_imagen.emulator.vendor import RequestSeen
@@ -61,7 +61,7 @@ class Emulator:
         max_body: int = MAX_BODY,
     ) -> None:
         usual = latency if isinstance(latency, Latency) else Latency(latency)
-        self.studio = Studio(picture)
+        self.studio = ImageRenderer(picture)
         self.google = Vendor(Gemini(), seed=seed, keys=google_keys, latency=usual)
         self.openai = Vendor(GptImage(), seed=seed, keys=openai_keys, latency=usual)
         self.max_body = max_body
@@ -79,7 +79,7 @@ class Emulator:
 
     @picture.setter
     def picture(self, mode: PictureMode) -> None:
-        self.studio = Studio(mode)
+        self.studio = ImageRenderer(mode)
 
     def heal(self) -> None:
         """Let both vendors forget every fault."""
@@ -113,16 +113,16 @@ class Emulator:
         if vendor is None or request.method != "POST":
             message = f"Invalid URL ({request.method} {request.path})"
             body = {"message": message, "type": "invalid_request_error", "param": None}
-            raise Refusal(json_reply({"error": {**body, "code": None}}, 404))
+            raise ApiError(json_reply({"error": {**body, "code": None}}, 404))
         call = await offload(len(request.body), vendor.dialect.read, request)
         return Exchange(self, vendor, request, call)
 
-    def too_large(self, path: str) -> Refusal:
+    def too_large(self, path: str) -> ApiError:
         """The refusal of a body that is larger than ``max_body``, in the vendor's words."""
         vendor = self.vendor_of(path)
         if vendor is None:
-            return Refusal(json_reply({"error": {"message": "Request entity too large"}}, 413))
-        return Refusal(vendor.dialect.error(413))
+            return ApiError(json_reply({"error": {"message": "Request entity too large"}}, 413))
+        return ApiError(vendor.dialect.error(413))
 
     def next_id(self) -> str:
         """An identity for an answer."""
@@ -132,7 +132,9 @@ class Emulator:
 class Exchange:
     """One request on its way to its answer."""
 
-    def __init__(self, app: Emulator, vendor: Vendor, request: HttpRequest, call: Call) -> None:
+    def __init__(
+        self, app: Emulator, vendor: Vendor, request: HttpRequest, call: ParsedRequest
+    ) -> None:
         self._app = app
         self._request = request
         self._call = call
@@ -193,7 +195,7 @@ class Exchange:
         try:
             dialect.check_key(self._request, self.vendor.keys)
             canvas = await offload(size, dialect.check, self._call)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refusal.reply
         fault = self._fault
         shape = dialect.shapes[(fault and fault.answer) or "good"]
@@ -211,8 +213,8 @@ class Exchange:
         size = sum(len(picture.data) for picture in pictures)
         return await offload(size, lambda: _encoded(shape.write(answer)))
 
-    async def _paint(self, canvas: Canvas, variant: int) -> Picture:
-        return await self._app.studio.paint(self.vendor.name, self._call, canvas, variant)
+    async def _paint(self, canvas: ImageSize, variant: int) -> Picture:
+        return await self._app.studio.render(self.vendor.name, self._call, canvas, variant)
 
 
 def _encoded(written: Any) -> Reply:

@@ -7,17 +7,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_imagen.emulator.wire import Verbatim
+from resilient_imagen.emulator.wire import RawJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from resilient_imagen.emulator.wire import HttpRequest, Reply
 
-__all__ = ["Answer", "Call", "Canvas", "Dialect", "Picture", "Received", "Refusal", "Shape"]
+__all__ = [
+    "Answer",
+    "ParsedRequest",
+    "ImageSize",
+    "VendorApi",
+    "Picture",
+    "UploadedImage",
+    "ApiError",
+    "ResponseVariant",
+]
 
 
-class Refusal(Exception):  # noqa: N818 - the vendor's no, not an error of the emulator
+class ApiError(Exception):  # noqa: N818 - the vendor's no, not an error of the emulator
     """The vendor answers that the request is not acceptable."""
 
     def __init__(self, reply: Reply) -> None:
@@ -26,7 +35,7 @@ class Refusal(Exception):  # noqa: N818 - the vendor's no, not an error of the e
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class UploadedImage:
     """A reference picture as it arrived."""
 
     mime_type: str
@@ -35,14 +44,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ParsedRequest:
     """A request understood as far as it can be; whether it is acceptable is checked later."""
 
     operation: str
     """generate or edit."""
     model: str
     prompt: str = field(default="", repr=False)
-    references: tuple[Received, ...] = ()
+    references: tuple[UploadedImage, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The other parameters, by the vendor's names."""
     aspect_ratio: str | None = None
@@ -54,7 +63,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class ImageSize:
     """The picture to make. Sizes are in pixels."""
 
     width: int
@@ -72,17 +81,17 @@ class Picture:
     mime_type: str
 
     @cached_property
-    def base64(self) -> Verbatim:
+    def base64(self) -> RawJson:
         """In standard base64, encoded once however often it is sent."""
-        return Verbatim(base64.b64encode(self.data))
+        return RawJson(base64.b64encode(self.data))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """All that a shape needs to write the vendor's answer."""
 
-    call: Call
-    canvas: Canvas
+    call: ParsedRequest
+    canvas: ImageSize
     pictures: tuple[Picture, ...]
     """As many as the canvas counts or the shape wants, all different."""
     detail: str | None
@@ -92,33 +101,33 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ResponseVariant:
     """One form of a vendor's answer to a request that it accepted."""
 
     write: Callable[[Answer], Any]
     """Gives the JSON body, or a whole Reply."""
     pictures: int | None = None
     """How many pictures it shows; None for as many as were asked for."""
-    canvas: Callable[[Canvas], Canvas] = replace
+    canvas: Callable[[ImageSize], ImageSize] = replace
     """Changes what is drawn; by default nothing (``replace`` copies)."""
 
 
-class Dialect(Protocol):
+class VendorApi(Protocol):
     """One vendor's API on the wire: no state, no time."""
 
     name: str
-    shapes: Mapping[str, Shape]
-    errors: Mapping[str, Callable[[Call, float | None], Reply]]
+    shapes: Mapping[str, ResponseVariant]
+    errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]]
 
     def matches(self, path: str) -> bool:
         """Whether the path is an image endpoint of this vendor."""
         ...
 
-    def read(self, request: HttpRequest) -> Call:
+    def read(self, request: HttpRequest) -> ParsedRequest:
         """Understand a request, as far as it can be."""
         ...
 
-    def check(self, call: Call) -> Canvas:
+    def check(self, call: ParsedRequest) -> ImageSize:
         """Decide what picture to make.
 
         Raises:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.calls import Call, Canvas
+    from resilient_imagen.emulator.calls import ParsedRequest, ImageSize
 
 __all__ = ["draw", "flat", "is_plain"]
 
@@ -58,7 +58,7 @@ def flat(size: tuple[int, int], mime_type: str, vendor: str, variant: int) -> by
     return _encode(Image.new("RGB", size, colour), mime_type)
 
 
-def draw(vendor: str, call: Call, canvas: Canvas, variant: int) -> bytes:
+def draw(vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int) -> bytes:
     """A picture that shows who was asked for what, the same for the same request."""
     scale = max(_LONG_EDGE / max(canvas.width, canvas.height),
                 _SHORTEST / min(canvas.width, canvas.height))  # fmt: skip
@@ -123,7 +123,9 @@ def _font(size: int) -> _Font:
     return ImageFont.load_default(max(8, size))
 
 
-def _write_head(page: _Page, vendor: str, call: Call, canvas: Canvas, variant: int) -> int:
+def _write_head(
+    page: _Page, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
+) -> int:
     """The vendor's badge and the facts under it; returns where the head ends."""
     x = y = page.margin
     badge, small = _font(page.unit // 18), _font(page.unit // 28)
@@ -144,7 +146,7 @@ def _write_head(page: _Page, vendor: str, call: Call, canvas: Canvas, variant: i
     return int(at[1])
 
 
-def _place_thumbnails(page: _Page, call: Call) -> int:
+def _place_thumbnails(page: _Page, call: ParsedRequest) -> int:
     """The references along the bottom; returns where they begin."""
     count = min(len(call.references), _MAX_THUMBNAILS)
     floor = page.image.height - page.margin

@@ -138,7 +138,7 @@ class Fault:
         """The same fault, shown only after ``delay`` seconds."""
         return replace(self, delay=_latency(delay))
 
-    def striking(self, share: float) -> Fault:
+    def with_probability(self, share: float) -> Fault:
         """The same fault for this share of the requests."""
         return replace(self, share=share)
 

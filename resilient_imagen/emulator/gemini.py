@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from resilient_imagen.emulator import gemini_errors as errors
-from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
+from resilient_imagen.emulator.calls import ParsedRequest, ImageSize, UploadedImage, ApiError
 from resilient_imagen.emulator.gemini_shapes import SHAPES
 from resilient_imagen.emulator.pictures import sniff
 from resilient_imagen.emulator.wire import read_json
@@ -18,7 +18,7 @@ from resilient_imagen.emulator.wire import read_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import Shape
+    from resilient_imagen.emulator.calls import ResponseVariant
     from resilient_imagen.emulator.wire import HttpRequest, Reply
 
 __all__ = ["SIZES_1K", "Gemini"]
@@ -61,14 +61,14 @@ class Gemini:
     """Google's dialect."""
 
     name = "google"
-    shapes: Mapping[str, Shape] = SHAPES
-    errors: Mapping[str, Callable[[Call, float | None], Reply]] = errors.NAMED
+    shapes: Mapping[str, ResponseVariant] = SHAPES
+    errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
 
     def matches(self, path: str) -> bool:
         """Whether the path is a model's generateContent."""
         return _PATH.fullmatch(path) is not None
 
-    def read(self, request: HttpRequest) -> Call:
+    def read(self, request: HttpRequest) -> ParsedRequest:
         """Understand a request, as far as it can be."""
         match = _PATH.fullmatch(request.path)
         model = unquote(match[2]) if match else ""
@@ -76,7 +76,9 @@ class Gemini:
             call = _understand(model, read_json(request.body))
             call.prompt.encode()  # an unpaired surrogate is no text
         except (ValueError, TypeError, AttributeError):
-            return Call("generate", model, problem=errors.invalid("Invalid JSON payload received."))
+            return ParsedRequest(
+                "generate", model, problem=errors.invalid("Invalid JSON payload received.")
+            )
         return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
@@ -87,42 +89,42 @@ class Gemini:
         """
         key = request.headers.get("x-goog-api-key", "")
         if not key:
-            raise Refusal(errors.no_key())
+            raise ApiError(errors.no_key())
         if accepted is not None and key not in accepted:
-            raise Refusal(errors.bad_key())
+            raise ApiError(errors.bad_key())
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
         """This status in Gemini's own words."""
         return errors.error(code, retry_after=retry_after)
 
-    def check(self, call: Call) -> Canvas:
+    def check(self, call: ParsedRequest) -> ImageSize:
         """Decide what picture to make.
 
         Raises:
             Refusal: Gemini does not accept the call.
         """
         if call.problem is not None:
-            raise Refusal(call.problem)
+            raise ApiError(call.problem)
         sizes = _sizes_of(call.model)
         config = call.parameters
         for name in config.keys() - _IMAGE_CONFIG:
-            raise Refusal(errors.unknown_field(name, "generation_config.image_config"))
+            raise ApiError(errors.unknown_field(name, "generation_config.image_config"))
         if not call.prompt and not call.references:
-            raise Refusal(
+            raise ApiError(
                 errors.invalid("* GenerateContentRequest.contents: contents is not specified\n")
             )
         _check_references(call)
         if call.model == _SENDS_PNG and call.resolution is not None:
-            raise Refusal(errors.error(500))
+            raise ApiError(errors.error(500))
         return _canvas(call, sizes)
 
 
-def _understand(model: str, body: dict[str, Any]) -> Call:
+def _understand(model: str, body: dict[str, Any]) -> ParsedRequest:
     parts = [
         _camel(part) for content in body.get("contents", []) for part in content.get("parts", [])
     ]
     config = _camel(_camel(body).get("generationConfig") or {})
-    call = Call("generate", model)
+    call = ParsedRequest("generate", model)
     if "aspectRatio" in config:
         problem = errors.unknown_field("aspectRatio", "generation_config")
         call = replace(call, problem=problem)
@@ -155,38 +157,40 @@ def _camel(message: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _received(part: Mapping[str, Any]) -> Received:
+def _received(part: Mapping[str, Any]) -> UploadedImage:
     blob = _camel(part["inlineData"])
     # The SDK sends the url-safe alphabet, curl users the standard one; the API takes both.
     data = str(blob["data"]).translate({ord("-"): "+", ord("_"): "/"})
-    return Received(str(blob.get("mimeType", "")), base64.b64decode(data + "=" * (-len(data) % 4)))
+    return UploadedImage(
+        str(blob.get("mimeType", "")), base64.b64decode(data + "=" * (-len(data) % 4))
+    )
 
 
 def _sizes_of(model: str) -> frozenset[str]:
     sizes = _MODELS.get(model)
     if sizes is None:
-        raise Refusal(errors.retired(model) if model in _RETIRED else errors.unknown_model(model))
+        raise ApiError(errors.retired(model) if model in _RETIRED else errors.unknown_model(model))
     return sizes
 
 
-def _check_references(call: Call) -> None:
+def _check_references(call: ParsedRequest) -> None:
     if len(call.references) > _MAX_REFERENCES:
-        raise Refusal(errors.invalid("Request contains an invalid argument."))
+        raise ApiError(errors.invalid("Request contains an invalid argument."))
     for reference in call.references:
         if reference.mime_type not in _INPUT_TYPES:
-            raise Refusal(errors.invalid(f"Unsupported MIME type: {reference.mime_type}"))
+            raise ApiError(errors.invalid(f"Unsupported MIME type: {reference.mime_type}"))
         if sniff(reference.data) is None:
-            raise Refusal(errors.unreadable_image())
+            raise ApiError(errors.unreadable_image())
 
 
-def _canvas(call: Call, sizes: frozenset[str]) -> Canvas:
+def _canvas(call: ParsedRequest, sizes: frozenset[str]) -> ImageSize:
     aspect = call.aspect_ratio or "1:1"
     if aspect not in SIZES_1K:
-        raise Refusal(errors.unsupported("aspectRatio", aspect))
+        raise ApiError(errors.unsupported("aspectRatio", aspect))
     resolution = call.resolution or "1K"
     if call.resolution is not None and call.resolution not in sizes:
-        raise Refusal(errors.unsupported("imageSize", resolution))
+        raise ApiError(errors.unsupported("imageSize", resolution))
     width, height = SIZES_1K[aspect]
     scale = _SCALE[resolution]
     mime = "image/png" if call.model == _SENDS_PNG else "image/jpeg"
-    return Canvas(width * scale, height * scale, mime)
+    return ImageSize(width * scale, height * scale, mime)

@@ -9,7 +9,7 @@ from resilient_imagen.emulator.wire import Reply, json_reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import Call
+    from resilient_imagen.emulator.calls import ParsedRequest
 
 __all__ = [
     "NAMED",
@@ -144,7 +144,7 @@ def bad_key() -> Reply:
     return error(400, "API key not valid. Please pass a valid API key.", details=[detail])
 
 
-def _exceeded(call: Call, retry_after: float | None, *windows: str) -> Reply:
+def _exceeded(call: ParsedRequest, retry_after: float | None, *windows: str) -> Reply:
     hint = "" if retry_after is None else f"\nPlease retry in {retry_after:g}s."
     message = (
         "You exceeded your current quota, please check your plan and billing details. For more "
@@ -154,16 +154,16 @@ def _exceeded(call: Call, retry_after: float | None, *windows: str) -> Reply:
     return error(429, message + hint, details=details, retry_after=retry_after)
 
 
-def _rate_limited(call: Call, retry_after: float | None) -> Reply:
+def _rate_limited(call: ParsedRequest, retry_after: float | None) -> Reply:
     return _exceeded(call, retry_after, "Minute")
 
 
-def _quota_exhausted(call: Call, retry_after: float | None) -> Reply:
+def _quota_exhausted(call: ParsedRequest, retry_after: float | None) -> Reply:
     # The day's violation comes last: a client that reads only the first takes it for the minute.
     return _exceeded(call, retry_after, "Minute", "Day")
 
 
-NAMED: Final[Mapping[str, Callable[[Call, float | None], Reply]]] = {
+NAMED: Final[Mapping[str, Callable[[ParsedRequest, float | None], Reply]]] = {
     "key_invalid": lambda _call, _retry_after: bad_key(),
     "model_gone": lambda call, _retry_after: retired(call.model),
     "rate_limited": _rate_limited,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.emulator.calls import Answer, Shape
+from resilient_imagen.emulator.calls import Answer, ResponseVariant
 from resilient_imagen.emulator.shapes import common_shapes, other_ratio
 
 if TYPE_CHECKING:
@@ -137,31 +137,31 @@ def _wrong_mime(answer: Answer) -> dict[str, Any]:
     return _parts(answer, part)
 
 
-SHAPES: Final[Mapping[str, Shape]] = {
+SHAPES: Final[Mapping[str, ResponseVariant]] = {
     **common_shapes(_good),
-    "blocked": Shape(_blocked, pictures=0),
-    "candidates_absent": Shape(_candidates(), pictures=0),
-    "candidates_empty": Shape(_candidates(candidates=[]), pictures=0),
-    "candidates_null": Shape(_candidates(candidates=None), pictures=0),
-    "content_absent": Shape(_content(_NOTHING), pictures=0),
-    "content_empty": Shape(_content({}), pictures=0),
-    "content_null": Shape(_content(None), pictures=0),
-    "content_role_only": Shape(_content({"role": "model"}), pictures=0),
-    "finish": Shape(_finish, pictures=0),
-    "no_image": Shape(_no_image, pictures=0),
-    "only_thought_image": Shape(_only_thought),
-    "parts_empty": Shape(_content({"parts": [], "role": "model"}), pictures=0),
-    "parts_null": Shape(_content({"parts": None, "role": "model"}), pictures=0),
-    "prompt_feedback_only": Shape(
+    "blocked": ResponseVariant(_blocked, pictures=0),
+    "candidates_absent": ResponseVariant(_candidates(), pictures=0),
+    "candidates_empty": ResponseVariant(_candidates(candidates=[]), pictures=0),
+    "candidates_null": ResponseVariant(_candidates(candidates=None), pictures=0),
+    "content_absent": ResponseVariant(_content(_NOTHING), pictures=0),
+    "content_empty": ResponseVariant(_content({}), pictures=0),
+    "content_null": ResponseVariant(_content(None), pictures=0),
+    "content_role_only": ResponseVariant(_content({"role": "model"}), pictures=0),
+    "finish": ResponseVariant(_finish, pictures=0),
+    "no_image": ResponseVariant(_no_image, pictures=0),
+    "only_thought_image": ResponseVariant(_only_thought),
+    "parts_empty": ResponseVariant(_content({"parts": [], "role": "model"}), pictures=0),
+    "parts_null": ResponseVariant(_content({"parts": None, "role": "model"}), pictures=0),
+    "prompt_feedback_only": ResponseVariant(
         _candidates(candidates=None, promptFeedback={"safetyRatings": None}), pictures=0
     ),
-    "several_images": Shape(_several, pictures=3),
-    "signed_drafts": Shape(_drafts_by(thoughtSignature=_SIGNATURE), pictures=3),
-    "text_after": Shape(_text_after),
-    "text_before": Shape(_text_before),
-    "text_only": Shape(_text_only, pictures=0),
-    "thought_images": Shape(_drafts_by(thought=True), pictures=3),
-    "wrong_aspect": Shape(_good, canvas=other_ratio),
-    "wrong_mime": Shape(_wrong_mime),
+    "several_images": ResponseVariant(_several, pictures=3),
+    "signed_drafts": ResponseVariant(_drafts_by(thoughtSignature=_SIGNATURE), pictures=3),
+    "text_after": ResponseVariant(_text_after),
+    "text_before": ResponseVariant(_text_before),
+    "text_only": ResponseVariant(_text_only, pictures=0),
+    "thought_images": ResponseVariant(_drafts_by(thought=True), pictures=3),
+    "wrong_aspect": ResponseVariant(_good, canvas=other_ratio),
+    "wrong_mime": ResponseVariant(_wrong_mime),
 }
 """Answers by name; ``good`` is the normal one."""

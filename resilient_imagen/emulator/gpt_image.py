@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.emulator import gpt_image_errors as errors
-from resilient_imagen.emulator.calls import Call, Canvas, Received, Refusal
+from resilient_imagen.emulator.calls import ParsedRequest, ImageSize, UploadedImage, ApiError
 from resilient_imagen.emulator.gpt_image_shapes import SHAPES
 from resilient_imagen.emulator.multipart import read_form
 from resilient_imagen.emulator.wire import read_json
@@ -14,7 +14,7 @@ from resilient_imagen.emulator.wire import read_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import Shape
+    from resilient_imagen.emulator.calls import ResponseVariant
     from resilient_imagen.emulator.wire import HttpRequest, Reply
 
 __all__ = ["GptImage"]
@@ -51,14 +51,14 @@ class GptImage:
     """OpenAI's dialect."""
 
     name = "openai"
-    shapes: Mapping[str, Shape] = SHAPES
-    errors: Mapping[str, Callable[[Call, float | None], Reply]] = errors.NAMED
+    shapes: Mapping[str, ResponseVariant] = SHAPES
+    errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
 
     def matches(self, path: str) -> bool:
         """Whether the path is one of the image endpoints."""
         return path in (_GENERATE, _EDIT)
 
-    def read(self, request: HttpRequest) -> Call:
+    def read(self, request: HttpRequest) -> ParsedRequest:
         """Understand a request, as far as it can be."""
         if request.path == _EDIT:
             return _read_edit(request)
@@ -67,7 +67,7 @@ class GptImage:
             call = _call("generate", body, ())
             call.prompt.encode()  # an unpaired surrogate is no text
         except (ValueError, AttributeError):
-            return Call("generate", "", problem=errors.unreadable())
+            return ParsedRequest("generate", "", problem=errors.unreadable())
         return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
@@ -78,51 +78,55 @@ class GptImage:
         """
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
-            raise Refusal(errors.no_key())
+            raise ApiError(errors.no_key())
         if accepted is not None and key not in accepted:
-            raise Refusal(errors.bad_key(key))
+            raise ApiError(errors.bad_key(key))
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
         """This status in OpenAI's own words."""
         return errors.error(code, retry_after=retry_after)
 
-    def check(self, call: Call) -> Canvas:
+    def check(self, call: ParsedRequest) -> ImageSize:
         """Decide what picture to make.
 
         Raises:
             Refusal: OpenAI does not accept the call.
         """
         if call.problem is not None:
-            raise Refusal(call.problem)
+            raise ApiError(call.problem)
         _check_model(call.model)
         known = _COMMON | _EDIT_ONLY if call.operation == "edit" else _COMMON
         for name in call.parameters.keys() - known:
-            raise Refusal(errors.unknown_parameter(name))
+            raise ApiError(errors.unknown_parameter(name))
         if not call.prompt:
-            raise Refusal(errors.missing("prompt"))
+            raise ApiError(errors.missing("prompt"))
         if len(call.prompt) > _MAX_PROMPT:
-            raise Refusal(errors.too_long(len(call.prompt), _MAX_PROMPT))
+            raise ApiError(errors.too_long(len(call.prompt), _MAX_PROMPT))
         if call.operation == "edit":
             _check_images(call.references)
         return _canvas(call)
 
 
-def _read_edit(request: HttpRequest) -> Call:
+def _read_edit(request: HttpRequest) -> ParsedRequest:
     form = read_form(request.headers.get("content-type", ""), request.body)
     if form is None:
-        return Call("edit", "", problem=errors.unreadable())
+        return ParsedRequest("edit", "", problem=errors.unreadable())
     received = [part for part in form if part.name in ("image", "image[]")]
     if any(part.filename is None for part in received):
-        return Call("edit", "", problem=errors.not_a_file())
+        return ParsedRequest("edit", "", problem=errors.not_a_file())
     # An image's field counts as known; its bytes are no parameter.
     fields = {part.name: part.text() for part in form if part.filename is None}
-    return _call("edit", fields, tuple(Received(part.mime_type, part.data) for part in received))
+    return _call(
+        "edit", fields, tuple(UploadedImage(part.mime_type, part.data) for part in received)
+    )
 
 
-def _call(operation: str, fields: Mapping[str, Any], images: tuple[Received, ...]) -> Call:
+def _call(
+    operation: str, fields: Mapping[str, Any], images: tuple[UploadedImage, ...]
+) -> ParsedRequest:
     prompt = fields.get("prompt")
     size = fields.get("size")
-    return Call(
+    return ParsedRequest(
         operation,
         str(fields.get("model") or ""),
         prompt=prompt if isinstance(prompt, str) else "",
@@ -134,30 +138,30 @@ def _call(operation: str, fields: Mapping[str, Any], images: tuple[Received, ...
 
 def _check_model(model: str) -> None:
     if not model:
-        raise Refusal(errors.missing("model"))
+        raise ApiError(errors.missing("model"))
     if model in _RETIRED:
-        raise Refusal(errors.retired(model))
+        raise ApiError(errors.retired(model))
     if model not in _MODELS:
-        raise Refusal(errors.unknown_model(model))
+        raise ApiError(errors.unknown_model(model))
 
 
-def _check_images(images: tuple[Received, ...]) -> None:
+def _check_images(images: tuple[UploadedImage, ...]) -> None:
     if not images:
-        raise Refusal(errors.missing("image"))
+        raise ApiError(errors.missing("image"))
     if len(images) > _MAX_IMAGES:
-        raise Refusal(errors.too_many(len(images), _MAX_IMAGES))
+        raise ApiError(errors.too_many(len(images), _MAX_IMAGES))
     from resilient_imagen.emulator import drawing
 
     for index, image in enumerate(images):
         if len(image.data) > _MAX_IMAGE_BYTES:
-            raise Refusal(errors.too_large(index))
+            raise ApiError(errors.too_large(index))
         if image.mime_type not in ("image/png", "image/jpeg", "image/webp"):
-            raise Refusal(errors.unsupported_type(index, image.mime_type))
+            raise ApiError(errors.unsupported_type(index, image.mime_type))
         if not drawing.is_plain(image.data):
-            raise Refusal(errors.invalid_image(index))
+            raise ApiError(errors.invalid_image(index))
 
 
-def _canvas(call: Call) -> Canvas:
+def _canvas(call: ParsedRequest) -> ImageSize:
     options = call.parameters
     width, height = _size(call.model, call.resolution or "auto")
     qualities = _QUALITIES + (_FINER if _FREE.fullmatch(call.model) and "2." in call.model else ())
@@ -165,20 +169,20 @@ def _canvas(call: Call) -> Canvas:
     kind = _choice(options, "output_format", "png", _FORMATS)
     _choice(options, "background", "auto", ("transparent", "opaque", "auto"))
     _choice(options, "moderation", "auto", ("low", "auto"))
-    return Canvas(width, height, f"image/{kind}", quality, _count(options.get("n", 1)))
+    return ImageSize(width, height, f"image/{kind}", quality, _count(options.get("n", 1)))
 
 
 def _choice(options: Mapping[str, Any], name: str, default: str, allowed: tuple[str, ...]) -> str:
     value = options.get(name, default)
     if value not in allowed:
-        raise Refusal(errors.invalid_value(name, value, allowed))
+        raise ApiError(errors.invalid_value(name, value, allowed))
     return str(value)
 
 
 def _count(value: Any) -> int:
     text = str(value)
     if text not in _COUNTS:
-        raise Refusal(errors.invalid_value("n", value, _COUNTS))
+        raise ApiError(errors.invalid_value("n", value, _COUNTS))
     return int(text)
 
 
@@ -188,10 +192,10 @@ def _size(model: str, size: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", size, re.ASCII)
     free = _FREE.fullmatch(model) is not None
     if match is None or (not free and size not in _STANDARD):
-        raise Refusal(errors.invalid_value("size", size, _STANDARD))
+        raise ApiError(errors.invalid_value("size", size, _STANDARD))
     width, height = int(match[1]), int(match[2])
     if free and not _within_limits(width, height):
-        raise Refusal(errors.invalid_size(size))
+        raise ApiError(errors.invalid_size(size))
     return width, height
 
 

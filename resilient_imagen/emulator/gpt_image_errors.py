@@ -9,7 +9,7 @@ from resilient_imagen.emulator.wire import Reply, json_reply
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import Call
+    from resilient_imagen.emulator.calls import ParsedRequest
 
 __all__ = [
     "NAMED",
@@ -216,7 +216,7 @@ def moderation_blocked(stage: str) -> Reply:
     return json_reply({"error": body}, 400)
 
 
-def _rate_limited(call: Call, retry_after: float | None) -> Reply:
+def _rate_limited(call: ParsedRequest, retry_after: float | None) -> Reply:
     # The delay stands in the text alone: no image report shows a Retry-After header.
     hint = "" if retry_after is None else f" Please try again in {retry_after:g}s."
     message = (
@@ -226,18 +226,18 @@ def _rate_limited(call: Call, retry_after: float | None) -> Reply:
     return error(429, message, kind="input-images", word="rate_limit_exceeded")
 
 
-def _quota_exhausted(_call: Call, _retry_after: float | None) -> Reply:
+def _quota_exhausted(_call: ParsedRequest, _retry_after: float | None) -> Reply:
     message = "You exceeded your current quota, please check your plan and billing details."
     return error(429, message, kind="insufficient_quota", word="insufficient_quota")
 
 
-def _billing_hard_limit(_call: Call, _retry_after: float | None) -> Reply:
+def _billing_hard_limit(_call: ParsedRequest, _retry_after: float | None) -> Reply:
     message = "Billing hard limit has been reached"
     word = "billing_hard_limit_reached"
     return error(400, message, kind="billing_limit_user_error", word=word)
 
 
-NAMED: Final[Mapping[str, Callable[[Call, float | None], Reply]]] = {
+NAMED: Final[Mapping[str, Callable[[ParsedRequest, float | None], Reply]]] = {
     "billing_hard_limit": _billing_hard_limit,
     "key_invalid": lambda _call, _retry_after: bad_key(""),
     "model_gone": lambda call, _retry_after: retired(call.model),

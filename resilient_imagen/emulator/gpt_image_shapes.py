@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.emulator.calls import Answer, Canvas, Shape
+from resilient_imagen.emulator.calls import Answer, ImageSize, ResponseVariant
 from resilient_imagen.emulator.gpt_image_errors import moderation_blocked
 from resilient_imagen.emulator.shapes import common_shapes, other_ratio
 
@@ -24,7 +24,7 @@ _PER_SQUARE: Final[Mapping[str, int]] = {
 """Output tokens of a 1024x1024 picture; other sizes in proportion to their pixels."""
 
 
-def _drawn_quality(canvas: Canvas) -> str:
+def _drawn_quality(canvas: ImageSize) -> str:
     return "high" if canvas.quality == "auto" else canvas.quality
 
 
@@ -70,17 +70,17 @@ def _blocked(answer: Answer) -> Reply:
 
 _URL: Final = "https://images.example.invalid/emulated.png"
 
-SHAPES: Final[Mapping[str, Shape]] = {
+SHAPES: Final[Mapping[str, ResponseVariant]] = {
     **common_shapes(_good),
-    "b64_absent": Shape(_data(data=[{}]), pictures=0),
-    "b64_null": Shape(_data(data=[{"b64_json": None}]), pictures=0),
-    "blocked": Shape(_blocked, pictures=0),
-    "data_absent": Shape(_data(), pictures=0),
-    "data_empty": Shape(_data(data=[]), pictures=0),
-    "data_null": Shape(_data(data=None), pictures=0),
-    "no_image": Shape(_data(data=[]), pictures=0),
-    "several_images": Shape(_good, pictures=3),
-    "url_only": Shape(_data(data=[{"url": _URL}]), pictures=0),
-    "wrong_aspect": Shape(_good, canvas=other_ratio),
+    "b64_absent": ResponseVariant(_data(data=[{}]), pictures=0),
+    "b64_null": ResponseVariant(_data(data=[{"b64_json": None}]), pictures=0),
+    "blocked": ResponseVariant(_blocked, pictures=0),
+    "data_absent": ResponseVariant(_data(), pictures=0),
+    "data_empty": ResponseVariant(_data(data=[]), pictures=0),
+    "data_null": ResponseVariant(_data(data=None), pictures=0),
+    "no_image": ResponseVariant(_data(data=[]), pictures=0),
+    "several_images": ResponseVariant(_good, pictures=3),
+    "url_only": ResponseVariant(_data(data=[{"url": _URL}]), pictures=0),
+    "wrong_aspect": ResponseVariant(_good, canvas=other_ratio),
 }
 """Answers by name; ``good`` is the normal one."""

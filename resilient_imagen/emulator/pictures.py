@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from resilient_imagen.emulator.calls import Picture
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.calls import Call, Canvas
+    from resilient_imagen.emulator.calls import ParsedRequest, ImageSize
 
-__all__ = ["PictureMode", "Studio", "sniff"]
+__all__ = ["PictureMode", "ImageRenderer", "sniff"]
 
 PictureMode = Literal["drawn", "tiny"] | bytes
 """``drawn``: shows the request, in the size asked for. ``tiny``: one colour, a sixteenth of the
@@ -39,7 +39,7 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-class Studio:
+class ImageRenderer:
     """Makes the pictures of one emulator and remembers the last ones."""
 
     def __init__(self, mode: PictureMode) -> None:
@@ -48,7 +48,9 @@ class Studio:
         self.mode: PictureMode = mode
         self._made: OrderedDict[tuple[object, ...], Picture] = OrderedDict()
 
-    async def paint(self, vendor: str, call: Call, canvas: Canvas, variant: int) -> Picture:
+    async def render(
+        self, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
+    ) -> Picture:
         """One picture; ``variant`` tells apart several of the same answer."""
         mode = self.mode
         key = _identity(mode, vendor, call, canvas, variant)
@@ -65,7 +67,7 @@ class Studio:
             held -= len(oldest.data)
 
     async def _make(
-        self, mode: PictureMode, vendor: str, call: Call, canvas: Canvas, variant: int
+        self, mode: PictureMode, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
     ) -> Picture:
         if isinstance(mode, bytes):
             return Picture(mode + b"\0" * variant, sniff(mode) or canvas.mime_type)
@@ -79,7 +81,7 @@ class Studio:
 
 
 def _identity(
-    mode: PictureMode, vendor: str, call: Call, canvas: Canvas, variant: int
+    mode: PictureMode, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
 ) -> tuple[object, ...]:
     if isinstance(mode, bytes):
         return (id(mode), variant)

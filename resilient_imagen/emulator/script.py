@@ -55,7 +55,7 @@ def _fault(value: Any) -> Any:
 
 
 def _striking(fault: InstanceOf[Fault], share: float) -> Fault:
-    return fault.striking(share)
+    return fault.with_probability(share)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import h11
 
-from resilient_imagen.emulator.calls import Refusal
+from resilient_imagen.emulator.calls import ApiError
 from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, Reply, json_reply, pieces
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class _Connection:
         """The next request; None when there is none, or when it was too large and refused."""
         try:
             return await self._next_request()
-        except Refusal as refusal:
+        except ApiError as refusal:
             reply = refusal.reply
         except h11.RemoteProtocolError as error:
             if error.error_status_hint != _HEADERS_TOO_LARGE:
@@ -216,7 +216,7 @@ class _Connection:
 
     def _check_size(self, head: h11.Request, body: int) -> None:
         if sum(len(name) + len(value) for name, value in head.headers) > _MAX_HEADERS:
-            raise Refusal(_headers_too_large())
+            raise ApiError(_headers_too_large())
         if body > self._app.max_body:
             raise self._app.too_large(_path(head))
 
@@ -224,7 +224,7 @@ class _Connection:
         self._belongs_to(self._app.vendor_of(request.path))
         try:
             exchange = await self._app.receive(request)
-        except Refusal as refusal:
+        except ApiError as refusal:
             await self._send(refusal.reply)
             return
         try:

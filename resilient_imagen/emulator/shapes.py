@@ -6,13 +6,13 @@ import base64
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.emulator.calls import Picture, Shape
-from resilient_imagen.emulator.wire import Reply, Verbatim, json_reply
+from resilient_imagen.emulator.calls import Picture, ResponseVariant
+from resilient_imagen.emulator.wire import Reply, RawJson, json_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.emulator.calls import Answer, Canvas
+    from resilient_imagen.emulator.calls import Answer, ImageSize
 
 __all__ = ["common_shapes", "other_ratio"]
 
@@ -25,19 +25,19 @@ class _Unreadable(Picture):
     """A picture whose base64 is none."""
 
     @property
-    def base64(self) -> Verbatim:
-        return Verbatim(b"this is *not* base64!")
+    def base64(self) -> RawJson:
+        return RawJson(b"this is *not* base64!")
 
 
 class _Cut(Picture):
     """A picture of which the second half is missing."""
 
     @property
-    def base64(self) -> Verbatim:
-        return Verbatim(base64.b64encode(self.data[: len(self.data) // 2]))
+    def base64(self) -> RawJson:
+        return RawJson(base64.b64encode(self.data[: len(self.data) // 2]))
 
 
-def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
+def common_shapes(good: Callable[[Answer], Any]) -> dict[str, ResponseVariant]:
     """The shapes that every vendor has, made from the one that writes its good answer."""
 
     def bad_json(answer: Answer) -> Reply:
@@ -59,19 +59,19 @@ def common_shapes(good: Callable[[Answer], Any]) -> dict[str, Shape]:
         return Reply(200, b"", (("content-type", "application/json"),))
 
     return {
-        "bad_base64": Shape(bad_base64),
-        "bad_json": Shape(bad_json),
-        "body_empty": Shape(no_body, pictures=0),
-        "body_list": Shape(lambda _: [], pictures=0),
-        "body_null": Shape(lambda _: None, pictures=0),
-        "body_object": Shape(lambda _: {}, pictures=0),
-        "good": Shape(good),
-        "html": Shape(html, pictures=0),
-        "picture_cut": Shape(picture_cut),
+        "bad_base64": ResponseVariant(bad_base64),
+        "bad_json": ResponseVariant(bad_json),
+        "body_empty": ResponseVariant(no_body, pictures=0),
+        "body_list": ResponseVariant(lambda _: [], pictures=0),
+        "body_null": ResponseVariant(lambda _: None, pictures=0),
+        "body_object": ResponseVariant(lambda _: {}, pictures=0),
+        "good": ResponseVariant(good),
+        "html": ResponseVariant(html, pictures=0),
+        "picture_cut": ResponseVariant(picture_cut),
     }
 
 
-def other_ratio(canvas: Canvas) -> Canvas:
+def other_ratio(canvas: ImageSize) -> ImageSize:
     """A square; for a square, something that is none."""
     side = min(canvas.width, canvas.height)
     wide = side * 2 if canvas.width == canvas.height else side

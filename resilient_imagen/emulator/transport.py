@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from resilient_imagen.emulator.calls import Refusal
+from resilient_imagen.emulator.calls import ApiError
 from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, pieces
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class EmulatorTransport(httpx2.AsyncBaseTransport):
         received = HttpRequest(request.method, request.url.path, headers, body)
         try:
             exchange = await self._app.receive(received)
-        except Refusal as refusal:
+        except ApiError as refusal:
             reply = refusal.reply
             return httpx2.Response(reply.status, headers=reply.all_headers(), content=reply.body)
         exchange.vendor.connections(1)

@@ -15,7 +15,7 @@ from resilient_imagen.emulator.plan import FaultPlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resilient_imagen.emulator.calls import Call, Dialect
+    from resilient_imagen.emulator.calls import ParsedRequest, VendorApi
 
 __all__ = ["ReferenceSeen", "RequestSeen", "Vendor"]
 
@@ -61,7 +61,7 @@ class Vendor:
     """What an application may do with one emulated vendor. Safe to use from any thread."""
 
     def __init__(
-        self, dialect: Dialect, *, seed: int, keys: Iterable[str] | None, latency: Latency
+        self, dialect: VendorApi, *, seed: int, keys: Iterable[str] | None, latency: Latency
     ) -> None:
         self.dialect = dialect
         self.name = dialect.name
@@ -184,7 +184,7 @@ class Vendor:
             self._loop = loop
             self._plan.anchor(loop.time())
 
-    def arrived(self, call: Call) -> tuple[RequestSeen, Fault | None, float]:
+    def arrived(self, call: ParsedRequest) -> tuple[RequestSeen, Fault | None, float]:
         """Note a request; gives its record, the fault that strikes it and its latency."""
         with self._lock:
             now = self._now() or 0.0

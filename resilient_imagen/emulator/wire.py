@@ -18,7 +18,7 @@ __all__ = [
     "Delivery",
     "HttpRequest",
     "Reply",
-    "Verbatim",
+    "RawJson",
     "json_reply",
     "offload",
     "pieces",
@@ -94,7 +94,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Verbatim:
+class RawJson:
     """A long string of plain ASCII inside a JSON body, already encoded.
 
     The standard encoder looks at every character of a picture, and holds the interpreter's lock
@@ -108,7 +108,7 @@ def _encode(body: Any) -> bytes:
     copied: list[bytes] = []
 
     def mark(value: object) -> str:
-        if not isinstance(value, Verbatim):
+        if not isinstance(value, RawJson):
             raise TypeError(f"{type(value).__name__} is no JSON value")
         copied.append(value.data)
         return _MARK
