@@ -55,10 +55,10 @@ import outage  # noqa: E402
 import outage_picture  # noqa: E402
 from peers import PEERS, installed  # noqa: E402
 from rows import ByDesign, Found, rows  # noqa: E402
-from table import Row, put, render  # noqa: E402
+from table import ResultRow, put, render  # noqa: E402
 from worlds import CASES, SEEDS  # noqa: E402
 
-__all__ = ["ALONE", "CASES", "Found", "Row", "everything", "main", "put", "render", "rows"]
+__all__ = ["ALONE", "CASES", "Found", "ResultRow", "everything", "main", "put", "render", "rows"]
 
 
 def outages(peers: dict[str, Path], seeds: int) -> dict[str, ByDesign]:

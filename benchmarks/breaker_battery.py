@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RESET = 0.3
 
 
-class DownError(Exception):
+class ServiceDownError(Exception):
     """The service is down."""
 
 
@@ -108,7 +108,10 @@ def purgatory() -> Subject:
 def circuitbreaker() -> Subject:
     library = importlib.import_module("circuitbreaker")
     breaker = library.CircuitBreaker(
-        failure_threshold=3, recovery_timeout=RESET, expected_exception=DownError, name="service"
+        failure_threshold=3,
+        recovery_timeout=RESET,
+        expected_exception=ServiceDownError,
+        name="service",
     )
 
     async def call(work: Callable[[], Awaitable[None]]) -> None:
@@ -120,7 +123,10 @@ def circuitbreaker() -> Subject:
 def hyx() -> Subject:
     library = importlib.import_module("hyx.circuitbreaker")
     breaker = library.consecutive_breaker(
-        exceptions=DownError, failure_threshold=3, recovery_time_secs=RESET, recovery_threshold=1
+        exceptions=ServiceDownError,
+        failure_threshold=3,
+        recovery_time_secs=RESET,
+        recovery_threshold=1,
     )
 
     async def call(work: Callable[[], Awaitable[None]]) -> None:
@@ -136,7 +142,7 @@ def interlock() -> Subject:
     class OnlyDown:
         def is_failure(self, *, result: object, exception: Exception | None) -> bool:
             del result
-            return isinstance(exception, DownError)
+            return isinstance(exception, ServiceDownError)
 
     config = library.Config(
         failure_rate_threshold=1.0,  # it has no rule of failures in a row
@@ -169,7 +175,7 @@ async def succeed() -> None:
 
 async def fail() -> None:
     await asyncio.sleep(0)
-    raise DownError
+    raise ServiceDownError
 
 
 async def excluded() -> None:
@@ -251,7 +257,7 @@ async def entered_of_200(subject: Subject) -> str:
 
 async def late_failure_delays(subject: Subject) -> str:
     release = asyncio.Event()
-    late = asyncio.ensure_future(end_of(subject, delayed(release, DownError())))
+    late = asyncio.ensure_future(end_of(subject, delayed(release, ServiceDownError())))
     await asyncio.sleep(0)
     await fail_times(subject, 3)
     await asyncio.sleep(RESET * 0.7)

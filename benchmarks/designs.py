@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worlds import GOOGLE, NO_LIMIT, OPENAI, Case, Design, Image, World, now
+from worlds import GOOGLE, NO_LIMIT, OPENAI, Case, Design, Image, OutageScenario, now
 
 from resilient_imagen.reasons import Reason
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Bare:
     """One request."""
 
-    def __init__(self, world: World, case: Case) -> None:
+    def __init__(self, world: OutageScenario, case: Case) -> None:
         del case
         self._world = world
 
@@ -39,10 +39,10 @@ class Bare:
         return made(asked, GOOGLE, await self._world.ask(call, GOOGLE, limit=NO_LIMIT))
 
 
-class Guide:
+class GuideBaseline:
     """Three tries inside a held slot, then the other vendor."""
 
-    def __init__(self, world: World, case: Case) -> None:
+    def __init__(self, world: OutageScenario, case: Case) -> None:
         self._world = world
         self._slots = asyncio.Semaphore(case.slots)
         self._turn = asyncio.Lock()
@@ -72,7 +72,7 @@ class Cooldown:
 
     ALLOWED, WITHIN, SECONDS = 2, 60.0, 60.0
 
-    def __init__(self, world: World, case: Case) -> None:
+    def __init__(self, world: OutageScenario, case: Case) -> None:
         del case  # a router has no limits to wait for
         self._world = world
         self._failed: deque[float] = deque()
@@ -100,9 +100,9 @@ class Cooldown:
             self._skip_until = now() + self.SECONDS
 
 
-DESIGNS: dict[str, Callable[[World, Case], Design]] = {
+DESIGNS: dict[str, Callable[[OutageScenario, Case], Design]] = {
     "bare": Bare,
-    "guide": Guide,
+    "guide": GuideBaseline,
     "cooldown": Cooldown,
 }
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 TRANSIENT = ("503", "429", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "timed out")
 
 
-class Guide:
+class GuideClient:
     """Retries, then a fallback, around two functions that block."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Guide:
 class GuideOverSdks:
     """The same with the vendors' sync clients."""
 
-    def __init__(self, google_url: str, openai_url: str, guide: Guide) -> None:
+    def __init__(self, google_url: str, openai_url: str, guide: GuideClient) -> None:
         from google import genai
         from google.genai import types
         from openai import OpenAI

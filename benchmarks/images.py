@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from guide import Guide, GuideOverSdks
+from guide import GuideClient, GuideOverSdks
 from PIL import Image
 from watch import LARGE, LOADS, TIMEOUT, Figures, Make, watched
 
@@ -176,7 +176,7 @@ async def guide(urls: tuple[str, str], load: str, given: References) -> AsyncIte
     """Retries, then the other vendor, in threads."""
     hang = load == "hang"
     design = GuideOverSdks(
-        *urls, Guide(slots=4 if hang else ROOM, ipm=1e9, timeout=TIMEOUT if hang else 60.0)
+        *urls, GuideClient(slots=4 if hang else ROOM, ipm=1e9, timeout=TIMEOUT if hang else 60.0)
     )
 
     async def make(prompt: str) -> object:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import overhead
-from guide import Guide
+from guide import GuideClient
 from peer import microseconds
 
 Costs = dict[str, float]
@@ -33,7 +33,7 @@ def ours(calls: int) -> Costs:
 
 async def guide(calls: int) -> Costs:
     """Threads and three tries, without their pauses."""
-    design = Guide(ipm=1e12, pause=0.0)
+    design = GuideClient(ipm=1e12, pause=0.0)
 
     def answer() -> str:
         return "x"

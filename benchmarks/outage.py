@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from designs import DESIGNS
-from worlds import CASES, DEFAULT, SEEDS, Case, Image, Outcome, Sums, mean, play, sums
+from worlds import CASES, DEFAULT, SEEDS, Case, Image, Outcome, Sums, mean, run_outage, sums
 
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning.drive import run_simulation
@@ -45,7 +45,7 @@ def ours(case: Case, seed: int) -> Outcome:
 
 def outcomes(case: Case, seed: int) -> dict[str, Outcome]:
     """Every design in the same world."""
-    played = {name: play(case, design, seed) for name, design in DESIGNS.items()}
+    played = {name: run_outage(case, design, seed) for name, design in DESIGNS.items()}
     return {**played, "ours": ours(case, seed)}
 
 

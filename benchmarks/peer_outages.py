@@ -28,7 +28,19 @@ tuning = ModuleType("resilient_imagen.tuning")
 tuning.__path__ = [str(ROOT / "resilient_imagen" / "tuning")]
 sys.modules[tuning.__name__] = tuning
 
-from worlds import CASES, GOOGLE, OPENAI, SEEDS, Case, Image, World, mean, now, play, sums  # noqa: E402
+from worlds import (
+    CASES,
+    GOOGLE,
+    OPENAI,
+    SEEDS,
+    Case,
+    Image,
+    OutageScenario,
+    mean,
+    now,
+    run_outage,
+    sums,
+)  # noqa: E402
 
 from resilient_imagen.reasons import Reason  # noqa: E402
 from resilient_imagen.virtualtime import VirtualTimeLoop  # noqa: E402
@@ -55,7 +67,10 @@ class Peer:
     """A library's chain as a design."""
 
     def __init__(
-        self, world: World, build: Callable[[Ask], Chain], error: Callable[[Reason], Exception]
+        self,
+        world: OutageScenario,
+        build: Callable[[Ask], Chain],
+        error: Callable[[Reason], Exception],
     ) -> None:
         self._world = world
         self._error = error
@@ -82,7 +97,7 @@ class Peer:
         return Image(asked, now() - asked, route, making)
 
 
-def langchain(world: World) -> Peer:
+def langchain(world: OutageScenario) -> Peer:
     """``with_fallbacks`` around two async functions."""
     runnables: Any = importlib.import_module("langchain_core.runnables")
 
@@ -100,7 +115,7 @@ def langchain(world: World) -> Peer:
     return Peer(world, build, ConnectionError)
 
 
-def pydantic_ai(world: World) -> Peer:
+def pydantic_ai(world: OutageScenario) -> Peer:
     """``FallbackModel`` over two function models, without an agent."""
     models: Any = importlib.import_module("pydantic_ai.models")
     messages: Any = importlib.import_module("pydantic_ai.messages")
@@ -128,7 +143,7 @@ def pydantic_ai(world: World) -> Peer:
     return Peer(world, build, lambda _: http_error(503, "down"))
 
 
-def litellm(world: World) -> Peer:
+def litellm(world: OutageScenario) -> Peer:
     """``Router.aimage_generation`` with a fallback; every other setting is the router's own."""
     library: Any = importlib.import_module("litellm")
     custom: Any = importlib.import_module("litellm.llms.custom_llm")
@@ -172,10 +187,10 @@ PEERS = {"langchain": langchain, "pydantic_ai": pydantic_ai, "litellm": litellm}
 def measure(peer: str, case: Case, seeds: tuple[int, ...]) -> dict[str, float]:
     """A case's figures, the means of its worlds."""
 
-    def design(world: World, _: Case) -> Peer:
+    def design(world: OutageScenario, _: Case) -> Peer:
         return PEERS[peer](world)
 
-    played = [play(case, design, seed, run) for seed in seeds]
+    played = [run_outage(case, design, seed, run) for seed in seeds]
     return dataclasses.asdict(mean([sums(case, each) for each in played]))
 
 

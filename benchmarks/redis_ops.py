@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from fleet_kit import Worker
-from lua_store import Sea
+from lua_store import FakeRedisCluster
 from redis_kit import RedisServer, binary
 
 from resilient_imagen import ImageClient, Settings
@@ -144,7 +144,7 @@ def reads(server: RedisServer) -> int:
     return 0
 
 
-class Traffic:
+class RedisTraffic:
     """What all workers send; from `fail` on, whatever ends has failed."""
 
     def __init__(self, workers: list[Worker]) -> None:
@@ -182,7 +182,7 @@ class Traffic:
 
 async def agree(size: int, *, deaf: bool) -> Agreement:
     """An outage in the middle of the day's work, and a recovery that one probes."""
-    sea = Sea()
+    sea = FakeRedisCluster()
     loop = asyncio.get_running_loop()
     workers = [Worker(sea, per_minute=60_000_000) for _ in range(size)]
     await asyncio.gather(*(worker.fleet.ready() for worker in workers))
@@ -193,7 +193,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
     for worker in workers if deaf else ():
         worker.link.deaf = True
 
-    traffic = Traffic(workers)
+    traffic = RedisTraffic(workers)
     await asyncio.sleep(6 * TURN)
     traffic.fail()
     messages = sea.deliveries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from table import Row
+from table import ResultRow
 from watch import CALLERS, PATIENCE, Figures
 
 ByDesign = dict[str, Figures]
@@ -85,30 +85,30 @@ AGAIN = "30 minutes of overload"
 """The outage whose end is looked at."""
 
 
-def rows(found: Found) -> list[Row]:
+def rows(found: Found) -> list[ResultRow]:
     """Every row of the table, in order."""
     return [
         *_middleware(found.middleware),
         *_images(found.images),
         *_hang(found.images),
         *_outages(found.outages),
-        Row(
+        ResultRow(
             "import, s (ours brings the rest with the first call, or `warm_up()`)",
             found.imports,
             NAMES,
             goal=0.15,
         ),
-        Row("installed, MB (the two chains: without any vendor's SDK)", found.sizes, CHECKS),
+        ResultRow("installed, MB (the two chains: without any vendor's SDK)", found.sizes, CHECKS),
     ]
 
 
-def _middleware(found: ByDesign) -> list[Row]:
+def _middleware(found: ByDesign) -> list[ResultRow]:
     titles = {
         "ok": ("added to a call, µs of CPU", 50.0),
         "fallback": ("added to a call that falls back, µs of CPU", 100.0),
     }
     return [
-        Row(
+        ResultRow(
             title,
             {name: each[way] for name, each in found.items()},
             GUARDS,
@@ -119,18 +119,18 @@ def _middleware(found: ByDesign) -> list[Row]:
     ]
 
 
-def _images(found: dict[str, ByDesign]) -> list[Row]:
+def _images(found: dict[str, ByDesign]) -> list[ResultRow]:
     made = []
     for load, shown in SHOWN.items():
         for figure in shown:
             title, why = FIGURES[figure]
             why = SYNC if load == "small" and figure in {"wall_ms", "cpu_ms"} else why
             cells = {name: each[figure] for name, each in found[load].items()}
-            made.append(Row(f"{LOADS[load]}: {title}", cells, why))
+            made.append(ResultRow(f"{LOADS[load]}: {title}", cells, why))
     return made
 
 
-def _hang(found: dict[str, ByDesign]) -> list[Row]:
+def _hang(found: dict[str, ByDesign]) -> list[ResultRow]:
     cells: dict[str, float | str] = {}
     for name, each in found["hang"].items():
         all_served = each["served"] == CALLERS
@@ -139,10 +139,10 @@ def _hang(found: dict[str, ByDesign]) -> list[Row]:
         f"Google hangs, limit 1 s a request: all {CALLERS} callers served after, s "
         f"(given up after {PATIENCE:.0f})"
     )
-    return [Row(title, cells, SLOTS)]
+    return [ResultRow(title, cells, SLOTS)]
 
 
-def _outages(found: dict[str, ByDesign]) -> list[Row]:
+def _outages(found: dict[str, ByDesign]) -> list[ResultRow]:
     made = []
     for outage, designs in found.items():
         means: dict[str, float | str] = {
@@ -153,11 +153,11 @@ def _outages(found: dict[str, ByDesign]) -> list[Row]:
         }
         doomed = {name: each["doomed"] for name, each in designs.items()}
         made += [
-            Row(f"{outage}: time to an image, s", means, LIMITS),
-            Row(f"{outage}: requests in vain", doomed, WAITED),
+            ResultRow(f"{outage}: time to an image, s", means, LIMITS),
+            ResultRow(f"{outage}: requests in vain", doomed, WAITED),
         ]
         if outage == AGAIN:
             back = {name: each["recovery"] for name, each in designs.items()}
             title = f"first image by Google after {AGAIN}, s from its end"
-            made.append(Row(title, back, LATER))
+            made.append(ResultRow(title, back, LATER))
     return made

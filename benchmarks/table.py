@@ -22,7 +22,7 @@ NOISE = 1.05
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One thing measured: less is better. A design without a picture to show says so in words."""
 
     title: str
@@ -42,7 +42,7 @@ class Row:
         )
 
 
-def render(rows: Sequence[Row], where: str) -> str:
+def render(rows: Sequence[ResultRow], where: str) -> str:
     """A Markdown table. In brackets: how many times our figure another one is."""
     shown = [name for name in DESIGNS if any(name in row.cells for row in rows)]
     lines = [
@@ -55,7 +55,7 @@ def render(rows: Sequence[Row], where: str) -> str:
     return "\n".join([*lines, "", where])
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: ResultRow, name: str) -> str:
     value, own = row.cells.get(name, ""), row.cells[OURS]
     if isinstance(value, str):
         return value
@@ -65,7 +65,7 @@ def _cell(row: Row, name: str) -> str:
     return number(value) + times
 
 
-def _remark(row: Row) -> str:
+def _remark(row: ResultRow) -> str:
     own, goal, met = row.cells[OURS], "", True
     if row.goal is not None:
         met = isinstance(own, float) and own / row.scale <= row.goal

@@ -28,7 +28,7 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
     TunableSettings,
-    Latency,
+    LatencyDistribution,
     Objective,
     Recorder,
     Scenario,
@@ -78,8 +78,8 @@ def day(shift: float) -> tuple[Outage, ...]:
 PROFILE = Scenario(
     traffic=Traffic(per_minute=6, duration=48 * HOUR, swing=0.3),
     services={
-        "google": Service(latency=Latency(19.0, 45.0), blips=0.01),
-        "openai": Service(latency=Latency(23.0, 40.0), cost_usd=0.15),
+        "google": Service(latency=LatencyDistribution(19.0, 45.0), blips=0.01),
+        "openai": Service(latency=LatencyDistribution(23.0, 40.0), cost_usd=0.15),
     },
     troubles=(*day(0.0), *day(24.6)),
 )

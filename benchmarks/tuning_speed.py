@@ -18,7 +18,7 @@ from itertools import count
 from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
-    Latency,
+    LatencyDistribution,
     Recorder,
     Recording,
     Scenario,
@@ -38,8 +38,8 @@ SETTINGS = Settings(ipm=20, max_concurrent=16)
 A_DAY = Scenario(
     traffic=Traffic(per_minute=10, duration=24 * HOUR, spacing="even"),
     services={
-        "google": Service(latency=Latency(19.0, 35.0), blips=0.01),
-        "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.05),
+        "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
+        "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.05),
     },
     troubles=(
         Outage(start=3 * HOUR, duration=2700),

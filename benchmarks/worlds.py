@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.loop import run_lean
 from resilient_imagen.tuning.scenario import (
-    Latency,
+    LatencyDistribution,
     Scenario,
     ScenarioOutcomes,
     Service,
@@ -39,8 +39,8 @@ NO_LIMIT = 600.0
 # Latencies: facts of 2026 for 1K pictures of gemini-3-pro-image (16 to 23 s, tail 60), and for
 # GPT Image at medium quality (mean 23 s, tail 26 in one measurement; wider here).
 SERVICES = {
-    "google": Service(latency=Latency(19.0, 35.0), cost_usd=0.134),
-    "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.05),
+    "google": Service(latency=LatencyDistribution(19.0, 35.0), cost_usd=0.134),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.05),
 }
 MINUTE, HOUR = 60.0, 3600.0
 OVERLOAD = Outage(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
@@ -162,7 +162,7 @@ class Design(Protocol):
         ...
 
 
-class World:
+class OutageScenario:
     """Answers a design."""
 
     def __init__(self, case: Case, seed: int) -> None:
@@ -187,14 +187,14 @@ class World:
         return met
 
 
-def play(
+def run_outage(
     case: Case,
-    design: Callable[[World, Case], Design],
+    design: Callable[[OutageScenario, Case], Design],
     seed: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = run_lean,
 ) -> Outcome:
     """Send the case's callers through a design; ``run`` is the loop, where it needs another."""
-    world = World(case, seed)
+    world = OutageScenario(case, seed)
 
     async def one(design: Design, call: int) -> None:
         asked = now()

@@ -32,7 +32,7 @@ class Call:
     order: int = 0
 
 
-class Oracle:
+class BreakerOracle:
     """The specification, as directly as it can be said."""
 
     def __init__(self, config: BreakerConfig, jitter: float) -> None:

@@ -102,7 +102,7 @@ async def wired(app: Emulator, way: str) -> AsyncIterator[Wired]:
         yield Wired(app, google, gpt, server, (http[0], http[1]))
 
 
-def play(
+def run_with_emulator(
     scenario: Callable[[Wired], Awaitable[None]], app: Emulator | None = None, way: str = "socket"
 ) -> None:
     """Run a scenario on an ordinary loop, against a fast emulator unless one is given."""

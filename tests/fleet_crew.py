@@ -72,7 +72,7 @@ class WorkerProcess:
             pipe.close()
 
 
-class Crew:
+class WorkerGroup:
     """All of them, and what they talk to."""
 
     def __init__(self, google: BackgroundEmulator, redis: RedisServer, size: int) -> None:
@@ -124,10 +124,10 @@ class Crew:
 
 
 @contextlib.contextmanager
-def crew_of(size: int) -> Iterator[Crew]:
+def worker_group(size: int) -> Iterator[WorkerGroup]:
     """So many processes, for the length of the block."""
     with redis_server() as redis, BackgroundEmulator(Emulator(picture="tiny")) as google:
-        crew = Crew(google, redis, size)
+        crew = WorkerGroup(google, redis, size)
         try:
             yield crew
         finally:

@@ -12,14 +12,14 @@ import multiprocessing
 import sys
 from typing import Any
 
-from fleet_world import PATIENCE, World, until
+from fleet_world import PATIENCE, LoopScenario, until
 
 CHILDREN = 3
 PROBE = 1.0
 """Seconds that a good answer takes."""
 
 
-def live(world: World, number: int, together: Any, told: Any) -> None:
+def live(world: LoopScenario, number: int, together: Any, told: Any) -> None:
     """One child."""
 
     async def main() -> None:
@@ -45,7 +45,7 @@ def live(world: World, number: int, together: Any, told: Any) -> None:
 
 
 if __name__ == "__main__":
-    world = World(sys.argv[1], breaker_reset_timeout=1.0)
+    world = LoopScenario(sys.argv[1], breaker_reset_timeout=1.0)
     asyncio.run(world.ask())
     fork = multiprocessing.get_context("fork")
     together, told = fork.Barrier(CHILDREN), fork.Queue()

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from lua_store import Sea, SeaLink
+from lua_store import FakeRedisCluster, FakeConnection
 
 from resilient_imagen.breaker import BreakerConfig, Permit, Rejection, Settlement
 from resilient_imagen.breaker.redis import RedisCircuitBreaker
@@ -22,7 +22,13 @@ class Worker:
     """One process: its fleet, one route's gate, one provider's pacer."""
 
     def __init__(
-        self, sea: Sea, *, per_minute: float = 6000, slots: int = 4, burst: int = 1, **numbers: Any
+        self,
+        sea: FakeRedisCluster,
+        *,
+        per_minute: float = 6000,
+        slots: int = 4,
+        burst: int = 1,
+        **numbers: Any,
     ) -> None:
         self.sea = sea
         self.fleet = sea.fleet()
@@ -33,7 +39,7 @@ class Worker:
         )
 
     @property
-    def link(self) -> SeaLink:
+    def link(self) -> FakeConnection:
         """Its connection."""
         mine = self.sea.links_of[self.fleet.worker]
         return mine[-1]
@@ -78,7 +84,7 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def crew(sea: Sea, count: int, **numbers: Any) -> AsyncIterator[list[Worker]]:
+async def workers(sea: FakeRedisCluster, count: int, **numbers: Any) -> AsyncIterator[list[Worker]]:
     """So many workers that have joined."""
     workers = [Worker(sea, **numbers) for _ in range(count)]
     try:
@@ -90,11 +96,13 @@ async def crew(sea: Sea, count: int, **numbers: Any) -> AsyncIterator[list[Worke
             await worker.fleet.aclose()
 
 
-def sail(scene: Callable[[Sea], Awaitable[T]], latency: float = 0.001) -> T:
+def run_with_fake_redis(
+    scene: Callable[[FakeRedisCluster], Awaitable[T]], latency: float = 0.001
+) -> T:
     """Play a scene on virtual time."""
 
     async def main() -> T:
-        return await scene(Sea(latency))
+        return await scene(FakeRedisCluster(latency))
 
     return run_virtual(main())
 

@@ -18,7 +18,7 @@ PATIENCE = 60.0
 """Seconds after which a test is taken for hanging."""
 
 
-class World:
+class LoopScenario:
     """A client, its provider, and what it warned of."""
 
     def __init__(self, url: str, **more: Any) -> None:
@@ -81,7 +81,7 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def play(scene: Coroutine[Any, Any, None]) -> None:
+def run_loop_scenario(scene: Coroutine[Any, Any, None]) -> None:
     """Run it, and leave no task behind."""
 
     async def main() -> None:

@@ -155,7 +155,7 @@ class LuaStore:
         return len(dropped)
 
 
-class Sea:
+class FakeRedisCluster:
     """What lies between workers and the store, on the running loop's time.
 
     Args:
@@ -172,8 +172,8 @@ class Sea:
         """Round trips, pings and connects included."""
         self.deliveries = 0
         """Messages of the channel that reached a worker."""
-        self.links: list[SeaLink] = []
-        self.links_of: dict[str, list[SeaLink]] = {}
+        self.links: list[FakeConnection] = []
+        self.links_of: dict[str, list[FakeConnection]] = {}
         """Every connection that a worker ever had, the present one last."""
         self.doors: list[SeaDoor] = []
         self.warnings: list[str] = []
@@ -199,13 +199,13 @@ class Sea:
             raise StoreUnavailable("ConnectionError")
         await asyncio.sleep(2 * self.latency)
 
-    def sink(self) -> None:
+    def stop(self) -> None:
         """The server goes away, with all connections."""
         self.up = False
         for link in self.links:
             link.break_off()
 
-    def rise(self, *, empty: bool) -> None:
+    def restart(self, *, empty: bool) -> None:
         """It is back."""
         self.up = True
         if empty:
@@ -223,7 +223,7 @@ class Sea:
 class SeaDoor:
     """Where one worker's connections are had."""
 
-    def __init__(self, sea: Sea) -> None:
+    def __init__(self, sea: FakeRedisCluster) -> None:
         self.sea = sea
         self.fleet: RedisCoordinator | None = None
         self.refuses: Exception | None = None
@@ -236,12 +236,12 @@ class SeaDoor:
     async def prepare(self) -> None:
         return
 
-    async def open(self) -> SeaLink:
+    async def open(self) -> FakeConnection:
         await asyncio.sleep(self.takes)
         await self.sea.cross()
         if self.refuses is not None:
             raise self.refuses
-        link = SeaLink(self.sea)
+        link = FakeConnection(self.sea)
         link.stuck = self.stuck
         self.sea.links.append(link)
         if self.fleet is not None:
@@ -249,10 +249,10 @@ class SeaDoor:
         return link
 
 
-class SeaLink:
+class FakeConnection:
     """One worker's connection. `deaf`: news get lost; `stuck`: nothing is ever answered."""
 
-    def __init__(self, sea: Sea) -> None:
+    def __init__(self, sea: FakeRedisCluster) -> None:
         self.sea = sea
         self.deaf = False
         self.stuck = False

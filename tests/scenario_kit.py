@@ -50,7 +50,7 @@ TOO_LONG = faults.status(
 
 
 @dataclass
-class World:
+class OutageScenario:
     """Both vendors, and a client whose SDKs talk to them."""
 
     google: Vendor
@@ -70,7 +70,9 @@ class World:
         return [after - before for before, after in pairwise(times)]
 
 
-def play(scene: Callable[[World], Awaitable[None]], **settings: Any) -> None:
+def run_outage_scenario(
+    scene: Callable[[OutageScenario], Awaitable[None]], **settings: Any
+) -> None:
     """Play a scene; afterwards a healthy call is served, at once, and nothing is left over."""
 
     async def main() -> None:
@@ -83,7 +85,7 @@ def play(scene: Callable[[World], Awaitable[None]], **settings: Any) -> None:
         )
         providers = [google, openai]
         async with ImageClient(Settings(**settings), providers=providers) as client:
-            world = World(app.google, app.openai, client)
+            world = OutageScenario(app.google, app.openai, client)
             await scene(world)
             app.heal()
             asked = now()
@@ -98,7 +100,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def refused(world: World) -> None:
+async def refused(world: OutageScenario) -> None:
     """Both vendors block the prompt; the first one's word is the last."""
     for vendor in (world.google, world.openai):
         vendor.set(faults.blocked())
@@ -109,7 +111,7 @@ async def refused(world: World) -> None:
     assert len(caught.value.attempts) == 1
 
 
-async def nowhere_to_go(world: World) -> None:
+async def nowhere_to_go(world: OutageScenario) -> None:
     """Both vendors are overloaded: the first one's words surface, and both are named, in time."""
     for vendor in (world.google, world.openai):
         vendor.set(faults.overload())
@@ -121,10 +123,10 @@ async def nowhere_to_go(world: World) -> None:
     assert len(world.google.requests) <= BUDGET
 
 
-def silence(timeout: float) -> Callable[[World], Awaitable[None]]:
+def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
     """The primary never answers: that is waited for once, and the other one is asked."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.hang())
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
@@ -134,10 +136,10 @@ def silence(timeout: float) -> Callable[[World], Awaitable[None]]:
     return scene
 
 
-def passing(fault: Fault, longest: float) -> Callable[[World], Awaitable[None]]:
+def passing(fault: Fault, longest: float) -> Callable[[OutageScenario], Awaitable[None]]:
     """A fault that is over at once: asked once more, the primary serves, within so many seconds."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.fail(fault)
         result = await world.ask()
         assert (result.provider, result.attempts) == ("google", 2)

@@ -75,7 +75,7 @@ class Telemetry:
 
 
 @dataclass
-class World(ladder.World):
+class TelemetryScenario(ladder.Scenario):
     """The ladder's, and all that an SDK catches of it."""
 
     telemetry: Telemetry
@@ -104,7 +104,9 @@ def attributes(span: ReadableSpan) -> Attributes:
     return dict(span.attributes or {})
 
 
-def play(scene: Callable[[World], Awaitable[T]], **settings: Any) -> T:
+def run_telemetry_scenario(
+    scene: Callable[[TelemetryScenario], Awaitable[T]], **settings: Any
+) -> T:
     """Run ``scene`` on virtual time with these settings."""
 
     async def main() -> T:
@@ -117,6 +119,6 @@ def play(scene: Callable[[World], Awaitable[T]], **settings: Any) -> T:
             tracer_provider=telemetry.tracers,
             meter_provider=telemetry.meters,
         ) as client:
-            return await scene(World(google, openai, client, told, telemetry))
+            return await scene(TelemetryScenario(google, openai, client, told, telemetry))
 
     return run_virtual(main())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from breaker_kit import HandClock
-from breaker_oracle import Call, Oracle
+from breaker_oracle import Call, BreakerOracle
 from hypothesis import HealthCheck, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -50,14 +50,14 @@ STRAGGLERS: Counter[bool] = Counter()
 """Late news that found an opening: True, one that ends in the closed state."""
 
 
-class Life(RuleBasedStateMachine):
+class BreakerMachine(RuleBasedStateMachine):
     """Callers, operators and time do as they like to a gate and to the oracle alike."""
 
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def begin_life(self, config: BreakerConfig, jitter: float) -> None:
         self.clock = HandClock()
         self.gate = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
-        self.oracle = Oracle(config, jitter)
+        self.oracle = BreakerOracle(config, jitter)
         self.config = config
         self.calls: list[tuple[Permit, Call]] = []
         self.told: list[tuple[str, str, bool]] = []
@@ -273,7 +273,7 @@ class Life(RuleBasedStateMachine):
 def live(examples: int) -> None:
     """Run so many lives of up to a hundred steps each."""
     run_state_machine_as_test(
-        Life,
+        BreakerMachine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=100,

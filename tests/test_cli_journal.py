@@ -24,7 +24,7 @@ from resilient_imagen.cli.batch import Batch
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.journal import Entry, Journal
 from resilient_imagen.cli.order import ImageSpec
-from resilient_imagen.cli.prompts import Row, read_prompts
+from resilient_imagen.cli.prompts import PromptRow, read_prompts
 from resilient_imagen.cli.summary import Spent, show_summary, summarize
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
@@ -49,11 +49,11 @@ def emulator(
     return imagen_emulator
 
 
-def rows(count: int = 1) -> list[Row]:
+def rows(count: int = 1) -> list[PromptRow]:
     return read_prompts(write(scenes(count)), ImageSpec("", "9:16", "2K"))
 
 
-def part_of(row: Row, picture: bytes = TINY_PNG) -> Path:
+def part_of(row: PromptRow, picture: bytes = TINY_PNG) -> Path:
     """Where a picture lies until its line is written."""
     return Path(f"out/.{row.id}.{row.asked}.{hashlib.sha256(picture).hexdigest()}.png.part")
 
@@ -241,7 +241,9 @@ def fill_up(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     monkeypatch.setattr(journals, "replacing", filling)
 
 
-def make(every: list[Row], google: FakeProvider, tell: Callable[[Row, Entry], None]) -> Batch:
+def make(
+    every: list[PromptRow], google: FakeProvider, tell: Callable[[PromptRow, Entry], None]
+) -> Batch:
     """Run a batch of three at a time on virtual time; one request after the other is sent."""
 
     async def run() -> Batch:
@@ -303,7 +305,7 @@ def _full_after(times: int) -> Callable[[int], None]:
 def test_a_bug_drops_nothing_that_is_under_way() -> None:
     """It ends the run, after what others had sent has come in."""
 
-    def stumble(row: Row, entry: Entry) -> None:
+    def stumble(row: PromptRow, entry: Entry) -> None:
         if row.id == "s0":
             raise ZeroDivisionError
 
@@ -324,7 +326,7 @@ def strange_journal(*entries: Entry | str) -> None:
     Path("out/results.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
-def claim(row: Row, picture: bytes = TINY_PNG, **more: Any) -> Entry:
+def claim(row: PromptRow, picture: bytes = TINY_PNG, **more: Any) -> Entry:
     """A line that says that the row's picture is done."""
     digest = hashlib.sha256(picture).hexdigest()
     return {
@@ -511,7 +513,7 @@ _FIELDS = ["id", "asked", "status", "file", "sha256", "provider", "usage", "reas
 @given(st.lists(st.dictionaries(st.sampled_from(_FIELDS), _STRANGE_VALUES, max_size=9), max_size=4))
 def test_any_journal_is_read_and_summed_up(entries: list[Entry]) -> None:
     """Whatever stands in it, a run goes on, and its summary can be printed."""
-    row = Row("s0", 1, ImageSpec("a", "9:16", "2K"), "0" * 16)
+    row = PromptRow("s0", 1, ImageSpec("a", "9:16", "2K"), "0" * 16)
     with TemporaryDirectory() as folder:
         lines = "".join(
             json.dumps({"id": "s0", "asked": row.asked, **each}) + "\n" for each in entries

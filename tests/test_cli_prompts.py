@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from resilient_imagen.cli import prompts
 from resilient_imagen.cli.guard import CommandError
 from resilient_imagen.cli.order import ImageSpec
-from resilient_imagen.cli.prompts import Row, read_prompts
+from resilient_imagen.cli.prompts import PromptRow, read_prompts
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 
 DEFAULTS = ImageSpec("", "9:16", "2K")
 
 
-def read(content: str | bytes, defaults: ImageSpec = DEFAULTS) -> list[Row]:
+def read(content: str | bytes, defaults: ImageSpec = DEFAULTS) -> list[PromptRow]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "prompts.jsonl"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())

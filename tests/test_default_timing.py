@@ -12,11 +12,11 @@ from scenario_kit import (
     SLACK,
     TOO_LONG,
     UNPACED,
-    World,
+    OutageScenario,
     now,
     nowhere_to_go,
     passing,
-    play,
+    run_outage_scenario,
     refused,
     silence,
 )
@@ -29,35 +29,37 @@ from resilient_imagen.emulator import faults
 
 def test_openais_filter_is_not_gone_around_either() -> None:
     """S13 with the chain the other way round."""
-    play(refused, routes="openai:gpt-image-2.5-flare,google:gemini-3-pro-image", **UNPACED)
+    run_outage_scenario(
+        refused, routes="openai:gpt-image-2.5-flare,google:gemini-3-pro-image", **UNPACED
+    )
 
 
 def test_where_no_reason_leads_on_the_primarys_own_error_surfaces() -> None:
     """What it said reaches the caller as it is."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.overload())
         with pytest.raises(ProviderOverloadedError, match="503 UNAVAILABLE"):
             await world.ask()
         assert len(world.google.requests) <= BUDGET
 
-    play(scene, fallback_on="circuit_open", **UNPACED)
+    run_outage_scenario(scene, fallback_on="circuit_open", **UNPACED)
 
 
 def test_no_answer_costs_a_minute() -> None:
     """Waited for once, and never repeated where there is a way on."""
-    play(silence(60.0), **UNPACED)
+    run_outage_scenario(silence(60.0), **UNPACED)
 
 
 def test_a_picture_that_takes_20_seconds_is_waited_for() -> None:
     """A picture has no first token, and 20 s is an ordinary time for one."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.drip(20.0))
         assert (await world.ask()).provider == "google"
         assert now() == pytest.approx(20.0 + HEALTHY, abs=1.0)
 
-    play(scene, **UNPACED)
+    run_outage_scenario(scene, **UNPACED)
 
 
 @pytest.mark.parametrize(("deadline", "longest"), [(45, 45.0), (None, 180.0)])
@@ -66,24 +68,24 @@ def test_a_body_that_stalls_is_left_within_the_deadline(
 ) -> None:
     """The fallback gets its share of the caller's time; without a deadline each try has its own."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(DRIES_UP)
         assert (await world.ask(deadline=deadline)).provider == "openai"
         assert now() <= longest
 
-    play(scene, **UNPACED)
+    run_outage_scenario(scene, **UNPACED)
 
 
 def test_a_request_at_fault_goes_nowhere_else() -> None:
     """One that is too long is the caller's to shorten, unless IMAGE_GEN_FALLBACK_ON says more."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(TOO_LONG)
         with pytest.raises(InvalidRequestError, match="400 INVALID_ARGUMENT"):
             await world.ask()
         assert (len(world.google.requests), len(world.openai.requests)) == (1, 0)
 
-    play(scene, **UNPACED)
+    run_outage_scenario(scene, **UNPACED)
 
 
 # -- the timing table: a picture takes 3 to 10 seconds -----------------------------------------
@@ -93,25 +95,25 @@ def test_a_request_at_fault_goes_nowhere_else() -> None:
 def test_row_google_healthy(seconds: float) -> None:
     """3 to 10 s: what the picture takes, and nothing on top."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set_latency(seconds)
         result = await world.ask()
         assert (result.provider, result.attempts) == ("google", 1)
         assert now() == pytest.approx(seconds, abs=SLACK)
         world.google.set_latency(HEALTHY)
 
-    play(scene)
+    run_outage_scenario(scene)
 
 
 def test_row_google_503_retry_works() -> None:
     """About 10 s: one pause, then the picture."""
-    play(passing(faults.overload(), 10.0 + SLACK))
+    run_outage_scenario(passing(faults.overload(), 10.0 + SLACK))
 
 
 def test_row_google_down_for_more_than_30_minutes() -> None:
     """15 to 20 s by OpenAI: for the first picture only. The others take what OpenAI takes."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.overload())
         seconds = []
         for _ in range(40):
@@ -125,9 +127,9 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
         assert max(seconds[1:]) <= HEALTHY + 1.0
         assert len(world.google.requests) <= 3 + 8  # three to open, then probes ever rarer
 
-    play(scene)
+    run_outage_scenario(scene)
 
 
 def test_row_both_down() -> None:
     """About 25 s until the failure, and it names both."""
-    play(nowhere_to_go)
+    run_outage_scenario(nowhere_to_go)

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, picture, play
+from emulator_kit import GEMINI, GPT, Wired, picture, run_with_emulator
 from images_samples import encoded, opened
 from PIL import Image, ImageChops
 
@@ -42,7 +42,7 @@ def test_gemini_answers_a_jpeg_of_the_asked_size(way: str) -> None:
         assert usage.candidates_token_count == 1120
         assert usage.total_token_count == 1120 + 173 + (usage.prompt_token_count or 0)
 
-    play(scenario, Emulator(), way)
+    run_with_emulator(scenario, Emulator(), way)
 
 
 @BOTH_WAYS
@@ -59,7 +59,7 @@ def test_openai_answers_a_png_of_the_asked_size(way: str) -> None:
         assert usage.input_tokens_details.text_tokens == usage.input_tokens > 0
         assert usage.total_tokens == usage.input_tokens + usage.output_tokens
 
-    play(scenario, Emulator(), way)
+    run_with_emulator(scenario, Emulator(), way)
 
 
 @BOTH_WAYS
@@ -81,7 +81,7 @@ def test_references_arrive(way: str) -> None:
             assert noted == [(mime, len(data)) for data, mime in sent]
             assert (seen.operation, seen.status, seen.delivered) == ("edit", 200, True)
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 def test_a_single_image_is_an_edit_too() -> None:
@@ -91,7 +91,7 @@ def test_a_single_image_is_an_edit_too() -> None:
         await both.gpt_edit(("a.png", picture(), "image/png"))
         assert len(both.app.openai.requests[0].references) == 1
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 @pytest.mark.parametrize("aspect", sorted(SIZES_1K))
@@ -113,7 +113,7 @@ def test_openai_gives_as_many_pictures_as_asked() -> None:
         assert len(set(pictures)) == 3
         assert {opened(data).format for data in pictures} == {"WEBP"}
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_the_same_request_gives_the_same_picture() -> None:
@@ -124,8 +124,8 @@ def test_the_same_request_gives_the_same_picture() -> None:
         response = await both.gpt("a cat", size="1024x1024", output_format="jpeg")
         made.append(response.data[0].b64_json)
 
-    play(scenario, Emulator(seed=1), "memory")
-    play(scenario, Emulator(seed=2), "memory")
+    run_with_emulator(scenario, Emulator(seed=1), "memory")
+    run_with_emulator(scenario, Emulator(seed=2), "memory")
     assert made[0] == made[1]
 
 
@@ -139,7 +139,7 @@ def test_any_prompt_can_be_drawn(prompt: str, size: str) -> None:
         image = opened(base64.b64decode(response.data[0].b64_json))
         assert image.size == tuple(map(int, size.split("x")))
 
-    play(scenario, Emulator(), "memory")
+    run_with_emulator(scenario, Emulator(), "memory")
 
 
 def test_references_are_shown() -> None:
@@ -161,7 +161,7 @@ def test_references_are_shown() -> None:
         assert shown[0] > 50_000
         assert shown[1] == 0
 
-    play(scenario, Emulator(), "memory")
+    run_with_emulator(scenario, Emulator(), "memory")
 
 
 def test_pictures_may_be_given() -> None:
@@ -175,7 +175,7 @@ def test_pictures_may_be_given() -> None:
         assert response.parts[0].inline_data.data == given
         assert response.parts[0].inline_data.mime_type == "image/png"
 
-    play(scenario, Emulator(picture=given))
+    run_with_emulator(scenario, Emulator(picture=given))
 
 
 def test_tiny_pictures_keep_the_ratio() -> None:
@@ -185,7 +185,7 @@ def test_tiny_pictures_keep_the_ratio() -> None:
         response = await both.gpt(size="1152x2048")
         assert opened(base64.b64decode(response.data[0].b64_json)).size == (72, 128)
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_remembered_pictures_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_the_picture_can_be_changed_at_any_time() -> None:
         response = await both.gpt()
         assert base64.b64decode(response.data[0].b64_json) == given
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 def test_pictures_are_copied_into_json() -> None:
@@ -249,4 +249,4 @@ def test_records_hold_no_key() -> None:
         assert not any("secret-key" in str(getattr(seen, name)) for name in seen.__slots__)
         assert (seen.model, seen.resolution, seen.fault) == (GPT, "1024x1536", None)
 
-    play(scenario)
+    run_with_emulator(scenario)

@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pydantic
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, play, play_virtually
+from emulator_kit import GEMINI, GPT, Wired, run_with_emulator, play_virtually
 from google.genai import errors, types
 from images_samples import opened
 
@@ -51,7 +51,7 @@ def test_gemini_statuses(way: str, code: int, kind: type[errors.APIError], word:
         assert (caught.value.code, caught.value.status) == (code, word)
         assert both.app.google.requests[0].status == code
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @BOTH_WAYS
@@ -78,7 +78,7 @@ def test_openai_statuses(
         assert (caught.value.status_code, caught.value.code) == (code, word)
         assert caught.value.request_id
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @BOTH_WAYS
@@ -100,7 +100,7 @@ def test_a_status_carries_any_body_and_headers(way: str) -> None:
             assert caught.value.response.headers["server"] == "cloudflare"
             assert caught.value.response.content == received
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @pytest.mark.parametrize("code", [204, 302, 304, 201])
@@ -114,7 +114,7 @@ def test_odd_successes_are_errors_to_the_sdk(code: int) -> None:
         assert caught.value.code == code
         await both.gemini()
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_gemini_hints() -> None:
@@ -140,7 +140,7 @@ def test_gemini_hints() -> None:
         plain = await details(both, faults.status(503, retry_after=9))
         assert plain["RetryInfo"]["retryDelay"] == "9s"
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_errors_by_name(name: str, google: int, openai_kind: type[Exception]) ->
         with pytest.raises(openai_kind):
             await both.gpt()
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 def test_openai_hints() -> None:
@@ -190,7 +190,7 @@ def test_openai_hints() -> None:
         body: Any = blocked.value.body
         assert body["moderation_details"]["moderation_stage"] == "output"
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 @BOTH_WAYS
@@ -218,7 +218,7 @@ def test_broken_answers_to_google(way: str, fault: Fault, kind: type[Exception])
         first, second = both.app.google.requests
         assert (first.fault, second.fault) == (fault.name, None)
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @BOTH_WAYS
@@ -232,7 +232,7 @@ def test_broken_answers_to_openai(way: str, fault: Fault) -> None:
             await both.gpt()
         assert both.app.openai.requests[0].delivered is False
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @BOTH_WAYS
@@ -252,7 +252,7 @@ def test_hanging_ends_with_the_clients_patience(way: str) -> None:
             assert (seen.status, seen.delivered, seen.fault) == (None, False, "hang")
             assert seen.ended is not None
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @BOTH_WAYS
@@ -271,7 +271,7 @@ def test_a_dripping_body_outlives_a_read_timeout(way: str) -> None:
         await both.app.openai.until(lambda openai: openai.in_flight == 0)
         assert [seen.delivered for seen in both.app.openai.requests] == [True, False]
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 def _summary(response: types.GenerateContentResponse) -> tuple[Any, ...]:
@@ -344,7 +344,7 @@ def test_gemini_shapes_as_the_sdk_sees_them(way: str) -> None:
                 assert feedback is not None
                 assert feedback.block_reason == "PROHIBITED_CONTENT"
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @pytest.mark.parametrize("reason", ["IMAGE_SAFETY", "IMAGE_OTHER", "IMAGE_RECITATION", "SPII"])
@@ -358,7 +358,7 @@ def test_gemini_ends_for_any_reason(reason: str) -> None:
         assert response.usage_metadata is not None
         assert response.usage_metadata.candidates_token_count is None
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_gemini_drafts_differ_from_the_final_picture() -> None:
@@ -370,7 +370,7 @@ def test_gemini_drafts_differ_from_the_final_picture() -> None:
         images = [part.inline_data.data for part in parts if part.inline_data]
         assert len(images) == len(set(images)) == 3
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_wrong_aspect_and_wrong_mime() -> None:
@@ -386,7 +386,7 @@ def test_wrong_aspect_and_wrong_mime() -> None:
         assert png[0].inline_data.mime_type == "image/png"
         assert opened(png[0].inline_data.data or b"").format == "JPEG"
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 GPT_ANSWERS: dict[str, Callable[[Any], bool]] = {
@@ -428,7 +428,7 @@ def test_openai_shapes_as_the_sdk_sees_them(way: str) -> None:
         with pytest.raises(ValueError, match="base64"):
             base64.b64decode(data, validate=True)
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 def test_a_day_of_faults_on_virtual_time() -> None:
@@ -481,7 +481,7 @@ def test_a_fault_can_be_for_one_model() -> None:
         both.app.google.heal()
         await both.gemini()
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 def test_a_late_error_takes_its_time() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import openai
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, picture, play
+from emulator_kit import GEMINI, GPT, Wired, picture, run_with_emulator
 from google.genai import errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ def test_gemini_refuses(options: dict[str, Any], code: int, word: str, text: str
         assert (error.code, error.status) == (code, word)
         assert text in (error.message or "")
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_openai_refuses(options: dict[str, Any], status: int, word: str, text: s
         assert (caught.value.status_code, caught.value.code) == (status, word)
         assert text in caught.value.message
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_openai_refuses_images(images: list[tuple[str, bytes, str]], word: str) 
             await both.gpt_edit(images)
         assert caught.value.code == word
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -134,7 +134,7 @@ def test_openai_takes_plain_images(kind: str) -> None:
         edited = await both.gpt_edit([("a", picture(kind), f"image/{kind.lower()}")])
         assert len(edited.data) == 1
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 def test_keys_are_checked() -> None:
@@ -161,7 +161,9 @@ def test_keys_are_checked() -> None:
         both.openai.api_key = "right"
         await both.gpt()
 
-    play(scenario, Emulator(picture="tiny", google_keys=["r"], openai_keys=["right"]), "memory")
+    run_with_emulator(
+        scenario, Emulator(picture="tiny", google_keys=["r"], openai_keys=["right"]), "memory"
+    )
 
 
 def test_other_paths_are_not_found() -> None:
@@ -177,7 +179,7 @@ def test_other_paths_are_not_found() -> None:
             assert answer.status_code == 404
             assert answer.json()["error"]["message"].startswith("Invalid URL")
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 def test_gemini_takes_both_spellings() -> None:
@@ -199,7 +201,7 @@ def test_gemini_takes_both_spellings() -> None:
             assert answer.status_code == 400
             assert "Cannot find field." in answer.json()["error"]["message"]
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 _LEAF: st.SearchStrategy[Any] = (
@@ -316,7 +318,7 @@ def test_a_form_without_a_boundary_is_refused() -> None:
         text = await client.post(url, files=form, headers=headers)
         assert text.json()["error"]["code"] == "invalid_type"
 
-    play(scenario, way="memory")
+    run_with_emulator(scenario, way="memory")
 
 
 _GENERATE = "/v1/images/generations"
@@ -350,7 +352,7 @@ def test_a_hostile_body_is_refused(name: str, way: str) -> None:
         await both.gpt()
         await both.gemini()
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 @pytest.mark.parametrize("count", ["9" * 5000, "0", "11", "-1", "1.0", "\u0661", "", [[]], 10**400])

@@ -9,7 +9,7 @@ import json
 import httpx2
 import openai
 import pytest
-from emulator_kit import GEMINI, GPT, PATIENCE, Wired, picture, play
+from emulator_kit import GEMINI, GPT, PATIENCE, Wired, picture, run_with_emulator
 from google.genai import errors
 
 from resilient_imagen.emulator import Emulator, EmulatorServer, faults, serve
@@ -43,7 +43,7 @@ def test_sixteen_hanging_calls_cancelled_leave_nothing_open(way: str) -> None:
         google.forget()
         assert (google.requests, google.max_in_flight) == ((), 0)
 
-    play(scenario, way=way)
+    run_with_emulator(scenario, way=way)
 
 
 def test_connections_are_kept_alive_and_counted_by_vendor() -> None:
@@ -63,7 +63,7 @@ def test_connections_are_kept_alive_and_counted_by_vendor() -> None:
         await both.http[1].aclose()
         await both.app.openai.until(lambda openai: openai.open_connections == 1)
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 async def _raw(server: EmulatorServer, sent: bytes, *, end: bool = True) -> bytes:
@@ -88,7 +88,7 @@ def test_requests_sent_ahead_are_answered_in_turn() -> None:
         received = await _raw(both.server, REQUEST + closing, end=False)
         assert received.count(b"HTTP/1.1 200") == 2
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_bytes_break_the_server(sent: bytes) -> None:
         await both.gpt()
         assert both.server.open_connections == 1
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_a_cut_body_promises_more_than_it_sends() -> None:
@@ -117,7 +117,7 @@ def test_a_cut_body_promises_more_than_it_sends() -> None:
         promised = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         assert len(body) == promised // 2
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_a_client_that_leaves_during_the_body_is_noticed() -> None:
@@ -133,7 +133,7 @@ def test_a_client_that_leaves_during_the_body_is_noticed() -> None:
         await both.app.openai.until(lambda openai: openai.in_flight == openai.open_connections == 0)
         assert both.app.openai.requests[0].delivered is False
 
-    play(scenario, Emulator(picture=big))
+    run_with_emulator(scenario, Emulator(picture=big))
 
 
 def test_a_big_upload_arrives() -> None:
@@ -144,7 +144,7 @@ def test_a_big_upload_arrives() -> None:
         await both.gpt_edit([(f"{i}.png", image, "image/png") for i in range(4)])
         assert [r.size for r in both.app.openai.requests[0].references] == [len(image)] * 4
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_stopping_drops_what_hangs() -> None:
@@ -236,7 +236,7 @@ def test_a_body_that_is_declared_too_large_is_not_read(path: str, words: bytes) 
         assert (await both.gpt()).data
         assert both.server.open_connections == 1
 
-    play(scenario, _small())
+    run_with_emulator(scenario, _small())
 
 
 @PATHS
@@ -256,7 +256,7 @@ def test_a_body_that_grows_too_large_is_not_held(path: str, words: bytes) -> Non
         assert words in await reader.read(1000)
         writer.close()
 
-    play(scenario, _small())
+    run_with_emulator(scenario, _small())
 
 
 @BOTH_WAYS
@@ -273,7 +273,7 @@ def test_the_sdks_take_a_large_body_as_refused(way: str) -> None:
         await both.gpt()
         await both.gemini()
 
-    play(scenario, _small(), way=way)
+    run_with_emulator(scenario, _small(), way=way)
 
 
 def test_a_body_of_the_largest_size_is_taken() -> None:
@@ -287,7 +287,7 @@ def test_a_body_of_the_largest_size_is_taken() -> None:
         both.app.max_body = len(BODY) - 1
         assert (await _raw(both.server, closing)).startswith(b"HTTP/1.1 413")
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_headers_have_a_bound(headers: bytes, whole: bool) -> None:
         assert received.startswith(b"HTTP/1.1 431")
         await both.gpt()
 
-    play(scenario)
+    run_with_emulator(scenario)
 
 
 def test_slow_clients_hold_nobody_up() -> None:
@@ -327,4 +327,4 @@ def test_slow_clients_hold_nobody_up() -> None:
             writer.transport.abort()
         await both.app.openai.until(lambda openai: openai.in_flight == 0)
 
-    play(scenario, Emulator(picture=big))
+    run_with_emulator(scenario, Emulator(picture=big))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import telemetry_kit
-from ladder import FAST, World, now, play
+from ladder import FAST, Scenario, now, run_scenario
 from telemetry_kit import attributes
 
 from resilient_imagen import (
@@ -142,7 +142,7 @@ ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
 """Nobody to fall back on."""
 
 
-async def text_of(world: World, **options: Any) -> str:
+async def text_of(world: Scenario, **options: Any) -> str:
     """The end of the error of a call whose deadline passes."""
     with pytest.raises(DeadlineExceededError) as caught:
         await world.ask(**options)
@@ -152,38 +152,38 @@ async def text_of(world: World, **options: Any) -> str:
 def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
     """The vendor was asked and did not answer."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         assert await text_of(world, deadline=30) == "mostly spent waiting for answers"
 
-    play(scene, **FAST, **ALONE)
+    run_scenario(scene, **FAST, **ALONE)
 
 
 def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
     """The caller was sent late, and had too little time left."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         await world.ask()
         world.google.hang()
         assert await text_of(world, deadline=25) == "mostly spent queueing"
 
-    play(scene, ipm=3, **ALONE)
+    run_scenario(scene, ipm=3, **ALONE)
 
 
 def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
     """The server asked to wait, and then did not answer."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
         assert await text_of(world, deadline=25) == "mostly spent pausing before retries"
 
-    play(scene, **FAST, **ALONE)
+    run_scenario(scene, **FAST, **ALONE)
 
 
 def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
     """Another caller's probe was waited for."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, brief=None)
         await asyncio.sleep(6)
         world.google.hang()
@@ -193,7 +193,7 @@ def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
         probe.cancel()
         await asyncio.wait({probe})
 
-    play(scene, **FAST, **ALONE)
+    run_scenario(scene, **FAST, **ALONE)
 
 
 # -- telemetry ------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
 def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
     """``imagegen.setup_s`` on the root span and the event; ``queue_s`` is queueing only."""
 
-    async def scene(world: telemetry_kit.World) -> None:
+    async def scene(world: telemetry_kit.TelemetryScenario) -> None:
         async def warm_up() -> None:
             await asyncio.sleep(7)
 
@@ -213,7 +213,7 @@ def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
         assert root["imagegen.queue_s"] == 0
         assert world.told.last(RequestEnded).setup_s == pytest.approx(7)
 
-    telemetry_kit.play(scene, **telemetry_kit.FAST)
+    telemetry_kit.run_telemetry_scenario(scene, **telemetry_kit.FAST)
 
 
 # -- the fallback's SDK ---------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 
 import pytest
-from fleet_kit import Worker, crew, sail
-from lua_store import ADDRESS, Sea
+from fleet_kit import Worker, workers, run_with_fake_redis
+from lua_store import ADDRESS, FakeRedisCluster
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.fleet import Address, RedisCoordinator, account
@@ -24,7 +24,7 @@ def now() -> float:
 def test_a_refusal_at_the_start_is_an_error_for_each_caller_until_it_is_lifted() -> None:
     """Nothing is tried in between; once Redis agrees, the next caller joins."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         fleet = sea.fleet()
         (door,) = sea.doors
         door.refuses = MisconfiguredError(REFUSAL)
@@ -40,21 +40,21 @@ def test_a_refusal_at_the_start_is_an_error_for_each_caller_until_it_is_lifted()
         assert sea.warnings == []
         await fleet.aclose()
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("before", ["away", "joined"])
 def test_a_refusal_later_on_stops_nobody(before: str) -> None:
     """It is told, once, and tried again until it is lifted; on another loop it is the same."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         sea.up = before == "joined"
         fleet = sea.fleet()
         (door,) = sea.doors
         await fleet.ready()
         await asyncio.sleep(10)
         door.refuses = MisconfiguredError(REFUSAL)
-        sea.sink()
+        sea.stop()
         sea.up = True
         for _ in range(20):
             await asyncio.sleep(1)
@@ -66,7 +66,7 @@ def test_a_refusal_later_on_stops_nobody(before: str) -> None:
         assert fleet.joined
         await fleet.aclose()
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_joining_takes_a_caller_a_second_at_most_and_a_small_share_of_its_time(
 ) -> None:
     """Both ways to the first answer together; those who come later lose nothing."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         fleet = sea.fleet()
         (door,) = sea.doors
         door.takes, door.stuck = (99, False) if trouble == "never opens" else (0.6, True)
@@ -92,7 +92,7 @@ def test_joining_takes_a_caller_a_second_at_most_and_a_small_share_of_its_time(
         assert now() == began
         await fleet.aclose()
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> None:
@@ -101,8 +101,8 @@ def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> 
     Were the second one's time counted from when its turn came, it would be 0.48 s more.
     """
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 1) as (worker,):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 1) as (worker,):
             await asyncio.sleep(0.3)
             sea.latency = 0.24
             ends: dict[str, float] = {}
@@ -124,13 +124,13 @@ def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> 
                 "second False": pytest.approx(began + 0.05 + 0.5, abs=0.001),
             }
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a name of its own, in everything that it says, and joins by itself."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         worker = Worker(sea)
         await worker.fleet.ready()
         parent = worker.fleet.worker
@@ -150,7 +150,7 @@ def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyP
         parents_task.cancel()  # here it was no fork, and the parent's is still there
         await asyncio.wait({parents_task})
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_accounts_are_told_apart_and_never_named() -> None:
@@ -170,7 +170,7 @@ def test_accounts_are_told_apart_and_never_named() -> None:
 def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
     """Routes and pace of one provider alike; others keep their name."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         accounts = {"google": "ab12", "openai": ""}
         fleet = RedisCoordinator(ADDRESS, lambda *_: None, accounts=accounts)
         assert fleet.resource_name("google:pro") == "google:pro@ab12"
@@ -178,7 +178,7 @@ def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
         assert fleet.resource_name("openai:flare") == "openai:flare"
         assert fleet.resource_name("mine:own") == "mine:own"
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_an_address_keeps_its_namespace_to_itself() -> None:
@@ -192,7 +192,7 @@ def test_an_address_keeps_its_namespace_to_itself() -> None:
 def test_a_link_error_of_any_kind_is_no_caller_s_business() -> None:
     """Redis away at the start, and a bug of ours: `ready` returns, one event."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         for trouble in (StoreUnavailable("refused"), ZeroDivisionError()):
             fleet = sea.fleet()
             sea.doors[-1].refuses = trouble
@@ -203,4 +203,4 @@ def test_a_link_error_of_any_kind_is_no_caller_s_business() -> None:
         assert sea.warnings == ["redis_away"] * 2
         assert "(refused)" in sea.texts[0]
 
-    sail(scene)
+    run_with_fake_redis(scene)

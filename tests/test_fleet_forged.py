@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_kit import run
-from fleet_world import World, play, until
+from fleet_world import LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 from resilient_imagen import CircuitOpenError, Snapshot
@@ -45,7 +45,7 @@ def forge_opening(server: RedisServer, ahead: int, **more: object) -> None:
     forge(server, "circuit", "google:pro", generation=7, version=99, **fields)
 
 
-async def refused(world: World) -> CircuitOpenError | None:
+async def refused(world: LoopScenario) -> CircuitOpenError | None:
     try:
         await world.ask()
     except CircuitOpenError as error:
@@ -70,7 +70,7 @@ def test_an_opening_that_no_worker_can_have_meant_ends(
     """Longer than RESET_MAX, or a day for a fatal failure: workers probe and close it for all."""
 
     async def scene() -> None:
-        worlds = [World(server.url, breaker_reset_max=600) for _ in range(3)]
+        worlds = [LoopScenario(server.url, breaker_reset_max=600) for _ in range(3)]
         for world in worlds:
             await world.ask()
         forge_opening(server, ahead, **more)
@@ -85,7 +85,7 @@ def test_an_opening_that_no_worker_can_have_meant_ends(
         for world in worlds:
             await world.client.aclose()
 
-    play(scene())
+    run_loop_scenario(scene())
     assert b"closed" in server.ask("HGET", "resilient_imagen:{google:pro}:circuit", "state")
 
 
@@ -93,7 +93,7 @@ def test_an_opening_that_may_be_meant_is_believed(server: RedisServer) -> None:
     """A used-up quota may last a day, and every worker stays away."""
 
     async def scene() -> None:
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
             forge_opening(server, 20 * HOUR, cause="quota_exhausted", brief="429 DAILY_LIMIT")
@@ -103,7 +103,7 @@ def test_an_opening_that_may_be_meant_is_believed(server: RedisServer) -> None:
             assert error.retry_after == pytest.approx(72_000, abs=60)
             assert "429 DAILY_LIMIT" in str(error)
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize("cause", ["overloaded", ESCAPES])
@@ -113,7 +113,7 @@ def test_no_text_of_a_record_reaches_an_error(
     """Reasons and an error's own words only: elsewhere, a fixed phrase stands for the text."""
 
     async def scene() -> None:
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
             forge_opening(server, 60 * 10**6, cause=cause, brief=ESCAPES)
@@ -127,7 +127,7 @@ def test_no_text_of_a_record_reaches_an_error(
             assert "555" not in snapshot
             assert "\\u001b" not in snapshot
 
-    play(scene())
+    run_loop_scenario(scene())
     server.ask("HSET", "resilient_imagen:{a\x1b[2J}:circuit", "state", "\x1b[2J")
     forge(server, "circuit", "google:pro", streak="many", till=ESCAPES)
     for options in ((), ("--json",)):
@@ -172,7 +172,7 @@ def test_numbers_that_are_none_are_read_as_their_defaults(
     """The fleet goes on to share: no script fails on them."""
 
     async def scene() -> None:
-        one, two = World(server.url), World(server.url)
+        one, two = LoopScenario(server.url), LoopScenario(server.url)
         async with one.client, two.client:
             await one.ask()
             await two.ask()
@@ -184,14 +184,14 @@ def test_numbers_that_are_none_are_read_as_their_defaults(
             await until(lambda: two.state == "open")
             assert (one.joined, two.joined, one.losses, two.losses) == (True, True, [], [])
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 def test_a_lease_that_nobody_can_hold_blocks_no_probe(server: RedisServer) -> None:
     """One that ends in 31 years is dropped: the next caller probes, and the circuit closes."""
 
     async def scene() -> None:
-        world = World(server.url, breaker_reset_timeout=0.2)
+        world = LoopScenario(server.url, breaker_reset_timeout=0.2)
         async with world.client:
             await world.outage()
             await until(lambda: joined(world.client.snapshot()))
@@ -202,7 +202,7 @@ def test_a_lease_that_nobody_can_hold_blocks_no_probe(server: RedisServer) -> No
                     await asyncio.sleep(0.02)
             assert world.state == "closed"
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 def test_a_pace_hours_ahead_saturates_nobody(server: RedisServer) -> None:
@@ -211,10 +211,10 @@ def test_a_pace_hours_ahead_saturates_nobody(server: RedisServer) -> None:
     async def scene() -> None:
         for _ in range(2):
             forge(server, "pace", "google", next=micros(server) + 10 * HOUR)
-            world = World(server.url, deadline=10)
+            world = LoopScenario(server.url, deadline=10)
             async with world.client:
                 await world.client.warm_up()
                 for _ in range(3):
                     await world.ask()
 
-    play(scene())
+    run_loop_scenario(scene())

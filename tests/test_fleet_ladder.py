@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
-from fleet_kit import news, sail
-from fleet_world import World
-from lua_store import Sea, SeaDoor
+from fleet_kit import news, run_with_fake_redis
+from fleet_world import LoopScenario
+from lua_store import FakeRedisCluster, SeaDoor
 
 from resilient_imagen.fleet import agent
 from resilient_imagen.reasons import Reason
@@ -19,12 +19,12 @@ IMAGE = 10.0
 
 @contextlib.asynccontextmanager
 async def clients(
-    sea: Sea, count: int, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[list[World]]:
+    sea: FakeRedisCluster, count: int, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[list[LoopScenario]]:
     """So many that have joined, in the middle of an outage: their circuit is open for 60 s."""
     monkeypatch.setattr(agent, "RedisDoor", lambda _address: SeaDoor(sea))
     async with contextlib.AsyncExitStack() as all_of_them:
-        worlds = [World("redis://sea", breaker_reset_timeout=60.0) for _ in range(count)]
+        worlds = [LoopScenario("redis://sea", breaker_reset_timeout=60.0) for _ in range(count)]
         for world in worlds:
             await all_of_them.enter_async_context(world.client)
             await world.client.warm_up()
@@ -37,7 +37,7 @@ async def clients(
         yield worlds
 
 
-def sent(worlds: list[World]) -> list[float]:
+def sent(worlds: list[LoopScenario]) -> list[float]:
     """When Google was asked, by any of them."""
     return sorted(each.at for world in worlds for each in world.google.sent)
 
@@ -48,7 +48,7 @@ def test_one_of_all_who_ask_together_sends_the_probe_and_all_are_served(
 ) -> None:
     """There is no other route: the others wait for its verdict, in whichever process they are."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         async with clients(sea, 3, monkeypatch) as worlds:
             await asyncio.sleep(67)
             began = asyncio.get_running_loop().time()
@@ -59,13 +59,13 @@ def test_one_of_all_who_ask_together_sends_the_probe_and_all_are_served(
             assert min(later) >= probe + IMAGE
             assert max(later) < probe + IMAGE + 0.1
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_probe_that_fails_sends_all_who_waited_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """One request in all, and everybody hears why."""
 
-    async def scene(sea: Sea) -> None:
+    async def scene(sea: FakeRedisCluster) -> None:
         async with clients(sea, 3, monkeypatch) as worlds:
             await asyncio.sleep(67)
             for world in worlds:
@@ -76,4 +76,4 @@ def test_a_probe_that_fails_sends_all_who_waited_away(monkeypatch: pytest.Monkey
             assert all("503" in str(end) for end in ends)
             assert {world.state for world in worlds} == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)

@@ -62,7 +62,7 @@ def micros(seconds: float) -> int:
 
 
 @dataclass
-class Oracle:
+class LeaseOracle:
     """What the record has to be."""
 
     places: int
@@ -205,7 +205,7 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @initialize(places=st.sampled_from([1, 1, 1, 2]), by_a_hint=st.booleans())
     def begin(self, places: int, by_a_hint: bool) -> None:
-        self.oracle = Oracle(places, now=self.now)
+        self.oracle = LeaseOracle(places, now=self.now)
         told = self.take(VOTE, "a", "", 0, "", 1, 0, 0, 0, 0, 0, "", "", 3, 0.5, 6)
         self.epoch = told["epoch"]
         if by_a_hint:
@@ -385,7 +385,7 @@ class LeaseProtocol(RuleBasedStateMachine):
         leases = self.store.zsets.get("leases", {})
         assert (
             len([end for end in leases.values() if end > micros(self.now)])
-            <= getattr(self, "oracle", Oracle(1)).places
+            <= getattr(self, "oracle", LeaseOracle(1)).places
         )
 
     @precondition(lambda self: self.oracle.state != "closed")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fleet_forks import PROBE
-from fleet_world import PATIENCE, World, play, until
+from fleet_world import PATIENCE, LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -23,14 +23,14 @@ def test_a_closed_client_leaves_nothing(server: RedisServer) -> None:
     """No task, no connection, no lease; and no worker is counted that is not there."""
 
     async def scene() -> None:
-        worlds = [World(server.url) for _ in range(3)]
+        worlds = [LoopScenario(server.url) for _ in range(3)]
         for world in worlds:
             await world.ask()
         for world in worlds:
             await world.client.aclose()
             await world.client.aclose()
 
-    play(scene())
+    run_loop_scenario(scene())
     keys = "resilient_imagen:{google:pro}:"
     assert server.ask("ZCARD", f"{keys}seen") == b":0\r\n"
     deadline = time.monotonic() + PATIENCE
@@ -40,7 +40,7 @@ def test_a_closed_client_leaves_nothing(server: RedisServer) -> None:
 
 def test_a_loop_that_ends_without_closing_leaves_no_warning(server: RedisServer) -> None:
     """`asyncio.run` once per image, with one client: each run connects anew, and all are served."""
-    world = World(server.url)
+    world = LoopScenario(server.url)
     for _ in range(3):
         asyncio.run(world.ask())
     assert len(world.google.sent) == 3
@@ -53,7 +53,7 @@ def test_a_loop_closed_over_its_tasks_disturbs_no_later_one(server: RedisServer)
 
     That Python complains of the first loop's connection is right: nobody can close it any more.
     """
-    world = World(server.url)
+    world = LoopScenario(server.url)
     gc.disable()
     try:
         loop = asyncio.new_event_loop()
@@ -78,7 +78,7 @@ def test_a_loop_closed_over_its_tasks_disturbs_no_later_one(server: RedisServer)
 
 def test_loops_that_take_turns_share_each_in_its_turn(server: RedisServer) -> None:
     """Neither is closed: what the first one still has to end does not end the second one's part."""
-    world = World(server.url)
+    world = LoopScenario(server.url)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
 
     async def joined() -> bool:
@@ -115,7 +115,7 @@ def test_each_child_of_a_fork_is_a_worker_of_its_own(server: RedisServer) -> Non
 
 def test_loops_in_threads_have_their_own_connections(server: RedisServer) -> None:
     """Four threads, each with its client and loop, share one circuit and disturb nobody."""
-    worlds = [World(server.url) for _ in range(4)]
+    worlds = [LoopScenario(server.url) for _ in range(4)]
     joined = threading.Barrier(4)
     done = threading.Barrier(4)
     states: list[str] = []
@@ -143,7 +143,7 @@ def test_callers_that_are_cancelled_at_any_moment_leave_nothing(server: RedisSer
     """A hundred calls, cancelled at moments spread over the round trips: everything is free."""
 
     async def scene() -> None:
-        world = World(server.url, max_concurrent=3)
+        world = LoopScenario(server.url, max_concurrent=3)
         async with world.client:
             await world.client.warm_up()
             for step in range(100):
@@ -157,4 +157,4 @@ def test_callers_that_are_cancelled_at_any_moment_leave_nothing(server: RedisSer
             assert (queue["in_flight"], queue["waiting"]) == (0, 0)
             assert world.joined
 
-    play(scene())
+    run_loop_scenario(scene())

@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from itertools import pairwise
 
 import pytest
-from fleet_kit import Worker, crew, news, sail
+from fleet_kit import Worker, workers, news, run_with_fake_redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lua_store import Sea
+from lua_store import FakeRedisCluster
 
 from resilient_imagen.limiter.memory import QueueFullError
 from resilient_imagen.testing import run_virtual
@@ -42,8 +42,8 @@ def begin(sending: Coroutine[None, None, None]) -> None:
 def test_the_pace_is_one_for_all_processes() -> None:
     """Eight workers with 40 callers each: 120 a minute in all, evenly spaced."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 8, per_minute=120) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 8, per_minute=120) as workers:
             sent: list[tuple[float, int]] = []
             for who, worker in enumerate(workers):
                 for _ in range(40):
@@ -56,14 +56,14 @@ def test_the_pace_is_one_for_all_processes() -> None:
             await asyncio.sleep(110)
             assert len(sent) == 320
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_no_process_crowds_out_the_others() -> None:
     """One has 200 callers waiting and seven have 5 each: these are served among the first."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 8, per_minute=60) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 8, per_minute=60) as workers:
             sent: list[tuple[float, int]] = []
             for who, worker in enumerate(workers):
                 for _ in range(5 if who else 200):
@@ -75,14 +75,14 @@ def test_no_process_crowds_out_the_others() -> None:
             }
             await asyncio.sleep(200)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_callers_of_one_process_are_served_in_order() -> None:
     """First in, first out, however the round trips fall."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2, per_minute=600) as (worker, _):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2, per_minute=600) as (worker, _):
             sent: list[tuple[float, int]] = []
             for who in range(12):
                 begin(send(worker, sent, who, takes=0.3))
@@ -90,14 +90,14 @@ def test_callers_of_one_process_are_served_in_order() -> None:
             await asyncio.sleep(10)
             assert [who for _, who in sent] == list(range(12))
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_burst_is_shared_too() -> None:
     """With a burst of four, four requests of the whole fleet go at once, and no fifth."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, per_minute=60, burst=4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, per_minute=60, burst=4) as workers:
             sent: list[tuple[float, int]] = []
             await asyncio.sleep(30)
             began = now()
@@ -110,14 +110,14 @@ def test_a_burst_is_shared_too() -> None:
             assert len(sent) == 12
             assert sorted(sent)[4][0] - began == pytest.approx(1, abs=0.05)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_those_who_leave_give_their_places_back() -> None:
     """Eight workers stand for a minute each and all leave: the next caller goes at once."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 8, per_minute=10) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 8, per_minute=10) as workers:
             tickets = [worker.pacer.join() for worker in workers for _ in range(4)]
             await news()
             for ticket in tickets[1:]:
@@ -132,14 +132,14 @@ def test_those_who_leave_give_their_places_back() -> None:
             await send(workers[3], sent, 3)
             assert sent[0][0] - began < 0.1
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_the_queue_of_all_is_known_to_each() -> None:
     """Who asks how long it would wait hears of the others' callers, without joining."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, per_minute=60) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, per_minute=60) as workers:
             tickets = [worker.pacer.join() for worker in workers[:3] for _ in range(4)]
             await asyncio.sleep(1.5)
             assert workers[3].pacer.shortest_wait() == pytest.approx(10.5, abs=1.2)
@@ -147,14 +147,14 @@ def test_the_queue_of_all_is_known_to_each() -> None:
                 with ticket:
                     pass
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_one_round_trip_for_a_request_and_none_for_asking() -> None:
     """A caller costs one step, and those who come together share the way there and back."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 1, per_minute=600) as (worker,):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 1, per_minute=600) as (worker,):
             await news()
             steps, trips = sea.store.steps, sea.trips
             sent: list[tuple[float, int]] = []
@@ -166,14 +166,14 @@ def test_one_round_trip_for_a_request_and_none_for_asking() -> None:
             await asyncio.gather(*(send(worker, sent, 0) for _ in range(4)))
             assert (sea.store.steps, sea.trips) == (steps + 5, trips + 2)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_silent_redis_costs_half_a_second_once() -> None:
     """The place that was asked for never comes; the caller goes on by the local pace."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 1, per_minute=600) as (worker,):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 1, per_minute=600) as (worker,):
             sea.up = False  # nobody can come back
             worker.link.stuck = True
             sent: list[tuple[float, int]] = []
@@ -183,17 +183,17 @@ def test_a_silent_redis_costs_half_a_second_once() -> None:
             assert sent[0][0] - began < 0.6
             assert sent[-1][0] - began < 0.6 + 1.0
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_the_pace_is_shared_again_when_redis_is_back() -> None:
     """After an outage of Redis the workers queue together as before."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, per_minute=60) as workers:
-            sea.sink()
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, per_minute=60) as workers:
+            sea.stop()
             await asyncio.sleep(5)
-            sea.rise(empty=True)
+            sea.restart(empty=True)
             await asyncio.sleep(5)
             sent: list[tuple[float, int]] = []
             for who, worker in enumerate(workers):
@@ -203,14 +203,14 @@ def test_the_pace_is_shared_again_when_redis_is_back() -> None:
             assert 19 <= len(sent) <= 22
             await asyncio.sleep(30)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_max_queue_counts_who_waits_and_nobody_else() -> None:
     """With no waiting allowed, who can go at once is let in, and the next one is not."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 1, per_minute=60) as (worker,):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 1, per_minute=60) as (worker,):
             worker.pacer._max_queue = 0
             with worker.pacer.join() as ticket:
                 await ticket.granted
@@ -218,7 +218,7 @@ def test_max_queue_counts_who_waits_and_nobody_else() -> None:
                 with pytest.raises(QueueFullError):
                     worker.pacer.join()
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_another_loop_begins_anew() -> None:
@@ -226,7 +226,7 @@ def test_another_loop_begins_anew() -> None:
     kept: list[Worker] = []
 
     async def first() -> None:
-        sea = Sea()
+        sea = FakeRedisCluster()
         worker = Worker(sea, per_minute=60)
         kept.append(worker)
         await worker.fleet.ready()
@@ -267,8 +267,8 @@ def test_the_pace_under_any_callers(
     Cut connections change neither: what a worker holds stays good, and the rest is asked for anew.
     """
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 3, per_minute=60, burst=burst, slots=2) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 3, per_minute=60, burst=burst, slots=2) as workers:
             sent: list[tuple[float, int]] = []
 
             async def caller(who: int, comes: float, leaves: float | None, takes: float) -> None:
@@ -297,4 +297,4 @@ def test_the_pace_under_any_callers(
             assert all(worker.pacer._held == [] for worker in workers)
             assert all(worker.pacer._asked == 0 for worker in workers)
 
-    sail(scene)
+    run_with_fake_redis(scene)

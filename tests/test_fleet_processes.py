@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from fleet_crew import CALLERS, Crew, crew_of, note
+from fleet_crew import CALLERS, WorkerGroup, worker_group, note
 from fleet_proxy import Proxy
 
 from resilient_imagen.emulator import faults
@@ -22,12 +22,12 @@ STALL = 0.05
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    with crew_of(WORKERS) as crew:
+def crew() -> Iterator[WorkerGroup]:
+    with worker_group(WORKERS) as crew:
         yield crew
 
 
-def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: Crew) -> None:
+def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: WorkerGroup) -> None:
     """Clocks differ by hours. Google fails: the fleet sends 3 requests and what was in flight.
 
     That is exact here: all callers have asked when the first answers fail, and who failed waits
@@ -69,7 +69,7 @@ def test_an_outage_costs_fail_max_requests_and_recovery_one_probe(crew: Crew) ->
     assert all(report["state"] == "closed" for report in reports)
 
 
-def test_120_images_a_minute_are_120_for_all_eight_together(crew: Crew) -> None:
+def test_120_images_a_minute_are_120_for_all_eight_together(crew: WorkerGroup) -> None:
     """Eight workers with more callers than the pace can serve, their clocks hours apart."""
     crew.open(ipm=120)
     crew.load(11, callers=1, pause=0)
@@ -83,7 +83,7 @@ def test_120_images_a_minute_are_120_for_all_eight_together(crew: Crew) -> None:
     assert max(shares) - min(shares) <= 3
 
 
-def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
+def test_kills_and_swallowed_bytes_cost_no_image(crew: WorkerGroup) -> None:
     """Redis and workers are killed, and a proxy swallows bytes, at random moments, for 10 s.
 
     No call fails, no loop stalls, and afterwards all have joined again. Making the client and
@@ -134,7 +134,7 @@ def test_kills_and_swallowed_bytes_cost_no_image(crew: Crew) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])  # the killed one stays dead
 def test_who_is_lost_with_the_lease_delays_recovery_by_its_deadline(
-    crew: Crew, how: signal.Signals
+    crew: WorkerGroup, how: signal.Signals
 ) -> None:
     """The prober is killed, or stopped for a while: the next probe is sent once its lease is over.
 

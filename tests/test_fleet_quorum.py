@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import crew, news, sail, states
+from fleet_kit import workers, news, run_with_fake_redis, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lua_store import Sea
+from lua_store import FakeRedisCluster
 
 from resilient_imagen.breaker import Rejection
 from resilient_imagen.reasons import Reason
@@ -28,22 +28,22 @@ ANSWERS = [Reason.OVERLOADED, Reason.SERVER_ERROR]
 def test_a_failure_that_any_worker_sees_helps_to_open(reason: Reason) -> None:
     """Three workers with one failure each make the three in a row that open for all eight."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 8) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 8) as workers:
             for worker in workers[:3]:
                 assert states(workers) == {"closed"}
                 await worker.fail(reason=reason)
             await news()
             assert states(workers) == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_success_of_any_worker_ends_the_row() -> None:
     """Two failures, a success elsewhere, two failures: nobody opens."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, min_calls=1000) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, min_calls=1000) as workers:
             for _ in range(2):
                 await workers[0].fail()
                 await workers[1].fail()
@@ -51,15 +51,15 @@ def test_a_success_of_any_worker_ends_the_row() -> None:
             await news()
             assert states(workers) == {"closed"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("reason", OWN_TROUBLE)
 def test_one_sick_worker_opens_for_itself_alone(reason: Reason) -> None:
     """What may be its own network or key opens its own breaker, again and again, and no other."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             sick, *healthy = workers
             for pause in (61, 61, 61):
                 await sick.fail(3, reason)
@@ -69,14 +69,14 @@ def test_one_sick_worker_opens_for_itself_alone(reason: Reason) -> None:
                     assert not isinstance(await worker.request(), Rejection)
                 await asyncio.sleep(pause)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_second_worker_confirms_what_the_first_one_saw() -> None:
     """Connection failures of one worker open for all once another one fails, too."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(3, Reason.CONNECTION)
@@ -86,14 +86,14 @@ def test_a_second_worker_confirms_what_the_first_one_saw() -> None:
             await news()
             assert states(workers) == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
     """A wrong key may be one worker's; two workers' refusals open at once, for the longest time."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(1, Reason.UNAUTHENTICATED)
@@ -104,7 +104,7 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
             assert states(workers) == {"open"}
             assert workers[3].gate.metrics().retry_after == pytest.approx(600, abs=1)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("others", ["fresh", "on their first image", "idle for long"])
@@ -112,8 +112,8 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
 def test_workers_that_have_seen_nothing_count_all_the_same(others: str, reason: Reason) -> None:
     """Eight are there and one is sick; it opens for itself, whatever the others have to do."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 8) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 8) as workers:
             sick, *healthy = workers
             takes = 10.0 if others == "on their first image" else 0.0
             images = [asyncio.ensure_future(worker.request(takes=takes)) for worker in healthy]
@@ -123,7 +123,7 @@ def test_workers_that_have_seen_nothing_count_all_the_same(others: str, reason: 
             assert (sick.state, states(healthy)) == ("open", {"closed"})
             await asyncio.gather(*images)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.TIMEOUT])
@@ -133,8 +133,8 @@ def test_what_only_one_busy_worker_sees_is_confirmed_by_the_next_to_ask(reason: 
     The first of the others that asks fails once, and everybody knows.
     """
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             busy, *idle = workers
             await busy.fail(3, reason)
             for pause in (60, 120, 240):
@@ -147,14 +147,14 @@ def test_what_only_one_busy_worker_sees_is_confirmed_by_the_next_to_ask(reason: 
             await news()
             assert states(workers) == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_round_of_probes_is_not_ended_by_one_sick_worker_after_a_long_opening() -> None:
     """Ten minutes without an outcome: its probe cannot connect, and the next one still decides."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
             await asyncio.sleep(601)
             await workers[3].fail(1, Reason.CONNECTION)
@@ -164,19 +164,19 @@ def test_a_round_of_probes_is_not_ended_by_one_sick_worker_after_a_long_opening(
             await news()
             assert states(workers) == {"closed"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_worker_alone_decides_alone() -> None:
     """Where there is no other one, one witness is all; a newcomer then finds it open."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 1) as (worker,):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 1) as (worker,):
             await worker.fail(3, Reason.CONNECTION)
-            async with crew(sea, 1) as (newcomer,):
+            async with workers(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_a_worker_alone_decides_alone() -> None:
 def test_a_worker_whose_others_have_gone_is_alone(killed: bool, after: float, alone: bool) -> None:
     """Who says goodbye is gone at once; who was killed counts for another minute."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2) as (worker, other):
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2) as (worker, other):
             if killed:
                 other.link.break_off()
             await other.fleet.aclose()
@@ -197,14 +197,14 @@ def test_a_worker_whose_others_have_gone_is_alone(killed: bool, after: float, al
             shared = worker.gate.snapshot()["fleet"]["state"]
             assert shared == ("open" if alone else "closed")
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_used_up_quota_opens_for_all_at_once() -> None:
     """It belongs to the account, and one worker's answer is enough."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 3) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 3) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
@@ -212,41 +212,41 @@ def test_a_used_up_quota_opens_for_all_at_once() -> None:
             assert states(workers) == {"open"}
             assert workers[2].gate.metrics().retry_after == pytest.approx(600, abs=1)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_hint_opens_for_all_exactly_that_long() -> None:
     """A 429 that says 33 seconds keeps every worker away for 33 seconds."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 3) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 3) as workers:
             await workers[0].request(Reason.RATE_LIMITED, retry_after=33.0)
             await news()
             assert states(workers) == {"open"}
             assert workers[2].gate.metrics().retry_after == pytest.approx(33, abs=0.1)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_the_share_of_all_workers_calls_opens_for_all() -> None:
     """Every other request fails on each of four workers, never three in a row: the rate opens."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, fail_max=50, min_calls=8) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, fail_max=50, min_calls=8) as workers:
             for worker in workers:
                 await worker.request()
                 await worker.fail()
             await news()
             assert states(workers) == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_the_share_of_one_worker_does_not() -> None:
     """Seven tenths of all calls failed, but all of them on one worker: it is left out."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, fail_max=5, min_calls=6) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, fail_max=5, min_calls=6) as workers:
             sick, *healthy = workers
             for worker in healthy:
                 await worker.request()
@@ -256,14 +256,14 @@ def test_the_share_of_one_worker_does_not() -> None:
             await news()
             assert states(healthy) == {"closed"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_what_was_seen_in_an_earlier_state_does_not_count() -> None:
     """Requests sent before the opening fail while it lasts, and after it: they change nothing."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 3) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 3) as workers:
             overhanging = [
                 asyncio.ensure_future(workers[2].request(Reason.OVERLOADED, takes=t))
                 for t in (10, 65, 66, 67)
@@ -282,7 +282,7 @@ def test_what_was_seen_in_an_earlier_state_does_not_count() -> None:
             await news()
             assert states(workers) == {"closed"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @settings(max_examples=40, deadline=None)
@@ -297,8 +297,8 @@ def test_the_quorum_under_any_history(history: list[tuple[int, Reason | None]]) 
     An oracle of the rule "in a row" runs beside; the share is set out of the way.
     """
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4, fail_max=3, min_calls=1000) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4, fail_max=3, min_calls=1000) as workers:
             row: list[tuple[int, Reason]] = []
             own: list[int] = [0] * 4
             for who, reason in history:
@@ -319,7 +319,7 @@ def test_the_quorum_under_any_history(history: list[tuple[int, Reason | None]]) 
                 if opened:
                     return
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def _weight(reason: Reason) -> int:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from fleet_proxy import Proxy
-from fleet_world import World, play, until
+from fleet_world import LoopScenario, run_loop_scenario, until
 from ports import free_port
 from redis_kit import RedisServer, redis_server
 
@@ -22,7 +22,7 @@ def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
 
     async def scene(server: RedisServer) -> None:
         server.kill()
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await asyncio.gather(*(world.ask() for _ in range(5)))
             await asyncio.sleep(1.5)
@@ -35,7 +35,7 @@ def test_no_redis_at_start_is_told_once_and_costs_no_call() -> None:
         assert f"127.0.0.1:{server.port}" in warnings[0]
 
     with redis_server() as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
@@ -44,10 +44,10 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
     """Three clients under load; Redis is killed and started empty: no failed call, one event."""
 
     async def scene(server: RedisServer) -> None:
-        worlds = [World(server.url) for _ in range(3)]
+        worlds = [LoopScenario(server.url) for _ in range(3)]
         stop = asyncio.Event()
 
-        async def load(world: World) -> None:
+        async def load(world: LoopScenario) -> None:
             while not stop.is_set():
                 await world.ask()
 
@@ -71,7 +71,7 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
 
     monkeypatch.setattr(agent, "_STEADY", 0.5)  # from when on losing Redis is an event of its own
     with redis_server() as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 def test_a_frozen_redis_is_gone_within_a_second() -> None:
@@ -83,7 +83,7 @@ def test_a_frozen_redis_is_gone_within_a_second() -> None:
     async def scene(server: RedisServer) -> None:
         first: list[float] = []
         rest: list[float] = []
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await world.client.warm_up()
             for _ in range(3):
@@ -101,7 +101,7 @@ def test_a_frozen_redis_is_gone_within_a_second() -> None:
         assert min(rest) < 0.3
 
     with redis_server() as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 def test_a_redis_that_answers_slowly_is_as_good_as_none(server: RedisServer) -> None:
@@ -109,7 +109,7 @@ def test_a_redis_that_answers_slowly_is_as_good_as_none(server: RedisServer) -> 
 
     async def scene() -> None:
         with Proxy(server.port) as proxy:
-            world = World(proxy.url)
+            world = LoopScenario(proxy.url)
             async with world.client:
                 await world.client.warm_up()
                 proxy.delay = 1.0
@@ -122,7 +122,7 @@ def test_a_redis_that_answers_slowly_is_as_good_as_none(server: RedisServer) -> 
                 await until(lambda: world.joined)
             assert len(await world.warnings()) == 1
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
@@ -135,7 +135,7 @@ def test_a_redis_that_refuses_to_write_is_as_good_as_none(trouble: str) -> None:
 
     async def scene(server: RedisServer) -> None:
         wrong, right = commands[trouble]
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
             server.ask(*wrong)
@@ -146,21 +146,24 @@ def test_a_redis_that_refuses_to_write_is_as_good_as_none(trouble: str) -> None:
             await world.ask()
 
     with redis_server() as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 def test_two_fleets_share_one_redis_and_nothing_else(server: RedisServer) -> None:
     """`?namespace=` keeps them apart: one fleet's outage is none of the other's."""
 
     async def scene() -> None:
-        one, two = World(f"{server.url}?namespace=one"), World(f"{server.url}?namespace=two")
+        one, two = (
+            LoopScenario(f"{server.url}?namespace=one"),
+            LoopScenario(f"{server.url}?namespace=two"),
+        )
         async with one.client, two.client:
             await asyncio.gather(one.ask(), two.ask())
             await one.outage()
             await asyncio.sleep(0.2)
             assert (one.state, two.state) == ("open", "closed")
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> None:
@@ -171,7 +174,7 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
 
     async def scene() -> None:
         one, same, other = (
-            World(server.url, ipm=1, google_api_key=key)
+            LoopScenario(server.url, ipm=1, google_api_key=key)
             for key in ("key-of-one", "key-of-one", "key-of-another")
         )
         async with one.client, same.client, other.client:
@@ -183,7 +186,7 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
             await until(lambda: same.state == "open")
             assert other.state == "closed"
 
-    play(scene())
+    run_loop_scenario(scene())
     keys = server.ask("KEYS", "*")
     assert keys.count(b":circuit") == 2
     assert b"key-of" not in keys

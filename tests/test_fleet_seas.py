@@ -6,8 +6,8 @@ import asyncio
 import random
 
 import pytest
-from fleet_kit import Worker, crew, news, opening_over, outage, sail, states
-from lua_store import Sea
+from fleet_kit import Worker, workers, news, opening_over, outage, run_with_fake_redis, states
+from lua_store import FakeRedisCluster
 
 from resilient_imagen.breaker import Permit, Rejection
 from resilient_imagen.reasons import Reason
@@ -16,8 +16,8 @@ from resilient_imagen.reasons import Reason
 def test_news_that_are_lost_arrive_with_the_next_check_in() -> None:
     """Workers that hear nothing of the channel agree within two seconds all the same."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             for worker in workers[1:]:
                 worker.link.deaf = True
             await workers[0].fail(3)
@@ -25,73 +25,73 @@ def test_news_that_are_lost_arrive_with_the_next_check_in() -> None:
             assert states(workers) == {"open"}
             assert sea.warnings == []
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_newcomer_learns_the_state_on_joining() -> None:
     """A worker started in the middle of an outage sends nothing; so does one during a probe."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2) as workers:
             await outage(workers)
-            async with crew(sea, 1) as (newcomer,):
+            async with workers(sea, 1) as (newcomer,):
                 assert isinstance(await newcomer.admit(), Rejection)
                 assert newcomer.gate.metrics().retry_after == pytest.approx(60, abs=1)
             await asyncio.sleep(60.1)
             assert isinstance(await workers[0].admit(), Permit)
-            async with crew(sea, 1) as (newcomer,):
+            async with workers(sea, 1) as (newcomer,):
                 rejection = await newcomer.admit()
                 assert isinstance(rejection, Rejection)
                 assert rejection.probing
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_store_that_lost_its_memory_is_told_of_the_opening() -> None:
     """Redis restarts empty in the middle of an outage: it stays open, for what was left of it."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 4) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 4) as workers:
             await outage(workers)
             await asyncio.sleep(20)
-            sea.sink()
+            sea.stop()
             await asyncio.sleep(5)
-            sea.rise(empty=True)
+            sea.restart(empty=True)
             await asyncio.sleep(5)
             assert all(worker.fleet.joined for worker in workers)
-            async with crew(sea, 1) as (newcomer,):
+            async with workers(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
                 left = newcomer.gate.metrics().retry_after
                 assert left == pytest.approx(30, abs=1)
             assert states(workers) == {"open"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_without_redis_each_worker_opens_and_recovers_alone_and_tells_afterwards() -> None:
     """The record was open when Redis went away; who probed alone and found it well, says so."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 3) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 3) as workers:
             await outage(workers)
-            sea.sink()
+            sea.stop()
             await asyncio.sleep(61)
             assert not any(worker.fleet.joined for worker in workers)
             assert not isinstance(await workers[0].request(), Rejection)
             assert workers[0].state == "closed"
-            sea.rise(empty=False)
+            sea.restart(empty=False)
             await asyncio.sleep(4)
             assert states(workers) == {"closed"}
             assert sea.warnings == ["redis_away"] * 3
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_lease_asked_of_a_silent_redis_holds_up_no_probe_for_long() -> None:
     """The answer never comes: after half a second the probe is sent as if Redis were not there."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2) as workers:
             await opening_over(workers)
             for worker in workers:
                 worker.link.stuck = True
@@ -100,30 +100,30 @@ def test_a_lease_asked_of_a_silent_redis_holds_up_no_probe_for_long() -> None:
             assert isinstance(await workers[0].admit(), Permit)
             assert loop.time() - began < 1
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_probe_elsewhere_is_not_waited_for_without_redis() -> None:
     """Cut off while another worker probes: this one probes too, instead of waiting a minute."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2) as workers:
             await opening_over(workers)
             assert isinstance(await workers[0].admit(), Permit)
             await news()
             assert isinstance(await workers[1].admit(), Rejection)
-            sea.sink()
+            sea.stop()
             await news()
             assert isinstance(await workers[1].admit(), Permit)
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
     """A failover to a server with another clock prolongs nothing."""
 
-    async def scene(sea: Sea) -> None:
-        async with crew(sea, 2) as workers:
+    async def scene(sea: FakeRedisCluster) -> None:
+        async with workers(sea, 2) as workers:
             await outage(workers)
             await asyncio.sleep(10)
             sea.clock_skew = -3600.0
@@ -132,7 +132,7 @@ def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
             await news()
             assert states(workers) == {"closed"}
 
-    sail(scene)
+    run_with_fake_redis(scene)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -144,9 +144,11 @@ def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one 
     """
     chance = random.Random(seed)
 
-    async def scene(sea: Sea) -> None:  # noqa: C901 - likewise
+    async def scene(sea: FakeRedisCluster) -> None:  # noqa: C901 - likewise
         healthy = False
-        async with crew(sea, 4, reset_timeout=5.0, reset_max=20.0, probe_deadline=10.0) as workers:
+        async with workers(
+            sea, 4, reset_timeout=5.0, reset_max=20.0, probe_deadline=10.0
+        ) as workers:
             loop = asyncio.get_running_loop()
             end_of_trouble = loop.time() + 120
 
@@ -165,13 +167,13 @@ def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one 
                         case 3:
                             link.break_off()
                         case 4 if sea.up:
-                            sea.sink()
+                            sea.stop()
                         case 4:
-                            sea.rise(empty=chance.random() < 0.5)
+                            sea.restart(empty=chance.random() < 0.5)
                         case _:
                             healthy = not healthy
                 if not sea.up:
-                    sea.rise(empty=False)
+                    sea.restart(empty=False)
                 healthy = True
                 for worker in workers:
                     worker.link.break_off()
@@ -198,4 +200,4 @@ def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one 
             assert {worker.gate.snapshot()["fleet"]["state"] for worker in workers} == {"closed"}
             assert all(worker.pacer.in_flight == 0 for worker in workers)
 
-    sail(scene)
+    run_with_fake_redis(scene)

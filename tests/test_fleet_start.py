@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import pytest
-from fleet_world import PATIENCE, World, play, until
+from fleet_world import PATIENCE, LoopScenario, run_loop_scenario, until
 from ports import free_port
 from redis import exceptions as theirs
 from redis_kit import RedisServer, redis_server
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.redis
 def test_a_url_that_cannot_be_right_is_an_error_at_once(url: str) -> None:
     """The client is not even made; the text names the variable and repeats nothing."""
     with pytest.raises(ConfigurationError, match="IMAGE_GEN_REDIS_URL") as caught:
-        World(url)
+        LoopScenario(url)
     assert "hunter2" not in str(caught.value)
 
 
@@ -43,29 +43,29 @@ def test_a_wrong_password_is_an_error_at_start_and_never_shown() -> None:
     async def scene(server: RedisServer) -> None:
         for credentials in ("", ":hunter2@", "me:hunter2@"):
             url = f"redis://{credentials}127.0.0.1:{server.port}/0"
-            await World(url).refuses("password")
-        world = World(f"redis://:secret@127.0.0.1:{server.port}/0")
+            await LoopScenario(url).refuses("password")
+        world = LoopScenario(f"redis://:secret@127.0.0.1:{server.port}/0")
         async with world.client:
             await world.ask()
             assert world.joined
             assert "secret" not in json.dumps(world.client.snapshot())
 
     with redis_server("--requirepass", "secret") as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 def test_a_database_that_is_not_there_is_an_error_at_start(server: RedisServer) -> None:
     """The URL's number is wrong, and waiting would not help."""
-    world = World(f"redis://127.0.0.1:{server.port}/4711")
-    play(world.refuses("no database of that number"))
+    world = LoopScenario(f"redis://127.0.0.1:{server.port}/4711")
+    run_loop_scenario(world.refuses("no database of that number"))
 
 
 def test_a_user_who_may_not_write_is_an_error_at_start() -> None:
     """Redis is there and the password is right, but the rights are missing."""
     with redis_server() as server:
         server.ask("ACL", "SETUSER", "reader", "on", ">pw", "~*", "&*", "+@read", "+@connection")
-        world = World(f"redis://reader:pw@127.0.0.1:{server.port}/0")
-        play(world.refuses("does not permit"))
+        world = LoopScenario(f"redis://reader:pw@127.0.0.1:{server.port}/0")
+        run_loop_scenario(world.refuses("does not permit"))
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_a_user_who_may_not_write_is_an_error_at_start() -> None:
 )
 def test_options_that_cannot_be_read_are_an_error_at_start(options: str) -> None:
     """Warm-up and each call say where to look, and repeat no value; no request is sent."""
-    world = World(f"redis://127.0.0.1:1/0?{options}")
-    play(world.refuses(r"IMAGE_GEN_REDIS_URL.*'\?'"))
+    world = LoopScenario(f"redis://127.0.0.1:1/0?{options}")
+    run_loop_scenario(world.refuses(r"IMAGE_GEN_REDIS_URL.*'\?'"))
 
 
 def test_options_about_redis_pys_own_client_change_nothing(server: RedisServer) -> None:
@@ -85,13 +85,13 @@ def test_options_about_redis_pys_own_client_change_nothing(server: RedisServer) 
     )
 
     async def scene() -> None:
-        one, two = (World(f"{server.url}?{options}") for _ in range(2))
+        one, two = (LoopScenario(f"{server.url}?{options}") for _ in range(2))
         async with one.client, two.client:
             await asyncio.gather(one.client.warm_up(), two.client.warm_up())
             await one.outage()
             await until(lambda: two.state == "open")
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 async def answer_as_a_web_server(
@@ -107,12 +107,12 @@ def test_something_else_that_answers_there_is_an_error_at_start() -> None:
 
     async def scene() -> None:
         port = free_port()
-        world = World(f"redis://127.0.0.1:{port}/0")
+        world = LoopScenario(f"redis://127.0.0.1:{port}/0")
         web = await asyncio.start_server(answer_as_a_web_server, "127.0.0.1", port)
         async with web:
             await world.refuses("what answers there is not Redis")
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize("wrong", ["wants a password", "is a web server"])
@@ -122,7 +122,7 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
 
     async def scene(server: RedisServer) -> None:
         server.kill()
-        world = World(server.url)
+        world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
             async with contextlib.AsyncExitStack() as wrongly:
@@ -146,7 +146,7 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
         assert told in misfit
 
     with redis_server() as server:
-        play(scene(server))
+        run_loop_scenario(scene(server))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_a_redis_that_is_not_there_is_named_in_words(
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     async def scene() -> None:
-        world = World(url.format(port=free_port()))
+        world = LoopScenario(url.format(port=free_port()))
         async with world.client:
             await world.ask()
         (told,) = await world.warnings()
         assert f"is away ({word})" in told
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
@@ -212,7 +212,7 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
         link = await door.open()
         await link.aclose()
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fleet_proxy import Proxy
-from fleet_world import World, play, until
+from fleet_world import LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -64,7 +64,7 @@ def test_certificates_are_read_once_and_not_on_the_loop(
     monkeypatch.setattr(ssl, "create_default_context", create)
 
     async def scene() -> None:
-        world = World(f"rediss://localhost:{port}/0?{trust.format(papers=papers)}")
+        world = LoopScenario(f"rediss://localhost:{port}/0?{trust.format(papers=papers)}")
         async with world.client:
             await world.ask()
             assert world.joined
@@ -75,7 +75,7 @@ def test_certificates_are_read_once_and_not_on_the_loop(
         assert len(made) == 1
         assert threading.main_thread() not in made
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_what_is_wrong_with_certificates_is_an_error_at_start(
     port: int, papers: Path, host: str, options: str, text: str
 ) -> None:
     """Waiting would not help: warm-up and calls say what is wrong, and no request is sent."""
-    world = World(f"rediss://{host}:{port}/0?{options.format(papers=papers)}")
-    play(world.refuses(text))
+    world = LoopScenario(f"rediss://{host}:{port}/0?{options.format(papers=papers)}")
+    run_loop_scenario(world.refuses(text))
 
 
 def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
@@ -106,19 +106,19 @@ def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
     async def scene() -> None:
         async with await asyncio.start_server(refuse, "127.0.0.1", 0) as plain:
             port = plain.sockets[0].getsockname()[1]
-            await World(f"rediss://127.0.0.1:{port}/0").refuses("does not speak TLS")
+            await LoopScenario(f"rediss://127.0.0.1:{port}/0").refuses("does not speak TLS")
 
-    play(scene())
+    run_loop_scenario(scene())
 
 
 def test_tls_not_asked_of_one_that_insists_on_it_costs_no_call(port: int) -> None:
     """It hangs up without a word, as a server may that is about to end: one event, no error."""
 
     async def scene() -> None:
-        world = World(f"redis://localhost:{port}/0")
+        world = LoopScenario(f"redis://localhost:{port}/0")
         async with world.client:
             await world.ask()
             assert not world.joined
         assert len(await world.warnings()) == 1
 
-    play(scene())
+    run_loop_scenario(scene())

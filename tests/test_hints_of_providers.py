@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from ladder import FAST, World, now, play
+from ladder import FAST, Scenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, RateLimitedError, Reason
 from resilient_imagen.providers.base import ProviderImage
@@ -45,7 +45,7 @@ class Throttled:
 def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
     """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         provider = Throttled(wait, later=later)
         world.google.generate = provider.generate  # type: ignore[method-assign]
         result = await world.ask()
@@ -54,14 +54,14 @@ def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
         assert [event.retry_after for event in world.told.of(AttemptEnded)] == [None, None]
         assert world.breaker() == "closed"
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 @pytest.mark.parametrize(("wait", "heard"), [(2, 2.0), (0.5, 0.5), (200_000, 86_400.0)])
 def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
     """It is in the error and in the attempt; more than a day is taken for one."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         provider = Throttled(wait, later=False)
         world.google.generate = provider.generate  # type: ignore[method-assign]
         world.openai.fail(Reason.INVALID_REQUEST, status=400)
@@ -69,4 +69,4 @@ def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
             await world.ask()
         assert [attempt.retry_after for attempt in caught.value.attempts] == [heard, None]
 
-    play(scene, **FAST, max_retries=0)
+    run_scenario(scene, **FAST, max_retries=0)

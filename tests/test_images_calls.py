@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from images_samples import encoded, exif, noise, opened, picture
-from ladder import FAST, World, now, play
+from ladder import FAST, Scenario, now, run_scenario
 
 from resilient_imagen import ImageClient, Settings, models
 from resilient_imagen.errors import InvalidRequestError
@@ -23,7 +23,7 @@ TURNED = encoded(picture(), "JPEG", exif=exif(6))
 URL = "https://pictures.test/a.png"
 
 
-class Slow:
+class SlowProvider:
     """Stands for a Fetcher whose server never answers."""
 
     async def fetch(self, _url: str) -> bytes:
@@ -35,7 +35,7 @@ class Slow:
 
 
 def slow(client: ImageClient) -> None:
-    client._fetcher = Slow()  # type: ignore[assignment]
+    client._fetcher = SlowProvider()  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(("deadline", "waited"), [(40.0, 10.0), (400.0, 20.0), (None, 20.0)])
@@ -44,7 +44,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
 ) -> None:
     """After a quarter of it the picture is made without that reference, which is listed."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         slow(world.client)
         began = now()
         result = await world.ask(references=[URL, PNG, URL], deadline=deadline)
@@ -55,7 +55,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
         assert [each.index for each in sent.request.references] == [1]
         assert now() - began == pytest.approx(waited, abs=2)
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 @pytest.mark.parametrize(
@@ -70,31 +70,31 @@ def test_a_slow_address_does_not_take_the_callers_time(
 def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
     """By the name of the argument, and before anything is sent."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         slow(world.client)
         with pytest.raises(InvalidRequestError) as caught:
             await world.client.edit(image, "make it blue", deadline=20)
         assert str(caught.value) == words
         assert world.google.sent == []
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_strict_references_say_which_one_it_was() -> None:
     """A reference that is late is one that cannot be read."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         slow(world.client)
         with pytest.raises(InvalidRequestError, match=r"^reference_images\[1\] took too long"):
             await world.ask(references=[PNG, URL], deadline=20)
 
-    play(scene, **FAST, strict_references=True)
+    run_scenario(scene, **FAST, strict_references=True)
 
 
 def test_as_many_references_are_read_as_any_route_takes() -> None:
     """Sixteen for the fallback's sake; each route then sends what it takes itself."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         result = await world.ask(references=[PNG] * 40)
         (sent,) = world.google.sent
         assert len(sent.request.references) == 14
@@ -102,7 +102,7 @@ def test_as_many_references_are_read_as_any_route_takes() -> None:
         assert whys.count("was not read: no more than 16 can be sent") == 24
         assert len(whys) == 26
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
@@ -113,21 +113,21 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     limits = {"google": len(photo), "openai": len(photo) // 2}
     monkeypatch.setattr(models, "largest_reference", lambda vendor, _name: limits[vendor])
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back
         with pytest.raises(ConnectionError):
             await world.ask(references=[photo])
         assert world.google.sent[0].request.references[0].data is photo
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
-    async def fallback(world: World) -> None:
+    async def fallback(world: Scenario) -> None:
         result = await world.ask(references=[photo])
         (reference,) = world.openai.sent[0].request.references
         assert len(reference.data) <= limits["openai"]
         assert result.adjustments[-1].startswith("reference 0 made smaller for its size")
 
-    play(fallback, **FAST, force_open="google")
+    run_scenario(fallback, **FAST, force_open="google")
 
 
 def test_what_fitting_did_is_the_first_thing_said() -> None:
@@ -157,7 +157,7 @@ def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
     path.write_bytes(PNG)
     text = base64.b64encode(PNG).decode()
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         made = await world.ask()
         image: dict[str, Any] = {
             "path": path,
@@ -174,4 +174,4 @@ def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
             == opened(made.image_bytes if kind in {"result", "dict"} else PNG).size
         )
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)

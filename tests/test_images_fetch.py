@@ -97,7 +97,7 @@ def names(**table: str) -> Callable[[str, int], Coroutine[Any, Any, Sequence[str
     return resolve
 
 
-class Recorder(httpcore2.AsyncNetworkBackend):
+class RecordingBackend(httpcore2.AsyncNetworkBackend):
     """Stands for the network: notes where connections go, and answers them from a script."""
 
     def __init__(
@@ -128,7 +128,7 @@ class RecordedStream(httpcore2.AsyncMockStream):
         return (self.peer, 443) if info == "server_addr" else None
 
 
-def recorded(fetcher: Fetcher, network: Recorder) -> Fetcher:
+def recorded(fetcher: Fetcher, network: RecordingBackend) -> Fetcher:
     fetcher._network._network = network  # type: ignore[assignment]
     fetcher._ssl_context = NO_TRUST
     return fetcher
@@ -352,7 +352,7 @@ def test_nothing_inner_is_ever_public(address: object) -> None:
 def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
     """Written out or behind a name, alone or beside a public one."""
     host = "trap.test" if by_name else (f"[{address}]" if ":" in address else address)
-    network = Recorder([])
+    network = RecordingBackend([])
     fetcher = recorded(Fetcher(resolve=names(trap_test=f"8.8.8.8 {address}")), network)
 
     with pytest.raises(FetchError, match=r"not public|not a valid"):
@@ -364,7 +364,7 @@ def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "017700000001", "localhost"])
 def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
     """The system's own lookup decides what they mean, and the meaning is judged."""
-    network = Recorder([])
+    network = RecordingBackend([])
 
     with pytest.raises(FetchError, match=r"not public|not a valid|unknown"):
         asyncio.run(recorded(Fetcher(), network).fetch(f"https://{host}/"))
@@ -378,7 +378,7 @@ def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
 )  # fmt: skip
 def test_a_redirect_inside_is_not_followed(target: str) -> None:
     """Each hop is judged anew; a relative scheme, a number and a name alike."""
-    network = Recorder([answer("302 Found", b"", f"Location: {target}")])
+    network = RecordingBackend([answer("302 Found", b"", f"Location: {target}")])
     resolve = names(outer_test="8.8.8.8", inner_test="192.168.0.7")
 
     with pytest.raises(FetchError, match="not public"):
@@ -389,7 +389,7 @@ def test_a_redirect_inside_is_not_followed(target: str) -> None:
 
 def test_a_redirect_to_plain_http_is_not_followed() -> None:
     """Https stays https."""
-    network = Recorder([answer("302 Found", b"", "Location: http://outer.test/")])
+    network = RecordingBackend([answer("302 Found", b"", "Location: http://outer.test/")])
 
     with pytest.raises(FetchError, match="not an https address"):
         asyncio.run(
@@ -407,7 +407,7 @@ def test_a_name_that_changes_its_answer_gains_nothing() -> None:
         asked.append(host)
         return ["8.8.8.8"] if len(asked) == 1 else ["127.0.0.1"]
 
-    network = Recorder([answer("200 OK", PNG), answer("200 OK", PNG)])
+    network = RecordingBackend([answer("200 OK", PNG), answer("200 OK", PNG)])
     fetcher = recorded(Fetcher(resolve=rebinding), network)
 
     async def run() -> bytes:
@@ -422,7 +422,7 @@ def test_a_name_that_changes_its_answer_gains_nothing() -> None:
 
 def test_a_connection_that_lands_elsewhere_is_dropped() -> None:
     """Whatever happens below us: the socket's own peer is judged before a byte is sent."""
-    network = Recorder([], lands_at="127.0.0.1")
+    network = RecordingBackend([], lands_at="127.0.0.1")
 
     with pytest.raises(FetchError, match="not public"):
         asyncio.run(
@@ -478,7 +478,7 @@ def test_a_name_that_the_system_cannot_ask_for_is_a_reason(host: str) -> None:
 def test_whatever_goes_wrong_with_an_address_is_a_reason(error: Exception) -> None:
     """A network that raises anything costs a reference, not the call."""
 
-    class Network(Recorder):
+    class Network(RecordingBackend):
         async def connect_tcp(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
             raise error
 
@@ -646,7 +646,7 @@ def test_nothing_leads_inside_and_nothing_else_is_raised(
     async def resolve(_host: str, _port: int) -> Sequence[str]:
         return next(answers, ["8.8.8.8"])
 
-    network = Recorder(replies, refuses=refuses)
+    network = RecordingBackend(replies, refuses=refuses)
     limits = ImageLimits(allow_http=allow_http, max_reference_bytes=MOST)
     fetcher = recorded(Fetcher(limits, resolve=resolve), network)
 

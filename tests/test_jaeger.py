@@ -17,7 +17,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from trace_backends import Backend, Seen, collector, jaeger, matching
+from trace_backends import Backend, StoredTrace, collector, jaeger, matching
 
 from resilient_imagen import ImageClient, Reason, Settings
 from resilient_imagen.telemetry.events import RequestEnded, RequestStarted
@@ -37,7 +37,7 @@ class Evidence:
     service: str
     told: RecordingSink
 
-    def spans(self, **tags: str) -> list[Seen]:
+    def spans(self, **tags: str) -> list[StoredTrace]:
         """The spans that a search by these tags is about; ``__`` stands for a dot."""
         wanted = {key.replace("__", "."): value for key, value in tags.items()}
         return matching(self.backend.find(self.service, wanted), wanted)

@@ -87,7 +87,7 @@ class Caller:
 
 
 @dataclass
-class Seen:
+class ObservedCalls:
     """What happened, and the requests in flight that no ending was told of."""
 
     callers: list[Caller]
@@ -116,9 +116,9 @@ def script(provider: FakeProvider, steps: list[tuple[Any, float, int]]) -> None:
             provider.fail(outcome, times=times, latency=latency, status=503, retry_after=hint)
 
 
-def play(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> Seen:
+def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> ObservedCalls:
     """Let the callers loose on the scripted providers and write down what happens."""
-    seen = Seen(crowd, [])
+    seen = ObservedCalls(crowd, [])
 
     async def call(client: ImageClient, caller: Caller) -> None:
         loop = asyncio.get_running_loop()
@@ -154,7 +154,7 @@ def play(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> Seen:
     return seen
 
 
-def check_each_call(seen: Seen) -> None:
+def check_each_call(seen: ObservedCalls) -> None:
     """Time, honesty and retries of every single call."""
     by_call: dict[str, list[AttemptEnded]] = {}
     for event in seen.events:
@@ -181,7 +181,7 @@ def check_each_call(seen: Seen) -> None:
         assert order == sorted(order)  # google before openai, never back
 
 
-def check_deadlines(seen: Seen) -> None:
+def check_deadlines(seen: ObservedCalls) -> None:
     """Nobody waits longer than asked, and whoever stayed got a picture or one of our errors."""
     for caller in seen.callers:
         if caller.deadline is not None:
@@ -210,7 +210,7 @@ def check_vote(event: AttemptEnded, took: list[float]) -> None:
         took.append(event.latency_s)
 
 
-def check_breakers(seen: Seen, half_open: int) -> None:
+def check_breakers(seen: ObservedCalls, half_open: int) -> None:
     """No request leaves for an open route; after it was due, only so many probes at a time."""
     open_until: dict[str, float] = {}
     probes: dict[str, int] = {}
@@ -235,7 +235,7 @@ def check_breakers(seen: Seen, half_open: int) -> None:
             probes[f"{event.provider}:{event.model}"] -= 1
 
 
-def check_all(seen: Seen, half_open: int) -> None:
+def check_all(seen: ObservedCalls, half_open: int) -> None:
     started = [event for event in seen.events if isinstance(event, AttemptStarted)]
     ended = [event for event in seen.events if isinstance(event, AttemptEnded)]
     assert len(started) == len(ended) == sum(seen.sent.values())
@@ -261,7 +261,7 @@ def test_random_worlds_follow_the_rules(
 ) -> None:
     """Whatever fails whenever, and whoever leaves: the rules hold and nothing is left behind."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
-    check_all(play(google, openai, crowd, **options), half_open)
+    check_all(run_callers(google, openai, crowd, **options), half_open)
 
 
 @pytest.mark.slow
@@ -272,4 +272,4 @@ def test_many_random_worlds_follow_the_rules(
 ) -> None:
     """The same, thousands of times."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
-    check_all(play(google, openai, crowd, **options), half_open)
+    check_all(run_callers(google, openai, crowd, **options), half_open)

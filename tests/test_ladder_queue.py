@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from ladder import FAST, GuardedLoop, World, now, play, run_guarded
+from ladder import FAST, GuardedLoop, Scenario, now, run_scenario, run_guarded
 
 from resilient_imagen import (
     ImageClient,
@@ -118,17 +118,17 @@ def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
 def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
     """The model table's latency is no reason: the first pictures may be quicker than it says."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         results = await asyncio.gather(*(world.ask(deadline=40) for _ in range(3)))
         assert [result.provider for result in results] == ["google"] * 3
 
-    play(scene, ipm=10)
+    run_scenario(scene, ipm=10)
 
 
 def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
     """Half of 60 s is Google's: those are sent there that will be done by then."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.latency = PICTURE
         for _ in range(4):
             await world.ask()
@@ -139,13 +139,13 @@ def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route(
         assert [sent.at for sent in world.openai.sent] == pytest.approx([asked] * 3, abs=0.1)
         assert world.idle()
 
-    play(scene, ipm=10, openai_ipm=6000)
+    run_scenario(scene, ipm=10, openai_ipm=6000)
 
 
 def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
     """The queue has grown meanwhile: on to the next route at once."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.latency = 10.0
         for _ in range(4):
             await world.ask()
@@ -159,7 +159,7 @@ def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
         assert world.openai.sent[0].at == pytest.approx(asked + 0.1, abs=0.01)
         await asyncio.gather(*others)
 
-    play(scene, ipm=10, openai_ipm=6000)
+    run_scenario(scene, ipm=10, openai_ipm=6000)
 
 
 class Built(FakeProvider):

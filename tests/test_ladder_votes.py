@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ladder import FAST, World, now, play
+from ladder import FAST, Scenario, now, run_scenario
 
 from resilient_imagen import (
     CircuitOpenError,
@@ -22,20 +22,20 @@ from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.snapshots import BreakerSnapshot
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, run_virtual
-from resilient_imagen.tuning import Latency, Scenario, Service, Traffic, Outage
+from resilient_imagen.tuning import LatencyDistribution, Scenario, Service, Traffic, Outage
 from resilient_imagen.tuning.drive import run_simulation
 from resilient_imagen.tuning.scenario import ScenarioOutcomes
 from resilient_imagen.tuning.world import SimulationResult
 
 
-def numbers(world: World) -> BreakerSnapshot:
+def numbers(world: Scenario) -> BreakerSnapshot:
     return world.client.snapshot()["routes"][0]["breaker"]
 
 
 def test_a_caller_that_leaves_casts_no_vote() -> None:
     """Neither for nor against, while closed and as a probe; and its place is free at once."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         for _ in range(5):
             await _leave(world)
@@ -50,27 +50,27 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
         assert (await world.ask()).provider == "google"
         assert world.breaker() == "closed"
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_what_was_cut_short_early_casts_no_vote() -> None:
     """A probe that ran for less than a healthy request may take leaves the circuit half-open."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         await _open_google(world)
         world.google.heal().hang()
         await asyncio.sleep(70)
         assert (await world.ask(deadline=40)).provider == "openai"
         assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 @pytest.mark.parametrize("deadline", [90, 105])
 def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: float) -> None:
     """A request that hangs until its share of the deadline is over counts as a failure in a row."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         for number in (1, 2):
             assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
@@ -83,13 +83,13 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
             BreakerOutcome.THROTTLED
         ] * 3
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None:
     """The last route has no reserve: its hanging requests end with the caller's time."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         for _ in range(3):
             with pytest.raises(DeadlineExceededError):
@@ -98,26 +98,26 @@ def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None
         with pytest.raises(CircuitOpenError, match="gemini-3-pro-image: skipped after timed out"):
             await world.ask(deadline=50)
 
-    play(scene, fallback_on="overloaded", **FAST)
+    run_scenario(scene, fallback_on="overloaded", **FAST)
 
 
 def test_a_probe_that_is_cut_short_late_has_failed() -> None:
     """The circuit opens again instead of sending the next caller into the hang."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         await _open_google(world)
         world.google.heal().hang()
         await asyncio.sleep(70)
         assert (await world.ask(deadline=105)).provider == "openai"
         assert world.breaker() == "open"
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
     """Cancellation is the caller's, however long the request ran."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         for _ in range(4):
             task = asyncio.create_task(world.ask(deadline=100))
@@ -127,13 +127,13 @@ def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
                 await task
         assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() -> None:
     """Four successes of 10 s make 15 s late at their resolution, and at no other."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.latency = 10.0
         for _ in range(4):
             await world.ask(resolution="1K")
@@ -145,13 +145,13 @@ def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() ->
         await world.ask(resolution="1K", deadline=32)
         assert numbers(world)["consecutive"] == 1
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
     """Three quick pictures prove nothing: 1.5 times the table's 20 s are still to be waited."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         for _ in range(3):
             await world.ask(resolution="1K")
         world.google.hang()
@@ -160,7 +160,7 @@ def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
         await world.ask(resolution="1K", deadline=60)
         assert numbers(world)["consecutive"] == 1
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> None:
@@ -181,7 +181,7 @@ def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> Non
 def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one_does() -> None:
     """Beside a live breaker that opens at the third, one with fail_max=2 opens at the second."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.hang()
         for deadline in (40, 105, 105):
             await world.ask(deadline=deadline)
@@ -191,13 +191,13 @@ def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one
         candidate = shadow["routes"][0]
         assert (candidate["state"], candidate["why"]) == ("open", "timeout")
 
-    play(scene, shadow={"fail_max": 2}, **FAST)
+    run_scenario(scene, shadow={"fail_max": 2}, **FAST)
 
 
 HOURS = 1.5
 SERVICES = {
-    "google": Service(latency=Latency(19.0, 30.0)),
-    "openai": Service(latency=Latency(21.0, 32.0)),
+    "google": Service(latency=LatencyDistribution(19.0, 30.0)),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0)),
 }
 
 
@@ -236,7 +236,7 @@ def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) 
 def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
     """A permit that was carried into the queue and back is no success."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         first = asyncio.create_task(world.ask())
         await asyncio.sleep(0)
         await _trip_google(world)
@@ -253,13 +253,13 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
         assert world.breaker() == "half_open"
         assert numbers(world)["probes_in_flight"] == 0
 
-    play(scene, ipm=10, openai_ipm=6000)
+    run_scenario(scene, ipm=10, openai_ipm=6000)
 
 
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
     """Whoever sleeps before a retry learns of the opening then, not when the alarm rings."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         sleeper = asyncio.create_task(world.ask())
         await asyncio.sleep(0.2)  # it has failed once and sleeps
@@ -269,13 +269,13 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
         assert (await sleeper).attempts == 2
         assert world.openai.sent[0].at == opened
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
     """The only route: who waits for a probe's verdict is served right after it."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         await _trip_google(world)
         await asyncio.sleep(700)
         world.google.latency = 3.0
@@ -286,7 +286,7 @@ def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
         await asyncio.gather(first, second)
         assert world.google.sent[-1].at - asked == pytest.approx(3.0, abs=0.05)
 
-    play(scene, force_open="openai", **FAST)
+    run_scenario(scene, force_open="openai", **FAST)
 
 
 def test_who_comes_to_the_queue_after_the_route_opened_does_not_stand_in_it() -> None:
@@ -321,19 +321,19 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("resilient_imagen.client.fit", slow_fit)
 
-    async def probe(world: World) -> None:
+    async def probe(world: Scenario) -> None:
         await _open_google(world)
         world.google.heal().latency = 59.0
         await asyncio.sleep(70)
         assert (await world.ask()).provider == "google"
         assert world.breaker() == "closed"
 
-    async def watched(world: World) -> None:
+    async def watched(world: Scenario) -> None:
         world.google.latency = 29.0
         await asyncio.gather(*(world.ask() for _ in range(4)))
         assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
 
-    async def leaver(world: World) -> None:
+    async def leaver(world: Scenario) -> None:
         await _open_google(world)
         world.google.heal().latency = 1.0
         await asyncio.sleep(70)
@@ -343,9 +343,9 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
         await asyncio.gather(task, return_exceptions=True)
         assert world.breaker() == "closed"  # the service had answered
 
-    play(probe, **FAST)
-    play(watched, breaker_slow_call=30, **FAST)
-    play(leaver, **FAST)
+    run_scenario(probe, **FAST)
+    run_scenario(watched, breaker_slow_call=30, **FAST)
+    run_scenario(leaver, **FAST)
 
 
 def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller() -> None:
@@ -380,7 +380,7 @@ def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller()
 def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
     """Five short waits that the server asked for are neither failures nor failed probes."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
         for _ in range(5):
             await world.ask()
@@ -393,13 +393,13 @@ def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
         await world.ask()
         assert numbers(world)["retry_after"] == pytest.approx(60, rel=0.11)
 
-    play(scene, max_retries=0, **FAST)
+    run_scenario(scene, max_retries=0, **FAST)
 
 
 def test_a_mended_account_is_forgotten() -> None:
     """A later overload is an overload, for models that are named for the first time, too."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         world.google.heal()
@@ -409,13 +409,13 @@ def test_a_mended_account_is_forgotten() -> None:
         world.google.heal()
         assert (await world.ask(model="gemini-nano-banana-2.1")).provider == "google"
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_a_latecomer_waits_no_longer_than_its_account() -> None:
     """Thirty seconds that are left are thirty seconds."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         left = numbers(world)["retry_after"]
@@ -426,30 +426,30 @@ def test_a_latecomer_waits_no_longer_than_its_account() -> None:
         late = world.client.breakers["google:gemini-nano-banana-2.1"].snapshot()
         assert late["retry_after"] == pytest.approx(28, abs=0.5)  # OpenAI took two
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
 def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
     """Where a timeout ends the call, the first route gets all of the time."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         world.google.latency = 25.0
         assert (await world.ask(deadline=40)).provider == "google"
 
-    play(scene, fallback_on="overloaded", **FAST)
+    run_scenario(scene, fallback_on="overloaded", **FAST)
 
 
 def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
     """A probe is in flight, and leaving is not wanted: its verdict decides."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         await _open_google(world)
         world.google.heal()
         await asyncio.sleep(70)
         results = await asyncio.gather(world.ask(), world.ask())
         assert [result.provider for result in results] == ["google", "google"]
 
-    play(scene, fallback_on="overloaded", **FAST)
+    run_scenario(scene, fallback_on="overloaded", **FAST)
 
 
 def test_every_breaker_setting_reaches_the_breaker() -> None:
@@ -481,17 +481,17 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
     known = {name for name in Settings.model_fields if name.startswith("breaker_")}
     assert known <= chosen.keys()
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         assert gate._machine.config == expected
 
-    play(scene, **chosen)
+    run_scenario(scene, **chosen)
 
 
 def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
     """Forced open and let go, with other numbers, from the client at hand."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: Scenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         gate.force_open = True
         assert (await world.ask()).fallback_reason == "circuit_open"
@@ -501,10 +501,10 @@ def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
         assert (await world.ask()).attempts == 2
         assert world.breaker() == "open"
 
-    play(scene, **FAST)
+    run_scenario(scene, **FAST)
 
 
-async def _leave(world: World) -> None:
+async def _leave(world: Scenario) -> None:
     """Ask, and go away after a second."""
     task: asyncio.Task[ImageResult] = asyncio.create_task(world.ask())
     await asyncio.sleep(1)
@@ -513,12 +513,12 @@ async def _leave(world: World) -> None:
         await task
 
 
-async def _open_google(world: World) -> None:
+async def _open_google(world: Scenario) -> None:
     world.google.heal().fail(Reason.OVERLOADED, status=503)
     await world.ask()
     assert world.breaker() == "open"
 
 
-async def _trip_google(world: World) -> None:
+async def _trip_google(world: Scenario) -> None:
     gate = world.client.breakers["google:gemini-3-pro-image"]
     gate.open_for(60, cause="overloaded", brief="503")

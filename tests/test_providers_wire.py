@@ -247,7 +247,7 @@ def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.Mo
     assert threads[1] == "MainThread"
 
 
-class Raising(httpx2.AsyncBaseTransport):
+class RaisingTransport(httpx2.AsyncBaseTransport):
     """Fails as told, on this side of the connection."""
 
     def __init__(self, error: Exception) -> None:
@@ -272,7 +272,7 @@ def test_local_trouble_surfaces_without_secrets(
     vendor: str, error: Exception, shown: str | None
 ) -> None:
     """What says nothing about the vendor is no ImageGenerationError, and quotes nothing."""
-    transport = Raising(error)
+    transport = RaisingTransport(error)
     with pytest.raises(RuntimeError) as caught:
         run(ask(vendor, None, transport=transport))
     assert not isinstance(caught.value, ImageGenerationError)

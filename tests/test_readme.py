@@ -96,12 +96,12 @@ def test_every_metric_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
             made[name] = kind.removeprefix("observable_")
 
         monkeypatch.setattr(Meter, f"create_{kind}", note)
-    MetricSink(Provider(Meter("test")))
+    MetricSink(UnsetMeterProvider(Meter("test")))
     (section,) = re.findall(r"^### Metrics$(.*?)(?=^## )", TEXT, re.DOTALL | re.MULTILINE)
     assert dict(re.findall(r"^\| `([a-z_.]+)` \| (\w+)", section, re.MULTILINE)) == made
 
 
-class Provider(NoOpMeterProvider):
+class UnsetMeterProvider(NoOpMeterProvider):
     """Hands out this one meter."""
 
     def __init__(self, meter: NoOpMeter) -> None:

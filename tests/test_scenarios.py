@@ -21,11 +21,11 @@ from scenario_kit import (
     DRIES_UP,
     TOO_LONG,
     UNPACED,
-    World,
+    OutageScenario,
     now,
     nowhere_to_go,
     passing,
-    play,
+    run_outage_scenario,
     refused,
     silence,
 )
@@ -64,19 +64,19 @@ def test_readme_tells_these_settings() -> None:
 def test_s01_429_with_retry_after(fault: Fault) -> None:
     """The hint is waited for, once, and the primary serves."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.fail(fault)
         result = await world.ask()
         assert (result.provider, result.attempts) == ("google", 2)
         assert 2.0 <= world.gaps[0] <= 2.5
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s02_429_without_retry_after_persistent() -> None:
     """Backed off from, then left; never hammered."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.rate_limited())
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "rate_limited")
@@ -84,72 +84,72 @@ def test_s02_429_without_retry_after_persistent() -> None:
         assert min(world.gaps) >= 3.0
         assert now() <= 40.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s03_500_once_then_healthy() -> None:
     """Asked once more, the same provider serves."""
-    play(passing(faults.status(500), 20.0), **BENCH)
+    run_outage_scenario(passing(faults.status(500), 20.0), **BENCH)
 
 
 def test_s04_503_persistent() -> None:
     """Left within the budget of tries; with nowhere to go, the original error surfaces."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.overload())
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "overloaded")
         assert len(world.google.requests) <= BUDGET
         assert now() <= 40.0
 
-    play(scene, **BENCH)
-    play(nowhere_to_go, **BENCH)
+    run_outage_scenario(scene, **BENCH)
+    run_outage_scenario(nowhere_to_go, **BENCH)
 
 
 @pytest.mark.parametrize("fault", [faults.reset(), faults.disconnect()], ids=["reset", "closed"])
 def test_s05_tcp_reset_before_headers(fault: Fault) -> None:
     """The request is sent again, and answered."""
-    play(passing(fault, 20.0), **BENCH)
+    run_outage_scenario(passing(fault, 20.0), **BENCH)
 
 
 def test_s06_no_response_at_all() -> None:
     """A silent provider costs one timeout: it is not asked again, the other one is."""
-    play(silence(10.0), **BENCH)
+    run_outage_scenario(silence(10.0), **BENCH)
 
 
 def test_s07_slow_first_byte() -> None:
     """Headers at once, the picture after 20 s: left in time where 10 s is the limit."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.drip(20.0))
         assert (await world.ask()).fallback_reason == "timeout"
         assert now() <= 15.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 @pytest.mark.parametrize("abrupt", [False, True], ids=["closed", "reset"])
 def test_s08_body_cut_in_the_middle(abrupt: bool) -> None:
     """The whole picture comes from elsewhere; never two thirds of one."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.cut(40 / 60, abrupt=abrupt))
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "connection")
         assert now() <= 40.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s09_body_stalls() -> None:
     """A body that dries up costs one timeout."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(DRIES_UP)
         assert (await world.ask()).fallback_reason == "timeout"
         assert now() <= 45.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_s09_body_stalls() -> None:
 def test_s10_malformed_body(fault: Fault, times: int) -> None:
     """Asked once more, then left; nothing partial leaks to the caller."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.fail(fault, times=times)
         result = await world.ask()
         assert result.provider == ("google" if times == 1 else "openai")
         assert len(world.google.requests) == 2
         assert now() <= 30.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s11_answer_without_its_end_mark() -> None:
@@ -179,30 +179,30 @@ def test_s11_answer_without_its_end_mark() -> None:
         "usageMetadata": {"promptTokenCount": 7, "totalTokenCount": 1127},
     }
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.status(200, body))
         result = await world.ask()
         assert (result.provider, result.attempts) == ("google", 1)
         assert (result.usage["input_tokens"], result.usage["total_tokens"]) == (7, 1127)
         assert now() <= 8.0
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s12_context_length_exceeded() -> None:
     """Never sent again as it was: on to a model that takes more."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(TOO_LONG)
         assert (await world.ask()).provider == "openai"
         assert len(world.google.requests) == 1
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s13_content_filter_rejection() -> None:
     """One request, the provider's reason, and no way around it through the other vendor."""
-    play(refused, **BENCH)
+    run_outage_scenario(refused, **BENCH)
 
 
 def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
@@ -213,7 +213,7 @@ def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
     """
     references = [TINY_PNG] * 15
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(CUT_LATE)
         result = await world.ask(references=references, aspect_ratio="9:16", resolution="4K")
         assert (result.provider, result.fallback_reason) == ("openai", "connection")
@@ -223,7 +223,7 @@ def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
         assert {len(seen.references) for seen in world.google.requests} == {14}
         assert result.dropped_references == ()
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s15_primary_flaps() -> None:
@@ -233,7 +233,7 @@ def test_s15_primary_flaps() -> None:
     within 30 s of its recovery.
     """
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.schedule([(0.0, 60.0, faults.overload())])
         began = now()
         results = []
@@ -253,13 +253,13 @@ def test_s15_primary_flaps() -> None:
         assert 60.0 <= served[0] <= 90.0
         assert (await world.ask()).provider == "google"
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)
 
 
 def test_s16_failover_accounting() -> None:
     """The result names who served and what that cost; failed attempts cost nothing."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: OutageScenario) -> None:
         world.google.set(faults.overload())
         result = await world.ask()
         (served,) = world.openai.requests
@@ -270,4 +270,4 @@ def test_s16_failover_accounting() -> None:
         assert world.client.snapshot()["cost_usd"] == usage["cost_usd"]
         assert len(world.google.requests) <= BUDGET
 
-    play(scene, **BENCH)
+    run_outage_scenario(scene, **BENCH)

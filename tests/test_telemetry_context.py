@@ -12,7 +12,7 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider, sampling
-from telemetry_kit import FAST, Telemetry, World, play
+from telemetry_kit import FAST, Telemetry, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageClient,
@@ -29,7 +29,7 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
     """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         tracer = world.telemetry.tracers.get_tracer("app")
         with tracer.start_as_current_span("handler") as mine:
             before = otel_context.get_current()
@@ -39,13 +39,13 @@ def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
         handler = world.telemetry.spans("handler")[0]
         assert world.telemetry.roots()[0].parent == handler.context
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_what_happens_during_the_call_becomes_a_child() -> None:
     """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         tracer = world.telemetry.tracers.get_tracer("app")
         generate = world.google.generate
 
@@ -62,13 +62,13 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
         assert world.telemetry.spans("POST")[0].parent == world.telemetry.attempts()[0].context
         assert world.telemetry.spans("told")[0].parent == world.telemetry.roots()[0].context
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_calls_at_the_same_time_have_a_trace_each() -> None:
     """Every attempt belongs to its own call's root, however the calls interleave."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.SERVER_ERROR, status=500, times=2)
         await asyncio.gather(*(world.ask() for _ in range(8)))
         roots = {span.context.trace_id: span.context for span in world.telemetry.roots()}
@@ -78,13 +78,13 @@ def test_calls_at_the_same_time_have_a_trace_each() -> None:
         for span in attempts:
             assert span.parent == roots[span.context.trace_id]
 
-    play(scene, max_concurrent=8, **FAST)
+    run_telemetry_scenario(scene, max_concurrent=8, **FAST)
 
 
 def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
     """on_start asks for another image: its root is a child of the first call's."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         async def on_start() -> None:
             await world.ask()
 
@@ -94,7 +94,7 @@ def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
         parents = [span.parent for span in world.telemetry.attempts()]
         assert parents in ([inner.context, outer.context], [outer.context, inner.context])
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
@@ -145,7 +145,7 @@ def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
     """A sink may be told of calls that began before it, or outside any trace."""
     telemetry = Telemetry()
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         await world.ask()
@@ -154,7 +154,7 @@ def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
             if not isinstance(event, RequestStarted):
                 late.handle(event)
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
     assert telemetry.spans() == []
 
 
@@ -174,7 +174,7 @@ def test_sdk_instrumentations_are_told_during_the_attempt_alone(
         monkeypatch.setitem(sys.modules, "opentelemetry.util.genai.invocation", util)
     seen: list[object] = []
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         async def generate(request: Any, model: str) -> ProviderImage:
             seen.append(otel_context.get_value("the key"))
             return ProviderImage(TINY_PNG, "image/png", model)
@@ -183,7 +183,7 @@ def test_sdk_instrumentations_are_told_during_the_attempt_alone(
         await world.ask(on_start=lambda: seen.append(otel_context.get_value("the key")))
         seen.append(otel_context.get_value("the key"))
 
-    play(scene)
+    run_telemetry_scenario(scene)
     assert seen == [None, {} if isinstance(util, Util) else None, None]
     with suppress_instrumentation():
         assert otel_context.get_value("the key") == ({} if isinstance(util, Util) else None)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from images_samples import delivered
 from opentelemetry import trace
-from telemetry_kit import World, play
+from telemetry_kit import TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, Reason, Settings
 from resilient_imagen.request import ImageRequest
@@ -33,7 +33,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 who = contextvars.ContextVar("who", default="nobody")
 
 
-class Raising:
+class RaisingSink:
     inline = True
 
     def __init__(self, error: BaseException) -> None:
@@ -43,7 +43,7 @@ class Raising:
         raise self.error
 
 
-class Slow:
+class SlowSink:
     """Told from a thread; blocks until it is let go."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def test_what_a_sink_raises_goes_nowhere(
 ) -> None:
     """The image comes, later sinks are told, and the trouble is logged once, without its text."""
     record = RecordingSink()
-    run_virtual(ask(Raising(error), record))
+    run_virtual(ask(RaisingSink(error), record))
     assert record.calls[0].outcome == "success"
     complaints = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
     assert [entry.getMessage() for entry in complaints] == [
@@ -105,7 +105,7 @@ def test_a_sink_that_cannot_say_what_it_wants_is_told_everything(
 
 def test_no_call_waits_for_a_slow_sink() -> None:
     """The call is over before the sink has taken its first event; it is told all of them then."""
-    slow = Slow()
+    slow = SlowSink()
     hub = SinkDispatcher([slow])
 
     async def main() -> None:
@@ -121,17 +121,17 @@ def test_no_call_waits_for_a_slow_sink() -> None:
 
 def test_a_slow_sink_sees_the_callers_context() -> None:
     """Context variables and the current span are those of the moment the event happened."""
-    slow = Slow()
+    slow = SlowSink()
     slow.go.set()
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         who.set("caller")
         world.client._hub._background = hub._background
         await world.ask()
         await hub.close(10)
 
     hub = SinkDispatcher([slow])
-    play(scene)
+    run_telemetry_scenario(scene)
     assert {name for name, _, _ in slow.seen} == {"caller"}
     assert all(valid for _, valid, _ in slow.seen)
     assert {thread for _, _, thread in slow.seen} == {"resilient_imagen sinks"}
@@ -142,7 +142,7 @@ def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
 ) -> None:
     """Its thread goes on."""
 
-    class Choosy(Slow):
+    class Choosy(SlowSink):
         def handle(self, event: Event) -> None:
             super().handle(event)
             raise ValueError
@@ -165,7 +165,7 @@ def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The queue is bounded; the log says so once, and how much was lost at the end."""
-    slow = Slow()
+    slow = SlowSink()
     background = BackgroundSink([slow], lambda sink, event: sink.handle(event), capacity=5)
     for number in range(50):
         background.put(warned(number))
@@ -191,7 +191,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Pictures that wait are bounded by their bytes; events without any still come through."""
-    slow = Slow()
+    slow = SlowSink()
     background = BackgroundSink(
         [slow], lambda sink, event: sink.handle(event), capacity_bytes=10_000_000
     )
@@ -216,7 +216,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
 
 def test_what_a_slow_sink_was_told_is_let_go() -> None:
     """The thread keeps the last event no longer than the sink does."""
-    slow = Slow()
+    slow = SlowSink()
     slow.go.set()
     background = BackgroundSink([slow], lambda sink, event: sink.handle(event))
     event = pictured(bytes(10))
@@ -231,7 +231,7 @@ def test_what_a_slow_sink_was_told_is_let_go() -> None:
 
 def test_closing_does_not_wait_for_ever() -> None:
     """A sink that hangs costs the time bound, no more, and the process can end."""
-    slow = Slow()
+    slow = SlowSink()
     hub = SinkDispatcher([slow])
 
     async def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 from opentelemetry.sdk.trace import ReadableSpan
-from telemetry_kit import FAST, World, attributes, play
+from telemetry_kit import FAST, TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.testing import FakeProvider, run_virtual
@@ -51,7 +51,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(logging.NOTSET)
 
 
-async def outage(world: World) -> None:
+async def outage(world: TelemetryScenario) -> None:
     """An outage, a fallback, a refusal."""
     world.google.fail(Reason.OVERLOADED, status=503, times=3, retry_after=4)
     await world.ask()
@@ -77,14 +77,14 @@ STORY = [
 
 def test_an_outage_reads_as_a_story(lines: Lines) -> None:
     """Every event has its agreed name and level, in the order it happened."""
-    play(outage, **FAST)
+    run_telemetry_scenario(outage, **FAST)
     assert [(line["level"], line["event"]) for line in lines] == STORY
 
 
 def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
     """Time, route, latency, reason, hint, breaker state and cost stand in one line."""
     began = time.time()
-    play(outage, **FAST)
+    run_telemetry_scenario(outage, **FAST)
     failed = next(line for line in lines if line["event"] == "imagegen.attempt.failed")
     wanted = {
         "route": "google:gemini-3-pro-image",
@@ -126,7 +126,7 @@ def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
 
 def test_a_call_that_goes_well_leaves_one_line(lines: Lines) -> None:
     """With the request that brought the image in it."""
-    play(World.ask)
+    run_telemetry_scenario(TelemetryScenario.ask)
     told = [line for line in lines if line["level"] != "debug"]
     assert [line["event"] for line in told] == ["imagegen.request.completed"]
 
@@ -165,7 +165,7 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
     What a call's line says of the request that brought the image stands on that request's span.
     """
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await outage(world)
         world.google.heal()
         await asyncio.sleep(100)
@@ -201,13 +201,13 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
             assert told - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
         assert seen == kinds
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
     """W3C hex, the attempt's own for the attempt and the root's for the call."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         await world.ask()
         by_event = {line["event"]: line for line in lines}
@@ -222,13 +222,13 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
             assert by_event[event]["trace_id"] == f"{context.trace_id:032x}"
             assert by_event[event]["span_id"] == f"{context.span_id:016x}"
 
-    play(scene, max_retries=0)
+    run_telemetry_scenario(scene, max_retries=0)
 
 
 def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:
     """A refusal its own span; an opening the request that caused it, whoever noticed it."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.drag()
         world.client._routing.routes[1].breaker.force_trip(cause="forbidden")
         rejected = [line for line in lines if line["event"].endswith("rejected")]
@@ -246,17 +246,17 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
         assert span.context is not None
         return f"{span.context.span_id:016x}"
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
 def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
     """A key that is not accepted is loud, once for each time it happened."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401)
         await world.ask()
 
-    play(scene)
+    run_telemetry_scenario(scene)
     failed = [line for line in lines if line["event"] == "imagegen.attempt.failed"]
     assert [line["level"] for line in failed] == ["error"]
 
@@ -264,12 +264,12 @@ def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
 def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -> None:
     """Formatters that show a traceback's local variables would show the prompt."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(ImageGenerationError):
             await world.ask()
 
-    play(scene)
+    run_telemetry_scenario(scene)
     last = lines[-1]
     assert (last["event"], last["level"]) == ("imagegen.request.failed", "error")
     assert last["error.type"] == "invalid_request"
@@ -281,11 +281,11 @@ def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -
 def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
     """What would have happened is information, not an error."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
 
-    play(scene, breaker_mode="shadow", **FAST)
+    run_telemetry_scenario(scene, breaker_mode="shadow", **FAST)
     opened = [line for line in lines if line["event"] == "imagegen.circuit_breaker.opened"]
     assert [(line["level"], line["circuit_breaker.shadow"]) for line in opened] == [("info", True)]
 
@@ -293,11 +293,11 @@ def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
 def test_warnings_reach_the_log(lines: Lines) -> None:
     """A model that is not in the table is passed on with one line."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask(model="gemini-9-ultra-image")
         await world.ask(model="gemini-9-ultra-image")
 
-    play(scene)
+    run_telemetry_scenario(scene)
     warned = [line for line in lines if line["event"] == "imagegen.warning"]
     assert [(line["level"], line["code"]) for line in warned] == [("warning", "unknown_model")]
     assert "gemini-9-ultra-image" in warned[0]["warning"]
@@ -305,7 +305,7 @@ def test_warnings_reach_the_log(lines: Lines) -> None:
 
 def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:
     """Name, level, a message that can be read alone, and every key as an attribute."""
-    play(outage, **FAST)
+    run_telemetry_scenario(outage, **FAST)
     assert [(record.levelname.lower(), record.event) for record in records] == STORY  # type: ignore[attr-defined]
     failed = next(record for record in records if record.levelno == logging.WARNING)
     assert failed.name == "imagegen"
@@ -323,7 +323,7 @@ def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         processors=structlog.get_config()["processors"],
     )
-    play(outage, **FAST)
+    run_telemetry_scenario(outage, **FAST)
     assert {line["level"] for line in lines} == {"warning", "error"}
 
 
@@ -340,7 +340,7 @@ def test_any_configured_wrapper_will_do() -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     try:
-        play(outage, **FAST)
+        run_telemetry_scenario(outage, **FAST)
     finally:
         structlog.reset_defaults()
         logger.removeHandler(handler)
@@ -355,7 +355,7 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
         processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: caught
     )
     try:
-        play(outage, **FAST)
+        run_telemetry_scenario(outage, **FAST)
     finally:
         structlog.reset_defaults()
     events = [json.loads(call.args[0])["event"] for call in caught.calls]
@@ -368,7 +368,7 @@ def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
     """Where there was none before: the call's lines go on there."""
     caught = structlog.testing.CapturingLogger()
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         asking = asyncio.create_task(world.ask())
         await asyncio.sleep(0.5)
         structlog.configure(
@@ -377,7 +377,7 @@ def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
         await asking
 
     try:
-        play(scene)
+        run_telemetry_scenario(scene)
     finally:
         structlog.reset_defaults()
     assert [record.__dict__["event"] for record in records] == ["imagegen.request.started"]
@@ -405,18 +405,18 @@ def test_another_configuration_holds_from_the_next_line_on(
     """The logger is kept while it is the same; so does one that prints know today's stream."""
     try:
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
-        play(World.ask)
+        run_telemetry_scenario(TelemetryScenario.ask)
         printed = capsys.readouterr().out
         assert printed.count("imagegen.request.completed") == 1
         elsewhere = io.StringIO()
         monkeypatch.setattr(sys, "stdout", elsewhere)
-        play(World.ask)
+        run_telemetry_scenario(TelemetryScenario.ask)
         assert elsewhere.getvalue().count("imagegen.request.completed") == 1
         with structlog.testing.capture_logs() as caught:
-            play(World.ask)
+            run_telemetry_scenario(TelemetryScenario.ask)
         assert [line["event"] for line in caught][-1] == "imagegen.request.completed"
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-        play(World.ask)
+        run_telemetry_scenario(TelemetryScenario.ask)
         assert elsewhere.getvalue().count("imagegen.request.completed") == 1
     finally:
         structlog.reset_defaults()

@@ -14,7 +14,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.metrics import Counter
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
-from telemetry_kit import FAST, Telemetry, World, play
+from telemetry_kit import FAST, Telemetry, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.providers.base import ProviderImage
@@ -29,7 +29,7 @@ PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
     """Retries, fallbacks, breaker votes, transitions, refusals, durations and tokens."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         await world.ask()
@@ -82,13 +82,13 @@ def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
         assert count == 2
         assert total > 4
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_a_slow_bucket_leads_to_its_trace() -> None:
     """The durations carry exemplars: of the call its root, of the request its own span."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask()
         leads = {
             metric.name: [
@@ -103,7 +103,7 @@ def test_a_slow_bucket_leads_to_its_trace() -> None:
         assert leads.pop("gen_ai.client.operation.duration") == [attempt.context.span_id]
         assert {name for name, spans in leads.items() if spans} == set()
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 @pytest.mark.parametrize("preferred", [CUMULATIVE, AggregationTemporality.DELTA])
@@ -142,7 +142,7 @@ def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
 def test_gauges_show_the_breakers_as_they_are_now() -> None:
     """1 for the present state and 0 for the others, read when asked and not when told."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
 
@@ -162,7 +162,7 @@ def test_gauges_show_the_breakers_as_they_are_now() -> None:
         await world.ask()
         assert state() == {"closed": 1, "open": 0, "half_open": 0, "forced_open": 0}
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_two_clients_share_one_set_of_instruments() -> None:
@@ -248,7 +248,7 @@ def test_two_clients_with_the_same_route_are_one_series() -> None:
 def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
     """The window slides between calls, too; on the loop and off it the numbers are the same."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         await world.ask()
 
@@ -261,7 +261,7 @@ def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
         assert await asyncio.to_thread(calls) == 0
         assert calls() == 0
 
-    play(scene, max_retries=0, breaker_window=10, **FAST)
+    run_telemetry_scenario(scene, max_retries=0, breaker_window=10, **FAST)
 
 
 def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
@@ -280,7 +280,7 @@ def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
 def test_a_model_that_only_a_caller_named_is_other() -> None:
     """Whatever names callers come up with, there is one more value at most."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         for name in ("flux-1", "flux-2", "flux-3"):
             await world.ask(model=name)
         models = {
@@ -305,7 +305,7 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
             tracer_provider=telemetry.tracers,
             meter_provider=telemetry.meters,
         ) as client:
-            await scene(World(google, custom, client, None, telemetry))  # type: ignore[arg-type]
+            await scene(TelemetryScenario(google, custom, client, None, telemetry))  # type: ignore[arg-type]
 
     run_virtual(main())
 
@@ -313,7 +313,7 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
 def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
     """Such models share one name in the gauges, which has the worst of their states."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask(model="gemini-2.5-flash-image")
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask(model="gemini-3.1-flash-image")
@@ -331,13 +331,13 @@ def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
         await world.client.aclose()
         assert world.telemetry.points("imagegen.circuit_breaker.state") == []
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixture) -> None:
     """A thread that exports metrics is not disturbed by routes that callers add meanwhile."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         ended = threading.Event()
 
         def read() -> int:
@@ -356,7 +356,7 @@ def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixtu
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        play(scene, **FAST)
+        run_telemetry_scenario(scene, **FAST)
     finally:
         sys.setswitchinterval(interval)
     assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
@@ -369,7 +369,7 @@ def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixtu
 def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str) -> None:
     """A reason is its own word; the type of somebody's bug is not a metric attribute."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         if isinstance(error, Reason):
             world.google.fail(error, status=400)
         else:
@@ -380,13 +380,13 @@ def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str
             ((found, _),) = world.telemetry.points(metric)
             assert found["error.type"] == word
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_a_cancelled_request_is_no_quick_success() -> None:
     """Its duration stands under its own error type; the breaker's count is neutral."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.leave()
         with pytest.raises(TimeoutError):
             await world.ask(deadline=1)
@@ -402,13 +402,13 @@ def test_a_cancelled_request_is_no_quick_success() -> None:
             ("neutral", 1),
         ]
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
     """A throttled request is a failure; a slow one is told apart, as it was not answered badly."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, times=1)
         await world.ask()
         world.google.latency = 20.0
@@ -420,13 +420,13 @@ def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
         }
         assert votes == {"failure": 1, "slow": 1}
 
-    play(scene, breaker_slow_call=10, max_retries=0, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, max_retries=0, **FAST)
 
 
 def test_a_retry_names_the_service_that_its_attempt_named() -> None:
     """Vertex is not the Gemini API: the address decides for both."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.base_url = "https://europe-west4-aiplatform.googleapis.com"  # type: ignore[attr-defined]
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         await world.ask()
@@ -435,13 +435,13 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
         attempt = world.telemetry.attempts()[0].attributes or {}
         assert attempt["gen_ai.provider.name"] == "gcp.vertex_ai"
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_vendors_cannot_fill_the_metrics_with_names() -> None:
     """However many models a vendor says that it asked, only so many are told apart."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         served = (f"gemini-{number}" for number in range(100))
 
         async def generate(request: object, model: str) -> ProviderImage:
@@ -455,13 +455,13 @@ def test_vendors_cannot_fill_the_metrics_with_names() -> None:
         assert len(named) == 33
         assert "other" in named
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_shadow_decisions_are_no_transitions() -> None:
     """What only would have happened is told in logs, not counted as having happened."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         assert world.telemetry.points("imagegen.circuit_breaker.transitions") == []
@@ -471,4 +471,4 @@ def test_shadow_decisions_are_no_transitions() -> None:
         }
         assert "not_permitted" not in votes
 
-    play(scene, breaker_mode="shadow", **FAST)
+    run_telemetry_scenario(scene, breaker_mode="shadow", **FAST)

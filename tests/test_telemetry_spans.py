@@ -11,7 +11,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from telemetry_kit import FAST, Telemetry, World, attributes, play
+from telemetry_kit import FAST, Telemetry, TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageGenerationError,
@@ -26,7 +26,7 @@ from resilient_imagen.testing import TINY_PNG
 def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
     """Both spans carry the agreed names, kinds and values, and no status."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask()
         root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
         assert (root.name, root.kind, root.status.status_code) == (
@@ -86,25 +86,25 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
             "imagegen.circuit_breaker.failure_threshold": 3,
         }
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
     """A picture that was cropped says so, in the words of the result."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         result = await world.ask(aspect_ratio="1:1")
         assert result.adjustments
         found = attributes(world.telemetry.roots()[0])
         assert found["imagegen.adjustments"] == "; ".join(result.adjustments)
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
     """Failed attempts are errors in red, the root is not; the third says that it opened."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         root = world.telemetry.roots()[0]
@@ -140,13 +140,13 @@ def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
         assert "error.type" not in attributes(served)
         assert all(span.parent == root.context for span in (*failed, served))
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> None:
     """The link crosses traces; numbers say what the breaker thought and when to come back."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         await asyncio.sleep(10)
@@ -175,13 +175,13 @@ def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> No
         assert attributes(root)["imagegen.fallback.cause"] == "circuit_open"
         assert attributes(root)["imagegen.short_circuits"] == 1
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> None:
     """A breaker that another route's failure opened points to that failure."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, times=1)
         await world.ask()
         opener = world.telemetry.attempts()[0]
@@ -189,7 +189,7 @@ def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> N
         assert attributes(reject)["imagegen.model"] == "gemini-3.1-flash-image"
         assert [link.context for link in reject.links] == [opener.context]
 
-    play(
+    run_telemetry_scenario(
         scene,
         routes="google:gemini-3-pro-image,google:gemini-3.1-flash-image,openai:gpt-image-2.5-flare",
     )
@@ -198,7 +198,7 @@ def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> N
 def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
     """It opened the breaker by its silence, while it was still in flight."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.latency = 20.0
         slow = asyncio.create_task(world.ask())
         await asyncio.sleep(15)
@@ -210,10 +210,10 @@ def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
         assert attributes(silent)["imagegen.circuit_breaker.counted_as"] == "slow"
         assert [link.context for link in reject.links] == [silent.context]
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
-def openers(world: World) -> list[ReadableSpan]:
+def openers(world: TelemetryScenario) -> list[ReadableSpan]:
     """The requests found by the tag that says so."""
     tag = "imagegen.circuit_breaker.transition"
     return [
@@ -224,7 +224,7 @@ def openers(world: World) -> list[ReadableSpan]:
 def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> None:
     """It is no failure, but it opened the breaker all the same."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.latency = 20.0
         await world.ask()
         found = attributes(world.telemetry.attempts()[0])
@@ -237,13 +237,13 @@ def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> N
         }
         assert {key: found.get(key) for key in wanted} == wanted
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
 def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to() -> None:
     """Whoever's task it was in which time ran out, the silent request opened the breaker."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.latency = 5.0
         first = asyncio.create_task(world.ask())
         await asyncio.sleep(3)
@@ -258,13 +258,13 @@ def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to()
         assert attributes(slow)["imagegen.circuit_breaker.counted_as"] == "slow"
         assert [link.context for link in (*early.links, *late.links)] == [slow.context] * 2
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
 def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
     """Both were watched by the timer that the first one set, and both ended after the opening."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.drag()
         (opener,) = openers(world)
         earlier, later = (
@@ -280,13 +280,13 @@ def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
             assert [link.context for link in reject.links] == [opener.context]
         assert world.telemetry.rejects()
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
 def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
     """Its own time limit has not come yet; refusals link to it and not to the first opener."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         await world.ask()
         world.google.hang(times=1)
@@ -303,25 +303,25 @@ def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
         assert attributes(reopener)["imagegen.circuit_breaker.probe"] is True
         assert [link.context for link in world.telemetry.rejects()[-1].links] == [reopener.context]
 
-    play(scene, breaker_slow_call=10, breaker_fail_max=1, max_retries=0, **FAST)
+    run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, max_retries=0, **FAST)
 
 
 def test_a_breaker_forced_open_links_to_nothing() -> None:
     """Nobody's request opened it."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask()
         (reject,) = world.telemetry.rejects()
         assert attributes(reject)["imagegen.circuit_breaker.state"] == "forced_open"
         assert reject.links == ()
 
-    play(scene, force_open="google")
+    run_telemetry_scenario(scene, force_open="google")
 
 
 def test_spans_last_as_long_as_what_they_stand_for() -> None:
     """Durations are the loop's, so they are right on virtual time, too."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.latency = 33.0
         await world.ask()
         for span in (world.telemetry.roots()[0], world.telemetry.attempts()[0]):
@@ -329,13 +329,13 @@ def test_spans_last_as_long_as_what_they_stand_for() -> None:
             assert span.end_time is not None
             assert (span.end_time - span.start_time) / 1e9 == pytest.approx(33, abs=0.01)
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
     """Seconds for people, yes or nothing for searches."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await asyncio.gather(world.ask(), world.ask())
         for spans in (world.telemetry.roots(), world.telemetry.attempts()):
             waited = [attributes(span).get("imagegen.queue.waited") for span in spans]
@@ -343,13 +343,13 @@ def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
         assert attributes(world.telemetry.roots()[1])["imagegen.queue_s"] == 6.0
         assert attributes(world.telemetry.attempts()[1])["imagegen.queue_s"] == 6.0
 
-    play(scene, ipm=10)
+    run_telemetry_scenario(scene, ipm=10)
 
 
 def test_a_failed_call_is_an_error_with_its_reason() -> None:
     """The root's status text is the error's, and its type the reason."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.CONTENT_BLOCKED, status=200)
         with pytest.raises(ImageGenerationError):
             await world.ask()
@@ -361,13 +361,13 @@ def test_a_failed_call_is_an_error_with_its_reason() -> None:
         assert attributes(root)["imagegen.fallback.used"] is False
         assert "imagegen.fallback.cause" not in attributes(root)
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_running_out_of_time_is_told_on_every_span() -> None:
     """Outcome and error type are the deadline's; the attempt was cut short and may cost money."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.hang()
         world.openai.hang()
         with pytest.raises(TimeoutError):
@@ -383,13 +383,13 @@ def test_running_out_of_time_is_told_on_every_span() -> None:
         assert first["imagegen.circuit_breaker.counted_as"] == "ignored"
         assert second["imagegen.attempt.outcome"] == "deadline"
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_a_cancelled_call_is_no_error() -> None:
     """The caller left: both spans say so, and neither is red; nor is it a success."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.leave()
         root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
         assert attributes(root)["imagegen.outcome"] == "cancelled"
@@ -400,13 +400,13 @@ def test_a_cancelled_call_is_no_error() -> None:
         assert attributes(attempt)["error.type"] == "cancelled"
         assert attempt.events == ()
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_a_call_that_is_thrown_away_was_cancelled() -> None:
     """Its coroutine is closed in the middle of a request, as by a loop that ends."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.hang()
         call = world.ask()
         context = otel_context.get_current()
@@ -420,13 +420,13 @@ def test_a_call_that_is_thrown_away_was_cancelled() -> None:
         assert attributes(attempt)["imagegen.circuit_breaker.counted"] == "neutral"
         assert root.status.status_code is attempt.status.status_code is StatusCode.UNSET
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_our_own_bug_is_told_by_its_type() -> None:
     """A provider with a bug: no reason, no vote, but an error whose type can be searched."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.crash(ZeroDivisionError("a lighthouse"))
         with pytest.raises(ZeroDivisionError):
             await world.ask()
@@ -439,24 +439,24 @@ def test_our_own_bug_is_told_by_its_type() -> None:
         assert attributes(attempt)["imagegen.circuit_breaker.counted"] == "neutral"
         assert "lighthouse" not in root.to_json() + attempt.to_json()
 
-    play(scene)
+    run_telemetry_scenario(scene)
 
 
 def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
     """OpenTelemetry's own variable decides; the text is bounded and free of pictures."""
     picture = "data:image/png;base64," + "iVBORw0KGgo" * 50
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.client.generate(f"a lighthouse like {picture} at night " + "waves " * 2000)
 
     def captured(**settings: Any) -> str | None:
-        async def run(world: World) -> str | None:
+        async def run(world: TelemetryScenario) -> str | None:
             await scene(world)
             found = attributes(world.telemetry.attempts()[0]).get("gen_ai.input.messages")
             assert "lighthouse" not in world.telemetry.roots()[0].to_json()
             return None if found is None else str(found)
 
-        return play(run, **settings)
+        return run_telemetry_scenario(run, **settings)
 
     assert captured() is None
     text = captured(capture_content="SPAN_ONLY")
@@ -496,7 +496,7 @@ def test_the_provider_is_named_as_the_conventions_name_it(
 def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
     """Model, id and finish reason of the answer; a name that looks like a key is not passed on."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         answers = [
             ("resp_1", "STOP", "gemini-3-pro-image-001"),
             ("sk-" + "x" * 40, "A lighthouse", "m"),
@@ -519,13 +519,13 @@ def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
         assert second["gen_ai.response.id"] == "[…]"
         assert "gen_ai.response.finish_reasons" not in second
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
 
 
 def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
     """A traceback would show source lines at best, and local variables at worst."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         error = RateLimitedError(
             vendor_message="slow down, sk-" + "k" * 30, vendor_error="APIError"
         )
@@ -544,7 +544,7 @@ def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
 
         return generate
 
-    play(scene, max_retries=0)
+    run_telemetry_scenario(scene, max_retries=0)
 
 
 def test_openers_are_remembered_for_so_many_routes_only() -> None:

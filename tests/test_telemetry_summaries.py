@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import structlog
-from telemetry_kit import FAST, World, play
+from telemetry_kit import FAST, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageClient,
@@ -51,12 +51,12 @@ def sentences() -> Iterator[Sentences]:
 def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
     """Failures, retries, the opening, the fallback, a skipped route, both images."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         await world.ask()
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
     assert sentences == [
         ("imagegen.request.started", "generate an image, 9:16 at 2K: google is first"),
         ("imagegen.attempt.failed", "google overloaded (503) after N s: retry in N s"),
@@ -95,7 +95,7 @@ def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
 def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
     """A failed probe, a successful one, and the circuit closed."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=2)
         await world.ask()
         await asyncio.sleep(70)
@@ -103,7 +103,7 @@ def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
         await asyncio.sleep(200)
         await world.ask()
 
-    play(scene, max_retries=0, breaker_fail_max=1, **FAST)
+    run_telemetry_scenario(scene, max_retries=0, breaker_fail_max=1, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
         "google overloaded (503): circuit open for N s, openai serves",
         "google overloaded (503), a failed probe: circuit open for N s, openai serves",
@@ -118,13 +118,13 @@ def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
 def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None:
     """By the failure rate: so many of so many requests."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         for _ in range(3):
             await world.ask()
             world.google.fail(Reason.SERVER_ERROR, status=500, times=1)
             await world.ask()
 
-    play(scene, max_retries=0, **FAST)
+    run_telemetry_scenario(scene, max_retries=0, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
         "google server error (500), 3 of 6 requests failed: circuit open for N s, openai serves"
     ]
@@ -133,32 +133,32 @@ def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None
 def test_no_other_route_serves(sentences: Sentences) -> None:
     """The next route is down too; or no call may go on to it; or an operator forces both open."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.openai.fail(Reason.FORBIDDEN, status=403)
         world.google.fail(Reason.FORBIDDEN, status=403)
         with pytest.raises(ImageGenerationError):
             await world.ask()
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
         "google forbidden (403): circuit open for N s, openai serves",
         "openai forbidden (403): circuit open for N s, no other route serves",
     ]
     sentences.clear()
-    play(scene, fallback_on="forbidden", **FAST)
+    run_telemetry_scenario(scene, fallback_on="forbidden", **FAST)
     assert sentences.of("circuit_breaker.opened")[0] == (
         "google forbidden (403): circuit open for N s, no other route serves"
     )
     sentences.clear()
 
-    async def force(world: World) -> None:
+    async def force(world: TelemetryScenario) -> None:
         for route in (OPENAI, GOOGLE):
             world.client.breakers[route].force_open = True
         with pytest.raises(ImageGenerationError):
             await world.ask()
         world.client.breakers[GOOGLE].force_open = False
 
-    play(force)
+    run_telemetry_scenario(force)
     assert sentences.of("circuit_breaker.opened") == [
         "openai: circuit forced open by an operator, no other route serves",
         "google: circuit forced open by an operator, no other route serves",
@@ -181,11 +181,11 @@ def test_a_model_that_a_caller_names_is_replaced_by_the_route_behind_the_first(
 ) -> None:
     """Its breaker is no configured one."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.FORBIDDEN, status=403)
         await world.ask(model="gemini-2.5-flash-image")
 
-    play(scene)
+    run_telemetry_scenario(scene)
     assert sentences.of("circuit_breaker.opened") == [
         "google forbidden (403): circuit open for N s, openai serves"
     ]
@@ -214,11 +214,11 @@ def test_routes_of_one_provider_are_told_apart(sentences: Sentences) -> None:
 def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
     """Its sentence says so, and claims no fallback."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
 
-    play(scene, breaker_mode="shadow", **FAST)
+    run_telemetry_scenario(scene, breaker_mode="shadow", **FAST)
     assert sentences.of("circuit_breaker.opened") == [
         "without effect (shadow): google overloaded (503), third in a row: circuit open for N s"
     ]
@@ -226,7 +226,7 @@ def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
         "google overloaded (503) after N s, third in a row"
     )
     sentences.clear()
-    play(scene, shadow="fail_max=2", **FAST)
+    run_telemetry_scenario(scene, shadow="fail_max=2", **FAST)
     assert sentences.of("shadow.differed") == [
         "candidate settings would have refused a request to google that ended as overloaded"
     ]
@@ -235,7 +235,7 @@ def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
 def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
     """A caller that leaves, a deadline, a bug, a hint, a network failure."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.leave()
         world.google.heal()
         world.google.hang()
@@ -248,7 +248,7 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
         world.google.crash(refused)
         await world.ask()
 
-    play(scene, max_retries=0, **FAST)
+    run_telemetry_scenario(scene, max_retries=0, **FAST)
     assert sentences.of("attempt.failed") == [
         "google cancelled after N s",
         "google cut short after N s by the call's deadline",
@@ -261,11 +261,11 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
     ]
     sentences.clear()
 
-    async def throttled(world: World) -> None:
+    async def throttled(world: TelemetryScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2, times=1)
         await world.ask()
 
-    play(throttled, **FAST)
+    run_telemetry_scenario(throttled, **FAST)
     assert sentences.of("retry.scheduled") == [
         "google rate limited: retry in N s, as the server asked"
     ]
@@ -274,11 +274,11 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
 def test_dropped_references_are_described(sentences: Sentences) -> None:
     """The first three, and how many more there are."""
 
-    async def scene(world: World) -> None:
+    async def scene(world: TelemetryScenario) -> None:
         await world.ask(references=[1, 2, 3, 4, 5])
         await world.ask(references=[1])
 
-    play(scene, **FAST)
+    run_telemetry_scenario(scene, **FAST)
     kind = "is of type int, not an image"
     assert sentences.of("references.changed") == [
         (
@@ -317,7 +317,7 @@ def test_a_line_that_is_filtered_costs_no_sentence(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(logs, "summary", note)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     try:
-        play(World.ask)
+        run_telemetry_scenario(TelemetryScenario.ask)
     finally:
         structlog.reset_defaults()
     assert made == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ladder import FAST
-from telemetry_kit import World, play
+from telemetry_kit import TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ConfigurationError, ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.telemetry.events import BreakerChanged, CandidateDisagreed
@@ -116,14 +116,16 @@ def test_candidates_have_no_effect() -> None:
 def test_metrics_and_log_lines_count_what_differs(caplog: pytest.LogCaptureFixture) -> None:
     """Refusals by the candidate are a counter by breaker and outcome, and a line each."""
 
-    async def scene(world: World) -> list[Any]:
+    async def scene(world: TelemetryScenario) -> list[Any]:
         world.google.fail(Reason.OVERLOADED, status=503)
         for _ in range(3):
             await world.ask()
         return world.telemetry.points("imagegen.shadow.differences")
 
     caplog.set_level("INFO", "imagegen")
-    points = play(scene, max_retries=0, ipm=6000, breaker_fail_max=9, shadow="fail_max=1")
+    points = run_telemetry_scenario(
+        scene, max_retries=0, ipm=6000, breaker_fail_max=9, shadow="fail_max=1"
+    )
     name = "google:gemini-3-pro-image"
     assert points == [
         (

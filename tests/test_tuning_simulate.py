@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
-    Latency,
+    LatencyDistribution,
     Measures,
     Scenario,
     Service,
@@ -80,8 +80,8 @@ def test_a_hint_is_kept_to() -> None:
     throttled = Outage(
         start=600, duration=120, reason=Reason.RATE_LIMITED, retry_after=70, latency=0.2
     )
-    google = Service(latency=Latency(10, 20))
-    openai = Service(latency=Latency(10, 20))
+    google = Service(latency=LatencyDistribution(10, 20))
+    openai = Service(latency=LatencyDistribution(10, 20))
     scenario = Scenario(services={"google": google, "openai": openai}, troubles=(throttled,))
     assert simulate(scenario, Settings()).doomed == 2
 
@@ -113,7 +113,7 @@ def test_a_route_without_a_service_is_named() -> None:
 @given(st.floats(0.5, 100), st.floats(1, 10))
 def test_latency_is_what_its_two_numbers_say(median: float, factor: float) -> None:
     """Half of the answers are there by the median, 95 % by the other number; more take longer."""
-    latency = Latency(median, median * factor)
+    latency = LatencyDistribution(median, median * factor)
     assert latency.at(0.5) == pytest.approx(median)
     assert latency.at(0.95) == pytest.approx(median * factor)
     assert all(a <= b for a, b in pairwise(latency.at(share / 100) for share in range(1, 100)))
@@ -123,7 +123,7 @@ def test_latency_is_what_its_two_numbers_say(median: float, factor: float) -> No
 def test_an_impossible_latency_is_refused(median: float, p95: float) -> None:
     """Not 0 < median <= p95 is an error at once."""
     with pytest.raises(ValueError, match="0 < median"):
-        Latency(median, p95)
+        LatencyDistribution(median, p95)
 
 
 @pytest.mark.parametrize(

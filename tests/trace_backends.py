@@ -31,7 +31,7 @@ _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class StoredTrace:
     """One span as a backend gives it back; tag values as one would type them into a search."""
 
     trace_id: str
@@ -48,12 +48,12 @@ class Backend(Protocol):
     otlp: str
     """Base address for exporters."""
 
-    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[StoredTrace]]:
         """Traces with at least one span that has all these tags."""
         ...
 
 
-def matching(traces: Iterable[Iterable[Seen]], tags: Mapping[str, str]) -> list[Seen]:
+def matching(traces: Iterable[Iterable[StoredTrace]], tags: Mapping[str, str]) -> list[StoredTrace]:
     """The spans that have all these tags."""
     return [
         span
@@ -63,7 +63,7 @@ def matching(traces: Iterable[Iterable[Seen]], tags: Mapping[str, str]) -> list[
     ]
 
 
-def _spans(resource_spans: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Seen]]:
+def _spans(resource_spans: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, StoredTrace]]:
     """Every span of an OTLP answer in JSON, with its service."""
     for resource in resource_spans:
         service = _tags(resource.get("resource", {}).get("attributes", ())).get("service.name", "")
@@ -71,7 +71,7 @@ def _spans(resource_spans: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, S
             for span in scope.get("spans", ()):
                 yield (
                     service,
-                    Seen(
+                    StoredTrace(
                         span["traceId"],
                         span["spanId"],
                         span.get("parentSpanId", ""),
@@ -92,8 +92,8 @@ def _typed(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _by_trace(spans: Iterable[Seen]) -> dict[str, list[Seen]]:
-    traces: dict[str, list[Seen]] = {}
+def _by_trace(spans: Iterable[StoredTrace]) -> dict[str, list[StoredTrace]]:
+    traces: dict[str, list[StoredTrace]] = {}
     for span in spans:
         traces.setdefault(span.trace_id, []).append(span)
     return traces
@@ -107,9 +107,9 @@ class Collector:
 
     def __init__(self, otlp: str) -> None:
         self.otlp = otlp
-        self.received: list[tuple[str, Seen]] = []
+        self.received: list[tuple[str, StoredTrace]] = []
 
-    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[StoredTrace]]:
         traces = _by_trace(span for name, span in list(self.received) if name == service)
         return [trace for trace in traces.values() if matching([trace], tags)]
 
@@ -145,14 +145,14 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def _with_hex_ids(span: Seen) -> Seen:
+def _with_hex_ids(span: StoredTrace) -> StoredTrace:
     """Protobuf's JSON has base64 for bytes; OTLP's has hex for ids."""
     import base64
 
     def hexed(value: str) -> str:
         return base64.b64decode(value).hex()
 
-    return Seen(
+    return StoredTrace(
         hexed(span.trace_id),
         hexed(span.span_id),
         hexed(span.parent_id),
@@ -183,16 +183,16 @@ class Jaeger:
                 return None
             raise
 
-    def find(self, service: str, tags: Mapping[str, str]) -> list[list[Seen]]:
+    def find(self, service: str, tags: Mapping[str, str]) -> list[list[StoredTrace]]:
         found = self._search(service, tags)
         return [self.trace(trace_id) for trace_id in sorted({span.trace_id for span in found})]
 
-    def trace(self, trace_id: str) -> list[Seen]:
+    def trace(self, trace_id: str) -> list[StoredTrace]:
         """Every span of a trace."""
         answer = self.get(f"/api/v3/traces/{trace_id}")
         return [span for _, span in _spans(answer["result"]["resourceSpans"])]
 
-    def _search(self, service: str, tags: Mapping[str, str]) -> list[Seen]:
+    def _search(self, service: str, tags: Mapping[str, str]) -> list[StoredTrace]:
         if self._searches_by_tag(service):
             return self._search_v3(service, tags)
         now = time.time()
@@ -205,7 +205,7 @@ class Jaeger:
             limit="100",
         )
         return [
-            Seen(span["traceID"], span["spanID"], "", span["operationName"], {}, ())
+            StoredTrace(span["traceID"], span["spanID"], "", span["operationName"], {}, ())
             for trace in answer["data"]
             for span in trace["spans"]
         ]
@@ -215,7 +215,7 @@ class Jaeger:
         everything = self._search_v3(service, {})
         return bool(everything) and not self._search_v3(service, {"no.such.tag": "x"})
 
-    def _search_v3(self, service: str, tags: Mapping[str, str]) -> list[Seen]:
+    def _search_v3(self, service: str, tags: Mapping[str, str]) -> list[StoredTrace]:
         now = datetime.now(UTC)
         first, last = (
             (now + timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ") for hours in (-1, 1)

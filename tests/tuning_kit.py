@@ -10,7 +10,7 @@ import pytest
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
-    Latency,
+    LatencyDistribution,
     Recorder,
     Recording,
     Scenario,
@@ -30,8 +30,8 @@ TIGHT: dict[str, Any] = {"ipm": 10, "max_concurrent": 4}
 """As they are by default."""
 
 _SERVICES = {
-    "google": Service(latency=Latency(19.0, 35.0), blips=0.01),
-    "openai": Service(latency=Latency(21.0, 32.0), cost_usd=0.17),
+    "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
+    "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.17),
 }
 
 
@@ -57,7 +57,7 @@ SLOW: dict[str, Any] = {"share": 0.0}
 
 SCENARIOS: dict[str, Scenario] = {
     "quiet": world(),
-    "blips": healthy_but({"google": Service(latency=Latency(19.0, 35.0), blips=0.05)}),
+    "blips": healthy_but({"google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.05)}),
     "outage of 10 minutes": world(bad(1.5, 10)),
     "outage of 30 minutes": world(bad(1.5, 30)),
     "outage of 2 hours": world(bad(1, 120)),

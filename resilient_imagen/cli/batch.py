@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageClient, ImageResult
     from resilient_imagen.cli.journal import Entry, Journal
-    from resilient_imagen.cli.prompts import Row
+    from resilient_imagen.cli.prompts import PromptRow
 
 __all__ = ["Batch"]
 
@@ -38,15 +38,15 @@ _HOPELESS: Final = frozenset(
 class Batch:
     """What is to be done, and what came of it in this run."""
 
-    rows: Sequence[Row]
+    rows: Sequence[PromptRow]
     journal: Journal
-    tell: Callable[[Row, Entry], None]
+    tell: Callable[[PromptRow, Entry], None]
     """Hears of each row that is settled."""
     entries: list[Entry] = field(default_factory=list)
     """Of this run, in the order in which they ended."""
     stopped: str | None = None
     """Why rows were left for another run."""
-    _waiting: deque[Row] = field(default_factory=deque)
+    _waiting: deque[PromptRow] = field(default_factory=deque)
     _workers: list[asyncio.Task[None]] = field(default_factory=list)
     _unsent: set[asyncio.Task[Any]] = field(default_factory=set)
     """Workers with a row for which no request has been sent yet."""
@@ -92,7 +92,7 @@ class Batch:
             finally:
                 self._unsent.discard(me)
 
-    async def _make(self, client: ImageClient, row: Row, sent: Callable[[], None]) -> None:
+    async def _make(self, client: ImageClient, row: PromptRow, sent: Callable[[], None]) -> None:
         try:
             result = await row.order.place(client, on_start=sent)
         except ImageGenerationError as error:
@@ -107,7 +107,7 @@ class Batch:
         self.entries.append(entry)
         self.tell(row, entry)
 
-    def _kept(self, row: Row, keep: Callable[[], Entry]) -> Entry:
+    def _kept(self, row: PromptRow, keep: Callable[[], Entry]) -> Entry:
         """The entry; with the disk full, or gone, nothing more is begun."""
         try:
             return keep()

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from resilient_imagen.cli.prompts import Row
+    from resilient_imagen.cli.prompts import PromptRow
 
 __all__ = ["DONE", "FAILED", "Entry", "Journal", "unsaved"]
 
@@ -62,7 +62,7 @@ _WARNINGS: Final = 5
 Entry = dict[str, Any]
 
 
-def unsaved(row: Row, why: str) -> Entry:
+def unsaved(row: PromptRow, why: str) -> Entry:
     """What is told of a row whose picture has no place; not written down, so it is tried again."""
     return {"id": row.id, "line": row.line, "status": FAILED, "reason": _NOT_SAVED, "error": why}
 
@@ -114,7 +114,7 @@ class Journal:
         assert self._file is not None  # noqa: S101 - entered before
         self._file.close()
 
-    def settled(self, row: Row) -> Entry | None:
+    def settled(self, row: PromptRow) -> Entry | None:
         """The row's entry if there is nothing to ask for: it is done, was refused, or has no place.
 
         A picture that a crash left without its name gets it.
@@ -135,7 +135,7 @@ class Journal:
         in_the_way = obstacle(self.folder / row.id)
         return unsaved(row, f"{in_the_way} is in the way: it is no file") if in_the_way else None
 
-    def done(self, row: Row, suffix: str, picture: bytes, details: Entry) -> Entry:
+    def done(self, row: PromptRow, suffix: str, picture: bytes, details: Entry) -> Entry:
         """Keep a picture, with its line.
 
         Args:
@@ -156,7 +156,7 @@ class Journal:
             entry = self._append(row, told)
         return self._name(row, part, entry)
 
-    def failed(self, row: Row, details: Entry) -> Entry:
+    def failed(self, row: PromptRow, details: Entry) -> Entry:
         """Note why there is no picture.
 
         Raises:
@@ -174,7 +174,7 @@ class Journal:
         warn(f"{path} is not the picture that was kept; it is made again")
         return False
 
-    def _adopt(self, row: Row, part: Path, entry: Entry) -> Entry:
+    def _adopt(self, row: PromptRow, part: Path, entry: Entry) -> Entry:
         found = _parsed(part.name)
         assert found is not None  # noqa: S101 - only such names are kept
         _, _, digest, suffix = found
@@ -184,7 +184,7 @@ class Journal:
                 entry = self._append(row, told)
         return self._name(row, part, entry)
 
-    def _name(self, row: Row, part: Path, entry: Entry) -> Entry:
+    def _name(self, row: PromptRow, part: Path, entry: Entry) -> Entry:
         """Give a picture its name; the rest goes on if something is in the way."""
         path = self.folder / entry["file"]
         try:
@@ -193,7 +193,7 @@ class Journal:
             return unsaved(row, f"{path} cannot be written: {error.strerror}; it is kept in {part}")
         return entry
 
-    def _append(self, row: Row, details: Entry) -> Entry:
+    def _append(self, row: PromptRow, details: Entry) -> Entry:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         entry = {"id": row.id, "line": row.line, "asked": row.asked, **details, "at": at}
         self._write(json.dumps(entry).encode() + b"\n")

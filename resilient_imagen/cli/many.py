@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resilient_imagen import ImageClient
     from resilient_imagen.cli.journal import Entry
     from resilient_imagen.cli.order import ImageSpec
-    from resilient_imagen.cli.prompts import Row
+    from resilient_imagen.cli.prompts import PromptRow
     from resilient_imagen.emulator import Emulator
 
 __all__ = ["run_many"]
@@ -88,7 +88,7 @@ async def run_many(
         raise SystemExit(FAILED)
 
 
-def _settled(journal: Journal, rows: Sequence[Row]) -> dict[str, Entry]:
+def _settled(journal: Journal, rows: Sequence[PromptRow]) -> dict[str, Entry]:
     return {row.id: entry for row in rows if (entry := journal.settled(row))}
 
 
@@ -112,7 +112,7 @@ def _progress(total: int, settled: int) -> Iterator[Any]:
     )
     task = bar.add_task("images", total=total, completed=settled)
 
-    def tell(row: Row, entry: Entry) -> None:
+    def tell(row: PromptRow, entry: Entry) -> None:
         with contextlib.suppress(OSError):
             if entry["status"] != DONE:
                 console.print(f"{row.id}: {one_line(entry['error'])}", style="red")

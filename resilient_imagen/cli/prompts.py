@@ -20,7 +20,7 @@ from resilient_imagen.request import ImageRequest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Row", "read_prompts"]
+__all__ = ["PromptRow", "read_prompts"]
 
 _KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references")
 _LONGEST_ID: Final = 100
@@ -32,7 +32,7 @@ _SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PromptRow:
     """One line of the file."""
 
     id: str
@@ -47,7 +47,7 @@ class _RowError(ValueError):
     """What is wrong with one line."""
 
 
-def read_prompts(path: Path, defaults: ImageSpec) -> list[Row]:
+def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
     """Every row of a JSON Lines file; empty lines are skipped.
 
     Args:
@@ -82,7 +82,7 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[Row]:
 
 def _row(
     text: bytes, number: int, folder: Path, defaults: ImageSpec, digest: Callable[[Path], str]
-) -> Row:
+) -> PromptRow:
     fields = _fields(text)
     order = replace(
         defaults,
@@ -95,7 +95,7 @@ def _row(
         ImageRequest(order.prompt, order.aspect_ratio, order.resolution)
     except InvalidRequestError as error:
         raise _RowError(str(error)) from None
-    return Row(_id(fields), number, order, _fingerprint(order, digest))
+    return PromptRow(_id(fields), number, order, _fingerprint(order, digest))
 
 
 def _given(fields: dict[str, Any], name: str, default: str) -> Any:
@@ -157,7 +157,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFD", spelt)
 
 
-def _unique(row: Row, taken: dict[str, int]) -> str:
+def _unique(row: PromptRow, taken: dict[str, int]) -> str:
     """The row's own id, or one made from what is asked for: rows may then be moved about."""
     if row.id:
         if (line := taken.get(_folded(row.id))) is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.cli.batch import Batch
     from resilient_imagen.cli.journal import Entry
-    from resilient_imagen.cli.prompts import Row
+    from resilient_imagen.cli.prompts import PromptRow
     from resilient_imagen.telemetry.events import Event
 
 __all__ = ["Spent", "show_summary", "summarize"]
@@ -50,7 +50,7 @@ class Spent:
 
 
 def summarize(
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     settled: Sequence[Entry],
     batch: Batch,
     spent: Spent,

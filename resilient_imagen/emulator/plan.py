@@ -15,14 +15,14 @@ __all__ = ["FaultPlan"]
 
 
 @dataclass(slots=True)
-class _Next:
+class _PlannedFault:
     fault: Fault
     times: int
     model: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _PlannedWindow:
     start: float
     end: float
     fault: Fault
@@ -40,8 +40,8 @@ class FaultPlan:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._anchor: float | None = None
-        self._next: list[_Next] = []
-        self._windows: list[_Window] = []
+        self._next: list[_PlannedFault] = []
+        self._windows: list[_PlannedWindow] = []
         self._standing: dict[str | None, Fault] = {}
 
     def add_next(self, fault: Fault, times: int, model: str | None) -> None:
@@ -52,7 +52,7 @@ class FaultPlan:
         """
         if times < 1:
             raise ValueError("times must be at least 1")
-        self._next.append(_Next(fault, times, model))
+        self._next.append(_PlannedFault(fault, times, model))
 
     def set_standing(self, fault: Fault, model: str | None) -> None:
         """Strike every request (of this model, if one is given) until cleared."""
@@ -69,7 +69,7 @@ class FaultPlan:
         Raises:
             ValueError: A window ends before it starts, or starts before 0.
         """
-        made = [_Window(start, end, fault, model, origin) for start, end, fault in windows]
+        made = [_PlannedWindow(start, end, fault, model, origin) for start, end, fault in windows]
         if any(not 0 <= window.start < window.end for window in made):
             raise ValueError("a window is (start, end, fault) with 0 <= start < end, in seconds")
         self._windows.extend(made)

@@ -94,19 +94,19 @@ class _Struck(_Part):
     model: str | None = None
 
 
-class _Next(_Struck):
+class _NextFaults(_Struck):
     times: Annotated[int, Field(ge=1)] = 1
 
 
-class _Window(_Struck):
+class _FaultWindow(_Struck):
     start: _Seconds = Field(0.0, alias="from")
     end: _Seconds = Field(float("inf"), alias="to")
 
 
 class _VendorScript(_Part):
     latency: _Latency | None = None
-    next: tuple[_Next, ...] = ()
-    windows: tuple[_Window, ...] = ()
+    next: tuple[_NextFaults, ...] = ()
+    windows: tuple[_FaultWindow, ...] = ()
     always: tuple[_Struck, ...] = ()
 
     def apply(self, vendor: Vendor) -> None:

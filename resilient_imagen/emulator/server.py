@@ -53,7 +53,7 @@ class EmulatorServer:
         self.host = _loopback(host)
         self.port = port
         self._server: asyncio.Server | None = None
-        self._connections: dict[_Connection, asyncio.Task[None]] = {}
+        self._connections: dict[_ClientConnection, asyncio.Task[None]] = {}
 
     @property
     def url(self) -> str:
@@ -104,7 +104,7 @@ class EmulatorServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - asyncio runs this as a task
-        connection = _Connection(self.app, reader, writer)
+        connection = _ClientConnection(self.app, reader, writer)
         self._connections[connection] = task
         try:
             await connection.run()
@@ -135,7 +135,7 @@ def _loopback(host: str) -> str:
     raise ValueError(f"the emulator serves on loopback only (127.0.0.1, ::1), not on {host!r}")
 
 
-class _Connection:
+class _ClientConnection:
     """One client's connection, request after request."""
 
     def __init__(

@@ -73,7 +73,7 @@ class RedisEndpoint:
     @contextlib.asynccontextmanager
     async def look(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
         """One connection for single commands."""
-        connection = _Connection(self)
+        connection = _RedisSocket(self)
 
         async def ask(*command: str | int) -> Any:
             with translate_redis_errors():
@@ -114,7 +114,7 @@ class RedisConnection:
     """Two connections to one Redis: a `Link`."""
 
     def __init__(self, wire: RedisEndpoint) -> None:
-        self._steps, self._news = _Connection(wire), _Connection(wire)
+        self._steps, self._news = _RedisSocket(wire), _RedisSocket(wire)
         self._channel = wire.channel
 
     async def connect(self) -> None:
@@ -187,7 +187,7 @@ class RedisConnection:
         return answers
 
 
-class _Connection(AbstractConnection):
+class _RedisSocket(AbstractConnection):
     """redis-py's protocol on a stream of ours."""
 
     def __init__(self, wire: RedisEndpoint) -> None:
@@ -215,7 +215,7 @@ class _Connection(AbstractConnection):
         return []
 
 
-async def _close(connection: _Connection) -> None:
+async def _close(connection: _RedisSocket) -> None:
     with contextlib.suppress(Exception):  # it is being thrown away
         async with asyncio.timeout(_CLOSING):
             await connection.disconnect(nowait=True)

@@ -10,14 +10,21 @@ from resilient_imagen.tuning.measure import Measures
 from resilient_imagen.tuning.rank import Recommendation, Objective, Evaluation
 from resilient_imagen.tuning.recorder import Recorder
 from resilient_imagen.tuning.recording import Recording, RecordingError
-from resilient_imagen.tuning.scenario import Latency, Scenario, Service, Traffic, Outage, waves
+from resilient_imagen.tuning.scenario import (
+    LatencyDistribution,
+    Scenario,
+    Service,
+    Traffic,
+    Outage,
+    waves,
+)
 from resilient_imagen.tuning.simulation import simulate
 from resilient_imagen.tuning.sweep import Sweep, replay, sweep
 
 __all__ = [
     "Recommendation",
     "TunableSettings",
-    "Latency",
+    "LatencyDistribution",
     "Objective",
     "Measures",
     "Recorder",

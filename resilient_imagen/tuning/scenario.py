@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from resilient_imagen.tuning.truth import SimulatedRequest
 
-__all__ = ["Latency", "Scenario", "ScenarioOutcomes", "Service", "Traffic", "Outage", "waves"]
+__all__ = [
+    "LatencyDistribution",
+    "Scenario",
+    "ScenarioOutcomes",
+    "Service",
+    "Traffic",
+    "Outage",
+    "waves",
+]
 
 _NORMAL: Final = NormalDist()
 _AT_95: Final = _NORMAL.inv_cdf(0.95)
@@ -58,7 +66,7 @@ def _check_reason(name: str, value: Reason) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
+class LatencyDistribution:
     """How long a healthy answer takes: log-normal, by two numbers one can read off a dashboard.
 
     Raises:
@@ -91,7 +99,7 @@ class Service:
         ValueError: A number is out of its range, or no service fails for such a reason.
     """
 
-    latency: Latency = Latency(20.0, 45.0)
+    latency: LatencyDistribution = LatencyDistribution(20.0, 45.0)
     cost_usd: float = 0.134
     """Dollars an image."""
     blips: float = 0.0
@@ -200,7 +208,10 @@ class Traffic:
 
 
 def _two_services() -> Mapping[str, Service]:
-    return {"google": Service(), "openai": Service(latency=Latency(35.0, 70.0), cost_usd=0.17)}
+    return {
+        "google": Service(),
+        "openai": Service(latency=LatencyDistribution(35.0, 70.0), cost_usd=0.17),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
