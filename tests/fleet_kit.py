@@ -84,7 +84,9 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def workers(sea: FakeRedisCluster, count: int, **numbers: Any) -> AsyncIterator[list[Worker]]:
+async def started_workers(
+    sea: FakeRedisCluster, count: int, **numbers: Any
+) -> AsyncIterator[list[Worker]]:
     """So many workers that have joined."""
     workers = [Worker(sea, **numbers) for _ in range(count)]
     try:

@@ -21,7 +21,7 @@ def now() -> float:
 
 
 @dataclass
-class Scenario:
+class PipelineScenario:
     """Google, OpenAI and a client that knows only them."""
 
     google: FakeProvider
@@ -81,7 +81,7 @@ def run_guarded(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def run_scenario(scene: Callable[[Scenario], Awaitable[T]], **settings: Any) -> T:
+def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: Any) -> T:
     """Run ``scene`` on virtual time with these settings."""
 
     async def main() -> T:
@@ -90,6 +90,6 @@ def run_scenario(scene: Callable[[Scenario], Awaitable[T]], **settings: Any) -> 
         async with ImageClient(
             Settings(**settings), providers=[google, openai], sinks=[told]
         ) as client:
-            return await scene(Scenario(google, openai, client, told))
+            return await scene(PipelineScenario(google, openai, client, told))
 
     return run_guarded(main())

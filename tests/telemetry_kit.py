@@ -75,7 +75,7 @@ class Telemetry:
 
 
 @dataclass
-class TelemetryScenario(ladder.Scenario):
+class TelemetryScenario(ladder.PipelineScenario):
     """The ladder's, and all that an SDK catches of it."""
 
     telemetry: Telemetry

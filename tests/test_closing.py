@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from ladder import FAST, Scenario, now
+from ladder import FAST, PipelineScenario, now
 
 import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
@@ -60,14 +60,14 @@ def test_calls_in_flight_survive_a_reset(vendors: BackgroundEmulator) -> None:
     asyncio.run(main())
 
 
-def closed(world: Scenario) -> list[bool]:
+def closed(world: PipelineScenario) -> list[bool]:
     return [world.google.closed, world.openai.closed]
 
 
-async def world_of(settings: ri.Settings) -> Scenario:
+async def world_of(settings: ri.Settings) -> PipelineScenario:
     google, openai, told = FakeProvider("google"), FakeProvider("openai"), RecordingSink()
     client = ri.ImageClient(settings, providers=[google, openai], sinks=[told])
-    return Scenario(google, openai, client, told)
+    return PipelineScenario(google, openai, client, told)
 
 
 def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
@@ -91,7 +91,7 @@ def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
 
 def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
     """asyncio.run cancels what is left: the calls, and then nothing is open."""
-    worlds: list[Scenario] = []
+    worlds: list[PipelineScenario] = []
     calls: list[asyncio.Task[ri.ImageResult]] = []
 
     async def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import telemetry_kit
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 from telemetry_kit import attributes
 
 from resilient_imagen import (
@@ -142,7 +142,7 @@ ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
 """Nobody to fall back on."""
 
 
-async def text_of(world: Scenario, **options: Any) -> str:
+async def text_of(world: PipelineScenario, **options: Any) -> str:
     """The end of the error of a call whose deadline passes."""
     with pytest.raises(DeadlineExceededError) as caught:
         await world.ask(**options)
@@ -152,7 +152,7 @@ async def text_of(world: Scenario, **options: Any) -> str:
 def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
     """The vendor was asked and did not answer."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         assert await text_of(world, deadline=30) == "mostly spent waiting for answers"
 
@@ -162,7 +162,7 @@ def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
     """The caller was sent late, and had too little time left."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await world.ask()
         world.google.hang()
         assert await text_of(world, deadline=25) == "mostly spent queueing"
@@ -173,7 +173,7 @@ def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
     """The server asked to wait, and then did not answer."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
         assert await text_of(world, deadline=25) == "mostly spent pausing before retries"
 
@@ -183,7 +183,7 @@ def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
     """Another caller's probe was waited for."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, brief=None)
         await asyncio.sleep(6)
         world.google.hang()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from fleet_kit import Worker, workers, run_with_fake_redis
+from fleet_kit import Worker, started_workers, run_with_fake_redis
 from lua_store import ADDRESS, FakeRedisCluster
 
 from resilient_imagen.errors import ConfigurationError
@@ -102,7 +102,7 @@ def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> 
     """
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 1) as (worker,):
+        async with started_workers(sea, 1) as (worker,):
             await asyncio.sleep(0.3)
             sea.latency = 0.24
             ends: dict[str, float] = {}

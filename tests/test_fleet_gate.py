@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import workers, news, opening_over, outage, run_with_fake_redis, states
+from fleet_kit import started_workers, news, opening_over, outage, run_with_fake_redis, states
 from lua_store import FakeRedisCluster
 
 from resilient_imagen.breaker import Permit, Rejection
@@ -16,7 +16,7 @@ def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
     """All ask at the same moment: one is let through, and its success closes for all."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8) as workers:
+        async with started_workers(sea, 8) as workers:
             await opening_over(workers)
             answers = await asyncio.gather(
                 *(worker.admit() for worker in workers for _ in range(5))
@@ -38,7 +38,7 @@ def test_a_failed_probe_opens_for_all_and_for_twice_as_long() -> None:
     """Whoever sent it: openings are counted over the fleet."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await outage(workers)
             for turn, seconds in ((1, 120), (0, 240), (1, 480), (0, 600)):
                 left = workers[0].gate.metrics().retry_after
@@ -56,7 +56,7 @@ def test_hints_in_a_row_are_no_failed_probes() -> None:
     """Probes that are told when to come back, again and again, make no later opening longer."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             for turn in (0, 1, 0):
                 await workers[turn].request(Reason.RATE_LIMITED, retry_after=20.0)
@@ -75,7 +75,7 @@ def test_a_probe_that_failed_by_its_own_network_has_a_second_opinion() -> None:
     """A sick worker that gets the lease delays nobody: the next worker's probe decides."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await opening_over(workers)
@@ -94,7 +94,7 @@ def test_a_second_opinion_that_agrees_opens_for_all() -> None:
     """Two workers' probes fail to connect: it was not one worker's network."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await opening_over(workers)
@@ -113,7 +113,7 @@ def test_a_cancelled_probe_frees_its_place_for_everybody() -> None:
     """The caller leaves: the next one, in any process, may probe right away."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             await opening_over(workers)
             probe = await workers[0].admit()
             assert isinstance(probe, Permit)
@@ -131,7 +131,7 @@ def test_a_killed_process_holds_recovery_up_by_one_deadline_at_most() -> None:
     """The lease it held ends by itself; asking in vain meanwhile does not prolong it."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3, probe_deadline=30.0) as workers:
+        async with started_workers(sea, 3, probe_deadline=30.0) as workers:
             await opening_over(workers)
             loop = asyncio.get_running_loop()
             assert isinstance(await workers[0].admit(), Permit)
@@ -151,7 +151,7 @@ def test_a_hung_probe_counts_as_failed_at_its_deadline() -> None:
     """Its own worker says so, stays away itself, and the next worker may probe."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2, probe_deadline=30.0) as workers:
+        async with started_workers(sea, 2, probe_deadline=30.0) as workers:
             await workers[1].request()
             await opening_over(workers)
             assert isinstance(await workers[0].admit(), Permit)
@@ -167,7 +167,7 @@ def test_as_many_probes_as_configured_and_as_many_successes() -> None:
     """Two at a time over the fleet; it closes with the second success, whoever's they are."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, half_open_calls=2) as workers:
+        async with started_workers(sea, 4, half_open_calls=2) as workers:
             await opening_over(workers)
             answers = await asyncio.gather(*(worker.admit() for worker in workers))
             probes = [answer for answer in answers if isinstance(answer, Permit)]
@@ -187,7 +187,7 @@ def test_a_probe_is_had_at_the_entrance_only() -> None:
     """`admit` cannot wait for a lease: it rejects, frees the place, and `reserve` is asked."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             rejection = workers[0].gate.acquire()
             assert isinstance(rejection, Rejection)
@@ -202,7 +202,7 @@ def test_a_probe_held_unsent_too_long_loses_its_place_everywhere() -> None:
     """Stuck in a queue for the deadline: it may not be sent any more, and another worker probes."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2, probe_deadline=30.0) as workers:
+        async with started_workers(sea, 2, probe_deadline=30.0) as workers:
             await opening_over(workers)
             held = workers[0].gate.try_acquire_early()
             assert isinstance(held, Permit)
@@ -218,7 +218,7 @@ def test_an_outcome_told_by_another_thread_reaches_the_fleet() -> None:
     """Permits may be settled from anywhere; what they say goes out on the fleet's own loop."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             permits = [await workers[0].admit() for _ in range(3)]
             for permit in permits:
                 assert isinstance(permit, Permit)
@@ -235,7 +235,7 @@ def test_asking_costs_no_round_trip() -> None:
     """A thousand admissions, closed and open, and not one word to Redis."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             before = sea.store.steps
             for _ in range(1000):
                 permit = workers[0].gate.acquire()
@@ -257,7 +257,7 @@ def test_what_a_sibling_route_learned_reaches_the_others() -> None:
     """`trip` for a used-up quota opens this route in every process."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             workers[0].gate.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429 RESOURCE_EXHAUSTED")
             await news()
             assert states(workers) == {"open"}

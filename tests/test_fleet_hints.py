@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import Worker, workers, news, opening_over, run_with_fake_redis, states
+from fleet_kit import Worker, started_workers, news, opening_over, run_with_fake_redis, states
 from lua_store import FakeRedisCluster
 
 from resilient_imagen.breaker import Permit, Rejection
@@ -26,11 +26,11 @@ def test_when_a_hint_is_over_everybody_is_let_through_without_a_probe() -> None:
     """Also a worker that asks at that very moment, and one that joins meanwhile."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             await workers[0].request(Reason.RATE_LIMITED, retry_after=2.0)
             await news()
             assert states(workers) == {"open"}
-            async with workers(sea, 1) as (newcomer,):
+            async with started_workers(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
                 await asyncio.sleep(2.0)
                 everybody = [*workers, newcomer]
@@ -47,7 +47,7 @@ def test_a_hint_leaves_the_fleets_count_in_a_row_as_it_was() -> None:
     """Two failures of one worker, a hint, and another worker's failure are three in a row."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3, min_calls=1000) as workers:
+        async with started_workers(sea, 3, min_calls=1000) as workers:
             await workers[0].fail(2)
             await workers[1].request(Reason.RATE_LIMITED, retry_after=2.0)
             await asyncio.sleep(2.1)
@@ -64,7 +64,7 @@ def test_of_hints_in_flight_the_longest_holds_for_all() -> None:
     """Whichever worker receives it, and in whatever order."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             permits = [await in_flight(worker) for worker in (*workers, workers[0])]
             for permit, hint in zip(permits, (9.0, 30.0, 2.0, 12.0), strict=True):
                 permit.settle(BreakerOutcome.THROTTLED, cause=Reason.RATE_LIMITED, retry_after=hint)
@@ -83,7 +83,7 @@ def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
     """With its cause; whatever opened the circuit, it then waits for a probe."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             straggler = await in_flight(workers[2])
             for _ in range(3):
                 await workers[0].request(first, retry_after=20.0)
@@ -105,7 +105,7 @@ def test_a_quota_learned_while_redis_was_away_is_told_when_it_is_back() -> None:
     """The opening is lengthened for all, unless it has ended meanwhile."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             straggler = await in_flight(workers[1])
             await workers[0].fail(3)
             await news()
@@ -125,7 +125,7 @@ def test_news_of_an_earlier_state_open_nothing(hint: float | None) -> None:
     """Closed again, the fleet is not opened by what was sent before the outage."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             straggler = await in_flight(workers[1])
             await opening_over(workers)
             await workers[0].request()
@@ -143,7 +143,7 @@ def test_a_hint_of_the_fleet_does_not_end_a_workers_own_opening() -> None:
     """Its network has failed three times: two seconds of somebody else's hint prove nothing."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             sick, *healthy = workers
             await sick.fail(3, Reason.CONNECTION)
             await healthy[0].request(Reason.RATE_LIMITED, retry_after=2.0)
@@ -158,7 +158,7 @@ def test_a_refused_probe_frees_its_place_for_everybody() -> None:
     """A refusal is no recovery: another worker's caller is the next probe, at once."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             await workers[0].request(Reason.CONTENT_BLOCKED)
             await news()
@@ -176,7 +176,7 @@ def test_a_probe_of_a_closed_loop_gives_its_lease_back() -> None:
     """Its place is not kept for a minute by a call that nobody will finish."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             await in_flight(workers[0])
             gone = asyncio.new_event_loop()

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from itertools import pairwise
 
 import pytest
-from fleet_kit import Worker, workers, news, run_with_fake_redis
+from fleet_kit import Worker, started_workers, news, run_with_fake_redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lua_store import FakeRedisCluster
@@ -43,7 +43,7 @@ def test_the_pace_is_one_for_all_processes() -> None:
     """Eight workers with 40 callers each: 120 a minute in all, evenly spaced."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8, per_minute=120) as workers:
+        async with started_workers(sea, 8, per_minute=120) as workers:
             sent: list[tuple[float, int]] = []
             for who, worker in enumerate(workers):
                 for _ in range(40):
@@ -63,7 +63,7 @@ def test_no_process_crowds_out_the_others() -> None:
     """One has 200 callers waiting and seven have 5 each: these are served among the first."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8, per_minute=60) as workers:
+        async with started_workers(sea, 8, per_minute=60) as workers:
             sent: list[tuple[float, int]] = []
             for who, worker in enumerate(workers):
                 for _ in range(5 if who else 200):
@@ -82,7 +82,7 @@ def test_callers_of_one_process_are_served_in_order() -> None:
     """First in, first out, however the round trips fall."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2, per_minute=600) as (worker, _):
+        async with started_workers(sea, 2, per_minute=600) as (worker, _):
             sent: list[tuple[float, int]] = []
             for who in range(12):
                 begin(send(worker, sent, who, takes=0.3))
@@ -97,7 +97,7 @@ def test_a_burst_is_shared_too() -> None:
     """With a burst of four, four requests of the whole fleet go at once, and no fifth."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, per_minute=60, burst=4) as workers:
+        async with started_workers(sea, 4, per_minute=60, burst=4) as workers:
             sent: list[tuple[float, int]] = []
             await asyncio.sleep(30)
             began = now()
@@ -117,7 +117,7 @@ def test_those_who_leave_give_their_places_back() -> None:
     """Eight workers stand for a minute each and all leave: the next caller goes at once."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8, per_minute=10) as workers:
+        async with started_workers(sea, 8, per_minute=10) as workers:
             tickets = [worker.pacer.join() for worker in workers for _ in range(4)]
             await news()
             for ticket in tickets[1:]:
@@ -139,7 +139,7 @@ def test_the_queue_of_all_is_known_to_each() -> None:
     """Who asks how long it would wait hears of the others' callers, without joining."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, per_minute=60) as workers:
+        async with started_workers(sea, 4, per_minute=60) as workers:
             tickets = [worker.pacer.join() for worker in workers[:3] for _ in range(4)]
             await asyncio.sleep(1.5)
             assert workers[3].pacer.shortest_wait() == pytest.approx(10.5, abs=1.2)
@@ -154,7 +154,7 @@ def test_one_round_trip_for_a_request_and_none_for_asking() -> None:
     """A caller costs one step, and those who come together share the way there and back."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 1, per_minute=600) as (worker,):
+        async with started_workers(sea, 1, per_minute=600) as (worker,):
             await news()
             steps, trips = sea.store.steps, sea.trips
             sent: list[tuple[float, int]] = []
@@ -173,7 +173,7 @@ def test_a_silent_redis_costs_half_a_second_once() -> None:
     """The place that was asked for never comes; the caller goes on by the local pace."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 1, per_minute=600) as (worker,):
+        async with started_workers(sea, 1, per_minute=600) as (worker,):
             sea.up = False  # nobody can come back
             worker.link.stuck = True
             sent: list[tuple[float, int]] = []
@@ -190,7 +190,7 @@ def test_the_pace_is_shared_again_when_redis_is_back() -> None:
     """After an outage of Redis the workers queue together as before."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, per_minute=60) as workers:
+        async with started_workers(sea, 4, per_minute=60) as workers:
             sea.stop()
             await asyncio.sleep(5)
             sea.restart(empty=True)
@@ -210,7 +210,7 @@ def test_max_queue_counts_who_waits_and_nobody_else() -> None:
     """With no waiting allowed, who can go at once is let in, and the next one is not."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 1, per_minute=60) as (worker,):
+        async with started_workers(sea, 1, per_minute=60) as (worker,):
             worker.pacer._max_queue = 0
             with worker.pacer.join() as ticket:
                 await ticket.granted
@@ -268,7 +268,7 @@ def test_the_pace_under_any_callers(
     """
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3, per_minute=60, burst=burst, slots=2) as workers:
+        async with started_workers(sea, 3, per_minute=60, burst=burst, slots=2) as workers:
             sent: list[tuple[float, int]] = []
 
             async def caller(who: int, comes: float, leaves: float | None, takes: float) -> None:

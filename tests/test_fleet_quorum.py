@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import workers, news, run_with_fake_redis, states
+from fleet_kit import started_workers, news, run_with_fake_redis, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lua_store import FakeRedisCluster
@@ -29,7 +29,7 @@ def test_a_failure_that_any_worker_sees_helps_to_open(reason: Reason) -> None:
     """Three workers with one failure each make the three in a row that open for all eight."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8) as workers:
+        async with started_workers(sea, 8) as workers:
             for worker in workers[:3]:
                 assert states(workers) == {"closed"}
                 await worker.fail(reason=reason)
@@ -43,7 +43,7 @@ def test_a_success_of_any_worker_ends_the_row() -> None:
     """Two failures, a success elsewhere, two failures: nobody opens."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, min_calls=1000) as workers:
+        async with started_workers(sea, 4, min_calls=1000) as workers:
             for _ in range(2):
                 await workers[0].fail()
                 await workers[1].fail()
@@ -59,7 +59,7 @@ def test_one_sick_worker_opens_for_itself_alone(reason: Reason) -> None:
     """What may be its own network or key opens its own breaker, again and again, and no other."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             sick, *healthy = workers
             for pause in (61, 61, 61):
                 await sick.fail(3, reason)
@@ -76,7 +76,7 @@ def test_a_second_worker_confirms_what_the_first_one_saw() -> None:
     """Connection failures of one worker open for all once another one fails, too."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(3, Reason.CONNECTION)
@@ -93,7 +93,7 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
     """A wrong key may be one worker's; two workers' refusals open at once, for the longest time."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(1, Reason.UNAUTHENTICATED)
@@ -113,7 +113,7 @@ def test_workers_that_have_seen_nothing_count_all_the_same(others: str, reason: 
     """Eight are there and one is sick; it opens for itself, whatever the others have to do."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 8) as workers:
+        async with started_workers(sea, 8) as workers:
             sick, *healthy = workers
             takes = 10.0 if others == "on their first image" else 0.0
             images = [asyncio.ensure_future(worker.request(takes=takes)) for worker in healthy]
@@ -134,7 +134,7 @@ def test_what_only_one_busy_worker_sees_is_confirmed_by_the_next_to_ask(reason: 
     """
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             busy, *idle = workers
             await busy.fail(3, reason)
             for pause in (60, 120, 240):
@@ -154,7 +154,7 @@ def test_a_round_of_probes_is_not_ended_by_one_sick_worker_after_a_long_opening(
     """Ten minutes without an outcome: its probe cannot connect, and the next one still decides."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
             await asyncio.sleep(601)
             await workers[3].fail(1, Reason.CONNECTION)
@@ -171,9 +171,9 @@ def test_a_worker_alone_decides_alone() -> None:
     """Where there is no other one, one witness is all; a newcomer then finds it open."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 1) as (worker,):
+        async with started_workers(sea, 1) as (worker,):
             await worker.fail(3, Reason.CONNECTION)
-            async with workers(sea, 1) as (newcomer,):
+            async with started_workers(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
 
     run_with_fake_redis(scene)
@@ -186,7 +186,7 @@ def test_a_worker_whose_others_have_gone_is_alone(killed: bool, after: float, al
     """Who says goodbye is gone at once; who was killed counts for another minute."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as (worker, other):
+        async with started_workers(sea, 2) as (worker, other):
             if killed:
                 other.link.break_off()
             await other.fleet.aclose()
@@ -204,7 +204,7 @@ def test_a_used_up_quota_opens_for_all_at_once() -> None:
     """It belongs to the account, and one worker's answer is enough."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             for worker in workers:
                 await worker.request()
             await workers[0].fail(1, Reason.QUOTA_EXHAUSTED)
@@ -219,7 +219,7 @@ def test_a_hint_opens_for_all_exactly_that_long() -> None:
     """A 429 that says 33 seconds keeps every worker away for 33 seconds."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             await workers[0].request(Reason.RATE_LIMITED, retry_after=33.0)
             await news()
             assert states(workers) == {"open"}
@@ -232,7 +232,7 @@ def test_the_share_of_all_workers_calls_opens_for_all() -> None:
     """Every other request fails on each of four workers, never three in a row: the rate opens."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, fail_max=50, min_calls=8) as workers:
+        async with started_workers(sea, 4, fail_max=50, min_calls=8) as workers:
             for worker in workers:
                 await worker.request()
                 await worker.fail()
@@ -246,7 +246,7 @@ def test_the_share_of_one_worker_does_not() -> None:
     """Seven tenths of all calls failed, but all of them on one worker: it is left out."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, fail_max=5, min_calls=6) as workers:
+        async with started_workers(sea, 4, fail_max=5, min_calls=6) as workers:
             sick, *healthy = workers
             for worker in healthy:
                 await worker.request()
@@ -263,7 +263,7 @@ def test_what_was_seen_in_an_earlier_state_does_not_count() -> None:
     """Requests sent before the opening fail while it lasts, and after it: they change nothing."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             overhanging = [
                 asyncio.ensure_future(workers[2].request(Reason.OVERLOADED, takes=t))
                 for t in (10, 65, 66, 67)
@@ -298,7 +298,7 @@ def test_the_quorum_under_any_history(history: list[tuple[int, Reason | None]]) 
     """
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4, fail_max=3, min_calls=1000) as workers:
+        async with started_workers(sea, 4, fail_max=3, min_calls=1000) as workers:
             row: list[tuple[int, Reason]] = []
             own: list[int] = [0] * 4
             for who, reason in history:

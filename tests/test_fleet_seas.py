@@ -6,7 +6,15 @@ import asyncio
 import random
 
 import pytest
-from fleet_kit import Worker, workers, news, opening_over, outage, run_with_fake_redis, states
+from fleet_kit import (
+    Worker,
+    started_workers,
+    news,
+    opening_over,
+    outage,
+    run_with_fake_redis,
+    states,
+)
 from lua_store import FakeRedisCluster
 
 from resilient_imagen.breaker import Permit, Rejection
@@ -17,7 +25,7 @@ def test_news_that_are_lost_arrive_with_the_next_check_in() -> None:
     """Workers that hear nothing of the channel agree within two seconds all the same."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             for worker in workers[1:]:
                 worker.link.deaf = True
             await workers[0].fail(3)
@@ -32,14 +40,14 @@ def test_a_newcomer_learns_the_state_on_joining() -> None:
     """A worker started in the middle of an outage sends nothing; so does one during a probe."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await outage(workers)
-            async with workers(sea, 1) as (newcomer,):
+            async with started_workers(sea, 1) as (newcomer,):
                 assert isinstance(await newcomer.admit(), Rejection)
                 assert newcomer.gate.metrics().retry_after == pytest.approx(60, abs=1)
             await asyncio.sleep(60.1)
             assert isinstance(await workers[0].admit(), Permit)
-            async with workers(sea, 1) as (newcomer,):
+            async with started_workers(sea, 1) as (newcomer,):
                 rejection = await newcomer.admit()
                 assert isinstance(rejection, Rejection)
                 assert rejection.probing
@@ -51,7 +59,7 @@ def test_a_store_that_lost_its_memory_is_told_of_the_opening() -> None:
     """Redis restarts empty in the middle of an outage: it stays open, for what was left of it."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 4) as workers:
+        async with started_workers(sea, 4) as workers:
             await outage(workers)
             await asyncio.sleep(20)
             sea.stop()
@@ -59,7 +67,7 @@ def test_a_store_that_lost_its_memory_is_told_of_the_opening() -> None:
             sea.restart(empty=True)
             await asyncio.sleep(5)
             assert all(worker.fleet.joined for worker in workers)
-            async with workers(sea, 1) as (newcomer,):
+            async with started_workers(sea, 1) as (newcomer,):
                 assert newcomer.state == "open"
                 left = newcomer.gate.metrics().retry_after
                 assert left == pytest.approx(30, abs=1)
@@ -72,7 +80,7 @@ def test_without_redis_each_worker_opens_and_recovers_alone_and_tells_afterwards
     """The record was open when Redis went away; who probed alone and found it well, says so."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 3) as workers:
+        async with started_workers(sea, 3) as workers:
             await outage(workers)
             sea.stop()
             await asyncio.sleep(61)
@@ -91,7 +99,7 @@ def test_a_lease_asked_of_a_silent_redis_holds_up_no_probe_for_long() -> None:
     """The answer never comes: after half a second the probe is sent as if Redis were not there."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             for worker in workers:
                 worker.link.stuck = True
@@ -107,7 +115,7 @@ def test_a_probe_elsewhere_is_not_waited_for_without_redis() -> None:
     """Cut off while another worker probes: this one probes too, instead of waiting a minute."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await opening_over(workers)
             assert isinstance(await workers[0].admit(), Permit)
             await news()
@@ -123,7 +131,7 @@ def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
     """A failover to a server with another clock prolongs nothing."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with workers(sea, 2) as workers:
+        async with started_workers(sea, 2) as workers:
             await outage(workers)
             await asyncio.sleep(10)
             sea.clock_skew = -3600.0
@@ -146,7 +154,7 @@ def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one 
 
     async def scene(sea: FakeRedisCluster) -> None:  # noqa: C901 - likewise
         healthy = False
-        async with workers(
+        async with started_workers(
             sea, 4, reset_timeout=5.0, reset_max=20.0, probe_deadline=10.0
         ) as workers:
             loop = asyncio.get_running_loop()

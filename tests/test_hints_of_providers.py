@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, RateLimitedError, Reason
 from resilient_imagen.providers.base import ProviderImage
@@ -45,7 +45,7 @@ class Throttled:
 def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
     """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         provider = Throttled(wait, later=later)
         world.google.generate = provider.generate  # type: ignore[method-assign]
         result = await world.ask()
@@ -61,7 +61,7 @@ def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
 def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
     """It is in the error and in the attempt; more than a day is taken for one."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         provider = Throttled(wait, later=False)
         world.google.generate = provider.generate  # type: ignore[method-assign]
         world.openai.fail(Reason.INVALID_REQUEST, status=400)

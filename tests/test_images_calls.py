@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from images_samples import encoded, exif, noise, opened, picture
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageClient, Settings, models
 from resilient_imagen.errors import InvalidRequestError
@@ -44,7 +44,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
 ) -> None:
     """After a quarter of it the picture is made without that reference, which is listed."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         slow(world.client)
         began = now()
         result = await world.ask(references=[URL, PNG, URL], deadline=deadline)
@@ -70,7 +70,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
 def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
     """By the name of the argument, and before anything is sent."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         slow(world.client)
         with pytest.raises(InvalidRequestError) as caught:
             await world.client.edit(image, "make it blue", deadline=20)
@@ -83,7 +83,7 @@ def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> No
 def test_strict_references_say_which_one_it_was() -> None:
     """A reference that is late is one that cannot be read."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         slow(world.client)
         with pytest.raises(InvalidRequestError, match=r"^reference_images\[1\] took too long"):
             await world.ask(references=[PNG, URL], deadline=20)
@@ -94,7 +94,7 @@ def test_strict_references_say_which_one_it_was() -> None:
 def test_as_many_references_are_read_as_any_route_takes() -> None:
     """Sixteen for the fallback's sake; each route then sends what it takes itself."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask(references=[PNG] * 40)
         (sent,) = world.google.sent
         assert len(sent.request.references) == 14
@@ -113,7 +113,7 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     limits = {"google": len(photo), "openai": len(photo) // 2}
     monkeypatch.setattr(models, "largest_reference", lambda vendor, _name: limits[vendor])
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back
         with pytest.raises(ConnectionError):
             await world.ask(references=[photo])
@@ -121,7 +121,7 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
 
     run_scenario(scene, **FAST)
 
-    async def fallback(world: Scenario) -> None:
+    async def fallback(world: PipelineScenario) -> None:
         result = await world.ask(references=[photo])
         (reference,) = world.openai.sent[0].request.references
         assert len(reference.data) <= limits["openai"]
@@ -157,7 +157,7 @@ def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
     path.write_bytes(PNG)
     text = base64.b64encode(PNG).decode()
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         made = await world.ask()
         image: dict[str, Any] = {
             "path": path,

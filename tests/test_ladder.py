@@ -6,7 +6,7 @@ import asyncio
 from typing import Literal
 
 import pytest
-from ladder import FAST, Scenario, now, run_scenario, run_guarded
+from ladder import FAST, PipelineScenario, now, run_scenario, run_guarded
 
 from resilient_imagen import (
     AllProvidersFailedError,
@@ -36,7 +36,7 @@ GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
 def test_a_healthy_primary_serves() -> None:
     """One request, no fallback, and the result says where it came from."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask()
         assert (result.provider, result.model) == ("google", "gemini-3-pro-image")
         assert (result.attempts, result.fallback_reason) == (1, None)
@@ -50,7 +50,7 @@ def test_a_healthy_primary_serves() -> None:
 def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
     """Three requests with back-off, then OpenAI; at the default settings, pacing included."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
         result = await world.ask()
         assert result.provider == "openai"
@@ -65,7 +65,7 @@ def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
 def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
     """No second request to a provider that does not answer while another route stands ready."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
@@ -79,7 +79,7 @@ def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
 def test_both_down_fails_within_twenty_five_seconds() -> None:
     """The error is led by the primary's failure and carries every request that was sent."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         world.openai.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError) as caught:
@@ -97,7 +97,7 @@ def test_both_down_fails_within_twenty_five_seconds() -> None:
 def test_during_an_outage_only_the_first_image_pays() -> None:
     """Once the breaker is open, the next image goes to OpenAI at once and says why."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         await world.ask()
         started = now()
@@ -113,7 +113,7 @@ def test_during_an_outage_only_the_first_image_pays() -> None:
 def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
     """Every one by OpenAI; nothing is left at Google, which serves again once it is back."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         results = await asyncio.gather(*(world.ask() for _ in range(16)))
         assert {result.provider for result in results} == {"openai"}
@@ -129,7 +129,7 @@ def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
 def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> None:
     """Nobody sits out a queue or a sleep for a provider that the breaker has given up."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         results = await asyncio.gather(*(world.ask() for _ in range(8)))
         assert {result.provider for result in results} == {"openai"}
@@ -142,7 +142,7 @@ def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> No
 def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
     """A thousand callers arrive at a recovering provider: one asks it, the rest do not wait."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         await world.ask()
         world.google.hang(times=1)
@@ -161,7 +161,7 @@ def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
 def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:
     """A refusal is an answer: one request, one error, no vote for the breaker."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.CONTENT_BLOCKED, status=200)
         with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
             await world.ask()
@@ -175,7 +175,7 @@ def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> Non
 def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
     """Google is down and OpenAI refuses the prompt: the caller learns of the refusal."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         world.openai.fail(Reason.CONTENT_BLOCKED, status=400)
         with pytest.raises(ContentBlockedError) as caught:
@@ -188,7 +188,7 @@ def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
 def test_no_image_is_tried_once_more_then_elsewhere() -> None:
     """A flaky empty answer gets one retry and no vote."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.NO_IMAGE, status=200)
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "no_image")
@@ -201,7 +201,7 @@ def test_no_image_is_tried_once_more_then_elsewhere() -> None:
 def test_with_one_route_its_own_error_reaches_the_caller() -> None:
     """No wrapper around the only failure there is."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(ProviderOverloadedError):
             await world.ask()
@@ -209,7 +209,7 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
     async def alone() -> None:
         google = FakeProvider("google")
         async with ImageClient(Settings(**GOOGLE_ONLY), providers=[google]) as client:
-            await scene(Scenario(google, FakeProvider("openai"), client, RecordingSink()))
+            await scene(PipelineScenario(google, FakeProvider("openai"), client, RecordingSink()))
 
     run_guarded(alone())
 
@@ -217,7 +217,7 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
 def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
     """With OpenAI skipped by the operator, Google's timeout gets one more try."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         with pytest.raises(AllProvidersFailedError) as caught:
             await world.ask()
@@ -230,7 +230,7 @@ def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
 def test_force_open_tries_the_fallback_without_touching_code() -> None:
     """The guide's smoke test: Google is skipped, and the result says by whom."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
         assert world.google.sent == []
@@ -242,7 +242,7 @@ def test_force_open_tries_the_fallback_without_touching_code() -> None:
 def test_a_short_hint_is_waited_for_exactly() -> None:
     """The server said four seconds: the retry leaves after four, neither sooner nor jittered."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=4.0, latency=0.0)
         result = await world.ask()
         assert result.provider == "google"
@@ -255,7 +255,7 @@ def test_a_short_hint_is_waited_for_exactly() -> None:
 def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() -> None:
     """Falling back takes less: OpenAI serves at once, and Google is asked again after the hint."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=90.0)
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "rate_limited")
@@ -271,7 +271,7 @@ def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() 
 def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
     """A billing failure of one model is not asked again through its sibling."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True)
         result = await world.ask()
         assert result.provider == "openai"
@@ -284,7 +284,7 @@ def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
 def test_a_sibling_model_stands_between() -> None:
     """The chain is tried in order, each route reached by fallback with at most one retry."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         result = await world.ask()
         models = [sent.model for sent in world.google.sent]
@@ -297,7 +297,7 @@ def test_a_sibling_model_stands_between() -> None:
 def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
     """Nothing is sent, and the error says when to come back and what had happened."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
         world.openai.fail(Reason.OVERLOADED, status=503)
         for _ in range(2):
@@ -318,7 +318,7 @@ def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
 def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
     """The caller asked to wait: it becomes the probe of the first route that is due."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         for provider in (world.google, world.openai):
             provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
         with pytest.raises(AllProvidersFailedError):
@@ -333,7 +333,7 @@ def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
 def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
     """A wait that cannot succeed in time is not begun."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         for provider in (world.google, world.openai):
             provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
         with pytest.raises(AllProvidersFailedError):
@@ -349,7 +349,7 @@ def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
 def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
     """With the other route closed to all, a second caller waits for the probe and is served."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         with pytest.raises(AllProvidersFailedError):
             await world.ask()
@@ -365,7 +365,7 @@ def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
 def test_the_deadline_leaves_the_fallback_its_share() -> None:
     """Google hangs; of a 40 s deadline OpenAI still gets half, and the image comes in time."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         result = await world.ask(deadline=40)
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
@@ -380,7 +380,7 @@ def test_the_deadline_leaves_the_fallback_its_share() -> None:
 def test_the_deadline_holds_to_the_moment() -> None:
     """Both hang: the caller hears of it when its time is up, not later, and nothing leaks."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         world.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
@@ -398,7 +398,7 @@ def test_the_deadline_holds_to_the_moment() -> None:
 def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
     """The eighth of a batch does not wait 42 s for Google when it has 30 s in all."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         results = await asyncio.gather(*(world.ask(deadline=30) for _ in range(8)))
         reasons = [result.fallback_reason for result in results]
         assert reasons == [None, None, None] + ["saturated"] * 5
@@ -410,7 +410,7 @@ def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
 def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
     """One waiting caller allowed: the rest are served elsewhere, reason saturated."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         results = await asyncio.gather(*(world.ask() for _ in range(4)))
         assert [r.fallback_reason for r in results] == [None, None, "saturated", "saturated"]
 
@@ -420,7 +420,7 @@ def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
 def test_a_saturated_only_route_says_so() -> None:
     """With no other route and no time to wait, the error names the queue and when to come back."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         first = asyncio.create_task(world.ask())
         await asyncio.sleep(0)
         with pytest.raises(AllProvidersFailedError) as caught:
@@ -435,7 +435,7 @@ def test_a_saturated_only_route_says_so() -> None:
 def test_narrowing_fallback_on_keeps_the_error() -> None:
     """A reason that is not listed does not go on to the next route."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         with pytest.raises(ProviderTimeoutError):
             await world.ask()
@@ -447,7 +447,7 @@ def test_narrowing_fallback_on_keeps_the_error() -> None:
 def test_widening_fallback_on_sends_refused_prompts_on() -> None:
     """Whether a blocked prompt may go to the other vendor is the operator's to say."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.CONTENT_BLOCKED)
         assert (await world.ask()).fallback_reason == "content_blocked"
 
@@ -457,7 +457,7 @@ def test_widening_fallback_on_sends_refused_prompts_on() -> None:
 def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
     """A local trouble casts no vote, is not retried and is not hidden behind a fallback."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.crash(KeyError("bug"))
         for _ in range(5):
             with pytest.raises(KeyError):
@@ -472,7 +472,7 @@ def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
 def test_a_model_for_one_call_replaces_the_first_routes() -> None:
     """The route is new, with a breaker of its own; the others stay."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask(model="gemini-nano-banana-2.1")
         assert result.model == "gemini-nano-banana-2.1"
         assert len(world.client.snapshot()["routes"]) == 3
@@ -483,7 +483,7 @@ def test_a_model_for_one_call_replaces_the_first_routes() -> None:
 def test_a_model_of_the_other_vendor_is_refused() -> None:
     """The error says whose it is and where to change the order."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         with pytest.raises(ValueError, match=r"belongs to openai.*IMAGE_GEN_ROUTES"):
             await world.ask(model="gpt-image-2")
         assert world.google.sent == world.openai.sent == []
@@ -494,7 +494,7 @@ def test_a_model_of_the_other_vendor_is_refused() -> None:
 def test_breaker_off_asks_the_primary_every_time() -> None:
     """Without the breaker each image pays for the outage anew."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         for _ in range(3):
             assert (await world.ask()).fallback_reason == "overloaded"
@@ -506,7 +506,7 @@ def test_breaker_off_asks_the_primary_every_time() -> None:
 def test_daily_quota_is_not_asked_again() -> None:
     """quota_exhausted opens at once; one request, not three."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
         world.openai.fail(Reason.NO_IMAGE)
         with pytest.raises(AllProvidersFailedError) as caught:
@@ -532,7 +532,7 @@ def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
 ) -> None:
     """A provider that is a client itself has breakers, queues and deadlines of its own."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(raised)
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", taken_for)
@@ -576,7 +576,7 @@ def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again
 def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
     """Code looks at the class, operators at the reason: both are the provider's."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
         world.openai.crash(DeadlineExceededError("x", reason=Reason.SERVER_ERROR))
         with pytest.raises(AllProvidersFailedError) as caught:
@@ -592,7 +592,7 @@ def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
 def test_a_passed_deadline_says_when_to_come_back() -> None:
     """When the first of the routes may serve: after its open circuit, or the server's hint."""
 
-    async def opened(world: Scenario) -> None:
+    async def opened(world: PipelineScenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         gate.open_for(100, cause="overloaded", brief="503")
         world.openai.hang()
@@ -600,7 +600,7 @@ def test_a_passed_deadline_says_when_to_come_back() -> None:
             await world.ask(deadline=40)
         assert caught.value.retry_after == pytest.approx(60)
 
-    async def silent(world: Scenario) -> None:
+    async def silent(world: PipelineScenario) -> None:
         world.google.hang()
         world.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
@@ -616,7 +616,7 @@ def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
 ) -> None:
     """Operators work from other threads: usable a moment ago need not be usable now."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         gate = world.client.breakers["openai:gpt-image-2.5-flare"]
         answers = iter([True])
         monkeypatch.setattr(gate, "usable", lambda: next(answers, False))

@@ -9,31 +9,31 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, Reason
 from resilient_imagen.breaker import CircuitBreaker
 
-Script = Callable[[Scenario], None]
+Script = Callable[[PipelineScenario], None]
 
 
-def healthy(world: Scenario) -> None:
+def healthy(world: PipelineScenario) -> None:
     del world
 
 
-def overloaded(world: Scenario) -> None:
+def overloaded(world: PipelineScenario) -> None:
     world.google.fail(Reason.OVERLOADED, status=503)
 
 
-def hanging(world: Scenario) -> None:
+def hanging(world: PipelineScenario) -> None:
     world.google.hang()
 
 
-def throttled(world: Scenario) -> None:
+def throttled(world: PipelineScenario) -> None:
     world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=2)
 
 
-def all_down(world: Scenario) -> None:
+def all_down(world: PipelineScenario) -> None:
     world.google.fail(Reason.CONNECTION)
     world.openai.hang()
 
@@ -41,11 +41,11 @@ def all_down(world: Scenario) -> None:
 SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
 
 
-def gate_of(world: Scenario) -> CircuitBreaker:
+def gate_of(world: PipelineScenario) -> CircuitBreaker:
     return world.client._routing.routes[0].breaker
 
 
-async def settled(world: Scenario, probes: int = 1) -> None:
+async def settled(world: PipelineScenario, probes: int = 1) -> None:
     """After every caller is gone, nothing may be held and a healthy call must work."""
     assert world.idle()
     assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
@@ -66,7 +66,7 @@ class _StepCounter:
         self.cancel_at = cancel_at
 
 
-async def cancelled_at_step(world: Scenario, step: int, options: dict[str, Any]) -> bool:
+async def cancelled_at_step(world: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
     """Run one call and cancel it when it suspends for the ``step``-th time; True if it did."""
     coroutine = world.ask(**options)
     counter = _StepCounter(step)
@@ -113,7 +113,7 @@ def test_cancelled_at_every_await_nothing_leaks(
 ) -> None:
     """One call after another, each cancelled one suspension later than the one before."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         async def on_start() -> None:
             await asyncio.sleep(0.01)
 
@@ -146,7 +146,7 @@ Caller = tuple[float, float | None, float | None]
 def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
     """The permit was carried through the queue; the caller that gave up hands it back."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         gate, pacer = gate_of(world), world.client._routing.routes[0].limiter
         gate.force_trip(cause="overloaded")
         await asyncio.sleep(1300)
@@ -165,7 +165,7 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
 def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
     """The slot comes free because the request failed that opened the circuit: it stays unused."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401)
         results = await asyncio.gather(*(world.ask() for _ in range(3)))
         assert [result.provider for result in results] == ["openai"] * 3
@@ -177,7 +177,7 @@ def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
 def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
     """The breaker is asked again after every wait, however the caller spent it."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         async def warm_up() -> None:
             await asyncio.sleep(1)
 
@@ -210,7 +210,7 @@ def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
 ) -> None:
     """Random arrivals, cancellations and deadlines: each call ends in time, and nothing leaks."""
 
-    async def caller(world: Scenario, one: Caller) -> None:
+    async def caller(world: PipelineScenario, one: Caller) -> None:
         start, leave, deadline = one
         await asyncio.sleep(start)
         began = now()
@@ -224,7 +224,7 @@ def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
             error = task.exception()
             assert error is None or isinstance(error, ImageGenerationError), error
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         script(world)
         await asyncio.gather(*(caller(world, one) for one in callers))
         await settled(world, probes=half_open)

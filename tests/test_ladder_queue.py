@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from ladder import FAST, GuardedLoop, Scenario, now, run_scenario, run_guarded
+from ladder import FAST, GuardedLoop, PipelineScenario, now, run_scenario, run_guarded
 
 from resilient_imagen import (
     ImageClient,
@@ -118,7 +118,7 @@ def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
 def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
     """The model table's latency is no reason: the first pictures may be quicker than it says."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         results = await asyncio.gather(*(world.ask(deadline=40) for _ in range(3)))
         assert [result.provider for result in results] == ["google"] * 3
 
@@ -128,7 +128,7 @@ def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
 def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
     """Half of 60 s is Google's: those are sent there that will be done by then."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.latency = PICTURE
         for _ in range(4):
             await world.ask()
@@ -145,7 +145,7 @@ def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route(
 def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
     """The queue has grown meanwhile: on to the next route at once."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.latency = 10.0
         for _ in range(4):
             await world.ask()

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import (
     AllProvidersFailedError,
@@ -32,7 +32,7 @@ def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
     """However long each 503 takes to come, OpenAI is asked at most 15 s after the first."""
     monkeypatch.setattr(random, "random", random.Random(seed).random)
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, latency=latency)
         result = await world.ask()
         assert result.attempts == 4
@@ -44,14 +44,14 @@ def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
 def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
     """An hour's hint on the only route is the caller's to know, not to sit through."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
         with pytest.raises(RateLimitedError) as caught:
             await world.ask()
         assert now() < 1.0
         assert caught.value.retry_after is not None
 
-    async def both(world: Scenario) -> None:
+    async def both(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         world.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
         with pytest.raises(AllProvidersFailedError):
@@ -65,7 +65,7 @@ def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
 def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None:
     """Half a minute until the next place costs less than giving up."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=30, times=1)
         assert (await world.ask()).attempts == 2
         assert 30 < now() < 33
@@ -76,7 +76,7 @@ def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None
 def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> None:
     """Google is open for a minute and OpenAI for ten: come back in a minute."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         world.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
         with pytest.raises(AllProvidersFailedError) as caught:
@@ -89,12 +89,12 @@ def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> 
 def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() -> None:
     """The request that opened the circuit carries what the next caller would be told."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError):
             await world.ask()
 
-    async def alone(world: Scenario) -> None:
+    async def alone(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(ProviderOverloadedError) as caught:
             await world.ask()
@@ -107,7 +107,7 @@ def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() ->
 def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> None:
     """Both are half-open; OpenAI's probe succeeds while Google's hangs: go to OpenAI at once."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await _open_both(world)
         await asyncio.sleep(70)
         world.google.heal().hang()
@@ -127,7 +127,7 @@ def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> Non
 def test_a_probe_is_not_waited_for_beyond_the_next_routes_turn() -> None:
     """Google's probe hangs for a minute; OpenAI may be asked in a few seconds: wait for that."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
         assert (await world.ask()).provider == "openai"
         opened = now()
@@ -147,7 +147,7 @@ def test_a_probe_is_not_waited_for_beyond_the_next_routes_turn() -> None:
     run_scenario(scene, **FAST)
 
 
-async def _open_both(world: Scenario) -> None:
+async def _open_both(world: PipelineScenario) -> None:
     world.google.fail(Reason.OVERLOADED, status=503)
     world.openai.fail(Reason.OVERLOADED, status=503)
     while "closed" in (world.breaker(0), world.breaker(1)):
@@ -158,7 +158,7 @@ async def _open_both(world: Scenario) -> None:
 def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
     """OpenAI's circuit is open when the call begins and due long before its deadline."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         with pytest.raises(ImageGenerationError):
@@ -174,7 +174,7 @@ def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
 def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
     """With eight callers queued the second request would come too late: go on at once."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         first = asyncio.create_task(world.ask(deadline=60))
         await asyncio.sleep(0)
@@ -191,7 +191,7 @@ def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
 def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
     """The route's own failure first, else the route that the time went by on."""
 
-    async def failed(world: Scenario) -> None:
+    async def failed(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
         with pytest.raises(DeadlineExceededError) as caught:
             await world.ask(deadline=20)
@@ -200,7 +200,7 @@ def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
             "out of time, mostly spent waiting for answers"
         )
 
-    async def silent(world: Scenario) -> None:
+    async def silent(world: PipelineScenario) -> None:
         world.google.hang()
         with pytest.raises(DeadlineExceededError) as caught:
             await world.ask(deadline=20)
@@ -215,7 +215,7 @@ def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
 def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
     """Whoever said that the request is at fault is heard, whoever failed before and after."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         world.openai.fail(Reason.CONTENT_BLOCKED, status=400, times=1)
         world.openai.fail(Reason.OVERLOADED, status=503)
@@ -234,7 +234,7 @@ def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
 def test_a_retry_that_was_never_sent_is_not_counted() -> None:
     """The breaker opens during the sleep: what is told are requests, not intentions."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.SERVER_ERROR, status=500)
         await asyncio.gather(*(world.ask() for _ in range(3)))
         retries = [ended.retries for ended in world.told.of(RequestEnded)]
@@ -246,7 +246,7 @@ def test_a_retry_that_was_never_sent_is_not_counted() -> None:
 def test_a_slot_that_comes_too_late_is_not_taken() -> None:
     """One slot, and a request that hangs until the time of all is up: nobody sends another."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         served = await asyncio.gather(*(world.ask(deadline=60) for _ in range(4)))
         assert [result.provider for result in served] == ["openai"] * 4
@@ -266,7 +266,7 @@ def test_a_route_forced_open_is_never_waited_for(
     The second route is free, but a call that may not leave an open route cannot reach it.
     """
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         if fallback_on is None:
             assert (await world.ask()).provider == "openai"
         else:
@@ -283,7 +283,7 @@ def test_a_route_forced_open_is_never_waited_for(
 def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() -> None:
     """Waiting ends when the first route's breaker is due, whatever the routes behind it do."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         gate.open_for(60, cause="overloaded", brief="503")
         assert (await world.ask()).provider == "google"
@@ -302,7 +302,7 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
         assert world.openai.sent == []
         assert world.idle()
 
-    async def refused(world: Scenario) -> None:
+    async def refused(world: PipelineScenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         gate.open_for(60, cause="overloaded", brief="503")
         with pytest.raises(CircuitOpenError) as caught:
@@ -316,7 +316,7 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
 def test_a_route_is_not_entered_when_the_time_is_up() -> None:
     """Left with the deadline itself, a route hands nothing on: no probe is taken in vain."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         google, openai = world.client.breakers.values()
         openai.open_for(25.0, cause="overloaded", brief=None)
         world.google.latency = 29.9995

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import (
     CircuitOpenError,
@@ -28,14 +28,14 @@ from resilient_imagen.tuning.scenario import ScenarioOutcomes
 from resilient_imagen.tuning.world import SimulationResult
 
 
-def numbers(world: Scenario) -> BreakerSnapshot:
+def numbers(world: PipelineScenario) -> BreakerSnapshot:
     return world.client.snapshot()["routes"][0]["breaker"]
 
 
 def test_a_caller_that_leaves_casts_no_vote() -> None:
     """Neither for nor against, while closed and as a probe; and its place is free at once."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for _ in range(5):
             await _leave(world)
@@ -56,7 +56,7 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
 def test_what_was_cut_short_early_casts_no_vote() -> None:
     """A probe that ran for less than a healthy request may take leaves the circuit half-open."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await _open_google(world)
         world.google.heal().hang()
         await asyncio.sleep(70)
@@ -70,7 +70,7 @@ def test_what_was_cut_short_early_casts_no_vote() -> None:
 def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: float) -> None:
     """A request that hangs until its share of the deadline is over counts as a failure in a row."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for number in (1, 2):
             assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
@@ -89,7 +89,7 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
 def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None:
     """The last route has no reserve: its hanging requests end with the caller's time."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for _ in range(3):
             with pytest.raises(DeadlineExceededError):
@@ -104,7 +104,7 @@ def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None
 def test_a_probe_that_is_cut_short_late_has_failed() -> None:
     """The circuit opens again instead of sending the next caller into the hang."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await _open_google(world)
         world.google.heal().hang()
         await asyncio.sleep(70)
@@ -117,7 +117,7 @@ def test_a_probe_that_is_cut_short_late_has_failed() -> None:
 def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
     """Cancellation is the caller's, however long the request ran."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for _ in range(4):
             task = asyncio.create_task(world.ask(deadline=100))
@@ -133,7 +133,7 @@ def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
 def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() -> None:
     """Four successes of 10 s make 15 s late at their resolution, and at no other."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.latency = 10.0
         for _ in range(4):
             await world.ask(resolution="1K")
@@ -151,7 +151,7 @@ def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() ->
 def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
     """Three quick pictures prove nothing: 1.5 times the table's 20 s are still to be waited."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         for _ in range(3):
             await world.ask(resolution="1K")
         world.google.hang()
@@ -181,7 +181,7 @@ def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> Non
 def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one_does() -> None:
     """Beside a live breaker that opens at the third, one with fail_max=2 opens at the second."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for deadline in (40, 105, 105):
             await world.ask(deadline=deadline)
@@ -236,7 +236,7 @@ def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) 
 def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
     """A permit that was carried into the queue and back is no success."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         first = asyncio.create_task(world.ask())
         await asyncio.sleep(0)
         await _trip_google(world)
@@ -259,7 +259,7 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
     """Whoever sleeps before a retry learns of the opening then, not when the alarm rings."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         sleeper = asyncio.create_task(world.ask())
         await asyncio.sleep(0.2)  # it has failed once and sleeps
@@ -275,7 +275,7 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
 def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
     """The only route: who waits for a probe's verdict is served right after it."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await _trip_google(world)
         await asyncio.sleep(700)
         world.google.latency = 3.0
@@ -321,19 +321,19 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("resilient_imagen.client.fit", slow_fit)
 
-    async def probe(world: Scenario) -> None:
+    async def probe(world: PipelineScenario) -> None:
         await _open_google(world)
         world.google.heal().latency = 59.0
         await asyncio.sleep(70)
         assert (await world.ask()).provider == "google"
         assert world.breaker() == "closed"
 
-    async def watched(world: Scenario) -> None:
+    async def watched(world: PipelineScenario) -> None:
         world.google.latency = 29.0
         await asyncio.gather(*(world.ask() for _ in range(4)))
         assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
 
-    async def leaver(world: Scenario) -> None:
+    async def leaver(world: PipelineScenario) -> None:
         await _open_google(world)
         world.google.heal().latency = 1.0
         await asyncio.sleep(70)
@@ -380,7 +380,7 @@ def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller()
 def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
     """Five short waits that the server asked for are neither failures nor failed probes."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
         for _ in range(5):
             await world.ask()
@@ -399,7 +399,7 @@ def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
 def test_a_mended_account_is_forgotten() -> None:
     """A later overload is an overload, for models that are named for the first time, too."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         world.google.heal()
@@ -415,7 +415,7 @@ def test_a_mended_account_is_forgotten() -> None:
 def test_a_latecomer_waits_no_longer_than_its_account() -> None:
     """Thirty seconds that are left are thirty seconds."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         left = numbers(world)["retry_after"]
@@ -432,7 +432,7 @@ def test_a_latecomer_waits_no_longer_than_its_account() -> None:
 def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
     """Where a timeout ends the call, the first route gets all of the time."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.latency = 25.0
         assert (await world.ask(deadline=40)).provider == "google"
 
@@ -442,7 +442,7 @@ def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
 def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
     """A probe is in flight, and leaving is not wanted: its verdict decides."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await _open_google(world)
         world.google.heal()
         await asyncio.sleep(70)
@@ -481,7 +481,7 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
     known = {name for name in Settings.model_fields if name.startswith("breaker_")}
     assert known <= chosen.keys()
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         assert gate._machine.config == expected
 
@@ -491,7 +491,7 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
 def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
     """Forced open and let go, with other numbers, from the client at hand."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         gate = world.client.breakers["google:gemini-3-pro-image"]
         gate.force_open = True
         assert (await world.ask()).fallback_reason == "circuit_open"
@@ -504,7 +504,7 @@ def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
     run_scenario(scene, **FAST)
 
 
-async def _leave(world: Scenario) -> None:
+async def _leave(world: PipelineScenario) -> None:
     """Ask, and go away after a second."""
     task: asyncio.Task[ImageResult] = asyncio.create_task(world.ask())
     await asyncio.sleep(1)
@@ -513,12 +513,12 @@ async def _leave(world: Scenario) -> None:
         await task
 
 
-async def _open_google(world: Scenario) -> None:
+async def _open_google(world: PipelineScenario) -> None:
     world.google.heal().fail(Reason.OVERLOADED, status=503)
     await world.ask()
     assert world.breaker() == "open"
 
 
-async def _trip_google(world: Scenario) -> None:
+async def _trip_google(world: PipelineScenario) -> None:
     gate = world.client.breakers["google:gemini-3-pro-image"]
     gate.open_for(60, cause="overloaded", brief="503")

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from ladder import FAST, Scenario, now, run_scenario
+from ladder import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import DeadlineExceededError, InvalidRequestError, ProviderImage, Reason
 from resilient_imagen.request import ImageRequest
@@ -25,7 +25,7 @@ def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> 
     """The second of two callers is told after its turn in the queue has come."""
     told: list[float] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await asyncio.gather(*(world.ask(on_start=lambda: told.append(now())) for _ in range(2)))
         assert told == [pytest.approx(sent.at) for sent in world.google.sent]
         assert told[1] == pytest.approx(6.0, abs=0.01)
@@ -37,7 +37,7 @@ def test_it_fires_once_whatever_follows() -> None:
     """Retries and the fallback are the same generation."""
     told: list[float] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         await world.ask(on_start=lambda: told.append(now()))
         assert len(told) == 1
@@ -49,7 +49,7 @@ def test_it_is_called_with_slot_and_permit_held() -> None:
     """A function sees its own call in flight, and nothing sent yet."""
     seen: list[tuple[int, int]] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         def on_start() -> None:
             queue = world.client.snapshot()["routes"][0]["queue"]
             seen.append((queue["in_flight"], len(world.google.sent)))
@@ -65,7 +65,7 @@ def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
     """It starts in the same moment as the request, and slot and permit are not held for it."""
     started: list[float] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         async def on_start() -> None:
             started.append(now())
             await asyncio.sleep(takes)
@@ -83,7 +83,7 @@ def test_it_is_not_called_for_a_request_that_the_breaker_refuses_meanwhile() -> 
     """The breaker opens while the caller queues: the caller is told when the fallback is asked."""
     told: list[float] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, latency=2.0)
 
         async def on_start() -> None:
@@ -166,7 +166,7 @@ def test_its_failure_never_touches_the_generation(
 ) -> None:
     """Whatever it raises or waits for costs no time, leaves no task behind and is logged."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask(on_start=callback)
         assert result.provider == "google"
         assert now() == pytest.approx(1.0)
@@ -190,7 +190,7 @@ def test_the_end_of_the_program_passes(ending: BaseException) -> None:
     def ends() -> None:
         raise ending
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         call = world.client.generate("a lighthouse", on_start=ends)
         with pytest.raises(type(ending)):
             call.send(None)
@@ -212,7 +212,7 @@ async def stubborn() -> None:
 def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
     """Deadline, cancellation, result and failure come at the moment at which they would without."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         if how in {"deadline", "cancelled"}:
             world.google.hang()
         if how == "failed":
@@ -243,7 +243,7 @@ def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
     async def on_start() -> None:
         told.append("generating")
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         async def generate(request: ImageRequest, model: str) -> ProviderImage:
             raise InvalidRequestError("not that")
 
@@ -264,7 +264,7 @@ def test_one_that_is_done_in_time_is_not_complained_about(
     async def on_start() -> None:
         await asyncio.sleep(0.5)
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await world.ask(on_start=on_start)
 
     with caplog.at_level(logging.WARNING, "resilient_imagen"):
@@ -276,7 +276,7 @@ def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
     """Nothing can be awaited any more when a coroutine is closed."""
     calls: list[Coroutine[Any, Any, Any]] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         call: Awaitable[Any] = world.client.generate("a lighthouse", on_start=hangs)
         assert asyncio.iscoroutine(call)
@@ -294,7 +294,7 @@ def test_it_does_not_fire_when_nothing_is_sent() -> None:
     """All routes skipped: the caller is not told of a start that never came."""
     told: list[float] = []
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         with pytest.raises(Exception, match="skipped by the operator"):
             await world.ask(on_start=lambda: told.append(now()))
         assert told == []

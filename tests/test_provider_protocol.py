@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from images_samples import encoded
-from ladder import FAST, Scenario, run_scenario
+from ladder import FAST, PipelineScenario, run_scenario
 from PIL import Image
 
 from resilient_imagen import (
@@ -42,7 +42,7 @@ ANSWERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def answering(world: Scenario, answer: Callable[[], Any]) -> None:
+def answering(world: PipelineScenario, answer: Callable[[], Any]) -> None:
     """Let the primary answer so, in one moment."""
 
     async def generate(*_: object) -> Any:
@@ -52,7 +52,7 @@ def answering(world: Scenario, answer: Callable[[], Any]) -> None:
     world.google.generate = generate  # type: ignore[method-assign,assignment]
 
 
-async def bug_of(world: Scenario) -> TypeError:
+async def bug_of(world: PipelineScenario) -> TypeError:
     """The TypeError that a call ends with: a local bug, which casts no vote."""
     with pytest.raises(TypeError) as caught:
         await world.ask()
@@ -68,7 +68,7 @@ async def bug_of(world: Scenario) -> TypeError:
 def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
     """The error names the provider, what it returned and what it should have."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         answering(world, ANSWERS[kind])
         error = await bug_of(world)
         assert str(error) == (f"provider google: generate must return a ProviderImage, not {kind}")
@@ -79,7 +79,7 @@ def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
 def test_an_answer_that_nobody_awaited_is_named() -> None:
     """A forgotten await is the most likely mistake; the coroutine is closed without a warning."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         answering(world, later)
         assert "not coroutine; is an await missing?" in str(await bug_of(world))
 
@@ -89,7 +89,7 @@ def test_an_answer_that_nobody_awaited_is_named() -> None:
 def test_a_generate_that_is_not_async_is_named() -> None:
     """An ordinary function returns its answer, where an awaitable is wanted."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.generate = lambda *_: GOOD  # type: ignore[method-assign,assignment]
         error = await bug_of(world)
         assert str(error) == (
@@ -121,7 +121,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
 def test_a_field_of_a_wrong_type_is_named_where_it_is_set(name: str, value: Any) -> None:
     """The traceback ends in the provider's own code."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         answering(world, lambda: replace(GOOD, **{name: value}))
         error = await bug_of(world)
         assert f"ProviderImage.{name} must be " in str(error)
@@ -136,7 +136,7 @@ def test_a_field_of_a_wrong_type_is_named_where_it_is_set(name: str, value: Any)
 def test_bytes_that_are_no_picture_are_the_services_fault(data: bytes) -> None:
     """An unusable answer is retried once and left for the next route."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         answering(world, lambda: replace(GOOD, data=data))
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "invalid_response")
@@ -149,7 +149,7 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
     """The result says what the bytes are."""
     jpeg = encoded(Image.new("RGB", (90, 160)), "JPEG")
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         answering(world, lambda: replace(GOOD, data=jpeg, mime_type=claimed))
         result = await world.ask()
         assert (result.mime_type, result.image_bytes) == ("image/jpeg", jpeg)
@@ -173,7 +173,7 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
 def test_an_error_made_wrongly_says_so(wrong: dict[str, Any], text: str) -> None:
     """And not something about the library's inside, three modules further."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         def raising() -> None:
             raise ProviderError(**wrong)
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from ladder import FAST, Scenario, run_scenario
+from ladder import FAST, PipelineScenario, run_scenario
 from telemetry_kit import Telemetry
 
 from resilient_imagen import (
@@ -157,7 +157,7 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
 def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
     """Before it becomes part of an address."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="model must be a model's name"):
             await world.ask(model=model)
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
 def test_half_a_character_is_refused_before_it_is_sent() -> None:
     """No vendor's JSON can hold it."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="lone surrogate"):
             await world.client.generate("a" + chr(0xD800))
 
@@ -177,7 +177,7 @@ def test_half_a_character_is_refused_before_it_is_sent() -> None:
 def test_what_closed_the_account_closes_routes_that_come_later() -> None:
     """A wrong key is not tried again with another model's name."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         await world.ask()
         sent = len(world.google.sent)
@@ -201,7 +201,7 @@ def test_a_deadline_that_hides_hangs_is_told_once() -> None:
 def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
     """Every call may bring such a deadline, and one warning is enough."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         await world.ask(deadline=300)
         assert world.told.of(OperatorWarning) == []
         await world.ask(deadline=50)
@@ -216,7 +216,7 @@ def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
 def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
     """The advice works: three calls pay, the fourth goes straight to OpenAI."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.hang()
         for _ in range(3):
             assert (await world.ask()).fallback_reason == "timeout"
@@ -240,7 +240,7 @@ def test_a_snapshot_can_be_taken_outside_the_loop() -> None:
 def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
     """As what it is."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.UNAUTHENTICATED, status=401)
         with pytest.raises(AuthenticationError):
             await world.ask()
@@ -251,7 +251,7 @@ def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
 def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
     """Asked for 4K, made in 1K."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         result = await world.ask(model="gemini-3.1-flash-lite-image", resolution="4K")
         assert result.adjustments == ("google:gemini-3.1-flash-lite-image makes 1K, not 4K",)
 
@@ -262,7 +262,7 @@ def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
 def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
     """However many models callers name meanwhile, a route that is known to be down is not asked."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
         await world.ask(model="gemini-nano-banana-2.1")
         world.google.heal()
@@ -284,7 +284,7 @@ def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
 def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
     """Forty models that all fail open forty circuits: none is forgotten between two failures."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
         for _ in range(4):
             for number in range(40):
@@ -299,7 +299,7 @@ def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
 def test_names_of_callers_do_not_pile_up() -> None:
     """Neither routes nor warnings grow with what callers make up, whether or not it works."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         for number in range(400):
             await world.ask(model=f"gemini-9-image-{number}")
         assert len(world.client.breakers) <= 2 + 33
@@ -317,7 +317,7 @@ def test_names_of_callers_do_not_pile_up() -> None:
 def test_a_models_name_has_an_end() -> None:
     """It becomes part of addresses, routes and metrics."""
 
-    async def scene(world: Scenario) -> None:
+    async def scene(world: PipelineScenario) -> None:
         assert (await world.ask(model="gemini-" + "9" * 193)).provider == "google"
         with pytest.raises(InvalidRequestError, match="at most 200 characters"):
             await world.ask(model="gemini-" + "9" * 194)

@@ -162,10 +162,10 @@ def test_a_local_bug_ends_the_run() -> None:
     """A truth that raises is a bug: it comes out as it is, and does not hang the run."""
 
     class Broken:
-        def meet(self, ask: object) -> Any:
+        def outcome_for(self, ask: object) -> Any:
             raise ZeroDivisionError
 
-        def troubles(self) -> Any:
+        def incidents(self) -> Any:
             return ()
 
     with pytest.raises(ZeroDivisionError):
