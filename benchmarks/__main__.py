@@ -53,10 +53,10 @@ import images  # noqa: E402
 import middleware  # noqa: E402
 import outage  # noqa: E402
 import outage_picture  # noqa: E402
+from outage_scenarios import CASES, SEEDS  # noqa: E402
 from peers import PEERS, installed  # noqa: E402
-from rows import ByDesign, Found, rows  # noqa: E402
+from result_rows import ByDesign, Found, rows  # noqa: E402
 from table import ResultRow, put, render  # noqa: E402
-from worlds import CASES, SEEDS  # noqa: E402
 
 __all__ = ["ALONE", "CASES", "Found", "ResultRow", "everything", "main", "put", "render", "rows"]
 

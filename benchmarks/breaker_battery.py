@@ -2,7 +2,7 @@
 
     python benchmarks/breaker_battery.py
 
-Always run: pybreaker alone, used as its documentation says, and the gate around it. Run if they
+Always run: pybreaker alone, used as its documentation says, and the breaker around it. Run if they
 are importable: aiobreaker, purgatory, circuitbreaker, hyx, interlock-cb. Every breaker opens at
 three failures in a row for RESET seconds, and is told by its own means that `ExcludedError` is no
 failure. Real time, real tasks, real cancellations; some seconds in all.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.breaker import BreakerConfig, CircuitBreaker
+from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Subject:
 
 def ours() -> Subject:
     config = BreakerConfig(fail_max=3, min_calls=1000, reset_timeout=RESET, probe_deadline=RESET)
-    gate = CircuitBreaker("service", config, random=lambda: 0.0)
+    breaker = CircuitBreaker("service", config, random=lambda: 0.0)
 
     def classify(error: Exception) -> BreakerOutcome:
         return (
@@ -64,10 +64,10 @@ def ours() -> Subject:
         )
 
     async def call(work: Callable[[], Awaitable[None]]) -> None:
-        async with gate.protect(classify):
+        async with breaker.protect(classify):
             await work()
 
-    return Subject("our gate", call, lambda: gate.metrics().state)
+    return Subject("our gate", call, lambda: breaker.metrics().state)
 
 
 def pybreaker() -> Subject:

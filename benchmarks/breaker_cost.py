@@ -3,7 +3,7 @@
     python benchmarks/breaker_cost.py            # CALLS=10000000 by default, about two minutes
 
 Times are the best of several rounds on the event loop, per call: admit, begin and settle of a
-success; the same as `async with gate.guard()`; a rejection; and the same with slow calls watched.
+success; the same as `async with ours.guard()`; a rejection; and the same with slow calls watched.
 Beside them, what pybreaker's own synchronous `call` costs, which is inside ours.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pybreaker
 
-from resilient_imagen.breaker import BreakerConfig, CircuitBreaker, Permit
+from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker, Permit
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -29,37 +29,37 @@ ROUNDS = 7
 CALLS = int(os.environ.get("CALLS", "10000000"))
 
 
-def guarded(gate: CircuitBreaker, verdict: BreakerOutcome = BreakerOutcome.SUCCESS) -> None:
-    permit = gate.acquire()
+def guarded(ours: CircuitBreaker, verdict: BreakerOutcome = BreakerOutcome.SUCCESS) -> None:
+    permit = ours.acquire()
     if isinstance(permit, Permit):
         permit.begin()
         permit.settle(verdict)
 
 
-async def permits(gate: CircuitBreaker) -> None:
+async def permits(ours: CircuitBreaker) -> None:
     for _ in range(ROUND):
-        guarded(gate)
+        guarded(ours)
 
 
-async def guards(gate: CircuitBreaker) -> None:
+async def guards(ours: CircuitBreaker) -> None:
     for _ in range(ROUND):
-        async with gate.protect():
+        async with ours.protect():
             pass
 
 
-async def nothing(gate: CircuitBreaker) -> None:
-    del gate
+async def nothing(ours: CircuitBreaker) -> None:
+    del ours
     breaker = pybreaker.CircuitBreaker()
     for _ in range(ROUND):
         breaker.call(int)
 
 
-async def best(work: Callable[[CircuitBreaker], Awaitable[None]], gate: CircuitBreaker) -> float:
+async def best(work: Callable[[CircuitBreaker], Awaitable[None]], ours: CircuitBreaker) -> float:
     """Microseconds a call."""
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        await work(gate)
+        await work(ours)
         times.append(time.perf_counter() - began)
     return min(times) / ROUND * 1e6
 
@@ -70,7 +70,7 @@ async def costs() -> dict[str, float]:
     watching = CircuitBreaker("service", BreakerConfig(slow_call=30.0))
     return {
         "admit + begin + settle": await best(permits, CircuitBreaker("service", BreakerConfig())),
-        "async with gate.guard()": await best(guards, CircuitBreaker("service", BreakerConfig())),
+        "async with ours.guard()": await best(guards, CircuitBreaker("service", BreakerConfig())),
         "... with slow calls watched": await best(permits, watching),
         "a rejection": await best(permits, rejecting),
         "pybreaker's synchronous call alone": await best(nothing, rejecting),
@@ -81,14 +81,14 @@ async def memory() -> tuple[int, int]:
     """Bytes that Python holds after a tenth of the calls, and after all of them."""
     config = BreakerConfig(fail_max=3, reset_timeout=1.0, reset_max=1.0, slow_call=0.5)
     now = 0.0
-    gate = CircuitBreaker("service", config, clock=lambda: now)
-    gate.subscribe(lambda _transition: None)
+    ours = CircuitBreaker("service", config, clock=lambda: now)
+    ours.subscribe(lambda _transition: None)
     held = []
     for number in range(CALLS):
         now += 0.01
-        guarded(gate, BreakerOutcome.FAILURE if number % 11 < 4 else BreakerOutcome.SUCCESS)
+        guarded(ours, BreakerOutcome.FAILURE if number % 11 < 4 else BreakerOutcome.SUCCESS)
         if number % 1000 == 0:
-            gate.wait_for_change().cancel()
+            ours.wait_for_change().cancel()
             await asyncio.sleep(0)
         if number in {CALLS // 10, CALLS - 1}:
             held.append(tracemalloc.get_traced_memory()[0])

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from guide import GuideClient, GuideOverSdks
+from baseline_previous import GuideClient, GuideOverSdks
 from PIL import Image
-from watch import LARGE, LOADS, TIMEOUT, Figures, Make, watched
+from resource_probe import LARGE, LOADS, TIMEOUT, Figures, Make, watched
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.pictures import ImageRenderer
+    from resilient_imagen.emulator.renderer import ImageRenderer
 
 References = list[dict[str, str]]
 ROOM = 64
@@ -73,7 +73,7 @@ class BySize:
     """Paints small or large, as the prompt asks."""
 
     def __init__(self) -> None:
-        from resilient_imagen.emulator.pictures import ImageRenderer
+        from resilient_imagen.emulator.renderer import ImageRenderer
 
         self._small, self._large = ImageRenderer("tiny"), ImageRenderer(four_k())
 
@@ -191,7 +191,7 @@ async def guide(urls: tuple[str, str], load: str, given: References) -> AsyncIte
 async def ours(urls: tuple[str, str], load: str, given: References) -> AsyncIterator[Make]:
     """This library."""
     from resilient_imagen import ImageClient, Settings
-    from resilient_imagen.images.base64s import encode_base64_async
+    from resilient_imagen.images.base64_codec import encode_base64_async
 
     google = LOADS[load].vendor == "google"
     routes = ["google:gemini-3-pro-image"] * google + ["openai:gpt-image-2.5-flare"]

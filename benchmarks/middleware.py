@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import overhead
-from guide import GuideClient
+from baseline_previous import GuideClient
 from peer import microseconds
 
 Costs = dict[str, float]

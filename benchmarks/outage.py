@@ -2,7 +2,7 @@
 
     python benchmarks/outage.py
 
-"Ours" is this library with its defaults: the production ladder itself, over stand-in providers.
+"Ours" is this library with its defaults: the production pipeline itself, over stand-in providers.
 The others are in ``designs``, the outages in ``worlds``. "Added" is the time to the image, less
 the time that the request which brought it took: what queueing, back-off, doomed requests and
 waiting for them cost. OpenAI's own slowness is not in it. Each figure is a mean of five worlds.
@@ -12,11 +12,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from designs import DESIGNS
-from worlds import CASES, DEFAULT, SEEDS, Case, Image, Outcome, Sums, mean, run_outage, sums
+from baselines import DESIGNS
+from outage_scenarios import (
+    CASES,
+    DEFAULT,
+    SEEDS,
+    Case,
+    Image,
+    Outcome,
+    Sums,
+    mean,
+    run_outage,
+    sums,
+)
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import run_simulation
+from resilient_imagen.tuning.engine import run_simulation
 
 HEAD = (
     f"{'':10}{'served':>9}{'mean':>9}{'p95':>9}{'added':>9}{'doomed':>9}{'seconds':>9}"
@@ -27,7 +38,7 @@ HEAD = (
 
 
 def ours(case: Case, seed: int) -> Outcome:
-    """Send the case's callers through the production ladder, with its defaults."""
+    """Send the case's callers through the production pipeline, with its defaults."""
     settings = Settings(max_concurrent=case.slots, ipm=case.per_minute)
     played = run_simulation(settings, case.truth, case.scenario.traffic.arrivals(seed), seed=seed)
     making = {sent.call: sent.seconds for sent in played.sent if sent.reason is None}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outage import outcomes
-from worlds import DEFAULT, SEEDS
+from outage_scenarios import DEFAULT, SEEDS
 
 if TYPE_CHECKING:
-    from worlds import Case, Outcome
+    from outage_scenarios import Case, Outcome
 
 PICTURE = Path(__file__).parents[1] / ".github" / "outage.svg"
 LABELS = {

@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.attempt import FittedImage
 from resilient_imagen.errors import ImageGenerationError, provider_failure
+from resilient_imagen.pipeline.attempt import FittedImage
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest

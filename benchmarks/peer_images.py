@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from watch import LOADS, TIMEOUT, watched
+from resource_probe import LOADS, TIMEOUT, watched
 
 
 async def main(load: str, google_url: str, openai_url: str, given: list[dict[str, str]]) -> None:

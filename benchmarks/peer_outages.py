@@ -28,7 +28,7 @@ tuning = ModuleType("resilient_imagen.tuning")
 tuning.__path__ = [str(ROOT / "resilient_imagen" / "tuning")]
 sys.modules[tuning.__name__] = tuning
 
-from worlds import (
+from outage_scenarios import (  # noqa: E402
     CASES,
     GOOGLE,
     OPENAI,
@@ -40,7 +40,7 @@ from worlds import (
     now,
     run_outage,
     sums,
-)  # noqa: E402
+)
 
 from resilient_imagen.reasons import Reason  # noqa: E402
 from resilient_imagen.virtualtime import VirtualTimeLoop  # noqa: E402

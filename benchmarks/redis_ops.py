@@ -27,13 +27,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from fake_redis import FakeRedisCluster
 from fleet_kit import Worker
-from lua_store import FakeRedisCluster
 from redis_kit import RedisServer, binary
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, BreakerOutcome
+from resilient_imagen.circuitbreaker import Permit, Rejection
+from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 IMAGES = 500

@@ -27,23 +27,23 @@ from statistics import fmean
 from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
-    TunableSettings,
     LatencyDistribution,
     Objective,
+    Outage,
     Recorder,
     Scenario,
     Service,
     Traffic,
-    Outage,
+    TunableSettings,
     simulate,
     sweep,
     waves,
 )
-from resilient_imagen.tuning.rank import score
+from resilient_imagen.tuning.recommendation import score
 from resilient_imagen.tuning.recording import Row, gather
+from resilient_imagen.tuning.report_text import advice_line, cells, columns
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import defaults
-from resilient_imagen.tuning.words import advice_line, cells, columns
 
 HOUR, MINUTE = 3600.0, 60.0
 HELD_OUT = (11, 12, 13, 14)

@@ -19,19 +19,19 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning import (
     LatencyDistribution,
+    Outage,
     Recorder,
     Recording,
     Scenario,
     Service,
     Traffic,
-    Outage,
     sweep,
     waves,
 )
-from resilient_imagen.tuning.knobs import TunableSettings
 from resilient_imagen.tuning.recording import Row, gather
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import try_out
+from resilient_imagen.tuning.tunable_settings import TunableSettings
 
 HOUR = 3600.0
 SETTINGS = Settings(ipm=20, max_concurrent=16)

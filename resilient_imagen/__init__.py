@@ -37,8 +37,8 @@ if TYPE_CHECKING:
         generate_image_with_references,
         reset_default_client,
     )
-    from resilient_imagen.call import OnStart
     from resilient_imagen.client import ImageClient
+    from resilient_imagen.pipeline.call import OnStart
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.request import AspectRatio, ImageRequest, Resolution
     from resilient_imagen.result import (
@@ -111,7 +111,7 @@ _LAZY = {
     "ImageInput": "resilient_imagen.result",
     "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
-    "OnStart": "resilient_imagen.call",
+    "OnStart": "resilient_imagen.pipeline.call",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
     "Resolution": "resilient_imagen.request",

@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeGuard
 
 from resilient_imagen.errors import DeadlineExceededError
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from resilient_imagen.call import OnStart
     from resilient_imagen.client import ImageClient
+    from resilient_imagen.pipeline.call import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
 
@@ -166,7 +166,7 @@ def _load() -> None:
 
 async def _as_dict(result: ImageResult) -> ImageDict:
     """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
-    from resilient_imagen.images.base64s import encode_base64_async
+    from resilient_imagen.images.base64_codec import encode_base64_async
 
     return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
 

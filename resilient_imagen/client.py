@@ -14,31 +14,31 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from resilient_imagen import models
-from resilient_imagen.attempt import AttemptExecutor, FittedImage
-from resilient_imagen.call import CallState, OnStartHook, new_id
+from resilient_imagen.candidate import CandidateEvaluator
+from resilient_imagen.cost import PROCESS_COSTS, CostLedger
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
     InvalidRequestError,
     InvalidResponseError,
 )
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.completeness import is_complete
 from resilient_imagen.images.fit import fit
-from resilient_imagen.images.intact import is_complete
+from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.references import load_references
 from resilient_imagen.inflight import CallsInFlight
-from resilient_imagen.pipeline import Pipeline
+from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
+from resilient_imagen.pipeline.call import CallState, OnStartHook, new_id
+from resilient_imagen.pipeline.pipeline import Pipeline
+from resilient_imagen.pipeline.router import Router
 from resilient_imagen.providers.base import check_provider
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
-from resilient_imagen.routing import Router
 from resilient_imagen.settings import Settings
-from resilient_imagen.shadow import CandidateEvaluator
-from resilient_imagen.spending import PROCESS_COSTS, CostLedger
 from resilient_imagen.telemetry import default_sinks
-from resilient_imagen.telemetry.hub import SinkDispatcher
-from resilient_imagen.telemetry.reporter import EventEmitter
+from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+from resilient_imagen.telemetry.emitter import EventEmitter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
@@ -48,17 +48,17 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen.attempt import AttemptSuccess
-    from resilient_imagen.breaker import CircuitBreaker
-    from resilient_imagen.call import OnStart
-    from resilient_imagen.fleet import RedisCoordinator
+    from resilient_imagen.circuitbreaker import CircuitBreaker
+    from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.images.fetch import Fetcher
-    from resilient_imagen.lane import Route
+    from resilient_imagen.pipeline.attempt import AttemptSuccess
+    from resilient_imagen.pipeline.call import OnStart
+    from resilient_imagen.pipeline.route import Route
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
     from resilient_imagen.snapshots import Snapshot
-    from resilient_imagen.telemetry.hub import EventSink
+    from resilient_imagen.telemetry.dispatcher import EventSink
 
 __all__ = ["ImageClient"]
 
@@ -106,18 +106,18 @@ class ImageClient:
         )
         self._shadow = CandidateEvaluator(self.settings) if self.settings.shadow else None
         shadows = [] if self._shadow is None else [self._shadow]
-        self._hub = SinkDispatcher([*built_in, *(sinks or ()), *shadows])
+        self._dispatcher = SinkDispatcher([*built_in, *(sinks or ()), *shadows])
         if self._shadow is not None:
-            self._shadow.emit_to(self._hub)
-        self._reporter = EventEmitter(
-            self._hub, skips_open=self.settings.falls_back_on(Reason.CIRCUIT_OPEN)
+            self._shadow.emit_to(self._dispatcher)
+        self._emitter = EventEmitter(
+            self._dispatcher, skips_open=self.settings.falls_back_on(Reason.CIRCUIT_OPEN)
         )
         for warning in self.settings.warnings:
-            self._reporter.warned("unknown_variable", warning)
-        self._fleet = _new_coordinator(self.settings, self._reporter)
-        self._routing = Router(self.settings, given, self._reporter, self._fleet)
-        attempts = AttemptExecutor(self._reporter, self._make_fit, self._routing.routes_of_provider)
-        self._pipeline = Pipeline(self.settings, attempts, self._reporter, random.random)
+            self._emitter.warned("unknown_variable", warning)
+        self._coordinator = _new_coordinator(self.settings, self._emitter)
+        self._routing = Router(self.settings, given, self._emitter, self._coordinator)
+        attempts = AttemptExecutor(self._emitter, self._make_fit, self._routing.routes_of_provider)
+        self._pipeline = Pipeline(self.settings, attempts, self._emitter, random.random)
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
@@ -147,11 +147,11 @@ class ImageClient:
         Raises:
             ConfigurationError: The Redis of IMAGE_GEN_REDIS_URL is there and refuses us.
         """
-        await asyncio.gather(self._join(), *(lane.warm_up() for lane in self._routing.routes))
+        await asyncio.gather(self._join(), *(route.warm_up() for route in self._routing.routes))
 
     async def _join(self, deadline: float = math.inf) -> None:
-        if self._fleet is not None:
-            await self._fleet.ready(deadline)
+        if self._coordinator is not None:
+            await self._coordinator.ready(deadline)
 
     @hide_frame_locals
     async def generate(
@@ -229,14 +229,14 @@ class ImageClient:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
         call = self._open(request, model, deadline, on_start)
-        self._reporter.request_started(call)
+        self._emitter.request_started(call)
         try:
             async with self._in_flight.watch():
                 served = await self._pipeline.run(call, partial(self._prepare, call, references))
             result = _result(call, served)
         except BaseException as error:
             clear_frame_locals(error, up_to=handled)
-            self._reporter.request_ended(call, result=None, error=error)
+            self._emitter.request_ended(call, result=None, error=error)
             raise
         finally:
             # Those that a retry or the next route made up for: each is a variable of frames that
@@ -244,7 +244,7 @@ class ImageClient:
             clear_frame_locals(*call.failures, *call.route_errors, up_to=handled)
             for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
-        self._reporter.request_ended(call, result=result, error=None)
+        self._emitter.request_ended(call, result=result, error=None)
         self._build_the_rest_later(served.route)
         return result
 
@@ -257,22 +257,24 @@ class ImageClient:
         if self._built_on is loop:
             return
         self._built_on = loop
-        lanes = self._routing.routes
-        rest = [lane for lane in lanes if lane is not served and hasattr(lane.provider, "warm_up")]
+        routes = self._routing.routes
+        rest = [
+            route for route in routes if route is not served and hasattr(route.provider, "warm_up")
+        ]
         if rest:  # in a context of its own: that of the call would be kept for as long
             self._building = loop.create_task(self._build(rest), context=Context())
 
-    async def _build(self, lanes: Sequence[Route]) -> None:
+    async def _build(self, routes: Sequence[Route]) -> None:
         await asyncio.sleep(_BEFORE_BUILDING)
-        for lane in lanes:
+        for route in routes:
             try:
-                await lane.warm_up()
+                await route.warm_up()
             except Exception as error:  # noqa: BLE001 - whichever call needs the route meets it again
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
-                self._reporter.warned("route_not_ready", f"{lane.name} cannot be used: {what}")
+                self._emitter.warned("route_not_ready", f"{route.name} cannot be used: {what}")
 
     async def _prepare(self, call: CallState, references: Sequence[ImageInput]) -> None:
-        if self._fleet is not None:
+        if self._coordinator is not None:
             with call.spending("connecting to Redis"):
                 await self._join(call.deadline)
         if references:
@@ -307,7 +309,7 @@ class ImageClient:
         better than none.
         """
         editing = call.request.operation == "edit"
-        routes = [(lane.provider.name, lane.model) for lane in call.routes]
+        routes = [(route.provider.name, route.model) for route in call.routes]
         loaded = await load_references(
             references,
             limits=self._routing.image_limits,
@@ -321,7 +323,7 @@ class ImageClient:
         call.request = replace(call.request, references=loaded.references)
         call.dropped_references, call.reference_notes = loaded.dropped, loaded.notes
         if call.dropped_references or call.reference_notes:
-            self._reporter.references_changed(call)
+            self._emitter.references_changed(call)
 
     def _url_fetcher(self) -> Fetcher:
         if self._fetcher is None:
@@ -345,7 +347,7 @@ class ImageClient:
 
         To force one open or let it go, to give it other numbers or to listen, while calls go on.
         """
-        return {lane.name: lane.breaker for lane in self._routing.all_routes}
+        return {route.name: route.breaker for route in self._routing.all_routes}
 
     def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.
@@ -357,7 +359,7 @@ class ImageClient:
             "routes": self._routing.snapshot(),
             **self._spending.snapshot(),
             "process": PROCESS_COSTS.snapshot(),
-            "fleet": None if self._fleet is None else self._fleet.snapshot(),
+            "fleet": None if self._coordinator is None else self._coordinator.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
 
@@ -396,10 +398,10 @@ class ImageClient:
         closing = [_close(provider) for provider in self._routing.providers]
         if self._fetcher is not None:
             closing.append(self._fetcher.aclose())
-        if self._fleet is not None:
-            closing.append(self._fleet.aclose())
+        if self._coordinator is not None:
+            closing.append(self._coordinator.aclose())
         ends = await asyncio.gather(*closing, return_exceptions=True)
-        await self._hub.close()
+        await self._dispatcher.close()
         for end in ends:
             if isinstance(end, BaseException):
                 raise end  # after everything else was closed
@@ -427,10 +429,10 @@ async def _close(provider: Provider) -> None:
         await closing
 
 
-def _new_coordinator(settings: Settings, reporter: EventEmitter) -> RedisCoordinator | None:
+def _new_coordinator(settings: Settings, emitter: EventEmitter) -> RedisCoordinator | None:
     if settings.redis_url is None:
         return None
-    from resilient_imagen.fleet import Address, RedisCoordinator, account
+    from resilient_imagen.distributed import Address, RedisCoordinator, account
 
     vendors = {
         "google": (settings.google_api_key, settings.google_base_url),
@@ -441,7 +443,7 @@ def _new_coordinator(settings: Settings, reporter: EventEmitter) -> RedisCoordin
         for vendor, (key, base_url) in vendors.items()
     }
     address = Address.parse(settings.redis_url.get_secret_value())
-    return RedisCoordinator(address, reporter.warned, accounts=accounts)
+    return RedisCoordinator(address, emitter.warned, accounts=accounts)
 
 
 def _checked_deadline(seconds: float | None) -> float:

@@ -84,9 +84,8 @@ _DEFAULT_MESSAGES: Mapping[Reason, str] = {
 
 
 _STATUS_WORD: Final = re.compile(r"[A-Z_]{1,40}")
-_BRIEF: Final = re.compile(
-    rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{'|'.join(map(re.escape, _DEFAULT_MESSAGES.values()))})"
-)
+_KNOWN_MESSAGES: Final = "|".join(map(re.escape, _DEFAULT_MESSAGES.values()))
+_BRIEF: Final = re.compile(rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{_KNOWN_MESSAGES})")
 
 
 def trusted_brief(text: str, reason: Reason | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["POLICIES", "ReasonPolicy", "Reason", "Retry", "BreakerOutcome"]
+__all__ = ["POLICIES", "BreakerOutcome", "Reason", "ReasonPolicy", "Retry"]
 
 
 class Reason(StrEnum):

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["KnownSecret", "redact", "unescape", "remove_secret", "remove_quoted_secret"]
+__all__ = ["KnownSecret", "redact", "remove_quoted_secret", "remove_secret", "unescape"]
 
 REDACTED: Final = "[…]"
 """Stands for what was taken out; without letters, so that it can be part of no secret."""

@@ -28,33 +28,33 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.reasons import POLICIES, Reason
-from resilient_imagen.tracebacks import hide_frame_locals
-from resilient_imagen.values import (
-    PositiveFloat,
-    CaptureContentFlag,
-    ApiKey,
-    OptionalPositiveFloat,
-    OptionalCount,
-    OptionalSeconds,
-    CommaList,
-    RouteName,
-    Seconds,
-    SettingsArguments,
-    BaseUrl,
-    LowercaseStr,
-    blank_to_none,
-    split_commas,
-    require_finite,
-    blank_secret_to_none,
-)
-from resilient_imagen.variables import (
+from resilient_imagen._settings_source import (
     EnvironmentSource,
     complain_of,
     describe_errors,
     unknown_variables,
 )
+from resilient_imagen._settings_types import (
+    ApiKey,
+    BaseUrl,
+    CaptureContentFlag,
+    CommaList,
+    LowercaseStr,
+    OptionalCount,
+    OptionalPositiveFloat,
+    OptionalSeconds,
+    PositiveFloat,
+    RouteName,
+    Seconds,
+    SettingsArguments,
+    blank_secret_to_none,
+    blank_to_none,
+    require_finite,
+    split_commas,
+)
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.reasons import POLICIES, Reason
+from resilient_imagen.tracebacks import hide_frame_locals
 
 __all__ = ["RouteName", "Settings", "SettingsArguments"]
 
@@ -149,8 +149,8 @@ class Settings(BaseSettings):
         Field(
             5,
             validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
-            description="Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; "
-            "a server's hint wins.",
+            description="Seconds before the first retry; doubles. Jitter shortens it by up to "
+            "30 %; a server's hint wins.",
         )
     )
     per_call_timeout: Seconds = Field(
@@ -184,7 +184,8 @@ class Settings(BaseSettings):
         Field(
             0.5,
             validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
-            description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW seconds.",
+            description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW "
+            "seconds.",
         )
     )
     breaker_window: Seconds = Field(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Self
 
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.telemetry.recording import RecordingSink
+from resilient_imagen.telemetry.recording_sink import RecordingSink
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resilient_imagen.breaker import (
+from resilient_imagen.circuitbreaker import (
     BreakerConfig,
     CircuitBreaker,
     Permit,
@@ -31,62 +31,62 @@ class HandClock:
 def make_gate(
     clock: HandClock | None = None, *, jitter: float = 0.0, **numbers: Any
 ) -> tuple[CircuitBreaker, HandClock]:
-    """A gate on a hand clock; `jitter` is what its random source always returns."""
+    """A breaker on a hand clock; `jitter` is what its random source always returns."""
     clock = clock or HandClock()
     return CircuitBreaker(
         "google:pro", BreakerConfig(**numbers), random=lambda: jitter, clock=clock
     ), clock
 
 
-def let_in(gate: CircuitBreaker) -> Permit:
+def let_in(breaker: CircuitBreaker) -> Permit:
     """A permit whose request was just sent."""
-    permit = gate.acquire()
+    permit = breaker.acquire()
     assert isinstance(permit, Permit), permit
     permit.begin()
     return permit
 
 
-def refused(gate: CircuitBreaker) -> Rejection:
-    rejection = gate.acquire()
+def refused(breaker: CircuitBreaker) -> Rejection:
+    rejection = breaker.acquire()
     assert isinstance(rejection, Rejection), rejection
     return rejection
 
 
-def outcome(gate: CircuitBreaker, verdict: BreakerOutcome, **details: Any) -> Settlement:
+def outcome(breaker: CircuitBreaker, verdict: BreakerOutcome, **details: Any) -> Settlement:
     """One request, sent and settled at once."""
-    return let_in(gate).settle(verdict, **details)
+    return let_in(breaker).settle(verdict, **details)
 
 
-def succeed(gate: CircuitBreaker, times: int = 1) -> None:
+def succeed(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
-        outcome(gate, BreakerOutcome.SUCCESS)
+        outcome(breaker, BreakerOutcome.SUCCESS)
 
 
-def fail(gate: CircuitBreaker, times: int = 1, **details: Any) -> None:
+def fail(breaker: CircuitBreaker, times: int = 1, **details: Any) -> None:
     for _ in range(times):
-        outcome(gate, BreakerOutcome.FAILURE, **details)
+        outcome(breaker, BreakerOutcome.FAILURE, **details)
 
 
 def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, HandClock]:
-    """A gate that failures have just opened."""
-    gate, clock = make_gate(clock, **numbers)
-    fail(gate, gate.metrics().failure_threshold, cause="overloaded", brief="503 UNAVAILABLE")
-    assert gate.metrics().state == "open"
-    return gate, clock
+    """A breaker that failures have just opened."""
+    breaker, clock = make_gate(clock, **numbers)
+    fail(breaker, breaker.metrics().failure_threshold, cause="overloaded", brief="503 UNAVAILABLE")
+    assert breaker.metrics().state == "open"
+    return breaker, clock
 
 
 def half_open(
     clock: HandClock | None = None, **numbers: Any
 ) -> tuple[CircuitBreaker, HandClock, Permit]:
-    """A gate in its first half-open round, with one probe sent."""
-    gate, clock = opened(clock, **numbers)
-    until = gate.blocked_until()
+    """A breaker in its first half-open round, with one probe sent."""
+    breaker, clock = opened(clock, **numbers)
+    until = breaker.blocked_until()
     assert until is not None
     clock.now = until
-    return gate, clock, let_in(gate)
+    return breaker, clock, let_in(breaker)
 
 
-def changes(gate: CircuitBreaker) -> list[tuple[str, str]]:
+def changes(breaker: CircuitBreaker) -> list[tuple[str, str]]:
     """A list that grows with every transition callers meet."""
     seen: list[tuple[str, str]] = []
 
@@ -94,5 +94,5 @@ def changes(gate: CircuitBreaker) -> list[tuple[str, str]]:
         if not transition.shadow:
             seen.append((transition.from_state.value, transition.to_state.value))
 
-    gate.subscribe(listen, inline=True)
+    breaker.subscribe(listen, inline=True)
     return seen

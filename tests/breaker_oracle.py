@@ -1,7 +1,7 @@
-"""What a breaker should do, written from its specification, to be compared with the gate.
+"""What a breaker should do, written from its specification, to be compared with the breaker.
 
-Nothing here is shared with the gate but the configuration and the words for states. It keeps every
-outcome and every request in plain lists and looks through all of them each time.
+Nothing here is shared with the breaker but the configuration and the words for states. It keeps
+every outcome and every request in plain lists and looks through all of them each time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import count
 
-from resilient_imagen.breaker import BreakerConfig, BreakerMode
+from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode
 from resilient_imagen.reasons import BreakerOutcome
 
 DAY = 86_400.0

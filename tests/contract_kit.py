@@ -18,7 +18,7 @@ from typing import Any, Final
 import typer
 
 from resilient_imagen import ImageGenerationError, Reason, Settings
-from resilient_imagen.cli.app import COMMANDS, _app
+from resilient_imagen.cli.command_line import COMMANDS, _app
 from resilient_imagen.errors import provider_failure
 from resilient_imagen.reasons import POLICIES
 from resilient_imagen.telemetry import names
@@ -27,7 +27,7 @@ from resilient_imagen.telemetry.instruments import Instruments
 SNAPSHOT: Final = Path(__file__).parent / "data" / "contract.json"
 MODULES: Final = (
     "resilient_imagen",
-    "resilient_imagen.breaker",
+    "resilient_imagen.circuitbreaker",
     "resilient_imagen.emulator",
     "resilient_imagen.providers.google",
     "resilient_imagen.providers.openai",

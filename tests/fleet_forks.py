@@ -12,7 +12,7 @@ import multiprocessing
 import sys
 from typing import Any
 
-from fleet_world import PATIENCE, LoopScenario, until
+from loop_kit import PATIENCE, LoopScenario, until
 
 CHILDREN = 3
 PROBE = 1.0
@@ -37,9 +37,9 @@ def live(world: LoopScenario, number: int, together: Any, told: Any) -> None:
             await asyncio.sleep(1.2)  # the opening is over
             await meet()
             await world.ask()
-            fleet = world.client.snapshot()["fleet"]
-            assert fleet is not None
-            told.put({**fleet, "sent": [each.at for each in world.google.sent]})
+            coordinator = world.client.snapshot()["fleet"]
+            assert coordinator is not None
+            told.put({**coordinator, "sent": [each.at for each in world.google.sent]})
 
     asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""Workers on a sea: gates and pacers of several processes, all on one virtual-time loop."""
+"""Workers on a sea: breakers and limiters of several processes, all on one virtual-time loop."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from lua_store import FakeRedisCluster, FakeConnection
+from fake_redis import FakeConnection, FakeRedisCluster
 
-from resilient_imagen.breaker import BreakerConfig, Permit, Rejection, Settlement
-from resilient_imagen.breaker.redis import RedisCircuitBreaker
-from resilient_imagen.limiter.redis import RedisRateLimiter
-from resilient_imagen.reasons import POLICIES, Reason, BreakerOutcome
+from resilient_imagen.circuitbreaker import BreakerConfig, Permit, Rejection, Settlement
+from resilient_imagen.distributed.redis_breaker import RedisCircuitBreaker
+from resilient_imagen.distributed.redis_limiter import RedisRateLimiter
+from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
 from resilient_imagen.testing import run_virtual
 
 T = TypeVar("T")
 
 
 class Worker:
-    """One process: its fleet, one route's gate, one provider's pacer."""
+    """One process: its fleet, one route's breaker, one provider's limiter."""
 
     def __init__(
         self,
@@ -31,11 +31,17 @@ class Worker:
         **numbers: Any,
     ) -> None:
         self.sea = sea
-        self.fleet = sea.fleet()
+        self.fleet = sea.coordinator()
         config = BreakerConfig(**{"reset_timeout": 60.0, **numbers})
-        self.gate = RedisCircuitBreaker("google:pro", config, fleet=self.fleet, random=lambda: 0.0)
+        self.gate = RedisCircuitBreaker(
+            "google:pro", config, coordinator=self.fleet, random=lambda: 0.0
+        )
         self.pacer = RedisRateLimiter(
-            "google", fleet=self.fleet, max_concurrent=slots, per_minute=per_minute, burst=burst
+            "google",
+            coordinator=self.fleet,
+            max_concurrent=slots,
+            per_minute=per_minute,
+            burst=burst,
         )
 
     @property
@@ -49,7 +55,7 @@ class Worker:
         return self.gate.metrics().state.value
 
     async def admit(self) -> Permit | Rejection:
-        """Ask as the ladder does: at the entrance, then again after a place in the queue."""
+        """Ask as the pipeline does: at the entrance, then again after a place in the queue."""
         permit = self.gate.try_acquire_early()
         if isinstance(permit, Rejection):
             return permit

@@ -24,8 +24,8 @@ from typing import Any
 
 from fleet_stalls import StallWatch
 
-import resilient_imagen.breaker.redis
-import resilient_imagen.limiter.redis  # noqa: F401 - modules are compiled where nobody waits
+import resilient_imagen.distributed.redis_breaker
+import resilient_imagen.distributed.redis_limiter  # noqa: F401 - modules are compiled where nobody waits
 from resilient_imagen import ImageClient, ImageGenerationError, Settings
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import BreakerChanged, Event, OperatorWarning

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from images_samples import encoded, exif, picture, png_chunk, raw_png
 from PIL import Image
 
-from resilient_imagen.images.sniff import jpeg_segments, png_chunks
+from resilient_imagen.images.inspect import jpeg_segments, png_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

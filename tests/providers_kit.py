@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.providers.body import StreamingJsonBody
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.streaming_body import StreamingJsonBody
 from resilient_imagen.request import ImageRequest, Reference
 
 if TYPE_CHECKING:

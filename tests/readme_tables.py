@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resilient_imagen import Reason, Settings
-from resilient_imagen.reasons import POLICIES, Retry, BreakerOutcome
+from resilient_imagen.reasons import POLICIES, BreakerOutcome, Retry
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,8 +22,8 @@ _VERDICTS = {
     BreakerOutcome.SUCCESS: "success: the service answered",
     BreakerOutcome.REFUSED: "success: the service answered; a probe does not vote",
     BreakerOutcome.FAILURE: "failure",
-    BreakerOutcome.THROTTLED: "opens for as long as the server hints, then closes; for a probe, a hint may"
-    " only lengthen the next open period",
+    BreakerOutcome.THROTTLED: "opens for as long as the server hints, then closes; for a "
+    "probe, a hint may only lengthen the next open period",
     BreakerOutcome.TRIP: "opens at once, for long",
     BreakerOutcome.NEUTRAL: "no vote",
 }

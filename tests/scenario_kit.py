@@ -20,8 +20,8 @@ from resilient_imagen import (
 )
 from resilient_imagen.emulator import Emulator, faults
 from resilient_imagen.emulator.faults import Fault
+from resilient_imagen.emulator.http_messages import Delivery
 from resilient_imagen.emulator.vendor import Vendor
-from resilient_imagen.emulator.wire import Delivery
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.testing import TINY_PNG, run_virtual

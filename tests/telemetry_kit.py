@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import ladder
+import pipeline_kit
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -75,8 +75,8 @@ class Telemetry:
 
 
 @dataclass
-class TelemetryScenario(ladder.PipelineScenario):
-    """The ladder's, and all that an SDK catches of it."""
+class TelemetryScenario(pipeline_kit.PipelineScenario):
+    """The pipeline's, and all that an SDK catches of it."""
 
     telemetry: Telemetry
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
-from resilient_imagen.images.sniff import pixel_size
+from resilient_imagen.images.inspect import pixel_size
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 def canned(command: ModuleType) -> Any:
     """A run that is behind in the time of a 4K picture and misses one goal; ahead elsewhere."""
-    from watch import LOADS
+    from resource_probe import LOADS
 
     picture = {
         "first_s": 2.0, "wall_ms": 40.0, "cpu_ms": 20.0, "stall_ms": 8.0, "process_mb": 190.0,

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 from images_samples import encoded, picture
-from ladder import FAST
+from pipeline_kit import FAST
 from providers_kit import MODELS, ask, google_body, http, openai_body, run
 
 from resilient_imagen import ImageClient, Resolution, Settings, Snapshot, models
+from resilient_imagen.cost import PROCESS_COSTS
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
-from resilient_imagen.spending import PROCESS_COSTS
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 PNG_TEXT = base64.b64encode(encoded(picture(), "PNG")).decode()
@@ -269,7 +269,7 @@ def test_a_forked_child_begins_its_own_total() -> None:
     """What the parent spent would otherwise be counted once more by each worker."""
     script = (
         "import os\n"
-        "from resilient_imagen.spending import PROCESS\n"
+        "from resilient_imagen.cost import PROCESS\n"
         "PROCESS.images = 3\n"
         "child = os.fork()\n"
         "if child == 0:\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resilient_imagen.breaker import BreakerConfig, BreakerMode
+from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode
 
 
 def test_defaults_are_the_documented_ones() -> None:

@@ -1,4 +1,4 @@
-"""Listeners are told every transition, in order, and can do no harm."""
+"""EventDispatcher are told every transition, in order, and can do no harm."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from breaker_kit import fail, half_open, let_in, make_gate, opened, succeed
 
-from resilient_imagen.breaker import BreakerMetrics, BreakerState, CircuitBreaker, Transition
+from resilient_imagen.circuitbreaker import BreakerMetrics, BreakerState, CircuitBreaker, Transition
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.breaker import Permit
+    from resilient_imagen.circuitbreaker import Permit
 
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
@@ -28,11 +28,11 @@ def steps(told: list[Transition]) -> list[tuple[str, str]]:
 
 def test_a_transition_says_everything() -> None:
     """What opened it, from when, for how long, with which numbers and which origin."""
-    gate, clock = make_gate(fail_max=2)
+    breaker, clock = make_gate(fail_max=2)
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(told.append, inline=True)
     clock.now = 7.0
-    fail(gate, 2, cause="overloaded", brief="503 UNAVAILABLE", origin="span")
+    fail(breaker, 2, cause="overloaded", brief="503 UNAVAILABLE", origin="span")
 
     assert told == [
         Transition(
@@ -52,14 +52,14 @@ def test_a_transition_says_everything() -> None:
 
 def test_a_whole_outage_is_told_in_order() -> None:
     """Open, probe, open again for longer, probe, closed."""
-    gate, clock = make_gate()
+    breaker, clock = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
-    fail(gate, 3)
+    breaker.subscribe(told.append, inline=True)
+    fail(breaker, 3)
     clock.pass_(60.0)
-    fail(gate)
+    fail(breaker)
     clock.pass_(120.0)
-    succeed(gate)
+    succeed(breaker)
 
     assert steps(told) == [
         ("closed", "open"),
@@ -73,28 +73,28 @@ def test_a_whole_outage_is_told_in_order() -> None:
 
 
 def test_the_state_is_consistent_when_a_listener_runs() -> None:
-    """A listener that looks at the gate sees what it is told."""
-    gate, clock = make_gate()
+    """A listener that looks at the breaker sees what it is told."""
+    breaker, clock = make_gate()
     seen: list[bool] = []
 
     def look(transition: Transition) -> None:
-        seen.append(gate.metrics() == transition.metrics)
-        seen.append(gate.snapshot()["state"] == transition.to_state)
+        seen.append(breaker.metrics() == transition.metrics)
+        seen.append(breaker.snapshot()["state"] == transition.to_state)
 
-    gate.subscribe(look, inline=True)
-    fail(gate, 3)
+    breaker.subscribe(look, inline=True)
+    fail(breaker, 3)
     clock.pass_(60.0)
-    succeed(gate)
+    succeed(breaker)
 
     assert seen == [True, True, False, True, True, True], "after half-opening a probe is reserved"
 
 
 def test_a_settlement_is_final_when_a_listener_runs() -> None:
     """A listener that settles the same permit again gets its settlement and counts nothing."""
-    gate, _ = make_gate(fail_max=1)
-    permit = let_in(gate)
+    breaker, _ = make_gate(fail_max=1)
+    permit = let_in(breaker)
     inner = []
-    gate.subscribe(lambda _: inner.append(permit.settle(BreakerOutcome.SUCCESS)), inline=True)
+    breaker.subscribe(lambda _: inner.append(permit.settle(BreakerOutcome.SUCCESS)), inline=True)
     outer = permit.settle(BreakerOutcome.FAILURE)
 
     assert inner == [outer]
@@ -107,18 +107,18 @@ def test_a_listener_that_raises_harms_nobody(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The call goes on, the breaker opens, the others are told, and the log names the type only."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     told: list[Transition] = []
 
     def broken(_transition: Transition) -> None:
         raise error
 
-    gate.subscribe(broken, inline=True)
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(broken, inline=True)
+    breaker.subscribe(told.append, inline=True)
     with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
-        fail(gate, 3)
+        fail(breaker, 3)
 
-    assert gate.metrics().state is OPEN
+    assert breaker.metrics().state is OPEN
     assert steps(told) == [("closed", "open")]
     assert [record.getMessage() for record in caplog.records] == [
         f"a listener of breaker google:pro failed with {type(error).__name__}"
@@ -127,70 +127,70 @@ def test_a_listener_that_raises_harms_nobody(
 
 def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
     """KeyboardInterrupt goes through; the state is consistent and what was queued is told later."""
-    gate, _ = make_gate(fail_max=1)
+    breaker, _ = make_gate(fail_max=1)
     told: list[Transition] = []
 
     def interrupt(_transition: Transition) -> None:
         stop()
         raise KeyboardInterrupt
 
-    stop = gate.subscribe(interrupt, inline=True)
-    gate.subscribe(told.append, inline=True)
+    stop = breaker.subscribe(interrupt, inline=True)
+    breaker.subscribe(told.append, inline=True)
     with pytest.raises(KeyboardInterrupt):
-        fail(gate)
-    assert gate.metrics().state is OPEN
-    gate.force_open = True
+        fail(breaker)
+    assert breaker.metrics().state is OPEN
+    breaker.force_open = True
 
     assert steps(told) == [("open", "forced_open")]
 
 
 def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
     """Its transition is queued: everybody hears both, in the same order."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     first: list[Transition] = []
     last: list[Transition] = []
 
     def force(transition: Transition) -> None:
         first.append(transition)
         if transition.to_state is OPEN:
-            gate.force_open = True
+            breaker.force_open = True
 
-    gate.subscribe(force, inline=True)
-    gate.subscribe(last.append, inline=True)
-    fail(gate, 3)
+    breaker.subscribe(force, inline=True)
+    breaker.subscribe(last.append, inline=True)
+    fail(breaker, 3)
 
     assert steps(first) == steps(last) == [("closed", "open"), ("open", "forced_open")]
 
 
 def test_unsubscribing_ends_one_subscription() -> None:
     """Subscribed twice it is told twice; taken back once (or twice over) it is told once."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
-    stop = gate.subscribe(told.append, inline=True)
-    gate.force_open = True
+    breaker.subscribe(told.append, inline=True)
+    stop = breaker.subscribe(told.append, inline=True)
+    breaker.force_open = True
     assert len(told) == 2
     stop()
     stop()
-    gate.force_open = False
+    breaker.force_open = False
 
     assert len(told) == 3
 
 
 def test_subscribing_while_telling_does_not_disturb() -> None:
     """A listener may leave, and another join, in the middle of a transition."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     told: list[str] = []
 
     def leave(_transition: Transition) -> None:
         told.append("left")
         stop()
-        gate.subscribe(lambda _: told.append("joined"), inline=True)
+        breaker.subscribe(lambda _: told.append("joined"), inline=True)
 
-    stop = gate.subscribe(leave, inline=True)
-    gate.subscribe(lambda _: told.append("stayed"), inline=True)
-    gate.force_open = True
-    gate.force_open = False
+    stop = breaker.subscribe(leave, inline=True)
+    breaker.subscribe(lambda _: told.append("stayed"), inline=True)
+    breaker.force_open = True
+    breaker.force_open = False
 
     assert told == ["left", "stayed", "stayed", "joined"]
 
@@ -198,11 +198,11 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
 @pytest.mark.parametrize(
     "look",
     [
-        lambda gate, _: gate.numbers(),
-        lambda gate, _: gate.snapshot(),
-        lambda gate, _: gate.usable(),
-        lambda gate, _: gate.reserve(),
-        lambda gate, _: gate.admit(),
+        lambda breaker, _: breaker.numbers(),
+        lambda breaker, _: breaker.snapshot(),
+        lambda breaker, _: breaker.usable(),
+        lambda breaker, _: breaker.reserve(),
+        lambda breaker, _: breaker.admit(),
         lambda _, probe: probe.stale,
         lambda _, probe: probe.begin(),
         lambda _, probe: probe.settle(BreakerOutcome.NEUTRAL),
@@ -212,31 +212,31 @@ def test_what_time_has_decided_is_told_by_whoever_comes_first(
     look: Callable[[CircuitBreaker, Permit], object],
 ) -> None:
     """A hung probe found by any ask, or by a mere look, is told there and then."""
-    gate, clock, probe = half_open()
+    breaker, clock, probe = half_open()
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(told.append, inline=True)
     clock.pass_(62.0)
-    look(gate, probe)
+    look(breaker, probe)
 
     assert steps(told) == [("half_open", "open")]
     assert told[0].at == 121.0
 
 
 def test_an_opening_found_before_queueing_is_told_at_once() -> None:
-    """A slow call found by the ask before queueing opens the gate, and that is told at once."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    let_in(gate)
+    """A slow call found by the ask before queueing opens the breaker, and that is told at once."""
+    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    let_in(breaker)
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(told.append, inline=True)
     clock.pass_(20.0)
-    gate.try_acquire_early()
+    breaker.try_acquire_early()
 
     assert steps(told) == [("closed", "open")]
 
 
 def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
     """While a listener hangs in one thread, another one asks and settles freely."""
-    gate, _ = opened()
+    breaker, _ = opened()
     entered, leave = threading.Event(), threading.Event()
 
     def hang(transition: Transition) -> None:
@@ -245,16 +245,16 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
             assert leave.wait(timeout=30)
 
     def force() -> None:
-        gate.force_open = True
+        breaker.force_open = True
 
     told: list[Transition] = []
-    gate.subscribe(hang, inline=True)
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(hang, inline=True)
+    breaker.subscribe(told.append, inline=True)
     thread = threading.Thread(target=force)
     thread.start()
     assert entered.wait(timeout=30)
-    gate.force_open = False
-    gate.metrics()
+    breaker.force_open = False
+    breaker.metrics()
     assert told == [], "in order: the one that hangs is told to all first"
     leave.set()
     thread.join(timeout=60)
@@ -264,13 +264,13 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
 
 def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
     """Four threads force and free at once: what is told forms one unbroken chain."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     told: list[Transition] = []
-    gate.subscribe(told.append, inline=True)
+    breaker.subscribe(told.append, inline=True)
 
     def flip() -> None:
         for number in range(500):
-            gate.force_open = number % 2 == 0
+            breaker.force_open = number % 2 == 0
 
     threads = [threading.Thread(target=flip) for _ in range(4)]
     for each in threads:
@@ -280,17 +280,17 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
 
     assert told
     assert all(old.to_state is new.from_state for old, new in itertools.pairwise(told))
-    assert told[-1].to_state == gate.metrics().state
+    assert told[-1].to_state == breaker.metrics().state
 
 
 def test_listeners_are_no_part_of_the_state() -> None:
     """With a listener that always raises and without any, the same calls end in the same state."""
 
-    def run(gate: CircuitBreaker) -> BreakerMetrics:
-        fail(gate, 2)
-        succeed(gate)
-        fail(gate, 3)
-        return gate.metrics()
+    def run(breaker: CircuitBreaker) -> BreakerMetrics:
+        fail(breaker, 2)
+        succeed(breaker)
+        fail(breaker, 3)
+        return breaker.metrics()
 
     def broken(_transition: Transition) -> None:
         raise RuntimeError
@@ -304,7 +304,7 @@ def test_listeners_are_no_part_of_the_state() -> None:
 
 def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
     """It hangs in the middle of the first transition; calls go on, and it misses none."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     entered, leave = threading.Event(), threading.Event()
     told: list[Transition] = []
 
@@ -313,16 +313,16 @@ def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
         assert leave.wait(timeout=30)
         told.append(transition)
 
-    gate.subscribe(slow)
-    fail(gate, 3)
+    breaker.subscribe(slow)
+    fail(breaker, 3)
     assert entered.wait(timeout=30)
-    gate.force_open = True  # nobody waits for the listener
-    gate.force_open = False
+    breaker.force_open = True  # nobody waits for the listener
+    breaker.force_open = False
     assert told == []
     leave.set()
     heard = threading.Event()
-    gate.subscribe(lambda _transition: heard.set())
-    gate.force_open = True
+    breaker.subscribe(lambda _transition: heard.set())
+    breaker.force_open = True
     assert heard.wait(timeout=30)
 
     assert steps(told) == [
@@ -335,27 +335,27 @@ def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
 
 def test_a_coroutine_function_is_no_listener() -> None:
     """Nobody would await it: said at once, not lost later."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
 
     async def listen(_transition: Transition) -> None: ...
 
     with pytest.raises(TypeError, match="ordinary function"):
-        gate.subscribe(listen)  # type: ignore[arg-type]
+        breaker.subscribe(listen)  # type: ignore[arg-type]
 
 
 def test_a_listener_that_fails_in_its_thread_harms_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """From its own thread, too: what it raises is logged, and the next one is still told."""
-    gate, _ = make_gate()
+    breaker, _ = make_gate()
     heard = threading.Event()
 
     def broken(_transition: Transition) -> None:
         raise RuntimeError("secret")
 
-    gate.subscribe(broken)
-    gate.subscribe(lambda _transition: heard.set())
-    gate.force_open = True
+    breaker.subscribe(broken)
+    breaker.subscribe(lambda _transition: heard.set())
+    breaker.force_open = True
     assert heard.wait(timeout=30)
     assert [record.getMessage() for record in caplog.records] == [
         "a listener of breaker google:pro failed with RuntimeError"

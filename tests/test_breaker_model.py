@@ -1,4 +1,4 @@
-"""Random lives of a gate, each step compared with an oracle written from the specification."""
+"""Random lives of a breaker, each step compared with an oracle written from the specification."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from breaker_kit import HandClock
-from breaker_oracle import Call, BreakerOracle
+from breaker_oracle import BreakerOracle, Call
 from hypothesis import HealthCheck, settings, target
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,7 +21,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from resilient_imagen.breaker import BreakerConfig, BreakerMode, CircuitBreaker, Permit, Transition
+from resilient_imagen.circuitbreaker import (
+    BreakerConfig,
+    BreakerMode,
+    CircuitBreaker,
+    Permit,
+    Transition,
+)
 from resilient_imagen.reasons import BreakerOutcome
 
 # Times are multiples of a power of two, so that sums are exact and moments really coincide.
@@ -51,7 +57,7 @@ STRAGGLERS: Counter[bool] = Counter()
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Callers, operators and time do as they like to a gate and to the oracle alike."""
+    """Callers, operators and time do as they like to a breaker and to the oracle alike."""
 
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def begin_life(self, config: BreakerConfig, jitter: float) -> None:

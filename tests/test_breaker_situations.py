@@ -1,4 +1,4 @@
-"""The eight situations in which the breakers for Python go wrong, each once on our gate.
+"""The eight situations in which the breakers for Python go wrong, each once on our breaker.
 
 They are run on the loop, with real tasks and real cancellations. What the others do in them is
 printed by `benchmarks/breaker_battery.py`.
@@ -10,7 +10,7 @@ import asyncio
 
 import pytest
 
-from resilient_imagen.breaker import BreakerConfig, BreakerState, CircuitBreaker
+from resilient_imagen.circuitbreaker import BreakerConfig, BreakerState, CircuitBreaker
 from resilient_imagen.errors import CircuitOpenError, InvalidRequestError
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import run_virtual
@@ -22,16 +22,18 @@ class DownError(Exception):
     """The service is down."""
 
 
-async def call(gate: CircuitBreaker, seconds: float = 0.0, error: Exception | None = None) -> None:
-    async with gate.protect():
+async def call(
+    breaker: CircuitBreaker, seconds: float = 0.0, error: Exception | None = None
+) -> None:
+    async with breaker.protect():
         await asyncio.sleep(seconds)
         if error is not None:
             raise error
 
 
-async def cancelled(gate: CircuitBreaker) -> None:
+async def cancelled(breaker: CircuitBreaker) -> None:
     """A call whose caller leaves while it is on its way."""
-    task = asyncio.ensure_future(call(gate, 5.0))
+    task = asyncio.ensure_future(call(breaker, 5.0))
     await asyncio.sleep(1.0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -39,26 +41,26 @@ async def cancelled(gate: CircuitBreaker) -> None:
 
 
 async def opened() -> CircuitBreaker:
-    gate = CircuitBreaker(
+    breaker = CircuitBreaker(
         "service",
         BreakerConfig(fail_max=3, reset_timeout=RESET, probe_deadline=20.0),
         random=lambda: 0.0,
     )
     for _ in range(3):
         with pytest.raises(DownError):
-            await call(gate, error=DownError())
-    assert gate.metrics().state is BreakerState.OPEN
-    return gate
+            await call(breaker, error=DownError())
+    assert breaker.metrics().state is BreakerState.OPEN
+    return breaker
 
 
 def test_1_clients_that_cancel_do_not_open_it() -> None:
-    """Five callers leave, one after the other; the gate stays closed and each sees its own end."""
+    """Five callers leave, one after another; the breaker stays closed and each sees its own end."""
 
     async def scenario() -> CircuitBreaker:
-        gate = CircuitBreaker("service", BreakerConfig(fail_max=3))
+        breaker = CircuitBreaker("service", BreakerConfig(fail_max=3))
         for _ in range(5):
-            await cancelled(gate)
-        return gate
+            await cancelled(breaker)
+        return breaker
 
     assert run_virtual(scenario()).metrics().state is BreakerState.CLOSED
 
@@ -67,16 +69,16 @@ def test_2_a_cancellation_is_neither_failure_nor_success() -> None:
     """Between two failures and the third, a cancelled call changes nothing."""
 
     async def scenario() -> None:
-        gate = CircuitBreaker("service", BreakerConfig(fail_max=3))
+        breaker = CircuitBreaker("service", BreakerConfig(fail_max=3))
         for _ in range(2):
             with pytest.raises(DownError):
-                await call(gate, error=DownError())
-        await cancelled(gate)
-        assert gate.metrics().consecutive == 2
-        assert gate.metrics().window_calls == 2
+                await call(breaker, error=DownError())
+        await cancelled(breaker)
+        assert breaker.metrics().consecutive == 2
+        assert breaker.metrics().window_calls == 2
         with pytest.raises(DownError):
-            await call(gate, error=DownError())
-        assert gate.metrics().state is BreakerState.OPEN
+            await call(breaker, error=DownError())
+        assert breaker.metrics().state is BreakerState.OPEN
 
     run_virtual(scenario())
 
@@ -85,9 +87,11 @@ def test_3_of_200_callers_one_enters_half_open() -> None:
     """All come in the moment the time is over; one is let through."""
 
     async def scenario() -> list[BaseException | None]:
-        gate = await opened()
+        breaker = await opened()
         await asyncio.sleep(RESET)
-        return await asyncio.gather(*(call(gate, 1.0) for _ in range(200)), return_exceptions=True)
+        return await asyncio.gather(
+            *(call(breaker, 1.0) for _ in range(200)), return_exceptions=True
+        )
 
     ends = run_virtual(scenario())
 
@@ -99,18 +103,18 @@ def test_4_a_late_failure_does_not_delay_recovery() -> None:
     """A call from before the outage fails while it is open; the probe comes when it was due."""
 
     async def scenario() -> None:
-        gate = CircuitBreaker(
+        breaker = CircuitBreaker(
             "service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0
         )
-        late = asyncio.ensure_future(call(gate, 20.0, DownError()))
+        late = asyncio.ensure_future(call(breaker, 20.0, DownError()))
         await asyncio.sleep(0)
         for _ in range(3):
             with pytest.raises(DownError):
-                await call(gate, error=DownError())
-        due = gate.blocked_until()
+                await call(breaker, error=DownError())
+        due = breaker.blocked_until()
         with pytest.raises(DownError):
             await late
-        assert gate.blocked_until() == due == pytest.approx(RESET)
+        assert breaker.blocked_until() == due == pytest.approx(RESET)
 
     run_virtual(scenario())
 
@@ -119,21 +123,21 @@ def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> Non
     """Only the probe's own outcome decides."""
 
     async def scenario() -> None:
-        gate = CircuitBreaker(
+        breaker = CircuitBreaker(
             "service", BreakerConfig(fail_max=3, reset_timeout=RESET), random=lambda: 0.0
         )
-        late = asyncio.ensure_future(call(gate, RESET + 5.0))
+        late = asyncio.ensure_future(call(breaker, RESET + 5.0))
         await asyncio.sleep(0)
         for _ in range(3):
             with pytest.raises(DownError):
-                await call(gate, error=DownError())
+                await call(breaker, error=DownError())
         await asyncio.sleep(RESET)
-        probe = asyncio.ensure_future(call(gate, 10.0, DownError()))
+        probe = asyncio.ensure_future(call(breaker, 10.0, DownError()))
         await late
-        assert gate.metrics().state is BreakerState.HALF_OPEN
+        assert breaker.metrics().state is BreakerState.HALF_OPEN
         with pytest.raises(DownError):
             await probe
-        assert gate.metrics().state is BreakerState.OPEN
+        assert breaker.metrics().state is BreakerState.OPEN
 
     run_virtual(scenario())
 
@@ -142,12 +146,12 @@ def test_6_a_cancelled_probe_leaves_it_half_open() -> None:
     """It is neither closed nor opened by a caller that left, and the next caller is the probe."""
 
     async def scenario() -> None:
-        gate = await opened()
+        breaker = await opened()
         await asyncio.sleep(RESET)
-        await cancelled(gate)
-        assert gate.metrics().state is BreakerState.HALF_OPEN
-        await call(gate)
-        assert gate.metrics().state is BreakerState.CLOSED
+        await cancelled(breaker)
+        assert breaker.metrics().state is BreakerState.HALF_OPEN
+        await call(breaker)
+        assert breaker.metrics().state is BreakerState.CLOSED
 
     run_virtual(scenario())
 
@@ -156,13 +160,13 @@ def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
     """A probe that ends in a neutral error leaves it half-open; nothing is taken for a success."""
 
     async def scenario() -> None:
-        gate = await opened()
+        breaker = await opened()
         await asyncio.sleep(RESET)
         with pytest.raises(InvalidRequestError):
-            async with gate.protect(classify=lambda _: BreakerOutcome.NEUTRAL):
+            async with breaker.protect(classify=lambda _: BreakerOutcome.NEUTRAL):
                 raise InvalidRequestError
-        assert gate.metrics().state is BreakerState.HALF_OPEN
-        assert gate.allows_calls()
+        assert breaker.metrics().state is BreakerState.HALF_OPEN
+        assert breaker.allows_calls()
 
     run_virtual(scenario())
 
@@ -171,15 +175,15 @@ def test_8_a_probe_that_hangs_wedges_nothing() -> None:
     """After the probe's deadline it is open, and after that a new probe closes it."""
 
     async def scenario() -> None:
-        gate = await opened()
+        breaker = await opened()
         await asyncio.sleep(RESET)
-        hung = asyncio.ensure_future(call(gate, 1e9))
+        hung = asyncio.ensure_future(call(breaker, 1e9))
         await asyncio.sleep(20.0)
         await asyncio.sleep(0)
-        assert gate.metrics().state is BreakerState.OPEN
+        assert breaker.metrics().state is BreakerState.OPEN
         await asyncio.sleep(2 * RESET)
-        await call(gate)
-        assert gate.metrics().state is BreakerState.CLOSED
+        await call(breaker)
+        assert breaker.metrics().state is BreakerState.CLOSED
         hung.cancel()
 
     run_virtual(scenario())

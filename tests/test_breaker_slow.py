@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from breaker_kit import changes, fail, half_open, let_in, make_gate, outcome, refused
 
-from resilient_imagen.breaker import (
+from resilient_imagen.circuitbreaker import (
     BreakerConfig,
     BreakerMode,
     BreakerState,
@@ -19,13 +19,13 @@ from resilient_imagen.virtualtime import run_virtual
 
 
 def test_slow_calls_in_flight_open_it_before_they_end() -> None:
-    """Three calls sent together and not back after 20 s open the gate, at that very second."""
-    gate, clock = make_gate(slow_call=20.0)
-    calls = [let_in(gate) for _ in range(3)]
+    """Three calls sent together and not back after 20 s open the breaker, at that very second."""
+    breaker, clock = make_gate(slow_call=20.0)
+    calls = [let_in(breaker) for _ in range(3)]
     clock.pass_(19.999)
-    assert gate.metrics().consecutive == 0
+    assert breaker.metrics().consecutive == 0
     clock.now = 20.0
-    rejection = refused(gate)
+    rejection = refused(breaker)
 
     assert rejection.retry_after == 60.0
     assert (rejection.cause, rejection.summary) == ("timeout", "timed out")
@@ -34,13 +34,13 @@ def test_slow_calls_in_flight_open_it_before_they_end() -> None:
 
 def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
     """Nobody looked for a minute: the opening began when the third call became slow."""
-    gate, clock = make_gate(slow_call=20.0)
+    breaker, clock = make_gate(slow_call=20.0)
     for _ in range(3):
-        let_in(gate)
+        let_in(breaker)
         clock.pass_(1.0)
     clock.now = 60.0
 
-    assert gate.blocked_until() == 2.0 + 20.0 + 60.0
+    assert breaker.blocked_until() == 2.0 + 20.0 + 60.0
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
     verdict: BreakerOutcome, counted: str
 ) -> None:
     """Its later outcome adds no failure and takes none away."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=100)
-    call = let_in(gate)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    call = let_in(breaker)
     clock.pass_(25.0)
-    assert gate.metrics().consecutive == 1
+    assert breaker.metrics().consecutive == 1
     settlement = call.settle(verdict)
     clock.pass_(25.0)
 
     assert settlement.counted == counted
-    assert (gate.metrics().consecutive, gate.metrics().window_calls) == (1, 1)
+    assert (breaker.metrics().consecutive, breaker.metrics().window_calls) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,28 +67,28 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
 )
 def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
     """Even when nobody looked in between: success, failure and cancellation are then slow."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=100)
-    call = let_in(gate)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    call = let_in(breaker)
     clock.pass_(20.0)
 
     assert call.settle(verdict).counted == "slow"
-    assert gate.metrics().consecutive == 1
+    assert breaker.metrics().consecutive == 1
 
 
 def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
     """Once settled, no later moment counts it as slow."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    outcome(gate, BreakerOutcome.SUCCESS)
-    outcome(gate, BreakerOutcome.NEUTRAL)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    outcome(breaker, BreakerOutcome.SUCCESS)
+    outcome(breaker, BreakerOutcome.NEUTRAL)
     clock.pass_(1000.0)
 
-    assert gate.metrics().state is BreakerState.CLOSED
+    assert breaker.metrics().state is BreakerState.CLOSED
 
 
 def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
     """Long in the queue and then cancelled says nothing about the service."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    waiting = gate.acquire()
+    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    waiting = breaker.acquire()
     assert isinstance(waiting, Permit)
     clock.pass_(1000.0)
 
@@ -97,12 +97,12 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
 
 def test_beginning_again_counts_from_then() -> None:
     """The clock of a call begins at its last sending, and the order of the others is not lost."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=100)
-    first, second = let_in(gate), let_in(gate)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    first, second = let_in(breaker), let_in(breaker)
     clock.pass_(15.0)
     first.begin()
     clock.pass_(10.0)
-    assert gate.metrics().consecutive == 1, "the second"
+    assert breaker.metrics().consecutive == 1, "the second"
     assert first.settle(BreakerOutcome.SUCCESS).counted == "success"
     assert second.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
@@ -112,8 +112,8 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     hint: float | None, length: float
 ) -> None:
     """Its vote is used up, but what the server says outright is heard."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=100)
-    call = let_in(gate)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    call = let_in(breaker)
     clock.pass_(25.0)
     settlement = call.settle(BreakerOutcome.TRIP, retry_after=hint)
 
@@ -124,124 +124,124 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
 
 def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
     """A 429 with a hint after the threshold opens for exactly that long."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=100)
-    call = let_in(gate)
+    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    call = let_in(breaker)
     clock.pass_(25.0)
     settlement = call.settle(BreakerOutcome.THROTTLED, retry_after=40.0)
 
     assert (settlement.counted, settlement.transition) == ("slow", "closed_to_open")
-    assert gate.blocked_until() == 65.0
+    assert breaker.blocked_until() == 65.0
 
 
 def test_a_slow_probe_has_failed() -> None:
     """A probe past the slow threshold opens it again before its own deadline."""
-    gate, clock, probe = half_open(slow_call=20.0, probe_deadline=61.0)
+    breaker, clock, probe = half_open(slow_call=20.0, probe_deadline=61.0)
     began = clock.now
     clock.pass_(20.0)
 
-    assert gate.blocked_until() == began + 20.0 + 120.0
+    assert breaker.blocked_until() == began + 20.0 + 120.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
 
 def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
     """Cancelling a probe that was already slow is evidence, not silence."""
-    gate, clock, probe = half_open(slow_call=20.0)
+    breaker, clock, probe = half_open(slow_call=20.0)
     clock.pass_(30.0)
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
 
     assert settlement.counted == "slow"
-    assert gate.metrics().state is BreakerState.OPEN
+    assert breaker.metrics().state is BreakerState.OPEN
 
 
 def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
     """Whichever of the two times comes first decides about a probe."""
-    gate, clock, probe = half_open(slow_call=50.0, probe_deadline=30.0)
+    breaker, clock, probe = half_open(slow_call=50.0, probe_deadline=30.0)
     began = clock.now
     clock.pass_(45.0)
 
-    assert gate.blocked_until() == began + 30.0 + 120.0
+    assert breaker.blocked_until() == began + 30.0 + 120.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure"
 
 
 def test_a_slow_call_names_its_origin() -> None:
     """What opened it by silence is what later rejections point to."""
-    gate, clock = make_gate(slow_call=20.0, fail_max=1)
-    call = gate.acquire()
+    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    call = breaker.acquire()
     assert isinstance(call, Permit)
     call.begin(origin="span of the slow one")
     clock.pass_(20.0)
 
-    assert refused(gate).origin == "span of the slow one"
+    assert refused(breaker).origin == "span of the slow one"
 
 
 def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     """Calls sent before are judged when they end, with the origin of either moment."""
-    gate, clock = make_gate(fail_max=2)
-    calls = [let_in(gate) for _ in range(2)]
-    gate.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
+    breaker, clock = make_gate(fail_max=2)
+    calls = [let_in(breaker) for _ in range(2)]
+    breaker.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
     clock.pass_(20.0)
-    assert gate.metrics().consecutive == 0
+    assert breaker.metrics().consecutive == 0
     assert calls[0].settle(BreakerOutcome.SUCCESS).counted == "slow"
-    assert (gate.metrics().window_calls, gate.metrics().failure_rate) == (1, 1.0)
+    assert (breaker.metrics().window_calls, breaker.metrics().failure_rate) == (1, 1.0)
     assert (
         calls[1].settle(BreakerOutcome.NEUTRAL, cause="cancelled", origin="span").counted == "slow"
     )
-    rejection = refused(gate)
+    rejection = refused(breaker)
     assert (rejection.cause, rejection.origin) == ("timeout", "span")
 
 
 def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     """A call not watched in flight that finds the quota gone opens for long, not for being slow."""
-    gate, clock = make_gate(fail_max=1)
-    call = let_in(gate)
-    gate.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
+    breaker, clock = make_gate(fail_max=1)
+    call = let_in(breaker)
+    breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
     clock.pass_(25.0)
 
     assert call.settle(BreakerOutcome.TRIP).counted == "failure"
-    assert gate.metrics().open_for == 600.0
+    assert breaker.metrics().open_for == 600.0
 
 
 def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
     """From then on no call becomes slow."""
-    gate, clock = make_gate(fail_max=1, slow_call=20.0)
-    call = let_in(gate)
-    gate.reconfigure(BreakerConfig(fail_max=1))
+    breaker, clock = make_gate(fail_max=1, slow_call=20.0)
+    call = let_in(breaker)
+    breaker.reconfigure(BreakerConfig(fail_max=1))
     clock.pass_(25.0)
 
-    assert gate.metrics().state is BreakerState.CLOSED
+    assert breaker.metrics().state is BreakerState.CLOSED
     assert call.settle(BreakerOutcome.SUCCESS).counted == "success"
 
 
 def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
     """What became slow by the change alone counts at the moment of the change."""
-    gate, clock = make_gate(fail_max=1, slow_call=50.0)
-    let_in(gate)
+    breaker, clock = make_gate(fail_max=1, slow_call=50.0)
+    let_in(breaker)
     clock.pass_(30.0)
-    gate.reconfigure(BreakerConfig(fail_max=1, slow_call=10.0))
+    breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=10.0))
 
-    assert gate.blocked_until() == 90.0
+    assert breaker.blocked_until() == 90.0
 
 
 def test_slow_calls_count_in_shadow_too() -> None:
     """The shadow learns from calls in flight as the real one would."""
-    gate, clock = make_gate(mode=BreakerMode.SHADOW, slow_call=20.0)
+    breaker, clock = make_gate(mode=BreakerMode.SHADOW, slow_call=20.0)
     for _ in range(3):
-        let_in(gate)
+        let_in(breaker)
     clock.pass_(20.0)
 
-    assert gate.snapshot()["shadow"]["state"] == "open"
+    assert breaker.snapshot()["shadow"]["state"] == "open"
 
 
 def test_calls_of_an_earlier_state_never_become_slow() -> None:
     """Calls in flight when it opened cannot fail the round of probes that follows."""
-    gate, clock = make_gate(slow_call=90.0, reset_timeout=60.0)
-    straggler = let_in(gate)
-    fail(gate, 3)
+    breaker, clock = make_gate(slow_call=90.0, reset_timeout=60.0)
+    straggler = let_in(breaker)
+    fail(breaker, 3)
     clock.pass_(60.0)
-    probe = let_in(gate)
+    probe = let_in(breaker)
     clock.pass_(40.0)
 
-    assert gate.metrics().state is BreakerState.HALF_OPEN
+    assert breaker.metrics().state is BreakerState.HALF_OPEN
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
     assert straggler.settle(BreakerOutcome.FAILURE).counted == "stale"
 
@@ -250,16 +250,16 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
     """On a loop, listeners hear of the opening at the very second, while all calls still hang."""
 
     async def scenario() -> tuple[list[tuple[str, str]], float]:
-        gate = CircuitBreaker("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)
+        breaker = CircuitBreaker("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)
         loop = asyncio.get_running_loop()
-        seen = changes(gate)
+        seen = changes(breaker)
         heard: list[float] = []
-        gate.subscribe(lambda transition: heard.append(transition.at), inline=True)
+        breaker.subscribe(lambda transition: heard.append(transition.at), inline=True)
         await asyncio.sleep(100.0)
         for _ in range(3):
-            let_in(gate)
+            let_in(breaker)
             await asyncio.sleep(1.0)
-        await gate.wait_for_change()
+        await breaker.wait_for_change()
         assert heard == [pytest.approx(loop.time())]
         return seen, loop.time()
 
@@ -271,10 +271,10 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
 
 def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> None:
     """The service had done its part before anybody watched how long calls take."""
-    gate, clock = make_gate()
-    answered, silent = let_in(gate), let_in(gate)
+    breaker, clock = make_gate()
+    answered, silent = let_in(breaker), let_in(breaker)
     answered.answered()
-    gate.reconfigure(BreakerConfig(slow_call=20.0))
+    breaker.reconfigure(BreakerConfig(slow_call=20.0))
     clock.pass_(30.0)
 
     assert answered.settle(BreakerOutcome.SUCCESS).counted == "success"

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_imagen.breaker.config import BreakerConfig
-from resilient_imagen.breaker.trip import (
+from resilient_imagen.circuitbreaker.config import BreakerConfig
+from resilient_imagen.circuitbreaker.window import (
     BUCKETS,
     TripRule,
     Window,
-    valid_hint,
     open_duration,
     trip_duration,
+    valid_hint,
 )
 
 OUTCOMES = st.lists(

@@ -8,7 +8,7 @@ from typing import Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.breaker import BreakerConfig, CircuitBreaker, Permit, Rejection
+from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker, Permit, Rejection
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
@@ -17,17 +17,17 @@ Way = Literal["await", "wait", "wait_for", "task"]
 
 
 async def due(places: int = 1) -> CircuitBreaker:
-    """A gate that is due for its first probe."""
-    gate = CircuitBreaker(
+    """A breaker that is due for its first probe."""
+    breaker = CircuitBreaker(
         "google:pro", BreakerConfig(half_open_calls=places, reset_max=600.0), random=lambda: 0.0
     )
-    gate.force_trip(cause="quota_exhausted")
+    breaker.force_trip(cause="quota_exhausted")
     await asyncio.sleep(600.0)
-    return gate
+    return breaker
 
 
-def probes(gate: CircuitBreaker, count: int) -> list[Permit]:
-    found = [gate.try_acquire_early() for _ in range(count)]
+def probes(breaker: CircuitBreaker, count: int) -> list[Permit]:
+    found = [breaker.try_acquire_early() for _ in range(count)]
     assert all(isinstance(each, Permit) for each in found)
     return [each for each in found if isinstance(each, Permit)]
 
@@ -38,10 +38,12 @@ async def settle_down() -> None:
 
 
 class Caller:
-    """One caller that waits for a place of `gate`, and may also watch `other`."""
+    """One caller that waits for a place of `breaker`, and may also watch `other`."""
 
-    def __init__(self, gate: CircuitBreaker, other: CircuitBreaker, kind: Kind, way: Way) -> None:
-        self.gate, self.other, self.kind, self.way = gate, other, kind, way
+    def __init__(
+        self, breaker: CircuitBreaker, other: CircuitBreaker, kind: Kind, way: Way
+    ) -> None:
+        self.gate, self.other, self.kind, self.way = breaker, other, kind, way
         self.woken = 0
         self.permit: Permit | None = None
         self.task = asyncio.ensure_future(self.run())
@@ -85,9 +87,9 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
     """Of 2000 waiting callers, 50 cancelled probes wake 50, in the order in which they came."""
 
     async def scenario() -> list[int]:
-        gate = await due()
-        (probe,) = probes(gate, 1)
-        callers = [Caller(gate, gate, "takes", "await") for _ in range(2000)]
+        breaker = await due()
+        (probe,) = probes(breaker, 1)
+        callers = [Caller(breaker, breaker, "takes", "await") for _ in range(2000)]
         await settle_down()
         for number in range(50):
             probe.settle(BreakerOutcome.NEUTRAL)
@@ -108,9 +110,9 @@ def test_places_that_are_freed_together_wake_as_many() -> None:
     """Three places, of which two probes leave at once: two callers are woken."""
 
     async def scenario() -> None:
-        gate = await due(3)
-        first, second, _ = probes(gate, 3)
-        callers = [Caller(gate, gate, "takes", "wait") for _ in range(10)]
+        breaker = await due(3)
+        first, second, _ = probes(breaker, 3)
+        callers = [Caller(breaker, breaker, "takes", "wait") for _ in range(10)]
         await settle_down()
         first.settle(BreakerOutcome.NEUTRAL)
         second.settle(BreakerOutcome.REFUSED)
@@ -127,9 +129,9 @@ def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
     """Callers that only look are woken once each; nobody spins, though the place stays free."""
 
     async def scenario() -> None:
-        gate = await due()
-        (probe,) = probes(gate, 1)
-        lookers = [Caller(gate, gate, "looks", "await") for _ in range(100)]
+        breaker = await due()
+        (probe,) = probes(breaker, 1)
+        lookers = [Caller(breaker, breaker, "looks", "await") for _ in range(100)]
         await settle_down()
         probe.settle(BreakerOutcome.NEUTRAL)
         await settle_down()
@@ -159,10 +161,10 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
     """Whoever leaves, only looks, or goes elsewhere: wake-ups are never lost."""
 
     async def scenario() -> None:
-        gate, other = await due(places), await due()
-        held = probes(gate, places)
+        breaker, other = await due(places), await due()
+        held = probes(breaker, places)
         probes(other, 1)
-        callers = [Caller(gate, other, kind, way) for kind, way in crowd]
+        callers = [Caller(breaker, other, kind, way) for kind, way in crowd]
         await settle_down()
         for round_ in endings:
             for verdict in round_:
@@ -188,20 +190,20 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
 
 def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> None:
     """A loop left in the middle holds a waiter; the running loop's caller is woken as well."""
-    gate = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
+    breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
     idle, busy = VirtualTimeLoop(), VirtualTimeLoop()
 
     async def wait() -> asyncio.Future[None]:
-        gate.force_trip(cause="overloaded")
-        return gate.wait_for_change()
+        breaker.force_trip(cause="overloaded")
+        return breaker.wait_for_change()
 
     async def probe_and_leave() -> None:
-        gate.force_open = False
-        until = gate.blocked_until()
+        breaker.force_open = False
+        until = breaker.blocked_until()
         assert until is not None
         await asyncio.sleep(until - asyncio.get_running_loop().time())
-        (probe,) = probes(gate, 1)
-        caller = Caller(gate, gate, "takes", "await")
+        (probe,) = probes(breaker, 1)
+        caller = Caller(breaker, breaker, "takes", "await")
         await settle_down()
         probe.settle(BreakerOutcome.NEUTRAL)
         await settle_down()
@@ -221,10 +223,10 @@ def test_a_place_freed_outside_any_loop_wakes_all() -> None:
     """A permit may be settled in a thread; no loop runs there that could wake the next caller."""
 
     async def scenario() -> None:
-        gate = await due()
-        (probe,) = probes(gate, 1)
+        breaker = await due()
+        (probe,) = probes(breaker, 1)
         kinds: tuple[Kind, ...] = ("looks", "takes", "takes")
-        callers = [Caller(gate, gate, kind, "await") for kind in kinds]
+        callers = [Caller(breaker, breaker, kind, "await") for kind in kinds]
         await settle_down()
         await asyncio.to_thread(probe.settle, BreakerOutcome.NEUTRAL)
         await settle_down()

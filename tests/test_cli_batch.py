@@ -16,7 +16,7 @@ from PIL import Image
 from resilient_imagen import ImageClient, NoImageError, Settings
 from resilient_imagen.cli.summary import Spent
 from resilient_imagen.emulator import BackgroundEmulator, faults
-from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.result import Usage
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 

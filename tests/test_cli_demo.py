@@ -7,6 +7,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from ports import free_port
 from rich.console import Console
 from trace_backends import collector
 
-from resilient_imagen.cli import session, storyboard
+from resilient_imagen.cli import client_session, demo_scenario
+from resilient_imagen.cli.demo_scenario import ACTS, SCENES, DemoImage, DemoRun
 from resilient_imagen.cli.demo_view import show_breaker, watching
-from resilient_imagen.cli.storyboard import ACTS, SCENES, DemoImage, DemoRun
 from resilient_imagen.emulator import Emulator
 
 Capsys = pytest.CaptureFixture[str]
@@ -27,14 +28,15 @@ Capsys = pytest.CaptureFixture[str]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same story, told faster."""
-    usual: Callable[[], dict[str, object]] = storyboard.demo_settings
+    usual: Callable[[], dict[str, object]] = demo_scenario.demo_settings
 
     def settings() -> dict[str, object]:
         times = {"per_call_timeout": 1.5, "breaker_reset_timeout": 0.5, "breaker_reset_max": 0.9}
         return {**usual(), **times, "ipm": 6000, "retry_base_delay": 0.02}
 
-    monkeypatch.setattr(storyboard, "demo_settings", settings)
-    monkeypatch.setattr(storyboard, "demo_emulator", lambda: Emulator(picture="tiny", latency=0.05))
+    monkeypatch.setattr(demo_scenario, "demo_settings", settings)
+    emulator = partial(Emulator, picture="tiny", latency=0.05)
+    monkeypatch.setattr(demo_scenario, "demo_emulator", emulator)
 
 
 @pytest.mark.usefixtures("quick")
@@ -173,7 +175,7 @@ def test_only_a_direct_connection_is_checked(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://collector.test:{free_port()}")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(session, "run_traced", lambda *_, **__: False)
+    monkeypatch.setattr(client_session, "run_traced", lambda *_, **__: False)
     ended = cli(capsys, "demo", "--jaeger", "-o", tmp_path / "sheet.png")
     assert "nothing takes traces" not in ended.err
     assert ended.out.splitlines()[-1] == "No links: not all traces arrived."
@@ -231,7 +233,7 @@ def test_where_traces_go(
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(session, "run_traced", not_arrived)
+    monkeypatch.setattr(client_session, "run_traced", not_arrived)
     monkeypatch.setattr(socket, "create_connection", connect)
     ended = cli(capsys, "demo", "--jaeger", *options, "-o", tmp_path / "sheet.png")
     assert seen == [collector]

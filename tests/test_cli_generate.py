@@ -11,7 +11,7 @@ from cli_kit import Ended, cli, run
 
 from resilient_imagen import ImageClient
 from resilient_imagen.emulator import BackgroundEmulator, faults
-from resilient_imagen.images.sniff import pixel_size, sniff_mime
+from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.testing import TINY_PNG
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.cli import files
 from resilient_imagen.cli import journal as journals
+from resilient_imagen.cli import output_files
 from resilient_imagen.cli.batch import Batch
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.cli.journal import Entry, Journal
-from resilient_imagen.cli.order import ImageSpec
 from resilient_imagen.cli.prompts import PromptRow, read_prompts
 from resilient_imagen.cli.summary import Spent, show_summary, summarize
 from resilient_imagen.emulator import BackgroundEmulator
@@ -227,7 +227,7 @@ def test_a_file_where_the_folder_should_be_is_named(
 
 def fill_up(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
     """Make the disk of pictures full after so many of them."""
-    real, count = files.replacing, 0
+    real, count = output_files.replacing, 0
 
     @contextmanager
     def filling(path: Path, suffix: str) -> Iterator[IO[bytes]]:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen.cli import prompts
-from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.order import ImageSpec
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.cli.prompts import PromptRow, read_prompts
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 

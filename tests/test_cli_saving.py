@@ -18,11 +18,11 @@ from cli_kit import cli, environment
 from images_samples import delivered, encoded, opened
 from PIL import Image, ImageChops, ImageStat
 
-from resilient_imagen.cli import files, pictures
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli import image_files, output_files
+from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images import convert
-from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.testing import TINY_PNG
 from resilient_imagen.tuning.recording import Attempted, to_json
 
@@ -77,7 +77,7 @@ def test_a_name_of_no_known_type_keeps_the_bytes(capsys: Capsys) -> None:
 def test_what_is_clear_becomes_white() -> None:
     """A JPEG knows no transparency."""
     clear = encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG")
-    saved = asyncio.run(pictures.as_named(delivered(clear), Path("fox.jpg")))
+    saved = asyncio.run(image_files.as_named(delivered(clear), Path("fox.jpg")))
     assert saved.mime_type == "image/jpeg"
     with opened(saved.image_bytes) as picture:
         assert picture.getpixel((4, 4)) == (255, 255, 255)
@@ -88,8 +88,8 @@ def test_what_is_clear_becomes_white() -> None:
 def test_every_kind_of_picture_can_be_converted(mode: str, name: str) -> None:
     """Grey, palette and deep ones, too."""
     given = delivered(encoded(Image.new(mode, (9, 16)), "PNG"))
-    saved = asyncio.run(pictures.as_named(given, Path(name)))
-    assert not pictures.misnamed(Path(name), saved.mime_type)
+    saved = asyncio.run(image_files.as_named(given, Path(name)))
+    assert not image_files.misnamed(Path(name), saved.mime_type)
     with opened(saved.image_bytes) as picture:
         assert picture.size == (9, 16)
 
@@ -97,7 +97,7 @@ def test_every_kind_of_picture_can_be_converted(mode: str, name: str) -> None:
 def test_what_cannot_be_converted_is_kept() -> None:
     """It is paid for."""
     torn = delivered(TINY_PNG[:45])
-    assert asyncio.run(pictures.as_named(torn, Path("fox.jpg"))) is torn
+    assert asyncio.run(image_files.as_named(torn, Path("fox.jpg"))) is torn
 
 
 def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> Non
         return data, "image/webp"
 
     monkeypatch.setattr(convert, "as_named", as_named)
-    asyncio.run(pictures.as_named(delivered(TINY_PNG), Path("fox.webp")))
+    asyncio.run(image_files.as_named(delivered(TINY_PNG), Path("fox.webp")))
     assert threads != [threading.main_thread()]
 
 
@@ -159,9 +159,9 @@ def test_nothing_is_left_of_what_could_not_be_written(
     (tmp_path / "fox.png").write_bytes(b"as before")
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(type(error)):
-        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
     with pytest.raises((CommandError, KeyboardInterrupt)):
-        files.check_writable(tmp_path / "fox.png")
+        output_files.check_writable(tmp_path / "fox.png")
     assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
     assert (tmp_path / "fox.png").read_bytes() == b"as before"
 
@@ -189,7 +189,7 @@ def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> N
     victim, link = tmp_path / "victim", tmp_path / "fox.png"
     victim.write_bytes(b"precious")
     link.symlink_to(victim)
-    files.write_whole(link, TINY_PNG)
+    output_files.write_whole(link, TINY_PNG)
     assert not link.is_symlink()
     assert link.read_bytes() == TINY_PNG
     assert victim.read_bytes() == b"precious"
@@ -203,7 +203,7 @@ def test_a_temporary_name_that_is_taken_is_left_alone(
     planted = tmp_path / f".{'0' * 16}.part"
     planted.symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError):
-        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
     assert planted.is_symlink()
     assert not (tmp_path / "victim").exists()
 
@@ -214,7 +214,7 @@ def test_a_file_has_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_p
     """As any file that the user makes."""
     before = os.umask(mask)
     try:
-        files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "fox.png").stat().st_mode) == mode

@@ -32,7 +32,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    "name", ["rich", "typer", "resilient_imagen.cli.app", "resilient_imagen.cli.generate"]
+    "name", ["rich", "typer", "resilient_imagen.cli.command_line", "resilient_imagen.cli.generate"]
 )
 @pytest.mark.parametrize("how", ["interrupt", "Fading"])
 def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_ctrl_c_while_modules_are_imported(name: str, how: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "name", ["resilient_imagen.cli.single", "resilient_imagen.client", "google.genai"]
+    "name", ["resilient_imagen.cli.generate_command", "resilient_imagen.client", "google.genai"]
 )
 def test_ctrl_c_while_a_command_begins(name: str, tmp_path: Path) -> None:
     """Then there are things to put in order, and it says so."""

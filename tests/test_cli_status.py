@@ -12,7 +12,7 @@ from cli_kit import run
 from redis_kit import RedisServer
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.fleet import account
+from resilient_imagen.distributed import account
 from resilient_imagen.reasons import Reason
 from resilient_imagen.testing import FakeProvider
 

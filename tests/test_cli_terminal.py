@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient_imagen.cli.terminal import Console, one_line, printable
+from resilient_imagen.distributed import Address
 from resilient_imagen.emulator import BackgroundEmulator, faults
-from resilient_imagen.fleet import Address
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 

@@ -168,18 +168,18 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
     loop = new_loop()
     with pytest.raises(Exception, match="503"):
         loop.run_until_complete(serve(client))
-    gate = client.breakers["google:pro"]
+    breaker = client.breakers["google:pro"]
     loop.run_until_complete(asyncio.sleep(0.02))
     loop.run_until_complete(look(client))
     loop.close()
     pictures = leave_behind(
-        client, new_loop, 10, lambda: google.requests == 2 and len(gate._waiters) == 9
+        client, new_loop, 10, lambda: google.requests == 2 and len(breaker._waiters) == 9
     )
     google.hangs = False
     run(new_loop, client)
     gc.collect()
 
-    assert gate.metrics().state == "closed"
+    assert breaker.metrics().state == "closed"
     assert [picture() for picture in pictures] == [None] * 10
 
 

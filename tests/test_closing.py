@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from ladder import FAST, PipelineScenario, now
+from pipeline_kit import FAST, PipelineScenario, now
 
 import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults

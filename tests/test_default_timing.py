@@ -16,8 +16,8 @@ from scenario_kit import (
     now,
     nowhere_to_go,
     passing,
-    run_outage_scenario,
     refused,
+    run_outage_scenario,
     silence,
 )
 

@@ -13,10 +13,10 @@ from images_samples import encoded, opened
 from PIL import Image, ImageChops
 
 from resilient_imagen.emulator import Emulator, drawing
-from resilient_imagen.emulator.calls import ParsedRequest, ImageSize
 from resilient_imagen.emulator.gemini import SIZES_1K
-from resilient_imagen.emulator.pictures import ImageRenderer
-from resilient_imagen.emulator.wire import RawJson, json_reply
+from resilient_imagen.emulator.http_messages import RawJson, json_reply
+from resilient_imagen.emulator.renderer import ImageRenderer
+from resilient_imagen.emulator.vendor_api import ImageSize, ParsedRequest
 
 BOTH_WAYS = pytest.mark.parametrize("way", ["socket", "memory"])
 

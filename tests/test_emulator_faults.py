@@ -12,13 +12,13 @@ import httpx2
 import openai
 import pydantic
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, run_with_emulator, play_virtually
+from emulator_kit import GEMINI, GPT, Wired, play_virtually, run_with_emulator
 from google.genai import errors, types
 from images_samples import opened
 
 from resilient_imagen.emulator import Emulator, Fault, Latency, faults
-from resilient_imagen.emulator.gemini_shapes import SHAPES as GEMINI_SHAPES
-from resilient_imagen.emulator.gpt_image_shapes import SHAPES as GPT_SHAPES
+from resilient_imagen.emulator.gemini_variants import SHAPES as GEMINI_SHAPES
+from resilient_imagen.emulator.gpt_image_variants import SHAPES as GPT_SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.emulator import Emulator
-from resilient_imagen.emulator.calls import ApiError
 from resilient_imagen.emulator.gemini import Gemini
 from resilient_imagen.emulator.gpt_image import GptImage
+from resilient_imagen.emulator.http_messages import HttpRequest
 from resilient_imagen.emulator.multipart import read_form
-from resilient_imagen.emulator.wire import HttpRequest
+from resilient_imagen.emulator.vendor_api import ApiError
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.calls import VendorApi
+    from resilient_imagen.emulator.vendor_api import VendorApi
 
 PNG = (picture(), "image/png")
 

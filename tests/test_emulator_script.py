@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resilient_imagen.emulator import Emulator, Fault, Latency, ScriptError, faults, parse_script
-from resilient_imagen.emulator.calls import ParsedRequest
+from resilient_imagen.emulator.fault_plan import FaultPlan
 from resilient_imagen.emulator.faults import KINDS
-from resilient_imagen.emulator.plan import FaultPlan
+from resilient_imagen.emulator.vendor_api import ParsedRequest
 
 FULL = {
     "seed": 7,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import telemetry_kit
-from ladder import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 from telemetry_kit import attributes
 
 from resilient_imagen import (
@@ -24,7 +24,7 @@ from resilient_imagen import (
 from resilient_imagen.emulator import Emulator
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
-from resilient_imagen.telemetry.events import RequestEnded, OperatorWarning
+from resilient_imagen.telemetry.events import OperatorWarning, RequestEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable
 
 import pytest
-from fleet_kit import Worker, started_workers, run_with_fake_redis
-from lua_store import ADDRESS, FakeRedisCluster
+from fake_redis import ADDRESS, FakeRedisCluster
+from fleet_kit import Worker, run_with_fake_redis, started_workers
 
+from resilient_imagen.distributed import Address, RedisCoordinator, account
+from resilient_imagen.distributed.connection import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.fleet import Address, RedisCoordinator, account
-from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError
 
 REFUSAL = "it refuses the user name or password, or wants one"
 
@@ -25,20 +25,20 @@ def test_a_refusal_at_the_start_is_an_error_for_each_caller_until_it_is_lifted()
     """Nothing is tried in between; once Redis agrees, the next caller joins."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        fleet = sea.fleet()
+        coordinator = sea.coordinator()
         (door,) = sea.doors
         door.refuses = MisconfiguredError(REFUSAL)
         for _ in range(3):
             trips = sea.trips
             with pytest.raises(ConfigurationError, match=f"redis://sea:6379/0: {REFUSAL}"):
-                await fleet.ready()
+                await coordinator.ready()
             await asyncio.sleep(60)
             assert sea.trips == trips + 1
         door.refuses = None
-        await fleet.ready()
-        assert fleet.joined
+        await coordinator.ready()
+        assert coordinator.joined
         assert sea.warnings == []
-        await fleet.aclose()
+        await coordinator.aclose()
 
     run_with_fake_redis(scene)
 
@@ -49,22 +49,22 @@ def test_a_refusal_later_on_stops_nobody(before: str) -> None:
 
     async def scene(sea: FakeRedisCluster) -> None:
         sea.up = before == "joined"
-        fleet = sea.fleet()
+        coordinator = sea.coordinator()
         (door,) = sea.doors
-        await fleet.ready()
+        await coordinator.ready()
         await asyncio.sleep(10)
         door.refuses = MisconfiguredError(REFUSAL)
         sea.stop()
         sea.up = True
         for _ in range(20):
             await asyncio.sleep(1)
-            await fleet.ready()
+            await coordinator.ready()
         assert [REFUSAL in text for text in sea.texts].count(True) == 1
         assert len(sea.texts) == {"away": 2, "joined": 1}[before]
         door.refuses = None
         await asyncio.sleep(3)
-        assert fleet.joined
-        await fleet.aclose()
+        assert coordinator.joined
+        await coordinator.aclose()
 
     run_with_fake_redis(scene)
 
@@ -79,18 +79,18 @@ def test_joining_takes_a_caller_a_second_at_most_and_a_small_share_of_its_time(
     """Both ways to the first answer together; those who come later lose nothing."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        fleet = sea.fleet()
+        coordinator = sea.coordinator()
         (door,) = sea.doors
         door.takes, door.stuck = (99, False) if trouble == "never opens" else (0.6, True)
         began = now()
-        await fleet.ready(began + patience)
+        await coordinator.ready(began + patience)
         assert now() - began == pytest.approx(loses, abs=0.001)
-        assert not fleet.joined
+        assert not coordinator.joined
         await asyncio.sleep(1)
         began = now()
-        await fleet.ready(began + patience)
+        await coordinator.ready(began + patience)
         assert now() == began
-        await fleet.aclose()
+        await coordinator.aclose()
 
     run_with_fake_redis(scene)
 
@@ -172,11 +172,11 @@ def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
 
     async def scene(sea: FakeRedisCluster) -> None:
         accounts = {"google": "ab12", "openai": ""}
-        fleet = RedisCoordinator(ADDRESS, lambda *_: None, accounts=accounts)
-        assert fleet.resource_name("google:pro") == "google:pro@ab12"
-        assert fleet.resource_name("google") == "google@ab12"
-        assert fleet.resource_name("openai:flare") == "openai:flare"
-        assert fleet.resource_name("mine:own") == "mine:own"
+        coordinator = RedisCoordinator(ADDRESS, lambda *_: None, accounts=accounts)
+        assert coordinator.resource_name("google:pro") == "google:pro@ab12"
+        assert coordinator.resource_name("google") == "google@ab12"
+        assert coordinator.resource_name("openai:flare") == "openai:flare"
+        assert coordinator.resource_name("mine:own") == "mine:own"
 
     run_with_fake_redis(scene)
 
@@ -193,13 +193,13 @@ def test_a_link_error_of_any_kind_is_no_caller_s_business() -> None:
     """Redis away at the start, and a bug of ours: `ready` returns, one event."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        for trouble in (StoreUnavailable("refused"), ZeroDivisionError()):
-            fleet = sea.fleet()
+        for trouble in (StoreUnavailableError("refused"), ZeroDivisionError()):
+            coordinator = sea.coordinator()
             sea.doors[-1].refuses = trouble
-            await fleet.ready()
+            await coordinator.ready()
             await asyncio.sleep(10)
-            assert not fleet.joined
-            await fleet.aclose()
+            assert not coordinator.joined
+            await coordinator.aclose()
         assert sea.warnings == ["redis_away"] * 2
         assert "(refused)" in sea.texts[0]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from cli_kit import run
-from fleet_world import LoopScenario, run_loop_scenario, until
+from loop_kit import LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 from resilient_imagen import CircuitOpenError, Snapshot
-from resilient_imagen.fleet.record import BreakerRecord
+from resilient_imagen.distributed.breaker_record import BreakerRecord
 
 pytestmark = pytest.mark.redis
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import started_workers, news, opening_over, outage, run_with_fake_redis, states
-from lua_store import FakeRedisCluster
+from fake_redis import FakeRedisCluster
+from fleet_kit import news, opening_over, outage, run_with_fake_redis, started_workers, states
 
-from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, BreakerOutcome
+from resilient_imagen.circuitbreaker import Permit, Rejection
+from resilient_imagen.reasons import BreakerOutcome, Reason
 
 
 def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
@@ -40,11 +40,11 @@ def test_a_failed_probe_opens_for_all_and_for_twice_as_long() -> None:
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 2) as workers:
             await outage(workers)
-            for turn, seconds in ((1, 120), (0, 240), (1, 480), (0, 600)):
+            for state, seconds in ((1, 120), (0, 240), (1, 480), (0, 600)):
                 left = workers[0].gate.metrics().retry_after
                 assert left is not None
                 await asyncio.sleep(left + 0.1)
-                await workers[turn].fail(1)
+                await workers[state].fail(1)
                 await news()
                 assert states(workers) == {"open"}
                 assert workers[0].gate.metrics().retry_after == pytest.approx(seconds, abs=1)
@@ -58,8 +58,8 @@ def test_hints_in_a_row_are_no_failed_probes() -> None:
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 2) as workers:
             await opening_over(workers)
-            for turn in (0, 1, 0):
-                await workers[turn].request(Reason.RATE_LIMITED, retry_after=20.0)
+            for state in (0, 1, 0):
+                await workers[state].request(Reason.RATE_LIMITED, retry_after=20.0)
                 await news()
                 assert workers[0].gate.metrics().retry_after == pytest.approx(120, abs=1)
                 await asyncio.sleep(120.1)
@@ -184,7 +184,7 @@ def test_as_many_probes_as_configured_and_as_many_successes() -> None:
 
 
 def test_a_probe_is_had_at_the_entrance_only() -> None:
-    """`admit` cannot wait for a lease: it rejects, frees the place, and `reserve` is asked."""
+    """`acquire` waits for no lease: it rejects and frees the place for `try_acquire_early`."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 2) as workers:
@@ -254,7 +254,7 @@ def test_asking_costs_no_round_trip() -> None:
 
 
 def test_what_a_sibling_route_learned_reaches_the_others() -> None:
-    """`trip` for a used-up quota opens this route in every process."""
+    """`force_trip` for a used-up quota opens this route in every process."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 3) as workers:

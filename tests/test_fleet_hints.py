@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import Worker, started_workers, news, opening_over, run_with_fake_redis, states
-from lua_store import FakeRedisCluster
+from fake_redis import FakeRedisCluster
+from fleet_kit import Worker, news, opening_over, run_with_fake_redis, started_workers, states
 
-from resilient_imagen.breaker import Permit, Rejection
-from resilient_imagen.reasons import Reason, BreakerOutcome
+from resilient_imagen.circuitbreaker import Permit, Rejection
+from resilient_imagen.reasons import BreakerOutcome, Reason
 
 
 async def in_flight(worker: Worker) -> Permit:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from fake_redis import LuaStore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -33,9 +34,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from lua_store import LuaStore
 
-from resilient_imagen.fleet.steps import (
+from resilient_imagen.distributed.scripts import (
     LEASE,
     LEAVE,
     OPEN,

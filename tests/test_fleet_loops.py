@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fleet_forks import PROBE
-from fleet_world import PATIENCE, LoopScenario, run_loop_scenario, until
+from loop_kit import PATIENCE, LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 pytestmark = pytest.mark.redis

@@ -8,12 +8,12 @@ from collections.abc import Coroutine
 from itertools import pairwise
 
 import pytest
-from fleet_kit import Worker, started_workers, news, run_with_fake_redis
+from fake_redis import FakeRedisCluster
+from fleet_kit import Worker, news, run_with_fake_redis, started_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lua_store import FakeRedisCluster
 
-from resilient_imagen.limiter.memory import QueueFullError
+from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.testing import run_virtual
 
 
@@ -222,7 +222,7 @@ def test_max_queue_counts_who_waits_and_nobody_else() -> None:
 
 
 def test_another_loop_begins_anew() -> None:
-    """A pacer outlives its loop: what was asked for and held there is forgotten."""
+    """A limiter outlives its loop: what was asked for and held there is forgotten."""
     kept: list[Worker] = []
 
     async def first() -> None:

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from fleet_crew import CALLERS, WorkerGroup, worker_group, note
 from fleet_proxy import Proxy
+from worker_processes import CALLERS, WorkerGroup, note, worker_group
 
 from resilient_imagen.emulator import faults
 

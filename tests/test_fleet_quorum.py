@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fleet_kit import started_workers, news, run_with_fake_redis, states
+from fake_redis import FakeRedisCluster
+from fleet_kit import news, run_with_fake_redis, started_workers, states
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lua_store import FakeRedisCluster
 
-from resilient_imagen.breaker import Rejection
+from resilient_imagen.circuitbreaker import Rejection
 from resilient_imagen.reasons import Reason
 
 OWN_TROUBLE = [

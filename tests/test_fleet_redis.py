@@ -7,11 +7,11 @@ import time
 
 import pytest
 from fleet_proxy import Proxy
-from fleet_world import LoopScenario, run_loop_scenario, until
+from loop_kit import LoopScenario, run_loop_scenario, until
 from ports import free_port
 from redis_kit import RedisServer, redis_server
 
-from resilient_imagen.fleet import agent
+from resilient_imagen.distributed import coordinator
 from resilient_imagen.reasons import Reason
 
 pytestmark = pytest.mark.redis
@@ -69,7 +69,8 @@ def test_a_killed_redis_costs_no_call_and_the_fleet_joins_again(
             await world.client.aclose()
             assert len(await world.warnings()) == 1
 
-    monkeypatch.setattr(agent, "_STEADY", 0.5)  # from when on losing Redis is an event of its own
+    # Losing Redis is an event of its own from then on.
+    monkeypatch.setattr(coordinator, "_STEADY", 0.5)
     with redis_server() as server:
         run_loop_scenario(scene(server))
 
@@ -181,8 +182,8 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
             for world in (one, same, other):
                 await world.client.warm_up()
             await asyncio.gather(one.ask(), other.ask())  # each is its account's first in a minute
-            await until(lambda: same.lane.limiter.shortest_wait() > 30)
-            one.lane.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
+            await until(lambda: same.route.limiter.shortest_wait() > 30)
+            one.route.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
             await until(lambda: same.state == "open")
             assert other.state == "closed"
 

@@ -11,15 +11,19 @@ import threading
 from typing import Any
 
 import pytest
-from fleet_world import PATIENCE, LoopScenario, run_loop_scenario, until
+from loop_kit import PATIENCE, LoopScenario, run_loop_scenario, until
 from ports import free_port
 from redis import exceptions as theirs
 from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ConfigurationError
-from resilient_imagen.fleet.address import Address
-from resilient_imagen.fleet.link import StoreUnavailable, MisconfiguredError, RedisConnectionFactory
-from resilient_imagen.fleet.trouble import translate_redis_errors
+from resilient_imagen.distributed.connection import (
+    MisconfiguredError,
+    RedisConnectionFactory,
+    StoreUnavailableError,
+)
+from resilient_imagen.distributed.redis_address import Address
+from resilient_imagen.distributed.redis_errors import translate_redis_errors
 
 pytestmark = pytest.mark.redis
 
@@ -230,7 +234,7 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
 )  # fmt: skip
 def test_whatever_redis_py_raises_has_a_few_words(error: Exception, text: str, final: bool) -> None:
     """And none of its own, which may hold what was sent; some of it no waiting can cure."""
-    with pytest.raises(StoreUnavailable, match=text) as caught, translate_redis_errors():
+    with pytest.raises(StoreUnavailableError, match=text) as caught, translate_redis_errors():
         raise error
     assert isinstance(caught.value, MisconfiguredError) is final
     assert "secret" not in str(caught.value)

@@ -9,14 +9,18 @@ from hashlib import sha1
 from typing import Any
 
 import pytest
+from fake_redis import LuaStore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lua_store import LuaStore
 from redis_kit import RedisServer
 
-from resilient_imagen.fleet.address import Address
-from resilient_imagen.fleet.link import StoreConnection, StoreUnavailable, RedisConnectionFactory
-from resilient_imagen.fleet.steps import (
+from resilient_imagen.distributed.connection import (
+    RedisConnectionFactory,
+    StoreConnection,
+    StoreUnavailableError,
+)
+from resilient_imagen.distributed.redis_address import Address
+from resilient_imagen.distributed.scripts import (
     GIVE_BACK,
     LEASE,
     LEAVE,
@@ -188,7 +192,7 @@ def test_a_step_that_redis_refuses_is_a_link_error(server: RedisServer) -> None:
         server.ask("SCRIPT", "LOAD", source)
         server.ask("CONFIG", "SET", "maxmemory", "1")
         try:
-            with pytest.raises(StoreUnavailable, match=r"^it is full$"):
+            with pytest.raises(StoreUnavailableError, match=r"^it is full$"):
                 await link.run([ScriptCall(greedy, ("key",), ("value",))])
         finally:
             server.ask("CONFIG", "SET", "maxmemory", "0")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fleet_proxy import Proxy
-from fleet_world import LoopScenario, run_loop_scenario, until
+from loop_kit import LoopScenario, run_loop_scenario, until
 from redis_kit import RedisServer
 
 pytestmark = pytest.mark.redis

@@ -19,8 +19,8 @@ from resilient_imagen import (
     Settings,
     models,
 )
-from resilient_imagen.emulator import Emulator, faults, pictures
-from resilient_imagen.images.sniff import pixel_size
+from resilient_imagen.emulator import Emulator, faults, renderer
+from resilient_imagen.images.inspect import pixel_size
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
@@ -117,7 +117,7 @@ def test_pictures_of_their_real_size(
     row: models.ModelInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the model has by name passes untouched, at the size that vendors really make it."""
-    monkeypatch.setattr(pictures, "_SHRINK", 1)
+    monkeypatch.setattr(renderer, "_SHRINK", 1)
     asked: list[tuple[AspectRatio, Resolution]] = [
         *((ratio, "1K") for ratio in ASPECT_RATIOS),
         ("9:16", "4K"),

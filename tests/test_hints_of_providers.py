@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from ladder import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, RateLimitedError, Reason
 from resilient_imagen.providers.base import ProviderImage

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_imagen.images import base64s
-from resilient_imagen.images.base64s import (
+from resilient_imagen.images import base64_codec
+from resilient_imagen.images.base64_codec import (
     decode_base64,
     decode_base64_async,
     encode_base64,
     encode_base64_async,
 )
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.image_errors import UnusableImageError
 
 LARGE = random.Random(7).randbytes(2**20 * 2 + 1)
 
@@ -69,7 +69,7 @@ def test_a_data_url_must_hold_base64(url: str) -> None:
 @pytest.mark.parametrize("extra", range(-4, 5))
 def test_pieces_join_up(extra: int) -> None:
     """Lengths around the piece boundaries decode and encode as one call would."""
-    data = LARGE[: base64s._BYTES_PIECE * 2 + extra]
+    data = LARGE[: base64_codec._BYTES_PIECE * 2 + extra]
     text = base64.b64encode(data).decode()
 
     assert encode_base64(data) == text
@@ -88,13 +88,13 @@ def test_only_long_work_goes_to_a_thread(
 ) -> None:
     """The event loop's thread does the short ones itself and none of the long ones."""
     data, seen = LARGE[:size], []
-    pieces = base64s._yielding_gil
+    pieces = base64_codec._yielding_gil
 
     def spy(steps: range) -> object:
         seen.append(threading.current_thread() is not threading.main_thread())
         return pieces(steps)
 
-    monkeypatch.setattr(base64s, "_considerate", spy)
+    monkeypatch.setattr(base64_codec, "_considerate", spy)
 
     async def there_and_back() -> bytes:
         return await decode_base64_async(await encode_base64_async(data))

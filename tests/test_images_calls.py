@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from images_samples import encoded, exif, noise, opened, picture
-from ladder import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageClient, Settings, models
 from resilient_imagen.errors import InvalidRequestError

@@ -31,11 +31,11 @@ from images_samples import encoded, exif, noise, opened, picture, png_chunk
 
 from resilient_imagen.images.avif import simple_avif
 from resilient_imagen.images.decodable import decodable
-from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import fit
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.references import LoadedReferences, load_references
-from resilient_imagen.images.sniff import pixel_size, sniff_mime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,13 +122,13 @@ def test_what_looks_like_scans_outside_the_picture_is_not_counted() -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_the_turn_is_read_though_decoders_see_no_exif(form: str, turn: int) -> None:
+def test_the_turn_is_read_though_decoders_see_no_exif(form: str, state: int) -> None:
     """The picture is upright afterwards."""
-    data = encoded(picture(48, 80), form, exif=exif(turn))
+    data = encoded(picture(48, 80), form, exif=exif(state))
 
     (reference,) = load(data).references
 
-    assert opened(reference.data).size == ((80, 48) if turn >= 5 else (48, 80))
+    assert opened(reference.data).size == ((80, 48) if state >= 5 else (48, 80))
 
 
 def test_a_colour_profile_is_kept_unless_it_is_huge() -> None:

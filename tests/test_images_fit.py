@@ -13,8 +13,8 @@ from images_samples import encoded, exif, noise, opened, picture, raw_png
 from PIL import Image, ImageCms, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
-from resilient_imagen.images.faults import UnusableImageError
 from resilient_imagen.images.fit import FitMode, Fitted, fit
+from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.request import ASPECT_RATIOS
 

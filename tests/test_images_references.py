@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from images_samples import delivered, encoded, noise, opened, picture, raw_png
 
 from resilient_imagen.errors import InvalidRequestError
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.references import LoadedReferences, load_references
 from resilient_imagen.testing import run_virtual

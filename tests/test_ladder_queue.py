@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from ladder import FAST, GuardedLoop, PipelineScenario, now, run_scenario, run_guarded
+from pipeline_kit import FAST, GuardedLoop, PipelineScenario, now, run_guarded, run_scenario
 
 from resilient_imagen import (
     ImageClient,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from ladder import now, run_guarded
+from pipeline_kit import now, run_guarded
 
 from resilient_imagen import (
     ConfigurationError,
@@ -26,7 +26,7 @@ from resilient_imagen import (
     Resolution,
     Settings,
 )
-from resilient_imagen.breaker import CircuitBreaker
+from resilient_imagen.circuitbreaker import CircuitBreaker
 from resilient_imagen.testing import FakeProvider
 
 ROUTES = (
@@ -146,16 +146,16 @@ def longest(made: Settings, calls: int) -> float:
     return requests * (2 * timeout + 2 + place + opening) + back_offs
 
 
-def watch(gate: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
+def watch(breaker: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
     """Note every future that somebody waits for at the breaker."""
-    changed = gate.wait_for_change
+    changed = breaker.wait_for_change
 
     def noted() -> asyncio.Future[None]:
         future = changed()
         waiting.append(future)
         return future
 
-    gate.wait_for_change = noted  # type: ignore[method-assign]
+    breaker.wait_for_change = noted  # type: ignore[method-assign]
 
 
 async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
@@ -167,8 +167,8 @@ async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) ->
         follow(provider, plan)
     waiting: list[asyncio.Future[None]] = []
     async with ImageClient(made, providers=providers) as client:
-        for gate in client.breakers.values():
-            watch(gate, waiting)
+        for breaker in client.breakers.values():
+            watch(breaker, waiting)
         tasks = [asyncio.create_task(one_call(client, made, caller, crowd)) for caller in crowd]
         await asyncio.gather(*tasks)
         for route in client.snapshot()["routes"]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.limiter.memory import RateLimiter, QueueFullError
+from resilient_imagen.ratelimit.limiter import QueueFullError, RateLimiter
 from resilient_imagen.testing import VirtualTimeLoop, run_virtual
 
 
@@ -20,22 +20,24 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def paced(pacer: RateLimiter, work: Callable[[], Awaitable[None]], sent: list[float]) -> None:
-    with pacer.join() as ticket:
+async def paced(
+    limiter: RateLimiter, work: Callable[[], Awaitable[None]], sent: list[float]
+) -> None:
+    with limiter.join() as ticket:
         await ticket.granted
         ticket.consume()
         sent.append(now())
         await work()
 
 
-def times_of(pacer: RateLimiter, callers: int, busy: float) -> list[float]:
+def times_of(limiter: RateLimiter, callers: int, busy: float) -> list[float]:
     sent: list[float] = []
 
     async def work() -> None:
         await asyncio.sleep(busy)
 
     async def main() -> None:
-        await asyncio.gather(*(paced(pacer, work, sent) for _ in range(callers)))
+        await asyncio.gather(*(paced(limiter, work, sent) for _ in range(callers)))
 
     run_virtual(main())
     return sent
@@ -65,10 +67,10 @@ def test_no_more_than_allowed_are_in_flight() -> None:
 def test_first_come_first_served() -> None:
     """Callers are served in the order in which they joined."""
     order: list[int] = []
-    pacer = RateLimiter(max_concurrent=1, per_minute=600)
+    limiter = RateLimiter(max_concurrent=1, per_minute=600)
 
     async def caller(number: int) -> None:
-        with pacer.join() as ticket:
+        with limiter.join() as ticket:
             await ticket.granted
             ticket.consume()
             order.append(number)
@@ -85,13 +87,13 @@ def test_the_queue_is_bounded_when_asked() -> None:
     """With max_queue=1 a second waiting caller is refused, and the first keeps its stand."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=1, per_minute=600, max_queue=1)
-        with pacer.join() as first:
+        limiter = RateLimiter(max_concurrent=1, per_minute=600, max_queue=1)
+        with limiter.join() as first:
             await first.granted
-            with pacer.join():
+            with limiter.join():
                 with pytest.raises(QueueFullError):
-                    pacer.join()
-                assert pacer.snapshot()["waiting"] == 1
+                    limiter.join()
+                assert limiter.snapshot()["waiting"] == 1
 
     run_virtual(main())
 
@@ -100,11 +102,11 @@ def test_max_queue_zero_serves_whoever_need_not_wait() -> None:
     """No queue at all still lets a caller through that finds everything free."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=1, per_minute=600, max_queue=0)
-        with pacer.join() as ticket:
+        limiter = RateLimiter(max_concurrent=1, per_minute=600, max_queue=0)
+        with limiter.join() as ticket:
             assert ticket.granted.done()
             with pytest.raises(QueueFullError):
-                pacer.join()
+                limiter.join()
 
     run_virtual(main())
 
@@ -113,10 +115,10 @@ def test_a_place_that_was_not_spent_goes_back() -> None:
     """Leaving after the grant, without a request, does not delay the next caller."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=1, per_minute=10)
-        with pacer.join() as ticket:
+        limiter = RateLimiter(max_concurrent=1, per_minute=10)
+        with limiter.join() as ticket:
             await ticket.granted
-        with pacer.join() as ticket:
+        with limiter.join() as ticket:
             await ticket.granted
             assert now() == pytest.approx(0.0, abs=1e-3)
 
@@ -128,11 +130,11 @@ def test_a_place_is_not_given_back_past_a_later_one() -> None:
     sent: list[float] = []
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=4, per_minute=10)
-        with pacer.join() as early:
+        limiter = RateLimiter(max_concurrent=4, per_minute=10)
+        with limiter.join() as early:
             await early.granted
-            await paced(pacer, lambda: asyncio.sleep(0), sent)
-        await paced(pacer, lambda: asyncio.sleep(0), sent)
+            await paced(limiter, lambda: asyncio.sleep(0), sent)
+        await paced(limiter, lambda: asyncio.sleep(0), sent)
 
     run_virtual(main())
     assert sent[1] - sent[0] == pytest.approx(6.0, abs=1e-3)
@@ -142,33 +144,33 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
     """The grant and the cancellation in the same moment: slot and place are free again."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=1, per_minute=600)
+        limiter = RateLimiter(max_concurrent=1, per_minute=600)
 
         async def waiting() -> None:
-            with pacer.join() as ticket:
+            with limiter.join() as ticket:
                 await ticket.granted
 
-        with pacer.join() as first:
+        with limiter.join() as first:
             await first.granted
             first.consume()
             second = asyncio.create_task(waiting())
             await asyncio.sleep(1)
-        assert pacer.in_flight == 1  # granted to the second, which has not run yet
+        assert limiter.in_flight == 1  # granted to the second, which has not run yet
         second.cancel()
         await asyncio.wait({second})
         assert second.cancelled()
-        assert pacer.in_flight == 0
-        assert pacer.shortest_wait() == 0
+        assert limiter.in_flight == 0
+        assert limiter.shortest_wait() == 0
 
     run_virtual(main())
 
 
 def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
     """A loop that is closed with callers in flight and in the queue blocks nobody in the next."""
-    pacer = RateLimiter(max_concurrent=1, per_minute=600_000)
+    limiter = RateLimiter(max_concurrent=1, per_minute=600_000)
 
     async def forever() -> None:
-        with pacer.join() as ticket:
+        with limiter.join() as ticket:
             await ticket.granted
             await asyncio.Event().wait()
 
@@ -178,7 +180,7 @@ def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
         return tasks
 
     async def use() -> None:
-        with pacer.join() as ticket:
+        with limiter.join() as ticket:
             await ticket.granted
 
     loop = asyncio.new_event_loop()
@@ -189,18 +191,18 @@ def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
     del tasks, task, loop
     gc.collect()
     asyncio.run(asyncio.wait_for(use(), 10))
-    assert pacer.in_flight == 0
+    assert limiter.in_flight == 0
 
 
 def test_shortest_wait_tells_how_long_the_queue_is() -> None:
     """The estimate counts everybody who stands in front."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=4, per_minute=10)
-        tickets = [pacer.join() for _ in range(4)]
-        assert pacer.shortest_wait() == pytest.approx(24.0)
+        limiter = RateLimiter(max_concurrent=4, per_minute=10)
+        tickets = [limiter.join() for _ in range(4)]
+        assert limiter.shortest_wait() == pytest.approx(24.0)
         for ticket in tickets:
-            pacer.release(ticket)
+            limiter.release(ticket)
 
     run_virtual(main())
 
@@ -209,20 +211,20 @@ def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
     """Two slots, a picture takes 20 s: the third waits for the first, the fifth for the third."""
 
     async def main() -> None:
-        pacer = RateLimiter(max_concurrent=2, per_minute=6000)
+        limiter = RateLimiter(max_concurrent=2, per_minute=6000)
         waits = []
         tickets = []
         for _ in range(6):
-            waits.append(pacer.shortest_wait(20.0))
-            assert pacer.shortest_wait() < 0.1, "without a latency only the pace counts"
-            tickets.append(pacer.join())
+            waits.append(limiter.shortest_wait(20.0))
+            assert limiter.shortest_wait() < 0.1, "without a latency only the pace counts"
+            tickets.append(limiter.join())
             await asyncio.sleep(0.01)
         assert waits == pytest.approx([0, 0, 20, 20, 40, 40], abs=0.1)
         await asyncio.sleep(25)
-        assert pacer.shortest_wait(20.0) == pytest.approx(40.0, abs=0.1), "both are overdue"
+        assert limiter.shortest_wait(20.0) == pytest.approx(40.0, abs=0.1), "both are overdue"
         for ticket in tickets:
-            pacer.release(ticket)
-        assert pacer.shortest_wait(20.0) == pytest.approx(0.0, abs=0.1)
+            limiter.release(ticket)
+        assert limiter.shortest_wait(20.0) == pytest.approx(0.0, abs=0.1)
 
     run_virtual(main())
 
@@ -239,12 +241,12 @@ def test_shortest_wait_is_what_a_newcomer_waits(
     arrivals: list[float], slots: int, per_minute: float, burst: int, latency: float
 ) -> None:
     """If all take equally long it is exact; with a burst it is never too long."""
-    pacer = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
+    limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
     async def caller(at: float) -> None:
         await asyncio.sleep(at)
-        expected, joined = pacer.shortest_wait(latency), now()
-        with pacer.join() as ticket:
+        expected, joined = limiter.shortest_wait(latency), now()
+        with limiter.join() as ticket:
             await ticket.granted
             waited = now() - joined
             ticket.consume()
@@ -282,16 +284,16 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
 ) -> None:
     """Random arrivals, durations and cancellations: never too many, never too fast, never stuck."""
     sent: list[float] = []
-    pacer = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
+    limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
     async def caller(start: float, busy: float, cancel_at: float | None) -> None:
         async def work() -> None:
-            assert pacer.in_flight <= slots
+            assert limiter.in_flight <= slots
             await asyncio.sleep(busy)
 
         async def run() -> None:
             await asyncio.sleep(start)
-            await paced(pacer, work, sent)
+            await paced(limiter, work, sent)
 
         task = asyncio.create_task(run())
         if cancel_at is not None:
@@ -301,8 +303,8 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
 
     async def main() -> None:
         await asyncio.gather(*(caller(*one) for one in plan))
-        assert pacer.in_flight == 0
-        assert pacer.snapshot()["waiting"] == 0
+        assert limiter.in_flight == 0
+        assert limiter.snapshot()["waiting"] == 0
 
     run_virtual(main())
     interval = 60 / per_minute
@@ -323,11 +325,11 @@ def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
             super().call_at(when, callback, *args, context=context)
             return Timer(callback, args, self)
 
-    pacer = RateLimiter(max_concurrent=9, per_minute=60)
+    limiter = RateLimiter(max_concurrent=9, per_minute=60)
     sent: list[float] = []
 
     async def main() -> None:
-        await asyncio.gather(*(paced(pacer, partial(asyncio.sleep, 0), sent) for _ in range(3)))
+        await asyncio.gather(*(paced(limiter, partial(asyncio.sleep, 0), sent) for _ in range(3)))
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(main())

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from ladder import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import DeadlineExceededError, InvalidRequestError, ProviderImage, Reason
 from resilient_imagen.request import ImageRequest

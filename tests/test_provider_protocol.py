@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from images_samples import encoded
-from ladder import FAST, PipelineScenario, run_scenario
 from PIL import Image
+from pipeline_kit import FAST, PipelineScenario, run_scenario
 
 from resilient_imagen import (
     ConfigurationError,

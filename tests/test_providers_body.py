@@ -13,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from providers_kit import PNG, PNG64, body_of, google_body, openai_body
 
-from resilient_imagen.providers import google_answers, openai_answers
-from resilient_imagen.providers.answers import ResponseError
+from resilient_imagen.providers import google_response, openai_response
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.providers.body import StreamingJsonBody
+from resilient_imagen.providers.response_parsing import ResponseError
+from resilient_imagen.providers.streaming_body import StreamingJsonBody
 from resilient_imagen.reasons import Reason
 
-READERS = {"google": google_answers.read_answer, "openai": openai_answers.read_answer}
+READERS = {"google": google_response.read_answer, "openai": openai_response.read_answer}
 VENDORS = pytest.mark.parametrize("vendor", READERS)
 LARGE = PNG + bytes(range(256)) * 4000
 LARGE64 = base64.b64encode(LARGE).decode()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resilient_imagen.emulator import Emulator, faults
-from resilient_imagen.emulator.gemini_shapes import SHAPES as GEMINI_SHAPES
-from resilient_imagen.emulator.gpt_image_shapes import SHAPES as GPT_SHAPES
+from resilient_imagen.emulator.gemini_variants import SHAPES as GEMINI_SHAPES
+from resilient_imagen.emulator.gpt_image_variants import SHAPES as GPT_SHAPES
 from resilient_imagen.errors import ImageGenerationError
-from resilient_imagen.images.sniff import pixel_size, sniff_mime
+from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.models import openai_size
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.google import GoogleProvider

@@ -25,7 +25,7 @@ from providers_kit import (
 )
 
 from resilient_imagen import ImageGenerationError, Reason
-from resilient_imagen.providers import wire
+from resilient_imagen.providers import http as http_client
 from resilient_imagen.request import ImageRequest
 
 VENDORS = pytest.mark.parametrize("vendor", MODELS)
@@ -46,7 +46,7 @@ def test_an_answer_that_is_too_large_is_invalid(
     vendor: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decompressed bytes are counted, and reading stops at the limit."""
-    monkeypatch.setattr(wire, "_MAX_ANSWER", 4_000_000)
+    monkeypatch.setattr(http_client, "_MAX_ANSWER", 4_000_000)
     answer = http(200, BOMB, PACKED) if packed else http(200, bytes(8_000_000))
     error = failing(vendor, answer)
     assert error.reason is Reason.INVALID_RESPONSE
@@ -58,7 +58,7 @@ def test_json_that_is_too_large_is_never_parsed(
     vendor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lists of lists take sixty times their size in memory."""
-    monkeypatch.setattr(wire, "_MAX_JSON", 4_000_000)
+    monkeypatch.setattr(http_client, "_MAX_JSON", 4_000_000)
     error = failing(vendor, http(200, b"[" + b"[]," * 2_000_000))
     assert error.reason is Reason.INVALID_RESPONSE
     assert error.vendor_message == "the answer has more than 4000000 bytes of JSON"
@@ -67,7 +67,7 @@ def test_json_that_is_too_large_is_never_parsed(
 @VENDORS
 def test_a_large_picture_is_no_large_json(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are decoded on the way and count for the whole answer's limit only."""
-    monkeypatch.setattr(wire, "_MAX_JSON", 200_000)
+    monkeypatch.setattr(http_client, "_MAX_JSON", 200_000)
     big = PNG + bytes(3_000_000)
     monkeypatch.setattr("providers_kit.PNG64", base64.b64encode(big).decode())
     body = google_body() if vendor == "google" else openai_body()
@@ -80,7 +80,7 @@ def test_a_bomb_is_unpacked_within_bounded_memory(
     vendor: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty kilobytes that become 64 million bytes never fill more than a few of them."""
-    monkeypatch.setattr(wire, "_MAX_ANSWER", 4_000_000)
+    monkeypatch.setattr(http_client, "_MAX_ANSWER", 4_000_000)
     failing(vendor, http(503, ""))  # the SDK's own imports and schemas
     tracemalloc.start()
     try:
@@ -190,7 +190,7 @@ def endless(vendor: str, head: bytes, piece: bytes) -> ImageGenerationError:
 @VENDORS
 def test_an_answer_without_an_end_is_left(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is closed as soon as the limit is passed."""
-    monkeypatch.setattr(wire, "_MAX_ANSWER", 1_000_000)
+    monkeypatch.setattr(http_client, "_MAX_ANSWER", 1_000_000)
     error = endless(vendor, b"HTTP/1.1 200 OK", b" " * 65536)
     assert error.reason is Reason.INVALID_RESPONSE
 
@@ -208,7 +208,7 @@ def test_an_error_that_trickles_counts_by_its_status(
     vendor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What arrived in time is read: an overload is not taken for a request that hangs."""
-    monkeypatch.setattr(wire, "_ERROR_SECONDS", 0.1)
+    monkeypatch.setattr(http_client, "_ERROR_SECONDS", 0.1)
     message = b'{"error": {"message": "busy"}}'
     answer = http(503, message + b" " * 10, cut=10)
 

@@ -31,7 +31,7 @@ from resilient_imagen.telemetry import names
 from resilient_imagen.telemetry.metrics import MetricSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 from resilient_imagen.tuning import load
-from resilient_imagen.tuning.readers import read_rows
+from resilient_imagen.tuning.import_logs import read_rows
 from resilient_imagen.tuning.recording import gather
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]

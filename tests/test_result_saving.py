@@ -11,7 +11,7 @@ from images_samples import delivered, encoded, exif, opened, picture
 from PIL import Image
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.images.sniff import sniff_mime
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.reasons import Reason
 from resilient_imagen.testing import FakeProvider, run_virtual
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from ladder import FAST, PipelineScenario, run_scenario
+from pipeline_kit import FAST, PipelineScenario, run_scenario
 from telemetry_kit import Telemetry
 
 from resilient_imagen import (

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import AliasChoices
 
 from resilient_imagen import ConfigurationError, ImageClient, Settings, SettingsArguments
+from resilient_imagen._settings_source import complain_of
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
-from resilient_imagen.variables import complain_of
 
 VARIABLES = [
     name

@@ -21,8 +21,8 @@ from resilient_imagen import (
 )
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.telemetry.events import RequestStarted
-from resilient_imagen.telemetry.inference import suppress_instrumentation
-from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.telemetry.genai_compat import suppress_instrumentation
+from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
@@ -109,7 +109,7 @@ def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
             providers=[google],
             tracer_provider=telemetry.tracers,
         )
-        client._hub._inline = client._hub._reversed = (sink,)
+        client._dispatcher._inline = client._dispatcher._reversed = (sink,)
         coroutine = client.generate("a lighthouse")
         context = otel_context.get_current()
         coroutine.send(None)  # started, never driven on, as by a loop that died

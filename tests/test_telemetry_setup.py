@@ -17,8 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from trace_backends import collector
 
-from resilient_imagen import Settings, values
-from resilient_imagen.telemetry.exporter import BackoffExporter
+from resilient_imagen import Settings, _settings_types
+from resilient_imagen.telemetry.backoff_exporter import BackoffExporter
 from resilient_imagen.telemetry.setup import setup_tracing
 
 PROGRAM = """
@@ -210,7 +210,7 @@ def test_other_packages_words_for_content_capture_nothing_and_stop_nothing(
 ) -> None:
     """They read the variable, too; one warning names it and the words that are known here."""
     name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-    values._warn_unknown_capture_word.cache_clear()
+    _settings_types._warn_unknown_capture_word.cache_clear()
     monkeypatch.setenv(name, word)
     assert Settings().capture_content is False
     assert Settings().capture_content is False

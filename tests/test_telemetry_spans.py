@@ -19,7 +19,7 @@ from resilient_imagen import (
     Reason,
 )
 from resilient_imagen.providers.base import ProviderImage
-from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import TINY_PNG
 
 

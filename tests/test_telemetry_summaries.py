@@ -20,7 +20,7 @@ from resilient_imagen import (
 )
 from resilient_imagen.telemetry import logs
 from resilient_imagen.telemetry.events import Event
-from resilient_imagen.telemetry.lines import LINES
+from resilient_imagen.telemetry.log_records import LINES
 from resilient_imagen.telemetry.summaries import _SENTENCES, summary
 from resilient_imagen.testing import FakeProvider, run_virtual
 

@@ -26,9 +26,9 @@ import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.http import CapturedExchange
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.providers.sdk import SdkProvider
-from resilient_imagen.providers.wire import CapturedExchange
 from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals

@@ -22,11 +22,11 @@ from trace_backends import Jaeger, jaeger
 from tuning_kit import ROOMY, bad, world
 
 from resilient_imagen import Settings
-from resilient_imagen.telemetry import otel
-from resilient_imagen.telemetry.hub import EventSink
-from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.telemetry import spans
+from resilient_imagen.telemetry.dispatcher import EventSink
+from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.tuning import Recorder, Recording
-from resilient_imagen.tuning.jaeger import rows_of_service
+from resilient_imagen.tuning.import_jaeger import rows_of_service
 from resilient_imagen.tuning.recording import Attempted, Row, gather
 from resilient_imagen.tuning.simulation import play
 
@@ -45,7 +45,7 @@ def filled() -> Iterator[tuple[Jaeger, str, Recording]]:
         def virtual_ns() -> int:
             return int((begun + asyncio.get_running_loop().time()) * 1e9)
 
-        patch.setattr(otel, "time", SimpleNamespace(time_ns=virtual_ns))
+        patch.setattr(spans, "time", SimpleNamespace(time_ns=virtual_ns))
         exporter = OTLPSpanExporter(endpoint=f"{backend.otlp}/v1/traces", timeout=10)
         tracers = TracerProvider(resource=Resource({"service.name": service}))
         tracers.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=10_000))
@@ -84,7 +84,7 @@ def test_a_real_jaeger_gives_the_recording_back(
     filled: tuple[Jaeger, str, Recording], monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
     """Every call and every request is found again, though it gives few traces at once."""
-    from resilient_imagen.tuning import jaeger as reader
+    from resilient_imagen.tuning import import_jaeger as reader
 
     backend, service, recording = filled
     monkeypatch.setattr(reader, "_TRACES", 60)

@@ -19,7 +19,7 @@ from resilient_imagen.tuning.recording import Attempted, Row
 pytest.importorskip("vl_convert", reason="needs the tuning extra")
 
 from resilient_imagen.tuning.charts import pareto, timeline
-from resilient_imagen.tuning.page import page
+from resilient_imagen.tuning.report_html import page
 from resilient_imagen.tuning.sweep import replay
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

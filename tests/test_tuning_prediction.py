@@ -26,7 +26,7 @@ from tuning_kit import ROOMY, SCENARIOS, TIGHT, record
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import Measures, simulate
-from resilient_imagen.tuning.measure import measure
+from resilient_imagen.tuning.run_metrics import measure
 from resilient_imagen.tuning.sweep import replay
 
 OTHERS: dict[str, dict[str, Any]] = {

@@ -25,9 +25,9 @@ from tuning_kit import read, same, told
 
 from resilient_imagen import Reason
 from resilient_imagen.telemetry.logs import LogSink
-from resilient_imagen.tuning import RecordingError, jaeger, load, readers
-from resilient_imagen.tuning.jaeger import rows_of_service
-from resilient_imagen.tuning.readers import FOREIGN, SKIPPED, UNCLEAR, read_rows
+from resilient_imagen.tuning import RecordingError, import_jaeger, import_logs, load
+from resilient_imagen.tuning.import_jaeger import rows_of_service
+from resilient_imagen.tuning.import_logs import FOREIGN, SKIPPED, UNCLEAR, read_rows
 from resilient_imagen.tuning.recording import (
     Asked,
     Attempted,
@@ -470,8 +470,8 @@ def test_an_endless_line_is_not_held(
     pack: Callable[[bytes], bytes], document: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is cut off at the longest that a line may be, packed or not, and so is a document."""
-    monkeypatch.setattr(readers, "_MAX_LINE", 100_000)
-    monkeypatch.setattr(readers, "_PIECE", 10_000)
+    monkeypatch.setattr(import_logs, "_MAX_LINE", 100_000)
+    monkeypatch.setattr(import_logs, "_PIECE", 10_000)
     path = tmp_path / "calls.jsonl"
     endless = b"{\n" + b'"x": 1,\n' * 200_000 if document else b"x" * 32_000_000 + b"\n"
     path.write_bytes(pack(f"{GOOD}\n".encode() + endless + f"{GOOD}\n".encode()))
@@ -570,7 +570,7 @@ def test_an_endless_answer_is_not_read_to_its_end(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time is halved as where there are too many traces, and then it is named."""
-    monkeypatch.setattr(jaeger, "_MOST", 100_000)
+    monkeypatch.setattr(import_jaeger, "_MOST", 100_000)
     read_in_all: list[int] = []
     asked: list[httpx2.Request] = []
 
@@ -591,7 +591,7 @@ def test_an_endless_answer_is_not_read_to_its_end(
 
 def test_a_packed_answer_is_counted_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousandth of it comes over the wire."""
-    monkeypatch.setattr(jaeger, "_MOST", 100_000)
+    monkeypatch.setattr(import_jaeger, "_MOST", 100_000)
     packed = gzip.compress(b" " * 5_000_000)
     headers = {"content-encoding": "gzip"}
     with pytest.raises(RecordingError, match="is larger than"):
@@ -600,7 +600,7 @@ def test_a_packed_answer_is_counted_unpacked(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_fits_after_halving_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy hour whose traces are too large in one answer is read in parts."""
-    monkeypatch.setattr(jaeger, "_MOST", 1000)
+    monkeypatch.setattr(import_jaeger, "_MOST", 1000)
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         times = [request.url.params[f"query.startTime{end}"] for end in ("Min", "Max")]

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from ladder import FAST
+from pipeline_kit import FAST
 from telemetry_kit import TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ConfigurationError, ImageClient, ImageGenerationError, Reason, Settings

@@ -15,15 +15,15 @@ from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
     LatencyDistribution,
     Measures,
+    Outage,
     Scenario,
     Service,
     Traffic,
-    Outage,
     simulate,
     waves,
 )
+from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
 from resilient_imagen.tuning.scenario import ScenarioOutcomes
-from resilient_imagen.tuning.truth import SimulatedRequest, DeterministicRng
 
 OUTAGE = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
 

@@ -16,12 +16,12 @@ from telemetry_kit import Telemetry
 from tuning_kit import read, same, told
 
 from resilient_imagen import ImageClient, Reason, Settings
-from resilient_imagen.telemetry import otel
-from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.telemetry import spans
+from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import FakeProvider, run_virtual
-from resilient_imagen.tuning import Recording, RecordingError, jaeger
-from resilient_imagen.tuning.jaeger import rows_of_service
-from resilient_imagen.tuning.readers import FOREIGN
+from resilient_imagen.tuning import Recording, RecordingError, import_jaeger
+from resilient_imagen.tuning.import_jaeger import rows_of_service
+from resilient_imagen.tuning.import_logs import FOREIGN
 from resilient_imagen.tuning.recording import Asked, Attempted, Row, gather
 
 
@@ -100,7 +100,7 @@ def traced() -> tuple[Recording, list[ReadableSpan]]:
     """A recording, and the spans of the same run."""
     telemetry = Telemetry()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(otel, "time", SimpleNamespace(time_ns=virtual_ns))
+        patch.setattr(spans, "time", SimpleNamespace(time_ns=virtual_ns))
         recording = told(SpanSink(telemetry.tracers))
     return recording, telemetry.spans()
 
@@ -201,7 +201,7 @@ def test_a_jaeger_is_a_recording(
     ``after`` seconds: where the pieces of time are cut.
     """
     recording, spans = traced
-    monkeypatch.setattr(jaeger, "_TRACES", 50)
+    monkeypatch.setattr(import_jaeger, "_TRACES", 50)
     fake = FakeJaeger(spans, old=old)
     rows, _ = from_fake(fake, end_of(spans) + after)
     same(gather(rows), recording)
@@ -213,7 +213,7 @@ def test_traces_of_others_count_where_jaeger_gives_only_so_many(
 ) -> None:
     """A service's other traces use up what is given at once: none of ours is lost behind them."""
     recording, spans = traced
-    monkeypatch.setattr(jaeger, "_TRACES", 50)
+    monkeypatch.setattr(import_jaeger, "_TRACES", 50)
     telemetry = Telemetry()
     begun = min(span.start_time or 0 for span in spans)
     for second in range(0, 1800, 5):

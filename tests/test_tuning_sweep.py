@@ -10,18 +10,18 @@ from tuning_kit import ROOMY, TIGHT, bad, record, world
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import (
-    TunableSettings,
-    Objective,
-    Measures,
-    Recording,
     Evaluation,
+    Measures,
+    Objective,
+    Recording,
+    TunableSettings,
     sweep,
     waves,
 )
-from resilient_imagen.tuning.knobs import GRID, neighbours, sample
-from resilient_imagen.tuning.rank import MISSED, advise, choose, front, score
+from resilient_imagen.tuning.recommendation import MISSED, advise, choose, front, score
+from resilient_imagen.tuning.report_text import advice_line, labels, rest_line
 from resilient_imagen.tuning.sweep import defaults
-from resilient_imagen.tuning.words import advice_line, labels, rest_line
+from resilient_imagen.tuning.tunable_settings import GRID, neighbours, sample
 
 USUAL = defaults()
 

@@ -11,15 +11,15 @@ import pytest
 from resilient_imagen import Reason, Settings
 from resilient_imagen.tuning import (
     LatencyDistribution,
+    Outage,
     Recorder,
     Recording,
     Scenario,
     Service,
     Traffic,
-    Outage,
     waves,
 )
-from resilient_imagen.tuning.readers import read_rows
+from resilient_imagen.tuning.import_logs import read_rows
 from resilient_imagen.tuning.recording import Row, gather
 from resilient_imagen.tuning.simulation import play
 

@@ -40,6 +40,6 @@ def _run() -> None:
     except ImportError:
         sys.exit("resilient-imagen: the command line needs pip install 'resilient-imagen[cli]'")
     del rich, typer
-    from resilient_imagen.cli.app import run
+    from resilient_imagen.cli.command_line import run
 
     run()

@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen import ImageGenerationError, Reason
-from resilient_imagen.cli import pictures
-from resilient_imagen.cli.advice import advised
-from resilient_imagen.cli.guard import system_words
+from resilient_imagen.cli import image_files
+from resilient_imagen.cli.command_errors import system_words
+from resilient_imagen.cli.error_hints import advised
 from resilient_imagen.cli.journal import unsaved
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Batch:
                 self.stop(advised(str(error), error))
         else:
             # On the loop's own thread: nothing can be cancelled between the picture and its line.
-            suffix = pictures.extension(result.mime_type)
+            suffix = image_files.extension(result.mime_type)
             keep = partial(self.journal.done, row, suffix, result.image_bytes, _how(result))
             entry = self._kept(row, keep)
         self.entries.append(entry)

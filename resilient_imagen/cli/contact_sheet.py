@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-from resilient_imagen.cli.storyboard import ACTS, SCENES
+from resilient_imagen.cli.demo_scenario import ACTS, SCENES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.cli.storyboard import DemoImage
+    from resilient_imagen.cli.demo_scenario import DemoImage
 
 __all__ = ["draw_contact_sheet"]
 

@@ -39,7 +39,7 @@ def cost(
     from rich.table import Table
 
     from resilient_imagen.cli.terminal import Console
-    from resilient_imagen.tuning.words import left_out
+    from resilient_imagen.tuning.report_text import left_out
 
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     table = Table()

@@ -12,12 +12,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import typer
 
-from resilient_imagen.cli.guard import FAILED, CommandError
+from resilient_imagen.cli.command_errors import FAILED, CommandError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from resilient_imagen.cli.storyboard import DemoRun
+    from resilient_imagen.cli.demo_scenario import DemoRun
 
 __all__ = ["demo"]
 
@@ -51,8 +51,8 @@ def demo(
     A storyboard of eight scenes with reference pictures is made four times, by both vendors' real
     SDKs, over real sockets, from an emulator inside this process. No key, no bill; 15 seconds.
     """
-    from resilient_imagen.cli.session import run_traced
-    from resilient_imagen.cli.storyboard import DemoRun, demo_emulator
+    from resilient_imagen.cli.client_session import run_traced
+    from resilient_imagen.cli.demo_scenario import DemoRun, demo_emulator
     from resilient_imagen.cli.terminal import Console
 
     target = _target(output)
@@ -72,7 +72,7 @@ def demo(
 
 
 def _target(output: Path | None) -> Path:
-    from resilient_imagen.cli.files import check_target
+    from resilient_imagen.cli.output_files import check_target
 
     if output is None:
         import tempfile
@@ -141,9 +141,9 @@ def _check_listening(collector: str | None) -> None:
 
 
 async def _perform(console: Console, play: DemoRun) -> None:
+    from resilient_imagen.cli.client_session import open_client
+    from resilient_imagen.cli.demo_scenario import demo_settings
     from resilient_imagen.cli.demo_view import watching
-    from resilient_imagen.cli.session import open_client
-    from resilient_imagen.cli.storyboard import demo_settings
 
     settings = demo_settings()
     console.print(
@@ -160,7 +160,7 @@ async def _perform(console: Console, play: DemoRun) -> None:
 def _close(console: Console, play: DemoRun, target: Path) -> None:
     from resilient_imagen.cli.contact_sheet import draw_contact_sheet
     from resilient_imagen.cli.demo_view import show_breaker, show_times
-    from resilient_imagen.cli.files import write_whole
+    from resilient_imagen.cli.output_files import write_whole
 
     console.print()
     show_times(console, play)

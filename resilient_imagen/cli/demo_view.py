@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resilient_imagen.breaker import BreakerState
-from resilient_imagen.cli.storyboard import ACTS, SCENES
+from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.cli.demo_scenario import ACTS, SCENES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from resilient_imagen import ImageClient
-    from resilient_imagen.cli.storyboard import DemoImage, DemoRun
+    from resilient_imagen.cli.demo_scenario import DemoImage, DemoRun
     from resilient_imagen.snapshots import BreakerSnapshot
     from resilient_imagen.telemetry.events import BreakerChanged
 

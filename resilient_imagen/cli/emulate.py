@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.request import ASPECT_RATIOS, AspectRatio
 
 __all__ = ["generate"]
@@ -76,8 +76,8 @@ def generate(
     Says who served it, how many requests that took, why the first provider was left, the seconds
     and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
-    from resilient_imagen.cli.order import ImageSpec, is_file, is_text, shown
-    from resilient_imagen.cli.session import run_traced
+    from resilient_imagen.cli.client_session import run_traced
+    from resilient_imagen.cli.image_spec import ImageSpec, is_file, is_text, shown
 
     given: dict[str, Any] = {"force_open": force_open}
     vendors = _emulator() if emulator else None
@@ -88,7 +88,7 @@ def generate(
             raise CommandError("with --from, prompts and references stand in the file")
         if output is None:
             raise CommandError("--from needs -o: the directory for the images")
-        from resilient_imagen.cli.many import run_many
+        from resilient_imagen.cli.batch_command import run_many
 
         many = partial(run_many, prompts, output, order, given, emulator=vendors, as_json=as_json)
         run_traced(many)
@@ -98,7 +98,7 @@ def generate(
     for place in order.references:
         if not is_text(place) and not is_file(place):
             raise CommandError(f"--ref {shown(place)}: there is no such file")
-    from resilient_imagen.cli.single import run_single
+    from resilient_imagen.cli.generate_command import run_single
 
     run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
 

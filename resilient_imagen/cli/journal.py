@@ -20,7 +20,9 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
-from resilient_imagen.cli.files import (
+from resilient_imagen.cli.command_errors import CommandError, warn
+from resilient_imagen.cli.image_files import KNOWN_EXTENSIONS
+from resilient_imagen.cli.output_files import (
     check_writable,
     naming,
     obstacle,
@@ -28,8 +30,6 @@ from resilient_imagen.cli.files import (
     refusing,
     replacing,
 )
-from resilient_imagen.cli.guard import CommandError, warn
-from resilient_imagen.cli.pictures import KNOWN_EXTENSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

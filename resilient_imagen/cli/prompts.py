@@ -11,9 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.cli.files import digest_of
-from resilient_imagen.cli.guard import CommandError
-from resilient_imagen.cli.order import ImageSpec, is_file, is_text, shown
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_spec import ImageSpec, is_file, is_text, shown
+from resilient_imagen.cli.output_files import digest_of
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import ImageRequest
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.command_errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +93,7 @@ def recorded(
 
 
 def _from_jaeger(url: str, service: str, lookback: str, notes: Counter[str]) -> Iterator[Row]:
-    from resilient_imagen.tuning.jaeger import rows_of_service
+    from resilient_imagen.tuning.import_jaeger import rows_of_service
 
     if not service:
         raise CommandError("--jaeger needs --service")
@@ -115,7 +115,7 @@ def _written(path: Path, source: str) -> Iterator[IO[str]]:
     """A file that takes the path's place when all has been read, and not before."""
     if path.exists() and source not in {"", "-"} and path.samefile(source):
         raise CommandError(f"--save {path} is the recording itself; name another file")
-    from resilient_imagen.cli.files import writing
+    from resilient_imagen.cli.output_files import writing
 
     check_writable("--save", path)
     try:
@@ -137,14 +137,14 @@ def check_writable(option: str, path: Path) -> None:
     Raises:
         CommandError: It could not.
     """
-    from resilient_imagen.cli import files
+    from resilient_imagen.cli import output_files
 
     folder = path.parent
     if path.is_dir():
         raise CommandError(f"{option} {path} is a directory; name a file")
     if not folder.is_dir():
         raise CommandError(f"{option}: {folder} is no directory; make it first")
-    if not files.is_device(path):
-        files.check_writable(path)
+    if not output_files.is_device(path):
+        output_files.check_writable(path)
     elif not os.access(path, os.W_OK):
         raise CommandError(f"{option}: {path} may not be written to")

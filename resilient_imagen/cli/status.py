@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resilient_imagen.cli.guard import CommandError
+from resilient_imagen.cli.command_errors import CommandError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resilient_imagen.fleet.view import RouteStatus, FleetStatus
+    from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
 __all__ = ["status"]
 
@@ -27,8 +27,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
-    from resilient_imagen.fleet import Address
-    from resilient_imagen.fleet.view import read_status
+    from resilient_imagen.distributed import Address
+    from resilient_imagen.distributed.fleet_status import read_status
     from resilient_imagen.settings import Settings
 
     url = (Settings(redis_url=redis_url) if redis_url else Settings()).redis_url

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resilient_imagen.cli.guard import warn
+from resilient_imagen.cli.command_errors import warn
 from resilient_imagen.cli.recordings import (
     FromJaeger,
     Lookback,
@@ -69,7 +69,7 @@ def tune(
         report = None if html is None else _report(found, loaded, today)
     _show(found, loaded, today)
     if html is not None and report is not None:
-        from resilient_imagen.cli.files import write_whole
+        from resilient_imagen.cli.output_files import write_whole
 
         write_whole(html, report.encode())
         echo(f"report: {html}", err=True)
@@ -113,7 +113,7 @@ def _suited(today: Settings, recording: Recording) -> Settings:
 
 
 def _report(found: Sweep, recording: Recording, today: Settings) -> str:
-    from resilient_imagen.tuning.page import page
+    from resilient_imagen.tuning.report_html import page
 
     return page(found, recording, today)
 
@@ -144,28 +144,28 @@ def _show(found: Sweep, recording: Recording, today: Settings) -> None:
     from rich.table import Table
 
     from resilient_imagen.cli.terminal import Console
-    from resilient_imagen.tuning import words
-    from resilient_imagen.tuning.rank import Objective
+    from resilient_imagen.tuning import report_text
+    from resilient_imagen.tuning.recommendation import Objective
 
     console = Console()
     table = Table()
     table.add_column("")
-    trials = words.shown(found)
+    trials = report_text.shown(found)
     for name in trials:
         table.add_column(name, justify="right")
     rows = zip(
-        words.columns(found.today.whole.share),
-        *(words.cells(trial.whole) for trial in trials.values()),
+        report_text.columns(found.today.whole.share),
+        *(report_text.cells(trial.whole) for trial in trials.values()),
         strict=True,
     )
     for row in rows:
         table.add_row(*row)
-    for line in (*words.seen_line(recording), *words.set_aside(today)):
+    for line in (*report_text.seen_line(recording), *report_text.set_aside(today)):
         console.print(line)
     console.print(table)
     for leaning in Objective:
         advice = found.advice[leaning]
-        echo(f"\n# {leaning}: {words.advice_line(advice)}")
-        echo(f"# {words.rest_line(found, leaning)}")
+        echo(f"\n# {leaning}: {report_text.advice_line(advice)}")
+        echo(f"# {report_text.rest_line(found, leaning)}")
         if advice.generalizes:
             echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))

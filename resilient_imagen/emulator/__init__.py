@@ -11,10 +11,10 @@ The same application serves in memory: ``httpx2.AsyncClient(transport=app.transp
 from __future__ import annotations
 
 from resilient_imagen.emulator import faults
-from resilient_imagen.emulator.app import Emulator
-from resilient_imagen.emulator.background import BackgroundEmulator
+from resilient_imagen.emulator.background_server import BackgroundEmulator
+from resilient_imagen.emulator.emulator import Emulator
+from resilient_imagen.emulator.fault_script import Script, ScriptError, parse_script
 from resilient_imagen.emulator.faults import Fault, Latency
-from resilient_imagen.emulator.script import Script, ScriptError, parse_script
 from resilient_imagen.emulator.server import EmulatorServer, serve
 from resilient_imagen.emulator.vendor import ReferenceSeen, RequestSeen, Vendor
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 if TYPE_CHECKING:
-    from resilient_imagen.emulator.calls import ParsedRequest, ImageSize
+    from resilient_imagen.emulator.vendor_api import ImageSize, ParsedRequest
 
 __all__ = ["draw", "flat", "is_plain"]
 

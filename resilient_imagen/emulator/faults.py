@@ -15,7 +15,7 @@ from collections.abc import (  # noqa: TC003 - as above
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from resilient_imagen.emulator.wire import WHOLE, Delivery
+from resilient_imagen.emulator.http_messages import WHOLE, Delivery
 
 __all__ = [
     "KINDS",

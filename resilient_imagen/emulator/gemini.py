@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from resilient_imagen.emulator import gemini_errors as errors
-from resilient_imagen.emulator.calls import ParsedRequest, ImageSize, UploadedImage, ApiError
-from resilient_imagen.emulator.gemini_shapes import SHAPES
-from resilient_imagen.emulator.pictures import sniff
-from resilient_imagen.emulator.wire import read_json
+from resilient_imagen.emulator.gemini_variants import SHAPES
+from resilient_imagen.emulator.http_messages import read_json
+from resilient_imagen.emulator.renderer import sniff
+from resilient_imagen.emulator.vendor_api import ApiError, ImageSize, ParsedRequest, UploadedImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import ResponseVariant
-    from resilient_imagen.emulator.wire import HttpRequest, Reply
+    from resilient_imagen.emulator.http_messages import HttpRequest, Reply
+    from resilient_imagen.emulator.vendor_api import ResponseVariant
 
 __all__ = ["SIZES_1K", "Gemini"]
 

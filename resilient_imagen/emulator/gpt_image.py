@@ -6,16 +6,16 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.emulator import gpt_image_errors as errors
-from resilient_imagen.emulator.calls import ParsedRequest, ImageSize, UploadedImage, ApiError
-from resilient_imagen.emulator.gpt_image_shapes import SHAPES
+from resilient_imagen.emulator.gpt_image_variants import SHAPES
+from resilient_imagen.emulator.http_messages import read_json
 from resilient_imagen.emulator.multipart import read_form
-from resilient_imagen.emulator.wire import read_json
+from resilient_imagen.emulator.vendor_api import ApiError, ImageSize, ParsedRequest, UploadedImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import ResponseVariant
-    from resilient_imagen.emulator.wire import HttpRequest, Reply
+    from resilient_imagen.emulator.http_messages import HttpRequest, Reply
+    from resilient_imagen.emulator.vendor_api import ResponseVariant
 
 __all__ = ["GptImage"]
 

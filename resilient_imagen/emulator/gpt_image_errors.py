@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.emulator.wire import Reply, json_reply
+from resilient_imagen.emulator.http_messages import Reply, json_reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.emulator.calls import ParsedRequest
+    from resilient_imagen.emulator.vendor_api import ParsedRequest
 
 __all__ = [
     "NAMED",

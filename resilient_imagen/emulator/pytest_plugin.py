@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from resilient_imagen.api import reset_default_client
-from resilient_imagen.emulator.background import BackgroundEmulator
+from resilient_imagen.emulator.background_server import BackgroundEmulator
 from resilient_imagen.emulator.proxies import bypassing
 
 if TYPE_CHECKING:

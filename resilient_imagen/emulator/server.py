@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import h11
 
-from resilient_imagen.emulator.calls import ApiError
-from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, Reply, json_reply, pieces
+from resilient_imagen.emulator.http_messages import (
+    ConnectionLost,
+    HttpRequest,
+    Reply,
+    json_reply,
+    pieces,
+)
+from resilient_imagen.emulator.vendor_api import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import TracebackType
 
-    from resilient_imagen.emulator.app import Emulator, Exchange
+    from resilient_imagen.emulator.emulator import Emulator, Exchange
     from resilient_imagen.emulator.vendor import Vendor
 
 __all__ = ["EmulatorServer", "serve"]

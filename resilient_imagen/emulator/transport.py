@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
-from resilient_imagen.emulator.calls import ApiError
-from resilient_imagen.emulator.wire import ConnectionLost, HttpRequest, pieces
+from resilient_imagen.emulator.http_messages import ConnectionLost, HttpRequest, pieces
+from resilient_imagen.emulator.vendor_api import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from resilient_imagen.emulator.app import Emulator, Exchange
-    from resilient_imagen.emulator.wire import Reply
+    from resilient_imagen.emulator.emulator import Emulator, Exchange
+    from resilient_imagen.emulator.http_messages import Reply
 
 __all__ = ["EmulatorTransport"]
 

@@ -9,13 +9,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from resilient_imagen.emulator.fault_plan import FaultPlan
 from resilient_imagen.emulator.faults import Fault, Latency
-from resilient_imagen.emulator.plan import FaultPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from resilient_imagen.emulator.calls import ParsedRequest, VendorApi
+    from resilient_imagen.emulator.vendor_api import ParsedRequest, VendorApi
 
 __all__ = ["ReferenceSeen", "RequestSeen", "Vendor"]
 

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import check_size
 
 if TYPE_CHECKING:

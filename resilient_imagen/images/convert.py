@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.pillow import (
+from resilient_imagen.images.codec import (
     EncoderSettings,
+    apply_exif_orientation,
     encode,
     open_picture,
     pillow_errors,
     to_supported_mode,
-    apply_exif_orientation,
 )
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.limits import ImageLimits
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images.avif import simple_avif
-from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.limits import LARGE_PIXELS, MAX_COPIED_PIXELS, check_size
-from resilient_imagen.images.sniff import (
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.inspect import (
     JPEG_END,
     JPEG_FRAMES,
     JPEG_LONE,
@@ -27,6 +26,7 @@ from resilient_imagen.images.sniff import (
     png_chunks,
     riff_chunks,
 )
+from resilient_imagen.images.limits import LARGE_PIXELS, MAX_COPIED_PIXELS, check_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

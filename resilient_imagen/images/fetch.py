@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import httpcore2
 import httpx2
 
-from resilient_imagen.images.addresses import is_public
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.offload import Pool, off_loop
+from resilient_imagen.images.public_addresses import is_public
+from resilient_imagen.images.worker_pool import Pool, off_loop
 
 if TYPE_CHECKING:
     import ssl

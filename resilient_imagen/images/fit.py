@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 from math import gcd
 from typing import TYPE_CHECKING, Final, Literal
 
-from resilient_imagen.images.decodable import is_multi_scan
-from resilient_imagen.images.limits import MAX_SIDE, ImageLimits
-from resilient_imagen.images.offload import off_loop
-from resilient_imagen.images.pillow import (
+from resilient_imagen.images.codec import (
+    apply_exif_orientation,
     crop,
     encode,
+    encoder_settings_of,
     open_picture,
     pillow_errors,
-    to_supported_mode,
     shown_size,
-    encoder_settings_of,
-    apply_exif_orientation,
+    to_supported_mode,
 )
-from resilient_imagen.images.sniff import jpeg_segments, pixel_size, sniff_mime
+from resilient_imagen.images.decodable import is_multi_scan
+from resilient_imagen.images.inspect import jpeg_segments, pixel_size, sniff_mime
+from resilient_imagen.images.limits import MAX_SIDE, ImageLimits
+from resilient_imagen.images.worker_pool import off_loop
 
 if TYPE_CHECKING:
     from PIL.Image import Image

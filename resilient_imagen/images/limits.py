@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from resilient_imagen.images.faults import UnusableImageError
+from resilient_imagen.images.image_errors import UnusableImageError
 
 __all__ = ["LARGE_PIXELS", "MAX_COPIED_PIXELS", "MAX_SIDE", "ImageLimits", "check_size"]
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.errors import InvalidRequestError
-from resilient_imagen.images.base64s import decode_base64_async
-from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.mend import normalize
-from resilient_imagen.images.offload import Pool, off_loop, pool_for, shares_of_one_call
+from resilient_imagen.images.base64_codec import decode_base64_async
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.normalize import normalize
 from resilient_imagen.images.shrink import shrink_to_total
+from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
 from resilient_imagen.request import Reference
 from resilient_imagen.result import DroppedReference, ImageResult
 
@@ -129,11 +129,11 @@ class _Loader:
         self._fetch = fetch
         self._max_bytes = min(limits.max_reference_bytes, max_bytes or limits.max_reference_bytes)
         self._until = asyncio.get_running_loop().time() + min(seconds, limits.fetch_seconds)
-        self._gate = asyncio.Semaphore(limits.max_loading)
+        self._breaker = asyncio.Semaphore(limits.max_loading)
 
     async def load(self, index: int, item: object) -> _Loaded | DroppedReference:
         """Make a reference of an item, or say why it cannot be one."""
-        async with self._gate:
+        async with self._breaker:
             try:
                 data = await self._bytes_of(item)
                 self._limits.check_bytes(len(data))

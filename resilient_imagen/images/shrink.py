@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.images.faults import UnusableImageError
-from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.offload import off_loop, pool_for
-from resilient_imagen.images.pillow import (
+from resilient_imagen.images.codec import (
+    apply_exif_orientation,
     encode,
     open_picture,
     pillow_errors,
     to_supported_mode,
-    apply_exif_orientation,
 )
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.worker_pool import off_loop, pool_for
 from resilient_imagen.request import Reference
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import google_aspect, google_image_size
 from resilient_imagen.providers.base import PromptHints
-from resilient_imagen.providers.google_answers import read_answer
-from resilient_imagen.providers.google_failures import failure_of
+from resilient_imagen.providers.google_errors import failure_of
+from resilient_imagen.providers.google_response import read_answer
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
-    from resilient_imagen.providers.body import StreamingJsonBody
-    from resilient_imagen.providers.complaint import VendorError
-    from resilient_imagen.providers.failures import ClassifiedError
-    from resilient_imagen.providers.wire import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.classification import ClassifiedError
+    from resilient_imagen.providers.error_body import VendorError
+    from resilient_imagen.providers.http import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest
 
 __all__ = ["GoogleProvider"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.models import clamp_quality, openai_size
-from resilient_imagen.providers.openai_answers import read_answer
-from resilient_imagen.providers.openai_failures import failure_of
+from resilient_imagen.providers.openai_errors import failure_of
+from resilient_imagen.providers.openai_response import read_answer
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import httpx2
 
     from resilient_imagen.providers.base import ProviderImage
-    from resilient_imagen.providers.body import StreamingJsonBody
-    from resilient_imagen.providers.complaint import VendorError
-    from resilient_imagen.providers.failures import ClassifiedError
-    from resilient_imagen.providers.wire import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.classification import ClassifiedError
+    from resilient_imagen.providers.error_body import VendorError
+    from resilient_imagen.providers.http import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest, Reference
 
 __all__ = ["OpenAIProvider"]

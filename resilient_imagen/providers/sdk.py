@@ -21,26 +21,26 @@ import httpx2
 
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
-from resilient_imagen.images.offload import off_loop
+from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.models import cost_usd
-from resilient_imagen.providers.answers import ResponseError, decode_image
-from resilient_imagen.providers.body import StreamingJsonBody
-from resilient_imagen.providers.complaint import VendorError
+from resilient_imagen.providers.error_body import VendorError
+from resilient_imagen.providers.http import CapturingClient, capture_exchange
 from resilient_imagen.providers.network import credentials
-from resilient_imagen.providers.sessions import PerLoopClients
-from resilient_imagen.providers.transport import description, never_sent, transport_reason
-from resilient_imagen.providers.wire import CapturingClient, capture_exchange
+from resilient_imagen.providers.per_loop_clients import PerLoopClients
+from resilient_imagen.providers.response_parsing import ResponseError, decode_image
+from resilient_imagen.providers.streaming_body import StreamingJsonBody
+from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
-from resilient_imagen.telemetry.inference import suppress_instrumentation
+from resilient_imagen.telemetry.genai_compat import suppress_instrumentation
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.providers.base import ProviderImage, TokenUsage
-    from resilient_imagen.providers.failures import ClassifiedError
-    from resilient_imagen.providers.wire import CapturedExchange
+    from resilient_imagen.providers.classification import ClassifiedError
+    from resilient_imagen.providers.http import CapturedExchange
     from resilient_imagen.reasons import Reason
     from resilient_imagen.result import Usage
 
@@ -108,7 +108,7 @@ class SdkProvider(ABC):
 
     @abstractmethod
     def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
-        """The picture in the body of a 200; raises AnswerError if there is none."""
+        """The picture in the body of a 200; raises ResponseError if there is none."""
 
     @abstractmethod
     def _classify(self, complaint: VendorError) -> ClassifiedError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.telemetry.logs import LogSink
 from resilient_imagen.telemetry.metrics import MetricSink
-from resilient_imagen.telemetry.otel import SpanSink
+from resilient_imagen.telemetry.spans import SpanSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen.telemetry.hub import EventSink
+    from resilient_imagen.telemetry.dispatcher import EventSink
 
 __all__ = ["default_sinks"]
 

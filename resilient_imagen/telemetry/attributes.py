@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import names
-from resilient_imagen.telemetry.outgoing import safe_name
+from resilient_imagen.telemetry.sanitize import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.breaker import BreakerMetrics
+    from resilient_imagen.circuitbreaker import BreakerMetrics
     from resilient_imagen.telemetry import events
 
 __all__ = [

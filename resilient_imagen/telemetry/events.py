@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
-    from resilient_imagen.breaker import BreakerMetrics, CircuitBreaker, Transition
+    from resilient_imagen.circuitbreaker import BreakerMetrics, CircuitBreaker, Transition
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.providers.base import PromptHints
-    from resilient_imagen.reasons import Reason, BreakerOutcome
+    from resilient_imagen.reasons import BreakerOutcome, Reason
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import DroppedReference, ImageResult, Usage
 
@@ -22,16 +22,16 @@ __all__ = [
     "AttemptEnded",
     "AttemptStarted",
     "BreakerChanged",
+    "CandidateDisagreed",
     "Event",
-    "RouteFallback",
+    "OperatorWarning",
     "ReferencesChanged",
     "RequestEnded",
     "RequestStarted",
     "RetryScheduled",
+    "RouteFallback",
     "RouteRegistered",
-    "CandidateDisagreed",
     "ShortCircuited",
-    "OperatorWarning",
 ]
 
 
@@ -80,7 +80,7 @@ class RouteRegistered(Event):
 
     provider: str
     model: str
-    gate: CircuitBreaker = field(repr=False)
+    breaker: CircuitBreaker = field(repr=False)
     configured: bool
     """False when it is there only because a caller named its model."""
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import Observation
 
-from resilient_imagen.breaker import BreakerState
+from resilient_imagen.circuitbreaker import BreakerState
 from resilient_imagen.telemetry import names
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
 
-    from resilient_imagen.breaker import BreakerMetrics, CircuitBreaker
+    from resilient_imagen.circuitbreaker import BreakerMetrics, CircuitBreaker
 
 __all__ = ["Instruments", "instruments"]
 
@@ -40,7 +40,7 @@ class Instruments:
     """All instruments of one meter, and the breakers that its gauges look at."""
 
     def __init__(self, meter: Meter) -> None:
-        self._gates: WeakKeyDictionary[CircuitBreaker, str] = WeakKeyDictionary()
+        self._breakers: WeakKeyDictionary[CircuitBreaker, str] = WeakKeyDictionary()
         # Callers add breakers while an exporter's thread reads them.
         self._lock = threading.Lock()
         self.client_duration = meter.create_histogram(
@@ -92,23 +92,23 @@ class Instruments:
             names.BREAKER_WINDOW_GAUGE, [self._windows], "{call}", "Calls in the window."
         )
 
-    def watch(self, gate: CircuitBreaker, name: str) -> None:
+    def watch(self, breaker: CircuitBreaker, name: str) -> None:
         """Show a breaker in the gauges, under this name, for as long as it exists."""
         with self._lock:
-            self._gates[gate] = name
+            self._breakers[breaker] = name
 
-    def forget(self, gate: CircuitBreaker) -> None:
+    def forget(self, breaker: CircuitBreaker) -> None:
         """Show the breaker no longer."""
         with self._lock:
-            self._gates.pop(gate, None)
+            self._breakers.pop(breaker, None)
 
     def _numbers(self) -> Mapping[str, list[BreakerMetrics]]:
         """By name: of every breaker that is shown under it."""
         with self._lock:
-            watched = list(self._gates.items())
+            watched = list(self._breakers.items())
         found: dict[str, list[BreakerMetrics]] = {}
-        for gate, name in watched:
-            found.setdefault(name, []).append(gate.metrics())
+        for breaker, name in watched:
+            found.setdefault(name, []).append(breaker.metrics())
         return found
 
     def _states(self, _options: CallbackOptions) -> Iterable[Observation]:

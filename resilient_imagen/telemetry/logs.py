@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from opentelemetry import trace
 
 from resilient_imagen.telemetry import names, stdlib
-from resilient_imagen.telemetry.lines import LINES
+from resilient_imagen.telemetry.log_records import LINES
 from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from resilient_imagen.telemetry import events
-    from resilient_imagen.telemetry.otel import SpanSink
+    from resilient_imagen.telemetry.spans import SpanSink
 
 __all__ = ["LogSink"]
 

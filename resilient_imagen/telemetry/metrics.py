@@ -17,14 +17,14 @@ from opentelemetry.context import Context
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.instruments import instruments
-from resilient_imagen.telemetry.outgoing import is_silent, safe_name
+from resilient_imagen.telemetry.sanitize import is_silent, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from opentelemetry.metrics import Counter, MeterProvider
 
-    from resilient_imagen.breaker import CircuitBreaker
+    from resilient_imagen.circuitbreaker import CircuitBreaker
 
 __all__ = ["MetricSink"]
 
@@ -50,7 +50,7 @@ class MetricSink:
         self._to = instruments(meter_provider)
         self._live = meter_provider is not None
         self._configured: set[str] = set()
-        self._gates: WeakSet[CircuitBreaker] = WeakSet()
+        self._breakers: WeakSet[CircuitBreaker] = WeakSet()
         self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteRegistered: self._route_added,
@@ -77,8 +77,8 @@ class MetricSink:
 
     def client_closed(self) -> None:
         """Its breakers guard nothing any more: gauges are silent about them."""
-        for gate in self._gates:
-            self._to.forget(gate)
+        for breaker in self._breakers:
+            self._to.forget(breaker)
 
     def _bounded(self, provider: str, model: str) -> str:
         """The model's name, if a route was configured for it."""
@@ -91,8 +91,10 @@ class MetricSink:
     def _route_added(self, event: events.RouteRegistered) -> None:
         if event.configured:
             self._configured.add(f"{event.provider}:{event.model}")
-        self._gates.add(event.gate)
-        self._to.watch(event.gate, f"{event.provider}:{self._bounded(event.provider, event.model)}")
+        self._breakers.add(event.breaker)
+        self._to.watch(
+            event.breaker, f"{event.provider}:{self._bounded(event.provider, event.model)}"
+        )
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)

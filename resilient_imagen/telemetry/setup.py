@@ -147,7 +147,7 @@ def _exporter(kind: str, endpoint: str | None, complain: Callable[[str], None]) 
         raise ValueError(f"OTEL_TRACES_EXPORTER={kind} is not known; use otlp, console or none")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    from resilient_imagen.telemetry.exporter import BackoffExporter
+    from resilient_imagen.telemetry.backoff_exporter import BackoffExporter
 
     # What it has to say, in many lines, is said in one by PatientExporter.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.breaker import BreakerState
+from resilient_imagen.circuitbreaker import BreakerState
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import events
-from resilient_imagen.telemetry.outgoing import safe
+from resilient_imagen.telemetry.sanitize import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.breaker import BreakerMetrics, Transition
+    from resilient_imagen.circuitbreaker import BreakerMetrics, Transition
 
 __all__ = ["summary"]
 

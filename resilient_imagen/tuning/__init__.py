@@ -4,29 +4,30 @@
 production pipeline, on virtual time. On the command line: ``resilient-imagen tune``.
 """
 
-from resilient_imagen.tuning.knobs import TunableSettings
 from resilient_imagen.tuning.load import load
-from resilient_imagen.tuning.measure import Measures
-from resilient_imagen.tuning.rank import Recommendation, Objective, Evaluation
+from resilient_imagen.tuning.recommendation import Evaluation, Objective, Recommendation
 from resilient_imagen.tuning.recorder import Recorder
 from resilient_imagen.tuning.recording import Recording, RecordingError
+from resilient_imagen.tuning.run_metrics import Measures
 from resilient_imagen.tuning.scenario import (
     LatencyDistribution,
+    Outage,
     Scenario,
     Service,
     Traffic,
-    Outage,
     waves,
 )
 from resilient_imagen.tuning.simulation import simulate
 from resilient_imagen.tuning.sweep import Sweep, replay, sweep
+from resilient_imagen.tuning.tunable_settings import TunableSettings
 
 __all__ = [
-    "Recommendation",
-    "TunableSettings",
+    "Evaluation",
     "LatencyDistribution",
-    "Objective",
     "Measures",
+    "Objective",
+    "Outage",
+    "Recommendation",
     "Recorder",
     "Recording",
     "RecordingError",
@@ -34,8 +35,7 @@ __all__ = [
     "Service",
     "Sweep",
     "Traffic",
-    "Evaluation",
-    "Outage",
+    "TunableSettings",
     "load",
     "replay",
     "simulate",

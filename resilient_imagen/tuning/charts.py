@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.breaker import BreakerState
-from resilient_imagen.tuning.rank import mean_with_missed
-from resilient_imagen.tuning.truth import fails
-from resilient_imagen.tuning.words import shown
+from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.tuning.outcome_model import fails
+from resilient_imagen.tuning.recommendation import mean_with_missed
+from resilient_imagen.tuning.report_text import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from resilient_imagen.tuning.rank import Evaluation
+    from resilient_imagen.tuning.outcome_model import Incident
+    from resilient_imagen.tuning.recommendation import Evaluation
+    from resilient_imagen.tuning.simulation_run import SimulationResult
     from resilient_imagen.tuning.sweep import Sweep
-    from resilient_imagen.tuning.truth import Incident
-    from resilient_imagen.tuning.world import SimulationResult
 
 __all__ = ["pareto", "timeline"]
 

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Final, cast
 
-from resilient_imagen.tuning.readers import SKIPPED, bounded, read_rows
+from resilient_imagen.tuning.import_logs import SKIPPED, bounded, read_rows
 from resilient_imagen.tuning.recording import RecordingError, gather, to_json
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from resilient_imagen.reasons import Reason
-from resilient_imagen.tuning.truth import fails
+from resilient_imagen.tuning.outcome_model import fails
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

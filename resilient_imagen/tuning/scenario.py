@@ -4,7 +4,7 @@
 
     Scenario(
         traffic=Traffic(per_minute=6, duration=3600),
-        troubles=(Trouble(start=600, duration=600, reason=Reason.OVERLOADED),),
+        troubles=(Outage(start=600, duration=600, reason=Reason.OVERLOADED),),
     )
 """
 
@@ -17,20 +17,25 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Literal
 
 from resilient_imagen.reasons import Reason
-from resilient_imagen.tuning.truth import NEVER, DeterministicRng, SimulatedOutcome, Incident
+from resilient_imagen.tuning.outcome_model import (
+    NEVER,
+    DeterministicRng,
+    Incident,
+    SimulatedOutcome,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from resilient_imagen.tuning.truth import SimulatedRequest
+    from resilient_imagen.tuning.outcome_model import SimulatedRequest
 
 __all__ = [
     "LatencyDistribution",
+    "Outage",
     "Scenario",
     "ScenarioOutcomes",
     "Service",
     "Traffic",
-    "Outage",
     "waves",
 ]
 

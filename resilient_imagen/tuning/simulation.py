@@ -3,7 +3,7 @@
 For tests of one's own settings::
 
     def test_an_outage_of_ten_minutes_is_cheap() -> None:
-        outage = Trouble(start=600, duration=600, reason=Reason.OVERLOADED)
+        outage = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
         measures = simulate(Scenario(troubles=(outage,)), Settings())
         assert measures.doomed < 20
         assert measures.failed == 0
@@ -14,17 +14,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import run_simulation
-from resilient_imagen.tuning.measure import measure
+from resilient_imagen.tuning.engine import run_simulation
+from resilient_imagen.tuning.run_metrics import measure
 from resilient_imagen.tuning.scenario import ScenarioOutcomes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.telemetry.hub import EventSink
-    from resilient_imagen.tuning.measure import Measures
+    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.tuning.run_metrics import Measures
     from resilient_imagen.tuning.scenario import Scenario
-    from resilient_imagen.tuning.world import SimulationResult
+    from resilient_imagen.tuning.simulation_run import SimulationResult
 
 __all__ = ["play", "simulate"]
 
@@ -36,7 +36,7 @@ def simulate(
     seed: int = 0,
     sinks: Sequence[EventSink] = (),
 ) -> Measures:
-    """Send a scenario's calls through the production ladder, on virtual time, and sum up.
+    """Send a scenario's calls through the production pipeline, on virtual time, and sum up.
 
     An hour of ten images a minute takes some tens of milliseconds. The same arguments give the
     same measures, on any machine. It runs a loop of its own: call it outside of any other.

@@ -12,25 +12,25 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.drive import run_simulation
-from resilient_imagen.tuning.knobs import TunableSettings, neighbours, sample
-from resilient_imagen.tuning.measure import measure
-from resilient_imagen.tuning.rank import (
-    Recommendation,
-    Objective,
+from resilient_imagen.tuning.engine import run_simulation
+from resilient_imagen.tuning.recommendation import (
     Evaluation,
+    Objective,
+    Recommendation,
     advise,
     choose,
     front,
 )
-from resilient_imagen.tuning.recorded import RecordedOutcomes
+from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
+from resilient_imagen.tuning.run_metrics import measure
+from resilient_imagen.tuning.tunable_settings import TunableSettings, neighbours, sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from resilient_imagen.tuning.measure import Measures
     from resilient_imagen.tuning.recording import Recording
-    from resilient_imagen.tuning.world import SimulationResult
+    from resilient_imagen.tuning.run_metrics import Measures
+    from resilient_imagen.tuning.simulation_run import SimulationResult
 
 __all__ = ["Sweep", "replay", "sweep", "try_out"]
 

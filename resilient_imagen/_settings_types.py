@@ -1,0 +1,191 @@
+"""What a setting's value may look like, and what is made of it: each with its own clear refusal."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping  # noqa: TC003 - annotations may be read at run time
+from functools import cache
+from typing import Annotated, Any, Literal, TypedDict
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+__all__ = [
+    "ApiKey",
+    "BaseUrl",
+    "CaptureContentFlag",
+    "CommaList",
+    "LowercaseStr",
+    "OptionalCount",
+    "OptionalPositiveFloat",
+    "OptionalSeconds",
+    "PositiveFloat",
+    "RouteName",
+    "Seconds",
+    "SettingsArguments",
+    "blank_secret_to_none",
+    "blank_to_none",
+    "require_finite",
+    "split_commas",
+]
+
+_log = logging.getLogger("resilient_imagen")
+
+_OFF = frozenset({"", "off", "none", "no", "-"})
+
+
+def blank_to_none(value: Any) -> Any:
+    """``off``, ``none`` and the like, and blanks, mean: no such limit."""
+    return None if isinstance(value, str) and value.strip().lower() in _OFF else value
+
+
+def split_commas(value: Any) -> Any:
+    """The parts between commas, blanks left out."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def require_finite(value: float) -> float:
+    """Neither infinite nor no number."""
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def blank_secret_to_none(value: object) -> object:
+    """Blank secrets are missing ones; a copied line break is not part of them."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        return value.strip() or None
+    return value
+
+
+def _check_api_key(value: object) -> object:
+    key = blank_secret_to_none(value)
+    if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(
+            "holds characters that no key has (a space, a line break or a letter beyond ASCII); "
+            "copy it again"
+        )
+    return key
+
+
+def _check_base_url(value: Any) -> Any:
+    """Where an API is: also found wrong here, with the variable's name, before anything starts."""
+    value = blank_to_none(value)
+    if isinstance(value, str):
+        value = value.strip()
+        try:
+            parts = urlsplit(value)
+            fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError("must be an address such as https://host or https://host:port/path")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a user name or a password")
+    return value
+
+
+def _lowercase(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _parse_capture_content(value: object) -> object:
+    """OpenTelemetry's words for where content may go; spans are the only place we know."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in {"span_only", "span_and_event", "true"}:
+            return True
+        if word in {"no_content", "event_only", "false"}:
+            return False
+        if word:  # a word of another package's, which reads the variable too: no reason to stop
+            _warn_unknown_capture_word()
+        return False
+    return value
+
+
+@cache
+def _warn_unknown_capture_word() -> None:
+    _log.warning(
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
+        "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
+    )
+
+
+class RouteName(str):
+    """``provider:model``, one link of the chain."""
+
+    __slots__ = ()
+
+    @property
+    def provider(self) -> str:
+        """The part before the colon."""
+        return self.partition(":")[0]
+
+    @property
+    def model(self) -> str:
+        """The part after the colon."""
+        return self.partition(":")[2]
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(require_finite)]
+OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
+OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(require_finite)]
+OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
+ApiKey = Annotated[SecretStr | None, BeforeValidator(_check_api_key)]
+BaseUrl = Annotated[str | None, BeforeValidator(_check_base_url)]
+LowercaseStr = BeforeValidator(_lowercase)
+CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
+CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+
+
+class SettingsArguments(TypedDict, total=False):
+    """Keyword arguments of ``Settings``, for checkers, editors and functions that pass them on.
+
+    Where a field has another type than what it is made of, both are allowed: a comma list in place
+    of a tuple, text in place of a secret.
+    """
+
+    google_api_key: str | SecretStr | None
+    openai_api_key: str | SecretStr | None
+    google_base_url: str | None
+    openai_base_url: str | None
+    routes: str | Iterable[str]
+    max_concurrent: int
+    ipm: float
+    openai_ipm: float | None
+    burst: int
+    max_queue: int | None
+    max_retries: int
+    retry_base_delay: float
+    per_call_timeout: float
+    openai_timeout: float
+    deadline: float | None
+    breaker_mode: Literal["on", "off", "shadow"]
+    breaker_fail_max: int
+    breaker_failure_rate: float
+    breaker_window: float
+    breaker_min_calls: int
+    breaker_slow_call: float | None
+    breaker_reset_timeout: float
+    breaker_reset_max: float
+    breaker_half_open_calls: int
+    when_all_open: Literal["fail", "wait"]
+    force_open: str | Iterable[str]
+    fallback_on: str | Iterable[str] | None
+    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    prompt_hints: str | Iterable[str]
+    fit: Literal["crop", "pad", "none", "exact"]
+    strict_references: bool
+    max_reference_mb: float | None
+    reference_http_urls: bool
+    reference_private_urls: bool
+    shadow: str | Mapping[str, object] | None
+    redis_url: str | SecretStr | None
+    capture_content: bool

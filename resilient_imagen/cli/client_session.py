@@ -1,0 +1,131 @@
+"""A client for one command: its settings, the emulator if it is wanted, and its tracing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.cli.command_errors import CommandError, warn
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+
+    from resilient_imagen import ImageClient, Settings
+    from resilient_imagen.emulator import Emulator, EmulatorServer
+    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.telemetry.events import Event
+
+__all__ = ["make_settings", "open_client", "run_traced"]
+
+_UNPACED: Final = {"ipm": 6000}
+"""An emulator has no quota to keep to."""
+
+
+def run_traced(
+    main: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    collector: str | None = None,
+    asked: bool = False,
+) -> bool:
+    """Run ``main()`` on a new event loop, with tracing if OTEL_* variables ask for it.
+
+    Args:
+        main: Makes the coroutine.
+        collector: Base address of an OTLP collector, which wins over the environment.
+        asked: The user asked for traces, and is told why there are none.
+
+    Returns:
+        False when traces were made that did not arrive.
+    """
+    from resilient_imagen.telemetry.setup import setup_tracing
+
+    finish = setup_tracing("resilient-imagen", endpoint=collector, asked=asked, complain=warn)
+    arrived = True
+    try:
+        asyncio.run(main())
+    finally:
+        if finish is not None:
+            arrived = finish()
+    return arrived
+
+
+def make_settings(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
+    """Settings from the command line, then the environment, then the command's own defaults.
+
+    Args:
+        given: Fields that the command line sets; None means it does not.
+        usual: Fields that the command sets where the environment does not.
+
+    Raises:
+        ConfigurationError: A variable holds what is not allowed.
+    """
+    from resilient_imagen import Settings
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**chosen)
+    unset = {name: value for name, value in usual.items() if name not in settings.model_fields_set}
+    return Settings(**chosen, **unset) if unset else settings
+
+
+@asynccontextmanager
+async def open_client(
+    given: Mapping[str, Any],
+    usual: Mapping[str, Any],
+    *,
+    emulator: Emulator | None = None,
+    sinks: Sequence[EventSink] = (),
+) -> AsyncIterator[ImageClient]:
+    """A client, closed at the end; see ``make_settings`` for the first two arguments.
+
+    Args:
+        given: As in ``make_settings``.
+        usual: As in ``make_settings``.
+        emulator: Served on loopback, and used instead of the vendors.
+        sinks: Are told what happens, beside telemetry.
+
+    Raises:
+        CommandError: There is no key.
+        ConfigurationError: A variable holds what is not allowed.
+    """
+    from resilient_imagen import ImageClient
+
+    async with AsyncExitStack() as stack:
+        if emulator is not None:
+            from resilient_imagen.emulator import EmulatorServer
+
+            server = await stack.enter_async_context(EmulatorServer(emulator))
+            given, usual = {**given, **_leading_to(server)}, {**_UNPACED, **usual}
+        settings = make_settings(given, usual)
+        if settings.google_api_key is None and settings.openai_api_key is None:
+            raise CommandError(
+                "no API key: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY; --emulator needs neither"
+            )
+        client = ImageClient(settings, sinks=[_WarningSink(), *sinks])
+        yield await stack.enter_async_context(client)
+
+
+class _WarningSink:
+    """Says on standard error what an operator should know: a missing key, a retired model."""
+
+    inline = True
+
+    def handle(self, event: Event) -> None:
+        from resilient_imagen.telemetry.events import OperatorWarning
+
+        if isinstance(event, OperatorWarning):
+            warn(event.message)
+
+
+def _leading_to(server: EmulatorServer) -> dict[str, Any]:
+    from resilient_imagen.emulator.proxies import bypassing
+
+    # A proxy of the environment's cannot reach a server inside this process.
+    os.environ.update(bypassing(os.environ))
+    return {
+        "google_api_key": "emulated",
+        "openai_api_key": "emulated",
+        "google_base_url": server.google_url,
+        "openai_base_url": server.openai_url,
+    }

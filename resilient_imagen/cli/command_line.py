@@ -1,0 +1,109 @@
+"""The application: which commands there are, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from importlib import import_module
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperGroup
+
+from resilient_imagen.cli.command_errors import (
+    BAD_INPUT,
+    FAILED,
+    system_words,
+    warn,
+    with_error_messages,
+)
+from resilient_imagen.cli.terminal import accept_any_text
+
+__all__ = ["COMMANDS", "run"]
+
+COMMANDS: Final = {
+    "generate": "resilient_imagen.cli.generate:generate",
+    "demo": "resilient_imagen.cli.demo:demo",
+    "emulate": "resilient_imagen.cli.emulate:emulate",
+    "status": "resilient_imagen.cli.status:status",
+    "tune": "resilient_imagen.cli.tune:tune",
+    "cost": "resilient_imagen.cli.cost:cost",
+}
+"""Name: ``module:function``. A module imports what is heavy inside its function: ``--help`` reads
+the docstrings of all of them."""
+
+_HELP: Final = (
+    "Ask for an image once; get one from the best provider that can serve now.\n\n"
+    "Keys come from the environment: GOOGLE_GENAI_API_KEY for the primary, OPENAI_API_KEY for "
+    "the fallback. Without any, try [bold]resilient-imagen demo[/bold], or add "
+    "[bold]--emulator[/bold] to generate."
+)
+
+
+class _Commands(TyperGroup):
+    """Finds commands in the table."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class' signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - as above
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, name = place.split(":")
+        function = getattr(import_module(module), name)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        alone.command(cmd_name, help=_flowing(function))(with_error_messages(function))
+        return typer.main.get_command(alone)
+
+
+def _flowing(function: object) -> str:
+    """The docstring as paragraphs without line breaks: the terminal has its own width."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+_app = typer.Typer(
+    cls=_Commands,
+    help=_HELP,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"resilient-imagen {version('resilient-imagen')}")
+        raise typer.Exit
+
+
+@_app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Nothing of its own: the commands do the work."""
+
+
+def run() -> None:
+    """Run the command line of this process; ends it with the command's exit code."""
+    accept_any_text()
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        code = _app(arguments, prog_name="resilient-imagen", standalone_mode=False)
+    except OSError as error:  # the output of --help or --version: commands end by themselves
+        warn(system_words(error))
+        code = FAILED
+    except Exception as error:
+        wording = getattr(error, "format_message", None)
+        if wording is None:
+            raise
+        # A usage error: click's own way of showing it takes six lines.
+        warn(f"{wording()} See --help.")
+        code = getattr(error, "exit_code", BAD_INPUT)
+    sys.exit(code)

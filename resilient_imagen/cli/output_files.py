@@ -1,0 +1,234 @@
+"""Files that are there in full or not at all, and that are known to be writable beforehand.
+
+A new file is written under a random name beside its target and then takes the target's name, so no
+other file is touched and no symbolic link is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_files import TYPICAL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "check_target",
+    "check_writable",
+    "digest_of",
+    "is_device",
+    "is_output",
+    "naming",
+    "obstacle",
+    "open_regular",
+    "refusing",
+    "replacing",
+    "write_whole",
+    "writing",
+]
+
+_PROBE: Final = 2**20
+"""Bytes of a small picture; there is no telling how large the real one is going to be."""
+_OUTPUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
+def check_target(path: Path) -> None:
+    """See that a picture can be written there, before one is paid for.
+
+    Args:
+        path: The file; without an extension it is going to get one.
+
+    Raises:
+        CommandError: It cannot.
+    """
+    with refusing(path):
+        if path.is_dir():
+            raise CommandError(f"{path} is a directory; -o needs a file's name")
+        if not path.parent.is_dir():
+            raise CommandError(f"{path.parent} is no directory; make it first")
+        if not path.suffix and (in_the_way := obstacle(path)):
+            raise CommandError(f"{in_the_way} is in the way: it is no file")
+    if not is_device(path):
+        check_writable(path)
+    elif not os.access(path, os.W_OK):
+        raise CommandError(f"{path} may not be written to")
+
+
+def check_writable(path: Path) -> None:
+    """Write a little beside where the file is going to be, and take it away again.
+
+    Raises:
+        CommandError: That did not work.
+    """
+    with refusing(path), _temporary(path, ".part") as (file, _):
+        file.write(bytes(_PROBE))
+        _sync(file)
+
+
+@contextlib.contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Say that the path cannot be written, where the system says so.
+
+    Raises:
+        CommandError: Instead of the OSError raised within.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def obstacle(stem: Path) -> Path | None:
+    """What stands where a picture of that name may have to go, and is no file; None if nothing."""
+    for suffix in TYPICAL:
+        path = stem.with_name(stem.name + suffix)
+        if path.exists() and not path.is_file():
+            return path
+    return None
+
+
+def is_device(path: Path) -> bool:
+    """Whether it is there and takes bytes as they come: /dev/null, a pipe, the standard output."""
+    if is_output(path):
+        return True
+    if path.is_file():  # led into a file, a stream is still none that may be replaced
+        return path.is_symlink() and path.is_relative_to("/dev")
+    return path.exists()
+
+
+def is_output(path: Path) -> bool:
+    """Whether it is this process' standard output, where nothing else may then be said."""
+    return str(path) in _OUTPUT
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there in full or not at all, even if the power fails.
+
+    A symbolic link at the path is replaced by the file, not followed; a device takes the bytes.
+
+    Raises:
+        OSError: It cannot be written; the error names the path.
+    """
+    with naming(path), writing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a device, or else a new file that takes the path's place: see `replacing`.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if is_device(path):
+        with path.open("ab") as device:
+            yield device
+    else:
+        with replacing(path) as file:
+            yield file
+
+
+@contextlib.contextmanager
+def replacing(path: Path, suffix: str = ".part") -> Iterator[IO[bytes]]:
+    """Open a new file that takes the path's place when the block ends without an error.
+
+    It is on the disk in full by then. After any error, also Ctrl-C, it is removed and the path
+    stays as it was.
+
+    Args:
+        path: Where it goes. A symbolic link there is replaced, not followed.
+        suffix: Ends the random name that it has until then.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with _temporary(path, suffix) as (file, part):
+        yield file
+        _sync(file)
+        file.close()  # Windows renames no open file
+        with naming(path):
+            part.replace(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have errors name this file: writing names none, and a temporary one says little.
+
+    Raises:
+        OSError: The one raised within.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def open_regular(path: Path, mode: str = "rb") -> io.FileIO:
+    """Open a file, without buffer, if it is an ordinary one and no symbolic link.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+    """
+    if path.is_symlink():  # beside the flag, which not every system has
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    file = io.FileIO(path, mode, opener=_open_without_waiting)
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "is no ordinary file", str(path))
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Open it as `open` would, but follow no link, and wait for no writer of a pipe."""
+    for wanted in ("O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, wanted, 0)
+    return os.open(name, flags, 0o666)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, suffix: str) -> Iterator[tuple[IO[bytes], Path]]:
+    """A new file beside the path, under a random name; it is removed unless it was renamed.
+
+    The system gives it the mode that the umask, or the folder's default access list, asks for.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}{suffix}")
+    ours = True
+    try:
+        try:
+            with naming(path):
+                file = part.open("xb")  # fails if anything has the name, also a link to nowhere
+        except FileExistsError:
+            ours = False
+            raise
+        with file:
+            yield file, part
+    finally:
+        if ours:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _sync(file: IO[bytes]) -> None:
+    """Wait until it is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())

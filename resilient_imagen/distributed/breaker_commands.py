@@ -1,0 +1,173 @@
+"""What one process tells the others about a route: its circuit put into steps of the protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.circuitbreaker.state_machine import NO_CAUSE
+from resilient_imagen.distributed.scripts import (
+    LEASE,
+    LEAVE,
+    OPEN,
+    RELEASE,
+    SETTLE,
+    SHORTEN,
+    VOTE,
+    LuaScript,
+    ScriptCall,
+    microseconds,
+)
+from resilient_imagen.reasons import Reason
+
+if TYPE_CHECKING:
+    from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine, TripCause
+    from resilient_imagen.distributed.breaker_record import BreakerRecord
+    from resilient_imagen.distributed.coordinator import RedisCoordinator
+
+__all__ = ["SharedBreakerCommands", "answered"]
+
+_ANSWERS: Final = frozenset(
+    {Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.QUOTA_EXHAUSTED, Reason.SERVER_ERROR}
+)
+
+
+def answered(why: TripCause) -> bool:
+    """Whether the service itself told the failure, about itself or the account.
+
+    Any other failure may be one worker's own trouble: its network, its proxy, its key.
+    """
+    return why.cause in _ANSWERS
+
+
+class SharedBreakerCommands:
+    """Makes the steps; takes none.
+
+    Args:
+        fleet: Who speaks, and where.
+        topic: What about: a route's, as the fleet calls it.
+    """
+
+    __slots__ = ("_coordinator", "_keys", "_topic")
+
+    def __init__(self, coordinator: RedisCoordinator, topic: str) -> None:
+        kinds = ("circuit", "leases", "workers", "seen")
+        self._keys = tuple(coordinator.address.key(kind, topic) for kind in kinds)
+        self._coordinator = coordinator
+        self._topic = topic
+
+    def alive(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
+        """A sign of life, and what this worker has counted."""
+        return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_CAUSE)
+
+    def succeeded(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
+        """A request succeeded while closed."""
+        return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_CAUSE)
+
+    def failed(
+        self,
+        record: BreakerRecord,
+        circuit: BreakerStateMachine,
+        why: TripCause,
+        *,
+        weight: int,
+        in_window: bool,
+        pause: float,
+    ) -> ScriptCall:
+        """A request failed while closed; should that open the circuit, then for `pause` seconds."""
+        seen = int(answered(why))
+        return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
+
+    def opened(
+        self, record: BreakerRecord, circuit: BreakerStateMachine, basis: str, *, token: str = ""
+    ) -> ScriptCall:
+        """The circuit is open, as it is here.
+
+        Args:
+            record: What it is told about.
+            circuit: The one that is open.
+            basis: `seen`: it follows from what we saw in the record's state; `told`: and the
+                server told it; `late`: the server told it to a request of an earlier state, so it
+                may only lengthen an opening; `memory`: it is what we remember of the record.
+            token: Of the probe whose failure opened it.
+        """
+        opening = circuit.open_period
+        why = NO_CAUSE if opening is None else opening.cause
+        left = 0.0 if opening is None else max(opening.until - circuit.now, 0.0)
+        return self._fenced(
+            OPEN,
+            record,
+            microseconds(left),
+            str(why.cause or ""),
+            str(why.summary or ""),
+            int(answered(why)),
+            basis,
+            circuit.consecutive_openings,
+            token,
+            int(opening is not None and opening.closes),
+        )
+
+    def shortened(self, record: BreakerRecord, longest: float) -> ScriptCall:
+        """The record's opening lasts longer than any worker could mean: `longest` seconds."""
+        return self._fenced(SHORTEN, record, microseconds(longest))
+
+    def settled(
+        self, record: BreakerRecord, circuit: BreakerStateMachine, token: str, successes: int
+    ) -> ScriptCall:
+        """So many probes succeeded."""
+        needed = circuit.config.half_open_calls
+        return self._fenced(SETTLE, record, token, successes, needed)
+
+    def wanted(self, circuit: BreakerStateMachine, token: str) -> ScriptCall:
+        """A probe asks for its lease, or renews it."""
+        deadline = microseconds(circuit.config.probe_deadline)
+        return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
+
+    def released(self, token: str) -> ScriptCall:
+        """A probe's place is free again."""
+        return self._step(RELEASE, token)
+
+    def left(self) -> ScriptCall:
+        """This worker goes."""
+        return self._step(LEAVE)
+
+    def _vote(
+        self,
+        record: BreakerRecord,
+        circuit: BreakerStateMachine,
+        vote: str,
+        weight: int,
+        seen: int,
+        in_window: int,
+        pause: float,
+        why: TripCause,
+    ) -> ScriptCall:
+        config, window = circuit.config, circuit.rule.window
+        window.roll(circuit.now)
+        return self._fenced(
+            VOTE,
+            record,
+            vote,
+            weight,
+            seen,
+            in_window,
+            window.calls,
+            window.failures,
+            microseconds(pause),
+            str(why.cause or ""),
+            str(why.summary or ""),
+            config.fail_max,
+            config.failure_rate,
+            config.min_calls,
+        )
+
+    def _fenced(
+        self, script: LuaScript, record: BreakerRecord, *arguments: str | float
+    ) -> ScriptCall:
+        return self._step(script, record.epoch, record.generation, *arguments)
+
+    def _step(self, script: LuaScript, *arguments: str | float) -> ScriptCall:
+        coordinator = (
+            self._coordinator
+        )  # asked each time who it is: a fork makes another worker of it
+        fixed = (coordinator.worker, coordinator.address.channel, self._topic)
+        return ScriptCall(script, self._keys, (*fixed, *arguments))

@@ -1,0 +1,160 @@
+"""What Redis holds of the fleet, read from outside, without taking part in it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from resilient_imagen.circuitbreaker.types import BreakerState
+from resilient_imagen.distributed.breaker_record import trusted_texts
+from resilient_imagen.distributed.connection import (
+    JOIN_WITHIN,
+    RedisConnectionFactory,
+    StoreUnavailableError,
+)
+from resilient_imagen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from resilient_imagen.distributed.redis_address import Address
+
+__all__ = ["FleetStatus", "LimiterStatus", "RouteStatus", "read_status"]
+
+_MICRO = 1e-6
+_LIVE = 60.0
+_STATES = frozenset(map(str, BreakerState))
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_COUNTS = 3
+"""Numbers in a worker's entry: generation, calls, failures."""
+
+
+class RouteStatus(NamedTuple):
+    """One route's shared circuit."""
+
+    route: str
+    """``provider:model``, then an @ and a word for the account, if the fleet knows which."""
+    state: str
+    """closed, open, half_open; open with 0 seconds left is due for a probe. Any other word that
+    Redis holds is shown as unknown."""
+    since_s: float
+    left_s: float
+    """Seconds that the opening lasts still."""
+    openings_in_a_row: int
+    why: str | None
+    brief: str | None
+    failures_in_a_row: int
+    window_calls: int
+    window_failures: int
+    probes: int
+    """Leases held now."""
+    workers: int
+    """Workers heard of within the last minute."""
+
+
+class LimiterStatus(NamedTuple):
+    """One provider's shared pace."""
+
+    provider: str
+    """And the account, as a route has it."""
+    wait_s: float
+    """Seconds until the next new place."""
+    returned: int
+    """Future places that were given back and are free."""
+
+
+class FleetStatus(NamedTuple):
+    """Everything, at one moment."""
+
+    redis: str
+    namespace: str
+    """What every key begins with."""
+    routes: tuple[RouteStatus, ...]
+    paces: tuple[LimiterStatus, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {
+            "redis": self.redis,
+            "namespace": self.namespace,
+            "routes": [route._asdict() for route in self.routes],
+            "paces": [pace._asdict() for pace in self.paces],
+        }
+
+
+async def read_status(address: Address) -> FleetStatus:
+    """Read every route's record and every provider's pace; changes nothing.
+
+    Raises:
+        ConfigurationError: Redis cannot be read; the text says why.
+    """
+    try:
+        async with asyncio.timeout(5 * JOIN_WITHIN), RedisConnectionFactory(address).look() as ask:
+            seconds, micros = await ask("TIME")
+            now = int(seconds) * 1_000_000 + int(micros)
+            names = await _keys(ask, address.key("circuit", "*"))
+            routes = [await _route(ask, address, name, now) for name in names]
+            names = await _keys(ask, address.key("pace", "*"))
+            paces = [await _pace(ask, address, name, now) for name in names]
+    except TimeoutError:
+        raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
+    except StoreUnavailableError as error:
+        raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
+    return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces))
+
+
+async def _keys(ask: Any, pattern: str) -> list[str]:
+    """What the star of a pattern stands for, sorted."""
+    before, _, after = pattern.partition("*")
+    found: set[str] = set()
+    cursor = "0"
+    while True:
+        answer, keys = await ask("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
+        names = (key.decode(errors="replace")[len(before) : -len(after)] for key in keys)
+        found.update(name for name in names if name.isprintable())
+        cursor = answer.decode()
+        if cursor == "0":
+            return sorted(found)
+
+
+async def _hash(ask: Any, key: str) -> dict[str, str]:
+    flat = [each.decode(errors="replace") for each in await ask("HGETALL", key)]
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+async def _route(ask: Any, address: Address, name: str, now: int) -> RouteStatus:
+    record = await _hash(ask, address.key("circuit", name))
+    workers = await _hash(ask, address.key("workers", name))
+    live = await ask("ZCOUNT", address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
+    probes = await ask("ZCOUNT", address.key("leases", name), now, "+inf")
+    state = record.get("state", "closed")
+    counted = [entry.split(":") for entry in workers.values()]
+    present = [entry for entry in counted if entry[0] == record.get("generation")]
+    why, brief = trusted_texts(record.get("cause", ""), record.get("brief", ""))
+    return RouteStatus(
+        route=name,
+        state=state if state in _STATES else "unknown",
+        since_s=max(0.0, (now - _whole(record.get("since"), now)) * _MICRO),
+        left_s=max(0.0, (_whole(record.get("till"), now) - now) * _MICRO)
+        if state == "open"
+        else 0.0,
+        openings_in_a_row=_whole(record.get("openings")),
+        why=why,
+        brief=brief,
+        failures_in_a_row=_whole(record.get("streak")),
+        window_calls=sum(_whole(entry[1]) for entry in present if len(entry) == _COUNTS),
+        window_failures=sum(_whole(entry[2]) for entry in present if len(entry) == _COUNTS),
+        probes=int(probes),
+        workers=int(live),
+    )
+
+
+async def _pace(ask: Any, address: Address, name: str, now: int) -> LimiterStatus:
+    pace = await _hash(ask, address.key("pace", name))
+    returned = await ask("ZCOUNT", address.key("free", name), now, "+inf")
+    wait = max(0.0, (_whole(pace.get("next"), now) - now) * _MICRO)
+    return LimiterStatus(name, wait, int(returned))
+
+
+def _whole(text: str | None, default: int = 0) -> int:
+    """A stored number; the default for anything else (damaged or forged)."""
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else default

@@ -1,0 +1,93 @@
+"""What goes wrong with Redis, in a few words for people."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final
+
+from redis import exceptions as theirs
+
+from resilient_imagen.distributed.connection import MisconfiguredError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["translate_redis_errors"]
+
+_NO_CURE: Final = (
+    (theirs.AuthenticationError, "", "it refuses the user name or password, or wants one"),
+    (theirs.NoPermissionError, "", "it does not permit this user to use what we need"),
+    (theirs.ResponseError, "DB index", "it has no database of that number"),
+    (theirs.ResponseError, "SELECT is not allowed", "it has no database of that number"),
+    (theirs.AskError, "", "it is one node of a cluster, and our keys are on another"),
+    (theirs.InvalidResponse, "", "what answers there is not Redis"),
+)
+"""redis-py's error, what its text has to contain, and what we say. Waiting does not help."""
+
+_MAY_PASS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (theirs.BusyLoadingError, "it is still loading"),
+    (theirs.ReadOnlyError, "it is read-only"),
+    (theirs.OutOfMemoryError, "it is full"),
+    (socket.gaierror, "its name does not resolve"),
+    (ConnectionRefusedError, "refused"),
+    (FileNotFoundError, "no such socket"),
+    (PermissionError, "not permitted"),
+    (TimeoutError, "no answer"),
+)
+_UNREACHABLE: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL}
+_NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+"""OpenSSL's words for an answer that is no TLS."""
+
+
+@contextlib.contextmanager
+def translate_redis_errors() -> Iterator[None]:
+    """Raise redis-py's errors as StoreUnavailableError; their own text may hold what was sent."""
+    try:
+        yield
+    except StoreUnavailableError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever redis-py raises: Redis is away
+        raise _translate(error) from None
+
+
+def _translate(error: Exception) -> StoreUnavailableError:
+    for kind, word, text in _NO_CURE:
+        if isinstance(error, kind) and word in str(error):
+            return MisconfiguredError(text)
+    # What redis-py has put into its own words; a refusal has none.
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, theirs.RedisError) and isinstance(cause, StoreUnavailableError | OSError):
+        return cause if isinstance(cause, StoreUnavailableError) else _translate_os_error(cause)
+    return _translate_os_error(error)
+
+
+def _translate_os_error(error: Exception) -> StoreUnavailableError:
+    if isinstance(error, ssl.SSLError):
+        return _translate_tls_error(error)
+    for kind, text in _MAY_PASS:
+        if isinstance(error, kind):
+            return StoreUnavailableError(text)
+    if isinstance(error, theirs.ResponseError):
+        word = str(error).partition(" ")[0]
+        return StoreUnavailableError(
+            word if word.isupper() and word.isalpha() else type(error).__name__
+        )
+    if isinstance(error, OSError | theirs.ConnectionError):
+        away = isinstance(error, OSError) and error.errno in _UNREACHABLE
+        return StoreUnavailableError("not reachable" if away else "connection lost")
+    return StoreUnavailableError(type(error).__name__)
+
+
+def _translate_tls_error(error: ssl.SSLError) -> StoreUnavailableError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.partition(",")[0].strip(". ")
+        return MisconfiguredError(f"its certificate is not trusted: {why}")
+    reason = error.reason or ""
+    if reason in _NOT_TLS:
+        return MisconfiguredError("it does not speak TLS: redis:// instead of rediss://")
+    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+        return MisconfiguredError("it refuses our certificate, or wants one")
+    return StoreUnavailableError("TLS failed")

@@ -1,0 +1,106 @@
+"""The emulator in a thread of its own: for tests and scripts that run no event loop, or theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Self
+
+from resilient_imagen.emulator.emulator import Emulator
+from resilient_imagen.emulator.server import EmulatorServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from resilient_imagen.emulator.vendor import Vendor
+
+__all__ = ["BackgroundEmulator"]
+
+
+class BackgroundEmulator:
+    """Serves an emulator on a free loopback port while its ``with`` block runs.
+
+    Everything here may be used from any thread, from sync and from async code.
+
+    Args:
+        app: What to serve; by default a new Emulator.
+    """
+
+    def __init__(self, app: Emulator | None = None) -> None:
+        self.app = app or Emulator()
+        self._server = EmulatorServer(self.app)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="imagen-emulator")
+
+    @property
+    def google(self) -> Vendor:
+        """What Gemini does wrong, and what it saw."""
+        return self.app.google
+
+    @property
+    def openai(self) -> Vendor:
+        """What OpenAI does wrong, and what it saw."""
+        return self.app.openai
+
+    @property
+    def google_url(self) -> str:
+        """What GOOGLE_GEMINI_BASE_URL has to be."""
+        return self._server.google_url
+
+    @property
+    def openai_url(self) -> str:
+        """What OPENAI_BASE_URL has to be."""
+        return self._server.openai_url
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._server.port
+
+    @property
+    def open_connections(self) -> int:
+        """Connections now open, those without a request included."""
+        return self._server.open_connections
+
+    def heal(self) -> None:
+        """Let both vendors forget every fault."""
+        self.app.heal()
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+        """Block until ``condition()`` holds; it is looked at after every change of a vendor.
+
+        Raises:
+            TimeoutError: It did not, within ``timeout`` seconds.
+        """
+
+        async def either() -> None:
+            both = [asyncio.ensure_future(v.until(lambda _: condition())) for v in self.app.vendors]
+            async with asyncio.timeout(timeout):
+                try:
+                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for waiting in both:
+                        waiting.cancel()
+
+        asyncio.run_coroutine_threadsafe(either(), self._loop).result()
+
+    def __enter__(self) -> Self:
+        """Begin to serve."""
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._server.__aenter__(), self._loop).result()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Drop every connection, stop the loop and end the thread."""
+        stop = self._server.__aexit__(kind, error, traceback)
+        asyncio.run_coroutine_threadsafe(stop, self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()

@@ -1,0 +1,1 @@
+"""The call pipeline: deadline, routes, retries, pace, circuit breaker, one request."""

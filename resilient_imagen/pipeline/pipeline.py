@@ -1,0 +1,386 @@
+"""The pipeline: one call's way through, each stage adding one thing and calling only the next.
+
+::
+
+    deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
+
+Read it from top to bottom; the last stage, one request and its verdict, is in ``attempt``.
+Sinks are told what happens; they are never part of the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from resilient_imagen.circuitbreaker import Rejection
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+    SaturatedError,
+)
+from resilient_imagen.pipeline.route_state import PermitRevokedError, RouteState
+from resilient_imagen.ratelimit.limiter import CLOCK_TOLERANCE, QueueFullError
+from resilient_imagen.reasons import POLICIES, Reason, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptSuccess
+    from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.pipeline.route import Route
+    from resilient_imagen.ratelimit.limiter import Slot
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.emitter import EventEmitter
+
+__all__ = ["MIN_USEFUL_SECONDS", "Pipeline"]
+
+MIN_USEFUL_SECONDS = 1e-3
+"""Seconds that must be left for a request to be worth sending."""
+
+
+class Pipeline:
+    """The stages, and what they share.
+
+    Args:
+        settings: The knobs of every stage.
+        attempts: The last stage.
+        reporter: Tells the sinks.
+        random: Chance for jitter, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        attempts: AttemptExecutor,
+        emitter: EventEmitter,
+        random: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._attempts = attempts
+        self._emitter = emitter
+        self._random = random
+
+    # -- deadline ---------------------------------------------------------------------------------
+
+    async def run(self, call: CallState, prepare: Callable[[], Awaitable[None]]) -> AttemptSuccess:
+        """Serve the call within its deadline: load what it needs, then go across the routes.
+
+        Raises:
+            ImageGenerationError: No image; the error says why, with every request sent.
+        """
+        try:
+            if math.isinf(call.deadline):
+                await prepare()
+                return await self._across_routes(call)
+            async with asyncio.timeout_at(call.deadline) as scope:
+                await prepare()
+                return await self._across_routes(call)
+        except TimeoutError:
+            if math.isinf(call.deadline) or not scope.expired():
+                raise
+        finally:
+            await call.start_signal.finish()
+        raise call.deadline_error()
+
+    # -- across routes ----------------------------------------------------------------------------
+
+    async def _across_routes(self, call: CallState) -> AttemptSuccess:
+        while True:
+            try:
+                return await self._once_across(call)
+            except CircuitOpenError:
+                if self._settings.when_all_open == "fail" or not await self._wait_for_half_open(
+                    call
+                ):
+                    raise
+                call.route_errors.clear()
+                call.fallback_cause = None  # the primary is asked again
+
+    async def _once_across(self, call: CallState) -> AttemptSuccess:
+        for index, route in enumerate(call.routes):
+            following = call.routes[index + 1 :]
+            try:
+                return await self._on_route(call, route, following)
+            except DeadlineExceededError:
+                raise  # ours: a provider's would have come as a timeout
+            except ImageGenerationError as error:
+                call.route_errors.append(error)
+            reason = call.route_errors[-1].reason
+            if not following or not self._settings.falls_back_on(reason):
+                break
+            now = asyncio.get_running_loop().time()
+            if now + MIN_USEFUL_SECONDS >= call.deadline:
+                raise call.deadline_error()  # it would take a probe's place for nothing
+            if index == 0:
+                call.fallback_cause = reason
+            route.last_fallback = (now, reason)
+            self._emitter.fell_back(call, route, following[0], reason)
+        raise call.final_error()
+
+    async def _wait_for_half_open(self, call: CallState) -> bool:
+        """Wait until a route that turned the call away lets a probe through.
+
+        Routes that were not asked do not count: IMAGE_GEN_FALLBACK_ON keeps the call from them.
+
+        Returns:
+            False if no route will within the deadline.
+        """
+        loop = asyncio.get_running_loop()
+        asked = [route.breaker for route in call.routes[: len(call.route_errors)]]
+        while not any(breaker.allows_calls() for breaker in asked):
+            due = min(breaker.blocked_until() or 0.0 for breaker in asked)
+            if due >= call.deadline or math.isinf(due):
+                return False
+            await _first_of(
+                *(breaker.wait_for_change() for breaker in asked), timeout=due - loop.time()
+            )
+        await asyncio.sleep(0)  # the deadline and a cancellation get through in every round
+        return True
+
+    # -- per route: retry -------------------------------------------------------------------------
+
+    async def _on_route(
+        self, call: CallState, route: Route, following: Sequence[Route]
+    ) -> AttemptSuccess:
+        retries = self._settings.max_retries
+        first = route is call.routes[0]
+        state = RouteState(
+            route=route,
+            later_routes=following,
+            max_attempts=1 + (retries if first else min(1, retries)),
+            max_server_wait=route.timeout
+            if first
+            else min(route.timeout, self._total_backoff_budget),
+        )
+        call.route_state = state
+        await self._acquire_early(call, state)
+        try:
+            await call.set_up(route)
+            state.adapted = await route.adapt_request(call.request)
+            return await self._with_retries(call, state)
+        except (CircuitOpenError, SaturatedError):
+            if state.last_error is None:
+                raise
+        finally:
+            state.drop_permit()
+        raise state.last_error  # what was sent says more than what was then refused
+
+    def route_deadline(self, deadline: float, following: Sequence[Route]) -> float:
+        """Loop time by which a route must be done, so that the next one still has a chance."""
+        if not self._settings.falls_back_on(Reason.TIMEOUT) or math.isinf(deadline):
+            return deadline
+        left = deadline - asyncio.get_running_loop().time()
+        for route in following:
+            handover = deadline - min(route.timeout, left / 2)
+            if not route.rejects_at(handover):
+                return handover
+        return deadline
+
+    async def _with_retries(self, call: CallState, state: RouteState) -> AttemptSuccess:
+        while True:
+            try:
+                return await self._with_limiter(call, state)
+            except PermitRevokedError:
+                await self._acquire_early(call, state)
+            except ImageGenerationError:
+                if state.retry_in is None:
+                    raise
+                await self._back_off(call, state, state.retry_in)
+
+    async def _acquire_early(self, call: CallState, state: RouteState) -> None:
+        """Ask the breaker before queueing: an open route is skipped in microseconds."""
+        breaker = state.route.breaker
+        while isinstance(answer := breaker.try_acquire_early(), Rejection):
+            may_leave = self._settings.falls_back_on(Reason.CIRCUIT_OPEN)
+            if not answer.probing or (may_leave and state.alternative is not None):
+                raise self._circuit_open_error(call, state, answer)
+            # The last usable route, and only a probe in flight: its verdict is worth waiting for,
+            # unless a later route may be asked before.
+            others = [route.breaker for route in state.later_routes] if may_leave else []
+            until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
+            wait = until - asyncio.get_running_loop().time()
+            if answer.retry_after is not None:
+                wait = min(wait, answer.retry_after)
+            await _first_of(*(each.wait_for_change() for each in (breaker, *others)), timeout=wait)
+        state.permit = answer
+
+    def _circuit_open_error(
+        self, call: CallState, state: RouteState, rejection: Rejection
+    ) -> CircuitOpenError:
+        call.short_circuits += 1
+        self._emitter.short_circuited(call, state.route, rejection)
+        provider, model = state.route.provider.name, state.route.model
+        what = (
+            f"skipped after {rejection.summary}" if rejection.summary else "skipped by the operator"
+        )
+        return CircuitOpenError(
+            f"{provider} {model}: {what}",
+            provider=provider,
+            model=model,
+            retry_after=rejection.retry_after,
+        )
+
+    def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
+        """Seconds to sleep before the same route is asked again, or None to leave it."""
+        retry = POLICIES[error.reason].retry
+        limit = state.max_attempts if retry is Retry.ALWAYS else min(state.max_attempts, 2)
+        if retry is Retry.NEVER or state.attempt_number >= limit:
+            return None
+        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
+        if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative is not None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if error.retry_after is None:
+            delay = self._backoff_delay(state, now)
+        else:
+            delay = error.retry_after
+            if delay > self._max_hint_wait(state, alternative):
+                return None
+        latency = state.route.measured_latency(state.adapted.request.resolution)
+        wait = state.route.limiter.shortest_wait(latency)
+        queues = wait > delay + CLOCK_TOLERANCE  # and is turned away then if its time is too short
+        sent, needed = now + max(delay, wait), (latency or 0.0) if queues else 0.0
+        if sent + needed + MIN_USEFUL_SECONDS >= state.deadline or state.route.rejects_at(
+            now + delay
+        ):
+            return None
+        return delay
+
+    def _backoff_delay(self, state: RouteState, now: float) -> float:
+        """The back-off: doubled each time, jittered, and never over its sum for slow failures."""
+        delay = self._settings.retry_base_delay * 2.0 ** (state.attempt_number - 1)
+        delay *= 1 - 0.3 * self._random()
+        if state.first_failure_at is None:
+            state.first_failure_at = now
+            return delay
+        # A retry that was held up by pacing has waited already. And the next failure may take as
+        # long as this one did, so that the route would be left too late.
+        left = state.first_failure_at + self._total_backoff_budget - now - (now - state.sent_at)
+        return max(0.0, min(delay - state.queue_s, left))
+
+    @property
+    def _total_backoff_budget(self) -> float:
+        """Seconds that a call sleeps on its first route at most."""
+        return self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
+
+    def _max_hint_wait(self, state: RouteState, alternative: Route | None) -> float:
+        """Return the longest hint, in seconds, that is waited for.
+
+        Beside another route: no longer than falling back takes, and until that route's latency is
+        known, no longer than our own back-offs would take in all.
+        """
+        if alternative is None:
+            return state.max_server_wait
+        usual = alternative.usual_latency(state.adapted.request.resolution)
+        return (
+            self._total_backoff_budget if usual is None else min(self._total_backoff_budget, usual)
+        )
+
+    async def _back_off(self, call: CallState, state: RouteState, delay: float) -> None:
+        """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        wake = started + delay
+        try:
+            while loop.time() < wake and not state.route.rejects_at(wake):
+                await _first_of(state.route.breaker.wait_for_change(), timeout=wake - loop.time())
+        finally:
+            call.backoff_s += loop.time() - started
+        await self._acquire_early(call, state)
+
+    # -- pace -------------------------------------------------------------------------------------
+
+    def _share(self, call: CallState, state: RouteState) -> float:
+        """Return the loop time by which the call must be done with this route."""
+        return self.route_deadline(call.deadline, state.later_routes)
+
+    async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptSuccess:
+        loop = asyncio.get_running_loop()
+        limiter = state.route.limiter
+        state.retry_in = None
+        joined = loop.time()
+        if (
+            state.last_error is None
+        ):  # whatever took time before: the route gets a share of what is left
+            state.deadline = self._share(call, state)
+        latency = state.route.measured_latency(state.adapted.request.resolution)
+        wait = limiter.shortest_wait(latency)
+        waits = (
+            wait > CLOCK_TOLERANCE
+        )  # a caller that need not wait is sent, however little time is left
+        useful_until = state.deadline - MIN_USEFUL_SECONDS - (latency or 0.0)
+        if joined + wait > (useful_until if waits else state.deadline - MIN_USEFUL_SECONDS):
+            if waits or state.last_error is not None:
+                raise _saturated(state.route, wait)
+            raise call.deadline_error()
+        try:
+            ticket = limiter.join(useful_until)
+        except QueueFullError:
+            raise _saturated(state.route, wait) from None
+        with ticket:
+            try:
+                await self._wait_in_queue(state, ticket)
+            finally:
+                state.queue_s = loop.time() - joined
+                call.queue_s += state.queue_s
+            return await self._with_breaker(call, state, ticket)
+
+    async def _wait_in_queue(self, state: RouteState, ticket: Slot) -> None:
+        """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
+        loop = asyncio.get_running_loop()
+        breaker = state.route.breaker
+        while not ticket.granted.done():
+            if state.permit is None and state.route.rejects_at(loop.time()):
+                raise PermitRevokedError  # wait for a verdict, if at all, without a stand in here
+            left = ticket.useful_until - loop.time()
+            if left <= 0:
+                raise _saturated(state.route, state.route.limiter.shortest_wait())
+            await _first_of(breaker.wait_for_change(), keep=ticket.granted, timeout=left)
+            # Not before: a probe's permit is stale until other processes have agreed to it.
+            state.drop_permit(only_if_stale=True)
+        if ticket.waited and loop.time() > ticket.useful_until:
+            raise _saturated(state.route, state.route.limiter.shortest_wait())
+
+    # -- breaker ----------------------------------------------------------------------------------
+
+    async def _with_breaker(
+        self, call: CallState, state: RouteState, ticket: Slot
+    ) -> AttemptSuccess:
+        """Take the permit after queueing, or bring the one from the entrance; settle it once."""
+        state.drop_permit(only_if_stale=True)
+        if state.permit is None:
+            answer = state.route.breaker.acquire()
+            if isinstance(answer, Rejection):
+                raise PermitRevokedError
+            state.permit = answer
+        try:
+            return await self._attempts.run(call, state, ticket, state.permit, self._decide_retry)
+        finally:
+            state.drop_permit()
+
+
+def _saturated(route: Route, wait: float) -> SaturatedError:
+    return SaturatedError(provider=route.provider.name, model=route.model, retry_after=wait or None)
+
+
+async def _first_of(
+    *passing: asyncio.Future[None],
+    timeout: float | None,  # noqa: ASYNC109 - this is the one place that turns it into waiting
+    keep: asyncio.Future[None] | None = None,
+) -> None:
+    """Wait until any of the futures is done or ``timeout`` seconds are over.
+
+    The passing ones are given back afterwards; ``keep`` stays as it is.
+    """
+    try:
+        await asyncio.wait(
+            {*passing, keep} if keep is not None else set(passing),
+            timeout=None if timeout is None or math.isinf(timeout) else max(0.0, timeout),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+    finally:
+        for future in passing:
+            future.cancel()

@@ -1,0 +1,193 @@
+"""A route with everything that guards it: the provider, its queue, its breaker, its time limit."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import dataclass, field, replace
+from inspect import isawaitable
+from statistics import median
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from resilient_imagen import models
+from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.result import DroppedReference
+
+if TYPE_CHECKING:
+    from resilient_imagen.circuitbreaker import CircuitBreaker, Transition
+    from resilient_imagen.providers.base import PromptHints, Provider, ProviderImage
+    from resilient_imagen.ratelimit.limiter import RateLimiter
+    from resilient_imagen.reasons import Reason
+    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.result import Usage
+    from resilient_imagen.snapshots import RouteSnapshot
+
+__all__ = ["AdaptedRequest", "Route"]
+
+_LATENCIES: Final = 16
+"""Successes that the usual latency is the median of."""
+_MIN_LATENCIES: Final = 4
+"""Successes below which nothing is taken for measured."""
+_FACTOR_OF_USUAL: Final = 1.5
+_SHARE_OF_LIMIT: Final = 0.7
+
+
+class AdaptedRequest(NamedTuple):
+    """A request cut to what one model takes."""
+
+    request: ImageRequest
+    dropped: tuple[DroppedReference, ...] = ()
+    """References beyond what the model takes."""
+    notes: tuple[str, ...] = ()
+    """References that were made smaller, a picture that will be, and prompt hints, in words."""
+    hints: PromptHints | None = None
+    """What the provider adds to the prompt; None when it does not say."""
+
+
+@dataclass(slots=True)
+class Route:
+    """One ``provider:model``. The queue belongs to the provider, the breaker to the route."""
+
+    provider: Provider
+    model: str
+    breaker: CircuitBreaker
+    limiter: RateLimiter
+    timeout: float
+    """Seconds of wall clock per request."""
+    max_total_bytes: int | None = None
+    """Bytes of all references together that the operator allows; None for what the model takes."""
+    latencies: dict[str, deque[float]] = field(default_factory=dict)
+    """Seconds that the latest successes took, by resolution."""
+    account_failure: tuple[str, str | None] | None = None
+    """Cause and short text of what last closed the whole account to us."""
+    last_fallback: tuple[float, Reason] | None = None
+    """When (loop time) and why a call last left this route for the next."""
+
+    @property
+    def name(self) -> str:
+        """``provider:model``, as in IMAGE_GEN_ROUTES."""
+        return f"{self.provider.name}:{self.model}"
+
+    @property
+    def base_url(self) -> str | None:
+        """Where the provider sends requests, when it says so."""
+        url = getattr(self.provider, "base_url", None)
+        return url if isinstance(url, str) else None
+
+    def on_transition(self, transition: Transition) -> None:
+        """The breaker changed: an account that serves again is closed to us no more."""
+        if transition.to_state is BreakerState.CLOSED and not transition.shadow:
+            self.account_failure = None
+
+    def rejects_at(self, when: float) -> bool:
+        """Whether the breaker, as it stands, would refuse a caller at loop time ``when``."""
+        until = self.breaker.blocked_until()
+        return until is not None and until > when
+
+    @property
+    def forgettable(self) -> bool:
+        """Whether a new breaker would do as well: this one is closed, and nothing failed last."""
+        numbers = self.breaker.metrics()
+        return numbers.state is BreakerState.CLOSED and numbers.consecutive == 0
+
+    def record_success(self, resolution: str, seconds: float) -> None:
+        """Remember how long a success took."""
+        if resolution not in self.latencies:
+            self.latencies[resolution] = deque(maxlen=_LATENCIES)
+        self.latencies[resolution].append(seconds)
+
+    def measured_latency(self, resolution: str) -> float | None:
+        """Return the median seconds of the latest successes; None if there are too few of them."""
+        latest = self.latencies.get(resolution, ())
+        return median(latest) if len(latest) >= _MIN_LATENCIES else None
+
+    def usual_latency(self, resolution: str) -> float | None:
+        """Return the measured latency, else the model table's; None while nothing is known."""
+        measured = self.measured_latency(resolution)
+        if measured is not None:
+            return measured
+        return models.typical_latency(self.provider.name, self.model, resolution)
+
+    def cut_short_counts_after(self, resolution: str) -> float:
+        """Return the seconds from which a request that is cut short counts as a failure.
+
+        Far beyond the usual latency a request would most likely have failed, too.
+        """
+        usual = self.usual_latency(resolution)
+        share = _SHARE_OF_LIMIT * self.timeout
+        return share if usual is None else min(_FACTOR_OF_USUAL * usual, share)
+
+    def snapshot(self, now: float) -> RouteSnapshot:
+        """The route's breaker, queue and latest fallback, as plain JSON."""
+        last = self.last_fallback
+        return {
+            "route": self.name,
+            "provider": self.provider.name,
+            "model": self.model,
+            "off": None,
+            "breaker": self.breaker.snapshot(),
+            "queue": self.limiter.snapshot(),
+            "usual_latency_s": {
+                resolution: self.measured_latency(resolution) for resolution in self.latencies
+            },
+            "last_fallback": None
+            if last is None
+            else {"reason": str(last[1]), "seconds_ago": round(max(0.0, now - last[0]), 3)},
+        }
+
+    async def warm_up(self) -> None:
+        """Let the provider build what it needs; not every provider has something to build."""
+        warm_up = getattr(self.provider, "warm_up", None)
+        if warm_up is not None and isawaitable(warming := warm_up()):
+            await warming
+
+    def usage(self, answer: ProviderImage, resolution: str) -> Usage:
+        """What the answer used, with its price from the model table."""
+        return {
+            "provider": self.provider.name,
+            "model": answer.model,
+            "input_tokens": answer.input_tokens,
+            "output_tokens": answer.output_tokens,
+            "total_tokens": answer.total_tokens,
+            "cost_usd": models.cost_usd(self.model, answer, resolution),
+        }
+
+    async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
+        """The request as this model takes it: so many references, so many bytes in all."""
+        best = models.downgraded_resolution(self.provider.name, self.model, request.resolution)
+        smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
+        hints = self._hints_for(request)
+        more = (*smaller, *(() if hints is None else hints.notes))
+        if not request.references:
+            return AdaptedRequest(request, (), more, hints)
+        info = models.get_model(self.provider.name, self.model)
+        references = request.references
+        dropped: tuple[DroppedReference, ...] = ()
+        notes: tuple[str, ...] = ()
+        if info is not None and len(references) > info.max_references:
+            dropped = tuple(
+                DroppedReference(
+                    index=reference.index, why=f"{self.name} takes {info.max_references} references"
+                )
+                for reference in references[info.max_references :]
+            )
+            references = references[: info.max_references]
+        sizes = [len(reference.data) for reference in references]
+        each = models.max_reference_bytes(self.provider.name, self.model)
+        most = self._max_total_bytes(info)
+        if max(sizes, default=0) > each or sum(sizes) > most:
+            from resilient_imagen.images.shrink import shrink_to_total
+
+            references, notes = await shrink_to_total(references, most, max_bytes=each)
+        if references is not request.references:
+            request = replace(request, references=references)
+        return AdaptedRequest(request, dropped, (*notes, *more), hints)
+
+    def _hints_for(self, request: ImageRequest) -> PromptHints | None:
+        """Return what the provider adds to the prompt; not every provider says so."""
+        hints_for = getattr(self.provider, "prompt_hints_for", None)
+        return None if hints_for is None else hints_for(request)
+
+    def _max_total_bytes(self, info: models.ModelInfo | None) -> int:
+        limits = (None if info is None else info.max_total_bytes, self.max_total_bytes)
+        return min((limit for limit in limits if limit is not None), default=sys.maxsize)

@@ -1,0 +1,380 @@
+"""Which routes there are: providers, queues and breakers built from the settings, once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import re
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen import models
+from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode, CircuitBreaker
+from resilient_imagen.circuitbreaker.timer import running_loop
+from resilient_imagen.errors import ConfigurationError, InvalidRequestError
+from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.pipeline.route import Route
+from resilient_imagen.providers import BUILT_IN, build
+from resilient_imagen.ratelimit.limiter import RateLimiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.providers.base import Provider
+    from resilient_imagen.settings import RouteName, Settings
+    from resilient_imagen.snapshots import RouteSnapshot
+    from resilient_imagen.telemetry.emitter import EventEmitter
+
+__all__ = ["Router", "new_breaker", "new_limiter"]
+
+_NAME: Final = re.compile(
+    r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
+)
+"""A model's name, as it may stand in an address and on a span; a key in its place is none."""
+_MAX_NAME: Final = 200
+"""Characters of a model's name."""
+_MAX_CALM_LANES: Final = 32
+"""Routes kept for models that callers name, beside those with a breaker that is not to be lost."""
+_MAX_DYNAMIC_ROUTES: Final = 256
+"""Routes kept for such models at all, however many of their breakers are open."""
+_MAX_WARNINGS: Final = 256
+"""Warnings remembered so as not to be repeated: some name a model that a caller chose."""
+
+
+class Router:
+    """The chain of routes, and more of them for models that callers name.
+
+    Raises:
+        ConfigurationError: A route names an unknown provider, or none can be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        providers: Iterable[Provider],
+        emitter: EventEmitter,
+        coordinator: RedisCoordinator | None = None,
+    ) -> None:
+        self._settings = settings
+        self._emitter = emitter
+        self._coordinator = coordinator
+        self._warned: OrderedDict[str, None] = OrderedDict()
+        self._limiters: dict[str, RateLimiter] = {}
+        self.image_limits = ImageLimits(
+            allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
+        )
+        self._providers = self._collect_providers(providers)
+        usable = [route for route in settings.routes if route.provider in self._providers]
+        if not usable:
+            named = {route.provider for route in settings.routes}
+            keys = (variable for name, variable in BUILT_IN.items() if name in named)
+            raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
+        # A retired model's successor may be another route already.
+        routes = dict.fromkeys(
+            (route.provider, self._resolve_configured_model(route)) for route in usable
+        )
+        self.routes = tuple(self._new_route(*route, configured=True) for route in routes)
+        self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
+        self._off = {
+            route: _forced_open(new_breaker(settings, route.provider, route.model))
+            for route in settings.routes
+            if route.provider not in self._providers
+        }
+        self._warned_of_deadline = False
+        if settings.deadline is not None:
+            self.check_deadline(settings.deadline, "IMAGE_GEN_DEADLINE")
+
+    @property
+    def providers(self) -> Sequence[Provider]:
+        """Every provider, to be closed."""
+        return tuple(self._providers.values())
+
+    def routes_for(self, model: str | None) -> tuple[Route, ...]:
+        """The routes for one call; ``model`` stands in for the first one's.
+
+        Raises:
+            InvalidRequestError: The model belongs to another vendor than the first route's.
+        """
+        if model is None:
+            return self.routes
+        model = model.strip() if isinstance(model, str) else ""
+        if len(model) > _MAX_NAME or not _NAME.fullmatch(model):
+            raise InvalidRequestError(
+                f"model must be a model's name of at most {_MAX_NAME} characters, or None"
+            )
+        provider = self.routes[0].provider.name
+        if provider in BUILT_IN:
+            model = self._resolve_retired_model(model)
+            vendor = models.vendor_of(model)
+            if vendor == self._settings.routes[0].provider != provider:
+                message = f"routes to {vendor} are off, so that model {model} is not used"
+                self._warn("model_not_used", message)
+                return self.routes
+            if vendor is not None and vendor != provider:
+                raise InvalidRequestError(
+                    f"model {model} belongs to {vendor}, and the first route is "
+                    f"{self.routes[0].name}; change IMAGE_GEN_ROUTES to put another vendor first"
+                )
+            self._warn_if_unknown(model)
+        if model == self.routes[0].model:
+            return self.routes
+        route = self._route_named(provider, model)
+        return (route, *(other for other in self.routes[1:] if other.name != route.name))
+
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """Every route: the configured ones, then those for models that callers named."""
+        return (*self.routes, *self._dynamic_routes.values())
+
+    def routes_of_provider(self, name: str) -> Sequence[Route]:
+        """All routes that share the provider's account."""
+        return [route for route in self.all_routes if route.provider.name == name]
+
+    def snapshot(self) -> list[RouteSnapshot]:
+        """Every route's breaker and queue, as plain JSON; may be asked outside the loop, too.
+
+        Configured routes that are off come last, so that the first is still the one asked first.
+        """
+        running = running_loop()
+        now = time.monotonic() if running is None else running.time()
+        return [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
+
+    def _absent(self, route: RouteName) -> RouteSnapshot:
+        """Describe a route that is off, with everything that a route in use has."""
+        return {
+            "route": route,
+            "provider": route.provider,
+            "model": route.model,
+            "off": f"{BUILT_IN[route.provider]} is not set",
+            "breaker": self._off[route].snapshot(),
+            "queue": new_limiter(self._settings, route.provider).snapshot(),
+            "usual_latency_s": {},
+            "last_fallback": None,
+        }
+
+    def _collect_providers(self, given: Iterable[Provider]) -> dict[str, Provider]:
+        """The providers that routes name: the caller's, else the built-in ones that have a key."""
+        found = {provider.name: provider for provider in given}
+        named = {route.provider for route in self._settings.routes}
+        self._check_provider_names(named, set(found))
+        for name in sorted(named - set(found)):
+            provider = build(name, self._settings)
+            if provider is None:
+                variable = BUILT_IN[name]
+                self._warn("missing_key", f"{variable} is not set: routes to {name} are off")
+            else:
+                found[name] = provider
+        return found
+
+    def _check_provider_names(self, named: set[str], given: set[str]) -> None:
+        known = given | set(BUILT_IN)
+        if unknown := named - known:
+            raise ConfigurationError(
+                f"IMAGE_GEN_ROUTES names {', '.join(sorted(unknown))}; "
+                f"known providers: {', '.join(sorted(known))}"
+            )
+        if idle := given - named:
+            raise ConfigurationError(
+                f"no route leads to {', '.join(sorted(idle))}; name it in IMAGE_GEN_ROUTES"
+            )
+        if unknown := set(self._settings.force_open) - known:
+            raise ConfigurationError(
+                f"IMAGE_GEN_FORCE_OPEN names {', '.join(sorted(unknown))}; "
+                f"known providers: {', '.join(sorted(known))}"
+            )
+
+    def _resolve_configured_model(self, route: RouteName) -> str:
+        """The model to ask for on a configured route.
+
+        Raises:
+            ConfigurationError: The vendor is sure not to have it.
+        """
+        name, model = route.provider, route.model
+        if name not in BUILT_IN:
+            return model
+        model = self._resolve_retired_model(model)
+        vendor = models.vendor_of(model)
+        # Who stands in for a vendor may have the others' models, too.
+        relayed = getattr(self._providers[name], "is_relay", True)
+        if vendor is not None and vendor != name and not relayed:
+            raise ConfigurationError(
+                f"IMAGE_GEN_ROUTES: {route} cannot be, for {model} is a model of {vendor}"
+            )
+        self._warn_if_unknown(model)
+        return model
+
+    def _warn_if_unknown(self, model: str) -> None:
+        if models.find_model(model) is None:
+            self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
+
+    def check_deadline(self, seconds: float, name: str = "deadline") -> None:
+        """Warn, once, of a deadline whose share for the first route is too short to notice a hang.
+
+        Args:
+            seconds: The deadline of a call; may be infinite.
+            name: How the caller knows it.
+        """
+        if self._warned_of_deadline or len(self.routes) == 1:
+            return
+        if self._settings.breaker_slow_call is not None or math.isinf(seconds):
+            return
+        first, second = self.routes[:2]
+        share = seconds - min(second.timeout, seconds / 2)
+        counts_after = first.cut_short_counts_after("1K")
+        if share < counts_after:
+            self._warned_of_deadline = True
+            self._warn(
+                "hanging_goes_unseen",
+                f"with {name}={seconds:g} {first.name} gets {share:g} s, and a request that is "
+                f"cut short counts as failed from {counts_after:g} s on, so that requests that "
+                "hang may never open its circuit; raise the deadline, or set "
+                f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
+            )
+
+    def _resolve_retired_model(self, model: str) -> str:
+        """The model that serves for a retired name, with one warning."""
+        successor = models.successor(model, datetime.now(UTC).date())
+        if successor is None:
+            return model
+        self._warn("retired_model", f"model {model} was retired; using {successor}")
+        return successor
+
+    def _route_named(self, provider: str, model: str) -> Route:
+        name = f"{provider}:{model}"
+        for route in self.routes:
+            if route.name == name:
+                return route
+        if name not in self._dynamic_routes:
+            self._dynamic_routes[name] = self._add_dynamic_route(provider, model)
+            self._make_room()
+        self._dynamic_routes.move_to_end(name)
+        return self._dynamic_routes[name]
+
+    def _make_room(self) -> None:
+        """Forget a route that was not used for longest, after one was added.
+
+        Names come from callers, so that their number has no limit. A breaker that is open or counts
+        failures goes only if there are far too many of them.
+        """
+        newest = next(reversed(self._dynamic_routes))
+        calm = [
+            name
+            for name, route in self._dynamic_routes.items()
+            if route.forgettable and name != newest
+        ]
+        if len(calm) >= _MAX_CALM_LANES:
+            del self._dynamic_routes[calm[0]]
+        elif len(self._dynamic_routes) > _MAX_DYNAMIC_ROUTES:
+            self._dynamic_routes.popitem(last=False)
+
+    def _add_dynamic_route(self, provider: str, model: str) -> Route:
+        """A route for a model that a caller names; what its account has come to holds for it."""
+        route = self._new_route(provider, model)
+        now = asyncio.get_running_loop().time()
+        for sibling in self.routes_of_provider(provider):
+            until = sibling.breaker.blocked_until()
+            if sibling.account_failure is not None and until is not None and until > now:
+                cause, brief = sibling.account_failure
+                route.breaker.open_for(until - now, cause=cause, brief=brief)
+                route.account_failure = sibling.account_failure
+                break
+        return route
+
+    def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
+        timeout = self._settings.timeout_for(name)
+        breaker = new_breaker(self._settings, name, model, kind=self._breaker_factory())
+        breaker.subscribe(self._emitter.breaker_changed, inline=True)
+        self._emitter.route_added(breaker, configured=configured)
+        most = self._settings.max_reference_mb
+        route = Route(
+            self._providers[name],
+            model,
+            breaker,
+            self._limiter_of(name),
+            timeout,
+            max_total_bytes=None if most is None else int(most * 1e6),
+        )
+        breaker.subscribe(route.on_transition, inline=True)
+        return route
+
+    def _limiter_of(self, name: str) -> RateLimiter:
+        if name not in self._limiters:
+            self._limiters[name] = new_limiter(self._settings, name, self._limiter_factory(name))
+        return self._limiters[name]
+
+    def _limiter_factory(self, name: str) -> Callable[..., RateLimiter]:
+        if self._coordinator is None:
+            return RateLimiter
+        from resilient_imagen.distributed.redis_limiter import RedisRateLimiter
+
+        return partial(RedisRateLimiter, name, coordinator=self._coordinator)
+
+    def _breaker_factory(self) -> Callable[..., CircuitBreaker]:
+        if self._coordinator is None:
+            return CircuitBreaker
+        from resilient_imagen.distributed.redis_breaker import RedisCircuitBreaker
+
+        return partial(RedisCircuitBreaker, coordinator=self._coordinator)
+
+    def _warn(self, code: str, message: str) -> None:
+        if message not in self._warned:
+            self._emitter.warned(code, message)
+        self._warned[message] = None
+        self._warned.move_to_end(message)
+        if len(self._warned) > _MAX_WARNINGS:
+            self._warned.popitem(last=False)
+
+
+def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:
+    breaker.force_open = True
+    return breaker
+
+
+def new_limiter(
+    settings: Settings, provider: str, kind: Callable[..., RateLimiter] = RateLimiter
+) -> RateLimiter:
+    """The queue in front of ``provider``; ``kind`` makes it."""
+    return kind(
+        max_concurrent=settings.max_concurrent,
+        per_minute=settings.ipm_for(provider),
+        burst=settings.burst,
+        max_queue=settings.max_queue,
+    )
+
+
+def new_breaker(
+    settings: Settings,
+    provider: str,
+    model: str,
+    random: Callable[[], float] = random.random,
+    kind: Callable[..., CircuitBreaker] = CircuitBreaker,
+) -> CircuitBreaker:
+    """The breaker of one route.
+
+    Args:
+        settings: Its numbers, and whether an operator forces it open.
+        provider: The route's provider.
+        model: The route's model.
+        random: Chance for jitter, from 0 to 1.
+        kind: Makes it.
+    """
+    config = BreakerConfig(
+        mode=BreakerMode(settings.breaker_mode),
+        fail_max=settings.breaker_fail_max,
+        failure_rate=settings.breaker_failure_rate,
+        window=settings.breaker_window,
+        min_calls=settings.breaker_min_calls,
+        slow_call=settings.breaker_slow_call,
+        reset_timeout=settings.breaker_reset_timeout,
+        reset_max=settings.breaker_reset_max,
+        half_open_calls=settings.breaker_half_open_calls,
+        probe_deadline=settings.timeout_for(provider) + 1.0,
+    )
+    breaker = kind(f"{provider}:{model}", config, random=random)
+    breaker.force_open = provider in settings.force_open
+    return breaker

@@ -1,0 +1,235 @@
+"""What a vendor's failure says, taken out of whatever it came wrapped in.
+
+Seen in the wild: the error as an object, in a list, in a string of JSON within a string of JSON,
+followed by a page of HTML, as an event of a stream, as bare text, as fifteen bytes of a gateway.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic_core import from_json
+
+from resilient_imagen.providers.retry_after import retry_hint
+from resilient_imagen.redaction import remove_quoted_secret, remove_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["VendorError"]
+
+_MAX_BODY: Final = 2**18
+"""Bytes of an error's body that are looked at."""
+_MAX_DEPTH: Final = 6
+_DATA_LINE: Final = re.compile(r"^data:\s*(.+)$", re.MULTILINE)
+_GATEWAY_CODE: Final = re.compile(r"\s*error code: (\d{3})\d?\s*", re.IGNORECASE)
+_NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
+
+# What a sentence may quote: addresses, names in quotes or backticks. (An apostrophe between letters
+# is none.)
+_QUOTED: Final = re.compile(r"https?://\S+|`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|“[^“”]*”")
+_PREFIX: Final = re.compile(r"(?:(?:error code|http|error|status)\b[\s:\d-]*|\[[^\]]*\]\s*)*")
+_MAX_SAID: Final = 4000
+"""Characters of a message that rules get to see."""
+_ECHO: Final = 16
+"""Characters from which on a piece of the prompt is told from the vendor's own words."""
+_SHORT_ECHO: Final = 6
+"""Characters from which on a prompt is told from them where it is a sentence of its own."""
+_MAX_TRIES: Final = 20
+"""Braces in a text, or events of a stream, that are tried as the beginning of an error object."""
+
+# What a vendor means where it sends an error, but not its number.
+_STATUS_OF: Final[Mapping[str, int]] = {
+    "unavailable": 503, "service_unavailable": 503, "overloaded_error": 529,
+    "resource_exhausted": 429, "rate_limit_exceeded": 429, "rate_limit_error": 429,
+    "unauthenticated": 401, "permission_denied": 403, "deadline_exceeded": 504,
+    "invalid_argument": 400,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class VendorError:
+    """A vendor's no, taken out of whatever it was wrapped in."""
+
+    status: int
+    """HTTP status; for a 200 that holds an error, the code within, or 200 if that has none."""
+    codes: frozenset[str] = frozenset()
+    """Codes, types and reasons from the fields made for them: lower case, joined by underscores."""
+    raw_codes: tuple[str, ...] = ()
+    """The same as they were written."""
+    param: str = ""
+    """OpenAI: the parameter at fault."""
+    message: str = field(default="", repr=False)
+    normalized_message: str = field(default="", repr=False)
+    """The message in lower case without what it quotes; the only text that rules may search."""
+    details: tuple[Mapping[str, Any], ...] = ()
+    hint: float | None = None
+    """Seconds the server asked to wait."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether anything says that this is an error, and not just anything."""
+        return self.status >= 400 or bool(self.codes)  # noqa: PLR2004 - HTTP's errors
+
+    @classmethod
+    def read(
+        cls, status: int, headers: Mapping[str, str], body: bytes, prompt: str = ""
+    ) -> VendorError:
+        """Understand an answer that is no picture; never fails, whatever the bytes."""
+        text = body[:_MAX_BODY].decode("utf-8", "replace")
+        error = _Finder(prompt).innermost(text)
+        message = _text(error, "message")
+        said = _spoken(message, prompt)
+        details = tuple(_dicts(error.get("details")))
+        names = tuple(_names(error, details))
+        words = frozenset(_word(name) for name in names)
+        gateway = _GATEWAY_CODE.fullmatch(text)
+        if status < 300:  # noqa: PLR2004 - a failure that pretends to be a success
+            number = _status_within(gateway[1] if gateway else error.get("code"))
+            meant = (_STATUS_OF[word] for word in words if word in _STATUS_OF)
+            status = number or max(meant, default=status)
+        return cls(
+            status=status,
+            codes=words,
+            raw_codes=names,
+            param=_text(error, "param"),
+            message=message,
+            normalized_message=said,
+            details=details,
+            hint=retry_hint(headers, details, said),
+        )
+
+
+def _status_within(code: Any) -> int | None:
+    """The HTTP status that an error's code is, or None."""
+    plain = str(code) if isinstance(code, int | str) else ""
+    is_error = plain.isascii() and plain.isdigit() and len(plain) == 3 and plain[0] in "45"  # noqa: PLR2004 - HTTP's codes
+    return int(plain) if is_error else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    """Finds the error object; what the prompt says in its place is not taken for one."""
+
+    prompt: str
+
+    def innermost(self, value: Any, depth: int = 0) -> dict[str, Any]:
+        """The error object, out of lists, strings of JSON and objects around it."""
+        if depth > _MAX_DEPTH:
+            return {}
+        if isinstance(value, str):
+            document = self._document(value)
+            return {"message": value} if document is None else self.innermost(document, depth + 1)
+        if isinstance(value, list):
+            return self.innermost(next(_dicts(value), {}), depth + 1)
+        return self._within(value, depth) if isinstance(value, dict) else {}
+
+    def _within(self, value: dict[str, Any], depth: int) -> dict[str, Any]:
+        """What an object says, completed by what the objects in its fields say."""
+        error = value.get("error") or value.get("detail")
+        if isinstance(error, dict | list):
+            return {**value, **self.innermost(error, depth + 1)}
+        if isinstance(error, str) and error is value.get("error"):
+            inner = self.innermost(error, depth + 1)
+            spoken = {"message": _message(value)} if _message(value) else {}
+            # A bare word is a code; what has digits in it is a number, an id or a picture.
+            code = {} if any(letter.isdigit() for letter in str(error)) else {"type": error}
+            return {**value, **code, **inner, **spoken}
+        message = _message(value)
+        return {**value, "message": message, **self.innermost(message, depth + 1)}
+
+    def _document(self, text: str) -> Any:
+        """The JSON in a text, whatever stands before or after it, or None."""
+        plain = text.strip().lstrip("\ufeff")
+        if len(self.prompt) >= _ECHO and "{" in self.prompt:
+            plain = remove_secret(plain, self.prompt)
+        if plain[:1] in {"{", "[", '"'} and (document := _json(plain)) is not None:
+            return document
+        for line in islice(_DATA_LINE.finditer(plain), _MAX_TRIES):  # an event stream
+            event = _json(line[1])
+            if isinstance(event, dict) and ("error" in event or "message" in event):
+                return event
+        return _embedded(plain)
+
+
+def _message(value: dict[str, Any]) -> str:
+    found = (_text(value, name) for name in ("message", "detail", "msg", "error_message"))
+    return next(filter(None, found), "")
+
+
+def _embedded(text: str) -> dict[str, Any] | None:
+    """An error object in the midst of a text: after a relay's own words, or a page of HTML."""
+    at = -1
+    for _ in range(_MAX_TRIES):
+        at = text.find("{", at + 1)
+        if at < 0:
+            break
+        found = _json(text[at:])
+        if found is None:
+            found = _python(text[at:])
+        if isinstance(found, dict) and isinstance(found.get("error"), dict):
+            return found
+    return None
+
+
+def _python(text: str) -> Any:
+    """The same as Python prints it: what ``str(error)`` of a relay's own SDK made of it."""
+    end = text.rfind("}")
+    if end < 0 or end > _MAX_SAID:
+        return None
+    try:
+        return ast.literal_eval(text[: end + 1])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _json(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError:
+        pass
+    try:
+        return json.JSONDecoder().raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
+
+
+def _text(value: Mapping[str, Any], name: str) -> str:
+    found = value.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _names(error: dict[str, Any], details: tuple[Mapping[str, Any], ...]) -> Iterator[str]:
+    inner = [error.get("innererror"), error.get("inner_error")]
+    for holder in (error, *details, *_dicts(error.get("errors")), *_dicts(inner)):
+        for name in ("code", "type", "status", "reason"):
+            word = _text(holder, name)
+            if word and len(word) <= 64:  # noqa: PLR2004 - longer than any code
+                yield word
+
+
+def _word(name: str) -> str:
+    return _NOT_WORD.sub("_", name.lower()).strip("_")
+
+
+def _spoken(message: str, prompt: str) -> str:
+    """The vendor's own words, as far as they can be told from what they quote."""
+    message = message[:_MAX_SAID]
+    if len(prompt) >= _ECHO:
+        message = remove_quoted_secret(message, prompt)
+    elif len(prompt) >= _SHORT_ECHO:
+        alone = rf"(?:^|(?<=[.!?:] )){re.escape(prompt)}(?=$|[.!?,;])"
+        message = re.sub(alone, "", message, flags=re.IGNORECASE | re.MULTILINE)
+    plain = _QUOTED.sub(" ", message.lower())
+    lines = (" ".join(line.split()) for line in plain.splitlines())
+    return "\n".join(_PREFIX.sub("", line, count=1) for line in lines)

@@ -1,0 +1,231 @@
+"""What log lines say about events. Where they go is decided in ``logs``.
+
+Keys are the span attributes without ``imagegen.``: put back, a pair is a tag to search traces by.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.reasons import POLICIES
+from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.sanitize import safe, safe_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["LINES", "Line"]
+
+Line: TypeAlias = "tuple[int, str, Callable[[], Mapping[str, Any]]]"
+"""Level, name, and the rest, which is put together only if somebody reads it."""
+
+_CHANGES: Final[Mapping[BreakerState, tuple[str, int]]] = {
+    BreakerState.OPEN: (names.BREAKER_OPENED, logging.ERROR),
+    BreakerState.FORCED_OPEN: (names.BREAKER_OPENED, logging.WARNING),
+    BreakerState.HALF_OPEN: (names.BREAKER_HALF_OPENED, logging.INFO),
+    BreakerState.CLOSED: (names.BREAKER_CLOSED, logging.INFO),
+}
+
+
+def _request_started(event: events.RequestStarted) -> Line:
+    return (
+        logging.DEBUG,
+        names.REQUEST_STARTED,
+        lambda: {
+            **attributes.of_request_start(event),
+            "model": event.model,
+            "aspect_ratio": event.request.aspect_ratio,
+            "resolution": event.request.resolution,
+            "prompt_chars": len(event.request.prompt),
+        },
+    )
+
+
+def _references_changed(event: events.ReferencesChanged) -> Line:
+    return (
+        logging.WARNING if event.dropped else logging.INFO,
+        names.REFERENCES_CHANGED,
+        lambda: {
+            names.REFERENCES_DROPPED: [
+                {"index": dropped["index"], "why": safe(dropped["why"])}
+                for dropped in event.dropped
+            ],
+            names.REFERENCES_NOTES: [safe(note) for note in event.notes],
+        },
+    )
+
+
+def _attempt_ended(event: events.AttemptEnded) -> Line | None:
+    """A failure. What went well is told with its call, in one line."""
+    if event.reason is None and event.error_type is None:
+        return None
+    loud = event.reason is not None and POLICIES[event.reason].alert
+    return (
+        logging.ERROR if loud else logging.WARNING,
+        names.ATTEMPT_FAILED,
+        lambda: _failed_attempt(event),
+    )
+
+
+def _failed_attempt(event: events.AttemptEnded) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "route": f"{event.provider}:{event.model}",
+        "latency_s": round(event.latency_s, 6),
+        "reason": None if event.reason is None else str(event.reason),
+        **attributes.of_attempt(event),
+        **attributes.of_attempt_end(event),
+    }
+    if event.error_type is not None:
+        found[names.EXCEPTION_TYPE] = event.error_type
+    if event.vendor_message is not None:
+        found[names.EXCEPTION_MESSAGE] = safe(event.vendor_message)
+    return found
+
+
+def _retry_scheduled(event: events.RetryScheduled) -> Line:
+    return (
+        logging.INFO,
+        names.RETRY_SCHEDULED,
+        lambda: {
+            names.PROVIDER: event.provider,
+            names.MODEL: event.model,
+            names.ATTEMPT_NUMBER: event.number,
+            "reason": str(event.reason),
+            names.RETRY_BACKOFF: round(event.delay_s, 3),
+            names.RETRY_HINTED: event.hinted,
+        },
+    )
+
+
+def _fell_back(event: events.RouteFallback) -> Line:
+    return (
+        logging.WARNING,
+        names.FALLBACK,
+        lambda: {
+            names.FALLBACK_FROM: event.from_route,
+            names.FALLBACK_TO: event.to_route,
+            names.FALLBACK_CAUSE: str(event.cause),
+        },
+    )
+
+
+def _short_circuited(event: events.ShortCircuited) -> Line:
+    return logging.INFO, names.BREAKER_REJECTED, lambda: attributes.of_reject(event)
+
+
+def _breaker_changed(event: events.BreakerChanged) -> Line:
+    change = event.transition
+    name, level = _CHANGES[change.to_state]
+    if change.shadow:
+        level = min(level, logging.INFO)  # it only would have happened
+
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            names.CIRCUIT_BREAKER_NAME: change.name,
+            names.PROVIDER: event.provider,
+            names.MODEL: event.model,
+            names.CIRCUIT_BREAKER_FROM: change.from_state.value,
+            names.CIRCUIT_BREAKER_TO: change.to_state.value,
+            **attributes.breaker_numbers(change.metrics),
+        }
+        if change.cause is not None:
+            found[names.CIRCUIT_BREAKER_CAUSE] = str(change.cause)
+        if change.retry_after is not None:
+            found[names.CIRCUIT_BREAKER_RETRY_AFTER] = round(change.retry_after, 3)
+        if change.shadow:
+            found[names.CIRCUIT_BREAKER_SHADOW] = True
+        return found
+
+    return level, name, details
+
+
+def _shadow_differed(event: events.CandidateDisagreed) -> Line:
+    return (
+        logging.INFO,
+        names.SHADOW_DIFFERED,
+        lambda: {
+            names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
+            names.SHADOW_WOULD: event.would,
+            "reason": None if event.reason is None else str(event.reason),
+            "latency_s": event.latency_s,
+        },
+    )
+
+
+def _request_ended(event: events.RequestEnded) -> Line:
+    failed = event.outcome != names.SUCCESS
+    level = logging.ERROR if failed and event.outcome != "cancelled" else logging.INFO
+
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            # First, so that a line that was cut off lacks the call's own latency at any rate.
+            **(_served(event.served, event.at) if event.served is not None else {}),
+            names.OPERATION: event.operation,
+            names.PROVIDER_PRIMARY: event.provider,
+            "latency_s": round(event.latency_s, 6),
+            **attributes.of_request_end(event),
+        }
+        if event.error_type is not None:
+            found[names.EXCEPTION_TYPE] = event.error_type
+        if event.error is not None:
+            found[names.EXCEPTION_MESSAGE] = safe(event.error)
+        return found
+
+    return level, names.REQUEST_FAILED if failed else names.REQUEST_COMPLETED, details
+
+
+def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
+    """The request that brought the image, as a replay needs it; its span says more."""
+    found: dict[str, Any] = {
+        "attempt.latency_s": round(event.latency_s, 6),
+        "attempt.ago_s": round(now - event.at, 6),
+        "attempt.queue_s": attributes.rounded(event.queue_s),
+        names.ATTEMPT_NUMBER: event.number,
+        names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
+        names.CIRCUIT_BREAKER_STATE: event.admitted,
+        names.CIRCUIT_BREAKER_COUNTED: attributes.verdict(event),
+        names.CIRCUIT_BREAKER_FAILURE_RATE: attributes.rounded(event.breaker.failure_rate, 4),
+        names.CIRCUIT_BREAKER_WINDOW_CALLS: event.breaker.window_calls,
+    }
+    if event.counted != found[names.CIRCUIT_BREAKER_COUNTED]:
+        found[names.CIRCUIT_BREAKER_COUNTED_AS] = event.counted
+    if event.transition is not None:
+        found[names.CIRCUIT_BREAKER_TRANSITION] = event.transition
+    for name, key in _USED:
+        used = None if event.usage is None else event.usage[key]
+        if used is not None:
+            found[name] = used
+    if event.response_id is not None:  # for a question to the vendor
+        found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
+    return found
+
+
+_USED: Final[tuple[tuple[str, Literal["input_tokens", "output_tokens", "cost_usd"]], ...]] = (
+    (names.GEN_AI_INPUT_TOKENS, "input_tokens"),
+    (names.GEN_AI_OUTPUT_TOKENS, "output_tokens"),
+    (names.COST_USD, "cost_usd"),
+)
+
+
+def _warned(event: events.OperatorWarning) -> Line:
+    return (
+        logging.WARNING,
+        names.WARNING,
+        lambda: {"code": event.code, "warning": safe(event.message)},
+    )
+
+
+LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
+    events.RequestStarted: _request_started,
+    events.ReferencesChanged: _references_changed,
+    events.AttemptEnded: _attempt_ended,
+    events.RetryScheduled: _retry_scheduled,
+    events.RouteFallback: _fell_back,
+    events.ShortCircuited: _short_circuited,
+    events.BreakerChanged: _breaker_changed,
+    events.CandidateDisagreed: _shadow_differed,
+    events.RequestEnded: _request_ended,
+    events.OperatorWarning: _warned,
+}

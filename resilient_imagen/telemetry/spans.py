@@ -1,0 +1,302 @@
+"""Spans: one trace a call, one span a request sent, one for each time a breaker said no.
+
+A call's root span is current in the caller's own task while the call lasts, and a request's span
+while its provider works: whatever those record (HTTP spans, the caller's own) becomes their child.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import OrderedDict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, StatusCode
+
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import attributes, events, names
+from resilient_imagen.telemetry.genai_compat import as_inference_span
+from resilient_imagen.telemetry.sanitize import is_silent, safe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanContext, TracerProvider
+
+__all__ = ["SpanSink"]
+
+_CALL: Final = otel_context.create_key("resilient_imagen.pipeline.call")
+_MAX_OPENERS: Final = 64
+"""Routes whose opening attempt is remembered; there are rarely more than three."""
+_MAX_PROMPT: Final = 4000
+"""Characters of a prompt that are captured, where the operator asked for it."""
+
+_MOMENT: Final = 1000
+"""Nanoseconds that a refusal is said to last: Jaeger takes no length at all for a mistake."""
+
+
+class _Trace:
+    """One call's open spans."""
+
+    __slots__ = (
+        "attempt",
+        "attempt_at",
+        "attempt_token",
+        "context",
+        "offset",
+        "prompt",
+        "reject",
+        "root",
+        "route",
+        "token",
+    )
+
+    def __init__(self, root: Span, offset: int, prompt: str | None) -> None:
+        self.root = root
+        self.offset = offset
+        """Nanoseconds from the loop's time to the epoch: spans tell time as events do."""
+        self.prompt = prompt
+        self.context: Context | None = None
+        """Where its root is the current span."""
+        self.token: Token[Context] | None = None
+        self.attempt: Span | None = None
+        self.attempt_at = 0.0
+        self.attempt_token: Token[Context] | None = None
+        self.route = ""
+        """Of the attempt."""
+        self.reject: SpanContext | None = None
+        """The latest refusal's span."""
+
+    def ns(self, at: float) -> int:
+        """Loop time ``at`` as nanoseconds since the epoch."""
+        return self.offset + int(at * 1e9)
+
+
+class SpanSink:
+    """Turns events into spans.
+
+    Args:
+        tracer_provider: The global one when None, also if it is set later.
+        capture_content: Record prompts, as sent, on attempt spans. Images never are.
+    """
+
+    inline = True
+
+    def __init__(
+        self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
+    ) -> None:
+        self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
+        self._live = tracer_provider is not None
+        self._capture_content = capture_content
+        self._traces: dict[str, _Trace] = {}
+        """Of the calls that go on, by id. Every call ends once, be it by being thrown away."""
+        self._openers: OrderedDict[str, SpanContext] = OrderedDict()
+        self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
+            events.RequestStarted: self._request_started,
+            events.ReferencesChanged: self._references_changed,
+            events.AttemptStarted: self._attempt_started,
+            events.AttemptEnded: self._attempt_ended,
+            events.RetryScheduled: self._retry_scheduled,
+            events.RouteFallback: self._fell_back,
+            events.ShortCircuited: self._short_circuited,
+            events.BreakerChanged: self._breaker_changed,
+            events.RequestEnded: self._request_ended,
+        }
+
+    def told_from(self) -> float:
+        """Everything, if anybody traces; else nothing."""
+        if not self._live:
+            self._live = not is_silent(trace.get_tracer_provider())
+        return 0 if self._live else math.inf
+
+    def handle(self, event: events.Event) -> None:
+        """Start, enrich or end a span."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def span_of(self, event: events.Event) -> SpanContext:
+        """The span that an event is about, for who tells of it elsewhere.
+
+        That is the current one, but for a refusal, whose span has no length, and for an opening,
+        which may be noticed while another call's span is current.
+        """
+        if isinstance(event, events.ShortCircuited):
+            opened = self._traces.get(event.call_id)
+            if opened is not None and opened.reject is not None:
+                return opened.reject
+        if isinstance(event, events.BreakerChanged) and _opens(event):
+            return self._openers.get(event.transition.name, trace.INVALID_SPAN_CONTEXT)
+        return trace.get_current_span().get_span_context()
+
+    # -- the call -----------------------------------------------------------------------------
+
+    def _request_started(self, event: events.RequestStarted) -> None:
+        offset = time.time_ns() - int(event.at * 1e9)
+        root = self._tracer.start_span(
+            names.PREFIX + event.request.operation,
+            attributes=attributes.of_request_start(event),
+            start_time=offset + int(event.at * 1e9),
+        )
+        if not root.get_span_context().is_valid:
+            return  # nobody traces
+        prompt = event.request.prompt if self._capture_content else None
+        opened = _Trace(root, offset, prompt)
+        opened.context = otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
+        opened.token = otel_context.attach(opened.context)
+        self._traces[event.call_id] = opened
+
+    def _references_changed(self, event: events.ReferencesChanged) -> None:
+        self._note(
+            event,
+            names.REFERENCES_CHANGED,
+            {names.EVENT_DROPPED: len(event.dropped), names.EVENT_NOTES: len(event.notes)},
+        )
+
+    def _retry_scheduled(self, event: events.RetryScheduled) -> None:
+        self._note(
+            event,
+            names.RETRY_SCHEDULED,
+            {
+                names.EVENT_PROVIDER: event.provider,
+                names.EVENT_CAUSE: str(event.reason),
+                names.EVENT_BACKOFF: round(event.delay_s, 3),
+                names.EVENT_HINTED: event.hinted,
+            },
+        )
+
+    def _fell_back(self, event: events.RouteFallback) -> None:
+        self._note(
+            event,
+            names.FALLBACK,
+            {
+                names.EVENT_FROM: event.from_route,
+                names.EVENT_TO: event.to_route,
+                names.EVENT_CAUSE: str(event.cause),
+            },
+        )
+
+    def _note(self, event: events.Event, name: str, details: attributes.Attributes) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is not None:
+            opened.root.add_event(name, details, opened.ns(event.at))
+
+    def _request_ended(self, event: events.RequestEnded) -> None:
+        opened = self._traces.pop(event.call_id, None)
+        if opened is None:
+            return
+        if opened.root.is_recording():
+            opened.root.set_attributes(attributes.of_request_end(event))
+            if event.outcome in {"error", "deadline"}:
+                opened.root.set_status(StatusCode.ERROR, safe(event.error or event.error_type))
+        opened.root.end(opened.ns(event.at))
+        _detach(opened, opened.token)
+
+    # -- one request --------------------------------------------------------------------------
+
+    def _attempt_started(self, event: events.AttemptStarted) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None:
+            return
+        found = attributes.of_attempt(event)
+        if opened.prompt is not None:
+            hints = event.prompt_hints
+            prompt = opened.prompt if hints is None else hints.added_to(opened.prompt)
+            found = {**found, names.GEN_AI_INPUT_MESSAGES: _messages(prompt)}
+        span = self._tracer.start_span(
+            f"{names.GENERATE_CONTENT} {event.model}",
+            opened.context,
+            SpanKind.CLIENT,
+            found,
+            start_time=opened.ns(event.at),
+        )
+        opened.attempt, opened.attempt_at = span, event.at
+        opened.route = f"{event.provider}:{event.model}"
+        opened.attempt_token = otel_context.attach(
+            as_inference_span(trace.set_span_in_context(span))
+        )
+
+    def _attempt_ended(self, event: events.AttemptEnded) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None or opened.attempt is None:
+            return
+        span, opened.attempt = opened.attempt, None
+        if span.is_recording():
+            self._describe(span, event, opened.ns(event.at))
+        span.end(opened.ns(opened.attempt_at + event.latency_s))
+        _detach(opened, opened.attempt_token)
+
+    @staticmethod
+    def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
+        span.set_attributes(attributes.of_attempt_end(event))
+        if attributes.attempt_error(event) is None or event.reason is Reason.CANCELLED:
+            return  # it went well, or nobody waits for it any more
+        span.set_status(StatusCode.ERROR)
+        details = {names.EXCEPTION_TYPE: event.error_type or ""}
+        if event.vendor_message is not None:
+            details[names.EXCEPTION_MESSAGE] = safe(event.vendor_message)
+        span.add_event(names.EXCEPTION_EVENT, details, now)
+
+    # -- the breaker --------------------------------------------------------------------------
+
+    def _short_circuited(self, event: events.ShortCircuited) -> None:
+        opened = self._traces.get(event.call_id)
+        if opened is None:
+            return
+        opener = self._openers.get(f"{event.provider}:{event.model}")
+        now = opened.ns(event.at)
+        span = self._tracer.start_span(
+            f"{names.REJECT_SPAN} {event.provider}",
+            opened.context,
+            attributes=attributes.of_reject(event),
+            links=() if opener is None else (Link(opener),),
+            start_time=now,
+        )
+        span.set_status(StatusCode.ERROR)
+        span.end(now + _MOMENT)
+        opened.reject = span.get_span_context()
+
+    def _breaker_changed(self, event: events.BreakerChanged) -> None:
+        """A breaker is opened by a request, or by its silence; a sibling's request, it may be."""
+        if not _opens(event):
+            return
+        change = event.transition
+        opened = self._traces.get(str(change.origin))
+        if opened is None or opened.attempt is None:
+            # Opened by nobody's request: no link is better than one to the opener of another time.
+            self._openers.pop(change.name, None)
+            return
+        self._remember(change.name, opened.attempt.get_span_context())
+        if opened.route == change.name:  # what ends later cannot say any more what it did
+            opened.attempt.set_attribute(
+                names.CIRCUIT_BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
+            )
+
+    def _remember(self, name: str, opener: SpanContext) -> None:
+        self._openers[name] = opener
+        self._openers.move_to_end(name)
+        if len(self._openers) > _MAX_OPENERS:
+            self._openers.popitem(last=False)
+
+
+def _opens(event: events.BreakerChanged) -> bool:
+    """Whether a breaker really opened, and not by an operator's hand."""
+    return event.transition.to_state.value == "open" and not event.transition.shadow
+
+
+def _detach(opened: _Trace, token: Token[Context] | None) -> None:
+    """Give the context back; in a context that is not the call's there is nothing to give."""
+    if token is not None and otel_context.get_value(_CALL) is opened:
+        otel_context.detach(token)
+
+
+def _messages(prompt: str) -> str:
+    """The prompt in the shape of gen_ai.input.messages."""
+    part = {"type": "text", "content": safe(prompt, _MAX_PROMPT)}
+    return json.dumps([{"role": "user", "parts": [part]}], ensure_ascii=False)

@@ -1,0 +1,309 @@
+"""Drives calls through the production pipeline, on virtual time, against a truth."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
+from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
+from resilient_imagen.pipeline.call import CallState, OnStartHook
+from resilient_imagen.pipeline.pipeline import Pipeline
+from resilient_imagen.pipeline.route import Route
+from resilient_imagen.pipeline.router import new_breaker, new_limiter
+from resilient_imagen.ratelimit.limiter import RateLimiter
+from resilient_imagen.result import ImageResult
+from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+from resilient_imagen.telemetry.emitter import EventEmitter
+from resilient_imagen.tuning.fast_path import Climber, Express, HandingPacer
+from resilient_imagen.tuning.loop import LeanLoop, run_lean
+from resilient_imagen.tuning.simulation_run import (
+    Change,
+    SimulatedImageRequest,
+    SimulatedProvider,
+    SimulationResult,
+    SimulationRun,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from resilient_imagen.circuitbreaker import Transition
+    from resilient_imagen.pipeline.attempt import AttemptSuccess
+    from resilient_imagen.pipeline.route_state import RouteState
+    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.tuning.outcome_model import OutcomeModel
+
+__all__ = ["run_simulation"]
+
+
+def run_simulation(
+    settings: Settings,
+    truth: OutcomeModel,
+    arrivals: Iterable[float],
+    *,
+    seed: int = 0,
+    sinks: Sequence[EventSink] = (),
+    short_cut: bool = True,
+) -> SimulationResult:
+    """Send calls at ``arrivals`` (seconds, in order) through the pipeline, and book what happens.
+
+    Everything between the caller and the provider is what runs in production: deadline, routes,
+    retries, pacing, breakers, time limits. Only the providers are stood in for.
+
+    Args:
+        settings: Its routes are asked in their order; keys are not needed.
+        truth: What requests meet.
+        arrivals: When each call starts.
+        seed: For all chance, the pipeline's jitter included.
+        sinks: Told every event, as an ImageClient's would be.
+        short_cut: Let calls that meet no trouble go by `express`; with sinks none does.
+    """
+    played = SimulationResult(tuple(settings.routes))
+
+    async def main() -> None:
+        play = _Play(settings, truth, played, seed, sinks, short_cut=short_cut and not sinks)
+        await play.run(iter(arrivals))
+
+    run_lean(main())
+    return played
+
+
+class _Play:
+    """One run: the pipeline, the callers, and the book."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        truth: OutcomeModel,
+        played: SimulationResult,
+        seed: int,
+        sinks: Sequence[EventSink],
+        *,
+        short_cut: bool,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, LeanLoop):
+            raise TypeError("a run needs its own loop")
+        self._loop = loop
+        self._played = played
+        self._telling = bool(sinks)
+        self._emitter = EventEmitter(SinkDispatcher(sinks)) if sinks else _Silent()
+        self._seconds = math.inf if settings.deadline is None else settings.deadline
+        world = SimulationRun(truth, played, seed)
+        self._routes = self._build(settings, world, random.Random(seed), handing=short_cut)
+        self._shut = tuple(_shut(route) for route in self._routes)
+        self._pipeline = _Ladder(
+            settings,
+            AttemptExecutor(self._emitter, _finish, self._of_provider),
+            self._emitter,
+            random.Random(seed).random,
+        )
+        self._express = (
+            Express(
+                loop,
+                self._routes,
+                self._seconds,
+                SimulatedImageRequest("x").resolution,
+                self._pipeline.route_deadline,
+                world,
+                self._climb,
+                self._ended,
+            )
+            if short_cut
+            else None
+        )
+        self._open = 0
+        self._climbing_since = -1.0
+        self._over = self._loop.create_future()
+
+    async def run(self, arrivals: Iterator[float]) -> None:
+        """Let all callers come, and wait for the last one to be served."""
+        self._open += 1  # the door
+        self._next(arrivals)
+        await self._over
+
+    def _next(self, arrivals: Iterator[float]) -> None:
+        for at in arrivals:
+            if at > self._loop.time():
+                self._loop.plain_at(at, self._arrive_and_go_on, arrivals)
+                return
+            self._arrive()
+        self._close()
+
+    def _arrive_and_go_on(self, arrivals: Iterator[float]) -> None:
+        self._arrive()
+        self._next(arrivals)
+
+    def _arrive(self) -> None:
+        call, now = len(self._played.started), self._loop.time()
+        self._played.started.append(now)
+        self._played.seconds.append(0.0)
+        self._played.served.append(-1)
+        self._open += 1
+        # Who comes at the same moment as one that climbs must not overtake it in the queue.
+        behind = now <= self._climbing_since
+        if self._express is None or behind or not self._express.start(call):
+            self._climb(Climber(call, now, 0))
+
+    def _climb(self, climber: Climber) -> None:
+        self._climbing_since = self._loop.time()
+        self._loop.create_task(self._ladder(climber), context=climber.context)
+
+    async def _ladder(self, climber: Climber) -> None:
+        number = climber.call
+        call = _Handed(
+            id=str(number),
+            request=SimulatedImageRequest("x", call=number),
+            routes=(*self._shut[: climber.route], *self._routes[climber.route :]),
+            started=climber.asked,
+            deadline=climber.asked + self._seconds,
+            start_signal=OnStartHook(None),
+            until=climber.until,
+            chain=self._routes,
+        )
+        if climber.ticket is not None:
+            self._routes[climber.route].limiter.release(climber.ticket)
+        if self._telling:
+            self._emitter.request_started(call)
+        result, error = None, None
+        try:
+            served = await self._pipeline.run(call, _nothing_to_load)
+        except ImageGenerationError as failed:
+            error = failed
+        except Exception as bug:  # noqa: BLE001 - of ours: it ends the run, and comes out of it
+            if not self._over.done():
+                self._over.set_exception(bug)
+            return
+        else:
+            self._played.served[number] = self._routes.index(served.route)
+            result = _result(call, served) if self._telling else None
+        if self._telling:
+            self._emitter.request_ended(call, result=result, error=error)
+        self._note_end(number)
+
+    def _ended(self, call: int, route: int) -> None:
+        self._played.served[call] = route
+        self._note_end(call)
+
+    def _note_end(self, call: int) -> None:
+        self._played.seconds[call] = self._loop.time() - self._played.started[call]
+        self._close()
+
+    def _close(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._over.set_result(None)
+
+    def _of_provider(self, provider: str) -> Sequence[Route]:
+        return [route for route in self._routes if route.provider.name == provider]
+
+    def _build(
+        self, settings: Settings, world: SimulationRun, chance: random.Random, *, handing: bool
+    ) -> tuple[Route, ...]:
+        names = dict.fromkeys(route.provider for route in settings.routes)
+        providers = {name: SimulatedProvider(name, world) for name in names}
+        kind = HandingPacer if handing else RateLimiter
+        limiters = {name: new_limiter(settings, name, kind) for name in names}
+        routes = []
+        for index, route in enumerate(settings.routes):
+            breaker = new_breaker(settings, route.provider, route.model, random=chance.random)
+
+            def note(change: Transition, index: int = index) -> None:
+                if not change.shadow:
+                    self._played.changes.append(Change(change.at, index, change.to_state))
+
+            breaker.subscribe(note, inline=True)
+            breaker.subscribe(self._emitter.breaker_changed, inline=True)
+            routes.append(
+                Route(
+                    providers[route.provider],
+                    route.model,
+                    breaker,
+                    limiters[route.provider],
+                    settings.timeout_for(route.provider),
+                )
+            )
+        return tuple(routes)
+
+
+@dataclass(slots=True)
+class _Handed(CallState):
+    """A call that may have begun on the short cut."""
+
+    until: float | None = None
+    """When it must be done with the route it is on, if that was settled there."""
+    chain: tuple[Route, ...] = ()
+    """All routes, those that turned it away before among them."""
+
+
+class _Ladder(Pipeline):
+    """The production pipeline, which goes on with a call where the short cut left it."""
+
+    async def _enter(self, call: CallState, state: RouteState) -> None:
+        if isinstance(call, _Handed) and state.route in call.chain:
+            call.routes = call.chain
+        await super()._acquire_early(call, state)
+
+    def _share(self, call: CallState, state: RouteState) -> float:
+        if isinstance(call, _Handed) and call.until is not None and state.route in call.chain:
+            until, call.until = call.until, None
+            return until
+        return super()._share(call, state)
+
+
+def _shut(route: Route) -> Route:
+    """A route that turns everybody away: it stands where a call has been turned away already."""
+    breaker = CircuitBreaker(route.name, BreakerConfig())
+    breaker.force_open = True
+    return replace(route, breaker=breaker)
+
+
+class _Silent(EventEmitter):
+    """Tells nobody, and composes nothing to tell."""
+
+    def __init__(self) -> None:
+        super().__init__(SinkDispatcher(()))
+
+    def attempt_started(self, *_: object) -> None: ...
+
+    def attempt_served(self, *_: object) -> None: ...
+
+    def attempt_failed(self, *_: object, **__: object) -> None: ...
+
+    def short_circuited(self, *_: object) -> None: ...
+
+    def fell_back(self, *_: object) -> None: ...
+
+
+_PICTURE = FittedImage(b"", "image/png")
+
+
+def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
+    """What the sinks are told of a call that was served."""
+    return ImageResult(
+        image_bytes=served.image.data,
+        mime_type=served.image.mime_type,
+        provider=served.route.provider.name,
+        model=served.route.model,
+        attempts=len(call.attempts),
+        fallback_reason=call.fallback_cause,
+        dropped_references=(),
+        usage=served.usage,
+        latency_s=asyncio.get_running_loop().time() - call.started,
+    )
+
+
+async def _finish(_request: ImageRequest, _answer: ProviderImage) -> FittedImage:
+    return _PICTURE
+
+
+async def _nothing_to_load() -> None:
+    return

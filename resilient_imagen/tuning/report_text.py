@@ -1,0 +1,144 @@
+"""What a sweep says, in words: the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.tuning.recommendation import Objective, score
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.tuning.recommendation import Evaluation, Recommendation
+    from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.run_metrics import Measures
+    from resilient_imagen.tuning.sweep import Sweep
+
+__all__ = [
+    "advice_line",
+    "cells",
+    "columns",
+    "labels",
+    "left_out",
+    "rest_line",
+    "seen_line",
+    "set_aside",
+    "shown",
+]
+
+_WANTS: Final = {
+    Objective.FAST: "seconds a call",
+    Objective.CHEAP: "dollars an image",
+    Objective.STAY: "calls that leave the first route",
+}
+
+
+def labels(routes: Iterable[str]) -> list[str]:
+    """Short names of routes: the provider's, or the model's where a provider has several."""
+    pairs = [route.split(":", 1) for route in routes]
+    times = Counter(provider for provider, _ in pairs)
+    return [provider if times[provider] == 1 else model for provider, model in pairs]
+
+
+def shown(sweep: Sweep) -> dict[str, Evaluation]:
+    """What the table compares, by name: the defaults are left out where they are today's."""
+    usual = {} if sweep.usual.knobs == sweep.today.knobs else {"defaults": sweep.usual}
+    advised = {str(leaning): advice.trial for leaning, advice in sweep.advice.items()}
+    return {"today": sweep.today, **usual, **advised}
+
+
+def columns(routes: Iterable[str]) -> Sequence[str]:
+    """The table's columns, for settings with these routes."""
+    return (
+        "p50 s", "p95 s", "p99 s", "failed", *(f"by {label}" for label in labels(routes)),
+        "doomed", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
+        "unseen",
+    )  # fmt: skip
+
+
+def cells(measures: Measures) -> Sequence[str]:
+    """One setting's row of the table, in the order of its columns."""
+    return (
+        f"{measures.p50_s:.1f}",
+        f"{measures.p95_s:.1f}",
+        f"{measures.p99_s:.1f}",
+        f"{measures.failed}",
+        *(f"{share:.1%}" for share in measures.share.values()),
+        f"{measures.doomed}",
+        f"{measures.doomed_s:.0f}",
+        f"{measures.doomed_usd:.2f}",
+        f"{measures.usd_per_image:.4f}",
+        _maybe(measures.detect_s),
+        _maybe(measures.recover_s),
+        f"{measures.false_openings}",
+        f"{measures.unseen:.1%}",
+    )
+
+
+def _maybe(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.0f}"
+
+
+def advice_line(advice: Recommendation) -> str:
+    """Take it or not, and why."""
+    wants = _WANTS[advice.leaning]
+    if advice.gain <= 0:
+        return "keep today's settings; none that was tried is better."
+    if not advice.generalizes:
+        return (
+            "keep today's settings. What looked best was no better on the half of the recording"
+            f" that it was not chosen by ({-advice.held_out:+.1%} {wants})."
+        )
+    return (
+        f"{-advice.gain:+.1%} {wants}; {-advice.held_out:+.1%} on the halves of the recording that"
+        " it was not chosen by."
+    )
+
+
+def rest_line(sweep: Sweep, leaning: Objective) -> str:
+    """How much a recommendation rests on what was not seen."""
+    trial = sweep.advice[leaning].trial
+    edges = sorted(score(measures, leaning) for measures in sweep.bounds[leaning])
+    today = sorted(score(measures, leaning) for measures in sweep.today_bounds)
+    digits = 4 if leaning is Objective.CHEAP else 2
+    unit = _WANTS[leaning]
+    if leaning is Objective.STAY:
+        edges, today = [100 * each for each in edges], [100 * each for each in today]
+        unit = f"% {unit}"
+    return (
+        f"{trial.whole.unseen:.1%} of its requests rest on what was not seen. With every gap in"
+        f" the recording turned to the better or to the worse: {edges[0]:.{digits}f} to"
+        f" {edges[1]:.{digits}f} {unit}; today's settings {today[0]:.{digits}f} to"
+        f" {today[1]:.{digits}f}."
+    )
+
+
+def seen_line(recording: Recording) -> Iterator[str]:
+    """What the recording holds, and what was left out of it."""
+    for route, log in recording.routes.items():
+        yield (
+            f"{route}: {len(log)} requests recorded, {len(log.rejected)} callers turned away by"
+            " its breaker (what they would have met is not known)."
+        )
+    yield from left_out(recording)
+
+
+def left_out(recording: Recording) -> Iterator[str]:
+    """What the recording should hold and does not."""
+    if not recording.has_images:
+        yield "There is no image in it: was the logger imagegen at INFO?"
+    for what, count in sorted(recording.notes.items()):
+        yield f"{what}: {count}."
+
+
+def set_aside(settings: Settings) -> Iterator[str]:
+    """Which of today's settings what is tried does without."""
+    if settings.breaker_mode != "on":
+        yield (
+            f"IMAGE_GEN_BREAKER_MODE is {settings.breaker_mode}: today's settings are played so,"
+            " all others with it on."
+        )
+    if settings.force_open:
+        yield f"IMAGE_GEN_FORCE_OPEN ({', '.join(settings.force_open)}) is left out."

@@ -1,0 +1,189 @@
+"""What a run cost and brought, in the numbers that settings are chosen by."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.tuning.outcome_model import fails
+from resilient_imagen.tuning.simulation_run import SimulationResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from resilient_imagen.tuning.outcome_model import Incident
+    from resilient_imagen.tuning.simulation_run import Change
+
+__all__ = ["Measures", "measure"]
+
+_AFTERMATH = 65.0
+"""Seconds after a trouble in which an opening is still its doing: requests sent in it end late."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """One run, summed up. Times in seconds, money in US dollars."""
+
+    calls: int
+    images: int
+    mean_s: float
+    """To the image, over all images."""
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    lost_s: float
+    """Spent by calls that got no image, in all."""
+    share: Mapping[str, float]
+    """Of the images, by route."""
+    requests: int
+    doomed: int
+    """Requests that failed for the service's sake."""
+    doomed_s: float
+    doomed_usd: float
+    """What they cost: those that were given up are billed all the same."""
+    cost_usd: float
+    """Everything."""
+    troubles: int
+    detected: int
+    """Troubles of the first route at which its breaker opened."""
+    detect_s: float | None
+    """From a trouble's start to the opening, on average; None when none was detected."""
+    recover_s: float | None
+    """From a trouble's end to the first image that the first route was asked for, on average."""
+    false_openings: int
+    """Openings of the first route's breaker outside any trouble."""
+    unseen: float
+    """Share of the requests whose outcome rests on an assumption."""
+
+    @property
+    def failed(self) -> int:
+        """Calls without an image."""
+        return self.calls - self.images
+
+    @property
+    def first_share(self) -> float:
+        """Share of the images that came by the first route."""
+        return next(iter(self.share.values()))
+
+    @property
+    def usd_per_image(self) -> float:
+        """Dollars an image, doomed requests included."""
+        return self.cost_usd / self.images if self.images else 0.0
+
+
+def measure(
+    played: SimulationResult,
+    troubles: Sequence[Incident],
+    start: float = 0.0,
+    end: float = math.inf,
+) -> Measures:
+    """Sum up a run, or the part of it whose calls came from ``start`` to before ``end``."""
+    if start > 0.0 or end < math.inf:
+        played, troubles = _part(played, start, end), _inside(troubles, start, end)
+    times = sorted(
+        seconds for seconds, route in zip(played.seconds, played.served, strict=True) if route >= 0
+    )
+    images, calls = len(times), len(played.started)
+    doomed = [sent for sent in played.sent if fails(sent.reason)]
+    detected = _detections(played, troubles)
+    back = _recoveries(played, troubles)
+    return Measures(
+        calls=calls,
+        images=images,
+        mean_s=sum(times) / images if images else 0.0,
+        p50_s=_quantile(times, 0.50),
+        p95_s=_quantile(times, 0.95),
+        p99_s=_quantile(times, 0.99),
+        lost_s=sum(played.seconds) - sum(times),
+        share={
+            name: played.served.count(index) / images if images else 0.0
+            for index, name in enumerate(played.routes)
+        },
+        requests=len(played.sent),
+        doomed=len(doomed),
+        doomed_s=sum(sent.seconds for sent in doomed),
+        doomed_usd=sum(sent.cost_usd for sent in doomed),
+        cost_usd=sum(sent.cost_usd for sent in played.sent),
+        troubles=len(troubles),
+        detected=len(detected),
+        detect_s=sum(detected) / len(detected) if detected else None,
+        recover_s=sum(back) / len(back) if back else None,
+        false_openings=_false_openings(played.changes, troubles),
+        unseen=sum(not sent.seen for sent in played.sent) / max(1, len(played.sent)),
+    )
+
+
+def _part(played: SimulationResult, start: float, end: float) -> SimulationResult:
+    first, last = bisect_left(played.started, start), bisect_left(played.started, end)
+    return SimulationResult(
+        routes=played.routes,
+        started=played.started[first:last],
+        seconds=played.seconds[first:last],
+        served=played.served[first:last],
+        sent=[sent for sent in played.sent if first <= sent.call < last],
+        changes=[change for change in played.changes if start <= change.at < end],
+    )
+
+
+def _inside(troubles: Sequence[Incident], start: float, end: float) -> list[Incident]:
+    return [span for span in troubles if start <= span.start < end]
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    if not ordered:
+        return 0.0
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _openings(changes: Sequence[Change]) -> list[float]:
+    return [
+        change.at for change in changes if change.route == 0 and change.state is BreakerState.OPEN
+    ]
+
+
+def _detections(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
+    """Seconds to the first opening of each trouble; 0 when it was open already."""
+    states = [(change.at, change.state) for change in played.changes if change.route == 0]
+    times = [at for at, _ in states]
+    found = []
+    for span in troubles:
+        before = bisect_right(times, span.start)
+        if before and states[before - 1][1] is not BreakerState.CLOSED:
+            found.append(0.0)
+            continue
+        for at, state in states[before:]:
+            if at > span.end + _AFTERMATH:
+                break
+            if state is BreakerState.OPEN:
+                found.append(at - span.start)
+                break
+    return found
+
+
+def _recoveries(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
+    """Seconds from each trouble's end to the first successful request sent after it.
+
+    Where the next trouble is there first, up to that one.
+    """
+    good = sorted(sent.at for sent in played.sent if sent.route == 0 and sent.reason is None)
+    found = []
+    for index, span in enumerate(troubles):
+        nth = bisect_left(good, span.end)
+        following = troubles[index + 1].start if index + 1 < len(troubles) else None
+        if nth < len(good) and (following is None or good[nth] <= following):
+            found.append(good[nth] - span.end)
+        elif following is not None:
+            found.append(following - span.end)
+    return found
+
+
+def _false_openings(changes: Sequence[Change], troubles: Sequence[Incident]) -> int:
+    starts = [span.start for span in troubles]
+    false = 0
+    for at in _openings(changes):
+        index = bisect_right(starts, at) - 1
+        false += index < 0 or at > troubles[index].end + _AFTERMATH
+    return false

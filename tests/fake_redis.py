@@ -1,0 +1,332 @@
+"""The shared steps without a server: their real Lua on a store in memory, on the loop's time.
+
+`LuaStore` knows the dozen commands that the steps use, as Redis has them (test_fleet_steps.py holds
+it against a real one). `Sea` puts latency, losses and outages between it and the fleet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lupa import lua51  # type: ignore[import-untyped]
+
+from resilient_imagen.distributed import Address, RedisCoordinator
+from resilient_imagen.distributed.connection import StoreUnavailableError
+from resilient_imagen.distributed.scripts import LuaScript, ScriptCall
+
+START = 1_760_000_000.0
+"""What the server's clock shows at the loop's second 0."""
+ADDRESS = Address.parse("redis://sea")
+
+
+class LuaStore:
+    """One Redis, as far as the steps need it.
+
+    Args:
+        now: The server's clock, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._lua = lua51.LuaRuntime(unpack_returned_tuples=True)
+        self._scripts: dict[str, Any] = {}
+        self.hashes: dict[str, dict[str, str]] = {}
+        self.zsets: dict[str, dict[str, float]] = {}
+        self.expires: dict[str, float] = {}
+        self.told: list[tuple[str, str]] = []
+        """What was published: channel and message."""
+        self.steps = 0
+        self.commands = 0
+
+    def flush(self) -> None:
+        """Lose everything, as a restart without a file does."""
+        self.hashes.clear()
+        self.zsets.clear()
+        self.expires.clear()
+
+    def take(self, step: ScriptCall) -> Any:
+        """Run one step; answers as redis-py gives them."""
+        self.steps += 1
+        for key in [key for key, when in self.expires.items() if when <= self._now()]:
+            self._delete(key)
+        table = self._lua.table_from
+        run = self._compiled(step.script)
+        keys, arguments = table(list(step.keys)), table([str(each) for each in step.arguments])
+        return _as_redis_py(run(keys, arguments))
+
+    def _compiled(self, script: LuaScript) -> Any:
+        if script.sha not in self._scripts:
+            make = self._lua.eval(
+                "function(call, encode)\n"
+                "local redis = {call = call}\nlocal cjson = {encode = encode}\n"
+                f"return function(KEYS, ARGV)\n{script.source}\nend\nend"
+            )
+            self._scripts[script.sha] = make(self._call, _encode)
+        return self._scripts[script.sha]
+
+    def _call(self, command: str, *arguments: Any) -> Any:
+        self.commands += 1
+        answer = getattr(self, f"_{command.lower()}")(*(_text(each) for each in arguments))
+        if answer is None:
+            return False
+        return self._lua.table_from(answer) if isinstance(answer, list) else answer
+
+    def _delete(self, key: str) -> None:
+        for kind in (self.hashes, self.zsets, self.expires):
+            kind.pop(key, None)
+
+    def _time(self) -> list[str]:
+        micros = round(self._now() * 1_000_000)
+        return [str(micros // 1_000_000), str(micros % 1_000_000)]
+
+    def _hget(self, key: str, name: str) -> str | None:
+        return self.hashes.get(key, {}).get(name)
+
+    def _hmget(self, key: str, *names: str) -> list[Any]:
+        return [self.hashes.get(key, {}).get(name, False) for name in names]
+
+    def _hgetall(self, key: str) -> list[str]:
+        return [part for pair in self.hashes.get(key, {}).items() for part in pair]
+
+    def _hset(self, key: str, *pairs: str) -> int:
+        self.hashes.setdefault(key, {}).update(zip(pairs[::2], pairs[1::2], strict=True))
+        return 0
+
+    def _hdel(self, key: str, *names: str) -> int:
+        return self._drop(self.hashes, key, names)
+
+    def _zadd(self, key: str, score: str, member: str) -> int:
+        self.zsets.setdefault(key, {})[member] = float(score)
+        return 0
+
+    def _zincrby(self, key: str, by: str, member: str) -> str:
+        scores = self.zsets.setdefault(key, {})
+        scores[member] = scores.get(member, 0.0) + float(by)
+        return _text(scores[member])
+
+    def _zrem(self, key: str, *members: str) -> int:
+        return self._drop(self.zsets, key, members)
+
+    def _zcard(self, key: str) -> int:
+        return len(self.zsets.get(key, {}))
+
+    def _zscore(self, key: str, member: str) -> str | None:
+        score = self.zsets.get(key, {}).get(member)
+        return None if score is None else _text(score)
+
+    def _zrange(self, key: str, start: str, stop: str, *options: str) -> list[str]:
+        last = None if int(stop) == -1 else int(stop) + 1
+        chosen = self._sorted(key)[int(start) : last]
+        if "WITHSCORES" in options:
+            return [part for score, member in chosen for part in (member, _text(score))]
+        return [member for _, member in chosen]
+
+    def _zrangebyscore(self, key: str, low: str, high: str, *_limit: str) -> list[str]:
+        return [member for score, member in self._sorted(key) if _within(score, low, high)]
+
+    def _zremrangebyscore(self, key: str, low: str, high: str) -> int:
+        return self._drop(self.zsets, key, tuple(self._zrangebyscore(key, low, high)))
+
+    def _pexpire(self, key: str, milliseconds: str) -> int:
+        if key in self.hashes or key in self.zsets:
+            self.expires[key] = self._now() + int(milliseconds) / 1000
+        return 1
+
+    def _del(self, key: str) -> int:
+        self._delete(key)
+        return 1
+
+    def _publish(self, channel: str, message: str) -> int:
+        self.told.append((channel, message))
+        return 1
+
+    def _sorted(self, key: str) -> list[tuple[float, str]]:
+        return sorted((score, member) for member, score in self.zsets.get(key, {}).items())
+
+    def _drop(self, kind: dict[str, Any], key: str, names: Sequence[str]) -> int:
+        kept = kind.get(key, {})
+        dropped = [name for name in names if kept.pop(name, None) is not None]
+        if key in kind and not kept:
+            self._delete(key)
+        return len(dropped)
+
+
+class FakeRedisCluster:
+    """What lies between workers and the store, on the running loop's time.
+
+    Args:
+        latency: Seconds one way.
+    """
+
+    def __init__(self, latency: float = 0.001) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock_skew = 0.0
+        self.store = LuaStore(lambda: START + self.loop.time() + self.clock_skew)
+        self.latency = latency
+        self.up = True
+        self.trips = 0
+        """Round trips, pings and connects included."""
+        self.deliveries = 0
+        """Messages of the channel that reached a worker."""
+        self.links: list[FakeConnection] = []
+        self.links_of: dict[str, list[FakeConnection]] = {}
+        """Every connection that a worker ever had, the present one last."""
+        self.doors: list[SeaDoor] = []
+        self.warnings: list[str] = []
+        self.texts: list[str] = []
+        """What the warnings said."""
+
+    def coordinator(self) -> RedisCoordinator:
+        """A worker's part, connected by this sea."""
+
+        def warn(code: str, text: str) -> None:
+            self.warnings.append(code)
+            self.texts.append(text)
+
+        door = SeaDoor(self)
+        self.doors.append(door)
+        coordinator = door.fleet = RedisCoordinator(ADDRESS, warn, door=door)
+        return coordinator
+
+    async def cross(self) -> None:
+        """There and back."""
+        self.trips += 1
+        if not self.up:
+            raise StoreUnavailableError("ConnectionError")
+        await asyncio.sleep(2 * self.latency)
+
+    def stop(self) -> None:
+        """The server goes away, with all connections."""
+        self.up = False
+        for link in self.links:
+            link.break_off()
+
+    def restart(self, *, empty: bool) -> None:
+        """It is back."""
+        self.up = True
+        if empty:
+            self.store.flush()
+
+    def spread(self) -> None:
+        """Send on what was published."""
+        told, self.store.told = self.store.told, []
+        for _, message in told:
+            for link in self.links:
+                self.deliveries += 1
+                self.loop.call_later(self.latency, link.tell, message.encode())
+
+
+class SeaDoor:
+    """Where one worker's connections are had."""
+
+    def __init__(self, sea: FakeRedisCluster) -> None:
+        self.sea = sea
+        self.fleet: RedisCoordinator | None = None
+        self.refuses: Exception | None = None
+        """What it says instead of opening."""
+        self.takes = 0.0
+        """Seconds that opening takes besides."""
+        self.stuck = False
+        """Whether what it opens answers nothing."""
+
+    async def prepare(self) -> None:
+        return
+
+    async def open(self) -> FakeConnection:
+        await asyncio.sleep(self.takes)
+        await self.sea.cross()
+        if self.refuses is not None:
+            raise self.refuses
+        link = FakeConnection(self.sea)
+        link.stuck = self.stuck
+        self.sea.links.append(link)
+        if self.fleet is not None:
+            self.sea.links_of.setdefault(self.fleet.worker, []).append(link)
+        return link
+
+
+class FakeConnection:
+    """One worker's connection. `deaf`: news get lost; `stuck`: nothing is ever answered."""
+
+    def __init__(self, sea: FakeRedisCluster) -> None:
+        self.sea = sea
+        self.deaf = False
+        self.stuck = False
+        self.steps_only_lost = False
+        """Steps are taken, but their answers never arrive."""
+        self._news: asyncio.Queue[bytes | StoreUnavailableError | None] = asyncio.Queue()
+        self._broken = False
+
+    async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
+        if self.stuck:
+            await asyncio.Event().wait()
+        if self._broken:
+            raise StoreUnavailableError("ConnectionError")
+        self.sea.trips += 1
+        await asyncio.sleep(self.sea.latency)
+        if self._broken:
+            raise StoreUnavailableError("ConnectionError")
+        answers = [self.sea.store.take(step) for step in steps]
+        self.sea.spread()
+        if self.steps_only_lost:
+            await asyncio.Event().wait()
+        await asyncio.sleep(self.sea.latency)
+        if self._broken:
+            raise StoreUnavailableError("ConnectionError")
+        return answers
+
+    async def news(self) -> bytes | None:
+        news = await self._news.get()
+        if isinstance(news, StoreUnavailableError):
+            raise news
+        return news
+
+    async def ping(self) -> None:
+        self.sea.trips += 1
+        if not (self.stuck or self._broken):
+            self._news.put_nowait(None)
+
+    def tell(self, message: bytes) -> None:
+        if not (self.deaf or self.stuck or self._broken):
+            self._news.put_nowait(message)
+
+    def break_off(self) -> None:
+        self._broken = True
+        self._news.put_nowait(StoreUnavailableError("ConnectionError"))
+
+    async def aclose(self) -> None:
+        self._broken = True
+        if self in self.sea.links:
+            self.sea.links.remove(self)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer() and math.isfinite(value):
+        return str(int(value))
+    return str(value)
+
+
+def _within(score: float, low: str, high: str) -> bool:
+    above = score > float(low[1:]) if low.startswith("(") else score >= float(low)
+    below = score < float(high[1:]) if high.startswith("(") else score <= float(high)
+    return above and below
+
+
+def _encode(table: Any) -> str:
+    return json.dumps({name: _number(value) for name, value in table.items()})
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_redis_py(answer: Any) -> Any:
+    if isinstance(answer, str):
+        return answer.encode()
+    if isinstance(answer, int | float):
+        return int(answer)
+    return [_as_redis_py(each) for each in answer.values()]

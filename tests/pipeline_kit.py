@@ -1,0 +1,95 @@
+"""A client over two scripted providers on virtual time: what the pipeline's tests share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoop
+
+T = TypeVar("T")
+
+FAST: dict[str, Any] = {"ipm": 6000}
+"""Pacing out of the way."""
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class PipelineScenario:
+    """Google, OpenAI and a client that knows only them."""
+
+    google: FakeProvider
+    openai: FakeProvider
+    client: ImageClient
+    told: RecordingSink
+
+    async def ask(self, **options: Any) -> ImageResult:
+        return await self.client.generate("a lighthouse", **options)
+
+    def breaker(self, index: int = 0) -> str:
+        state = self.client.snapshot()["routes"][index]["breaker"]["state"]
+        assert isinstance(state, str)
+        return state
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight, queued or on probation."""
+        return all(
+            route["queue"]["in_flight"] == 0
+            and route["queue"]["waiting"] == 0
+            and route["breaker"]["probes_in_flight"] == 0
+            for route in self.client.snapshot()["routes"]
+        ) and not (self.google.in_flight or self.openai.in_flight)
+
+
+class GuardedLoop(VirtualTimeLoop):
+    """A virtual-time loop on which code that spins fails instead of hanging the test.
+
+    Every round of the loop reads the clock, and so does every question to a breaker or a limiter.
+    The reads are limited between two moves of the clock, and in all.
+    """
+
+    READS_AT_ONE_MOMENT = 100_000
+    READS = 20_000_000
+
+    def __init__(self) -> None:
+        self._reads_at_this_moment = 0
+        self._reads = 0
+        super().__init__()
+
+    def time(self) -> float:
+        self._reads_at_this_moment += 1
+        self._reads += 1
+        if self._reads_at_this_moment > self.READS_AT_ONE_MOMENT or self._reads > self.READS:
+            self._reads_at_this_moment = self._reads = 0  # cancelled tasks still have to end
+            raise AssertionError(f"something spins at {super().time()} s")
+        return super().time()
+
+    def advance(self, seconds: float) -> None:
+        self._reads_at_this_moment = 0
+        super().advance(seconds)
+
+
+def run_guarded(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` as ``run_virtual`` does, on a GuardedLoop."""
+    with asyncio.Runner(loop_factory=GuardedLoop) as runner:
+        return runner.run(main)
+
+
+def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: Any) -> T:
+    """Run ``scene`` on virtual time with these settings."""
+
+    async def main() -> T:
+        google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
+        told = RecordingSink()
+        async with ImageClient(
+            Settings(**settings), providers=[google, openai], sinks=[told]
+        ) as client:
+            return await scene(PipelineScenario(google, openai, client, told))
+
+    return run_guarded(main())

@@ -1,0 +1,880 @@
+"""What opens a breaker, how long it stays open, and what closes it, on a clock set by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from breaker_kit import (
+    HandClock,
+    changes,
+    fail,
+    half_open,
+    let_in,
+    make_gate,
+    opened,
+    outcome,
+    refused,
+    succeed,
+)
+
+from resilient_imagen.circuitbreaker import (
+    BreakerMetrics,
+    BreakerState,
+    Permit,
+    Rejection,
+    Transition,
+)
+from resilient_imagen.reasons import BreakerOutcome
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
+
+
+# Closed
+
+
+def test_a_closed_gate_lets_everybody_through() -> None:
+    """Closed, an ask before queueing says "go on", and one after it gives a plain permit."""
+    breaker, _ = make_gate()
+    permit = breaker.acquire()
+
+    assert breaker.try_acquire_early() is None
+    assert isinstance(permit, Permit)
+    assert (permit.probe, permit.generation, permit.state) == (False, 0, CLOSED)
+    assert (breaker.allows_calls(), breaker.blocked_until()) == (True, None)
+
+
+def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
+    """The third failure in a row opens, not the second, and says so."""
+    breaker, _ = make_gate(fail_max=3, min_calls=100)
+    settlements = [outcome(breaker, BreakerOutcome.FAILURE) for _ in range(3)]
+
+    assert [each.counted for each in settlements] == ["failure"] * 3
+    assert [each.transition for each in settlements] == [None, None, "closed_to_open"]
+    assert settlements[-1].metrics == BreakerMetrics(
+        state=OPEN,
+        failure_rate=1.0,
+        window_calls=3,
+        consecutive=3,
+        failure_threshold=3,
+        open_for=60.0,
+        retry_after=60.0,
+    )
+
+
+def test_a_success_between_failures_begins_the_row_anew() -> None:
+    """Two failures, a success and two failures are no three in a row."""
+    breaker, _ = make_gate(fail_max=3, min_calls=100)
+    fail(breaker, 2)
+    succeed(breaker)
+    fail(breaker, 2)
+
+    assert breaker.metrics().state is CLOSED
+    fail(breaker)
+    assert breaker.metrics().state is OPEN
+
+
+def test_alternating_failures_open_it_by_the_share() -> None:
+    """Half of the calls failing opens at the first failure with enough calls in the window."""
+    breaker, _ = make_gate(fail_max=3, failure_rate=0.5, min_calls=6)
+    for _ in range(3):
+        succeed(breaker)
+        assert breaker.metrics().state is CLOSED
+        fail(breaker)
+
+    assert breaker.metrics().state is OPEN
+
+
+def test_a_success_never_opens_it() -> None:
+    """The success that brings the window to its minimum opens nothing; the next failure does."""
+    breaker, _ = make_gate(fail_max=100, failure_rate=0.5, min_calls=6)
+    fail(breaker, 5)
+    succeed(breaker)
+    assert breaker.metrics().state is CLOSED
+    fail(breaker)
+    assert breaker.metrics().state is OPEN
+
+
+def test_old_outcomes_leave_the_window() -> None:
+    """Failures of ten minutes ago do not count towards the share."""
+    breaker, clock = make_gate(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
+    fail(breaker, 5)
+    clock.pass_(300.0)
+    fail(breaker, 5)
+
+    assert breaker.metrics().state is CLOSED
+    assert breaker.metrics().window_calls == 5
+
+
+def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
+    """Three 429 in a row open; none of them is in the window."""
+    breaker, _ = make_gate(fail_max=3)
+    settlements = [outcome(breaker, BreakerOutcome.THROTTLED) for _ in range(3)]
+
+    assert [each.counted for each in settlements] == ["throttled"] * 3
+    assert settlements[-1].transition == "closed_to_open"
+    assert settlements[-1].metrics.window_calls == 0
+    assert settlements[-1].metrics.retry_after == 60.0
+
+
+def test_throttling_never_opens_it_by_the_share() -> None:
+    """A share that became too large by age alone is not acted on at a 429."""
+    breaker, clock = make_gate(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
+    succeed(breaker, 10)
+    clock.pass_(30.0)
+    fail(breaker, 5)
+    clock.pass_(40.0)  # the successes are too old now: 5 of 5 failed
+    assert breaker.metrics().failure_rate == 1.0
+    outcome(breaker, BreakerOutcome.THROTTLED)
+    assert breaker.metrics().state is CLOSED
+    fail(breaker)
+    assert breaker.metrics().state is OPEN
+
+
+@pytest.mark.parametrize(("hint", "length"), [(33.0, 33.0), (0.25, 0.25), (5000.0, 600.0)])
+def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length: float) -> None:
+    """One 429 with a hint opens at once, without jitter, for at most reset_max."""
+    breaker, clock = make_gate(jitter=1.0)
+    settlement = outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("throttled", "closed_to_open")
+    assert settlement.metrics.open_for == length
+    assert breaker.blocked_until() == clock.now + length
+    assert (settlement.metrics.window_calls, settlement.metrics.consecutive) == (0, 0)
+
+
+def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
+    """Open until the very moment, then closed, whether or not anybody asks: no probe is needed."""
+    breaker, clock = make_gate(jitter=1.0)
+    seen = changes(breaker)
+    outcome(breaker, THROTTLED, retry_after=2.0)
+    clock.now = math.nextafter(2.0, 0.0)
+    assert (refused(breaker).state, refused(breaker).probing) == (OPEN, False)
+    assert breaker.snapshot()["openings_in_a_row"] == 1
+    clock.now = 2.0
+
+    assert (breaker.allows_calls(), breaker.blocked_until(), breaker.try_acquire_early()) == (
+        True,
+        None,
+        None,
+    )
+    assert [let_in(breaker).probe for _ in range(5)] == [False] * 5
+    assert seen == [("closed", "open"), ("open", "closed")]
+    assert breaker.snapshot()["openings_in_a_row"] == 0
+    assert breaker.snapshot()["why"] is None
+
+
+def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
+    """However late somebody looks; nothing of the opening is left in what is told."""
+    breaker, clock = make_gate()
+    told: list[Transition] = []
+    outcome(breaker, THROTTLED, retry_after=2.0, cause="rate_limited")
+    breaker.subscribe(told.append, inline=True)
+    clock.pass_(1000.0)
+    assert breaker.snapshot()["since_s"] == 998.0
+    (closed,) = told
+
+    assert (closed.from_state, closed.to_state, closed.at) == (OPEN, CLOSED, 2.0)
+    assert (closed.cause, closed.retry_after, closed.shadow) == (None, None, False)
+
+
+def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
+    """Two failures, a hint and one failure are three in a row; the window stays, too."""
+    breaker, clock = make_gate(fail_max=3, min_calls=100)
+    succeed(breaker)
+    fail(breaker, 2)
+    outcome(breaker, THROTTLED, retry_after=2.0)
+    clock.pass_(2.0)
+    numbers = breaker.metrics()
+    assert (numbers.state, numbers.consecutive, numbers.window_calls) == (CLOSED, 2, 3)
+    fail(breaker)
+
+    assert breaker.metrics().state is OPEN
+    assert breaker.metrics().open_for == 60.0
+
+
+@pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
+def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
+    """A 429 that asks to wait no time is one without a hint."""
+    breaker, _ = make_gate(fail_max=2)
+    outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
+    assert breaker.metrics().state is CLOSED
+    outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
+    assert breaker.metrics().open_for == 60.0
+
+
+@pytest.mark.parametrize(
+    ("hint", "length"), [(None, 600.0), (30.0, 600.0), (7200.0, 7200.0), (1e9, 86_400.0)]
+)
+def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> None:
+    """One exhausted quota opens for reset_max, or for a longer hint of up to a day."""
+    breaker, _ = make_gate()
+    settlement = outcome(breaker, BreakerOutcome.TRIP, retry_after=hint, cause="quota_exhausted")
+
+    assert (settlement.counted, settlement.transition) == ("failure", "closed_to_open")
+    assert settlement.metrics.open_for == length
+    assert (settlement.metrics.window_calls, settlement.metrics.consecutive) == (1, 1)
+
+
+def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
+    """The failure that opens may carry a hint: it lengthens the opening, up to reset_max."""
+    breaker, _ = make_gate(fail_max=2)
+    fail(breaker, retry_after=500.0)
+    assert breaker.metrics().state is CLOSED
+    fail(breaker, retry_after=200.0)
+    assert breaker.metrics().open_for == 200.0
+
+
+def test_neutral_counts_nowhere() -> None:
+    """Any number of neutral outcomes changes no count."""
+    breaker, _ = make_gate()
+    fail(breaker, 2)
+    before = breaker.metrics()
+    counted = [outcome(breaker, BreakerOutcome.NEUTRAL).counted for _ in range(20)]
+
+    assert counted == ["ignored"] * 20
+    assert breaker.metrics() == before
+
+
+# Open
+
+
+def test_a_rejection_says_who_why_and_how_long() -> None:
+    """Everything an error, a span and a log line need stands on the rejection."""
+    breaker, clock = make_gate(fail_max=2)
+    fail(breaker, cause="timeout", brief="timed out", origin="span one")
+    fail(breaker, cause="overloaded", brief="503 UNAVAILABLE", origin="span two")
+    clock.pass_(20.0)
+
+    assert refused(breaker) == Rejection(
+        name="google:pro",
+        state=OPEN,
+        retry_after=40.0,
+        probing=False,
+        cause="overloaded",
+        summary="503 UNAVAILABLE",
+        origin="span two",
+        metrics=breaker.metrics(),
+    )
+    assert breaker.try_acquire_early() == refused(breaker)
+
+
+def test_it_rejects_until_its_time_and_not_at_it() -> None:
+    """A hair before the time is over everybody is rejected, at it the first caller is a probe."""
+    breaker, clock = opened(reset_timeout=60.0)
+    clock.now = math.nextafter(60.0, 0.0)
+    assert not breaker.allows_calls()
+    assert refused(breaker).retry_after == 60.0 - clock.now
+    clock.now = 60.0
+    assert (breaker.allows_calls(), breaker.blocked_until()) == (True, None)
+    assert let_in(breaker).probe
+
+
+def test_being_due_changes_nothing_until_somebody_asks() -> None:
+    """An opening that is over is still an opening: looking at it begins no round."""
+    breaker, clock = opened()
+    seen = changes(breaker)
+    clock.pass_(100_000.0)
+
+    assert breaker.allows_calls()
+    assert breaker.metrics().state is OPEN
+    assert breaker.metrics().retry_after is None
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "hint"),
+    [
+        *((verdict, 999.0) for verdict in BreakerOutcome if verdict not in {TRIP, THROTTLED}),
+        (THROTTLED, None),
+        (THROTTLED, 29.0),
+    ],
+)
+def test_stragglers_of_the_closed_time_do_not_move_the_opening(
+    verdict: BreakerOutcome, hint: float | None
+) -> None:
+    """Outcomes of requests begun before the opening are stale and change no number."""
+    breaker, clock = make_gate(fail_max=2)
+    stragglers = [let_in(breaker) for _ in range(10)]
+    fail(breaker, 2)
+    before = breaker.metrics()
+    clock.pass_(30.0)
+    settlements = [each.settle(verdict, retry_after=hint) for each in stragglers]
+
+    assert {each.counted for each in settlements} == {"stale"}
+    assert {each.transition for each in settlements} == {None}
+    assert breaker.metrics() == before._replace(retry_after=30.0)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "hint", "seconds"),
+    [(THROTTLED, 45.0, 45.0), (THROTTLED, 5000.0, 600.0), (TRIP, None, 600.0), (TRIP, 7e3, 7e3)],
+)
+def test_a_straggler_with_news_lengthens_the_opening(
+    verdict: BreakerOutcome, hint: float | None, seconds: float
+) -> None:
+    """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
+    breaker, clock = make_gate(fail_max=2)
+    straggler = let_in(breaker)
+    fail(breaker, 2, cause="overloaded", brief="503 UNAVAILABLE")
+    before = breaker.metrics()
+    seen = changes(breaker)
+    clock.pass_(30.0)
+    settlement = straggler.settle(verdict, cause="the later one", brief="429", retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("stale", None)
+    assert settlement.metrics == before._replace(open_for=30.0 + seconds, retry_after=seconds)
+    assert (refused(breaker).cause, refused(breaker).summary) == ("the later one", "429")
+    assert breaker.snapshot()["why"] == "the later one"
+    assert seen == []
+    clock.pass_(seconds)
+    assert let_in(breaker).probe, "the failures that opened it still ask for a probe"
+
+
+def test_of_several_hints_in_flight_the_longest_holds() -> None:
+    """Whatever their order; the circuit is closed when the longest is over."""
+    for hints in ([2.0, 30.0, 9.0], [30.0, 9.0, 2.0], [9.0, 2.0, 30.0]):
+        breaker, clock = make_gate()
+        for permit, hint in zip([let_in(breaker) for _ in hints], hints, strict=True):
+            permit.settle(THROTTLED, retry_after=hint)
+        assert breaker.blocked_until() == 30.0
+        clock.pass_(30.0)
+        assert breaker.metrics().state is CLOSED
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
+    """The hint alone would have closed the circuit; a used-up quota wants to be seen gone."""
+    breaker, clock = make_gate(reset_max=600.0)
+    straggler = let_in(breaker)
+    outcome(breaker, THROTTLED, retry_after=600.0, cause="rate_limited")
+    clock.pass_(at)
+    straggler.settle(TRIP, cause="quota_exhausted")
+    clock.pass_(600.0)
+
+    assert breaker.metrics().state is OPEN
+    assert let_in(breaker).probe
+
+
+def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
+    """An opening that waits for a probe may be lengthened by a hint, and still waits for it."""
+    breaker, clock = make_gate(reset_max=600.0)
+    straggler = let_in(breaker)
+    breaker.open_for(10.0, cause="quota_exhausted", brief=None)
+    straggler.settle(THROTTLED, retry_after=60.0)
+    clock.pass_(60.0)
+
+    assert let_in(breaker).probe
+
+
+@pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
+def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
+    """Half-open or closed again, an outcome of the time before the opening changes nothing."""
+    breaker, clock = make_gate(fail_max=2, half_open_calls=2)
+    first, second = let_in(breaker), let_in(breaker)
+    fail(breaker, 2)
+    clock.pass_(60.0)
+    succeed(breaker)
+    assert first.settle(verdict, retry_after=hint).counted == "stale"
+    assert breaker.metrics().state is HALF_OPEN
+    succeed(breaker)
+    assert second.settle(verdict, retry_after=hint).counted == "stale"
+    assert breaker.metrics().state is CLOSED
+
+
+def test_a_sibling_trips_a_closed_gate() -> None:
+    """What another route learned opens this one at once, and is what rejections are about."""
+    breaker, _ = make_gate()
+    breaker.force_trip(cause="quota_exhausted", brief="402 billing", origin="span")
+    rejection = refused(breaker)
+
+    assert (rejection.cause, rejection.summary, rejection.origin) == (
+        "quota_exhausted",
+        "402 billing",
+        "span",
+    )
+    assert rejection.retry_after == 600.0
+
+
+@pytest.mark.parametrize(("hint", "length"), [(7200.0, 7200.0), (60.0, 600.0), (math.nan, 600.0)])
+def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
+    """The sibling's hint holds here as it does there: longer than reset_max, or not at all."""
+    breaker, _ = make_gate()
+    breaker.force_trip(cause="quota_exhausted", retry_after=hint)
+
+    assert breaker.blocked_until() == length
+
+
+def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
+    """Open already, the later end of both holds, with its cause, and nobody hears of a change."""
+    breaker, clock = opened(reset_timeout=60.0, reset_max=600.0)
+    seen = changes(breaker)
+    clock.pass_(10.0)
+    breaker.force_trip(cause="quota_exhausted")
+    assert breaker.blocked_until() == 610.0
+    assert refused(breaker).cause == "quota_exhausted"
+    assert breaker.metrics().open_for == 610.0
+    breaker.force_trip(cause="forbidden", retry_after=20.0)
+    assert breaker.blocked_until() == 610.0
+    outlasted, clock = make_gate()
+    outcome(outlasted, BreakerOutcome.TRIP, retry_after=7200.0, cause="quota_exhausted")
+    outlasted.force_trip(cause="forbidden")
+    outlasted.force_trip(cause="unauthenticated", retry_after=7200.0)
+    assert outlasted.blocked_until() == 7200.0
+    assert refused(outlasted).cause == "quota_exhausted"
+
+    assert seen == []
+
+
+def test_a_sibling_trips_a_half_open_gate() -> None:
+    """It ends the round: the probe in flight has no vote any more."""
+    breaker, clock, probe = half_open()
+    breaker.force_trip(cause="quota_exhausted")
+
+    assert breaker.blocked_until() == clock.now + 600.0
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert breaker.metrics().state is OPEN
+
+
+# Half-open
+
+
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None:
+    """When the time is over, half_open_calls of 1000 callers are let through, the rest told why."""
+    breaker, clock = opened(half_open_calls=places)
+    clock.pass_(60.0)
+    answers = [
+        breaker.try_acquire_early() if number % 2 else breaker.acquire() for number in range(1000)
+    ]
+    probes = [each for each in answers if isinstance(each, Permit)]
+    rejections = [each for each in answers if isinstance(each, Rejection)]
+
+    assert len(probes) == places
+    assert all(each.probe and each.state is HALF_OPEN for each in probes)
+    assert len(rejections) == 1000 - places
+    assert {(each.state, each.probing, each.retry_after) for each in rejections} == {
+        (HALF_OPEN, True, 61.0)
+    }
+
+
+def test_a_probe_that_succeeds_closes_it() -> None:
+    """One success of one needed closes, and everything begins anew."""
+    breaker, _, probe = half_open()
+    settlement = probe.settle(BreakerOutcome.SUCCESS)
+
+    assert (settlement.counted, settlement.transition) == ("success", "half_open_to_closed")
+    assert settlement.metrics == BreakerMetrics(CLOSED, 0.0, 0, 0, 3, None, None)
+    assert breaker.snapshot()["openings_in_a_row"] == 0
+    assert breaker.snapshot()["why"] is None
+
+
+def test_as_many_successes_as_probes_close_it() -> None:
+    """With three places, three successes close; two leave room for no more than the third."""
+    breaker, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
+    assert first.settle(BreakerOutcome.SUCCESS).transition is None
+    assert second.settle(BreakerOutcome.SUCCESS).transition is None
+    assert not breaker.allows_calls(), "two have succeeded and the third is on its way"
+    assert third.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_probes_may_come_one_after_the_other() -> None:
+    """The places are no burst: three callers in turn close it as well."""
+    breaker, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    for _ in range(3):
+        assert breaker.metrics().state is not CLOSED
+        clock.pass_(500.0)
+        succeed(breaker)
+
+    assert breaker.metrics().state is CLOSED
+
+
+def test_a_probe_that_fails_opens_it_again() -> None:
+    """One failure ends the round whatever the other probes say later."""
+    breaker, clock = opened(half_open_calls=3)
+    clock.pass_(60.0)
+    first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
+    first.settle(BreakerOutcome.SUCCESS)
+    settlement = second.settle(BreakerOutcome.FAILURE, cause="server_error")
+
+    assert (settlement.counted, settlement.transition) == ("failure", "half_open_to_open")
+    assert settlement.metrics.open_for == 120.0
+    assert third.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert refused(breaker).cause == "server_error"
+
+
+def test_successes_of_an_earlier_round_do_not_count() -> None:
+    """A round that failed after a success begins again at none."""
+    breaker, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    succeed(breaker)
+    fail(breaker)
+    clock.pass_(120.0)
+    succeed(breaker)
+    assert breaker.metrics().state is HALF_OPEN
+    succeed(breaker)
+    assert breaker.metrics().state is CLOSED
+
+
+def test_openings_grow_and_begin_anew_after_closing() -> None:
+    """Each failed round doubles the time, up to the maximum; closing forgets the growth."""
+    breaker, clock = opened(reset_timeout=60.0, reset_max=200.0)
+    lengths = []
+    for _ in range(4):
+        length = breaker.metrics().open_for
+        assert length is not None
+        lengths.append(length)
+        clock.pass_(length)
+        fail(breaker)
+    assert lengths == [60.0, 120.0, 200.0, 200.0]
+    assert breaker.snapshot()["openings_in_a_row"] == 5
+    clock.pass_(200.0)
+    succeed(breaker)
+    fail(breaker, 3)
+    assert breaker.metrics().open_for == 60.0
+
+
+@pytest.mark.parametrize(
+    ("hint", "length"), [(None, 120.0), (7.0, 120.0), (300.0, 300.0), (5000.0, 600.0)]
+)
+def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> None:
+    """For the time of a failed probe, or for a longer hint; then the next caller is a probe."""
+    breaker, clock, probe = half_open()
+    settlement = probe.settle(THROTTLED, retry_after=hint)
+
+    assert (settlement.counted, settlement.transition) == ("throttled", "half_open_to_open")
+    assert settlement.metrics.open_for == length
+    assert settlement.metrics.consecutive == (4 if hint is None else 3)
+    clock.pass_(length)
+    assert let_in(breaker).probe
+
+
+def test_hints_to_probes_double_no_later_opening() -> None:
+    """Three probes are throttled; the opening after the next failure is the second of the row."""
+    breaker, clock = opened(reset_timeout=10.0)
+    lengths = []
+    for verdict in (
+        THROTTLED,
+        THROTTLED,
+        THROTTLED,
+        BreakerOutcome.FAILURE,
+        BreakerOutcome.FAILURE,
+    ):
+        length = breaker.metrics().open_for
+        assert length is not None
+        clock.pass_(length)
+        outcome(breaker, verdict, retry_after=3.0)
+        lengths.append(breaker.metrics().open_for)
+
+    assert lengths == [20.0, 20.0, 20.0, 20.0, 40.0]
+
+
+def test_a_refused_probe_gives_its_place_back() -> None:
+    """A refusal may be a front door's, so it does not close; closed, it counts as a success."""
+    breaker, _, probe = half_open(fail_max=2)
+    settlement = probe.settle(BreakerOutcome.REFUSED, cause="invalid_request")
+    assert (settlement.counted, settlement.transition) == ("ignored", None)
+    assert (breaker.metrics().state, breaker.allows_calls()) == (HALF_OPEN, True)
+    succeed(breaker)
+    fail(breaker)
+
+    assert outcome(breaker, BreakerOutcome.REFUSED).counted == "success"
+    assert (breaker.metrics().consecutive, breaker.metrics().window_calls) == (0, 2)
+
+
+def test_a_tripping_probe_opens_it_again_for_long() -> None:
+    """A probe that finds the quota gone does not wait the doubled time, but the maximum."""
+    breaker, _, probe = half_open()
+
+    assert probe.settle(BreakerOutcome.TRIP).transition == "half_open_to_open"
+    assert breaker.metrics().open_for == 600.0
+
+
+def test_a_neutral_probe_gives_its_place_back() -> None:
+    """A probe that says nothing leaves it half-open, and the next caller is the probe."""
+    breaker, _, probe = half_open()
+    assert not breaker.allows_calls()
+    settlement = probe.settle(BreakerOutcome.NEUTRAL)
+
+    assert (settlement.counted, settlement.transition) == ("ignored", None)
+    assert (breaker.metrics().state, breaker.allows_calls()) == (HALF_OPEN, True)
+    assert let_in(breaker).settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
+    """Nothing hears from the probe: at its deadline it is open again, as if it had failed then."""
+    breaker, clock, probe = half_open(probe_deadline=61.0)
+    began = clock.now
+    clock.now = math.nextafter(began + 61.0, 0.0)
+    assert breaker.metrics().state is HALF_OPEN
+    clock.now = began + 61.0
+    assert breaker.metrics().state is OPEN
+    assert breaker.blocked_until() == began + 61.0 + 120.0
+    rejection = refused(breaker)
+    assert (rejection.cause, rejection.summary) == ("timeout", "timed out")
+    assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure", "it was counted already"
+
+
+def test_the_first_of_several_hung_probes_decides() -> None:
+    """Sent at different times, the one whose deadline comes first ends the round."""
+    breaker, clock = opened(half_open_calls=3, probe_deadline=61.0)
+    clock.pass_(60.0)
+    reserved = breaker.try_acquire_early()
+    assert isinstance(reserved, Permit)
+    clock.pass_(10.0)
+    let_in(breaker)
+    clock.pass_(10.0)
+    reserved.begin()
+    assert breaker.try_acquire_early() is not None
+    assert refused(breaker).retry_after == 51.0
+    clock.pass_(51.0)
+
+    assert breaker.metrics().state is OPEN
+    assert reserved.settle(BreakerOutcome.SUCCESS).counted == "stale"
+
+
+def test_of_probes_due_together_the_first_sent_decides() -> None:
+    """Sent anew, a probe goes to the end of the order; the vote is the other's."""
+    breaker, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    first, second = let_in(breaker), let_in(breaker)
+    first.begin()
+    clock.pass_(61.0)
+
+    assert first.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert second.settle(BreakerOutcome.SUCCESS).counted == "failure"
+
+
+def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
+    """If nobody looks for an hour, the new opening is long over, and the next caller a probe."""
+    breaker, clock, _ = half_open(probe_deadline=61.0)
+    seen = changes(breaker)
+    clock.pass_(3600.0)
+
+    assert let_in(breaker).probe
+    assert seen == [("half_open", "open"), ("open", "half_open")]
+
+
+def test_a_verdict_after_the_deadline_comes_too_late() -> None:
+    """Even when nobody asked in between, a late success closes nothing."""
+    _, clock, probe = half_open(probe_deadline=61.0)
+    clock.pass_(61.0)
+    settlement = probe.settle(BreakerOutcome.SUCCESS)
+
+    assert (settlement.counted, settlement.transition) == ("failure", None)
+    assert settlement.metrics.state is OPEN
+
+
+def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
+    """What opened it by silence is what later rejections point to."""
+    breaker, clock = opened()
+    clock.pass_(60.0)
+    probe = breaker.acquire()
+    assert isinstance(probe, Permit)
+    probe.begin(origin="span of the probe")
+    clock.pass_(61.0)
+
+    assert refused(breaker).origin == "span of the probe"
+
+
+# Probes that wait in a queue
+
+
+def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
+    """Time spent in the queue is not held against the service."""
+    breaker, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    probe = breaker.try_acquire_early()
+    assert isinstance(probe, Permit)
+    clock.pass_(60.0)
+    probe.begin()
+    clock.pass_(60.0)
+
+    assert refused(breaker).retry_after == 1.0
+    assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None:
+    """Held unsent for probe_deadline seconds, it blocks nobody any more and opens nothing."""
+    breaker, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = breaker.try_acquire_early()
+    assert isinstance(held, Permit)
+    clock.pass_(61.0)
+    assert breaker.metrics().state is HALF_OPEN
+    stale = [held.stale]
+    other = let_in(breaker)
+    stale.append(held.stale)
+
+    assert stale == [False, True], "stale from the moment that another has its place"
+    assert other.probe
+    held.begin()
+    clock.pass_(5.0)
+    assert held.settle(BreakerOutcome.FAILURE).counted == "stale"
+    assert other.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
+    """If nobody took the place meanwhile, the late holder is the probe again, with its vote."""
+    breaker, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = breaker.try_acquire_early()
+    assert isinstance(held, Permit)
+    clock.pass_(100.0)
+    assert breaker.allows_calls()
+    held.begin()
+    assert not breaker.allows_calls()
+
+    assert held.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
+
+
+def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
+    """A probe that waits while another one fails comes too late, and can see it."""
+    breaker, clock = opened(half_open_calls=2)
+    clock.pass_(60.0)
+    held = breaker.try_acquire_early()
+    assert isinstance(held, Permit)
+    stale = [held.stale]
+    fail(breaker)
+    stale.append(held.stale)
+    held.begin()
+
+    assert stale == [False, True]
+    assert held.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    assert breaker.metrics().state is OPEN
+
+
+def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
+    """A late neutral settlement of a probe that lost its place frees nobody else's."""
+    breaker, clock = opened(probe_deadline=61.0)
+    clock.pass_(60.0)
+    held = breaker.try_acquire_early()
+    assert isinstance(held, Permit)
+    clock.pass_(61.0)
+    let_in(breaker)
+    assert held.settle(BreakerOutcome.NEUTRAL).counted == "stale"
+    assert not breaker.allows_calls()
+
+
+# Settling
+
+
+@pytest.mark.parametrize("second", list(BreakerOutcome))
+def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
+    """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
+    breaker, _ = make_gate(fail_max=2)
+    permit = let_in(breaker)
+    settled = [permit.settled]
+    first = permit.settle(BreakerOutcome.FAILURE)
+    settled.append(permit.settled)
+    after = breaker.metrics()
+
+    assert settled == [False, True]
+    assert permit.settle(second, retry_after=99.0) is first
+    assert breaker.metrics() == after
+
+
+def test_a_permit_need_not_be_begun() -> None:
+    """Without begin, outcomes count all the same."""
+    breaker, _ = make_gate(fail_max=1)
+    permit = breaker.acquire()
+    assert isinstance(permit, Permit)
+
+    assert permit.settle(BreakerOutcome.FAILURE).transition == "closed_to_open"
+
+
+def test_beginning_after_the_settlement_does_nothing() -> None:
+    """A settled probe cannot take a place again."""
+    breaker, _, probe = half_open()
+    probe.settle(BreakerOutcome.NEUTRAL)
+    probe.begin()
+
+    assert breaker.allows_calls()
+    assert breaker.snapshot()["probes_in_flight"] == 0
+
+
+def test_generations_number_the_states() -> None:
+    """Each state has its own number, so that an outcome of another one can be told."""
+    breaker, clock = make_gate(fail_max=1)
+    numbers = [let_in(breaker).generation]
+    fail(breaker)
+    clock.pass_(60.0)
+    probe = let_in(breaker)
+    numbers.append(probe.generation)
+    probe.settle(BreakerOutcome.SUCCESS)
+    numbers.append(let_in(breaker).generation)
+
+    assert numbers == [0, 2, 3]
+
+
+def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
+    """A recovered breaker is not opened again by failures that began before the outage."""
+    breaker, clock = make_gate(fail_max=2)
+    stragglers = [let_in(breaker) for _ in range(5)]
+    fail(breaker, 2)
+    clock.pass_(60.0)
+    succeed(breaker)
+    for each in stragglers:
+        assert each.settle(BreakerOutcome.FAILURE).counted == "stale"
+
+    assert breaker.metrics() == BreakerMetrics(CLOSED, 0.0, 0, 0, 2, None, None)
+
+
+def test_a_clock_that_steps_back_is_not_followed() -> None:
+    """Time never runs backwards for a breaker: an opening does not grow by a step of the clock."""
+    breaker, clock = opened(HandClock(1000.0))
+    clock.now = 1.0
+    assert refused(breaker).retry_after == 60.0
+    clock.now = 1060.0
+    assert breaker.allows_calls()
+
+
+def test_a_clock_may_count_from_anywhere() -> None:
+    """Nothing depends on the clock's zero, not even its sign."""
+    breaker, clock = opened(HandClock(-1000.0))
+    assert breaker.blocked_until() == -940.0
+    clock.pass_(25.0)
+    assert refused(breaker).retry_after == 35.0
+    assert breaker.snapshot()["since_s"] == 25.0
+
+
+def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
+    """Cause, short text and origin stand in every rejection, and it lasts exactly so long."""
+    breaker, clock = make_gate()
+    breaker.open_for(30, cause="quota_exhausted", brief="429", origin="call 7")
+    answer = refused(breaker)
+    assert (answer.cause, answer.summary, answer.origin) == ("quota_exhausted", "429", "call 7")
+    assert answer.retry_after == 30
+    clock.pass_(29.9)
+    refused(breaker)
+    clock.pass_(0.1)
+    let_in(breaker)
+
+
+def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
+    """Only a request that still counts gets more time for what is done with its answer."""
+    breaker, clock = make_gate(probe_deadline=10.0)
+    late = let_in(breaker)
+    breaker.open_for(5, cause=None, brief=None)
+    clock.pass_(5)
+    let_in(breaker)
+    clock.pass_(9)
+    late.answered()
+    clock.pass_(1)  # the probe's time is over, whatever became of the other
+
+    assert breaker.metrics().state is OPEN
+
+
+def test_a_probe_that_was_answered_has_its_time_anew() -> None:
+    """What is done with the answer is not the service's time, but may not last for ever either."""
+    breaker, clock, probe = half_open(probe_deadline=10.0, slow_call=9.0)
+    clock.pass_(8)
+    probe.answered()
+    clock.pass_(9.9)
+    assert breaker.metrics().state is HALF_OPEN
+    clock.pass_(0.1)
+    assert breaker.metrics().state is OPEN

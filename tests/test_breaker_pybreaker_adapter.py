@@ -1,0 +1,67 @@
+"""pybreaker really is the state machine, and only the breaker's clock ends an opening."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pybreaker
+import pytest
+from breaker_kit import HandClock, fail, let_in, make_gate, opened, refused
+
+from resilient_imagen.circuitbreaker import BreakerState, CircuitBreaker
+from resilient_imagen.reasons import BreakerOutcome
+
+
+def circuit_of(breaker: CircuitBreaker) -> pybreaker.CircuitBreaker:
+    return breaker._machine._pybreaker._circuit
+
+
+def test_pybreaker_holds_the_state() -> None:
+    """Its state and counters are those that the breaker reports, all the way round."""
+    breaker, clock = make_gate(half_open_calls=2)
+    circuit = circuit_of(breaker)
+    assert (circuit.current_state, circuit.fail_max, circuit.success_threshold) == ("closed", 3, 2)
+    fail(breaker, 3)
+    assert (circuit.current_state, circuit.fail_counter) == ("open", 3)
+    clock.pass_(60.0)
+    let_in(breaker).settle(BreakerOutcome.SUCCESS)
+    assert (circuit.current_state, circuit.success_counter) == ("half-open", 1)
+    let_in(breaker).settle(BreakerOutcome.SUCCESS)
+    assert (circuit.current_state, circuit.success_counter) == ("closed", 0)
+    assert circuit.fail_counter == 0
+
+
+@pytest.mark.parametrize("seconds", [1.0, 1e9])
+def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) -> None:
+    """However long it has been open, the breaker and not pybreaker's clock begins the round."""
+    breaker, clock = opened()
+    clock.pass_(seconds)
+    with pytest.raises(pybreaker.CircuitBreakerError):
+        circuit_of(breaker).call(lambda: None)
+
+    assert breaker.metrics().state is BreakerState.OPEN
+
+
+def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
+    """Its notification is the one truth: opened by hand, the breaker rejects and then recovers."""
+    breaker, _ = make_gate(HandClock(5.0))
+    straggler = let_in(breaker)
+    circuit_of(breaker).open()
+    assert refused(breaker).retry_after == 60.0
+    assert straggler.settle(BreakerOutcome.SUCCESS).counted == "stale"
+    circuit_of(breaker).close()
+    assert breaker.allows_calls()
+    circuit_of(breaker).half_open()
+    assert let_in(breaker).probe
+
+
+def test_importing_the_breaker_does_not_load_pybreaker() -> None:
+    """Only making a breaker loads pybreaker, so that importing the library stays light."""
+    code = (
+        "import sys, resilient_imagen.circuitbreaker as b; print('pybreaker' in sys.modules);"
+        "b.Gate('x', b.BreakerConfig()); print('pybreaker' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["False", "True"]

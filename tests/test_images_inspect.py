@@ -1,0 +1,191 @@
+"""Type and size of a picture from its header."""
+
+from __future__ import annotations
+
+import struct
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from images_samples import encoded, exif, picture, png_chunk
+
+from resilient_imagen.images.completeness import is_complete, is_intact
+from resilient_imagen.images.inspect import exif_orientation, pixel_size, sniff_mime
+
+ENCODINGS = {
+    "png": (encoded(picture(), "PNG"), "image/png"),
+    "png palette": (encoded(picture(mode="P"), "PNG"), "image/png"),
+    "jpeg": (encoded(picture(), "JPEG"), "image/jpeg"),
+    "jpeg progressive": (encoded(picture(), "JPEG", progressive=True), "image/jpeg"),
+    "jpeg exif": (encoded(picture(), "JPEG", exif=exif(6)), "image/jpeg"),
+    "webp lossy": (encoded(picture(), "WEBP"), "image/webp"),
+    "webp lossless": (encoded(picture(), "WEBP", lossless=True), "image/webp"),
+    "webp extended": (encoded(picture(), "WEBP", exif=exif(1)), "image/webp"),
+    "gif": (encoded(picture(), "GIF"), "image/gif"),
+    "bmp": (encoded(picture(), "BMP"), "image/bmp"),
+}
+JPEG = ENCODINGS["jpeg"][0]
+ENCODINGS |= {
+    "jpeg with padding and a lone marker": (
+        JPEG[:2] + b"\xff\xff\xff\x01" + JPEG[2:],
+        "image/jpeg",
+    ),
+    "bmp of the oldest kind": (
+        b"BM" + bytes(12) + struct.pack("<IHHHH", 12, 48, 80, 1, 24) + bytes(200),
+        "image/bmp",
+    ),
+}
+SIZELESS = {
+    "tiff": (encoded(picture(), "TIFF"), "image/tiff"),
+    "tiff big-endian": (b"MM\x00*" + bytes(40), "image/tiff"),
+    "avif": (encoded(picture(), "AVIF"), "image/avif"),
+    "heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "image/heic"),
+    "heic by its second brand": (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "image/heic"),
+    "heif": (b"\0\0\0\x14ftypmif1\0\0\0\0msf1", "image/heif"),
+}
+
+
+@pytest.mark.parametrize("case", [*ENCODINGS, *SIZELESS])
+def test_type_is_told_from_the_bytes(case: str) -> None:
+    """Every type the library knows is recognised."""
+    data, mime = (ENCODINGS | SIZELESS)[case]
+
+    assert mime == sniff_mime(data)
+
+
+@pytest.mark.parametrize("case", ENCODINGS)
+def test_size_is_read_from_the_header(case: str) -> None:
+    """Width and height come in that order, as stored, from a header cut off behind them."""
+    data, _ = ENCODINGS[case]
+
+    assert pixel_size(data) == (48, 80)
+
+
+@pytest.mark.parametrize("case", SIZELESS)
+def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
+    """None, not a guess, for containers that only a decoder understands."""
+    assert pixel_size(SIZELESS[case][0]) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE",
+     b"\xff\xd8\0", b"%PDF-1.7", b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
+)  # fmt: skip
+def test_what_is_no_picture_has_no_type(data: bytes) -> None:
+    """Text, sound, video and stumps are not taken for pictures."""
+    assert sniff_mime(data) is None
+    assert pixel_size(data) is None
+
+
+@given(st.sampled_from([data for data, _ in ENCODINGS.values()]), st.data())
+def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
+    """A header cut anywhere and overwritten anywhere leads to a size or to None, never an error."""
+    cut = data.draw(st.integers(0, min(len(good), 700)))
+    at = data.draw(st.integers(0, cut))
+    damaged = good[:at] + data.draw(st.binary(max_size=12)) + good[at:cut]
+
+    size = pixel_size(damaged)
+    is_intact(damaged)
+
+    assert size is None or min(size) > 0
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_give_an_answer(data: bytes) -> None:
+    """No bytes at all make the readers fail."""
+    assert pixel_size(data) is None or sniff_mime(data) is not None
+
+
+@pytest.mark.parametrize(
+    "data", [b"RIFF\x20\0\0\0WEBPABCD" + bytes(30), b"\xff\xd8\xff\xd9", b"\xff\xd8\xff\xe0\0\4ab",
+             b"GIF89a" + bytes(10), b"\x89PNG\r\n\x1a\n" + bytes(30), b"\xff\xd8\xff\xe0\0\4abcd"],
+)  # fmt: skip
+def test_a_header_that_makes_no_sense_has_no_size(data: bytes) -> None:
+    """The type may be told, a size is not made up."""
+    assert sniff_mime(data) is not None
+    assert pixel_size(data) is None
+
+
+def test_a_jpeg_of_endless_segments_is_given_up() -> None:
+    """Millions of empty segments cost no more time than a few thousand."""
+    segments = b"\xff\xe0\x00\x02" * 2_000_000
+    frame = b"\xff\xc0" + struct.pack(">HBHH", 17, 8, 80, 48)
+
+    assert pixel_size(b"\xff\xd8" + segments + frame) is None
+    assert pixel_size(b"\xff\xd8" + segments[:400] + frame) == (48, 80)
+
+
+@pytest.mark.parametrize("case", ENCODINGS)
+def test_a_whole_picture_is_intact(case: str) -> None:
+    """No good encoding is mistaken for a torn one, not even with bytes after its end."""
+    data, _ = ENCODINGS[case]
+
+    assert is_intact(data)
+    assert is_intact(data + b"trailing bytes")
+
+
+@pytest.mark.parametrize("case", [name for name in ENCODINGS if name[:3] in {"png", "jpe", "web"}])
+def test_a_torn_picture_is_noticed_wherever_it_was_torn(case: str) -> None:
+    """Bytes missing at the end are noticed without decoding, be it one or nearly all."""
+    data, mime = ENCODINGS[case]
+
+    torn = [data[:at] for at in range(len(data)) if sniff_mime(data[:at]) == mime]
+
+    assert len(torn) > len(data) - 13  # of fewer bytes nobody can tell what they are
+    assert not any(is_complete(each) or is_intact(each) for each in torn)
+
+
+def test_looking_for_the_end_of_a_picture_takes_no_time() -> None:
+    """It is done on the event loop: a few chunks or segments are looked at, whatever they hold."""
+    steps = 0
+
+    def count(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    chunk = png_chunk(b"IDAT", bytes(2**20))
+    png = ENCODINGS["png"][0]
+    jpeg = ENCODINGS["jpeg"][0]
+    large = (png[:33] + chunk * 20 + png[33:], jpeg[:-2] + bytes(20 * 2**20) + jpeg[-2:])
+    sys.setprofile(count)
+    try:
+        whole = [is_complete(data) for data in large]
+    finally:
+        sys.setprofile(None)
+
+    assert whole == [True, True]
+    assert steps < 500
+
+
+def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
+    """A torn JPEG with a whole thumbnail in its header counts as torn."""
+    thumbnail = encoded(picture(8, 8), "JPEG")
+    whole = encoded(picture(), "JPEG", exif=b"Exif\0\0" + thumbnail)
+
+    assert is_intact(whole)
+    assert not is_intact(whole[:-30])
+
+
+def test_a_flipped_bit_in_a_png_is_noticed() -> None:
+    """PNG has checksums: damage in the middle is found too."""
+    data = bytearray(ENCODINGS["png"][0])
+    data[len(data) // 2] ^= 1
+
+    assert not is_intact(bytes(data))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_the_turn_is_read_in_both_byte_orders(state: int) -> None:
+    """As Pillow writes it, and as cameras with the other byte order do."""
+    big = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, state, 0) + bytes(4)
+
+    assert exif_orientation(exif(state)) == state
+    assert exif_orientation(b"Exif\0\0" + big) == state
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))
+def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
+    """No EXIF data make the reader fail."""
+    assert exif_orientation(start + data) in range(1, 9)

@@ -1,0 +1,280 @@
+"""Work on pictures stands in nobody's way, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from functools import partial
+
+import pytest
+from images_hostile import narrow_png
+from images_samples import encoded, noise, opened, picture
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.images import references, worker_pool
+from resilient_imagen.images.codec import apply_exif_orientation
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+
+
+class Holder:
+    """Something whose end can be watched, as bytes cannot."""
+
+
+def test_work_runs_elsewhere_and_its_result_comes_back() -> None:
+    """In a thread of ours, by name."""
+    name = asyncio.run(off_loop(lambda: threading.current_thread().name))
+
+    assert name.startswith("resilient-imagen-images")
+
+
+def test_an_error_comes_back_as_it_is() -> None:
+    """Type and text."""
+    with pytest.raises(ValueError, match="12a"):
+        asyncio.run(off_loop(int, "12a"))
+
+
+def test_cancellation_returns_at_once_and_drops_what_has_not_begun() -> None:
+    """The caller does not wait for threads; queued work of cancelled callers never runs."""
+    begun, release = threading.Semaphore(0), threading.Event()
+    ran: list[int] = []
+
+    def block() -> None:
+        begun.release()
+        release.wait(30)
+
+    async def run() -> None:
+        threads = min(worker_pool._MAX_THREADS, os.cpu_count() or 1)
+        blocking = [asyncio.create_task(off_loop(block)) for _ in range(threads)]
+        for _ in range(threads):
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+        queued = [asyncio.create_task(off_loop(ran.append, 1)) for _ in range(50)]
+        await asyncio.sleep(0)
+        for task in (*blocking, *queued):
+            task.cancel()
+        await asyncio.gather(*blocking, *queued, return_exceptions=True)
+        assert all(task.cancelled() for task in (*blocking, *queued))
+        release.set()
+        await off_loop(ran.append, 2)
+
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+    assert ran == [2]
+
+
+def test_the_number_of_threads_is_bounded() -> None:
+    """However many pictures come at once."""
+
+    async def run() -> None:
+        await asyncio.gather(*(off_loop(sum, range(1000)) for _ in range(200)))
+
+    asyncio.run(run())
+
+    names = [each.name for each in threading.enumerate()]
+    ours = [name for name in names if name.startswith("resilient-imagen-images")]
+    assert len(ours) <= worker_pool._MAX_THREADS
+
+
+def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """References that keep every thread of theirs busy let a plain call be served and fitted."""
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def endless(*_: object, **__: object) -> None:
+        begun.release()
+        release.wait(60)
+        raise UnusableImageError("is endless")
+
+    async def run() -> None:
+        provider = FakeProvider("google", latency=0, image=encoded(picture(), "PNG"))
+        async with ImageClient(Settings(), providers=[provider]) as client:
+            busy = [
+                asyncio.create_task(client.generate("x", references=[TINY_PNG] * 6))
+                for _ in range(3)
+            ]
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
+            async with asyncio.timeout(30):
+                result = await client.generate("x", aspect_ratio="1:1")
+            assert result.adjustments
+            release.set()
+            assert all(each.dropped_references for each in await asyncio.gather(*busy))
+
+    monkeypatch.setattr(references, "mend", endless)
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("pool", [Pool.REFERENCES, Pool.LARGE, Pool.LOOKUPS])
+def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
+    """What it has begun leaves room in the queue, or in the threads, for other calls."""
+    running, most = 0, 0
+    lock = threading.Lock()
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0)
+        with lock:
+            running -= 1
+
+    async def one_call() -> None:
+        with shares_of_one_call():
+            await asyncio.gather(*(off_loop(work, pool=pool) for _ in range(200)))
+
+    async def run() -> None:
+        hog = asyncio.create_task(one_call())
+        await asyncio.sleep(0)
+        await off_loop(work, pool=pool)  # not behind two hundred others
+        assert not hog.done()
+        await hog
+
+    asyncio.run(run())
+    share = {Pool.LARGE: 1, Pool.LOOKUPS: worker_pool._LOOKUPS_OF_ONE_CALL}
+    assert most <= share.get(pool, worker_pool._MAX_THREADS) + 1
+
+
+def test_large_references_are_worked_on_in_a_thread_apart() -> None:
+    """By the size in the header; what tells none may be large."""
+    assert pool_for(TINY_PNG) is Pool.REFERENCES
+    assert pool_for(narrow_png(5001, 5000)) is Pool.LARGE
+    assert pool_for(narrow_png(5000, 5000)) is Pool.REFERENCES
+    assert pool_for(encoded(picture(), "AVIF")) is Pool.LARGE
+
+
+def test_nothing_holds_a_result() -> None:
+    """Once the caller lets go, the picture is gone: idle threads keep none."""
+
+    async def run() -> weakref.ref[Holder]:
+        given = Holder()
+        result = await off_loop(lambda held: (held, Holder())[1], given)
+        held = weakref.ref(result)
+        del result
+        for _ in range(1000):  # the thread may not yet have come to its end of it
+            await off_loop(len, "")
+            if held() is None:
+                break
+        return held
+
+    assert asyncio.run(run())() is None
+
+
+def test_it_works_on_virtual_time() -> None:
+    """Time stands still while a thread works."""
+
+    async def run() -> float:
+        await off_loop(sum, range(100_000))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(run()) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_gets_threads_of_its_own() -> None:
+    """A server that forks after warming up must not hang on its first picture."""
+    script = (
+        "import asyncio, os\n"
+        "from resilient_imagen.images.worker_pool import off_loop\n"
+        "asyncio.run(off_loop(len, 'parent'))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(asyncio.run(off_loop(len, 'abc')))\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], timeout=60, check=False)
+
+    assert done.returncode == 3
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    """Importing the package costs no Pillow, pydantic or network library."""
+    script = (
+        "import sys\n"
+        "from resilient_imagen.images import base64s, fit, mend, references, shrink, sniff\n"
+        "raise SystemExit(', '.join({'PIL', 'pydantic', 'httpx2', 'anyio'} & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=60, check=False, capture_output=True, text=True
+    )
+
+    assert done.stderr.strip() == ""
+
+
+def test_memory_is_given_back_once_when_nothing_is_left_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After pictures were decoded, and only then; not while others are still worked on."""
+    given_back: list[int] = []
+    begun, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(worker_pool, "give_back", lambda: given_back.append(1))
+    large = partial(apply_exif_orientation, opened(encoded(picture(), "PNG")))
+
+    def block() -> None:
+        begun.set()
+        release.wait(30)
+
+    async def settled() -> int:
+        for _ in range(2 * worker_pool._MAX_THREADS):
+            await off_loop(len, "")
+        return len(given_back)
+
+    async def run() -> list[int]:
+        await settled()  # what others have left
+        given_back.clear()
+        counts = [await settled()]
+        blocking = asyncio.ensure_future(off_loop(block))
+        assert await asyncio.to_thread(begun.wait, 30)
+        if (os.cpu_count() or 1) > 1:
+            await asyncio.gather(*(off_loop(large) for _ in range(4)))
+            counts.append(await settled())
+        release.set()
+        await asyncio.gather(blocking, off_loop(large))
+        return [*counts, await settled()]
+
+    try:
+        counts = asyncio.run(run())
+    finally:
+        release.set()
+
+    assert counts[:-1] == [0] * (len(counts) - 1)
+    assert counts[-1] >= 1
+
+
+@pytest.mark.skipif(worker_pool._malloc_trim() is None, reason="another C library")
+def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
+    """Measured in a process of its own: free memory that a trim would return is returned."""
+    script = (
+        "import asyncio, sys, time\n"
+        "from resilient_imagen.images import offload\n"
+        "from resilient_imagen.images.fit import fit\n"
+        "data = sys.stdin.buffer.read()\n"
+        "def resident():\n"
+        "    return int(open('/proc/self/statm').read().split()[1]) * 4096 // 10**6\n"
+        "async def burst():\n"
+        "    fitting = (fit(data, ratio='1:2', mode='crop') for _ in range(16))\n"
+        "    await asyncio.gather(*fitting)\n"
+        "asyncio.run(burst())\n"
+        "offload._pool(offload.Pool.RESULTS).threads.shutdown()\n"  # what was left to do is done
+        "before = resident()\n"
+        "offload._malloc_trim()(0)\n"
+        "print(before - resident())\n"
+    )
+    data = encoded(noise(2048, 2048), "JPEG", quality=95)
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=data, timeout=120, check=True, capture_output=True
+    )
+
+    assert int(done.stdout) < 20, done.stdout

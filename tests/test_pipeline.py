@@ -1,0 +1,626 @@
+"""One call's way through: deadline, routes, retry, pace, breaker, attempt timeout."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import pytest
+from pipeline_kit import FAST, PipelineScenario, now, run_guarded, run_scenario
+
+from resilient_imagen import (
+    AllProvidersFailedError,
+    CircuitOpenError,
+    ContentBlockedError,
+    DeadlineExceededError,
+    ImageClient,
+    NoImageError,
+    ProviderOverloadedError,
+    ProviderTimeoutError,
+    QuotaExhaustedError,
+    Reason,
+    SaturatedError,
+    Settings,
+    SettingsArguments,
+)
+from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import FakeProvider, RecordingSink, Sent
+
+FLASH = "google:gemini-nano-banana-2.1"
+CHAIN = f"google:gemini-3-pro-image,{FLASH},openai:gpt-image-2.5-flare"
+GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
+
+
+def test_a_healthy_primary_serves() -> None:
+    """One request, no fallback, and the result says where it came from."""
+
+    async def scene(world: PipelineScenario) -> None:
+        result = await world.ask()
+        assert (result.provider, result.model) == ("google", "gemini-3-pro-image")
+        assert (result.attempts, result.fallback_reason) == (1, None)
+        assert result.image_bytes == world.google.image
+        assert result.latency_s == pytest.approx(1.0)
+        assert world.openai.sent == []
+
+    run_scenario(scene)
+
+
+def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
+    """Three requests with back-off, then OpenAI; at the default settings, pacing included."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+        result = await world.ask()
+        assert result.provider == "openai"
+        assert result.fallback_reason == "overloaded"
+        assert (result.attempts, len(world.google.sent)) == (4, 3)
+        assert world.openai.sent[0].at - world.google.sent[0].at <= 15.0 + 1e-3
+
+    for _ in range(30):  # whatever the jitter
+        run_scenario(scene)
+
+
+def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
+    """No second request to a provider that does not answer while another route stands ready."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "timeout")
+        assert world.openai.sent[0].at == pytest.approx(60.0, abs=0.01)
+        assert len(world.google.sent) == 1
+        assert world.idle()
+
+    run_scenario(scene)
+
+
+def test_both_down_fails_within_twenty_five_seconds() -> None:
+    """The error is led by the primary's failure and carries every request that was sent."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        world.openai.fail(Reason.OVERLOADED, status=503)
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask()
+        error = caught.value
+        assert now() <= 25.0
+        assert error.reason is Reason.OVERLOADED
+        assert [attempt.provider for attempt in error.attempts] == ["google"] * 3 + ["openai"] * 2
+        assert str(error).startswith("google gemini-3-pro-image: 503 ")
+        assert world.idle()
+
+    run_scenario(scene)
+
+
+def test_during_an_outage_only_the_first_image_pays() -> None:
+    """Once the breaker is open, the next image goes to OpenAI at once and says why."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        await world.ask()
+        started = now()
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
+        assert (result.attempts, len(world.google.sent)) == (1, 3)
+        assert world.openai.sent[-1].at - started < 6.0  # OpenAI's own pacing
+        assert world.breaker() == "open"
+
+    run_scenario(scene)
+
+
+def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
+    """Every one by OpenAI; nothing is left at Google, which serves again once it is back."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        results = await asyncio.gather(*(world.ask() for _ in range(16)))
+        assert {result.provider for result in results} == {"openai"}
+        assert world.idle()
+        world.google.heal()
+        await asyncio.sleep(700)
+        assert (await world.ask()).provider == "google"
+        assert world.breaker() == "closed"
+
+    run_scenario(scene)
+
+
+def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> None:
+    """Nobody sits out a queue or a sleep for a provider that the breaker has given up."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        results = await asyncio.gather(*(world.ask() for _ in range(8)))
+        assert {result.provider for result in results} == {"openai"}
+        assert len(world.google.sent) == 3
+        assert {result.fallback_reason for result in results} == {"overloaded", "circuit_open"}
+
+    run_scenario(scene, ipm=10, openai_ipm=6000)
+
+
+def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
+    """A thousand callers arrive at a recovering provider: one asks it, the rest do not wait."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await world.ask()
+        world.google.hang(times=1)
+        await asyncio.sleep(100)
+        sent = len(world.google.sent)
+        tasks = [asyncio.create_task(world.ask()) for _ in range(1000)]
+        await asyncio.sleep(59)
+        assert len(world.google.sent) - sent == 1
+        assert sum(task.done() for task in tasks) == 999
+        await asyncio.wait(tasks)
+        assert world.idle()
+
+    run_scenario(scene, max_concurrent=2000, ipm=900_000)
+
+
+def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:
+    """A refusal is an answer: one request, one error, no vote for the breaker."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.CONTENT_BLOCKED, status=200)
+        with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
+            await world.ask()
+        assert isinstance(caught.value, ValueError)
+        assert (len(world.google.sent), len(world.openai.sent)) == (1, 0)
+        assert world.breaker() == "closed"
+
+    run_scenario(scene)
+
+
+def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
+    """Google is down and OpenAI refuses the prompt: the caller learns of the refusal."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        world.openai.fail(Reason.CONTENT_BLOCKED, status=400)
+        with pytest.raises(ContentBlockedError) as caught:
+            await world.ask()
+        assert len(caught.value.attempts) == 4
+
+    run_scenario(scene)
+
+
+def test_no_image_is_tried_once_more_then_elsewhere() -> None:
+    """A flaky empty answer gets one retry and no vote."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.NO_IMAGE, status=200)
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "no_image")
+        assert len(world.google.sent) == 2
+        assert world.breaker() == "closed"
+
+    run_scenario(scene)
+
+
+def test_with_one_route_its_own_error_reaches_the_caller() -> None:
+    """No wrapper around the only failure there is."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        with pytest.raises(ProviderOverloadedError):
+            await world.ask()
+
+    async def alone() -> None:
+        google = FakeProvider("google")
+        async with ImageClient(Settings(**GOOGLE_ONLY), providers=[google]) as client:
+            await scene(PipelineScenario(google, FakeProvider("openai"), client, RecordingSink()))
+
+    run_guarded(alone())
+
+
+def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
+    """With OpenAI skipped by the operator, Google's timeout gets one more try."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask()
+        assert caught.value.reason is Reason.TIMEOUT
+        assert len(world.google.sent) == 2
+
+    run_scenario(scene, force_open="openai")
+
+
+def test_force_open_tries_the_fallback_without_touching_code() -> None:
+    """The guide's smoke test: Google is skipped, and the result says by whom."""
+
+    async def scene(world: PipelineScenario) -> None:
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
+        assert world.google.sent == []
+        assert world.breaker() == "forced_open"
+
+    run_scenario(scene, force_open="google")
+
+
+def test_a_short_hint_is_waited_for_exactly() -> None:
+    """The server said four seconds: the retry leaves after four, neither sooner nor jittered."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=4.0, latency=0.0)
+        result = await world.ask()
+        assert result.provider == "google"
+        gap = world.google.sent[1].at - world.google.sent[0].at
+        assert 4.0 <= gap <= 4.01
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() -> None:
+    """Falling back takes less: OpenAI serves at once, and Google is asked again after the hint."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=90.0)
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", "rate_limited")
+        opened = now()
+        await asyncio.sleep(80 - (now() - opened))
+        assert (await world.ask()).fallback_reason == "circuit_open"
+        await asyncio.sleep(90 - (now() - opened))
+        assert (await world.ask()).provider == "google"
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
+    """A billing failure of one model is not asked again through its sibling."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True)
+        result = await world.ask()
+        assert result.provider == "openai"
+        assert len(world.google.sent) == 1
+        assert (world.breaker(0), world.breaker(1)) == ("open", "open")
+
+    run_scenario(scene, routes=CHAIN)
+
+
+def test_a_sibling_model_stands_between() -> None:
+    """The chain is tried in order, each route reached by fallback with at most one retry."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        result = await world.ask()
+        models = [sent.model for sent in world.google.sent]
+        assert models == ["gemini-3-pro-image"] * 3 + ["gemini-nano-banana-2.1"] * 2
+        assert (result.provider, result.fallback_reason) == ("openai", "overloaded")
+
+    run_scenario(scene, routes=CHAIN)
+
+
+def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
+    """Nothing is sent, and the error says when to come back and what had happened."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
+        world.openai.fail(Reason.OVERLOADED, status=503)
+        for _ in range(2):
+            with pytest.raises(AllProvidersFailedError):
+                await world.ask()
+        started, sent = now(), len(world.openai.sent)
+        with pytest.raises(CircuitOpenError) as caught:
+            await world.ask()
+        assert now() == started
+        assert len(world.openai.sent) == sent
+        assert caught.value.retry_after == pytest.approx(60, abs=10)
+        assert str(caught.value).startswith("google gemini-3-pro-image: skipped after 429 ")
+        assert "503" in str(caught.value)
+
+    run_scenario(scene, **FAST)
+
+
+def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
+    """The caller asked to wait: it becomes the probe of the first route that is due."""
+
+    async def scene(world: PipelineScenario) -> None:
+        for provider in (world.google, world.openai):
+            provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
+        with pytest.raises(AllProvidersFailedError):
+            await world.ask()
+        result = await world.ask()
+        assert result.attempts == 1
+        assert 600 <= now() <= 670
+
+    run_scenario(scene, when_all_open="wait", **FAST)
+
+
+def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
+    """A wait that cannot succeed in time is not begun."""
+
+    async def scene(world: PipelineScenario) -> None:
+        for provider in (world.google, world.openai):
+            provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
+        with pytest.raises(AllProvidersFailedError):
+            await world.ask()
+        started = now()
+        with pytest.raises(CircuitOpenError):
+            await world.ask(deadline=30)
+        assert now() == started
+
+    run_scenario(scene, when_all_open="wait", **FAST)
+
+
+def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
+    """With the other route closed to all, a second caller waits for the probe and is served."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+        with pytest.raises(AllProvidersFailedError):
+            await world.ask()
+        world.google.latency = 20
+        await asyncio.sleep(100)
+        results = await asyncio.gather(*(world.ask() for _ in range(3)))
+        assert {result.provider for result in results} == {"google"}
+        assert world.google.sent[4].at - world.google.sent[3].at > 19.99
+
+    run_scenario(scene, force_open="openai", **FAST)
+
+
+def test_the_deadline_leaves_the_fallback_its_share() -> None:
+    """Google hangs; of a 40 s deadline OpenAI still gets half, and the image comes in time."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        result = await world.ask(deadline=40)
+        assert (result.provider, result.fallback_reason) == ("openai", "timeout")
+        assert world.openai.sent[0].at == pytest.approx(20, abs=0.01)
+        assert world.breaker() == "closed"
+        breaker = world.client.snapshot()["routes"][0]["breaker"]
+        assert breaker["consecutive"] == 0  # cut short: no vote
+
+    run_scenario(scene, **FAST)
+
+
+def test_the_deadline_holds_to_the_moment() -> None:
+    """Both hang: the caller hears of it when its time is up, not later, and nothing leaks."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        world.openai.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await world.ask(deadline=40)
+        assert now() == pytest.approx(40, abs=0.01)
+        assert isinstance(caught.value, TimeoutError)
+        reasons = [attempt.reason for attempt in caught.value.attempts]
+        assert reasons == [Reason.TIMEOUT, Reason.DEADLINE]
+        assert str(caught.value).startswith("google gemini-3-pro-image: timed out")
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
+    """The eighth of a batch does not wait 42 s for Google when it has 30 s in all."""
+
+    async def scene(world: PipelineScenario) -> None:
+        results = await asyncio.gather(*(world.ask(deadline=30) for _ in range(8)))
+        reasons = [result.fallback_reason for result in results]
+        assert reasons == [None, None, None] + ["saturated"] * 5
+        assert now() <= 30
+
+    run_scenario(scene, ipm=10, openai_ipm=6000)
+
+
+def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
+    """One waiting caller allowed: the rest are served elsewhere, reason saturated."""
+
+    async def scene(world: PipelineScenario) -> None:
+        results = await asyncio.gather(*(world.ask() for _ in range(4)))
+        assert [r.fallback_reason for r in results] == [None, None, "saturated", "saturated"]
+
+    run_scenario(scene, ipm=10, openai_ipm=6000, max_queue=1)
+
+
+def test_a_saturated_only_route_says_so() -> None:
+    """With no other route and no time to wait, the error names the queue and when to come back."""
+
+    async def scene(world: PipelineScenario) -> None:
+        first = asyncio.create_task(world.ask())
+        await asyncio.sleep(0)
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask(deadline=3)
+        assert isinstance(caught.value.errors[0], SaturatedError)
+        assert caught.value.retry_after == pytest.approx(6, abs=0.1)
+        await first
+
+    run_scenario(scene, ipm=10, force_open="openai")
+
+
+def test_narrowing_fallback_on_keeps_the_error() -> None:
+    """A reason that is not listed does not go on to the next route."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.hang()
+        with pytest.raises(ProviderTimeoutError):
+            await world.ask()
+        assert world.openai.sent == []
+
+    run_scenario(scene, fallback_on="overloaded,circuit_open")
+
+
+def test_widening_fallback_on_sends_refused_prompts_on() -> None:
+    """Whether a blocked prompt may go to the other vendor is the operator's to say."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.CONTENT_BLOCKED)
+        assert (await world.ask()).fallback_reason == "content_blocked"
+
+    run_scenario(scene, fallback_on="content_blocked")
+
+
+def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
+    """A local trouble casts no vote, is not retried and is not hidden behind a fallback."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.crash(KeyError("bug"))
+        for _ in range(5):
+            with pytest.raises(KeyError):
+                await world.ask()
+        assert len(world.google.sent) == 5
+        assert world.breaker() == "closed"
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_model_for_one_call_replaces_the_first_routes() -> None:
+    """The route is new, with a breaker of its own; the others stay."""
+
+    async def scene(world: PipelineScenario) -> None:
+        result = await world.ask(model="gemini-nano-banana-2.1")
+        assert result.model == "gemini-nano-banana-2.1"
+        assert len(world.client.snapshot()["routes"]) == 3
+
+    run_scenario(scene)
+
+
+def test_a_model_of_the_other_vendor_is_refused() -> None:
+    """The error says whose it is and where to change the order."""
+
+    async def scene(world: PipelineScenario) -> None:
+        with pytest.raises(ValueError, match=r"belongs to openai.*IMAGE_GEN_ROUTES"):
+            await world.ask(model="gpt-image-2")
+        assert world.google.sent == world.openai.sent == []
+
+    run_scenario(scene)
+
+
+def test_breaker_off_asks_the_primary_every_time() -> None:
+    """Without the breaker each image pays for the outage anew."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        for _ in range(3):
+            assert (await world.ask()).fallback_reason == "overloaded"
+        assert len(world.google.sent) == 9
+
+    run_scenario(scene, breaker_mode="off", **FAST)
+
+
+def test_daily_quota_is_not_asked_again() -> None:
+    """quota_exhausted opens at once; one request, not three."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
+        world.openai.fail(Reason.NO_IMAGE)
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask()
+        assert isinstance(caught.value.errors[0], QuotaExhaustedError)
+        assert isinstance(caught.value.errors[1], NoImageError)
+        assert len(world.google.sent) == 1
+
+    run_scenario(scene)
+
+
+@pytest.mark.parametrize(
+    ("raised", "taken_for"),
+    [
+        (Reason.CIRCUIT_OPEN, Reason.OVERLOADED),
+        (Reason.SATURATED, Reason.OVERLOADED),
+        (Reason.CANCELLED, Reason.OVERLOADED),
+        (Reason.DEADLINE, Reason.TIMEOUT),
+    ],
+)
+def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
+    raised: Reason, taken_for: Reason
+) -> None:
+    """A provider that is a client itself has breakers, queues and deadlines of its own."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(raised)
+        result = await world.ask()
+        assert (result.provider, result.fallback_reason) == ("openai", taken_for)
+        ended = [e for e in world.told.of(AttemptEnded) if e.provider == "google"]
+        assert {e.reason for e in ended} == {taken_for}
+        assert {e.counted for e in ended} == {"failure"}
+        assert len(ended) == (1 if taken_for is Reason.TIMEOUT else 3)
+
+    run_scenario(scene, **FAST)
+
+
+@pytest.mark.parametrize("when_all_open", ["fail", "wait"])
+def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again(
+    when_all_open: Literal["fail", "wait"],
+) -> None:
+    """Only our own breakers are waited for; a provider gets its retries, and its words are kept."""
+
+    class Nested(FakeProvider):
+        """Serves by another ImageClient, whose only route is open."""
+
+        async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+            self.sent.append(Sent(now(), model, request))
+            inner = Settings(routes="inner:m", force_open="inner")
+            async with ImageClient(inner, providers=[FakeProvider("inner")]) as client:
+                result = await client.generate(request.prompt)
+            return ProviderImage(result.image_bytes, result.mime_type, model)
+
+    async def main() -> None:
+        nested = Nested("nested")
+        chosen = Settings(routes="nested:m", when_all_open=when_all_open, **FAST)
+        async with ImageClient(chosen, providers=[nested]) as client:
+            with pytest.raises(ProviderOverloadedError) as caught:
+                await client.generate("x")
+            assert len(nested.sent) == len(caught.value.attempts) == 3
+            assert caught.value.vendor_error == "CircuitOpenError"
+            assert caught.value.vendor_message == "inner m: skipped by the operator"
+
+    run_guarded(main())
+
+
+def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
+    """Code looks at the class, operators at the reason: both are the provider's."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
+        world.openai.crash(DeadlineExceededError("x", reason=Reason.SERVER_ERROR))
+        with pytest.raises(AllProvidersFailedError) as caught:
+            await world.ask()
+        assert [type(error).__name__ for error in caught.value.errors] == [
+            "ProviderOverloadedError",
+            "ProviderError",
+        ]
+
+    run_scenario(scene, when_all_open="wait", **FAST)
+
+
+def test_a_passed_deadline_says_when_to_come_back() -> None:
+    """When the first of the routes may serve: after its open circuit, or the server's hint."""
+
+    async def opened(world: PipelineScenario) -> None:
+        breaker = world.client.breakers["google:gemini-3-pro-image"]
+        breaker.open_for(100, cause="overloaded", brief="503")
+        world.openai.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await world.ask(deadline=40)
+        assert caught.value.retry_after == pytest.approx(60)
+
+    async def silent(world: PipelineScenario) -> None:
+        world.google.hang()
+        world.openai.hang()
+        with pytest.raises(DeadlineExceededError) as caught:
+            await world.ask(deadline=30)
+        assert caught.value.retry_after is None, "nothing is known"
+
+    run_scenario(opened, **FAST)
+    run_scenario(silent, **FAST)
+
+
+def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Operators work from other threads: usable a moment ago need not be usable now."""
+
+    async def scene(world: PipelineScenario) -> None:
+        breaker = world.client.breakers["openai:gpt-image-2.5-flare"]
+        answers = iter([True])
+        monkeypatch.setattr(breaker, "usable", lambda: next(answers, False))
+        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2.0, times=1)
+        assert (await world.ask()).provider == "google"
+
+    run_scenario(scene, **FAST)

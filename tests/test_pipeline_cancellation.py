@@ -1,0 +1,232 @@
+"""Whatever moment a caller leaves at, nothing stays behind and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_kit import FAST, PipelineScenario, now, run_scenario
+
+from resilient_imagen import ImageGenerationError, Reason
+from resilient_imagen.circuitbreaker import CircuitBreaker
+
+Script = Callable[[PipelineScenario], None]
+
+
+def healthy(world: PipelineScenario) -> None:
+    del world
+
+
+def overloaded(world: PipelineScenario) -> None:
+    world.google.fail(Reason.OVERLOADED, status=503)
+
+
+def hanging(world: PipelineScenario) -> None:
+    world.google.hang()
+
+
+def throttled(world: PipelineScenario) -> None:
+    world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=2)
+
+
+def all_down(world: PipelineScenario) -> None:
+    world.google.fail(Reason.CONNECTION)
+    world.openai.hang()
+
+
+SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
+
+
+def gate_of(world: PipelineScenario) -> CircuitBreaker:
+    return world.client._routing.routes[0].breaker
+
+
+async def settled(world: PipelineScenario, probes: int = 1) -> None:
+    """After every caller is gone, nothing may be held and a healthy call must work."""
+    assert world.idle()
+    assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+    world.google.heal()
+    world.openai.heal()
+    await asyncio.sleep(1300)
+    for _ in range(probes):
+        result = await world.ask()
+        assert result.provider == "google"
+    assert world.breaker() == "closed"
+
+
+class _StepCounter:
+    """Cancels a task at its n-th step: at the n-th await that really suspends."""
+
+    def __init__(self, cancel_at: int) -> None:
+        self.steps = 0
+        self.cancel_at = cancel_at
+
+
+async def cancelled_at_step(world: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
+    """Run one call and cancel it when it suspends for the ``step``-th time; True if it did."""
+    coroutine = world.ask(**options)
+    counter = _StepCounter(step)
+
+    class Stepping:
+        """Drives the call's coroutine by hand, one suspension at a time."""
+
+        def __await__(self) -> Any:
+            to_throw: BaseException | None = None
+            try:
+                while True:
+                    if to_throw is None:
+                        suspended = coroutine.send(None)
+                    else:
+                        suspended = coroutine.throw(to_throw)
+                        to_throw = None
+                    counter.steps += 1
+                    if counter.steps == counter.cancel_at:
+                        asyncio.get_running_loop().call_soon(task.cancel)
+                    try:
+                        yield suspended
+                    except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
+                        to_throw = error
+            except StopIteration as done:
+                return done.value
+
+    async def drive() -> Any:
+        return await Stepping()
+
+    task = asyncio.get_running_loop().create_task(drive())
+    await asyncio.wait({task})
+    if task.cancelled():
+        return True
+    error = task.exception()
+    assert error is None or isinstance(error, ImageGenerationError), error
+    return counter.steps >= counter.cancel_at
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("deadline", [None, 25.0], ids=["no-deadline", "deadline"])
+@pytest.mark.parametrize("probing", [False, True], ids=["closed", "probing"])
+def test_cancelled_at_every_await_nothing_leaks(
+    script: Script, deadline: float | None, probing: bool
+) -> None:
+    """One call after another, each cancelled one suspension later than the one before."""
+
+    async def scene(world: PipelineScenario) -> None:
+        async def on_start() -> None:
+            await asyncio.sleep(0.01)
+
+        step = 1
+        while step < 60:
+            if probing:
+                gate_of(world).force_trip(cause="overloaded")
+                await asyncio.sleep(1300)
+            script(world)
+            reached = await cancelled_at_step(
+                world, step, {"deadline": deadline, "on_start": on_start}
+            )
+            assert world.idle(), step
+            world.google.heal()
+            world.openai.heal()
+            await asyncio.sleep(1300)  # any breaker is due again
+            if not reached:
+                break
+            step += 1
+        assert step > 1
+        await settled(world)
+
+    run_scenario(scene, **FAST)
+
+
+Caller = tuple[float, float | None, float | None]
+"""Comes after so many seconds, leaves after so many more or never, has this deadline or none."""
+
+
+def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
+    """The permit was carried through the queue; the caller that gave up hands it back."""
+
+    async def scene(world: PipelineScenario) -> None:
+        breaker, limiter = gate_of(world), world.client._routing.routes[0].limiter
+        breaker.force_trip(cause="overloaded")
+        await asyncio.sleep(1300)
+        with limiter.join() as blocker:
+            await blocker.granted
+            task = asyncio.create_task(world.ask())
+            await asyncio.sleep(1)
+            assert not breaker.allows_calls()
+            task.cancel()
+            await asyncio.wait({task})
+            assert breaker.allows_calls()
+
+    run_scenario(scene, max_concurrent=1)
+
+
+def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
+    """The slot comes free because the request failed that opened the circuit: it stays unused."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401)
+        results = await asyncio.gather(*(world.ask() for _ in range(3)))
+        assert [result.provider for result in results] == ["openai"] * 3
+        assert len(world.google.sent) == 1
+
+    run_scenario(scene, max_concurrent=1, **FAST)
+
+
+def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
+    """The breaker is asked again after every wait, however the caller spent it."""
+
+    async def scene(world: PipelineScenario) -> None:
+        async def warm_up() -> None:
+            await asyncio.sleep(1)
+
+        world.google.warm_up = warm_up  # type: ignore[attr-defined]
+        task = asyncio.create_task(world.ask())
+        await asyncio.sleep(0.5)
+        gate_of(world).force_trip(cause="overloaded")
+        assert (await task).fallback_reason == "circuit_open"
+        assert world.google.sent == []
+
+    run_scenario(scene)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    callers=st.lists(
+        st.tuples(st.floats(0, 90), st.none() | st.floats(0, 200), st.none() | st.floats(1, 120)),
+        min_size=1,
+        max_size=14,
+    ),
+    script=st.sampled_from(SCRIPTS),
+    max_concurrent=st.integers(1, 4),
+    half_open=st.integers(1, 2),
+)
+def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
+    callers: list[Caller],
+    script: Script,
+    max_concurrent: int,
+    half_open: int,
+) -> None:
+    """Random arrivals, cancellations and deadlines: each call ends in time, and nothing leaks."""
+
+    async def caller(world: PipelineScenario, one: Caller) -> None:
+        start, leave, deadline = one
+        await asyncio.sleep(start)
+        began = now()
+        task = asyncio.create_task(world.ask(deadline=deadline))
+        if leave is not None:
+            asyncio.get_running_loop().call_later(leave, task.cancel)
+        await asyncio.wait({task})
+        if deadline is not None:
+            assert now() - began <= deadline + 0.01
+        if not task.cancelled():
+            error = task.exception()
+            assert error is None or isinstance(error, ImageGenerationError), error
+
+    async def scene(world: PipelineScenario) -> None:
+        script(world)
+        await asyncio.gather(*(caller(world, one) for one in callers))
+        await settled(world, probes=half_open)
+
+    run_scenario(scene, ipm=60, max_concurrent=max_concurrent, breaker_half_open_calls=half_open)

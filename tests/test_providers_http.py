@@ -1,0 +1,374 @@
+"""Both built-in providers on a real socket: what goes out, what comes back, what leaks nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import socket
+import threading
+from typing import Any
+
+import httpx2
+import pytest
+from providers_kit import (
+    GOOD,
+    KEY,
+    MODELS,
+    PNG,
+    PROMPT,
+    ask,
+    google_body,
+    http,
+    openai_body,
+    provider_for,
+    raw_server,
+    reference,
+    run,
+)
+
+from resilient_imagen.errors import ConfigurationError, ImageGenerationError
+from resilient_imagen.providers.base import Provider, ProviderImage
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.http import CapturingClient, capture_exchange
+from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.streaming_body import StreamingJsonBody
+from resilient_imagen.reasons import Reason
+from resilient_imagen.request import ImageRequest
+
+VENDORS = pytest.mark.parametrize("vendor", MODELS)
+
+
+def failing(vendor: str, answer: Any, request: ImageRequest | None = None) -> ImageGenerationError:
+    with pytest.raises(ImageGenerationError) as caught:
+        run(ask(vendor, answer, request))
+    return caught.value
+
+
+@VENDORS
+def test_a_picture_comes_back(vendor: str) -> None:
+    """The plain good case; and a built-in provider is a Provider."""
+    image = run(ask(vendor, GOOD[vendor]))
+    assert isinstance(image, ProviderImage)
+    assert (image.data, image.mime_type, image.model) == (PNG, "image/png", MODELS[vendor])
+    assert isinstance(provider_for(vendor, "http://127.0.0.1:1"), Provider)
+
+
+@VENDORS
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_one_call_is_one_request(vendor: str, status: int) -> None:
+    """No retry by an SDK, whatever the answer and its headers ask for."""
+
+    async def main() -> int:
+        answer = http(status, {"error": {}}, {"retry-after": "0", "x-should-retry": "true"})
+        async with raw_server(answer) as server:
+            provider = provider_for(vendor, server.url)
+            with pytest.raises(ImageGenerationError):
+                await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+            await provider.aclose()
+            return len(server.requests)
+
+    assert run(main()) == 1
+
+
+@VENDORS
+def test_a_refused_connection(vendor: str) -> None:
+    """Nobody listens."""
+
+    async def main() -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            provider = provider_for(vendor, f"http://127.0.0.1:{unused.getsockname()[1]}")
+            try:
+                await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+            finally:
+                await provider.aclose()
+
+    with pytest.raises(ConnectionError) as caught:
+        run(main())
+    assert isinstance(caught.value, ImageGenerationError)
+    assert caught.value.reason is Reason.CONNECTION
+    assert caught.value.status is None
+
+
+@VENDORS
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "tls"])
+def test_garbage_instead_of_an_answer(vendor: str, secure: bool) -> None:
+    """What is neither HTTP nor TLS is a connection that did not work."""
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x16\x03garbage\r\n\r\n" * 20)
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        provider = provider_for(vendor, f"http{'s' if secure else ''}://127.0.0.1:{port}")
+        try:
+            await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+        finally:
+            await provider.aclose()
+            server.close()
+            await server.wait_closed()
+
+    with pytest.raises(ImageGenerationError) as caught:
+        run(main())
+    assert caught.value.reason is Reason.CONNECTION
+
+
+@VENDORS
+def test_a_cut_body_is_a_connection_failure(vendor: str) -> None:
+    """The promised length did not arrive, although what did is valid so far."""
+    body = google_body() if vendor == "google" else openai_body()
+    error = failing(vendor, http(200, body, cut=10))
+    assert error.reason is Reason.CONNECTION
+
+
+@VENDORS
+def test_badly_compressed_answers_are_invalid(vendor: str) -> None:
+    """The body arrives and cannot be unpacked."""
+    error = failing(vendor, http(200, b"not gzip at all", {"content-encoding": "gzip"}))
+    assert error.reason is Reason.INVALID_RESPONSE
+
+
+@VENDORS
+@pytest.mark.parametrize(
+    "body", [b"\xff\xfe\x00\x81", b"[" * 200_000, b'"\xed\xa0\x80"'], ids=["bytes", "deep", "utf8"]
+)
+def test_bodies_that_sdks_stumble_over(vendor: str, body: bytes) -> None:
+    """A 503 is an overload, even if the SDK dies over the body that came with it."""
+    error = failing(vendor, http(503, body))
+    assert (error.reason, error.status) == (Reason.OVERLOADED, 503)
+
+
+@VENDORS
+def test_redirects_are_not_followed(vendor: str) -> None:
+    """The key goes nowhere but to where it was configured to go."""
+
+    async def main() -> int:
+        async with raw_server(GOOD[vendor]) as other:
+            headers = {"location": f"{other.url}/elsewhere"}
+            async with raw_server(http(307, "", headers)) as server:
+                provider = provider_for(vendor, server.url)
+                with pytest.raises(ImageGenerationError) as caught:
+                    await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+                await provider.aclose()
+            assert caught.value.reason is Reason.INVALID_RESPONSE
+            return len(other.requests)
+
+    assert run(main()) == 0
+
+
+@VENDORS
+def test_errors_carry_facts_and_no_secrets(vendor: str) -> None:
+    """Status, word, hint and SDK type are there; key and prompt are not, nor the SDK's error."""
+    echo = f"Key {KEY} refused {PROMPT!r}: {PROMPT}"
+    error = failing(vendor, http(429, {"error": {"message": echo}}, {"retry-after": "4"}))
+    assert error.reason is Reason.RATE_LIMITED
+    assert (error.provider, error.model, error.status) == (vendor, MODELS[vendor], 429)
+    assert (error.status_word, error.retry_after) == ("RESOURCE_EXHAUSTED", 4)
+    assert error.vendor_error == ("ClientError" if vendor == "google" else "RateLimitError")
+    assert error.vendor_message is not None
+    for secret in (KEY, PROMPT):
+        assert secret not in f"{error} {error.vendor_message} {error.__dict__}"
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+@VENDORS
+def test_nothing_secret_is_logged(vendor: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even with every logger at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    run(ask(vendor, GOOD[vendor], ImageRequest(PROMPT, references=(reference(),))))
+    failing(vendor, http(400, {"error": {"message": PROMPT}}))
+    for record in caplog.records:
+        shown = record.getMessage()
+        assert KEY not in shown, record.name
+        assert PROMPT not in shown, record.name
+
+
+@VENDORS
+def test_leaving_closes_the_connection(vendor: str) -> None:
+    """A caller out of time takes the connection down at once, and its TimeoutError is not ours."""
+
+    async def main() -> None:
+        async with raw_server(None) as server:
+            provider = provider_for(vendor, server.url)
+            await provider.warm_up()
+            limit = asyncio.timeout(None)
+            server.answer = lambda _: limit.reschedule(0)  # time is up when the request arrives
+            with pytest.raises(TimeoutError) as caught:
+                async with limit:
+                    await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+            assert not isinstance(caught.value, ImageGenerationError)
+            async with asyncio.timeout(20):
+                await server.gone.wait()
+            await provider.aclose()
+
+    run(main())
+
+
+@VENDORS
+def test_connections_are_kept_and_closed(vendor: str) -> None:
+    """Requests in a row share a connection; aclose closes it."""
+
+    async def main() -> int:
+        async with raw_server(GOOD[vendor]) as server:
+            provider = provider_for(vendor, server.url)
+            for _ in range(3):
+                await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+            await provider.aclose()
+            async with asyncio.timeout(20):
+                await server.gone.wait()
+            return server.connections
+
+    assert run(main()) == 1
+
+
+@VENDORS
+def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does an answer stop the event loop that could not be decoded as it arrived."""
+    big = PNG + bytes(1_000_000)
+    threads: list[str] = []
+    kind = GoogleProvider if vendor == "google" else OpenAIProvider
+    original = kind._parse
+
+    def read(self: Any, body: StreamingJsonBody, model: str) -> ProviderImage:
+        threads.append(threading.current_thread().name)
+        return original(self, body, model)
+
+    monkeypatch.setattr(kind, "_read", read)
+    for encode in (base64.encodebytes, base64.b64encode):
+        monkeypatch.setattr("providers_kit.PNG64", encode(big).decode())
+        body = google_body() if vendor == "google" else openai_body()
+        assert run(ask(vendor, http(200, body))).data == big
+    assert "MainThread" not in threads[0]
+    assert threads[1] == "MainThread"
+
+
+class RaisingTransport(httpx2.AsyncBaseTransport):
+    """Fails as told, on this side of the connection."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        raise self.error
+
+
+@VENDORS
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (RuntimeError("Event loop is closed"), "Event loop is closed"),
+        (httpx2.LocalProtocolError(f"Illegal header value b'{KEY}'"), None),
+        (httpx2.PoolTimeout(PROMPT), None),
+        (UnicodeEncodeError("ascii", KEY, 0, 1, "ordinal not in range"), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_local_trouble_surfaces_without_secrets(
+    vendor: str, error: Exception, shown: str | None
+) -> None:
+    """What says nothing about the vendor is no ImageGenerationError, and quotes nothing."""
+    transport = RaisingTransport(error)
+    with pytest.raises(RuntimeError) as caught:
+        run(ask(vendor, None, transport=transport))
+    assert not isinstance(caught.value, ImageGenerationError)
+    text = str(caught.value)
+    assert KEY not in text
+    assert PROMPT not in text
+    assert shown is None or shown == text
+    assert caught.value.__cause__ is None
+
+
+@VENDORS
+@pytest.mark.parametrize("key", ["", "  \n", "AIza\u2028ключ", "AIza key", "AIza\nkey", "AIza\x00"])
+def test_keys_that_cannot_be_sent_are_refused_at_once(vendor: str, key: str) -> None:
+    """A bad key is a matter of configuration, and the error does not show it."""
+    kind = GoogleProvider if vendor == "google" else OpenAIProvider
+    with pytest.raises(ConfigurationError) as caught:
+        kind(api_key=key)
+    assert "AIza" not in str(caught.value)
+
+
+@VENDORS
+def test_white_space_around_a_key_is_not_part_of_it(vendor: str) -> None:
+    """A copied line break does not end up in a header."""
+
+    async def main() -> str:
+        async with raw_server(GOOD[vendor]) as server:
+            kind = GoogleProvider if vendor == "google" else OpenAIProvider
+            provider = kind(api_key=f" {KEY}\r\n", base_url=server.url)
+            await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+            await provider.aclose()
+            headers = server.requests[0].headers
+            return headers.get("x-goog-api-key") or headers["authorization"]
+
+    assert run(main()) in {KEY, f"Bearer {KEY}"}
+
+
+@VENDORS
+@pytest.mark.parametrize("url", ["api.example.com", "ftp://example.com", "https://", "nonsense"])
+def test_addresses_that_are_none_are_refused_at_once(vendor: str, url: str) -> None:
+    """The scheme is not guessed."""
+    kind = GoogleProvider if vendor == "google" else OpenAIProvider
+    with pytest.raises(ConfigurationError, match="https://"):
+        kind(api_key=KEY, base_url=url)
+
+
+def _echo(request: httpx2.Request) -> httpx2.Response:
+    return httpx2.Response(200, content=request.content or b"nothing")
+
+
+def _client() -> CapturingClient:
+    return CapturingClient(
+        max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo)
+    )
+
+
+def test_the_answer_is_kept_from_the_sdk() -> None:
+    """A picture's bytes go to us alone; without an exchange the client is an ordinary one."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with capture_exchange() as sent:
+                shown = await client.post("http://x/", content=b"picture")
+            assert sent.response is not None
+            assert (sent.body.text, shown.json()) == (b"picture", {})
+            assert (await client.post("http://x/", content=b"picture")).content == b"picture"
+
+    run(main())
+
+
+def test_only_connecting_has_a_time_limit_of_its_own() -> None:
+    """Whatever an SDK says about time, the wall clock is the pipeline's."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with capture_exchange() as sent:
+                await client.post("http://x/", content=b"-", timeout=3)
+        assert sent.response is not None
+        assert sent.response.request.extensions["timeout"] == {
+            "connect": 7,
+            "read": None,
+            "write": None,
+            "pool": None,
+        }
+
+    run(main())
+
+
+def test_a_stand_in_that_cannot_be_found_is_our_own_trouble() -> None:
+    """Should an SDK write references differently one day, nothing half-made is sent."""
+
+    async def main() -> None:
+        async with _client() as client:
+            with capture_exchange() as sent:
+                sent.placeholder(b"picture")
+                with pytest.raises(RuntimeError, match="the SDK changed"):
+                    await client.post("http://x/", content=b"{}")
+                assert sent.response is None
+
+    run(main())

@@ -1,0 +1,361 @@
+"""A sink that raises, dawdles or floods never reaches the call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import gc
+import subprocess
+import sys
+import threading
+import weakref
+from typing import Any
+
+import pytest
+from images_samples import delivered
+from opentelemetry import trace
+from telemetry_kit import TelemetryScenario, run_telemetry_scenario
+
+from resilient_imagen import ImageClient, Reason, Settings
+from resilient_imagen.request import ImageRequest
+from resilient_imagen.telemetry.background_sink import BackgroundSink
+from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+from resilient_imagen.telemetry.events import (
+    AttemptEnded,
+    Event,
+    OperatorWarning,
+    RequestEnded,
+    RequestStarted,
+)
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+
+who = contextvars.ContextVar("who", default="nobody")
+
+
+class RaisingSink:
+    inline = True
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def handle(self, event: Event) -> None:
+        raise self.error
+
+
+class SlowSink:
+    """Told from a thread; blocks until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.told: list[Event] = []
+        self.seen: list[tuple[str, bool, str]] = []
+
+    def handle(self, event: Event) -> None:
+        self.go.wait(10)
+        self.told.append(event)
+        valid = trace.get_current_span().get_span_context().is_valid
+        self.seen.append((who.get(), valid, threading.current_thread().name))
+
+
+def warned(number: int) -> OperatorWarning:
+    return OperatorWarning(at=float(number), code="n", message=str(number))
+
+
+async def ask(*sinks: Any) -> None:
+    google, openai = FakeProvider("google", latency=0), FakeProvider("openai")
+    async with ImageClient(Settings(), providers=[google, openai], sinks=sinks) as client:
+        await client.generate("a lighthouse")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a lighthouse"), asyncio.CancelledError(), SystemExit(3)]
+)
+def test_what_a_sink_raises_goes_nowhere(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image comes, later sinks are told, and the trouble is logged once, without its text."""
+    record = RecordingSink()
+    run_virtual(ask(RaisingSink(error), record))
+    assert record.calls[0].outcome == "success"
+    complaints = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
+    assert [entry.getMessage() for entry in complaints] == [
+        f"sink Raising failed: {type(error).__name__}"
+    ]
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("a lighthouse"), "no number"])
+def test_a_sink_that_cannot_say_what_it_wants_is_told_everything(
+    answer: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The image comes, and the trouble is logged once."""
+
+    class Unsure(RecordingSink):
+        def told_from(self) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    unsure = Unsure()
+    run_virtual(ask(unsure))
+    assert "AttemptStarted" in unsure.kinds
+    assert unsure.calls[0].outcome == "success"
+    assert len([entry for entry in caplog.records if entry.name == "resilient_imagen"]) == 1
+
+
+def test_no_call_waits_for_a_slow_sink() -> None:
+    """The call is over before the sink has taken its first event; it is told all of them then."""
+    slow = SlowSink()
+    dispatcher = SinkDispatcher([slow])
+
+    async def main() -> None:
+        for number in range(100):
+            dispatcher.emit(warned(number))
+        assert slow.told == []
+        slow.go.set()
+        await dispatcher.close(10)
+
+    asyncio.run(main())
+    assert [event.at for event in slow.told] == list(range(100))
+
+
+def test_a_slow_sink_sees_the_callers_context() -> None:
+    """Context variables and the current span are those of the moment the event happened."""
+    slow = SlowSink()
+    slow.go.set()
+
+    async def scene(world: TelemetryScenario) -> None:
+        who.set("caller")
+        world.client._dispatcher._background = dispatcher._background
+        await world.ask()
+        await dispatcher.close(10)
+
+    dispatcher = SinkDispatcher([slow])
+    run_telemetry_scenario(scene)
+    assert {name for name, _, _ in slow.seen} == {"caller"}
+    assert all(valid for _, valid, _ in slow.seen)
+    assert {thread for _, _, thread in slow.seen} == {"resilient_imagen sinks"}
+
+
+def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its thread goes on."""
+
+    class Choosy(SlowSink):
+        def handle(self, event: Event) -> None:
+            super().handle(event)
+            raise ValueError
+
+    choosy = Choosy()
+    choosy.go.set()
+    dispatcher = SinkDispatcher([choosy])
+
+    async def main() -> None:
+        dispatcher.emit(warned(1))
+        dispatcher.emit(warned(2))
+        await dispatcher.close(10)
+
+    asyncio.run(main())
+    assert len(choosy.told) == 2
+    assert [entry.getMessage() for entry in caplog.records] == ["sink Choosy failed: ValueError"]
+
+
+def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The queue is bounded; the log says so once, and how much was lost at the end."""
+    slow = SlowSink()
+    background = BackgroundSink([slow], lambda sink, event: sink.handle(event), capacity=5)
+    for number in range(50):
+        background.put(warned(number))
+    assert background.dropped >= 44
+    slow.go.set()
+    background.close(10)
+    assert len(slow.told) + background.dropped == 50
+    messages = [entry.getMessage() for entry in caplog.records]
+    assert messages[0] == "slow sinks: events are being dropped"
+    assert messages[1].startswith(f"slow sinks: {background.dropped} events dropped")
+    assert len(messages) == 2
+
+
+def pictured(picture: bytes) -> RequestEnded:
+    return RequestEnded(
+        at=0.0, outcome="success", latency_s=1.0, attempts=1, retries=0, short_circuits=0,
+        queue_s=0.0, backoff_s=0.0, fallback_cause=None, fallback_from=None,
+        result=delivered(picture), error=None,
+    )  # fmt: skip
+
+
+def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Pictures that wait are bounded by their bytes; events without any still come through."""
+    slow = SlowSink()
+    background = BackgroundSink(
+        [slow], lambda sink, event: sink.handle(event), capacity_bytes=10_000_000
+    )
+    asked = RequestStarted(
+        at=0.0, request=ImageRequest("a lighthouse"), provider="google", model="m"
+    )
+    for _ in range(50):
+        background.put(pictured(bytes(3_000_000)))
+        background.put(warned(1))
+        background.put(asked)
+    assert background.dropped == 47
+    slow.go.set()
+    background.close(10)
+    assert [type(event) for event in slow.told].count(RequestEnded) == 3
+    assert [type(event) for event in slow.told].count(OperatorWarning) == 50
+    assert [type(event) for event in slow.told].count(RequestStarted) == 50
+    assert caplog.messages[0] == "slow sinks: events are being dropped"
+    background.put(pictured(bytes(30_000_000)))
+    background.close(10)
+    assert len(slow.told) == 3 + 50 + 50 + 1, "what was told takes no room any more"
+
+
+def test_what_a_slow_sink_was_told_is_let_go() -> None:
+    """The thread keeps the last event no longer than the sink does."""
+    slow = SlowSink()
+    slow.go.set()
+    background = BackgroundSink([slow], lambda sink, event: sink.handle(event))
+    event = pictured(bytes(10))
+    gone = weakref.ref(event.result)
+    background.put(event)
+    del event
+    background.close(10)
+    slow.told.clear()
+    gc.collect()
+    assert gone() is None
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    """A sink that hangs costs the time bound, no more, and the process can end."""
+    slow = SlowSink()
+    dispatcher = SinkDispatcher([slow])
+
+    async def main() -> None:
+        dispatcher.emit(warned(1))
+        await asyncio.wait_for(dispatcher.close(0.05), timeout=10)
+
+    asyncio.run(main())
+    assert slow.told == []
+    slow.go.set()
+
+
+def test_closing_without_slow_sinks_takes_no_thread() -> None:
+    """Nothing was started, so nothing is waited for."""
+    before = threading.active_count()
+
+    async def main() -> None:
+        dispatcher = SinkDispatcher([RecordingSink()])
+        dispatcher.emit(warned(1))
+        await dispatcher.close()
+
+    asyncio.run(main())
+    assert threading.active_count() <= before
+
+
+def test_inline_sinks_are_told_before_the_call_goes_on_and_endings_in_reverse() -> None:
+    """Like nested context managers: the first to hear of a start is the last to hear of its end."""
+    order: list[tuple[str, str]] = []
+
+    class Named:
+        inline = True
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def handle(self, event: Event) -> None:
+            order.append((self.name, type(event).__name__))
+
+    run_virtual(ask(Named("a"), Named("b")))
+    calls = [entry for entry in order if entry[1].startswith("Request")]
+    assert calls == [
+        ("a", "RequestStarted"),
+        ("b", "RequestStarted"),
+        ("b", "RequestEnded"),
+        ("a", "RequestEnded"),
+    ]
+
+
+def test_the_recording_sink_answers_questions() -> None:
+    """Events by type, the latest of a type, attempts and calls; it forgets when told to."""
+    record = RecordingSink()
+    run_virtual(ask(record))
+    assert record.kinds[-4:] == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
+    assert record.of(AttemptEnded) == record.attempts
+    assert record.last(RequestEnded) is record.calls[-1]
+    with pytest.raises(LookupError, match="Warned"):
+        record.last(OperatorWarning)
+    record.clear()
+    assert record.events == []
+
+
+def test_what_nobody_wants_is_not_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an SDK, and with lines below the level that is read, a healthy call is silent."""
+    told: list[str] = []
+    monkeypatch.setattr(
+        SinkDispatcher, "tell", lambda _hub, event: told.append(type(event).__name__)
+    )
+
+    async def use(*sinks: Any) -> None:
+        google, openai = FakeProvider("google"), FakeProvider("openai")
+        async with ImageClient(Settings(), providers=[google, openai], sinks=sinks) as client:
+            told.clear()
+            await client.generate("a lighthouse")
+            if not sinks:
+                assert told == []
+                google.fail(Reason.OVERLOADED, status=503, times=3)
+                await client.generate("a lighthouse")
+
+    run_virtual(use())
+    assert told == [*["AttemptEnded"] * 2, "BreakerChanged", "AttemptEnded", "FellBack"]
+    run_virtual(use(RecordingSink()))
+    assert told == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
+
+
+LATER = """
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.testing import FakeProvider, run_virtual
+
+async def main():
+    exporter, reader, tracers = InMemorySpanExporter(), InMemoryMetricReader(), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(exporter))
+    settings = Settings(routes="google:gemini-3-pro-image")
+    async with ImageClient(settings, providers=[FakeProvider("google")]) as client:
+        await client.generate("a lighthouse")
+        trace.set_tracer_provider(tracers)
+        metrics.set_meter_provider(MeterProvider([reader]))
+        await client.generate("a lighthouse")
+        scopes = reader.get_metrics_data().resource_metrics[0].scope_metrics
+        points = {m.name: m.data.data_points for scope in scopes for m in scope.metrics}
+        print(len(exporter.get_finished_spans()), points["imagegen.operation.attempts"][0].count)
+
+run_virtual(main())
+"""
+
+
+def test_providers_may_be_set_after_the_client_was_made() -> None:
+    """From the next call on there are spans and metrics."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATER], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == ("2 1\n", "")
+
+
+def test_an_event_is_a_frozen_dataclass_with_its_defaults() -> None:
+    """However quickly it was filled."""
+    event = warned(1)
+    assert event == warned(1) != warned(2)
+    assert event.call_id == ""
+    assert dataclasses.replace(event, code="other").code == "other"
+    assert repr(event) == "Warned(at=1.0, call_id='', code='n', message='1')"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.code = "x"  # type: ignore[misc]
