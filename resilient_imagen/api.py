@@ -46,9 +46,9 @@ class _Options:
 _NO_OPTIONS = _Options()
 _options: ContextVar[_Options] = ContextVar("resilient_imagen_call_options", default=_NO_OPTIONS)
 _mine = threading.local()
-_NEEDED = ("client", "breaker.machine", "providers.google", "providers.openai")
+_NEEDED = ("client", "circuitbreaker.pybreaker_adapter", "providers.google", "providers.openai")
 """Modules that a client is made of, with all that they import."""
-_SHARED = ("fleet", "breaker.redis", "limiter.redis")
+_SHARED = ("distributed", "distributed.redis_breaker", "distributed.redis_limiter")
 """And a client that shares its state with other processes."""
 
 
