@@ -131,7 +131,7 @@ def test_cost_adds_up_what_was_spent(log: Path, tmp_path: Path) -> None:
         (["missing.jsonl"], "missing.jsonl: No such file"),
         (["."], "directory"),
         (["--jaeger", "http://127.0.0.1:9"], "--service"),
-        (["--jaeger", "http://127.0.0.1:9", "--service", "x"], "ConnectError"),
+        (["--jaeger", "http://127.0.0.1:9", "--service", "x"], "Connection refused"),
         (["x", "--jaeger", "y"], "name a recording"),
         *(
             (["--jaeger", "y", "--service", "x", "--lookback", text], "--lookback is a number")

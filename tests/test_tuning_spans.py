@@ -250,14 +250,14 @@ def test_a_jaeger_that_is_none_is_named() -> None:
     """No server, another one's answer, or a broken span: one clear error."""
 
     def refuse(request: Any) -> Any:
-        raise httpx2.ConnectError("no", request=request)
+        raise httpx2.ConnectError("refused", request=request)
 
     def answering(text: str) -> Any:
         return lambda request: httpx2.Response(200, text=text)
 
     broken = '{"result": {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}}'
     for handler, says in (
-        (refuse, "ConnectError"),
+        (refuse, "cannot be asked: refused"),
         (answering("<html>"), "no JSON"),
         (answering("[]"), "not an object"),
         (answering(broken), "not as it should be"),
