@@ -194,8 +194,10 @@ async def ours(urls: tuple[str, str], load: str, given: References) -> AsyncIter
     from resilient_imagen.images.base64_codec import encode_base64_async
 
     google = LOADS[load].vendor == "google"
-    routes = ["google:gemini-3-pro-image"] * google + ["openai:gpt-image-2.5-flare"]
     hang = load == "hang"
+    routes = ["google:gemini-3-pro-image"] * google
+    if hang or not google:  # otherwise OpenAI's SDK would be loaded beside the measured images
+        routes.append("openai:gpt-image-2.5-flare")
     settings = Settings(
         google_api_key="k", openai_api_key="k", google_base_url=urls[0], openai_base_url=urls[1],
         ipm=1_000_000, routes=",".join(routes), max_concurrent=4 if hang else ROOM,
