@@ -244,6 +244,9 @@ class ImageClient:
             clear_frame_locals(*call.failures, *call.route_errors, up_to=handled)
             for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
+        for recovered in (*call.failures, *call.route_errors):
+            # From Python 3.12 on, the frame of a finished coroutine keeps its caller's frame: this one.
+            recovered.__traceback__ = None
         self._emitter.request_ended(call, result=result, error=None)
         self._build_the_rest_later(served.route)
         return result

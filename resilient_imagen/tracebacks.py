@@ -84,9 +84,11 @@ def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
         waiting += (each.__cause__, each.__context__, *_members(each))
         trace = each.__traceback__
         while trace is not None:
-            if _has_ended(trace.tb_frame):
+            frame: FrameType | None = trace.tb_frame
+            while frame is not None and _has_ended(frame):  # its callers, too: it keeps them
                 with suppress(RuntimeError):  # suspended after all
-                    trace.tb_frame.clear()
+                    frame.clear()
+                frame = frame.f_back
             trace = trace.tb_next
 
 

@@ -11,9 +11,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import typer
 
@@ -60,6 +61,8 @@ def _described(value: Any) -> Any:
         return sorted(getattr(value, "__all__", ()))
     if inspect.isclass(value):
         return _class(value)
+    if get_origin(value) is not None:
+        return "type"  # whether it can be called depends on Python's version
     if callable(value):
         return _signature(value)
     return type(value).__name__
@@ -67,7 +70,8 @@ def _described(value: Any) -> Any:
 
 def _class(cls: type) -> dict[str, str]:
     """Signatures of the public methods that the project defines, and the names of attributes."""
-    members = {"()": _signature(cls)} if not issubclass(cls, BaseException) else {}
+    # An enumeration's signature is the standard library's, and depends on Python's version.
+    members = {} if issubclass(cls, BaseException | Enum) else {"()": _signature(cls)}
     for name in sorted(set(dir(cls)) | set(getattr(cls, "__annotations__", ()))):
         value = inspect.getattr_static(cls, name, None)
         if name.startswith("_") or not _is_ours(cls, name):
@@ -81,7 +85,7 @@ def _class(cls: type) -> dict[str, str]:
 def _is_ours(cls: type, name: str) -> bool:
     """Whether a class of this project defines the member; what libraries add is their matter."""
     return any(
-        name in vars(base) or name in vars(base).get("__annotations__", ())
+        name in vars(base) or name in inspect.get_annotations(base)
         for base in cls.__mro__
         if base.__module__.startswith("resilient_imagen")
     )

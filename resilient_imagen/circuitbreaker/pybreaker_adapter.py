@@ -107,8 +107,10 @@ class PybreakerAdapter:
             return  # nothing would come of it
         try:
             self._circuit.call(_fail)
-        except _Failed:
-            return
+        except _Failed as failed:
+            # pybreaker's frames hold it as a variable, and it holds them and, from Python 3.12 on,
+            # all their callers: the prompt would live until the next cyclic collection.
+            failed.__traceback__ = None
 
 
 class _Listener(pybreaker.CircuitBreakerListener):
