@@ -14,8 +14,10 @@ from redis_kit import RedisServer, redis_server
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
 
-# A busy machine is no failure; .ci/slow looks longer, with --hypothesis-profile=thorough.
+# A busy machine is no failure. .ci/slow chooses "thorough", and .ci/run "brief" on other Pythons,
+# by --hypothesis-profile.
 settings.register_profile("unhurried", deadline=None)
+settings.register_profile("brief", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=3000)
 settings.load_profile("unhurried")
 
