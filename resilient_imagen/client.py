@@ -245,7 +245,7 @@ class ImageClient:
             for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
         for recovered in (*call.failures, *call.route_errors):
-            # From Python 3.12 on, the frame of a finished coroutine keeps its caller's frame: this one.
+            # From Python 3.12 on, the frame of a finished coroutine keeps this one.
             recovered.__traceback__ = None
         self._emitter.request_ended(call, result=result, error=None)
         self._build_the_rest_later(served.route)
