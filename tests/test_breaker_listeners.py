@@ -198,11 +198,11 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
 @pytest.mark.parametrize(
     "look",
     [
-        lambda breaker, _: breaker.numbers(),
+        lambda breaker, _: breaker.metrics(),
         lambda breaker, _: breaker.snapshot(),
-        lambda breaker, _: breaker.usable(),
-        lambda breaker, _: breaker.reserve(),
-        lambda breaker, _: breaker.admit(),
+        lambda breaker, _: breaker.allows_calls(),
+        lambda breaker, _: breaker.try_acquire_early(),
+        lambda breaker, _: breaker.acquire(),
         lambda _, probe: probe.stale,
         lambda _, probe: probe.begin(),
         lambda _, probe: probe.settle(BreakerOutcome.NEUTRAL),

@@ -60,7 +60,7 @@ def test_importing_the_breaker_does_not_load_pybreaker() -> None:
     """Only making a breaker loads pybreaker, so that importing the library stays light."""
     code = (
         "import sys, resilient_imagen.circuitbreaker as b; print('pybreaker' in sys.modules);"
-        "b.Gate('x', b.BreakerConfig()); print('pybreaker' in sys.modules)"
+        "b.CircuitBreaker('x', b.BreakerConfig()); print('pybreaker' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -144,7 +144,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             # A round of our own, which the others know nothing of, ends by a probe of ours.
             closes = record.closes and (follows or self.state is _CLOSED)
             self._begin(OpenPeriod(self.now, self.now + seconds, why, closes))
-        self.openings = record.openings
+        self.consecutive_openings = record.openings
 
     def _outlasts(self, before: BreakerRecord) -> bool:
         """Whether our opening goes on when that of the fleet, a mere hint, is over."""
@@ -155,7 +155,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             return
         if self.state is _CLOSED:
             self._note(OpenPeriod(self.now, self.now, TripCause(record.cause, record.brief)))
-        self.openings = record.openings
+        self.consecutive_openings = record.openings
         self._pybreaker.half_open()
 
     # -- what it does otherwise than a circuit that is alone --------------------------------------
