@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
+from resilient_imagen.circuitbreaker.types import BreakerSnapshot
+
 __all__ = [
     "BreakerSnapshot",
     "FallbackSnapshot",
@@ -11,69 +13,10 @@ __all__ = [
     "MaybeBilled",
     "QueueSnapshot",
     "RouteSnapshot",
-    "ShadowModeSnapshot",
     "ShadowSnapshot",
-    "SharedBreakerSnapshot",
     "Snapshot",
     "SpendingSnapshot",
-    "WindowSnapshot",
 ]
-
-
-class WindowSnapshot(TypedDict):
-    """The calls by which a breaker's failure rate is computed."""
-
-    calls: int
-    failures: int
-    failure_rate: float
-    """Failed share of the calls, 0 to 1; 0 when there were none."""
-    seconds: float
-    """Length of the window."""
-
-
-class ShadowModeSnapshot(TypedDict):
-    """What a breaker in shadow mode would do; it lets everything through."""
-
-    state: str | None
-    """The state it would be in; None in any other mode."""
-    would_reject: int
-    """Calls that it would have refused."""
-
-
-class SharedBreakerSnapshot(TypedDict):
-    """A breaker's state as all processes share it."""
-
-    joined: bool
-    """Whether this process takes part at present."""
-    state: str
-    openings_in_a_row: int
-    why: str | None
-
-
-class BreakerSnapshot(TypedDict):
-    """One circuit breaker."""
-
-    name: str
-    state: str
-    """closed, open, half_open or forced_open: what a caller meets."""
-    mode: str
-    """on, off or shadow."""
-    since_s: float
-    """Seconds that it has been in this state."""
-    why: str | None
-    """The reason that opened it; None while closed."""
-    retry_after: float | None
-    """Seconds until a caller may be let through; None if that is now, or if it is forced open."""
-    window: WindowSnapshot
-    consecutive: int
-    """Failures in a row."""
-    fail_max: int
-    """Failures in a row that open it."""
-    probes_in_flight: int
-    openings_in_a_row: int
-    shadow: ShadowModeSnapshot
-    fleet: NotRequired[SharedBreakerSnapshot]
-    """Present when breakers are shared between processes."""
 
 
 class QueueSnapshot(TypedDict):

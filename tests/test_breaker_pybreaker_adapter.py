@@ -14,7 +14,7 @@ from resilient_imagen.reasons import BreakerOutcome
 
 
 def circuit_of(breaker: CircuitBreaker) -> pybreaker.CircuitBreaker:
-    return breaker._machine._pybreaker._circuit
+    return breaker._machine._pybreaker
 
 
 def test_pybreaker_holds_the_state() -> None:

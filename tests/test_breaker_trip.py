@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen.circuitbreaker.config import BreakerConfig
-from resilient_imagen.circuitbreaker.window import (
-    BUCKETS,
-    TripRule,
-    Window,
-    open_duration,
-    trip_duration,
-    valid_hint,
-)
+from resilient_imagen.circuitbreaker.open_period import open_duration, trip_duration, valid_hint
+from resilient_imagen.circuitbreaker.window import BUCKETS, TripRule, Window
 
 OUTCOMES = st.lists(
     st.tuples(st.floats(0, 400, allow_nan=False), st.booleans()), min_size=1, max_size=60

@@ -197,7 +197,7 @@ def test_changed_needs_a_loop() -> None:
         breaker.wait_for_change()
 
 
-NO_LOOP = "^a gate without a clock of its own needs a running loop$"
+NO_LOOP = "^a breaker without a clock of its own needs a running loop$"
 
 
 def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:

@@ -1,37 +1,42 @@
-"""An asyncio-correct breaker around one route's circuit breaker."""
+"""A circuit breaker for asyncio: the state machine with a lock, a clock and a timer."""
 
 from __future__ import annotations
 
 import math
 import random as _random
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.circuitbreaker.calls import UNTRACKED, InFlightCall
 from resilient_imagen.circuitbreaker.config import BreakerConfig, BreakerMode
 from resilient_imagen.circuitbreaker.context import BreakerContext, default_classifier
 from resilient_imagen.circuitbreaker.listeners import ChangeNotifier, EventDispatcher
+from resilient_imagen.circuitbreaker.open_period import (
+    NO_CAUSE,
+    TripCause,
+    trip_duration,
+    valid_hint,
+)
 from resilient_imagen.circuitbreaker.permit import Permit
-from resilient_imagen.circuitbreaker.reports import BreakerReports
-from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine, TripCause
+from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine
 from resilient_imagen.circuitbreaker.timer import Clock, Timer, running_loop
 from resilient_imagen.circuitbreaker.types import (
     BreakerMetrics,
+    BreakerSnapshot,
     BreakerState,
-    Counted,
     Rejection,
     Settlement,
     StateChange,
     Transition,
 )
-from resilient_imagen.circuitbreaker.window import trip_duration, valid_hint
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from resilient_imagen.circuitbreaker.types import Counted
     from resilient_imagen.reasons import BreakerOutcome
-    from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["CircuitBreaker"]
 
@@ -45,17 +50,17 @@ _CHANGES: Final[Mapping[tuple[BreakerState, BreakerState], StateChange]] = {
 
 
 class CircuitBreaker:
-    """Decides who may ask a service, from what became of those who did.
+    """Admits or rejects calls to one service, depending on the outcomes of earlier calls.
 
-    No method awaits, so on its loop each one is atomic; a lock makes them safe to call from other
-    threads too. Time is the running loop's: a breaker belongs to one running loop at a time, loops
-    may follow one another, and a loop in another thread should have its own breaker.
+    No method awaits, so each method is atomic on its event loop; a lock makes the methods safe to
+    call from other threads. Time is the time of the running loop: a breaker belongs to one running
+    loop at a time. Loops may follow one another; a loop in another thread needs its own breaker.
 
     Args:
-        name: Says which service, in rejections and transitions: `provider:model`.
-        config: The numbers.
+        name: Name of the service in rejections and transitions, such as `provider:model`.
+        config: The settings.
         random: Returns 0 to 1 for the jitter.
-        clock: Seconds, read instead of the running loop's time (simulations, code without a loop).
+        clock: Replaces the loop's time, in seconds (for simulations and code without a loop).
     """
 
     def __init__(
@@ -68,101 +73,109 @@ class CircuitBreaker:
     ) -> None:
         self.name = name
         self._random = random
-        self._clock = Clock(clock, self._loop_left)
+        self._clock = Clock(clock, self._on_loop_change)
         self._lock = threading.RLock()
         self._listeners = EventDispatcher()
         self._waiters = ChangeNotifier(self._lock)
         self._timer = Timer(self._on_timer)
         self._machine = self._new_machine(config)
-        self._reports = BreakerReports(name, self._machine, self._clock)
         self._forced = False
         self._state = _CLOSED
-        """What callers meet: the circuit's own state, unless the mode or force lies over it."""
+        """The state that callers see. The mode and `force_open` override the machine's state."""
         self._since = self._clock.now()
         self._would_reject = 0
 
+    def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
+        return BreakerStateMachine(
+            config, self._random, self._on_state_change, self._on_place_freed
+        )
+
+    # Admission
+
     def try_acquire_early(self) -> Permit | Rejection | None:
-        """Ask before queueing.
+        """Try to acquire a permit before queueing.
 
         Returns:
-            None when callers are simply let through (closed, off, shadow): queue, then ask
-            `acquire`.
-            A probe's permit when open and due, or half-open with room: carry it through the queue.
-            Else a rejection.
+            None if calls are admitted (closed, off, shadow): queue, then call `acquire`.
+            A probe's permit if a probe may be sent: carry it through the queue.
+            Otherwise a rejection.
 
         Raises:
-            RuntimeError: No loop is running, and no clock was given.
+            RuntimeError: No loop is running, and there is no clock.
         """
-        if self._is_calm and running_loop() is not None:
+        if self._is_idle and running_loop() is not None:
             return None
         with self._lock:
             self._catch_up(strict=True)
-            answer = None if self._state is _CLOSED else self._answer()
+            answer = None if self._state is _CLOSED else self._admit()
         self._listeners.deliver()
         return answer
 
     def acquire(self) -> Permit | Rejection:
-        """Ask after queueing, with the request ready to be sent.
+        """Acquire a permit after queueing, just before the request is sent.
 
         Raises:
-            RuntimeError: No loop is running, and no clock was given.
+            RuntimeError: No loop is running, and there is no clock.
         """
         with self._lock:
             self._catch_up(strict=True)
-            answer = self._answer()
+            answer = self._admit()
         self._listeners.deliver()
         return answer
 
     def protect(
         self, classify: Callable[[Exception], BreakerOutcome] = default_classifier
     ) -> BreakerContext:
-        """BreakerContext anybody's coroutine, no images needed.
+        """Return a context manager that protects one call of any kind.
 
         ::
 
             breaker = CircuitBreaker("thumbnails", BreakerConfig(fail_max=5))
-            async with breaker.guard():
+            async with breaker.protect():
                 await fetch_thumbnail()
 
         Args:
-            classify: What an exception says about the service. Cancellation, and whatever else is
-                no Exception, is neutral and does not come here.
+            classify: Returns the verdict for an exception of the call. A cancellation, like all
+                that is not an `Exception`, is neutral and is not passed to it.
 
         Raises:
-            CircuitOpenError: On entry, when rejected; its `retry_after` says when to come back.
+            CircuitOpenError: On entry, if the call is rejected; `retry_after` is the time to wait.
         """
-        return BreakerContext(self, classify)
+        return BreakerContext(self.name, self.acquire, classify)
 
     def allows_calls(self) -> bool:
-        """Whether `try_acquire_early` would let a caller through right now. Takes nothing."""
+        """Return whether `try_acquire_early` would admit a call now. Reserves nothing."""
         return self.blocked_until() is None
 
     def blocked_until(self) -> float | None:
-        """Loop time until which callers are rejected; None: they are not; inf: until told so.
+        """Return the loop time until which calls are rejected.
 
-        While probes take every place, it is when the first of them will be decided at the latest.
+        None means that calls are admitted, and infinity that there is no known time. While probes
+        take all places, it is the latest time at which the first of them is decided.
         """
-        if self._is_calm:
+        if self._is_idle:
             return None
         with self._lock:
             self._catch_up()
-            until = self._reports.blocked_until(self._state)
+            until = self._blocked_until(self._state)
         self._listeners.deliver()
         return until if until is None else self._clock.loop_time(until)
 
     def wait_for_change(self) -> asyncio.Future[None]:
-        """A future, resolved when callers next meet another state or a probe's place is free again.
+        """Return a future that resolves at the next change of state or when a place is free.
 
-        A change of state resolves all such futures; a free place, those of as many callers as there
-        are places, the longest waiting first, and the next ones if those do not take it.
+        A change of state resolves all such futures. A free place resolves one future, the longest
+        waiting first, and then the next ones if that caller does not take the place.
 
-        Await it, cancel it or drop it; ask again afterwards. An opening that ends with a probe
-        resolves nothing by lasting its time: wait for that with `blocked_until`.
+        The future may be awaited, cancelled or dropped; call this method again afterwards. The end
+        of an open period that is followed by a probe resolves nothing: use `blocked_until`.
         """
         with self._lock:
             future = self._waiters.new()
-            self._set_timer()  # on this loop, should the last one have ended
+            self._set_timer()  # on this loop, in case the previous one has ended
             return future
+
+    # Control
 
     def force_trip(
         self,
@@ -172,185 +185,170 @@ class CircuitBreaker:
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> None:
-        """Open now, for `reset_max` or a longer hint: what a sibling route learned holds here too.
+        """Open now, for `reset_max` or a longer hint, as after a fatal failure.
 
-        Open already, it stays open for the longer of both. Does nothing in mode off.
+        If it is open already, it stays open until the later of both ends. In mode off, nothing
+        happens.
         """
-        with self._lock:
-            self._catch_up()
-            if self._machine.config.mode is not BreakerMode.OFF:
-                seconds = trip_duration(self._machine.config, valid_hint(retry_after), self._random)
+        with self._update():
+            config = self._machine.config
+            if config.mode is not BreakerMode.OFF:
+                seconds = trip_duration(config, valid_hint(retry_after), self._random)
                 self._machine.open(seconds, TripCause(cause, brief, origin))
-            self._set_timer()
-        self._listeners.deliver()
 
     def open_for(
         self, seconds: float, *, cause: str | None, brief: str | None, origin: object | None = None
     ) -> None:
-        """Open now for exactly so many seconds; open already, for the longer of both.
+        """Open now for exactly `seconds`; if it is open already, until the later of both ends.
 
         Args:
-            seconds: From now.
-            cause: Reason word, kept.
-            brief: Short text, kept likewise.
-            origin: What rejections point to, or None.
+            seconds: Length of the open period.
+            cause: Reason that rejections report.
+            brief: Short text that rejections report.
+            origin: Object that rejections report, or None.
         """
-        with self._lock:
-            self._catch_up()
+        with self._update():
             if self._machine.config.mode is not BreakerMode.OFF:
                 self._machine.open(seconds, TripCause(cause, brief, origin))
-            self._set_timer()
-        self._listeners.deliver()
 
     @property
     def force_open(self) -> bool:
-        """Reject everybody, whatever the mode, until set to False.
+        """Reject all calls in any mode until this is set to False.
 
-        Requests in flight are still counted, so that it comes back in the state that is true then.
+        Calls in flight are still counted, so the breaker returns to the state that is then correct.
         """
         return self._forced
 
     @force_open.setter
     def force_open(self, forced: bool) -> None:
-        with self._lock:
-            self._catch_up()
+        with self._update():
             self._forced = forced
-            self._announce()
-        self._listeners.deliver()
+            self._publish_state()
 
     def reconfigure(self, config: BreakerConfig) -> None:
-        """Take other numbers; state, counts, window and the present opening stay.
+        """Apply other settings; state, counts, window and the current open period stay.
 
-        The trip rules look at them at the next failure. Requests sent before `slow_call` was set
-        are judged when they end. Switching off ends the votes of requests in flight.
+        The trip rules use them from the next failure on. Requests that were sent before `slow_call`
+        was set are judged when they end. Mode off revokes the votes of requests in flight.
         """
-        with self._lock:
-            self._catch_up()
+        with self._update():
             self._machine.reconfigure(config)
             if config.mode is BreakerMode.OFF:
                 self._machine.drop_in_flight()
-            self._announce()
+            self._publish_state()
             self._waiters.wake()  # there may be more places now
-            self._set_timer()
-        self._listeners.deliver()
+
+    # Observation
 
     def subscribe(
         self, listener: Callable[[Transition], None], *, inline: bool = False
     ) -> Callable[[], None]:
-        """Tell `listener` every transition from now on; call the result to stop.
+        """Call `listener` with every later transition. The returned function unsubscribes it.
 
-        It is told in order, once the state is consistent, from a thread of its own: however long it
-        takes, no call waits for it. What it raises is logged and goes no further.
+        Listeners are called in order, after the state is consistent, in a separate thread: a slow
+        listener delays no call. Exceptions of a listener are logged and not propagated.
 
         Args:
-            listener: An ordinary function.
-            inline: Tell it before the call that caused the transition goes on. It must be quick.
+            listener: A function that is not a coroutine function.
+            inline: Call it before the call that caused the transition continues. It must be quick.
 
         Raises:
-            TypeError: The listener is a coroutine function, which nobody would await.
+            TypeError: The listener is a coroutine function.
         """
         return self._listeners.subscribe(listener, inline=inline)
 
     def metrics(self) -> BreakerMetrics:
-        """The numbers right now."""
+        """Return the current metrics."""
         with self._lock:
             self._catch_up()
-            numbers = self._reports.numbers(self._state)
+            metrics = self._metrics(self._state)
         self._listeners.deliver()
-        return numbers
+        return metrics
 
     def snapshot(self) -> BreakerSnapshot:
-        """Everything an operator wants to see, ready for JSON; times in seconds."""
+        """Return the breaker's condition for operators, ready for JSON; times in seconds."""
         with self._lock:
             self._catch_up()
-            snapshot = self._reports.snapshot(
-                self._state, since=self._since, would_reject=self._would_reject
-            )
+            snapshot = self._snapshot()
         self._listeners.deliver()
         return snapshot
 
-    # What permits call
+    # CallTracker
 
-    def _begin(self, flight: InFlightCall, origin: object | None) -> None:
+    def _begin(self, call: InFlightCall, origin: object | None) -> None:
         with self._lock:
             self._catch_up()
-            if flight.settlement is None:
-                flight.origin = origin
-                self._machine.send(flight)
+            if call.settlement is None:
+                call.origin = origin
+                self._machine.send(call)
                 self._set_timer()
         self._listeners.deliver()
 
-    def _answered(self, flight: InFlightCall) -> None:
+    def _answered(self, call: InFlightCall) -> None:
         if not self._machine.in_flight.any_watched:
-            flight.answered = True
+            call.answered = True
             return
-        with self._lock:
-            self._catch_up()
-            self._machine.answered(flight)
-            self._set_timer()
-        self._listeners.deliver()
+        with self._update():
+            self._machine.answered(call)
 
-    def _is_stale(self, flight: InFlightCall) -> bool:
+    def _is_stale(self, call: InFlightCall) -> bool:
         with self._lock:
             self._catch_up()
-            stale = flight.generation != UNTRACKED and self._machine.is_stale(flight)
+            stale = call.generation != UNTRACKED and self._machine.is_stale(call)
         self._listeners.deliver()
         return stale
 
-    def _settle(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Settlement:
+    def _settle(self, call: InFlightCall, verdict: BreakerOutcome, cause: TripCause) -> Settlement:
         with self._lock:
-            if flight.settlement is not None:
-                return flight.settlement
+            if call.settlement is not None:
+                return call.settlement
             self._catch_up()
             before = self._state
-            counted = self._count(flight, verdict, why)
+            if self._machine.config.mode is BreakerMode.OFF or call.generation == UNTRACKED:
+                counted: Counted = "ignored"
+            else:
+                counted = self._machine.count(call, verdict, cause)
             after = self._state
             change = None if before is after else _CHANGES.get((before, after))
-            settlement = Settlement(counted, change, self._reports.numbers(after))
-            flight.settlement = settlement
+            settlement = Settlement(counted, change, self._metrics(after))
+            call.settlement = settlement
             self._set_timer()
         self._listeners.deliver()
         return settlement
 
-    def _count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
-        if self._machine.config.mode is BreakerMode.OFF or flight.generation == UNTRACKED:
-            return "ignored"
-        return self._machine.count(flight, verdict, why)
+    # Callbacks of the state machine, the clock and the timer
 
-    def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
-        return BreakerStateMachine(config, self._random, self._on_state_change, self._place_freed)
+    def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
+        if self._machine.config.mode is BreakerMode.SHADOW:
+            self._listeners.put(self._transition(old, new, shadow=True))
+        self._publish_state()
 
-    @property
-    def _is_calm(self) -> bool:
-        """Whether it is closed, with nothing on its way that time could decide about."""
-        return self._state is _CLOSED and self._machine.due == math.inf
+    def _on_place_freed(self) -> None:
+        self._waiters.wake_for(lambda: self._machine.free_places)
 
-    # With the lock held
-
-    def _answer(self) -> Permit | Rejection:
-        if self._forced:
-            return self._reports.rejection(self._state)
-        mode = self._machine.config.mode
-        flight = None if mode is BreakerMode.OFF else self._machine.admit()
-        self._set_timer()
-        if flight is None:
-            if mode is BreakerMode.ON:
-                return self._reports.rejection(self._state)
-            self._would_reject += mode is BreakerMode.SHADOW
-            flight = InFlightCall(UNTRACKED)
-        probe = flight.probe and mode is BreakerMode.ON
-        return Permit(
-            self, flight, probe=probe, generation=self._machine.generation, state=self._state
-        )
-
-    def _loop_left(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Another loop asks now. What a closed one left behind would wait for ever."""
+    def _on_loop_change(self, previous: asyncio.AbstractEventLoop) -> None:
+        """Forget the callers and calls of a loop that was closed: they never continue."""
         self._waiters.drop_closed_loops()
-        if loop.is_closed():
+        if previous.is_closed():
             self._machine.abandon()
 
-    def _place_freed(self) -> None:
-        self._waiters.wake_for(lambda: self._machine.free_places)
+    def _on_timer(self) -> None:
+        with self._update():
+            pass
+
+    # The methods below require the lock.
+
+    @contextmanager
+    def _update(self) -> Iterator[None]:
+        """Take the lock for a change at the current time; then set the timer and deliver events.
+
+        The methods that run on each call do the same without the cost of a generator.
+        """
+        with self._lock:
+            self._catch_up()
+            yield
+            self._set_timer()
+        self._listeners.deliver()
 
     def _catch_up(self, *, strict: bool = False) -> None:
         self._machine.catch_up(self._clock.now(strict=strict))
@@ -358,27 +356,120 @@ class CircuitBreaker:
     def _set_timer(self) -> None:
         self._timer.set(self._machine.due, self._clock)
 
-    def _on_timer(self) -> None:
-        with self._lock:
-            self._catch_up()
-            self._set_timer()
-        self._listeners.deliver()
+    @property
+    def _is_idle(self) -> bool:
+        """Whether it is closed and no time-out is pending."""
+        return self._state is _CLOSED and self._machine.due == math.inf
 
-    # Telling
+    def _admit(self) -> Permit | Rejection:
+        if self._forced:
+            return self._rejection()
+        mode = self._machine.config.mode
+        call = None if mode is BreakerMode.OFF else self._machine.admit()
+        self._set_timer()
+        if call is None:
+            if mode is BreakerMode.ON:
+                return self._rejection()
+            self._would_reject += mode is BreakerMode.SHADOW
+            call = InFlightCall(UNTRACKED)
+        probe = call.probe and mode is BreakerMode.ON
+        return Permit(
+            self, call, probe=probe, generation=self._machine.generation, state=self._state
+        )
 
-    def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
-        if self._machine.config.mode is BreakerMode.SHADOW:
-            self._listeners.put(self._reports.transition(old, new, shadow_of=self._state))
-        self._announce()
-
-    def _announce(self) -> None:
-        old, new = self._state, self._visible_state()
+    def _publish_state(self) -> None:
+        """Update the state that callers see, and notify listeners and waiters of a change."""
+        machine = self._machine
+        if self._forced:
+            new = BreakerState.FORCED_OPEN
+        else:
+            new = machine.state if machine.config.mode is BreakerMode.ON else _CLOSED
+        old = self._state
         if new is not old:
-            self._state, self._since = new, self._machine.now
-            self._listeners.put(self._reports.transition(old, new, shadow_of=None))
+            self._state, self._since = new, machine.now
+            self._listeners.put(self._transition(old, new, shadow=False))
             self._waiters.wake()
 
-    def _visible_state(self) -> BreakerState:
-        if self._forced:
-            return BreakerState.FORCED_OPEN
-        return self._machine.state if self._machine.config.mode is BreakerMode.ON else _CLOSED
+    # Value types, built from the state machine
+
+    def _blocked_until(self, state: BreakerState) -> float | None:
+        if state is _CLOSED:
+            return None
+        return math.inf if state is BreakerState.FORCED_OPEN else self._machine.blocked_until()
+
+    def _metrics(self, state: BreakerState) -> BreakerMetrics:
+        machine, rule, period = self._machine, self._machine.rule, self._machine.open_period
+        rule.window.roll(machine.now)
+        until = self._blocked_until(state)
+        return BreakerMetrics(
+            state,
+            rule.window.failure_rate,
+            rule.window.calls,
+            rule.consecutive,
+            machine.config.fail_max,
+            period.until - period.since if period and state is _OPEN else None,
+            None if until is None or until == math.inf else until - machine.now,
+            machine.config.failure_rate,
+        )
+
+    def _cause(self, state: BreakerState) -> TripCause:
+        period = self._machine.open_period
+        return NO_CAUSE if period is None or state is BreakerState.FORCED_OPEN else period.cause
+
+    def _rejection(self) -> Rejection:
+        cause, metrics = self._cause(self._state), self._metrics(self._state)
+        return Rejection(
+            name=self.name,
+            state=self._state,
+            retry_after=metrics.retry_after,
+            probing=self._state is _HALF_OPEN,
+            cause=cause.cause,
+            summary=cause.summary,
+            origin=cause.origin,
+            metrics=metrics,
+        )
+
+    def _transition(self, old: BreakerState, new: BreakerState, *, shadow: bool) -> Transition:
+        machine, period, cause = self._machine, self._machine.open_period, self._cause(new)
+        return Transition(
+            name=self.name,
+            from_state=old,
+            to_state=new,
+            at=self._clock.loop_time(machine.now),
+            cause=cause.cause,
+            summary=cause.summary,
+            retry_after=period.until - machine.now if period and new is _OPEN else None,
+            metrics=self._metrics(self._state if shadow else new),
+            origin=cause.origin,
+            shadow=shadow,
+        )
+
+    def _snapshot(self) -> BreakerSnapshot:
+        machine, window, metrics = (
+            self._machine,
+            self._machine.rule.window,
+            self._metrics(self._state),
+        )
+        shadowed = machine.config.mode is BreakerMode.SHADOW
+        return {
+            "name": self.name,
+            "state": self._state.value,
+            "mode": machine.config.mode.value,
+            "since_s": machine.now - self._since,
+            "why": machine.open_period.cause.cause if machine.open_period else None,
+            "retry_after": metrics.retry_after,
+            "window": {
+                "calls": window.calls,
+                "failures": window.failures,
+                "failure_rate": metrics.failure_rate,
+                "seconds": window.seconds,
+            },
+            "consecutive": metrics.consecutive,
+            "fail_max": metrics.failure_threshold,
+            "probes_in_flight": len(machine.in_flight.probes),
+            "openings_in_a_row": machine.consecutive_openings,
+            "shadow": {
+                "state": machine.state.value if shadowed else None,
+                "would_reject": self._would_reject,
+            },
+        }

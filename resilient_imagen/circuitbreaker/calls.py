@@ -1,4 +1,4 @@
-"""Requests on their way, and when time alone decides about them."""
+"""In-flight calls and their time limits: probes, and calls that may become slow."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 __all__ = ["UNTRACKED", "InFlightCall", "InFlightCalls"]
 
 UNTRACKED: Final = -1
-"""Generation of a request that says nothing: let through where a breaker would have refused it."""
+"""Generation of a call without a vote: mode off, or admitted in shadow mode while open."""
 
 
 @dataclass(slots=True, eq=False)
 class InFlightCall:
-    """One admitted request, from its permit to its settlement."""
+    """One admitted call, from its permit to its settlement."""
 
     generation: int
     probe: bool = False
-    """It takes one of the half-open places."""
+    """Whether it takes one of the half-open places."""
     since: float = math.nan
-    """When a probe's place was reserved; once `sent`, when the request was sent."""
+    """The time at which it was sent; before that, at which a probe's place was reserved."""
     sent: bool = False
     answered: bool = False
-    """The answer is there; what is left to do is not the service's."""
+    """Whether the response has arrived. The remaining work is local."""
     origin: object | None = None
     counted: Counted | None = None
-    """Its vote, once cast: by time while in flight, or at its settlement."""
+    """Its vote, if its time limit passed before its settlement."""
     settlement: Settlement | None = None
 
 
 class InFlightCalls:
-    """Those of the present state that time may decide: probes, and calls that may become slow.
+    """The calls of the current state that have a time limit.
 
-    Both are kept in order of sending, so the first slow call is the first to be due.
+    They are kept in the order of sending, so the first call is the first to become slow.
     """
 
     __slots__ = ("_config", "_slow", "due", "probes")
@@ -47,75 +47,75 @@ class InFlightCalls:
         self._slow: dict[InFlightCall, None] = {}
         self.probes: dict[InFlightCall, None] = {}
         self.due = math.inf
-        """When time decides about the next one (`first`); inf: about none."""
+        """Time of the next time-out (`next_due`), or infinity."""
 
     @property
     def any_watched(self) -> bool:
-        """Whether time may decide about any."""
+        """Whether any call has a time limit."""
         return self.due < math.inf
 
     def reconfigure(self, config: BreakerConfig) -> None:
-        """Take other thresholds; they hold for requests in flight too."""
+        """Apply other limits, to the calls in flight as well."""
         self._config = config
         if config.slow_call is None:
             self._slow.clear()
         self._note_due()
 
     def hold_place(self, probe: InFlightCall, now: float) -> None:
-        """Keep a place for a probe that is yet to be sent."""
+        """Reserve a place for a probe that is not yet sent."""
         probe.since = now
         self.probes[probe] = None
         self._note_due()
 
-    def send(self, flight: InFlightCall, now: float) -> None:
-        """Count its time from `now`."""
-        flight.since, flight.sent = now, True
-        # Taken out first: what is sent anew goes to the end of the order.
-        if flight.probe:
-            self.probes.pop(flight, None)
-            self.probes[flight] = None
+    def send(self, call: InFlightCall, now: float) -> None:
+        """Start timing a call at `now`."""
+        call.since, call.sent = now, True
+        # Remove it first, so that a call that is sent again moves to the end of the order.
+        if call.probe:
+            self.probes.pop(call, None)
+            self.probes[call] = None
         if self._config.slow_call is not None:
-            self._slow.pop(flight, None)
-            self._slow[flight] = None
-        if flight.probe or self._slow:
+            self._slow.pop(call, None)
+            self._slow[call] = None
+        if call.probe or self._slow:
             self._note_due()
 
-    def answer(self, flight: InFlightCall, now: float) -> None:
-        """The service did its part: it can no longer be slow, and a probe's time begins anew."""
-        flight.answered = True
-        self._slow.pop(flight, None)
-        if flight in self.probes:
-            flight.since = now
+    def answer(self, call: InFlightCall, now: float) -> None:
+        """Record the response: the call can no longer be slow, and a probe's deadline restarts."""
+        call.answered = True
+        self._slow.pop(call, None)
+        if call in self.probes:
+            call.since = now
         self._note_due()
 
-    def end(self, flight: InFlightCall) -> None:
-        """Time has no more say about it."""
+    def end(self, call: InFlightCall) -> None:
+        """Stop timing this call."""
         if self.due < math.inf:
-            self.probes.pop(flight, None)
-            self._slow.pop(flight, None)
+            self.probes.pop(call, None)
+            self._slow.pop(call, None)
             self._note_due()
 
     def clear(self) -> None:
-        """The state they were admitted in is over."""
+        """Stop timing all calls: the state in which they were admitted has ended."""
         self.probes.clear()
         self._slow.clear()
         self.due = math.inf
 
     def next_due(self) -> tuple[InFlightCall, bool]:
-        """The one that is decided at `due`, and whether it is for being slow."""
-        for flight in self._slow:
-            if self._slow_at(flight) <= self.due:
-                return flight, True
+        """Return the next call to time out, and whether the slow-call limit is the cause."""
+        for call in self._slow:
+            if self._slow_at(call) <= self.due:
+                return call, True
             break
         return min(self.probes, key=self._probe_until), False
 
-    def is_slow(self, flight: InFlightCall, now: float) -> bool:
-        """Whether it was sent so long ago that it counts as failed."""
-        return flight.sent and not flight.answered and self._slow_at(flight) <= now
+    def is_slow(self, call: InFlightCall, now: float) -> bool:
+        """Return whether the call has exceeded the slow-call limit."""
+        return call.sent and not call.answered and self._slow_at(call) <= now
 
-    def _slow_at(self, flight: InFlightCall) -> float:
+    def _slow_at(self, call: InFlightCall) -> float:
         slow_call = self._config.slow_call
-        return math.inf if slow_call is None else flight.since + slow_call
+        return math.inf if slow_call is None else call.since + slow_call
 
     def _probe_until(self, probe: InFlightCall) -> float:
         return probe.since + self._config.probe_deadline
@@ -124,7 +124,7 @@ class InFlightCalls:
         due = math.inf
         for probe in self.probes:
             due = min(due, self._probe_until(probe))
-        for flight in self._slow:
-            due = min(due, self._slow_at(flight))
+        for call in self._slow:
+            due = min(due, self._slow_at(call))
             break
         self.due = due

@@ -1,4 +1,4 @@
-"""The breaker's numbers, checked once, so that nothing behind them has to."""
+"""The breaker's settings, validated once at construction."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ __all__ = ["BreakerConfig", "BreakerMode"]
 
 
 class BreakerMode(StrEnum):
-    """What the breaker's decisions are used for."""
+    """How the breaker's decisions are used."""
 
     ON = "on"
-    """Decides and rejects."""
+    """Decides, and rejects calls."""
     OFF = "off"
-    """Lets everything through and counts nothing."""
+    """Admits all calls and counts nothing."""
     SHADOW = "shadow"
-    """Decides and reports what it would have done; lets everything through."""
+    """Admits all calls, and reports the decisions that it would have made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerConfig:
-    """When a breaker opens, for how long, and what closes it again.
+    """Settings of a breaker: when it opens, for how long, and when it closes.
 
-    It opens after `fail_max` failures in a row, or when at least `min_calls` calls ended within the
-    last `window` seconds and at least `failure_rate` of them failed. Only a failure opens it: the
-    rules are looked at when one is counted, never at a success.
+    It opens after `fail_max` consecutive failures, or when at least `min_calls` calls ended within
+    the last `window` seconds and at least `failure_rate` of them failed. The rules are evaluated
+    when a failure is counted, never at a success.
 
     Raises:
-        ValueError: A number is out of range; the text names it and what is allowed.
+        ValueError: A value is out of range; the message names it and the allowed range.
     """
 
     mode: BreakerMode = BreakerMode.ON
     fail_max: int = 3
-    """Failures in a row that open it, 1 or more."""
+    """Consecutive failures that open it, 1 or more."""
     failure_rate: float = 0.5
     """Share of the calls in the window, above 0 and at most 1."""
     window: float = 300.0
-    """Seconds. An outcome leaves the count when it is between 59/60 of this and all of it old."""
+    """Seconds. An outcome expires at an age between 59/60 of this and all of it."""
     min_calls: int = 6
-    """Calls in the window below which the rate says nothing, 1 or more."""
+    """Minimum number of calls in the window for the failure rate to apply, 1 or more."""
     slow_call: float | None = None
-    """Seconds after which a request counts as failed, even one still in flight; None: never."""
+    """Seconds after which a call counts as failed, even while in flight; None: never."""
     reset_timeout: float = 60.0
-    """Seconds the first opening lasts; doubles with each failed round of probes. Up to 10 % of
-    jitter comes on top of every opening that this breaker times itself."""
+    """Length of the first open period in seconds; it doubles with each failed round of probes.
+    Jitter adds up to 10 % to each open period, except to one that a server's hint determines."""
     reset_max: float = 600.0
-    """Seconds the doubling stops at (the jitter still comes on top)."""
+    """Maximum length of an open period in seconds, before jitter."""
     half_open_calls: int = 1
-    """Probes at a time, and the successes that close it, 1 or more."""
+    """Maximum number of concurrent probes, and the number of successes that close it, 1 or more."""
     probe_deadline: float = 61.0
-    """Seconds a probe may take, from its sending, before it is taken as failed; also the seconds
-    it may be held in a queue, unsent, before its place goes to the next caller."""
+    """Seconds after which a sent probe counts as failed; also the seconds after which a probe that
+    is still in a queue loses its place to the next caller."""
 
     def __post_init__(self) -> None:
-        """Check every number."""
+        """Validate every value."""
         object.__setattr__(self, "mode", BreakerMode(self.mode))
         for name in ("fail_max", "min_calls", "half_open_calls"):
             _check_count(name, getattr(self, name))

@@ -1,4 +1,4 @@
-"""`async with breaker.guard():` around anybody's coroutine."""
+"""The context manager of `async with breaker.protect():`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from resilient_imagen.circuitbreaker.breaker import CircuitBreaker
     from resilient_imagen.circuitbreaker.permit import Permit
 
 __all__ = ["BreakerContext", "default_classifier"]
@@ -23,34 +22,46 @@ _logger = logging.getLogger("resilient_imagen")
 
 
 def default_classifier(error: Exception) -> BreakerOutcome:
-    """What an exception says about the service: the verdict of its reason; without one, failure."""
+    """Return the verdict of the error's reason; an error without a reason is a failure."""
     if isinstance(error, ImageGenerationError):
         return POLICIES[error.reason].verdict
     return BreakerOutcome.FAILURE
 
 
 class BreakerContext(AbstractAsyncContextManager["Permit"]):
-    """One guarded call: asks on entry, settles on exit, suppresses and replaces nothing."""
+    """One protected call: acquires a permit on entry and settles it on exit.
 
-    __slots__ = ("_breaker", "_classify", "_permit")
+    It neither suppresses nor replaces exceptions.
+
+    Args:
+        name: The breaker's name, for log records.
+        acquire: Returns a permit or a rejection.
+        classify: Returns the verdict for an exception of the call.
+    """
+
+    __slots__ = ("_acquire", "_classify", "_name", "_permit")
 
     def __init__(
-        self, breaker: CircuitBreaker, classify: Callable[[Exception], BreakerOutcome]
+        self,
+        name: str,
+        acquire: Callable[[], Permit | Rejection],
+        classify: Callable[[Exception], BreakerOutcome],
     ) -> None:
-        self._breaker = breaker
+        self._name = name
+        self._acquire = acquire
         self._classify = classify
         self._permit: Permit | None = None
 
     async def __aenter__(self) -> Permit:
-        """Take a permit.
+        """Acquire a permit.
 
         Raises:
-            CircuitOpenError: The breaker rejects.
-            RuntimeError: It is guarding a call already.
+            CircuitOpenError: The breaker rejects the call.
+            RuntimeError: This object already protects a call.
         """
         if self._permit is not None:
             raise RuntimeError("a guard guards one call at a time; ask the gate for another")
-        answer = self._breaker.acquire()
+        answer = self._acquire()
         if isinstance(answer, Rejection):
             raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
         self._permit = answer
@@ -63,7 +74,7 @@ class BreakerContext(AbstractAsyncContextManager["Permit"]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Settle it."""
+        """Settle the permit with the outcome of the call."""
         permit, self._permit = self._permit, None
         if permit is None:
             return
@@ -79,13 +90,13 @@ class BreakerContext(AbstractAsyncContextManager["Permit"]):
         elif isinstance(error, Exception):
             permit.settle(self._judge(error))
         else:
-            permit.settle(BreakerOutcome.NEUTRAL)  # cancelled, or the program is ending
+            permit.settle(
+                BreakerOutcome.NEUTRAL
+            )  # the call was cancelled, or the program is exiting
 
     def _judge(self, error: Exception) -> BreakerOutcome:
         try:
             return self._classify(error)
-        except Exception as trouble:  # noqa: BLE001 - the call's own error has to reach the caller
-            _logger.warning(
-                "classify of breaker %s failed with %s", self._breaker.name, type(trouble).__name__
-            )
+        except Exception as bug:  # noqa: BLE001 - the caller must receive the error of the call
+            _logger.warning("classify of breaker %s failed with %s", self._name, type(bug).__name__)
             return BreakerOutcome.NEUTRAL

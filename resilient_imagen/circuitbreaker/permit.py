@@ -1,34 +1,47 @@
-"""One caller's leave to send one request."""
+"""A permit to make one call."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from resilient_imagen.circuitbreaker.state_machine import TripCause
+from resilient_imagen.circuitbreaker.open_period import TripCause
 
 if TYPE_CHECKING:
-    from resilient_imagen.circuitbreaker.breaker import CircuitBreaker
     from resilient_imagen.circuitbreaker.calls import InFlightCall
     from resilient_imagen.circuitbreaker.types import BreakerState, Settlement
     from resilient_imagen.reasons import BreakerOutcome
 
-__all__ = ["Permit"]
+__all__ = ["CallTracker", "Permit"]
+
+
+class CallTracker(Protocol):
+    """The methods of a breaker that its permits use. They are not part of its public interface."""
+
+    def _begin(self, call: InFlightCall, origin: object | None) -> None: ...
+
+    def _answered(self, call: InFlightCall) -> None: ...
+
+    def _is_stale(self, call: InFlightCall) -> bool: ...
+
+    def _settle(
+        self, call: InFlightCall, verdict: BreakerOutcome, cause: TripCause
+    ) -> Settlement: ...
 
 
 class Permit:
-    """Leave to send one request. Settle it when the outcome is known, in a `finally`.
+    """A permit to make one call. Settle it in a `finally` when the outcome is known.
 
     Attributes:
-        probe: True when the breaker's next state hangs on this request.
-        generation: Number of the breaker's state at admission; a vote counts only while it lasts.
-        state: What the caller met at admission.
+        probe: Whether the next state of the breaker depends on this call.
+        generation: Number of the breaker's state at admission; the call votes only in that state.
+        state: The state that the caller saw at admission.
     """
 
     __slots__ = ("_breaker", "_call", "generation", "probe", "state")
 
     def __init__(
         self,
-        breaker: CircuitBreaker,
+        breaker: CallTracker,
         flight: InFlightCall,
         *,
         probe: bool,
@@ -43,34 +56,34 @@ class Permit:
 
     @property
     def settled(self) -> bool:
-        """True once `settle` was called."""
+        """Whether `settle` was called."""
         return self._call.settlement is not None
 
     @property
     def stale(self) -> bool:
-        """True when its vote can no longer count.
+        """Whether the call can no longer vote.
 
-        The state it was admitted in is over or, for a probe held unsent for `probe_deadline`
-        seconds, others have taken its place.
-        Who leaves a queue with a stale probe should settle it as neutral and ask `acquire` anew.
+        Either the state in which it was admitted has ended or, for a probe that was not sent within
+        `probe_deadline` seconds, other probes have taken its place. A caller that leaves a queue
+        with a stale probe should settle it as neutral and call `acquire` again.
         """
-        return self._breaker._is_stale(self._call)  # noqa: SLF001 - not for users, but for permits
+        return self._breaker._is_stale(self._call)  # noqa: SLF001 - see CallTracker
 
     def begin(self, *, origin: object | None = None) -> None:
-        """Say that the request is really being sent now.
+        """Record that the request is sent now.
 
-        Slow calls and a probe's deadline count from here. A probe whose place was given up while
-        it was held unsent takes it again, if it is still free.
+        The slow-call limit and a probe's deadline start here. A probe that lost its place while it
+        was not sent takes it again if it is still free.
 
         Args:
-            origin: What later rejections point to, if it is this request's silence that opens the
-                breaker: a span context, or anything else.
+            origin: Reported by later rejections if a time-out of this call opens the breaker: a
+                span context, or any other object.
         """
-        self._breaker._begin(self._call, origin)  # noqa: SLF001 - not for users, but for permits
+        self._breaker._begin(self._call, origin)  # noqa: SLF001 - see CallTracker
 
     def answered(self) -> None:
-        """Say that the answer is there: what is done with it is not the service's time any more."""
-        self._breaker._answered(self._call)  # noqa: SLF001 - not for users, but for permits
+        """Record that the response has arrived: the time from here on is not the service's."""
+        self._breaker._answered(self._call)  # noqa: SLF001 - see CallTracker
 
     def settle(
         self,
@@ -81,14 +94,14 @@ class Permit:
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> Settlement:
-        """Give the outcome. The first call counts; later ones return its settlement.
+        """Count the outcome. Only the first call counts; later calls return its settlement.
 
         Args:
-            verdict: What the request says about the service.
-            cause: Reason word, kept if this opens the breaker.
-            brief: Short text (`503 UNAVAILABLE`), kept likewise.
-            retry_after: Seconds the server asked to wait, or None.
-            origin: A span context or anything else, kept likewise.
+            verdict: The meaning of the outcome for the health of the service.
+            cause: Reason of the failure, reported by rejections if it opens the breaker.
+            brief: Short text of the failure (`503 UNAVAILABLE`), reported with the cause.
+            retry_after: Seconds that the server asked to wait, or None.
+            origin: A span context or any other object, reported with the cause.
         """
-        why = TripCause(cause, brief, origin, retry_after)
-        return self._breaker._settle(self._call, verdict, why)  # noqa: SLF001 - likewise
+        trip_cause = TripCause(cause, brief, origin, retry_after)
+        return self._breaker._settle(self._call, verdict, trip_cause)  # noqa: SLF001 - see CallTracker

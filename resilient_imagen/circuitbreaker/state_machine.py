@@ -1,119 +1,109 @@
-"""What each outcome, and time passing, does to one circuit. No loop, no lock, nobody to tell.
+"""The breaker's state machine: states, in-flight calls, probes and trip rules.
 
-Before anything else, `catch_up` is told the time. It makes up for what time alone has decided, in
-order and each at its own moment, so that nothing depends on when a timer could run.
+It has no event loop, no lock and no listeners. `catch_up` must be called with the current time
+before any other method. It processes the time-outs that have passed, in order and each at its own
+time, so that results do not depend on when a timer could run.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.circuitbreaker.calls import InFlightCall, InFlightCalls
-from resilient_imagen.circuitbreaker.types import BreakerState
-from resilient_imagen.circuitbreaker.window import (
-    TripRule,
+from resilient_imagen.circuitbreaker.open_period import (
+    NO_CAUSE,
+    OpenPeriod,
+    TripCause,
+    hint_duration,
     open_duration,
     trip_duration,
     valid_hint,
 )
+from resilient_imagen.circuitbreaker.types import BreakerState
+from resilient_imagen.circuitbreaker.window import TripRule, trips_at_once
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from resilient_imagen.circuitbreaker.config import BreakerConfig
     from resilient_imagen.circuitbreaker.types import Counted
 
-__all__ = ["NO_CAUSE", "BreakerStateMachine", "OpenPeriod", "TripCause"]
+__all__ = ["BreakerStateMachine"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+_TRIP, _REFUSED = BreakerOutcome.TRIP, BreakerOutcome.REFUSED
 
-
-class TripCause(NamedTuple):
-    """What a failure is remembered by, if it is the one that opens the circuit."""
-
-    cause: str | None = None
-    summary: str | None = None
-    origin: object | None = None
-    retry_after: float | None = None
-
-
-class OpenPeriod(NamedTuple):
-    """From when until when, and why. Kept until the circuit closes."""
-
-    since: float
-    until: float
-    cause: TripCause
-    closes: bool = False
-    """The circuit is closed when this opening is over; otherwise the next caller is a probe."""
-
-
-NO_CAUSE: Final = TripCause()
-_TRIP, _THROTTLED = BreakerOutcome.TRIP, BreakerOutcome.THROTTLED
+_VOTES: Final[Mapping[BreakerOutcome, Counted]] = {
+    BreakerOutcome.SUCCESS: "success",
+    BreakerOutcome.REFUSED: "success",
+    BreakerOutcome.FAILURE: "failure",
+    BreakerOutcome.TRIP: "failure",
+    BreakerOutcome.THROTTLED: "throttled",
+    BreakerOutcome.NEUTRAL: "ignored",
+}
 
 
 class BreakerStateMachine:
-    """The state, and what may change it.
+    """The state of one breaker and its transitions. pybreaker holds the state itself.
 
     Args:
-        config: The numbers.
+        config: The breaker's settings.
         random: Returns 0 to 1 for the jitter.
-        moved: Called after each change, with the old state and the new one.
-        freed: Called when a probe's place may be free again without a verdict.
+        on_state_change: Called after each transition, with the old state and the new one.
+        on_place_freed: Called when a probe's place may be free again without a vote.
     """
 
     def __init__(
         self,
         config: BreakerConfig,
         random: Callable[[], float],
-        moved: Callable[[BreakerState, BreakerState], None],
-        freed: Callable[[], None],
+        on_state_change: Callable[[BreakerState, BreakerState], None],
+        on_place_freed: Callable[[], None],
     ) -> None:
-        from resilient_imagen.circuitbreaker.pybreaker_adapter import (
-            PybreakerAdapter,
-        )  # pybreaker, only where it is used
+        # pybreaker is loaded here, so that importing the package stays cheap.
+        from resilient_imagen.circuitbreaker.pybreaker_adapter import PybreakerAdapter
 
         self.config = config
         self._random = random
-        self._on_moved = moved
-        self._on_freed = freed
+        self._notify = on_state_change
+        self._on_place_freed = on_place_freed
         self.now = 0.0
-        """The present moment; while time is made up for, the moment that is."""
+        """The current time; while a time-out is processed, the time of that time-out."""
         self.state = _CLOSED
         self.generation = 0
-        """Number of states so far; an outcome counts in the one its request was admitted in."""
+        """Number of states so far. A call votes only in the state in which it was admitted."""
         self.consecutive_openings = 0
-        """Openings since it was last closed."""
+        """Number of openings since it was last closed."""
         self.open_period: OpenPeriod | None = None
         self.rule = TripRule(config)
         self.in_flight = InFlightCalls(config)
-        self._pybreaker = PybreakerAdapter(self.rule, config, self._on_state_change)
-        self._cause = NO_CAUSE
+        self._pybreaker = PybreakerAdapter(self.rule, self._on_state_change)
         self._next: OpenPeriod | None = None
-        """The opening that begins with the next transition, if it is not one of failures."""
+        """The open period that starts with the transition that pybreaker is about to make."""
         self._closes_at = math.inf
-        """When the present opening ends in the closed state; inf: it does not."""
+        """Time at which the current open period ends in the closed state, or infinity."""
 
     def catch_up(self, now: float) -> None:
-        """Make up for what time alone has decided up to `now`."""
-        if self._closes_at <= now:  # then nothing is in flight that time decides about
+        """Process all time-outs up to `now`."""
+        if self._closes_at <= now:  # while open, no call in flight has a time limit
             self.now = max(self._closes_at, self.now)
             self._pybreaker.close()
         while self.in_flight.due <= now:
-            # A threshold lowered meanwhile may be due before what was already counted.
+            # A limit that was lowered meanwhile may have passed before the last counted outcome.
             self.now = max(self.in_flight.due, self.now)
             self._on_call_due(*self.in_flight.next_due())
         self.now = now
 
     @property
     def due(self) -> float:
-        """When time decides something next; inf: never."""
+        """Time of the next time-out, or infinity."""
         due = self.in_flight.due
-        return due if due < self._closes_at else self._closes_at  # noqa: FURB136 - asked each call
+        return due if due < self._closes_at else self._closes_at  # noqa: FURB136 - runs on each call
 
     def admit(self) -> InFlightCall | None:
-        """Admit one request, or None. The first to ask once an opening is over begins a round."""
+        """Admit a call, or return None. The first one after an open period becomes a probe."""
         if self.state is _CLOSED:
             return InFlightCall(self.generation)
         if self.blocked_until() is not None:
@@ -125,190 +115,186 @@ class BreakerStateMachine:
         return probe
 
     def blocked_until(self) -> float | None:
-        """Until when nobody is admitted, or None.
+        """Return the time until which no call is admitted, or None.
 
-        With every place taken by a probe: when time will have decided about the first of them.
+        While probes take all places, it is the time-out of the first probe.
         """
-        if (
-            self.state is _OPEN
-            and self.open_period is not None
-            and self.now < self.open_period.until
-        ):
-            return self.open_period.until
-        if self.state is _HALF_OPEN and not self._has_room:
+        period = self.open_period
+        if self.state is _OPEN and period is not None and self.now < period.until:
+            return period.until
+        if self.state is _HALF_OPEN and self.free_places <= 0:
             return self.in_flight.due
         return None
 
-    def send(self, flight: InFlightCall) -> None:
-        """The request leaves now. A probe whose place was given up takes it again, if free."""
-        if flight.counted is None and not self.is_stale(flight):
-            self.in_flight.send(flight, self.now)
+    def send(self, call: InFlightCall) -> None:
+        """Start timing a call. A probe that lost its place takes it again if it is still free."""
+        if call.counted is None and not self.is_stale(call):
+            self.in_flight.send(call, self.now)
 
-    def answered(self, flight: InFlightCall) -> None:
-        """Its answer is there."""
-        self.in_flight.answer(flight, self.now)
+    def answered(self, call: InFlightCall) -> None:
+        """Record that the response to a call has arrived."""
+        self.in_flight.answer(call, self.now)
 
-    def is_stale(self, flight: InFlightCall) -> bool:
-        """Whether its outcome can no longer count."""
-        if flight.generation != self.generation:
-            return True
-        return flight.probe and flight not in self.in_flight.probes and not self._has_room
-
-    def count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
-        """Count the outcome of a request, unless it was counted in flight or is stale.
-
-        A stale hint or fatal failure may lengthen the present opening, and does nothing else.
-        """
-        at_once = verdict is _TRIP or (
-            verdict is _THROTTLED and valid_hint(why.retry_after) is not None
+    def is_stale(self, call: InFlightCall) -> bool:
+        """Return whether a call can no longer vote."""
+        return self._lost_vote(call) and (
+            call.generation != self.generation or self.free_places <= 0
         )
-        lost_its_place = flight.probe and flight not in self.in_flight.probes
-        if flight.generation != self.generation or lost_its_place:
-            if at_once and self.state is _OPEN:
-                self._open_at_once(verdict, why)
-            return flight.counted or "stale"
-        self.in_flight.end(flight)
-        if not at_once:
-            return flight.counted or self._vote(flight, verdict, why)
-        if verdict is _TRIP and flight.counted is None:
-            self.rule.failure(self.now)
-        self._open_at_once(verdict, why)
-        return flight.counted or ("failure" if verdict is _TRIP else "throttled")
 
-    def open(self, seconds: float, why: TripCause, *, closes: bool = False) -> None:
-        """Open for `seconds` from now; if it is open already, for the longer of both.
+    def count(self, call: InFlightCall, verdict: BreakerOutcome, cause: TripCause) -> Counted:
+        """Count the outcome of a call, unless it has timed out in flight or is stale.
+
+        A stale hint or fatal failure may lengthen the current open period, and has no other effect.
+        """
+        at_once = trips_at_once(verdict, cause.retry_after)
+        if self._lost_vote(call):
+            if at_once and self.state is _OPEN:
+                self._open_at_once(verdict, cause)
+            return call.counted or "stale"
+        self.in_flight.end(call)
+        if at_once:
+            if verdict is _TRIP and call.counted is None:
+                self.rule.failure(self.now)
+            self._open_at_once(verdict, cause)
+            return call.counted or _VOTES[verdict]
+        if call.counted is not None:
+            return call.counted
+        vote = self._vote_of(call, verdict)
+        if vote == "success":
+            self.rule.success(self.now)
+            if self.state is _HALF_OPEN:
+                self._pybreaker.succeed()
+        elif vote != "ignored":
+            self._fail(vote, _timeout(cause.origin or call.origin) if vote == "slow" else cause)
+        elif call.probe:
+            self._on_place_freed()
+        return vote
+
+    def open(self, seconds: float, cause: TripCause, *, closes: bool = False) -> None:
+        """Open for `seconds` from now; if it is open already, until the later of both ends.
 
         Args:
-            seconds: From now.
-            why: What rejections tell, if this is the opening that lasts longer.
-            closes: Be closed afterwards. An opening ends with a probe unless all that opened and
-                lengthened it agree.
+            seconds: Length of the open period.
+            cause: Reported by rejections, if this period ends later than the current one.
+            closes: Close at the end instead of admitting a probe. An extended period closes only
+                if all its causes agree.
         """
-        opening = OpenPeriod(self.now, self.now + seconds, why, closes)
-        if self.state is not _OPEN or self.open_period is None:
-            self._begin(opening)
+        period = OpenPeriod(self.now, self.now + seconds, cause, closes)
+        current = self.open_period
+        if self.state is not _OPEN or current is None:
+            self._start(period)
             return
-        closes = closes and self.open_period.closes
-        if opening.until > self.open_period.until:
-            self._note(opening._replace(since=self.open_period.since, closes=closes))
+        closes = closes and current.closes
+        if period.until > current.until:
+            self._set_open_period(period._replace(since=current.since, closes=closes))
         else:
-            self._note(self.open_period._replace(closes=closes))
+            self._set_open_period(current._replace(closes=closes))
 
     def abandon(self) -> None:
-        """Forget the requests in flight: their event loop was closed, so nobody settles them."""
+        """Forget the calls in flight: their event loop is closed, so they are never settled."""
         probes = bool(self.in_flight.probes)
         self.in_flight.clear()
         if probes:
-            self._on_freed()
+            self._on_place_freed()
 
     def reconfigure(self, config: BreakerConfig) -> None:
-        """Take other numbers; state, counts and the present opening stay."""
+        """Apply other settings; state, counts and the current open period stay."""
         self.config = config
         self.rule.reconfigure(config, self.now)
         self.in_flight.reconfigure(config)
         self._pybreaker.reconfigure(config)
-        if self.state is _HALF_OPEN and self._pybreaker.successes >= config.half_open_calls:
+        if self.state is _HALF_OPEN and self._pybreaker.success_counter >= config.half_open_calls:
             self._pybreaker.close()
 
     def drop_in_flight(self) -> None:
-        """End the votes of all requests in flight, and free the places of probes."""
+        """Revoke the votes of all calls in flight, and free the places of probes."""
         self.generation += 1
         self.in_flight.clear()
 
     @property
     def free_places(self) -> int:
-        """Probes that may be admitted right now; 0 or less: none."""
+        """Number of probes that may be admitted now; 0 or less if there is no place."""
         if self.state is not _HALF_OPEN:
             return 0
-        return self.config.half_open_calls - len(self.in_flight.probes) - self._pybreaker.successes
+        taken = len(self.in_flight.probes) + self._pybreaker.success_counter
+        return self.config.half_open_calls - taken
 
-    @property
-    def _has_room(self) -> bool:
-        return self.free_places > 0
+    def _lost_vote(self, call: InFlightCall) -> bool:
+        """Return whether the call's state has ended, or the call is a probe without its place."""
+        return call.generation != self.generation or (
+            call.probe and call not in self.in_flight.probes
+        )
 
-    def _open_at_once(self, verdict: BreakerOutcome, why: TripCause) -> None:
-        """Open by a fatal failure, or for as long as the server asks."""
-        config, hint = self.config, valid_hint(why.retry_after)
-        if verdict is _TRIP:
-            self.open(trip_duration(config, hint, self._random), why)
-            return
-        openings = self.consecutive_openings
-        if self.state is _HALF_OPEN:
-            self.open(open_duration(config, openings + 1, hint, self._random), why)
+    def _vote_of(self, call: InFlightCall, verdict: BreakerOutcome) -> Counted:
+        if self.in_flight.is_slow(call, self.now):  # sent before slow calls were timed
+            return "slow"
+        if verdict is _REFUSED and call.probe:
+            return "ignored"  # a refused request does not prove that the service works again
+        return _VOTES[verdict]
+
+    def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - see next_due
+        self.in_flight.end(call)
+        if call.sent:
+            call.counted = "slow" if slow else "failure"
+            self._fail(call.counted, _timeout(call.origin))
         else:
-            self.open(min(hint or 0.0, config.reset_max), why, closes=True)
-        self.consecutive_openings = max(
-            openings, 1
-        )  # the server's own time: it doubles no later opening
+            self._on_place_freed()  # it was never sent, so it has no vote and must not block others
 
-    def _begin(self, opening: OpenPeriod) -> None:
-        self._next = opening
+    def _fail(self, vote: Counted, cause: TripCause) -> None:
+        """Count a failure, and open the breaker if a rule has tripped or a probe has failed."""
+        if vote == "throttled":
+            self.rule.throttled()
+        else:
+            self.rule.failure(self.now)
+        if self.rule.tripped or self.state is _HALF_OPEN:
+            self._next = self._period_of_failures(cause)
+            self._pybreaker.fail()
+
+    def _open_at_once(self, verdict: BreakerOutcome, cause: TripCause) -> None:
+        """Open for a fatal failure, or for as long as the server asks."""
+        hint, openings = valid_hint(cause.retry_after), self.consecutive_openings
+        if verdict is _TRIP:
+            self.open(trip_duration(self.config, hint, self._random), cause)
+            return
+        if self.state is _HALF_OPEN:
+            self._start(self._period_of_failures(cause))
+        else:
+            self.open(hint_duration(self.config, hint), cause, closes=True)
+        # The server determined the length, so this opening does not double later ones.
+        self.consecutive_openings = max(openings, 1)
+
+    def _period_of_failures(self, cause: TripCause) -> OpenPeriod:
+        openings, hint = self.consecutive_openings + 1, valid_hint(cause.retry_after)
+        seconds = open_duration(self.config, openings, hint, self._random)
+        return OpenPeriod(self.now, self.now + seconds, cause)
+
+    def _start(self, period: OpenPeriod) -> None:
+        self._next = period
         self._pybreaker.open()
 
-    def _note(self, opening: OpenPeriod | None) -> None:
-        self.open_period = opening
-        closes = opening is not None and opening.closes
-        self._closes_at = opening.until if opening is not None and closes else math.inf
-
-    def _vote(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
-        if self.in_flight.is_slow(flight, self.now):  # sent before slow calls were watched
-            self._fail(_timeout_cause(why.origin or flight.origin))
-            return "slow"
-        match verdict:
-            case BreakerOutcome.SUCCESS:
-                self._pybreaker.success(self.now)
-                return "success"
-            case BreakerOutcome.REFUSED if not flight.probe:
-                self._pybreaker.success(self.now)
-                return "success"
-            case BreakerOutcome.FAILURE:
-                self._fail(why)
-                return "failure"
-            case BreakerOutcome.THROTTLED:
-                self._cause = why
-                self._pybreaker.throttled()
-                self._cause = NO_CAUSE
-                return "throttled"
-            case _:
-                if flight.probe:
-                    self._on_freed()
-                return "ignored"
-
-    def _on_call_due(self, flight: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as `first` says it
-        self.in_flight.end(flight)
-        if flight.sent:
-            flight.counted = "slow" if slow else "failure"
-            self._fail(_timeout_cause(flight.origin))
-        else:
-            self._on_freed()  # never sent: it says nothing, and may not block the others
-
-    def _fail(self, why: TripCause) -> None:
-        self._cause = why
-        self._pybreaker.failure(self.now)
-        self._cause = NO_CAUSE
+    def _set_open_period(self, period: OpenPeriod | None) -> None:
+        self.open_period = period
+        self._closes_at = period.until if period is not None and period.closes else math.inf
 
     def _on_state_change(self, state: BreakerState) -> None:
+        """Follow a transition of pybreaker."""
         old, self.state = self.state, state
         self.generation += 1
         self.in_flight.clear()
         if state is _OPEN:
+            # Without a next period, the transition was made on pybreaker itself.
+            self._set_open_period(self._next or self._period_of_failures(NO_CAUSE))
             self.consecutive_openings += 1
-            self._note(self._next or self._opening_of_failures())
         elif state is _CLOSED:
             self.consecutive_openings = 0
             if self.open_period is None or not self.open_period.closes:
-                self.rule.clear()  # a hint says nothing about what was counted before it
-            self._note(None)
+                self.rule.clear()  # a hint does not invalidate the counts from before it
+            self._set_open_period(None)
         elif self.open_period is not None:
-            self._note(self.open_period._replace(closes=False))
-        self._cause, self._next = NO_CAUSE, None  # an operator's own opening has no cause of ours
-        self._on_moved(old, state)
-
-    def _opening_of_failures(self) -> OpenPeriod:
-        hint = valid_hint(self._cause.retry_after)
-        seconds = open_duration(self.config, self.consecutive_openings, hint, self._random)
-        return OpenPeriod(self.now, self.now + seconds, self._cause)
+            self._set_open_period(self.open_period._replace(closes=False))
+        self._next = None
+        self._notify(old, state)
 
 
-def _timeout_cause(origin: object | None) -> TripCause:
+def _timeout(origin: object | None) -> TripCause:
     return TripCause(cause=Reason.TIMEOUT, summary="timed out", origin=origin)

@@ -1,4 +1,4 @@
-"""The running loop's time, and one timer on it."""
+"""Time for a breaker: a clock that follows the running event loop, and one timer on that loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Clock", "Timer", "running_loop"]
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """The running loop of this thread, or None."""
+    """Return the running event loop of this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -21,15 +21,15 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class Clock:
-    """Seconds that never run backwards, read from whichever loop is running.
+    """A monotonic clock in seconds, read from the running event loop.
 
-    Loops may follow one another: where the next one counts from an earlier number (a virtual loop
-    begins at 0), time goes on from where it was. Other threads are told the time of the loop that
-    was met last, while it runs; without any, time stands still.
+    Loops may follow one another. If the next loop starts at an earlier time (a virtual loop starts
+    at 0), the clock continues from its last value. A thread without a loop reads the time of the
+    last loop while that loop runs; if it has stopped, the clock stands still.
 
     Args:
-        source: Read instead of the loop's time, for use without a loop.
-        left: Called with the loop that was used before, when another one is met.
+        source: Replaces the loop's time, for use without a loop.
+        left: Called with the previous loop when the loop changes.
     """
 
     __slots__ = ("_last", "_left", "_loop", "_shift", "_source")
@@ -46,10 +46,10 @@ class Clock:
         self._last = 0.0 if source is None else -math.inf
 
     def now(self, *, strict: bool = False) -> float:
-        """Seconds by this clock.
+        """Return the time in seconds.
 
         Raises:
-            RuntimeError: If `strict`, and no loop is running here, nor was a source given.
+            RuntimeError: `strict` is set, no loop is running here, and there is no source.
         """
         if self._source is not None:
             now = self._source()
@@ -57,7 +57,7 @@ class Clock:
             loop = running_loop()
             if loop is None:
                 if strict:
-                    raise RuntimeError("a gate without a clock of its own needs a running loop")
+                    raise RuntimeError("a breaker without a clock of its own needs a running loop")
                 loop = self._loop
                 if loop is None or not loop.is_running():
                     return self._last
@@ -68,7 +68,7 @@ class Clock:
         return self._last
 
     def loop_time(self, moment: float) -> float:
-        """`moment` of this clock as the running loop counts it."""
+        """Convert a time of this clock to the time of the event loop."""
         return moment - self._shift
 
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -81,21 +81,21 @@ class Clock:
 
 
 class Timer:
-    """Calls `ring` once a moment has come, while a loop is running.
+    """Calls `callback` at a given time, while an event loop is running.
 
-    It may ring too early, never too late: who is stage looks at the clock and sets it again.
+    It may fire early but never late; the callback must check the clock and set the timer again.
     """
 
     __slots__ = ("_callback", "_due", "_handle", "_loop")
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._callback = ring
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._due = math.inf
 
     def set(self, due: float, clock: Clock) -> None:
-        """Ring at `due`, seconds by `clock`; `math.inf` cancels."""
+        """Fire at `due`, a time of `clock`; infinity cancels the timer."""
         if due == math.inf and self._handle is None:
             return
         loop = running_loop()
@@ -104,9 +104,9 @@ class Timer:
         if self._handle is not None:
             if loop is self._loop:
                 if self._due <= due < math.inf:
-                    return  # it rings early and is set again: cheaper than a new timer a call
+                    return  # it fires early and is set again: cheaper than a new timer per call
                 self._handle.cancel()
-            # The handle of another loop is not ours to touch from here; it rings for nothing.
+            # A handle of another loop cannot be cancelled from here; its callback does no harm.
             self._handle = None
         if due < math.inf:
             self._loop, self._due = loop, due

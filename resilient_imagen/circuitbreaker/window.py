@@ -1,48 +1,27 @@
-"""When to open, and for how long: arithmetic without a clock, a loop or a state machine."""
+"""When the breaker opens: the window of recent outcomes and the trip rules."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.reasons import POLICIES, BreakerOutcome
+from resilient_imagen.circuitbreaker.open_period import valid_hint
+from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from resilient_imagen.circuitbreaker.config import BreakerConfig
 
-__all__ = [
-    "BUCKETS",
-    "MAX_HINT",
-    "TripRule",
-    "Window",
-    "longest_pause",
-    "open_duration",
-    "trip_duration",
-    "valid_hint",
-]
+__all__ = ["BUCKETS", "TripRule", "Window", "trips_at_once"]
 
 BUCKETS: Final = 60
-"""Buckets of a window; one bucket's width is the precision with which an outcome grows old."""
-
-MAX_HINT: Final = 86_400.0
-"""Seconds: the longest hint of a server that is taken at its word."""
-
-_JITTER: Final = 0.1
-_ROUNDING: Final = 0.001
-"""Seconds by which a period may grow when another process tells it."""
-_AT_ONCE: Final = frozenset(
-    str(reason) for reason, policy in POLICIES.items() if policy.verdict is BreakerOutcome.TRIP
-)
-_MAX_DOUBLINGS: Final = 60  # far beyond any maximum, and far below what a float can hold
+"""Buckets of a window. The width of a bucket is the precision with which outcomes expire."""
 
 
 class Window:
-    """Outcomes of the last so many seconds, in a ring of buckets: constant time and memory.
+    """A sliding window of outcomes in a ring of buckets: constant time and memory.
 
-    The bucket in use and the 59 before it are counted, so an outcome is never counted beyond
-    `seconds`, and may leave the count up to one bucket's width earlier.
+    The current bucket and the 59 before it are counted, so an outcome is never counted for longer
+    than `seconds`, and may expire up to one bucket's width earlier.
     """
 
     __slots__ = ("_calls", "_failures", "_newest", "_width", "calls", "failures", "seconds")
@@ -53,7 +32,7 @@ class Window:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every outcome."""
+        """Remove all outcomes."""
         self.calls = 0
         self.failures = 0
         self._calls = [0] * BUCKETS
@@ -66,7 +45,7 @@ class Window:
         self._put(self._newest, 1, int(failed))
 
     def roll(self, now: float) -> None:
-        """Drop what has grown too old."""
+        """Remove expired outcomes."""
         newest = math.floor(now / self._width)
         passed = newest - self._newest
         if passed <= 0:
@@ -83,11 +62,14 @@ class Window:
 
     @property
     def failure_rate(self) -> float:
-        """Failed share of the calls, 0 to 1; 0 when there are none."""
+        """Failed share of the calls, 0 to 1; 0 if there are no calls."""
         return self.failures / self.calls if self.calls else 0.0
 
     def resized(self, seconds: float, now: float) -> Window:
-        """The same outcomes, each at the middle of its bucket's time, over other seconds."""
+        """Return a window of another length with the same outcomes.
+
+        Each outcome is taken to have occurred in the middle of its bucket.
+        """
         self.roll(now)
         other = Window(seconds)
         other.roll(now)
@@ -108,17 +90,19 @@ class Window:
 
 
 class TripRule:
-    """Counts outcomes and says whether the last failure was one too many."""
+    """Counts outcomes and decides whether the last failure trips the breaker."""
 
-    __slots__ = ("config", "consecutive", "window")
+    __slots__ = ("config", "consecutive", "tripped", "window")
 
     def __init__(self, config: BreakerConfig) -> None:
         self.config = config
         self.consecutive = 0
+        self.tripped = False
+        """Whether the last outcome was a failure that met a trip rule."""
         self.window = Window(config.window)
 
     def reconfigure(self, config: BreakerConfig, now: float) -> None:
-        """Take other numbers, keep what was counted."""
+        """Apply other settings and keep the counts. The next failure is judged by them."""
         if config.window != self.window.seconds:
             self.window = self.window.resized(config.window, now)
         self.config = config
@@ -127,66 +111,38 @@ class TripRule:
         """Count a success."""
         self.window.add(now, failed=False)
         self.consecutive = 0
+        self.tripped = False
 
     def failure(self, now: float) -> None:
-        """Count a failure."""
+        """Count a failure; both trip rules apply."""
         self.window.add(now, failed=True)
         self.consecutive += 1
+        self.tripped = self.consecutive_exceeded or self.failure_rate_exceeded
 
     def throttled(self) -> None:
-        """Count a refusal for asking too fast: it says nothing about the share that fails."""
+        """Count a rate limit error as a consecutive failure, outside the failure rate."""
         self.consecutive += 1
+        self.tripped = self.consecutive_exceeded
 
     def clear(self) -> None:
-        """Begin anew, as a breaker does when it closes."""
+        """Reset all counts, when the breaker closes."""
         self.consecutive = 0
+        self.tripped = False
         self.window.clear()
 
     @property
     def consecutive_exceeded(self) -> bool:
-        """Whether the rule of failures in a row is met."""
+        """Whether there are `fail_max` consecutive failures."""
         return self.consecutive >= self.config.fail_max
 
     @property
     def failure_rate_exceeded(self) -> bool:
-        """Whether the rule of the window is met."""
+        """Whether enough calls of the window failed."""
         window, config = self.window, self.config
         return window.calls >= config.min_calls and window.failure_rate >= config.failure_rate
 
 
-def valid_hint(hint: float | None) -> float | None:
-    """A server's hint in seconds, or None for one that says nothing (0, negative, not a number)."""
-    return hint if hint is not None and hint > 0 else None
-
-
-def open_duration(
-    config: BreakerConfig, openings: int, hint: float | None, random: Callable[[], float]
-) -> float:
-    """Seconds that the breaker's `openings`-th opening in a row lasts.
-
-    The doubling stops at `reset_max`, then jitter lengthens it by up to 10 %. A server's hint
-    makes it no shorter, and is heard up to `reset_max`.
-    """
-    doublings = min(openings - 1, _MAX_DOUBLINGS)
-    base: float = min(config.reset_timeout * 2.0**doublings, config.reset_max)
-    return max(_jittered(base, random), min(hint or 0.0, config.reset_max))
-
-
-def trip_duration(config: BreakerConfig, hint: float | None, random: Callable[[], float]) -> float:
-    """Seconds to stay open when asking again soon cannot help: `reset_max`, or a longer hint.
-
-    A longer hint is taken exactly as it is, up to 24 hours.
-    """
-    if hint is not None and hint > config.reset_max:
-        return max(min(hint, MAX_HINT), config.reset_max)
-    return _jittered(config.reset_max, random)
-
-
-def longest_pause(config: BreakerConfig, cause: str | None) -> float:
-    """Seconds that an opening of this cause lasts at most, by these numbers."""
-    longest = config.reset_max * (1.0 + _JITTER) + _ROUNDING
-    return max(longest, MAX_HINT) if cause in _AT_ONCE else longest
-
-
-def _jittered(seconds: float, random: Callable[[], float]) -> float:
-    return seconds * (1.0 + _JITTER * random())
+def trips_at_once(verdict: BreakerOutcome, retry_after: float | None) -> bool:
+    """Return whether one outcome opens the breaker: a fatal failure, or a server's hint to wait."""
+    hinted = verdict is BreakerOutcome.THROTTLED and valid_hint(retry_after) is not None
+    return hinted or verdict is BreakerOutcome.TRIP

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.circuitbreaker.state_machine import NO_CAUSE
+from resilient_imagen.circuitbreaker.open_period import NO_CAUSE
 from resilient_imagen.distributed.scripts import (
     LEASE,
     LEAVE,
@@ -20,7 +20,8 @@ from resilient_imagen.distributed.scripts import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine, TripCause
+    from resilient_imagen.circuitbreaker.open_period import TripCause
+    from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine
     from resilient_imagen.distributed.breaker_record import BreakerRecord
     from resilient_imagen.distributed.coordinator import RedisCoordinator
 

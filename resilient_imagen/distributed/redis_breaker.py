@@ -36,10 +36,15 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.circuitbreaker.breaker import CircuitBreaker
 from resilient_imagen.circuitbreaker.config import BreakerMode
+from resilient_imagen.circuitbreaker.open_period import (
+    TripCause,
+    longest_duration,
+    open_duration,
+    valid_hint,
+)
 from resilient_imagen.circuitbreaker.permit import Permit
-from resilient_imagen.circuitbreaker.state_machine import TripCause
 from resilient_imagen.circuitbreaker.types import BreakerState
-from resilient_imagen.circuitbreaker.window import longest_pause, open_duration, valid_hint
+from resilient_imagen.circuitbreaker.window import trips_at_once
 from resilient_imagen.distributed.breaker_commands import SharedBreakerCommands, answered
 from resilient_imagen.distributed.breaker_record import UNKNOWN_RECORD, BreakerRecord
 from resilient_imagen.distributed.participant import PendingCommand
@@ -52,10 +57,9 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker.calls import InFlightCall
     from resilient_imagen.circuitbreaker.config import BreakerConfig
     from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine
-    from resilient_imagen.circuitbreaker.types import Counted, Rejection
+    from resilient_imagen.circuitbreaker.types import BreakerSnapshot, Counted, Rejection
     from resilient_imagen.distributed.coordinator import RedisCoordinator
     from resilient_imagen.distributed.scripts import ScriptCall
-    from resilient_imagen.snapshots import BreakerSnapshot
 
 __all__ = ["RedisCircuitBreaker"]
 
@@ -104,7 +108,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             return answer
         answer.settle(BreakerOutcome.NEUTRAL)
         with self._lock:
-            return self._reports.rejection(self._state)
+            return self._rejection()
 
     def force_trip(
         self,
@@ -166,11 +170,8 @@ class RedisCircuitBreaker(CircuitBreaker):
 
     def on_disconnected(self) -> None:
         """Nobody's probe is waited for any more."""
-        with self._lock:
-            self._catch_up()
+        with self._update():
             self._machine.probe_elsewhere(0.0)
-            self._set_timer()
-        self._listeners.deliver()
 
     def release_commands(self) -> Iterable[ScriptCall]:
         """Give back what is held."""
@@ -183,7 +184,7 @@ class RedisCircuitBreaker(CircuitBreaker):
 
         The store is told to end it, too, so that the next probe gets its lease.
         """
-        longest = longest_pause(self._machine.config, record.cause)
+        longest = longest_duration(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:
             return record
         self._coordinator.post(self._commands.shortened(record, longest), self._heard_back)
@@ -217,7 +218,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._set_timer()
         self._listeners.deliver()
 
-    def _moved(self, old: BreakerState, new: BreakerState) -> None:
+    def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
         super()._on_state_change(old, new)
         if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
             # A hint is over: the record closes at the first step that finds it so.
@@ -241,21 +242,21 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._leases[probe] = token
         return asked
 
-    def sent(self, flight: InFlightCall) -> None:
+    def sent(self, call: InFlightCall) -> None:
         """The lease lasts as long as a probe may take, from its sending."""
-        if flight in self._leases:
-            self._coordinator.post(self._commands.wanted(self._machine, self._leases[flight]))
+        if call in self._leases:
+            self._coordinator.post(self._commands.wanted(self._machine, self._leases[call]))
 
     def counted(
-        self, flight: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
+        self, call: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
     ) -> None:
         """Tell what it means for everybody."""
-        token = self._leases.pop(flight, None)
+        token = self._leases.pop(call, None)
         if counted not in {"stale", "ignored"}:
             if self._record.state is _CLOSED:
                 self._tell(counted, verdict, why)
-            elif flight.probe:
-                self._conclude(token or "", at_once=_opens_at_once(verdict, why))
+            elif call.probe:
+                self._conclude(token or "", at_once=trips_at_once(verdict, why.retry_after))
                 return
         if token is not None:
             self._coordinator.post(self._commands.released(token), self._heard_back)
@@ -270,18 +271,15 @@ class RedisCircuitBreaker(CircuitBreaker):
         record = None if answer is None else BreakerRecord.parse(answer)
         if record is not None:
             self._adopt(record, again=not record.granted)
-        with self._lock:
-            self._catch_up()
+        with self._update():
             if record is None:
                 self._leases.pop(probe, None)
-                self._machine.agree(probe)  # without Redis it needs nobody's leave
+                self._machine.agree(probe)  # without Redis, a probe needs no lease
             elif record.granted:
                 self._machine.agree(probe)
             else:
                 self._leases.pop(probe, None)
                 self._machine.refuse(probe, record.lease)
-            self._set_timer()
-        self._listeners.deliver()
 
     def _conclude(self, token: str, *, at_once: bool) -> None:
         """A probe's outcome, in the fleet's half-open round."""
@@ -298,7 +296,7 @@ class RedisCircuitBreaker(CircuitBreaker):
     def _tell(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
         """An outcome, in the fleet's closed state."""
         record, circuit, hint = self._record, self._machine, valid_hint(why.retry_after)
-        at_once = _opens_at_once(verdict, why)
+        at_once = trips_at_once(verdict, why.retry_after)
         if counted == "success":
             self._coordinator.post(self._commands.succeeded(record, circuit), self._heard_back)
         elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
@@ -324,12 +322,11 @@ class RedisCircuitBreaker(CircuitBreaker):
         self._coordinator.post(step, self._claimed)
 
     def _new_machine(self, config: BreakerConfig) -> BreakerStateMachine:
-        stirred = self._waiters.wake
         return ReplicatedStateMachine(
-            config, self._random, self._moved, self._place_freed, stirred, self
+            config,
+            self._random,
+            self._on_state_change,
+            self._on_place_freed,
+            self._waiters.wake,
+            self,
         )
-
-
-def _opens_at_once(verdict: BreakerOutcome, why: TripCause) -> bool:
-    hinted = verdict is BreakerOutcome.THROTTLED and valid_hint(why.retry_after) is not None
-    return hinted or verdict is BreakerOutcome.TRIP

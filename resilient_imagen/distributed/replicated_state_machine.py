@@ -9,12 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
-from resilient_imagen.circuitbreaker.state_machine import (
-    NO_CAUSE,
-    BreakerStateMachine,
-    OpenPeriod,
-    TripCause,
-)
+from resilient_imagen.circuitbreaker.open_period import NO_CAUSE, OpenPeriod, TripCause
+from resilient_imagen.circuitbreaker.state_machine import BreakerStateMachine
 from resilient_imagen.circuitbreaker.types import BreakerState
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
@@ -40,12 +36,12 @@ class ReplicationObserver(Protocol):
         """A probe is to be sent. True: not before the others agree."""
         ...
 
-    def sent(self, flight: InFlightCall) -> None:
+    def sent(self, call: InFlightCall) -> None:
         """A probe is on its way."""
         ...
 
     def counted(
-        self, flight: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
+        self, call: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
     ) -> None:
         """A request has ended, or time has decided about it."""
         ...
@@ -55,26 +51,26 @@ class ReplicatedStateMachine(BreakerStateMachine):
     """A circuit that follows the fleet's.
 
     Args:
-        config: As `BreakerStateMachine`, and so are `random`, `moved` and `freed`.
+        config: The breaker's settings.
         random: Returns 0 to 1 for the jitter.
-        moved: Called after each change.
-        freed: Called when a probe's place may be free again without a verdict.
-        stirred: Called when something else has changed that every waiting caller has to look at.
-        peer: Speaks for it.
+        on_state_change: Called after each transition, with the old state and the new one.
+        on_place_freed: Called when a probe's place may be free again without a vote.
+        on_wait_changed: Called when waiting callers must check the breaker for another reason.
+        observer: Replicates local events to the other processes.
     """
 
     def __init__(
         self,
         config: BreakerConfig,
         random: Callable[[], float],
-        moved: Callable[[BreakerState, BreakerState], None],
-        freed: Callable[[], None],
-        stirred: Callable[[], None],
-        peer: ReplicationObserver,
+        on_state_change: Callable[[BreakerState, BreakerState], None],
+        on_place_freed: Callable[[], None],
+        on_wait_changed: Callable[[], None],
+        observer: ReplicationObserver,
     ) -> None:
-        super().__init__(config, random, moved, freed)
-        self._on_stirred = stirred
-        self._peer = peer
+        super().__init__(config, random, on_state_change, on_place_freed)
+        self._on_wait_changed = on_wait_changed
+        self._observer = observer
         self._elsewhere = math.inf
         """Until when probes of other processes take every place; inf: they do not."""
         self._barred: set[InFlightCall] = set()
@@ -109,7 +105,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
         """Other processes' probes take every place for so long; 0: there is room."""
         was, self._elsewhere = self._elsewhere, self.now + seconds if seconds > 0 else math.inf
         if was < math.inf == self._elsewhere:
-            self._on_freed()
+            self._on_place_freed()
 
     def agree(self, probe: InFlightCall) -> None:
         """It may be sent."""
@@ -120,7 +116,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
         if probe.generation == self.generation:
             self.in_flight.end(probe)
             self.probe_elsewhere(seconds)
-            self._on_stirred()  # whoever carries it has to hear of it
+            self._on_wait_changed()  # whoever carries it has to hear of it
 
     def abandon(self) -> None:
         """Forget the requests in flight, and give back the leases of probes among them."""
@@ -128,22 +124,22 @@ class ReplicatedStateMachine(BreakerStateMachine):
         super().abandon()
         for probe in probes:
             self._barred.discard(probe)
-            self._peer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
+            self._observer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
 
     def _adopt_opening(self, record: BreakerRecord, *, follows: bool) -> None:
         why = TripCause(record.cause, record.brief)
         seconds = max(record.left, _OVERDUE)
         if self.state is _OPEN and not follows:
             self.open(seconds, why, closes=record.closes)  # ours lasts, if it is the longer one
-            self._on_stirred()
+            self._on_wait_changed()
         elif self.state is _OPEN:
             since = self.open_period.since if self.open_period is not None else self.now
-            self._note(OpenPeriod(since, self.now + seconds, why, record.closes))
-            self._on_stirred()  # it may end sooner than those who wait expect
+            self._set_open_period(OpenPeriod(since, self.now + seconds, why, record.closes))
+            self._on_wait_changed()  # it may end sooner than those who wait expect
         else:
             # A round of our own, which the others know nothing of, ends by a probe of ours.
             closes = record.closes and (follows or self.state is _CLOSED)
-            self._begin(OpenPeriod(self.now, self.now + seconds, why, closes))
+            self._start(OpenPeriod(self.now, self.now + seconds, why, closes))
         self.consecutive_openings = record.openings
 
     def _outlasts(self, before: BreakerRecord) -> bool:
@@ -154,7 +150,9 @@ class ReplicatedStateMachine(BreakerStateMachine):
         if self.state is _HALF_OPEN:
             return
         if self.state is _CLOSED:
-            self._note(OpenPeriod(self.now, self.now, TripCause(record.cause, record.brief)))
+            self._set_open_period(
+                OpenPeriod(self.now, self.now, TripCause(record.cause, record.brief))
+            )
         self.consecutive_openings = record.openings
         self._pybreaker.half_open()
 
@@ -173,32 +171,32 @@ class ReplicatedStateMachine(BreakerStateMachine):
 
     def admit(self) -> InFlightCall | None:
         """Admit one request, or None. A probe needs the others' leave too, which comes later."""
-        flight = super().admit()
-        if flight is not None and flight.probe and self._peer.wants_lease(flight):
-            self._barred.add(flight)
-        return flight
+        call = super().admit()
+        if call is not None and call.probe and self._observer.wants_lease(call):
+            self._barred.add(call)
+        return call
 
     def blocked_until(self) -> float | None:
         """Until when nobody is admitted, or None."""
         until = super().blocked_until()
         return self.due if self.state is _HALF_OPEN and until is not None else until
 
-    def is_stale(self, flight: InFlightCall) -> bool:
+    def is_stale(self, call: InFlightCall) -> bool:
         """Whether its outcome cannot count, now or any more."""
-        return flight in self._barred or super().is_stale(flight)
+        return call in self._barred or super().is_stale(call)
 
-    def send(self, flight: InFlightCall) -> None:
+    def send(self, call: InFlightCall) -> None:
         """The request leaves now."""
-        super().send(flight)
-        if flight.probe and flight.sent:
-            self._peer.sent(flight)
+        super().send(call)
+        if call.probe and call.sent:
+            self._observer.sent(call)
 
-    def count(self, flight: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
+    def count(self, call: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
         """Count the outcome of a request, and tell it."""
-        self._barred.discard(flight)
-        told = flight.counted is not None
-        counted = super().count(flight, verdict, why)
-        self._peer.counted(flight, "stale" if told else counted, verdict, why)
+        self._barred.discard(call)
+        told = call.counted is not None
+        counted = super().count(call, verdict, why)
+        self._observer.counted(call, "stale" if told else counted, verdict, why)
         return counted
 
     @property
@@ -206,15 +204,15 @@ class ReplicatedStateMachine(BreakerStateMachine):
         """Probes that may be admitted right now; 0 or less: none."""
         return super().free_places if self._elsewhere == math.inf else 0
 
-    def _on_call_due(self, flight: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as the base has it
-        super()._on_call_due(flight, slow)
-        if flight.sent:
+    def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as the base has it
+        super()._on_call_due(call, slow)
+        if call.sent:
             why = TripCause(cause=Reason.TIMEOUT, summary="timed out")
-            self._peer.counted(flight, flight.counted or "failure", BreakerOutcome.FAILURE, why)
+            self._observer.counted(call, call.counted or "failure", BreakerOutcome.FAILURE, why)
         else:
-            self._barred.add(flight)
-            self._peer.counted(flight, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
-            self._on_stirred()  # whoever carries it has to hear of it
+            self._barred.add(call)
+            self._observer.counted(call, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
+            self._on_wait_changed()  # whoever carries it has to hear of it
 
     def _on_state_change(self, state: BreakerState) -> None:
         self._elsewhere = math.inf

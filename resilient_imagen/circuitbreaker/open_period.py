@@ -1,0 +1,104 @@
+"""How long the breaker stays open: open periods and the computation of their lengths."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from resilient_imagen.reasons import POLICIES, BreakerOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_imagen.circuitbreaker.config import BreakerConfig
+
+__all__ = [
+    "NO_CAUSE",
+    "OpenPeriod",
+    "TripCause",
+    "hint_duration",
+    "longest_duration",
+    "open_duration",
+    "trip_duration",
+    "valid_hint",
+]
+
+_MAX_HINT: Final = 86_400.0
+"""Seconds: the longest server hint that is honoured."""
+_JITTER: Final = 0.1
+_MAX_DOUBLINGS: Final = 60  # far beyond any maximum, and far below the limit of a float
+_ROUNDING: Final = 0.001
+"""Seconds by which a period may grow when another process reports it."""
+_FATAL: Final = frozenset(
+    str(reason) for reason, policy in POLICIES.items() if policy.verdict is BreakerOutcome.TRIP
+)
+
+
+class TripCause(NamedTuple):
+    """A failure as the breaker remembers it, if this failure opens the breaker."""
+
+    cause: str | None = None
+    summary: str | None = None
+    origin: object | None = None
+    retry_after: float | None = None
+
+
+NO_CAUSE: Final = TripCause()
+
+
+class OpenPeriod(NamedTuple):
+    """Start, end and cause of an open period. It is kept until the breaker closes."""
+
+    since: float
+    until: float
+    cause: TripCause
+    closes: bool = False
+    """Whether the breaker closes at the end; otherwise the next caller becomes a probe."""
+
+
+def valid_hint(hint: float | None) -> float | None:
+    """Return a server's hint in seconds, or None if it is 0, negative or not a number."""
+    return hint if hint is not None and hint > 0 else None
+
+
+def open_duration(
+    config: BreakerConfig, openings: int, hint: float | None, random: Callable[[], float]
+) -> float:
+    """Return the length of an open period that failures or a failed probe cause.
+
+    It doubles with each consecutive opening, up to `reset_max`, and jitter adds up to 10 %. A
+    server's hint can only lengthen it, and is honoured up to `reset_max`.
+
+    Args:
+        config: The breaker's settings.
+        openings: Consecutive openings, this one included.
+        hint: Seconds that the server asked to wait, or None.
+        random: Returns 0 to 1 for the jitter.
+    """
+    doublings = min(openings - 1, _MAX_DOUBLINGS)
+    base: float = min(config.reset_timeout * 2.0**doublings, config.reset_max)
+    return max(_jittered(base, random), min(hint or 0.0, config.reset_max))
+
+
+def hint_duration(config: BreakerConfig, hint: float | None) -> float:
+    """Return the length of an open period that only a server's hint causes, without jitter."""
+    return min(hint or 0.0, config.reset_max)
+
+
+def trip_duration(config: BreakerConfig, hint: float | None, random: Callable[[], float]) -> float:
+    """Return the length of an open period that a fatal failure causes: `reset_max` with jitter.
+
+    A hint that is longer than `reset_max` is used unchanged instead, up to 24 hours.
+    """
+    if hint is not None and hint > config.reset_max:
+        return max(min(hint, _MAX_HINT), config.reset_max)
+    return _jittered(config.reset_max, random)
+
+
+def longest_duration(config: BreakerConfig, cause: str | None) -> float:
+    """Return the maximum length of an open period of this cause, in any process."""
+    longest = config.reset_max * (1.0 + _JITTER) + _ROUNDING
+    return max(longest, _MAX_HINT) if cause in _FATAL else longest
+
+
+def _jittered(seconds: float, random: Callable[[], float]) -> float:
+    return seconds * (1.0 + _JITTER * random())
