@@ -26,6 +26,11 @@ def blocks(heading: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", section(heading), re.DOTALL | re.MULTILINE)
 
 
+def python_blocks(text: str) -> list[str]:
+    """Return the Python samples of any document."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 def executed(code: str) -> dict[str, Any]:
     """The names that a block defines."""
     names: dict[str, Any] = {"__name__": "readme"}

@@ -1,6 +1,6 @@
-"""A circuit breaker that is right under asyncio: `CircuitBreaker`, its permits and its numbers.
+"""A circuit breaker for asyncio, usable for calls of any kind. See README.md in this folder.
 
-Nothing here loads pybreaker until the first `CircuitBreaker` is made.
+pybreaker is loaded when the first `CircuitBreaker` is created, not by this import.
 """
 
 from resilient_imagen.circuitbreaker.breaker import CircuitBreaker

@@ -60,7 +60,9 @@ class BreakerContext(AbstractAsyncContextManager["Permit"]):
             RuntimeError: This object already protects a call.
         """
         if self._permit is not None:
-            raise RuntimeError("a guard guards one call at a time; ask the gate for another")
+            raise RuntimeError(
+                "a context protects one call at a time; get another one from protect()"
+            )
         answer = self._acquire()
         if isinstance(answer, Rejection):
             raise CircuitOpenError(provider=answer.name, retry_after=answer.retry_after)
@@ -90,9 +92,7 @@ class BreakerContext(AbstractAsyncContextManager["Permit"]):
         elif isinstance(error, Exception):
             permit.settle(self._judge(error))
         else:
-            permit.settle(
-                BreakerOutcome.NEUTRAL
-            )  # the call was cancelled, or the program is exiting
+            permit.settle(BreakerOutcome.NEUTRAL)  # cancelled, or the program is exiting
 
     def _judge(self, error: Exception) -> BreakerOutcome:
         try:

@@ -1,4 +1,4 @@
-"""Who is told about a change: listeners that hear of each, and callers that wait for the next."""
+"""Notification of state changes: listeners receive each one, waiting callers the next one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["ChangeNotifier", "EventDispatcher"]
 _logger = logging.getLogger("resilient_imagen")
 
 _ROUNDS: Final = 3
-"""Rounds of the event loop in which a woken caller has asked for its place: one to resume a task,
-one more when it waits through `asyncio.wait`, one more when it then starts another task."""
+"""Iterations of the event loop after which a woken caller has taken its place: one to resume a
+task, one more if it waits through `asyncio.wait`, one more if it then starts another task."""
 
 
 class EventDispatcher:
-    """Tells transitions, one after the other, in the order they happened.
+    """Delivers transitions to listeners, one at a time and in order.
 
-    `put` only queues; `deliver` is called when the breaker's state is consistent and its lock free.
-    A listener that causes another transition hears of it after this one has been told to all.
+    `put` only queues. `deliver` is called when the breaker's state is consistent and its lock is
+    released. If a listener causes another transition, all listeners receive the first one before.
     """
 
     __slots__ = ("_busy", "_listeners", "_lock", "_queue")
@@ -47,23 +47,23 @@ class EventDispatcher:
     def subscribe(
         self, listener: Callable[[Transition], None], *, inline: bool
     ) -> Callable[[], None]:
-        """Tell `listener` from now on, in a thread or at once; call the result to stop."""
+        """Add a listener, called in a thread or inline. The returned function removes it."""
         if inspect.iscoroutinefunction(listener):
             raise TypeError("a listener must be an ordinary function, not a coroutine function")
-        entry = [listener]  # its own identity: the same listener may subscribe twice
+        entry = [listener]  # a new object: the same listener may subscribe twice
 
-        def tell(transition: Transition) -> None:
+        def notify(transition: Transition) -> None:
             if inline:
                 entry[0](transition)
             else:
-                _aside(partial(_tell, entry[0], transition))
+                _run_in_thread(partial(_call, entry[0], transition))
 
         def unsubscribe() -> None:
             with self._lock:
-                self._listeners = tuple(each for each in self._listeners if each is not tell)
+                self._listeners = tuple(each for each in self._listeners if each is not notify)
 
         with self._lock:
-            self._listeners += (tell,)
+            self._listeners += (notify,)
         return unsubscribe
 
     def put(self, transition: Transition) -> None:
@@ -71,7 +71,7 @@ class EventDispatcher:
         self._queue.append(transition)
 
     def deliver(self) -> None:
-        """Tell what is queued, unless somebody is telling already (who then tells this too)."""
+        """Deliver the queue, unless another thread is already delivering it."""
         while self._queue:
             with self._lock:
                 if self._busy or not self._queue:
@@ -80,57 +80,57 @@ class EventDispatcher:
                 transition = self._queue.popleft()
             try:
                 for listener in self._listeners:
-                    _tell(listener, transition)
+                    _call(listener, transition)
             finally:
                 self._busy = False
 
 
 @cache
-def _thread() -> ThreadPoolExecutor:
+def _listener_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="resilient-imagen-listeners")
 
 
-# A forked child inherits the pool without its thread: nobody there would ever be told.
+# A forked child inherits the pool without its thread, so its listeners would never be called.
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_thread.cache_clear)
+    os.register_at_fork(after_in_child=_listener_thread.cache_clear)
 
 
-def _aside(work: Callable[[], None]) -> None:
-    """Do it soon, in order, in the one thread for listeners that may be slow."""
-    with suppress(RuntimeError):  # the interpreter is ending: nobody is left to be told
-        _thread().submit(work)
+def _run_in_thread(work: Callable[[], None]) -> None:
+    """Run it soon and in order, in the one thread for listeners that may be slow."""
+    with suppress(RuntimeError):  # the interpreter is exiting
+        _listener_thread().submit(work)
 
 
-def _tell(listener: Callable[[Transition], None], transition: Transition) -> None:
+def _call(listener: Callable[[Transition], None], transition: Transition) -> None:
     try:
         listener(transition)
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - no call may break by it
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a listener must not fail a call
         _logger.warning(
             "a listener of breaker %s failed with %s", transition.name, type(error).__name__
         )
 
 
 class ChangeNotifier:
-    """Futures of callers that wait for a change, resolved in the order in which they came.
+    """Futures of callers that wait for a change, resolved in order of arrival.
 
     Args:
-        lock: Held while futures are added and taken out; loops of several threads may wait.
+        lock: Held while futures are added and removed; loops of several threads may wait.
     """
 
     __slots__ = ("_futures", "_lock", "_number")
 
     def __init__(self, lock: threading.RLock) -> None:
         self._futures: dict[asyncio.AbstractEventLoop, dict[asyncio.Future[None], int]] = {}
-        """By loop, each with its number in order of arrival."""
+        """The futures of each loop, with their numbers in order of arrival."""
         self._lock = lock
         self._number = 0
 
     def __len__(self) -> int:
-        """Return how many futures are not yet resolved, cancelled or dropped."""
+        """Return the number of futures that are not yet resolved, cancelled or dropped."""
         return sum(map(len, self._futures.values()))
 
     def new(self) -> asyncio.Future[None]:
-        """A future of the running loop: one per caller, so that cancelling it concerns no other.
+        """Create a future on the running loop, one per caller, so that each can be cancelled alone.
 
         Raises:
             RuntimeError: No loop is running.
@@ -147,21 +147,21 @@ class ChangeNotifier:
         return future
 
     def drop_closed_loops(self) -> None:
-        """Forget the futures of closed loops, and so the calls that wait for them."""
+        """Remove the futures of closed loops, which frees the calls that wait for them."""
         for loop in [loop for loop in self._futures if loop.is_closed()]:
             del self._futures[loop]
 
     def wake(self) -> None:
-        """Resolve all of them: the change concerns everybody."""
+        """Resolve all futures."""
         if self._futures:
             for loop in tuple(self._futures):
                 self._wake_loop(loop)
 
     def wake_for(self, places: Callable[[], int]) -> None:
-        """Resolve as many as there are places, the longest waiting first.
+        """Resolve as many futures as there are places, the longest waiting first.
 
-        A woken caller may leave, or may not want a place. As long as places are left a moment
-        later, the next callers are woken, until each of those that wait now had its chance.
+        A woken caller may leave or not take a place. While places are free after `_ROUNDS`
+        iterations of the loop, the next callers are woken, up to the last one that waits now.
 
         Args:
             places: Returns the number of free places. Called with the lock held, now and later.
@@ -170,13 +170,13 @@ class ChangeNotifier:
         for loop in tuple(self._futures):
             if loop is running:
                 self._offer(loop, places, self._number, 0)
-            else:  # it may not be running: nothing can be left to the callers there
+            else:  # that loop may not be running, so its callers cannot be woken one by one
                 self._wake_loop(loop)
 
     def _offer(
         self, loop: asyncio.AbstractEventLoop, places: Callable[[], int], last: int, rounds: int
     ) -> None:
-        """Wake callers up to number `last`, after so many more rounds of the loop."""
+        """Wake callers up to number `last`, after `rounds` more iterations of the loop."""
         if rounds:
             loop.call_soon(self._offer, loop, places, last, rounds - 1)
             return
@@ -199,7 +199,7 @@ class ChangeNotifier:
         if loop is running_loop():
             _resolve(futures)
         else:
-            with suppress(RuntimeError):  # that loop has closed, and nobody waits there
+            with suppress(RuntimeError):  # that loop is closed, so no caller waits there
                 loop.call_soon_threadsafe(_resolve, futures)
 
     def _forget(self, future: asyncio.Future[None]) -> None:
