@@ -247,7 +247,7 @@ class _Handed(CallState):
 class _Ladder(Pipeline):
     """The production pipeline, which goes on with a call where the short cut left it."""
 
-    async def _enter(self, call: CallState, state: RouteState) -> None:
+    async def _acquire_early(self, call: CallState, state: RouteState) -> None:
         if isinstance(call, _Handed) and state.route in call.chain:
             call.routes = call.chain
         await super()._acquire_early(call, state)
