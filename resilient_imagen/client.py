@@ -29,6 +29,7 @@ from resilient_imagen.images.references import load_references
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.pipeline.call import CallState, OnStartHook, new_id
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.providers.base import check_provider
@@ -279,7 +280,7 @@ class ImageClient:
     async def _prepare(self, call: CallState, references: Sequence[ImageInput]) -> None:
         if self._coordinator is not None:
             with call.spending("connecting to Redis"):
-                await self._join(call.deadline)
+                await self._join(call.deadline.at)
         if references:
             with call.spending("reading reference images"):
                 await self._load(call, references)
@@ -301,7 +302,7 @@ class ImageClient:
             request=request,
             routes=self._routing.routes_for(model),
             started=started,
-            deadline=started + seconds,
+            deadline=Deadline.after(seconds, started),
             start_signal=OnStartHook(on_start),
         )
 
@@ -320,7 +321,7 @@ class ImageClient:
             strict=self.settings.strict_references or editing,
             most=models.max_references(routes),
             max_bytes=max(models.max_reference_bytes(*route) for route in routes),
-            seconds=(call.deadline - asyncio.get_running_loop().time()) / 4,
+            seconds=call.deadline.remaining(asyncio.get_running_loop().time()) / 4,
             called="image" if editing else "reference_images[{}]",
         )
         call.request = replace(call.request, references=loaded.references)

@@ -619,7 +619,7 @@ def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
     async def scene(world: PipelineScenario) -> None:
         breaker = world.client.breakers["openai:gpt-image-2.5-flare"]
         answers = iter([True])
-        monkeypatch.setattr(breaker, "usable", lambda: next(answers, False))
+        monkeypatch.setattr(breaker, "allows_calls", lambda: next(answers, False))
         world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2.0, times=1)
         assert (await world.ask()).provider == "google"
 

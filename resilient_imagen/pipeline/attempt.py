@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
 
@@ -14,6 +13,7 @@ from resilient_imagen.errors import (
     SaturatedError,
     provider_failure,
 )
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.providers.base import ask
 from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.emitter import EventEmitter
 
 __all__ = ["AttemptExecutor", "AttemptSuccess", "FittedImage"]
-
-CLOCK_TOLERANCE = 1e-3
-"""Seconds by which a timer and the clock may disagree about the deadline."""
 
 
 class FittedImage(NamedTuple):
@@ -169,7 +166,8 @@ class AttemptExecutor:
         ticket.consume()
         self._emitter.attempt_started(call, state, permit)
         started = state.sent_at = loop.time()
-        scope = asyncio.timeout_at(_attempt_ends_at(call, state, started))
+        limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
+        scope = asyncio.timeout_at(limit.timer_at)
         answer: ProviderImage | None = None
         try:
             async with scope:
@@ -266,14 +264,6 @@ class AttemptExecutor:
         raise error
 
 
-def _attempt_ends_at(call: CallState, state: RouteState, started: float) -> float | None:
-    """Loop time at which the request is given up; None when the call's own deadline does it."""
-    own = started + state.route.timeout
-    if state.deadline >= own:
-        return own
-    return None if state.deadline >= call.deadline else state.deadline
-
-
 def _cancellation_count() -> int:
     try:
         task = asyncio.current_task()
@@ -286,7 +276,7 @@ def _classify(
     call: CallState, state: RouteState, error: BaseException, *, timed_out: bool, started: float
 ) -> AttemptOutcome:
     if timed_out and isinstance(error, Exception):
-        cut_short = state.deadline < started + state.route.timeout
+        cut_short = state.deadline.at < started + state.route.timeout
         verdict = _vote_of_cut_short(call, state, started) if cut_short else BreakerOutcome.FAILURE
         late = provider_failure(
             Reason.TIMEOUT, provider=state.route.provider.name, model=state.route.model
@@ -296,11 +286,7 @@ def _classify(
     if isinstance(error, GeneratorExit):  # thrown away, perhaps when its loop was gone
         return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
     if isinstance(error, asyncio.CancelledError):
-        out_of_time = (
-            not math.isinf(call.deadline)
-            and asyncio.get_running_loop().time() + CLOCK_TOLERANCE >= call.deadline
-        )
-        if not out_of_time:
+        if not call.deadline.has_passed(asyncio.get_running_loop().time()):
             return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
         verdict = _vote_of_cut_short(call, state, started)
         return AttemptOutcome(Reason.DEADLINE, verdict, error, cut_short=True)
@@ -320,9 +306,9 @@ def _vote_of_cut_short(call: CallState, state: RouteState, started: float) -> Br
     It counts as a failure in a row if it ran for longer than a healthy one would have. The failure
     rate leaves it out, since it may have been about to succeed.
     """
-    ran = asyncio.get_running_loop().time() - started
-    enough = state.route.cut_short_counts_after(call.request.resolution)
-    return BreakerOutcome.THROTTLED if ran + CLOCK_TOLERANCE >= enough else BreakerOutcome.NEUTRAL
+    counts_after = state.route.cut_short_counts_after(call.request.resolution)
+    counts = Deadline.after(counts_after, started).has_passed(asyncio.get_running_loop().time())
+    return BreakerOutcome.THROTTLED if counts else BreakerOutcome.NEUTRAL
 
 
 def _as_providers(error: ImageGenerationError) -> ImageGenerationError:

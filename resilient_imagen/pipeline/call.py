@@ -23,6 +23,7 @@ from resilient_imagen.errors import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
+    from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.request import ImageRequest
@@ -144,8 +145,8 @@ class CallState:
     routes: tuple[Route, ...]
     started: float
     """Loop time in seconds."""
-    deadline: float
-    """Loop time by which the caller wants an answer; infinite when there is none."""
+    deadline: Deadline
+    """When the caller wants an answer."""
     start_signal: OnStartHook
     attempts: list[Attempt] = field(default_factory=list)
     route_errors: list[ImageGenerationError] = field(default_factory=list)

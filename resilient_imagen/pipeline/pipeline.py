@@ -21,24 +21,24 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
+from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
+from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
 from resilient_imagen.pipeline.route_state import PermitRevokedError, RouteState
-from resilient_imagen.ratelimit.limiter import CLOCK_TOLERANCE, QueueFullError
-from resilient_imagen.reasons import POLICIES, Reason, Retry
+from resilient_imagen.ratelimit.limiter import QueueFullError
+from resilient_imagen.reasons import POLICIES, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptSuccess
     from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.emitter import EventEmitter
 
-__all__ = ["MIN_USEFUL_SECONDS", "Pipeline"]
-
-MIN_USEFUL_SECONDS = 1e-3
-"""Seconds that must be left for a request to be worth sending."""
+__all__ = ["Pipeline"]
 
 
 class Pipeline:
@@ -61,7 +61,7 @@ class Pipeline:
         self._settings = settings
         self._attempts = attempts
         self._emitter = emitter
-        self._random = random
+        self._retry_policy = RetryPolicy(settings.max_retries, settings.retry_base_delay, random)
 
     # -- deadline ---------------------------------------------------------------------------------
 
@@ -72,14 +72,11 @@ class Pipeline:
             ImageGenerationError: No image; the error says why, with every request sent.
         """
         try:
-            if math.isinf(call.deadline):
-                await prepare()
-                return await self._across_routes(call)
-            async with asyncio.timeout_at(call.deadline) as scope:
+            async with asyncio.timeout_at(call.deadline.timer_at) as timer:
                 await prepare()
                 return await self._across_routes(call)
         except TimeoutError:
-            if math.isinf(call.deadline) or not scope.expired():
+            if not timer.expired():
                 raise
         finally:
             await call.start_signal.finish()
@@ -112,7 +109,7 @@ class Pipeline:
             if not following or not self._settings.falls_back_on(reason):
                 break
             now = asyncio.get_running_loop().time()
-            if now + MIN_USEFUL_SECONDS >= call.deadline:
+            if not call.deadline.is_worth_starting(now):
                 raise call.deadline_error()  # it would take a probe's place for nothing
             if index == 0:
                 call.fallback_cause = reason
@@ -132,7 +129,7 @@ class Pipeline:
         asked = [route.breaker for route in call.routes[: len(call.route_errors)]]
         while not any(breaker.allows_calls() for breaker in asked):
             due = min(breaker.blocked_until() or 0.0 for breaker in asked)
-            if due >= call.deadline or math.isinf(due):
+            if due >= call.deadline.at or math.isinf(due):
                 return False
             await _first_of(
                 *(breaker.wait_for_change() for breaker in asked), timeout=due - loop.time()
@@ -145,15 +142,12 @@ class Pipeline:
     async def _on_route(
         self, call: CallState, route: Route, following: Sequence[Route]
     ) -> AttemptSuccess:
-        retries = self._settings.max_retries
-        first = route is call.routes[0]
+        policy, is_first = self._retry_policy, route is call.routes[0]
         state = RouteState(
             route=route,
             later_routes=following,
-            max_attempts=1 + (retries if first else min(1, retries)),
-            max_server_wait=route.timeout
-            if first
-            else min(route.timeout, self._total_backoff_budget),
+            max_attempts=policy.max_attempts(is_first_route=is_first),
+            max_server_wait=policy.max_server_wait(route.timeout, is_first_route=is_first),
         )
         call.route_state = state
         await self._acquire_early(call, state)
@@ -168,16 +162,11 @@ class Pipeline:
             state.drop_permit()
         raise state.last_error  # what was sent says more than what was then refused
 
-    def route_deadline(self, deadline: float, following: Sequence[Route]) -> float:
-        """Loop time by which a route must be done, so that the next one still has a chance."""
-        if not self._settings.falls_back_on(Reason.TIMEOUT) or math.isinf(deadline):
+    def route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
+        """Return when a route must be done, so that a later one still has a chance."""
+        if not self._settings.falls_back_on(Reason.TIMEOUT):
             return deadline
-        left = deadline - asyncio.get_running_loop().time()
-        for route in following:
-            handover = deadline - min(route.timeout, left / 2)
-            if not route.rejects_at(handover):
-                return handover
-        return deadline
+        return deadline.share(asyncio.get_running_loop().time(), later_routes)
 
     async def _with_retries(self, call: CallState, state: RouteState) -> AttemptSuccess:
         while True:
@@ -224,60 +213,35 @@ class Pipeline:
         )
 
     def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
-        """Seconds to sleep before the same route is asked again, or None to leave it."""
-        retry = POLICIES[error.reason].retry
-        limit = state.max_attempts if retry is Retry.ALWAYS else min(state.max_attempts, 2)
-        if retry is Retry.NEVER or state.attempt_number >= limit:
-            return None
-        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
-        if retry is Retry.ONCE_IF_NO_OTHER_ROUTE and alternative is not None:
-            return None
+        """Return the seconds until the route is asked again, or None to leave it."""
+        route, resolution = state.route, state.adapted.request.resolution
         now = asyncio.get_running_loop().time()
-        if error.retry_after is None:
-            delay = self._backoff_delay(state, now)
-        else:
-            delay = error.retry_after
-            if delay > self._max_hint_wait(state, alternative):
-                return None
-        latency = state.route.measured_latency(state.adapted.request.resolution)
-        wait = state.route.limiter.shortest_wait(latency)
-        queues = wait > delay + CLOCK_TOLERANCE  # and is turned away then if its time is too short
-        sent, needed = now + max(delay, wait), (latency or 0.0) if queues else 0.0
-        if sent + needed + MIN_USEFUL_SECONDS >= state.deadline or state.route.rejects_at(
-            now + delay
-        ):
-            return None
-        return delay
-
-    def _backoff_delay(self, state: RouteState, now: float) -> float:
-        """The back-off: doubled each time, jittered, and never over its sum for slow failures."""
-        delay = self._settings.retry_base_delay * 2.0 ** (state.attempt_number - 1)
-        delay *= 1 - 0.3 * self._random()
-        if state.first_failure_at is None:
-            state.first_failure_at = now
-            return delay
-        # A retry that was held up by pacing has waited already. And the next failure may take as
-        # long as this one did, so that the route would be left too late.
-        left = state.first_failure_at + self._total_backoff_budget - now - (now - state.sent_at)
-        return max(0.0, min(delay - state.queue_s, left))
-
-    @property
-    def _total_backoff_budget(self) -> float:
-        """Seconds that a call sleeps on its first route at most."""
-        return self._settings.retry_base_delay * (2.0**self._settings.max_retries - 1)
-
-    def _max_hint_wait(self, state: RouteState, alternative: Route | None) -> float:
-        """Return the longest hint, in seconds, that is waited for.
-
-        Beside another route: no longer than falling back takes, and until that route's latency is
-        known, no longer than our own back-offs would take in all.
-        """
-        if alternative is None:
-            return state.max_server_wait
-        usual = alternative.usual_latency(state.adapted.request.resolution)
-        return (
-            self._total_backoff_budget if usual is None else min(self._total_backoff_budget, usual)
+        # Taken once: an operator may change a breaker from another thread meanwhile.
+        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
+        usual = None if alternative is None else alternative.usual_latency(resolution)
+        latency = route.measured_latency(resolution)
+        delay = self._retry_policy.decide(
+            FailedRequest(
+                retry=POLICIES[error.reason].retry,
+                hint=error.retry_after,
+                attempt_number=state.attempt_number,
+                max_attempts=state.max_attempts,
+                sent_at=state.sent_at,
+                failed_at=now,
+                queue_s=state.queue_s,
+                first_failure_at=state.first_failure_at,
+                has_alternative=alternative is not None,
+                alternative_latency=usual,
+                max_server_wait=state.max_server_wait,
+                deadline=state.deadline,
+                queue_wait=route.limiter.shortest_wait(latency),
+                latency=latency,
+                blocked_until=route.breaker.blocked_until(),
+            )
         )
+        if error.retry_after is None and state.first_failure_at is None:
+            state.first_failure_at = now
+        return delay
 
     async def _back_off(self, call: CallState, state: RouteState, delay: float) -> None:
         """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
@@ -293,8 +257,8 @@ class Pipeline:
 
     # -- pace -------------------------------------------------------------------------------------
 
-    def _share(self, call: CallState, state: RouteState) -> float:
-        """Return the loop time by which the call must be done with this route."""
+    def _share(self, call: CallState, state: RouteState) -> Deadline:
+        """Return when the call must be done with this route."""
         return self.route_deadline(call.deadline, state.later_routes)
 
     async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptSuccess:
@@ -302,22 +266,18 @@ class Pipeline:
         limiter = state.route.limiter
         state.retry_in = None
         joined = loop.time()
-        if (
-            state.last_error is None
-        ):  # whatever took time before: the route gets a share of what is left
+        if state.last_error is None:  # the route gets a share of what is left by now
             state.deadline = self._share(call, state)
         latency = state.route.measured_latency(state.adapted.request.resolution)
         wait = limiter.shortest_wait(latency)
-        waits = (
-            wait > CLOCK_TOLERANCE
-        )  # a caller that need not wait is sent, however little time is left
-        useful_until = state.deadline - MIN_USEFUL_SECONDS - (latency or 0.0)
-        if joined + wait > (useful_until if waits else state.deadline - MIN_USEFUL_SECONDS):
+        # A caller that need not wait is sent, however little time is left.
+        waits = wait > CLOCK_TOLERANCE
+        if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
             if waits or state.last_error is not None:
                 raise _saturated(state.route, wait)
             raise call.deadline_error()
         try:
-            ticket = limiter.join(useful_until)
+            ticket = limiter.join(state.deadline.latest_start(latency))
         except QueueFullError:
             raise _saturated(state.route, wait) from None
         with ticket:

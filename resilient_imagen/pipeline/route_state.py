@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
 
 __all__ = ["PermitRevokedError", "RouteState"]
@@ -32,9 +33,9 @@ class RouteState:
     """Requests this route may send for this call."""
     adapted: AdaptedRequest = field(init=False)
     """What is asked for, cut to what the route's model takes; set once the breaker let us in."""
-    deadline: float = math.inf
-    """Loop time by which this route must be done: the deadline, less what the next route needs.
-    Settled when the call first queues for the route."""
+    deadline: Deadline = field(init=False)
+    """When this route must be done: the call's deadline, less the reserve for the next route.
+    Set when the call first queues for the route."""
     max_server_wait: float = math.inf
     """Seconds of a server's hint that are waited for where no other route can serve."""
     attempt_number: int = 0
@@ -42,7 +43,7 @@ class RouteState:
     sent_at: float = 0.0
     """Loop time at which the latest request was sent."""
     first_failure_at: float | None = None
-    """Loop time at which the first of them failed."""
+    """Loop time of the first failure without a server's hint, from which back-offs are summed."""
     permit: Permit | None = None
     """The breaker's leave to send one request."""
     queue_s: float = 0.0

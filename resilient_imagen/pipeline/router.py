@@ -17,6 +17,7 @@ from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode, CircuitB
 from resilient_imagen.circuitbreaker.timer import running_loop
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.providers import BUILT_IN, build
 from resilient_imagen.ratelimit.limiter import RateLimiter
@@ -224,7 +225,7 @@ class Router:
         if self._settings.breaker_slow_call is not None or math.isinf(seconds):
             return
         first, second = self.routes[:2]
-        share = seconds - min(second.timeout, seconds / 2)
+        share = Deadline(seconds).less_reserve(0.0, second.timeout).at
         counts_after = first.cut_short_counts_after("1K")
         if share < counts_after:
             self._warned_of_deadline = True

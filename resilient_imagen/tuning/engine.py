@@ -12,6 +12,7 @@ from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.pipeline.call import CallState, OnStartHook
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
@@ -164,7 +165,7 @@ class _Play:
             request=SimulatedImageRequest("x", call=number),
             routes=(*self._shut[: climber.route], *self._routes[climber.route :]),
             started=climber.asked,
-            deadline=climber.asked + self._seconds,
+            deadline=Deadline.after(self._seconds, climber.asked),
             start_signal=OnStartHook(None),
             until=climber.until,
             chain=self._routes,
@@ -238,7 +239,7 @@ class _Play:
 class _Handed(CallState):
     """A call that may have begun on the short cut."""
 
-    until: float | None = None
+    until: Deadline | None = None
     """When it must be done with the route it is on, if that was settled there."""
     chain: tuple[Route, ...] = ()
     """All routes, those that turned it away before among them."""
@@ -252,7 +253,7 @@ class _Ladder(Pipeline):
             call.routes = call.chain
         await super()._acquire_early(call, state)
 
-    def _share(self, call: CallState, state: RouteState) -> float:
+    def _share(self, call: CallState, state: RouteState) -> Deadline:
         if isinstance(call, _Handed) and call.until is not None and state.route in call.chain:
             until, call.until = call.until, None
             return until

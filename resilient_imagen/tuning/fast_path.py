@@ -19,8 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.circuitbreaker import BreakerState, Rejection
-from resilient_imagen.pipeline.pipeline import MIN_USEFUL_SECONDS
-from resilient_imagen.ratelimit.limiter import CLOCK_TOLERANCE, QueueFullError, RateLimiter
+from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE, Deadline
+from resilient_imagen.ratelimit.limiter import QueueFullError, RateLimiter
 from resilient_imagen.reasons import BreakerOutcome
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ class Climber(NamedTuple):
     """When it came."""
     route: int
     """Routes before this one have turned it away already."""
-    until: float | None = None
-    """Loop time by which this route must be done, when that was settled before."""
+    until: Deadline | None = None
+    """When this route must be done, if that was settled before."""
     ticket: Slot | None = None
     """A place in the queue that is of no use any more; to be given up when the call goes on."""
     context: Context | None = None
@@ -100,7 +100,7 @@ class _Rider(NamedTuple):
     asked: float
     route: int
     ticket: Slot
-    until: float
+    until: Deadline
 
 
 class Express:
@@ -111,7 +111,7 @@ class Express:
         routes: The routes; their queues are `HandingRateLimiter`.
         seconds: That a call may take in all.
         resolution: Of every picture that is asked for.
-        reserve: Says until when a route must be done, as the pipeline sees it.
+        share: Returns when a route must be done, as the pipeline computes it.
         world: Says what requests meet, and notes what was sent.
         climb: Starts a call on the pipeline.
         done: Told the call and the route that served it.
@@ -123,7 +123,7 @@ class Express:
         routes: Sequence[Route],
         seconds: float,
         resolution: str,
-        reserve: Callable[[float, Sequence[Route]], float],
+        share: Callable[[Deadline, Sequence[Route]], Deadline],
         world: SimulationRun,
         climb: Callable[[Climber], None],
         done: Callable[[int, int], None],
@@ -132,7 +132,7 @@ class Express:
         self._routes = routes
         self._seconds = seconds
         self._resolution = resolution
-        self._reserve = reserve
+        self._share = share
         self._world = world
         self._climb = climb
         self._done = done
@@ -155,13 +155,12 @@ class Express:
 
     def _ride(self, call: int, position: int, route: Route) -> bool:
         now = self._loop.time()
-        until = self._reserve(now + self._seconds, self._routes[position + 1 :])
+        until = self._share(Deadline.after(self._seconds, now), self._routes[position + 1 :])
         latency = route.measured_latency(self._resolution)
-        useful_until = until - MIN_USEFUL_SECONDS - (latency or 0.0)
+        useful_until = until.latest_start(latency)
         wait = route.limiter.shortest_wait(latency)
-        if now + MIN_USEFUL_SECONDS >= until or (
-            wait > CLOCK_TOLERANCE and now + wait > useful_until
-        ):
+        waits = wait > CLOCK_TOLERANCE
+        if not until.is_worth_starting(now + wait, latency if waits else None):
             return False
         try:
             rider = _Rider(call, now, position, route.limiter.join(useful_until), until)
@@ -174,7 +173,7 @@ class Express:
         stirred = route.breaker.wait_for_change()
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
-        if until < math.inf:
+        if useful_until < math.inf:
             self._loop.plain_at(max(now, useful_until), self._too_late, rider, stirred)
         return True
 
@@ -196,7 +195,7 @@ class Express:
         """Let the call meet what it meets."""
         route, now = self._routes[rider.route], self._loop.time()
         met = self._world.outcome_for(rider.call, rider.route, now, ())
-        limit = min(now + route.timeout, rider.until)
+        limit = min(now + route.timeout, rider.until.at)
         if met.reason is not None or now + met.latency >= limit:
             self._hand_over(rider)
             return
@@ -220,8 +219,8 @@ class Express:
         """Let the pipeline go on with the call, with its place if that is of any use."""
         route, now = self._routes[rider.route], self._loop.time()
         climber = Climber(rider.call, rider.asked, rider.route)
-        out_of_time = now + MIN_USEFUL_SECONDS >= rider.asked + self._seconds
-        if out_of_time or route.rejects_at(now):
+        deadline = Deadline.after(self._seconds, rider.asked)
+        if not deadline.is_worth_starting(now) or route.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
         elif isinstance(route.limiter, HandingPacer):
             climber = climber._replace(until=rider.until, context=route.limiter.lend(rider.ticket))
