@@ -10,15 +10,14 @@ import math
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from resilient_imagen.providers.base import ProviderImage, TokenUsage
-
 __all__ = [
     "MODELS",
+    "BilledCounts",
     "ModelInfo",
     "Prices",
     "clamp_quality",
@@ -361,10 +360,34 @@ def image_price(model: str, resolution: str) -> float | None:
     return row.prices.per_image.get(google_image_size(model, resolution) or "1K")
 
 
+class BilledCounts(Protocol):
+    """What an answer tells of that which the vendor charges for; None where it does not say."""
+
+    @property
+    def input_tokens(self) -> int | None:
+        """Tokens of the prompt and the references."""
+        ...
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens that the model made."""
+        ...
+
+    @property
+    def image_tokens_in(self) -> int | None:
+        """Those of the input tokens that were pictures."""
+        ...
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that were made."""
+        ...
+
+
 def cost_usd(
-    model: str, answer: ProviderImage | TokenUsage, resolution: str, *, delivered: bool = True
+    model: str, answer: BilledCounts, resolution: str, *, delivered: bool = True
 ) -> float | None:
-    """US dollars for one answer, or None when the table or the answer does not tell.
+    """Return the US dollars for one answer, or None when the table or the answer does not tell.
 
     Args:
         model: The requested model; its prices count, whatever the answer calls itself.
