@@ -20,8 +20,8 @@ from resilient_imagen import (
     Settings,
 )
 from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.genai_compat import suppress_instrumentation
 from resilient_imagen.telemetry.events import RequestStarted
-from resilient_imagen.telemetry.genai_compat import suppress_instrumentation
 from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 

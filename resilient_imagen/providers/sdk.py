@@ -24,6 +24,7 @@ from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.models import cost_usd
 from resilient_imagen.providers.error_body import VendorError
+from resilient_imagen.providers.genai_compat import suppress_instrumentation
 from resilient_imagen.providers.http import CapturingClient, capture_exchange
 from resilient_imagen.providers.network import credentials
 from resilient_imagen.providers.per_loop_clients import PerLoopClients
@@ -32,7 +33,6 @@ from resilient_imagen.providers.streaming_body import StreamingJsonBody
 from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.request import ImageRequest, Reference
-from resilient_imagen.telemetry.genai_compat import suppress_instrumentation
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:

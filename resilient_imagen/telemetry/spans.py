@@ -17,9 +17,9 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
+from resilient_imagen.providers.genai_compat import as_inference_span
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
-from resilient_imagen.telemetry.genai_compat import as_inference_span
 from resilient_imagen.telemetry.sanitize import is_silent, safe
 
 if TYPE_CHECKING:
