@@ -30,6 +30,7 @@ from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.pipeline.call import CallState, OnStartHook, new_id
 from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.pipeline.emitter import EventEmitter
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.providers.base import check_provider
@@ -39,7 +40,6 @@ from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.telemetry.emitter import EventEmitter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:

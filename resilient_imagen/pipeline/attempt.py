@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.pipeline.route_state import RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
-    from resilient_imagen.telemetry.emitter import EventEmitter
 
 __all__ = ["AttemptExecutor", "AttemptSuccess", "FittedImage"]
 

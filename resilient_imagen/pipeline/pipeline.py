@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptSuccess
     from resilient_imagen.pipeline.call import CallState
     from resilient_imagen.pipeline.deadline import Deadline
+    from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
-    from resilient_imagen.telemetry.emitter import EventEmitter
 
 __all__ = ["Pipeline"]
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
-    from resilient_imagen.telemetry.emitter import EventEmitter
 
 __all__ = ["Router", "new_breaker", "new_limiter"]
 

@@ -13,13 +13,13 @@ from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.pipeline.call import CallState, OnStartHook
 from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.pipeline.emitter import EventEmitter
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.telemetry.emitter import EventEmitter
 from resilient_imagen.tuning.fast_path import Climber, Express, HandingPacer
 from resilient_imagen.tuning.loop import LeanLoop, run_lean
 from resilient_imagen.tuning.simulation_run import (

@@ -37,7 +37,7 @@ class EventEmitter:
     that the log line about it may have.
 
     Args:
-        hub: Passes events on to the sinks.
+        dispatcher: Passes events on to the sinks.
         skips_open: Whether calls leave a route whose circuit is open for the next one.
     """
 
