@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
     from resilient_imagen.snapshots import Snapshot
-    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.telemetry.sink import EventSink
 
 __all__ = ["ImageClient"]
 

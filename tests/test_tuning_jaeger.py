@@ -23,7 +23,7 @@ from tuning_kit import ROOMY, bad, world
 
 from resilient_imagen import Settings
 from resilient_imagen.telemetry import spans
-from resilient_imagen.telemetry.dispatcher import EventSink
+from resilient_imagen.telemetry.sink import EventSink
 from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.tuning import Recorder, Recording
 from resilient_imagen.tuning.import_jaeger import rows_of_service

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageClient, Settings
     from resilient_imagen.emulator import Emulator, EmulatorServer
-    from resilient_imagen.telemetry.dispatcher import EventSink
     from resilient_imagen.telemetry.events import Event
+    from resilient_imagen.telemetry.sink import EventSink
 
 __all__ = ["make_settings", "open_client", "run_traced"]
 

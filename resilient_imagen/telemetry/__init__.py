@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.telemetry.sink import EventSink
 
 __all__ = ["default_sinks"]
 

@@ -13,8 +13,8 @@ from resilient_imagen.telemetry.events import RequestEnded, RequestStarted
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_imagen.telemetry.dispatcher import EventSink
     from resilient_imagen.telemetry.events import Event
+    from resilient_imagen.telemetry.sink import EventSink
 
 __all__ = ["BackgroundSink"]
 

@@ -6,47 +6,23 @@ import asyncio
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from resilient_imagen.telemetry.background_sink import BackgroundSink
 from resilient_imagen.telemetry.events import AttemptEnded, RequestEnded
+from resilient_imagen.telemetry.sink import ChoosySink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.telemetry.events import Event
+    from resilient_imagen.telemetry.sink import EventSink
 
-__all__ = ["EventSink", "SinkDispatcher"]
+__all__ = ["SinkDispatcher"]
 
 _log = logging.getLogger("resilient_imagen")
 
 _ENDINGS = frozenset({AttemptEnded, RequestEnded})
-
-
-class EventSink(Protocol):
-    """Somebody who is told.
-
-    A sink with an attribute ``inline`` that is true is told in the caller's own task, before the
-    call goes on, so it must be quick. Any other is told from one thread of its own, in order,
-    with the caller's context variables: however slow it is, no call waits for it, and what it
-    cannot keep up with is dropped.
-    """
-
-    def handle(self, event: Event) -> None:
-        """Take note of ``event``; what it raises is swallowed, and logged the first time."""
-        ...
-
-
-@runtime_checkable
-class ChoosySink(EventSink, Protocol):
-    """A sink that may have nobody to pass on to: then events need not be put together for it."""
-
-    def told_from(self) -> float:
-        """The level, as logging counts, from which on it makes something of a call's events.
-
-        Asked once for each call, when it begins: 0 stands for all of them, infinity for none.
-        """
-        ...
 
 
 class SinkDispatcher:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
-    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.telemetry.sink import EventSink
     from resilient_imagen.tuning.outcome_model import OutcomeModel
 
 __all__ = ["run_simulation"]

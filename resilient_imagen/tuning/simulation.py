@@ -21,7 +21,7 @@ from resilient_imagen.tuning.scenario import ScenarioOutcomes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_imagen.telemetry.dispatcher import EventSink
+    from resilient_imagen.telemetry.sink import EventSink
     from resilient_imagen.tuning.run_metrics import Measures
     from resilient_imagen.tuning.scenario import Scenario
     from resilient_imagen.tuning.simulation_run import SimulationResult
