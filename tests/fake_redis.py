@@ -15,8 +15,8 @@ from typing import Any
 from lupa import lua51  # type: ignore[import-untyped]
 
 from resilient_imagen.distributed import Address, RedisCoordinator
-from resilient_imagen.distributed.connection import StoreUnavailableError
 from resilient_imagen.distributed.scripts import LuaScript, ScriptCall
+from resilient_imagen.distributed.store import StoreUnavailableError
 
 START = 1_760_000_000.0
 """What the server's clock shows at the loop's second 0."""

@@ -11,7 +11,7 @@ from fake_redis import ADDRESS, FakeRedisCluster
 from fleet_kit import Worker, run_with_fake_redis, started_workers
 
 from resilient_imagen.distributed import Address, RedisCoordinator, account
-from resilient_imagen.distributed.connection import MisconfiguredError, StoreUnavailableError
+from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 REFUSAL = "it refuses the user name or password, or wants one"

@@ -17,13 +17,10 @@ from redis import exceptions as theirs
 from redis_kit import RedisServer, redis_server
 
 from resilient_imagen import ConfigurationError
-from resilient_imagen.distributed.connection import (
-    MisconfiguredError,
-    RedisConnectionFactory,
-    StoreUnavailableError,
-)
+from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.redis_address import Address
 from resilient_imagen.distributed.redis_errors import translate_redis_errors
+from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 
 pytestmark = pytest.mark.redis
 

@@ -14,11 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis_kit import RedisServer
 
-from resilient_imagen.distributed.connection import (
-    RedisConnectionFactory,
-    StoreConnection,
-    StoreUnavailableError,
-)
+from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.redis_address import Address
 from resilient_imagen.distributed.scripts import (
     GIVE_BACK,
@@ -33,6 +29,7 @@ from resilient_imagen.distributed.scripts import (
     LuaScript,
     ScriptCall,
 )
+from resilient_imagen.distributed.store import StoreConnection, StoreUnavailableError
 
 HOUR = 3600 * 1_000_000
 CIRCUIT = ("circuit", "leases", "workers", "seen")

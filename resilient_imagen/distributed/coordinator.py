@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 from weakref import WeakSet
 
-from resilient_imagen.distributed.connection import (
-    JOIN_WITHIN,
-    MisconfiguredError,
-    RedisConnectionFactory,
-    StoreUnavailableError,
-)
+from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.participant import Participant, PendingCommand
 from resilient_imagen.distributed.session import ANSWER_WITHIN, Session, by, running_loop
+from resilient_imagen.distributed.store import (
+    JOIN_WITHIN,
+    MisconfiguredError,
+    StoreUnavailableError,
+)
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.distributed.connection import ConnectionFactory
     from resilient_imagen.distributed.participant import Answer
     from resilient_imagen.distributed.redis_address import Address
     from resilient_imagen.distributed.scripts import ScriptCall
+    from resilient_imagen.distributed.store import ConnectionFactory
     from resilient_imagen.snapshots import FleetSnapshot
 
 __all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator"]

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilient_imagen.circuitbreaker.types import BreakerState
 from resilient_imagen.distributed.breaker_record import trusted_texts
-from resilient_imagen.distributed.connection import (
-    JOIN_WITHIN,
-    RedisConnectionFactory,
-    StoreUnavailableError,
-)
+from resilient_imagen.distributed.connection import RedisConnectionFactory
+from resilient_imagen.distributed.store import JOIN_WITHIN, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
-from resilient_imagen.distributed.connection import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.distributed.daemon_thread import DaemonThreadCall
 from resilient_imagen.distributed.redis_errors import translate_redis_errors
 from resilient_imagen.distributed.scripts import SCRIPTS
+from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -61,7 +61,7 @@ class RedisEndpoint:
         self._look_up = DaemonThreadCall(self._addresses)
 
     async def link(self) -> RedisConnection:
-        """Connect, subscribe and load the scripts; errors as in `Door.open`."""
+        """Connect, subscribe and load the scripts; errors as in `ConnectionFactory.open`."""
         link = RedisConnection(self)
         try:
             await link.connect()
@@ -111,14 +111,14 @@ class RedisEndpoint:
 
 
 class RedisConnection:
-    """Two connections to one Redis: a `Link`."""
+    """Two connections to one Redis: a `StoreConnection`."""
 
     def __init__(self, wire: RedisEndpoint) -> None:
         self._steps, self._news = _RedisSocket(wire), _RedisSocket(wire)
         self._channel = wire.channel
 
     async def connect(self) -> None:
-        """Connect both, subscribe, load the scripts; errors as in `Door.open`."""
+        """Connect both, subscribe, load the scripts; errors as in `ConnectionFactory.open`."""
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._steps.sign_in())
@@ -201,7 +201,7 @@ class _RedisSocket(AbstractConnection):
         self._wire = wire
 
     async def sign_in(self) -> None:
-        """Connect, and say who we are; errors as in `Door.open`."""
+        """Connect, and say who we are; errors as in `ConnectionFactory.open`."""
         with translate_redis_errors():
             await self.connect()  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from redis import exceptions as theirs
 
-from resilient_imagen.distributed.connection import MisconfiguredError, StoreUnavailableError
+from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

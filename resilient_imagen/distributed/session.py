@@ -9,13 +9,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.distributed.breaker_record import BreakerRecord
-from resilient_imagen.distributed.connection import StoreUnavailableError
+from resilient_imagen.distributed.store import StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from resilient_imagen.distributed.connection import StoreConnection
     from resilient_imagen.distributed.participant import Participant, PendingCommand
+    from resilient_imagen.distributed.store import StoreConnection
 
 __all__ = ["ANSWER_WITHIN", "Session", "by", "running_loop"]
 
