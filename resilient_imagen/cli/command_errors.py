@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec
 
 import typer
 
-from resilient_imagen.cli import allow_cleanup
 from resilient_imagen.cli.error_hints import advised, keys_to_check
+from resilient_imagen.cli.interrupts import allow_cleanup
 from resilient_imagen.cli.terminal import echo, one_line
 from resilient_imagen.errors import (
     ConfigurationError,
