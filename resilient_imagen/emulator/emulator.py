@@ -1,38 +1,32 @@
-"""The emulator itself: both vendors, and the way of one request through it."""
+"""The emulator itself: both vendors, and what they share."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.emulator.exchange import Exchange
 from resilient_imagen.emulator.faults import Latency
 from resilient_imagen.emulator.gemini import Gemini
 from resilient_imagen.emulator.gpt_image import GptImage
-from resilient_imagen.emulator.http_messages import ConnectionLost, Reply, json_reply, offload
+from resilient_imagen.emulator.http_messages import json_reply, offload
 from resilient_imagen.emulator.renderer import ImageRenderer
 from resilient_imagen.emulator.vendor import Vendor
-from resilient_imagen.emulator.vendor_api import Answer, ApiError
+from resilient_imagen.emulator.vendor_api import ApiError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterable
 
     import httpx2
 
-    from resilient_imagen.emulator.faults import Fault
     from resilient_imagen.emulator.http_messages import HttpRequest
     from resilient_imagen.emulator.renderer import PictureMode
-    from resilient_imagen.emulator.vendor import RequestSeen
-    from resilient_imagen.emulator.vendor_api import ImageSize, ParsedRequest, Picture
 
-__all__ = ["MAX_BODY", "Emulator", "Exchange"]
+__all__ = ["MAX_BODY", "Emulator"]
 
 MAX_BODY: Final = 256 * 1024 * 1024
 """Bytes of a request's body that are taken by default."""
-_BODILESS: Final = (204, 304)
-"""Statuses that HTTP forbids to have a body."""
 
 
 class Emulator:
@@ -127,105 +121,3 @@ class Emulator:
     def next_id(self) -> str:
         """An identity for an answer."""
         return f"{self._ids.getrandbits(96):024x}"
-
-
-class Exchange:
-    """One request on its way to its answer."""
-
-    def __init__(
-        self, app: Emulator, vendor: Vendor, request: HttpRequest, call: ParsedRequest
-    ) -> None:
-        self._app = app
-        self._request = request
-        self._call = call
-        self._closed = False
-        self.vendor = vendor
-        seen, fault, latency = vendor.arrived(call)
-        self.seen: RequestSeen = seen
-        self._fault: Fault | None = fault
-        self._latency = latency
-
-    async def reply(self) -> Reply:
-        """The answer, when it is due. Never returns when the fault is to hang.
-
-        Raises:
-            ConnectionLost: The fault is to close the connection instead.
-        """
-        fault = self._fault
-        reply = None
-        if fault is None or not fault.replaces_answer:
-            reply = await self._answer()
-        if self._latency:
-            await asyncio.sleep(self._latency)
-        if reply is None and fault is not None:
-            reply = await self._failure(fault)
-        assert reply is not None  # noqa: S101 - without a fault there is an answer
-        if fault is not None:
-            reply = replace(reply, delivery=fault.delivery)
-        self.vendor.answered(self.seen, reply.status)
-        return replace(reply, headers=(*reply.headers, ("x-request-id", self._app.next_id())))
-
-    def close(self, *, delivered: bool) -> None:
-        """The exchange is over; only the first call counts."""
-        if not self._closed:
-            self._closed = True
-            self.vendor.ended(self.seen, delivered=delivered)
-
-    async def _failure(self, fault: Fault) -> Reply:
-        if fault.lost:
-            raise ConnectionLost(abrupt=fault.delivery.abrupt)
-        if fault.hangs:
-            await asyncio.get_running_loop().create_future()
-        dialect = self.vendor.dialect
-        if fault.error is not None:
-            return dialect.errors[fault.error](self._call, fault.retry_after)
-        code = 500 if fault.code is None else fault.code
-        reply = dialect.error(code, fault.retry_after)
-        if code in _BODILESS:
-            reply = replace(reply, body=b"")
-        elif fault.body is not None:
-            reply = _with_body(reply, fault.body)
-        given = {name for name, _ in fault.headers}
-        kept = tuple(pair for pair in reply.headers if pair[0] not in given)
-        return replace(reply, headers=(*kept, *fault.headers))
-
-    async def _answer(self) -> Reply:
-        dialect = self.vendor.dialect
-        size = len(self._request.body)
-        try:
-            dialect.check_key(self._request, self.vendor.keys)
-            canvas = await offload(size, dialect.check, self._call)
-        except ApiError as refusal:
-            return refusal.reply
-        fault = self._fault
-        shape = dialect.shapes[(fault and fault.answer) or "good"]
-        canvas = shape.canvas(canvas)
-        count = canvas.count if shape.pictures is None else shape.pictures
-        pictures = [await self._paint(canvas, variant) for variant in range(count)]
-        answer = Answer(
-            self._call,
-            canvas,
-            tuple(pictures),
-            fault.detail if fault else None,
-            int(time.time()),
-            self._app.next_id(),
-        )
-        size = sum(len(picture.data) for picture in pictures)
-        return await offload(size, lambda: _encoded(shape.write(answer)))
-
-    async def _paint(self, canvas: ImageSize, variant: int) -> Picture:
-        return await self._app.studio.render(self.vendor.name, self._call, canvas, variant)
-
-
-def _encoded(written: Any) -> Reply:
-    return written if isinstance(written, Reply) else json_reply(written)
-
-
-def _with_body(reply: Reply, body: Any) -> Reply:
-    if not isinstance(body, (bytes, str)):
-        return replace(json_reply(body, reply.status), headers=reply.headers)
-    raw = body.encode() if isinstance(body, str) else body
-    kind = "text/html; charset=utf-8" if raw.lstrip()[:1] == b"<" else "text/plain; charset=utf-8"
-    if raw.lstrip()[:1] in (b"{", b"["):
-        kind = "application/json; charset=utf-8"
-    return replace(reply, body=raw, headers=(("content-type", kind),))

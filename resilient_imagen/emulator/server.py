@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from types import TracebackType
 
-    from resilient_imagen.emulator.emulator import Emulator, Exchange
+    from resilient_imagen.emulator.emulator import Emulator
+    from resilient_imagen.emulator.exchange import Exchange
     from resilient_imagen.emulator.vendor import Vendor
 
 __all__ = ["EmulatorServer", "serve"]

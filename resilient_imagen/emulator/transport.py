@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx2
 
@@ -13,10 +13,22 @@ from resilient_imagen.emulator.vendor_api import ApiError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from resilient_imagen.emulator.emulator import Emulator, Exchange
+    from resilient_imagen.emulator.exchange import Exchange
     from resilient_imagen.emulator.http_messages import Reply
 
-__all__ = ["EmulatorTransport"]
+__all__ = ["EmulatorTransport", "RequestReceiver"]
+
+
+class RequestReceiver(Protocol):
+    """Where requests are handed in: an Emulator."""
+
+    def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take this loop's time from here on."""
+        ...
+
+    async def receive(self, request: HttpRequest) -> Exchange:
+        """Take in a complete request. The exchange must be closed, whatever happens."""
+        ...
 
 
 class EmulatorTransport(httpx2.AsyncBaseTransport):
@@ -25,7 +37,7 @@ class EmulatorTransport(httpx2.AsyncBaseTransport):
     A request's read timeout is kept; the other timeouts have nothing to wait for.
     """
 
-    def __init__(self, app: Emulator) -> None:
+    def __init__(self, app: RequestReceiver) -> None:
         self._app = app
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
