@@ -25,7 +25,6 @@ from resilient_imagen.errors import (
 from resilient_imagen.images.completeness import is_complete
 from resilient_imagen.images.fit import fit
 from resilient_imagen.images.image_errors import UnusableImageError
-from resilient_imagen.images.references import load_references
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
 from resilient_imagen.pipeline.call import CallState, OnStartHook, new_id
@@ -35,6 +34,7 @@ from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.providers.base import check_provider
 from resilient_imagen.reasons import Reason
+from resilient_imagen.references.loading import load_references
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.distributed import RedisCoordinator
-    from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.pipeline.attempt import AttemptSuccess
     from resilient_imagen.pipeline.call import OnStart
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
     from resilient_imagen.snapshots import Snapshot
@@ -331,7 +331,7 @@ class ImageClient:
 
     def _url_fetcher(self) -> Fetcher:
         if self._fetcher is None:
-            from resilient_imagen.images.fetch import Fetcher
+            from resilient_imagen.references.fetch import Fetcher
 
             self._fetcher = Fetcher(self._routing.image_limits)
         return self._fetcher

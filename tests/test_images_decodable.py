@@ -35,7 +35,7 @@ from resilient_imagen.images.fit import fit
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.references.loading import LoadedReferences, load_references
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,7 +244,7 @@ def test_nothing_writes_to_the_standard_error(tmp_path: Path) -> None:
         "import asyncio, sys\n"
         "from pathlib import Path\n"
         "from resilient_imagen.images.limits import ImageLimits\n"
-        "from resilient_imagen.images.references import load_references\n"
+        "from resilient_imagen.references.loading import load_references\n"
         "paths = [path for path in sorted(Path(sys.argv[1]).iterdir())]\n"
         "loaded = asyncio.run(load_references(\n"
         "    paths, limits=ImageLimits(), fetch=None, strict=False))\n"

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from images_samples import encoded, picture
 
 from resilient_imagen import ImageClient, ImageInput, ImageResult, Settings
-from resilient_imagen.images.fetch import Fetcher, FetchError
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.public_addresses import is_public
-from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.references.fetch import Fetcher, FetchError
+from resilient_imagen.references.loading import LoadedReferences, load_references
+from resilient_imagen.references.public_addresses import is_public
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ from images_samples import delivered, encoded, noise, opened, picture, raw_png
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.references import LoadedReferences, load_references
+from resilient_imagen.references.loading import LoadedReferences, load_references
 from resilient_imagen.testing import run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.images.fetch import Fetcher
+    from resilient_imagen.references.fetch import Fetcher
 
 PNG = encoded(picture(), "PNG")
 JPEG = encoded(picture(), "JPEG")

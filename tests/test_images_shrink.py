@@ -11,7 +11,7 @@ from images_samples import encoded, noise, opened
 from PIL import Image
 
 from resilient_imagen.images.inspect import sniff_mime
-from resilient_imagen.images.shrink import shrink_to_total
+from resilient_imagen.references.shrink import shrink_to_total
 from resilient_imagen.request import Reference
 
 PHOTO = encoded(noise(700, 700), "PNG")

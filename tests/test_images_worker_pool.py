@@ -16,10 +16,11 @@ from images_hostile import narrow_png
 from images_samples import encoded, noise, opened, picture
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.images import references, worker_pool
+from resilient_imagen.images import worker_pool
 from resilient_imagen.images.codec import apply_exif_orientation
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
+from resilient_imagen.references import loading
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
@@ -106,7 +107,7 @@ def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.M
             release.set()
             assert all(each.dropped_references for each in await asyncio.gather(*busy))
 
-    monkeypatch.setattr(references, "mend", endless)
+    monkeypatch.setattr(loading, "normalize", endless)
     try:
         asyncio.run(run())
     finally:
@@ -201,7 +202,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     """Importing the package costs no Pillow, pydantic or network library."""
     script = (
         "import sys\n"
-        "from resilient_imagen.images import base64s, fit, mend, references, shrink, sniff\n"
+        "from resilient_imagen.images import base64_codec, fit, inspect, normalize\n"
+        "from resilient_imagen.references import loading, shrink\n"
         "raise SystemExit(', '.join({'PIL', 'pydantic', 'httpx2', 'anyio'} & set(sys.modules)))\n"
     )
 

@@ -1,1 +1,1 @@
-"""Pictures as bytes: sniffing, decoding, loading, mending, fitting. Bytes in, bytes out."""
+"""Pictures as bytes: sniffing, decoding, mending, converting, fitting. Bytes in, bytes out."""

@@ -176,7 +176,7 @@ class Route:
         each = models.max_reference_bytes(self.provider.name, self.model)
         most = self._max_total_bytes(info)
         if max(sizes, default=0) > each or sum(sizes) > most:
-            from resilient_imagen.images.shrink import shrink_to_total
+            from resilient_imagen.references.shrink import shrink_to_total
 
             references, notes = await shrink_to_total(references, most, max_bytes=each)
         if references is not request.references:

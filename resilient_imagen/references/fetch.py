@@ -23,8 +23,8 @@ import httpx2
 
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.public_addresses import is_public
 from resilient_imagen.images.worker_pool import Pool, off_loop
+from resilient_imagen.references.public_addresses import is_public
 
 if TYPE_CHECKING:
     import ssl

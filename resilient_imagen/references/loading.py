@@ -18,16 +18,16 @@ from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.images.base64_codec import decode_base64_async
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.normalize import normalize
-from resilient_imagen.images.shrink import shrink_to_total
 from resilient_imagen.images.worker_pool import Pool, off_loop, pool_for, shares_of_one_call
+from resilient_imagen.references.shrink import shrink_to_total
 from resilient_imagen.request import Reference
 from resilient_imagen.result import DroppedReference, ImageResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from resilient_imagen.images.fetch import Fetcher
     from resilient_imagen.images.limits import ImageLimits
+    from resilient_imagen.references.fetch import Fetcher
 
 __all__ = ["LoadedReferences", "load_references"]
 

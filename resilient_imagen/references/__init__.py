@@ -1,0 +1,1 @@
+"""Reference images: loaded from wherever the caller has them, mended, made small enough to send."""
