@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_kit import environment
+
+import resilient_imagen
 
 HEAVY = (
     "PIL", "aiohttp", "google.genai", "h11", "httpx2", "openai", "opentelemetry", "pybreaker",
@@ -39,6 +43,24 @@ def test_every_public_name_can_be_had() -> None:
         "print(hasattr(r, 'no_such_name'))"
     )
     assert printed(code) == "False"
+
+
+def test_no_file_imports_the_package_that_it_lies_in() -> None:
+    """Import-linter sees cycles between neighbours, but not those through an ``__init__``."""
+    root = Path(resilient_imagen.__file__).parent
+    found = []
+    for file in root.rglob("*/*.py"):
+        package = ".".join((root.name, *file.parent.relative_to(root).parts))
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module == package:
+                names = [each.name for each in node.names if not _is_file(file.parent / each.name)]
+                found += [f"{file.relative_to(root)}: {name}" for name in names]
+
+    assert found == ["cli/__main__.py: main"]
+
+
+def _is_file(module: Path) -> bool:
+    return module.with_suffix(".py").exists()
 
 
 def test_help_loads_no_sdk() -> None:
