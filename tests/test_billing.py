@@ -269,11 +269,11 @@ def test_a_forked_child_begins_its_own_total() -> None:
     """What the parent spent would otherwise be counted once more by each worker."""
     script = (
         "import os\n"
-        "from resilient_imagen.cost import PROCESS\n"
-        "PROCESS.images = 3\n"
+        "from resilient_imagen.cost import PROCESS_COSTS\n"
+        "PROCESS_COSTS.images = 3\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os._exit(PROCESS.snapshot()['images'])\n"
+        "    os._exit(PROCESS_COSTS.snapshot()['images'])\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0

@@ -22,7 +22,7 @@ async def clients(
     sea: FakeRedisCluster, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[LoopScenario]]:
     """So many that have joined, in the middle of an outage: their circuit is open for 60 s."""
-    monkeypatch.setattr(coordinator, "RedisDoor", lambda _address: SeaDoor(sea))
+    monkeypatch.setattr(coordinator, "RedisConnectionFactory", lambda _address: SeaDoor(sea))
     async with contextlib.AsyncExitStack() as all_of_them:
         worlds = [LoopScenario("redis://sea", breaker_reset_timeout=60.0) for _ in range(count)]
         for world in worlds:

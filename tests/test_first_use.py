@@ -297,7 +297,7 @@ def test_the_real_sdk_is_ready_when_it_is_needed(monkeypatch: pytest.MonkeyPatch
         async with ImageClient(Settings(**FAST), providers=[google, openai]) as client:
             await client.generate("a lighthouse")
             await asyncio.sleep(2)
-            monkeypatch.setattr(openai, "_sdk", None)  # building once more would fail
+            monkeypatch.setattr(openai, "_build_sdk", None)  # building once more would fail
             await openai.warm_up()
 
     run_virtual(main())

@@ -94,7 +94,7 @@ def test_only_long_work_goes_to_a_thread(
         seen.append(threading.current_thread() is not threading.main_thread())
         return pieces(steps)
 
-    monkeypatch.setattr(base64_codec, "_considerate", spy)
+    monkeypatch.setattr(base64_codec, "_yielding_gil", spy)
 
     async def there_and_back() -> bytes:
         return await decode_base64_async(await encode_base64_async(data))

@@ -111,7 +111,7 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     """What Google takes may be too much for OpenAI, and is made smaller on the way there."""
     photo = encoded(noise(600, 600), "PNG")
     limits = {"google": len(photo), "openai": len(photo) // 2}
-    monkeypatch.setattr(models, "largest_reference", lambda vendor, _name: limits[vendor])
+    monkeypatch.setattr(models, "max_reference_bytes", lambda vendor, _name: limits[vendor])
 
     async def scene(world: PipelineScenario) -> None:
         world.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back

@@ -122,13 +122,13 @@ def test_what_looks_like_scans_outside_the_picture_is_not_counted() -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_the_turn_is_read_though_decoders_see_no_exif(form: str, state: int) -> None:
+def test_the_turn_is_read_though_decoders_see_no_exif(form: str, turn: int) -> None:
     """The picture is upright afterwards."""
-    data = encoded(picture(48, 80), form, exif=exif(state))
+    data = encoded(picture(48, 80), form, exif=exif(turn))
 
     (reference,) = load(data).references
 
-    assert opened(reference.data).size == ((80, 48) if state >= 5 else (48, 80))
+    assert opened(reference.data).size == ((80, 48) if turn >= 5 else (48, 80))
 
 
 def test_a_colour_profile_is_kept_unless_it_is_huge() -> None:

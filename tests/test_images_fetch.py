@@ -462,7 +462,7 @@ def test_names_are_looked_up_in_threads_of_our_own(monkeypatch: pytest.MonkeyPat
     with pytest.raises(FetchError, match="name is unknown"):
         asyncio.run(Fetcher().fetch("https://unknown.test/"))
 
-    assert [name.startswith("resilient-imagen-lookups") for name in threads] == [True]
+    assert [name.startswith("resilient-imagen-dns") for name in threads] == [True]
 
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".test", "a..test", "xn--a." + "b" * 70])
@@ -527,8 +527,8 @@ def test_names_that_hang_leave_threads_for_other_calls(monkeypatch: pytest.Monke
 
         async with serving({"/p.png": answer("200 OK", PNG)}) as server:
             stuck = [
-                asyncio.create_task(loading(*(f"http://hanging{n}.test/" for n in range(28))))
-                for _ in range(3)
+                asyncio.create_task(loading(*(f"http://hanging{n}.{call}/" for n in range(28))))
+                for call in ("a", "b", "c")
             ]
             for _ in range(12):
                 assert await asyncio.to_thread(hung.acquire, timeout=30)

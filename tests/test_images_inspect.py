@@ -177,12 +177,12 @@ def test_a_flipped_bit_in_a_png_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_the_turn_is_read_in_both_byte_orders(state: int) -> None:
+def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
     """As Pillow writes it, and as cameras with the other byte order do."""
-    big = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, state, 0) + bytes(4)
+    big = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, turn, 0) + bytes(4)
 
-    assert exif_orientation(exif(state)) == state
-    assert exif_orientation(b"Exif\0\0" + big) == state
+    assert exif_orientation(exif(turn)) == turn
+    assert exif_orientation(b"Exif\0\0" + big) == turn
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))

@@ -149,15 +149,15 @@ def bad_exif(orientation: int) -> bytes:
 
 
 @pytest.mark.parametrize("turn", [1, 6])
-def test_broken_metadata_are_no_fault_where_warnings_are_errors(state: int) -> None:
+def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> None:
     """A good JPEG passes whatever its EXIF promises, and its turn is read all the same."""
-    data = encoded(picture(), "JPEG", exif=bad_exif(state))
+    data = encoded(picture(), "JPEG", exif=bad_exif(turn))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = mended(data)
 
-    if state == 1:
+    if turn == 1:
         assert result.data is data
     else:
         assert opened(result.data).size == (80, 48)
@@ -204,10 +204,10 @@ def test_transparency_of_a_palette_survives() -> None:
 
 @pytest.mark.parametrize("turn", range(2, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_turned_picture_is_set_upright(form: str, state: int) -> None:
+def test_a_turned_picture_is_set_upright(form: str, turn: int) -> None:
     """All turns that EXIF knows are applied to the pixels, in all three types, type kept."""
     options = {"lossless": True} if form == "WEBP" else {"quality": 95}
-    data = encoded(picture(), form, exif=exif(state), **options)
+    data = encoded(picture(), form, exif=exif(turn), **options)
 
     result = mended(data)
 

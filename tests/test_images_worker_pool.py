@@ -114,7 +114,7 @@ def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.M
         release.set()
 
 
-@pytest.mark.parametrize("pool", [Pool.REFERENCES, Pool.LARGE, Pool.LOOKUPS])
+@pytest.mark.parametrize("pool", [Pool.REFERENCES, Pool.LARGE, Pool.FILES])
 def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
     """What it has begun leaves room in the queue, or in the threads, for other calls."""
     running, most = 0, 0
@@ -141,7 +141,7 @@ def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
         await hog
 
     asyncio.run(run())
-    share = {Pool.LARGE: 1, Pool.LOOKUPS: worker_pool._LOOKUPS_OF_ONE_CALL}
+    share = {Pool.LARGE: 1, Pool.FILES: worker_pool._WAITING_OF_ONE_CALL}
     assert most <= share.get(pool, worker_pool._MAX_THREADS) + 1
 
 
@@ -220,7 +220,7 @@ def test_memory_is_given_back_once_when_nothing_is_left_to_do(
     """After pictures were decoded, and only then; not while others are still worked on."""
     given_back: list[int] = []
     begun, release = threading.Event(), threading.Event()
-    monkeypatch.setattr(worker_pool, "give_back", lambda: given_back.append(1))
+    monkeypatch.setattr(worker_pool, "trim_heap", lambda: given_back.append(1))
     large = partial(apply_exif_orientation, opened(encoded(picture(), "PNG")))
 
     def block() -> None:
@@ -259,7 +259,7 @@ def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
     """Measured in a process of its own: free memory that a trim would return is returned."""
     script = (
         "import asyncio, sys, time\n"
-        "from resilient_imagen.images import offload\n"
+        "from resilient_imagen.images import worker_pool\n"
         "from resilient_imagen.images.fit import fit\n"
         "data = sys.stdin.buffer.read()\n"
         "def resident():\n"
@@ -268,9 +268,9 @@ def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
         "    fitting = (fit(data, ratio='1:2', mode='crop') for _ in range(16))\n"
         "    await asyncio.gather(*fitting)\n"
         "asyncio.run(burst())\n"
-        "offload._pool(offload.Pool.RESULTS).threads.shutdown()\n"  # what was left to do is done
+        "worker_pool._pool(worker_pool.Pool.RESULTS).threads.shutdown()\n"
         "before = resident()\n"
-        "offload._malloc_trim()(0)\n"
+        "worker_pool._malloc_trim()(0)\n"
         "print(before - resident())\n"
     )
     data = encoded(noise(2048, 2048), "JPEG", quality=95)

@@ -238,7 +238,7 @@ def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.Mo
         threads.append(threading.current_thread().name)
         return original(self, body, model)
 
-    monkeypatch.setattr(kind, "_read", read)
+    monkeypatch.setattr(kind, "_parse", read)
     for encode in (base64.encodebytes, base64.b64encode):
         monkeypatch.setattr("providers_kit.PNG64", encode(big).decode())
         body = google_body() if vendor == "google" else openai_body()

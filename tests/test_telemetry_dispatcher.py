@@ -80,7 +80,7 @@ def test_what_a_sink_raises_goes_nowhere(
     assert record.calls[0].outcome == "success"
     complaints = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
     assert [entry.getMessage() for entry in complaints] == [
-        f"sink Raising failed: {type(error).__name__}"
+        f"sink RaisingSink failed: {type(error).__name__}"
     ]
 
 
@@ -286,7 +286,7 @@ def test_the_recording_sink_answers_questions() -> None:
     assert record.kinds[-4:] == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
     assert record.of(AttemptEnded) == record.attempts
     assert record.last(RequestEnded) is record.calls[-1]
-    with pytest.raises(LookupError, match="Warned"):
+    with pytest.raises(LookupError, match="OperatorWarning"):
         record.last(OperatorWarning)
     record.clear()
     assert record.events == []
@@ -296,7 +296,7 @@ def test_what_nobody_wants_is_not_put_together(monkeypatch: pytest.MonkeyPatch) 
     """Without an SDK, and with lines below the level that is read, a healthy call is silent."""
     told: list[str] = []
     monkeypatch.setattr(
-        SinkDispatcher, "tell", lambda _hub, event: told.append(type(event).__name__)
+        SinkDispatcher, "emit", lambda _hub, event: told.append(type(event).__name__)
     )
 
     async def use(*sinks: Any) -> None:
@@ -310,7 +310,7 @@ def test_what_nobody_wants_is_not_put_together(monkeypatch: pytest.MonkeyPatch) 
                 await client.generate("a lighthouse")
 
     run_virtual(use())
-    assert told == [*["AttemptEnded"] * 2, "BreakerChanged", "AttemptEnded", "FellBack"]
+    assert told == [*["AttemptEnded"] * 2, "BreakerChanged", "AttemptEnded", "RouteFallback"]
     run_virtual(use(RecordingSink()))
     assert told == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]
 
@@ -356,6 +356,6 @@ def test_an_event_is_a_frozen_dataclass_with_its_defaults() -> None:
     assert event == warned(1) != warned(2)
     assert event.call_id == ""
     assert dataclasses.replace(event, code="other").code == "other"
-    assert repr(event) == "Warned(at=1.0, call_id='', code='n', message='1')"
+    assert repr(event) == "OperatorWarning(at=1.0, call_id='', code='n', message='1')"
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.code = "x"  # type: ignore[misc]

@@ -141,8 +141,8 @@ def apply_exif_orientation(picture: Image) -> Image:
         8: Transpose.ROTATE_90,
     }
     _decode(picture)
-    state = turns.get(orientation(picture))
-    return picture if state is None else picture.transpose(state)
+    turn = turns.get(orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def to_supported_mode(picture: Image) -> Image:

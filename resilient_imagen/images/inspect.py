@@ -218,8 +218,8 @@ def exif_orientation(exif: bytes) -> int:
     Our own, because Pillow warns of what is broken elsewhere in the data and may decode for it.
     """
     turns = (value for tag, value in ifd_entries(exif) if tag == _ORIENTATION_TAG)
-    state = next(turns, 1)
-    return state if state in range(1, 9) else 1
+    turn = next(turns, 1)
+    return turn if turn in range(1, 9) else 1
 
 
 def ifd_entries(exif: bytes) -> Iterator[tuple[int, int]]:

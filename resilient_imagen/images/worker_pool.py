@@ -6,7 +6,8 @@ cancelled calls can neither pile up threads nor decoded pictures, and they are o
 neither starve the application's default executor nor wait behind it.
 
 References have pools of their own: a stranger may choose them, and results must not wait for them.
-So have look-ups, which may hang. Of these pools one call gets a share only, and others their turn.
+So have reads of files, which may hang. One call gets only a share of these pools, and of name
+look-ups.
 
 Decoded pictures leave holes in the heap that glibc keeps: after a burst, and when nothing is left
 to do, they are given back.
@@ -18,7 +19,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from enum import Enum
 from functools import cache
@@ -35,6 +36,7 @@ __all__ = [
     "mark_large_allocation",
     "off_loop",
     "pool_for",
+    "share_of",
     "shares_of_one_call",
     "trim_heap",
 ]
@@ -44,9 +46,9 @@ _Ts = TypeVarTuple("_Ts")
 
 # More would not be faster (Pillow keeps a core busy) and each may hold one decoded picture.
 _MAX_THREADS: Final = 4
-# They wait and cost nothing; a name server that is dead keeps one for half a minute.
-_MAX_LOOKUPS: Final = 32
-_LOOKUPS_OF_ONE_CALL: Final = 4
+# They wait and cost nothing.
+_MAX_WAITING: Final = 32
+_WAITING_OF_ONE_CALL: Final = 4
 
 
 class Pool(Enum):
@@ -59,8 +61,10 @@ class Pool(Enum):
     LARGE = "resilient-imagen-large-references"
     """Pictures of callers that take much memory: one thread, so that there is one of them at a
     time, and others do not wait for it."""
-    LOOKUPS = "resilient-imagen-lookups"
-    """What waits for name servers and files: it may hang for long."""
+    FILES = "resilient-imagen-files"
+    """Reads of files, which may hang for long: on a network's file system, for example."""
+    NAMES = "resilient-imagen-names"
+    """Look-ups of host names; their threads are those of ``dns.HostResolver``."""
 
 
 _shares: ContextVar[dict[Pool, asyncio.Semaphore] | None] = ContextVar(
@@ -82,19 +86,29 @@ async def off_loop(work: Callable[[*_Ts], _T], *args: *_Ts, pool: Pool = Pool.RE
         Exception: Whatever ``work`` raises.
     """
     ours = _pool(pool)
-    async with (_shares.get() or {}).get(pool) or nullcontext():
+    async with share_of(pool):
         return await asyncio.get_running_loop().run_in_executor(ours.threads, ours.run, work, *args)
 
 
 @contextmanager
 def shares_of_one_call() -> Iterator[None]:
     """Let everything within, also in tasks begun there, have one share of each pool."""
-    shares = {Pool.REFERENCES: _threads(), Pool.LARGE: 1, Pool.LOOKUPS: _LOOKUPS_OF_ONE_CALL}
+    shares = {
+        Pool.REFERENCES: _threads(),
+        Pool.LARGE: 1,
+        Pool.FILES: _WAITING_OF_ONE_CALL,
+        Pool.NAMES: _WAITING_OF_ONE_CALL,
+    }
     token = _shares.set({pool: asyncio.Semaphore(most) for pool, most in shares.items()})
     try:
         yield
     finally:
         _shares.reset(token)
+
+
+def share_of(pool: Pool) -> AbstractAsyncContextManager[None]:
+    """Return what holds one place of the current call's share of a pool, if it has one."""
+    return (_shares.get() or {}).get(pool) or nullcontext()
 
 
 def mark_large_allocation() -> None:
@@ -118,7 +132,7 @@ class _Pool:
     """Threads, and how many of them are at work."""
 
     def __init__(self, kind: Pool) -> None:
-        most = {Pool.LARGE: 1, Pool.LOOKUPS: _MAX_LOOKUPS}.get(kind, _threads())
+        most = {Pool.LARGE: 1, Pool.FILES: _MAX_WAITING}.get(kind, _threads())
         self.threads = ThreadPoolExecutor(most, kind.value, initializer=self._enter)
         self.much_was_used = False
         self._working = 0

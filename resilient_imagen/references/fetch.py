@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import io
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 import httpcore2
 import httpx2
 
+from resilient_imagen.dns import HostResolver
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
-from resilient_imagen.images.worker_pool import Pool, off_loop
+from resilient_imagen.images.worker_pool import Pool, off_loop, share_of
 from resilient_imagen.references.public_addresses import is_public
 
 if TYPE_CHECKING:
@@ -242,9 +241,12 @@ def _system_trust() -> ssl.SSLContext:
     return httpx2.create_ssl_context(trust_env=False)
 
 
+_MAX_LOOKUPS: Final = 32
+"""Name look-ups at a time for all calls; one that hangs holds a thread for half a minute."""
+_resolver: Final = HostResolver(_MAX_LOOKUPS)
+
+
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
-    lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = await off_loop(
-        lookup, pool=Pool.LOOKUPS
-    )  # not in the loop's own threads: a dead name server fills them
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    """Resolve a host name by the system's resolver, within the call's share of look-ups."""
+    async with share_of(Pool.NAMES):
+        return await _resolver.resolve(host, port)

@@ -170,7 +170,7 @@ class _Loader:
             return await self._from_text(item)
         if isinstance(item, os.PathLike):
             read = partial(_read, item, self._limits)
-            return await self._in_time(partial(off_loop, read, pool=Pool.LOOKUPS))
+            return await self._in_time(partial(off_loop, read, pool=Pool.FILES))
         raise UnusableImageError(f"is of type {type(item).__name__}, not an image")
 
     async def _from_mapping(self, item: Mapping[object, object]) -> bytes:
