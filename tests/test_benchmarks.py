@@ -173,20 +173,20 @@ def test_designs_meet_the_same_outage(command: ModuleType) -> None:
 
 
 PLAIN = """
-import json, peer_outages, worlds
+import json, outage_scenarios, peer_outages
 
 def plain(world):
     def build(ask):
         async def chain(call):
             try:
-                await ask(call, worlds.GOOGLE)
+                await ask(call, outage_scenarios.GOOGLE)
             except ConnectionError:
-                await ask(call, worlds.OPENAI)
+                await ask(call, outage_scenarios.OPENAI)
         return chain
     return peer_outages.Peer(world, build, ConnectionError)
 
 peer_outages.PEERS["plain"] = plain
-print(json.dumps(peer_outages.measure("plain", worlds.CASES[0], (1,))))
+print(json.dumps(peer_outages.measure("plain", outage_scenarios.CASES[0], (1,))))
 """
 
 
@@ -222,7 +222,7 @@ def test_wherever_we_are_behind_the_row_has_a_reason(command: ModuleType) -> Non
     for row in command.rows(canned(command)):
         own = row.cells["ours"]
         assert isinstance(own, float)
-        beaten = command.Row(row.title, {"bare": own / 10, "ours": own}, row.why)
+        beaten = command.ResultRow(row.title, {"bare": own / 10, "ours": own}, row.why)
         assert not beaten.ahead
         assert beaten.why, row.title
 
