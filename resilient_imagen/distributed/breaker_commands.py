@@ -1,4 +1,4 @@
-"""What one process tells the others about a route: its circuit put into steps of the protocol."""
+"""The Lua commands that report the state of a local breaker to the shared record."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _ANSWERS: Final = frozenset(
 
 
 def answered(why: TripCause) -> bool:
-    """Whether the service itself told the failure, about itself or the account.
+    """Return whether the service itself reported the failure, about itself or the account.
 
-    Any other failure may be one worker's own trouble: its network, its proxy, its key.
+    Any other failure may be local to one worker: its network, its proxy or its key.
     """
     return why.cause in _ANSWERS
 
 
 class SharedBreakerCommands:
-    """Makes the steps; takes none.
+    """Builds the Lua commands for a shared breaker; does not send them.
 
     Args:
-        fleet: Who speaks, and where.
-        topic: What about: a route's, as the fleet calls it.
+        coordinator: Provides the worker's name, the address and the channel.
+        topic: The route's resource name.
     """
 
     __slots__ = ("_coordinator", "_keys", "_topic")

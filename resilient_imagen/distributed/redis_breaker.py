@@ -1,32 +1,30 @@
-"""A breaker that the whole fleet shares: one opening, one probe, one recovery for all processes.
+"""A circuit breaker that all processes share over Redis: one opening, one probe, one recovery.
 
-Asking it does no I/O. The breaker is a mirror of the route's record in Redis, kept fresh by the
-fleet's background task: every change is told to all at once, and a check-in each second makes up
-for news that got lost. What happens here is told in the other direction, fenced by the generation
-of the state it was seen in.
+Acquiring a permit does no I/O. The breaker mirrors the route's record in Redis. The background task
+keeps the mirror current: every change is published to all processes, and a heartbeat each second
+recovers lost messages. Local outcomes are sent to Redis with the generation of the state in which
+they occurred, so that late ones are ignored.
 
-Who opens what:
+Rules for opening:
 
-- What this process sees counts in its own circuit, by its own rules. That opens for itself, at
-  once, whatever the others say (`BreakerStateMachine`).
-- It also counts in the fleet's record, with the quorum rule of `fleet/lua/vote.lua`. That opens for
-  everybody. What may be one worker's own trouble needs a second worker, for as long as there is
-  one, busy or not: until another one asks, and fails, who sees it stays away by itself.
-- A hint of the server or a used-up quota concerns the account: it opens for everybody at once.
-- While the fleet's record is open or half-open, a probe needs its lease. `try_acquire_early` gives
-the permit
-  right away and asks for the lease meanwhile; until it is there the permit is `stale`, so it is
-  not sent. The place in the limiter's queue is asked for after it and on the same connection, so
-  the answer is always there in time.
+- Local outcomes count in the local state machine by its own rules. It opens at once, for this
+  process only.
+- Local outcomes also count in the shared record, by the quorum rule of `vote.lua`. It opens for all
+  processes. A failure that may be local to one worker opens the shared breaker only after a second
+  worker confirms it. Until then only the reporting worker's own breaker is open.
+- A server's hint or an exhausted quota concerns the account, so it opens for all processes at once.
+- While the shared record is open or half-open, a probe needs its lease. `try_acquire_early` returns
+  the permit immediately and requests the lease. Until the lease is granted the permit is `stale`,
+  so it is not sent. The rate limiter's slot is requested later on the same connection, so the
+  answer to the lease always arrives first.
 
-Without Redis it is an ordinary breaker. What it learned alone about the account or about the
-fleet's
-opening (a hint, a used-up quota, how a probe ended), it tells when it is back; that requests failed
-in a row stays its own.
+Without Redis it works as a local breaker. Knowledge about the account or the shared opening (a
+hint, an exhausted quota, the result of a probe) is sent when the connection returns; consecutive
+failures stay local.
 
-A store that loses its memory, or whose clock jumps ahead, ends leases before their time: while a
-probe is on its way one more may then be sent, and a newcomer that asks before the first check-in
-has told the new store of an opening sends one request.
+If Redis loses its data or its clock jumps ahead, leases end early: one more probe may be sent while
+another is in flight, and a new process that asks before the first heartbeat has restored an opening
+sends one request.
 """
 
 from __future__ import annotations
@@ -67,12 +65,12 @@ _CLOSED, _OPEN = BreakerState.CLOSED, BreakerState.OPEN
 
 
 class RedisCircuitBreaker(CircuitBreaker):
-    """A `CircuitBreaker` that the fleet's news move, and that tells the fleet what it sees.
+    """A `CircuitBreaker` that replicates its state to and from other processes.
 
     Args:
         name: `provider:model`, the same in every process.
-        config: The numbers; they should be the same in every process.
-        fleet: The connection to the others.
+        config: The settings; they should be the same in every process.
+        coordinator: The connection to the other processes.
         random: Returns 0 to 1 for the jitter.
     """
 
@@ -89,10 +87,10 @@ class RedisCircuitBreaker(CircuitBreaker):
         self._coordinator = coordinator
         self._record = UNKNOWN_RECORD
         self._leases: dict[InFlightCall, str] = {}
-        """Probes and the tokens that were asked for, or are held, for them."""
+        """The tokens of the leases that probes have requested or hold."""
         self._tokens = 0
         self._knows_better = False
-        """What the circuit learned about the record's present state has not reached it yet."""
+        """Whether Redis has not yet received local knowledge about the current state."""
         self.resource = coordinator.resource_name(name)
         self._commands = SharedBreakerCommands(coordinator, self.resource)
         super().__init__(name, config, random=random)
@@ -118,16 +116,16 @@ class RedisCircuitBreaker(CircuitBreaker):
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> None:
-        """Open now: what a sibling route learned holds here too; the others hear of it."""
+        """Open now, as `CircuitBreaker.force_trip`, and report it to the other processes."""
         super().force_trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
         with self._lock:
             if self._machine.config.mode is not BreakerMode.OFF:
-                self._tell(
+                self._report(
                     "failure", BreakerOutcome.TRIP, TripCause(cause, brief, origin, retry_after)
                 )
 
     def snapshot(self) -> BreakerSnapshot:
-        """As `CircuitBreaker.snapshot`, with the fleet's record as far as it is known."""
+        """Return the local snapshot with the last known shared record."""
         record = self._record
         return {
             **super().snapshot(),
@@ -139,10 +137,10 @@ class RedisCircuitBreaker(CircuitBreaker):
             },
         }
 
-    # -- member of the fleet ----------------------------------------------------------------------
+    # Participant
 
     def heartbeat(self) -> PendingCommand:
-        """What the record does not know yet; else just a sign of life."""
+        """Return the local state if Redis has not received it yet, otherwise a plain heartbeat."""
         with self._lock:
             self._catch_up()
             record, circuit = self._record, self._machine
@@ -154,35 +152,35 @@ class RedisCircuitBreaker(CircuitBreaker):
             if self._knows_better and circuit.state is _OPEN:
                 return PendingCommand(self._commands.opened(record, circuit, "seen"), self._claimed)
             if record.state is not _CLOSED and circuit.state is not _CLOSED:
-                # Should the store have lost its memory, here is ours.
+                # Restore the record in case Redis has lost its data.
                 return PendingCommand(
                     self._commands.opened(record, circuit, "memory"), self._heard_back
                 )
             return PendingCommand(self._commands.alive(record, circuit), self._heard_back)
 
     def on_update(self, record: BreakerRecord) -> None:
-        """A change of the record was told to all."""
-        if record.epoch == self._record.epoch:  # else the next check-in says what became of it
+        """Apply a published change of the record."""
+        if record.epoch == self._record.epoch:  # otherwise the next heartbeat returns the record
             self._adopt(record)
 
     def on_connected(self) -> None:
-        """Nothing to do: the check-in was answered."""
+        """Do nothing: the heartbeat was answered."""
 
     def on_disconnected(self) -> None:
-        """Nobody's probe is waited for any more."""
+        """Stop waiting for probes of other processes."""
         with self._update():
             self._machine.probe_elsewhere(0.0)
 
     def release_commands(self) -> Iterable[ScriptCall]:
-        """Give back what is held."""
+        """Return the commands that release all leases."""
         with self._lock:
             released = [self._commands.released(token) for token in self._leases.values()]
         return [*released, self._commands.left()]
 
     def _believed(self, record: BreakerRecord) -> BreakerRecord:
-        """The record; with an opening that no worker can have meant, one that is over.
+        """Return the record, treating an impossibly long open period as ended.
 
-        The store is told to end it, too, so that the next probe gets its lease.
+        Redis is told to end it too, so that the next probe gets its lease.
         """
         longest = longest_duration(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:
@@ -221,15 +219,15 @@ class RedisCircuitBreaker(CircuitBreaker):
     def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
         super()._on_state_change(old, new)
         if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
-            # A hint is over: the record closes at the first step that finds it so.
+            # A hint has ended; the record closes with the next command that is run.
             self._coordinator.post(
                 self._commands.alive(self._record, self._machine), self._heard_back
             )
 
-    # -- peer of the circuit (with the lock held) -------------------------------------------------
+    # ReplicationObserver, called with the lock held
 
     def wants_lease(self, probe: InFlightCall) -> bool:
-        """Ask for the lease, if the opening is the fleet's and the fleet is in reach."""
+        """Request a lease if the shared record is not closed and Redis is reachable."""
         if self._record.state is _CLOSED:
             return False
         self._tokens += 1
@@ -243,18 +241,18 @@ class RedisCircuitBreaker(CircuitBreaker):
         return asked
 
     def sent(self, call: InFlightCall) -> None:
-        """The lease lasts as long as a probe may take, from its sending."""
+        """Renew the lease: it lasts for a probe's deadline, from the sending on."""
         if call in self._leases:
             self._coordinator.post(self._commands.wanted(self._machine, self._leases[call]))
 
     def counted(
         self, call: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
     ) -> None:
-        """Tell what it means for everybody."""
+        """Report the outcome to the other processes."""
         token = self._leases.pop(call, None)
         if counted not in {"stale", "ignored"}:
             if self._record.state is _CLOSED:
-                self._tell(counted, verdict, why)
+                self._report(counted, verdict, why)
             elif call.probe:
                 self._conclude(token or "", at_once=trips_at_once(verdict, why.retry_after))
                 return
@@ -262,7 +260,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._coordinator.post(self._commands.released(token), self._heard_back)
         opening = self._machine.open_period
         if counted == "stale" and opening is not None and opening.cause is why:
-            # It has lengthened our opening, and so it may lengthen the fleet's.
+            # It has lengthened the local open period, so it may lengthen the shared one.
             self._knows_better |= self._record.state is _OPEN
             late = self._commands.opened(self._record, self._machine, "late")
             self._coordinator.post(late, self._claimed)
@@ -282,19 +280,19 @@ class RedisCircuitBreaker(CircuitBreaker):
                 self._machine.refuse(probe, record.lease)
 
     def _conclude(self, token: str, *, at_once: bool) -> None:
-        """A probe's outcome, in the fleet's half-open round."""
-        record, circuit, phrases = self._record, self._machine, self._commands
+        """Report the outcome of a probe."""
+        record, circuit, commands = self._record, self._machine, self._commands
         if circuit.state is _OPEN:
             basis = "told" if at_once else "seen"
-            self._claim(phrases.opened(record, circuit, basis, token=token))
+            self._claim(commands.opened(record, circuit, basis, token=token))
         elif circuit.state is _CLOSED:
             needed = circuit.config.half_open_calls
-            self._claim(phrases.settled(record, circuit, token, needed))
+            self._claim(commands.settled(record, circuit, token, needed))
         else:
-            self._coordinator.post(phrases.settled(record, circuit, token, 1), self._heard_back)
+            self._coordinator.post(commands.settled(record, circuit, token, 1), self._heard_back)
 
-    def _tell(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
-        """An outcome, in the fleet's closed state."""
+    def _report(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
+        """Report an outcome while the shared record is closed."""
         record, circuit, hint = self._record, self._machine, valid_hint(why.retry_after)
         at_once = trips_at_once(verdict, why.retry_after)
         if counted == "success":
@@ -317,7 +315,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._coordinator.post(step, self._heard_back)
 
     def _claim(self, step: ScriptCall) -> None:
-        """Something that must reach the record: if it does not now, it does on joining again."""
+        """Send a command that must reach Redis, and repeat it after a reconnect if it is lost."""
         self._knows_better = True
         self._coordinator.post(step, self._claimed)
 

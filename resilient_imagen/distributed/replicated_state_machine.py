@@ -1,7 +1,7 @@
-"""A circuit on which other processes act too: their openings and closings, and their probes.
+"""A state machine that is replicated between processes.
 
-It counts and decides as any circuit does, for this process. What the fleet decided is laid over
-that by `adopt`; what happens here is told to a `Peer`.
+It counts and decides for this process as any `BreakerStateMachine`. `adopt` applies the shared
+record to it, and a `ReplicationObserver` receives the local events.
 """
 
 from __future__ import annotations
@@ -26,29 +26,32 @@ __all__ = ["ReplicatedStateMachine", "ReplicationObserver"]
 
 _CLOSED, _OPEN, _HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 _OVERDUE = 1e-6
-"""Seconds: how an opening is written down that has lasted its time already."""
+"""Seconds: length of an open period that has ended already."""
 
 
 class ReplicationObserver(Protocol):
-    """Replicates a circuit to other processes. Called with the breaker's lock held; never waits."""
+    """Replicates local events to other processes.
+
+    Its methods are called with the breaker's lock held and must not block.
+    """
 
     def wants_lease(self, probe: InFlightCall) -> bool:
-        """A probe is to be sent. True: not before the others agree."""
+        """Return whether a new probe has to wait for a lease."""
         ...
 
     def sent(self, call: InFlightCall) -> None:
-        """A probe is on its way."""
+        """Record that a probe was sent."""
         ...
 
     def counted(
         self, call: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
     ) -> None:
-        """A request has ended, or time has decided about it."""
+        """Record that a call was settled or timed out."""
         ...
 
 
 class ReplicatedStateMachine(BreakerStateMachine):
-    """A circuit that follows the fleet's.
+    """A state machine that follows the shared record.
 
     Args:
         config: The breaker's settings.
@@ -72,24 +75,24 @@ class ReplicatedStateMachine(BreakerStateMachine):
         self._on_wait_changed = on_wait_changed
         self._observer = observer
         self._elsewhere = math.inf
-        """Until when probes of other processes take every place; inf: they do not."""
+        """Time until which probes of other processes take all places; infinity if they do not."""
         self._barred: set[InFlightCall] = set()
-        """Probes that may not be sent: the others have not agreed, or time has run out."""
+        """Probes that must not be sent: the lease is not granted, or they have timed out."""
 
-    # -- what the fleet does to it ----------------------------------------------------------------
+    # Changes by other processes
 
     def adopt(
         self, record: BreakerRecord, before: BreakerRecord, *, same_state: bool, holds_lease: bool
     ) -> None:
-        """Become what the fleet is.
+        """Apply the shared record.
 
         Args:
-            record: The news.
-            before: The record as it was known. If it was not closed, the fleet may end our
-                opening. One that only we know of lasts.
-            same_state: Both are about the same state. Having probed and failed in the fleet's
-                round, we stay open, while others go on probing.
-            holds_lease: We are among those who take the probes' places.
+            record: The new record.
+            before: The previous record. Unless it was closed, the new one may end the local open
+                period. An open period that only this process knows continues.
+            same_state: Whether both records describe the same state. After a failed probe of its
+                own, this process stays open while others continue to probe.
+            holds_lease: Whether this process holds the lease of a probe.
         """
         follows = before.state is not _CLOSED
         if record.state is _OPEN:
@@ -102,24 +105,24 @@ class ReplicatedStateMachine(BreakerStateMachine):
             self._pybreaker.close()
 
     def probe_elsewhere(self, seconds: float) -> None:
-        """Other processes' probes take every place for so long; 0: there is room."""
+        """Block all places for `seconds`, for probes of other processes; 0 frees them."""
         was, self._elsewhere = self._elsewhere, self.now + seconds if seconds > 0 else math.inf
         if was < math.inf == self._elsewhere:
             self._on_place_freed()
 
     def agree(self, probe: InFlightCall) -> None:
-        """It may be sent."""
+        """Allow a probe to be sent."""
         self._barred.discard(probe)
 
     def refuse(self, probe: InFlightCall, seconds: float) -> None:
-        """Another process sends one: this one may not, and its place is taken for so long."""
+        """Withdraw a probe: another process sends one, which takes the place for `seconds`."""
         if probe.generation == self.generation:
             self.in_flight.end(probe)
             self.probe_elsewhere(seconds)
-            self._on_wait_changed()  # whoever carries it has to hear of it
+            self._on_wait_changed()  # its caller must check it again
 
     def abandon(self) -> None:
-        """Forget the requests in flight, and give back the leases of probes among them."""
+        """Forget the calls in flight and return the leases of probes."""
         probes = list(self.in_flight.probes)
         super().abandon()
         for probe in probes:
@@ -130,20 +133,22 @@ class ReplicatedStateMachine(BreakerStateMachine):
         why = TripCause(record.cause, record.brief)
         seconds = max(record.left, _OVERDUE)
         if self.state is _OPEN and not follows:
-            self.open(seconds, why, closes=record.closes)  # ours lasts, if it is the longer one
+            self.open(
+                seconds, why, closes=record.closes
+            )  # the local period continues if it ends later
             self._on_wait_changed()
         elif self.state is _OPEN:
             since = self.open_period.since if self.open_period is not None else self.now
             self._set_open_period(OpenPeriod(since, self.now + seconds, why, record.closes))
-            self._on_wait_changed()  # it may end sooner than those who wait expect
+            self._on_wait_changed()  # it may end earlier than waiting callers expect
         else:
-            # A round of our own, which the others know nothing of, ends by a probe of ours.
+            # A half-open state that only this process knows ends with a local probe.
             closes = record.closes and (follows or self.state is _CLOSED)
             self._start(OpenPeriod(self.now, self.now + seconds, why, closes))
         self.consecutive_openings = record.openings
 
     def _outlasts(self, before: BreakerRecord) -> bool:
-        """Whether our opening goes on when that of the fleet, a mere hint, is over."""
+        """Return whether the local open period continues after a shared one that was a hint."""
         return before.closes and self.open_period is not None and not self.open_period.closes
 
     def _adopt_round(self, record: BreakerRecord) -> None:
@@ -156,43 +161,43 @@ class ReplicatedStateMachine(BreakerStateMachine):
         self.consecutive_openings = record.openings
         self._pybreaker.half_open()
 
-    # -- what it does otherwise than a circuit that is alone --------------------------------------
+    # Differences from a local state machine
 
     @property
     def due(self) -> float:
-        """When time decides something next; inf: never."""
+        """Time of the next time-out, or infinity."""
         return min(super().due, self._elsewhere)
 
     def catch_up(self, now: float) -> None:
-        """Make up for what time alone has decided up to `now`."""
+        """Process all time-outs up to `now`."""
         super().catch_up(now)
         if self._elsewhere <= now:
             self.probe_elsewhere(0.0)
 
     def admit(self) -> InFlightCall | None:
-        """Admit one request, or None. A probe needs the others' leave too, which comes later."""
+        """Admit a call, or return None. A probe is sent only after its lease is granted."""
         call = super().admit()
         if call is not None and call.probe and self._observer.wants_lease(call):
             self._barred.add(call)
         return call
 
     def blocked_until(self) -> float | None:
-        """Until when nobody is admitted, or None."""
+        """Return the time until which no call is admitted, or None."""
         until = super().blocked_until()
         return self.due if self.state is _HALF_OPEN and until is not None else until
 
     def is_stale(self, call: InFlightCall) -> bool:
-        """Whether its outcome cannot count, now or any more."""
+        """Return whether a call can no longer vote, or may not be sent yet."""
         return call in self._barred or super().is_stale(call)
 
     def send(self, call: InFlightCall) -> None:
-        """The request leaves now."""
+        """Start timing a call, and report a probe."""
         super().send(call)
         if call.probe and call.sent:
             self._observer.sent(call)
 
     def count(self, call: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
-        """Count the outcome of a request, and tell it."""
+        """Count the outcome of a call, and report it."""
         self._barred.discard(call)
         told = call.counted is not None
         counted = super().count(call, verdict, why)
@@ -201,10 +206,10 @@ class ReplicatedStateMachine(BreakerStateMachine):
 
     @property
     def free_places(self) -> int:
-        """Probes that may be admitted right now; 0 or less: none."""
+        """Number of probes that may be admitted now; 0 or less if there is no place."""
         return super().free_places if self._elsewhere == math.inf else 0
 
-    def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - as the base has it
+    def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - see the base class
         super()._on_call_due(call, slow)
         if call.sent:
             why = TripCause(cause=Reason.TIMEOUT, summary="timed out")
@@ -212,7 +217,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
         else:
             self._barred.add(call)
             self._observer.counted(call, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
-            self._on_wait_changed()  # whoever carries it has to hear of it
+            self._on_wait_changed()  # its caller must check it again
 
     def _on_state_change(self, state: BreakerState) -> None:
         self._elsewhere = math.inf
