@@ -39,7 +39,7 @@ from opentelemetry import trace
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.errors import ImageGenerationError, provider_failure
-from resilient_imagen.pipeline.attempt import FittedImage
+from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
@@ -130,10 +130,13 @@ def switch_on(setting: str) -> None:
         )
 
 
-async def as_it_is(request: ImageRequest, answer: ProviderImage) -> FittedImage:
-    """What stands in for looking at the picture."""
-    del request
-    return FittedImage(answer.data, answer.mime_type)
+class Unfitted(ImageFitter):
+    """Passes every image on as it is."""
+
+    async def fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
+        """Return the image of the answer."""
+        del request
+        return FittedImage(answer.data, answer.mime_type)
 
 
 async def measure(setting: str, calls: int) -> list[float]:
@@ -151,7 +154,7 @@ async def measure(setting: str, calls: int) -> list[float]:
         providers = [Down(), Instant("openai")]
     async with ImageClient(settings, providers=providers) as client:
         if setting != "with picture":
-            client._pipeline._attempts._fit = as_it_is  # noqa: SLF001
+            client._pipeline._attempts._fitter = Unfitted("none")  # noqa: SLF001
         once = {"bare": just_ask, "bare fallback": ask_another}.get(
             setting, lambda: client.generate("a lighthouse")
         )

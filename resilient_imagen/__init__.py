@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         reset_default_client,
     )
     from resilient_imagen.client import ImageClient
-    from resilient_imagen.pipeline.call import OnStart
+    from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.providers.base import Provider, ProviderImage
     from resilient_imagen.request import AspectRatio, ImageRequest, Resolution
     from resilient_imagen.result import (
@@ -111,7 +111,7 @@ _LAZY = {
     "ImageInput": "resilient_imagen.result",
     "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
-    "OnStart": "resilient_imagen.pipeline.call",
+    "OnStart": "resilient_imagen.pipeline.on_start",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
     "Resolution": "resilient_imagen.request",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from resilient_imagen.client import ImageClient
-    from resilient_imagen.pipeline.call import OnStart
+    from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
 

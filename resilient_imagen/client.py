@@ -20,18 +20,16 @@ from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
     InvalidRequestError,
-    InvalidResponseError,
 )
-from resilient_imagen.images.completeness import is_complete
-from resilient_imagen.images.fit import fit
-from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.inflight import CallsInFlight
-from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
-from resilient_imagen.pipeline.call import CallState, OnStartHook, new_id
+from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.emitter import EventEmitter
+from resilient_imagen.pipeline.fitter import ImageFitter
+from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
+from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers.base import check_provider
 from resilient_imagen.reasons import Reason
 from resilient_imagen.references.loading import load_references
@@ -52,9 +50,9 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.pipeline.attempt import AttemptSuccess
-    from resilient_imagen.pipeline.call import OnStart
+    from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.providers.base import Provider, ProviderImage
+    from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageInput
@@ -117,7 +115,9 @@ class ImageClient:
             self._emitter.warned("unknown_variable", warning)
         self._coordinator = _new_coordinator(self.settings, self._emitter)
         self._routing = Router(self.settings, given, self._emitter, self._coordinator)
-        attempts = AttemptExecutor(self._emitter, self._make_fit, self._routing.routes_of_provider)
+        attempts = AttemptExecutor(
+            self._emitter, ImageFitter(self.settings.fit), self._routing.routes_of_provider
+        )
         self._pipeline = Pipeline(self.settings, attempts, self._emitter, random.random)
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
@@ -303,7 +303,7 @@ class ImageClient:
             routes=self._routing.routes_for(model),
             started=started,
             deadline=Deadline.after(seconds, started),
-            start_signal=OnStartHook(on_start),
+            on_start=OnStartHook(on_start),
         )
 
     async def _load(self, call: CallState, references: Sequence[ImageInput]) -> None:
@@ -335,15 +335,6 @@ class ImageClient:
 
             self._fetcher = Fetcher(self._routing.image_limits)
         return self._fetcher
-
-    async def _make_fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
-        if not is_complete(answer.data):
-            raise InvalidResponseError(status=200)
-        try:
-            fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self.settings.fit)
-        except UnusableImageError:
-            raise InvalidResponseError(status=200) from None
-        return FittedImage(fitted.data, fitted.mime_type, fitted.note)
 
     @property
     def breakers(self) -> Mapping[str, CircuitBreaker]:

@@ -319,7 +319,7 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
         await asyncio.sleep(10)
         return Fitted(data, "image/png", 9, 16, None)
 
-    monkeypatch.setattr("resilient_imagen.client.fit", slow_fit)
+    monkeypatch.setattr("resilient_imagen.pipeline.fitter.fit", slow_fit)
 
     async def probe(world: PipelineScenario) -> None:
         await _open_google(world)

@@ -11,7 +11,7 @@ from resilient_imagen.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
-    from resilient_imagen.pipeline.call import OnStart
+    from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.request import AspectRatio, Resolution
 
 __all__ = ["ImageSpec", "is_file", "is_text", "shown"]

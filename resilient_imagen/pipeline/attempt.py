@@ -1,193 +1,134 @@
-"""The last stage: one request within its time limit, its verdict for the breaker, its report."""
+"""The attempt: one request within its time limit, settled with the breaker and recorded."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from resilient_imagen.errors import (
-    CircuitOpenError,
-    DeadlineExceededError,
-    ImageGenerationError,
-    SaturatedError,
-    provider_failure,
-)
-from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.providers.base import ask
 from resilient_imagen.providers.retry_after import believable_hint
-from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
+from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.result import Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from resilient_imagen.circuitbreaker import Permit
-    from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.circuitbreaker import Permit, Settlement
+    from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.pipeline.emitter import EventEmitter
+    from resilient_imagen.pipeline.failure import FailureClass
+    from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
-    from resilient_imagen.pipeline.route_state import RouteState
+    from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.ratelimit.limiter import Slot
-    from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
 
-__all__ = ["AttemptExecutor", "AttemptSuccess", "FittedImage"]
-
-
-class FittedImage(NamedTuple):
-    """A delivered picture after it was made to fit."""
-
-    data: bytes
-    mime_type: str
-    note: str | None = None
-    """What was done to make it fit, in words; None when the bytes passed untouched."""
+__all__ = ["AttemptExecutor", "AttemptFailure", "AttemptOutcome", "AttemptSuccess"]
 
 
 class AttemptSuccess(NamedTuple):
-    """A picture, ready for the caller, and the route it came by."""
+    """An image, ready for the caller, and the route that it came by."""
 
     route: Route
     image: FittedImage
     usage: Usage
     adapted: AdaptedRequest
-    """What became of the references for this route's model."""
+    """The request that was sent, with what became of the references."""
 
 
-_POSSIBLY_BILLED: Final = frozenset(
-    {
-        Reason.TIMEOUT,
-        Reason.CANCELLED,
-        Reason.DEADLINE,
-        Reason.CONNECTION,
-        Reason.SERVER_ERROR,
-        Reason.INVALID_RESPONSE,
-        Reason.NO_IMAGE,
-    }
-)
-"""Endings without a count after which the vendor may still have made, and billed, the picture.
+class AttemptFailure(NamedTuple):
+    """A request that failed, after it was settled and recorded."""
 
-The vendors count what they answer; who leaves the count out is a relay, and relays lose pictures
-that were paid for. Not so: overload, when nothing was begun, and blocks, which are not charged.
-"""
-
-_ENDED_BY_CALLER: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
-
-_AS_THE_PROVIDERS: Final[Mapping[Reason, Reason]] = {
-    Reason.CIRCUIT_OPEN: Reason.OVERLOADED,
-    Reason.SATURATED: Reason.OVERLOADED,
-    Reason.CANCELLED: Reason.OVERLOADED,
-    Reason.DEADLINE: Reason.TIMEOUT,
-}
-"""Reasons that say what this pipeline or its caller did, and what they mean in a provider's error:
-one that is a client itself may raise them about its own breakers, queues and deadline."""
-
-_OWN_ERRORS: Final = (CircuitOpenError, SaturatedError, DeadlineExceededError)
-"""Errors that the pipeline acts on when it has raised them itself."""
-
-FitImage: TypeAlias = "Callable[[ImageRequest, ProviderImage], Awaitable[FittedImage]]"
-DecideRetry: TypeAlias = "Callable[[RouteState, ImageGenerationError], float | None]"
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptOutcome:
-    """How a request ended, whatever way it did."""
-
-    reason: Reason | None
-    verdict: BreakerOutcome
-    error: BaseException
-    cut_short: bool = False
-    usage: Usage | None = None
-    delivered: bool = False
-    """True when the picture came, and what failed is ours."""
+    failure: FailureClass
+    attempt: Attempt
+    """The record of the request."""
+    permit: Permit
+    settlement: Settlement
+    """What the breaker made of the vote."""
 
     @property
-    def cause(self) -> Reason | None:
-        """Why the breaker opened, if this request opens it: the route did not answer in time."""
-        return Reason.TIMEOUT if self.cut_short else self.reason
+    def error(self) -> ImageGenerationError:
+        """Return the error of a failure that a retry or another route may make up for."""
+        if self.failure.provider_error is None:
+            raise TypeError("a cancellation or a local bug is raised, not returned")
+        return self.failure.provider_error
 
-    @property
-    def brief(self) -> str | None:
-        """The same in few words."""
-        if isinstance(self.error, ImageGenerationError):
-            return self.error.summary
-        return "timed out" if self.cut_short else None
 
-    @property
-    def status(self) -> int | None:
-        """The HTTP status that it came with."""
-        return self.error.status if isinstance(self.error, ImageGenerationError) else None
-
-    @property
-    def may_have_been_billed(self) -> bool:
-        """Whether the vendor worked on it: seen from its count, or possibly unseen."""
-        if self.delivered:
-            return True
-        if self.usage is not None:
-            made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0
-            return made > 0 or total > (self.usage["input_tokens"] or 0)
-        refused = self.status is not None and 400 <= self.status < 500  # noqa: PLR2004 - HTTP's codes
-        unsent = isinstance(self.error, ImageGenerationError) and self.error.not_sent
-        return self.reason in _POSSIBLY_BILLED and not refused and not unsent
+AttemptOutcome: TypeAlias = AttemptSuccess | AttemptFailure
 
 
 class AttemptExecutor:
-    """Sends one request at a time and tells the breaker and the sinks how it went.
+    """Sends one request at a time, settles its permit and records it.
 
     Args:
-        reporter: Tells the sinks.
-        finish: Makes a delivered picture fit the request.
-        siblings: All routes of a provider, for failures that concern the whole account.
+        emitter: Told of each request; the pipeline reports those that may be retried.
+        fitter: Makes a delivered image fit the request.
+        siblings: Returns all routes of a provider, for failures that concern the whole account.
     """
 
     def __init__(
-        self, emitter: EventEmitter, finish: FitImage, siblings: Callable[[str], Sequence[Route]]
+        self,
+        emitter: EventEmitter,
+        fitter: ImageFitter,
+        siblings: Callable[[str], Sequence[Route]],
     ) -> None:
         self._emitter = emitter
-        self._fit = finish
+        self._fitter = fitter
         self._siblings = siblings
 
     async def run(
-        self, call: CallState, state: RouteState, ticket: Slot, permit: Permit, plan: DecideRetry
-    ) -> AttemptSuccess:
-        """Send the request; ``plan`` says whether a failed one is tried again.
+        self, call: CallState, state: RouteState, slot: Slot, permit: Permit
+    ) -> AttemptOutcome:
+        """Send the request, settle its permit, record it, and return how it ended.
 
         Raises:
-            ImageGenerationError: It failed; ``turn.failed`` and ``turn.retry_in`` are set.
+            BaseException: A cancellation or a local bug, which no retry makes up for.
         """
         loop = asyncio.get_running_loop()
-        route = state.route
-        request = state.adapted.request
-        left_before = _cancellation_count()
-        call.start_signal.fire()
+        route, request = state.route, state.adapted.request
+        cancellations = _cancellation_count()
+        call.on_start.fire()
         state.attempt_number += 1
         call.retries += state.attempt_number > 1
         permit.begin(origin=call.id)
-        ticket.consume()
+        slot.consume()
         self._emitter.attempt_started(call, state, permit)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
-        scope = asyncio.timeout_at(limit.timer_at)
+        timer = asyncio.timeout_at(limit.timer_at)
         answer: ProviderImage | None = None
         try:
-            async with scope:
+            async with timer:
                 answer = await ask(route.provider, request, route.model)
             latency = loop.time() - started
             permit.answered()
-            picture = await self._fit(request, answer)
-        except BaseException as caught:  # noqa: BLE001 - cancellation is settled and goes its way, too
-            # A provider may make an error of its own out of a cancellation: it is one all the same.
-            left = _cancellation_count() > left_before
-            error = asyncio.CancelledError() if left and isinstance(caught, Exception) else caught
-            ending = _classify(call, state, error, timed_out=scope.expired(), started=started)
+            image = await self._fitter.fit(request, answer)
+        except BaseException as caught:  # noqa: BLE001 - a cancellation is recorded before it is raised
+            # A provider may raise an error of its own on a cancellation, which remains one.
+            cancelled = _cancellation_count() > cancellations
+            error = (
+                asyncio.CancelledError() if cancelled and isinstance(caught, Exception) else caught
+            )
+            now = loop.time()
+            failure = classify_failure(
+                error,
+                started=started,
+                now=now,
+                limit=limit,
+                timed_out=timer.expired(),
+                call_deadline=call.deadline,
+                cut_short_counts_after=route.cut_short_counts_after(call.request.resolution),
+            )
             if answer is not None:
-                if ending.reason in _ENDED_BY_CALLER:
-                    ending = replace(
-                        ending, verdict=BreakerOutcome.SUCCESS
-                    )  # the service has answered
-                usage = route.usage(answer, request.resolution)
-                ending = replace(ending, usage=usage, delivered=True)
-            self._record_failure(call, state, permit, ending, loop.time() - started, plan)
+                failure = failure.after_delivery(route.usage(answer, request.resolution))
+            call.failures += (caught, failure.error)
+            outcome = self._record_failure(call, state, permit, failure, now - started)
+            if failure.provider_error is None:  # neither a retry nor another route makes up for it
+                self._emitter.attempt_failed(call, state, outcome, retry_in=None)
+                raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
+            return outcome
         route.record_success(request.resolution, latency)
         settlement = permit.settle(BreakerOutcome.SUCCESS)
         usage = route.usage(answer, request.resolution)
@@ -202,129 +143,57 @@ class AttemptExecutor:
             may_have_been_billed=True,
         )
         call.attempts.append(attempt)
-        self._emitter.attempt_served(call, state, settlement, answer, attempt)
-        return AttemptSuccess(route, picture, usage, state.adapted)
+        self._emitter.attempt_served(call, state, permit, settlement, answer, attempt)
+        return AttemptSuccess(route, image, usage, state.adapted)
 
     def _record_failure(
         self,
         call: CallState,
         state: RouteState,
         permit: Permit,
-        ending: AttemptOutcome,
+        failure: FailureClass,
         latency: float,
-        plan: DecideRetry,
-    ) -> NoReturn:
-        """Vote, record, decide what follows, report; then let the failure go its way."""
-        error, route = ending.error, state.route
-        call.failures.append(error)
-        ours = error if isinstance(error, ImageGenerationError) else None
-        if ours is not None:
-            ours.set_route(route.provider.name, route.model)
-            ours.scrub(call.request.prompt)
-            ours.usage = ending.usage
-            ours.retry_after = believable_hint(ours.retry_after)
-        hint = None if ours is None else ours.retry_after
+    ) -> AttemptFailure:
+        """Settle the permit, open the circuits of the whole account if need be, and record it."""
+        error, route = failure.provider_error, state.route
+        if error is not None:
+            error.set_route(route.provider.name, route.model)
+            error.scrub(call.request.prompt)
+            error.usage = failure.usage
+            error.retry_after = believable_hint(error.retry_after)
+        hint = None if error is None else error.retry_after
         settlement = permit.settle(
-            ending.verdict,
-            cause=ending.cause,
-            brief=ending.brief,
+            failure.vote,
+            cause=failure.trip_cause,
+            brief=failure.summary,
             retry_after=hint,
             origin=call.id,
         )
-        if ours is not None and ours.account_wide and ending.verdict is BreakerOutcome.TRIP:
+        if error is not None and error.account_wide and failure.vote is BreakerOutcome.TRIP:
             for sibling in self._siblings(route.provider.name):
-                sibling.account_failure = (ours.reason, ours.summary)
+                sibling.account_failure = (error.reason, error.summary)
                 if sibling is not route:
                     sibling.breaker.force_trip(
-                        cause=ours.reason, brief=ours.summary, retry_after=hint, origin=call.id
+                        cause=error.reason, brief=error.summary, retry_after=hint, origin=call.id
                     )
         attempt = Attempt(
             route.provider.name,
             route.model,
-            reason=ending.reason,
-            status=ending.status,
+            reason=failure.reason,
+            status=failure.status,
             latency_s=latency,
             retry_after=hint,
-            usage=ending.usage,
-            may_have_been_billed=ending.may_have_been_billed,
+            usage=failure.usage,
+            may_have_been_billed=failure.may_have_been_billed,
         )
         call.attempts.append(attempt)
-        if ours is not None:
-            state.last_error = ours
-            state.retry_in = plan(state, ours)
-        self._emitter.attempt_failed(
-            call,
-            state,
-            settlement,
-            error,
-            attempt,
-            cut_short=ending.cut_short,
-            vote=ending.verdict,
-        )
-        raise error
+        return AttemptFailure(failure, attempt, permit, settlement)
 
 
 def _cancellation_count() -> int:
+    """Return how often the current task was asked to cancel; 0 when its loop is gone."""
     try:
         task = asyncio.current_task()
-    except RuntimeError:  # thrown away with its loop
+    except RuntimeError:
         return 0
     return 0 if task is None else task.cancelling()
-
-
-def _classify(
-    call: CallState, state: RouteState, error: BaseException, *, timed_out: bool, started: float
-) -> AttemptOutcome:
-    if timed_out and isinstance(error, Exception):
-        cut_short = state.deadline.at < started + state.route.timeout
-        verdict = _vote_of_cut_short(call, state, started) if cut_short else BreakerOutcome.FAILURE
-        late = provider_failure(
-            Reason.TIMEOUT, provider=state.route.provider.name, model=state.route.model
-        )
-        late.__suppress_context__ = True
-        return AttemptOutcome(Reason.TIMEOUT, verdict, late, cut_short)
-    if isinstance(error, GeneratorExit):  # thrown away, perhaps when its loop was gone
-        return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
-    if isinstance(error, asyncio.CancelledError):
-        if not call.deadline.has_passed(asyncio.get_running_loop().time()):
-            return AttemptOutcome(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
-        verdict = _vote_of_cut_short(call, state, started)
-        return AttemptOutcome(Reason.DEADLINE, verdict, error, cut_short=True)
-    if isinstance(error, ImageGenerationError):
-        error = _as_providers(error)
-        return AttemptOutcome(
-            error.reason, POLICIES[error.reason].verdict, error, usage=error.usage
-        )
-    return AttemptOutcome(
-        None, BreakerOutcome.NEUTRAL, error
-    )  # a local trouble: it surfaces as what it is
-
-
-def _vote_of_cut_short(call: CallState, state: RouteState, started: float) -> BreakerOutcome:
-    """Return the verdict on a request that the reserve or the deadline ended before its limit.
-
-    It counts as a failure in a row if it ran for longer than a healthy one would have. The failure
-    rate leaves it out, since it may have been about to succeed.
-    """
-    counts_after = state.route.cut_short_counts_after(call.request.resolution)
-    counts = Deadline.after(counts_after, started).has_passed(asyncio.get_running_loop().time())
-    return BreakerOutcome.THROTTLED if counts else BreakerOutcome.NEUTRAL
-
-
-def _as_providers(error: ImageGenerationError) -> ImageGenerationError:
-    """Return a provider's error with a reason that is not the pipeline's own."""
-    if error.reason not in _AS_THE_PROVIDERS and not isinstance(error, _OWN_ERRORS):
-        return error
-    failure = provider_failure(
-        _AS_THE_PROVIDERS.get(error.reason, error.reason),
-        retry_after=error.retry_after,
-        status=error.status,
-        status_word=error.status_word,
-        vendor_message=error.vendor_message or str(error),
-        vendor_error=error.vendor_error or type(error).__name__,
-        account_wide=error.account_wide,
-        usage=error.usage,
-        never_sent=error.not_sent,
-    )
-    failure.__suppress_context__ = True
-    return failure

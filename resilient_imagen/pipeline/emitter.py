@@ -20,9 +20,9 @@ if TYPE_CHECKING:
         Settlement,
         Transition,
     )
-    from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.pipeline.attempt import AttemptFailure
     from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.route_state import RouteState
+    from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.result import Attempt, ImageResult
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
@@ -98,6 +98,7 @@ class EventEmitter:
         self,
         call: CallState,
         state: RouteState,
+        permit: Permit,
         settlement: Settlement,
         answer: ProviderImage,
         attempt: Attempt,
@@ -106,7 +107,7 @@ class EventEmitter:
         if call.told_from > logging.INFO:
             return
         call.success_event = events.AttemptEnded(
-            **_of_attempt(call, state, settlement, attempt),
+            **_of_attempt(call, state, permit, settlement, attempt),
             status=200,
             retry_in=None,
             cut_short=False,
@@ -121,29 +122,27 @@ class EventEmitter:
         self,
         call: CallState,
         state: RouteState,
-        settlement: Settlement,
-        error: BaseException,
-        attempt: Attempt,
+        outcome: AttemptFailure,
         *,
-        cut_short: bool,
-        vote: BreakerOutcome,
+        retry_in: float | None,
     ) -> None:
-        """A request failed, timed out or was cancelled; then what follows from it."""
-        ours = error if isinstance(error, ImageGenerationError) else None
+        """Emit that a request failed, timed out or was cancelled, and the retry that follows."""
+        failure, attempt = outcome.failure, outcome.attempt
+        ours = failure.provider_error
         if call.told_from <= logging.ERROR:
             vendor_error = None if ours is None else ours.vendor_error
             self._dispatcher.emit(
                 events.AttemptEnded(
-                    **_of_attempt(call, state, settlement, attempt),
+                    **_of_attempt(call, state, outcome.permit, outcome.settlement, attempt),
                     status=attempt.status,
-                    retry_in=state.retry_in,
-                    cut_short=cut_short,
-                    vote=vote,
-                    error_type=vendor_error or type(error).__name__,
+                    retry_in=retry_in,
+                    cut_short=failure.cut_short,
+                    vote=failure.vote,
+                    error_type=vendor_error or type(failure.error).__name__,
                     vendor_message=None if ours is None else ours.vendor_message,
                 )
             )
-        if ours is not None and state.retry_in is not None and call.told_from <= logging.INFO:
+        if ours is not None and retry_in is not None and call.told_from <= logging.INFO:
             self._dispatcher.emit(
                 events.RetryScheduled(
                     at=_now(),
@@ -152,7 +151,7 @@ class EventEmitter:
                     model=state.route.model,
                     number=state.attempt_number,
                     reason=ours.reason,
-                    delay_s=state.retry_in,
+                    delay_s=retry_in,
                     hinted=ours.retry_after is not None,
                     base_url=state.route.base_url,
                 )
@@ -271,10 +270,9 @@ class EventEmitter:
 
 
 def _of_attempt(
-    call: CallState, state: RouteState, settlement: Settlement, attempt: Attempt
+    call: CallState, state: RouteState, permit: Permit, settlement: Settlement, attempt: Attempt
 ) -> dict[str, Any]:
-    """What every AttemptEnded says, however the request ended."""
-    permit = state.permit
+    """Return the fields of every AttemptEnded, however the request ended."""
     return {
         "at": _now(),
         "call_id": call.id,
@@ -293,8 +291,8 @@ def _of_attempt(
         "counted": settlement.counted,
         "transition": settlement.transition,
         "breaker": settlement.metrics,
-        "admitted": "closed" if permit is None else permit.state.value,
-        "probe": permit is not None and permit.probe,
+        "admitted": permit.state.value,
+        "probe": permit.probe,
     }
 
 

@@ -1,11 +1,11 @@
-"""The pipeline: one call's way through, each stage adding one thing and calling only the next.
+"""The pipeline: the path of a call, stage by stage; each stage adds one thing and calls the next.
 
 ::
 
     deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
 
-Read it from top to bottom; the last stage, one request and its verdict, is in ``attempt``.
-Sinks are told what happens; they are never part of the way.
+Read it from top to bottom; the attempt is in ``attempt``, and ends in the provider.
+Sinks are told what happens; no stage depends on them.
 """
 
 from __future__ import annotations
@@ -21,33 +21,38 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
+from resilient_imagen.pipeline.attempt import AttemptFailure
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
-from resilient_imagen.pipeline.route_state import PermitRevokedError, RouteState
+from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptSuccess
-    from resilient_imagen.pipeline.call import CallState
+    from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptOutcome, AttemptSuccess
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.pipeline.route import Route
+    from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
 
 __all__ = ["Pipeline"]
 
 
+class PermitRevokedError(Exception):
+    """The breaker revoked the permit of a call that waited in the queue."""
+
+
 class Pipeline:
-    """The stages, and what they share.
+    """The stages from a call's deadline to its requests.
 
     Args:
-        settings: The knobs of every stage.
+        settings: The settings of every stage.
         attempts: The last stage.
-        reporter: Tells the sinks.
+        emitter: Told what happens.
         random: Chance for jitter, from 0 to 1.
     """
 
@@ -79,12 +84,13 @@ class Pipeline:
             if not timer.expired():
                 raise
         finally:
-            await call.start_signal.finish()
+            await call.on_start.finish()
         raise call.deadline_error()
 
     # -- across routes ----------------------------------------------------------------------------
 
     async def _across_routes(self, call: CallState) -> AttemptSuccess:
+        """Ask the routes in order, and once more if the call may wait for an open circuit."""
         while True:
             try:
                 return await self._once_across(call)
@@ -94,36 +100,37 @@ class Pipeline:
                 ):
                     raise
                 call.route_errors.clear()
-                call.fallback_cause = None  # the primary is asked again
+                call.fallback_cause = None  # the first route is asked again
 
     async def _once_across(self, call: CallState) -> AttemptSuccess:
+        """Ask one route after the other until one serves or the reason forbids to fall back."""
         for index, route in enumerate(call.routes):
-            following = call.routes[index + 1 :]
+            later_routes = call.routes[index + 1 :]
             try:
-                return await self._on_route(call, route, following)
+                return await self._on_route(call, route, later_routes)
             except DeadlineExceededError:
                 raise  # ours: a provider's would have come as a timeout
             except ImageGenerationError as error:
                 call.route_errors.append(error)
             reason = call.route_errors[-1].reason
-            if not following or not self._settings.falls_back_on(reason):
+            if not later_routes or not self._settings.falls_back_on(reason):
                 break
             now = asyncio.get_running_loop().time()
             if not call.deadline.is_worth_starting(now):
-                raise call.deadline_error()  # it would take a probe's place for nothing
+                raise call.deadline_error()  # a probe would be wasted
             if index == 0:
                 call.fallback_cause = reason
             route.last_fallback = (now, reason)
-            self._emitter.fell_back(call, route, following[0], reason)
+            self._emitter.fell_back(call, route, later_routes[0], reason)
         raise call.final_error()
 
     async def _wait_for_half_open(self, call: CallState) -> bool:
-        """Wait until a route that turned the call away lets a probe through.
+        """Wait until a route that rejected the call lets a probe through.
 
         Routes that were not asked do not count: IMAGE_GEN_FALLBACK_ON keeps the call from them.
 
         Returns:
-            False if no route will within the deadline.
+            False if no route will do so within the deadline.
         """
         loop = asyncio.get_running_loop()
         asked = [route.breaker for route in call.routes[: len(call.route_errors)]]
@@ -140,12 +147,13 @@ class Pipeline:
     # -- per route: retry -------------------------------------------------------------------------
 
     async def _on_route(
-        self, call: CallState, route: Route, following: Sequence[Route]
+        self, call: CallState, route: Route, later_routes: Sequence[Route]
     ) -> AttemptSuccess:
+        """Ask one route, if its breaker allows it, with what its model takes of the request."""
         policy, is_first = self._retry_policy, route is call.routes[0]
         state = RouteState(
             route=route,
-            later_routes=following,
+            later_routes=later_routes,
             max_attempts=policy.max_attempts(is_first_route=is_first),
             max_server_wait=policy.max_server_wait(route.timeout, is_first_route=is_first),
         )
@@ -160,7 +168,102 @@ class Pipeline:
                 raise
         finally:
             state.drop_permit()
-        raise state.last_error  # what was sent says more than what was then refused
+        raise state.last_error  # a failed request says more than the rejection of its retry
+
+    async def _with_retries(self, call: CallState, state: RouteState) -> AttemptSuccess:
+        """Send requests until one succeeds or the retry policy gives the route up."""
+        while True:
+            try:
+                outcome = await self._with_limiter(call, state)
+            except PermitRevokedError:
+                await self._acquire_early(call, state)
+                continue
+            if not isinstance(outcome, AttemptFailure):
+                return outcome
+            state.last_error = error = outcome.error
+            delay = self._decide_retry(state, error)
+            self._emitter.attempt_failed(call, state, outcome, retry_in=delay)
+            if delay is None:
+                raise error
+            await self._back_off(call, state, delay)
+
+    def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
+        """Return the seconds until the route is asked again, or None to leave it."""
+        now = asyncio.get_running_loop().time()
+        # Taken once: an operator may change a breaker from another thread meanwhile.
+        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
+        resolution = state.adapted.request.resolution
+        usual = None if alternative is None else alternative.usual_latency(resolution)
+        delay = self._retry_policy.decide(
+            FailedRequest(
+                retry=POLICIES[error.reason].retry,
+                hint=error.retry_after,
+                attempt_number=state.attempt_number,
+                max_attempts=state.max_attempts,
+                sent_at=state.sent_at,
+                failed_at=now,
+                queue_s=state.queue_s,
+                first_failure_at=state.first_failure_at,
+                has_alternative=alternative is not None,
+                alternative_latency=usual,
+                max_server_wait=state.max_server_wait,
+                deadline=state.deadline,
+                queue_wait=state.retry_queue_wait,
+                latency=state.measured_latency,
+                blocked_until=state.route.breaker.blocked_until(),
+            )
+        )
+        if error.retry_after is None and state.first_failure_at is None:
+            state.first_failure_at = now
+        return delay
+
+    async def _back_off(self, call: CallState, state: RouteState, delay: float) -> None:
+        """Sleep without a slot or permit; wake at once when the breaker makes the wait useless."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        wake = started + delay
+        try:
+            while loop.time() < wake and not state.route.rejects_at(wake):
+                await _first_of(state.route.breaker.wait_for_change(), timeout=wake - loop.time())
+        finally:
+            call.backoff_s += loop.time() - started
+        await self._acquire_early(call, state)
+
+    # -- pace -------------------------------------------------------------------------------------
+
+    async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptOutcome:
+        """Queue for a slot and hold it during one request, if there is time for both."""
+        loop = asyncio.get_running_loop()
+        limiter = state.route.limiter
+        joined = loop.time()
+        if state.last_error is None:  # the route gets a share of what is left by now
+            state.deadline = self._share(call, state)
+        latency = state.measured_latency
+        wait = limiter.shortest_wait(latency)
+        # A caller that need not wait is sent, however little time is left.
+        waits = wait > CLOCK_TOLERANCE
+        if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
+            if waits or state.last_error is not None:
+                raise _saturated(state.route, wait)
+            raise call.deadline_error()
+        try:
+            slot = limiter.join(state.deadline.latest_start(latency))
+        except QueueFullError:
+            raise _saturated(state.route, wait) from None
+        with slot:
+            try:
+                await self._wait_in_queue(state, slot)
+            finally:
+                state.queue_s = loop.time() - joined
+                call.queue_s += state.queue_s
+            outcome = await self._with_breaker(call, state, slot)
+            if isinstance(outcome, AttemptFailure):
+                state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
+            return outcome
+
+    def _share(self, call: CallState, state: RouteState) -> Deadline:
+        """Return when the call must be done with this route."""
+        return self.route_deadline(call.deadline, state.later_routes)
 
     def route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
         """Return when a route must be done, so that a later one still has a chance."""
@@ -168,16 +271,36 @@ class Pipeline:
             return deadline
         return deadline.share(asyncio.get_running_loop().time(), later_routes)
 
-    async def _with_retries(self, call: CallState, state: RouteState) -> AttemptSuccess:
-        while True:
-            try:
-                return await self._with_limiter(call, state)
-            except PermitRevokedError:
-                await self._acquire_early(call, state)
-            except ImageGenerationError:
-                if state.retry_in is None:
-                    raise
-                await self._back_off(call, state, state.retry_in)
+    async def _wait_in_queue(self, state: RouteState, slot: Slot) -> None:
+        """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
+        loop = asyncio.get_running_loop()
+        breaker = state.route.breaker
+        while not slot.granted.done():
+            if state.permit is None and state.route.rejects_at(loop.time()):
+                raise PermitRevokedError  # wait for the probe's outcome outside the queue
+            left = slot.useful_until - loop.time()
+            if left <= 0:
+                raise _saturated(state.route, state.route.limiter.shortest_wait())
+            await _first_of(breaker.wait_for_change(), keep=slot.granted, timeout=left)
+            # Not before: a probe's permit is stale until other processes have agreed to it.
+            state.drop_permit(only_if_stale=True)
+        if slot.waited and loop.time() > slot.useful_until:
+            raise _saturated(state.route, state.route.limiter.shortest_wait())
+
+    # -- breaker ----------------------------------------------------------------------------------
+
+    async def _with_breaker(self, call: CallState, state: RouteState, slot: Slot) -> AttemptOutcome:
+        """Send one request with a permit, the one acquired early or a new one; settle it once."""
+        state.drop_permit(only_if_stale=True)
+        if state.permit is None:
+            answer = state.route.breaker.acquire()
+            if isinstance(answer, Rejection):
+                raise PermitRevokedError
+            state.permit = answer
+        try:
+            return await self._attempts.run(call, state, slot, state.permit)
+        finally:
+            state.drop_permit()
 
     async def _acquire_early(self, call: CallState, state: RouteState) -> None:
         """Ask the breaker before queueing: an open route is skipped in microseconds."""
@@ -186,7 +309,7 @@ class Pipeline:
             may_leave = self._settings.falls_back_on(Reason.CIRCUIT_OPEN)
             if not answer.probing or (may_leave and state.alternative is not None):
                 raise self._circuit_open_error(call, state, answer)
-            # The last usable route, and only a probe in flight: its verdict is worth waiting for,
+            # The last usable route, and only a probe in flight: its outcome is worth waiting for,
             # unless a later route may be asked before.
             others = [route.breaker for route in state.later_routes] if may_leave else []
             until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
@@ -211,115 +334,6 @@ class Pipeline:
             model=model,
             retry_after=rejection.retry_after,
         )
-
-    def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
-        """Return the seconds until the route is asked again, or None to leave it."""
-        route, resolution = state.route, state.adapted.request.resolution
-        now = asyncio.get_running_loop().time()
-        # Taken once: an operator may change a breaker from another thread meanwhile.
-        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
-        usual = None if alternative is None else alternative.usual_latency(resolution)
-        latency = route.measured_latency(resolution)
-        delay = self._retry_policy.decide(
-            FailedRequest(
-                retry=POLICIES[error.reason].retry,
-                hint=error.retry_after,
-                attempt_number=state.attempt_number,
-                max_attempts=state.max_attempts,
-                sent_at=state.sent_at,
-                failed_at=now,
-                queue_s=state.queue_s,
-                first_failure_at=state.first_failure_at,
-                has_alternative=alternative is not None,
-                alternative_latency=usual,
-                max_server_wait=state.max_server_wait,
-                deadline=state.deadline,
-                queue_wait=route.limiter.shortest_wait(latency),
-                latency=latency,
-                blocked_until=route.breaker.blocked_until(),
-            )
-        )
-        if error.retry_after is None and state.first_failure_at is None:
-            state.first_failure_at = now
-        return delay
-
-    async def _back_off(self, call: CallState, state: RouteState, delay: float) -> None:
-        """Sleep, holding nothing; wake at once when the breaker makes the wait useless."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        wake = started + delay
-        try:
-            while loop.time() < wake and not state.route.rejects_at(wake):
-                await _first_of(state.route.breaker.wait_for_change(), timeout=wake - loop.time())
-        finally:
-            call.backoff_s += loop.time() - started
-        await self._acquire_early(call, state)
-
-    # -- pace -------------------------------------------------------------------------------------
-
-    def _share(self, call: CallState, state: RouteState) -> Deadline:
-        """Return when the call must be done with this route."""
-        return self.route_deadline(call.deadline, state.later_routes)
-
-    async def _with_limiter(self, call: CallState, state: RouteState) -> AttemptSuccess:
-        loop = asyncio.get_running_loop()
-        limiter = state.route.limiter
-        state.retry_in = None
-        joined = loop.time()
-        if state.last_error is None:  # the route gets a share of what is left by now
-            state.deadline = self._share(call, state)
-        latency = state.route.measured_latency(state.adapted.request.resolution)
-        wait = limiter.shortest_wait(latency)
-        # A caller that need not wait is sent, however little time is left.
-        waits = wait > CLOCK_TOLERANCE
-        if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
-            if waits or state.last_error is not None:
-                raise _saturated(state.route, wait)
-            raise call.deadline_error()
-        try:
-            ticket = limiter.join(state.deadline.latest_start(latency))
-        except QueueFullError:
-            raise _saturated(state.route, wait) from None
-        with ticket:
-            try:
-                await self._wait_in_queue(state, ticket)
-            finally:
-                state.queue_s = loop.time() - joined
-                call.queue_s += state.queue_s
-            return await self._with_breaker(call, state, ticket)
-
-    async def _wait_in_queue(self, state: RouteState, ticket: Slot) -> None:
-        """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
-        loop = asyncio.get_running_loop()
-        breaker = state.route.breaker
-        while not ticket.granted.done():
-            if state.permit is None and state.route.rejects_at(loop.time()):
-                raise PermitRevokedError  # wait for a verdict, if at all, without a stand in here
-            left = ticket.useful_until - loop.time()
-            if left <= 0:
-                raise _saturated(state.route, state.route.limiter.shortest_wait())
-            await _first_of(breaker.wait_for_change(), keep=ticket.granted, timeout=left)
-            # Not before: a probe's permit is stale until other processes have agreed to it.
-            state.drop_permit(only_if_stale=True)
-        if ticket.waited and loop.time() > ticket.useful_until:
-            raise _saturated(state.route, state.route.limiter.shortest_wait())
-
-    # -- breaker ----------------------------------------------------------------------------------
-
-    async def _with_breaker(
-        self, call: CallState, state: RouteState, ticket: Slot
-    ) -> AttemptSuccess:
-        """Take the permit after queueing, or bring the one from the entrance; settle it once."""
-        state.drop_permit(only_if_stale=True)
-        if state.permit is None:
-            answer = state.route.breaker.acquire()
-            if isinstance(answer, Rejection):
-                raise PermitRevokedError
-            state.permit = answer
-        try:
-            return await self._attempts.run(call, state, ticket, state.permit, self._decide_retry)
-        finally:
-            state.drop_permit()
 
 
 def _saturated(route: Route, wait: float) -> SaturatedError:

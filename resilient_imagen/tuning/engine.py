@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.errors import ImageGenerationError
-from resilient_imagen.pipeline.attempt import AttemptExecutor, FittedImage
-from resilient_imagen.pipeline.call import CallState, OnStartHook
+from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.emitter import EventEmitter
+from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
+from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
+from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import Transition
     from resilient_imagen.pipeline.attempt import AttemptSuccess
-    from resilient_imagen.pipeline.route_state import RouteState
+    from resilient_imagen.pipeline.state import RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
@@ -103,7 +105,7 @@ class _Play:
         self._shut = tuple(_shut(route) for route in self._routes)
         self._pipeline = _Ladder(
             settings,
-            AttemptExecutor(self._emitter, _finish, self._of_provider),
+            AttemptExecutor(self._emitter, _NoFitter("none"), self._of_provider),
             self._emitter,
             random.Random(seed).random,
         )
@@ -166,7 +168,7 @@ class _Play:
             routes=(*self._shut[: climber.route], *self._routes[climber.route :]),
             started=climber.asked,
             deadline=Deadline.after(self._seconds, climber.asked),
-            start_signal=OnStartHook(None),
+            on_start=OnStartHook(None),
             until=climber.until,
             chain=self._routes,
         )
@@ -302,8 +304,13 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
     )
 
 
-async def _finish(_request: ImageRequest, _answer: ProviderImage) -> FittedImage:
-    return _PICTURE
+class _NoFitter(ImageFitter):
+    """Returns the same image for every answer, as simulated answers have none."""
+
+    async def fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
+        """Return the image."""
+        del request, answer
+        return _PICTURE
 
 
 async def _nothing_to_load() -> None:

@@ -1,18 +1,14 @@
-"""One call's own state: its deadline, what was tried, why each route was left, the final word."""
+"""The state of one call, and of the call on one route."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import math
 import os
 import random
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.errors import (
     AllProvidersFailedError,
@@ -20,30 +16,22 @@ from resilient_imagen.errors import (
     DeadlineExceededError,
     ImageGenerationError,
 )
-from resilient_imagen.reasons import Reason
+from resilient_imagen.reasons import BreakerOutcome, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.deadline import Deadline
-    from resilient_imagen.pipeline.route import Route
-    from resilient_imagen.pipeline.route_state import RouteState
+    from resilient_imagen.pipeline.on_start import OnStartHook
+    from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference
     from resilient_imagen.telemetry.events import AttemptEnded
 
-__all__ = ["CallState", "OnStart", "OnStartHook", "new_id"]
+__all__ = ["CallState", "RouteState", "new_id"]
 
-_log = logging.getLogger("resilient_imagen")
-
-OnStart: TypeAlias = Callable[[], Awaitable[object] | object]
-"""A sync or async callable without arguments, called once, just before the first request is sent.
-
-It cannot fail or delay the call: an async one runs beside the request and is cancelled when the
-call is over; what it raises is logged. A sync one runs on the event loop and must not block.
-"""
-
-_REFUSALS = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
-
-
+_REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 _SETUP: Final = "loading the SDK"
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
@@ -56,119 +44,50 @@ def new_id() -> str:
     return f"{_ids.getrandbits(64):016x}"
 
 
-class OnStartHook:
-    """Calls ``on_start`` once and keeps its failure, its slowness and its end away from the call.
-
-    An ordinary function runs on the event loop, so it must not block. What an async one returns
-    becomes a task beside the request; it is cancelled when the call is over. Whatever they raise is
-    logged, but for KeyboardInterrupt and SystemExit, which end the program as anywhere else.
-    """
-
-    def __init__(self, on_start: OnStart | None) -> None:
-        self._on_start = on_start
-        self._task: asyncio.Task[object] | None = None
-
-    def fire(self) -> None:
-        """Call ``on_start`` the first time, with the request ready to be sent; later do nothing."""
-        on_start, self._on_start = self._on_start, None
-        if on_start is None:
-            return
-        try:
-            answer = on_start()
-            if inspect.isawaitable(answer):
-                running = answer if inspect.iscoroutine(answer) else _run(answer)
-                self._task = asyncio.create_task(running)
-                self._task.add_done_callback(_note_end)
-        except BaseException as error:
-            if _ends_the_program(error):
-                raise
-            _log_failure(error)
-
-    async def finish(self) -> None:
-        """Cancel an ``on_start`` that still runs. Does not wait for one that ignores it."""
-        task, self._task = self._task, None
-        if task is None:
-            return
-        thrown_away = isinstance(sys.exception(), GeneratorExit)  # then nothing can be awaited
-        try:
-            if not thrown_away:
-                await asyncio.sleep(0)  # a request that failed at once has not let it begin
-        finally:
-            if not task.done():
-                _end(task)
-        for _ in range(0 if thrown_away else _STEPS_TO_END):
-            if task.done():
-                return
-            await asyncio.sleep(0)
-
-
-_STEPS_TO_END: Final = 10
-"""Rounds of the event loop in which a cancelled ``on_start`` can end before its call does."""
-
-_unending: Final[set[asyncio.Task[object]]] = set()
-"""Cancelled callbacks that go on for now. The event loop itself keeps weak references only."""
-
-
-def _end(task: asyncio.Task[object]) -> None:
-    _log.warning("on_start was not done when the call was, and is cancelled")
-    with suppress(RuntimeError):  # the loop is closed
-        task.cancel()
-        _unending.add(task)
-        task.add_done_callback(_unending.discard)
-
-
-def _ends_the_program(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup((KeyboardInterrupt, SystemExit)) is not None
-    return isinstance(error, KeyboardInterrupt | SystemExit)
-
-
-async def _run(answer: Awaitable[object]) -> None:
-    await answer
-
-
-def _note_end(task: asyncio.Task[object]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log_failure(error)
-
-
-def _log_failure(error: BaseException) -> None:
-    _log.warning("on_start failed: %s", type(error).__name__)
-
-
 @dataclass(slots=True)
 class CallState:
-    """What the pipeline carries from stage to stage."""
+    """What the pipeline knows about one call."""
 
     id: str
+    """What events call it by."""
     request: ImageRequest
+    """What is asked for; its references are set once they are loaded."""
     routes: tuple[Route, ...]
+    """The routes that may serve it, in order."""
     started: float
     """Loop time in seconds."""
     deadline: Deadline
     """When the caller wants an answer."""
-    start_signal: OnStartHook
+    on_start: OnStartHook
+    """Fires when the first request is sent."""
     attempts: list[Attempt] = field(default_factory=list)
+    """Every request that was sent, in order."""
     route_errors: list[ImageGenerationError] = field(default_factory=list)
     """Why each route was left, in order."""
     failures: list[BaseException] = field(default_factory=list)
-    """What each request that failed raised, whether or not it reached the caller."""
+    """What each failed request raised, and the error that was made of it."""
     dropped_references: tuple[DroppedReference, ...] = ()
+    """References that could not be used by any route."""
     reference_notes: tuple[str, ...] = ()
+    """How references were changed, in words."""
     retries: int = 0
+    """Requests that repeated one to the same route."""
     short_circuits: int = 0
+    """Routes that were skipped because their circuit was open."""
     queue_s: float = 0.0
+    """Seconds spent in queues."""
     backoff_s: float = 0.0
+    """Seconds spent between retries."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds by what else they were spent on, in words for the error of a passed deadline."""
     told_from: float = 0.0
-    """The level, as logging counts, from which on somebody is told what happens in it."""
+    """The lowest level of logging whose events any sink listens to."""
     success_event: AttemptEnded | None = None
-    """What was told of the request that brought the image."""
+    """The event of the request that brought the image."""
     route_state: RouteState | None = None
-    """Its time on the route that it is on, or was on last."""
+    """The state on the current route, or on the last one."""
     fallback_cause: Reason | None = None
-    """Why the primary was left."""
+    """Why the first route was left."""
 
     @contextmanager
     def spending(self, what: str) -> Iterator[None]:
@@ -262,3 +181,52 @@ class CallState:
         total = asyncio.get_running_loop().time() - self.started
         spent["waiting for a circuit breaker"] = total - math.fsum(spent.values())
         return f"mostly spent {max(spent, key=lambda what: spent[what])}"
+
+
+@dataclass(slots=True)
+class RouteState:
+    """What the pipeline knows about one call on one route."""
+
+    route: Route
+    later_routes: Sequence[Route]
+    """The routes that the call may fall back to, in order."""
+    max_attempts: int
+    """Requests that the call may send to this route."""
+    adapted: AdaptedRequest = field(init=False)
+    """The request, cut to what the route's model takes. Set when the breaker let the call in."""
+    deadline: Deadline = field(init=False)
+    """When this route must be done: the call's deadline, less the reserve for the next route.
+    Set when the call first queues for the route."""
+    max_server_wait: float = math.inf
+    """Longest hint of a server, in seconds, that is waited for if no other route can serve."""
+    attempt_number: int = 0
+    """Requests that were sent to it so far."""
+    sent_at: float = 0.0
+    """Loop time at which the latest request was sent."""
+    first_failure_at: float | None = None
+    """Loop time of the first failure without a server's hint, from which back-offs are summed."""
+    permit: Permit | None = None
+    """The breaker's permit for the next request."""
+    queue_s: float = 0.0
+    """Seconds that the latest request waited in the queue."""
+    last_error: ImageGenerationError | None = None
+    """How the latest request failed."""
+    retry_queue_wait: float = 0.0
+    """Seconds that a retry would wait in the queue, as estimated when the latest request failed."""
+
+    @property
+    def measured_latency(self) -> float | None:
+        """Return the measured latency for what is asked; None if too little was measured."""
+        return self.route.measured_latency(self.adapted.request.resolution)
+
+    @property
+    def alternative(self) -> Route | None:
+        """Return the first later route whose breaker lets calls through now, or None."""
+        return next((route for route in self.later_routes if route.breaker.allows_calls()), None)
+
+    def drop_permit(self, *, only_if_stale: bool = False) -> None:
+        """Give the permit back without a vote; do nothing if it was settled before."""
+        if self.permit is not None and not (only_if_stale and not self.permit.stale):
+            if not self.permit.settled:
+                self.permit.settle(BreakerOutcome.NEUTRAL)
+            self.permit = None

@@ -1,0 +1,163 @@
+"""The class of a failed request: its reason, its vote, the error, and whether it may be billed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+    SaturatedError,
+    provider_failure,
+)
+from resilient_imagen.pipeline.deadline import AttemptLimit, Deadline
+from resilient_imagen.pipeline.failure import FailureClass, classify_failure
+from resilient_imagen.reasons import BreakerOutcome, Reason
+
+FAILURE, THROTTLED = BreakerOutcome.FAILURE, BreakerOutcome.THROTTLED
+NEUTRAL, SUCCESS = BreakerOutcome.NEUTRAL, BreakerOutcome.SUCCESS
+OWN_LIMIT = AttemptLimit(60.0, cut_short=False)
+SHARE = AttemptLimit(40.0, cut_short=True)
+
+
+def classify(error: BaseException, **facts: Any) -> FailureClass:
+    """Classify a request that was sent at 0 and ended at 60, unless ``facts`` differ."""
+    usual: dict[str, Any] = {
+        "started": 0.0,
+        "now": 60.0,
+        "limit": OWN_LIMIT,
+        "timed_out": False,
+        "call_deadline": Deadline(math.inf),
+        "cut_short_counts_after": 30.0,
+    }
+    return classify_failure(error, **usual | facts)
+
+
+def test_a_request_at_its_own_limit_is_a_timeout_and_a_failure() -> None:
+    """The error is the library's own, and does not show the one of the timer."""
+    failure = classify(TimeoutError(), timed_out=True)
+    assert (failure.reason, failure.vote, failure.cut_short) == (Reason.TIMEOUT, FAILURE, False)
+    assert failure.provider_error is failure.error
+    assert failure.error.__suppress_context__
+
+
+@pytest.mark.parametrize(("ended", "vote"), [(29.9, NEUTRAL), (29.9995, THROTTLED)])
+def test_a_request_cut_short_by_the_share_votes_if_it_ran_long(
+    ended: float, vote: BreakerOutcome
+) -> None:
+    """A healthy request would have been answered after 30 seconds."""
+    failure = classify(TimeoutError(), timed_out=True, limit=SHARE, now=ended)
+    assert (failure.reason, failure.vote, failure.cut_short) == (Reason.TIMEOUT, vote, True)
+
+
+@pytest.mark.parametrize(("ended", "vote"), [(29.0, NEUTRAL), (31.0, THROTTLED)])
+def test_a_request_cut_short_by_the_deadline_votes_if_it_ran_long(
+    ended: float, vote: BreakerOutcome
+) -> None:
+    """The cancellation goes on to the call's timer; the breaker is told of a timeout."""
+    cancellation = asyncio.CancelledError()
+    failure = classify(cancellation, now=ended, call_deadline=Deadline(ended))
+    assert (failure.reason, failure.vote, failure.cut_short) == (Reason.DEADLINE, vote, True)
+    assert failure.error is cancellation
+    assert failure.provider_error is None
+    assert (failure.trip_cause, failure.summary) == (Reason.TIMEOUT, "timed out")
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()])
+@pytest.mark.parametrize("timed_out", [False, True])
+def test_a_caller_that_leaves_casts_no_vote(error: BaseException, *, timed_out: bool) -> None:
+    """Even if the request's own timer has fired at the same moment."""
+    failure = classify(error, timed_out=timed_out, call_deadline=Deadline(61.0))
+    assert (failure.reason, failure.vote, failure.cut_short) == (Reason.CANCELLED, NEUTRAL, False)
+    assert failure.error is error
+
+
+def test_an_abandoned_request_is_cancelled_even_past_the_deadline() -> None:
+    """A coroutine that is thrown away was not ended by the call's timer."""
+    assert classify(GeneratorExit(), call_deadline=Deadline(59.0)).reason is Reason.CANCELLED
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
+def test_a_local_bug_has_no_reason_and_no_vote(error: BaseException) -> None:
+    """It is raised as it is, and no other route is asked."""
+    failure = classify(error)
+    assert failure == FailureClass(None, NEUTRAL, error)
+    assert (failure.provider_error, failure.status, failure.summary) == (None, None, None)
+    assert not failure.may_have_been_billed
+
+
+@pytest.mark.parametrize(
+    ("reason", "vote"),
+    [
+        (Reason.OVERLOADED, FAILURE),
+        (Reason.RATE_LIMITED, THROTTLED),
+        (Reason.UNAUTHENTICATED, BreakerOutcome.TRIP),
+        (Reason.CONTENT_BLOCKED, BreakerOutcome.REFUSED),
+    ],
+)
+def test_a_providers_error_votes_as_its_reason_says(reason: Reason, vote: BreakerOutcome) -> None:
+    """The error is passed on as it is."""
+    error = provider_failure(reason, status=418)
+    failure = classify(error)
+    assert (failure.reason, failure.vote, failure.status) == (reason, vote, 418)
+    assert failure.error is error
+    assert failure.trip_cause is reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (CircuitOpenError("theirs"), Reason.OVERLOADED),
+        (SaturatedError("theirs"), Reason.OVERLOADED),
+        (DeadlineExceededError("theirs"), Reason.TIMEOUT),
+        (ImageGenerationError("theirs", reason=Reason.CANCELLED), Reason.OVERLOADED),
+    ],
+)
+def test_a_providers_error_about_its_own_guards_is_an_outage(
+    error: ImageGenerationError, reason: Reason
+) -> None:
+    """A provider that is a client itself has breakers, queues and deadlines of its own."""
+    failure = classify(error)
+    assert (failure.reason, failure.vote) == (reason, FAILURE)
+    assert failure.provider_error is not None
+    assert failure.provider_error.vendor_message == "theirs"
+    assert failure.provider_error.vendor_error == type(error).__name__
+
+
+def used(total: int, output: int) -> dict[str, Any]:
+    """Return a vendor's token counts, with an input of ten."""
+    return {"input_tokens": 10, "output_tokens": output, "total_tokens": total}
+
+
+@pytest.mark.parametrize(
+    ("failure", "billed"),
+    [
+        (FailureClass(Reason.TIMEOUT, FAILURE, TimeoutError()), True),
+        (FailureClass(Reason.OVERLOADED, FAILURE, TimeoutError()), False),
+        (FailureClass(None, NEUTRAL, KeyError(), delivered=True), True),
+        (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(10, 0)), False),  # type: ignore[arg-type]
+        (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(30, 0)), True),  # type: ignore[arg-type]
+        (FailureClass(Reason.OVERLOADED, FAILURE, KeyError(), usage=used(0, 5)), True),  # type: ignore[arg-type]
+        (classify(provider_failure(Reason.SERVER_ERROR, status=500)), True),
+        (classify(provider_failure(Reason.SERVER_ERROR, status=404)), False),
+        (classify(provider_failure(Reason.CONNECTION, never_sent=True)), False),
+    ],
+)
+def test_a_failed_request_may_be_billed(failure: FailureClass, *, billed: bool) -> None:
+    """Token counts decide if there are any, and otherwise the reason, the status and delivery."""
+    assert failure.may_have_been_billed == billed
+
+
+def test_after_delivery_the_service_has_answered() -> None:
+    """A caller that leaves then casts a vote for success; a bad image remains a failure."""
+    usage: Any = used(30, 20)
+    left = classify(asyncio.CancelledError()).after_delivery(usage)
+    assert (left.reason, left.vote, left.delivered) == (Reason.CANCELLED, SUCCESS, True)
+    broken = classify(provider_failure(Reason.INVALID_RESPONSE)).after_delivery(usage)
+    assert (broken.vote, broken.usage) == (FAILURE, usage)
+    assert broken.may_have_been_billed
