@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.distributed import RedisCoordinator
-    from resilient_imagen.pipeline.attempt import AttemptSuccess
     from resilient_imagen.pipeline.on_start import OnStart
+    from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
 from resilient_imagen.pipeline.failure import classify_failure
+from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
 from resilient_imagen.providers.base import ask
 from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import BreakerOutcome
@@ -14,49 +15,17 @@ from resilient_imagen.result import Attempt
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_imagen.circuitbreaker import Permit, Settlement
-    from resilient_imagen.errors import ImageGenerationError
+    from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.pipeline.failure import FailureClass
-    from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
-    from resilient_imagen.pipeline.route import AdaptedRequest, Route
+    from resilient_imagen.pipeline.fitter import ImageFitter
+    from resilient_imagen.pipeline.outcome import AttemptOutcome
+    from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.ratelimit.limiter import Slot
-    from resilient_imagen.result import Usage
 
-__all__ = ["AttemptExecutor", "AttemptFailure", "AttemptOutcome", "AttemptSuccess"]
-
-
-class AttemptSuccess(NamedTuple):
-    """An image, ready for the caller, and the route that it came by."""
-
-    route: Route
-    image: FittedImage
-    usage: Usage
-    adapted: AdaptedRequest
-    """The request that was sent, with what became of the references."""
-
-
-class AttemptFailure(NamedTuple):
-    """A request that failed, after it was settled and recorded."""
-
-    failure: FailureClass
-    attempt: Attempt
-    """The record of the request."""
-    permit: Permit
-    settlement: Settlement
-    """What the breaker made of the vote."""
-
-    @property
-    def error(self) -> ImageGenerationError:
-        """Return the error of a failure that a retry or another route may make up for."""
-        if self.failure.provider_error is None:
-            raise TypeError("a cancellation or a local bug is raised, not returned")
-        return self.failure.provider_error
-
-
-AttemptOutcome: TypeAlias = AttemptSuccess | AttemptFailure
+__all__ = ["AttemptExecutor"]
 
 
 class AttemptExecutor:

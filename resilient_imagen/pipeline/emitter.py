@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Settlement,
         Transition,
     )
-    from resilient_imagen.pipeline.attempt import AttemptFailure
+    from resilient_imagen.pipeline.outcome import AttemptFailure
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderImage

@@ -21,8 +21,8 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
-from resilient_imagen.pipeline.attempt import AttemptFailure
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
+from resilient_imagen.pipeline.outcome import AttemptFailure
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
 from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.ratelimit.limiter import QueueFullError
@@ -31,9 +31,10 @@ from resilient_imagen.reasons import POLICIES, Reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from resilient_imagen.pipeline.attempt import AttemptExecutor, AttemptOutcome, AttemptSuccess
+    from resilient_imagen.pipeline.attempt import AttemptExecutor
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.emitter import EventEmitter
+    from resilient_imagen.pipeline.outcome import AttemptOutcome, AttemptSuccess
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.ratelimit.limiter import Slot

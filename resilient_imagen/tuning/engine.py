@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from resilient_imagen.circuitbreaker import Transition
-    from resilient_imagen.pipeline.attempt import AttemptSuccess
+    from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.state import RouteState
     from resilient_imagen.providers.base import ProviderImage
     from resilient_imagen.request import ImageRequest
