@@ -77,8 +77,8 @@ class BySize:
 
         self._small, self._large = ImageRenderer("tiny"), ImageRenderer(four_k())
 
-    async def paint(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
-        """As a Studio does."""
+    async def render(self, vendor: str, call: Any, canvas: Any, variant: int) -> Any:
+        """Return the large picture for a large prompt, else the small one."""
         studio: ImageRenderer = self._large if LARGE in call.prompt else self._small
         return await studio.render(vendor, call, canvas, variant)
 

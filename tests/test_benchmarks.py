@@ -173,7 +173,7 @@ def test_designs_meet_the_same_outage(command: ModuleType) -> None:
 
 
 PLAIN = """
-import json, outage_scenarios, peer_outages
+import json, peer_outages, outage_scenarios
 
 def plain(world):
     def build(ask):
