@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["PROCESS_COSTS", "CostLedger"]
 
 
+_MAX_MODELS: Final = 256
+"""Models whose average price is kept; callers choose their names."""
+
+
 @dataclass(slots=True)
 class _Delivered:
     """The pictures of one model with a known price."""
@@ -76,10 +80,11 @@ class CostLedger:
             self.cost_usd += cost
             if delivered:
                 known = self._delivered.get(attempt.model)
-                if known is None:
+                if known is None and len(self._delivered) < _MAX_MODELS:
                     known = self._delivered[attempt.model] = _Delivered()
-                known.images += 1
-                known.cost_usd += cost
+                if known is not None:
+                    known.images += 1
+                    known.cost_usd += cost
         elif delivered:
             self.unpriced_images += 1
         elif attempt.may_have_been_billed:

@@ -18,7 +18,7 @@ from pipeline_kit import FAST
 from providers_kit import MODELS, ask, google_body, http, openai_body, run
 
 from resilient_imagen import ImageClient, Resolution, Settings, Snapshot, models
-from resilient_imagen.cost import PROCESS_COSTS
+from resilient_imagen.cost import PROCESS_COSTS, CostLedger
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
@@ -277,6 +277,22 @@ def test_a_forked_child_begins_its_own_total() -> None:
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
+
+
+def test_names_that_callers_choose_do_not_fill_the_ledger() -> None:
+    """Average prices are kept for 256 models; images of more models are still added up."""
+    ledger = CostLedger()
+    for number in range(300):
+        model = f"model-{number}"
+        usage: Usage = {
+            "provider": "openai", "model": model, "input_tokens": 1, "output_tokens": 1,
+            "total_tokens": 2, "cost_usd": 0.5,
+        }  # fmt: skip
+        ledger.add([Attempt("openai", model, None, None, 1.0, None, usage)], "1K")
+
+    assert len(ledger._delivered) == 256
+    assert ledger.snapshot()["images"] == 300
+    assert ledger.snapshot()["cost_usd"] == 150.0
 
 
 def test_a_picture_that_cannot_be_used_was_paid_for() -> None:

@@ -303,6 +303,19 @@ def test_warnings_reach_the_log(lines: Lines) -> None:
     assert "gemini-9-ultra-image" in warned[0]["warning"]
 
 
+def test_a_call_with_thousands_of_references_leaves_a_line_of_bounded_length(lines: Lines) -> None:
+    """Fifty dropped references are listed; the summary counts all of them."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await world.client.generate("x", references=["?"] * 2000)
+
+    run_telemetry_scenario(scene, **FAST)
+
+    [line] = [line for line in lines if line["event"] == "imagegen.references.changed"]
+    assert len(line["references.dropped"]) == 50
+    assert "2000 references dropped" in line["summary"]
+
+
 def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:
     """Name, level, a message that can be read alone, and every key as an attribute."""
     run_telemetry_scenario(outage, **FAST)

@@ -29,6 +29,10 @@ _CHANGES: Final[Mapping[BreakerState, tuple[str, int]]] = {
 }
 
 
+_MAX_LISTED: Final = 50
+"""Dropped references that a record lists; its summary counts all of them."""
+
+
 def _request_started(event: events.RequestStarted) -> Line:
     return (
         logging.DEBUG,
@@ -50,7 +54,7 @@ def _references_changed(event: events.ReferencesChanged) -> Line:
         lambda: {
             names.REFERENCES_DROPPED: [
                 {"index": dropped["index"], "why": safe(dropped["why"])}
-                for dropped in event.dropped
+                for dropped in event.dropped[:_MAX_LISTED]
             ],
             names.REFERENCES_NOTES: [safe(note) for note in event.notes],
         },

@@ -22,7 +22,7 @@ from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.tuning.fast_path import Climber, Express, HandingPacer
+from resilient_imagen.tuning.fast_path import Climber, Express, HandingRateLimiter
 from resilient_imagen.tuning.loop import LeanLoop, run_lean
 from resilient_imagen.tuning.simulation_run import (
     Change,
@@ -213,7 +213,7 @@ class _Play:
     ) -> tuple[Route, ...]:
         names = dict.fromkeys(route.provider for route in settings.routes)
         providers = {name: SimulatedProvider(name, world) for name in names}
-        kind = HandingPacer if handing else RateLimiter
+        kind = HandingRateLimiter if handing else RateLimiter
         limiters = {name: new_limiter(settings, name, kind) for name in names}
         routes = []
         for index, route in enumerate(settings.routes):

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from resilient_imagen.tuning.outcome_model import SimulatedOutcome
     from resilient_imagen.tuning.simulation_run import SimulationRun
 
-__all__ = ["Climber", "Express", "HandingPacer"]
+__all__ = ["Climber", "Express", "HandingRateLimiter"]
 
 _handed: ContextVar[list[Slot]] = ContextVar("handed")
 """The place in the queue that a call brings along, until it is taken."""
 
 
-class HandingPacer(RateLimiter):
+class HandingRateLimiter(RateLimiter):
     """A queue that a call may enter with the place it holds there already."""
 
     def __init__(self, **limits: Any) -> None:
@@ -222,6 +222,6 @@ class Express:
         deadline = Deadline.after(self._seconds, rider.asked)
         if not deadline.is_worth_starting(now) or route.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
-        elif isinstance(route.limiter, HandingPacer):
+        elif isinstance(route.limiter, HandingRateLimiter):
             climber = climber._replace(until=rider.until, context=route.limiter.lend(rider.ticket))
         self._climb(climber)
