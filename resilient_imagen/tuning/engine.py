@@ -158,9 +158,9 @@ class _Play:
 
     def _climb(self, climber: Climber) -> None:
         self._climbing_since = self._loop.time()
-        self._loop.create_task(self._ladder(climber), context=climber.context)
+        self._loop.create_task(self._run_pipeline(climber), context=climber.context)
 
-    async def _ladder(self, climber: Climber) -> None:
+    async def _run_pipeline(self, climber: Climber) -> None:
         number = climber.call
         call = _Handed(
             id=str(number),
