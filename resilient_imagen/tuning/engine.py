@@ -103,7 +103,7 @@ class _Play:
         world = SimulationRun(truth, played, seed)
         self._routes = self._build(settings, world, random.Random(seed), handing=short_cut)
         self._shut = tuple(_shut(route) for route in self._routes)
-        self._pipeline = _Ladder(
+        self._pipeline = _SimulatedPipeline(
             settings,
             AttemptExecutor(self._emitter, _NoFitter("none"), self._of_provider),
             self._emitter,
@@ -247,7 +247,7 @@ class _Handed(CallState):
     """All routes, those that turned it away before among them."""
 
 
-class _Ladder(Pipeline):
+class _SimulatedPipeline(Pipeline):
     """The production pipeline, which goes on with a call where the short cut left it."""
 
     async def _acquire_early(self, call: CallState, state: RouteState) -> None:
