@@ -212,7 +212,8 @@ class Settings(BaseSettings):
     breaker_reset_max: Seconds = Field(
         600,
         validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_MAX"),
-        description="The longest a circuit stays open in one go, in seconds.",
+        description="Maximum open period in seconds, before jitter; a fatal failure with a longer "
+        "hint of the server may extend it to 24 hours.",
     )
     breaker_half_open_calls: int = Field(
         1,

@@ -22,8 +22,9 @@ _VERDICTS = {
     BreakerOutcome.SUCCESS: "success: the service answered",
     BreakerOutcome.REFUSED: "success: the service answered; a probe does not vote",
     BreakerOutcome.FAILURE: "failure",
-    BreakerOutcome.THROTTLED: "opens for as long as the server hints, then closes; for a "
-    "probe, a hint may only lengthen the next open period",
+    BreakerOutcome.THROTTLED: "opens for as long as the server hints, at most "
+    "IMAGE_GEN_BREAKER_RESET_MAX, then closes; for a probe, a hint may only lengthen the next open "
+    "period",
     BreakerOutcome.TRIP: "opens at once, for long",
     BreakerOutcome.NEUTRAL: "no vote",
 }
