@@ -386,10 +386,18 @@ class ImageClient:
         if self._closing:
             return
         self._closed = self._closing = True
-        await self._in_flight.end()
-        if self._building is not None and self._building.get_loop() is asyncio.get_running_loop():
-            self._building.cancel()
-            await asyncio.wait({self._building})
+        try:
+            await self._in_flight.end()
+            if (
+                self._building is not None
+                and self._building.get_loop() is asyncio.get_running_loop()
+            ):
+                self._building.cancel()
+                await asyncio.wait({self._building})
+        finally:  # connections are closed although the caller may not wait for the calls' end
+            await self._close_everything()
+
+    async def _close_everything(self) -> None:
         closing = [_close(provider) for provider in self._routing.providers]
         if self._fetcher is not None:
             closing.append(self._fetcher.aclose())

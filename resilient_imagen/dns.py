@@ -16,12 +16,13 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["HostResolver"]
+__all__ = ["HostResolver", "alternating"]
 
 _STALE_AFTER: Final = 1.8
 """Seconds without an answer after which the last good addresses serve (RFC 8767, section 5)."""
@@ -196,3 +197,12 @@ def _is_numeric(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def alternating(addresses: Sequence[str]) -> Iterator[str]:
+    """Order addresses so that both families have their turn, the best one's first."""
+    first = ":" in addresses[0]
+    one = [address for address in addresses if (":" in address) is first]
+    other = [address for address in addresses if (":" in address) is not first]
+    for pair in zip_longest(one, other):
+        yield from (address for address in pair if address is not None)

@@ -29,10 +29,11 @@ _SHORTEST_KNOWN: Final = 6
 _HTML: Final = re.compile(r"<(?:!doctype html|html)\b", re.IGNORECASE)
 _TITLE: Final = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
 # Unicode's Default_Ignorable_Code_Point (soft hyphen, zero width, text direction, variation
-# selectors, tags) and the control characters that are not white space.
+# selectors, tags), the control characters that are not white space, and unpaired surrogates, which
+# cannot be encoded.
 _INVISIBLE: Final = (
     r"\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
-    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\ud800-\udfff"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _UNSEEN: Final = re.compile(f"[{_INVISIBLE}]+")

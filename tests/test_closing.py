@@ -212,3 +212,31 @@ def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> 
         assert world.idle()
 
     run_virtual(main())
+
+
+class SlowToEnd(FakeProvider):
+    """Takes half a second to end when it is cancelled."""
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        try:
+            return await super().generate(request, model)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.5)
+            raise
+
+
+def test_closing_that_is_cancelled_closes_the_connections_all_the_same() -> None:
+    """The caller waits no longer for calls to end; the providers are closed nevertheless."""
+
+    async def main() -> None:
+        google = SlowToEnd("google").hang()
+        client = ri.ImageClient(ri.Settings(routes="google:m"), providers=[google])
+        call = asyncio.create_task(client.generate("x"))
+        await asyncio.sleep(0.1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await client.aclose()
+        assert google.closed
+        await asyncio.wait({call})
+
+    run_virtual(main())

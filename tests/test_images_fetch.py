@@ -653,3 +653,17 @@ def test_nothing_leads_inside_and_nothing_else_is_raised(
     with suppress(UnusableImageError):
         assert len(asyncio.run(fetcher.fetch(url))) <= MOST
     assert all(is_public(address) for address in network.connected)
+
+
+def test_ipv4_is_tried_beside_many_ipv6_addresses() -> None:
+    """Where IPv6 leads nowhere, four such addresses do not hide the one that works."""
+    found = [f"2606:4700::{number}" for number in range(1, 5)] + ["93.184.216.34"]
+
+    async def resolve(_host: str, _port: int) -> Sequence[str]:
+        return found
+
+    fetcher = Fetcher(resolve=resolve)
+    network = RecordingBackend([], refuses=1)
+    fetcher._network._network = network  # type: ignore[assignment]
+    assert asyncio.run(fetcher.fetch("https://a.test/x")) == PNG
+    assert network.connected == ["2606:4700::1", "93.184.216.34"]

@@ -189,3 +189,10 @@ def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
 def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
     """No EXIF data make the reader fail."""
     assert exif_orientation(start + data) in range(1, 9)
+
+
+@pytest.mark.parametrize("header", [12, 40, 52, 56, 108, 124])
+def test_every_bmp_header_that_pillow_reads_is_known(header: int) -> None:
+    """Photoshop writes 56 bytes where there is an alpha channel."""
+    data = b"BM" + bytes(12) + header.to_bytes(4, "little") + bytes(header)
+    assert sniff_mime(data) == "image/bmp"

@@ -210,3 +210,14 @@ def test_the_loop_of_these_tests_stops_what_spins() -> None:
         with pytest.raises(AssertionError, match="something spins"):
             run_guarded(spin())
     assert GuardedLoop.READS_AT_ONE_MOMENT < GuardedLoop.READS
+
+
+def test_a_failed_request_does_not_count_its_own_slot_against_its_retry() -> None:
+    """With one slot, a request that fails early is retried if another one fits in the deadline."""
+
+    async def scene(client: ImageClient, local: FakeProvider) -> None:
+        local.fail(Reason.OVERLOADED, times=1, latency=1.0)
+        result = await client.generate("x", deadline=1.5 * PICTURE)
+        assert result.attempts == 2
+
+    alone(scene, max_concurrent=1, retry_base_delay=0.1, **FAST)

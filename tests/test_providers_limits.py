@@ -21,6 +21,7 @@ from providers_kit import (
     http,
     openai_body,
     provider_for,
+    raw_server,
     run,
 )
 
@@ -232,3 +233,23 @@ def test_an_error_that_trickles_counts_by_its_status(
 
     error = run(main())
     assert (error.reason, error.vendor_message) == (Reason.OVERLOADED, "busy")
+
+
+@VENDORS
+def test_an_error_that_is_compressed_twice_gives_its_connection_back(vendor: str) -> None:
+    """More such errors than the provider has connections leave it usable."""
+    twice = http(500, b"x" * 100, {"content-encoding": "gzip, gzip"})
+
+    async def main() -> int:
+        async with raw_server(twice) as server:
+            provider = provider_for(vendor, server.url, max_connections=1)
+            failed = 0
+            async with asyncio.timeout(60):
+                for _ in range(15):
+                    with pytest.raises(ImageGenerationError):
+                        await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
+                    failed += 1
+            await provider.aclose()
+            return failed
+
+    assert run(main()) == 15

@@ -14,6 +14,7 @@ from providers_kit import JPEG, PNG, PNG64, body_of, google_body, openai_body
 from resilient_imagen.providers import google_response, openai_response
 from resilient_imagen.providers.base import ProviderImage
 from resilient_imagen.providers.classification import ClassifiedError
+from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.reasons import Reason
 
@@ -334,3 +335,19 @@ def test_any_json_is_a_picture_or_a_failure(vendor: str, body: Any) -> None:
 def test_any_bytes_are_a_picture_or_a_failure(vendor: str, body: bytes) -> None:
     """No bytes do, either."""
     assert isinstance(read(vendor, body), ProviderImage | ClassifiedError)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"Bad gateway: {{'error': {'code': 502}}}", b"oops {[]: 1}"],
+)
+def test_an_error_page_that_looks_like_python_is_only_text(body: bytes) -> None:
+    """Unhashable keys in a literal are no error of ours."""
+    assert VendorError.read(502, {}, body, "").status == 502
+
+
+@pytest.mark.parametrize("delay", ["5\u017f", "1 minute and 5 \u017fec"])
+def test_a_wait_in_letters_that_fold_to_others_is_no_hint(delay: str) -> None:
+    """The long s equals an s when case is ignored, and is no unit."""
+    body = json.dumps({"error": {"message": f"Please try again in {delay}."}}).encode()
+    assert VendorError.read(429, {}, body, "").hint in {None, 60}

@@ -268,3 +268,9 @@ def test_the_beginning_of_a_picture_is_known_however_short(kind: bytes) -> None:
     """An echo that was cut after a few dozen letters is a picture all the same."""
     encoded = base64.b64encode(kind + bytes(range(24))).decode()
     assert encoded[8:] not in redact(f"cannot read {encoded}")
+
+
+@pytest.mark.parametrize("text", [r"bad \U0000D800 here", "bad \ud800 here", r"bad \u{DFFF} here"])
+def test_what_is_kept_can_be_encoded(text: str) -> None:
+    """Unpaired surrogates, also escaped ones, would fail in a log handler or an exporter."""
+    assert redact(text).encode().startswith(b"bad")

@@ -323,3 +323,19 @@ def test_a_models_name_has_an_end() -> None:
             await world.ask(model="gemini-" + "9" * 194)
 
     run_scenario(scene)
+
+
+def test_a_route_that_an_operator_forces_open_does_not_block_other_models_for_ever() -> None:
+    """A caller-named model of a tripped account is asked again once the operator lets go."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.QUOTA_EXHAUSTED, times=1, account_wide=True)
+        await world.ask()
+        primary = world.client.breakers["google:gemini-3-pro-image"]
+        primary.force_open = True
+        await world.ask(model="gemini-9-image")
+        primary.force_open = False
+        retry_after = world.client.breakers["google:gemini-9-image"].metrics().retry_after
+        assert retry_after is None or retry_after < 1000
+
+    run_scenario(scene, **FAST)

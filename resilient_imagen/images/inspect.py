@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
-_BMP_HEADER_SIZES: Final = frozenset((12, 40, 108, 124))
+_BMP_HEADER_SIZES: Final = frozenset((12, 40, 52, 56, 108, 124))
 _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (_PNG, "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),

@@ -162,7 +162,8 @@ class Pipeline:
         await self._acquire_early(call, state)
         try:
             await call.set_up(route)
-            state.adapted = await route.adapt_request(call.request)
+            with call.spending("making reference images smaller"):
+                state.adapted = await route.adapt_request(call.request)
             return await self._with_retries(call, state)
         except (CircuitOpenError, SaturatedError):
             if state.last_error is None:
@@ -258,9 +259,9 @@ class Pipeline:
                 state.queue_s = loop.time() - joined
                 call.queue_s += state.queue_s
             outcome = await self._with_breaker(call, state, slot)
-            if isinstance(outcome, AttemptFailure):
-                state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
-            return outcome
+        if isinstance(outcome, AttemptFailure):  # its own slot is free by now
+            state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
+        return outcome
 
     def _share(self, call: CallState, state: RouteState) -> Deadline:
         """Return when the call must be done with this route."""

@@ -279,7 +279,9 @@ class Router:
         now = asyncio.get_running_loop().time()
         for sibling in self.routes_of_provider(provider):
             until = sibling.breaker.blocked_until()
-            if sibling.account_failure is not None and until is not None and until > now:
+            if until is None or math.isinf(until):  # closed, or forced open by an operator
+                continue
+            if sibling.account_failure is not None and until > now:
                 cause, brief = sibling.account_failure
                 route.breaker.open_for(until - now, cause=cause, brief=brief)
                 route.account_failure = sibling.account_failure

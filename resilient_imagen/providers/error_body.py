@@ -184,7 +184,7 @@ def _python(text: str) -> Any:
         return None
     try:
         return ast.literal_eval(text[: end + 1])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
 
 

@@ -146,8 +146,8 @@ class CapturingClient(httpx2.AsyncClient):
         response = await super().send(request, **{**options, "stream": True})
         try:
             if not response.is_success:
-                current.response = response = await _read_error(response)
-                return response
+                current.response = await _read_error(response)
+                return current.response
             body = await _read_body(response)
         finally:
             await response.aclose()

@@ -8,7 +8,6 @@ addresses are resolved first and then connected to, each with a short head start
 from __future__ import annotations
 
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies
@@ -16,6 +15,8 @@ from urllib.request import getproxies
 import anyio
 import httpcore2
 import httpx2
+
+from resilient_imagen.dns import alternating
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -75,7 +76,7 @@ class _ResolvingBackend(httpcore2.AsyncNetworkBackend):
                         local_address=local_address,
                         socket_options=socket_options,
                     )
-                    for address in _alternating(addresses)
+                    for address in alternating(addresses)
                 )
         except TimeoutError:
             raise httpcore2.ConnectTimeout(f"could not {step} {host} in time") from None
@@ -126,15 +127,6 @@ async def _close(streams: Sequence[httpcore2.AsyncNetworkStream]) -> None:
     with anyio.CancelScope(shield=True):
         for stream in streams:
             await stream.aclose()
-
-
-def _alternating(addresses: Sequence[str]) -> Iterator[str]:
-    """Order addresses so that both families have their turn, the best one's first."""
-    first = ":" in addresses[0]
-    one = [address for address in addresses if (":" in address) is first]
-    other = [address for address in addresses if (":" in address) is not first]
-    for pair in zip_longest(one, other):
-        yield from (address for address in pair if address is not None)
 
 
 def credentials(base_url: str) -> Iterator[str]:

@@ -14,12 +14,13 @@ import asyncio
 import io
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import ip_address
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import httpcore2
 import httpx2
 
-from resilient_imagen.dns import HostResolver
+from resilient_imagen.dns import HostResolver, alternating
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.images.worker_pool import Pool, off_loop, share_of
@@ -161,7 +162,7 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
         addresses = await self._addresses(host, port)
         for address in addresses:
             self._check(address)
-        for address in addresses[:_MOST_ADDRESSES]:
+        for address in islice(alternating(addresses), _MOST_ADDRESSES):
             try:
                 stream = await self._network.connect_tcp(
                     address, port, self._limits.connect_seconds, local_address, socket_options
