@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fake_redis import FakeConnection, FakeRedisCluster
+from pipeline_kit import run_guarded
 
 from resilient_imagen.circuitbreaker import BreakerConfig, Permit, Rejection, Settlement
 from resilient_imagen.distributed.redis_breaker import RedisCircuitBreaker
 from resilient_imagen.distributed.redis_limiter import RedisRateLimiter
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
-from resilient_imagen.testing import run_virtual
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ def run_with_fake_redis(
     async def main() -> T:
         return await scene(FakeRedisCluster(latency))
 
-    return run_virtual(main())
+    return run_guarded(main())
 
 
 async def news() -> None:

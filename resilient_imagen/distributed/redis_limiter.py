@@ -149,7 +149,8 @@ class RedisRateLimiter(RateLimiter):
             self._balance()
         else:
             super()._serve()
-        if self._held:
+        # Without a caller, or without a slot, a place that is due would wake the loop for ever.
+        if self._held and self._queue and self.in_flight < self._max_concurrent:
             self._schedule_wakeup(loop, self._held[0].due)
 
     def _reset_clock(self) -> None:
