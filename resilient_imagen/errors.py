@@ -162,7 +162,7 @@ class ImageGenerationError(Exception):
         super().__init__(message if message is not None else self._text())
 
     def set_route(self, provider: str, model: str) -> None:
-        """Name the route where whoever raised it did not."""
+        """Set the route if the provider that raised the error did not."""
         if self.provider is None:
             self.provider, self.model = provider, model
             self.args = (f"{provider} {model}: {self.args[0]}",)

@@ -1,4 +1,4 @@
-"""EventDispatcher are told every transition, in order, and can do no harm."""
+"""Listeners receive every transition in order and cannot harm the breaker."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_whole_outage_is_told_in_order() -> None:
 
 
 def test_the_state_is_consistent_when_a_listener_runs() -> None:
-    """A listener that looks at the breaker sees what it is told."""
+    """A listener that reads the breaker sees the state of the transition that it received."""
     breaker, clock = make_gate()
     seen: list[bool] = []
 

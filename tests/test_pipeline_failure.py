@@ -59,7 +59,7 @@ def test_a_request_cut_short_by_the_share_votes_if_it_ran_long(
 def test_a_request_cut_short_by_the_deadline_votes_if_it_ran_long(
     ended: float, vote: BreakerOutcome
 ) -> None:
-    """The cancellation goes on to the call's timer; the breaker is told of a timeout."""
+    """The cancellation reaches the call's timer; the breaker counts a timeout."""
     cancellation = asyncio.CancelledError()
     failure = classify(cancellation, now=ended, call_deadline=Deadline(ended))
     assert (failure.reason, failure.vote, failure.cut_short) == (Reason.DEADLINE, vote, True)

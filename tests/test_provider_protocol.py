@@ -1,4 +1,4 @@
-"""A provider of the application's that breaks the protocol is told what it does wrong."""
+"""A custom provider that breaks the protocol gets an error that describes the mistake."""
 
 from __future__ import annotations
 

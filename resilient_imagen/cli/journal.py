@@ -49,7 +49,7 @@ _NOT_SAVED: Final = "not_saved"
 _PART: Final = re.compile(r"\.(.+)\.([0-9a-f]{16})\.([0-9a-f]{64})(\.\w+)\.part")
 """Of a picture: its row's id and fingerprint, its digest, its extension."""
 _UNFINISHED: Final = ".picture.part"
-"""Ends the name of a picture while it is written; whoever holds the journal writes them alone."""
+"""Ends the name of a picture while it is written, by the holder of the journal's lock only."""
 _ABANDONED: Final = re.compile(r"\.[0-9a-f]{16}\.picture\.part")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_LINE: Final = 1_000_000

@@ -41,7 +41,7 @@ class DaemonThreadCall(Generic[T]):
     def _run(self, outcome: Future[T]) -> None:
         try:
             answer = self._call()
-        except BaseException as error:  # noqa: BLE001 - whoever asked is told
+        except BaseException as error:  # noqa: BLE001 - the waiting caller gets it
             outcome.set_exception(error)
         else:
             outcome.set_result(answer)

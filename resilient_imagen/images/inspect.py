@@ -225,7 +225,7 @@ def exif_orientation(exif: bytes) -> int:
 def ifd_entries(exif: bytes) -> Iterator[tuple[int, int]]:
     """Yield tag and value of the first directory of EXIF data, or of others kept like them.
 
-    Only values that stand in the directory itself are told right; others are where they stand.
+    Only values that the directory itself contains are right; larger ones are offsets.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])

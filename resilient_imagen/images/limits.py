@@ -78,7 +78,7 @@ class ImageLimits:
     """Also load from plain http addresses."""
     allow_private: bool = False
     """Also load from loopback, private and other addresses that are not public. Only for trusted
-    callers: whoever may name an address may then reach your internal services."""
+    callers: a caller that names an address can then reach your internal services."""
 
     def __post_init__(self) -> None:
         """Refuse bounds that nothing could meet."""

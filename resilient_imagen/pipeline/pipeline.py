@@ -5,7 +5,7 @@
     deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
 
 Read it from top to bottom; the attempt is in ``attempt``, and ends in the provider.
-Sinks are told what happens; no stage depends on them.
+Sinks receive events; no stage depends on them.
 """
 
 from __future__ import annotations

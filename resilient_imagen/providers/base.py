@@ -1,4 +1,4 @@
-"""The contract between the pipeline and whoever makes pictures: one method, a name and a close."""
+"""The contract between the pipeline and a provider: one method, a name and a close."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ BY_WORD: Final = (
         Reason.MODEL_NOT_FOUND, {200, 400, *_GATEWAY_ERRORS}, words("model_not_found")
     ),
 )
-"""Words that mean the same whoever says them."""
+"""Codes that have the same meaning for every vendor."""
 
 BY_STATUS: Final = (
     # Of a relay's own errors some are final whatever their status; no vendor says these phrases.

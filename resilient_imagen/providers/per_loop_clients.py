@@ -98,6 +98,6 @@ async def _end(session: _Session[_Sdk]) -> None:
     if session.guard is not None:
         await session.guard.aclose()
     elif not session.building.cancelled():
-        with suppress(Exception):  # whoever waits for the build is told
+        with suppress(Exception):  # the callers that wait for the build get it
             _, http = await asyncio.shield(session.building)
             await http.aclose()

@@ -1,1 +1,1 @@
-"""Reference images: loaded from wherever the caller has them, mended, made small enough to send."""
+"""Reference images: load, normalize and downscale them before they are sent."""

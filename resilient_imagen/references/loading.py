@@ -1,4 +1,4 @@
-"""Turns what a caller passes as reference images into pictures that can be sent."""
+"""Load reference images from every form that a caller may pass, ready to be sent."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class AttemptEnded(Event):
     usage: Usage | None
     may_have_been_billed: bool
     vote: BreakerOutcome
-    """What the breaker was told about it."""
+    """The vote that the breaker received for it."""
     operation: str = "generate"
     """generate or edit."""
     base_url: str | None = None

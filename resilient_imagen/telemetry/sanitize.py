@@ -1,4 +1,4 @@
-"""Where texts of others pass on their way out, whoever made them: redacted and bounded.
+"""Sanitize third-party text before it is exported: redact and truncate.
 
 Vendor messages are redacted where they come in, with the keys and the prompt at hand. This is the
 second lock, for every text that a sink writes.

@@ -111,7 +111,7 @@ def _otlp_address(endpoint: str | None) -> str:
 
 
 def _refusal() -> str | None:
-    """The variable by which the environment has no traces sent, whoever asks."""
+    """Return the variable that disables the export of traces, or None."""
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return "OTEL_SDK_DISABLED=true"
     return "OTEL_TRACES_EXPORTER=none" if "none" in _named() else None

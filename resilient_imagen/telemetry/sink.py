@@ -1,4 +1,4 @@
-"""Who may be told what happened: what the dispatcher expects of a sink."""
+"""The protocols of event sinks, as the dispatcher uses them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["ChoosySink", "EventSink"]
 
 
 class EventSink(Protocol):
-    """Somebody who is told what happened.
+    """A receiver of events.
 
-    A sink with an attribute ``inline`` that is true is told in the caller's own task, before the
-    call goes on, so it must be quick. Any other is told from one thread of its own, in order,
+    A sink with an attribute ``inline`` that is true is called in the caller's task, before the
+    call goes on, so it must be quick. Any other is called from one background thread, in order,
     with the caller's context variables: however slow it is, no call waits for it, and what it
     cannot keep up with is dropped.
     """

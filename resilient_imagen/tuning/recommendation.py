@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MISSED: Final = 600.0
-"""Seconds that a call without an image counts for: whoever needs it has to come back."""
+"""Seconds that a call without an image counts for, since its caller has to try again."""
 
 _SLOWER: Final = 1.25
 """Factor on today's p95 that nobody is asked to bear for money or for loyalty."""

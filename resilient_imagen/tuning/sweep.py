@@ -191,7 +191,7 @@ def _tryer(
     )
 
     def run(some: Iterable[TunableSettings], turning: float) -> Iterator[Evaluation]:
-        with _interrupts_held():  # whoever starts in here never hears of one
+        with _interrupts_held():  # a process that starts in here ignores interrupts
             return pool.map(partial(_try_prepared, turning), some)
 
     try:
