@@ -43,7 +43,8 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, no setting and no proxy of the developer's machine reaches a test."""
+    """No key, setting, proxy or unbuffered output of the developer's machine reaches a test."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it hides errors of the last flush
     for name in list(os.environ):
         if name.startswith(OURS) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

@@ -77,7 +77,7 @@ SCRIPT = """
             with ri.call_options(deadline=eval(sys.argv[1])):
                 await ri.generate_image("a lighthouse", deadline=eval(sys.argv[2]))
         except ri.DeadlineExceededError as error:
-            print(go_on.is_set(), error.attempts, error)
+            print(go_on.is_set(), error.attempts, error, flush=True)  # os._exit writes nothing
         finally:
             go_on.set()
 

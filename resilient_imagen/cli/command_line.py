@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -96,6 +98,8 @@ def run() -> None:
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = _app(arguments, prog_name="resilient-imagen", standalone_mode=False)
+    except SystemExit as ended:  # the command failed, and has printed why
+        code = ended.code
     except OSError as error:  # the output of --help or --version: commands end by themselves
         warn(system_words(error))
         code = FAILED
@@ -106,4 +110,22 @@ def run() -> None:
         # A usage error: click's own way of showing it takes six lines.
         warn(f"{wording()} See --help.")
         code = getattr(error, "exit_code", BAD_INPUT)
-    sys.exit(code)
+    sys.exit(_flushed(code))
+
+
+def _flushed(code: Any) -> Any:
+    """Write what standard output still buffers, and return the exit code.
+
+    The interpreter would write it at its end, and report a failure with a traceback and code 120.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if not code:
+            broken = isinstance(error, BrokenPipeError)
+            warn("nobody reads the output any more" if broken else system_words(error))
+        with suppress(OSError, ValueError):  # the buffer is kept, and written once more at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or FAILED
+    return code
