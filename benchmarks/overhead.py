@@ -40,7 +40,7 @@ from opentelemetry import trace
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import TINY_PNG
@@ -70,12 +70,13 @@ class Instant:
 
     def __init__(self, name: str = "google") -> None:
         self.name = name
-        self.image = ProviderImage(TINY_PNG, "image/png", "gemini-3-pro-image", 10, 100, 110)
+        images = (ProviderImage(TINY_PNG, "image/png"),)
+        self.result = ProviderResult(images, "gemini-3-pro-image", TokenUsage(10, 100, 110))
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Hand it over."""
         del request, model
-        return self.image
+        return self.result
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -85,7 +86,7 @@ class Instant:
 class Down(Instant):
     """A provider that is overloaded, and says so at once."""
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Refuse."""
         del request
         raise provider_failure(Reason.OVERLOADED, provider=self.name, model=model, status=503)
@@ -133,10 +134,11 @@ def switch_on(setting: str) -> None:
 class Unfitted(ImageFitter):
     """Passes every image on as it is."""
 
-    async def fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
+    async def fit(self, request: ImageRequest, answer: ProviderResult) -> FittedImage:
         """Return the image of the answer."""
         del request
-        return FittedImage(answer.data, answer.mime_type)
+        (image,) = answer.images
+        return FittedImage(image.data, image.mime_type)
 
 
 async def measure(setting: str, calls: int) -> list[float]:

@@ -39,8 +39,14 @@ if TYPE_CHECKING:
     )
     from resilient_imagen.client import ImageClient
     from resilient_imagen.pipeline.on_start import OnStart
-    from resilient_imagen.providers.base import Provider, ProviderImage
-    from resilient_imagen.request import AspectRatio, ImageRequest, Resolution
+    from resilient_imagen.providers.base import (
+        Endpoint,
+        Provider,
+        ProviderImage,
+        ProviderResult,
+        TokenUsage,
+    )
+    from resilient_imagen.request import AspectRatio, ImageRequest, PartialImage, Resolution
     from resilient_imagen.result import (
         Attempt,
         DroppedReference,
@@ -62,6 +68,7 @@ __all__ = [
     "ContentBlockedError",
     "DeadlineExceededError",
     "DroppedReference",
+    "Endpoint",
     "ImageClient",
     "ImageDict",
     "ImageGenerationError",
@@ -73,12 +80,14 @@ __all__ = [
     "ModelNotFoundError",
     "NoImageError",
     "OnStart",
+    "PartialImage",
     "PermissionDeniedError",
     "Provider",
     "ProviderConnectionError",
     "ProviderError",
     "ProviderImage",
     "ProviderOverloadedError",
+    "ProviderResult",
     "ProviderTimeoutError",
     "QuotaExhaustedError",
     "RateLimitedError",
@@ -88,6 +97,7 @@ __all__ = [
     "Settings",
     "SettingsArguments",
     "Snapshot",
+    "TokenUsage",
     "Usage",
     "__version__",
     "call_options",
@@ -106,18 +116,22 @@ _LAZY = {
     "AspectRatio": "resilient_imagen.request",
     "Attempt": "resilient_imagen.result",
     "DroppedReference": "resilient_imagen.result",
+    "Endpoint": "resilient_imagen.providers.base",
     "ImageClient": "resilient_imagen.client",
     "ImageDict": "resilient_imagen.result",
     "ImageInput": "resilient_imagen.result",
     "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
     "OnStart": "resilient_imagen.pipeline.on_start",
+    "PartialImage": "resilient_imagen.request",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
+    "ProviderResult": "resilient_imagen.providers.base",
     "Resolution": "resilient_imagen.request",
     "Settings": "resilient_imagen.settings",
     "SettingsArguments": "resilient_imagen.settings",
     "Snapshot": "resilient_imagen.snapshots",
+    "TokenUsage": "resilient_imagen.providers.base",
     "Usage": "resilient_imagen.result",
     "call_options": "resilient_imagen.api",
     "default_client": "resilient_imagen.api",

@@ -17,7 +17,6 @@ from resilient_imagen import models
 from resilient_imagen.candidate import CandidateEvaluator
 from resilient_imagen.cost import PROCESS_COSTS, CostLedger
 from resilient_imagen.errors import (
-    ConfigurationError,
     ImageGenerationError,
     InvalidRequestError,
 )
@@ -30,7 +29,8 @@ from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
-from resilient_imagen.providers.base import check_provider
+from resilient_imagen.providers import collect_providers
+from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.reasons import Reason
 from resilient_imagen.references.loading import load_references
 from resilient_imagen.request import ImageRequest
@@ -98,7 +98,6 @@ class ImageClient:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        given = _checked(providers or ())
         self.settings = Settings() if settings is None else settings
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
@@ -113,8 +112,9 @@ class ImageClient:
         )
         for warning in self.settings.warnings:
             self._emitter.warned("unknown_variable", warning)
-        self._coordinator = _new_coordinator(self.settings, self._emitter)
-        self._routing = Router(self.settings, given, self._emitter, self._coordinator)
+        usable = collect_providers(self.settings, providers or (), self._emitter.warned)
+        self._coordinator = _new_coordinator(self.settings, usable.values(), self._emitter)
+        self._routing = Router(self.settings, usable, self._emitter, self._coordinator)
         attempts = AttemptExecutor(
             self._emitter, ImageFitter(self.settings.fit), self._routing.routes_of_provider
         )
@@ -313,7 +313,7 @@ class ImageClient:
         better than none.
         """
         editing = call.request.operation == "edit"
-        routes = [(route.provider.name, route.model) for route in call.routes]
+        routes = [(route.vendor, route.model) for route in call.routes]
         loaded = await load_references(
             references,
             limits=self._routing.image_limits,
@@ -410,41 +410,20 @@ class ImageClient:
                 raise end  # after everything else was closed
 
 
-def _checked(providers: Iterable[Provider]) -> list[Provider]:
-    """Check the application's providers.
-
-    Raises:
-        TypeError: One of them is no provider.
-        ConfigurationError: Two have the same name.
-    """
-    checked: dict[str, Provider] = {}
-    for provider in providers:
-        check_provider(provider)
-        if provider.name in checked:
-            raise ConfigurationError(f"two providers are named {provider.name}; rename one")
-        checked[provider.name] = provider
-    return list(checked.values())
-
-
 async def _close(provider: Provider) -> None:
     closing: Any = provider.aclose()
     if isawaitable(closing):
         await closing
 
 
-def _new_coordinator(settings: Settings, emitter: EventEmitter) -> RedisCoordinator | None:
+def _new_coordinator(
+    settings: Settings, providers: Iterable[Provider], emitter: EventEmitter
+) -> RedisCoordinator | None:
     if settings.redis_url is None:
         return None
-    from resilient_imagen.distributed import Address, RedisCoordinator, account
+    from resilient_imagen.distributed import Address, RedisCoordinator
 
-    vendors = {
-        "google": (settings.google_api_key, settings.google_base_url),
-        "openai": (settings.openai_api_key, settings.openai_base_url),
-    }
-    accounts = {
-        vendor: account(None if key is None else key.get_secret_value(), base_url)
-        for vendor, (key, base_url) in vendors.items()
-    }
+    accounts = {provider.name: endpoint_of(provider).account for provider in providers}
     address = Address.parse(settings.redis_url.get_secret_value())
     return RedisCoordinator(address, emitter.warned, accounts=accounts)
 
@@ -458,7 +437,6 @@ def _checked_deadline(seconds: float | None) -> float:
 
 
 def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
-    fitted = () if served.image.note is None else (served.image.note,)
     dropped = (*call.dropped_references, *served.adapted.dropped)
     return ImageResult(
         image_bytes=served.image.data,
@@ -471,7 +449,7 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
         usage=served.usage,
         latency_s=asyncio.get_running_loop().time() - call.started,
         adjustments=(
-            *fitted,
+            *served.image.notes,
             *call.reference_notes,
             *served.adapted.notes,
         ),  # telemetry shows the first

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODELS",
+    "VENDORS",
     "BilledCounts",
     "ModelInfo",
     "Prices",
@@ -207,6 +208,8 @@ _NEWEST: Final[Mapping[str, ModelInfo]] = {
     "google": MODELS["gemini-nano-banana-2.1"],
     "openai": MODELS["gpt-image-2.6-flare"],
 }
+VENDORS: Final = frozenset(_NEWEST)
+"""Vendors that the table has models of."""
 _LEAST_REFERENCE_BYTES: Final = min(
     row.max_reference_bytes for row in _ROWS if row.max_reference_bytes is not None
 )
@@ -374,29 +377,27 @@ class BilledCounts(Protocol):
         ...
 
     @property
-    def image_tokens_in(self) -> int | None:
-        """Those of the input tokens that were pictures."""
+    def input_image_tokens(self) -> int | None:
+        """The part of the input tokens that encodes images."""
         ...
 
     @property
-    def pictures(self) -> int:
-        """Pictures that were made."""
+    def billed_images(self) -> int:
+        """Images that the vendor charges for."""
         ...
 
 
 def cost_usd(
-    model: str, answer: BilledCounts, resolution: str, *, delivered: bool = True
+    model: str, usage: BilledCounts, resolution: str, *, delivered: bool = True
 ) -> float | None:
     """Return the US dollars for one answer, or None when the table or the answer does not tell.
 
     Args:
         model: The requested model; its prices count, whatever the answer calls itself.
-        answer: Its token counts are used where tokens are charged.
+        usage: Its token counts are used where tokens are charged, its images where images are.
         resolution: As asked for, where pictures are charged.
         delivered: False when no picture came: none is charged then, and tokens only where they
             have a price.
-
-    One answer may hold several pictures that are charged for: ``answer.pictures`` counts them.
     """
     row = find_model(model)
     prices = None if row is None else row.prices
@@ -404,14 +405,14 @@ def cost_usd(
         return None
     if prices.per_image is not None:
         each = image_price(model, resolution)
-        return None if each is None or not delivered else round(each * answer.pictures, 6)
-    if answer.input_tokens is None or answer.output_tokens is None:
+        return None if each is None or not delivered else round(each * usage.billed_images, 6)
+    if usage.input_tokens is None or usage.output_tokens is None:
         return None
-    pictures = min(answer.image_tokens_in or 0, answer.input_tokens)
+    pictures = min(usage.input_image_tokens or 0, usage.input_tokens)
     millionths = (
-        (answer.input_tokens - pictures) * (prices.text_in or 0.0)
+        (usage.input_tokens - pictures) * (prices.text_in or 0.0)
         + pictures * (prices.image_in or 0.0)
-        + answer.output_tokens * (prices.image_out or 0.0)
+        + usage.output_tokens * (prices.image_out or 0.0)
     )
     return round(millionths / 1_000_000, 6)
 

@@ -1,18 +1,28 @@
-"""What is asked for: one validated, immutable request that every provider understands."""
+"""The request: one validated, immutable object with everything that a provider may be asked for."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from resilient_imagen.errors import InvalidRequestError
 
 __all__ = [
     "ASPECT_RATIOS",
+    "BACKGROUNDS",
+    "MAX_IMAGES",
+    "OUTPUT_FORMATS",
+    "QUALITIES",
     "RESOLUTIONS",
     "AspectRatio",
+    "Background",
     "ImageRequest",
     "Operation",
+    "OutputFormat",
+    "PartialImage",
+    "Quality",
     "Reference",
     "Resolution",
 ]
@@ -23,9 +33,22 @@ AspectRatio = Literal[
 ]  # fmt: skip
 Resolution = Literal["1K", "2K", "4K"]
 Operation = Literal["generate", "edit"]
+Background = Literal["transparent", "opaque"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+Quality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
 RESOLUTIONS: Final[tuple[Resolution, ...]] = get_args(Resolution)
+BACKGROUNDS: Final[tuple[Background, ...]] = get_args(Background)
+OUTPUT_FORMATS: Final[tuple[OutputFormat, ...]] = get_args(OutputFormat)
+QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
+MAX_IMAGES: Final = 10
+"""Images in one request; OpenAI's limit."""
+_MAX_PARTIAL_IMAGES: Final = 3
+"""Partial images of one image; OpenAI's limit."""
+_MAX_COMPRESSION: Final = 100
+_MAX_SEED: Final = 2**31 - 1
+"""Gemini's seed is a signed 32-bit integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +56,7 @@ class Reference:
     """One reference image, ready to be sent."""
 
     data: bytes = field(repr=False)
-    """The encoded picture, byte for byte as it goes to the provider."""
+    """The encoded image, byte for byte as it goes to the provider."""
     mime_type: str
     """Its true type, sniffed from the bytes: image/png, image/jpeg or image/webp."""
     index: int
@@ -41,15 +64,32 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class PartialImage:
+    """A preview of an image that is still being generated."""
+
+    data: bytes = field(repr=False)
+    """The encoded preview."""
+    mime_type: str
+    index: int
+    """Its number among the previews of this image, from 0."""
+
+
+PartialImageCallback: TypeAlias = Callable[[PartialImage], None]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image to be made.
+    """One request for an image, as every provider receives it.
+
+    An option that is None was not asked for. A provider that cannot honour an option serves the
+    request without it and lists it in ``ProviderResult.adjustments``.
 
     Raises:
-        InvalidRequestError: An argument is not allowed; the text says which and what is.
+        InvalidRequestError: An argument is not allowed; the text names it and the allowed values.
     """
 
     prompt: str = field(repr=False)
-    """The caller's words, unchanged. For an edit: the feedback."""
+    """The caller's prompt, unchanged. For an edit: the feedback."""
     aspect_ratio: AspectRatio = "9:16"
     """Width to height, one of ASPECT_RATIOS."""
     resolution: Resolution = "2K"
@@ -57,20 +97,50 @@ class ImageRequest:
     references: tuple[Reference, ...] = ()
     """Reference images, in the caller's order. For an edit the first is the image to change."""
     operation: Operation = "generate"
+    n: int | None = None
+    """Number of images, from 1 to MAX_IMAGES; None means one. A provider may deliver fewer."""
+    mask: Reference | None = None
+    """For an edit: a PNG of the image's size, whose transparent pixels mark the area to change."""
+    background: Background | None = None
+    output_format: OutputFormat | None = None
+    output_compression: int | None = None
+    """Quality of a JPEG or WebP image in percent, from 0 to 100."""
+    seed: int | None = None
+    """Start of the model's random numbers, from 0 to 2**31 - 1."""
+    quality: Quality | None = None
+    """Effort of the model; None means the provider's configured quality."""
+    vendor_options: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
+    """Further JSON fields of the vendor's request, by vendor (``google``, ``openai``)."""
+    partial_images: int | None = None
+    """Number of previews to send to ``on_partial_image``, from 1 to 3."""
+    on_partial_image: PartialImageCallback | None = field(default=None, repr=False, compare=False)
+    """Called on the event loop with each preview; must return at once and not raise."""
 
     def __post_init__(self) -> None:
-        """Refuse what no provider could serve, before anything is sent and paid for."""
+        """Reject a request that no provider could serve, before anything is sent and paid for."""
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             what = "feedback" if self.operation == "edit" else "prompt"
-            raise InvalidRequestError(f"{what} must be a text that is not empty")
+            raise InvalidRequestError(f"{what} must be a str that is not empty")
         try:
             self.prompt.encode()
         except UnicodeEncodeError:
-            raise InvalidRequestError(
-                "the prompt holds half a character, a lone surrogate"
-            ) from None
-        _one_of("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
-        _one_of("resolution", self.resolution, RESOLUTIONS)
+            raise InvalidRequestError("the prompt contains an unpaired surrogate") from None
+        _check_choice("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
+        _check_choice("resolution", self.resolution, RESOLUTIONS)
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) is not None:
+                _check_choice(name, value, allowed)
+        for name, bounds in _RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                _check_range(name, value, *bounds)
+        if self.mask is not None and self.operation != "edit":
+            raise InvalidRequestError("mask is allowed for an edit only")
+        if self.vendor_options is not None:
+            _check_vendor_options(self.vendor_options)
+
+    def vendor_fields(self, vendor: str) -> dict[str, Any]:
+        """Return the further JSON fields of the request for a vendor; empty if there are none."""
+        return dict((self.vendor_options or {}).get(vendor, {}))
 
     @property
     def ratio(self) -> float:
@@ -79,7 +149,42 @@ class ImageRequest:
         return int(width) / int(height)
 
 
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "background": BACKGROUNDS,
+    "output_format": OUTPUT_FORMATS,
+    "quality": QUALITIES,
+}
+_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "n": (1, MAX_IMAGES),
+    "output_compression": (0, _MAX_COMPRESSION),
+    "seed": (0, _MAX_SEED),
+    "partial_images": (1, _MAX_PARTIAL_IMAGES),
+}
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         given = repr(value) if isinstance(value, str) and len(value) <= 20 else type(value).__name__  # noqa: PLR2004 - long enough to recognise a typing error, too short for a prompt
         raise InvalidRequestError(f"{name} {given} is not allowed; use one of {', '.join(allowed)}")
+
+
+def _check_range(name: str, value: object, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be an int or None, not {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise InvalidRequestError(
+            f"{name} {value} is not allowed; use a number from {lowest} to {highest}"
+        )
+
+
+def _check_vendor_options(options: object) -> None:
+    """Check that the options are JSON objects by vendor; values never reach the error's text."""
+    try:
+        fine = isinstance(options, Mapping) and all(
+            isinstance(vendor, str) and isinstance(fields, Mapping) and json.dumps(dict(fields))
+            for vendor, fields in options.items()
+        )
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise InvalidRequestError("vendor_options must hold a JSON object for each vendor")

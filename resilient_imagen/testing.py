@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from resilient_imagen.errors import ImageGenerationError, provider_failure
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.telemetry.recording_sink import RecordingSink
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 
@@ -70,6 +70,7 @@ class FakeProvider:
 
     def __init__(self, name: str, *, latency: float = 1.0, image: bytes = TINY_PNG) -> None:
         self.name = name
+        self.endpoint = Endpoint(name)
         self.latency = latency
         self.image = image
         self.sent: list[Sent] = []
@@ -120,7 +121,7 @@ class FakeProvider:
             self._steps.extend([step] * times)
         return self
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Answer as scripted."""
         self.sent.append(Sent(asyncio.get_running_loop().time(), model, request))
         step = self._steps.popleft() if self._steps else self._always or _Step(self.latency, None)
@@ -136,7 +137,8 @@ class FakeProvider:
             self.in_flight -= 1
         if step.error is not None:
             raise _fresh(step.error, model)
-        return ProviderImage(self.image, "image/png", model, input_tokens=10, output_tokens=100)
+        usage = TokenUsage(input_tokens=10, output_tokens=100)
+        return ProviderResult((ProviderImage(self.image, "image/png"),), model, usage)
 
     async def aclose(self) -> None:
         """Note that the client closed it."""

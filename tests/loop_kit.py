@@ -10,6 +10,7 @@ import pytest
 
 from resilient_imagen import ConfigurationError, ImageClient, Settings
 from resilient_imagen.pipeline.route import Route
+from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
@@ -21,8 +22,10 @@ PATIENCE = 60.0
 class LoopScenario:
     """A client, its provider, and what it warned of."""
 
-    def __init__(self, url: str, **more: Any) -> None:
+    def __init__(self, url: str, *, api_key: str = "", **more: Any) -> None:
         self.google = FakeProvider("google", latency=0.005)
+        if api_key:
+            self.google.endpoint = GoogleProvider(api_key=api_key).endpoint
         self.sink = RecordingSink()
         numbers = {"ipm": 60_000, "max_retries": 0, "breaker_reset_timeout": 1.0, **more}
         settings = Settings(redis_url=url, routes="google:pro", **numbers)

@@ -144,7 +144,7 @@ def test_one_key_is_enough(
 BAD = {
     "aspect": (["a fox", "--aspect", "7:1"], "aspect_ratio '7:1' is not allowed; use one of 1:1,"),
     "resolution": (["a fox", "--resolution", "9K"], "Invalid value for '--resolution'"),
-    "empty prompt": ([" "], "prompt must be a text that is not empty"),
+    "empty prompt": ([" "], "prompt must be a str that is not empty"),
     "no prompt": ([], "nothing to draw: give a prompt in quotes, or --from prompts.jsonl"),
     "no such reference": (["a fox", "--ref", "no.png"], "--ref no.png: there is no such file"),
     "no path": (["a fox", "--ref", "A" * 9000], "--ref a text of 9000 characters: there is no"),

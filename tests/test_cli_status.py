@@ -5,27 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cli_kit import run
 from redis_kit import RedisServer
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.distributed import account
+from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.reasons import Reason
 from resilient_imagen.testing import FakeProvider
 
 pytestmark = pytest.mark.redis
 
 
-def share_an_outage(url: str, **more: Any) -> None:
+def share_an_outage(url: str, account: str = "") -> None:
     """Google is well once, then down until its circuit opens; OpenAI serves."""
 
     async def main() -> None:
         google, openai = FakeProvider("google", latency=0), FakeProvider("openai", latency=0)
+        google.endpoint = Endpoint("google", account=account)
         settings = Settings(
-            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000, **more
+            redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000
         )
         async with ImageClient(settings, providers=[google, openai]) as client:
             await client.generate("a lighthouse")
@@ -57,16 +57,16 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
 def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
     """Each namespace is shown by itself, and named; two accounts' routes stand in two rows."""
     url = f"{server.url}?namespace=book-reels"
-    for key in ("key-of-one", "key-of-another"):
-        share_an_outage(url, google_api_key=key)
+    accounts = {"one", "another"}
+    for account in accounts:
+        share_an_outage(url, account)
     told = json.loads(run("status", "--json", "--redis-url", url, cwd=tmp_path).stdout)
     assert told["namespace"] == "resilient_imagen:book-reels"
-    words = {account(key, None) for key in ("key-of-one", "key-of-another")}
     google = {each["route"] for each in told["routes"] if each["route"].startswith("google")}
-    assert google == {f"google:pro@{word}" for word in words}
+    assert google == {f"google:pro@{account}" for account in accounts}
     assert {pace["provider"] for pace in told["paces"]} == {
         "openai",
-        *(f"google@{word}" for word in words),
+        *(f"google@{account}" for account in accounts),
     }
     other = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
     assert (other["namespace"], other["routes"]) == ("resilient_imagen", [])

@@ -13,7 +13,7 @@ from redis_kit import RedisServer
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.errors import provider_failure
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.snapshots import QueueSnapshot
@@ -46,7 +46,7 @@ class Google:
         self.hangs = True
         self.fails = 0
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         del request
         self.requests += 1
         if self.fails:
@@ -54,7 +54,7 @@ class Google:
             raise provider_failure(Reason.OVERLOADED, provider=self.name, status=503)
         if self.hangs:
             await asyncio.get_running_loop().create_future()
-        return ProviderImage(TINY_PNG, "image/png", model)
+        return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model)
 
     async def aclose(self) -> None:
         return

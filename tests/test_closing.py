@@ -10,7 +10,7 @@ from pipeline_kit import FAST, PipelineScenario, now
 
 import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
@@ -156,7 +156,7 @@ def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> No
 class Stubborn(FakeProvider):
     """Does not let itself be cancelled."""
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         while True:
             try:
                 return await super().generate(request, model)
@@ -217,7 +217,7 @@ def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> 
 class SlowToEnd(FakeProvider):
     """Takes half a second to end when it is cancelled."""
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         try:
             return await super().generate(request, model)
         except asyncio.CancelledError:

@@ -10,9 +10,10 @@ import pytest
 from fake_redis import ADDRESS, FakeRedisCluster
 from fleet_kit import Worker, run_with_fake_redis, started_workers
 
-from resilient_imagen.distributed import Address, RedisCoordinator, account
+from resilient_imagen.distributed import Address, RedisCoordinator
 from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.providers.base import account_id
 
 REFUSAL = "it refuses the user name or password, or wants one"
 
@@ -153,18 +154,13 @@ def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyP
     run_with_fake_redis(scene)
 
 
-def test_accounts_are_told_apart_and_never_named() -> None:
-    """By key and base URL; who has neither has no word."""
-    words = {
-        account(key, url)
-        for key in ("sk-secret-1", "sk-secret-2", None)
-        for url in (None, "https://relay.example/v1")
-    }
-    assert len(words) == 6
-    assert account(None, None) == ""
-    assert account("k", None) == account("k", "")
-    assert account("k", "https://relay.example/v1/") == account("k", "https://relay.example/v1")
-    assert all(len(word) in {0, 8} and "secret" not in word for word in words)
+def test_accounts_are_distinguished_by_key_and_address_and_reveal_neither() -> None:
+    """Each pair of key and base URL has its own account id."""
+    urls = ("https://vendor.example/v1", "https://relay.example/v1")
+    ids = {account_id(key, url) for key in ("sk-secret-1", "sk-secret-2") for url in urls}
+    assert len(ids) == 4
+    assert account_id("k", f"{urls[0]}/") == account_id("k", urls[0])
+    assert all(len(each) == 8 and "secret" not in each for each in ids)
 
 
 def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:

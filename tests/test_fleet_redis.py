@@ -175,7 +175,7 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
 
     async def scene() -> None:
         one, same, other = (
-            LoopScenario(server.url, ipm=1, google_api_key=key)
+            LoopScenario(server.url, api_key=key, ipm=1)
             for key in ("key-of-one", "key-of-one", "key-of-another")
         )
         async with one.client, same.client, other.client:

@@ -9,7 +9,7 @@ import pytest
 from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, RateLimitedError, Reason
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import TINY_PNG
@@ -27,10 +27,10 @@ class Throttled:
     def __init__(self, wait: Any, *, later: bool) -> None:
         self.wait, self.later, self.sent = wait, later, 0
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         self.sent += 1
         if self.sent > 1:
-            return ProviderImage(TINY_PNG, "image/png", model)
+            return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model)
         error = RateLimitedError(status=429, retry_after=None if self.later else self.wait)
         if self.later:
             error.retry_after = self.wait

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import models
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import TokenUsage
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 
 DEFAULTS = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}
 FREE = "gpt-image-2.5-flare"
 
 
-def answer(**usage: Any) -> ProviderImage:
-    return ProviderImage(b"", "image/png", "whatever", **usage)
+def answer(**usage: Any) -> TokenUsage:
+    return TokenUsage(**usage)
 
 
 def test_every_successor_is_a_living_model_of_the_same_vendor() -> None:
@@ -157,12 +157,13 @@ def test_costs_by_picture_and_by_token() -> None:
     assert models.cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
     assert models.cost_usd("gemini-3.1-flash-image", answer(), "2K") == 0.101
     assert models.cost_usd("gemini-3.1-flash-lite-image", answer(), "4K") == 0.0336
-    assert models.cost_usd("gemini-3-pro-image", answer(pictures=3), "2K") == pytest.approx(0.402)
+    three = answer(billed_images=3)
+    assert models.cost_usd("gemini-3-pro-image", three, "2K") == pytest.approx(0.402)
     # A high-quality square of these takes 4160 tokens, and costs what the price lists say.
     square = answer(input_tokens=0, output_tokens=4160)
     assert models.cost_usd("gpt-image-1.5", square, "1K") == pytest.approx(0.133, abs=1e-3)
     assert models.cost_usd("gpt-image-1-mini", square, "1K") == pytest.approx(0.033, abs=1e-3)
-    used = answer(input_tokens=1100, image_tokens_in=1000, output_tokens=2000)
+    used = answer(input_tokens=1100, input_image_tokens=1000, output_tokens=2000)
     assert models.cost_usd(FREE, used, "2K") == pytest.approx(
         (100 * 5 + 1000 * 8 + 2000 * 30) / 1_000_000
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 
-from resilient_imagen import DeadlineExceededError, InvalidRequestError, ProviderImage, Reason
+from resilient_imagen import DeadlineExceededError, InvalidRequestError, ProviderResult, Reason
 from resilient_imagen.request import ImageRequest
 
 
@@ -244,7 +244,7 @@ def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
         told.append("generating")
 
     async def scene(world: PipelineScenario) -> None:
-        async def generate(request: ImageRequest, model: str) -> ProviderImage:
+        async def generate(request: ImageRequest, model: str) -> ProviderResult:
             raise InvalidRequestError("not that")
 
         world.google.generate = generate  # type: ignore[method-assign]

@@ -23,7 +23,7 @@ from resilient_imagen import (
     Settings,
     SettingsArguments,
 )
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink, Sent
@@ -553,12 +553,12 @@ def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again
     class Nested(FakeProvider):
         """Serves by another ImageClient, whose only route is open."""
 
-        async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+        async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
             self.sent.append(Sent(now(), model, request))
             inner = Settings(routes="inner:m", force_open="inner")
             async with ImageClient(inner, providers=[FakeProvider("inner")]) as client:
                 result = await client.generate(request.prompt)
-            return ProviderImage(result.image_bytes, result.mime_type, model)
+            return ProviderResult((ProviderImage(result.image_bytes, result.mime_type),), model)
 
     async def main() -> None:
         nested = Nested("nested")

@@ -10,7 +10,7 @@ from typing import Any
 
 from resilient_imagen import ContentBlockedError, ImageClient, Settings
 from resilient_imagen.errors import provider_failure
-from resilient_imagen.providers.base import Provider, ProviderImage
+from resilient_imagen.providers.base import Provider, ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import BreakerChanged
@@ -26,11 +26,11 @@ class Google:
         self.requests = 0
         self._answer = answer
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         del request
         self.requests += 1
         await self._answer()
-        return ProviderImage(TINY_PNG, "image/png", model)
+        return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model)
 
     async def aclose(self) -> None:
         return

@@ -12,22 +12,30 @@ import pytest
 from images_samples import encoded
 from PIL import Image
 from pipeline_kit import FAST, PipelineScenario, run_scenario
+from providers_kit import GOOD as GOOD_ANSWERS
+from providers_kit import ask, run
 
 from resilient_imagen import (
     ConfigurationError,
+    Endpoint,
     ImageClient,
     ImageGenerationError,
+    ImageRequest,
+    InvalidRequestError,
     ProviderError,
     ProviderImage,
+    ProviderResult,
     Reason,
     Settings,
 )
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.request import Reference
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
-GOOD = ProviderImage(TINY_PNG, "image/png", "gemini-3-pro-image")
+GOOD = ProviderResult((ProviderImage(TINY_PNG, "image/png"),), "gemini-3-pro-image")
 
 
-async def later() -> ProviderImage:
+async def later() -> ProviderResult:
     return GOOD
 
 
@@ -38,7 +46,7 @@ ANSWERS: dict[str, Callable[[], Any]] = {
     "dict": lambda: {"data": TINY_PNG, "mime_type": "image/png"},
     "tuple": lambda: (TINY_PNG, "image/png"),
     "SimpleNamespace": lambda: SimpleNamespace(data=TINY_PNG, mime_type="image/png", model="x"),
-    "type": lambda: ProviderImage,
+    "type": lambda: ProviderResult,
 }
 
 
@@ -71,7 +79,7 @@ def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
     async def scene(world: PipelineScenario) -> None:
         answering(world, ANSWERS[kind])
         error = await bug_of(world)
-        assert str(error) == (f"provider google: generate must return a ProviderImage, not {kind}")
+        assert str(error) == (f"provider google: generate must return a ProviderResult, not {kind}")
 
     run_scenario(scene, **FAST)
 
@@ -93,39 +101,60 @@ def test_a_generate_that_is_not_async_is_named() -> None:
         world.google.generate = lambda *_: GOOD  # type: ignore[method-assign,assignment]
         error = await bug_of(world)
         assert str(error) == (
-            "provider google: generate must be an async function; it returned ProviderImage"
+            "provider google: generate must be an async function; it returned ProviderResult"
         )
 
     run_scenario(scene, **FAST)
 
 
 WRONG_FIELDS: dict[str, list[Any]] = {
-    "data": [None, "iVBORw0KGgo=", bytearray(TINY_PNG), memoryview(TINY_PNG), 3],
-    "mime_type": [None, b"image/png"],
-    "model": [None, 3],
-    "input_tokens": ["10", 1.5, True],
-    "output_tokens": ["10", {}],
-    "total_tokens": [b"1"],
-    "image_tokens_in": [[]],
-    "pictures": [None, "1"],
-    "response_id": [7],
-    "finish_reason": [Reason],
+    "ProviderImage.data": [None, "iVBORw0KGgo=", bytearray(TINY_PNG), memoryview(TINY_PNG), 3],
+    "ProviderImage.mime_type": [None, b"image/png"],
+    "ProviderResult.images": [None, TINY_PNG, [GOOD.images[0]]],
+    "ProviderResult.model": [None, 3],
+    "ProviderResult.usage": [None, {"input_tokens": 10}],
+    "ProviderResult.adjustments": [None, "no mask"],
+    "ProviderResult.response_id": [7],
+    "ProviderResult.finish_reason": [Reason],
+    "TokenUsage.input_tokens": ["10", 1.5, True],
+    "TokenUsage.output_tokens": ["10", {}],
+    "TokenUsage.total_tokens": [b"1"],
+    "TokenUsage.input_image_tokens": [[]],
+    "TokenUsage.billed_images": [None, "1"],
+}
+HOLDERS: dict[str, Any] = {
+    "ProviderImage": GOOD.images[0],
+    "ProviderResult": GOOD,
+    "TokenUsage": GOOD.usage,
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in WRONG_FIELDS.items() for value in values],
+    ("field", "value"),
+    [(field, value) for field, values in WRONG_FIELDS.items() for value in values],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_field_of_a_wrong_type_is_named_where_it_is_set(name: str, value: Any) -> None:
-    """The traceback ends in the provider's own code."""
+def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any) -> None:
+    """The traceback ends in the code of the provider's author."""
+    kind, name = field.split(".")
 
     async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, **{name: value}))
+        answering(world, lambda: replace(HOLDERS[kind], **{name: value}))
         error = await bug_of(world)
-        assert f"ProviderImage.{name} must be " in str(error)
+        assert f"{field} must be " in str(error)
         assert f"not {type(value).__name__}" in str(error)
+
+    run_scenario(scene, **FAST)
+
+
+@pytest.mark.parametrize("images", [(), (TINY_PNG,), (GOOD.images[0], None)])
+def test_a_result_has_at_least_one_image(images: Any) -> None:
+    """A result without an image, or with something else among its images, is a bug."""
+
+    async def scene(world: PipelineScenario) -> None:
+        answering(world, lambda: replace(GOOD, images=images))
+        error = await bug_of(world)
+        assert str(error) == "ProviderResult.images must hold at least one ProviderImage"
 
     run_scenario(scene, **FAST)
 
@@ -137,7 +166,7 @@ def test_bytes_that_are_no_picture_are_the_services_fault(data: bytes) -> None:
     """An unusable answer is retried once and left for the next route."""
 
     async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, data=data))
+        answering(world, lambda: replace(GOOD, images=(ProviderImage(data, "image/png"),)))
         result = await world.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "invalid_response")
 
@@ -150,7 +179,7 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
     jpeg = encoded(Image.new("RGB", (90, 160)), "JPEG")
 
     async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, data=jpeg, mime_type=claimed))
+        answering(world, lambda: replace(GOOD, images=(ProviderImage(jpeg, claimed),)))
         result = await world.ask()
         assert (result.mime_type, result.image_bytes) == ("image/jpeg", jpeg)
 
@@ -193,7 +222,7 @@ def test_a_reason_may_be_given_as_its_word() -> None:
 
 
 class Nameless:
-    async def generate(self, *_: object) -> ProviderImage:
+    async def generate(self, *_: object) -> ProviderResult:
         return GOOD
 
     async def aclose(self) -> None:
@@ -207,7 +236,7 @@ class Numbered(Nameless):
 class Unclosed:
     name = "google"
 
-    async def generate(self, *_: object) -> ProviderImage:
+    async def generate(self, *_: object) -> ProviderResult:
         return GOOD
 
 
@@ -256,3 +285,106 @@ def test_warm_up_and_close_may_be_ordinary_functions() -> None:
         assert calls == ["warm", "closed"]
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("vendor", "options", "ignored"),
+    [
+        ("google", {"quality": "low", "seed": 3}, ["quality"]),
+        (
+            "google",
+            {"background": "transparent", "output_format": "webp"},
+            ["background", "output_format"],
+        ),
+        ("openai", {"quality": "low", "seed": 0, "partial_images": 2}, ["seed", "partial_images"]),
+    ],
+)
+def test_options_that_a_vendor_lacks_are_listed(
+    vendor: str, options: dict[str, Any], ignored: list[str]
+) -> None:
+    """A built-in provider serves the request without them and lists each in the adjustments."""
+    result = run(ask(vendor, GOOD_ANSWERS[vendor], ImageRequest("a fox", **options)))
+    assert list(result.adjustments) == [f"{vendor} does not support {name}" for name in ignored]
+
+
+def test_adjustments_of_a_provider_reach_the_caller() -> None:
+    """The result of the client lists them after the changes to the image."""
+
+    async def scene(world: PipelineScenario) -> None:
+        answering(world, lambda: replace(GOOD, adjustments=("google does not support mask",)))
+        result = await world.ask()
+        assert "google does not support mask" in result.adjustments
+
+    run_scenario(scene, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name"), [("google", "contents"), ("openai", "prompt"), ("openai", "model")]
+)
+def test_vendor_options_cannot_replace_fields_of_the_request(vendor: str, name: str) -> None:
+    """The error names the field, and nothing is sent."""
+    request = ImageRequest("a fox", vendor_options={vendor: {name: "secret"}})
+    with pytest.raises(InvalidRequestError) as caught:
+        run(ask(vendor, None, request))
+    assert str(caught.value) == f"vendor_options for {vendor} must not contain {name}"
+
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"n": 0}, "n 0 is not allowed; use a number from 1 to 10"),
+    ({"n": True}, "n must be an int or None, not bool"),
+    ({"seed": 2**31}, "seed 2147483648 is not allowed; use a number from 0 to 2147483647"),
+    ({"seed": "7"}, "seed must be an int or None, not str"),
+    ({"output_compression": 101}, "output_compression 101 is not allowed"),
+    ({"partial_images": 4}, "partial_images 4 is not allowed; use a number from 1 to 3"),
+    ({"background": "clear"}, "background 'clear' is not allowed; use one of transparent, opaque"),
+    ({"output_format": "gif"}, "output_format 'gif' is not allowed; use one of png, jpeg, webp"),
+    ({"quality": "best"}, "quality 'best' is not allowed; use one of low, medium, high"),
+    ({"vendor_options": {"openai": 3}}, "vendor_options must hold a JSON object for each vendor"),
+    ({"vendor_options": {"openai": {"a": b""}}}, "vendor_options must hold a JSON object"),
+    ({"vendor_options": "x"}, "vendor_options must hold a JSON object"),
+    ({"mask": Reference(b"", "image/png", 0)}, "mask is allowed for an edit only"),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), WRONG_OPTIONS, ids=lambda value: str(value)[:40])
+def test_a_wrong_option_is_rejected_with_the_allowed_values(
+    options: dict[str, Any], text: str
+) -> None:
+    """The error names the option, its value and the allowed ones."""
+    with pytest.raises(InvalidRequestError) as caught:
+        ImageRequest("a fox", **options)
+    assert text in str(caught.value)
+
+
+def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
+    """Its name is free; limits, prices and sizes come from the rows of the vendor."""
+    provider = GoogleProvider(api_key="key-of-b", name="google_b")
+    assert provider.endpoint.vendor == "google"
+    assert provider.endpoint.account != GoogleProvider(api_key="key-of-a").endpoint.account
+    with pytest.raises(ConfigurationError, match="google_b:gpt-image-2 is not valid"):
+        ImageClient(Settings(routes="google_b:gpt-image-2"), providers=[provider])
+    client = ImageClient(Settings(routes="google_b:gemini-3-pro-image"), providers=[provider])
+    assert client.snapshot()["routes"][0]["provider"] == "google_b"
+
+
+def test_the_model_table_holds_for_a_second_account() -> None:
+    """References beyond the vendor's limit are dropped, and the image has its price."""
+
+    async def main() -> None:
+        provider = FakeProvider("google_b")
+        provider.endpoint = Endpoint("google")
+        settings = Settings(routes="google_b:gemini-3-pro-image", ipm=60_000)
+        async with ImageClient(settings, providers=[provider]) as client:
+            result = await client.generate("a fox", references=[TINY_PNG] * 15)
+        assert [each["index"] for each in result.dropped_references] == [14]
+        assert result.usage["cost_usd"] == 0.134
+
+    run_virtual(main())
+
+
+def test_an_endpoint_of_another_type_is_rejected() -> None:
+    """The error names the provider and the type."""
+    provider = FakeProvider("google")
+    provider.endpoint = "https://vendor.example"  # type: ignore[assignment]
+    with pytest.raises(TypeError, match=r"\(google\): endpoint must be an Endpoint, not str"):
+        ImageClient(Settings(), providers=[provider])

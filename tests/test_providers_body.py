@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from providers_kit import PNG, PNG64, body_of, google_body, openai_body
 
 from resilient_imagen.providers import google_response, openai_response
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.providers.streaming_body import StreamingJsonBody
 from resilient_imagen.reasons import Reason
@@ -32,7 +32,7 @@ def answer(vendor: str, written: str) -> bytes:
     return json.dumps(body).replace(PNG64, written).encode()
 
 
-def outcome(vendor: str, body: StreamingJsonBody) -> ProviderImage | Reason:
+def outcome(vendor: str, body: StreamingJsonBody) -> ProviderResult | Reason:
     try:
         return READERS[vendor](body, "asked-model")
     except ResponseError as error:
@@ -62,8 +62,8 @@ def test_every_way_of_writing_a_picture_is_read(
     """Escapes, alphabets, line breaks and padding do not matter but for the time they take."""
     body = body_of(answer(vendor, written))
     read = outcome(vendor, body)
-    assert isinstance(read, ProviderImage)
-    assert read.data == LARGE
+    assert isinstance(read, ProviderResult)
+    assert read.images[0].data == LARGE
     assert (len(body.text) < len(LARGE64)) is on_the_way
 
 
@@ -159,6 +159,6 @@ def test_a_picture_is_held_once() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert isinstance(read, ProviderImage)
-    assert read.data == picture
+    assert isinstance(read, ProviderResult)
+    assert read.images[0].data == picture
     assert peak < 1.3 * len(picture)

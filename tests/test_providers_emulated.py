@@ -13,7 +13,7 @@ from resilient_imagen.emulator.gpt_image_variants import SHAPES as GPT_SHAPES
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.models import openai_size
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.reasons import Reason
@@ -44,7 +44,7 @@ BAD = {
 """Shapes without a picture; ``body_object`` is one for Gemini and none at all for OpenAI."""
 
 
-Outcome = ProviderImage | ImageGenerationError
+Outcome = ProviderResult | ImageGenerationError
 
 
 def _provider(vendor: str, app: Emulator) -> SdkProvider:
@@ -82,9 +82,9 @@ def test_every_shape_is_a_picture_or_its_reason(
     if shape == "body_object":
         expected = Reason.NO_IMAGE if vendor == "google" else Reason.INVALID_RESPONSE
     outcome = outcomes[vendor, shape]
-    if isinstance(outcome, ProviderImage):
+    if isinstance(outcome, ProviderResult):
         assert expected is None
-        assert sniff_mime(outcome.data) == outcome.mime_type
+        assert sniff_mime(outcome.images[0].data) == outcome.images[0].mime_type
     else:
         assert outcome.reason is expected
 
@@ -108,7 +108,7 @@ def test_every_ratio_is_accepted_by_every_model(vendor: str, model: str) -> None
             request = ImageRequest(PROMPT, aspect_ratio=ratio, resolution="1K")
             image = await provider.generate(request, model)
             if vendor == "openai":
-                assert pixel_size(image.data) == openai_size(model, ratio, "1K")
+                assert pixel_size(image.images[0].data) == openai_size(model, ratio, "1K")
         await provider.aclose()
 
     asyncio.run(main())

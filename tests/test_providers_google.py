@@ -236,7 +236,7 @@ assert _api_client.has_aiohttp, "the SDK did not notice it"
 from providers_kit import PROMPT, ask, google_body, http, run
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.request import ImageRequest
-assert run(ask("google", http(200, google_body()))).mime_type == "image/png"
+assert run(ask("google", http(200, google_body()))).images[0].mime_type == "image/png"
 try:
     run(ask("google", http(503, "")))
 except ImageGenerationError as error:
@@ -264,9 +264,25 @@ def test_a_relays_path_is_kept() -> None:
     assert request.path == "/relay/v1/models/gemini-3-pro-image:generateContent"
 
 
-def test_the_placeholder_of_a_reference_is_never_sent() -> None:
-    """Every stand-in is replaced: what arrives is as long as it says and valid JSON."""
+def test_references_are_part_of_the_json_document() -> None:
+    """The body is valid JSON of the stated length, and contains each reference in base64."""
     request = sent(ImageRequest(PROMPT, references=(Reference(PNG, "image/png", 0),) * 14))
     assert len(request.body) == int(request.headers["content-length"])
     assert "transfer-encoding" not in request.headers
     assert json.dumps(request.json).count(base64.b64encode(PNG).decode()) == 14
+
+
+def test_options_of_a_request_are_sent() -> None:
+    """The seed and Google's own fields become part of the document; OpenAI's do not."""
+    options: dict[str, Any] = {
+        "google": {"generationConfig": {"topK": 3}},
+        "openai": {"moderation": "low"},
+    }
+    request = sent(ImageRequest(PROMPT, aspect_ratio="1:1", seed=0, vendor_options=options))
+    assert request.json["generationConfig"] == {
+        "responseModalities": ["TEXT", "IMAGE"],
+        "imageConfig": {"aspectRatio": "1:1", "imageSize": "2K"},
+        "seed": 0,
+        "topK": 3,
+    }
+    assert "moderation" not in request.json

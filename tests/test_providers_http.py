@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 import socket
 import threading
@@ -28,9 +29,9 @@ from providers_kit import (
 )
 
 from resilient_imagen.errors import ConfigurationError, ImageGenerationError
-from resilient_imagen.providers.base import Provider, ProviderImage
+from resilient_imagen.providers.base import Provider, ProviderImage, ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
-from resilient_imagen.providers.http import CapturingClient, capture_exchange
+from resilient_imagen.providers.http import BodyPart, CapturingClient, JsonWriter, capture_exchange
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.providers.streaming_body import StreamingJsonBody
 from resilient_imagen.reasons import Reason
@@ -49,8 +50,8 @@ def failing(vendor: str, answer: Any, request: ImageRequest | None = None) -> Im
 def test_a_picture_comes_back(vendor: str) -> None:
     """The plain good case; and a built-in provider is a Provider."""
     image = run(ask(vendor, GOOD[vendor]))
-    assert isinstance(image, ProviderImage)
-    assert (image.data, image.mime_type, image.model) == (PNG, "image/png", MODELS[vendor])
+    assert isinstance(image, ProviderResult)
+    assert (image.images, image.model) == ((ProviderImage(PNG, "image/png"),), MODELS[vendor])
     assert isinstance(provider_for(vendor, "http://127.0.0.1:1"), Provider)
 
 
@@ -234,15 +235,17 @@ def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.Mo
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
     original = kind._parse
 
-    def read(self: Any, body: StreamingJsonBody, model: str) -> ProviderImage:
+    def read(
+        self: Any, body: StreamingJsonBody, request: ImageRequest, model: str
+    ) -> ProviderResult:
         threads.append(threading.current_thread().name)
-        return original(self, body, model)
+        return original(self, body, request, model)
 
     monkeypatch.setattr(kind, "_parse", read)
     for encode in (base64.encodebytes, base64.b64encode):
         monkeypatch.setattr("providers_kit.PNG64", encode(big).decode())
         body = google_body() if vendor == "google" else openai_body()
-        assert run(ask(vendor, http(200, body))).data == big
+        assert run(ask(vendor, http(200, body))).images[0].data == big
     assert "MainThread" not in threads[0]
     assert threads[1] == "MainThread"
 
@@ -324,7 +327,7 @@ def _echo(request: httpx2.Request) -> httpx2.Response:
 
 def _client() -> CapturingClient:
     return CapturingClient(
-        max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo)
+        "http://x", max_connections=1, connect_timeout=7, transport=httpx2.MockTransport(_echo)
     )
 
 
@@ -360,15 +363,31 @@ def test_only_connecting_has_a_time_limit_of_its_own() -> None:
     run(main())
 
 
-def test_a_stand_in_that_cannot_be_found_is_our_own_trouble() -> None:
-    """Should an SDK write references differently one day, nothing half-made is sent."""
+def test_a_rewritten_body_is_sent_with_its_length() -> None:
+    """The body that an SDK built is replaced, and base64 is encoded while it is sent."""
+    pictures = [bytes(range(256)) * 2000, b"", b"a"]
+
+    def rewrite(body: bytes) -> list[BodyPart]:
+        document = json.loads(body)
+        writer = JsonWriter()
+        document["images"] = [writer.upload(each) for each in pictures]
+        return writer.parts(document)
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        assert int(request.headers["content-length"]) == len(request.content)
+        document = json.loads(request.content)
+        assert document["prompt"] == "a \N{FOX FACE}"
+        assert [base64.b64decode(each) for each in document["images"]] == pictures
+        return httpx2.Response(200, text="received")
 
     async def main() -> None:
-        async with _client() as client:
+        transport = httpx2.MockTransport(handle)
+        async with CapturingClient(
+            "http://x", max_connections=1, connect_timeout=7, transport=transport
+        ) as client:
             with capture_exchange() as sent:
-                sent.placeholder(b"picture")
-                with pytest.raises(RuntimeError, match="the SDK changed"):
-                    await client.post("http://x/", content=b"{}")
-                assert sent.response is None
+                sent.rewrite = rewrite
+                await client.post("http://x/", json={"prompt": "a \N{FOX FACE}"})
+        assert sent.body.text == b"received"
 
     run(main())

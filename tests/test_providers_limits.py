@@ -72,7 +72,7 @@ def test_a_large_picture_is_no_large_json(vendor: str, monkeypatch: pytest.Monke
     big = PNG + bytes(3_000_000)
     monkeypatch.setattr("providers_kit.PNG64", base64.b64encode(big).decode())
     body = google_body() if vendor == "google" else openai_body()
-    assert run(ask(vendor, http(200, body))).data == big
+    assert run(ask(vendor, http(200, body))).images[0].data == big
 
 
 @VENDORS

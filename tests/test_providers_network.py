@@ -160,7 +160,7 @@ def test_every_address_of_a_name_is_tried(names: Names, addresses: list[str]) ->
     async def main() -> None:
         async with raw_server(GOOD["google"]) as server:
             image = await one("google", f"http://vendor.test:{server.port}", connect_timeout=30)
-            assert image.mime_type == "image/png"
+            assert image.images[0].mime_type == "image/png"
 
     run(main())
 
@@ -290,7 +290,7 @@ def test_tls_verifies_the_name_and_not_the_address(
     async def main() -> None:
         async with tls_server(certificate, vendor) as port:
             image = await one(vendor, f"https://vendor.test:{port}")
-            assert image.mime_type == "image/png"
+            assert image.images[0].mime_type == "image/png"
             await one(vendor, f"https://other.test:{port}")
 
     with pytest.raises(ImageGenerationError) as caught:

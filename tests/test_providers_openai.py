@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from email import message_from_bytes
 from email.message import Message
 from functools import partial
 from typing import Any
 
 import pytest
-from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
+from providers_kit import JPEG, KEY, PNG, PROMPT, arrived, ask, http, openai_body, run
 
 from resilient_imagen.request import ImageRequest, Reference
 
@@ -93,3 +94,48 @@ def test_the_environment_does_not_change_where_it_sends(monkeypatch: pytest.Monk
     assert request.headers["authorization"] == f"Bearer {KEY}"
     assert "openai-organization" not in request.headers
     assert "openai-project" not in request.headers
+
+
+def test_options_of_a_request_are_sent() -> None:
+    """Each option has the name that the Images API gives it; unset options are not sent."""
+    request = sent(
+        ImageRequest(
+            PROMPT,
+            aspect_ratio="1:1",
+            resolution="1K",
+            n=3,
+            background="transparent",
+            output_format="webp",
+            output_compression=0,
+            quality="low",
+            vendor_options={"openai": {"moderation": "low"}, "google": {"labels": {}}},
+        )
+    )
+    assert request.json == {
+        "model": "gpt-image-2.5-flare",
+        "prompt": PROMPT,
+        "n": 3,
+        "size": "1024x1024",
+        "quality": "low",
+        "background": "transparent",
+        "output_format": "webp",
+        "output_compression": 0,
+        "moderation": "low",
+    }
+
+
+def test_a_mask_is_uploaded_beside_the_image() -> None:
+    """The mask is a PNG file under its own name."""
+    image, mask = Reference(PNG, "image/png", 0), Reference(PNG, "image/png", 0)
+    request = sent(ImageRequest(PROMPT, references=(image,), operation="edit", mask=mask))
+    assert b'name="mask"; filename="mask.png"' in request.body
+    assert b'name="image[]"' in request.body
+
+
+def test_every_image_of_an_answer_is_returned() -> None:
+    """An answer to n=2 has two images, and both are counted as billed."""
+    body = openai_body()
+    body["data"] = [{"b64_json": base64.b64encode(each).decode()} for each in (JPEG, PNG, JPEG)]
+    result = run(ask("openai", http(200, body), ImageRequest(PROMPT, n=2)))
+    assert [each.data for each in result.images] == [PNG, JPEG]
+    assert result.usage.billed_images == 2

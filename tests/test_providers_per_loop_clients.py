@@ -47,7 +47,7 @@ class Builds:
         self.go.wait(20)
         if self.fail:
             raise OSError("no certificates")
-        self.made.append(CapturingClient(max_connections=1, connect_timeout=1))
+        self.made.append(CapturingClient("http://x", max_connections=1, connect_timeout=1))
         return object(), self.made[-1]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from providers_kit import JPEG, PNG, PNG64, body_of, google_body, openai_body
 
 from resilient_imagen.providers import google_response, openai_response
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.providers.classification import ClassifiedError
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.response_parsing import ResponseError
@@ -23,7 +23,7 @@ VENDORS = pytest.mark.parametrize("vendor", READERS)
 JPEG64 = base64.b64encode(JPEG).decode()
 
 
-def read(vendor: str, body: Any) -> ProviderImage | ClassifiedError:
+def read(vendor: str, body: Any) -> ProviderResult | ClassifiedError:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
         return READERS[vendor](body_of(data), "asked-model")
@@ -43,8 +43,8 @@ def reason(vendor: str, body: Any) -> Reason:
 
 def delivered(vendor: str, body: Any) -> bytes:
     outcome = read(vendor, body)
-    assert isinstance(outcome, ProviderImage)
-    return outcome.data
+    assert isinstance(outcome, ProviderResult)
+    return outcome.images[0].data
 
 
 TEXT = {"text": "Here you are:"}
@@ -91,8 +91,8 @@ def test_google_never_delivers_a_draft_of_what_was_refused() -> None:
 def test_the_type_is_sniffed_and_not_believed() -> None:
     """JPEG bytes under image/png are told as what they are."""
     outcome = read("google", google_body(image(JPEG64)))
-    assert isinstance(outcome, ProviderImage)
-    assert outcome.mime_type == "image/jpeg"
+    assert isinstance(outcome, ProviderResult)
+    assert outcome.images[0].mime_type == "image/jpeg"
 
 
 def test_google_tells_what_was_used() -> None:
@@ -110,35 +110,27 @@ def test_google_tells_what_was_used() -> None:
         "modelVersion": "gemini-3-pro-image-001",
         "responseId": "abc",
     }
-    assert read("google", body) == ProviderImage(
-        PNG,
-        "image/png",
+    assert read("google", body) == ProviderResult(
+        (ProviderImage(PNG, "image/png"),),
         "gemini-3-pro-image-001",
-        input_tokens=570,
-        output_tokens=1120,
-        total_tokens=1863,
-        image_tokens_in=560,
+        TokenUsage(570, 1120, 1863, input_image_tokens=560),
         response_id="abc",
         finish_reason="STOP",
     )
 
 
 def test_openai_tells_what_was_used() -> None:
-    """Likewise; the model is the asked one, as answers name none."""
+    """OpenAI's token counts are read; the model is the requested one, as answers name none."""
     usage = {
         "input_tokens": 50,
         "output_tokens": 4160,
         "total_tokens": 4210,
         "input_tokens_details": {"image_tokens": 40, "text_tokens": 10},
     }
-    assert read("openai", openai_body(usage=usage)) == ProviderImage(
-        PNG,
-        "image/png",
+    assert read("openai", openai_body(usage=usage)) == ProviderResult(
+        (ProviderImage(PNG, "image/png"),),
         "asked-model",
-        input_tokens=50,
-        output_tokens=4160,
-        total_tokens=4210,
-        image_tokens_in=40,
+        TokenUsage(50, 4160, 4210, input_image_tokens=40),
     )
 
 
@@ -148,8 +140,8 @@ def test_no_picture_is_refused_over_its_bill(vendor: str, usage: Any) -> None:
     """Unreadable usage is unknown usage."""
     body = google_body() if vendor == "google" else openai_body()
     outcome = read(vendor, body | {"usage": usage, "usageMetadata": usage})
-    assert isinstance(outcome, ProviderImage)
-    assert outcome.input_tokens is None
+    assert isinstance(outcome, ProviderResult)
+    assert outcome.usage.input_tokens is None
 
 
 REFUSALS = [
@@ -327,14 +319,14 @@ JSON = st.recursive(
 @given(body=JSON)
 def test_any_json_is_a_picture_or_a_failure(vendor: str, body: Any) -> None:
     """No JSON value makes a reader stumble."""
-    assert isinstance(read(vendor, body), ProviderImage | ClassifiedError)
+    assert isinstance(read(vendor, body), ProviderResult | ClassifiedError)
 
 
 @VENDORS
 @given(body=st.binary(max_size=300))
 def test_any_bytes_are_a_picture_or_a_failure(vendor: str, body: bytes) -> None:
     """No bytes do, either."""
-    assert isinstance(read(vendor, body), ProviderImage | ClassifiedError)
+    assert isinstance(read(vendor, body), ProviderResult | ClassifiedError)
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_the_fastapi_page(tmp_path: Path) -> None:
 
     seen = json.loads(done.stdout)
     assert seen["made"] == [200, "google", 0.134, True]
-    assert seen["empty"] == [422, "prompt must be a text that is not empty"]
+    assert seen["empty"] == [422, "prompt must be a str that is not empty"]
     assert seen["other"] == 422
     assert seen["health"] == ["closed", "closed"]
     assert seen["jobs"] == {"one": "done", "two": "refused", "three": "failed"}

@@ -19,7 +19,7 @@ from resilient_imagen import (
     Reason,
     Settings,
 )
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.providers.genai_compat import suppress_instrumentation
 from resilient_imagen.telemetry.events import RequestStarted
 from resilient_imagen.telemetry.spans import SpanSink
@@ -175,9 +175,9 @@ def test_sdk_instrumentations_are_told_during_the_attempt_alone(
     seen: list[object] = []
 
     async def scene(world: TelemetryScenario) -> None:
-        async def generate(request: Any, model: str) -> ProviderImage:
+        async def generate(request: Any, model: str) -> ProviderResult:
             seen.append(otel_context.get_value("the key"))
-            return ProviderImage(TINY_PNG, "image/png", model)
+            return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model)
 
         world.google.generate = generate  # type: ignore[method-assign]
         await world.ask(on_start=lambda: seen.append(otel_context.get_value("the key")))

@@ -17,7 +17,7 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMet
 from telemetry_kit import FAST, Telemetry, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult
 from resilient_imagen.telemetry import instruments
 from resilient_imagen.telemetry.metrics import MetricSink
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
@@ -427,7 +427,8 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
     """Vertex is not the Gemini API: the address decides for both."""
 
     async def scene(world: TelemetryScenario) -> None:
-        world.google.base_url = "https://europe-west4-aiplatform.googleapis.com"  # type: ignore[attr-defined]
+        url = "https://europe-west4-aiplatform.googleapis.com"
+        world.google.endpoint = Endpoint("google", url)
         world.google.fail(Reason.OVERLOADED, status=503, times=1)
         await world.ask()
         ((found, count),) = world.telemetry.points("imagegen.retries")
@@ -444,8 +445,8 @@ def test_vendors_cannot_fill_the_metrics_with_names() -> None:
     async def scene(world: TelemetryScenario) -> None:
         served = (f"gemini-{number}" for number in range(100))
 
-        async def generate(request: object, model: str) -> ProviderImage:
-            return ProviderImage(TINY_PNG, "image/png", next(served))
+        async def generate(request: object, model: str) -> ProviderResult:
+            return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), next(served))
 
         world.google.generate = generate  # type: ignore[method-assign]
         for _ in range(100):

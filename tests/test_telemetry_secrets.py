@@ -20,7 +20,7 @@ from providers_kit import MODELS, google_body, openai_body
 from telemetry_kit import Telemetry
 
 from resilient_imagen import ImageClient, ImageGenerationError, ProviderError, Reason, Settings
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ImageRequest
@@ -218,7 +218,7 @@ class Talkative:
 
     name = "google"
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         raise ProviderError(
             f"cannot draw {request.prompt} with {GOOGLE_KEY}",
             reason=Reason.INVALID_REQUEST,

@@ -18,7 +18,7 @@ from resilient_imagen import (
     RateLimitedError,
     Reason,
 )
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.telemetry.spans import SpanSink
 from resilient_imagen.testing import TINY_PNG
 
@@ -502,10 +502,13 @@ def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
             ("sk-" + "x" * 40, "A lighthouse", "m"),
         ]
 
-        async def generate(request: Any, model: str) -> ProviderImage:
+        async def generate(request: Any, model: str) -> ProviderResult:
             response_id, finish, served = answers.pop(0)
-            return ProviderImage(
-                TINY_PNG, "image/png", served, response_id=response_id, finish_reason=finish
+            return ProviderResult(
+                (ProviderImage(TINY_PNG, "image/png"),),
+                served,
+                response_id=response_id,
+                finish_reason=finish,
             )
 
         world.google.generate = generate  # type: ignore[method-assign]

@@ -24,7 +24,7 @@ from providers_kit import MODELS, google_body, openai_body
 
 import resilient_imagen as ri
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.http import CapturedExchange
 from resilient_imagen.providers.openai import OpenAIProvider
@@ -247,11 +247,11 @@ class Broken:
 
     name = "google"
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         prompt, key = request.prompt, KEY
         return self._draw(prompt, key)
 
-    def _draw(self, prompt: str, key: str) -> ProviderImage:
+    def _draw(self, prompt: str, key: str) -> ProviderResult:
         raise KeyError(model_of(len(prompt + key)))
 
     async def aclose(self) -> None:
@@ -464,10 +464,8 @@ class Words(str):
 def alive() -> int:
     """Bytes of reference images that anything still holds."""
     kept = [each for each in gc.get_objects() if type(each) in {Reference, CapturedExchange}]
-    blobs = (
-        sum(map(len, each.uploads.values())) for each in kept if type(each) is CapturedExchange
-    )
-    return sum(len(each.data) for each in kept if type(each) is Reference) + sum(blobs)
+    sending = [each for each in kept if type(each) is CapturedExchange and each.rewrite]
+    return sum(len(each.data) for each in kept if type(each) is Reference) + len(sending)
 
 
 def test_an_error_that_is_kept_keeps_nothing() -> None:

@@ -9,7 +9,7 @@ Nothing here loads redis until the first connection is made.
 from resilient_imagen.distributed.breaker_record import BreakerRecord
 from resilient_imagen.distributed.coordinator import RedisCoordinator
 from resilient_imagen.distributed.participant import Participant
-from resilient_imagen.distributed.redis_address import Address, account
+from resilient_imagen.distributed.redis_address import Address
 from resilient_imagen.distributed.scripts import ScriptCall
 
-__all__ = ["Address", "BreakerRecord", "Participant", "RedisCoordinator", "ScriptCall", "account"]
+__all__ = ["Address", "BreakerRecord", "Participant", "RedisCoordinator", "ScriptCall"]

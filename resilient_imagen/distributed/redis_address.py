@@ -1,33 +1,20 @@
-"""Where Redis is, checked at start, and never shown with its password; and whose keys are whose."""
+"""The address of Redis: validated at start, and never shown with its password."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Final, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 from resilient_imagen.errors import ConfigurationError
 
-__all__ = ["Address", "account"]
+__all__ = ["Address"]
 
 _SCHEMES: Final = {"redis", "rediss", "unix"}
 _NAMESPACE: Final = "namespace"
 _NAME: Final = re.compile(r"[\w.-]+", re.ASCII)
 _OURS: Final = "resilient_imagen"
-
-
-def account(api_key: str | None, base_url: str | None) -> str:
-    """A word for the vendor's account: the same for the same key and URL, and neither can be read.
-
-    Empty when nothing says which account it is.
-    """
-    if api_key is None and base_url is None:
-        return ""
-    told = json.dumps([api_key, (base_url or "").rstrip("/")]).encode()
-    return blake2b(told, digest_size=4, key=_OURS.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
-from resilient_imagen.providers.base import ask
+from resilient_imagen.providers.base import send_request
 from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.result import Attempt
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.outcome import AttemptOutcome
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.ratelimit.limiter import Slot
 
 __all__ = ["AttemptExecutor"]
@@ -67,10 +67,10 @@ class AttemptExecutor:
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
         timer = asyncio.timeout_at(limit.timer_at)
-        answer: ProviderImage | None = None
+        answer: ProviderResult | None = None
         try:
             async with timer:
-                answer = await ask(route.provider, request, route.model)
+                answer = await send_request(route.provider, request, route.model)
             latency = loop.time() - started
             permit.answered()
             image = await self._fitter.fit(request, answer)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.outcome import AttemptFailure
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.result import Attempt, ImageResult
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
@@ -100,7 +100,7 @@ class EventEmitter:
         state: RouteState,
         permit: Permit,
         settlement: Settlement,
-        answer: ProviderImage,
+        answer: ProviderResult,
         attempt: Attempt,
     ) -> None:
         """A request delivered."""

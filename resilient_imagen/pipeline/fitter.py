@@ -11,7 +11,7 @@ from resilient_imagen.images.image_errors import UnusableImageError
 
 if TYPE_CHECKING:
     from resilient_imagen.images.fit import FitMode
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.request import ImageRequest
 
 __all__ = ["FittedImage", "ImageFitter"]
@@ -22,8 +22,8 @@ class FittedImage(NamedTuple):
 
     data: bytes
     mime_type: str
-    note: str | None = None
-    """What was changed, in words; None if the bytes were not touched."""
+    notes: tuple[str, ...] = ()
+    """A sentence for each change, and for each option that the provider did not honour."""
 
 
 class ImageFitter:
@@ -36,16 +36,18 @@ class ImageFitter:
     def __init__(self, mode: FitMode) -> None:
         self._mode = mode
 
-    async def fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
-        """Return the image as the request wants it.
+    async def fit(self, request: ImageRequest, answer: ProviderResult) -> FittedImage:
+        """Return the first image, in the requested aspect ratio.
 
         Raises:
             InvalidResponseError: The image is incomplete or cannot be decoded.
         """
-        if not is_complete(answer.data):
+        data = answer.images[0].data
+        if not is_complete(data):
             raise InvalidResponseError(status=200)
         try:
-            fitted = await fit(answer.data, ratio=request.aspect_ratio, mode=self._mode)
+            fitted = await fit(data, ratio=request.aspect_ratio, mode=self._mode)
         except UnusableImageError:
             raise InvalidResponseError(status=200) from None
-        return FittedImage(fitted.data, fitted.mime_type, fitted.note)
+        changes = () if fitted.note is None else (fitted.note,)
+        return FittedImage(fitted.data, fitted.mime_type, (*changes, *answer.adjustments))

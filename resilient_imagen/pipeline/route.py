@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker, Transition
-    from resilient_imagen.providers.base import PromptHints, Provider, ProviderImage
+    from resilient_imagen.providers.base import PromptHints, Provider, ProviderResult
     from resilient_imagen.ratelimit.limiter import RateLimiter
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
@@ -69,10 +70,14 @@ class Route:
         return f"{self.provider.name}:{self.model}"
 
     @property
+    def vendor(self) -> str:
+        """The vendor whose rows of the model table hold for this route."""
+        return endpoint_of(self.provider).vendor
+
+    @property
     def base_url(self) -> str | None:
-        """Where the provider sends requests, when it says so."""
-        url = getattr(self.provider, "base_url", None)
-        return url if isinstance(url, str) else None
+        """The address that requests are sent to, or None if the provider does not state it."""
+        return endpoint_of(self.provider).base_url
 
     def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""
@@ -106,7 +111,7 @@ class Route:
         measured = self.measured_latency(resolution)
         if measured is not None:
             return measured
-        return models.typical_latency(self.provider.name, self.model, resolution)
+        return models.typical_latency(self.vendor, self.model, resolution)
 
     def cut_short_counts_after(self, resolution: str) -> float:
         """Return the seconds from which a request that is cut short counts as a failure.
@@ -141,26 +146,26 @@ class Route:
         if warm_up is not None and isawaitable(warming := warm_up()):
             await warming
 
-    def usage(self, answer: ProviderImage, resolution: str) -> Usage:
-        """What the answer used, with its price from the model table."""
+    def usage(self, answer: ProviderResult, resolution: str) -> Usage:
+        """Return the usage of an answer, with its price from the model table."""
         return {
             "provider": self.provider.name,
             "model": answer.model,
-            "input_tokens": answer.input_tokens,
-            "output_tokens": answer.output_tokens,
-            "total_tokens": answer.total_tokens,
-            "cost_usd": models.cost_usd(self.model, answer, resolution),
+            "input_tokens": answer.usage.input_tokens,
+            "output_tokens": answer.usage.output_tokens,
+            "total_tokens": answer.usage.total_tokens,
+            "cost_usd": models.cost_usd(self.model, answer.usage, resolution),
         }
 
     async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
-        """The request as this model takes it: so many references, so many bytes in all."""
-        best = models.downgraded_resolution(self.provider.name, self.model, request.resolution)
+        """Return the request within this model's limits of references and bytes."""
+        best = models.downgraded_resolution(self.vendor, self.model, request.resolution)
         smaller = () if best is None else (f"{self.name} makes {best}, not {request.resolution}",)
         hints = self._hints_for(request)
         more = (*smaller, *(() if hints is None else hints.notes))
         if not request.references:
             return AdaptedRequest(request, (), more, hints)
-        info = models.get_model(self.provider.name, self.model)
+        info = models.get_model(self.vendor, self.model)
         references = request.references
         dropped: tuple[DroppedReference, ...] = ()
         notes: tuple[str, ...] = ()
@@ -173,7 +178,7 @@ class Route:
             )
             references = references[: info.max_references]
         sizes = [len(reference.data) for reference in references]
-        each = models.max_reference_bytes(self.provider.name, self.model)
+        each = models.max_reference_bytes(self.vendor, self.model)
         most = self._max_total_bytes(info)
         if max(sizes, default=0) > each or sum(sizes) > most:
             from resilient_imagen.references.shrink import shrink_to_total

@@ -19,11 +19,12 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.providers import BUILT_IN, build
+from resilient_imagen.providers import BUILT_IN
+from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.pipeline.emitter import EventEmitter
@@ -48,16 +49,22 @@ _MAX_WARNINGS: Final = 256
 
 
 class Router:
-    """The chain of routes, and more of them for models that callers name.
+    """The configured routes in order, and more of them for models that callers name.
+
+    Args:
+        settings: Routes, limits and thresholds.
+        providers: The usable providers by name.
+        emitter: Emits warnings, and the changes of breakers.
+        coordinator: Shares breakers and limiters with other processes; None to share nothing.
 
     Raises:
-        ConfigurationError: A route names an unknown provider, or none can be used.
+        ConfigurationError: No route can be used, or a route's model is another vendor's.
     """
 
     def __init__(
         self,
         settings: Settings,
-        providers: Iterable[Provider],
+        providers: Mapping[str, Provider],
         emitter: EventEmitter,
         coordinator: RedisCoordinator | None = None,
     ) -> None:
@@ -69,7 +76,7 @@ class Router:
         self.image_limits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
-        self._providers = self._collect_providers(providers)
+        self._providers = providers
         usable = [route for route in settings.routes if route.provider in self._providers]
         if not usable:
             named = {route.provider for route in settings.routes}
@@ -158,53 +165,20 @@ class Router:
             "last_fallback": None,
         }
 
-    def _collect_providers(self, given: Iterable[Provider]) -> dict[str, Provider]:
-        """The providers that routes name: the caller's, else the built-in ones that have a key."""
-        found = {provider.name: provider for provider in given}
-        named = {route.provider for route in self._settings.routes}
-        self._check_provider_names(named, set(found))
-        for name in sorted(named - set(found)):
-            provider = build(name, self._settings)
-            if provider is None:
-                variable = BUILT_IN[name]
-                self._warn("missing_key", f"{variable} is not set: routes to {name} are off")
-            else:
-                found[name] = provider
-        return found
-
-    def _check_provider_names(self, named: set[str], given: set[str]) -> None:
-        known = given | set(BUILT_IN)
-        if unknown := named - known:
-            raise ConfigurationError(
-                f"IMAGE_GEN_ROUTES names {', '.join(sorted(unknown))}; "
-                f"known providers: {', '.join(sorted(known))}"
-            )
-        if idle := given - named:
-            raise ConfigurationError(
-                f"no route leads to {', '.join(sorted(idle))}; name it in IMAGE_GEN_ROUTES"
-            )
-        if unknown := set(self._settings.force_open) - known:
-            raise ConfigurationError(
-                f"IMAGE_GEN_FORCE_OPEN names {', '.join(sorted(unknown))}; "
-                f"known providers: {', '.join(sorted(known))}"
-            )
-
     def _resolve_configured_model(self, route: RouteName) -> str:
         """The model to ask for on a configured route.
 
         Raises:
             ConfigurationError: The vendor is sure not to have it.
         """
-        name, model = route.provider, route.model
-        if name not in BUILT_IN:
+        endpoint, model = endpoint_of(self._providers[route.provider]), route.model
+        if endpoint.vendor not in models.VENDORS:
             return model
         model = self._resolve_retired_model(model)
         vendor = models.vendor_of(model)
-        # Who stands in for a vendor may have the others' models, too.
-        relayed = getattr(self._providers[name], "is_relay", True)
-        if vendor is not None and vendor != name and not relayed:
+        if vendor not in {None, endpoint.vendor} and not endpoint.any_vendor:
             raise ConfigurationError(
-                f"IMAGE_GEN_ROUTES: {route} cannot be, for {model} is a model of {vendor}"
+                f"IMAGE_GEN_ROUTES: {route} is not valid: {model} is a {vendor} model"
             )
         self._warn_if_unknown(model)
         return model

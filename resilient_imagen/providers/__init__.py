@@ -1,16 +1,19 @@
-"""Who makes pictures; beside each, the table that turns its failures into reasons."""
+"""Providers: the protocol, the built-in ones, and the tables that classify their failures."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.providers.base import check_provider
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
 
-__all__ = ["BUILT_IN", "build"]
+__all__ = ["BUILT_IN", "build", "collect_providers"]
 
 BUILT_IN: Final[Mapping[str, str]] = {
     "google": "GOOGLE_GENAI_API_KEY",
@@ -20,7 +23,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
 
 
 def build(name: str, settings: Settings) -> Provider | None:
-    """The built-in provider ``name``, or None when its key is missing. Loads no SDK yet.
+    """Build the built-in provider ``name``; None when its key is missing. Loads no SDK yet.
 
     Raises:
         ConfigurationError: The key cannot be sent as it is.
@@ -46,3 +49,49 @@ def build(name: str, settings: Settings) -> Provider | None:
         max_connections=settings.max_concurrent,
         quality=settings.openai_quality,
     )
+
+
+def collect_providers(
+    settings: Settings, given: Iterable[Provider], warn: Callable[[str, str], None]
+) -> dict[str, Provider]:
+    """Return the providers that routes name: the given ones, else built-in ones that have a key.
+
+    Args:
+        settings: Routes and keys.
+        given: The application's providers; one named like a built-in one replaces it.
+        warn: Called with a code and a message for each provider that has no key.
+
+    Raises:
+        TypeError: One of ``given`` is not a provider.
+        ConfigurationError: Two providers have the same name, a route or IMAGE_GEN_FORCE_OPEN names
+            an unknown one, or no route leads to a given one.
+    """
+    found: dict[str, Provider] = {}
+    for provider in given:
+        check_provider(provider)
+        if provider.name in found:
+            raise ConfigurationError(f"two providers are named {provider.name}; rename one")
+        found[provider.name] = provider
+    named = {route.provider for route in settings.routes}
+    _check_names(named, set(found), set(settings.force_open))
+    for name in sorted(named - set(found)):
+        built = build(name, settings)
+        if built is None:
+            warn("missing_key", f"{BUILT_IN[name]} is not set: routes to {name} are off")
+        else:
+            found[name] = built
+    return found
+
+
+def _check_names(named: set[str], given: set[str], forced_open: set[str]) -> None:
+    known = given | set(BUILT_IN)
+    for variable, names in (("ROUTES", named), ("FORCE_OPEN", forced_open)):
+        if unknown := names - known:
+            raise ConfigurationError(
+                f"IMAGE_GEN_{variable} names {', '.join(sorted(unknown))}; "
+                f"known providers: {', '.join(sorted(known))}"
+            )
+    if idle := given - named:
+        raise ConfigurationError(
+            f"no route leads to {', '.join(sorted(idle))}; name it in IMAGE_GEN_ROUTES"
+        )

@@ -1,15 +1,124 @@
-"""The contract between the pipeline and a provider: one method, a name and a close."""
+"""The provider protocol: a request goes in, a result or a classified error comes out."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["PromptHints", "Provider", "ProviderImage", "TokenUsage", "ask", "check_provider"]
+__all__ = [
+    "Endpoint",
+    "PromptHints",
+    "Provider",
+    "ProviderImage",
+    "ProviderResult",
+    "TokenUsage",
+    "account_id",
+    "check_provider",
+    "endpoint_of",
+    "send_request",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderImage:
+    """One image as the provider delivered it.
+
+    Raises:
+        TypeError: A field has another type than it states here.
+    """
+
+    data: bytes = field(repr=False)
+    """The encoded image."""
+    mime_type: str
+    """Its type as the provider states it. Results state the type found in the bytes."""
+
+    def __post_init__(self) -> None:
+        """Check the types here, where the provider's author sees the mistake."""
+        _check_types(self, {"data": bytes, "mime_type": str})
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """The vendor's count of what a request used; None where the vendor does not say.
+
+    Raises:
+        TypeError: A field is neither an int nor None.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    input_image_tokens: int | None = None
+    """The part of the input tokens that encodes images; its price differs."""
+    billed_images: int = 1
+    """Images that the vendor charges for, where it charges by the image."""
+
+    def __post_init__(self) -> None:
+        """Check the types here, where the provider's author sees the mistake."""
+        _check_types(self, dict.fromkeys(_COUNTS, int), optional=_OPTIONAL_COUNTS)
+
+
+_COUNTS: Final = tuple(each.name for each in fields(TokenUsage))
+_OPTIONAL_COUNTS: Final = frozenset(_COUNTS) - {"billed_images"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderResult:
+    """A provider's successful answer: at least one image.
+
+    Raises:
+        TypeError: A field has another type than it states here, or ``images`` is empty.
+    """
+
+    images: tuple[ProviderImage, ...]
+    """The images in the vendor's order. A result may have fewer than ``ImageRequest.n``."""
+    model: str
+    """The model that served, as the vendor names it; the requested one if it does not say."""
+    usage: TokenUsage = field(default_factory=TokenUsage)
+    adjustments: tuple[str, ...] = ()
+    """A sentence for each option of the request that the provider could not honour."""
+    response_id: str | None = None
+    finish_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the types here, where the provider's author sees the mistake."""
+        _check_types(self, _RESULT_TYPES, optional=frozenset({"response_id", "finish_reason"}))
+        if not self.images or not all(isinstance(each, ProviderImage) for each in self.images):
+            raise TypeError("ProviderResult.images must hold at least one ProviderImage")
+
+
+_RESULT_TYPES: Final[Mapping[str, type]] = {
+    "images": tuple,
+    "model": str,
+    "usage": TokenUsage,
+    "adjustments": tuple,
+    "response_id": str,
+    "finish_reason": str,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Identity of the account and the address that a provider sends requests to."""
+
+    vendor: str
+    """The vendor whose API the provider speaks, ``google`` or ``openai``: it selects the rows of
+    the model table. Any other word means that the table has no rows for it."""
+    base_url: str | None = None
+    """The address of the API, for ``server.address`` in spans; None if unknown."""
+    account: str = ""
+    """A word that is equal in all processes that use the same account (see ``account_id``), and
+    from which no key can be read. Processes share pace and breaker by account."""
+    any_vendor: bool = False
+    """Whether models of other vendors are served, too, as relays do."""
 
 
 class PromptHints(NamedTuple):
@@ -29,77 +138,18 @@ class PromptHints(NamedTuple):
         return tuple(f'added to the prompt: "{part}"' for part in parts if part)
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderImage:
-    """A provider's successful answer.
-
-    Raises:
-        TypeError: A field is of another type than it says here.
-    """
-
-    data: bytes = field(repr=False)
-    """The encoded picture as delivered."""
-    mime_type: str
-    """Its type. Results say what the bytes are, whatever is claimed here."""
-    model: str
-    """The model that served, as the vendor names it; the requested one when it does not say."""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    image_tokens_in: int | None = None
-    """Those of the input tokens that were pictures, where the vendor says so (prices differ)."""
-    pictures: int = 1
-    """Those that the vendor charges for, where it charges by the picture."""
-    response_id: str | None = None
-    finish_reason: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what would fail later, in code that the provider's author does not know."""
-        for name, (kind, optional) in _FIELDS.items():
-            value = getattr(self, name)
-            # An exact type first, which is the rule: a bool passes for an int, and is none.
-            if type(value) is kind or (value is None and optional):
-                continue
-            if not isinstance(value, kind) or isinstance(value, bool):
-                allowed = f"{kind.__name__} or None" if optional else kind.__name__
-                raise TypeError(
-                    f"ProviderImage.{name} must be {allowed}, not {type(value).__name__}"
-                )
-
-
-_FIELDS: Final[dict[str, tuple[type, bool]]] = {
-    "data": (bytes, False),
-    "mime_type": (str, False),
-    "model": (str, False),
-    "input_tokens": (int, True),
-    "output_tokens": (int, True),
-    "total_tokens": (int, True),
-    "image_tokens_in": (int, True),
-    "pictures": (int, False),
-    "response_id": (str, True),
-    "finish_reason": (str, True),
-}
-"""Each field's type, and whether it may be None."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
-    """What an answer used, with a picture or without one; None where the vendor does not say."""
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    image_tokens_in: int | None = None
-    pictures: int = 1
-
-
 @runtime_checkable
 class Provider(Protocol):
-    """Anything that turns a request into a picture.
+    """A service that turns a request into an image.
 
     The pipeline owns time, retries, pacing and the breaker: a provider sends exactly one request
-    per call, keeps no clock of its own and lets cancellation through. One that adds to the caller's
-    prompt says so by a method ``prompt_hints_for(request) -> PromptHints``, which is optional.
+    per call, has no timeout and lets cancellation through.
+
+    Three members are optional:
+
+    - ``endpoint``: an ``Endpoint``. Without it the provider's name counts as the vendor.
+    - ``async def warm_up(self) -> None``: builds what the first request would build.
+    - ``prompt_hints_for(request) -> PromptHints``: the text that ``generate`` adds to the prompt.
     """
 
     @property
@@ -107,14 +157,14 @@ class Provider(Protocol):
         """The name used in IMAGE_GEN_ROUTES, in results and in telemetry."""
         ...
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Send one request.
 
         Raises:
-            ImageGenerationError: With the ``reason`` that decides what happens next. Reasons
-                that only the pipeline can give are translated: ``circuit_open``, ``saturated``
-                and ``cancelled`` to ``overloaded``, ``deadline`` to ``timeout``. Anything else is
-                taken for a local bug: it casts no vote and surfaces as it is.
+            ImageGenerationError: Its ``reason`` decides what happens next. Reasons that only the
+                pipeline can give are translated: ``circuit_open``, ``saturated`` and ``cancelled``
+                to ``overloaded``, ``deadline`` to ``timeout``. Any other exception counts as a
+                local bug: it casts no vote and surfaces unchanged.
         """
         ...
 
@@ -127,7 +177,7 @@ def check_provider(provider: object) -> None:
     """Check that an object is a provider, as far as that can be seen.
 
     Raises:
-        TypeError: It is none; the text says what is missing.
+        TypeError: It is not; the text names what is missing.
     """
     kind = provider.__name__ if isinstance(provider, type) else type(provider).__name__
     if isinstance(provider, type):
@@ -138,14 +188,31 @@ def check_provider(provider: object) -> None:
     for method in ("generate", "aclose"):
         if not callable(getattr(provider, method, None)):
             raise TypeError(f"provider {kind} ({name}) needs a method {method}")
+    endpoint = getattr(provider, "endpoint", None)
+    if endpoint is not None and not isinstance(endpoint, Endpoint):
+        raise TypeError(
+            f"provider {kind} ({name}): endpoint must be an Endpoint, not {type(endpoint).__name__}"
+        )
 
 
-async def ask(provider: Provider, request: ImageRequest, model: str) -> ProviderImage:
+def endpoint_of(provider: Provider) -> Endpoint:
+    """Return the provider's endpoint; one named like the provider if it has none."""
+    endpoint = getattr(provider, "endpoint", None)
+    return endpoint if isinstance(endpoint, Endpoint) else Endpoint(provider.name)
+
+
+def account_id(api_key: str, base_url: str) -> str:
+    """Return a word that is equal for equal keys and addresses, and reveals neither."""
+    identity = json.dumps([api_key, base_url.rstrip("/")]).encode()
+    return blake2b(identity, digest_size=4, key=b"resilient_imagen").hexdigest()
+
+
+async def send_request(provider: Provider, request: ImageRequest, model: str) -> ProviderResult:
     """Let a provider send one request, and check that it keeps to the protocol.
 
     Raises:
-        TypeError: It did not return a ProviderImage, or is not asynchronous. A bug of its author's:
-            it says nothing about the service.
+        TypeError: ``generate`` is not asynchronous or did not return a ProviderResult. That is a
+            bug of the provider's author and says nothing about the service.
         Exception: Whatever the provider raises.
     """
     running = provider.generate(request, model)
@@ -155,7 +222,7 @@ async def ask(provider: Provider, request: ImageRequest, model: str) -> Provider
             f"it returned {type(running).__name__}"
         )
     answer: object = await running
-    if isinstance(answer, ProviderImage):
+    if isinstance(answer, ProviderResult):
         return answer
     hint = ""
     if inspect.isawaitable(answer):
@@ -163,6 +230,21 @@ async def ask(provider: Provider, request: ImageRequest, model: str) -> Provider
         if inspect.iscoroutine(answer):
             answer.close()
     raise TypeError(
-        f"provider {provider.name}: generate must return a ProviderImage, "
+        f"provider {provider.name}: generate must return a ProviderResult, "
         f"not {type(answer).__name__}{hint}"
     )
+
+
+def _check_types(
+    holder: object, types: Mapping[str, type], optional: frozenset[str] = frozenset()
+) -> None:
+    for name, kind in types.items():
+        value = getattr(holder, name)
+        # The exact type first, which is the common case; a bool is an int, but no count.
+        if type(value) is kind or (value is None and name in optional):
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            allowed = f"{kind.__name__} or None" if name in optional else kind.__name__
+            raise TypeError(
+                f"{type(holder).__name__}.{name} must be {allowed}, not {type(value).__name__}"
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import ConfigurationError
@@ -9,20 +11,21 @@ from resilient_imagen.models import google_aspect, google_image_size
 from resilient_imagen.providers.base import PromptHints
 from resilient_imagen.providers.google_errors import failure_of
 from resilient_imagen.providers.google_response import read_answer
+from resilient_imagen.providers.http import JsonWriter
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     import httpx2
 
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.error_body import VendorError
-    from resilient_imagen.providers.http import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.http import BodyPart, CapturedExchange, CapturingClient
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
-    from resilient_imagen.request import ImageRequest
+    from resilient_imagen.request import ImageRequest, Reference
 
 __all__ = ["GoogleProvider"]
 
@@ -40,23 +43,26 @@ _CLOSING: Final = (
 class GoogleProvider(SdkProvider):
     """Gemini with an API key from AI Studio.
 
-    Nothing of the environment changes where it sends: address, API version and mode are pinned.
+    The environment does not change where requests go: address, API version and mode are fixed.
 
     Args:
-        api_key: White space around it is not part of it.
-        base_url: Where the API is; None means Google's own.
+        api_key: White space around it is ignored.
+        base_url: The address of the API; None means Google's.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. Every other limit is the pipeline's.
         transport: Sends instead of the network, for tests.
         name: The provider's name in routes, results and telemetry.
-        prompt_hints: What is added to prompts: ``quality`` (only without references),
-            ``orientation``, both, or nothing.
+        prompt_hints: The text that is added to prompts: ``quality`` (only without references),
+            ``orientation``, both, or none.
 
     Raises:
-        ConfigurationError: The key could not be sent as a header, the address is none, or a hint
+        ConfigurationError: The key cannot be sent as a header, the address is not valid, or a hint
             is unknown.
     """
 
+    vendor = "google"
+    supported_options = frozenset({"seed"})
+    protected_fields = frozenset({"contents", "model"})
     default_base_url = "https://generativelanguage.googleapis.com"
 
     @hide_frame_locals
@@ -81,14 +87,14 @@ class GoogleProvider(SdkProvider):
         )
         if unknown := sorted(set(prompt_hints).difference(_HINTS)):
             raise ConfigurationError(
-                f"{name}: prompt_hints holds {unknown[0]!r}; allowed are {', '.join(_HINTS)}"
+                f"{name}: prompt_hints contains {unknown[0]!r}; allowed are {', '.join(_HINTS)}"
             )
         self._prompt_hints = frozenset(prompt_hints)
 
     def prompt_hints_for(self, request: ImageRequest) -> PromptHints:
-        """Return what is added to the caller's prompt.
+        """Return the text that is added to the caller's prompt.
 
-        Models follow the orientation better when it is also said in words.
+        Models follow the orientation better if the prompt states it, too.
         """
         quality = "quality" in self._prompt_hints and not request.references
         orientation = ""
@@ -98,7 +104,7 @@ class GoogleProvider(SdkProvider):
             orientation = f"{' ' if ended else '. '}{wanted}"
         return PromptHints(_QUALITY if quality else "", orientation)
 
-    def _build_sdk(self, http: CapturingClient) -> Any:
+    def _build_sdk(self, http: CapturingClient, null: httpx2.Client) -> Any:
         try:
             from google import genai
             from google.genai.client import DebugConfig
@@ -112,6 +118,7 @@ class GoogleProvider(SdkProvider):
                 http_options=genai.types.HttpOptions(
                     base_url=self.base_url,
                     api_version=_API_VERSION,
+                    httpx_client=null,
                     # An injected client also keeps the SDK from changing to aiohttp.
                     httpx_async_client=http,
                 ),
@@ -119,34 +126,60 @@ class GoogleProvider(SdkProvider):
         except ImportError as error:  # GOOGLE_GENAI_HTTP_CLIENT names what is not installed
             raise missing_dependency("google-genai", error) from None
 
+    def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
+        del null  # the SDK's own
+        config = _config("warm-up", "1:1", "1K")
+        sdk.models.generate_content(model="warm-up", contents="warm-up", config=config)
+
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
         from google.genai import types
 
-        references = [
-            types.Part.from_bytes(
-                data=sent.placeholder(reference.data), mime_type=reference.mime_type
-            )
-            for reference in request.references
-        ]
+        config = _config(model, request.aspect_ratio, request.resolution)
+        config.seed = request.seed
+        if extra := request.vendor_fields(self.vendor):
+            config.http_options = types.HttpOptions(extra_body=extra)
+        if request.references:
+            sent.rewrite = partial(_with_references, request.references)
         await sdk.aio.models.generate_content(
             model=model,
-            contents=[self.prompt_hints_for(request).added_to(request.prompt), *references],
-            config=types.GenerateContentConfig(
-                response_modalities=["TEXT", "IMAGE"],
-                image_config=types.ImageConfig(
-                    aspect_ratio=google_aspect(model, request.aspect_ratio),
-                    image_size=google_image_size(model, request.resolution),
-                ),
-                # One call is one request.
-                automatic_continuation=False,
-                automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-            ),
+            contents=self.prompt_hints_for(request).added_to(request.prompt),
+            config=config,
         )
 
-    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
+    def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
+        del request
         return read_answer(body, model)
 
-    def _classify(self, complaint: VendorError) -> ClassifiedError:
-        return failure_of(complaint)
+    def _classify(self, error: VendorError) -> ClassifiedError:
+        return failure_of(error)
+
+
+def _config(model: str, aspect_ratio: str, resolution: str) -> Any:
+    from google.genai import types
+
+    return types.GenerateContentConfig(
+        response_modalities=["TEXT", "IMAGE"],
+        image_config=types.ImageConfig(
+            aspect_ratio=google_aspect(model, aspect_ratio),
+            image_size=google_image_size(model, resolution),
+        ),
+        # One call is one request.
+        automatic_continuation=False,
+        automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+    )
+
+
+def _with_references(references: Sequence[Reference], body: bytes) -> list[BodyPart]:
+    """Add reference images to a generateContent request, which contains the prompt alone.
+
+    The SDK would encode them on the event loop, all at once.
+    """
+    document = json.loads(body)
+    writer = JsonWriter()
+    document["contents"][-1]["parts"] += [
+        {"inlineData": {"mimeType": each.mime_type, "data": writer.upload(each.data)}}
+        for each in references
+    ]
+    return writer.parts(document)

@@ -1,11 +1,11 @@
-"""Reading Gemini's answers: which of the parts is the picture, and what its absence means."""
+"""Parse Gemini's answers: choose the image among the parts, or classify its absence."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.providers.base import ProviderImage, TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.providers.classification import ClassifiedError
 from resilient_imagen.providers.google_errors import failure_of, finish_reason
 from resilient_imagen.providers.response_parsing import (
@@ -31,15 +31,15 @@ __all__ = ["read_answer"]
 _KNOWN = frozenset({"candidates", "promptFeedback", "usageMetadata", "modelVersion", "responseId"})
 
 
-def read_answer(body: StreamingJsonBody, model: str) -> ProviderImage:
-    """The picture in the body of a 200.
+def read_answer(body: StreamingJsonBody, model: str) -> ProviderResult:
+    """Return the image in the body of a 200.
 
     Args:
         body: As it came, closed.
         model: The requested model, for an answer that does not name its own.
 
     Raises:
-        ResponseError: It holds none, or none that could be delivered.
+        ResponseError: The body has no image, or none that could be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = _tokens(usage_of(answer, "usageMetadata"))
@@ -48,11 +48,10 @@ def read_answer(body: StreamingJsonBody, model: str) -> ProviderImage:
         for candidate in candidates:
             encoded = _chosen(candidate)
             if encoded is not None:
-                charged = replace(tokens, pictures=max(1, _finals(candidates)))
-                return ProviderImage(
-                    *decode_image(encoded, body),
+                return ProviderResult(
+                    (ProviderImage(*decode_image(encoded, body)),),
                     model=get_text(answer, "modelVersion") or model,
-                    **asdict(charged),
+                    usage=replace(tokens, billed_images=max(1, _finals(candidates))),
                     response_id=get_text(answer, "responseId") or None,
                     finish_reason=get_text(candidate, "finishReason") or None,
                 )
@@ -60,9 +59,9 @@ def read_answer(body: StreamingJsonBody, model: str) -> ProviderImage:
 
 
 def _chosen(candidate: Mapping[str, Any]) -> str | None:
-    """The last picture that is no thought, else the last thought; none out of a refusal."""
+    """Return the last final image, else the last thought image; None if it was refused."""
     if finish_reason(get_text(candidate, "finishReason")) is not Reason.NO_IMAGE:
-        return None  # what it may show nevertheless is a draft of what was refused
+        return None  # an image in a refused candidate is a draft of the refused one
     best: tuple[bool, str] = (False, "")
     for final, encoded in _pictures(candidate):
         if final or not best[0]:
@@ -71,16 +70,16 @@ def _chosen(candidate: Mapping[str, Any]) -> str | None:
 
 
 def _finals(candidates: list[dict[str, Any]]) -> int:
-    """How many pictures are charged for: every one but those of the model's own thinking.
+    """Count the images that Google charges for.
 
-    Google bills each picture that it returns, and its thoughts by the token. An answer whose only
-    picture is a thought has one all the same: the caller of this counts it.
+    Google bills each image that it returns, and thought images by the token. An answer whose only
+    image is a thought still delivers one, which the caller counts.
     """
     return sum(final for candidate in candidates for final, _ in _pictures(candidate))
 
 
 def _pictures(candidate: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Each picture in base64, and whether it is more than a thought."""
+    """Yield for each image whether it is final (not a thought), and its base64."""
     for part in get_list(get_object(candidate, "content"), "parts"):
         encoded = get_text(get_object(part, "inlineData", "inline_data"), "data")
         if encoded:
@@ -92,7 +91,7 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage:
         input_tokens=get_count(usage, "promptTokenCount"),
         output_tokens=get_count(usage, "candidatesTokenCount"),
         total_tokens=get_count(usage, "totalTokenCount"),
-        image_tokens_in=_image_tokens(usage),
+        input_image_tokens=_image_tokens(usage),
     )
 
 
@@ -106,7 +105,7 @@ def _image_tokens(usage: Mapping[str, Any]) -> int | None:
 
 
 def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> ClassifiedError:
-    """Why there is no picture: the prompt, a candidate's refusal, or just so."""
+    """Classify an answer without an image: blocked prompt, refused candidate, or no image."""
     feedback = get_object(answer, "promptFeedback")
     silent = not candidates and answer.get("promptFeedback") is not None
     if get_text(feedback, "blockReason") or silent:

@@ -1,30 +1,31 @@
-"""The HTTP client that both SDKs send through: our timeouts, big uploads, and the raw answer.
+"""The HTTP client that both SDKs send through: our timeouts, streamed uploads, the raw answer.
 
-The SDKs build requests and own the vendors' conventions. What comes back is read from the raw
-answer kept here, so that one reader serves both, and a body that an SDK cannot digest still counts
-for what it is.
+The SDKs build requests by the vendors' conventions. The answer is read here, as it arrives, and
+parsed by our own code: the SDKs would copy an image several times on the event loop, and raise
+errors that hide the body.
 """
 
 from __future__ import annotations
 
 import binascii
-import os
+import json
+import secrets
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio.lowlevel
 import httpx2
 
 from resilient_imagen.dns import HostResolver
-from resilient_imagen.providers.network import ResolvingTransport
+from resilient_imagen.providers.network import ResolvingTransport, proxy_for
 from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
-__all__ = ["CapturedExchange", "CapturingClient", "capture_exchange"]
+__all__ = ["BodyPart", "CapturedExchange", "CapturingClient", "JsonWriter", "capture_exchange"]
 
 _KEEP_SECONDS: Final = 30.0
 """An idle connection is closed after so long: before servers and address translators do it."""
@@ -32,7 +33,6 @@ _SPARE: Final = 8
 """Connections beyond the limiter's number, for those being closed after a cancelled request."""
 _CHUNK: Final = 3 * 2**16
 """Bytes encoded at a time, in base64's groups of three: a fraction of a millisecond."""
-_TOKEN_BYTES: Final = 24
 _MAX_ANSWER: Final = 300_000_000
 """Bytes of an answer, decompressed. The largest pictures have some 40 million in base64."""
 _MAX_JSON: Final = 64_000_000
@@ -43,29 +43,57 @@ _ERROR_SECONDS: Final = 5.0
 """Seconds that an error's body may take; then its status says enough."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Base64:
+    """Bytes that are sent in base64."""
+
+    data: bytes = field(repr=False)
+
+
+BodyPart: TypeAlias = bytes | _Base64
+
+
+class JsonWriter:
+    """Writes a JSON document that contains large binary values in base64, without building it.
+
+    An SDK encodes a hundred megabytes in one go, during which the event loop stands still (1.7 s
+    measured). ``upload`` returns a short string to put into the document instead of the data;
+    ``parts`` returns the serialized document with the data in those places, to be encoded piece by
+    piece while it is sent.
+    """
+
+    def __init__(self) -> None:
+        self._uploads: dict[str, bytes] = {}
+
+    def upload(self, data: bytes) -> str:
+        """Return the string that stands for ``data`` in the document; each is used once."""
+        token = secrets.token_urlsafe(24)
+        self._uploads[token] = data
+        return token
+
+    def parts(self, document: object) -> list[BodyPart]:
+        """Serialize the document; uploads must occur in the order in which they were added."""
+        rest = json.dumps(document, ensure_ascii=False).encode()
+        parts: list[BodyPart] = []
+        for token, data in self._uploads.items():
+            before, _, rest = rest.partition(token.encode())
+            parts += [before, _Base64(data)]
+        return [*parts, rest]
+
+
 @dataclass(slots=True)
 class CapturedExchange:
-    """One request and what came of it."""
+    """One request and its answer."""
 
+    rewrite: Callable[[bytes], Sequence[BodyPart]] | None = field(default=None, repr=False)
+    """Makes the body that is sent of the one that the SDK built; None to send that."""
     response: httpx2.Response | None = None
     """The answer, whatever its status; None when none came, or not all of it."""
     body: StreamingJsonBody = field(default_factory=StreamingJsonBody, repr=False)
-    """What a success holds, taken out of ``response``; a failure keeps its content."""
-    uploads: dict[bytes, bytes] = field(default_factory=dict, repr=False)
-
-    def placeholder(self, data: bytes) -> bytes:
-        """A few random bytes to give to the SDK instead of ``data``.
-
-        The SDK would encode a hundred megabytes in one go, with the event loop standing still
-        (1.7 s measured). Their base64 is put where that of the few bytes stands, piece by piece,
-        while the request is being sent.
-        """
-        token = os.urandom(_TOKEN_BYTES)
-        self.uploads[binascii.b2a_base64(token, newline=False)] = data
-        return token
+    """The body of a success, taken out of ``response``; a failure keeps its content."""
 
     def take(self) -> tuple[httpx2.Response | None, StreamingJsonBody]:
-        """Return the answer and keep it no longer.
+        """Return the answer and drop it here.
 
         Timers and connections keep the context that they were made in, and this object with it.
         """
@@ -81,65 +109,60 @@ _current: ContextVar[CapturedExchange | None] = ContextVar(
 
 @contextmanager
 def capture_exchange() -> Iterator[CapturedExchange]:
-    """Watch over the one request that is sent within."""
+    """Capture the one request that is sent within the block, and its answer."""
     started = CapturedExchange()
     token = _current.set(started)
     try:
         yield started
     finally:
         _current.reset(token)
-        started.uploads.clear()  # as in `take`
+        started.rewrite = None  # as in `take`
 
 
 class CapturingClient(httpx2.AsyncClient):
     """One provider's connections on one event loop.
 
     Args:
+        base_url: The address that requests are sent to; the environment may name a proxy for it.
         max_connections: Requests in flight at most, in the limiter's count.
-        connect_timeout: Seconds to connect. There is no other limit: the wall clock is the
-            pipeline's, which cancels.
+        connect_timeout: Seconds to connect. There is no other limit: the pipeline owns the time
+            of a request and cancels it.
         transport: Sends instead of the network, for tests.
-        resolver: Resolves host names; one of its own when None.
+        resolver: Resolves host names; a new one when None.
     """
 
     def __init__(
         self,
+        base_url: str,
         *,
         max_connections: int,
         connect_timeout: float,
         transport: httpx2.AsyncBaseTransport | None = None,
         resolver: HostResolver | None = None,
     ) -> None:
-        self._resolver = HostResolver() if resolver is None else resolver
         super().__init__(
-            # What other encodings httpx2 knows depends on what the application has installed.
+            # The other encodings that httpx2 offers depend on the packages that are installed.
             headers={"Accept-Encoding": "gzip"},
-            # A redirect would take the key along to wherever it points.
+            # A redirect would send the key to another server.
             follow_redirects=False,
-            limits=httpx2.Limits(
-                max_connections=max_connections + _SPARE,
-                max_keepalive_connections=max_connections,
-                keepalive_expiry=_KEEP_SECONDS,
+            transport=transport
+            or ResolvingTransport(
+                resolver or HostResolver(),
+                proxy=proxy_for(base_url),
+                limits=httpx2.Limits(
+                    max_connections=max_connections + _SPARE,
+                    max_keepalive_connections=max_connections,
+                    keepalive_expiry=_KEEP_SECONDS,
+                ),
             ),
-            transport=transport,
         )
         self._phases = httpx2.Timeout(None, connect=connect_timeout).as_dict()
 
-    def _init_transport(self, *args: Any, **options: Any) -> httpx2.AsyncBaseTransport:
-        """Make what sends without a proxy; called by the base class."""
-        transport: httpx2.AsyncBaseTransport | None = options.pop("transport", None)
-        return transport or ResolvingTransport(self._resolver, *args, **options)
-
-    def _init_proxy_transport(self, *args: Any, **options: Any) -> httpx2.AsyncBaseTransport:
-        """Make what sends through a proxy; called by the base class."""
-        proxy, *rest = args
-        return ResolvingTransport(self._resolver, *rest, proxy=proxy, **options)
-
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send as the base class does, with our timeouts, and keep the answer."""
+        """Send as the base class does, with our timeouts, and capture the answer."""
         current = _current.get()
-        if current is not None and current.uploads:
-            request = _with_blobs(self, request, current.uploads)
+        if current is not None and current.rewrite is not None:
+            request = _streamed(self, request, current.rewrite(request.content))
         request.extensions = {**request.extensions, "timeout": dict(self._phases)}
         if current is None:
             return await super().send(request, **options)
@@ -152,7 +175,7 @@ class CapturingClient(httpx2.AsyncClient):
         finally:
             await response.aclose()
         current.response, current.body = response, body
-        # A picture is read by us: the SDK would copy it several times, on the event loop.
+        # The SDK gets an empty answer: it would copy an image several times on the event loop.
         return httpx2.Response(200, json={}, request=request)
 
 
@@ -217,46 +240,25 @@ async def _decoded(response: httpx2.Response) -> AsyncGenerator[bytes]:
                 await anyio.lowlevel.checkpoint()
 
 
-def _with_blobs(
-    client: httpx2.AsyncClient, request: httpx2.Request, blobs: dict[bytes, bytes]
+def _streamed(
+    client: httpx2.AsyncClient, request: httpx2.Request, parts: Sequence[BodyPart]
 ) -> httpx2.Request:
-    """The same request, its stand-ins replaced by what they stand for."""
-    pieces = _cut(request.content, blobs)
-    length = sum(_encoded_length(piece) for piece in pieces)
+    """Return the same request with another body."""
     headers = httpx2.Headers(request.headers)
-    headers["Content-Length"] = str(length)
+    headers["Content-Length"] = str(sum(map(_encoded_length, parts)))
     return client.build_request(
-        request.method, request.url, headers=headers, content=_stream(pieces)
+        request.method, request.url, headers=headers, content=_encoded(parts)
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Blob:
-    data: bytes
+def _encoded_length(part: BodyPart) -> int:
+    return len(part) if isinstance(part, bytes) else -(-len(part.data) // 3) * 4
 
 
-def _cut(body: bytes, blobs: dict[bytes, bytes]) -> list[bytes | _Blob]:
-    pieces: list[bytes | _Blob] = []
-    for token, data in blobs.items():  # in the order in which the SDK was given them
-        # The SDK writes the URL-safe alphabet.
-        before, found, body = body.partition(token.translate(_URL_SAFE))
-        if not found:
-            raise RuntimeError("the SDK changed how it writes a reference image")
-        pieces += [before, _Blob(data)]
-    return [*pieces, body]
-
-
-_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
-
-
-def _encoded_length(piece: bytes | _Blob) -> int:
-    return len(piece) if isinstance(piece, bytes) else -(-len(piece.data) // 3) * 4
-
-
-async def _stream(pieces: list[bytes | _Blob]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            yield piece
+async def _encoded(parts: Sequence[BodyPart]) -> AsyncIterator[bytes]:
+    for part in parts:
+        if isinstance(part, bytes):
+            yield part
             continue
-        for at in range(0, len(piece.data), _CHUNK):
-            yield binascii.b2a_base64(piece.data[at : at + _CHUNK], newline=False)
+        for at in range(0, len(part.data), _CHUNK):
+            yield binascii.b2a_base64(part.data[at : at + _CHUNK], newline=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import anyio
 import httpcore2
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.dns import HostResolver
 
-__all__ = ["ResolvingTransport", "credentials"]
+__all__ = ["ResolvingTransport", "credentials", "proxy_for"]
 
 _HEAD_START: Final = 0.25
 """Seconds until the next address is tried beside one that does not answer."""
@@ -34,13 +34,14 @@ class ResolvingTransport(httpx2.AsyncHTTPTransport):
 
     Args:
         resolver: Resolves the server's name, or the proxy's.
-        args: Positional arguments of httpx2.AsyncHTTPTransport.
-        options: Its keyword arguments.
+        options: Keyword arguments of httpx2.AsyncHTTPTransport.
     """
 
-    def __init__(self, resolver: HostResolver, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # A public parameter of httpcore2's pools, which httpx2 has no way to pass on.
+    def __init__(self, resolver: HostResolver, **options: Any) -> None:
+        super().__init__(**options)
+        # ``network_backend`` is a public parameter of httpcore2's pools, but httpx2 cannot pass it
+        # on. A transport on httpcore2 alone would need no private name, but official
+        # instrumentations record only requests of this base class.
         self._pool._network_backend = _ResolvingBackend(resolver)  # noqa: SLF001
 
 
@@ -127,6 +128,19 @@ async def _close(streams: Sequence[httpcore2.AsyncNetworkStream]) -> None:
     with anyio.CancelScope(shield=True):
         for stream in streams:
             await stream.aclose()
+
+
+def proxy_for(base_url: str) -> str | None:
+    """Return the address of the proxy that the environment or the system names for a URL, or None.
+
+    NO_PROXY is respected. A proxy's address without a scheme is one of http.
+    """
+    parts = urlsplit(base_url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def credentials(base_url: str) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.models import clamp_quality, openai_size
 from resilient_imagen.providers.openai_errors import failure_of
@@ -13,7 +14,7 @@ from resilient_imagen.tracebacks import hide_frame_locals
 if TYPE_CHECKING:
     import httpx2
 
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.error_body import VendorError
     from resilient_imagen.providers.http import CapturedExchange, CapturingClient
@@ -22,23 +23,32 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenAIProvider"]
 
+_SDK_HEADERS: Final = re.compile("accept|content-type|user-agent|x-stainless-.*", re.IGNORECASE)
+"""Headers that the SDK sets by itself."""
+
 
 class OpenAIProvider(SdkProvider):
     """OpenAI's Images API with an API key.
 
     Args:
-        api_key: White space around it is not part of it.
-        base_url: Where the API is, its version included; None means OpenAI's own.
+        api_key: White space around it is ignored.
+        base_url: The address of the API, with its version; None means OpenAI's.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. Every other limit is the pipeline's.
         transport: Sends instead of the network, for tests.
-        quality: low, medium, high or auto; xhigh and max count as high on models without them.
+        quality: The quality of requests that do not state theirs: low, medium, high or auto;
+            xhigh and max become high on models without them.
         name: The provider's name in routes, results and telemetry.
 
     Raises:
-        ConfigurationError: The key could not be sent as a header, or the address is none.
+        ConfigurationError: The key cannot be sent as a header, or the address is not valid.
     """
 
+    vendor = "openai"
+    supported_options = frozenset(
+        {"mask", "background", "output_format", "output_compression", "quality"}
+    )
+    protected_fields = frozenset({"image", "mask", "model", "n", "prompt", "stream"})
     default_base_url = "https://api.openai.com/v1"
 
     @hide_frame_locals
@@ -63,46 +73,71 @@ class OpenAIProvider(SdkProvider):
         )
         self._quality = quality
 
-    def _build_sdk(self, http: CapturingClient) -> Any:
+    def _build_sdk(self, http: CapturingClient, null: httpx2.Client) -> Any:
+        del null  # the synchronous client is another object
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, Omit
         except ImportError as error:
             raise missing_dependency("openai", error) from None
-        client = AsyncOpenAI(
+
+        class Client(AsyncOpenAI):
+            """The SDK's client without the headers that the environment adds.
+
+            OPENAI_ORG_ID and OPENAI_PROJECT_ID may belong to another key, and
+            OPENAI_CUSTOM_HEADERS may replace ours.
+            """
+
+            @property
+            def default_headers(self) -> dict[str, str | Omit]:
+                """Return the headers that the SDK sets by itself."""
+                headers = super().default_headers
+                return {name: headers[name] for name in headers if _SDK_HEADERS.fullmatch(name)}
+
+        return Client(
             api_key=self._api_key, base_url=self.base_url, max_retries=0, http_client=http
         )
-        # The environment may name an organization and a project that belong to another key, or
-        # headers that would take the key's place.
-        client.organization = client.project = None
-        client._custom_headers = {}  # noqa: SLF001 - with_options(default_headers={}) keeps them
-        return client
+
+    def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
+        del sdk
+        from openai import OpenAI
+
+        client = OpenAI(api_key="warm-up", base_url="http://warm-up", http_client=null)
+        client.images.generate(model="warm-up", prompt="warm-up")
+        client.images.edit(model="warm-up", prompt="warm-up", image=[("0.png", b"", "image/png")])
 
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
-        del sent  # uploads are copied by nobody here: the SDK sends files piece by piece
+        del sent  # the SDK sends files piece by piece and does not copy them
         width, height = openai_size(model, request.aspect_ratio, request.resolution)
-        options = {
+        options: dict[str, Any] = {
             "model": model,
             "prompt": request.prompt,
-            "n": 1,
+            "n": request.n or 1,
             "size": f"{width}x{height}",
-            "quality": clamp_quality(model, self._quality),
+            "quality": clamp_quality(model, request.quality or self._quality),
         }
+        for name in ("background", "output_format", "output_compression"):
+            if (value := getattr(request, name)) is not None:
+                options[name] = value
+        if extra := request.vendor_fields(self.vendor):
+            options["extra_body"] = extra
+        if request.mask is not None:
+            options["mask"] = ("mask.png", request.mask.data, "image/png")
         if request.references:
             files = [_file(reference) for reference in request.references]
             await sdk.images.edit(image=files, **options)
         else:
             await sdk.images.generate(**options)
 
-    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
-        return read_answer(body, model)
+    def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
+        return read_answer(body, model, request.n or 1)
 
-    def _classify(self, complaint: VendorError) -> ClassifiedError:
-        return failure_of(complaint)
+    def _classify(self, error: VendorError) -> ClassifiedError:
+        return failure_of(error)
 
 
 def _file(reference: Reference) -> tuple[str, bytes, str]:
-    """A file to upload: name and type say the same, or the vendor believes the wrong one."""
+    """Return a file to upload; if name and type differ, the vendor trusts the wrong one."""
     extension = reference.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
     return f"reference-{reference.index}.{extension}", reference.data, reference.mime_type

@@ -1,11 +1,11 @@
-"""Reading the answers of OpenAI's image API."""
+"""Parse the answers of OpenAI's image API."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.providers.base import ProviderImage, TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.providers.openai_errors import failure_of
 from resilient_imagen.providers.response_parsing import (
     ResponseError,
@@ -27,25 +27,29 @@ if TYPE_CHECKING:
 __all__ = ["read_answer"]
 
 
-def read_answer(body: StreamingJsonBody, model: str) -> ProviderImage:
-    """The picture in the body of a 200.
+def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResult:
+    """Return the images in the body of a 200.
 
     Args:
         body: As it came, closed.
         model: The requested model; answers do not name theirs.
+        n: Number of images requested. Of more, the last ones are returned: relays put drafts first.
 
     Raises:
-        ResponseError: It holds none, or none that could be delivered.
+        ResponseError: The body has no image, or one that could not be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = _tokens(usage_of(answer, "usage"))
     with attach_usage(tokens):
         images = get_list(answer, "data")
-        # A relay may answer with an address instead; only one that holds the picture will do.
+        # A relay may answer with a URL instead; only a data URL contains the image.
         encoded = [get_text(image, "b64_json") or get_text(image, "url") for image in images]
-        chosen = next(filter(None, reversed(encoded)), None)
-        if chosen is not None:
-            return ProviderImage(*decode_image(chosen, body), model=model, **asdict(tokens))
+        if delivered := [each for each in encoded if each][-n:]:
+            return ProviderResult(
+                tuple(ProviderImage(*decode_image(each, body)) for each in delivered),
+                model=model,
+                usage=replace(tokens, billed_images=len(delivered)),
+            )
         promised = "data" in answer or "created" in answer
         raise ResponseError.of(Reason.NO_IMAGE if promised else Reason.INVALID_RESPONSE)
 
@@ -55,5 +59,5 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage:
         input_tokens=get_count(usage, "input_tokens", "prompt_tokens"),
         output_tokens=get_count(usage, "output_tokens", "completion_tokens"),
         total_tokens=get_count(usage, "total_tokens"),
-        image_tokens_in=get_count(usage_of(usage, "input_tokens_details"), "image_tokens"),
+        input_image_tokens=get_count(usage_of(usage, "input_tokens_details"), "image_tokens"),
     )

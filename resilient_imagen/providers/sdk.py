@@ -1,47 +1,46 @@
-"""What the two built-in providers have in common: one request through an SDK, told truthfully.
+"""The base class of the built-in providers: one request per call through a vendor's SDK.
 
-A vendor's module adds how to build its SDK's client, how to ask it, how to read its answers and
-which table its failures are looked up in.
+A vendor's module adds how its SDK's client is built, how a request is sent, how answers are parsed
+and which table classifies failures.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from urllib.parse import urlsplit
 
-import anyio.lowlevel
 import httpx2
 
 from resilient_imagen.dns import HostResolver
-from resilient_imagen.errors import ConfigurationError, provider_failure
+from resilient_imagen.errors import ConfigurationError, InvalidRequestError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.models import cost_usd
+from resilient_imagen.providers.base import Endpoint, account_id
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.genai_compat import suppress_instrumentation
 from resilient_imagen.providers.http import CapturingClient, capture_exchange
 from resilient_imagen.providers.network import credentials
 from resilient_imagen.providers.per_loop_clients import PerLoopClients
-from resilient_imagen.providers.response_parsing import ResponseError, decode_image
-from resilient_imagen.providers.streaming_body import StreamingJsonBody
+from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
 from resilient_imagen.redaction import KnownSecret, redact
-from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_imagen.providers.base import ProviderImage, TokenUsage
+    from resilient_imagen.providers.base import ProviderResult, TokenUsage
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.http import CapturedExchange
+    from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.reasons import Reason
+    from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
 
 __all__ = ["SdkProvider", "missing_dependency"]
@@ -49,8 +48,14 @@ __all__ = ["SdkProvider", "missing_dependency"]
 _LARGE: Final = 2**18
 """Bytes of an answer, but for what was decoded on the way, from which on a thread reads it."""
 
+_OPTIONS: Final = (
+    "mask", "background", "output_format", "output_compression", "seed", "quality",
+    "partial_images",
+)  # fmt: skip
+"""Optional fields of a request that a vendor may lack."""
+
 _warmed_up: Final[set[type]] = set()
-"""The providers whose SDK this process has used already."""
+"""The providers whose SDK this process has used."""
 
 
 class SdkProvider(ABC):
@@ -58,14 +63,14 @@ class SdkProvider(ABC):
 
     Args:
         name: The provider's name in routes, results and telemetry.
-        api_key: White space around it is not part of it.
-        base_url: Where the API is, of http or https; None means the vendor's own.
+        api_key: White space around it is ignored.
+        base_url: The http or https address of the API; None means the vendor's.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. Every other limit is the pipeline's.
         transport: Sends instead of the network, for tests.
 
     Raises:
-        ConfigurationError: The key could not be sent as a header, or the address is none.
+        ConfigurationError: The key cannot be sent as a header, or the address is not valid.
     """
 
     def __init__(
@@ -80,8 +85,14 @@ class SdkProvider(ABC):
     ) -> None:
         self.name = name
         self.base_url = _address(name, base_url or self.default_base_url)
-        self.is_relay = bool(base_url)
         self._api_key = _key(name, api_key)
+        self.endpoint = Endpoint(
+            self.vendor,
+            self.base_url,
+            account_id(self._api_key, self.base_url),
+            # Another address is often a relay with the models of several vendors.
+            any_vendor=bool(base_url),
+        )
         self._secrets = [
             KnownSecret(secret) for secret in (self._api_key, *credentials(self.base_url))
         ]
@@ -91,28 +102,39 @@ class SdkProvider(ABC):
         self._resolver = HostResolver()
         self._sessions = PerLoopClients(self._open)
 
+    vendor: ClassVar[str]
+    """The vendor's name in the model table."""
     default_base_url: ClassVar[str]
-    """The vendor's own address."""
-    is_relay: bool
-    """Whether requests go somewhere else, where other vendors' models may be had, too."""
+    """The vendor's address."""
+    supported_options: ClassVar[frozenset[str]]
+    """Optional fields of a request, of ``_OPTIONS``, that the vendor has."""
+    protected_fields: ClassVar[frozenset[str]]
+    """Fields of the vendor's request that ``vendor_options`` must not replace."""
 
     @abstractmethod
-    def _build_sdk(self, http: CapturingClient) -> Any:
-        """Import the SDK and make its client, sending through ``http``. Runs in a thread."""
+    def _build_sdk(self, http: CapturingClient, null: httpx2.Client) -> Any:
+        """Import the SDK and build its asynchronous client on ``http``. Runs in a thread.
+
+        A synchronous client, if the SDK builds one, is built on ``null``.
+        """
+
+    @abstractmethod
+    def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
+        """Send a request through the SDK's synchronous client and ``null``. Runs in a thread."""
 
     @abstractmethod
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
-        """Send the one request; ``sent`` keeps the answer."""
+        """Send the one request; ``sent`` captures the answer."""
 
     @abstractmethod
-    def _parse(self, body: StreamingJsonBody, model: str) -> ProviderImage:
-        """The picture in the body of a 200; raises ResponseError if there is none."""
+    def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
+        """Return the images in the body of a 200; raise ResponseError if there are none."""
 
     @abstractmethod
-    def _classify(self, complaint: VendorError) -> ClassifiedError:
-        """Look up a refusal in the vendor's table."""
+    def _classify(self, error: VendorError) -> ClassifiedError:
+        """Classify a vendor's error by the vendor's table."""
 
     @hide_frame_locals
     async def warm_up(self) -> None:
@@ -124,13 +146,18 @@ class SdkProvider(ABC):
         await self._session()
 
     @hide_frame_locals
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Send one request.
 
         Raises:
+            InvalidRequestError: ``vendor_options`` contains a protected field.
             ImageGenerationError: With the reason by the vendor's table.
-            RuntimeError: Something local went wrong; it says nothing about the vendor.
+            RuntimeError: A local failure, which says nothing about the vendor.
         """
+        if protected := sorted(self.protected_fields & request.vendor_fields(self.vendor).keys()):
+            raise InvalidRequestError(
+                f"vendor_options for {self.vendor} must not contain {protected[0]}"
+            )
         handled = id(sys.exception())
         sdk = await self._session()
         trouble: _SdkFailure | None = None
@@ -145,7 +172,13 @@ class SdkProvider(ABC):
         response, body = sent.take()
         if response is None:
             self._no_answer(trouble, model)
-        return await self._answer(response, body, request, model, trouble)
+        result = await self._answer(response, body, request, model, trouble)
+        ignored = tuple(
+            f"{self.name} does not support {name}"
+            for name in _OPTIONS
+            if name not in self.supported_options and getattr(request, name) is not None
+        )
+        return replace(result, adjustments=ignored) if ignored else result
 
     async def aclose(self) -> None:
         """Close the connections of every event loop that still runs."""
@@ -160,33 +193,22 @@ class SdkProvider(ABC):
 
     def _open(self) -> tuple[Any, CapturingClient]:
         """Build client and connections; runs in a thread."""
-        if type(self) not in _warmed_up:
-            asyncio.run(self._warm_up_sdk())
-            _warmed_up.add(type(self))
-        http = self._wire(self._transport)
-        return self._build_sdk(http), http
-
-    def _wire(self, transport: httpx2.AsyncBaseTransport | None) -> CapturingClient:
-        return CapturingClient(
+        http = CapturingClient(
+            self.base_url,
             max_connections=self._max_connections,
             connect_timeout=self._connect_timeout,
-            transport=transport,
+            transport=self._transport,
             resolver=self._resolver,
         )
-
-    async def _warm_up_sdk(self) -> None:
-        """Play a request through to where it would be sent, on a loop of its own.
-
-        SDKs and transports build and import half of themselves on first use: 80 ms that no event
-        loop should stand still for.
-        """
-        await anyio.lowlevel.checkpoint()
-        request = ImageRequest("rehearsal", references=(Reference(b"-", "image/png", 0),))
-        async with self._wire(_NullTransport()) as http:
-            with suppress_instrumentation(), capture_exchange() as sent, suppress(Exception):
-                await self._send(self._build_sdk(http), request, "rehearsal", sent)
-        with suppress(ResponseError):
-            decode_image("AAAA", StreamingJsonBody())
+        null = httpx2.Client(transport=httpx2.MockTransport(_empty_answer))
+        sdk = self._build_sdk(http, null)
+        if type(self) not in _warmed_up:
+            # SDKs import and build half of their code on first use. That takes 80 ms, during which
+            # no event loop should stand still. An error occurs again in the first request.
+            with suppress_instrumentation(), suppress(Exception):
+                self._warm_up_sdk(sdk, null)
+            _warmed_up.add(type(self))
+        return sdk, http
 
     async def _answer(
         self,
@@ -195,16 +217,16 @@ class SdkProvider(ABC):
         request: ImageRequest,
         model: str,
         trouble: _SdkFailure | None,
-    ) -> ProviderImage:
+    ) -> ProviderResult:
         try:
             if not response.is_success:
-                complaint = VendorError.read(
+                error_body = VendorError.read(
                     response.status_code, response.headers, response.content, request.prompt
                 )
-                raise ResponseError(self._classify(complaint))  # noqa: TRY301 - one way out for both
+                raise ResponseError(self._classify(error_body))  # noqa: TRY301 - one way out for both
             if len(body.text) > _LARGE:
-                return await off_loop(self._parse, body, model)
-            return self._parse(body, model)
+                return await off_loop(self._parse, body, request, model)
+            return self._parse(body, request, model)
         except ResponseError as error:
             failure = error.failure
         raise provider_failure(
@@ -221,11 +243,11 @@ class SdkProvider(ABC):
         )
 
     def _redacted(self, request: ImageRequest, text: str) -> str | None:
-        """Make foreign text fit to be kept; None when nothing is left of it."""
+        """Remove secrets from a vendor's text; None when nothing is left of it."""
         return redact(text, secrets=(self._api_key, request.prompt)) or None
 
     def _usage(self, tokens: TokenUsage | None, model: str, resolution: str) -> Usage | None:
-        """What an answer without a picture used."""
+        """Return the usage of an answer without an image."""
         if tokens is None:
             return None
         return {
@@ -280,17 +302,15 @@ class _SdkFailure:
         )
 
 
+def _empty_answer(request: httpx2.Request) -> httpx2.Response:
+    """Answer a request without sending it."""
+    return httpx2.Response(200, json={}, request=request)
+
+
 def missing_dependency(package: str, error: ImportError) -> ConfigurationError:
-    """What to raise when an SDK, or what it was told to use, is not there."""
+    """Return the error to raise when an SDK or a package that it needs is not installed."""
     missing = error.name or "a part of it"
     return ConfigurationError(f"{package} cannot be loaded: {missing} is missing")
-
-
-class _NullTransport(httpx2.AsyncBaseTransport):
-    """Sends nothing."""
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        raise httpx2.ConnectError("not meant to be sent", request=request)
 
 
 def _is_harmless(trouble: Exception) -> bool:
@@ -304,7 +324,7 @@ def _key(name: str, api_key: str) -> str:
         raise ConfigurationError(f"{name}: the API key is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigurationError(
-            f"{name}: the API key holds characters that no key has (a space, a line break or a "
+            f"{name}: the API key contains characters that no key has (a space, a line break or a "
             "letter beyond ASCII); copy it again"
         )
     return key

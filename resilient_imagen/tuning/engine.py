@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import Transition
     from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.state import RouteState
-    from resilient_imagen.providers.base import ProviderImage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.sink import EventSink
@@ -307,7 +307,7 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
 class _NoFitter(ImageFitter):
     """Returns the same image for every answer, as simulated answers have none."""
 
-    async def fit(self, request: ImageRequest, answer: ProviderImage) -> FittedImage:
+    async def fit(self, request: ImageRequest, answer: ProviderResult) -> FittedImage:
         """Return the image."""
         del request, answer
         return _PICTURE

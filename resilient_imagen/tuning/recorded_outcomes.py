@@ -27,7 +27,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import TokenUsage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
@@ -213,5 +213,5 @@ def _image_cost(log: RouteLog, model: str) -> float:
     known = [cost for cost in log.cost if not math.isnan(cost)]
     if known:
         return median(known)
-    picture = ProviderImage(b"", "", model, input_tokens=0, output_tokens=_ASSUMED_TOKENS)
-    return models.cost_usd(model, picture, "2K") or 0.0
+    usage = TokenUsage(input_tokens=0, output_tokens=_ASSUMED_TOKENS)
+    return models.cost_usd(model, usage, "2K") or 0.0

@@ -6,10 +6,10 @@ import asyncio
 import math
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.errors import provider_failure
-from resilient_imagen.providers.base import ProviderImage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
@@ -29,7 +29,7 @@ __all__ = [
     "SimulationRun",
 ]
 
-_PNG = "image/png"
+_IMAGE: Final = ProviderImage(b"", "image/png")
 _USD_PER_TOKEN = 30e-6
 """The model table's price where tokens are charged: what is recorded then costs what was met."""
 
@@ -116,7 +116,7 @@ class SimulationRun:
 
     async def answer(
         self, request: SimulatedImageRequest, provider: str, model: str
-    ) -> ProviderImage:
+    ) -> ProviderResult:
         """Serve or fail one request, in its time."""
         loop = asyncio.get_running_loop()
         route = self._routes[f"{provider}:{model}"]
@@ -141,7 +141,8 @@ class SimulationRun:
                 account_wide=reason is Reason.UNAUTHENTICATED,
             )
         tokens = round(met.cost_usd / _USD_PER_TOKEN)
-        return ProviderImage(b"", _PNG, model, input_tokens=0, output_tokens=tokens)
+        usage = TokenUsage(input_tokens=0, output_tokens=tokens)
+        return ProviderResult((_IMAGE,), model, usage)
 
 
 class SimulatedProvider:
@@ -151,7 +152,7 @@ class SimulatedProvider:
         self.name = name
         self._world = world
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Answer one request."""
         if not isinstance(request, SimulatedImageRequest):
             raise TypeError("a stand-in answers numbered requests only")

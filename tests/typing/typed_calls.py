@@ -22,6 +22,7 @@ from resilient_imagen import (
     ImageRequest,
     ImageResult,
     ProviderImage,
+    ProviderResult,
     Reason,
     Resolution,
     Settings,
@@ -134,9 +135,9 @@ class Painter:
 
     name = "painter"
 
-    async def generate(self, request: ImageRequest, model: str) -> ProviderImage:
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         assert_type(request.aspect_ratio, AspectRatio)
-        return ProviderImage(b"", "image/png", model)
+        return ProviderResult((ProviderImage(b"", "image/png"),), model)
 
     async def aclose(self) -> None: ...
 
