@@ -46,7 +46,7 @@ if TYPE_CHECKING:
         ProviderResult,
         TokenUsage,
     )
-    from resilient_imagen.request import AspectRatio, ImageRequest, PartialImage, Resolution
+    from resilient_imagen.request import AspectRatio, ImageRequest, PartialImage, Reference, Resolution
     from resilient_imagen.result import (
         Attempt,
         DroppedReference,
@@ -92,6 +92,7 @@ __all__ = [
     "QuotaExhaustedError",
     "RateLimitedError",
     "Reason",
+    "Reference",
     "Resolution",
     "SaturatedError",
     "Settings",
@@ -127,6 +128,7 @@ _LAZY = {
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
     "ProviderResult": "resilient_imagen.providers.base",
+    "Reference": "resilient_imagen.request",
     "Resolution": "resilient_imagen.request",
     "Settings": "resilient_imagen.settings",
     "SettingsArguments": "resilient_imagen.settings",

@@ -98,7 +98,7 @@ class ImageClient:
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self.settings = Settings() if settings is None else settings
+        self.settings: Settings = Settings() if settings is None else settings
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
         )

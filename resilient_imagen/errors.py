@@ -140,7 +140,7 @@ class ImageGenerationError(Exception):
         usage: Usage | None = None,
         never_sent: bool = False,
     ) -> None:
-        self.reason = self.default_reason if reason is None else _reason(reason)
+        self.reason: Reason = self.default_reason if reason is None else _reason(reason)
         _check_type("status", status, int)
         _check_type("status_word", status_word, str)
         _check_type("vendor_message", vendor_message, str)
@@ -183,7 +183,7 @@ class ImageGenerationError(Exception):
         if self.status_word is not None and strange:
             self.status_word = redact(self.status_word, secrets=(secret,))
         if self._has_custom_message:
-            self.args = (redact(str(self), secrets=(secret,)),)
+            self.args: tuple[object, ...] = (redact(str(self), secrets=(secret,)),)
 
     def _text(self) -> str:
         route = " ".join(name for name in (self.provider, self.model) if name)

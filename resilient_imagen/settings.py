@@ -7,7 +7,7 @@ What a value may look like stands in ``values``, how variables are read and name
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads it at run time
-from typing import Annotated, Any, Literal, Self, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Self, Unpack
 
 from pydantic import (
     AfterValidator,
@@ -72,7 +72,7 @@ class Settings(BaseSettings):
         ConfigurationError: A value is not allowed. The text names the variable and what is.
     """
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         frozen=True,
         extra="forbid",
         populate_by_name=True,

@@ -74,9 +74,9 @@ class FakeProvider:
         self.latency = latency
         self.image = image
         self.sent: list[Sent] = []
-        self.in_flight = 0
-        self.max_in_flight = 0
-        self.closed = False
+        self.in_flight: int = 0
+        self.max_in_flight: int = 0
+        self.closed: bool = False
         self._steps: deque[_Step] = deque()
         self._always: _Step | None = None
 

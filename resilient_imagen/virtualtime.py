@@ -70,7 +70,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         selector = _JumpingSelector()
         self._virtual_now = 0.0
-        self.threads_pending = 0
+        self.threads_pending: int = 0
         super().__init__(selector)
         selector.loop = self
 

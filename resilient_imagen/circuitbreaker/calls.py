@@ -46,7 +46,7 @@ class InFlightCalls:
         self._config = config
         self._slow: dict[InFlightCall, None] = {}
         self.probes: dict[InFlightCall, None] = {}
-        self.due = math.inf
+        self.due: float = math.inf
         """Time of the next time-out (`next_due`), or infinity."""
 
     @property

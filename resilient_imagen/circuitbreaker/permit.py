@@ -50,9 +50,9 @@ class Permit:
     ) -> None:
         self._breaker = breaker
         self._call = flight
-        self.probe = probe
-        self.generation = generation
-        self.state = state
+        self.probe: bool = probe
+        self.generation: int = generation
+        self.state: BreakerState = state
 
     @property
     def settled(self) -> bool:

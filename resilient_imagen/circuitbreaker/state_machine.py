@@ -65,20 +65,20 @@ class BreakerStateMachine:
         # pybreaker is loaded here, so that importing the package stays cheap.
         from resilient_imagen.circuitbreaker.pybreaker_adapter import PybreakerAdapter
 
-        self.config = config
+        self.config: BreakerConfig = config
         self._random = random
         self._notify = on_state_change
         self._on_place_freed = on_place_freed
-        self.now = 0.0
+        self.now: float = 0.0
         """The current time; while a time-out is processed, the time of that time-out."""
-        self.state = _CLOSED
-        self.generation = 0
+        self.state: BreakerState = _CLOSED
+        self.generation: int = 0
         """Number of states so far. A call votes only in the state in which it was admitted."""
-        self.consecutive_openings = 0
+        self.consecutive_openings: int = 0
         """Number of openings since it was last closed."""
         self.open_period: OpenPeriod | None = None
-        self.rule = TripRule(config)
-        self.in_flight = InFlightCalls(config)
+        self.rule: TripRule = TripRule(config)
+        self.in_flight: InFlightCalls = InFlightCalls(config)
         self._pybreaker = PybreakerAdapter(self.rule, self._on_state_change)
         self._next: OpenPeriod | None = None
         """The open period that starts with the transition that pybreaker is about to make."""

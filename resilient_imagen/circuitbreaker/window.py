@@ -27,14 +27,14 @@ class Window:
     __slots__ = ("_calls", "_failures", "_newest", "_width", "calls", "failures", "seconds")
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+        self.seconds: float = seconds
         self._width = seconds / BUCKETS
         self.clear()
 
     def clear(self) -> None:
         """Remove all outcomes."""
-        self.calls = 0
-        self.failures = 0
+        self.calls: int = 0
+        self.failures: int = 0
         self._calls = [0] * BUCKETS
         self._failures = [0] * BUCKETS
         self._newest = -(2**62)
@@ -95,11 +95,11 @@ class TripRule:
     __slots__ = ("config", "consecutive", "tripped", "window")
 
     def __init__(self, config: BreakerConfig) -> None:
-        self.config = config
-        self.consecutive = 0
-        self.tripped = False
+        self.config: BreakerConfig = config
+        self.consecutive: int = 0
+        self.tripped: bool = False
         """Whether the last outcome was a failure that met a trip rule."""
-        self.window = Window(config.window)
+        self.window: Window = Window(config.window)
 
     def reconfigure(self, config: BreakerConfig, now: float) -> None:
         """Apply other settings and keep the counts. The next failure is judged by them."""

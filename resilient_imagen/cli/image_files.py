@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KNOWN_EXTENSIONS", "TYPICAL", "as_named", "extension", "free_name", "misnamed"]
 
-KNOWN_EXTENSIONS: Final = frozenset({".img"}.union(*EXTENSIONS.values()))
+KNOWN_EXTENSIONS: Final[frozenset[str]] = frozenset({".img"}.union(*EXTENSIONS.values()))
 """Every extension that a picture may be kept under."""
 TYPICAL: Final = (".jpg", ".png", ".webp")
 """Extensions of what vendors deliver."""

@@ -80,7 +80,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "results.jsonl"
+        self.path: Path = folder / "results.jsonl"
         self._entries: dict[str, Entry] = {}
         self._parts: dict[tuple[str, str], Path] = {}
         """Whole pictures without their names, by their row's id and fingerprint."""

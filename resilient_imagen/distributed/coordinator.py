@@ -75,7 +75,7 @@ class RedisCoordinator:
         door: ConnectionFactory | None = None,
     ) -> None:
         self.address = address
-        self.worker = _new_worker()
+        self.worker: str = _new_worker()
         self.workers = 1
         """Workers heard of within the last minute, this one included."""
         self._process = os.getpid()

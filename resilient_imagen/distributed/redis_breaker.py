@@ -91,7 +91,7 @@ class RedisCircuitBreaker(CircuitBreaker):
         self._tokens = 0
         self._knows_better = False
         """Whether Redis has not yet received local knowledge about the current state."""
-        self.resource = coordinator.resource_name(name)
+        self.resource: str = coordinator.resource_name(name)
         self._commands = SharedBreakerCommands(coordinator, self.resource)
         super().__init__(name, config, random=random)
         coordinator.add(self)

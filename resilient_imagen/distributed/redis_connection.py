@@ -52,8 +52,10 @@ class RedisEndpoint:
 
     def __init__(self, address: Address) -> None:
         found = _read(address.url)
-        self.channel = address.channel
-        self.signing_in = {name: getattr(found, name) for name in ("db", "username", "password")}
+        self.channel: str = address.channel
+        self.signing_in: dict[str, Any] = {
+            name: getattr(found, name) for name in ("db", "username", "password")
+        }
         self._path: str | None = getattr(found, "path", None)
         self._host: str = getattr(found, "host", "")
         self._port: int = getattr(found, "port", 0)

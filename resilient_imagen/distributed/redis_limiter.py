@@ -67,7 +67,7 @@ class RedisRateLimiter(RateLimiter):
         super().__init__(
             max_concurrent=max_concurrent, per_minute=per_minute, burst=burst, max_queue=max_queue
         )
-        self.resource = coordinator.resource_name(name)
+        self.resource: str = coordinator.resource_name(name)
         self._coordinator = coordinator
         self._keys = tuple(
             coordinator.address.key(kind, self.resource) for kind in ("pace", "free")

@@ -145,7 +145,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             # A half-open state that only this process knows ends with a local probe.
             closes = record.closes and (follows or self.state is _CLOSED)
             self._start(OpenPeriod(self.now, self.now + seconds, why, closes))
-        self.consecutive_openings = record.openings
+        self.consecutive_openings: int = record.openings
 
     def _outlasts(self, before: BreakerRecord) -> bool:
         """Return whether the local open period continues after a shared one that was a hint."""

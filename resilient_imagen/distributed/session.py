@@ -35,7 +35,7 @@ class Session:
     def __init__(
         self, link: StoreConnection, members: Iterable[Participant], period: Callable[[], float]
     ) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._link = link
         self._members = members
         self._period = period

@@ -28,7 +28,7 @@ class BackgroundEmulator:
     """
 
     def __init__(self, app: Emulator | None = None) -> None:
-        self.app = app or Emulator()
+        self.app: Emulator = app or Emulator()
         self._server = EmulatorServer(self.app)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="imagen-emulator")

@@ -55,9 +55,9 @@ class Emulator:
         max_body: int = MAX_BODY,
     ) -> None:
         usual = latency if isinstance(latency, Latency) else Latency(latency)
-        self.studio = ImageRenderer(picture)
-        self.google = Vendor(Gemini(), seed=seed, keys=google_keys, latency=usual)
-        self.openai = Vendor(GptImage(), seed=seed, keys=openai_keys, latency=usual)
+        self.studio: ImageRenderer = ImageRenderer(picture)
+        self.google: Vendor = Vendor(Gemini(), seed=seed, keys=google_keys, latency=usual)
+        self.openai: Vendor = Vendor(GptImage(), seed=seed, keys=openai_keys, latency=usual)
         self.max_body = max_body
         self._ids = random.Random(seed)
 

@@ -57,8 +57,8 @@ class EmulatorServer:
 
     def __init__(self, app: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.app = app
-        self.host = _loopback(host)
-        self.port = port
+        self.host: str = _loopback(host)
+        self.port: int = port
         self._server: asyncio.Server | None = None
         self._connections: dict[_ClientConnection, asyncio.Task[None]] = {}
 

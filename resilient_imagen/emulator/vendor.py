@@ -64,8 +64,8 @@ class Vendor:
         self, dialect: VendorApi, *, seed: int, keys: Iterable[str] | None, latency: Latency
     ) -> None:
         self.dialect = dialect
-        self.name = dialect.name
-        self.keys = None if keys is None else frozenset(keys)
+        self.name: str = dialect.name
+        self.keys: frozenset[str] | None = None if keys is None else frozenset(keys)
         self._rng = random.Random(f"{seed}:{dialect.name}")
         self._plan = FaultPlan(self._rng)
         self._latencies: dict[str | None, Latency] = {None: latency}

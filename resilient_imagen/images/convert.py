@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTENSIONS", "as_named", "extension"]
 
-EXTENSIONS: Final = {
+EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
     "image/png": (".png",),
     "image/jpeg": (".jpg", ".jpeg"),
     "image/webp": (".webp",),

@@ -73,7 +73,7 @@ class Router:
         self._coordinator = coordinator
         self._warned: OrderedDict[str, None] = OrderedDict()
         self._limiters: dict[str, RateLimiter] = {}
-        self.image_limits = ImageLimits(
+        self.image_limits: ImageLimits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
         self._providers = providers
@@ -86,7 +86,9 @@ class Router:
         routes = dict.fromkeys(
             (route.provider, self._resolve_configured_model(route)) for route in usable
         )
-        self.routes = tuple(self._new_route(*route, configured=True) for route in routes)
+        self.routes: tuple[Route, ...] = tuple(
+            self._new_route(*route, configured=True) for route in routes
+        )
         self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
         self._off = {
             route: _forced_open(new_breaker(settings, route.provider, route.model))

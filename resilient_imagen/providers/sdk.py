@@ -84,9 +84,9 @@ class SdkProvider(ABC):
         transport: httpx2.AsyncBaseTransport | None,
     ) -> None:
         self.name = name
-        self.base_url = _address(name, base_url or self.default_base_url)
+        self.base_url: str = _address(name, base_url or self.default_base_url)
         self._api_key = _key(name, api_key)
-        self.endpoint = Endpoint(
+        self.endpoint: Endpoint = Endpoint(
             self.vendor,
             self.base_url,
             account_id(self._api_key, self.base_url),

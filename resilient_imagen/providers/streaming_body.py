@@ -29,7 +29,7 @@ class StreamingJsonBody:
     """
 
     def __init__(self, long: int = 2**16) -> None:
-        self.text = b""
+        self.text: bytes = b""
         """The JSON; empty until the body is closed."""
         self._long = long
         self._read = bytearray()

@@ -40,7 +40,7 @@ class TokenSchedule:
     """
 
     def __init__(self, per_minute: float, burst: int) -> None:
-        self.interval = 60.0 / per_minute
+        self.interval: float = 60.0 / per_minute
         self._slack = (burst - 1) * self.interval
         self._next = 0.0
 
@@ -80,9 +80,9 @@ class Slot:
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.receipt: float | None = None
         """The place taken, or None while waiting and after leaving."""
-        self.granted_at = math.nan
+        self.granted_at: float = math.nan
         """Loop time at which it got its slot."""
-        self.consumed = False
+        self.consumed: bool = False
 
     def __enter__(self) -> Self:
         """The queue was joined when the ticket was made."""

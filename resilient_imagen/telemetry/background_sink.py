@@ -55,7 +55,7 @@ class BackgroundSink:
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Told] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
-        self.dropped = 0
+        self.dropped: int = 0
         """Events that came faster than the sinks took them."""
 
     def put(self, event: Event) -> None:

@@ -42,7 +42,7 @@ class BackoffExporter(SpanExporter):
         self._complain = complain
         self._clock = clock
         self._retry_at = 0.0
-        self.lost = 0
+        self.lost: int = 0
         """Spans that did not arrive."""
         self._lock = threading.Lock()
 

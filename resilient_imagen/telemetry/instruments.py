@@ -16,7 +16,7 @@ from resilient_imagen.telemetry import names
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+    from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider
 
     from resilient_imagen.circuitbreaker import BreakerMetrics, CircuitBreaker
 
@@ -43,43 +43,43 @@ class Instruments:
         self._breakers: WeakKeyDictionary[CircuitBreaker, str] = WeakKeyDictionary()
         # Callers add breakers while an exporter's thread reads them.
         self._lock = threading.Lock()
-        self.client_duration = meter.create_histogram(
+        self.client_duration: Histogram = meter.create_histogram(
             names.CLIENT_DURATION,
             "s",
             "Duration of one request to a model.",
             explicit_bucket_boundaries_advisory=_INFERENCE_S,
         )
-        self.client_tokens = meter.create_histogram(
+        self.client_tokens: Histogram = meter.create_histogram(
             names.CLIENT_TOKENS,
             "{token}",
             "Tokens used by one request.",
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
-        self.duration = meter.create_histogram(
+        self.duration: Histogram = meter.create_histogram(
             names.OPERATION_DURATION,
             "s",
             "Duration of a whole call: queueing, retries and fallback included.",
             explicit_bucket_boundaries_advisory=_CALL_S,
         )
-        self.attempts = meter.create_histogram(
+        self.attempts: Histogram = meter.create_histogram(
             names.OPERATION_ATTEMPTS,
             "{attempt}",
             "Requests sent for one call.",
             explicit_bucket_boundaries_advisory=_ATTEMPTS,
         )
-        self.retries = meter.create_counter(
+        self.retries: Counter = meter.create_counter(
             names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
         )
-        self.fallbacks = meter.create_counter(
+        self.fallbacks: Counter = meter.create_counter(
             names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
         )
-        self.breaker_calls = meter.create_counter(
+        self.breaker_calls: Counter = meter.create_counter(
             names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
         )
-        self.breaker_transitions = meter.create_counter(
+        self.breaker_transitions: Counter = meter.create_counter(
             names.BREAKER_TRANSITIONS, "{transition}", "Changes of a breaker's state."
         )
-        self.shadow = meter.create_counter(
+        self.shadow: Counter = meter.create_counter(
             names.SHADOW_COUNT, "{call}", "Requests on which candidate settings differ."
         )
         meter.create_observable_gauge(

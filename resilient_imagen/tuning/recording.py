@@ -192,17 +192,17 @@ class RouteLog:
     __slots__ = ("at", "cost", "given_up", "hint", "latency", "reason", "rejected")
 
     def __init__(self) -> None:
-        self.at = array("d")
+        self.at: array[float] = array("d")
         """Seconds since the recording's start."""
-        self.latency = array("d")
-        self.reason = array("b")
+        self.latency: array[float] = array("d")
+        self.reason: array[int] = array("b")
         """Index into REASONS, or IMAGE."""
-        self.hint = array("d")
+        self.hint: array[float] = array("d")
         """Seconds; nan for none."""
-        self.cost = array("d")
+        self.cost: array[float] = array("d")
         """US dollars; nan where unknown."""
-        self.given_up = array("b")
-        self.rejected = array("d")
+        self.given_up: array[int] = array("b")
+        self.rejected: array[float] = array("d")
         """When the breaker let nothing out."""
 
     def __len__(self) -> int:

@@ -24,6 +24,7 @@ from resilient_imagen import (
     ProviderImage,
     ProviderResult,
     Reason,
+    Reference,
     Resolution,
     Settings,
     SettingsArguments,
@@ -53,6 +54,7 @@ def settings_take_their_fields() -> None:
 
 def settings_take_nothing_else() -> None:
     Settings(ipm="x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Settings(ipm="x", imp=3)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
     Settings(imp=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Settings(fit="zoom")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Settings(breaker_mode=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -93,7 +95,7 @@ async def a_client_makes_images(client: ImageClient, ratio: AspectRatio, size: R
 
 
 async def a_client_takes_nothing_else(client: ImageClient) -> None:
-    await client.generate("x", aspect_ratio="9:17")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("x", aspect_ratio="5:7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generate("x", resolution="2k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generate("x", references=[1])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     await client.generate("x", references=b"png")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -137,6 +139,9 @@ class Painter:
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         assert_type(request.aspect_ratio, AspectRatio)
+        assert_type(request.resolution, Resolution)
+        assert_type(request.references, tuple[Reference, ...])
+        assert_type(request.references[0].data, bytes)
         return ProviderResult((ProviderImage(b"", "image/png"),), model)
 
     async def aclose(self) -> None: ...
@@ -180,6 +185,9 @@ async def the_functions_return_dicts(references: Sequence[ImageInput]) -> None:
 async def the_functions_take_nothing_else() -> None:
     image = await generate_image("a fox", "9 to 16")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     image["picture"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
+    await generate_image("a fox", aspect_ratio="5:7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await edit_image(b"png", "more red", resolution="8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image_with_references("a fox", [], "9:16", "8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image(b"a fox")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", resolution="2K")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await generate_image_with_references("a fox", None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
