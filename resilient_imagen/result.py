@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from resilient_imagen.reasons import Reason
 
 __all__ = ["Attempt", "DroppedReference", "ImageDict", "ImageInput", "ImageResult", "Usage"]
@@ -131,23 +133,46 @@ class ImageResult:
 
         The picture is converted if the extension is png, jpg, jpeg or webp and it is of another
         type (the vendor chooses the type, so a fallback may change it). A path without an extension
-        gets that of the picture's type. With any other extension, and where the picture cannot be
-        converted, the bytes are written as they are.
+        gets that of the picture's type. A picture that cannot be converted is written as it is.
 
-        Converting takes up to seconds for a large picture; call it in a thread where an event loop
-        runs.
+        Converting blocks for up to seconds with a large picture; call it in a thread where an event
+        loop runs: ``await asyncio.to_thread(result.save, path)``.
 
         Raises:
+            ValueError: The extension is neither one of these nor that of the picture's own type;
+                nothing is written.
             OSError: The file cannot be written.
         """
         from resilient_imagen.images import convert
 
         target = Path(path)
-        if not target.suffix and (target.is_file() or not target.exists()):  # no device, no pipe
-            target = target.with_name(target.name + convert.extension(self.mime_type))
+        if target.is_file() or not target.exists():  # a device or pipe keeps its name
+            target = convert.path_for(target, self.mime_type)
         data, _ = convert.as_named(self.image_bytes, self.mime_type, target)
         target.write_bytes(data)
         return target
+
+    def to_pil(self) -> Image:
+        """Decode the picture to a Pillow image, turned upright as viewers show it.
+
+        Blocks for up to seconds with a large picture; call it in a thread where an event loop runs.
+
+        Raises:
+            ValueError: The picture is damaged, or of a type that Pillow does not read.
+        """
+        from resilient_imagen.images import convert, image_errors
+
+        try:
+            return convert.decoded(self.image_bytes)
+        except image_errors.UnusableImageError as error:
+            raise ValueError(f"the picture from {self.provider} {error}") from None
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the picture as PNG, for notebooks; None if it cannot be converted."""
+        from resilient_imagen.images import convert
+
+        data, mime_type = convert.as_type(self.image_bytes, self.mime_type, "image/png")
+        return data if mime_type == "image/png" else None
 
 
 ImageInput: TypeAlias = (

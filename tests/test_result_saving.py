@@ -1,4 +1,4 @@
-"""A result's file holds what its name says."""
+"""A result becomes what people use: a file of the type that its name says, pixels, a picture."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from images_samples import delivered, encoded, exif, opened, picture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.images.inspect import sniff_mime
@@ -68,10 +68,27 @@ def test_a_name_without_extension_gets_the_types_own(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["lighthouse.jpg"]
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.img", "a.tiff", "scene.1"])
-def test_other_extensions_keep_the_bytes(name: str, tmp_path: Path) -> None:
-    """Types that cannot be made are not promised."""
-    assert delivered(PNG).save(tmp_path / name).read_bytes() == PNG
+@pytest.mark.parametrize("name", ["a.gif", "a.img", "a.tiff", "scene.1", "v1.JPG2"])
+def test_an_unknown_extension_is_refused(name: str, tmp_path: Path) -> None:
+    """The error names the extension and those that are supported, and no file is written."""
+    with pytest.raises(ValueError, match=r"use \.png, \.jpg, \.jpeg, \.webp, or none") as caught:
+        delivered(PNG).save(tmp_path / name)
+
+    assert f"the extension {name[name.index('.') :]} is not supported" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("mime_type", "name"), [("image/gif", "a.GIF"), ("image/avif", "a.avif"), ("image/x", "a.img")]
+)
+def test_the_extension_of_the_pictures_own_type_keeps_the_bytes(
+    mime_type: str, name: str, tmp_path: Path
+) -> None:
+    """Also of types that nothing is converted to, and of unknown ones."""
+    result = replace(delivered(PNG), mime_type=mime_type)
+
+    assert result.save(tmp_path / name).read_bytes() == PNG
+    assert result.save(tmp_path / "b").suffix == name[1:].lower()
 
 
 def test_a_picture_that_cannot_be_converted_is_kept(tmp_path: Path) -> None:
@@ -91,6 +108,14 @@ def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path) -> None:
     assert saved.getpixel((4, 4)) == (255, 255, 255)
 
 
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
+    """And only that one."""
+    (tmp_path / "a.png").write_bytes(b"old")
+
+    assert delivered(PNG).save(tmp_path / "a.png").read_bytes() == PNG
+    assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_device_keeps_its_name() -> None:
     """No file is made beside it."""
@@ -101,3 +126,54 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     """The system's own."""
     with pytest.raises(OSError, match="No such file"):
         delivered(PNG).save(tmp_path / "missing" / "a.png")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_result_becomes_a_pillow_image(form: str) -> None:
+    """It is decoded, so that Pillow has nothing left to read."""
+    image = delivered(encoded(picture(), form)).to_pil()
+
+    assert isinstance(image, Image.Image)
+    assert image.size == (48, 80)
+    red, green, _ = image.convert("RGB").getpixel((47, 1))  # type: ignore[misc]
+    assert red > 200
+    assert green < 50
+
+
+def test_a_pillow_image_is_turned_upright_once() -> None:
+    """EXIF asks for a turn; afterwards nothing asks for another one."""
+    turned = encoded(picture(8, 16), "JPEG", exif=exif(6))
+
+    image = delivered(turned).to_pil()
+
+    assert image.size == (16, 8)
+    assert ImageOps.exif_transpose(image).size == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(PNG[: len(PNG) // 2], "google is damaged"), (b"no picture", "google is not an image")],
+)
+def test_what_is_no_picture_becomes_no_pillow_image(data: bytes, message: str) -> None:
+    """The error says whose picture it is and what is wrong with it."""
+    with pytest.raises(ValueError, match=message):
+        delivered(data).to_pil()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_a_notebook_shows_every_type(form: str) -> None:
+    """As PNG, the one type that notebooks ask for; a PNG as it was delivered."""
+    data = encoded(picture(), form)
+    shown = replace(delivered(data), mime_type=f"image/{form.lower()}")._repr_png_()
+
+    assert shown is not None
+    assert sniff_mime(shown) == "image/png"
+    assert opened(shown).size == (48, 80)
+    assert (shown == data) == (form == "PNG")
+
+
+def test_a_notebook_shows_text_for_a_picture_that_cannot_be_converted() -> None:
+    """Notebooks take None for "no picture" and print the result instead."""
+    result = replace(delivered(JPEG[: len(JPEG) // 2]), mime_type="image/jpeg")
+
+    assert result._repr_png_() is None

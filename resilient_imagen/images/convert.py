@@ -1,4 +1,4 @@
-"""Converts a picture to the type that a file's name asks for."""
+"""Convert a picture: to the type that a file's name asks for, or to pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["EXTENSIONS", "as_named", "extension"]
+__all__ = ["EXTENSIONS", "as_named", "as_type", "decoded", "extension", "path_for"]
 
 EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
     "image/png": (".png",),
@@ -40,15 +40,40 @@ def extension(mime_type: str) -> str:
     return EXTENSIONS.get(mime_type, (".img",))[0]
 
 
+def path_for(path: Path, mime_type: str) -> Path:
+    """Return the path of a file for a picture of this type: with its extension if it has none.
+
+    Raises:
+        ValueError: The extension names no type that the picture has or can be converted to.
+    """
+    if not path.suffix:
+        return path.with_name(path.name + extension(mime_type))
+    made = [suffix for mime in _MADE for suffix in EXTENSIONS[mime]]
+    if path.suffix.lower() not in {*made, *EXTENSIONS.get(mime_type, (".img",))}:
+        raise ValueError(
+            f"cannot save an {mime_type} as {path.name!r}: the extension {path.suffix} is not "
+            f"supported; use {', '.join(made)}, or none"
+        )
+    return path
+
+
 def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
     """Return the picture, and its type, as the path's extension asks for: png, jpg, jpeg or webp.
 
-    It comes back as it is if the extension names another type or none, or if it cannot be
-    converted: it is paid for, and better misnamed than lost. What is transparent becomes white in
-    a JPEG. Takes up to seconds for a large picture: call it off the event loop.
+    With another extension, or none, the picture is returned unchanged; see also ``as_type``.
     """
     suffix = path.suffix.lower()
     wanted = next((mime for mime in _MADE if suffix in EXTENSIONS[mime]), mime_type)
+    return as_type(data, mime_type, wanted)
+
+
+def as_type(data: bytes, mime_type: str, wanted: str) -> tuple[bytes, str]:
+    """Return the picture, and its type, converted to image/png, image/jpeg or image/webp.
+
+    A picture that cannot be converted is returned unchanged: it is paid for, and better misnamed
+    than lost. What is transparent becomes white in a JPEG. Takes up to seconds for a large
+    picture: call it off the event loop.
+    """
     if wanted == mime_type:
         return data, mime_type
     try:
@@ -57,10 +82,23 @@ def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
         return data, mime_type
 
 
-def _converted(data: bytes, mime: str) -> bytes:
+def decoded(data: bytes) -> Image:
+    """Decode a picture and turn it upright. Takes up to seconds: call it off the event loop.
+
+    Raises:
+        UnusableImageError: It is damaged, too large, or of a type that cannot be decoded.
+    """
     picture = open_picture(data, ImageLimits().max_pixels)
     with pillow_errors():
-        whole = to_supported_mode(apply_exif_orientation(picture))
+        upright = apply_exif_orientation(picture)
+    upright.info.pop("exif", None)  # it would turn the picture once more
+    return upright
+
+
+def _converted(data: bytes, mime: str) -> bytes:
+    picture = decoded(data)
+    with pillow_errors():
+        whole = to_supported_mode(picture)
         if mime == "image/jpeg" and whole.mode == "RGBA":
             whole = _on_white(whole)
         return encode(whole, mime, style=EncoderSettings(subsampling=0))

@@ -114,6 +114,7 @@ def results_are_typed(result: ImageResult) -> None:
     assert_type(result.usage["cost_usd"], float | None)
     assert_type(result.to_dict(), ImageDict)
     assert_type(result.save("fox.png"), Path)
+    assert_type(result.to_pil().size, tuple[int, int])
     result.usage["cost"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
     result.provider = "me"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
