@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
-from pydantic import AliasChoices
+from pydantic import AliasChoices, SecretStr
 from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from resilient_imagen._validation import explain
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 __all__ = ["EnvironmentSource", "complain_of", "describe_errors", "unknown_variables"]
 
@@ -36,28 +39,43 @@ class EnvironmentSource(EnvSettingsSource):
 
 
 def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
-    """Name each variable, what is wrong and what is allowed; never the value given."""
+    """Name each variable, what is allowed and, unless it may be a secret, the value."""
     lines = []
-    for problem in error.errors(include_input=False, include_url=False):
+    for problem in error.errors(include_url=False):
         location = str(problem["loc"][0]) if problem["loc"] else ""
-        what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            what = "no such setting"
-        if problem["type"] in {"bool_parsing", "bool_type"}:
-            what = "must be true or false"
+            what = f"no such setting{_nearest_field(location, settings_cls)}"
+        else:
+            what = explain(problem, secret=_is_secret(location, settings_cls))
         lines.append(f"{_variable_name(location, settings_cls)}: {what}" if location else what)
     return "; ".join(dict.fromkeys(lines))
 
 
+def _nearest_field(unknown: str, settings_cls: type[BaseSettings]) -> str:
+    nearest = get_close_matches(unknown, settings_cls.model_fields, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
 def _variable_name(location: str, settings_cls: type[BaseSettings]) -> str:
-    """The environment variable that sets the field (errors name the field or its first alias)."""
+    """The environment variable that sets the field."""
+    _, names = _field(location, settings_cls)
+    return next((name for name in names if os.environ.get(name, "").strip()), names[0])
+
+
+def _is_secret(location: str, settings_cls: type[BaseSettings]) -> bool:
+    field, _ = _field(location, settings_cls)
+    return field is not None and SecretStr in get_args(field.annotation)
+
+
+def _field(location: str, settings_cls: type[BaseSettings]) -> tuple[FieldInfo | None, list[str]]:
+    """The field, and its variables; errors name the field or its first alias."""
     for field, info in settings_cls.model_fields.items():
         if not isinstance(info.validation_alias, AliasChoices):
             continue
         names = [str(name) for name in info.validation_alias.choices]
         if location in {field, *names}:
-            return next((name for name in names if os.environ.get(name, "").strip()), names[0])
-    return location
+            return info, names
+    return None, [location]
 
 
 def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping  # noqa: TC003 - annotations may be read at run time
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypedDict
 from urllib.parse import urlsplit
@@ -41,11 +41,18 @@ def blank_to_none(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in _OFF else value
 
 
-def split_commas(value: Any) -> Any:
-    """The parts between commas, blanks left out."""
+def split_commas(value: object) -> tuple[str, ...]:
+    """Return the parts between commas without blank ones, or the strings of a list.
+
+    Raises:
+        ValueError: It is neither a string nor a list of strings.
+    """
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
+    parts = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a string with commas or a list of strings")
+    return parts
 
 
 def require_finite(value: float) -> float:

@@ -1,12 +1,12 @@
 """Every setting in one class, and the only reader of the environment.
 
 Each field names its variable, its default and its unit; the README's table is made from here.
-What a value may look like stands in ``values``, how variables are read and named in ``variables``.
+The types of values are in ``_settings_types``; ``_settings_source`` reads and names the variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - pydantic reads it at run time
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, Unpack
 
 from pydantic import (
@@ -52,6 +52,7 @@ from resilient_imagen._settings_types import (
     require_finite,
     split_commas,
 )
+from resilient_imagen._validation import explain
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.tracebacks import hide_frame_locals
@@ -329,7 +330,7 @@ class Settings(BaseSettings):
 
     @field_validator("routes", mode="before")
     @classmethod
-    def _routes(cls, value: Any) -> tuple[RouteName, ...]:
+    def _routes(cls, value: object) -> tuple[RouteName, ...]:
         checked = tuple(RouteName(route) for route in split_commas(value))
         if not checked:
             raise ValueError("must name at least one provider:model")
@@ -343,14 +344,13 @@ class Settings(BaseSettings):
     @field_validator("fallback_on", mode="before")
     @classmethod
     def _fallback_on(cls, value: object) -> object:
-        value = split_commas(value)
-        return None if value == () else value
+        return (None if value is None else split_commas(value)) or None
 
     @field_validator("prompt_hints", mode="before")
     @classmethod
-    def _prompt_hints(cls, value: Any) -> Any:
-        value = split_commas(blank_to_none(value.lower() if isinstance(value, str) else value))
-        hints = tuple(dict.fromkeys(value or ()))
+    def _prompt_hints(cls, value: Any) -> tuple[str, ...]:
+        value = blank_to_none(value.lower() if isinstance(value, str) else value)
+        hints = tuple(dict.fromkeys(() if value is None else split_commas(value)))
         if not {"quality", "orientation"}.issuperset(hints):
             raise ValueError("must be quality, orientation, both of them with a comma, or none")
         return hints
@@ -363,7 +363,10 @@ class Settings(BaseSettings):
             return None
         if isinstance(value, str):
             value = dict(part.partition("=")[::2] for part in split_commas(value))
-        return {name.strip(): cls._shadowed(name.strip(), given) for name, given in value.items()}
+        if not isinstance(value, Mapping):
+            raise ValueError("must be NAME=VALUE, comma-separated, or a dict")  # noqa: TRY004 - pydantic lets a TypeError through
+        named = ((str(name).strip(), given) for name, given in value.items())
+        return {name: cls._shadowed(name, given) for name, given in named}
 
     @classmethod
     def _shadowed(cls, name: str, given: object) -> object:
@@ -378,7 +381,7 @@ class Settings(BaseSettings):
         try:
             return checked.validate_python(given.strip() if isinstance(given, str) else given)
         except ValidationError as error:
-            raise ValueError(f"{name}: {error.errors()[0]['msg']}") from None
+            raise ValueError(f"{name}: {explain(error.errors()[0])}") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

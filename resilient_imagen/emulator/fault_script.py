@@ -15,6 +15,7 @@ from pydantic import (
     validate_call,
 )
 
+from resilient_imagen._validation import explain
 from resilient_imagen.emulator.emulator import Emulator
 from resilient_imagen.emulator.faults import KINDS, Fault, Latency, fixed, log_normal
 
@@ -72,11 +73,10 @@ def _checked(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    """Where and why, without the values: a script may hold bodies of any size."""
+    """Where and why."""
     return [
-        f"{'.'.join(map(str, problem['loc'])) or 'script'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors(include_input=False, include_url=False)
+        f"{'.'.join(map(str, problem['loc'])) or 'script'}: {explain(problem)}"
+        for problem in error.errors(include_url=False)
     ]
 
 

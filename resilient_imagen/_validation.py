@@ -1,0 +1,83 @@
+"""Validation errors of pydantic in this library's words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.redaction import redact
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = ["explain"]
+
+_LONGEST: Final = 20
+"""Characters of a value that is shown: enough for a typing error, too few for a key or a prompt."""
+
+_LIST: Final = "must be a list"
+_OBJECT: Final = "must be an object"
+_MESSAGES: Final = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "dataclass_type": _OBJECT,
+    "dict_type": _OBJECT,
+    "enum": "must be {expected}",
+    "extra_forbidden": "is not known",
+    "finite_number": "must be a finite number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "frozen_set_type": _LIST,
+    "greater_than": "must be greater than {gt:.15g}",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number of fewer digits",
+    "int_type": "must be a whole number",
+    "iterable_type": _LIST,
+    "json_invalid": "is not valid JSON: {error}",
+    "less_than": "must be less than {lt:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
+    "list_type": _LIST,
+    "literal_error": "must be {expected}",
+    "mapping_type": _OBJECT,
+    "missing": "is missing",
+    "missing_argument": "is missing",
+    "missing_keyword_only_argument": "is missing",
+    "model_type": _OBJECT,
+    "set_type": _LIST,
+    "string_type": "must be a string",
+    "string_unicode": "must be a string of valid characters",
+    "tuple_type": _LIST,
+    "unexpected_keyword_argument": "is not known",
+    "unexpected_positional_argument": "is not known",
+    "value_error": "{error}",
+}
+"""By pydantic's type of the error; placeholders are pydantic's, too."""
+
+
+def explain(problem: ErrorDetails, *, secret: bool = False) -> str:
+    """Return what is allowed, and the value if it is short and can be no secret.
+
+    Args:
+        problem: One of a ValidationError's ``errors()``.
+        secret: Never show the value.
+    """
+    pattern = _MESSAGES.get(problem["type"], "is not allowed ({type})")
+    context = {"type": problem["type"].replace("_", " "), **problem.get("ctx", {})}
+    if "expected" in context:
+        context["expected"] = context["expected"].replace("'", "")
+    text = pattern.format(**context)
+    shown = None if secret or not text.startswith("must ") else _shown(problem.get("input"))
+    return text if shown is None else f"{text}, not {shown}"
+
+
+def _shown(value: object) -> str | None:
+    """The value, or its type; None for a string that may hold a key, a password or a prompt."""
+    if isinstance(value, str):
+        fine = len(value) <= _LONGEST and "@" not in value and redact(value) == value
+        return repr(value) if fine else None
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int) and abs(value) < 10**_LONGEST:
+        return str(value)
+    return type(value).__name__
