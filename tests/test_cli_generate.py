@@ -155,6 +155,7 @@ BAD = {
     "a directory": (["a fox", "-o", "folder"], "folder is a directory; -o needs a file's name"),
     "deadline": (["a fox", "--deadline", "-1"], "deadline must be a number of seconds above zero"),
     "whose model": (["a fox", "--model", "gpt-image-2"], "model gpt-image-2 belongs to openai"),
+    "unknown model": (["a fox", "--model", "gemini-3-pro-imag"], "--model gemini-3-pro-imag: no"),
     "provider": (["a fox", "--force-open", "bing"], "IMAGE_GEN_FORCE_OPEN names bing"),
     "prompts twice": (["a fox", "--from", "text.png"], "with --from, prompts and references stand"),
     "no folder": (["--from", "text.png"], "--from needs -o: the directory for the images"),
@@ -224,12 +225,6 @@ def test_help(capsys: Capsys, arguments: tuple[str, ...], code: int, expected: s
     ended = cli(capsys, *arguments)
     assert (ended.code, ended.err) == (code, "")
     assert expected in ended.out
-
-
-def test_an_unknown_command_is_one_line(capsys: Capsys) -> None:
-    """With a hint at where the known ones are."""
-    ended = cli(capsys, "paint")
-    assert (ended.code, ended.complaint) == (2, "No such command 'paint'. See --help.")
 
 
 def test_without_the_extra_it_says_what_to_install(

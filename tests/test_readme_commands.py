@@ -39,6 +39,8 @@ NOT_RUN = {
     ".ci/": "runs these tests",
     "python -m benchmarks": "takes long; test_benchmarks.py runs its parts",
     "python benchmarks/": "likewise",
+    "resilient-imagen --install-completion": "changes the user's shell; see test_cli_usage.py",
+    "python -m resilient_imagen": "starts the same command line; see test_cli_usage.py",
 }
 RUN = ("On the command line", "See it in Jaeger", "Several processes", "Tuning")
 """Sections whose other commands the tests below run."""

@@ -68,7 +68,8 @@ async def run_many(
     """
     rows = await asyncio.to_thread(read_prompts, prompts, defaults)  # it reads pictures, too
     spent = Spent()
-    async with open_client(given, _USUAL, emulator=emulator, sinks=[spent]) as client:
+    session = open_client(given, _USUAL, emulator=emulator, sinks=[spent], model=defaults.model)
+    async with session as client:
         with Journal(folder) as journal:
             settled = await asyncio.to_thread(_settled, journal, rows)
             with _progress(len(rows), len(settled)) as tell:

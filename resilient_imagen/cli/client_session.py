@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.cli.command_errors import CommandError, warn
+from resilient_imagen.cli.usage_errors import check_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -76,6 +77,7 @@ async def open_client(
     *,
     emulator: Emulator | None = None,
     sinks: Sequence[EventSink] = (),
+    model: str | None = None,
 ) -> AsyncIterator[ImageClient]:
     """A client, closed at the end; see ``make_settings`` for the first two arguments.
 
@@ -83,10 +85,11 @@ async def open_client(
         given: As in ``make_settings``.
         usual: As in ``make_settings``.
         emulator: Served on loopback, and used instead of the vendors.
-        sinks: Are told what happens, beside telemetry.
+        sinks: Receive events, beside telemetry.
+        model: The model that the calls will name, if any.
 
     Raises:
-        CommandError: There is no key.
+        CommandError: There is no key, or the model is unknown.
         ConfigurationError: A variable holds what is not allowed.
     """
     from resilient_imagen import ImageClient
@@ -98,6 +101,7 @@ async def open_client(
             server = await stack.enter_async_context(EmulatorServer(emulator))
             given, usual = {**given, **_leading_to(server)}, {**_UNPACED, **usual}
         settings = make_settings(given, usual)
+        check_model(model, settings)
         if settings.google_api_key is None and settings.openai_api_key is None:
             raise CommandError(
                 "no API key: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY; --emulator needs neither"

@@ -20,6 +20,7 @@ from resilient_imagen.cli.command_errors import (
     with_error_messages,
 )
 from resilient_imagen.cli.terminal import accept_any_text
+from resilient_imagen.cli.usage_errors import unknown_command, usage_message
 
 __all__ = ["COMMANDS", "run"]
 
@@ -45,6 +46,12 @@ _HELP: Final = (
 class _Commands(TyperGroup):
     """Finds commands in the table."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Name the nearest command if there is no such one."""
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
+            ctx.fail(unknown_command(args[0], COMMANDS))
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class' signature
         return list(COMMANDS)
 
@@ -68,7 +75,6 @@ def _flowing(function: object) -> str:
 _app = typer.Typer(
     cls=_Commands,
     help=_HELP,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -104,11 +110,10 @@ def run() -> None:
         warn(system_words(error))
         code = FAILED
     except Exception as error:
-        wording = getattr(error, "format_message", None)
-        if wording is None:
+        if not hasattr(error, "format_message"):
             raise
-        # A usage error: click's own way of showing it takes six lines.
-        warn(f"{wording()} See --help.")
+        # A usage error: typer's own way of showing it takes six lines.
+        warn(f"{usage_message(error)} See --help.")
         code = getattr(error, "exit_code", BAD_INPUT)
     sys.exit(_flushed(code))
 

@@ -21,6 +21,12 @@ class _Resolution(StrEnum):
     LARGE = "4K"
 
 
+def _model_names() -> list[str]:
+    from resilient_imagen.models import MODELS
+
+    return [row.name for row in MODELS.values() if row.successor is None]
+
+
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
     output: Annotated[
@@ -42,7 +48,12 @@ def generate(
         typer.Option(help="Picture to be guided by, a file or https address; repeat for more."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model of the first route, for this run.")
+        str | None,
+        typer.Option(
+            help="Model of the first route, for this run: one that this version knows, or that "
+            "IMAGE_GEN_ROUTES names.",
+            autocompletion=_model_names,
+        ),
     ] = None,
     deadline: Annotated[
         float | None,

@@ -60,7 +60,8 @@ async def run_single(
     output_files.check_target(output or Path("image"))
     with _status() as status:
         sinks = [_StatusSink(status)]
-        async with open_client(given, _USUAL, emulator=emulator, sinks=sinks) as client:
+        session = open_client(given, _USUAL, emulator=emulator, sinks=sinks, model=order.model)
+        async with session as client:
             try:
                 result = await order.place(client)
             except ImageGenerationError as error:
