@@ -63,16 +63,37 @@ def _is_file(module: Path) -> bool:
     return module.with_suffix(".py").exists()
 
 
-def test_help_loads_no_sdk() -> None:
-    """The overview of commands, which reads all their docstrings, stays quick."""
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["generate", "--help"], ["genrate"], ["status"], ["tune", "missing"], ["cost", "missing"]],
+    ids=" ".join,
+)
+def test_the_first_line_of_a_command_needs_no_sdk(arguments: list[str]) -> None:
+    """Help, which reads all commands' docstrings, and complaints appear within a second."""
     code = (
         "import sys\n"
         "from resilient_imagen.cli import main\n"
+        f"sys.argv = ['resilient-imagen', *{arguments}]\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print([n for n in ('google.genai', 'openai', 'PIL', 'h11') if n in sys.modules])"
     )
     assert printed(code).endswith("[]")
+
+
+def test_generate_shows_its_status_before_an_sdk_is_loaded() -> None:
+    """Loading both SDKs takes longer than everything before it."""
+    code = (
+        "import sys\n"
+        "from resilient_imagen.cli import generate_command, main\n"
+        "def status():\n"
+        "    print([n for n in ('google.genai', 'openai', 'PIL') if n in sys.modules])\n"
+        "    sys.exit()\n"
+        "generate_command._status = status\n"
+        "sys.argv = ['resilient-imagen', 'generate', 'a fox', '--emulator']\n"
+        "main()"
+    )
+    assert printed(code) == "[]"
 
 
 @pytest.mark.parametrize("shared", [{}, {"IMAGE_GEN_REDIS_URL": "redis://127.0.0.1:1/0"}])
