@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -205,6 +206,113 @@ def test_shortest_wait_tells_how_long_the_queue_is() -> None:
             limiter.release(ticket)
 
     run_virtual(main())
+
+
+def test_the_pace_of_callers_in_front_counts_from_now_after_a_quiet_time() -> None:
+    """A caller in front waits for a slot; the next place comes an interval after that caller's."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=1, per_minute=10)
+        with limiter.join() as first:
+            first.consume()
+            await asyncio.sleep(30)
+            with limiter.join():
+                assert limiter.shortest_wait() == pytest.approx(6.0)
+
+    run_virtual(main())
+
+
+def test_a_slot_reports_whether_it_waited_and_what_it_holds() -> None:
+    """The fields of a slot while it is granted at once, waits, is granted and is left."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=1, per_minute=10)
+        with limiter.join() as first, limiter.join() as second:
+            assert (first.waited, second.waited) == (False, True)
+            assert (first.consumed, second.consumed) == (False, False)
+            assert (first.granted_at, first.receipt is None) == (now(), False)
+            assert math.isnan(second.granted_at)
+            assert second.receipt is None
+            first.consume()
+            limiter.release(first)
+            await second.granted
+            assert (first.consumed, first.receipt) == (True, None)
+            assert second.granted_at == pytest.approx(6.0)
+
+    run_virtual(main())
+
+
+def test_a_snapshot_lists_callers_and_limits() -> None:
+    """Waiting callers, requests in flight, slots, and seconds between two images."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=2, per_minute=10, burst=2)
+        slots = [limiter.join() for _ in range(5)]
+        assert limiter.snapshot() == {
+            "waiting": 3,
+            "in_flight": 2,
+            "max_concurrent": 2,
+            "interval_s": 6.0,
+        }
+        for slot in slots:
+            limiter.release(slot)
+
+    run_virtual(main())
+
+
+def test_a_cancelled_caller_that_has_not_left_yet_is_passed_over() -> None:
+    """A slot that is freed in the moment of the cancellation goes to the next caller."""
+
+    async def main() -> None:
+        limiter = RateLimiter(max_concurrent=1, per_minute=6000)
+        with limiter.join() as first:
+            await first.granted
+            with limiter.join() as second, limiter.join() as third:
+                second.granted.cancel()
+                await asyncio.sleep(1)
+                limiter.release(first)
+                assert third.granted.done()
+        assert limiter.in_flight == 0
+
+    run_virtual(main())
+
+
+def test_a_new_loop_forgets_the_clock_and_the_timer_of_the_old_one() -> None:
+    """The clock begins at 0 again: places taken before and a timer set before count no more."""
+    limiter = RateLimiter(max_concurrent=9, per_minute=10)
+
+    async def leave_a_timer() -> None:
+        await asyncio.sleep(100)
+        slots = [limiter.join() for _ in range(3)]
+        slots[0].consume()
+        for slot in slots:
+            limiter.release(slot)
+
+    run_virtual(leave_a_timer())
+
+    assert times_of(limiter, 3, busy=1) == [pytest.approx(6.0 * n, abs=1e-3) for n in range(3)]
+
+
+def test_a_timer_of_an_older_loop_does_not_stand_for_one_of_this_loop() -> None:
+    """The old timer is due earlier, but its loop is closed and will never fire it."""
+    limiter = RateLimiter(max_concurrent=9, per_minute=10)
+
+    async def leave_a_timer() -> None:
+        slots = [limiter.join() for _ in range(2)]
+        slots[0].consume()
+        for slot in slots:
+            limiter.release(slot)
+
+    run_virtual(leave_a_timer())
+
+    async def later() -> None:
+        await asyncio.sleep(100)
+        with limiter.join() as first, limiter.join() as second:
+            first.consume()
+            await second.granted
+            assert now() == pytest.approx(106.0)
+
+    run_virtual(later())
 
 
 def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:

@@ -54,7 +54,7 @@ class TokenSchedule:
 
     def wait(self, now: float, ahead: int) -> float:
         """Return the seconds until a place is free for a caller with ``ahead`` before it."""
-        start = max(self._next, now) if ahead else self._next
+        start = max(self._next, now)
         return max(0.0, start + ahead * self.interval - self._slack - now)
 
     def take(self, now: float) -> float:
