@@ -46,7 +46,13 @@ if TYPE_CHECKING:
         ProviderResult,
         TokenUsage,
     )
-    from resilient_imagen.request import AspectRatio, ImageRequest, PartialImage, Reference, Resolution
+    from resilient_imagen.request import (
+        AspectRatio,
+        ImageRequest,
+        PartialImage,
+        Reference,
+        Resolution,
+    )
     from resilient_imagen.result import (
         Attempt,
         DroppedReference,

@@ -153,12 +153,6 @@ class CandidateEvaluator:
     def _changed(self, transition: Transition) -> None:
         del self._probes[transition.name]
         if self._dispatcher is not None:
-            provider, _, model = transition.name.partition(":")
             self._dispatcher.emit(
-                events.BreakerChanged(
-                    at=transition.at,
-                    provider=provider,
-                    model=model,
-                    transition=replace(transition, shadow=True),
-                )
+                events.BreakerChanged(at=transition.at, transition=replace(transition, shadow=True))
             )

@@ -23,7 +23,6 @@ from resilient_imagen.errors import (
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
-from resilient_imagen.pipeline.emitter import EventEmitter
 from resilient_imagen.pipeline.fitter import ImageFitter
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
@@ -31,17 +30,17 @@ from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers import collect_providers
 from resilient_imagen.providers.base import endpoint_of
-from resilient_imagen.reasons import Reason
 from resilient_imagen.references.loading import load_references
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
@@ -107,18 +106,15 @@ class ImageClient:
         self._dispatcher = SinkDispatcher([*built_in, *(sinks or ()), *shadows])
         if self._shadow is not None:
             self._shadow.emit_to(self._dispatcher)
-        self._emitter = EventEmitter(
-            self._dispatcher, skips_open=self.settings.falls_back_on(Reason.CIRCUIT_OPEN)
-        )
         for warning in self.settings.warnings:
-            self._emitter.warned("unknown_variable", warning)
-        usable = collect_providers(self.settings, providers or (), self._emitter.warned)
-        self._coordinator = _new_coordinator(self.settings, usable.values(), self._emitter)
-        self._routing = Router(self.settings, usable, self._emitter, self._coordinator)
+            self._warn("unknown_variable", warning)
+        usable = collect_providers(self.settings, providers or (), self._warn)
+        self._coordinator = _new_coordinator(self.settings, usable.values(), self._warn)
+        self._routing = Router(self.settings, usable, self._dispatcher, self._coordinator)
         attempts = AttemptExecutor(
-            self._emitter, ImageFitter(self.settings.fit), self._routing.routes_of_provider
+            self._dispatcher, ImageFitter(self.settings.fit), self._routing.routes_of_provider
         )
-        self._pipeline = Pipeline(self.settings, attempts, self._emitter, random.random)
+        self._pipeline = Pipeline(self.settings, attempts, self._dispatcher, random.random)
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
@@ -230,14 +226,14 @@ class ImageClient:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
         call = self._open(request, model, deadline, on_start)
-        self._emitter.request_started(call)
+        self._dispatcher.emit(call.started_event())
         try:
             async with self._in_flight.watch():
                 served = await self._pipeline.run(call, partial(self._prepare, call, references))
             result = _result(call, served)
         except BaseException as error:
             clear_frame_locals(error, up_to=handled)
-            self._emitter.request_ended(call, result=None, error=error)
+            self._dispatcher.emit(call.ended_event(result=None, error=error))
             raise
         finally:
             # Those that a retry or the next route made up for: each is a variable of frames that
@@ -248,7 +244,7 @@ class ImageClient:
         for recovered in (*call.failures, *call.route_errors):
             # From Python 3.12 on, the frame of a finished coroutine keeps this one.
             recovered.__traceback__ = None
-        self._emitter.request_ended(call, result=result, error=None)
+        self._dispatcher.emit(call.ended_event(result=result, error=None))
         self._build_the_rest_later(served.route)
         return result
 
@@ -275,7 +271,10 @@ class ImageClient:
                 await route.warm_up()
             except Exception as error:  # noqa: BLE001 - whichever call needs the route meets it again
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
-                self._emitter.warned("route_not_ready", f"{route.name} cannot be used: {what}")
+                self._warn("route_not_ready", f"{route.name} cannot be used: {what}")
+
+    def _warn(self, code: str, message: str) -> None:
+        self._dispatcher.emit(OperatorWarning(code=code, message=message))
 
     async def _prepare(self, call: CallState, references: Sequence[ImageInput]) -> None:
         if self._coordinator is not None:
@@ -307,10 +306,10 @@ class ImageClient:
         )
 
     async def _load(self, call: CallState, references: Sequence[ImageInput]) -> None:
-        """Read, check and mend the references; what cannot be used is listed, never lost.
+        """Read, check and normalize the references; list those that cannot be used.
 
-        Waiting for them takes a quarter of the caller's time at most: a picture without one is
-        better than none.
+        Waiting for them takes a quarter of the caller's time at most: a picture without one of
+        them is better than no picture.
         """
         editing = call.request.operation == "edit"
         routes = [(route.vendor, route.model) for route in call.routes]
@@ -327,7 +326,9 @@ class ImageClient:
         call.request = replace(call.request, references=loaded.references)
         call.dropped_references, call.reference_notes = loaded.dropped, loaded.notes
         if call.dropped_references or call.reference_notes:
-            self._emitter.references_changed(call)
+            self._dispatcher.emit(
+                ReferencesChanged(call_id=call.id, dropped=loaded.dropped, notes=loaded.notes)
+            )
 
     def _url_fetcher(self) -> Fetcher:
         if self._fetcher is None:
@@ -417,7 +418,7 @@ async def _close(provider: Provider) -> None:
 
 
 def _new_coordinator(
-    settings: Settings, providers: Iterable[Provider], emitter: EventEmitter
+    settings: Settings, providers: Iterable[Provider], warn: Callable[[str, str], None]
 ) -> RedisCoordinator | None:
     if settings.redis_url is None:
         return None
@@ -425,7 +426,7 @@ def _new_coordinator(
 
     accounts = {provider.name: endpoint_of(provider).account for provider in providers}
     address = Address.parse(settings.redis_url.get_secret_value())
-    return RedisCoordinator(address, emitter.warned, accounts=accounts)
+    return RedisCoordinator(address, warn, accounts=accounts)
 
 
 def _checked_deadline(seconds: float | None) -> float:

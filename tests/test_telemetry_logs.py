@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -314,6 +315,120 @@ def test_a_call_with_thousands_of_references_leaves_a_line_of_bounded_length(lin
     [line] = [line for line in lines if line["event"] == "imagegen.references.changed"]
     assert len(line["references.dropped"]) == 50
     assert "2000 references dropped" in line["summary"]
+
+
+@pytest.mark.parametrize(
+    "level", [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL]
+)
+def test_each_level_of_logging_gets_exactly_its_records(level: int) -> None:
+    """A level of the logger filters records, and changes no other."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await outage(world)
+        world.openai.fail(Reason.INVALID_REQUEST, status=400)
+        with pytest.raises(ImageGenerationError):
+            await world.ask()
+
+    logger = logging.getLogger("imagegen")
+
+    def levels_and_names(level: int) -> list[tuple[int, str]]:
+        caught: list[logging.LogRecord] = []
+        handler = logging.Handler()
+        handler.emit = caught.append  # type: ignore[method-assign,assignment]
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        try:
+            run_telemetry_scenario(scene, **FAST)
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+        return [(record.levelno, record.__dict__["event"]) for record in caught]
+
+    everything = levels_and_names(logging.DEBUG)
+    assert {severity for severity, _ in everything} == {10, 20, 30, 40}
+    assert levels_and_names(level) == [record for record in everything if record[0] >= level]
+
+
+async def fallback(world: TelemetryScenario) -> None:
+    world.google.fail(Reason.OVERLOADED, status=503)
+    await world.ask()
+
+
+FALLBACK = ["imagegen.attempt.failed", "imagegen.fallback"]
+"""Records that are enabled at the level of a root logger that was not configured."""
+
+
+@pytest.fixture
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
+    """Records that are made where the root logger is as Python starts: it has no handler."""
+    # pytest adds its handlers to the real one when the test starts.
+    monkeypatch.setattr(
+        logging.getLogger("imagegen"), "parent", logging.RootLogger(logging.WARNING)
+    )
+    made: list[logging.LogRecord] = []
+
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = logging.LogRecord(*args, **kwargs)
+        made.append(record)
+        return record
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(factory)
+    yield made
+    logging.setLogRecordFactory(before)
+
+
+def names_of(records: list[logging.LogRecord]) -> list[str]:
+    return [record.__dict__["event"] for record in records if record.name == "imagegen"]
+
+
+def test_no_record_is_made_while_no_handler_would_receive_it(
+    unconfigured: list[logging.LogRecord],
+) -> None:
+    """The library's own NullHandler does not count; a handler above does, if records go there."""
+    logger = logging.getLogger("imagegen")
+    run_telemetry_scenario(fallback, max_retries=0)
+    assert names_of(unconfigured) == []
+    assert logger.parent is not None
+    logger.parent.addHandler(logging.StreamHandler(io.StringIO()))
+    run_telemetry_scenario(fallback, max_retries=0)
+    assert names_of(unconfigured) == FALLBACK
+    logger.propagate = False
+    try:
+        run_telemetry_scenario(fallback, max_retries=0)
+    finally:
+        logger.propagate = True
+    assert names_of(unconfigured) == FALLBACK
+
+
+@pytest.mark.parametrize("handler", [logging.StreamHandler(io.StringIO()), None])
+def test_a_configuration_may_replace_our_handler(
+    handler: logging.Handler | None,
+    unconfigured: list[logging.LogRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its own, or by nothing, so that Python prints warnings by its last resort."""
+    handlers = [] if handler is None else [handler]
+    monkeypatch.setattr(logging.getLogger("imagegen"), "handlers", handlers)
+    run_telemetry_scenario(fallback, max_retries=0)
+    assert names_of(unconfigured) == FALLBACK
+
+
+def test_a_tool_that_replaces_how_handlers_are_called_gets_the_records(
+    unconfigured: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentry listens so, without any handler."""
+    heard: list[logging.LogRecord] = []
+    original = logging.Logger.callHandlers
+
+    @wraps(original)
+    def patched(logger: logging.Logger, record: logging.LogRecord) -> None:
+        heard.append(record)
+        original(logger, record)
+
+    monkeypatch.setattr(logging.Logger, "callHandlers", patched)
+    run_telemetry_scenario(fallback, max_retries=0)
+    assert names_of(heard) == names_of(unconfigured) == FALLBACK
 
 
 def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:

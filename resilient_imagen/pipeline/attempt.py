@@ -11,12 +11,12 @@ from resilient_imagen.providers.base import send_request
 from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.result import Attempt
+from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_imagen.circuitbreaker import Permit
-    from resilient_imagen.pipeline.emitter import EventEmitter
+    from resilient_imagen.circuitbreaker import Permit, Settlement
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import ImageFitter
     from resilient_imagen.pipeline.outcome import AttemptOutcome
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.ratelimit.limiter import Slot
+    from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["AttemptExecutor"]
 
@@ -32,18 +33,19 @@ class AttemptExecutor:
     """Sends one request at a time, settles its permit and records it.
 
     Args:
-        emitter: Told of each request; the pipeline reports those that may be retried.
+        dispatcher: Receives the events of each request, except for failures that may be retried:
+            the pipeline emits those.
         fitter: Makes a delivered image fit the request.
         siblings: Returns all routes of a provider, for failures that concern the whole account.
     """
 
     def __init__(
         self,
-        emitter: EventEmitter,
+        dispatcher: SinkDispatcher,
         fitter: ImageFitter,
         siblings: Callable[[str], Sequence[Route]],
     ) -> None:
-        self._emitter = emitter
+        self._dispatcher = dispatcher
         self._fitter = fitter
         self._siblings = siblings
 
@@ -63,7 +65,20 @@ class AttemptExecutor:
         call.retries += state.attempt_number > 1
         permit.begin(origin=call.id)
         slot.consume()
-        self._emitter.attempt_started(call, state, permit)
+        sent = AttemptStarted(
+            call_id=call.id,
+            provider=route.provider.name,
+            model=route.model,
+            number=state.attempt_number,
+            limit=state.max_attempts,
+            operation=call.request.operation,
+            base_url=route.base_url,
+            admitted=permit.state.value,
+            probe=permit.probe,
+            queue_s=state.queue_s,
+            prompt_hints=state.adapted.hints,
+        )
+        self._dispatcher.emit(sent)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
         timer = asyncio.timeout_at(limit.timer_at)
@@ -93,9 +108,10 @@ class AttemptExecutor:
             if answer is not None:
                 failure = failure.after_delivery(route.usage(answer, request.resolution))
             call.failures += (caught, failure.error)
-            outcome = self._record_failure(call, state, permit, failure, now - started)
+            attempt, settlement = self._record_failure(call, state, permit, failure, now - started)
+            outcome = AttemptFailure(failure, sent, attempt, settlement)
             if failure.provider_error is None:  # neither a retry nor another route makes up for it
-                self._emitter.attempt_failed(call, state, outcome, retry_in=None)
+                self._dispatcher.emit(outcome.event(retry_in=None))
                 raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
             return outcome
         route.record_success(request.resolution, latency)
@@ -112,7 +128,18 @@ class AttemptExecutor:
             may_have_been_billed=True,
         )
         call.attempts.append(attempt)
-        self._emitter.attempt_served(call, state, permit, settlement, answer, attempt)
+        call.success_event = AttemptEnded(
+            call_id=call.id,
+            sent=sent,
+            attempt=attempt,
+            settlement=settlement,
+            status=200,
+            vote=BreakerOutcome.SUCCESS,
+            response_model=answer.model,
+            response_id=answer.response_id,
+            finish_reason=answer.finish_reason,
+        )
+        self._dispatcher.emit(call.success_event)
         return AttemptSuccess(route, image, usage, state.adapted)
 
     def _record_failure(
@@ -122,7 +149,7 @@ class AttemptExecutor:
         permit: Permit,
         failure: FailureClass,
         latency: float,
-    ) -> AttemptFailure:
+    ) -> tuple[Attempt, Settlement]:
         """Settle the permit, open the circuits of the whole account if need be, and record it."""
         error, route = failure.provider_error, state.route
         if error is not None:
@@ -156,7 +183,7 @@ class AttemptExecutor:
             may_have_been_billed=failure.may_have_been_billed,
         )
         call.attempts.append(attempt)
-        return AttemptFailure(failure, attempt, permit, settlement)
+        return attempt, settlement
 
 
 def _cancellation_count() -> int:

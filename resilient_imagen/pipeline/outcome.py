@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from resilient_imagen.telemetry.events import AttemptEnded
+
 if TYPE_CHECKING:
-    from resilient_imagen.circuitbreaker import Permit, Settlement
+    from resilient_imagen.circuitbreaker import Settlement
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import FittedImage
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.result import Attempt, Usage
+    from resilient_imagen.telemetry.events import AttemptStarted
 
 __all__ = ["AttemptFailure", "AttemptOutcome", "AttemptSuccess"]
 
@@ -29,11 +32,12 @@ class AttemptFailure(NamedTuple):
     """A request that failed, after it was settled and recorded."""
 
     failure: FailureClass
+    sent: AttemptStarted
+    """The request as it was sent."""
     attempt: Attempt
     """The record of the request."""
-    permit: Permit
     settlement: Settlement
-    """What the breaker made of the vote."""
+    """How the breaker counted the vote."""
 
     @property
     def error(self) -> ImageGenerationError:
@@ -41,6 +45,27 @@ class AttemptFailure(NamedTuple):
         if self.failure.provider_error is None:
             raise TypeError("a cancellation or a local bug is raised, not returned")
         return self.failure.provider_error
+
+    def event(self, *, retry_in: float | None) -> AttemptEnded:
+        """Return the event about the failure.
+
+        Args:
+            retry_in: Seconds until the route is asked again, or None.
+        """
+        failure, ours = self.failure, self.failure.provider_error
+        vendor_error = None if ours is None else ours.vendor_error
+        return AttemptEnded(
+            call_id=self.sent.call_id,
+            sent=self.sent,
+            attempt=self.attempt,
+            settlement=self.settlement,
+            status=self.attempt.status,
+            vote=failure.vote,
+            retry_in=retry_in,
+            cut_short=failure.cut_short,
+            error_type=vendor_error or type(failure.error).__name__,
+            vendor_message=None if ours is None else ours.vendor_message,
+        )
 
 
 AttemptOutcome: TypeAlias = AttemptSuccess | AttemptFailure

@@ -27,18 +27,19 @@ from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
 from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason
+from resilient_imagen.telemetry.events import RetryScheduled, RouteFallback, ShortCircuited
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_imagen.pipeline.attempt import AttemptExecutor
     from resilient_imagen.pipeline.deadline import Deadline
-    from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.pipeline.outcome import AttemptOutcome, AttemptSuccess
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["Pipeline"]
 
@@ -53,7 +54,7 @@ class Pipeline:
     Args:
         settings: The settings of every stage.
         attempts: The last stage.
-        emitter: Told what happens.
+        dispatcher: Receives the events of every stage.
         random: Chance for jitter, from 0 to 1.
     """
 
@@ -61,12 +62,12 @@ class Pipeline:
         self,
         settings: Settings,
         attempts: AttemptExecutor,
-        emitter: EventEmitter,
+        dispatcher: SinkDispatcher,
         random: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._attempts = attempts
-        self._emitter = emitter
+        self._dispatcher = dispatcher
         self._retry_policy = RetryPolicy(settings.max_retries, settings.retry_base_delay, random)
 
     # -- deadline ---------------------------------------------------------------------------------
@@ -122,7 +123,14 @@ class Pipeline:
             if index == 0:
                 call.fallback_cause = reason
             route.last_fallback = (now, reason)
-            self._emitter.fell_back(call, route, later_routes[0], reason)
+            self._dispatcher.emit(
+                RouteFallback(
+                    call_id=call.id,
+                    from_route=route.name,
+                    to_route=later_routes[0].name,
+                    cause=reason,
+                )
+            )
         raise call.final_error()
 
     async def _wait_for_half_open(self, call: CallState) -> bool:
@@ -184,9 +192,18 @@ class Pipeline:
                 return outcome
             state.last_error = error = outcome.error
             delay = self._decide_retry(state, error)
-            self._emitter.attempt_failed(call, state, outcome, retry_in=delay)
+            self._dispatcher.emit(outcome.event(retry_in=delay))
             if delay is None:
                 raise error
+            self._dispatcher.emit(
+                RetryScheduled(
+                    call_id=call.id,
+                    sent=outcome.sent,
+                    reason=error.reason,
+                    delay_s=delay,
+                    hinted=error.retry_after is not None,
+                )
+            )
             await self._back_off(call, state, delay)
 
     def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
@@ -324,9 +341,11 @@ class Pipeline:
     def _circuit_open_error(
         self, call: CallState, state: RouteState, rejection: Rejection
     ) -> CircuitOpenError:
-        call.short_circuits += 1
-        self._emitter.short_circuited(call, state.route, rejection)
         provider, model = state.route.provider.name, state.route.model
+        call.short_circuits += 1
+        self._dispatcher.emit(
+            ShortCircuited(call_id=call.id, provider=provider, model=model, rejection=rejection)
+        )
         what = (
             f"skipped after {rejection.summary}" if rejection.summary else "skipped by the operator"
         )

@@ -6,15 +6,18 @@ import asyncio
 import math
 import random
 import re
-import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
-from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode, CircuitBreaker
-from resilient_imagen.circuitbreaker.timer import running_loop
+from resilient_imagen.circuitbreaker import (
+    BreakerConfig,
+    BreakerMode,
+    BreakerState,
+    CircuitBreaker,
+)
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
@@ -22,15 +25,18 @@ from resilient_imagen.pipeline.route import Route
 from resilient_imagen.providers import BUILT_IN
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from resilient_imagen.circuitbreaker import Transition
     from resilient_imagen.distributed import RedisCoordinator
-    from resilient_imagen.pipeline.emitter import EventEmitter
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
+    from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["Router", "new_breaker", "new_limiter"]
 
@@ -54,7 +60,7 @@ class Router:
     Args:
         settings: Routes, limits and thresholds.
         providers: The usable providers by name.
-        emitter: Emits warnings, and the changes of breakers.
+        dispatcher: Passes warnings and the changes of breakers to the sinks.
         coordinator: Shares breakers and limiters with other processes; None to share nothing.
 
     Raises:
@@ -65,11 +71,11 @@ class Router:
         self,
         settings: Settings,
         providers: Mapping[str, Provider],
-        emitter: EventEmitter,
+        dispatcher: SinkDispatcher,
         coordinator: RedisCoordinator | None = None,
     ) -> None:
         self._settings = settings
-        self._emitter = emitter
+        self._dispatcher = dispatcher
         self._coordinator = coordinator
         self._warned: OrderedDict[str, None] = OrderedDict()
         self._limiters: dict[str, RateLimiter] = {}
@@ -150,8 +156,7 @@ class Router:
 
         Configured routes that are off come last, so that the first is still the one asked first.
         """
-        running = running_loop()
-        now = time.monotonic() if running is None else running.time()
+        now = events.now()
         return [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
 
     def _absent(self, route: RouteName) -> RouteSnapshot:
@@ -267,8 +272,12 @@ class Router:
     def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
         timeout = self._settings.timeout_for(name)
         breaker = new_breaker(self._settings, name, model, kind=self._breaker_factory())
-        breaker.subscribe(self._emitter.breaker_changed, inline=True)
-        self._emitter.route_added(breaker, configured=configured)
+        breaker.subscribe(self._breaker_changed, inline=True)
+        self._dispatcher.emit(
+            events.RouteRegistered(
+                provider=name, model=model, breaker=breaker, configured=configured
+            )
+        )
         most = self._settings.max_reference_mb
         route = Route(
             self._providers[name],
@@ -280,6 +289,23 @@ class Router:
         )
         breaker.subscribe(route.on_transition, inline=True)
         return route
+
+    def _breaker_changed(self, transition: Transition) -> None:
+        next_route = self._next_route(transition)
+        self._dispatcher.emit(
+            events.BreakerChanged(at=transition.at, transition=transition, next_route=next_route)
+        )
+
+    def _next_route(self, transition: Transition) -> str | None:
+        """Return the first usable route after one whose breaker has opened, if calls leave it."""
+        opened = transition.to_state in {BreakerState.OPEN, BreakerState.FORCED_OPEN}
+        if not opened or not self._settings.falls_back_on(Reason.CIRCUIT_OPEN):
+            return None
+        names = [route.name for route in self.routes]
+        # A model that a caller names replaces the first route's.
+        index = names.index(transition.name) if transition.name in names else 0
+        usable = (route.name for route in self.routes[index + 1 :] if route.breaker.allows_calls())
+        return next(usable, None)
 
     def _limiter_of(self, name: str) -> RateLimiter:
         if name not in self._limiters:
@@ -302,7 +328,7 @@ class Router:
 
     def _warn(self, code: str, message: str) -> None:
         if message not in self._warned:
-            self._emitter.warned(code, message)
+            self._dispatcher.emit(events.OperatorWarning(code=code, message=message))
         self._warned[message] = None
         self._warned.move_to_end(message)
         if len(self._warned) > _MAX_WARNINGS:

@@ -17,6 +17,7 @@ from resilient_imagen.errors import (
     ImageGenerationError,
 )
 from resilient_imagen.reasons import BreakerOutcome, Reason
+from resilient_imagen.telemetry.events import RequestEnded, RequestStarted, now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.on_start import OnStartHook
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.request import ImageRequest
-    from resilient_imagen.result import Attempt, DroppedReference
+    from resilient_imagen.result import Attempt, DroppedReference, ImageResult
     from resilient_imagen.telemetry.events import AttemptEnded
 
 __all__ = ["CallState", "RouteState", "new_id"]
@@ -80,14 +81,57 @@ class CallState:
     """Seconds spent between retries."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds by what else they were spent on, in words for the error of a passed deadline."""
-    told_from: float = 0.0
-    """The lowest level of logging whose events any sink listens to."""
     success_event: AttemptEnded | None = None
     """The event of the request that brought the image."""
     route_state: RouteState | None = None
     """The state on the current route, or on the last one."""
     fallback_cause: Reason | None = None
     """Why the first route was left."""
+
+    def started_event(self) -> RequestStarted:
+        """Return the event about the start of the call."""
+        first = self.routes[0]
+        return RequestStarted(
+            at=self.started,
+            call_id=self.id,
+            request=self.request,
+            provider=first.provider.name,
+            model=first.model,
+        )
+
+    def ended_event(
+        self, *, result: ImageResult | None, error: BaseException | None
+    ) -> RequestEnded:
+        """Return the event about the end of the call, which has a result or an error."""
+        ours = error if isinstance(error, ImageGenerationError) else None
+        if error is None:
+            outcome = "success"
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            outcome = "cancelled"
+        else:
+            out_of_time = ours is not None and ours.reason is Reason.DEADLINE
+            outcome = "deadline" if out_of_time else "error"
+        first, ended = self.routes[0], now()
+        return RequestEnded(
+            at=ended,
+            call_id=self.id,
+            operation=self.request.operation,
+            provider=first.provider.name,
+            outcome=outcome,
+            latency_s=ended - self.started,
+            attempts=len(self.attempts),
+            retries=self.retries,
+            short_circuits=self.short_circuits,
+            queue_s=self.queue_s,
+            backoff_s=self.backoff_s,
+            setup_s=self.setup_s,
+            fallback_cause=self.fallback_cause,
+            fallback_from=None if self.fallback_cause is None else first.name,
+            result=result,
+            error=ours,
+            error_type=None if error is None else type(error).__name__,
+            served=self.success_event,
+        )
 
     @contextmanager
     def spending(self, what: str) -> Iterator[None]:

@@ -1,22 +1,32 @@
-"""What happened, as frozen dataclasses: the vocabulary of spans, log lines and recordings.
+"""Events of calls, as frozen dataclasses: the input of spans, metrics, log lines and recordings.
 
-The pipeline tells these to the sinks, in order, from the caller's own task. Times are the event
-loop's, in seconds. Prompts and image data are reachable only through ``RequestStarted.request``,
-for sinks that capture content because the operator asked for it.
+The pipeline builds an event where it happens and emits it from the caller's own task, in order.
+Times are the event loop's, in seconds. Events carry immutable objects only, so they stay valid
+after the call. Prompts and image data are reachable only through ``RequestStarted.request`` and
+``RequestEnded.result``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
-    from resilient_imagen.circuitbreaker import BreakerMetrics, CircuitBreaker, Transition
+    from resilient_imagen.circuitbreaker import (
+        BreakerMetrics,
+        CircuitBreaker,
+        Rejection,
+        Settlement,
+        Transition,
+    )
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.providers.base import PromptHints
     from resilient_imagen.reasons import BreakerOutcome, Reason
     from resilient_imagen.request import ImageRequest
-    from resilient_imagen.result import DroppedReference, ImageResult, Usage
+    from resilient_imagen.result import Attempt, DroppedReference, ImageResult, Usage
 
 __all__ = [
     "AttemptEnded",
@@ -32,20 +42,37 @@ __all__ = [
     "RouteFallback",
     "RouteRegistered",
     "ShortCircuited",
+    "now",
 ]
 
 
 _T = TypeVar("_T")
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
-def _event(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass, filled at once: field by field takes ten times as long, in every call.
+def now() -> float:
+    """Return the running loop's time; without a loop, that of the clock which loops use."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:  # a client made outside a loop, or a call thrown away with its loop
+        return time.monotonic()
 
-    Defaults are found on the class. What is missing is found by type checkers only.
+
+def _of(path: str, *, init: Literal[False] = False) -> Any:
+    """Define a field that is read from an object which the event carries, such as its attempt."""
+    return field(init=init, default=property(attrgetter(path)))
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field, _of))
+def _event(cls: type[_T]) -> type[_T]:
+    """Make a frozen dataclass whose fields are set at once.
+
+    One by one, as ``dataclass`` sets them, takes ten times as long, and every call makes events.
+    Defaults are found on the class. Only type checkers notice a missing argument.
     """
 
     def fill(self: _T, **fields: Any) -> None:
+        if "at" not in fields:
+            fields["at"] = now()
         self.__dict__.update(fields)
 
     made = dataclass(frozen=True, kw_only=True)(cls)
@@ -57,8 +84,8 @@ def _event(cls: type[_T]) -> type[_T]:
 class Event:
     """Base of all events."""
 
-    at: float
-    """Loop time in seconds."""
+    at: float = field(default_factory=now)
+    """Loop time in seconds: the present, unless it is given."""
     call_id: str = ""
     """The call it belongs to; empty for events of the client itself."""
 
@@ -87,7 +114,7 @@ class RouteRegistered(Event):
 
 @_event
 class ReferencesChanged(Event):
-    """References were dropped or mended on the way."""
+    """References were dropped or normalized."""
 
     dropped: tuple[DroppedReference, ...]
     notes: tuple[str, ...]
@@ -118,39 +145,47 @@ class AttemptStarted(Event):
 class AttemptEnded(Event):
     """A request was answered, failed, timed out or was cancelled. Complete enough to replay."""
 
-    provider: str
-    model: str
-    number: int
-    reason: Reason | None
-    """None when an image came, or when our own code failed (then ``error_type`` is set)."""
-    status: int | None
-    latency_s: float
-    retry_after: float | None
+    sent: AttemptStarted = field(repr=False)
+    """The request as it was sent."""
+    attempt: Attempt = field(repr=False)
+    """Its record, as on errors."""
+    settlement: Settlement = field(repr=False)
+    """How the breaker counted it."""
+
+    provider: str = _of("sent.provider")
+    model: str = _of("sent.model")
+    number: int = _of("sent.number")
+    limit: int = _of("sent.limit")
+    """How many requests this route may send for this call."""
+    operation: str = _of("sent.operation")
+    """generate or edit."""
+    base_url: str | None = _of("sent.base_url")
+    admitted: str = _of("sent.admitted")
+    """The breaker's state that admitted it: closed or half_open."""
+    probe: bool = _of("sent.probe")
+    queue_s: float = _of("sent.queue_s")
+    """Seconds this request waited for its turn."""
+    reason: Reason | None = _of("attempt.reason")
+    """None after a success, and after a failure of our own code (then ``error_type`` is set)."""
+    latency_s: float = _of("attempt.latency_s")
+    retry_after: float | None = _of("attempt.retry_after")
     """Seconds the server asked to wait."""
-    retry_in: float | None
-    """Seconds until this route is asked again, or None when it is not."""
-    counted: str
-    """What the breaker made of ``vote``: success, failure, throttled, slow, ignored or stale."""
-    transition: str | None
+    usage: Usage | None = _of("attempt.usage")
+    may_have_been_billed: bool = _of("attempt.may_have_been_billed")
+    counted: str = _of("settlement.counted")
+    """How the breaker counted ``vote``: success, failure, throttled, slow, ignored or stale."""
+    transition: str | None = _of("settlement.transition")
     """The breaker's change of state caused by it, such as ``closed_to_open``."""
-    breaker: BreakerMetrics
+    breaker: BreakerMetrics = _of("settlement.metrics")
     """The breaker's numbers after counting."""
-    probe: bool
-    cut_short: bool
-    """True when the deadline or the reserve ended it before its own timeout."""
-    usage: Usage | None
-    may_have_been_billed: bool
+
+    status: int | None
     vote: BreakerOutcome
     """The vote that the breaker received for it."""
-    operation: str = "generate"
-    """generate or edit."""
-    base_url: str | None = None
-    limit: int = 1
-    """How many requests this route may send for this call."""
-    queue_s: float = 0.0
-    """Seconds this request waited for its turn."""
-    admitted: str = "closed"
-    """The breaker's state that let it through: closed or half_open."""
+    retry_in: float | None = None
+    """Seconds until this route is asked again, or None when it is not."""
+    cut_short: bool = False
+    """True when the deadline or the reserve ended it before its own timeout."""
     error_type: str | None = None
     """Name of the SDK's exception type, or of our own bug's."""
     vendor_message: str | None = None
@@ -164,15 +199,19 @@ class AttemptEnded(Event):
 class RetryScheduled(Event):
     """The same route will be asked again."""
 
-    provider: str
-    model: str
-    number: int
+    sent: AttemptStarted = field(repr=False)
+    """The request that failed, as it was sent."""
+
+    provider: str = _of("sent.provider")
+    model: str = _of("sent.model")
+    number: int = _of("sent.number")
     """Of the attempt that failed."""
+    base_url: str | None = _of("sent.base_url")
+
     reason: Reason
     delay_s: float
     hinted: bool
     """True when the server said how long to wait."""
-    base_url: str | None = None
 
 
 @_event
@@ -190,9 +229,12 @@ class ShortCircuited(Event):
 
     provider: str
     model: str
-    breaker: BreakerMetrics
-    retry_after: float | None
-    cause: str | None
+    rejection: Rejection = field(repr=False)
+    """The breaker's answer."""
+
+    breaker: BreakerMetrics = _of("rejection.metrics")
+    retry_after: float | None = _of("rejection.retry_after")
+    cause: str | None = _of("rejection.cause")
     """The reason that opened the breaker."""
 
 
@@ -200,30 +242,38 @@ class ShortCircuited(Event):
 class BreakerChanged(Event):
     """A breaker changed its state; in shadow mode, would have."""
 
-    provider: str
-    model: str
     transition: Transition
     next_route: str | None = None
     """The configured route that calls go to while this one is open; None if there is none."""
 
+    @property
+    def provider(self) -> str:
+        """The first part of the breaker's name."""
+        return self.transition.name.partition(":")[0]
+
+    @property
+    def model(self) -> str:
+        """The rest of the breaker's name."""
+        return self.transition.name.partition(":")[2]
+
 
 @_event
 class CandidateDisagreed(Event):
-    """Candidate settings would have done otherwise with a request than the live ones did."""
+    """Candidate settings would have decided differently about a request than the live ones."""
 
     provider: str
     model: str
     would: str
     """reject: the live breaker let it through; allow: the live breaker refused it."""
     reason: Reason | None
-    """What became of a request that was sent; None for an image."""
+    """Why a request that was sent failed; None for an image."""
     latency_s: float | None
     """Seconds it took; None when it was not sent."""
 
 
 @_event
 class RequestEnded(Event):
-    """The call is over, one way or another."""
+    """A call ended."""
 
     operation: str = "generate"
     """generate or edit."""
@@ -244,7 +294,7 @@ class RequestEnded(Event):
     result: ImageResult | None
     error: ImageGenerationError | None
     error_type: str | None = None
-    """Name of the exception's type when it is none of ours."""
+    """Name of the exception's type."""
     served: AttemptEnded | None = None
     """The request that brought the image; there may be one although the call failed."""
     setup_s: float = 0.0

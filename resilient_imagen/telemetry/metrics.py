@@ -6,8 +6,6 @@ named is ``other``; prompts, ids and texts are never an attribute.
 
 from __future__ import annotations
 
-import logging
-import math
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
@@ -48,12 +46,15 @@ class MetricSink:
 
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._to = instruments(meter_provider)
-        self._live = meter_provider is not None
+        self._provider = meter_provider
+        self._live = False
+        """Whether the application had set a meter provider when the latest call began."""
         self._configured: set[str] = set()
         self._breakers: WeakSet[CircuitBreaker] = WeakSet()
         self._answering: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteRegistered: self._route_added,
+            events.RequestStarted: self._request_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
             events.RouteFallback: self._fell_back,
@@ -63,14 +64,8 @@ class MetricSink:
             events.RequestEnded: self._request_ended,
         }
 
-    def told_from(self) -> float:
-        """What ends or goes another way, if anybody counts; else nothing."""
-        if not self._live:
-            self._live = not is_silent(metrics.get_meter_provider())
-        return logging.INFO if self._live else math.inf
-
     def handle(self, event: events.Event) -> None:
-        """Count it."""
+        """Record it."""
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -96,7 +91,13 @@ class MetricSink:
             event.breaker, f"{event.provider}:{self._bounded(event.provider, event.model)}"
         )
 
+    def _request_started(self, _event: events.RequestStarted) -> None:
+        if not self._live:
+            self._live = not is_silent(self._provider or metrics.get_meter_provider())
+
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
+        if not self._live:
+            return
         model = self._bounded(event.provider, event.model)
         common = dict(attributes.route(event.provider, model, event.base_url))
         if event.response_model is not None:
@@ -175,6 +176,8 @@ class MetricSink:
         _count(self._to.shadow, found)
 
     def _request_ended(self, event: events.RequestEnded) -> None:
+        if not self._live:
+            return
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
         self._to.attempts.record(event.attempts, short, _OF_NO_SPAN)
         whole: dict[str, str | bool] = {

@@ -7,7 +7,6 @@ while its provider works: whatever those record (HTTP spans, the caller's own) b
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import OrderedDict
 from importlib.metadata import version
@@ -92,7 +91,7 @@ class SpanSink:
         self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
-        self._live = tracer_provider is not None
+        self._provider = tracer_provider
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
         """Of the calls that go on, by id. Every call ends once, be it by being thrown away."""
@@ -108,12 +107,6 @@ class SpanSink:
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
         }
-
-    def told_from(self) -> float:
-        """Everything, if anybody traces; else nothing."""
-        if not self._live:
-            self._live = not is_silent(trace.get_tracer_provider())
-        return 0 if self._live else math.inf
 
     def handle(self, event: events.Event) -> None:
         """Start, enrich or end a span."""
@@ -138,6 +131,8 @@ class SpanSink:
     # -- the call -----------------------------------------------------------------------------
 
     def _request_started(self, event: events.RequestStarted) -> None:
+        if is_silent(self._provider or trace.get_tracer_provider()):
+            return
         offset = time.time_ns() - int(event.at * 1e9)
         root = self._tracer.start_span(
             names.PREFIX + event.request.operation,

@@ -12,7 +12,6 @@ from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
-from resilient_imagen.pipeline.emitter import EventEmitter
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
@@ -22,6 +21,7 @@ from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+from resilient_imagen.telemetry.events import BreakerChanged
 from resilient_imagen.tuning.fast_path import Climber, Express, HandingRateLimiter
 from resilient_imagen.tuning.loop import LeanLoop, run_lean
 from resilient_imagen.tuning.simulation_run import (
@@ -66,7 +66,7 @@ def run_simulation(
         truth: What requests meet.
         arrivals: When each call starts.
         seed: For all chance, the pipeline's jitter included.
-        sinks: Told every event, as an ImageClient's would be.
+        sinks: Receive every event, as an ImageClient's do.
         short_cut: Let calls that meet no trouble go by `express`; with sinks none does.
     """
     played = SimulationResult(tuple(settings.routes))
@@ -97,16 +97,15 @@ class _Play:
             raise TypeError("a run needs its own loop")
         self._loop = loop
         self._played = played
-        self._telling = bool(sinks)
-        self._emitter = EventEmitter(SinkDispatcher(sinks)) if sinks else _Silent()
+        self._dispatcher = SinkDispatcher(sinks)
         self._seconds = math.inf if settings.deadline is None else settings.deadline
         world = SimulationRun(truth, played, seed)
         self._routes = self._build(settings, world, random.Random(seed), handing=short_cut)
         self._shut = tuple(_shut(route) for route in self._routes)
         self._pipeline = _SimulatedPipeline(
             settings,
-            AttemptExecutor(self._emitter, _NoFitter("none"), self._of_provider),
-            self._emitter,
+            AttemptExecutor(self._dispatcher, _NoFitter("none"), self._of_provider),
+            self._dispatcher,
             random.Random(seed).random,
         )
         self._express = (
@@ -174,8 +173,7 @@ class _Play:
         )
         if climber.ticket is not None:
             self._routes[climber.route].limiter.release(climber.ticket)
-        if self._telling:
-            self._emitter.request_started(call)
+        self._dispatcher.emit(call.started_event())
         result, error = None, None
         try:
             served = await self._pipeline.run(call, _nothing_to_load)
@@ -187,9 +185,8 @@ class _Play:
             return
         else:
             self._played.served[number] = self._routes.index(served.route)
-            result = _result(call, served) if self._telling else None
-        if self._telling:
-            self._emitter.request_ended(call, result=result, error=error)
+            result = _result(call, served)
+        self._dispatcher.emit(call.ended_event(result=result, error=error))
         self._note_end(number)
 
     def _ended(self, call: int, route: int) -> None:
@@ -224,7 +221,7 @@ class _Play:
                     self._played.changes.append(Change(change.at, index, change.to_state))
 
             breaker.subscribe(note, inline=True)
-            breaker.subscribe(self._emitter.breaker_changed, inline=True)
+            breaker.subscribe(self._breaker_changed, inline=True)
             routes.append(
                 Route(
                     providers[route.provider],
@@ -235,6 +232,9 @@ class _Play:
                 )
             )
         return tuple(routes)
+
+    def _breaker_changed(self, transition: Transition) -> None:
+        self._dispatcher.emit(BreakerChanged(at=transition.at, transition=transition))
 
 
 @dataclass(slots=True)
@@ -269,28 +269,11 @@ def _shut(route: Route) -> Route:
     return replace(route, breaker=breaker)
 
 
-class _Silent(EventEmitter):
-    """Tells nobody, and composes nothing to tell."""
-
-    def __init__(self) -> None:
-        super().__init__(SinkDispatcher(()))
-
-    def attempt_started(self, *_: object) -> None: ...
-
-    def attempt_served(self, *_: object) -> None: ...
-
-    def attempt_failed(self, *_: object, **__: object) -> None: ...
-
-    def short_circuited(self, *_: object) -> None: ...
-
-    def fell_back(self, *_: object) -> None: ...
-
-
 _PICTURE = FittedImage(b"", "image/png")
 
 
 def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
-    """What the sinks are told of a call that was served."""
+    """Return the result that the event about the end of a served call carries."""
     return ImageResult(
         image_bytes=served.image.data,
         mime_type=served.image.mime_type,
