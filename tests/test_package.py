@@ -1,0 +1,64 @@
+"""The package's metadata: what an index page and an installer show agrees with the project."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+from cli_kit import ROOT
+from readme_kit import TEXT, section
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT: dict[str, Any] = PYPROJECT["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def _names(requirements: list[str]) -> list[str]:
+    return [re.split(r"[\[<>=;~! ]", each)[0] for each in requirements]
+
+
+def test_readme_names_everything_that_is_installed() -> None:
+    """Each dependency of the package and of each extra, in the section about installing it."""
+    named = set(re.findall(r"`([\w-]+)`", section("Install")))
+    needed = _names(PROJECT["dependencies"])
+    for extra in EXTRAS.keys() - {"all", "dev"}:
+        needed += _names(EXTRAS[extra])
+
+    assert set(needed) - named == set()
+    assert EXTRAS.keys() - named == set()
+
+
+def test_the_index_page_has_no_relative_link() -> None:
+    """Pictures and files of README are given by addresses there, and headings as they are."""
+    page = TEXT
+    for each in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"][
+        "substitutions"
+    ]:
+        page = re.sub(each["pattern"], each["replacement"], page)
+    source = PROJECT["urls"]["Source"]
+    raw = source.replace("github.com", "raw.githubusercontent.com") + "/main/"
+
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", page)
+    before = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert len(targets) == len(before)
+    for (picture, target), relative in zip(targets, before, strict=True):
+        base = raw if picture else f"{source}/blob/main/"
+        assert target == (relative if relative[0] == "#" else base + relative)
+    assert sum(bool(picture) for picture, _ in targets) >= 2
+
+
+@pytest.mark.parametrize("name", ["Documentation", "Source", "Issues", "Changelog"])
+def test_the_project_has_links(name: str) -> None:
+    """All lie in one place."""
+    assert PROJECT["urls"][name].startswith(PROJECT["urls"]["Source"])
+
+
+def test_the_versions_of_python_are_those_of_the_tests() -> None:
+    """What is claimed is what the test script looks for."""
+    claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert PROJECT["requires-python"] == f">={claimed[0]}"
+    script = ROOT / ".ci" / "run"
+    (tested,) = re.findall(r"^for version in (.*); do$", script.read_text("utf-8"), re.MULTILINE)
+    assert tested.split() == claimed
