@@ -351,7 +351,7 @@ def test_no_key_at_all_names_the_variables() -> None:
 
 
 def test_a_bad_variable_is_named() -> None:
-    """The error says which variable and what is allowed, not what was given."""
+    """The error says which variable, what is allowed and what was given."""
 
     async def scene() -> None:
         with pytest.raises(ri.ConfigurationError, match="IMAGE_GEN_FIT: must be crop, pad"):

@@ -1,4 +1,4 @@
-"""Texts about a command line that cannot be run: an unknown name, a value that is not allowed."""
+"""Messages for a command line that cannot be run: unknown names, values that are not allowed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
-    """Return a text about a command that does not exist, with the nearest one or with all."""
+    """Return the message for a command that does not exist, with the nearest one or with all."""
     commands = list(commands)
     hint = suggestion(name, commands) or f"use one of {', '.join(commands)}."
     return f"No such command {name!r}; {hint}"
 
 
 def usage_message(error: Exception) -> str:
-    """Return the text of typer's usage error as a sentence, without phrases of pydantic's."""
+    """Return the message of typer's usage error as a sentence, without phrases of pydantic's."""
     # Typer exports no class for an unknown option, and newer versions let pydantic convert values.
     known: Any = error
     options = getattr(error, "possibilities", None)
@@ -55,7 +55,7 @@ def check_model(model: str | None, settings: Settings) -> None:
     it is more likely a typing error, and the request would be answered by the fallback.
 
     Raises:
-        CommandError: The model is unknown; the text has the nearest known names.
+        CommandError: The model is unknown; the message lists the nearest known names.
     """
     from resilient_imagen.models import MODELS, find_model
 
