@@ -236,14 +236,15 @@ class ImageClient:
             self._dispatcher.emit(call.ended_event(result=None, error=error))
             raise
         finally:
-            # Those that a retry or the next route made up for: each is a variable of frames that
+            # Each failure that a retry or the next route made up for is a variable of frames that
             # it keeps, so that nothing of the call would ever be freed by counting references.
-            clear_frame_locals(*call.failures, *call.route_errors, up_to=handled)
+            if recovered := (*call.failures, *call.route_errors):
+                clear_frame_locals(*recovered, up_to=handled)
             for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
-        for recovered in (*call.failures, *call.route_errors):
+        for failure in recovered:
             # From Python 3.12 on, the frame of a finished coroutine keeps this one.
-            recovered.__traceback__ = None
+            failure.__traceback__ = None
         self._dispatcher.emit(call.ended_event(result=result, error=None))
         self._build_the_rest_later(served.route)
         return result

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from types import TracebackType
 
 __all__ = ["CallsInFlight"]
 
@@ -31,9 +30,8 @@ class CallsInFlight:
         """Whether a call of the running loop is in flight."""
         return bool(self._here())
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[None]:
-        """Count the block as a call.
+    def watch(self) -> _Watched:
+        """Return an asynchronous context manager that counts its block as a call.
 
         Raises:
             RuntimeError: The call was ended by `end`.
@@ -42,18 +40,19 @@ class CallsInFlight:
         if loop is not self._loop:
             self._loop = loop
             self._drop_closed_loops()
-        try:
-            async with asyncio.timeout(None) as scope:
-                self._calls[scope] = loop
-                try:
-                    yield
-                finally:
-                    self._calls.pop(scope, None)
-                    self._tell()
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise RuntimeError("the ImageClient was closed during the call") from None
+        return _Watched(self, loop)
+
+    def enter(self, scope: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
+        """Count a call that begins."""
+        self._calls[scope] = loop
+
+    def leave(self, scope: asyncio.Timeout) -> None:
+        """Count a call no longer, and wake those who wait for the last one."""
+        self._calls.pop(scope, None)
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_result(None)
 
     async def drained(self) -> None:
         """Wait until no call of the running loop is in flight."""
@@ -80,8 +79,29 @@ class CallsInFlight:
         loop = asyncio.get_running_loop()
         return [scope for scope, home in self._calls.items() if home is loop]
 
-    def _tell(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done() and not future.get_loop().is_closed():
-                future.set_result(None)
+
+class _Watched:
+    """One call in flight. Every call enters one, and a generator costs twice as much."""
+
+    __slots__ = ("_calls", "_loop", "_scope")
+
+    def __init__(self, calls: CallsInFlight, loop: asyncio.AbstractEventLoop) -> None:
+        self._calls = calls
+        self._loop = loop
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        self._calls.enter(self._scope, self._loop)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._calls.leave(self._scope)
+        try:
+            await self._scope.__aexit__(kind, error, tb)
+        except TimeoutError:
+            raise RuntimeError("the ImageClient was closed during the call") from None
