@@ -1,4 +1,4 @@
-"""Our own commands honour OTEL_*, and a dead collector costs them a line, not their time."""
+"""Our own commands honour OTEL_*; a dead collector costs them one line of output and no time."""
 
 from __future__ import annotations
 
@@ -56,25 +56,28 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_happens_when_nobody_asked(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No variable, or one that says no: no provider; a complaint only where somebody asked."""
-    complaints: list[str] = []
+    """Without a variable, or with one that disables tracing, no provider is set.
+
+    A warning is printed only if the user asked for traces.
+    """
+    warnings: list[str] = []
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert setup_tracing("x", complain=complaints.append) is None
-    assert complaints == []
+    assert setup_tracing("x", warn=warnings.append) is None
+    assert warnings == []
     reason = next((f"{name}={value}" for name, value in variables.items()), None)
-    assert setup_tracing("x", asked=True, complain=complaints.append) is None
-    assert complaints == ([] if reason is None else [f"tracing is off: {reason}"])
-    complaints.clear()
+    assert setup_tracing("x", asked=True, warn=warnings.append) is None
+    assert warnings == ([] if reason is None else [f"tracing is off: {reason}"])
+    warnings.clear()
     if reason is not None:
         to = "http://127.0.0.1:9"
-        assert setup_tracing("x", endpoint=to, complain=complaints.append) is None
-        assert complaints == [f"tracing is off: {reason}"]
+        assert setup_tracing("x", endpoint=to, warn=warnings.append) is None
+        assert warnings == [f"tracing is off: {reason}"]
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 @pytest.mark.parametrize(
-    ("variables", "complaint"),
+    ("variables", "warning"),
     [
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
@@ -86,23 +89,23 @@ def test_nothing_happens_when_nobody_asked(
         ),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    variables: dict[str, str], complaint: str, monkeypatch: pytest.MonkeyPatch
+def test_a_refusal_is_one_warning(
+    variables: dict[str, str], warning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the variable's name and what is allowed."""
-    complaints: list[str] = []
+    """It names the variable and what is allowed."""
+    warnings: list[str] = []
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert setup_tracing("x", complain=complaints.append) is None
-    assert complaints == [complaint]
+    assert setup_tracing("x", warn=warnings.append) is None
+    assert warnings == [warning]
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user asked for tracing, and learns what to install."""
-    complaints: list[str] = []
+    """A user who asked for tracing reads what to install."""
+    warnings: list[str] = []
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    assert setup_tracing("x", endpoint="http://127.0.0.1:9", complain=complaints.append) is None
-    assert complaints == ["tracing is off: pip install 'resilient-imagen[otel]'"]
+    assert setup_tracing("x", endpoint="http://127.0.0.1:9", warn=warnings.append) is None
+    assert warnings == ["tracing is off: pip install 'resilient-imagen[otel]'"]
 
 
 @pytest.mark.parametrize(
@@ -167,8 +170,8 @@ class Flaky(SpanExporter):
 
 def test_a_dead_collector_is_left_alone_for_a_while() -> None:
     """One failure, then batches are dropped at once, then it is asked again; the loss is told."""
-    now, complaints, flaky = [1000.0], list[str](), Flaky()
-    patient = BackoffExporter(flaky, "http://somewhere", complaints.append, clock=lambda: now[0])
+    now, warnings, flaky = [1000.0], list[str](), Flaky()
+    patient = BackoffExporter(flaky, "http://somewhere", warnings.append, clock=lambda: now[0])
     span = TracerProvider().get_tracer("t").start_span("s")
     assert isinstance(span, ReadableSpan)
     assert patient.export([span]) is SpanExportResult.FAILURE
@@ -180,7 +183,7 @@ def test_a_dead_collector_is_left_alone_for_a_while() -> None:
     assert patient.force_flush()
     patient.shutdown()
     assert flaky.closed
-    assert complaints == ["3 spans could not be sent to http://somewhere: is a collector there?"]
+    assert warnings == ["3 spans could not be sent to http://somewhere: is a collector there?"]
 
 
 @pytest.mark.parametrize(

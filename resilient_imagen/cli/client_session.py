@@ -42,7 +42,7 @@ def run_traced(
     """
     from resilient_imagen.telemetry.setup import setup_tracing
 
-    finish = setup_tracing("resilient-imagen", endpoint=collector, asked=asked, complain=warn)
+    finish = setup_tracing("resilient-imagen", endpoint=collector, asked=asked, warn=warn)
     arrived = True
     try:
         asyncio.run(main())

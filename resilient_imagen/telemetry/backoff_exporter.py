@@ -1,4 +1,4 @@
-"""An exporter that leaves a dead collector alone for a while. Needs OpenTelemetry's SDK."""
+"""An exporter that stops sending to a dead collector for a while. Needs OpenTelemetry's SDK."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _PAUSE: Final = 30.0
 
 
 class BackoffExporter(SpanExporter):
-    """Sends through another exporter, and waits for a dead collector once, not once a batch.
+    """Sends through another exporter, and waits for a dead collector once, not once per batch.
 
     Args:
         exporter: Sends spans.
-        where: The collector's address, for people.
-        complain: Is told, at the end and in one line, how many spans were lost.
-        clock: Seconds.
+        address: The collector's, as it may be shown.
+        warn: Called at the end with one line about the lost spans, if there are any.
+        clock: Returns seconds.
     """
 
     def __init__(
         self,
         exporter: SpanExporter,
-        where: str,
-        complain: Callable[[str], None],
+        address: str,
+        warn: Callable[[str], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._exporter = exporter
-        self._where = where
-        self._complain = complain
+        self._address = address
+        self._warn = warn
         self._clock = clock
         self._retry_at = 0.0
         self.lost: int = 0
@@ -47,7 +47,7 @@ class BackoffExporter(SpanExporter):
         self._lock = threading.Lock()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send them, or drop them at once while the collector is left alone."""
+        """Send the spans, or drop them at once during the pause after a failure."""
         with self._lock:
             if self._clock() >= self._retry_at:
                 if self._delivered(spans):
@@ -59,15 +59,15 @@ class BackoffExporter(SpanExporter):
     def _delivered(self, spans: Sequence[ReadableSpan]) -> bool:
         try:
             return self._exporter.export(spans) is SpanExportResult.SUCCESS
-        except Exception:  # noqa: BLE001 - older exporters raise what newer ones answer
+        except Exception:  # noqa: BLE001 - older exporters raise what newer ones return
             return False
 
     def shutdown(self) -> None:
-        """Close, and say what could not be delivered."""
+        """Close, and warn of spans that were lost."""
         self._exporter.shutdown()
         if self.lost:
-            self._complain(
-                f"{self.lost} spans could not be sent to {self._where}: is a collector there?"
+            self._warn(
+                f"{self.lost} spans could not be sent to {self._address}: is a collector there?"
             )
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:

@@ -1,8 +1,11 @@
 """Tracing for our own commands, as OpenTelemetry's environment variables ask for it.
 
-For programs that we own, such as the command line and the demo. The library itself never installs
-a provider: that is the application's.
+For programs of this project, such as the command line and the demo. The library itself never
+installs a provider: that is the application's task.
 """
+
+# OpenTelemetry configures itself from the environment only in a program that was started by
+# `opentelemetry-instrument`. So exporters are chosen here; the SDK reads every other variable.
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ __all__ = ["otlp_address", "setup_tracing", "without_credentials"]
 
 _TIMEOUT: Final = 3.0
 """Seconds for an export, retries included, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise."""
+_OTLP: Final = "OTEL_EXPORTER_OTLP_"
 _LOCAL: Final = "http://localhost:4318"
 
 
@@ -32,49 +36,45 @@ def setup_tracing(
     *,
     endpoint: str | None = None,
     asked: bool = False,
-    complain: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Callable[[], bool] | None:
-    """Send spans where OTEL_* says, or to ``endpoint``; do nothing when nobody asked.
+    """Send spans where OTEL_* says, or to ``endpoint``; do nothing unless either asks for it.
 
-    Honoured: OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER (otlp, console, none), OTEL_SERVICE_NAME,
-    OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _TIMEOUT, _COMPRESSION and the
-    same with _TRACES_, OTEL_TRACES_SAMPLER, OTEL_BSP_*. The protocol is http/protobuf.
+    OTEL_TRACES_EXPORTER may name otlp, console and none; the protocol is http/protobuf. The
+    variables of OpenTelemetry's SDK and of its OTLP exporter have their usual meaning.
 
     Args:
         service_name: Used unless the environment names the service.
-        endpoint: Base address of an OTLP collector (``http://127.0.0.1:4318``), which wins over
-            the environment's, but not over its refusal to trace at all.
-        asked: Somebody asked for traces: say so if the environment refuses. Implied by
+        endpoint: Base address of an OTLP collector (``http://127.0.0.1:4318``). It replaces the
+            environment's, but does not override a variable that disables tracing.
+        asked: The user asked for traces: warn if the environment disables them. Implied by
             ``endpoint``.
-        complain: Is told, in one line, what keeps spans from being delivered; standard error
-            when None.
+        warn: Called with one line about each cause that keeps spans from being delivered; standard
+            error when None.
 
     Returns:
-        What to call before the program ends: it sends what is left, takes a few seconds at most
-        and says whether all spans arrived. None when spans go nowhere, or where somebody else
-        sends them.
+        A function to call before the program ends. It sends the remaining spans, takes a few
+        seconds at most and returns whether all spans arrived. None when no spans are sent, or when
+        another provider sends them.
     """
-    complain = complain or _to_stderr
+    warn = warn or _to_stderr
     if refusal := _refusal():
         if asked or endpoint is not None:
-            complain(f"tracing is off: {refusal}")
+            warn(f"tracing is off: {refusal}")
         return None
     kinds = _exporters_asked_for(endpoint)
-    if not kinds or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return None  # nobody asked, or opentelemetry-instrument was here first
-    if endpoint is None and _protocol().startswith("grpc"):
-        complain("tracing is off: set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")
+    if not kinds or _is_set_up():
         return None
     try:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        exporters = [_exporter(kind, endpoint, complain) for kind in kinds]
+        exporters = [_new_exporter(kind, endpoint, warn) for kind in kinds]
     except ImportError:
-        complain("tracing is off: pip install 'resilient-imagen[otel]'")
+        warn("tracing is off: pip install 'resilient-imagen[otel]'")
         return None
     except ValueError as error:
-        complain(f"tracing is off: {error}")
+        warn(f"tracing is off: {error}")
         return None
     provider = TracerProvider(resource=_resource(service_name))
     for exporter in exporters:
@@ -94,20 +94,25 @@ def otlp_address(endpoint: str | None = None) -> str | None:
     Args:
         endpoint: The same as for ``setup_tracing``.
     """
-    if _refusal() or "otlp" not in _exporters_asked_for(endpoint):
+    if _refusal() or "otlp" not in _exporters_asked_for(endpoint) or _is_set_up():
         return None
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return None
-    return _otlp_address(endpoint)
+    return endpoint or _otlp_variable("ENDPOINT") or _LOCAL
 
 
-def _otlp_address(endpoint: str | None) -> str:
-    return (
-        endpoint
-        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or _LOCAL
-    )
+def without_credentials(address: str) -> str:
+    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _is_set_up() -> bool:
+    """Return whether there is a provider already, as under `opentelemetry-instrument`."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
+def _otlp_variable(name: str) -> str | None:
+    """Return the exporter's variable, of which there is one for traces and one for all signals."""
+    return os.environ.get(f"{_OTLP}TRACES_{name}") or os.environ.get(f"{_OTLP}{name}") or None
 
 
 def _refusal() -> str | None:
@@ -125,58 +130,46 @@ def _named() -> list[str]:
 def _exporters_asked_for(endpoint: str | None) -> list[str]:
     if endpoint is not None:
         return ["otlp"]
-    addressed = any(
-        os.environ.get(name)
-        for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    )
-    return _named() or (["otlp"] if addressed else [])
+    return _named() or (["otlp"] if _otlp_variable("ENDPOINT") else [])
 
 
-def _protocol() -> str:
-    return os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", ""
-    )
+def _new_exporter(kind: str, endpoint: str | None, warn: Callable[[str], None]) -> SpanExporter:
+    """Return an exporter.
 
-
-def _exporter(kind: str, endpoint: str | None, complain: Callable[[str], None]) -> SpanExporter:
+    Raises:
+        ValueError: The environment asks for one that is not supported.
+        ImportError: The extra ``otel`` is not installed.
+    """
     if kind == "console":
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
         return ConsoleSpanExporter(out=sys.stderr)  # standard output is for results
     if kind != "otlp":
         raise ValueError(f"OTEL_TRACES_EXPORTER={kind} is not known; use otlp, console or none")
+    if endpoint is None and (_otlp_variable("PROTOCOL") or "").startswith("grpc"):
+        raise ValueError(f"set {_OTLP}PROTOCOL=http/protobuf")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     from resilient_imagen.telemetry.backoff_exporter import BackoffExporter
 
-    # What it has to say, in many lines, is said in one by PatientExporter.
+    # BackoffExporter reports in one line what the exporter would log in many.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    set_by_user = any(
-        os.environ.get(name)
-        for name in ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
-    )
     exporter = OTLPSpanExporter(
         endpoint=None if endpoint is None else endpoint.rstrip("/") + "/v1/traces",
-        timeout=None if set_by_user else _TIMEOUT,
+        timeout=None if _otlp_variable("TIMEOUT") else _TIMEOUT,
     )
-    where = without_credentials(_otlp_address(endpoint))
-    return BackoffExporter(exporter, where, complain)
-
-
-def without_credentials(address: str) -> str:
-    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    address = endpoint or _otlp_variable("ENDPOINT") or _LOCAL
+    return BackoffExporter(exporter, without_credentials(address), warn)
 
 
 def _resource(service_name: str) -> Resource:
-    from opentelemetry.sdk.resources import Resource
+    """Return what the environment says of this service, with a name if it has none there."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
-    named = os.environ.get("OTEL_SERVICE_NAME") or "service.name=" in os.environ.get(
-        "OTEL_RESOURCE_ATTRIBUTES", ""
-    )
-    # Given in code, the name would win over the environment's.
-    return Resource.create({} if named else {"service.name": service_name})
+    found = Resource.create()
+    if str(found.attributes[SERVICE_NAME]).startswith("unknown_service"):  # the SDK's default
+        found = found.merge(Resource({SERVICE_NAME: service_name}))
+    return found
 
 
 def _to_stderr(line: str) -> None:
