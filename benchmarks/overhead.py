@@ -15,7 +15,7 @@ to await the provider alone is taken off.
 - logs: structlog's JSON from level INFO on, to the null device. One line a call.
 - everything: both.
 - fallback: as nothing, but Google refuses each call and OpenAI serves it; the breaker stays closed.
-  Its two warnings would reach nobody, so that they are not even put together.
+  No handler would receive its two warnings, so that no record is made of them.
 
 Goals per call: 250 µs with everything, 50 µs with nothing, 100 µs for a fallback. They were set on
 a machine of which three figures are known: a span, a histogram's record and a line of structlog, as

@@ -65,7 +65,7 @@ class FailureClass:
     reason: Reason | None
     """None for a local bug, which is raised as it is."""
     vote: BreakerOutcome
-    """What the circuit breaker is told."""
+    """The vote for the circuit breaker."""
     error: BaseException
     """What the caller gets if nothing else is tried."""
     cut_short: bool = False

@@ -1,4 +1,4 @@
-"""Who is told what happened: events, and the sinks that turn them into spans and log lines."""
+"""Telemetry: events, and the sinks that turn them into spans, metrics and log records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def default_sinks(
     *,
     capture_content: bool = False,
 ) -> Sequence[EventSink]:
-    """Spans first, so that metrics and log lines find the current one; then metrics; then logs.
+    """Return the built-in sinks: spans first, so that metrics and log records find the current one.
 
     Args:
         tracer_provider: For spans; the global one when None.

@@ -1,4 +1,4 @@
-"""What an event says, under the names of ``names``: once, for spans and log lines alike."""
+"""Attributes of events, under the names of ``names``, for spans, metrics and log records."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ __all__ = [
 Attributes: TypeAlias = "dict[str, str | bool | int | float | list[str]]"
 
 WAITED_S: Final = 0.01
-"""Seconds in the queue from which a request is said to have waited, and not just passed by."""
+"""Seconds in the queue from which a request counts as having waited."""
 
 _FINISH: Final = re.compile(r"[A-Z_]{1,40}")
-"""A word for how an answer ended; whatever else stands there may be an echo."""
+"""A finish reason of the vendor. Any other string may repeat the prompt."""
 _PORTS: Final[Mapping[str, int]] = {"https": 443, "http": 80}
 
 
@@ -46,7 +46,7 @@ _E = TypeVar("_E", bound="events.Event")
 
 
 def _once(make: Callable[[_E], Attributes]) -> Callable[[_E], Attributes]:
-    """Keep what was made of an event with it: spans and log lines say the same. Change nothing."""
+    """Compute the attributes once per event; spans and log records share the same dict."""
     key = f"_{make.__name__}"
 
     @wraps(make)
@@ -60,7 +60,7 @@ def _once(make: Callable[[_E], Attributes]) -> Callable[[_E], Attributes]:
 
 
 def of_request_start(event: events.RequestStarted) -> Attributes:
-    """What is known of a call before anything is sent."""
+    """Return the attributes of a call that are known at its start."""
     return {
         names.OPERATION: event.request.operation,
         names.PROVIDER_PRIMARY: event.provider,
@@ -71,7 +71,7 @@ def of_request_start(event: events.RequestStarted) -> Attributes:
 
 @_once
 def of_request_end(event: events.RequestEnded) -> Attributes:
-    """How a call went: everything one may want to combine in one search."""
+    """Return the attributes of a call that ended: all that one search may combine."""
     found: Attributes = {
         names.OUTCOME: event.outcome,
         names.FALLBACK_USED: event.fallback_cause is not None,
@@ -104,14 +104,14 @@ _MAX_NOTES = 255
 
 
 def request_error(event: events.RequestEnded) -> str | None:
-    """The reason of the error that the caller gets; None when it got an image, or left."""
+    """Return the reason of the caller's error; None after success or cancellation."""
     if event.error is not None:
         return str(event.error.reason)
     return None if event.outcome in {names.SUCCESS, "cancelled"} else event.error_type
 
 
 def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
-    """What is known of a request before it is sent."""
+    """Return the attributes of a request that are known when it is sent."""
     found: Attributes = {
         **_of_route(event.provider, event.model, event.base_url),
         names.CALL_ID: event.call_id,
@@ -130,7 +130,7 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
 
 @_once
 def of_attempt_end(event: events.AttemptEnded) -> Attributes:
-    """How a request ended, and what the breaker made of it."""
+    """Return the attributes of a request that ended, and how the breaker counted it."""
     outcome = _outcome(event)
     found: Attributes = {
         names.ATTEMPT_OUTCOME: outcome,
@@ -140,7 +140,8 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     }
     if event.counted != found[names.CIRCUIT_BREAKER_COUNTED]:
         found[names.CIRCUIT_BREAKER_COUNTED_AS] = event.counted
-    if event.counted == names.SUCCESS:  # the one is 0, and the other nobody's concern
+    # After a success, consecutive failures are 0 and the threshold is irrelevant.
+    if event.counted == names.SUCCESS:
         del (
             found[names.CIRCUIT_BREAKER_CONSECUTIVE],
             found[names.CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD],
@@ -177,12 +178,12 @@ _VERDICTS: Final[Mapping[str, str]] = {
 
 
 def verdict(event: events.AttemptEnded) -> str:
-    """What the breaker made of a request, in the words of the reasons' table."""
+    """Return how the breaker counted a request, in the words of the table of reasons."""
     return _VERDICTS.get(event.counted, event.counted)
 
 
 def attempt_error(event: events.AttemptEnded) -> str | None:
-    """The reason; the exception's type when it is our own bug; None for a success."""
+    """Return the reason; the exception's type for a local bug; None for a success."""
     return event.error_type if event.reason is None else str(event.reason)
 
 
@@ -194,7 +195,7 @@ def _outcome(event: events.AttemptEnded) -> str:
 
 @_once
 def of_reject(event: events.ShortCircuited) -> Attributes:
-    """What the breaker thought when it skipped a route."""
+    """Return the breaker's state and numbers when it rejected a request."""
     numbers = event.breaker
     found: Attributes = {
         names.CALL_ID: event.call_id,
@@ -216,7 +217,7 @@ def of_reject(event: events.ShortCircuited) -> Attributes:
 
 
 def breaker_numbers(numbers: BreakerMetrics) -> Attributes:
-    """What thresholds are tuned by. On spans, because Jaeger keeps no metrics."""
+    """Return the numbers for tuning thresholds. They are on spans, as Jaeger keeps no metrics."""
     return {
         names.CIRCUIT_BREAKER_FAILURE_RATE: rounded(numbers.failure_rate, 4),
         names.CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD: numbers.failure_rate_threshold,
@@ -228,7 +229,7 @@ def breaker_numbers(numbers: BreakerMetrics) -> Attributes:
 
 @lru_cache(maxsize=256)
 def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
-    """What is the same for every request of a route."""
+    """Return the attributes that all requests of a route share."""
     return {
         **route(provider, model, base_url),
         names.GEN_AI_OUTPUT_TYPE: "image",
@@ -240,7 +241,7 @@ def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
 
 @lru_cache(maxsize=256)
 def route(provider: str, model: str, base_url: str | None) -> Mapping[str, str | int]:
-    """The GenAI conventions' words for who is asked and where."""
+    """Return provider, model and server by the GenAI conventions."""
     found: dict[str, str | int] = {
         names.GEN_AI_OPERATION: names.GENERATE_CONTENT,
         names.GEN_AI_PROVIDER: provider,
@@ -261,7 +262,7 @@ def route(provider: str, model: str, base_url: str | None) -> Mapping[str, str |
 
 
 def _server(base_url: str | None) -> tuple[str | None, int | None]:
-    """Host and port alone: the rest of an address may hold credentials."""
+    """Return host and port only: the rest of an address may contain credentials."""
     try:
         parts = urlsplit(base_url or "")
         return parts.hostname, parts.port or _PORTS.get(parts.scheme)
@@ -270,7 +271,7 @@ def _server(base_url: str | None) -> tuple[str | None, int | None]:
 
 
 def rounded(number: float, digits: int = 3) -> float:
-    """``round``, which takes its time, without it where there is nothing to round."""
+    """Return ``round(number, digits)``; 0 is returned at once, as it is frequent."""
     return round(number, digits) if number else 0.0
 
 

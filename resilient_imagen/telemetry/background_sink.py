@@ -1,4 +1,4 @@
-"""Tells sinks that may be slow from a thread of their own, so that no call waits for them."""
+"""A queue and a thread for sinks that may be slow, so that no call waits for them."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ __all__ = ["BackgroundSink"]
 _log = logging.getLogger("resilient_imagen")
 
 _CAPACITY: Final = 10_000
-"""Events that wait to be told; the next ones are dropped and counted."""
+"""Maximum number of waiting events; further ones are dropped and counted."""
 _CAPACITY_BYTES: Final = 64_000_000
-"""Bytes of pictures, references and prompts in them; likewise."""
+"""Maximum bytes of images, references and prompts in them; further events are dropped."""
 
-_Told: TypeAlias = "tuple[contextvars.Context, Event, int] | threading.Event"
-"""What waits in the queue, with its bytes; a threading.Event is set when all before it was told."""
+_Item: TypeAlias = "tuple[contextvars.Context, Event, int] | threading.Event"
+"""An event with its context and size, or a flag to set once all earlier events are handled."""
 
 
 class BackgroundSink:
-    """One daemon thread, started with the first event, that tells the sinks in order.
+    """Passes events to sinks, in order, from one daemon thread that starts with the first event.
 
     Args:
-        sinks: Who is told.
-        tell: Tells one sink one event, and never raises.
-        capacity: Events that may wait.
-        capacity_bytes: Bytes of pictures that may wait in them; a single larger one may, too.
+        sinks: The sinks.
+        handle: Passes one event to one sink, and never raises.
+        capacity: Maximum number of waiting events.
+        capacity_bytes: Maximum bytes of images in them; a single larger one may wait alone.
     """
 
     def __init__(
         self,
         sinks: Sequence[EventSink],
-        tell: Callable[[EventSink, Event], None],
+        handle: Callable[[EventSink, Event], None],
         *,
         capacity: int = _CAPACITY,
         capacity_bytes: int = _CAPACITY_BYTES,
     ) -> None:
         self._sinks = sinks
-        self._tell = tell
+        self._handle = handle
         self._capacity_bytes = capacity_bytes
         self._held = 0
-        """Bytes that cannot be freed before the sinks were told."""
+        """Bytes in events that not all sinks have handled."""
         self._lock = threading.Lock()
-        self._queue: queue.Queue[_Told] = queue.Queue(capacity)
+        self._queue: queue.Queue[_Item] = queue.Queue(capacity)
         self._thread: threading.Thread | None = None
         self.dropped: int = 0
-        """Events that came faster than the sinks took them."""
+        """Events that were dropped because the sinks were too slow."""
 
     def put(self, event: Event) -> None:
-        """Have ``event`` told soon, in a copy of the present context; never waits."""
+        """Queue ``event`` with a copy of the present context; never waits."""
         if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
             self._thread = threading.Thread(
                 target=self._run, name="resilient_imagen sinks", daemon=True
@@ -68,7 +68,7 @@ class BackgroundSink:
         size = _bytes_in(event)
         try:
             if self._held and size and self._held + size > self._capacity_bytes:
-                raise queue.Full  # noqa: TRY301 - full by size is as full as by number
+                raise queue.Full  # noqa: TRY301 - handled as a queue that is full by number
             self._queue.put_nowait((contextvars.copy_context(), event, size))
         except queue.Full:
             self.dropped += 1
@@ -78,32 +78,32 @@ class BackgroundSink:
             self._hold(size)
 
     def close(self, seconds: float) -> None:
-        """Wait until what was put is told, for at most so many seconds."""
+        """Wait until all queued events are handled, for at most so many seconds."""
         if self._thread is None or not self._thread.is_alive():
             return
-        told = threading.Event()
+        handled = threading.Event()
         try:
-            self._queue.put(told, timeout=seconds)
+            self._queue.put(handled, timeout=seconds)
         except queue.Full:
-            told.set()
-        if not told.wait(seconds) or self.dropped:
+            handled.set()
+        if not handled.wait(seconds) or self.dropped:
             _log.warning(
-                "slow sinks: %d events dropped, %d not yet told",
+                "slow sinks: %d events dropped, %d not yet handled",
                 self.dropped,
                 self._queue.qsize(),
             )
 
     def _run(self) -> None:
         while True:
-            told = self._queue.get()
-            if isinstance(told, threading.Event):
-                told.set()
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
                 continue
-            context, event, size = told
+            context, event, size = item
             for sink in self._sinks:
-                context.run(self._tell, sink, event)
+                context.run(self._handle, sink, event)
             self._hold(-size)
-            del told, context, event  # the next one may be long in coming
+            del item, context, event  # not kept while waiting for the next one
 
     def _hold(self, size: int) -> None:
         if size:
@@ -112,7 +112,7 @@ class BackgroundSink:
 
 
 def _bytes_in(event: Event) -> int:
-    """What an event holds that could fill the memory."""
+    """Return the bytes of images and prompts that an event keeps in memory."""
     if isinstance(event, RequestEnded):
         return 0 if event.result is None else len(event.result.image_bytes)
     if isinstance(event, RequestStarted):

@@ -1,4 +1,4 @@
-"""The instruments of one meter, and the gauges that look at the breakers themselves."""
+"""The instruments of one meter, with gauges that read the breakers when they are collected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WORST_FIRST: Final = (
 
 
 class Instruments:
-    """All instruments of one meter, and the breakers that its gauges look at."""
+    """All instruments of one meter, and the breakers that its gauges read."""
 
     def __init__(self, meter: Meter) -> None:
         self._breakers: WeakKeyDictionary[CircuitBreaker, str] = WeakKeyDictionary()
@@ -93,17 +93,17 @@ class Instruments:
         )
 
     def watch(self, breaker: CircuitBreaker, name: str) -> None:
-        """Show a breaker in the gauges, under this name, for as long as it exists."""
+        """Include a breaker in the gauges, under this name, for as long as it exists."""
         with self._lock:
             self._breakers[breaker] = name
 
     def forget(self, breaker: CircuitBreaker) -> None:
-        """Show the breaker no longer."""
+        """Remove the breaker from the gauges."""
         with self._lock:
             self._breakers.pop(breaker, None)
 
     def _numbers(self) -> Mapping[str, list[BreakerMetrics]]:
-        """By name: of every breaker that is shown under it."""
+        """Return the numbers of all breakers that share a name, by name."""
         with self._lock:
             watched = list(self._breakers.items())
         found: dict[str, list[BreakerMetrics]] = {}
@@ -134,11 +134,11 @@ class Instruments:
 
 _per_meter: WeakKeyDictionary[Meter, Instruments] = WeakKeyDictionary()
 _global: list[Meter] = []
-"""The global provider's meter, once it was asked for: the API makes a new proxy at each asking."""
+"""The global provider's meter, once it is used: the API creates a new proxy for each request."""
 
 
 def instruments(provider: MeterProvider | None) -> Instruments:
-    """The meter's instruments: one set, however many clients there are."""
+    """Return the meter's instruments: one set for all clients."""
     if provider is None or provider is metrics.get_meter_provider():
         if not _global:
             _global.append(metrics.get_meter(names.SCOPE, version(names.DISTRIBUTION)))

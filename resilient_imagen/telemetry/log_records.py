@@ -1,6 +1,7 @@
-"""What log lines say about events. Where they go is decided in ``logs``.
+"""The contents of log records about events. They are written in ``logs``.
 
-Keys are the span attributes without ``imagegen.``: put back, a pair is a tag to search traces by.
+Keys are the span attributes without ``imagegen.``: with that prefix, a pair is a tag by which
+traces are searched.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LINES", "Line"]
 
 Line: TypeAlias = "tuple[int, str, Callable[[], Mapping[str, Any]]]"
-"""Level, name, and the rest, which is put together only if somebody reads it."""
+"""Level, name, and a function for the keys, which is called only if the level is enabled."""
 
 _CHANGES: Final[Mapping[BreakerState, tuple[str, int]]] = {
     BreakerState.OPEN: (names.BREAKER_OPENED, logging.ERROR),
@@ -62,7 +63,7 @@ def _references_changed(event: events.ReferencesChanged) -> Line:
 
 
 def _attempt_ended(event: events.AttemptEnded) -> Line | None:
-    """A failure. What went well is told with its call, in one line."""
+    """Describe a failure. A success is part of the record of its call."""
     if event.reason is None and event.error_type is None:
         return None
     loud = event.reason is not None and POLICIES[event.reason].alert
@@ -103,7 +104,7 @@ def _retry_scheduled(event: events.RetryScheduled) -> Line:
     )
 
 
-def _fell_back(event: events.RouteFallback) -> Line:
+def _route_fallback(event: events.RouteFallback) -> Line:
     return (
         logging.WARNING,
         names.FALLBACK,
@@ -123,7 +124,7 @@ def _breaker_changed(event: events.BreakerChanged) -> Line:
     change = event.transition
     name, level = _CHANGES[change.to_state]
     if change.shadow:
-        level = min(level, logging.INFO)  # it only would have happened
+        level = min(level, logging.INFO)  # it has no effect
 
     def details() -> dict[str, Any]:
         found: dict[str, Any] = {
@@ -164,7 +165,7 @@ def _request_ended(event: events.RequestEnded) -> Line:
 
     def details() -> dict[str, Any]:
         found: dict[str, Any] = {
-            # First, so that a line that was cut off lacks the call's own latency at any rate.
+            # First, so that a truncated record lacks the latency of the call in any case.
             **(_served(event.served, event.at) if event.served is not None else {}),
             names.OPERATION: event.operation,
             names.PROVIDER_PRIMARY: event.provider,
@@ -181,7 +182,7 @@ def _request_ended(event: events.RequestEnded) -> Line:
 
 
 def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
-    """The request that brought the image, as a replay needs it; its span says more."""
+    """Describe the request that brought the image, as a replay needs it."""
     found: dict[str, Any] = {
         "attempt.latency_s": round(event.latency_s, 6),
         "attempt.ago_s": round(now - event.at, 6),
@@ -201,7 +202,7 @@ def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
         used = None if event.usage is None else event.usage[key]
         if used is not None:
             found[name] = used
-    if event.response_id is not None:  # for a question to the vendor
+    if event.response_id is not None:  # vendors ask for it
         found[names.GEN_AI_RESPONSE_ID] = safe_name(event.response_id)
     return found
 
@@ -226,7 +227,7 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.ReferencesChanged: _references_changed,
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
-    events.RouteFallback: _fell_back,
+    events.RouteFallback: _route_fallback,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,

@@ -1,7 +1,7 @@
-"""Metrics: what events count as. The instruments, and the gauges, are in ``instruments``.
+"""Metrics: counts and durations of events. Instruments and gauges are in ``instruments``.
 
 Attributes come from short lists: reasons, outcomes, configured routes. A model that only a caller
-named is ``other``; prompts, ids and texts are never an attribute.
+named is ``other``; prompts, ids and messages are never an attribute.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ __all__ = ["MetricSink"]
 _REASONS: Final = frozenset(str(reason) for reason in Reason)
 
 _OF_NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
-"""For numbers by which nobody looks for a trace: exemplars, which durations have, are not free."""
+"""For all but durations: an exemplar, which links to a trace, costs time."""
 
 _MAX_ANSWERING: Final = 32
-"""Names of models, as vendors tell them, that are told on."""
+"""Maximum number of distinct response model names exported as attribute values."""
 
 
 class MetricSink:
@@ -51,13 +51,13 @@ class MetricSink:
         """Whether the application had set a meter provider when the latest call began."""
         self._configured: set[str] = set()
         self._breakers: WeakSet[CircuitBreaker] = WeakSet()
-        self._answering: set[str] = set()
+        self._response_models: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RouteRegistered: self._route_added,
             events.RequestStarted: self._request_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
-            events.RouteFallback: self._fell_back,
+            events.RouteFallback: self._route_fallback,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
             events.CandidateDisagreed: self._shadow_differed,
@@ -71,12 +71,12 @@ class MetricSink:
             handler(event)
 
     def client_closed(self) -> None:
-        """Its breakers guard nothing any more: gauges are silent about them."""
+        """Remove the client's breakers from the gauges."""
         for breaker in self._breakers:
             self._to.forget(breaker)
 
     def _bounded(self, provider: str, model: str) -> str:
-        """The model's name, if a route was configured for it."""
+        """Return the model's name if a route was configured for it, else `other`."""
         return model if f"{provider}:{model}" in self._configured else names.OTHER
 
     def _bounded_route(self, route: str) -> str:
@@ -101,7 +101,7 @@ class MetricSink:
         model = self._bounded(event.provider, event.model)
         common = dict(attributes.route(event.provider, model, event.base_url))
         if event.response_model is not None:
-            common[names.GEN_AI_RESPONSE_MODEL] = self._answered_by(event.response_model)
+            common[names.GEN_AI_RESPONSE_MODEL] = self._bounded_response_model(event.response_model)
         if event.usage is not None:
             self._count_tokens(common, "input", event.usage["input_tokens"])
             self._count_tokens(common, "output", event.usage["output_tokens"])
@@ -119,11 +119,11 @@ class MetricSink:
             },
         )
 
-    def _answered_by(self, model: str) -> str:
-        """The model's name as the vendor tells it; only so many of them, whatever it tells."""
-        if model not in self._answering and len(self._answering) < _MAX_ANSWERING:
-            self._answering.add(model)
-        return safe_name(model) if model in self._answering else names.OTHER
+    def _bounded_response_model(self, model: str) -> str:
+        """Return the response model, or `other` once there are too many distinct ones."""
+        if model not in self._response_models and len(self._response_models) < _MAX_ANSWERING:
+            self._response_models.add(model)
+        return safe_name(model) if model in self._response_models else names.OTHER
 
     def _count_tokens(self, common: Mapping[str, str | int], kind: str, count: int | None) -> None:
         if count is not None:
@@ -138,7 +138,7 @@ class MetricSink:
             {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)},
         )
 
-    def _fell_back(self, event: events.RouteFallback) -> None:
+    def _route_fallback(self, event: events.RouteFallback) -> None:
         _count(
             self._to.fallbacks,
             {

@@ -1,7 +1,7 @@
-"""Every name that leaves in a span, a metric or a log line; nowhere else is one spelled out.
+"""All exported names of spans, attributes, metrics and log records.
 
-The ``gen_ai`` ones follow OpenTelemetry's conventions for generative AI, which are still in
-development and have moved house before: own constants, so that a change there is one edit here.
+The ``gen_ai`` names follow OpenTelemetry's conventions for generative AI. Those are in development
+and have moved between packages, so the constants are defined here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EXCEPTION_MESSAGE: Final = "exception.message"
 
 GEN_AI_OPERATION: Final = "gen_ai.operation.name"
 GENERATE_CONTENT: Final = "generate_content"
-"""There is no operation for images; this one stands for multimodal content, edits included."""
+"""The conventions' operation for multimodal content, edits included; there is none for images."""
 GEN_AI_PROVIDER: Final = "gen_ai.provider.name"
 GEN_AI_OUTPUT_TYPE: Final = "gen_ai.output.type"
 GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
@@ -46,8 +46,8 @@ GEN_AI_TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - tokens of text, n
 REJECT_SPAN: Final = "circuit_breaker reject"
 """Followed by the provider's name."""
 
-# The call, on its root span: whatever one may want to combine in one search stands there, because
-# Jaeger matches all tags of a search on one span.
+# The call, on its root span: all values that one search may combine, because Jaeger matches all
+# tags of a search on one span.
 OPERATION: Final = "imagegen.operation"
 CALL_ID: Final = "imagegen.call_id"
 PROVIDER_PRIMARY: Final = "imagegen.provider.primary"
@@ -65,7 +65,8 @@ QUEUE_S: Final = "imagegen.queue_s"
 SETUP_S: Final = "imagegen.setup_s"
 """Seconds in which SDKs were loaded and built for the call."""
 QUEUE_WAITED: Final = "imagegen.queue.waited"
-"""Jaeger finds equal values only, so seconds of waiting need a yes beside them; there is no no."""
+"""Jaeger supports equality search only, so a boolean accompanies the wait time. It is set only
+when true."""
 BACKOFF_TOTAL: Final = "imagegen.retry.backoff_total"
 COST_USD: Final = "imagegen.cost_usd"
 ADJUSTMENTS: Final = "imagegen.adjustments"
@@ -92,7 +93,7 @@ CIRCUIT_BREAKER_STATE: Final = "imagegen.circuit_breaker.state"
 CIRCUIT_BREAKER_PROBE: Final = "imagegen.circuit_breaker.probe"
 CIRCUIT_BREAKER_COUNTED: Final = "imagegen.circuit_breaker.counted"
 CIRCUIT_BREAKER_COUNTED_AS: Final = "imagegen.circuit_breaker.counted_as"
-"""The breaker's own word, where it says more: throttled, slow, ignored or stale."""
+"""The breaker's own word, where it is more specific: throttled, slow, ignored or stale."""
 CIRCUIT_BREAKER_FAILURE_RATE: Final = "imagegen.circuit_breaker.failure_rate"
 CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD: Final = "imagegen.circuit_breaker.failure_rate_threshold"
 CIRCUIT_BREAKER_WINDOW_CALLS: Final = "imagegen.circuit_breaker.window.calls"
@@ -107,10 +108,10 @@ CIRCUIT_BREAKER_TO: Final = "imagegen.circuit_breaker.to"
 CIRCUIT_BREAKER_RESULT: Final = "imagegen.circuit_breaker.result"
 CIRCUIT_BREAKER_SHADOW: Final = "imagegen.circuit_breaker.shadow"
 
-# Candidate settings that run beside the live ones.
+# Candidate settings that are evaluated beside the live ones.
 SHADOW_WOULD: Final = "imagegen.shadow.would"
 
-# Keys of span events differ from the root's own: Jaeger searches both alike.
+# Keys of span events differ from those of the root span: Jaeger searches both together.
 EVENT_FROM: Final = "imagegen.event.from"
 EVENT_TO: Final = "imagegen.event.to"
 EVENT_CAUSE: Final = "imagegen.event.cause"
@@ -120,7 +121,7 @@ EVENT_HINTED: Final = "imagegen.event.hinted"
 EVENT_DROPPED: Final = "imagegen.event.dropped"
 EVENT_NOTES: Final = "imagegen.event.notes"
 
-# -- events: names of log lines; some stand on the root span, too ---------------------------------
+# -- events: names of log records, some of them also events of the root span -----------------------
 
 REQUEST_STARTED: Final = "imagegen.request.started"
 REQUEST_COMPLETED: Final = "imagegen.request.completed"
@@ -154,4 +155,4 @@ BREAKER_WINDOW_GAUGE: Final = "imagegen.circuit_breaker.window.calls"
 NOT_PERMITTED: Final = "not_permitted"
 """Value of BREAKER_RESULT for a request that the breaker did not let through."""
 OTHER: Final = "other"
-"""Stands for models that no route names, so that metrics stay few."""
+"""Replaces models that no route names, to bound the number of time series."""

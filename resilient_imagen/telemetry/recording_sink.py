@@ -1,4 +1,4 @@
-"""A sink that keeps what it is told: for tests, simulations and recordings."""
+"""A sink that records events: for tests, simulations and recordings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RecordingSink:
         assert sink.last(RequestEnded).outcome == "success"
 
     Attributes:
-        events: Everything told so far, the oldest first.
+        events: All events so far, the oldest first.
     """
 
     inline = True
@@ -34,15 +34,15 @@ class RecordingSink:
         self.events: list[Event] = []
 
     def handle(self, event: Event) -> None:
-        """Keep it."""
+        """Record it."""
         self.events.append(event)
 
     def of(self, kind: type[_E]) -> list[_E]:
-        """Every event of this type."""
+        """Return every event of this type."""
         return [event for event in self.events if isinstance(event, kind)]
 
     def last(self, kind: type[_E]) -> _E:
-        """The latest event of this type.
+        """Return the latest event of this type.
 
         Raises:
             LookupError: There was none.
@@ -50,11 +50,11 @@ class RecordingSink:
         for event in reversed(self.events):
             if isinstance(event, kind):
                 return event
-        raise LookupError(f"no {kind.__name__} was told")
+        raise LookupError(f"no {kind.__name__} was emitted")
 
     @property
     def kinds(self) -> list[str]:
-        """The events' type names: the story of a call at a glance."""
+        """The type name of each event, in order."""
         return [type(event).__name__ for event in self.events]
 
     @property
@@ -68,5 +68,5 @@ class RecordingSink:
         return self.of(RequestEnded)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all events."""
         self.events.clear()

@@ -1,7 +1,7 @@
-"""Spans: one trace a call, one span a request sent, one for each time a breaker said no.
+"""Spans: one trace per call, one span per request sent, one per rejection by a breaker.
 
-A call's root span is current in the caller's own task while the call lasts, and a request's span
-while its provider works: whatever those record (HTTP spans, the caller's own) becomes their child.
+A call's root span is current in the caller's task during the call, and a request's span during the
+provider's work: spans of others (HTTP spans, the caller's own) become their children.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["SpanSink"]
 
 _CALL: Final = otel_context.create_key("resilient_imagen.pipeline.call")
 _MAX_OPENERS: Final = 64
-"""Routes whose opening attempt is remembered; there are rarely more than three."""
+"""Maximum number of routes whose opening attempt is remembered; three are usual."""
 _MAX_PROMPT: Final = 4000
-"""Characters of a prompt that are captured, where the operator asked for it."""
+"""Maximum characters of a captured prompt."""
 
 _MOMENT: Final = 1000
-"""Nanoseconds that a refusal is said to last: Jaeger takes no length at all for a mistake."""
+"""Duration of a rejection's span in nanoseconds: Jaeger reports zero as an error."""
 
 
 class _Trace:
@@ -59,21 +59,21 @@ class _Trace:
     def __init__(self, root: Span, offset: int, prompt: str | None) -> None:
         self.root = root
         self.offset = offset
-        """Nanoseconds from the loop's time to the epoch: spans tell time as events do."""
+        """Nanoseconds between the epoch and the zero of loop time."""
         self.prompt = prompt
         self.context: Context | None = None
-        """Where its root is the current span."""
+        """The context in which the root is the current span."""
         self.token: Token[Context] | None = None
         self.attempt: Span | None = None
         self.attempt_at = 0.0
         self.attempt_token: Token[Context] | None = None
         self.route = ""
-        """Of the attempt."""
+        """The route of the attempt."""
         self.reject: SpanContext | None = None
-        """The latest refusal's span."""
+        """The span of the latest rejection."""
 
     def ns(self, at: float) -> int:
-        """Loop time ``at`` as nanoseconds since the epoch."""
+        """Convert a loop time to nanoseconds since the epoch."""
         return self.offset + int(at * 1e9)
 
 
@@ -94,7 +94,7 @@ class SpanSink:
         self._provider = tracer_provider
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
-        """Of the calls that go on, by id. Every call ends once, be it by being thrown away."""
+        """Traces of the calls in flight, by id. Every call ends, even if its task is dropped."""
         self._openers: OrderedDict[str, SpanContext] = OrderedDict()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RequestStarted: self._request_started,
@@ -102,7 +102,7 @@ class SpanSink:
             events.AttemptStarted: self._attempt_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
-            events.RouteFallback: self._fell_back,
+            events.RouteFallback: self._route_fallback,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
@@ -115,10 +115,10 @@ class SpanSink:
             handler(event)
 
     def span_of(self, event: events.Event) -> SpanContext:
-        """The span that an event is about, for who tells of it elsewhere.
+        """Return the span that an event is about.
 
-        That is the current one, but for a refusal, whose span has no length, and for an opening,
-        which may be noticed while another call's span is current.
+        It is the current span, except for a rejection, which has a span without children, and for
+        an opening, which may be detected while the span of another call is current.
         """
         if isinstance(event, events.ShortCircuited):
             opened = self._traces.get(event.call_id)
@@ -140,7 +140,7 @@ class SpanSink:
             start_time=offset + int(event.at * 1e9),
         )
         if not root.get_span_context().is_valid:
-            return  # nobody traces
+            return
         prompt = event.request.prompt if self._capture_content else None
         opened = _Trace(root, offset, prompt)
         opened.context = otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
@@ -166,7 +166,7 @@ class SpanSink:
             },
         )
 
-    def _fell_back(self, event: events.RouteFallback) -> None:
+    def _route_fallback(self, event: events.RouteFallback) -> None:
         self._note(
             event,
             names.FALLBACK,
@@ -231,7 +231,7 @@ class SpanSink:
     def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
         span.set_attributes(attributes.of_attempt_end(event))
         if attributes.attempt_error(event) is None or event.reason is Reason.CANCELLED:
-            return  # it went well, or nobody waits for it any more
+            return  # a success, or a cancellation by the caller
         span.set_status(StatusCode.ERROR)
         details = {names.EXCEPTION_TYPE: event.error_type or ""}
         if event.vendor_message is not None:
@@ -258,17 +258,18 @@ class SpanSink:
         opened.reject = span.get_span_context()
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
-        """A breaker is opened by a request, or by its silence; a sibling's request, it may be."""
+        """Remember the attempt that opened a breaker: its own, or one of a sibling route."""
         if not _opens(event):
             return
         change = event.transition
         opened = self._traces.get(str(change.origin))
         if opened is None or opened.attempt is None:
-            # Opened by nobody's request: no link is better than one to the opener of another time.
+            # No request caused this opening: drop the old link rather than point to an unrelated
+            # span.
             self._openers.pop(change.name, None)
             return
         self._remember(change.name, opened.attempt.get_span_context())
-        if opened.route == change.name:  # what ends later cannot say any more what it did
+        if opened.route == change.name:  # its own end may come too late to report it
             opened.attempt.set_attribute(
                 names.CIRCUIT_BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
             )
@@ -281,17 +282,17 @@ class SpanSink:
 
 
 def _opens(event: events.BreakerChanged) -> bool:
-    """Whether a breaker really opened, and not by an operator's hand."""
+    """Return whether a breaker opened because of failures, and not in shadow mode."""
     return event.transition.to_state.value == "open" and not event.transition.shadow
 
 
 def _detach(opened: _Trace, token: Token[Context] | None) -> None:
-    """Give the context back; in a context that is not the call's there is nothing to give."""
+    """Detach the call's context, unless another context is current."""
     if token is not None and otel_context.get_value(_CALL) is opened:
         otel_context.detach(token)
 
 
 def _messages(prompt: str) -> str:
-    """The prompt in the shape of gen_ai.input.messages."""
+    """Return the prompt in the format of gen_ai.input.messages."""
     part = {"type": "text", "content": safe(prompt, _MAX_PROMPT)}
     return json.dumps([{"role": "user", "parts": [part]}], ensure_ascii=False)

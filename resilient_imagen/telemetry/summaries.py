@@ -1,6 +1,6 @@
-"""One sentence about each event, for people: the ``summary`` of log lines.
+"""One sentence about each event, for people: the ``summary`` of log records.
 
-Sentences are made of reasons, names, numbers and texts that were sanitized; never of a prompt.
+Sentences consist of reasons, names, numbers and sanitized messages; never of a prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PRECISE_BELOW: Final = 10
 
 
 def summary(event: events.Event) -> str:
-    """Return the sentence about ``event``; empty if it never leaves a log line."""
+    """Return the sentence about ``event``; empty for events without a log record."""
     make = _SENTENCES.get(type(event))
     return "" if make is None else make(event)
 
@@ -81,8 +81,8 @@ def _retry_scheduled(event: events.RetryScheduled) -> str:
     return f"{_failure(event.provider, event.reason)}: retry in {_seconds(event.delay_s)}{hint}"
 
 
-def _fell_back(event: events.RouteFallback) -> str:
-    left, following = _told_apart(event.from_route, event.to_route)
+def _route_fallback(event: events.RouteFallback) -> str:
+    left, following = _distinct(event.from_route, event.to_route)
     return f"{_failure(left, event.cause)}: {following} is next"
 
 
@@ -104,7 +104,7 @@ def _breaker_changed(event: events.BreakerChanged) -> str:
             return f"without effect (shadow): {_why_opened(who, change)}"
         if event.next_route is None:
             return f"{_why_opened(who, change)}, no other route serves"
-        who, following = _told_apart(change.name, event.next_route)
+        who, following = _distinct(change.name, event.next_route)
         return f"{_why_opened(who, change)}, {following} serves"
     if change.to_state is BreakerState.HALF_OPEN:
         found = f"{who}: circuit half-open, the next request is a probe"
@@ -148,7 +148,7 @@ def _request_ended(event: events.RequestEnded) -> str:
         served = event.result.provider
         if event.fallback_cause is None or event.fallback_from is None:
             return f"image from {served} after {spent}"
-        left, served = _told_apart(event.fallback_from, f"{served}:{event.result.model}")
+        left, served = _distinct(event.fallback_from, f"{served}:{event.result.model}")
         return (
             f"image from {served} after {spent}; {left} was left ({_words(event.fallback_cause)})"
         )
@@ -167,7 +167,7 @@ _SENTENCES: Final[Mapping[type[events.Event], Callable[[Any], str]]] = {
     events.ReferencesChanged: _references_changed,
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
-    events.RouteFallback: _fell_back,
+    events.RouteFallback: _route_fallback,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,
@@ -185,13 +185,13 @@ def _failure(who: str, reason: str, status: int | None = None) -> str:
 
 
 def _words(reason: str) -> str:
-    """The reason's own word, as it reads in a sentence."""
+    """Return the reason as it reads in a sentence."""
     return "connection failure" if reason == Reason.CONNECTION else safe(reason.replace("_", " "))
 
 
 def _in_a_row(numbers: BreakerMetrics) -> str:
     count = numbers.consecutive
-    if count < 2:  # noqa: PLR2004 - one failure is no row
+    if count < 2:  # noqa: PLR2004 - a single failure
         return ""
     spelled = _ORDINALS[count - 2] if count - 2 < len(_ORDINALS) else f"number {count}"
     return f", {spelled} in a row"
@@ -201,8 +201,8 @@ def _opened(retry_after: float | None) -> str:
     return "circuit open" + ("" if retry_after is None else f" for {_seconds(retry_after)}")
 
 
-def _told_apart(route: str, other: str) -> tuple[str, str]:
-    """Both routes by their providers' names, or in full if they have the same provider."""
+def _distinct(route: str, other: str) -> tuple[str, str]:
+    """Return both routes by their providers' names, or in full if those are equal."""
     first, second = route.partition(":")[0], other.partition(":")[0]
     return (route, other) if first == second else (first, second)
 
