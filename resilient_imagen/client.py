@@ -228,8 +228,8 @@ class ImageClient:
         call = self._open(request, model, deadline, on_start)
         self._dispatcher.emit(call.started_event())
         try:
-            async with self._in_flight.watch():
-                served = await self._pipeline.run(call, partial(self._prepare, call, references))
+            prepare = partial(self._prepare, call, references)
+            served = await self._pipeline.run(call, prepare, self._in_flight)
             result = _result(call, served)
         except BaseException as error:
             clear_frame_locals(error, up_to=handled)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from contextlib import suppress
+from typing import Final
 
 __all__ = ["CallsInFlight"]
 
@@ -30,25 +28,25 @@ class CallsInFlight:
         """Whether a call of the running loop is in flight."""
         return bool(self._here())
 
-    def watch(self) -> _Watched:
-        """Return an asynchronous context manager that counts its block as a call.
+    def watch(self, timer: asyncio.Timeout) -> _Watched:
+        """Return a context manager that counts its block as a call.
 
-        Raises:
-            RuntimeError: The call was ended by `end`.
+        Args:
+            timer: The time limit of the call, which `end` lets expire at once.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop = loop
             self._drop_closed_loops()
-        return _Watched(self, loop)
+        return _Watched(self, timer, loop)
 
-    def enter(self, scope: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
+    def enter(self, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
         """Count a call that begins."""
-        self._calls[scope] = loop
+        self._calls[timer] = loop
 
-    def leave(self, scope: asyncio.Timeout) -> None:
+    def leave(self, timer: asyncio.Timeout) -> None:
         """Count a call no longer, and wake those who wait for the last one."""
-        self._calls.pop(scope, None)
+        self._calls.pop(timer, None)
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done() and not future.get_loop().is_closed():
@@ -65,43 +63,36 @@ class CallsInFlight:
         """End every call of the running loop, and give them a moment to clean up."""
         loop = asyncio.get_running_loop()
         calls = self._here()
-        for scope in calls:
-            scope.reschedule(loop.time())
+        for timer in calls:
+            with suppress(RuntimeError):  # the call is past its time limit, and ends by itself
+                timer.reschedule(loop.time())
         if calls:
             drained = asyncio.ensure_future(self.drained())
             await asyncio.wait({drained}, timeout=_SECONDS_TO_END)
             drained.cancel()
 
     def _drop_closed_loops(self) -> None:
-        self._calls = {scope: home for scope, home in self._calls.items() if not home.is_closed()}
+        self._calls = {timer: home for timer, home in self._calls.items() if not home.is_closed()}
 
     def _here(self) -> list[asyncio.Timeout]:
         loop = asyncio.get_running_loop()
-        return [scope for scope, home in self._calls.items() if home is loop]
+        return [timer for timer, home in self._calls.items() if home is loop]
 
 
 class _Watched:
     """One call in flight. Every call enters one, and a generator costs twice as much."""
 
-    __slots__ = ("_calls", "_loop", "_scope")
+    __slots__ = ("_calls", "_loop", "_timer")
 
-    def __init__(self, calls: CallsInFlight, loop: asyncio.AbstractEventLoop) -> None:
-        self._calls = calls
-        self._loop = loop
-        self._scope = asyncio.timeout(None)
-
-    async def __aenter__(self) -> None:
-        await self._scope.__aenter__()
-        self._calls.enter(self._scope, self._loop)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
+    def __init__(
+        self, calls: CallsInFlight, timer: asyncio.Timeout, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self._calls.leave(self._scope)
-        try:
-            await self._scope.__aexit__(kind, error, tb)
-        except TimeoutError:
-            raise RuntimeError("the ImageClient was closed during the call") from None
+        self._calls = calls
+        self._timer = timer
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        self._calls.enter(self._timer, self._loop)
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.leave(self._timer)

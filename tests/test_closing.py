@@ -240,3 +240,28 @@ def test_closing_that_is_cancelled_closes_the_connections_all_the_same() -> None
         await asyncio.wait({call})
 
     run_virtual(main())
+
+
+def test_a_call_past_its_deadline_keeps_its_own_error_when_the_client_closes() -> None:
+    """Its time limit has ended; an ``on_start`` that still runs keeps it in flight."""
+
+    async def main() -> str:
+        closed = asyncio.Event()
+
+        async def slow() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                closed.set()
+                await asyncio.sleep(0)
+
+        providers = [FakeProvider(name, latency=100) for name in ("google", "openai")]
+        client = ri.ImageClient(ri.Settings(), providers=providers)
+        call = asyncio.create_task(client.generate("x", deadline=10, on_start=slow))
+        await closed.wait()
+        await client.aclose()
+        with pytest.raises(ri.DeadlineExceededError) as caught:
+            await call
+        return str(caught.value)
+
+    assert "out of time" in run_virtual(main())

@@ -32,6 +32,7 @@ from resilient_imagen.telemetry.events import RetryScheduled, RouteFallback, Sho
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from resilient_imagen.inflight import CallsInFlight
     from resilient_imagen.pipeline.attempt import AttemptExecutor
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.outcome import AttemptOutcome, AttemptSuccess
@@ -72,21 +73,34 @@ class Pipeline:
 
     # -- deadline ---------------------------------------------------------------------------------
 
-    async def run(self, call: CallState, prepare: Callable[[], Awaitable[None]]) -> AttemptSuccess:
+    async def run(
+        self, call: CallState, prepare: Callable[[], Awaitable[None]], in_flight: CallsInFlight
+    ) -> AttemptSuccess:
         """Serve the call within its deadline: load what it needs, then go across the routes.
+
+        Args:
+            call: The call.
+            prepare: Loads what it needs.
+            in_flight: Counts the call, and may end it early.
 
         Raises:
             ImageGenerationError: No image; the error says why, with every request sent.
+            RuntimeError: The call was ended through ``in_flight``.
         """
-        try:
-            async with asyncio.timeout_at(call.deadline.timer_at) as timer:
-                await prepare()
-                return await self._across_routes(call)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-        finally:
-            await call.on_start.finish()
+        loop = asyncio.get_running_loop()
+        timer = asyncio.timeout_at(call.deadline.timer_at)
+        with in_flight.watch(timer):
+            try:
+                async with timer:
+                    await prepare()
+                    return await self._across_routes(call)
+            except TimeoutError:
+                if not timer.expired():
+                    raise
+            finally:
+                await call.on_start.finish()
+        if not call.deadline.has_passed(loop.time()):
+            raise RuntimeError("the ImageClient was closed during the call")
         raise call.deadline_error()
 
     # -- across routes ----------------------------------------------------------------------------
@@ -271,7 +285,8 @@ class Pipeline:
             raise _saturated(state.route, wait) from None
         with slot:
             try:
-                await self._wait_in_queue(state, slot)
+                if slot.waited:
+                    await self._wait_in_queue(state, slot)
             finally:
                 state.queue_s = loop.time() - joined
                 call.queue_s += state.queue_s
@@ -303,7 +318,7 @@ class Pipeline:
             await _first_of(breaker.wait_for_change(), keep=slot.granted, timeout=left)
             # Not before: a probe's permit is stale until other processes have agreed to it.
             state.drop_permit(only_if_stale=True)
-        if slot.waited and loop.time() > slot.useful_until:
+        if loop.time() > slot.useful_until:
             raise _saturated(state.route, state.route.limiter.shortest_wait())
 
     # -- breaker ----------------------------------------------------------------------------------

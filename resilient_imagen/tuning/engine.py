@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
 from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
@@ -122,6 +123,7 @@ class _Play:
             if short_cut
             else None
         )
+        self._in_flight = CallsInFlight()
         self._open = 0
         self._climbing_since = -1.0
         self._over = self._loop.create_future()
@@ -176,7 +178,7 @@ class _Play:
         self._dispatcher.emit(call.started_event())
         result, error = None, None
         try:
-            served = await self._pipeline.run(call, _nothing_to_load)
+            served = await self._pipeline.run(call, _nothing_to_load, self._in_flight)
         except ImageGenerationError as failed:
             error = failed
         except Exception as bug:  # noqa: BLE001 - of ours: it ends the run, and comes out of it
