@@ -1,4 +1,4 @@
-"""A sink that raises, dawdles or floods never reaches the call."""
+"""A sink that raises, is slow or is flooded has no effect on the call."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class RaisingSink:
 
 
 class SlowSink:
-    """Told from a thread; blocks until it is let go."""
+    """Runs in the background thread, and blocks until ``go`` is set."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
-        self.told: list[Event] = []
+        self.handled: list[Event] = []
         self.seen: list[tuple[str, bool, str]] = []
 
     def handle(self, event: Event) -> None:
         self.go.wait(10)
-        self.told.append(event)
+        self.handled.append(event)
         valid = trace.get_current_span().get_span_context().is_valid
         self.seen.append((who.get(), valid, threading.current_thread().name))
 
@@ -73,33 +73,33 @@ async def ask(*sinks: Any) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("a lighthouse"), asyncio.CancelledError(), SystemExit(3)]
 )
-def test_what_a_sink_raises_goes_nowhere(
+def test_an_error_of_a_sink_does_not_reach_the_call(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The image comes, later sinks are told, and the trouble is logged once, without its text."""
+    """The image comes, later sinks get the event, and one log record names the error type only."""
     record = RecordingSink()
     run_virtual(ask(RaisingSink(error), record))
     assert record.calls[0].outcome == "success"
-    complaints = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
-    assert [entry.getMessage() for entry in complaints] == [
+    warnings = [entry for entry in caplog.records if entry.name == "resilient_imagen"]
+    assert [entry.getMessage() for entry in warnings] == [
         f"sink RaisingSink failed: {type(error).__name__}"
     ]
 
 
 def test_no_call_waits_for_a_slow_sink() -> None:
-    """The call is over before the sink has taken its first event; it is told all of them then."""
+    """The call ends before the sink has taken its first event; the sink gets all of them later."""
     slow = SlowSink()
     dispatcher = SinkDispatcher([slow])
 
     async def main() -> None:
         for number in range(100):
             dispatcher.emit(warned(number))
-        assert slow.told == []
+        assert slow.handled == []
         slow.go.set()
         await dispatcher.close(10)
 
     asyncio.run(main())
-    assert [event.at for event in slow.told] == list(range(100))
+    assert [event.at for event in slow.handled] == list(range(100))
 
 
 def test_a_slow_sink_sees_the_callers_context() -> None:
@@ -120,7 +120,7 @@ def test_a_slow_sink_sees_the_callers_context() -> None:
     assert {thread for _, _, thread in slow.seen} == {"resilient_imagen sinks"}
 
 
-def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
+def test_an_error_of_a_slow_sink_is_logged_once_and_later_events_reach_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its thread goes on."""
@@ -140,11 +140,11 @@ def test_what_a_slow_sink_raises_is_logged_once_and_the_rest_is_told(
         await dispatcher.close(10)
 
     asyncio.run(main())
-    assert len(failing.told) == 2
+    assert len(failing.handled) == 2
     assert [entry.getMessage() for entry in caplog.records] == ["sink Failing failed: ValueError"]
 
 
-def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
+def test_events_beyond_the_queue_are_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The queue is bounded; the log says so once, and how much was lost at the end."""
@@ -155,7 +155,7 @@ def test_what_cannot_be_kept_up_with_is_dropped_and_counted(
     assert background.dropped >= 44
     slow.go.set()
     background.close(10)
-    assert len(slow.told) + background.dropped == 50
+    assert len(slow.handled) + background.dropped == 50
     messages = [entry.getMessage() for entry in caplog.records]
     assert messages[0] == "slow sinks: events are being dropped"
     assert messages[1].startswith(f"slow sinks: {background.dropped} events dropped")
@@ -188,16 +188,16 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
     assert background.dropped == 47
     slow.go.set()
     background.close(10)
-    assert [type(event) for event in slow.told].count(RequestEnded) == 3
-    assert [type(event) for event in slow.told].count(OperatorWarning) == 50
-    assert [type(event) for event in slow.told].count(RequestStarted) == 50
+    assert [type(event) for event in slow.handled].count(RequestEnded) == 3
+    assert [type(event) for event in slow.handled].count(OperatorWarning) == 50
+    assert [type(event) for event in slow.handled].count(RequestStarted) == 50
     assert caplog.messages[0] == "slow sinks: events are being dropped"
     background.put(pictured(bytes(30_000_000)))
     background.close(10)
-    assert len(slow.told) == 3 + 50 + 50 + 1, "what was told takes no room any more"
+    assert len(slow.handled) == 3 + 50 + 50 + 1, "handled events count no longer"
 
 
-def test_what_a_slow_sink_was_told_is_let_go() -> None:
+def test_a_handled_event_is_not_kept() -> None:
     """The thread keeps the last event no longer than the sink does."""
     slow = SlowSink()
     slow.go.set()
@@ -207,12 +207,12 @@ def test_what_a_slow_sink_was_told_is_let_go() -> None:
     background.put(event)
     del event
     background.close(10)
-    slow.told.clear()
+    slow.handled.clear()
     gc.collect()
     assert gone() is None
 
 
-def test_closing_does_not_wait_for_ever() -> None:
+def test_closing_waits_for_a_limited_time() -> None:
     """A sink that hangs costs the time bound, no more, and the process can end."""
     slow = SlowSink()
     dispatcher = SinkDispatcher([slow])
@@ -222,7 +222,7 @@ def test_closing_does_not_wait_for_ever() -> None:
         await asyncio.wait_for(dispatcher.close(0.05), timeout=10)
 
     asyncio.run(main())
-    assert slow.told == []
+    assert slow.handled == []
     slow.go.set()
 
 
@@ -239,8 +239,8 @@ def test_closing_without_slow_sinks_takes_no_thread() -> None:
     assert threading.active_count() <= before
 
 
-def test_inline_sinks_are_told_before_the_call_goes_on_and_endings_in_reverse() -> None:
-    """Like nested context managers: the first to hear of a start is the last to hear of its end."""
+def test_inline_sinks_get_events_in_order_and_endings_in_reverse() -> None:
+    """As with nested context managers, the first sink to get a start is the last to get its end."""
     order: list[tuple[str, str]] = []
 
     class Named:
@@ -263,7 +263,7 @@ def test_inline_sinks_are_told_before_the_call_goes_on_and_endings_in_reverse() 
 
 
 def test_the_recording_sink_answers_questions() -> None:
-    """Events by type, the latest of a type, attempts and calls; it forgets when told to."""
+    """It returns events by type, the latest of a type, attempts and calls, until it is cleared."""
     record = RecordingSink()
     run_virtual(ask(record))
     assert record.kinds[-4:] == ["RequestStarted", "AttemptStarted", "AttemptEnded", "RequestEnded"]

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.instruments import instruments
-from resilient_imagen.telemetry.sanitize import is_silent, safe_name
+from resilient_imagen.telemetry.sanitize import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -93,7 +93,7 @@ class MetricSink:
 
     def _request_started(self, _event: events.RequestStarted) -> None:
         if not self._live:
-            self._live = not is_silent(self._provider or metrics.get_meter_provider())
+            self._live = not _is_no_op(self._provider or metrics.get_meter_provider())
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         if not self._live:
@@ -190,6 +190,11 @@ class MetricSink:
         if error is not None:
             whole[names.ERROR_TYPE] = _listed(error)
         self._to.duration.record(event.latency_s, whole)
+
+
+def _is_no_op(provider: MeterProvider) -> bool:
+    """Return whether a provider is one of OpenTelemetry's API, which records nothing."""
+    return type(provider).__module__.startswith("opentelemetry.metrics")
 
 
 def _count(counter: Counter, labels: Mapping[str, str | int]) -> None:

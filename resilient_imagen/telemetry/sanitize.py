@@ -7,23 +7,16 @@ module redacts every string that a sink exports once more.
 from __future__ import annotations
 
 import re
-from functools import cache
 from typing import Final
 
 from resilient_imagen.redaction import redact
 
-__all__ = ["is_silent", "safe", "safe_name"]
+__all__ = ["safe", "safe_name"]
 
 _MAX_TEXT: Final = 300
 """Maximum characters of an exported string."""
 _NAME: Final = re.compile(r"(?!AIza|AQ\.|ya29|sk-|eyJ)[\w.:/@-]{1,63}")
 """A vendor's model name or response id: too short for an image, and unlike any key."""
-
-
-@cache
-def is_silent(provider: object) -> bool:
-    """Return whether a provider of spans or metrics is the no-op of OpenTelemetry's API."""
-    return type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics"))
 
 
 def safe(text: object, limit: int = _MAX_TEXT) -> str:

@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode
 from resilient_imagen.providers.genai_compat import as_inference_span
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
-from resilient_imagen.telemetry.sanitize import is_silent, safe
+from resilient_imagen.telemetry.sanitize import safe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,7 +91,6 @@ class SpanSink:
         self, tracer_provider: TracerProvider | None = None, *, capture_content: bool = False
     ) -> None:
         self._tracer = trace.get_tracer(names.SCOPE, version(names.DISTRIBUTION), tracer_provider)
-        self._provider = tracer_provider
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
         """Traces of the calls in flight, by id. Every call ends, even if its task is dropped."""
@@ -131,8 +130,6 @@ class SpanSink:
     # -- the call -----------------------------------------------------------------------------
 
     def _request_started(self, event: events.RequestStarted) -> None:
-        if is_silent(self._provider or trace.get_tracer_provider()):
-            return
         offset = time.time_ns() - int(event.at * 1e9)
         root = self._tracer.start_span(
             names.PREFIX + event.request.operation,
@@ -140,7 +137,7 @@ class SpanSink:
             start_time=offset + int(event.at * 1e9),
         )
         if not root.get_span_context().is_valid:
-            return
+            return  # there is no tracer provider
         prompt = event.request.prompt if self._capture_content else None
         opened = _Trace(root, offset, prompt)
         opened.context = otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
