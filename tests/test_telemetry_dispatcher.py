@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from resilient_imagen.telemetry.events import (
     RequestEnded,
     RequestStarted,
 )
+from resilient_imagen.telemetry.sink import EventSink
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 who = contextvars.ContextVar("who", default="nobody")
@@ -58,6 +60,11 @@ class SlowSink:
         self.handled.append(event)
         valid = trace.get_current_span().get_span_context().is_valid
         self.seen.append((who.get(), valid, threading.current_thread().name))
+
+
+def pass_to(sinks: Sequence[EventSink], event: Event) -> None:
+    for sink in sinks:
+        sink.handle(event)
 
 
 def warned(number: int) -> OperatorWarning:
@@ -149,7 +156,7 @@ def test_events_beyond_the_queue_are_dropped_and_counted(
 ) -> None:
     """The queue is bounded; the log says so once, and how much was lost at the end."""
     slow = SlowSink()
-    background = BackgroundSink([slow], lambda sink, event: sink.handle(event), capacity=5)
+    background = BackgroundSink([slow], pass_to, capacity=5)
     for number in range(50):
         background.put(warned(number))
     assert background.dropped >= 44
@@ -175,9 +182,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
 ) -> None:
     """Pictures that wait are bounded by their bytes; events without any still come through."""
     slow = SlowSink()
-    background = BackgroundSink(
-        [slow], lambda sink, event: sink.handle(event), capacity_bytes=10_000_000
-    )
+    background = BackgroundSink([slow], pass_to, capacity_bytes=10_000_000)
     asked = RequestStarted(
         at=0.0, request=ImageRequest("a lighthouse"), provider="google", model="m"
     )
@@ -201,7 +206,7 @@ def test_a_handled_event_is_not_kept() -> None:
     """The thread keeps the last event no longer than the sink does."""
     slow = SlowSink()
     slow.go.set()
-    background = BackgroundSink([slow], lambda sink, event: sink.handle(event))
+    background = BackgroundSink([slow], pass_to)
     event = pictured(bytes(10))
     gone = weakref.ref(event.result)
     background.put(event)

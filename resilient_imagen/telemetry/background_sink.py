@@ -34,7 +34,7 @@ class BackgroundSink:
 
     Args:
         sinks: The sinks.
-        handle: Passes one event to one sink, and never raises.
+        pass_to: Passes one event to each of the sinks, and never raises.
         capacity: Maximum number of waiting events.
         capacity_bytes: Maximum bytes of images in them; a single larger one may wait alone.
     """
@@ -42,13 +42,13 @@ class BackgroundSink:
     def __init__(
         self,
         sinks: Sequence[EventSink],
-        handle: Callable[[EventSink, Event], None],
+        pass_to: Callable[[Sequence[EventSink], Event], None],
         *,
         capacity: int = _CAPACITY,
         capacity_bytes: int = _CAPACITY_BYTES,
     ) -> None:
         self._sinks = sinks
-        self._handle = handle
+        self._pass_to = pass_to
         self._capacity_bytes = capacity_bytes
         self._held = 0
         """Bytes in events that not all sinks have handled."""
@@ -100,8 +100,7 @@ class BackgroundSink:
                 item.set()
                 continue
             context, event, size = item
-            for sink in self._sinks:
-                context.run(self._handle, sink, event)
+            context.run(self._pass_to, self._sinks, event)
             self._hold(-size)
             del item, context, event  # not kept while waiting for the next one
 

@@ -35,7 +35,7 @@ class SinkDispatcher:
         others = tuple(sink for sink in sinks if not getattr(sink, "inline", False))
         self._inline = inline
         self._reversed = tuple(reversed(inline))
-        self._background = BackgroundSink(others, self._handle) if others else None
+        self._background = BackgroundSink(others, self._pass_to) if others else None
         self._failed: set[int] = set()
         """Identities of the sinks whose first failure was logged."""
 
@@ -44,8 +44,7 @@ class SinkDispatcher:
         ending = type(event) in _ENDINGS
         if ending and self._background is not None:
             self._background.put(event)
-        for sink in self._reversed if ending else self._inline:
-            self._handle(sink, event)
+        self._pass_to(self._reversed if ending else self._inline, event)
         if not ending and self._background is not None:
             self._background.put(event)
 
@@ -63,10 +62,11 @@ class SinkDispatcher:
         finally:
             pool.shutdown(wait=False)
 
-    def _handle(self, sink: EventSink, event: Event) -> None:
-        try:
-            sink.handle(event)
-        except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
-            if id(sink) not in self._failed:
-                self._failed.add(id(sink))
-                _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)
+    def _pass_to(self, sinks: Sequence[EventSink], event: Event) -> None:
+        for sink in sinks:
+            try:
+                sink.handle(event)
+            except (Exception, asyncio.CancelledError, SystemExit) as error:  # noqa: BLE001 - never the caller's
+                if id(sink) not in self._failed:
+                    self._failed.add(id(sink))
+                    _log.warning("sink %s failed: %s", type(sink).__name__, type(error).__name__)

@@ -47,14 +47,12 @@ class MetricSink:
     def __init__(self, meter_provider: MeterProvider | None = None) -> None:
         self._to = instruments(meter_provider)
         self._provider = meter_provider
-        self._live = False
+        self._live = not _is_no_op(meter_provider or metrics.get_meter_provider())
         """Whether the application had set a meter provider when the latest call began."""
         self._configured: set[str] = set()
         self._breakers: WeakSet[CircuitBreaker] = WeakSet()
         self._response_models: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
-            events.RouteRegistered: self._route_added,
-            events.RequestStarted: self._request_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
             events.RouteFallback: self._route_fallback,
@@ -65,10 +63,13 @@ class MetricSink:
         }
 
     def handle(self, event: events.Event) -> None:
-        """Record it."""
-        handler = self._handlers.get(type(event))
-        if handler is not None:
+        """Record it; without a meter provider, only note the breakers of new routes."""
+        if isinstance(event, events.RequestStarted) and not self._live:
+            self._live = not _is_no_op(self._provider or metrics.get_meter_provider())
+        elif self._live and (handler := self._handlers.get(type(event))) is not None:
             handler(event)
+        elif isinstance(event, events.RouteRegistered):
+            self._route_added(event)
 
     def client_closed(self) -> None:
         """Remove the client's breakers from the gauges."""
@@ -91,13 +92,7 @@ class MetricSink:
             event.breaker, f"{event.provider}:{self._bounded(event.provider, event.model)}"
         )
 
-    def _request_started(self, _event: events.RequestStarted) -> None:
-        if not self._live:
-            self._live = not _is_no_op(self._provider or metrics.get_meter_provider())
-
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
-        if not self._live:
-            return
         model = self._bounded(event.provider, event.model)
         common = dict(attributes.route(event.provider, model, event.base_url))
         if event.response_model is not None:
@@ -176,8 +171,6 @@ class MetricSink:
         _count(self._to.shadow, found)
 
     def _request_ended(self, event: events.RequestEnded) -> None:
-        if not self._live:
-            return
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
         self._to.attempts.record(event.attempts, short, _OF_NO_SPAN)
         whole: dict[str, str | bool] = {
