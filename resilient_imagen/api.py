@@ -1,19 +1,21 @@
 """The drop-in functions. They hold no logic: they call the default client.
 
-The default client belongs to the thread: successive event loops of a thread share its state, one
-running loop at a time, and a loop in another thread has a client of its own.
+Each thread has its own default client: successive event loops of a thread share its state, one
+running loop at a time. `resilient_imagen.sync` has one for all threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeGuard
+from weakref import WeakSet
 
 from resilient_imagen.errors import DeadlineExceededError
 from resilient_imagen.images.worker_pool import off_loop
@@ -95,6 +97,7 @@ def default_client() -> ImageClient:
         from resilient_imagen.client import ImageClient
 
         client = _mine.client = ImageClient()
+        _note(client)
     return client
 
 
@@ -108,7 +111,55 @@ async def reset_default_client() -> None:
     client: ImageClient | None = getattr(_mine, "client", None)
     _mine.client = None
     if client is not None:
+        with _lock:
+            _clients.discard(client)
         await client.retire()
+
+
+def on_start_in_force(on_start: OnStart | None) -> OnStart | None:
+    """Return the call's own ``on_start``, or that of ``call_options``."""
+    return _options.get().on_start if on_start is None else on_start
+
+
+_lock = threading.RLock()
+_clients: WeakSet[ImageClient] = WeakSet()
+"""The default clients of all threads, until they are reset or their thread has ended."""
+_inherited: Final[list[ImageClient]] = []
+"""The default clients of the parent's threads. A child keeps them: they would be freed with these
+threads, which it does not have, and that would close connections that the parent uses."""
+
+
+def _note(client: ImageClient) -> None:
+    with _lock:
+        others = len(_clients)
+        _clients.add(client)
+    if others == 1:
+        client._warn(  # noqa: SLF001 - nobody else warns in a client's name
+            "second_default_client",
+            f"thread {threading.current_thread().name} has made a second default client: limits "
+            "and breakers are per thread now; resilient_imagen.sync has one client for all threads",
+        )
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    _inherited.extend(_clients)
+
+
+def _in_parent() -> None:
+    del _inherited[len(_inherited) - len(_clients) :]
+    _lock.release()
+
+
+def _in_child() -> None:
+    _clients.clear()
+    if (client := getattr(_mine, "client", None)) is not None:
+        _clients.add(client)
+    _lock.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
 
 
 async def _begin(
@@ -121,9 +172,8 @@ async def _begin(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    options = _options.get()
-    on_start = options.on_start if on_start is None else on_start
-    deadline = options.deadline if deadline is None else deadline
+    on_start = on_start_in_force(on_start)
+    deadline = _options.get().deadline if deadline is None else deadline
     if getattr(_mine, "client", None) is not None:
         return default_client(), on_start, deadline
     try:

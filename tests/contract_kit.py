@@ -32,6 +32,7 @@ MODULES: Final = (
     "resilient_imagen.emulator",
     "resilient_imagen.providers.google",
     "resilient_imagen.providers.openai",
+    "resilient_imagen.sync",
     "resilient_imagen.testing",
     "resilient_imagen.tuning",
 )

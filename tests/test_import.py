@@ -21,6 +21,9 @@ USES = {
     "the package": "import resilient_imagen",
     "every public function": "from resilient_imagen import call_options, default_client, "
     "edit_image, generate_image, generate_image_with_references, reset_default_client",
+    "the synchronous functions": "from resilient_imagen.sync import ImageClient, call_options, "
+    "default_client, edit_image, generate_image, generate_image_with_references, "
+    "reset_default_client",
     "errors and reasons": "from resilient_imagen import ImageGenerationError, Reason; "
     "ImageGenerationError(reason=Reason.TIMEOUT)",
     "the command's entry point": "from resilient_imagen.cli import main",

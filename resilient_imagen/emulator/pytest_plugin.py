@@ -20,9 +20,9 @@ For the length of the test the environment leads to the emulator and to nothing 
   OPENAI_*, AZURE_OPENAI_*, OTEL_EXPORTER_*. A test sets what it needs after it has asked for the
   fixture; a fixture of the application's that sets variables asks for `imagen_emulator` itself.
 
-All of it is restored afterwards. The default client is closed before and after, so that it reads
-the environment again. A client that the application keeps must be closed by the application: the
-next test's emulator listens on another port.
+All of it is restored afterwards. The default clients, also that of `resilient_imagen.sync`, are
+closed before and after, so that they read the environment again. A client that the application
+keeps must be closed by the application: the next test's emulator listens on another port.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from resilient_imagen import sync
 from resilient_imagen.api import reset_default_client
 from resilient_imagen.emulator.background_server import BackgroundEmulator
 from resilient_imagen.emulator.proxies import bypassing
@@ -71,6 +72,11 @@ def imagen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmula
         }
         for name, value in reached.items():
             monkeypatch.setenv(name, value)
-        asyncio.run(reset_default_client())
+        _reset()
         yield emulator
-        asyncio.run(reset_default_client())
+        _reset()
+
+
+def _reset() -> None:
+    asyncio.run(reset_default_client())
+    sync.reset_default_client()

@@ -7,8 +7,9 @@ in threads, and must not have to know.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from resilient_imagen.images.worker_pool import off_loop
@@ -29,6 +30,8 @@ class _Session(Generic[_Sdk]):
     """Shared by all who wait for it."""
     guard: AsyncGenerator[None] | None = None
     """Closes the connections when it is closed, by us or by the end of the loop."""
+    process: int = field(default_factory=os.getpid)
+    """The process whose connections they are; a forked child leaves them alone."""
 
 
 class PerLoopClients(Generic[_Sdk]):
@@ -68,10 +71,12 @@ class PerLoopClients(Generic[_Sdk]):
         return sdk
 
     async def aclose(self) -> None:
-        """Close the connections of every loop that still runs."""
+        """Close the connections of every loop of this process that still runs."""
         self._closed = True
-        sessions, self._sessions = self._sessions, {}
-        for loop, session in sessions.items():
+        here = os.getpid()
+        sessions = [each for each in self._sessions.items() if each[1].process == here]
+        for loop, session in sessions:
+            del self._sessions[loop]
             if loop is asyncio.get_running_loop():
                 await _end(session)
             elif loop.is_running():

@@ -35,7 +35,9 @@ from resilient_imagen import (
     edit_image,
     generate_image,
     generate_image_with_references,
+    sync,
 )
+from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMetrics
 
 # -- settings -------------------------------------------------------------------------------------
 
@@ -195,6 +197,51 @@ async def the_functions_take_nothing_else() -> None:
     await edit_image(1, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with call_options(deadline="soon"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         pass
+
+
+# -- the synchronous API --------------------------------------------------------------------------
+
+
+def the_synchronous_functions_return_dicts(references: Sequence[ImageInput]) -> None:
+    image = sync.generate_image("a fox", "16:9", on_start=lambda: None, deadline=90)
+    assert_type(image, ImageDict)
+    assert_type(sync.generate_image_with_references("a fox", references), ImageDict)
+    assert_type(
+        sync.edit_image(image, "more red", on_start=the_functions_take_nothing_else), ImageDict
+    )
+    assert_type(sync.default_client(), sync.ImageClient)
+    sync.reset_default_client()
+    with sync.call_options(deadline=90):
+        sync.edit_image(b"png", "more red", resolution="4K")
+
+
+def the_synchronous_functions_take_nothing_else() -> None:
+    sync.generate_image("a fox", "9 to 16")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sync.generate_image("a fox", resolution="2K")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    sync.edit_image(1, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def nothing_of_it_is_awaited() -> None:
+    await sync.generate_image("a fox")  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def a_synchronous_client_makes_images(size: Resolution) -> None:
+    with sync.ImageClient(Settings(ipm=20), providers=[Painter()]) as client:
+        assert_type(client, sync.ImageClient)
+        result = client.generate("a fox", aspect_ratio="21:9", resolution=size, references=[b"png"])
+        assert_type(result, ImageResult)
+        assert_type(client.edit(result, "more red"), ImageResult)
+        assert_type(client.snapshot(), Snapshot)
+        assert_type(client.settings, Settings)
+        breaker = client.breakers["google:gemini-3-pro-image"]
+        breaker.force_open = True
+        breaker.reconfigure(BreakerConfig(fail_max=5))
+        assert_type(breaker.metrics(), BreakerMetrics)
+        client.generate("x", "9:16")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        client.breakers["x"] = breaker  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+        client.acquire()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    sync.ImageClient(ipm=20)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    sync.ImageClient(providers=[Sculptor()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
 def an_attempt_is_typed(attempt: Attempt) -> None:
