@@ -79,12 +79,17 @@ class BackgroundLoop:
         self._thread.join(seconds)
 
     def _run(self) -> None:
+        runner = asyncio.Runner()
         try:
-            asyncio.run(self._serve())
+            runner.run(self._serve())
         except BaseException as error:
             if self._started.done():
                 raise
             self._started.set_exception(error)
+        finally:
+            # At exit Python starts no thread any more, not even to end the loop's default threads.
+            with suppress(RuntimeError):
+                runner.close()
 
     async def _serve(self) -> None:
         self._stopping = asyncio.Event()
@@ -132,9 +137,9 @@ class BackgroundCall(Generic[_T]):
             while (work := self._next(background)) is not None:
                 work()
         except BaseException:
-            with suppress(RuntimeError):  # the loop was closed
-                background.loop.call_soon_threadsafe(self._cancel)
-                with suppress(TimeoutError):
+            if background.is_alive:
+                with suppress(RuntimeError, TimeoutError):  # the loop was closed just now; too slow
+                    background.loop.call_soon_threadsafe(self._cancel)
                     self.ended.result(_SECONDS_TO_CANCEL)
             raise
         error, self._error = self._error, None
@@ -210,7 +215,7 @@ def has_background_loop() -> bool:
 
 @atexit.register
 def _stop_at_exit() -> None:
-    if _current is not None:
+    if _current is not None and _current.is_alive:
         _current.stop(_SECONDS_TO_STOP)
 
 

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import inspect
 import logging
+import random
 import threading
 import traceback
 import weakref
@@ -466,6 +467,40 @@ def test_an_exception_raised_into_the_thread_cancels_its_call(
     assert google.in_flight == 1
     images.close()
     threads[1].join(PATIENCE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_exception_at_any_moment_leaves_nothing_behind(
+    images: sync.ImageClient, google: FakeProvider
+) -> None:
+    """300 calls are interrupted somewhere between their first step and their thread's end."""
+    google.latency = 0.0005
+    images.generate("first, which starts the threads that stay")
+    chance = random.Random(7)
+    interrupted = 0
+
+    def call(ready: threading.Event) -> None:
+        nonlocal interrupted
+        try:
+            ready.set()
+            images.generate("x", on_start=int)
+        except Enough:
+            interrupted += 1
+
+    for _ in range(300):
+        ready = threading.Event()
+        thread = threading.Thread(target=call, args=(ready,))
+        thread.start()
+        ready.wait(PATIENCE)
+        for _ in range(chance.randrange(3000)):
+            pass  # up to some tenths of a millisecond, which a call takes
+        ident = ctypes.c_ulong(thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Enough))
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    until(lambda: google.in_flight == 0 and tasks() == 1)
+    assert interrupted > 0
+    assert images.generate("x").provider == "google"
 
 
 def test_a_call_on_the_shared_loop_is_refused() -> None:

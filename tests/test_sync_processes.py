@@ -117,7 +117,18 @@ def test_the_process_ends_although_nothing_was_closed(
     """Connections are closed at exit, and no warning of anything left open is printed."""
     done = ran(
         """
+        import asyncio
+        from resilient_imagen import Settings
         from resilient_imagen.sync import ImageClient, generate_image
+        from resilient_imagen.testing import FakeProvider
+
+        class Threaded(FakeProvider):
+            async def generate(self, request, model):
+                await asyncio.to_thread(int)
+                return await super().generate(request, model)
+
+        threaded = Threaded("google", latency=0)
+        ImageClient(Settings(routes="google:pro"), providers=[threaded]).generate("x")
         ImageClient().generate("x")
         print(generate_image("x")["provider"])
         """,
