@@ -1,4 +1,4 @@
-"""Providers: the protocol, the built-in ones, and the tables that classify their failures."""
+"""Providers: the protocol, the built-in providers, and the rules that classify their failures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BUILT_IN: Final[Mapping[str, str]] = {
 
 
 def build(name: str, settings: Settings) -> Provider | None:
-    """Build the built-in provider ``name``; None when its key is missing. Loads no SDK yet.
+    """Build the built-in provider ``name``; return None if its key is missing. Loads no SDK yet.
 
     Raises:
-        ConfigurationError: The key cannot be sent as it is.
+        ConfigurationError: The key contains characters that cannot be sent.
     """
     if name == "google":
         if settings.google_api_key is None:
@@ -54,17 +54,17 @@ def build(name: str, settings: Settings) -> Provider | None:
 def collect_providers(
     settings: Settings, given: Iterable[Provider], warn: Callable[[str, str], None]
 ) -> dict[str, Provider]:
-    """Return the providers that routes name: the given ones, else built-in ones that have a key.
+    """Return the providers that the routes name: given ones first, then built-in ones with a key.
 
     Args:
         settings: Routes and keys.
-        given: The application's providers; one named like a built-in one replaces it.
+        given: The application's providers. One with the name of a built-in provider replaces it.
         warn: Called with a code and a message for each provider that has no key.
 
     Raises:
         TypeError: One of ``given`` is not a provider.
         ConfigurationError: Two providers have the same name, a route or IMAGE_GEN_FORCE_OPEN names
-            an unknown one, or no route leads to a given one.
+            an unknown provider, or no route uses a given provider.
     """
     found: dict[str, Provider] = {}
     for provider in given:

@@ -1,4 +1,4 @@
-"""The provider protocol: a request goes in, a result or a classified error comes out."""
+"""Provider protocol: send one request, return a result or raise a classified error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ProviderImage:
     data: bytes = field(repr=False)
     """The encoded image."""
     mime_type: str
-    """Its type as the provider states it. Results state the type found in the bytes."""
+    """The MIME type as the provider states it. Results state the type found in the bytes."""
 
     def __post_init__(self) -> None:
         """Check the types here, where the provider's author sees the mistake."""
@@ -47,7 +47,7 @@ class ProviderImage:
 
 @dataclass(frozen=True, slots=True)
 class TokenUsage:
-    """The vendor's count of what a request used; None where the vendor does not say.
+    """The token and image counts of a request, as the vendor reported them; None if not reported.
 
     Raises:
         TypeError: A field is neither an int nor None.
@@ -81,7 +81,7 @@ class ProviderResult:
     images: tuple[ProviderImage, ...]
     """The images in the vendor's order. A result may have fewer than ``ImageRequest.n``."""
     model: str
-    """The model that served, as the vendor names it; the requested one if it does not say."""
+    """The model that served, as the vendor names it; the requested model if it names none."""
     usage: TokenUsage = field(default_factory=TokenUsage)
     adjustments: tuple[str, ...] = ()
     """A sentence for each option of the request that the provider could not honour."""
@@ -111,14 +111,14 @@ class Endpoint:
 
     vendor: str
     """The vendor whose API the provider speaks, ``google`` or ``openai``: it selects the rows of
-    the model table. Any other word means that the table has no rows for it."""
+    the model table. The table has no rows for any other value."""
     base_url: str | None = None
     """The address of the API, for ``server.address`` in spans; None if unknown."""
     account: str = ""
-    """A word that is equal in all processes that use the same account (see ``account_id``), and
-    from which no key can be read. Processes share pace and breaker by account."""
+    """An identifier that is equal in all processes that use the same account (see ``account_id``)
+    and does not reveal the key. Processes share pace and breaker by account."""
     any_vendor: bool = False
-    """Whether models of other vendors are served, too, as relays do."""
+    """Whether models of other vendors are served, too, as by a relay."""
 
 
 class PromptHints(NamedTuple):
@@ -142,13 +142,13 @@ class PromptHints(NamedTuple):
 class Provider(Protocol):
     """A service that turns a request into an image.
 
-    The pipeline owns time, retries, pacing and the breaker: a provider sends exactly one request
-    per call, has no timeout and lets cancellation through.
+    The pipeline owns timeouts, retries, pacing and the breaker: a provider sends exactly one
+    request per call, sets no timeout and lets cancellation through.
 
     Three members are optional:
 
     - ``endpoint``: an ``Endpoint``. Without it the provider's name counts as the vendor.
-    - ``async def warm_up(self) -> None``: builds what the first request would build.
+    - ``async def warm_up(self) -> None``: does the set-up work of the first request in advance.
     - ``prompt_hints_for(request) -> PromptHints``: the text that ``generate`` adds to the prompt.
     """
 
@@ -161,7 +161,7 @@ class Provider(Protocol):
         """Send one request.
 
         Raises:
-            ImageGenerationError: Its ``reason`` decides what happens next. Reasons that only the
+            ImageGenerationError: Its ``reason`` decides how the call goes on. Reasons that only the
                 pipeline can give are translated: ``circuit_open``, ``saturated`` and ``cancelled``
                 to ``overloaded``, ``deadline`` to ``timeout``. Any other exception counts as a
                 local bug: it casts no vote and surfaces unchanged.
@@ -174,10 +174,10 @@ class Provider(Protocol):
 
 
 def check_provider(provider: object) -> None:
-    """Check that an object is a provider, as far as that can be seen.
+    """Check that an object has the members of a provider.
 
     Raises:
-        TypeError: It is not; the text names what is missing.
+        TypeError: It is not a provider; the text names the missing member.
     """
     kind = provider.__name__ if isinstance(provider, type) else type(provider).__name__
     if isinstance(provider, type):
@@ -196,24 +196,24 @@ def check_provider(provider: object) -> None:
 
 
 def endpoint_of(provider: Provider) -> Endpoint:
-    """Return the provider's endpoint; one named like the provider if it has none."""
+    """Return the provider's endpoint, by default one whose vendor is the provider's name."""
     endpoint = getattr(provider, "endpoint", None)
     return endpoint if isinstance(endpoint, Endpoint) else Endpoint(provider.name)
 
 
 def account_id(api_key: str, base_url: str) -> str:
-    """Return a word that is equal for equal keys and addresses, and reveals neither."""
+    """Return an identifier that is equal for equal keys and addresses, and reveals neither."""
     identity = json.dumps([api_key, base_url.rstrip("/")]).encode()
     return blake2b(identity, digest_size=4, key=b"resilient_imagen").hexdigest()
 
 
 async def send_request(provider: Provider, request: ImageRequest, model: str) -> ProviderResult:
-    """Let a provider send one request, and check that it keeps to the protocol.
+    """Let a provider send one request, and check the type of its result.
 
     Raises:
-        TypeError: ``generate`` is not asynchronous or did not return a ProviderResult. That is a
-            bug of the provider's author and says nothing about the service.
-        Exception: Whatever the provider raises.
+        TypeError: ``generate`` is not asynchronous or did not return a ProviderResult. This is a
+            bug in the provider, not a failure of the service.
+        Exception: Any exception that the provider raises.
     """
     running = provider.generate(request, model)
     if not inspect.isawaitable(running):
@@ -240,7 +240,7 @@ def _check_types(
 ) -> None:
     for name, kind in types.items():
         value = getattr(holder, name)
-        # The exact type first, which is the common case; a bool is an int, but no count.
+        # Compare the exact type first: it is the common case. A bool is an int, but not a count.
         if type(value) is kind or (value is None and name in optional):
             continue
         if not isinstance(value, kind) or isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""From what was said to a reason: the rules' machinery, and what the HTTP status alone tells.
+"""Classify vendor errors: the rule engine, and the defaults by HTTP status.
 
-A vendor's table is an ordered tuple of rules; the first that fits gives the reason. Rules look at
-the HTTP status and the structured words first. Text comes last: only whole phrases at the start of
-a sentence, with whatever may have been quoted or echoed taken out, and never bare digits.
+A vendor's table is an ordered tuple of rules; the first rule that matches gives the reason. Rules
+match the HTTP status and the structured codes first. Message text comes last: only whole phrases
+at the start of a sentence, after quoted and echoed parts were removed, and never bare digits.
 """
 
 from __future__ import annotations
@@ -32,78 +32,81 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ClassifiedError:
-    """Why a request failed, before it becomes an error."""
+    """The classification of a failed request, from which its exception is built."""
 
     reason: Reason
     status_word: str | None = None
-    """From a fixed vocabulary, never the vendor's prose."""
+    """A word of a fixed vocabulary, never the vendor's prose."""
     retry_after: float | None = None
-    """Seconds."""
+    """Seconds that the server asks to wait."""
     account_wide: bool = False
     message: str = field(default="", repr=False)
-    """The vendor's message as it came: to be redacted."""
+    """The vendor's message, not yet redacted."""
     tokens: TokenUsage | None = None
-    """What was used all the same; None when nothing is told."""
+    """Tokens that the failed request used; None if the vendor reported no counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationRule:
-    """Gives a reason to the complaints that meet all of its conditions."""
+    """A rule that assigns a reason to the vendor errors that meet all of its conditions."""
 
     reason: Reason
     codes: Collection[int] = ()
-    """HTTP statuses; none means any."""
+    """HTTP statuses; empty means any."""
     words: frozenset[str] = frozenset()
-    """One of them stands in a structured field."""
+    """Codes, of which the error has at least one in a structured field; empty means any."""
     message_pattern: re.Pattern[str] | None = None
-    """The vendor's own words begin a sentence like this."""
+    """A pattern that occurs in the normalized message; see `says`."""
     predicate: Callable[[VendorError], bool] | None = None
     account_wide: bool = False
-    """Every model of the account is concerned."""
+    """Whether the failure concerns every model of the account."""
     keep_hint: bool = True
-    """Whether the server's hint is to be believed."""
+    """Whether to use the server's retry hint."""
 
-    def matches(self, complaint: VendorError) -> bool:
-        """Whether the complaint meets all conditions."""
+    def matches(self, error: VendorError) -> bool:
+        """Return whether the error meets all conditions."""
         return (
-            (not self.codes or complaint.status in self.codes)
-            and (not self.words or not self.words.isdisjoint(complaint.codes))
+            (not self.codes or error.status in self.codes)
+            and (not self.words or not self.words.isdisjoint(error.codes))
             and (
                 self.message_pattern is None
-                or self.message_pattern.search(complaint.normalized_message) is not None
+                or self.message_pattern.search(error.normalized_message) is not None
             )
-            and (self.predicate is None or self.predicate(complaint))
+            and (self.predicate is None or self.predicate(error))
         )
 
 
 def words(text: str) -> frozenset[str]:
-    """Words for a rule, separated by spaces."""
+    """Return the set of space-separated words, for a rule."""
     return frozenset(text.split())
 
 
 def says(*phrases: str) -> re.Pattern[str]:
-    """A rule's phrases, as regular expressions in lower case, each at the start of a sentence."""
+    """Return a pattern that matches one of the phrases at the start of a sentence.
+
+    Phrases are regular expressions in lower case.
+    """
     return re.compile(rf"(?:^|[.!?] )(?:\* )?(?:{'|'.join(phrases)})", re.MULTILINE)
 
 
 def classify(
-    complaint: VendorError, rules: tuple[ClassificationRule, ...], vocabulary: Collection[str]
+    error: VendorError, rules: tuple[ClassificationRule, ...], vocabulary: Collection[str]
 ) -> ClassifiedError:
-    """The failure by the first rule that fits.
+    """Classify a vendor's error by the first rule that matches.
 
     Args:
-        complaint: What was said.
-        rules: The vendor's own, asked after BY_WORD and before BY_STATUS.
-        vocabulary: The vendor's status words that may stand in an error's text.
+        error: The vendor's error.
+        rules: The vendor's rules, tried after BY_WORD and before BY_STATUS.
+        vocabulary: The vendor's status words that are allowed in an exception's text.
     """
-    rule = next(rule for rule in (*BY_WORD, *rules, *BY_STATUS) if rule.matches(complaint))
-    word = next((name for name in complaint.raw_codes if name in vocabulary), None)
+    rule = next(rule for rule in (*BY_WORD, *rules, *BY_STATUS) if rule.matches(error))
+    word = next((name for name in error.raw_codes if name in vocabulary), None)
     return ClassifiedError(
         rule.reason,
-        status_word=word or _STATUS_WORDS.get(complaint.status),
-        retry_after=_believable(rule, complaint.hint),
+        status_word=word or _STATUS_WORDS.get(error.status),
+        retry_after=_believable(rule, error.hint),
         account_wide=rule.account_wide,
-        message=complaint.message,
+        message=error.message,
     )
 
 
@@ -111,7 +114,7 @@ _WORTH_WAITING: Final = frozenset(
     {Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.SERVER_ERROR, Reason.TIMEOUT}
 )
 _LONG: Final = 600.0
-"""Seconds. With a used-up quota shorter hints come from the minute's bucket, and are wrong."""
+"""Seconds. If a quota is exhausted, a shorter hint is about the per-minute limit, and is wrong."""
 
 
 def _believable(rule: ClassificationRule, hint: float | None) -> float | None:
@@ -125,7 +128,7 @@ def _believable(rule: ClassificationRule, hint: float | None) -> float | None:
 _GATEWAY_ERRORS: Final = range(500, 600)
 _ANY_STATUS: Final = (200, *range(400, 500), *_GATEWAY_ERRORS)
 
-# Relays that stand between us and a vendor speak OpenAI's language for every vendor.
+# Relays use OpenAI's error codes for the models of every vendor.
 BY_WORD: Final = (
     ClassificationRule(
         Reason.CONTENT_BLOCKED,
@@ -151,7 +154,7 @@ BY_WORD: Final = (
 """Codes that have the same meaning for every vendor."""
 
 BY_STATUS: Final = (
-    # Of a relay's own errors some are final whatever their status; no vendor says these phrases.
+    # Some errors of relays are final in spite of their status. No vendor uses these phrases.
     ClassificationRule(
         Reason.MODEL_NOT_FOUND,
         _GATEWAY_ERRORS,
@@ -174,15 +177,15 @@ BY_STATUS: Final = (
     ClassificationRule(Reason.UNAUTHENTICATED, {401}, account_wide=True),
     ClassificationRule(Reason.FORBIDDEN, {403, 451}),
     ClassificationRule(Reason.MODEL_NOT_FOUND, {404, 405, 410}),
-    # A conflict, a dependency that failed, too early: the same request may pass later.
+    # Conflict, failed dependency, too early: the same request may succeed later.
     ClassificationRule(Reason.SERVER_ERROR, {409, 421, 423, 424, 425}),
     ClassificationRule(Reason.CONNECTION, {407}),
     ClassificationRule(Reason.INVALID_REQUEST, range(400, 500)),
-    # An error inside a 200, too.
+    # 200: an error inside a successful response.
     ClassificationRule(Reason.SERVER_ERROR, {200, *range(500, 600)}),
     ClassificationRule(Reason.INVALID_RESPONSE),
 )
-"""What the HTTP status says where nothing else is known."""
+"""Rules by HTTP status, for errors that no other rule matches."""
 
 _STATUS_WORDS: Final[Mapping[int, str]] = {
     400: "INVALID_ARGUMENT", 402: "PAYMENT_REQUIRED", 403: "PERMISSION_DENIED", 404: "NOT_FOUND",
@@ -190,4 +193,4 @@ _STATUS_WORDS: Final[Mapping[int, str]] = {
     499: "CANCELLED", 500: "INTERNAL", 501: "UNIMPLEMENTED", 502: "BAD_GATEWAY",
     503: "UNAVAILABLE", 520: "INTERNAL", 529: "UNAVAILABLE",
 }  # fmt: skip
-"""Stand in a text where the vendor sent no word of its own; none holds a reason word."""
+"""Status words for errors without a vendor's status word; they contain no reason words."""

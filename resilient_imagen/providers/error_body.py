@@ -1,7 +1,7 @@
-"""What a vendor's failure says, taken out of whatever it came wrapped in.
+"""Error bodies of vendors: find the error in the body, and extract its codes, message and hint.
 
-Seen in the wild: the error as an object, in a list, in a string of JSON within a string of JSON,
-followed by a page of HTML, as an event of a stream, as bare text, as fifteen bytes of a gateway.
+Forms that vendors and relays really send: the error as an object, in a list, as JSON nested in
+JSON strings, followed by an HTML page, as a stream event, as bare text, as a gateway's short code.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 __all__ = ["VendorError"]
 
 _MAX_BODY: Final = 2**18
-"""Bytes of an error's body that are looked at."""
+"""Bytes of an error's body that are parsed."""
 _MAX_DEPTH: Final = 6
 _DATA_LINE: Final = re.compile(r"^data:\s*(.+)$", re.MULTILINE)
 _GATEWAY_CODE: Final = re.compile(r"\s*error code: (\d{3})\d?\s*", re.IGNORECASE)
 _NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
 
-# What a sentence may quote: addresses, names in quotes or backticks. (An apostrophe between letters
-# is none.)
+# Parts that a message may quote: addresses, and names in quotes or backticks. An apostrophe between
+# letters is not a quote.
 _QUOTED: Final = re.compile(r"https?://\S+|`[^`]*`|\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|“[^“”]*”")
 _PREFIX: Final = re.compile(r"(?:(?:error code|http|error|status)\b[\s:\d-]*|\[[^\]]*\]\s*)*")
 _MAX_SAID: Final = 4000
-"""Characters of a message that rules get to see."""
+"""Characters of a message that rules are matched against."""
 _ECHO: Final = 16
-"""Characters from which on a piece of the prompt is told from the vendor's own words."""
+"""Shortest part of the prompt, in characters, that is removed as an echo."""
 _SHORT_ECHO: Final = 6
-"""Characters from which on a prompt is told from them where it is a sentence of its own."""
+"""Shortest prompt, in characters, that is removed where it forms a whole sentence."""
 _MAX_TRIES: Final = 20
-"""Braces in a text, or events of a stream, that are tried as the beginning of an error object."""
+"""Braces in a string, or stream events, that are tried as the beginning of an error object."""
 
-# What a vendor means where it sends an error, but not its number.
+# The HTTP status for an error code that was sent without a status.
 _STATUS_OF: Final[Mapping[str, int]] = {
     "unavailable": 503, "service_unavailable": 503, "overloaded_error": 529,
     "resource_exhausted": 429, "rate_limit_exceeded": 429, "rate_limit_error": 429,
@@ -54,59 +54,59 @@ _STATUS_OF: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class VendorError:
-    """A vendor's no, taken out of whatever it was wrapped in."""
+    """The error that a vendor's response contains."""
 
     status: int
-    """HTTP status; for a 200 that holds an error, the code within, or 200 if that has none."""
+    """HTTP status. For a 200 that contains an error: the status in the error, or 200 without one."""
     codes: frozenset[str] = frozenset()
-    """Codes, types and reasons from the fields made for them: lower case, joined by underscores."""
+    """Error codes, types and reasons of the structured fields, in lower case with underscores."""
     raw_codes: tuple[str, ...] = ()
-    """The same as they were written."""
+    """The same codes as the vendor wrote them."""
     param: str = ""
     """OpenAI: the parameter at fault."""
     message: str = field(default="", repr=False)
     normalized_message: str = field(default="", repr=False)
-    """The message in lower case without what it quotes; the only text that rules may search."""
+    """The message in lower case without its quoted parts. Rules search no other text."""
     details: tuple[Mapping[str, Any], ...] = ()
     hint: float | None = None
     """Seconds the server asked to wait."""
 
     @property
     def is_error(self) -> bool:
-        """Whether anything says that this is an error, and not just anything."""
+        """Whether the status or a code shows that this is an error."""
         return self.status >= 400 or bool(self.codes)  # noqa: PLR2004 - HTTP's errors
 
     @classmethod
     def read(
         cls, status: int, headers: Mapping[str, str], body: bytes, prompt: str = ""
     ) -> VendorError:
-        """Understand an answer that is no picture; never fails, whatever the bytes."""
+        """Parse a response without an image. Never fails, whatever the bytes."""
         text = body[:_MAX_BODY].decode("utf-8", "replace")
         error = _Finder(prompt).innermost(text)
         message = _text(error, "message")
-        said = _spoken(message, prompt)
+        normalized_message = _normalized(message, prompt)
         details = tuple(_dicts(error.get("details")))
         names = tuple(_names(error, details))
         words = frozenset(_word(name) for name in names)
         gateway = _GATEWAY_CODE.fullmatch(text)
-        if status < 300:  # noqa: PLR2004 - a failure that pretends to be a success
+        if status < 300:  # noqa: PLR2004 - an error inside a successful response
             number = _status_within(gateway[1] if gateway else error.get("code"))
-            meant = (_STATUS_OF[word] for word in words if word in _STATUS_OF)
-            status = number or max(meant, default=status)
+            implied = (_STATUS_OF[word] for word in words if word in _STATUS_OF)
+            status = number or max(implied, default=status)
         return cls(
             status=status,
             codes=words,
             raw_codes=names,
             param=_text(error, "param"),
             message=message,
-            normalized_message=said,
+            normalized_message=normalized_message,
             details=details,
-            hint=retry_hint(headers, details, said),
+            hint=retry_hint(headers, details, normalized_message),
         )
 
 
 def _status_within(code: Any) -> int | None:
-    """The HTTP status that an error's code is, or None."""
+    """Return an error's code as an HTTP status; None if it is not an error status."""
     plain = str(code) if isinstance(code, int | str) else ""
     is_error = plain.isascii() and plain.isdigit() and len(plain) == 3 and plain[0] in "45"  # noqa: PLR2004 - HTTP's codes
     return int(plain) if is_error else None
@@ -114,12 +114,12 @@ def _status_within(code: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Finder:
-    """Finds the error object; what the prompt says in its place is not taken for one."""
+    """Finds the error object in a body. JSON that is an echo of the prompt is ignored."""
 
     prompt: str
 
     def innermost(self, value: Any, depth: int = 0) -> dict[str, Any]:
-        """The error object, out of lists, strings of JSON and objects around it."""
+        """Return the error object inside lists, JSON strings and enclosing objects."""
         if depth > _MAX_DEPTH:
             return {}
         if isinstance(value, str):
@@ -130,21 +130,21 @@ class _Finder:
         return self._within(value, depth) if isinstance(value, dict) else {}
 
     def _within(self, value: dict[str, Any], depth: int) -> dict[str, Any]:
-        """What an object says, completed by what the objects in its fields say."""
+        """Return an object merged with the error objects in its fields."""
         error = value.get("error") or value.get("detail")
         if isinstance(error, dict | list):
             return {**value, **self.innermost(error, depth + 1)}
         if isinstance(error, str) and error is value.get("error"):
             inner = self.innermost(error, depth + 1)
             spoken = {"message": _message(value)} if _message(value) else {}
-            # A bare word is a code; what has digits in it is a number, an id or a picture.
+            # A word is a code; a string with digits is a number, an id or image data.
             code = {} if any(letter.isdigit() for letter in str(error)) else {"type": error}
             return {**value, **code, **inner, **spoken}
         message = _message(value)
         return {**value, "message": message, **self.innermost(message, depth + 1)}
 
     def _document(self, text: str) -> Any:
-        """The JSON in a text, whatever stands before or after it, or None."""
+        """Return the JSON value in a string, ignoring text around it; None if there is no JSON."""
         plain = text.strip().lstrip("\ufeff")
         if len(self.prompt) >= _ECHO and "{" in self.prompt:
             plain = remove_secret(plain, self.prompt)
@@ -163,7 +163,7 @@ def _message(value: dict[str, Any]) -> str:
 
 
 def _embedded(text: str) -> dict[str, Any] | None:
-    """An error object in the midst of a text: after a relay's own words, or a page of HTML."""
+    """Find an error object inside other text, such as a relay's message or an HTML page."""
     at = -1
     for _ in range(_MAX_TRIES):
         at = text.find("{", at + 1)
@@ -178,7 +178,7 @@ def _embedded(text: str) -> dict[str, Any] | None:
 
 
 def _python(text: str) -> Any:
-    """The same as Python prints it: what ``str(error)`` of a relay's own SDK made of it."""
+    """Parse an error object printed as a Python literal, as relays do with ``str(error)``."""
     end = text.rfind("}")
     if end < 0 or end > _MAX_SAID:
         return None
@@ -222,8 +222,8 @@ def _word(name: str) -> str:
     return _NOT_WORD.sub("_", name.lower()).strip("_")
 
 
-def _spoken(message: str, prompt: str) -> str:
-    """The vendor's own words, as far as they can be told from what they quote."""
+def _normalized(message: str, prompt: str) -> str:
+    """Return the message in lower case, without quoted parts and echoes of the prompt."""
     message = message[:_MAX_SAID]
     if len(prompt) >= _ECHO:
         message = remove_quoted_secret(message, prompt)

@@ -1,4 +1,4 @@
-"""Getting along with instrumentations of the vendors' SDKs: a model call is told once."""
+"""Compatibility with OpenTelemetry instrumentations of the SDKs: one span for each model call."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["as_inference_span", "suppress_instrumentation"]
 
 
 def as_inference_span(context: Context) -> Context:
-    """Say that whoever owns ``context`` tells of the model call made in it.
+    """Return ``context`` with a mark that its model call has a span already.
 
-    SDK instrumentations ask for this key of opentelemetry-util-genai before they add a span.
-    Where none of them is installed, the module is not loaded, and there is nobody to tell. It is a
-    beta: whatever it has become, the call goes on.
+    SDK instrumentations check this key of opentelemetry-util-genai before they add a span. If no
+    instrumentation is installed, the module is not loaded and the context is returned unchanged.
+    The module is a beta: if its API has changed, the context is returned unchanged, too.
     """
     util = sys.modules.get("opentelemetry.util.genai.invocation")
     if util is None:
@@ -29,13 +29,13 @@ def as_inference_span(context: Context) -> Context:
     try:
         key: str = util.CLIENT_INFERENCE_CONTEXT_KEY
         return otel_context.set_value(key, util.InferenceData(), context)
-    except Exception:  # noqa: BLE001 - two spans are better than none
+    except Exception:  # noqa: BLE001 - a duplicate span is better than a failed call
         return context
 
 
 @contextmanager
 def suppress_instrumentation() -> Iterator[None]:
-    """In this block no SDK instrumentation tells of a model call: none is really made."""
+    """Suppress spans of SDK instrumentations in this block, for a call that is not really sent."""
     token = otel_context.attach(as_inference_span(otel_context.get_current()))
     try:
         yield

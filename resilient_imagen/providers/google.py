@@ -49,8 +49,8 @@ class GoogleProvider(SdkProvider):
         api_key: White space around it is ignored.
         base_url: The address of the API; None means Google's.
         max_connections: Requests in flight at most.
-        connect_timeout: Seconds to connect. Every other limit is the pipeline's.
-        transport: Sends instead of the network, for tests.
+        connect_timeout: Seconds to connect. The pipeline sets all other time limits.
+        transport: Replaces the network, for tests.
         name: The provider's name in routes, results and telemetry.
         prompt_hints: The text that is added to prompts: ``quality`` (only without references),
             ``orientation``, both, or none.
@@ -123,11 +123,13 @@ class GoogleProvider(SdkProvider):
                     httpx_async_client=http,
                 ),
             )
-        except ImportError as error:  # GOOGLE_GENAI_HTTP_CLIENT names what is not installed
+        except (
+            ImportError
+        ) as error:  # GOOGLE_GENAI_HTTP_CLIENT names a package that is not installed
             raise missing_dependency("google-genai", error) from None
 
     def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
-        del null  # the SDK's own
+        del null  # the SDK's synchronous client uses it already
         config = _config("warm-up", "1:1", "1K")
         sdk.models.generate_content(model="warm-up", contents="warm-up", config=config)
 
@@ -165,16 +167,16 @@ def _config(model: str, aspect_ratio: str, resolution: str) -> Any:
             aspect_ratio=google_aspect(model, aspect_ratio),
             image_size=google_image_size(model, resolution),
         ),
-        # One call is one request.
+        # The SDK must send one request per call.
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
     )
 
 
 def _with_references(references: Sequence[Reference], body: bytes) -> list[BodyPart]:
-    """Add reference images to a generateContent request, which contains the prompt alone.
+    """Add reference images to the body of a generateContent request that has only the prompt.
 
-    The SDK would encode them on the event loop, all at once.
+    The SDK would encode all of them at once, and block the event loop meanwhile.
     """
     document = json.loads(body)
     writer = JsonWriter()

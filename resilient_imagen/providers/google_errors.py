@@ -1,4 +1,4 @@
-"""The table that turns Gemini's failures into reasons, refusals inside a 200 included."""
+"""Classification rules for Gemini's errors, and for refusals inside a 200 response."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["failure_of", "finish_reason"]
 
-# --- a 200 without a picture -----------------------------------------------------------------
+# --- a 200 without an image ------------------------------------------------------------------
 
 _BLOCKED: Final = words(
     "SAFETY IMAGE_SAFETY PROHIBITED_CONTENT IMAGE_PROHIBITED_CONTENT RECITATION IMAGE_RECITATION "
@@ -31,9 +31,9 @@ _ACCOUNT_LIMITED: Final = "PUP_LIMITED_DISABLED"
 
 
 def finish_reason(word: str) -> Reason:
-    """What a candidate's finishReason means when a picture is not to be delivered.
+    """Return the reason for a candidate's finishReason, for a candidate without a usable image.
 
-    Everything that is no refusal is ``no_image``, values yet unheard of included.
+    Every value that is not a refusal gives ``no_image``, unknown values included.
     """
     if word == _ACCOUNT_LIMITED:
         return Reason.FORBIDDEN
@@ -43,19 +43,19 @@ def finish_reason(word: str) -> Reason:
 # --- an error --------------------------------------------------------------------------------
 
 
-def _zero(complaint: VendorError) -> bool:
-    """Whether nothing at all brings back one of the exceeded quotas."""
+def _zero(error: VendorError) -> bool:
+    """Return whether one of the exceeded quotas is zero, so that waiting does not help."""
     return (
-        any(map(_is_zero, _quotas(complaint.details)))
-        or _ZERO_QUOTA.search(complaint.normalized_message) is not None
+        any(map(_is_zero, _quotas(error.details)))
+        or _ZERO_QUOTA.search(error.normalized_message) is not None
     )
 
 
-def _daily(complaint: VendorError) -> bool:
-    """Whether a quota that only the next day brings back is among the exceeded ones."""
+def _daily(error: VendorError) -> bool:
+    """Return whether one of the exceeded quotas is renewed only once a day."""
     return (
-        any(map(_is_daily, _quotas(complaint.details)))
-        or _DAILY_QUOTA.search(complaint.normalized_message) is not None
+        any(map(_is_daily, _quotas(error.details)))
+        or _DAILY_QUOTA.search(error.normalized_message) is not None
     )
 
 
@@ -79,8 +79,8 @@ def _is_daily(quota: Mapping[str, Any]) -> bool:
     return any(map(_PER_DAY.search, names)) or str(quota.get("quota_unit", "")).startswith("1/d")
 
 
-def _has_retry_info(complaint: VendorError) -> bool:
-    return any(str(item.get("@type", "")).endswith(".RetryInfo") for item in complaint.details)
+def _has_retry_info(error: VendorError) -> bool:
+    return any(str(item.get("@type", "")).endswith(".RetryInfo") for item in error.details)
 
 
 _PER_DAY: Final = re.compile("per[_ ]?day|daily", re.IGNORECASE)
@@ -88,7 +88,7 @@ _DAILY_QUOTA: Final = says(r"quota exceeded for (?:quota )?(?:metric:? )?[^\s,]*
 _ZERO_QUOTA: Final = says(r"quota exceeded for [^\n]*?\blimit: 0(?!\d|\.\d)")
 
 _RULES: Final = (
-    # 429 is four things. The quota's name tells the truth, the delay beside it does not.
+    # 429 has four meanings. The quota's name is reliable, the retry delay beside it is not.
     ClassificationRule(Reason.QUOTA_EXHAUSTED, {200, 429}, predicate=_zero, keep_hint=False),
     ClassificationRule(Reason.QUOTA_EXHAUSTED, {200, 429}, predicate=_daily),
     ClassificationRule(
@@ -118,7 +118,7 @@ _RULES: Final = (
             r"(?:the|this) model is (?:currently )?(?:overloaded|experiencing high demand)",
         ),
     ),
-    # A wrong key is a 400 or a 403 here, and so is a country that is not served.
+    # Gemini answers 400 or 403 to a wrong key, and to requests from an unsupported country.
     ClassificationRule(
         Reason.UNAUTHENTICATED,
         {400, 403},
@@ -191,6 +191,6 @@ _STATUS_WORDS: Final = words(
 )
 
 
-def failure_of(complaint: VendorError) -> ClassifiedError:
-    """Why Gemini, or a relay in its place, did not serve."""
-    return classify(complaint, _RULES, _STATUS_WORDS)
+def failure_of(error: VendorError) -> ClassifiedError:
+    """Classify an error of Gemini, or of a relay that serves it."""
+    return classify(error, _RULES, _STATUS_WORDS)

@@ -1,4 +1,4 @@
-"""Parse Gemini's answers: choose the image among the parts, or classify its absence."""
+"""Parse Gemini's responses: choose the image among the parts, or classify its absence."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def read_answer(body: StreamingJsonBody, model: str) -> ProviderResult:
     """Return the image in the body of a 200.
 
     Args:
-        body: As it came, closed.
-        model: The requested model, for an answer that does not name its own.
+        body: The complete body.
+        model: The requested model, for a response that does not name the model.
 
     Raises:
-        ResponseError: The body has no image, or none that could be delivered.
+        ResponseError: The body has no image, or only images that cannot be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = _tokens(usage_of(answer, "usageMetadata"))
@@ -59,9 +59,9 @@ def read_answer(body: StreamingJsonBody, model: str) -> ProviderResult:
 
 
 def _chosen(candidate: Mapping[str, Any]) -> str | None:
-    """Return the last final image, else the last thought image; None if it was refused."""
+    """Return the last final image, else the last thought image; None for a refused candidate."""
     if finish_reason(get_text(candidate, "finishReason")) is not Reason.NO_IMAGE:
-        return None  # an image in a refused candidate is a draft of the refused one
+        return None  # an image in a refused candidate is a draft of the refused image
     best: tuple[bool, str] = (False, "")
     for final, encoded in _pictures(candidate):
         if final or not best[0]:
@@ -72,8 +72,8 @@ def _chosen(candidate: Mapping[str, Any]) -> str | None:
 def _finals(candidates: list[dict[str, Any]]) -> int:
     """Count the images that Google charges for.
 
-    Google bills each image that it returns, and thought images by the token. An answer whose only
-    image is a thought still delivers one, which the caller counts.
+    Google bills final images by the image, and thought images by the token. A response that has
+    only a thought image still delivers an image; the caller counts it.
     """
     return sum(final for candidate in candidates for final, _ in _pictures(candidate))
 
@@ -97,15 +97,17 @@ def _tokens(usage: Mapping[str, Any]) -> TokenUsage:
 
 def _image_tokens(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("promptTokensDetails")
-    told = [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+    items = (
+        [item for item in details if isinstance(item, dict)] if isinstance(details, list) else []
+    )
     counts = [
-        get_count(item, "tokenCount") for item in told if get_text(item, "modality") == "IMAGE"
+        get_count(item, "tokenCount") for item in items if get_text(item, "modality") == "IMAGE"
     ]
     return sum(filter(None, counts)) if counts else None
 
 
 def _shortfall(answer: Mapping[str, Any], candidates: list[dict[str, Any]]) -> ClassifiedError:
-    """Classify an answer without an image: blocked prompt, refused candidate, or no image."""
+    """Classify a response without an image: blocked prompt, refused candidate, or no image."""
     feedback = get_object(answer, "promptFeedback")
     silent = not candidates and answer.get("promptFeedback") is not None
     if get_text(feedback, "blockReason") or silent:

@@ -1,8 +1,7 @@
-"""The HTTP client that both SDKs send through: our timeouts, streamed uploads, the raw answer.
+"""HTTP client of both SDKs: sets the timeouts, streams uploads and captures the raw response.
 
-The SDKs build requests by the vendors' conventions. The answer is read here, as it arrives, and
-parsed by our own code: the SDKs would copy an image several times on the event loop, and raise
-errors that hide the body.
+The SDKs build the requests. The response is read here, as it arrives, and parsed by this package:
+the SDKs would copy an image several times on the event loop, and raise errors without the body.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ if TYPE_CHECKING:
 __all__ = ["BodyPart", "CapturedExchange", "CapturingClient", "JsonWriter", "capture_exchange"]
 
 _KEEP_SECONDS: Final = 30.0
-"""An idle connection is closed after so long: before servers and address translators do it."""
+"""Seconds until an idle connection is closed, before a server or a NAT device closes it."""
 _SPARE: Final = 8
-"""Connections beyond the limiter's number, for those being closed after a cancelled request."""
+"""Connections beyond the limiter's slots, because a cancelled request's takes time to close."""
 _CHUNK: Final = 3 * 2**16
-"""Bytes encoded at a time, in base64's groups of three: a fraction of a millisecond."""
+"""Bytes encoded at a time, a multiple of three as base64 requires; takes under a millisecond."""
 _MAX_ANSWER: Final = 300_000_000
-"""Bytes of an answer, decompressed. The largest pictures have some 40 million in base64."""
+"""Bytes of a response, decompressed. The largest images have some 40 million in base64."""
 _MAX_JSON: Final = 64_000_000
-"""Bytes of an answer that were not decoded as base64 while they arrived, and are parsed as JSON."""
+"""Bytes of a response that are parsed as JSON, without the base64 that was decoded on arrival."""
 _MAX_ERROR: Final = 1_000_000
 """Bytes of an error's body, decompressed; the rest is not read."""
 _ERROR_SECONDS: Final = 5.0
-"""Seconds that an error's body may take; then its status says enough."""
+"""Seconds that an error's body may take; after that the error is classified by its status."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Base64:
-    """Bytes that are sent in base64."""
+    """Binary data to be sent as base64."""
 
     data: bytes = field(repr=False)
 
@@ -54,25 +53,24 @@ BodyPart: TypeAlias = bytes | _Base64
 
 
 class JsonWriter:
-    """Writes a JSON document that contains large binary values in base64, without building it.
+    """Serializes JSON with large binary values, which are encoded as base64 while they are sent.
 
-    An SDK encodes a hundred megabytes in one go, during which the event loop stands still (1.7 s
-    measured). ``upload`` returns a short string to put into the document instead of the data;
-    ``parts`` returns the serialized document with the data in those places, to be encoded piece by
-    piece while it is sent.
+    An SDK encodes a hundred megabytes at once and blocks the event loop meanwhile (1.7 s measured).
+    ``upload`` returns a short placeholder to put into the document instead of the data; ``parts``
+    returns the serialized document with the data in place of the placeholders.
     """
 
     def __init__(self) -> None:
         self._uploads: dict[str, bytes] = {}
 
     def upload(self, data: bytes) -> str:
-        """Return the string that stands for ``data`` in the document; each is used once."""
+        """Return a placeholder for ``data``, to be used exactly once in the document."""
         token = secrets.token_urlsafe(24)
         self._uploads[token] = data
         return token
 
     def parts(self, document: object) -> list[BodyPart]:
-        """Serialize the document; uploads must occur in the order in which they were added."""
+        """Serialize the document. Placeholders must occur in the order in which they were made."""
         rest = json.dumps(document, ensure_ascii=False).encode()
         parts: list[BodyPart] = []
         for token, data in self._uploads.items():
@@ -83,19 +81,19 @@ class JsonWriter:
 
 @dataclass(slots=True)
 class CapturedExchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     rewrite: Callable[[bytes], Sequence[BodyPart]] | None = field(default=None, repr=False)
-    """Makes the body that is sent of the one that the SDK built; None to send that."""
+    """Converts the SDK's body to the parts to send; None sends the SDK's body unchanged."""
     response: httpx2.Response | None = None
-    """The answer, whatever its status; None when none came, or not all of it."""
+    """The response, whatever its status; None if no complete response arrived."""
     body: StreamingJsonBody = field(default_factory=StreamingJsonBody, repr=False)
-    """The body of a success, taken out of ``response``; a failure keeps its content."""
+    """The body of a success. The body of an error is in ``response``."""
 
     def take(self) -> tuple[httpx2.Response | None, StreamingJsonBody]:
-        """Return the answer and drop it here.
+        """Return the response and its body, and drop them here.
 
-        Timers and connections keep the context that they were made in, and this object with it.
+        Timers and connections keep their context, and so this object, alive.
         """
         response, body = self.response, self.body
         self.response, self.body = None, StreamingJsonBody()
@@ -109,25 +107,25 @@ _current: ContextVar[CapturedExchange | None] = ContextVar(
 
 @contextmanager
 def capture_exchange() -> Iterator[CapturedExchange]:
-    """Capture the one request that is sent within the block, and its answer."""
-    started = CapturedExchange()
-    token = _current.set(started)
+    """Capture the request that is sent within the block, and its response."""
+    exchange = CapturedExchange()
+    token = _current.set(exchange)
     try:
-        yield started
+        yield exchange
     finally:
         _current.reset(token)
-        started.rewrite = None  # as in `take`
+        exchange.rewrite = None  # as in `take`
 
 
 class CapturingClient(httpx2.AsyncClient):
-    """One provider's connections on one event loop.
+    """HTTP client with one provider's connections on one event loop.
 
     Args:
         base_url: The address that requests are sent to; the environment may name a proxy for it.
-        max_connections: Requests in flight at most, in the limiter's count.
-        connect_timeout: Seconds to connect. There is no other limit: the pipeline owns the time
-            of a request and cancels it.
-        transport: Sends instead of the network, for tests.
+        max_connections: The limiter's maximum of requests in flight.
+        connect_timeout: Seconds to connect. There is no other time limit: the pipeline cancels a
+            request that takes too long.
+        transport: Replaces the network, for tests.
         resolver: Resolves host names; a new one when None.
     """
 
@@ -159,7 +157,7 @@ class CapturingClient(httpx2.AsyncClient):
         self._phases = httpx2.Timeout(None, connect=connect_timeout).as_dict()
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send as the base class does, with our timeouts, and capture the answer."""
+        """Send as the base class does, with our timeouts, and capture the response."""
         current = _current.get()
         if current is not None and current.rewrite is not None:
             request = _streamed(self, request, current.rewrite(request.content))
@@ -175,15 +173,15 @@ class CapturingClient(httpx2.AsyncClient):
         finally:
             await response.aclose()
         current.response, current.body = response, body
-        # The SDK gets an empty answer: it would copy an image several times on the event loop.
+        # The SDK gets an empty response: it would copy an image several times on the event loop.
         return httpx2.Response(200, json={}, request=request)
 
 
 async def _read_body(response: httpx2.Response) -> StreamingJsonBody:
-    """Read a success.
+    """Read the body of a successful response.
 
     Raises:
-        DecodingError: It is larger than any picture, or cannot be unpacked.
+        DecodingError: The body is larger than any image, or cannot be decompressed.
     """
     body = StreamingJsonBody()
     size = 0
@@ -200,7 +198,7 @@ async def _read_body(response: httpx2.Response) -> StreamingJsonBody:
 
 
 async def _read_error(response: httpx2.Response) -> httpx2.Response:
-    """Read the beginning of an error's body, or none where it cannot be unpacked."""
+    """Read the beginning of an error's body; the body is empty if it cannot be decompressed."""
     content = bytearray()
     try:
         with anyio.move_on_after(_ERROR_SECONDS):
@@ -224,11 +222,11 @@ async def _read_error(response: httpx2.Response) -> httpx2.Response:
 
 
 async def _decoded(response: httpx2.Response) -> AsyncGenerator[bytes]:
-    """Decompress a body in pieces of at most a megabyte, with the event loop free in between.
+    """Decompress a body in pieces of at most a megabyte, and yield to the event loop in between.
 
     Raises:
-        DecodingError: It cannot be unpacked, or was compressed more than once: a few kilobytes
-            could keep the second decompressor busy for hours.
+        DecodingError: The body cannot be decompressed, or was compressed more than once: a few
+            kilobytes could keep the second decompressor busy for hours.
     """
     encodings = response.headers.get_list("Content-Encoding", split_commas=True)
     if len(encodings) > 1:
@@ -243,7 +241,7 @@ async def _decoded(response: httpx2.Response) -> AsyncGenerator[bytes]:
 def _streamed(
     client: httpx2.AsyncClient, request: httpx2.Request, parts: Sequence[BodyPart]
 ) -> httpx2.Request:
-    """Return the same request with another body."""
+    """Return the request with ``parts`` as its body."""
     headers = httpx2.Headers(request.headers)
     headers["Content-Length"] = str(sum(map(_encoded_length, parts)))
     return client.build_request(

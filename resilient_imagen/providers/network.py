@@ -1,8 +1,9 @@
 """Connections whose host names are resolved by the provider's own HostResolver.
 
-httpx2 connects through anyio, which resolves names in the event loop's default executor. Here the
-addresses are resolved first and then connected to, each with a short head start over the next
-(Happy Eyeballs, RFC 8305). TLS still verifies the name. Proxies are connected to in the same way.
+httpx2 connects through anyio, which resolves names in the event loop's default executor. Here
+HostResolver resolves the name, and the addresses are then tried one after the other, each with a
+short head start over the next (Happy Eyeballs, RFC 8305). TLS still verifies the name. Connections
+to proxies are made in the same way.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["ResolvingTransport", "credentials", "proxy_for"]
 
 _HEAD_START: Final = 0.25
-"""Seconds until the next address is tried beside one that does not answer."""
+"""Seconds until the next address is tried beside an address that has not answered."""
 
 
 class ResolvingTransport(httpx2.AsyncHTTPTransport):
-    """httpx2's own transport, with or without a proxy, on a HostResolver.
+    """The httpx2 transport, with or without a proxy, that resolves names by a HostResolver.
 
     Args:
         resolver: Resolves the server's name, or the proxy's.
@@ -117,9 +118,9 @@ async def _first_connected(connects: Iterable[_Connect]) -> httpcore2.AsyncNetwo
         return streams[0]
     for failure in failures:
         if not isinstance(failure, httpcore2.ConnectError):
-            raise failure  # ours, and nothing about the vendor
+            raise failure  # a local failure, not the vendor's
     failed = httpcore2.ConnectError("no address could be connected to")
-    # Not as its cause, which httpcore2 drops.
+    # As the context, not as the cause: httpcore2 drops the cause.
     failed.__context__ = ExceptionGroup(str(failed), failures)
     raise failed
 
@@ -133,7 +134,7 @@ async def _close(streams: Sequence[httpcore2.AsyncNetworkStream]) -> None:
 def proxy_for(base_url: str) -> str | None:
     """Return the address of the proxy that the environment or the system names for a URL, or None.
 
-    NO_PROXY is respected. A proxy's address without a scheme is one of http.
+    NO_PROXY is respected. A proxy's address without a scheme is taken as http.
     """
     parts = urlsplit(base_url)
     proxies = getproxies()
@@ -144,7 +145,7 @@ def proxy_for(base_url: str) -> str | None:
 
 
 def credentials(base_url: str) -> Iterator[str]:
-    """Find the user names and passwords in the vendor's address and in the proxies' addresses."""
+    """Yield the user names and passwords in the vendor's address and in the proxies' addresses."""
     for url in (base_url, *getproxies().values()):
         try:
             parts = urlsplit(url if "://" in url else f"//{url}")

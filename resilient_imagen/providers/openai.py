@@ -34,9 +34,9 @@ class OpenAIProvider(SdkProvider):
         api_key: White space around it is ignored.
         base_url: The address of the API, with its version; None means OpenAI's.
         max_connections: Requests in flight at most.
-        connect_timeout: Seconds to connect. Every other limit is the pipeline's.
-        transport: Sends instead of the network, for tests.
-        quality: The quality of requests that do not state theirs: low, medium, high or auto;
+        connect_timeout: Seconds to connect. The pipeline sets all other time limits.
+        transport: Replaces the network, for tests.
+        quality: The quality of requests that do not set it: low, medium, high or auto;
             xhigh and max become high on models without them.
         name: The provider's name in routes, results and telemetry.
 
@@ -74,7 +74,7 @@ class OpenAIProvider(SdkProvider):
         self._quality = quality
 
     def _build_sdk(self, http: CapturingClient, null: httpx2.Client) -> Any:
-        del null  # the synchronous client is another object
+        del null  # AsyncOpenAI has no synchronous client
         try:
             from openai import AsyncOpenAI, Omit
         except ImportError as error:
@@ -138,6 +138,6 @@ class OpenAIProvider(SdkProvider):
 
 
 def _file(reference: Reference) -> tuple[str, bytes, str]:
-    """Return a file to upload; if name and type differ, the vendor trusts the wrong one."""
+    """Return a file to upload. Its name must match its type: the vendor believes the name."""
     extension = reference.mime_type.rpartition("/")[2].replace("jpeg", "jpg")
     return f"reference-{reference.index}.{extension}", reference.data, reference.mime_type

@@ -1,4 +1,4 @@
-"""The table that turns failures of OpenAI's image API, and of its many relays, into reasons."""
+"""Classification rules for the errors of OpenAI's image API and of relays with that API."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["failure_of"]
 
 
-def _about_the_model(complaint: VendorError) -> bool:
-    return complaint.param == "model"
+def _about_the_model(error: VendorError) -> bool:
+    return error.param == "model"
 
 
-def _not_about_others(complaint: VendorError) -> bool:
-    return complaint.param in {"", "model"}
+def _not_about_others(error: VendorError) -> bool:
+    return error.param in {"", "model"}
 
 
 _RULES: Final = (
-    # A limit of nothing, or of the day: waiting as long as the message says does not help.
+    # A limit of 0, or per day: the wait that the message suggests does not help.
     ClassificationRule(
         Reason.QUOTA_EXHAUSTED,
         {429},
@@ -66,7 +66,7 @@ _RULES: Final = (
             "当前分组上游负载已饱和",
         ),
     ),
-    # A 400 is not always a bad request.
+    # Status 400 also covers wrong keys, unsupported countries and refused content.
     ClassificationRule(Reason.UNAUTHENTICATED, {400}, words("invalid_api_key"), account_wide=True),
     ClassificationRule(
         Reason.UNAUTHENTICATED,
@@ -99,7 +99,7 @@ _RULES: Final = (
             r"the response was filtered due to the prompt triggering",
         ),
     ),
-    # A retired image model answers 400, with the type that refusals have, too.
+    # A retired image model gives a 400 with the same type as a refusal.
     ClassificationRule(Reason.MODEL_NOT_FOUND, {400}, predicate=_about_the_model),
     ClassificationRule(
         Reason.MODEL_NOT_FOUND,
@@ -113,7 +113,7 @@ _RULES: Final = (
     ),
 )
 
-# None of these is a reason, or has one in it: an error's text has no reason words.
+# These words contain no reason: an exception's text must not contain reason words.
 _STATUS_WORDS: Final = words(
     "insufficient_quota billing_hard_limit_reached billing_not_active rate_limit_exceeded "
     "invalid_api_key unsupported_country_region_territory moderation_blocked "
@@ -123,6 +123,6 @@ _STATUS_WORDS: Final = words(
 )
 
 
-def failure_of(complaint: VendorError) -> ClassifiedError:
-    """Why OpenAI, or a relay in its place, did not serve."""
-    return classify(complaint, _RULES, _STATUS_WORDS)
+def failure_of(error: VendorError) -> ClassifiedError:
+    """Classify an error of OpenAI, or of a relay with its API."""
+    return classify(error, _RULES, _STATUS_WORDS)

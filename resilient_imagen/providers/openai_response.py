@@ -1,4 +1,4 @@
-"""Parse the answers of OpenAI's image API."""
+"""Parse the responses of OpenAI's image API."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
     """Return the images in the body of a 200.
 
     Args:
-        body: As it came, closed.
-        model: The requested model; answers do not name theirs.
-        n: Number of images requested. Of more, the last ones are returned: relays put drafts first.
+        body: The complete body.
+        model: The requested model; responses do not name the model.
+        n: Number of images requested. If the body has more, the last ``n`` are returned, because
+            relays put drafts first.
 
     Raises:
-        ResponseError: The body has no image, or one that could not be delivered.
+        ResponseError: The body has no image, or an image that cannot be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = _tokens(usage_of(answer, "usage"))
     with attach_usage(tokens):
         images = get_list(answer, "data")
-        # A relay may answer with a URL instead; only a data URL contains the image.
+        # A relay may return a URL instead; only a data URL contains the image.
         encoded = [get_text(image, "b64_json") or get_text(image, "url") for image in images]
         if delivered := [each for each in encoded if each][-n:]:
             return ProviderResult(

@@ -1,7 +1,7 @@
-"""One SDK client with its connections per event loop, built off the loop, gone with it.
+"""SDK clients by event loop: built in a thread on first use, and closed with their loop.
 
-Connections belong to the loop that opened them. Applications run several, one after the other or
-in threads, and must not have to know.
+Connections belong to the event loop that opened them. An application may run several loops, in
+succession or in threads; each gets its own client automatically.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _Sdk = TypeVar("_Sdk")
 @dataclass(slots=True)
 class _Session(Generic[_Sdk]):
     building: asyncio.Future[tuple[_Sdk, CapturingClient]]
-    """Shared by all who wait for it."""
+    """The client being built; all callers that need it wait for the same future."""
     guard: AsyncGenerator[None] | None = None
-    """Closes the connections when it is closed, by us or by the end of the loop."""
+    """A generator that closes the connections when `aclose`, or the end of the loop, closes it."""
     process: int = field(default_factory=os.getpid)
     """The process whose connections they are; a forked child leaves them alone."""
 
 
 class PerLoopClients(Generic[_Sdk]):
-    """Hands out the running loop's SDK client.
+    """A cache of SDK clients with one entry for each event loop.
 
     Args:
-        build: Imports the SDK and makes client and connections; runs in a thread.
+        build: Imports the SDK and builds client and connections; runs in a thread.
     """
 
     def __init__(self, build: Callable[[], tuple[_Sdk, CapturingClient]]) -> None:
@@ -47,10 +47,10 @@ class PerLoopClients(Generic[_Sdk]):
         self._closed = False
 
     async def get(self) -> _Sdk:
-        """The SDK client for the running loop, built on first use.
+        """Return the SDK client of the running loop, built on first use.
 
         Raises:
-            RuntimeError: The sessions were closed.
+            RuntimeError: The provider was closed.
         """
         self._refuse_if_closed()
         loop = asyncio.get_running_loop()
@@ -59,10 +59,10 @@ class PerLoopClients(Generic[_Sdk]):
             self._forget_dead_loops()
             session = self._sessions[loop] = _Session(asyncio.ensure_future(off_loop(self._build)))
         try:
-            # Shielded: the one who came first may leave without the others going empty-handed.
+            # Shielded: a cancelled caller must not cancel the build for the callers that wait.
             sdk, http = await asyncio.shield(session.building)
         except Exception:
-            self._sessions.pop(loop, None)  # the next one tries anew
+            self._sessions.pop(loop, None)  # the next caller tries again
             raise
         self._refuse_if_closed()
         if session.guard is None:
@@ -71,7 +71,7 @@ class PerLoopClients(Generic[_Sdk]):
         return sdk
 
     async def aclose(self) -> None:
-        """Close the connections of every loop of this process that still runs."""
+        """Close the connections of every loop of this process that is still running."""
         self._closed = True
         here = os.getpid()
         sessions = [each for each in self._sessions.items() if each[1].process == here]
@@ -92,7 +92,7 @@ class PerLoopClients(Generic[_Sdk]):
 
 
 async def _closing(http: CapturingClient) -> AsyncGenerator[None]:
-    """Close ``http`` when closed: a loop that ends closes the generators begun on it."""
+    """Close ``http`` when the generator is closed; a loop that ends closes its generators."""
     try:
         yield
     finally:
@@ -103,6 +103,6 @@ async def _end(session: _Session[_Sdk]) -> None:
     if session.guard is not None:
         await session.guard.aclose()
     elif not session.building.cancelled():
-        with suppress(Exception):  # the callers that wait for the build get it
+        with suppress(Exception):  # it is raised to the callers that wait for the build
             _, http = await asyncio.shield(session.building)
             await http.aclose()

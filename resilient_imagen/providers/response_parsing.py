@@ -1,7 +1,7 @@
-"""Reading a 200 that should hold a picture: what both vendors' readers share.
+"""Parsing of successful responses: the functions that both vendors' parsers share.
 
-SDKs drop fields, stumble over new enum values and give up over what they cannot parse. The raw
-answer is read here instead, and every way in which it is not what was promised has a name.
+SDKs drop fields and fail on new enum values and on JSON that they cannot parse. So the raw response
+is parsed here, and each deviation from the API becomes a ResponseError with a reason.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class ResponseError(Exception):
-    """An answer holds no picture; says why."""
+    """A response has no usable image; ``failure`` is its classification."""
 
     def __init__(self, failure: ClassifiedError) -> None:
         super().__init__(failure.reason.value)
@@ -48,28 +48,29 @@ class ResponseError(Exception):
 
     @classmethod
     def of(cls, reason: Reason, message: str = "") -> ResponseError:
-        """An error for a reason that the answer itself does not name."""
+        """Return an error for a reason that the response itself does not name."""
         return cls(ClassifiedError(reason, message=message))
 
 
 def parse_json(
     body: StreamingJsonBody, classify: Callable[[VendorError], ClassifiedError]
 ) -> dict[str, Any]:
-    """The JSON object that an answer is.
+    """Parse a response's JSON object.
 
     Raises:
-        ResponseError: It is none, reports an error, or is a chat's, which hold no pictures.
+        ResponseError: The body is not a JSON object, reports an error, or is a chat completion,
+            which has no images.
     """
     try:
         value = from_json(body.text.removeprefix(codecs.BOM_UTF8))
-    except ValueError:  # its text may quote the body
+    except ValueError:  # not chained: its text may quote the body
         value = None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict) or value.get("error"):
-        complaint = VendorError.read(200, {}, body.text)
+        error = VendorError.read(200, {}, body.text)
         raise ResponseError(
-            classify(complaint) if complaint.is_error else ClassifiedError(Reason.INVALID_RESPONSE)
+            classify(error) if error.is_error else ClassifiedError(Reason.INVALID_RESPONSE)
         )
     if "choices" in value or value.get("object") == "chat.completion":
         raise ResponseError.of(Reason.NO_IMAGE)
@@ -78,7 +79,7 @@ def parse_json(
 
 @contextmanager
 def attach_usage(tokens: TokenUsage) -> Iterator[None]:
-    """Every failure in this block tells what was used."""
+    """Add the token counts to a ResponseError that is raised in this block."""
     try:
         yield
     except ResponseError as error:
@@ -88,10 +89,10 @@ def attach_usage(tokens: TokenUsage) -> Iterator[None]:
 
 
 def decode_image(encoded: str, body: StreamingJsonBody) -> tuple[bytes, str]:
-    """The bytes of a picture and their true type. Each string of a body can be asked for once.
+    """Return an image's bytes and their sniffed type. Each string of a body can be decoded once.
 
     Raises:
-        ResponseError: It is no base64, or what it holds is no picture.
+        ResponseError: The string is not base64, or does not contain an image.
     """
     try:
         data = _decoded(encoded, body)
@@ -114,10 +115,10 @@ def _decoded(encoded: str, body: StreamingJsonBody) -> bytes:
 
 
 def get_list(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The objects in a list; none if it is absent or null.
+    """Return the list of objects under ``name``; an empty list if it is absent or null.
 
     Raises:
-        ResponseError: It is something else.
+        ResponseError: The value is not a list of objects.
     """
     value = holder.get(name)
     if value is None:
@@ -128,10 +129,10 @@ def get_list(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def get_object(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The object under the first of ``names`` that is there; empty if there is none.
+    """Return the object under the first of ``names`` that is present; else an empty one.
 
     Raises:
-        ResponseError: It is something else.
+        ResponseError: The value is not an object.
     """
     value: Any = next((holder[name] for name in names if holder.get(name) is not None), {})
     if not isinstance(value, dict):
@@ -140,18 +141,18 @@ def get_object(holder: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def usage_of(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What was used, as far as it is told: no picture is refused over its bill."""
+    """Return the usage object, or an empty one: malformed usage must not cost the image."""
     value = holder.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def get_text(holder: Mapping[str, Any], name: str) -> str:
-    """A text, or an empty one."""
+    """Return the str under ``name``, or an empty str."""
     value = holder.get(name)
     return value if isinstance(value, str) else ""
 
 
 def get_count(holder: Mapping[str, Any], *names: str) -> int | None:
-    """The first number of tokens that is one, or None."""
+    """Return the first of the values that is a count, or None."""
     numbers = (holder.get(name) for name in names)
     return next((number for number in numbers if type(number) is int and number >= 0), None)

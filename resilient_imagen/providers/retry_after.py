@@ -1,4 +1,4 @@
-"""When to come back: the vendors' many ways of saying it, as seconds."""
+"""Retry hints: parse the vendors' forms of "retry after" to seconds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_HINT", "believable_hint", "retry_hint"]
 
 MAX_HINT: Final = 86_400.0
-"""Seconds; more than a day is taken for one."""
+"""Seconds; a longer hint is reduced to one day."""
 
 _ABSURD: Final = 31 * MAX_HINT
-"""Seconds; more is a mistake, such as the time of day in place of a wait."""
+"""Seconds; a longer hint is a mistake, such as a timestamp in place of a duration."""
 
 _UNIT: Final = r"(?:ms|milliseconds?|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 _AMOUNT: Final = rf"[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?\s*{_UNIT}"
@@ -35,9 +35,9 @@ _SECONDS: Final = {"ms": 0.001, "m": 60.0, "h": 3600.0, "s": 1.0}
 def retry_hint(
     headers: Mapping[str, str], details: Iterable[Mapping[str, Any]], message: str
 ) -> float | None:
-    """Seconds to wait, above 0 and at most MAX_HINT, or None when nothing usable is said.
+    """Return the seconds to wait, above 0 and at most MAX_HINT; None without a usable hint.
 
-    What is most exact wins: Google's RetryInfo, then the headers, then the text.
+    The most exact source wins: Google's RetryInfo, then the headers, then the message.
     """
     for seconds in (_retry_info(details), *_headers(headers), _in_text(message)):
         if (hint := believable_hint(seconds)) is not None:
@@ -46,11 +46,11 @@ def retry_hint(
 
 
 def believable_hint(seconds: object) -> float | None:
-    """Check a wait that a vendor, or a provider of the application's, asks for.
+    """Check a retry hint from a vendor or from an application's provider.
 
     Returns:
         Seconds above 0, at most MAX_HINT; None for zero, a negative or absurd number, NaN,
-        infinity, or what is no number.
+        infinity, or a value that is not a number.
     """
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return None
@@ -65,7 +65,7 @@ def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def _delay(value: Any) -> float | None:
-    """A protobuf duration: as its JSON has it, as an object, or as relays retell it."""
+    """Parse a protobuf duration: its JSON form, an object, or a relay's variant."""
     if isinstance(value, dict):
         seconds, nanos = value.get("seconds", 0), value.get("nanos", 0)
         return (_spelt(str(seconds)) or 0.0) + (_spelt(str(nanos)) or 0.0) / 1e9
@@ -73,7 +73,7 @@ def _delay(value: Any) -> float | None:
 
 
 def _spelt(text: str) -> float | None:
-    """Seconds from a bare number, or from amounts with units: ``37``, ``37.5s``, ``1m2s``."""
+    """Parse seconds from a number, or from amounts with units: ``37``, ``37.5s``, ``1m2s``."""
     text = text.strip()
     if _NUMBER.fullmatch(text):
         return float(text)
@@ -89,7 +89,7 @@ def _headers(headers: Mapping[str, str]) -> Iterable[float | None]:
 
 
 def _until(moment: str, now: str) -> float | None:
-    """Seconds until a date, by the server's own clock if it told the time."""
+    """Return the seconds until a date, by the server's Date header if it sent one."""
     then = _timestamp(moment)
     if then is None:
         return None
@@ -116,7 +116,7 @@ def _sum(amounts: str) -> float:
 
 
 def _seconds(unit: str) -> float:
-    """Seconds in one of a unit, however it is spelt."""
+    """Return the seconds in a unit, in any of its spellings."""
     if unit.startswith("milli"):
         return _SECONDS["ms"]
     return _SECONDS.get(unit) or _SECONDS[unit[0]]

@@ -1,7 +1,6 @@
-"""The base class of the built-in providers: one request per call through a vendor's SDK.
+"""Base class of the built-in providers: one request per call through a vendor's SDK.
 
-A vendor's module adds how its SDK's client is built, how a request is sent, how answers are parsed
-and which table classifies failures.
+Subclasses build the SDK's client, send a request, parse responses and classify errors.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ if TYPE_CHECKING:
 __all__ = ["SdkProvider", "missing_dependency"]
 
 _LARGE: Final = 2**18
-"""Bytes of an answer, but for what was decoded on the way, from which on a thread reads it."""
+"""Bytes of a response's JSON, without decoded base64, from which on it is parsed in a thread."""
 
 _OPTIONS: Final = (
     "mask", "background", "output_format", "output_compression", "seed", "quality",
     "partial_images",
 )  # fmt: skip
-"""Optional fields of a request that a vendor may lack."""
+"""Optional fields of a request that a vendor may not support."""
 
 _warmed_up: Final[set[type]] = set()
-"""The providers whose SDK this process has used."""
+"""Provider classes whose SDK was warmed up in this process."""
 
 
 class SdkProvider(ABC):
@@ -66,8 +65,8 @@ class SdkProvider(ABC):
         api_key: White space around it is ignored.
         base_url: The http or https address of the API; None means the vendor's.
         max_connections: Requests in flight at most.
-        connect_timeout: Seconds to connect. Every other limit is the pipeline's.
-        transport: Sends instead of the network, for tests.
+        connect_timeout: Seconds to connect. The pipeline sets all other time limits.
+        transport: Replaces the network, for tests.
 
     Raises:
         ConfigurationError: The key cannot be sent as a header, or the address is not valid.
@@ -90,7 +89,7 @@ class SdkProvider(ABC):
             self.vendor,
             self.base_url,
             account_id(self._api_key, self.base_url),
-            # Another address is often a relay with the models of several vendors.
+            # A custom address is often a relay that serves models of several vendors.
             any_vendor=bool(base_url),
         )
         self._secrets = [
@@ -107,7 +106,7 @@ class SdkProvider(ABC):
     default_base_url: ClassVar[str]
     """The vendor's address."""
     supported_options: ClassVar[frozenset[str]]
-    """Optional fields of a request, of ``_OPTIONS``, that the vendor has."""
+    """The fields among ``_OPTIONS`` that the vendor supports."""
     protected_fields: ClassVar[frozenset[str]]
     """Fields of the vendor's request that ``vendor_options`` must not replace."""
 
@@ -126,7 +125,7 @@ class SdkProvider(ABC):
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
-        """Send the one request; ``sent`` captures the answer."""
+        """Send the request; ``sent`` captures the response."""
 
     @abstractmethod
     def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
@@ -134,11 +133,11 @@ class SdkProvider(ABC):
 
     @abstractmethod
     def _classify(self, error: VendorError) -> ClassifiedError:
-        """Classify a vendor's error by the vendor's table."""
+        """Classify a vendor's error by the vendor's rules."""
 
     @hide_frame_locals
     async def warm_up(self) -> None:
-        """Import the SDK and build its client, off the loop; the first request does it otherwise.
+        """Import the SDK and build its client in a thread, before the first request needs it.
 
         Raises:
             RuntimeError: The provider was closed.
@@ -151,8 +150,8 @@ class SdkProvider(ABC):
 
         Raises:
             InvalidRequestError: ``vendor_options`` contains a protected field.
-            ImageGenerationError: With the reason by the vendor's table.
-            RuntimeError: A local failure, which says nothing about the vendor.
+            ImageGenerationError: The request failed; its reason is by the vendor's rules.
+            RuntimeError: A local failure, not the vendor's.
         """
         if protected := sorted(self.protected_fields & request.vendor_fields(self.vendor).keys()):
             raise InvalidRequestError(
@@ -160,19 +159,19 @@ class SdkProvider(ABC):
             )
         handled = id(sys.exception())
         sdk = await self._session()
-        trouble: _SdkFailure | None = None
+        sdk_failure: _SdkFailure | None = None
         with capture_exchange() as sent:
             try:
                 await self._send(sdk, request, model, sent)
-            except Exception as error:  # noqa: BLE001 - told apart below, after it is out of the way
+            except Exception as error:  # noqa: BLE001 - classified, and raised outside this block
                 clear_frame_locals(error, up_to=handled)
-                trouble = _SdkFailure.of(error, partial(self._redacted, request))
-        # Raised from here, errors have no context, and no frame of theirs knows the SDK's own:
-        # those hold keys, prompts and whole pages.
+                sdk_failure = _SdkFailure.of(error, partial(self._redacted, request))
+        # Errors raised outside the except block have no context. The SDK's exception must not be
+        # chained: it holds keys, prompts and whole response bodies.
         response, body = sent.take()
         if response is None:
-            self._no_answer(trouble, model)
-        result = await self._answer(response, body, request, model, trouble)
+            self._no_answer(sdk_failure, model)
+        result = await self._answer(response, body, request, model, sdk_failure)
         ignored = tuple(
             f"{self.name} does not support {name}"
             for name in _OPTIONS
@@ -181,15 +180,15 @@ class SdkProvider(ABC):
         return replace(result, adjustments=ignored) if ignored else result
 
     async def aclose(self) -> None:
-        """Close the connections of every event loop that still runs."""
+        """Close the connections of every event loop that is still running."""
         await self._sessions.aclose()
 
     async def _session(self) -> Any:
         try:
             return await self._sessions.get()
         except ConfigurationError as error:
-            mine = copy(error)  # each waiting call adds its own attempts and frames to it
-        raise mine
+            own_copy = copy(error)  # each waiting call adds its attempts and frames to its error
+        raise own_copy
 
     def _open(self) -> tuple[Any, CapturingClient]:
         """Build client and connections; runs in a thread."""
@@ -203,8 +202,8 @@ class SdkProvider(ABC):
         null = httpx2.Client(transport=httpx2.MockTransport(_empty_answer))
         sdk = self._build_sdk(http, null)
         if type(self) not in _warmed_up:
-            # SDKs import and build half of their code on first use. That takes 80 ms, during which
-            # no event loop should stand still. An error occurs again in the first request.
+            # On its first request an SDK imports and builds much of its code, which takes 80 ms and
+            # would block the event loop. An error here occurs again in the first real request.
             with suppress_instrumentation(), suppress(Exception):
                 self._warm_up_sdk(sdk, null)
             _warmed_up.add(type(self))
@@ -216,7 +215,7 @@ class SdkProvider(ABC):
         body: StreamingJsonBody,
         request: ImageRequest,
         model: str,
-        trouble: _SdkFailure | None,
+        sdk_failure: _SdkFailure | None,
     ) -> ProviderResult:
         try:
             if not response.is_success:
@@ -238,16 +237,16 @@ class SdkProvider(ABC):
             retry_after=failure.retry_after,
             account_wide=failure.account_wide,
             vendor_message=self._redacted(request, failure.message),
-            vendor_error=None if trouble is None else trouble.name,
+            vendor_error=None if sdk_failure is None else sdk_failure.name,
             usage=self._usage(failure.tokens, model, request.resolution),
         )
 
     def _redacted(self, request: ImageRequest, text: str) -> str | None:
-        """Remove secrets from a vendor's text; None when nothing is left of it."""
+        """Return a vendor's message without secrets; None if nothing is left."""
         return redact(text, secrets=(self._api_key, request.prompt)) or None
 
     def _usage(self, tokens: TokenUsage | None, model: str, resolution: str) -> Usage | None:
-        """Return the usage of an answer without an image."""
+        """Return the usage of a response without an image."""
         if tokens is None:
             return None
         return {
@@ -259,40 +258,40 @@ class SdkProvider(ABC):
             "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
         }
 
-    def _no_answer(self, trouble: _SdkFailure | None, model: str) -> NoReturn:
-        if trouble is None:
+    def _no_answer(self, sdk_failure: _SdkFailure | None, model: str) -> NoReturn:
+        if sdk_failure is None:
             raise RuntimeError(f"{self.name}: the SDK sent nothing")
-        if trouble.reason is not None:
+        if sdk_failure.reason is not None:
             raise provider_failure(
-                trouble.reason,
+                sdk_failure.reason,
                 provider=self.name,
                 model=model,
-                vendor_message=trouble.description,
-                vendor_error=trouble.name,
-                never_sent=trouble.never_sent,
+                vendor_message=sdk_failure.description,
+                vendor_error=sdk_failure.name,
+                never_sent=sdk_failure.never_sent,
             )
-        if trouble.harmless is not None:
-            raise trouble.harmless from None
-        raise RuntimeError(f"{self.name}: {trouble.name} on this side of the connection")
+        if sdk_failure.harmless is not None:
+            raise sdk_failure.harmless from None
+        raise RuntimeError(f"{self.name}: {sdk_failure.name} on this side of the connection")
 
 
 @dataclass(frozen=True, slots=True)
 class _SdkFailure:
-    """What is kept of an SDK's exception."""
+    """The parts of an SDK's exception that are safe to keep."""
 
     name: str
     reason: Reason | None
-    """What it says about the way to the vendor; None for a local trouble."""
+    """The reason of a transport failure; None for a local failure."""
     description: str | None
-    """The system's, TLS library's or HTTP library's words, redacted."""
+    """The message of the operating system, TLS library or HTTP library, redacted."""
     never_sent: bool
-    """Whether there was no connection to send anything on."""
+    """Whether no connection was made, so that nothing was sent."""
     harmless: Exception | None
-    """The exception itself, where its text is sure to hold nothing of the request."""
+    """The exception itself, if its text cannot contain parts of the request."""
 
     @classmethod
     def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> _SdkFailure:
-        """Keep what may be kept; ``redacted`` makes a text fit for it."""
+        """Extract the safe parts of an exception; ``redacted`` removes secrets from a str."""
         return cls(
             type(error).__name__,
             transport_reason(error),
@@ -303,7 +302,7 @@ class _SdkFailure:
 
 
 def _empty_answer(request: httpx2.Request) -> httpx2.Response:
-    """Answer a request without sending it."""
+    """Return an empty response to a request that is not sent."""
     return httpx2.Response(200, json={}, request=request)
 
 
@@ -313,9 +312,9 @@ def missing_dependency(package: str, error: ImportError) -> ConfigurationError:
     return ConfigurationError(f"{package} cannot be loaded: {missing} is missing")
 
 
-def _is_harmless(trouble: Exception) -> bool:
-    """Whether an exception's text is sure to hold nothing of the request."""
-    return type(trouble).__module__ == "builtins" and not isinstance(trouble, UnicodeError)
+def _is_harmless(error: Exception) -> bool:
+    """Return whether an exception's text cannot contain parts of the request."""
+    return type(error).__module__ == "builtins" and not isinstance(error, UnicodeError)
 
 
 def _key(name: str, api_key: str) -> str:

@@ -1,7 +1,7 @@
-"""The body of an answer, taken in as it arrives, its pictures decoded on the way.
+"""Streaming JSON body: base64 images are decoded while the response arrives.
 
-A picture of 20 MB would be held as pieces, as a body, as text and as bytes, and every step would
-keep the event loop waiting. Decoded piece by piece, it is never held but once.
+Otherwise an image of 20 MB would be in memory as pieces, as a body, as text and as bytes, and each
+step would block the event loop. Decoded piece by piece, it is in memory once.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from resilient_imagen.images.base64_codec import Base64Decoder
 __all__ = ["StreamingJsonBody"]
 
 _TOKEN: Final = 32
-"""Characters of a stand-in, all of them among base64's."""
+"""Characters of a placeholder, all of them base64 characters."""
 
 
 class StreamingJsonBody:
-    """A JSON text in which short stand-ins may begin where long base64 strings began.
+    """JSON in which short placeholders replace the decoded part of long base64 strings.
 
-    Nothing is lost or mistaken by that: base64's letters right behind a quote are a string, or part
-    of one, whatever came before, and other such letters in their place leave the JSON what it was.
+    The replacement is safe: base64 characters after a quote are always inside a JSON string, so
+    substituting others keeps the document valid.
 
     Args:
-        long: Characters without a quote from which on they are tried as base64.
+        long: Number of characters without a quote from which on they are decoded as base64.
     """
 
     def __init__(self, long: int = 2**16) -> None:
@@ -33,22 +33,22 @@ class StreamingJsonBody:
         """The JSON; empty until the body is closed."""
         self._long = long
         self._read = bytearray()
-        self._since_quote = -math.inf  # characters; minus infinity: no string worth a try
+        self._since_quote = -math.inf  # characters; minus infinity: not a string to decode
         self._decoder: Base64Decoder | None = None
         self._decoded: dict[str, Base64Decoder] = {}
 
     @property
     def size(self) -> int:
-        """Bytes of the JSON so far, without what was decoded."""
+        """Bytes of the JSON so far, without decoded base64."""
         return len(self._read)
 
     def decoder(self, value: str) -> tuple[Base64Decoder | None, str]:
-        """What was decoded already of a string in the JSON, if anything, and what is left of it."""
+        """Return the decoder of a string in the JSON, or None, and the part not yet decoded."""
         found = self._decoded.get(value[:_TOKEN])
         return (None, value) if found is None else (found, value[_TOKEN:])
 
     def feed(self, part: bytes) -> None:
-        """Take in what arrived."""
+        """Process the next part of the body."""
         for at in range(0, len(part), self._long):
             piece = part[at : at + self._long]
             while piece:
@@ -56,14 +56,14 @@ class StreamingJsonBody:
                 piece = self._keep(piece) if decoder is None else self._decode(piece, decoder)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish the body; sets ``text``."""
         if self._decoder is not None:
             self._give_up(self._decoder)
         self.text = bytes(self._read)
         self._read.clear()
 
     def _keep(self, piece: bytes) -> bytes:
-        """Keep a piece as it is; gives back what is to be decoded instead."""
+        """Append a piece to the JSON; return the part of it that is to be decoded instead."""
         self._read += piece
         quote = piece.rfind(b'"')
         self._since_quote = self._since_quote + len(piece) if quote < 0 else len(piece) - quote - 1
@@ -79,7 +79,7 @@ class StreamingJsonBody:
         return string
 
     def _decode(self, piece: bytes, decoder: Base64Decoder) -> bytes:
-        """Decode a piece as far as its string goes; gives back what is to be kept."""
+        """Decode a piece up to the end of its string; return the rest, which is to be kept."""
         ends = (end for end in (piece.find(b'"'), piece.find(b"\\")) if end >= 0)
         end = min(ends, default=len(piece))
         if not decoder.feed(str(piece[:end], "latin-1")):

@@ -1,4 +1,4 @@
-"""From an exception that came instead of an answer to a reason."""
+"""Classify transport errors: exceptions raised instead of a response."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["description", "never_sent", "transport_reason"]
 
 _TRANSPORT: Final[tuple[tuple[type[BaseException], Reason | None], ...]] = (
-    # Ours, not the server's: the pool's size, what we wrote.
+    # Local failures: the pool's size, an invalid request.
     (httpx2.PoolTimeout, None),
     (httpx2.LocalProtocolError, None),
     (httpx2.UnsupportedProtocol, None),
-    # Nothing was sent yet, so nothing can have been charged: as good as refused.
+    # Nothing was sent, so nothing can have been billed: the same as a refused connection.
     (httpx2.ConnectTimeout, Reason.CONNECTION),
     (httpx2.TimeoutException, Reason.TIMEOUT),
     (httpx2.TransportError, Reason.CONNECTION),
-    (httpx2.RequestError, Reason.INVALID_RESPONSE),  # compressed badly, redirected in circles
+    (
+        httpx2.RequestError,
+        Reason.INVALID_RESPONSE,
+    ),  # a body that cannot be decompressed, a redirect loop
     (ssl.SSLError, Reason.CONNECTION),
     (anyio.EndOfStream, Reason.CONNECTION),
     (anyio.BrokenResourceError, Reason.CONNECTION),
@@ -38,7 +41,7 @@ _OUR_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.
 
 
 def transport_reason(error: BaseException) -> Reason | None:
-    """The reason behind an exception that came instead of an answer; None for a local trouble."""
+    """Return the reason of a transport failure; None for a local failure."""
     chain = tuple(_causes(error))
     if any(isinstance(link, OSError) and link.errno in _OUR_LIMITS for link in chain):
         return None
@@ -50,15 +53,15 @@ def transport_reason(error: BaseException) -> Reason | None:
 
 
 def never_sent(error: BaseException) -> bool:
-    """Whether the way to the vendor ended before there was a connection."""
-    unmade = (httpx2.ConnectError, httpx2.ConnectTimeout)
-    return any(isinstance(link, unmade) for link in _causes(error))
+    """Return whether the failure happened before a connection was made."""
+    connect_errors = (httpx2.ConnectError, httpx2.ConnectTimeout)
+    return any(isinstance(link, connect_errors) for link in _causes(error))
 
 
 def description(error: BaseException) -> str:
-    """Describe a failure of transport in the system's or TLS library's words, else in httpx2's.
+    """Return the message of the operating system or TLS library, else of httpx2.
 
-    May quote what a server sent: to be redacted.
+    It may quote data that a server sent, so it must be redacted.
     """
     links = tuple(_causes(error))
     words = dict.fromkeys(filter(None, map(_system_words, links)))
@@ -77,7 +80,7 @@ def _system_words(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Walk from an exception to what caused it, through groups, to a limited depth."""
+    """Yield an exception and its causes and contexts, through groups, to a limited depth."""
     link: BaseException | None = error
     for _ in range(16):
         if link is None:
