@@ -1,4 +1,7 @@
-"""Ask for an image; get one from the best provider that can serve now, within your time limit."""
+"""Resilient image generation: one call returns an image from the best provider available now.
+
+Retries, fallback, pacing, circuit breakers and deadlines are part of the call.
+"""
 
 from __future__ import annotations
 
@@ -115,10 +118,10 @@ __all__ = [
     "reset_default_client",
 ]
 
-# Quiet until the application listens: it may print nothing where results go to.
+# Without a handler, logging would print warnings to the standard error of an application.
 logging.getLogger("resilient_imagen").addHandler(logging.NullHandler())
 
-# Found when first asked for: their modules load asyncio, pydantic-settings, pybreaker or more.
+# Imported on first use: their modules load asyncio, pydantic-settings, pybreaker and more.
 _LAZY = {
     "AspectRatio": "resilient_imagen.request",
     "Attempt": "resilient_imagen.result",

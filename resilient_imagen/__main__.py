@@ -1,4 +1,4 @@
-"""``python -m resilient_imagen``: the command line, where its script is not on the path."""
+"""``python -m resilient_imagen``: the command line, without its script on the path."""
 
 from resilient_imagen.cli import main
 

@@ -1,4 +1,4 @@
-"""Environment variables: which are ours, and what to say when one holds what is not allowed."""
+"""Environment variables: the settings source, its error messages and its warnings."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["EnvironmentSource", "complain_of", "describe_errors", "unknown_variables"]
 
 _PREFIX: Final = "IMAGE_GEN_"
-"""Variables with it are read by this package alone."""
+"""Prefix of the variables that only this package reads."""
 _NOT_IN_NAMES: Final = re.compile(r"\W", re.ASCII)
 _MAX_NAME: Final = 60
 """Characters of an unknown variable's name that a warning shows."""
 
 
 class EnvironmentSource(EnvSettingsSource):
-    """The variables named on the fields; one that is blank counts as not set.
+    """A settings source that reads the variables named by the fields; a blank one is not set.
 
-    A field's own name is a keyword's, and no variable's: DEADLINE or REDIS_URL belong to others.
+    A field's own name is a keyword argument, not a variable: DEADLINE or REDIS_URL may belong to
+    other software.
     """
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
@@ -39,7 +40,7 @@ class EnvironmentSource(EnvSettingsSource):
 
 
 def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
-    """Name each variable, what is allowed and, unless it may be a secret, the value."""
+    """Return an error message: each variable, its allowed values, and the value if not secret."""
     lines = []
     for problem in error.errors(include_url=False):
         location = str(problem["loc"][0]) if problem["loc"] else ""
@@ -57,7 +58,7 @@ def _nearest_field(unknown: str, settings_cls: type[BaseSettings]) -> str:
 
 
 def _variable_name(location: str, settings_cls: type[BaseSettings]) -> str:
-    """The environment variable that sets the field."""
+    """Return the environment variable that sets the field."""
     _, names = _field(location, settings_cls)
     return next((name for name in names if os.environ.get(name, "").strip()), names[0])
 
@@ -68,7 +69,7 @@ def _is_secret(location: str, settings_cls: type[BaseSettings]) -> bool:
 
 
 def _field(location: str, settings_cls: type[BaseSettings]) -> tuple[FieldInfo | None, list[str]]:
-    """The field, and its variables; errors name the field or its first alias."""
+    """Return the field and its variables; ``location`` is the field's name or its first alias."""
     for field, info in settings_cls.model_fields.items():
         if not isinstance(info.validation_alias, AliasChoices):
             continue
@@ -79,9 +80,9 @@ def _field(location: str, settings_cls: type[BaseSettings]) -> tuple[FieldInfo |
 
 
 def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:
-    """Return the names in the environment that look like a setting and are none, sorted.
+    """Return the sorted names of environment variables with our prefix that are not settings.
 
-    A blank variable counts as not set, and case does not matter, as for the known ones.
+    A blank variable counts as not set, and case does not matter, as for known variables.
     """
     known = {name.upper() for name in _known(settings_cls)}
     return tuple(
@@ -96,9 +97,9 @@ def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:
 
 
 def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
-    """Return a warning about an unknown variable: its name, never its value, and the nearest one.
+    """Return a warning with the unknown variable's name, not its value, and the nearest known name.
 
-    Names are compared without their prefix, which would make any two of them alike.
+    Names are compared without their common prefix, which would make all of them similar.
     """
     by_rest = {name.removeprefix(_PREFIX): name for name in _known(settings_cls)}
     nearest = get_close_matches(unknown.upper().removeprefix(_PREFIX), by_rest, n=1)
@@ -108,7 +109,7 @@ def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
 
 
 def _known(settings_cls: type[BaseSettings]) -> list[str]:
-    """Return every variable that a field names."""
+    """Return all variables of all fields."""
     return [
         str(name)
         for info in settings_cls.model_fields.values()

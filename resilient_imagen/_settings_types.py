@@ -1,4 +1,4 @@
-"""What a setting's value may look like, and what is made of it: each with its own clear refusal."""
+"""Types of setting values: each parses a value, or rejects it with a clear message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OFF = frozenset({"", "off", "none", "no", "-"})
 
 
 def blank_to_none(value: Any) -> Any:
-    """``off``, ``none`` and the like, and blanks, mean: no such limit."""
+    """Convert a blank str, ``off``, ``none`` and similar words to None, which means no limit."""
     return None if isinstance(value, str) and value.strip().lower() in _OFF else value
 
 
@@ -45,7 +45,7 @@ def split_commas(value: object) -> tuple[str, ...]:
     """Return the parts between commas without blank ones, or the strings of a list.
 
     Raises:
-        ValueError: It is neither a string nor a list of strings.
+        ValueError: The value is neither a string nor a list of strings.
     """
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -56,14 +56,14 @@ def split_commas(value: object) -> tuple[str, ...]:
 
 
 def require_finite(value: float) -> float:
-    """Neither infinite nor no number."""
+    """Reject NaN and infinity."""
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value
 
 
 def blank_secret_to_none(value: object) -> object:
-    """Blank secrets are missing ones; a copied line break is not part of them."""
+    """Convert a blank secret to None, and strip white space such as a copied line break."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if isinstance(value, str):
@@ -82,7 +82,7 @@ def _check_api_key(value: object) -> object:
 
 
 def _check_base_url(value: Any) -> Any:
-    """Where an API is: also found wrong here, with the variable's name, before anything starts."""
+    """Check an API's address at start, so that the error names the variable."""
     value = blank_to_none(value)
     if isinstance(value, str):
         value = value.strip()
@@ -103,14 +103,14 @@ def _lowercase(value: object) -> object:
 
 
 def _parse_capture_content(value: object) -> object:
-    """OpenTelemetry's words for where content may go; spans are the only place we know."""
+    """Parse OpenTelemetry's words for content capture; return whether spans may record content."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in {"span_only", "span_and_event", "true"}:
             return True
         if word in {"no_content", "event_only", "false"}:
             return False
-        if word:  # a word of another package's, which reads the variable too: no reason to stop
+        if word:  # a warning, not an error: other packages read the variable with more words
             _warn_unknown_capture_word()
         return False
     return value
@@ -125,7 +125,7 @@ def _warn_unknown_capture_word() -> None:
 
 
 class RouteName(str):
-    """``provider:model``, one link of the chain."""
+    """``provider:model``, one entry of IMAGE_GEN_ROUTES."""
 
     __slots__ = ()
 
@@ -153,10 +153,10 @@ CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
 class SettingsArguments(TypedDict, total=False):
-    """Keyword arguments of ``Settings``, for checkers, editors and functions that pass them on.
+    """Keyword arguments of ``Settings``, for type checkers, editors and forwarding functions.
 
-    Where a field has another type than what it is made of, both are allowed: a comma list in place
-    of a tuple, text in place of a secret.
+    If a field's type differs from the type that it is parsed from, both are allowed: a
+    comma-separated str in place of a tuple, a str in place of a secret.
     """
 
     google_api_key: str | SecretStr | None

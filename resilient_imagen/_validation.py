@@ -1,4 +1,4 @@
-"""Validation errors of pydantic in this library's words."""
+"""Messages for pydantic's validation errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["explain"]
 
 _LONGEST: Final = 20
-"""Characters of a value that is shown: enough for a typing error, too few for a key or a prompt."""
+"""Longest value that is shown, in characters: enough to see a typing error, too few for a key."""
 
 _LIST: Final = "must be a list"
 _OBJECT: Final = "must be an object"
@@ -52,11 +52,11 @@ _MESSAGES: Final = {
     "unexpected_positional_argument": "is not known",
     "value_error": "{error}",
 }
-"""By pydantic's type of the error; placeholders are pydantic's, too."""
+"""Messages by pydantic's error type, with pydantic's placeholders."""
 
 
 def explain(problem: ErrorDetails, *, secret: bool = False) -> str:
-    """Return what is allowed, and the value if it is short and can be no secret.
+    """Return which values are allowed, and the given value if it is short and not a secret.
 
     Args:
         problem: One of a ValidationError's ``errors()``.
@@ -72,7 +72,7 @@ def explain(problem: ErrorDetails, *, secret: bool = False) -> str:
 
 
 def _shown(value: object) -> str | None:
-    """The value, or its type; None for a string that may hold a key, a password or a prompt."""
+    """Return the value or its type; None for a str that may hold a key, a password or a prompt."""
     if isinstance(value, str):
         fine = len(value) <= _LONGEST and "@" not in value and redact(value) == value
         return repr(value) if fine else None

@@ -1,4 +1,4 @@
-"""Other breaker settings beside the live ones: what would they have done? Without any effect."""
+"""Candidate breaker settings: evaluated beside the live ones on the same calls, without effect."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _TRIPS = frozenset(
 
 
 class CandidateEvaluator:
-    """A sink that runs a second breaker beside each configured route's, fed by the same outcomes.
+    """A sink that runs a candidate breaker for each configured route, fed by the same outcomes.
 
-    What it would have done differently is told as events, hence in metrics and log lines: its
-    changes of state (with ``transition.shadow``), and each request that it would have refused or,
-    where the live breaker refused, let through: every caller while it is closed, and one for each
-    probe that it is due. While the live breaker is open, both see only what the live one's probes
-    meet.
+    Differences are emitted as events, and so appear in metrics and log lines: the candidate's state
+    changes (with ``transition.shadow``), each request that it would have rejected, and each request
+    that it would have allowed although the live breaker rejected it. A closed candidate would allow
+    every request, an open or half-open one only its probes. While the live breaker is open, both
+    breakers see only the outcomes of the live breaker's probes.
 
     Args:
-        settings: The live ones; ``settings.shadow`` says what is different in the candidate's.
+        settings: The live settings; ``settings.shadow`` has the candidate's differences.
     """
 
     inline = True
@@ -51,14 +51,14 @@ class CandidateEvaluator:
         self._permits: dict[tuple[str, str], Permit | None] = {}
         self._disagreements: Counter[str] = Counter()
         self._probes: Counter[str] = Counter()
-        """Probes that each candidate would have sent in the state it is in."""
+        """Number of probes that each candidate would have sent in its present state."""
 
     def emit_to(self, dispatcher: SinkDispatcher) -> None:
-        """Tell this hub from now on."""
+        """Emit events to this dispatcher."""
         self._dispatcher = dispatcher
 
     def handle(self, event: events.Event) -> None:
-        """Feed the candidates."""
+        """Apply an event to the candidate of its route."""
         match event:
             case events.RouteRegistered(configured=True):
                 self._add(event)
@@ -74,7 +74,7 @@ class CandidateEvaluator:
                 self._live_changed(event.transition)
 
     def snapshot(self) -> ShadowSnapshot:
-        """Each candidate's breaker, and how often it would have done otherwise, as plain JSON."""
+        """Return each candidate's breaker and the number of disagreements, as plain JSON."""
         return {
             "settings": dict(self._settings.shadow or {}),
             "would_reject": self._disagreements["reject"],
@@ -107,13 +107,14 @@ class CandidateEvaluator:
         else:
             cause = Reason.TIMEOUT if event.cut_short else event.reason
             permit.settle(event.vote, cause=cause, retry_after=event.retry_after)
-            if event.vote is BreakerOutcome.TRIP:  # perhaps by the live breaker's opening already
+            if event.vote is BreakerOutcome.TRIP:  # `_live_changed` may have made the permit stale
                 self._breakers[key[1]].force_trip(cause=event.reason, retry_after=event.retry_after)
 
     def _would_allow(self, breaker: CircuitBreaker) -> bool:
-        """Whether the candidate lets a caller through whom the live breaker turned away.
+        """Return whether the candidate would allow a call that the live breaker rejected.
 
-        What its probe would have met nobody knows: it stays due until a live one is sent.
+        A candidate's probe has no known outcome, so the candidate stays due until the live breaker
+        sends a probe.
         """
         if not breaker.allows_calls():
             return False
@@ -123,9 +124,10 @@ class CandidateEvaluator:
         return self._probes[breaker.name] <= self._settings.breaker_half_open_calls
 
     def _live_changed(self, change: Transition) -> None:
-        """What concerns a whole account opens the breakers of its other routes without a request.
+        """Trip the candidate if the live breaker opened for a fatal reason.
 
-        The route whose request it was is told the same; its hint follows with the request's end.
+        An account-wide failure opens the account's other routes without a request of theirs. The
+        route that sent the request is tripped here, too; its hint follows when the request ends.
         """
         breaker = self._breakers.get(change.name)
         if breaker is None or change.shadow or change.to_state is not BreakerState.OPEN:

@@ -1,4 +1,4 @@
-"""What requests cost, added up: for one client, and for the whole process."""
+"""Cost ledger: the total cost of requests, for one client and for the whole process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["PROCESS_COSTS", "CostLedger"]
 
 
 _MAX_MODELS: Final = 256
-"""Models whose average price is kept; callers choose their names."""
+"""Models whose average price is kept; bounded because callers choose the names."""
 
 
 @dataclass(slots=True)
 class _Delivered:
-    """The pictures of one model with a known price."""
+    """Images of one model that were delivered with a known price."""
 
     images: int = 0
     cost_usd: float = 0.0
@@ -32,30 +32,30 @@ class _Delivered:
 
 @dataclass(slots=True)
 class CostLedger:
-    """A running total. What has no price is counted beside it, and is never taken for free."""
+    """A running total. Images and requests without a known price are counted separately."""
 
     images: int = 0
     cost_usd: float = 0.0
-    """US dollars, failed requests included where their tokens have a price."""
+    """US dollars, including failed requests whose tokens have a price."""
     unpriced_images: int = 0
-    """Pictures for which the model table has no price."""
+    """Images for which the model table has no price."""
     possibly_billed_requests: int = 0
-    """Requests that brought no picture, and may be billed as if they had."""
+    """Requests that delivered no image and may have been billed."""
     maybe_usd: float = 0.0
-    """US dollars that they would cost at the price of a picture."""
+    """US dollars that these requests would cost at the price of an image."""
     maybe_unpriced: int = 0
-    """Those of them that no price is known for."""
+    """How many of these requests have no known price."""
     _delivered: dict[str, _Delivered] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, attempts: Iterable[Attempt], resolution: str) -> None:
-        """Count the requests of one call; from any thread."""
+        """Add the requests of one call; may be called from any thread."""
         with self._lock:
             for attempt in attempts:
                 self._add(attempt, resolution)
 
     def snapshot(self) -> SpendingSnapshot:
-        """The totals, as plain JSON."""
+        """Return the totals as plain JSON."""
         with self._lock:
             return {
                 "images": self.images,
@@ -69,7 +69,7 @@ class CostLedger:
             }
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Reset all totals."""
         self.__init__()  # type: ignore[misc]
 
     def _add(self, attempt: Attempt, resolution: str) -> None:
@@ -94,14 +94,14 @@ class CostLedger:
             self.maybe_unpriced += price is None
 
     def _usual_price(self, model: str, resolution: str) -> float | None:
-        """A picture's price: from the table, else what this model's cost so far on average."""
+        """Return an image's price from the table, else this model's average price so far."""
         price = models.image_price(model, resolution)
         known = self._delivered.get(model)
         return known.cost_usd / known.images if price is None and known is not None else price
 
 
 PROCESS_COSTS: Final = CostLedger()
-"""Of all clients of this process, closed ones included."""
+"""Totals of all clients of this process, including closed ones."""
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=PROCESS_COSTS.clear)

@@ -1,8 +1,8 @@
-"""Host name resolution in a few daemon threads, apart from every other pool of threads.
+"""Host name resolution in a few daemon threads, separate from all other thread pools.
 
-The system's resolver blocks. With a dead name server it does so for up to forty seconds, and
-nothing can stop it: in the event loop's default executor it would keep the application's own
-threads from working, and in any executor of the standard library the interpreter from exiting.
+The system's resolver blocks for up to forty seconds if the name server is down, and cannot be
+interrupted. In the event loop's default executor it would use up the application's threads, and in
+any executor of the standard library it would keep the interpreter from exiting.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["HostResolver", "alternating"]
 
 _STALE_AFTER: Final = 1.8
-"""Seconds without an answer after which the last good addresses serve (RFC 8767, section 5)."""
+"""Seconds without an answer after which stale addresses are used (RFC 8767, section 5)."""
 _STALE_FOR: Final = 86_400.0
-"""Seconds for which they do (RFC 8767 allows one to three days)."""
+"""Seconds for which stale addresses may be used (RFC 8767 allows one to three days)."""
 _GIVEN_UP: Final = 5.0
-"""Seconds after which a look-up is no longer joined by others; resolvers wait as long per try."""
+"""Seconds after which callers no longer join a look-up; a resolver's own time-out per try."""
 _MAX_REMEMBERED: Final = 64
-"""Names whose last good addresses are kept."""
+"""Number of names whose last good addresses are kept."""
 
-# An answer, and not the failure to get one: it holds.
+# The name server's answer that a name does not exist, so stale addresses must not be used.
 _UNKNOWN_NAME: Final = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)
 )
@@ -44,7 +44,7 @@ _Addresses: TypeAlias = tuple[str, ...]
 
 @dataclass(slots=True, eq=False)
 class _Lookup:
-    """One question to the system's resolver and everybody who waits for its answer."""
+    """One look-up by the system's resolver, and the callers that wait for it."""
 
     name: _Name
     asked_at: float
@@ -52,14 +52,14 @@ class _Lookup:
 
 
 class HostResolver:
-    """Resolves host names for one provider, or another part whose trouble is to stay its own.
+    """A resolver with its own threads, so that a hanging look-up affects only its users.
 
     Callers that ask for the same name share one look-up. While the name server does not answer,
-    the addresses that were found last serve. May be used from any thread and event loop; a forked
-    child begins with no look-ups.
+    the last good addresses are used. May be used from any thread and event loop; a forked child
+    begins without look-ups.
 
     Args:
-        max_threads: Look-ups at a time; more of them wait for a thread, first come first served.
+        max_threads: Maximum of concurrent look-ups; further ones wait in order for a thread.
     """
 
     def __init__(self, max_threads: int = 4) -> None:
@@ -77,7 +77,7 @@ class HostResolver:
     async def resolve(self, host: str, port: int) -> Sequence[str]:
         """Return the numeric addresses of ``host``, best first.
 
-        Has no time limit of its own: cancel it. The look-up goes on without its callers.
+        There is no time limit; the caller may cancel. The look-up continues without its callers.
 
         Raises:
             OSError: The name has no address, or the name server cannot be reached.
@@ -97,7 +97,7 @@ class HostResolver:
             self._ensure_thread()
             async with asyncio.timeout(patience):
                 return await asyncio.wrap_future(answer)
-        except OSError as error:  # a TimeoutError is one
+        except OSError as error:  # includes TimeoutError
             if good and getattr(error, "errno", None) not in _UNKNOWN_NAME:
                 return good
             raise
@@ -109,7 +109,7 @@ class HostResolver:
                     self._forget(lookup)
 
     def _join(self, name: _Name) -> _Lookup:
-        """Return the newest look-up of a name, or a new one where that one seems to hang."""
+        """Return the newest look-up of a name, or a new look-up if that one seems to hang."""
         now = time.monotonic()
         lookup = self._newest.get(name)
         if lookup is not None:
@@ -142,13 +142,13 @@ class HostResolver:
                 addresses = _ask_system(*lookup.name)
             except OSError as error:
                 self._finish(lookup, (), error)
-            except Exception as error:  # noqa: BLE001 - nobody else would tell those who wait
+            except Exception as error:  # noqa: BLE001 - raised to the callers that wait
                 self._finish(lookup, (), OSError(f"{type(error).__name__} in the resolver"))
             else:
                 self._finish(lookup, addresses, None)
 
     def _next(self) -> _Lookup | None:
-        """Take the first look-up in the queue; without one the thread ends."""
+        """Take the first look-up from the queue; None ends the thread."""
         with self._lock:
             lookup = next(iter(self._queue), None)
             if lookup is None:
@@ -172,7 +172,7 @@ class HostResolver:
             if error is None:
                 answer.set_result(addresses)
             else:
-                # Each caller gets an error of its own: its traceback holds that caller's frames.
+                # A copy for each caller, because a traceback holds its caller's frames.
                 answer.set_exception(type(error)(*error.args))
 
     def _forget(self, lookup: _Lookup) -> None:
@@ -200,9 +200,9 @@ def _is_numeric(host: str) -> bool:
 
 
 def alternating(addresses: Sequence[str]) -> Iterator[str]:
-    """Order addresses so that both families have their turn, the best one's first."""
+    """Order addresses so that IPv4 and IPv6 alternate, beginning with the best address."""
     first = ":" in addresses[0]
-    one = [address for address in addresses if (":" in address) is first]
-    other = [address for address in addresses if (":" in address) is not first]
-    for pair in zip_longest(one, other):
+    preferred = [address for address in addresses if (":" in address) is first]
+    others = [address for address in addresses if (":" in address) is not first]
+    for pair in zip_longest(preferred, others):
         yield from (address for address in pair if address is not None)

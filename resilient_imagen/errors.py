@@ -1,4 +1,4 @@
-"""The error tree. Every error carries its reason, the requests sent and when to come back.
+"""Exceptions: every error carries its reason, the requests sent and ``retry_after``.
 
 ::
 
@@ -22,8 +22,8 @@
     ├── AllProvidersFailedError               the primary's reason
     └── ConfigurationError                    invalid_request
 
-Texts are made here from a fixed vocabulary: provider, model, HTTP code and the vendor's status
-word. Applications search them, so they hold no other number and no vendor prose.
+Error texts are made here from a fixed vocabulary: provider, model, HTTP code and the vendor's
+status word. Applications search them, so they contain no other number and no vendor prose.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = [
     "provider_failure",
 ]
 
-# What stands in a text when the vendor sent no status of its own. None of them is a reason word.
+# Phrases for errors without a vendor's status. They contain no reason words.
 _DEFAULT_MESSAGES: Mapping[Reason, str] = {
     Reason.OVERLOADED: "temporarily unavailable",
     Reason.RATE_LIMITED: "too many requests",
@@ -89,9 +89,9 @@ _BRIEF: Final = re.compile(rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{_KNOWN
 
 
 def trusted_brief(text: str, reason: Reason | None) -> str:
-    """Return `text` if an error's `brief` can be it, else the fixed phrase for `reason`.
+    """Return `text` if it is a possible `summary` of an error, else the fixed phrase for `reason`.
 
-    For a text that another process stored: it may have been damaged or forged.
+    Used for a str that another process stored, which may be damaged or forged.
     """
     if _BRIEF.fullmatch(text):
         return text
@@ -102,23 +102,24 @@ class ImageGenerationError(Exception):
     """Base of every error raised for a request that did not deliver an image.
 
     Attributes:
-        reason: One word saying why; the same word stands in spans and log lines.
-        attempts: The requests really sent, in order. Refusals by a guard are not among them.
-        retry_after: Seconds after which asking again may help, or None when unknown.
-        provider: The provider's name, or None when no single one is meant.
-        model: The model's name, or None likewise.
-        status: HTTP status of the answer, or None when there was none.
+        reason: The cause, as one word; spans and log lines use the same word.
+        attempts: The requests really sent, in order. A rejection by a breaker or a full queue is
+            not an attempt.
+        retry_after: Seconds after which a new call may succeed; None if unknown.
+        provider: The provider's name; None if no single provider is concerned.
+        model: The model's name; None if no single model is concerned.
+        status: HTTP status of the response; None without a response.
         status_word: The vendor's status word (``UNAVAILABLE``), or None.
         vendor_message: The vendor's own message, redacted and bounded, or None. Not in the text.
-        vendor_error: Name of the SDK's exception type, or None. SDK exceptions are never chained:
-            their texts may hold keys, prompts or whole pages.
-        account_wide: True when every model of the account is concerned (billing, key).
-        usage: What the vendor counted although no picture came, or None. It may be billed.
-        never_sent: True when no connection was made, so that nothing can have been billed.
+        vendor_error: Name of the SDK's exception type, or None. SDK exceptions are never chained,
+            because their texts may contain keys, prompts or whole response bodies.
+        account_wide: True if every model of the account is concerned (billing, key).
+        usage: The vendor's token counts of the failed request, which may be billed; or None.
+        never_sent: True if no connection was made, so that nothing can have been billed.
 
     Raises:
-        ValueError: ``reason`` is none of those that there are.
-        TypeError: Another argument is of the wrong type.
+        ValueError: ``reason`` is not a Reason.
+        TypeError: Another argument has the wrong type.
     """
 
     default_reason: Reason = Reason.SERVER_ERROR
@@ -162,20 +163,19 @@ class ImageGenerationError(Exception):
         super().__init__(message if message is not None else self._text())
 
     def set_route(self, provider: str, model: str) -> None:
-        """Set the route if the provider that raised the error did not."""
+        """Set provider and model if the provider that raised the error did not set them."""
         if self.provider is None:
             self.provider, self.model = provider, model
             self.args = (f"{provider} {model}: {self.args[0]}",)
 
     def scrub(self, secret: str) -> None:
-        """Take ``secret``, and whatever looks like one, out of its texts.
+        """Remove ``secret``, and everything that looks like a secret, from the error's texts.
 
-        A provider of the application's may have quoted the prompt, or passed on what a vendor
-        quoted.
+        An application's provider may have quoted the prompt, or a vendor's echo of it.
         """
         strange = self.status_word is not None and not _STATUS_WORD.fullmatch(self.status_word)
         if self.vendor_message is None and not strange and not self._has_custom_message:
-            return  # it was made here, of words that are known
+            return  # a default message contains no secret
         from resilient_imagen.redaction import redact
 
         if self.vendor_message is not None:
@@ -195,13 +195,13 @@ class ImageGenerationError(Exception):
         """HTTP code and status word, or a fixed phrase: ``503 UNAVAILABLE``, ``timed out``."""
         phrase = self.status_word or _DEFAULT_MESSAGES[self.reason]
         if self.reason in {Reason.CONTENT_BLOCKED, Reason.NO_IMAGE}:
-            phrase = _DEFAULT_MESSAGES[self.reason]  # the application looks for exactly these words
+            phrase = _DEFAULT_MESSAGES[self.reason]  # applications search for exactly these words
         if self.status is None or self.status == 200:  # noqa: PLR2004 - HTTP's "OK"
             return phrase
         return f"{self.status} {phrase}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Survive pickling and copying with every attribute (tasks cross process borders)."""
+        """Pickle and copy with every attribute, for example between processes."""
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
@@ -236,19 +236,19 @@ def _rebuild(
 
 
 class InvalidRequestError(ImageGenerationError, ValueError):
-    """The request is at fault: a bad argument of ours, or a 400 or 413 of the vendor's."""
+    """The request is invalid: an argument was rejected here, or by the vendor with 400 or 413."""
 
     default_reason = Reason.INVALID_REQUEST
 
 
 class ContentBlockedError(ImageGenerationError, ValueError):
-    """The vendor refused the prompt, a reference or the picture it made."""
+    """The vendor refused the prompt, a reference image or the generated image."""
 
     default_reason = Reason.CONTENT_BLOCKED
 
 
 class NoImageError(ImageGenerationError, ValueError):
-    """The vendor answered, without an image and without a refusal."""
+    """The vendor's response has neither an image nor a refusal."""
 
     default_reason = Reason.NO_IMAGE
 
@@ -264,25 +264,25 @@ class ProviderOverloadedError(ProviderError):
 
 
 class RateLimitedError(ProviderError):
-    """Too many requests in too short a time; ``retry_after`` says when to come back."""
+    """Too many requests in too short a time; see ``retry_after``."""
 
     default_reason = Reason.RATE_LIMITED
 
 
 class QuotaExhaustedError(ProviderError):
-    """The daily quota, the prepaid credit or the billing limit is used up."""
+    """The daily quota, the prepaid credit or the billing limit is exhausted."""
 
     default_reason = Reason.QUOTA_EXHAUSTED
 
 
 class ProviderTimeoutError(ProviderError, TimeoutError):
-    """No answer within the per-call timeout, or the vendor gave up (504, 524)."""
+    """No response within the attempt timeout, or the vendor timed out (504, 524)."""
 
     default_reason = Reason.TIMEOUT
 
 
 class ProviderConnectionError(ProviderError, ConnectionError):
-    """Refused, not resolved, no TLS, reset, or a body that was cut."""
+    """The connection failed: refused, not resolved, no TLS, reset, or a truncated body."""
 
     default_reason = Reason.CONNECTION
 
@@ -294,43 +294,43 @@ class AuthenticationError(ProviderError):
 
 
 class PermissionDeniedError(ProviderError):
-    """The key is known and may not do this."""
+    """The API key is valid but lacks permission for the request."""
 
     default_reason = Reason.FORBIDDEN
 
 
 class ModelNotFoundError(ProviderError):
-    """The vendor does not know the model (any more)."""
+    """The vendor does not have the model, or not any more."""
 
     default_reason = Reason.MODEL_NOT_FOUND
 
 
 class InvalidResponseError(ProviderError):
-    """A 200 that is not what the API promises."""
+    """A 200 response that violates the API."""
 
     default_reason = Reason.INVALID_RESPONSE
 
 
 class CircuitOpenError(ImageGenerationError):
-    """Every route is skipped by its circuit breaker; ``retry_after`` is the soonest."""
+    """Circuit breakers rejected the call on every route; ``retry_after`` is the shortest wait."""
 
     default_reason = Reason.CIRCUIT_OPEN
 
 
 class SaturatedError(ImageGenerationError):
-    """The provider's queue is full, or longer than the call can wait."""
+    """The provider's queue is full, or its wait is longer than the call allows."""
 
     default_reason = Reason.SATURATED
 
 
 class DeadlineExceededError(ImageGenerationError, TimeoutError):
-    """The caller's deadline passed: queueing, retries and fallback included."""
+    """The caller's deadline expired; it covers queueing, retries and fallback."""
 
     default_reason = Reason.DEADLINE
 
 
 class AllProvidersFailedError(ImageGenerationError):
-    """Every route was tried or skipped; the reason is the primary's.
+    """Every route failed or was skipped; the reason is the primary's.
 
     Attributes:
         errors: The last error of each route, in the order the routes were tried.
@@ -346,7 +346,7 @@ class AllProvidersFailedError(ImageGenerationError):
 
 
 class ConfigurationError(ImageGenerationError):
-    """A setting is missing or not allowed; the text names the variable and what is allowed."""
+    """A setting is missing or not allowed; the text has the variable and the allowed values."""
 
     default_reason = Reason.INVALID_REQUEST
 
@@ -375,5 +375,5 @@ _CLASSES: Mapping[Reason, type[ImageGenerationError]] = {
 
 
 def provider_failure(reason: Reason, **details: Any) -> ImageGenerationError:
-    """The error that belongs to ``reason``, with the attributes of ImageGenerationError."""
+    """Return an error of the class for ``reason``, with attributes of ImageGenerationError."""
     return _CLASSES.get(reason, ProviderError)(reason=reason, **details)

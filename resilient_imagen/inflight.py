@@ -1,4 +1,4 @@
-"""The calls of a client that are in flight: to wait for them, or to end them."""
+"""Calls in flight of a client: a registry to wait for them, or to cancel them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 __all__ = ["CallsInFlight"]
 
 _SECONDS_TO_END: Final = 1.0
-"""Seconds that ended calls have to close their connections; a provider may ignore cancellation."""
+"""Seconds for cancelled calls to close connections; a provider may ignore cancellation."""
 
 
 class CallsInFlight:
-    """Calls that have begun and not ended, on whichever event loop.
+    """The calls in flight, by event loop.
 
-    Calls of a loop that has been closed never end; only those of the running loop count. They are
-    dropped when a call begins on another loop, since an entry keeps its call and pictures alive.
+    Only calls of the running loop count. Calls of a closed loop never end; they are dropped when a
+    call begins on another loop, because an entry keeps its call and images in memory.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class CallsInFlight:
         self._waiting: list[asyncio.Future[None]] = []
 
     def __bool__(self) -> bool:
-        """Whether a call of the running loop is in flight."""
+        """Return whether a call of the running loop is in flight."""
         return bool(self._here())
 
     def watch(self, timer: asyncio.Timeout) -> _Watched:
@@ -60,7 +60,7 @@ class CallsInFlight:
             await waiting
 
     async def end(self) -> None:
-        """End every call of the running loop, and give them a moment to clean up."""
+        """Cancel every call of the running loop, and wait briefly for their cleanup."""
         loop = asyncio.get_running_loop()
         calls = self._here()
         for timer in calls:

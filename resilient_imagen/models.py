@@ -1,7 +1,7 @@
-"""The model table: everything that depends on a model's name, one row a model, and nowhere else.
+"""Model table: all facts that depend on a model's name, one row per model.
 
-A model that is not in the table, but whose name tells its vendor, is treated like that vendor's
-newest row. Vendors' ids come and go: a row past its ``retired_on`` names the one to use instead.
+A model that is not in the table, but whose name shows its vendor, is treated like that vendor's
+newest model. For a model past its ``retired_on`` date, the row has its successor.
 """
 
 from __future__ import annotations
@@ -40,51 +40,52 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """US dollars."""
+    """Prices of one model in US dollars."""
 
     source: str
-    """Where they were read: the vendor's page, or what is said in its place."""
+    """The source of the prices: the vendor's page or a second-hand source."""
     as_of: date
     text_in: float | None = None
     """Per million input tokens of text."""
     image_in: float | None = None
-    """Per million input tokens of pictures."""
+    """Per million input tokens of images."""
     image_out: float | None = None
     """Per million output tokens."""
     per_image: Mapping[str, float] | None = None
-    """Per delivered picture, by resolution; where given, tokens are not charged on top."""
+    """Per delivered image, by resolution. If set, tokens are not charged."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What one model takes, costs and lives."""
+    """One row of the table: a model's limits, prices, typical latency and retirement."""
 
     name: str
     vendor: str
     """``google`` or ``openai``."""
     max_references: int
-    """Reference images in one request."""
+    """Maximum number of reference images in one request."""
     max_reference_bytes: int | None = None
-    """Bytes of one reference image, or None where the vendor states no limit."""
+    """Maximum bytes of one reference image; None if the vendor states no limit."""
     max_total_bytes: int | None = None
-    """Bytes of all reference images of a request together, before base64, or None likewise."""
+    """Maximum bytes of all reference images of a request together, before base64; None if the
+    vendor states no limit."""
     aspect_ratios: tuple[str, ...] = ()
-    """Google: the ratios it knows by name."""
+    """Google: the supported aspect ratios."""
     resolutions: tuple[str, ...] = ()
-    """Google: the values of imageSize it takes; with none the field must not be sent at all, for it
-    is answered with a 500."""
+    """Google: the supported values of imageSize. If empty, the field must not be sent, because the
+    vendor answers with a 500."""
     sizes: tuple[tuple[int, int], ...] = ()
-    """OpenAI: the only sizes in pixels it takes; with none any within the limits below."""
+    """OpenAI: the supported sizes in pixels. If empty, any size within the limits below."""
     qualities: tuple[str, ...] = ()
-    """OpenAI: the values of quality it takes."""
+    """OpenAI: the supported values of quality."""
     prices: Prices | None = None
     typical_seconds: Mapping[str, float] | None = None
-    """Seconds from request to picture, by resolution; OpenAI: at quality high, the default. Used
-    until a route has measured its own. None: nothing is known."""
+    """Typical seconds from request to image, by resolution; OpenAI: at quality high, the default.
+    Used until a route has its own measurements. None if unknown."""
     retired_on: date | None = None
-    """The day from which the vendor refuses the name."""
+    """The day from which the vendor rejects the name."""
     successor: str | None = None
-    """The model to use from then on."""
+    """The model to use from that day on."""
 
 
 _GEMINI_PAGE: Final = "https://ai.google.dev/gemini-api/docs/pricing"
@@ -101,20 +102,20 @@ _RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
 _THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 
-# Typical seconds. No vendor publishes any: all figures are second-hand, retold by relays, issue
-# threads and benchmarks of others, read on 2026-11-23. For 2K and 4K no usable figure was found
-# anywhere: those are guesses, on the slow side.
+# Typical seconds. Vendors publish no figures. These are second-hand, from relays, issue threads and
+# public benchmarks, as of 2026-11-23. For 2K and 4K no usable figure was found: those are
+# estimates, on the slow side.
 _PRO_SECONDS: Final = {"1K": 20.0, "2K": 30.0, "4K": 45.0}
 """1K: 16 to 23 s (openclaw issue 70423, and 66 calls of a relay, January 2026)."""
 _FLASH_SECONDS: Final = {"1K": 18.0, "2K": 27.0, "4K": 40.0}
 """1K: 12 to 13 s with minimal and 18 to 23 s with high thinking (a relay's public code)."""
 _GPT_1_5_SECONDS: Final = {"1K": 46.0}
-"""Mean of 22 pictures at quality high on Azure (a public benchmark)."""
+"""Mean of 22 images at quality high on Azure (a public benchmark)."""
 _GPT_2_SECONDS: Final = {"1K": 195.0, "2K": 235.0, "4K": 280.0}
 """1K: median at quality high, p95 280 s (two relays)."""
 _GPT_2_5_SECONDS: Final = {"1K": 50.0, "2K": 60.0, "4K": 75.0}
-"""1K: 33 to 70 s for 1024x1536 of sunburst at quality high (chatgpt2api issue 34). Nothing was
-found for flare, nor for 2.6, which the vendor calls faster."""
+"""1K: 33 to 70 s for 1024x1536 of sunburst at quality high (chatgpt2api issue 34). No figures were
+found for flare, nor for 2.6, which is faster according to the vendor."""
 
 _tokens = partial(Prices, source=_OPENAI_PAGE, as_of=_READ_ON, text_in=5.0, image_in=8.0)
 
@@ -144,7 +145,7 @@ def _per_image(dollars: Mapping[str, float], source: str = _GEMINI_PAGE) -> Pric
 
 
 def _retired(name: str, retired_on: date, successor: str) -> ModelInfo:
-    """Make a row for a name whose own answers nobody gets any more."""
+    """Return a row for a retired model."""
     make = _gemini if successor.startswith("gemini-") else _gpt
     return make(name, prices=None, typical_seconds=None, retired_on=retired_on, successor=successor)
 
@@ -209,7 +210,7 @@ _NEWEST: Final[Mapping[str, ModelInfo]] = {
     "openai": MODELS["gpt-image-2.6-flare"],
 }
 VENDORS: Final = frozenset(_NEWEST)
-"""Vendors that the table has models of."""
+"""Vendors with models in the table."""
 _LEAST_REFERENCE_BYTES: Final = min(
     row.max_reference_bytes for row in _ROWS if row.max_reference_bytes is not None
 )
@@ -224,12 +225,12 @@ _FAMILIES: Final = (
 
 
 def find_model(name: str) -> ModelInfo | None:
-    """The row of a model, or None when the table has none."""
+    """Return the row of a model; None if the table has none."""
     return MODELS.get(name)
 
 
 def vendor_of(name: str) -> str | None:
-    """``google`` or ``openai``: from the table, else from the family in the name, else None."""
+    """Return ``google`` or ``openai``, by the table or by the model family in the name, or None."""
     row = find_model(name)
     if row is not None:
         return row.vendor
@@ -237,9 +238,9 @@ def vendor_of(name: str) -> str | None:
 
 
 def successor(name: str, today: date) -> str | None:
-    """The living model that stands in for a retired one; None when ``name`` itself is to be used.
+    """Return the available successor of a retired model; None if ``name`` is not retired.
 
-    ``today`` is the caller's date: a name is replaced from the day of its retirement on.
+    A name is replaced from the day of its retirement on; ``today`` is the current date.
     """
     row = find_model(name)
     heir = None
@@ -250,17 +251,17 @@ def successor(name: str, today: date) -> str | None:
 
 
 def get_model(vendor: str, name: str) -> ModelInfo | None:
-    """What is known of a vendor's model: its row, else that of the vendor's newest model.
+    """Return the row of a vendor's model, else the row of the vendor's newest model.
 
-    None for a vendor that is not in the table.
+    Return None for a vendor that is not in the table.
     """
     return _row(name, vendor) if vendor in _NEWEST else None
 
 
 def max_reference_bytes(vendor: str, name: str) -> int:
-    """Bytes of one reference image that may be sent to a model.
+    """Return the maximum bytes of one reference image for a model.
 
-    The strictest row's where the table knows nothing of the vendor.
+    For a vendor that is not in the table, this is the lowest maximum of all rows.
     """
     row = get_model(vendor, name)
     limits = (row.max_reference_bytes, row.max_total_bytes) if row is not None else ()
@@ -268,23 +269,23 @@ def max_reference_bytes(vendor: str, name: str) -> int:
 
 
 def max_references(routes: Iterable[tuple[str, str]]) -> int | None:
-    """How many reference images any of these vendors and models takes; None if one may take all."""
+    """Return the highest reference limit of these vendors and models; None if one has no limit."""
     rows = [get_model(*route) for route in routes]
     known = [row.max_references for row in rows if row is not None]
     return max(known) if known and len(known) == len(rows) else None
 
 
 def google_aspect(model: str, aspect_ratio: str) -> str:
-    """The ratio nearest to ``aspect_ratio`` (``"9:16"``) that the model knows by name."""
+    """Return the model's supported ratio that is nearest to ``aspect_ratio`` (``"9:16"``)."""
     wanted = _log_ratio(*_numbers(aspect_ratio))
     known = _row(model, "google").aspect_ratios
     return min(known, key=lambda ratio: abs(_log_ratio(*_numbers(ratio)) - wanted))
 
 
 def google_image_size(model: str, resolution: str) -> str | None:
-    """The imageSize to send for a resolution; None when the field must not be sent.
+    """Return the imageSize to send for a resolution; None if the field must not be sent.
 
-    A model without the asked resolution gets the largest it has.
+    For a model without the requested resolution, it is the model's largest.
     """
     known = _row(model, "google").resolutions
     if not known:
@@ -294,7 +295,7 @@ def google_image_size(model: str, resolution: str) -> str | None:
 
 @lru_cache(maxsize=256)
 def downgraded_resolution(vendor: str, model: str, resolution: str) -> str | None:
-    """The resolution that the model makes instead of a larger one that it does not; else None."""
+    """Return the lower resolution that a model delivers instead of the requested one, else None."""
     row = get_model(vendor, model)
     if row is None:
         return None
@@ -307,7 +308,7 @@ def downgraded_resolution(vendor: str, model: str, resolution: str) -> str | Non
 
 @lru_cache(maxsize=256)
 def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
-    """Seconds that a picture usually takes, as far as others tell; None where nothing is known."""
+    """Return the typical seconds for an image by the table; None if unknown."""
     row = get_model(vendor, model)
     if row is None or row.typical_seconds is None:
         return None
@@ -323,10 +324,11 @@ _SIDES: Final = {"1K": 1024, "2K": 2048, "4K": 4096}
 
 
 def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, int]:
-    """Width and height in pixels to ask for.
+    """Return the width and height in pixels to request.
 
-    Models that take any size get exactly the asked ratio, in the size nearest to the resolution's
-    area that their limits allow; ratios beyond 3:1 become 3:1. Others get their nearest size.
+    For models that accept any size: exactly the requested ratio, in the size nearest to the
+    resolution's area within their limits; ratios beyond 3:1 become 3:1. For other models: the
+    nearest supported size.
     """
     width, height = _numbers(aspect_ratio)
     sizes = _row(model, "openai").sizes
@@ -339,7 +341,7 @@ def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, in
 
 
 def _free_size(width: int, height: int, area: int) -> tuple[int, int]:
-    """The multiple of the ratio nearest in area, both sides divisible by 16, within the limits."""
+    """Return the size of the ratio nearest in area, with both sides divisible by 16, in limits."""
     shared = math.gcd(width, height)
     unit = (_STEP * width // shared, _STEP * height // shared)
     pixels = unit[0] * unit[1]
@@ -350,13 +352,13 @@ def _free_size(width: int, height: int, area: int) -> tuple[int, int]:
 
 
 def clamp_quality(model: str, quality: str) -> str:
-    """The quality to send: the asked one where the model has it, else ``high``."""
+    """Return the quality to send: the requested one if the model supports it, else ``high``."""
     return quality if quality in _row(model, "openai").qualities else "high"
 
 
 @lru_cache(maxsize=256)
 def image_price(model: str, resolution: str) -> float | None:
-    """US dollars for one picture of a model that charges by the picture; else None."""
+    """Return the price of one image in US dollars, for a model that charges by image; else None."""
     row = find_model(model)
     if row is None or row.prices is None or row.prices.per_image is None:
         return None
@@ -364,7 +366,7 @@ def image_price(model: str, resolution: str) -> float | None:
 
 
 class BilledCounts(Protocol):
-    """What an answer tells of that which the vendor charges for; None where it does not say."""
+    """The billed counts of a response; None for a count that the vendor does not report."""
 
     @property
     def input_tokens(self) -> int | None:
@@ -373,7 +375,7 @@ class BilledCounts(Protocol):
 
     @property
     def output_tokens(self) -> int | None:
-        """Tokens that the model made."""
+        """Tokens that the model generated."""
         ...
 
     @property
@@ -390,13 +392,13 @@ class BilledCounts(Protocol):
 def cost_usd(
     model: str, usage: BilledCounts, resolution: str, *, delivered: bool = True
 ) -> float | None:
-    """Return the US dollars for one answer, or None when the table or the answer does not tell.
+    """Return the cost of one response in US dollars; None if a price or a count is unknown.
 
     Args:
-        model: The requested model; its prices count, whatever the answer calls itself.
-        usage: Its token counts are used where tokens are charged, its images where images are.
-        resolution: As asked for, where pictures are charged.
-        delivered: False when no picture came: none is charged then, and tokens only where they
+        model: The requested model; its prices are used even if the response names another model.
+        usage: Token counts for a model that charges by token, images for one that charges by image.
+        resolution: The requested resolution, for a model that charges by image.
+        delivered: False if no image was delivered: no image is charged, and tokens only if they
             have a price.
     """
     row = find_model(model)
@@ -418,7 +420,7 @@ def cost_usd(
 
 
 def _row(model: str, vendor: str) -> ModelInfo:
-    """The model's row; for a name not in the table that of the vendor's newest model."""
+    """Return the model's row, else the row of the vendor's newest model."""
     row = find_model(model)
     return row if row is not None and row.vendor == vendor else _NEWEST[vendor]
 
@@ -429,5 +431,5 @@ def _numbers(aspect_ratio: str) -> tuple[int, int]:
 
 
 def _log_ratio(width: int, height: int) -> float:
-    """Ratios are compared by factors, so that 2:1 is as far from 1:1 as 1:2 is."""
+    """Return the logarithm of the ratio, so that 2:1 and 1:2 are equally far from 1:1."""
     return math.log(width / height)

@@ -1,7 +1,7 @@
-"""Every failure has one reason; this file says what each reason means for the call.
+"""Reasons: every failure has one, and each reason has one policy for retry, fallback and breaker.
 
-The words are the contract: errors carry them, spans and log lines use them, settings name them.
-Which vendor answer gets which reason is decided beside each provider, never here.
+The words are a contract: errors, spans, log lines and settings use them. Each provider classifies
+its vendor's responses; this module does not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Reason(StrEnum):
 
 
 class Retry(Enum):
-    """How often the same route may be asked again after a reason."""
+    """How often a request may be retried on the same route."""
 
     NEVER = auto()
     ONCE = auto()
@@ -48,33 +48,33 @@ class Retry(Enum):
 
 
 class BreakerOutcome(StrEnum):
-    """What the circuit breaker is told about one request."""
+    """The outcome of one request for the circuit breaker."""
 
     SUCCESS = "success"
     """The service answered."""
     REFUSED = "refused"
-    """The service refused this one request: a success, but no vote for a probe, since a refusal
-    may come from a front door that still works while the service behind it does not."""
+    """The service refused this request: a success, but a probe does not vote, because a gateway may
+    refuse requests while the service behind it is down."""
     FAILURE = "failure"
     """Counts towards both trip rules."""
     THROTTLED = "throttled"
     """With a hint: opens for exactly that long, then closes; a probe's hint is a lower limit of the
-    next open period. Without: counts in a row, not in the rate."""
+    next open period. Without a hint: counts as a consecutive failure, not in the failure rate."""
     TRIP = "trip"
-    """Opens at once: asking again soon cannot help."""
+    """Opens at once, because another request soon would fail too."""
     NEUTRAL = "neutral"
     """No vote: the request says nothing about the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReasonPolicy:
-    """What follows from a reason."""
+    """The consequences of a reason."""
 
     retry: Retry
     next_route: bool
     verdict: BreakerOutcome
     alert: bool = False
-    """Somebody has to act (a key, a permission, a model name): reported as an error event."""
+    """An operator has to act (a key, a permission, a model name): reported as an error event."""
 
 
 POLICIES: Final[Mapping[Reason, ReasonPolicy]] = {

@@ -1,8 +1,8 @@
-"""Redaction: remove keys, prompts and image data from text that others wrote, before it is kept.
+"""Redaction: remove keys, prompts and image data from third-party text before it is kept.
 
-Vendors echo what they were sent: a suspended key comes back three times in the error that says so,
-a refused prompt in the refusal, a page of HTML instead of either. All work is linear in the length
-of the text, which is cut first, and in the length of each secret: redaction runs on event loops.
+Vendors echo the request: an error about a suspended key may repeat the key three times, and a
+refusal the prompt. Redaction runs on event loops, so its time is linear in the length of the text,
+which is truncated first, and of each secret.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["KnownSecret", "redact", "remove_quoted_secret", "remove_secret", "unescape"]
 
 REDACTED: Final = "[…]"
-"""Stands for what was taken out; without letters, so that it can be part of no secret."""
+"""Replaces removed text; it has no letters, so it cannot be part of a secret."""
 _MAX_READ: Final = 8000
-"""Characters looked at; what comes later is dropped unread."""
+"""Characters that are redacted; the rest of a text is dropped."""
 _PIECE: Final = 16
-"""So many characters of a secret in a row are too many."""
+"""Shortest part of a secret, in characters, that is removed."""
 _SHORTEST_KNOWN: Final = 6
-"""Characters of a secret that is removed from everybody's text: shorter ones are parts of words."""
+"""Shortest secret, in characters, that is removed: shorter ones are parts of ordinary words."""
 
 _HTML: Final = re.compile(r"<(?:!doctype html|html)\b", re.IGNORECASE)
 _TITLE: Final = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
@@ -42,29 +42,29 @@ _PATTERNS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"data:[\w.+-]+/[\w.+-]+[^,\s]{0,80},[^\s\"'<>]*",
-        # A key by the name of where it stands.
+        # A key by the name of its field.
         r"\b(?:bearer|basic)\s+[\w.~+/=*-]{6,}",
         r"(?:key|token|secret|password|authorization)(?: provided)?[\"']?\s*[:=]\s*[^\s,;&}]+",
-        # A key by its looks.
+        # A key by its form.
         r"\bAIza[\w*-]{4,}",
         r"\bAQ\.[\w*.-]{6,}",
         r"\bya29\.[\w*.-]{4,}",
         r"\bsk-[\w*-]{4,}",
         r"\beyJ[\w-]{8,512}\.[\w.-]+",
-        # Base64 of a picture, by its beginning; of anything long. Words and ids are shorter.
+        # Base64 of an image, by its beginning; any other long base64. Words and ids are shorter.
         r"(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[\w+/=-]{4,}",
         r"(?<![\w+/-])[\w+/-]{64,}={0,2}",
-        # The same in shorter lines: capitals, small letters and digits in no order of a word's.
+        # Base64 in shorter lines: capitals, small letters and digits mixed.
         r"(?<![\w+/-])(?-i:(?=[\w+/-]*[a-z])(?=[\w+/-]*[A-Z])(?=[\w+/-]*\d))[\w+/-]{40,}={0,2}",
     )
 )
 
 
 class KnownSecret:
-    """A secret that ``redact`` removes from every text while this object lives.
+    """A secret that ``redact`` removes from every text while this object is alive.
 
-    One vendor may answer with another one's key, from a relay's log or a mixed-up setting. So each
-    provider holds its own key as one of these, and every redaction of the process knows them all.
+    A vendor may return another vendor's key, from a relay's log or a mixed-up setting. So each
+    provider registers its key, and ``redact`` removes the keys of all providers.
     """
 
     __slots__ = ("__weakref__", "_value")
@@ -84,14 +84,14 @@ _known: Final[WeakValueDictionary[int, KnownSecret]] = WeakValueDictionary()
 
 
 def redact(text: str, *, secrets: Iterable[str] = (), limit: int = 300) -> str:
-    """Make one line of at most ``limit`` characters that may be logged.
+    """Return one line of at most ``limit`` characters that is safe to log.
 
-    Removed are every KnownSecret and the given ``secrets`` (whole, or pieces of 16 characters and
-    more, whatever their case, spacing and escapes), whatever looks like a key, data URLs, base64
-    and invisible characters. A page of HTML is reduced to its title.
+    It removes every KnownSecret and the given ``secrets`` (whole, or parts of 16 characters and
+    more, in any case, spacing and escapes), everything that looks like a key, data URLs, base64 and
+    invisible characters. An HTML page is reduced to its title.
     """
     plain = _one_line(unescape(_without_html(text[:_MAX_READ])))
-    # One atomic copy: other threads make and drop providers.
+    # Copied atomically: other threads create and drop providers.
     known = [secret.value for ref in _known.valuerefs() if (secret := ref()) is not None]
     plain = remove_secret(plain, *known, *secrets)
     for pattern in _PATTERNS:
@@ -112,14 +112,14 @@ def _one_line(text: str) -> str:
 
 
 def remove_quoted_secret(text: str, secret: str) -> str:
-    """Undo the escapes in ``text`` and remove ``secret``; see ``without``."""
+    """Undo the escapes in ``text`` and remove ``secret``; see ``remove_secret``."""
     return remove_secret(unescape(text), secret)
 
 
 # --- escapes ---------------------------------------------------------------------------------
 
 _LAYERS: Final = 4
-"""Escapes within escapes that are undone."""
+"""Levels of nested escapes that are undone."""
 _ESCAPE: Final = re.compile(
     r"(?P<bytes>(?:%[0-9a-fA-F]{2})+|(?:\\x[0-9a-fA-F]{2})+)"
     r"|(?P<utf16>(?:\\u[0-9a-fA-F]{4})+)"
@@ -128,12 +128,12 @@ _ESCAPE: Final = re.compile(
     r"|&(?:#\w{1,10}|\w{2,31});?"
 )
 _LATIN1: Final = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
-"""Bytes that are no UTF-8 are letters, each by its number."""
+"""Surrogates of bytes that are not UTF-8, mapped to the characters of Latin-1."""
 _BLANK: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def unescape(text: str) -> str:
-    """Undo the escapes of addresses, pages of HTML, JSON and program code, also nested ones."""
+    """Undo the escapes of URLs, HTML, JSON and program code, including nested ones."""
     for _ in range(_LAYERS):
         if not any(mark in text for mark in "%\\&"):
             break
@@ -168,15 +168,17 @@ def _decoded(escape: re.Match[str]) -> str:
 
 
 def remove_secret(text: str, *secrets: str) -> str:
-    """Remove every piece of a secret of 16 characters, or all of it if it is shorter.
+    """Remove every part of a secret that has 16 characters or more; a shorter secret as a whole.
 
-    Case, invisible characters and the kind of white space do not matter. White space does not
-    matter at all for a secret that has none, such as a key: line ends may break it.
+    Case, invisible characters and the kind of white space are ignored. For a secret without white
+    space, such as a key, white space in the text is ignored, too: line breaks may split it.
     """
     folds: dict[str, tuple[str, list[int]]] = {}
     spans: set[tuple[int, int]] = set()
     for secret in dict.fromkeys(form for each in secrets for form in (each, unescape(each))):
-        words = _UNSEEN.sub("", _lowered(secret).replace("+", " ")).split()  # + is a form's space
+        words = _UNSEEN.sub(
+            "", _lowered(secret).replace("+", " ")
+        ).split()  # + is a space in form data
         gap = " " if len(words) > 1 else ""
         needle = gap.join(words)
         size = min(_PIECE, len(needle))
@@ -201,15 +203,15 @@ def _cut(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 def _lowered(text: str) -> str:
-    """Convert to lower case, letter by letter: the length stays, and no letter's neighbours matter.
+    """Convert to lower case by character, so that the length and each position stay the same.
 
-    Only one letter's lower case is two, and only sigma's depends on where it stands.
+    In `str.lower` one character becomes two, and sigma depends on its position in the word.
     """
     return text.replace("\u0130", "i").lower().replace("\u03c2", "\u03c3")
 
 
 def _folded(text: str, gap: str) -> tuple[str, list[int]]:
-    """Convert to what is compared, with the place in ``text`` of each of its characters."""
+    """Return the form used for comparison, and the position in ``text`` of each character."""
     lowered = _lowered(text)
     parts: list[str] = []
     places: list[int] = []
@@ -226,10 +228,11 @@ def _folded(text: str, gap: str) -> tuple[str, list[int]]:
 
 
 def _shared(one: str, other: str, size: int) -> set[str]:
-    """Collect the pieces of ``size`` characters that occur in both strings.
+    """Collect the substrings of ``size`` characters that occur in both strings.
 
-    Every such piece holds a block of half its size that begins at a multiple of ``stride``. So of
-    the longer string, a prompt of a million characters perhaps, only those blocks are looked up.
+    Every such substring contains a block of half its size that begins at a multiple of ``stride``.
+    So only those blocks of the longer string, perhaps a prompt of a million characters, are looked
+    up.
     """
     short, long = sorted((one, other), key=len)
     half = (size + 1) // 2
@@ -249,7 +252,7 @@ def _shared(one: str, other: str, size: int) -> set[str]:
 
 
 def _spans(text: str, pieces: set[str], size: int) -> Iterator[tuple[int, int]]:
-    """Find the stretches of ``text`` that consist of ``pieces``, overlapping ones joined."""
+    """Yield the spans of ``text`` that consist of ``pieces``; overlapping ones are merged."""
     if not pieces:
         return
     start = end = -1

@@ -1,4 +1,4 @@
-"""The request: one validated, immutable object with everything that a provider may be asked for."""
+"""Image request: a validated, immutable object with all options of a request."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Reference:
     data: bytes = field(repr=False)
     """The encoded image, byte for byte as it goes to the provider."""
     mime_type: str
-    """Its true type, sniffed from the bytes: image/png, image/jpeg or image/webp."""
+    """The type sniffed from the bytes: image/png, image/jpeg or image/webp."""
     index: int
     """Its place in the caller's list, from 0."""
 
@@ -81,8 +81,8 @@ PartialImageCallback: TypeAlias = Callable[[PartialImage], None]
 class ImageRequest:
     """One request for an image, as every provider receives it.
 
-    An option that is None was not asked for. A provider that cannot honour an option serves the
-    request without it and lists it in ``ProviderResult.adjustments``.
+    None means that an option was not requested. A provider that does not support an option serves
+    the request without it and lists it in ``ProviderResult.adjustments``.
 
     Raises:
         InvalidRequestError: An argument is not allowed; the text names it and the allowed values.
@@ -106,9 +106,9 @@ class ImageRequest:
     output_compression: int | None = None
     """Quality of a JPEG or WebP image in percent, from 0 to 100."""
     seed: int | None = None
-    """Start of the model's random numbers, from 0 to 2**31 - 1."""
+    """Seed of the model's random numbers, from 0 to 2**31 - 1."""
     quality: Quality | None = None
-    """Effort of the model; None means the provider's configured quality."""
+    """The model's quality level; None means the provider's configured quality."""
     vendor_options: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
     """Further JSON fields of the vendor's request, by vendor (``google``, ``openai``)."""
     partial_images: int | None = None
@@ -117,7 +117,7 @@ class ImageRequest:
     """Called on the event loop with each preview; must return at once and not raise."""
 
     def __post_init__(self) -> None:
-        """Reject a request that no provider could serve, before anything is sent and paid for."""
+        """Reject a request that no provider could serve, before it is sent and billed."""
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             what = "feedback" if self.operation == "edit" else "prompt"
             raise InvalidRequestError(f"{what} must be a str that is not empty")
@@ -178,7 +178,7 @@ def _check_range(name: str, value: object, lowest: int, highest: int) -> None:
 
 
 def _check_vendor_options(options: object) -> None:
-    """Check that the options are JSON objects by vendor; values never reach the error's text."""
+    """Check that the options are JSON objects by vendor; the error's text contains no values."""
     try:
         fine = isinstance(options, Mapping) and all(
             isinstance(vendor, str) and isinstance(fields, Mapping) and json.dumps(dict(fields))

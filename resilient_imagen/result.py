@@ -1,4 +1,4 @@
-"""What comes back: the image, where it came from, what was tried on the way and what it cost."""
+"""Image result: the image, its provider, the attempts made for it and their cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Attempt", "DroppedReference", "ImageDict", "ImageInput", "ImageResul
 
 
 class Usage(TypedDict):
-    """What a request used, as the vendor counted it; None where it did not say."""
+    """Usage of a request as the vendor counted it; None for counts that it did not report."""
 
     provider: str
     model: str
@@ -27,11 +27,11 @@ class Usage(TypedDict):
     output_tokens: int | None
     total_tokens: int | None
     cost_usd: float | None
-    """US dollars, from the model table's prices; None when the model has none there."""
+    """US dollars, by the prices in the model table; None if the model has no price."""
 
 
 class DroppedReference(TypedDict):
-    """A reference image that was not sent, and why."""
+    """A reference image that was not sent, and the cause."""
 
     index: int
     """Its place in the caller's list, from 0."""
@@ -42,7 +42,7 @@ class ImageDict(TypedDict):
     """One delivered image, as the drop-in functions return it; ready for JSON."""
 
     image_base64: str
-    """The encoded picture in standard base64."""
+    """The encoded image in standard base64."""
     mime_type: str
     """Its true type, sniffed from the bytes."""
     provider: str
@@ -62,23 +62,23 @@ class ImageDict(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One request really sent; a refusal by a guard is not an attempt."""
+    """One request really sent; a rejection by a breaker or a full queue is not an attempt."""
 
     provider: str
     model: str
     reason: Reason | None
-    """None when it succeeded."""
+    """None if it succeeded."""
     status: int | None
-    """HTTP status, or None when no answer came."""
+    """HTTP status; None without a response."""
     latency_s: float
-    """Seconds from sending to the answer, the failure or the timeout."""
+    """Seconds from sending to the response, the failure or the timeout."""
     retry_after: float | None
     """Seconds the server asked to wait, or None."""
     usage: Usage | None = field(default=None, hash=False)
-    """What the vendor counted, with a picture or without one; None when it did not say."""
+    """The vendor's counts, with or without an image; None if it reported none."""
     may_have_been_billed: bool = False
-    """True when it delivered, produced tokens all the same, or may have gone on unseen: no answer,
-    a torn one, a server's error other than overload, or none of the tokens told."""
+    """True if the request delivered an image or used tokens, or if the vendor may have completed
+    it: no or a truncated response, a server error other than overload, or no token counts."""
 
 
 @dataclass(frozen=True)
@@ -86,34 +86,34 @@ class ImageResult:
     """One delivered image."""
 
     image_bytes: bytes = field(repr=False)
-    """The encoded picture."""
+    """The encoded image."""
     mime_type: str
     """Its true type, sniffed from the bytes."""
     provider: str
-    """Who made it: ``google``, ``openai`` or a custom provider's name."""
+    """The provider that delivered it: ``google``, ``openai`` or a custom provider's name."""
     model: str
     attempts: int
     """Requests sent for it, the successful one included."""
     fallback_reason: Reason | None
-    """Why the primary was left, or None when it served."""
+    """The reason for which the primary was left, or None if it served."""
     dropped_references: tuple[DroppedReference, ...]
     usage: Usage
     latency_s: float
     """Seconds the whole call took, queueing, retries and fallback included."""
     adjustments: tuple[str, ...] = ()
-    """What was changed, in words: the picture cropped or padded first, then references mended."""
+    """Changes, one sentence each: cropping or padding of the image first, then of references."""
 
     @cached_property
     def image_base64(self) -> str:
-        """The picture in standard base64."""
+        """The image in standard base64."""
         return base64.b64encode(self.image_bytes).decode("ascii")
 
     def to_dict(self, *, image_base64: str | None = None) -> ImageDict:
-        """The plain dict that the drop-in functions return.
+        """Return the plain dict that the drop-in functions return.
 
         Args:
-            image_base64: The picture in base64, when the caller has it already: encoding 20 MB
-                takes some 40 ms, which an event loop may want to spend elsewhere.
+            image_base64: The image in base64, if the caller has it already: encoding 20 MB takes
+                some 40 ms and blocks the event loop.
         """
         return {
             "image_base64": self.image_base64 if image_base64 is None else image_base64,
@@ -129,36 +129,37 @@ class ImageResult:
         }
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the picture to a file, replace an existing one, and return the file's path.
+        """Write the image to a file, replacing an existing file, and return the file's path.
 
-        The picture is converted if the extension is png, jpg, jpeg or webp and it is of another
+        The image is converted if the extension is png, jpg, jpeg or webp and the image has another
         type (the vendor chooses the type, so a fallback may change it). A path without an extension
-        gets that of the picture's type. A picture that cannot be converted is written as it is.
+        gets the extension of the image's type. An image that cannot be converted is written
+        unchanged.
 
-        Converting blocks for up to seconds with a large picture; call it in a thread where an event
-        loop runs: ``await asyncio.to_thread(result.save, path)``.
+        Converting a large image blocks for up to seconds; with an event loop, call it in a thread:
+        ``await asyncio.to_thread(result.save, path)``.
 
         Raises:
-            ValueError: The extension is neither one of these nor that of the picture's own type;
+            ValueError: The extension is neither one of these nor that of the image's own type;
                 nothing is written.
             OSError: The file cannot be written.
         """
         from resilient_imagen.images import convert
 
         target = Path(path)
-        if target.is_file() or not target.exists():  # a device or pipe keeps its name
+        if target.is_file() or not target.exists():  # the path of a device or pipe is not changed
             target = convert.path_for(target, self.mime_type)
         data, _ = convert.as_named(self.image_bytes, self.mime_type, target)
         target.write_bytes(data)
         return target
 
     def to_pil(self) -> Image:
-        """Decode the picture to a Pillow image, turned upright as viewers show it.
+        """Decode the image to a Pillow image, with its EXIF orientation applied.
 
-        Blocks for up to seconds with a large picture; call it in a thread where an event loop runs.
+        A large image blocks for up to seconds; with an event loop, call it in a thread.
 
         Raises:
-            ValueError: The picture is damaged, or of a type that Pillow does not read.
+            ValueError: The image is damaged, or of a type that Pillow does not read.
         """
         from resilient_imagen.images import convert, image_errors
 
@@ -168,7 +169,7 @@ class ImageResult:
             raise ValueError(f"the picture from {self.provider} {error}") from None
 
     def _repr_png_(self) -> bytes | None:
-        """Return the picture as PNG, for notebooks; None if it cannot be converted."""
+        """Return the image as PNG, for notebooks; None if it cannot be converted."""
         from resilient_imagen.images import convert
 
         data, mime_type = convert.as_type(self.image_bytes, self.mime_type, "image/png")
@@ -178,5 +179,5 @@ class ImageResult:
 ImageInput: TypeAlias = (
     str | bytes | bytearray | memoryview | PathLike[str] | Mapping[str, object] | ImageResult
 )
-"""A picture that a caller passes: base64, a data URL or an http(s) address; the encoded bytes; a
+"""An image that a caller passes: base64, a data URL or an http(s) address; the encoded bytes; a
 path; a dict with ``image_base64`` or ``image_url``, such as an ImageDict; an earlier result."""

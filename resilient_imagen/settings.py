@@ -1,7 +1,7 @@
-"""Every setting in one class, and the only reader of the environment.
+"""Settings: one class with all settings, and the only reader of the environment.
 
-Each field names its variable, its default and its unit; the README's table is made from here.
-The types of values are in ``_settings_types``; ``_settings_source`` reads and names the variables.
+Each field has its variable, default and unit; the README's table is generated from them.
+``_settings_types`` has the types of values, ``_settings_source`` reads the variables.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def _variable(*names: str) -> AliasChoices:
 
 
 class Settings(BaseSettings):
-    """How the client behaves; read from the environment, overridden by keyword arguments.
+    """Settings of a client, from the environment; keyword arguments override variables.
 
     Example: ``Settings(ipm=20, deadline=90)``.
 
     Raises:
-        ConfigurationError: A value is not allowed. The text names the variable and what is.
+        ConfigurationError: A value is not allowed. The text names the variable and allowed values.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
@@ -310,13 +310,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Keyword arguments, then the environment, and nothing else."""
+        """Use keyword arguments, then the environment, and no other sources."""
         del env_settings, dotenv_settings, file_secret_settings
         return init_settings, EnvironmentSource(settings_cls)
 
     @hide_frame_locals
     def __init__(self, **values: Unpack[SettingsArguments]) -> None:
-        """Read the environment; keyword arguments, by field name or variable, win."""
+        """Read the environment; keyword arguments, by field name or variable, take precedence."""
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -325,7 +325,7 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One sentence about each IMAGE_GEN_* variable that was set and is no setting."""
+        """Return a warning for each IMAGE_GEN_* variable that was set and is not a setting."""
         return tuple(complain_of(name, Settings) for name in self._unknown)
 
     @field_validator("routes", mode="before")
@@ -358,7 +358,7 @@ class Settings(BaseSettings):
     @field_validator("shadow", mode="before")
     @classmethod
     def _shadow(cls, value: Any) -> Any:
-        """Breaker settings without their prefix, each checked as the live one is."""
+        """Parse breaker settings without their prefix, each by the live setting's rules."""
         if value is None:
             return None
         if isinstance(value, str):
@@ -396,17 +396,17 @@ class Settings(BaseSettings):
         return self
 
     def falls_back_on(self, reason: Reason) -> bool:
-        """Whether a route left for ``reason`` is followed by the next one."""
+        """Return whether a call continues on the next route after a failure with ``reason``."""
         if self.fallback_on is not None:
             return reason in self.fallback_on
         return POLICIES[reason].next_route
 
     def timeout_for(self, provider: str) -> float:
-        """Seconds of wall clock that one request to ``provider`` may take."""
+        """Return the attempt timeout for ``provider`` in seconds."""
         return self.openai_timeout if provider == "openai" else self.per_call_timeout
 
     def ipm_for(self, provider: str) -> float:
-        """Images per minute for ``provider``."""
+        """Return the images per minute for ``provider``."""
         if provider == "openai" and self.openai_ipm is not None:
             return self.openai_ipm
         return self.ipm

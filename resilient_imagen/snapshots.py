@@ -1,4 +1,4 @@
-"""The JSON of ``ImageClient.snapshot()``: a TypedDict for each object in it."""
+"""Types of ``ImageClient.snapshot()``: a TypedDict for each JSON object in it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class QueueSnapshot(TypedDict):
     interval_s: float
     """Seconds between two requests."""
     shared: NotRequired[bool]
-    """Whether the pace is shared at present; missing when no Redis is configured."""
+    """Whether the pace is shared at present; absent if no Redis is configured."""
 
 
 class FallbackSnapshot(TypedDict):
-    """The last time a call left a route for the next one."""
+    """The last fallback from a route to the next one."""
 
     reason: str
     seconds_ago: float
@@ -46,27 +46,27 @@ class RouteSnapshot(TypedDict):
     provider: str
     model: str
     off: str | None
-    """Why no call takes this configured route, such as a key that is not set; None if calls do."""
+    """Why this configured route is not used, such as a missing key; None if it is used."""
     breaker: BreakerSnapshot
     """Its circuit breaker; forced open if the route is off."""
     queue: QueueSnapshot
     """Its provider's queue."""
     usual_latency_s: dict[str, float | None]
-    """Measured seconds of a success, by resolution; None while there are too few of them."""
+    """Measured seconds of a success, by resolution; None while there are too few successes."""
     last_fallback: FallbackSnapshot | None
 
 
 class MaybeBilled(TypedDict):
-    """Requests that brought no picture and may be billed as if they had."""
+    """Requests that delivered no image and may have been billed."""
 
     requests: int
     cost_usd: float
     unpriced: int
-    """How many of them have no known price."""
+    """How many of these requests have no known price."""
 
 
 class SpendingSnapshot(TypedDict):
-    """What was spent."""
+    """Totals of images and costs."""
 
     images: int
     cost_usd: float
@@ -84,11 +84,11 @@ class FleetSnapshot(TypedDict):
     worker: str
     """This process' name."""
     workers: int
-    """Processes that take part."""
+    """Number of processes that share them."""
 
 
 class ShadowSnapshot(TypedDict):
-    """Breaker settings of IMAGE_GEN_SHADOW, run beside the live ones without effect."""
+    """Breaker settings of IMAGE_GEN_SHADOW, evaluated beside the live ones without effect."""
 
     settings: dict[str, object]
     would_reject: int
@@ -97,11 +97,11 @@ class ShadowSnapshot(TypedDict):
 
 
 class Snapshot(SpendingSnapshot):
-    """The state of a client, and what it spent."""
+    """The state and the costs of a client."""
 
     routes: list[RouteSnapshot]
-    """In the order of calls: configured routes, models that callers named, routes that are off."""
+    """Configured routes in the order of calls, then routes for ``model=``, then unused routes."""
     process: SpendingSnapshot
-    """What all clients of this process spent."""
+    """Totals of all clients of this process."""
     fleet: FleetSnapshot | None
     shadow: ShadowSnapshot | None

@@ -1,4 +1,4 @@
-"""What the library's own tests use, for yours: virtual time, a scripted provider, a recorder.
+"""Test tools for applications: virtual time, a scripted provider and a recording sink.
 
 Example::
 
@@ -57,15 +57,15 @@ class _Step:
 
 
 class FakeProvider:
-    """A provider that answers from a script and keeps a record of what it was sent.
+    """A provider that responds by a script and records the requests sent to it.
 
-    It is also the example of a custom provider: ``name``, ``generate`` and ``aclose`` are all
-    that a provider needs.
+    It is also the example of a custom provider, which needs only ``name``, ``generate`` and
+    ``aclose``.
 
     Args:
         name: The provider's name, as in IMAGE_GEN_ROUTES.
-        latency: Seconds a healthy answer takes, on the loop's clock.
-        image: The encoded picture that is delivered.
+        latency: Seconds that a successful request takes, on the loop's clock.
+        image: The encoded image to deliver.
     """
 
     def __init__(self, name: str, *, latency: float = 1.0, image: bytes = TINY_PNG) -> None:
@@ -90,7 +90,7 @@ class FakeProvider:
         retry_after: float | None = None,
         account_wide: bool = False,
     ) -> Self:
-        """Fail the next ``times`` requests for ``reason``, or every one until ``heal()``."""
+        """Fail the next ``times`` requests with ``reason``; with None, all until ``heal()``."""
         error = provider_failure(
             reason,
             provider=self.name,
@@ -101,15 +101,15 @@ class FakeProvider:
         return self._add(_Step(latency, error), times)
 
     def hang(self, *, times: int | None = None) -> Self:
-        """Never answer the next ``times`` requests, or any until ``heal()``."""
+        """Never answer the next ``times`` requests; with None, all until ``heal()``."""
         return self._add(_Step(float("inf"), None), times)
 
     def crash(self, error: BaseException, *, times: int | None = None) -> Self:
-        """Raise ``error`` as it is, as a provider with a bug would."""
+        """Raise ``error`` unchanged, like a provider with a bug."""
         return self._add(_Step(0.0, error), times)
 
     def heal(self) -> Self:
-        """Forget the script; every request from now on is served."""
+        """Clear the script, so that every further request succeeds."""
         self._steps.clear()
         self._always = None
         return self
@@ -122,7 +122,7 @@ class FakeProvider:
         return self
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
-        """Answer as scripted."""
+        """Return an image or fail, by the script."""
         self.sent.append(Sent(asyncio.get_running_loop().time(), model, request))
         step = self._steps.popleft() if self._steps else self._always or _Step(self.latency, None)
         self.in_flight += 1
@@ -141,12 +141,12 @@ class FakeProvider:
         return ProviderResult((ProviderImage(self.image, "image/png"),), model, usage)
 
     async def aclose(self) -> None:
-        """Note that the client closed it."""
+        """Record that the client closed the provider."""
         self.closed = True
 
 
 def _fresh(error: BaseException, model: str) -> BaseException:
-    """A new error for each request: one instance raised twice would collect tracebacks."""
+    """Return a copy of the error: an instance raised twice would collect tracebacks."""
     if not isinstance(error, ImageGenerationError):
         return error
     return provider_failure(

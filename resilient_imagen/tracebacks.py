@@ -1,9 +1,9 @@
-"""Keep the lines of a traceback and drop the local variables of its frames.
+"""Tracebacks: clear the local variables of the frames, and keep the lines.
 
 A traceback keeps every frame that the exception passed, and a frame keeps its local variables: the
-prompt, the reference images, the key, the vendor's own message. Tools that render local variables
-(structlog's ``dict_tracebacks``, rich, Sentry) would show them, and an error that is also a local
-variable of one of its frames would keep all of them in memory until the next cyclic collection.
+prompt, the reference images, the key, the vendor's message. Tools that render local variables
+(structlog's ``dict_tracebacks``, rich, Sentry) would show them. An error that is also a local
+variable of one of its frames would keep all of them in memory until the next garbage collection.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _R = TypeVar("_R")
 
 
 def hide_frame_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate a public function: what it raises shows the lines of its frames, no variables.
+    """Decorate a public function so that its exceptions keep no local variables of its frames.
 
-    For ordinary functions and for coroutine functions; a decorated coroutine function is one still.
-    An exception that the caller was handling when it called is the caller's, and stays as it is.
+    Works for functions and coroutine functions; a decorated coroutine function remains one. An
+    exception that the caller is already handling is not changed.
     """
     if not inspect.iscoroutinefunction(function):
 
@@ -67,8 +67,8 @@ def hide_frame_locals(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
     """Clear the local variables of every finished frame that the exceptions keep.
 
-    Exceptions that they keep as cause, context, member of a group or in ``errors`` are cleared,
-    too. Frames that still run or are suspended are left alone: somebody else needs them.
+    Their causes, contexts, group members and ``errors`` are cleared, too. Frames that are running
+    or suspended are not cleared: their variables are still in use.
 
     Args:
         errors: The exceptions.
@@ -85,8 +85,8 @@ def clear_frame_locals(*errors: BaseException, up_to: int = id(None)) -> None:
         trace = each.__traceback__
         while trace is not None:
             frame: FrameType | None = trace.tb_frame
-            while frame is not None and _has_ended(frame):  # its callers, too: it keeps them
-                with suppress(RuntimeError):  # suspended after all
+            while frame is not None and _has_ended(frame):  # a frame keeps its callers' frames, too
+                with suppress(RuntimeError):  # the frame is suspended
                     frame.clear()
                 frame = frame.f_back
             trace = trace.tb_next
@@ -99,9 +99,9 @@ def _members(error: BaseException) -> Iterable[BaseException]:
 
 
 def _has_ended(frame: FrameType) -> bool:
-    """Tell whether a frame has finished.
+    """Return whether a frame has finished.
 
-    ``frame.clear()`` would close a suspended generator or coroutine before Python 3.13. A frame
-    owns its code and its variables, as the garbage collector sees it, only once it has finished.
+    ``frame.clear()`` would close a suspended generator or coroutine before Python 3.13. The garbage
+    collector reports the code among a frame's referents only after the frame has finished.
     """
     return frame.f_code in gc.get_referents(frame)

@@ -1,8 +1,8 @@
-"""An event loop whose time is computed, not waited for.
+"""Virtual time: an event loop whose clock jumps instead of waiting.
 
 Sleeping for an hour takes no time: when nothing is ready to run, the clock jumps to the next timer.
-Time stands still while work in a thread is pending, so that thread pools and sockets with a real
-answer on the way behave as on an ordinary loop.
+The clock is stopped while work in a thread is pending, so that thread pools behave as on an
+ordinary loop.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["VirtualTimeLoop", "run_virtual"]
 
 _SMALLEST_STEP = 1e-8
-"""Seconds; more than the clock's resolution, which asyncio takes for "now"."""
+"""Seconds; more than the clock's resolution, within which asyncio runs timers early."""
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """Asks the real selector without waiting; if it has nothing, lets the loop's clock jump."""
+    """A selector that never waits for timers: if no file is ready, it advances the loop's clock."""
 
     def __init__(self) -> None:
         self._real = selectors.DefaultSelector()
@@ -45,9 +45,9 @@ class _JumpingSelector(selectors.BaseSelector):
         if ready or timeout == 0 or self.loop is None:
             return ready
         if self.loop.threads_pending:
-            return self._real.select(None)  # a finished thread wakes us through the loop's own pipe
+            return self._real.select(None)  # a thread that finishes writes to the loop's pipe
         if timeout is None:
-            message = "every task waits for something that nobody will do: no timer, no thread"
+            message = "deadlock: every task waits, and no timer or thread is pending"
             raise RuntimeError(message)
         self.loop.advance(timeout)
         return []
@@ -60,11 +60,11 @@ class _JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """A real asyncio loop on virtual time, in seconds from 0.
+    """An asyncio event loop on virtual time, in seconds from 0.
 
     Raises:
-        RuntimeError: From the running call, when every task waits and neither a timer nor a
-            thread is left that could wake one.
+        RuntimeError: In the running call, if every task waits and neither a timer nor a thread is
+            pending that could wake a task.
     """
 
     def __init__(self) -> None:
@@ -75,11 +75,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         selector.loop = self
 
     def time(self) -> float:
-        """Seconds of virtual time since the loop was made."""
+        """Return the seconds of virtual time since the loop was created."""
         return self._virtual_now
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on; timers that become due run in the loop's next round."""
+        """Advance the clock; timers that become due run in the loop's next iteration."""
         target = self._virtual_now + seconds
         self._virtual_now = max(target, self._virtual_now)
 
@@ -92,7 +92,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         """Call back after ``delay`` seconds; a delay above 0 always moves the clock.
 
-        Added to the time, a tiny one may be lost: the sum is the present moment.
+        A tiny delay is enlarged: in floating point, its sum with the time could equal the time.
         """
         if 0 < delay < _SMALLEST_STEP:
             delay = _SMALLEST_STEP
@@ -105,10 +105,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         *args: *_Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """As usual; a timer in the future always moves the clock.
+        """Call back at ``when``; a time in the future always moves the clock.
 
         asyncio runs a timer that is due within the clock's resolution at once. On an ordinary loop
-        time goes on meanwhile; here ``while now < then: sleep(then - now)`` would never end.
+        time advances meanwhile; here ``while now < then: sleep(then - now)`` would never end.
         """
         if when > self._virtual_now:
             when = max(when, self._virtual_now + _SMALLEST_STEP)
@@ -117,14 +117,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def run_in_executor(
         self, executor: Any, func: Callable[[*_Ts], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
-        """As usual; virtual time stands still until the thread is done."""
+        """Run ``func`` in an executor; virtual time is stopped until it has finished."""
         future = super().run_in_executor(executor, func, *args)
         self.threads_pending += 1
         future.add_done_callback(self._thread_done)
         return future
 
     async def shutdown_default_executor(self, *args: Any) -> None:
-        """As usual; it waits for a thread of its own."""
+        """Shut down the default executor; virtual time is stopped until its thread has finished."""
         self.threads_pending += 1
         try:
             await super().shutdown_default_executor(*args)
@@ -136,6 +136,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtual(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run ``main`` on a fresh VirtualTimeLoop, as asyncio.run would, and return its result."""
+    """Run ``main`` on a new VirtualTimeLoop, like asyncio.run, and return its result."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)

@@ -58,7 +58,7 @@ def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
     async def main() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(RuntimeError, match="no timer, no thread"):
+    with pytest.raises(RuntimeError, match="no timer or thread"):
         run_virtual(main())
 
 

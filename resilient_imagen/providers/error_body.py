@@ -57,7 +57,7 @@ class VendorError:
     """The error that a vendor's response contains."""
 
     status: int
-    """HTTP status. For a 200 that contains an error: the status in the error, or 200 without one."""
+    """HTTP status. For an error inside a 200: the status that the error contains, else 200."""
     codes: frozenset[str] = frozenset()
     """Error codes, types and reasons of the structured fields, in lower case with underscores."""
     raw_codes: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class LeanLoop(asyncio.AbstractEventLoop):
         return False
 
     def is_running(self) -> bool:
-        """Whether it is this thread's running loop."""
+        """Return whether it is this thread's running loop."""
         return asyncio._get_running_loop() is self  # noqa: SLF001 - public by asyncio's own word
 
     def is_closed(self) -> bool:
@@ -154,7 +154,7 @@ class LeanLoop(asyncio.AbstractEventLoop):
         while timers and timers[0][2]._cancelled:  # noqa: SLF001 - as above
             heapq.heappop(timers)
         if not timers:
-            raise RuntimeError("every task waits for something that nobody will do")
+            raise RuntimeError("deadlock: every task waits, and no timer is pending")
         self._now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= self._now:
             self._ready.append(heapq.heappop(timers)[2])
