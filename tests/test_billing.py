@@ -200,8 +200,8 @@ def test_every_picture_of_an_answer_is_charged_but_thoughts(
 ) -> None:
     """Drafts that Google returns beside the picture cost as much as the picture does."""
     answer = run(ask("google", http(200, google_body(*parts))))
-    assert answer.pictures == pictures
-    cost = models.cost_usd("gemini-3-pro-image", answer, "4K")
+    assert answer.usage.billed_images == pictures
+    cost = models.cost_usd("gemini-3-pro-image", answer.usage, "4K")
     assert cost == pytest.approx(0.24 * pictures)
 
 

@@ -141,11 +141,11 @@ def test_what_fitting_did_is_the_first_thing_said() -> None:
         provider = FakeProvider("google", image=encoded(picture(100, 100), "PNG"), latency=0.0)
         async with ImageClient(google, providers=[provider], sinks=[told]) as client:
             result = await client.generate("a lighthouse", references=[TURNED] * 14)
-        assert result.adjustments[0].startswith("picture cropped from 100x100")
+        assert result.adjustments[0].startswith("image cropped from 100x100")
         assert len(result.adjustments) == 15
         (ended,) = [event for event in told.events if isinstance(event, RequestEnded)]
         shown = attributes.of_request_end(ended)[names.ADJUSTMENTS]
-        assert "picture cropped from 100x100 to 56x100" in str(shown)
+        assert "image cropped from 100x100 to 56x100" in str(shown)
 
     asyncio.run(main())
 

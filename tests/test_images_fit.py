@@ -146,7 +146,7 @@ def test_padding_that_would_be_monstrous_becomes_cropping() -> None:
     result = fitted(data, ratio="1:8", mode="pad", limits=ImageLimits(max_pixels=10_000))
 
     assert (result.width, result.height) == (8, 60)
-    assert result.note == "picture cropped from 100x60 to 8x60"
+    assert result.note == "image cropped from 100x60 to 8x60"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def sixteen_bit_rgb() -> bytes:
 
 # name: the encoded picture, the type it becomes, the mode it becomes, words in the note
 BAD: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
-    "mpo": (mpo, "image/jpeg", "RGB", "several pictures"),
+    "mpo": (mpo, "image/jpeg", "RGB", "several images"),
     "cmyk jpeg": (lambda: encoded(picture(mode="CMYK"), "JPEG", quality=95),
                   "image/jpeg", "RGB", "mode CMYK"),
     "palette png": (lambda: encoded(picture(mode="P"), "PNG"), "image/png", "RGB", "mode P"),

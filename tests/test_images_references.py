@@ -215,7 +215,7 @@ def test_a_mended_reference_is_noted_with_its_place() -> None:
     """The caller can tell which one was changed, and why."""
     loaded = load(PNG, encoded(picture(mode="CMYK"), "JPEG"))
 
-    assert loaded.notes == ("reference 1 mended: mode CMYK: sent as image/jpeg",)
+    assert loaded.notes == ("reference 1 normalized: mode CMYK: sent as image/jpeg",)
     assert loaded.references[1].mime_type == "image/jpeg"
 
 
@@ -227,7 +227,7 @@ def test_a_mended_reference_that_has_grown_is_made_small_enough() -> None:
 
     assert len(loaded.references[0].data) <= len(gif)
     assert [note.split()[:3] for note in loaded.notes] == [
-        ["reference", "0", "mended:"],
+        ["reference", "0", "normalized:"],
         ["reference", "0", "made"],
     ]
 
@@ -328,7 +328,9 @@ def test_a_reference_of_too_many_pixels_is_made_smaller() -> None:
     loaded = load(PNG, max_pixels=2000)
 
     assert opened(loaded.references[0].data).size == (24, 40)
-    assert loaded.notes == ("reference 0 mended: more than 0.002 megapixels: sent as image/png",)
+    assert loaded.notes == (
+        "reference 0 normalized: more than 0.002 megapixels: sent as image/png",
+    )
     (refused,) = load(PNG, max_pixels=2000, max_read_pixels=3000).dropped
     assert refused["why"] == "has more than 0.003 megapixels"
 

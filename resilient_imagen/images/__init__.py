@@ -1,1 +1,1 @@
-"""Pictures as bytes: sniffing, decoding, mending, converting, fitting. Bytes in, bytes out."""
+"""Image processing on encoded bytes: sniff, decode, normalize, convert and fit images."""

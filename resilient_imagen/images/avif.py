@@ -1,9 +1,9 @@
-"""Bounds the cost of decoding an AVIF, from its boxes and the headers of its AV1 data alone.
+"""AVIF check: bound the cost of decoding by the boxes and the headers of the AV1 data.
 
-The size that the container claims says nothing of the frames within: a picture of 16 pixels may be
-put together from hundreds of tiles of 268 megapixels, each of which may repeat its frame thousands
-of times. Read here are only pictures as encoders write them: one frame for the colours and one for
-the transparency, each of bounded size. Grids, layers and animations are refused.
+The size in the container does not bound the frames inside: an image of 16 pixels may consist of
+hundreds of tiles of 268 megapixels, each of which may repeat its frame thousands of times. Only
+images as encoders write them are accepted: one frame for colour and one for transparency, each of
+bounded size. Grids, layers and animations are refused.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["simple_avif"]
 _MAX_BOXES: Final = 1000
 _MAX_ITEMS: Final = 64
 _MAX_CODED_ITEMS: Final = 4
-"""Colours, transparency, a gain map and a thumbnail."""
+"""Colour, transparency, a gain map and a thumbnail."""
 _MAX_UNITS: Final = 5000
-"""Of one item's AV1 data; a frame may come in 4096 tiles."""
+"""Maximum units (OBUs) of one item's AV1 data; a frame may have 4096 tiles."""
 _HEADER_BYTES: Final = 256
-"""In which a sequence header tells the size, with 32 operating points at most."""
+"""Bytes of a sequence header up to its size fields, with at most 32 operating points."""
 _REFUSED_ITEMS: Final = frozenset((b"grid", b"iovl", b"iden"))
-"""Pictures made of other items, which may be named any number of times."""
+"""Item types that are composed of other items, each of which may be used any number of times."""
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME, _TILE_LIST = 1, 3, 6, 8
 _RARE: Final = "is an AVIF of a rare kind, which is not read"
@@ -37,14 +37,14 @@ _DAMAGED: Final = "is truncated or damaged"
 
 
 def simple_avif(data: bytes, max_pixels: int) -> bytes:
-    """Return a plain AVIF without its EXIF data, whose turn its container repeats.
+    """Return a plain AVIF without its EXIF data; the container has the orientation, too.
 
     Args:
-        data: The encoded picture.
-        max_pixels: Width times height that each frame within it may have.
+        data: The encoded image.
+        max_pixels: Maximum of width times height of each frame.
 
     Raises:
-        UnusableImageError: It is animated, put together from others, too large or damaged.
+        UnusableImageError: The image is animated, composed of others, too large or damaged.
     """
     try:
         top = dict(_unique(_boxes(data, 0, len(data)), b"mdat", b"free", b"skip", b"uuid"))
@@ -74,7 +74,7 @@ def simple_avif(data: bytes, max_pixels: int) -> bytes:
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Yield kind, start and end of the content of each box in a part of the data."""
+    """Yield the type, and the start and end of the content, of each box in a range of the data."""
     for _ in range(_MAX_BOXES):
         if at == end:
             return
@@ -95,7 +95,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, tuple[int, i
 def _unique(
     boxes: Iterator[tuple[bytes, tuple[int, int]]], *repeatable: bytes
 ) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Pass boxes on; of two of a kind a decoder might take the other one."""
+    """Yield boxes and reject repeated types, of which a decoder might use another one than we."""
     seen: set[bytes] = set()
     for kind, place in boxes:
         if kind in seen and kind not in repeatable:
@@ -105,7 +105,7 @@ def _unique(
 
 
 def _kinds(data: bytes, at: int, end: int) -> dict[int, tuple[bytes, int]]:
-    """Read the kind of each item, and where it is written."""
+    """Read the type of each item, and the position of that field."""
     count_bytes = 2 if data[at] == 0 else 4
     kinds: dict[int, tuple[bytes, int]] = {}
     for kind, (start, _) in _boxes(data, at + 4 + count_bytes, end):
@@ -121,7 +121,7 @@ def _kinds(data: bytes, at: int, end: int) -> dict[int, tuple[bytes, int]]:
 
 
 def _places(data: bytes, at: int, end: int) -> dict[int, tuple[int, int]]:
-    """Read where the items are that are in one piece in the file; others are left out."""
+    """Read the ranges of items that are stored in one extent; other items are left out."""
     reader = _Bytes(data, at, end)
     version = reader.number(1)
     reader.number(3)
@@ -159,7 +159,7 @@ class _Bytes:
     end: int
 
     def number(self, size: int) -> int:
-        """Read a number of so many bytes, most significant first."""
+        """Read an integer of ``size`` bytes, big-endian."""
         start, self.at = self.at, self.at + size
         if self.at > self.end:
             raise IndexError
@@ -170,7 +170,7 @@ class _Bytes:
 
 
 def _check_frame(stream: memoryview, max_pixels: int) -> None:
-    """See that AV1 data hold exactly one frame, and how large it may be."""
+    """Check that AV1 data contain exactly one frame, and its maximum size."""
     frames, headers = 0, 0
     for kind, content in _units(stream):
         if kind == _SEQUENCE_HEADER:
@@ -185,7 +185,7 @@ def _check_frame(stream: memoryview, max_pixels: int) -> None:
 
 
 def _units(stream: memoryview) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and first bytes of the units that AV1 data consist of."""
+    """Yield the type and first bytes of each unit (OBU) of AV1 data."""
     at = 0
     for _ in range(_MAX_UNITS):
         if at == len(stream):
@@ -203,7 +203,7 @@ def _units(stream: memoryview) -> Iterator[tuple[int, bytes]]:
 
 
 def _leb128(stream: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of seven bits a byte, and where it ends."""
+    """Read a LEB128 integer; return it and its end."""
     value = 0
     for shift in range(0, 56, 7):
         if at >= len(stream):
@@ -216,14 +216,14 @@ def _leb128(stream: memoryview, at: int) -> tuple[int, int]:
 
 
 def _coded_size(content: bytes) -> tuple[int, int]:
-    """Read the largest size that frames under a sequence header can have."""
+    """Read the maximum frame size of a sequence header."""
     bits = _Bits(content)
-    bits.take(3 + 1)  # profile, whether it is a still picture
+    bits.take(3 + 1)  # profile, whether it is a still image
     reduced = bits.take(1)
     if reduced:
         bits.take(5)
     else:
-        if bits.take(1):  # timing, which no still picture has
+        if bits.take(1):  # timing, which no still image has
             raise UnusableImageError(_RARE)
         has_delays = bits.take(1)
         for _ in range(bits.take(5) + 1):
@@ -244,7 +244,7 @@ class _Bits:
     at: int = 0
 
     def take(self, count: int) -> int:
-        """Read a number of so many bits, most significant first."""
+        """Read an integer of ``count`` bits, most significant bit first."""
         start, self.at = self.at, self.at + count
         if self.at > 8 * len(self.data):
             raise UnusableImageError(_DAMAGED)

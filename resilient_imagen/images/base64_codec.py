@@ -1,8 +1,8 @@
-"""Base64 of pictures, in both directions, without holding up the event loop.
+"""Base64 codec for images that does not block the event loop.
 
-The standard library decodes 20 MB in one call that holds the interpreter lock, so that even in a
-thread everything else stands still meanwhile. Here pydantic's decoder, several times faster, is
-fed piece by piece and gives up the lock in between; `python -m benchmarks` has numbers.
+The standard library decodes 20 MB in one call that holds the interpreter lock, which blocks all
+other threads. Here pydantic's decoder, several times faster, decodes piece by piece and releases
+the lock in between; `python -m benchmarks` measures it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ __all__ = [
 _TEXT_PIECE: Final = 2**18
 _BYTES_PIECE: Final = _TEXT_PIECE // 4 * 3  # of whole groups, 4 characters for 3 bytes
 _SMALL: Final = 2**16
-"""Characters or bytes that take well under a millisecond: not worth a thread."""
+"""Characters or bytes that take well under a millisecond, too few for a thread."""
 _LONGEST_PREFIX: Final = 1024
-"""Characters of a data URL before its comma."""
+"""Maximum characters of a data URL before its comma."""
 _WHITESPACE: Final = b" \t\r\n\v\f"
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 
 
 class Base64Decoder:
-    """Decodes clean base64 that comes in pieces, at the size of what is decoded."""
+    """An incremental decoder of clean base64; it keeps only the decoded bytes."""
 
     def __init__(self) -> None:
         self._decoded = io.BytesIO()
-        self._rest = ""  # the last group, whole or not: only the end tells whether it is padded
+        self._rest = ""  # the last group, whole or not: it may be padded if it is the end
 
     def feed(self, piece: str) -> bool:
-        """Take the next characters; False, and none taken, if they are not base64."""
+        """Decode the next characters; return False, and use none, if they are not base64."""
         text = self._rest + piece
         whole = max(0, (len(text) - 1) // 4 * 4)
         decoded = _decoder()(text[:whole])
@@ -56,7 +56,7 @@ class Base64Decoder:
         return True
 
     def finish(self) -> bytes | None:
-        """All bytes, with what was fed understood to be complete; None if it cannot be."""
+        """Return all bytes; None if the characters are not complete base64."""
         last = _decoder()(self._rest)
         if last is None:
             return None
@@ -65,18 +65,18 @@ class Base64Decoder:
         return self._decoded.getvalue()
 
     def taken(self) -> str:
-        """What was fed so far, in the standard alphabet; not after finish() gave bytes."""
+        """Return the characters fed so far, in the standard alphabet; not after finish()."""
         return encode_base64(self._decoded.getvalue()) + self._rest
 
 
 def decode_base64(text: str | bytes) -> bytes:
-    """Decode base64, with the usual liberties taken by those who send it.
+    """Decode base64 leniently.
 
-    Understood are a data URL, spaces and line breaks anywhere, the URL-safe alphabet (even mixed
-    with the standard one) and missing padding.
+    Accepted are data URLs, spaces and line breaks anywhere, the URL-safe alphabet (also mixed with
+    the standard alphabet) and missing padding.
 
     Raises:
-        UnusableImageError: It is not base64. The text holds nothing of it.
+        UnusableImageError: The value is not base64. The error's text contains no part of it.
     """
     body = _body(text)
     decoded = _decode_pieces(body)
@@ -90,8 +90,8 @@ def decode_base64(text: str | bytes) -> bytes:
 def encode_base64(data: bytes) -> str:
     """Encode in the standard alphabet, padded, on one line."""
     view = memoryview(data)
-    # All of its memory at once: pieces to join, or a text that grows, leave holes in the heap that
-    # are not given back (hundreds of megabytes measured after eight pictures at once).
+    # Allocated at once: pieces to join, or a growing str, fragment the heap, and the memory is not
+    # returned to the system (hundreds of megabytes measured after eight concurrent images).
     encoded = bytearray(-(-len(view) // 3) * 4)
     for number, at in enumerate(_yielding_gil(range(0, len(view), _BYTES_PIECE))):
         piece = base64.b64encode(view[at : at + _BYTES_PIECE])
@@ -101,10 +101,10 @@ def encode_base64(data: bytes) -> str:
 
 
 async def decode_base64_async(text: str | bytes) -> bytes:
-    """Decode a reference as decode_base64 does; a long one in a thread, the event loop runs on.
+    """Decode like `decode_base64`; long values are decoded in a thread.
 
     Raises:
-        UnusableImageError: It is not base64.
+        UnusableImageError: The value is not base64.
     """
     if len(text) <= _SMALL:
         return decode_base64(text)
@@ -112,13 +112,14 @@ async def decode_base64_async(text: str | bytes) -> bytes:
 
 
 async def encode_base64_async(data: bytes) -> str:
-    """Do as encode_base64 does; long data are encoded in a thread, the event loop runs on."""
+    """Encode like `encode_base64`; long data are encoded in a thread."""
     return encode_base64(data) if len(data) <= _SMALL else await off_loop(encode_base64, data)
 
 
 def _body(text: str | bytes) -> str:
-    """Take the characters after a data URL's comma, or all of them."""
-    # A decoding error would carry the whole text; letters outside ASCII fail later, silently.
+    """Return the characters after a data URL's comma, or all of them without a data URL."""
+    # latin-1 never fails; an ASCII decoding error would carry the whole value. Characters outside
+    # ASCII are rejected later.
     plain = text if isinstance(text, str) else str(text, "latin-1")
     start = plain[: _LONGEST_PREFIX + 1].lstrip()
     if start[:5].lower() != "data:":
@@ -130,7 +131,7 @@ def _body(text: str | bytes) -> str:
 
 
 def _decode_pieces(text: str) -> bytes | None:
-    """Decode clean base64; None if it is not."""
+    """Decode clean base64; return None if the value is not clean base64."""
     decoder = Base64Decoder()
     starts = _yielding_gil(range(0, len(text), _TEXT_PIECE))
     if all(decoder.feed(text[at : at + _TEXT_PIECE]) for at in starts):
@@ -139,7 +140,7 @@ def _decode_pieces(text: str) -> bytes | None:
 
 
 def _cleaned(text: str) -> str:
-    """Leave out white space and excess padding, and settle on one alphabet."""
+    """Remove white space and excess padding, and convert to the standard alphabet."""
     if not text.isascii():
         return text
     starts = _yielding_gil(range(0, len(text), _TEXT_PIECE))
@@ -149,7 +150,7 @@ def _cleaned(text: str) -> str:
 
 
 def _yielding_gil(steps: range) -> Iterator[int]:
-    """Give the steps one by one, letting other threads have the interpreter lock in between."""
+    """Yield the steps, and release the interpreter lock between them."""
     for number, step in enumerate(steps):
         if number:
             time.sleep(0)
@@ -158,7 +159,7 @@ def _yielding_gil(steps: range) -> Iterator[int]:
 
 @cache
 def _decoder() -> Callable[[str], bytes | None]:
-    """Build pydantic's base64 decoder: the import is paid for on first use only."""
+    """Build pydantic's base64 decoder on first use, because its import takes time."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     adapter = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))
@@ -168,7 +169,7 @@ def _decoder() -> Callable[[str], bytes | None]:
             return None
         try:
             return adapter.validate_python(text)
-        except ValidationError:  # it holds the text: it must not become anyone's context
+        except ValidationError:  # not chained: it contains the value
             return None
 
     return decode

@@ -1,11 +1,12 @@
-"""All that is asked of Pillow directly: opening within limits, turning, converting, encoding.
+"""Image codec: open images within limits, orient, convert and encode them with Pillow.
 
-The one place that imports it, on first use. Its process-wide settings are the application's and
-are neither changed nor relied on: the limit on pixels is ours, checked before anything is decoded.
-Its decoders see no metadata but the colour profile: their readers of it take any time and memory
-on hostile data, and warn of broken ones. Nor is any decoder run that writes to the standard error,
-as the one for TIFF does.
-Everything here takes time; call it off the event loop.
+This is the only module that imports Pillow, on first use. Pillow's process-wide settings belong to
+the application, so they are neither changed nor used: the limit on pixels is checked here before
+decoding. Decoders get no metadata except the colour profile, because Pillow's metadata parsers may
+take any time and memory on hostile data, and warn about broken data. Decoders that write to the
+standard error, such as the TIFF decoder, are not used.
+
+All functions take time; call them off the event loop.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = [
     "to_supported_mode",
 ]
 
-# Only the decoder of the sniffed type is ever run: Pillow has dozens, some start other programs.
+# Only the decoder of the sniffed type is used: Pillow has dozens, and some start other programs.
 _DECODERS: Final = {
     "image/png": ("PNG", "PngImagePlugin"),
     "image/jpeg": ("JPEG", "JpegImagePlugin"),
@@ -52,18 +53,18 @@ _DECODERS: Final = {
     "image/gif": ("GIF", "GifImagePlugin"),
     "image/bmp": ("BMP", "BmpImagePlugin"),
     "image/avif": ("AVIF", "AvifImagePlugin"),
-    # Pillow has none for these; an application may have registered one.
+    # Pillow has no decoder for these types; an application may have registered one.
     "image/heic": ("HEIF", "Image"),
     "image/heif": ("HEIF", "Image"),
 }
-# Level 6, the usual one, takes over three times as long for pictures 5 % smaller.
+# The default level 6 takes over three times as long for 5 % smaller images.
 _PNG_LEVEL: Final = 4
 _WEBP_HEAD: Final = 2**16
-"""Bytes in which a WebP names its way of encoding, behind a colour profile at most."""
+"""First bytes of a WebP that contain its encoding, possibly after a colour profile."""
 _MAX_PROFILE_BYTES: Final = 4_000_000
-"""Of a colour profile; a larger one is left out."""
+"""Maximum size of a colour profile; a larger one is removed."""
 _PROFILE_PROGRAM: Final = b"mpet"
-"""Marks a table of a colour profile that may have any number of steps, each taken many times."""
+"""Tag of a colour profile's multi-process table, whose cost is not bounded by its size."""
 _STRIP_PIXELS: Final = 2**22
 _GREY: Final = frozenset(("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
@@ -71,10 +72,10 @@ _TURNED_SIDEWAYS: Final = frozenset((5, 6, 7, 8))
 
 @contextmanager
 def pillow_errors() -> Iterator[None]:
-    """Turn whatever a decoder raises on a damaged picture into UnusableImageError.
+    """Convert every exception of a decoder on a damaged image to UnusableImageError.
 
     Raises:
-        UnusableImageError: Something was raised within.
+        UnusableImageError: The block raised an exception.
     """
     try:
         yield
@@ -85,10 +86,10 @@ def pillow_errors() -> Iterator[None]:
 
 
 def open_picture(data: bytes, max_pixels: int) -> ImageFile:
-    """Read a picture's header; nothing is decoded yet, and decoding it has a bounded cost.
+    """Open an image whose decoding has a bounded cost; only its header is read.
 
     Raises:
-        UnusableImageError: It is no picture, too large, or of a type that is not read here.
+        UnusableImageError: The data are not an image, too large, or of an unsupported type.
     """
     mime = sniff_mime(data)
     if mime is None:
@@ -96,7 +97,7 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
     if mime not in _DECODERS:
         raise UnusableImageError(f"is {mime}, which is not read")
     size = pixel_size(data)
-    if size is not None:  # before Pillow sees it at all
+    if size is not None:  # checked before Pillow reads anything
         check_size(size, max_pixels)
     name, plugin = _DECODERS[mime]
     with pillow_errors():
@@ -107,7 +108,7 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
         decoder = Image.OPEN.get(name)
         if decoder is None:
             raise UnusableImageError(f"is {mime}, which cannot be read here")
-        # Not Image.open: it warns of, or refuses, sizes by the application's own limit.
+        # Not Image.open, which warns or fails by the application's own limit on pixels.
         picture = decoder[0](io.BytesIO(needed), "")
         picture.info.setdefault("exif", exif_of(data))
         if len(picture.info.get("icc_profile") or b"") > _MAX_PROFILE_BYTES:
@@ -117,18 +118,18 @@ def open_picture(data: bytes, max_pixels: int) -> ImageFile:
 
 
 def orientation(picture: Image) -> int:
-    """Read the turn that EXIF asks for, from 1 (upright) to 8; nothing is decoded."""
+    """Return the EXIF orientation, from 1 (upright) to 8, without decoding."""
     return exif_orientation(picture.info.get("exif", b""))
 
 
 def shown_size(picture: Image) -> tuple[int, int]:
-    """Width and height in pixels as a viewer shows it: after the turn that EXIF asks for."""
+    """Return width and height in pixels, with the EXIF orientation applied."""
     width, height = picture.size
     return (height, width) if orientation(picture) in _TURNED_SIDEWAYS else (width, height)
 
 
 def apply_exif_orientation(picture: Image) -> Image:
-    """Decode and turn as EXIF asks for."""
+    """Decode an image and apply its EXIF orientation."""
     from PIL.Image import Transpose
 
     turns = {
@@ -146,7 +147,7 @@ def apply_exif_orientation(picture: Image) -> Image:
 
 
 def to_supported_mode(picture: Image) -> Image:
-    """Convert to eight bits of L, RGB or RGBA, whichever holds all that the picture has."""
+    """Convert to L, RGB or RGBA with eight bits, whichever keeps the image's channels."""
     if picture.mode == "CMYK":
         return _from_cmyk(picture)
     clear = "transparency" in picture.info or picture.mode in {"LA", "La", "PA", "RGBa", "RGBA"}
@@ -156,14 +157,14 @@ def to_supported_mode(picture: Image) -> Image:
     eight_bit = _scaled_to_eight_bits(picture) if picture.mode.startswith("I;16") else picture
     coloured = eight_bit.convert("RGBA" if clear else "RGB")
     if picture.mode in _GREY:
-        coloured.info.pop("icc_profile", None)  # it describes greys
+        coloured.info.pop("icc_profile", None)  # it is a profile for grey
     return coloured
 
 
 def reduced(picture: Image, max_pixels: int) -> Image:
-    """Decode a picture of too many pixels at half, a third ... of its sides, whichever fits.
+    """Decode an image with its sides divided by the smallest integer that fits ``max_pixels``.
 
-    A JPEG is never decoded at full size. Of other types no second copy of that size is made.
+    A JPEG is never decoded at full size. For other types there is only one copy at full size.
     """
     from PIL import Image
 
@@ -182,14 +183,14 @@ def reduced(picture: Image, max_pixels: int) -> Image:
             canvas = Image.new(strip.mode, (strip.width, -(-picture.height // factor)))
             canvas.info = strip.info
         canvas.paste(strip, (0, top // factor))
-    assert canvas is not None  # noqa: S101 - a picture has at least one row
+    assert canvas is not None  # noqa: S101 - an image has at least one row
     return canvas
 
 
 def crop(picture: Image, box: tuple[int, int, int, int]) -> Image:
-    """Cut out left, top, right, bottom, in pixels.
+    """Crop to a box of left, top, right and bottom in pixels.
 
-    Not Image.crop, which warns of sizes by the application's own limit.
+    This does not use Image.crop, which warns by the application's own limit on pixels.
     """
     from PIL.Image import Resampling
 
@@ -199,20 +200,20 @@ def crop(picture: Image, box: tuple[int, int, int, int]) -> Image:
 
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
-    """How a picture is encoded, so that another one can be made alike."""
+    """The encoding of an image, for encoding another image in the same way."""
 
     subsampling: int = -1
-    """Of a JPEG's colours, in Pillow's numbering; -1 leaves it to the encoder."""
+    """JPEG: chroma subsampling, in Pillow's numbering; -1 means the encoder's default."""
     tables: tuple[list[int], ...] = ()
-    """A JPEG's quantization, which is its quality; empty leaves it to the encoder."""
+    """JPEG: quantization tables, which define the quality; empty means the encoder's default."""
     progressive: bool = False
-    """Of a JPEG."""
+    """JPEG: whether it is progressive."""
     lossless: bool = False
-    """Of a WebP, which does not tell its quality."""
+    """WebP: whether it is lossless. A WebP does not contain its quality."""
 
 
 def encoder_settings_of(picture: Image, data: bytes) -> EncoderSettings:
-    """Tell how an opened picture, read from ``data``, is encoded."""
+    """Return the encoder settings of an opened image that was read from ``data``."""
     from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
     if isinstance(picture, JpegImageFile):
@@ -229,13 +230,13 @@ def encode(
 ) -> bytes:
     """Encode as image/png, image/jpeg or image/webp.
 
-    The colour profile is kept, all other metadata (camera, place, signatures) is not.
+    The colour profile is kept; all other metadata (camera, place, signatures) are removed.
 
     Args:
-        picture: What to encode, in a mode that the type knows.
+        picture: The image, in a mode that the type supports.
         mime: The type to encode as.
-        style: The details to keep of the picture's source.
-        quality: For JPEG without tables of its own, and lossy WebP; up to 100.
+        style: Encoder settings to keep from the source image.
+        quality: Quality up to 100 of a JPEG without tables in ``style``, and of a lossy WebP.
     """
     style = style or EncoderSettings()
     options: dict[str, Any] = {"icc_profile": picture.info.get("icc_profile")}
@@ -252,7 +253,7 @@ def encode(
     except OSError:
         if not options.get("progressive"):
             raise
-        # Pillow's buffer for these is too small for a very dense one.
+        # Pillow's buffer for progressive JPEGs is too small for very dense images.
         return _saved(picture, form, options | {"progressive": False})
 
 
@@ -263,7 +264,7 @@ def _saved(picture: Image, form: str, options: dict[str, Any]) -> bytes:
 
 
 def _tables(picture: JpegImageFile) -> tuple[list[int], ...]:
-    """The quantization of an opened JPEG; empty if it is not one that can be written again."""
+    """Return the quantization tables of an opened JPEG; empty if they cannot be reused."""
     found = [list(picture.quantization[key]) for key in sorted(picture.quantization)]
     coefficients = 64
     whole = all(len(table) == coefficients for table in found)
@@ -278,16 +279,16 @@ def _decode(picture: Image) -> None:
 
 
 def _scaled_to_eight_bits(picture: Image) -> Image:
-    """Pillow's own conversion would cut off what is over 255."""
+    """Scale 16-bit values to 8 bits; Pillow's conversion would clip values above 255."""
     return picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
 
 
 def _from_cmyk(picture: Image) -> Image:
-    """By the picture's own profile if it has one: the plain formula gives garish colours."""
+    """Convert by the image's colour profile if it has one: the formula gives garish colours."""
     profile = picture.info.get("icc_profile")
     rgb = _through_profile(picture, profile) if profile else None
     rgb = rgb or picture.convert("RGB")
-    rgb.info.pop("icc_profile", None)  # it describes CMYK
+    rgb.info.pop("icc_profile", None)  # it is a profile for CMYK
     return rgb
 
 

@@ -1,7 +1,7 @@
-"""Whether an encoded picture is all there, told from its structure: no pixel is decoded.
+"""Completeness check: detect truncated images by their structure, without decoding pixels.
 
-A provider answers a torn picture with an error that blames the whole request, so it is worth
-knowing beforehand; decoding each reference to find out would cost a hundred times more.
+A provider rejects a whole request with an unspecific error if one reference is truncated. Decoding
+each reference would detect this, too, but takes a hundred times longer.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ _JPEG_EOI: Final = b"\xff\xd9"
 
 
 def is_intact(data: bytes) -> bool:
-    """Tell whether a PNG, JPEG or WebP is complete; True for other types, which get decoded anyway.
+    """Return whether a PNG, JPEG or WebP is complete; True for other types.
 
-    A PNG's checksums are verified too. Takes some 15 ms for 20 MB: call it off the event loop.
+    Images of other types are decoded in any case, which detects truncation.
+
+    A PNG's checksums are verified, too. Takes some 15 ms for 20 MB: call it off the event loop.
     """
     return is_complete(data) and (sniff_mime(data) != "image/png" or _png(data, checksums=True))
 
 
 def is_complete(data: bytes) -> bool:
-    """Tell whether a PNG, JPEG or WebP goes on to its end, by its structure alone; else True.
+    """Return whether the structure of a PNG, JPEG or WebP has its end; True for other types.
 
     Takes a millisecond or two for 20 MB.
     """
@@ -50,7 +52,7 @@ def _uint32(view: memoryview, at: int) -> int:
 
 
 def _jpeg(data: bytes) -> bool:
-    """An end marker must follow the scan; a thumbnail in the header has one of its own."""
+    """Return whether an end marker follows the scan; a thumbnail in the header has one, too."""
     scan = next((at for code, at in jpeg_segments(data) if code == JPEG_SCAN), None)
     return scan is not None and data.rfind(_JPEG_EOI, scan) >= 0
 

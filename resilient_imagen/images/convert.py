@@ -1,4 +1,4 @@
-"""Convert a picture: to the type that a file's name asks for, or to pixels."""
+"""Image conversion: to the type of a file's extension, or to a Pillow image."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
     "image/avif": (".avif",),
     "image/heic": (".heic",),
 }
-"""Of files of each type, the usual one first."""
+"""File extensions of each type, the usual one first."""
 _MADE: Final = ("image/png", "image/jpeg", "image/webp")
-"""Types that a picture can be converted to."""
+"""Types that an image can be converted to."""
 
 
 def extension(mime_type: str) -> str:
@@ -41,10 +41,10 @@ def extension(mime_type: str) -> str:
 
 
 def path_for(path: Path, mime_type: str) -> Path:
-    """Return the path of a file for a picture of this type: with its extension if it has none.
+    """Return the path for an image of this type; a path without an extension gets one.
 
     Raises:
-        ValueError: The extension names no type that the picture has or can be converted to.
+        ValueError: The image neither has nor can be converted to the extension's type.
     """
     if not path.suffix:
         return path.with_name(path.name + extension(mime_type))
@@ -58,9 +58,9 @@ def path_for(path: Path, mime_type: str) -> Path:
 
 
 def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
-    """Return the picture, and its type, as the path's extension asks for: png, jpg, jpeg or webp.
+    """Return the image and its type, converted to the type of the extension png, jp(e)g or webp.
 
-    With another extension, or none, the picture is returned unchanged; see also ``as_type``.
+    With another extension, or none, the image is returned unchanged; see also ``as_type``.
     """
     suffix = path.suffix.lower()
     wanted = next((mime for mime in _MADE if suffix in EXTENSIONS[mime]), mime_type)
@@ -68,11 +68,11 @@ def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
 
 
 def as_type(data: bytes, mime_type: str, wanted: str) -> tuple[bytes, str]:
-    """Return the picture, and its type, converted to image/png, image/jpeg or image/webp.
+    """Return the image and its type, converted to image/png, image/jpeg or image/webp.
 
-    A picture that cannot be converted is returned unchanged: it is paid for, and better misnamed
-    than lost. What is transparent becomes white in a JPEG. Takes up to seconds for a large
-    picture: call it off the event loop.
+    An image that cannot be converted is returned unchanged, because it is already paid for.
+    Transparency becomes white in a JPEG. Takes up to seconds for a large image: call it off the
+    event loop.
     """
     if wanted == mime_type:
         return data, mime_type
@@ -83,15 +83,17 @@ def as_type(data: bytes, mime_type: str, wanted: str) -> tuple[bytes, str]:
 
 
 def decoded(data: bytes) -> Image:
-    """Decode a picture and turn it upright. Takes up to seconds: call it off the event loop.
+    """Decode an image and apply its EXIF orientation.
+
+    Takes up to seconds: call it off the event loop.
 
     Raises:
-        UnusableImageError: It is damaged, too large, or of a type that cannot be decoded.
+        UnusableImageError: The image is damaged, too large, or of an unsupported type.
     """
     picture = open_picture(data, ImageLimits().max_pixels)
     with pillow_errors():
         upright = apply_exif_orientation(picture)
-    upright.info.pop("exif", None)  # it would turn the picture once more
+    upright.info.pop("exif", None)  # its orientation would be applied again
     return upright
 
 
@@ -105,7 +107,7 @@ def _converted(data: bytes, mime: str) -> bytes:
 
 
 def _on_white(picture: Image) -> Image:
-    """A JPEG knows no transparency."""
+    """Replace transparency by white, because JPEG does not support it."""
     from PIL import Image
 
     page = Image.new("RGB", picture.size, "white")

@@ -1,9 +1,9 @@
-"""Bounds the cost of decoding a picture before a decoder sees it, from its structure alone.
+"""Decoding cost: bound the cost of decoding an image by its structure, before it is decoded.
 
-The time and memory that a decoder takes do not follow from the size of the file: a JPEG may repeat
-its scans for hours, a GIF or an AVIF may hold frames larger than it claims, and metadata may refer
-to the same bytes thousands of times. So a decoder gets one picture without metadata, and only if
-its cost is bounded by its pixels. Every check here is linear in the bytes and has a bound itself.
+A file's size does not bound the time and memory of decoding it: a JPEG may have scans for hours, a
+GIF or an AVIF may contain frames larger than the stated size, and metadata may refer to the same
+bytes thousands of times. So a decoder gets a single image without metadata, and only if the cost is
+bounded by its pixels. The checks themselves are linear in the bytes, and bounded.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 __all__ = ["decodable", "has_more_pictures", "is_multi_scan"]
 
 _MAX_SCANS: Final = 32
-"""Of one JPEG; encoders write about ten."""
+"""Maximum scans of one JPEG; encoders write about ten."""
 _MAX_SCANNED_PIXELS: Final = 3_000_000_000
-"""Scans of a JPEG times its pixels: some two nanoseconds each, however little a scan holds."""
+"""Maximum of a JPEG's scans times its pixels: some two nanoseconds each, even in an empty scan."""
 _MAX_COEFFICIENT_BYTES: Final = 1_000_000_000
-"""Memory of a JPEG in several scans, which is decoded only when all of them were read."""
+"""Maximum memory for a JPEG with several scans, which is decoded after all of them are read."""
 _MAX_MARKERS: Final = 4096
-"""Between the scans of one JPEG."""
+"""Maximum markers between the scans of one JPEG."""
 _MAX_RIFF_CHUNKS: Final = 10_000
-"""Of a WebP: an animation has one for each frame."""
+"""Maximum chunks of a WebP; an animation has one for each frame."""
 _WINDOW: Final = 2**18
 """Bytes searched with the interpreter lock held."""
 
 _MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""Not stuffing, a restart or padding."""
+"""A marker other than stuffing, a restart or padding."""
 _APP0, _APP1, _APP2, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _SOF_BASELINE, _SOF_PROGRESSIVE = 0xC0, 0xC2
 _SOF_DECODED: Final = frozenset((_SOF_BASELINE, 0xC1, _SOF_PROGRESSIVE))
@@ -55,26 +55,26 @@ _MPF_COUNT_TAG: Final = 0xB001
 _ULTRA_HDR: Final = b' hdrgm:Version="'
 _PNG_KEPT: Final = frozenset((b"tRNS", b"iCCP"))
 _GIF_BLOCK: Final = re.compile(rb"[!,;]")
-"""An extension, a frame or the end; decoders skip what stands between."""
+"""An extension, a frame or the end; decoders skip other bytes between them."""
 _GIF_CONTROL: Final = 0xF9
 _BMP_PLAIN: Final = frozenset((0, 3, 6))
-"""Uncompressed, with or without bit masks."""
+"""Compression values of uncompressed images, with or without bit masks."""
 _BMP_OLDEST: Final = 12
-"""Bytes of the header that knows no compression."""
+"""Bytes of the oldest header, which has no compression field."""
 
 
 def decodable(data: bytes, mime: str, max_pixels: int) -> bytes:
-    """Return what a decoder needs of a picture: the very same bytes, if that is all of them.
+    """Return the parts of an image that a decoder needs; the same object if it needs all of it.
 
     Takes milliseconds for 20 MB: call it off the event loop.
 
     Args:
-        data: The encoded picture.
-        mime: Its type, as sniff_mime tells it.
-        max_pixels: Width times height that a frame within it may have.
+        data: The encoded image.
+        mime: Its type by `sniff_mime`.
+        max_pixels: Maximum of width times height of a frame.
 
     Raises:
-        UnusableImageError: It is damaged, or decoding it could take more than its pixels explain.
+        UnusableImageError: The image is damaged, or the cost of decoding is not bounded.
     """
     match mime:
         case "image/jpeg":
@@ -96,9 +96,9 @@ def decodable(data: bytes, mime: str, max_pixels: int) -> bytes:
 
 
 def has_more_pictures(data: bytes, mime: str) -> bool:
-    """Tell whether a JPEG or PNG holds more than the one picture that ``decodable`` leaves of it.
+    """Return whether a JPEG or PNG contains more images than the one that ``decodable`` returns.
 
-    Not a JPEG whose second picture only brightens the first: that is shown, and sent, as it is.
+    A second image that is only a JPEG's gain map does not count; such a JPEG is sent unchanged.
     """
     if mime == "image/png":
         animations = (at for kind, at, _ in png_chunks(data) if kind == b"acTL")
@@ -114,7 +114,7 @@ def has_more_pictures(data: bytes, mime: str) -> bool:
 
 
 def is_multi_scan(data: bytes) -> bool:
-    """Tell whether a JPEG is decoded only when several scans were read, however many there are."""
+    """Return whether a JPEG has several scans, so that it is decoded after all are read."""
     segments = list(jpeg_segments(data))
     frame = next((at for code, at in segments if code in JPEG_FRAMES), None)
     if frame is None or segments[-1][0] != JPEG_SCAN or segments[-1][1] + 4 >= len(data):
@@ -126,7 +126,7 @@ def is_multi_scan(data: bytes) -> bool:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Leave out all metadata but the colour profile; see that the scans are few enough."""
+    """Remove all metadata except the colour profile, and check the number of scans."""
     segments = list(jpeg_segments(data))
     frames = [at for code, at in segments if code in JPEG_FRAMES]
     if len(frames) != 1 or segments[-1][0] != JPEG_SCAN:
@@ -174,7 +174,7 @@ def _low(sampling: int) -> int:
 def _scans(data: bytes, at: int, enough: int) -> int:
     """Count a JPEG's scans from the first one on, up to ``enough`` of them.
 
-    Every scan that libjpeg could find is counted; what it would refuse may be counted, too.
+    Every scan that libjpeg could find is counted, and possibly scans that it would reject.
     """
     scans = 0
     for _ in range(_MAX_MARKERS):
@@ -183,14 +183,14 @@ def _scans(data: bytes, at: int, enough: int) -> int:
         if code == JPEG_END or scans == enough:
             return scans
         scans += code == JPEG_SCAN
-        # libjpeg may resume right behind a marker that has no meaning, whatever length follows.
+        # libjpeg may resume right after an unknown marker, whatever length follows it.
         lone = code < _SOF_BASELINE or code in JPEG_LONE
         at += 2 if lone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise UnusableImageError("is a JPEG of too many segments")
 
 
 def _next_marker(data: bytes, at: int) -> int:
-    """Find the next marker of a JPEG, letting other threads run in between; its end if none."""
+    """Return the position of a JPEG's next marker, or its end; other threads run in between."""
     for start in range(at, len(data), _WINDOW):
         found = _MARKER.search(data, start, start + _WINDOW + 1)
         if found is not None:
@@ -200,7 +200,7 @@ def _next_marker(data: bytes, at: int) -> int:
 
 
 def _is_needed(code: int, body: bytes) -> bool:
-    """Tell whether a JPEG's segment has a say in how its pixels look."""
+    """Return whether a JPEG's segment affects its pixels."""
     if code == _APP2:
         return body.startswith(b"ICC_PROFILE\0")
     return code in {_APP0, _APP14} or not (_APP0 <= code <= _APP15 or code == _COMMENT)
@@ -214,12 +214,12 @@ def _body(data: bytes, at: int) -> bytes:
 
 
 def _is_kept(kind: bytes) -> bool:
-    """Tell whether a PNG's chunk has a say in how its first frame looks."""
+    """Return whether a PNG's chunk affects the pixels of its first frame."""
     return kind[:1].isupper() or kind in _PNG_KEPT
 
 
 def _gif(data: bytes, max_pixels: int) -> bytes:
-    """Leave only the header, the first frame, and the transparency said of it."""
+    """Keep only the header, and the first frame with its transparency."""
     start = 13 + _palette_bytes(data[10])
     control: list[tuple[int, int]] = []
     at = start
@@ -245,14 +245,14 @@ def _palette_bytes(flags: int) -> int:
 
 
 def _after_blocks(data: bytes, at: int) -> int:
-    """Find the end of a GIF's chain of blocks: each says its length, an empty one is the last."""
+    """Return the end of a GIF's chain of blocks, which ends with an empty block."""
     while at < len(data) and (length := data[at]):
         at += length + 1
     return at + 1
 
 
 def _spliced(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
-    """Join parts of a picture; without a copy if they are all of it."""
+    """Join spans of an image; return the same object if they cover all of it."""
     spans = list(spans)
     whole = spans[-1][1] == len(data) and all(end == at for (_, end), (at, _) in pairwise(spans))
     return data if whole else b"".join(data[at:end] for at, end in spans)

@@ -1,7 +1,7 @@
-"""Makes a delivered picture have the aspect ratio that was asked for.
+"""Aspect ratio fitting: crop, pad or scale a delivered image to the requested ratio.
 
-Providers deliver the nearest size they have, and sometimes ignore the ratio altogether; the picture
-may be the first frame of a video, so the ratio matters.
+Providers deliver their nearest size, and sometimes ignore the ratio. The image may become the first
+frame of a video, so the ratio matters.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ Size = tuple[int, int]
 _TOLERANCE_PERCENT: Final = 2
 _KEPT_TYPES: Final = frozenset(("image/png", "image/jpeg", "image/webp"))
 _BACKDROP_SIDE: Final = 64
-"""Pixels of the longer side of the picture that is blown up to a backdrop: small is quick."""
+"""Pixels of the longer side of the thumbnail that is enlarged to a backdrop; small is quick."""
 _BACKDROP_BLUR: Final = 3
 _GLANCE: Final = 2**16
-"""Bytes in which a PNG's turn would be noted."""
+"""First bytes of a PNG, which contain its orientation if there is one."""
 _JPEG_APP1: Final = 0xE1
-"""The segment in which a JPEG's turn would be noted."""
+"""Code of the segment that contains a JPEG's orientation."""
 _LONGEST_SIDE: Final = 16_383
-"""Pixels; the most that WebP can hold, and more than any video wants."""
+"""Maximum pixels of a side: WebP's limit, and more than any video needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A picture of the ratio asked for, or as near to it as the mode allows."""
+    """An image of the requested ratio, or as near to it as the mode allows."""
 
     data: bytes = field(repr=False)
-    """Encoded; the very bytes that came in, if nothing had to be changed."""
+    """The encoded image; the same object as the input if no change was necessary."""
     mime_type: str
     width: int
-    """Pixels, as shown: after the turn that EXIF asks for."""
+    """Pixels, with the EXIF orientation applied."""
     height: int
-    """Pixels, as shown."""
+    """Pixels, with the EXIF orientation applied."""
     note: str | None
-    """What was changed, in words, or None."""
+    """A description of the change, or None."""
 
 
 async def fit(
@@ -69,31 +69,31 @@ async def fit(
     target: Size | None = None,
     limits: ImageLimits | None = None,
 ) -> Fitted:
-    """Fit a picture to an aspect ratio; in a thread, if it is more than a glance.
+    """Fit an image to an aspect ratio, in a thread if the header is not sufficient.
 
-    Modes: ``crop`` cuts equal parts off two sides, ``pad`` adds them: a blurred enlargement of the
-    picture where it is opaque, transparency where it is not. Both let a picture pass untouched that
-    is within 2 % of the ratio. ``exact`` always cuts out the largest centred rectangle that has the
-    ratio to the pixel. ``none`` changes nothing. What padding would make larger than 16383 pixels
-    a side, or than the limit, is cropped.
+    Modes: ``crop`` cuts equal parts off two sides. ``pad`` adds equal parts on two sides: a blurred
+    enlargement of an opaque image, or transparency. Both leave an image unchanged that is within
+    2 % of the ratio. ``exact`` always cuts out the largest centred rectangle that has exactly the
+    ratio. ``none`` changes nothing. If padding would exceed 16383 pixels a side, or the limit on
+    pixels, the image is cropped instead.
 
-    PNG, JPEG (of the same quality and kind) and WebP (quality 95, or lossless as it was) keep their
-    type, others become PNG; mode and colour profile stay, other metadata of a changed picture does
-    not. A palette becomes RGB(A) only where it must be padded or scaled; 16-bit colour becomes
-    8-bit.
+    PNG, JPEG (with the same encoder settings) and WebP (quality 95, or lossless if it was) keep
+    their type; other types become PNG. Mode and colour profile are kept; other metadata of a
+    changed image are removed. A palette becomes RGB(A) only if it must be padded or scaled; 16-bit
+    colour becomes 8-bit.
 
     Args:
-        data: The encoded picture.
+        data: The encoded image.
         ratio: Width to height, like ``9:16``.
         mode: See above.
-        target: The size in pixels to deliver, or None to keep all pixels there are. A picture of
-            another size is fitted to this size's own ratio and scaled to it, unless mode is none.
-        limits: Of these, how many pixels the picture may have.
+        target: The size in pixels to deliver; None keeps all pixels. An image of another size is
+            fitted to the ratio of the target and scaled to it, unless the mode is ``none``.
+        limits: Its ``max_pixels`` bounds the image.
 
     Raises:
-        UnusableImageError: It is no picture, too large or damaged. In mode none and within the
-            tolerance only the header is looked at.
-        ValueError: The ratio, the mode or the target makes no sense.
+        UnusableImageError: The data are not an image, too large or damaged. If the mode is ``none``
+            or the image is within the tolerance, only the header is checked.
+        ValueError: The ratio, the mode or the target is not valid.
     """
     across, down = _parsed(ratio)
     if mode not in {"crop", "pad", "none", "exact"}:
@@ -110,13 +110,13 @@ async def fit(
 
 
 def _plain_size(data: bytes) -> Size | None:
-    """The size that a glance at the header tells for certain: worth no trip to a thread."""
+    """Return the size if the header alone determines it quickly, else None."""
     mime = sniff_mime(data)
     if mime == "image/png":
         turned = data.find(b"eXIf", 0, _GLANCE) >= 0
     elif mime == "image/jpeg":
         turned = any(code == _JPEG_APP1 for code, _ in jpeg_segments(data))
-        turned = turned or is_multi_scan(data)  # whose scans are counted, which takes longer
+        turned = turned or is_multi_scan(data)  # counting its scans takes longer
     else:
         return None
     return None if turned else pixel_size(data)
@@ -168,7 +168,7 @@ def _changed(picture: Image, ratio: Size, mode: FitMode) -> Image:
 
 
 def _within(size: Size, ratio: Size) -> Size:
-    """The largest size of the ratio within another, to the nearest pixel; one side stays whole."""
+    """Return the largest size of the ratio inside ``size``, rounded; one side is unchanged."""
     (width, height), (across, down) = size, ratio
     if width * down > height * across:
         return max(1, _nearest(height * across, down)), height
@@ -176,7 +176,7 @@ def _within(size: Size, ratio: Size) -> Size:
 
 
 def _around(size: Size, ratio: Size) -> Size:
-    """The smallest size of the ratio around another, to the nearest pixel."""
+    """Return the smallest size of the ratio that contains ``size``, rounded."""
     (width, height), (across, down) = size, ratio
     if width * down > height * across:
         return width, max(height, _nearest(width * down, across))
@@ -184,7 +184,7 @@ def _around(size: Size, ratio: Size) -> Size:
 
 
 def _exact_size(size: Size, ratio: Size) -> Size:
-    """The largest size within another that has the ratio to the pixel, if there is one."""
+    """Return the largest size inside ``size`` that has exactly the ratio, if there is one."""
     common = gcd(*ratio)
     across, down = ratio[0] // common, ratio[1] // common
     times = min(size[0] // across, size[1] // down)
@@ -228,11 +228,11 @@ def _backdrop(picture: Image, size: Size) -> Image:
 def _scaled(picture: Image, size: Size) -> Image:
     from PIL.Image import Resampling
 
-    if picture.mode == "P":  # its colours cannot be mixed
+    if picture.mode == "P":  # palette indices cannot be interpolated
         picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
     return picture.resize(size, Resampling.LANCZOS)
 
 
 def _note(mode: FitMode, before: Size, after: Size) -> str:
     done = "padded" if mode == "pad" else "cropped"
-    return f"picture {done} from {before[0]}x{before[1]} to {after[0]}x{after[1]}"
+    return f"image {done} from {before[0]}x{before[1]} to {after[0]}x{after[1]}"

@@ -1,4 +1,4 @@
-"""The one error that bytes which are no usable picture lead to."""
+"""Image errors: the exception for bytes that are not a usable image."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ __all__ = ["UnusableImageError"]
 
 
 class UnusableImageError(ValueError):
-    """A picture cannot be used. The text says why in plain words and never holds content."""
+    """An image cannot be used. The text has the cause and never contains image data."""

@@ -1,7 +1,7 @@
-"""What a picture is, told from its first bytes: type and size, no pixel decoded, no Pillow.
+"""Image inspection: read type, size and orientation from the header, without Pillow.
 
-A name or a claimed type is never believed: the Gemini 3 models send JPEG, their predecessors PNG,
-and tools store either one under the other's name.
+File names and claimed types are not trusted: the Gemini 3 models send JPEG, their predecessors PNG,
+and tools store files with the wrong extension.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ JPEG_END: Final = 0xD9
 JPEG_SCAN: Final = 0xDA
 JPEG_LONE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _JPEG_EXIF: Final = 0xE1
-# 50 MB in chunks of 1 kB. A hostile file could have millions, and keep a thread busy for long.
+# 50 MB in chunks of 1 kB. A hostile file could have millions, which would keep a thread busy.
 _MAX_PNG_CHUNKS: Final = 50_000
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
-"""A type of EXIF values: two bytes."""
-# Real files have a few dozen; a hostile one of 50 MB could have twelve million.
+"""The EXIF type of two-byte values."""
+# Real files have a few dozen; a hostile file of 50 MB could have twelve million.
 _MAX_JPEG_SEGMENTS: Final = 4096
 
 
 def sniff_mime(data: bytes) -> str | None:
-    """Tell the type of an encoded picture, or None if it is none we know.
+    """Return the MIME type of an encoded image; None if it is unknown.
 
-    Knows image/png, image/jpeg, image/webp, image/gif, image/bmp, image/tiff, image/heic,
+    Known types are image/png, image/jpeg, image/webp, image/gif, image/bmp, image/tiff, image/heic,
     image/heif and image/avif.
     """
     for magic, mime in _MAGIC:
@@ -69,7 +69,7 @@ def sniff_mime(data: bytes) -> str | None:
         return "image/webp"
     if data[4:8] == b"ftyp":
         return _iso_mime(data)
-    # Two letters are little evidence: ask for a header size that BMP really has.
+    # Two letters are not sufficient: also require a valid size of the BMP header.
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
         return "image/bmp"
     return None
@@ -78,8 +78,8 @@ def sniff_mime(data: bytes) -> str | None:
 def pixel_size(data: bytes) -> tuple[int, int] | None:
     """Read width and height in pixels from a PNG, JPEG, WebP, GIF or BMP header.
 
-    Takes microseconds whatever the file's length. The size is the stored one: a turn that EXIF
-    asks for is not applied. None for other types and for headers that make no sense.
+    Takes microseconds for files of any length. It is the stored size: EXIF orientation is not
+    applied. Return None for other types and for invalid headers.
     """
     reader = {
         "image/png": _png_size,
@@ -98,7 +98,7 @@ def pixel_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _iso_mime(data: bytes) -> str | None:
-    """HEIC, HEIF and AVIF are one container; the brands in its first box tell them apart."""
+    """Return the type of a HEIC, HEIF or AVIF container by the brands in its first box."""
     box = data[: min(int.from_bytes(data[:4], "big"), 256)]
     brands = {box[8:12], *(box[at : at + 4] for at in range(16, len(box), 4))}
     if brands & _AVIF_BRANDS:
@@ -155,7 +155,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield code and offset of a JPEG's markers, up to the first scan, the end, or nonsense."""
+    """Yield code and offset of a JPEG's markers, up to the first scan, the end or invalid data."""
     at = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         marker = data[at : at + 2]
@@ -173,7 +173,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def exif_of(data: bytes) -> bytes:
-    """The EXIF data of a JPEG or PNG; empty if there are none."""
+    """Return the EXIF data of a JPEG or PNG; empty if there are none."""
     mime = sniff_mime(data)
     if mime == "image/jpeg":
         for code, at in jpeg_segments(data):
@@ -188,7 +188,7 @@ def exif_of(data: bytes) -> bytes:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, offset and end of a PNG's chunks, up to the last one that is whole."""
+    """Yield type, offset and end of a PNG's chunks, up to the last complete one."""
     at = 8
     for _ in range(_MAX_PNG_CHUNKS):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -202,7 +202,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def riff_chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int]]:
-    """Yield kind and offset of a WebP's chunks, up to ``most`` of them."""
+    """Yield type and offset of a WebP's chunks, up to ``most`` of them."""
     at = 12
     for _ in range(most):
         if at + 8 > len(data):
@@ -213,9 +213,9 @@ def riff_chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int]]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Read the turn that EXIF data ask for: 1 (upright, or nothing said, or nonsense) to 8.
+    """Return the EXIF orientation from 1 to 8; 1 (upright) if it is missing or invalid.
 
-    Our own, because Pillow warns of what is broken elsewhere in the data and may decode for it.
+    This does not use Pillow, which warns about other broken data and may decode the image.
     """
     turns = (value for tag, value in ifd_entries(exif) if tag == _ORIENTATION_TAG)
     turn = next(turns, 1)
@@ -223,9 +223,9 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def ifd_entries(exif: bytes) -> Iterator[tuple[int, int]]:
-    """Yield tag and value of the first directory of EXIF data, or of others kept like them.
+    """Yield tag and value of the entries in the first directory of EXIF or TIFF-like data.
 
-    Only values that the directory itself contains are right; larger ones are offsets.
+    A value is correct only if the directory itself contains it; for larger values it is an offset.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])

@@ -1,4 +1,4 @@
-"""How much a caller's reference image may ask of this machine."""
+"""Image limits: bounds on the resources that a caller's reference images may use."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from resilient_imagen.images.image_errors import UnusableImageError
 __all__ = ["LARGE_PIXELS", "MAX_COPIED_PIXELS", "MAX_SIDE", "ImageLimits", "check_size"]
 
 MAX_SIDE: Final = 65_500
-"""Pixels of a picture's longer side: the most that libjpeg takes. A picture of a hundred million
-rows of one pixel would cost a hundred times as much as its pixels do."""
+"""Maximum pixels of an image's longer side, which is libjpeg's limit. An image of a hundred million
+rows of one pixel would cost a hundred times more than its number of pixels suggests."""
 LARGE_PIXELS: Final = 25_000_000
-"""Of references with more pixels one at a time is decoded in the process; 4K has 17 million."""
+"""References with more pixels are decoded one at a time in the process; 4K has 17 million."""
 MAX_COPIED_PIXELS: Final = 50_000_000
-"""Of a WebP or AVIF that is decoded: their decoders keep several copies, some 24 bytes a pixel."""
+"""Maximum pixels of a WebP or AVIF to decode: their decoders need some 24 bytes a pixel."""
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse a picture of more pixels than ``max_pixels``, or of a side of more than MAX_SIDE.
+    """Reject an image with more than ``max_pixels`` pixels, or a side longer than MAX_SIDE.
 
     Raises:
-        UnusableImageError: It is too large.
+        UnusableImageError: The image is too large.
     """
     if size[0] * size[1] > max_pixels:
         raise UnusableImageError(f"has more than {max_pixels / 1e6:g} megapixels")
@@ -32,14 +32,14 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on what is read, decoded and fetched; a picture beyond one is refused unread.
+    """Bounds on reading, decoding and fetching; an image beyond a bound is rejected unread.
 
-    Read are PNG, JPEG, WebP, GIF, uncompressed BMP and plain AVIF, told by their bytes; HEIC where
-    the application has registered a decoder with Pillow; not TIFF. Of animations the first frame
-    is taken. Refused before anything is decoded is also what would cost more than its pixels say:
+    Supported are PNG, JPEG, WebP, GIF, uncompressed BMP and plain AVIF, identified by their bytes,
+    and HEIC if the application has registered a decoder with Pillow; TIFF is not. Of animations the
+    first frame is used. Images whose cost is not bounded by their pixels are rejected, too:
 
-    - any type: a side of more than 65,500 pixels; of the metadata only a colour profile of up to
-      4 MB is read, and which way is up;
+    - any type: a side of more than 65,500 pixels; the only metadata that are read are the
+      orientation and a colour profile of up to 4 MB;
     - JPEG: arithmetic or lossless coding, more than 32 scans, scans times pixels over 3 billion,
       more than 4096 segments, over a gigabyte of coefficients in several scans;
     - PNG: more than 50,000 chunks; WebP: more than 10,000;
@@ -47,31 +47,31 @@ class ImageLimits:
     - GIF: a frame of more than 25 megapixels where the file claims less;
     - AVIF: animations, grids, layers, more than one frame in an item.
 
-    So a picture that must be decoded takes up to 5 CPU seconds and 1.1 GB on top of its bytes
-    (measured; a test holds it to 20 s and 1.5 GB), and a refused one less than 0.1 s and no memory.
-    References of more than 25 megapixels are decoded one at a time in the whole process.
+    So decoding an image takes up to 5 CPU seconds and 1.1 GB in addition to its bytes (measured; a
+    test asserts 20 s and 1.5 GB), and rejecting one less than 0.1 s and no memory. References of
+    more than 25 megapixels are decoded one at a time in the whole process.
 
     Raises:
         ValueError: A bound is not positive.
     """
 
     max_reference_bytes: int = 200_000_000
-    """Bytes of one encoded picture that is read at all; models take less, and get less."""
+    """Maximum bytes of an encoded image to read; for sending, the model's limit applies, too."""
     max_pixels: int = 100_000_000
-    """Width times height of a picture that is worked on, or sent."""
+    """Maximum of width times height of an image that is processed or sent."""
     max_read_pixels: int = 250_000_000
-    """Width times height of a reference that is read, to be made smaller; judged from the header
-    before a pixel is decoded."""
+    """Maximum of width times height of a reference that is read in order to make it smaller;
+    checked in the header before decoding."""
     max_loading: int = 6
-    """References of one call loaded at a time; bounds memory, together with the three above."""
+    """References of one call that are loaded concurrently; bounds memory."""
     max_tried: int = 32
-    """References of one call that are read, or loaded from addresses, usable or not: twice as many
-    as any model takes. The rest is dropped."""
+    """References of one call that are read or fetched, usable or not; twice as many as any model
+    supports. Further ones are dropped."""
     fetch_seconds: float = 20.0
-    """Seconds for one address altogether: name lookup, connecting, redirects and the body. Also
-    for all references of one call together that have to be loaded from somewhere."""
+    """Seconds for one URL: name lookup, connecting, redirects and the body. It is also the limit
+    for all URLs and files of one call together."""
     connect_seconds: float = 5.0
-    """Seconds for connecting to one of a name's addresses before the next is tried."""
+    """Seconds for connecting to one address of a host before the next one is tried."""
     max_redirects: int = 3
     """Redirects followed for one address; 0 follows none."""
     allow_http: bool = False
@@ -81,7 +81,7 @@ class ImageLimits:
     callers: a caller that names an address can then reach your internal services."""
 
     def __post_init__(self) -> None:
-        """Refuse bounds that nothing could meet."""
+        """Reject bounds that no image could meet."""
         for name in (
             "max_reference_bytes",
             "max_pixels",
@@ -98,10 +98,10 @@ class ImageLimits:
             raise ValueError("max_redirects must not be negative")
 
     def check_bytes(self, size: int) -> None:
-        """Refuse an encoded picture of more bytes than ``max_reference_bytes``.
+        """Reject an encoded image with more than ``max_reference_bytes`` bytes.
 
         Raises:
-            UnusableImageError: It is too large.
+            UnusableImageError: The image is too large.
         """
         if size > self.max_reference_bytes:
             raise UnusableImageError(f"is larger than {self.max_reference_bytes / 1e6:g} MB")

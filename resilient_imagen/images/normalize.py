@@ -1,7 +1,8 @@
-"""Makes a reference image one that every provider takes, and leaves those alone that are.
+"""Reference normalization: convert images to a form that every provider accepts.
 
-Providers refuse what cameras and old tools write: JPEGs with several pictures in them (MPO), CMYK,
-palettes, 16 bits a channel, GIF, BMP. They also overlook EXIF and see a turned photo lying down.
+Providers reject some formats of cameras and old tools: JPEGs with several images (MPO), CMYK,
+palettes, 16 bits a channel, GIF, BMP. They also ignore the EXIF orientation. An image that needs no
+conversion is not changed.
 """
 
 from __future__ import annotations
@@ -42,35 +43,35 @@ _PNG_PLAIN_DEPTH: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class NormalizedImage:
-    """A picture ready to be sent."""
+    """An image ready to be sent."""
 
     data: bytes = field(repr=False)
-    """Encoded; the very bytes that came in, if nothing had to be mended."""
+    """The encoded image; the same object as the input if no change was necessary."""
     mime_type: str
     """image/png, image/jpeg or image/webp."""
     note: str | None
-    """What was mended and what it became, or None."""
+    """The cause of a conversion and the new type, or None."""
 
 
 def normalize(
     data: bytes, *, max_pixels: int, max_read_pixels: int | None = None
 ) -> NormalizedImage:
-    """Check a picture by its header and structure; decode and encode it anew only if it must be.
+    """Check an image by its header and structure, and convert it only if necessary.
 
-    A picture that is turned upright or made plain keeps its type, a JPEG its quality. Of several
-    frames the first is taken. What was animated, palette or uncompressed becomes PNG; lossy types
-    that providers do not take become JPEG, or PNG if they are transparent. EXIF and other metadata
-    of a mended picture are gone, its colour profile is kept.
+    An image that is oriented or converted to another mode keeps its type, and a JPEG its quality.
+    Of several frames the first is used. Animated, palette and uncompressed images become PNG; lossy
+    types that providers do not support become JPEG, or PNG if they are transparent. A converted
+    image keeps its colour profile and loses EXIF and other metadata.
 
-    Takes up to seconds for a large picture that has to be mended: call it off the event loop.
+    Converting a large image takes up to seconds: call it off the event loop.
 
     Args:
-        data: The encoded picture.
-        max_pixels: Width times height; of a picture that has more the sides are halved, or more.
-        max_read_pixels: The most it may have to be read at all; as max_pixels when None.
+        data: The encoded image.
+        max_pixels: Maximum of width times height; the sides of a larger image are reduced.
+        max_read_pixels: Maximum of width times height to read; None means max_pixels.
 
     Raises:
-        UnusableImageError: It is no picture, too large, truncated or damaged.
+        UnusableImageError: The data are not an image, too large, truncated or damaged.
     """
     mime = sniff_mime(data)
     if mime is None:
@@ -86,7 +87,7 @@ def normalize(
         if not flaws:
             return NormalizedImage(data, mime, None)
         style = encoder_settings_of(picture, data)
-        # Under one name, so that nothing of a step is left in memory at the next.
+        # One variable for all steps, so that each step's input is freed.
         if giant:
             picture = reduced(picture, max_pixels)
             trim_heap()
@@ -98,13 +99,13 @@ def normalize(
 
 
 def _flaws(picture: Image, mime: str, data: bytes) -> list[str]:
-    """Name everything about a picture that a provider may stumble over, from its header alone."""
+    """Return the properties of an image that a provider may reject, by its header."""
     modes = _PLAIN_MODES.get(mime)
     if modes is None:
         return [mime]
     flaws = []
     if has_more_pictures(data, mime):
-        flaws.append("several pictures in one JPEG" if mime == "image/jpeg" else "animated")
+        flaws.append("several images in one JPEG" if mime == "image/jpeg" else "animated")
     elif getattr(picture, "is_animated", False):
         flaws.append("animated")
     if picture.mode not in modes:
@@ -116,7 +117,7 @@ def _flaws(picture: Image, mime: str, data: bytes) -> list[str]:
     return flaws
 
 
-def _target(mime: str, mended: Image, *, animated: bool) -> str:
-    if mime in _LOSSY and mended.mode != "RGBA":
+def _target(mime: str, picture: Image, *, animated: bool) -> str:
+    if mime in _LOSSY and picture.mode != "RGBA":
         return "image/jpeg"
     return "image/webp" if mime == "image/webp" and not animated else "image/png"

@@ -1,16 +1,16 @@
-"""Work on pictures happens here, in a few threads of our own, so that the event loop stays free.
+"""Worker pools: a few threads for image processing, so that it does not block the event loop.
 
-A thread cannot be stopped: when its caller is cancelled, the caller goes at once, the work begun is
-finished and thrown away, work not begun is dropped. The pools are small, so that a burst of
-cancelled calls can neither pile up threads nor decoded pictures, and they are ours, so that they
-neither starve the application's default executor nor wait behind it.
+A thread cannot be stopped: when a caller is cancelled, work that has begun is completed and
+discarded, and work that has not begun is dropped. The pools are small, so that a burst of cancelled
+calls cannot accumulate threads or decoded images, and separate from the application's default
+executor, so that neither waits for the other.
 
-References have pools of their own: a stranger may choose them, and results must not wait for them.
-So have reads of files, which may hang. One call gets only a share of these pools, and of name
-look-ups.
+References have separate pools, because they are untrusted and results must not wait for them. File
+reads have a pool, too, because they may hang. One call may use only a share of these pools and of
+name look-ups.
 
-Decoded pictures leave holes in the heap that glibc keeps: after a burst, and when nothing is left
-to do, they are given back.
+Decoded images fragment the heap, and glibc keeps the free memory. After a burst, when a pool is
+idle, it is returned to the system.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ __all__ = [
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-# More would not be faster (Pillow keeps a core busy) and each may hold one decoded picture.
+# More would not be faster (Pillow uses a whole core), and each may hold a decoded image.
 _MAX_THREADS: Final = 4
-# They wait and cost nothing.
+# Threads that wait for I/O and use no CPU.
 _MAX_WAITING: Final = 32
 _WAITING_OF_ONE_CALL: Final = 4
 
 
 class Pool(Enum):
-    """Threads for one kind of work, by the name they have."""
+    """A kind of work with its own threads; the value is the prefix of the threads' names."""
 
     RESULTS = "resilient-imagen-images"
-    """Whatever a result waits for."""
+    """Work that a result waits for."""
     REFERENCES = "resilient-imagen-references"
-    """Pictures of callers."""
+    """Processing of reference images."""
     LARGE = "resilient-imagen-large-references"
-    """Pictures of callers that take much memory: one thread, so that there is one of them at a
-    time, and others do not wait for it."""
+    """Processing of references that need much memory: a single thread, so that only one is decoded
+    at a time, and smaller ones do not wait for it."""
     FILES = "resilient-imagen-files"
-    """Reads of files, which may hang for long: on a network's file system, for example."""
+    """File reads, which may hang for long, for example on a network file system."""
     NAMES = "resilient-imagen-names"
     """Look-ups of host names; their threads are those of ``dns.HostResolver``."""
 
@@ -73,26 +73,27 @@ _shares: ContextVar[dict[Pool, asyncio.Semaphore] | None] = ContextVar(
 
 
 def pool_for(reference: bytes) -> Pool:
-    """Choose the pool for decoding a caller's picture, by the size its header tells."""
+    """Return the pool for decoding a reference, by the size in its header."""
     size = pixel_size(reference)
     small = size is not None and size[0] * size[1] <= LARGE_PIXELS
     return Pool.REFERENCES if small else Pool.LARGE
 
 
 async def off_loop(work: Callable[[*_Ts], _T], *args: *_Ts, pool: Pool = Pool.RESULTS) -> _T:
-    """Run ``work`` in one of our threads; must not be called from within such work.
+    """Run ``work`` in a thread of ``pool``; must not be called from such work itself.
 
     Raises:
-        Exception: Whatever ``work`` raises.
+        Exception: Any exception that ``work`` raises.
     """
-    ours = _pool(pool)
+    workers = _pool(pool)
+    loop = asyncio.get_running_loop()
     async with share_of(pool):
-        return await asyncio.get_running_loop().run_in_executor(ours.threads, ours.run, work, *args)
+        return await loop.run_in_executor(workers.threads, workers.run, work, *args)
 
 
 @contextmanager
 def shares_of_one_call() -> Iterator[None]:
-    """Let everything within, also in tasks begun there, have one share of each pool."""
+    """Limit the block, and tasks that it starts, to one call's share of each pool."""
     shares = {
         Pool.REFERENCES: _threads(),
         Pool.LARGE: 1,
@@ -107,21 +108,21 @@ def shares_of_one_call() -> Iterator[None]:
 
 
 def share_of(pool: Pool) -> AbstractAsyncContextManager[None]:
-    """Return what holds one place of the current call's share of a pool, if it has one."""
+    """Return a context that occupies one place of the current call's share of a pool, if any."""
     return (_shares.get() or {}).get(pool) or nullcontext()
 
 
 def mark_large_allocation() -> None:
-    """Say, from within work, that a picture was decoded: worth giving memory back afterwards."""
+    """Note, inside work, that an image was decoded, so that memory is returned afterwards."""
     pool: _Pool | None = getattr(_here, "pool", None)
     if pool is not None:
-        pool.much_was_used = True
+        pool.heap_is_large = True
 
 
 def trim_heap() -> None:
-    """Return free memory to the system, where the C library can: glibc keeps it otherwise.
+    """Return free memory to the system if the C library supports it; glibc would keep it.
 
-    Takes some milliseconds for each hundred megabytes, with the interpreter lock let go.
+    Takes some milliseconds for each hundred megabytes, without the interpreter lock.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -129,12 +130,12 @@ def trim_heap() -> None:
 
 
 class _Pool:
-    """Threads, and how many of them are at work."""
+    """A thread pool that counts its running work, and trims the heap when it is idle."""
 
     def __init__(self, kind: Pool) -> None:
         most = {Pool.LARGE: 1, Pool.FILES: _MAX_WAITING}.get(kind, _threads())
         self.threads = ThreadPoolExecutor(most, kind.value, initializer=self._enter)
-        self.much_was_used = False
+        self.heap_is_large = False
         self._working = 0
         self._lock = threading.Lock()
 
@@ -149,25 +150,25 @@ class _Pool:
         finally:
             with self._lock:
                 self._working -= 1
-            if self.much_was_used and not self._working:
-                self._tidy_up_later()
+            if self.heap_is_large and not self._working:
+                self._schedule_trim()
 
-    def _tidy_up_later(self) -> None:
-        """Not now: the caller waits, and what it gave and gets is still held."""
+    def _schedule_trim(self) -> None:
+        """Trim the heap later: the caller waits, and arguments and result are still in memory."""
         with suppress(RuntimeError):  # the interpreter is shutting down
-            self.threads.submit(self._tidy_up)
+            self.threads.submit(self._trim)
 
-    def _tidy_up(self) -> None:
+    def _trim(self) -> None:
         with self._lock:
-            idle = self.much_was_used and not self._working
+            idle = self.heap_is_large and not self._working
             if idle:
-                self.much_was_used = False
+                self.heap_is_large = False
         if idle:
             trim_heap()
 
 
 _here = threading.local()
-"""Of a thread: the pool it belongs to."""
+"""Thread-local; ``pool`` is the pool that the thread belongs to."""
 
 
 def _threads() -> int:
@@ -181,7 +182,7 @@ def _pool(kind: Pool) -> _Pool:
 
 @cache
 def _malloc_trim() -> Callable[[int], Any] | None:
-    import ctypes  # some milliseconds that not everyone needs to wait
+    import ctypes  # imported on first use: it takes some milliseconds
 
     try:
         return ctypes.CDLL(None).malloc_trim
@@ -193,6 +194,6 @@ def _forget() -> None:
     _pool.cache_clear()
 
 
-# A forked child inherits the pools without their threads: work given to one would wait for ever.
+# A forked child inherits the pools without their threads, so submitted work would never run.
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_forget)

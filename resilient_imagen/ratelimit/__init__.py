@@ -1,1 +1,1 @@
-"""Pacing: requests in flight and images per minute, first in, first out."""
+"""Rate limiting: requests in flight and images per minute, first in, first out."""

@@ -1,14 +1,14 @@
-"""Pacing in one process: requests in flight and images per minute, first come first served.
+"""Rate limiter of one process: requests in flight and images per minute, first in, first out.
 
-A caller joins the queue and holds its ticket in a ``with`` block::
+A caller joins the queue and holds its slot in a ``with`` block::
 
-    with limiter.join() as ticket:
-        await ticket.granted      # one slot in flight, and one images-per-minute place
-        ticket.spend()            # the request is sent: the place is used up
+    with limiter.join() as slot:
+        await slot.granted        # a concurrency slot and an images-per-minute place
+        slot.consume()            # the request is sent: the place is used up
         ...
 
-Leaving the block frees the slot; a place that was not spent goes back. Nothing here awaits, so
-there is no moment at which a cancelled caller could leave something behind.
+Leaving the block frees the slot and returns a place that was not consumed. The limiter itself never
+awaits, so a cancelled caller cannot leak a slot or a place.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["CLOCK_TOLERANCE", "QueueFullError", "RateLimiter", "Slot"]
 
 CLOCK_TOLERANCE = 1e-6
-"""Seconds by which a timer may fire before its time without being armed again."""
+"""Seconds by which a timer may fire early without being armed again."""
 
 
 class QueueFullError(Exception):
-    """As many callers wait as are allowed to."""
+    """The queue is full."""
 
 
 class TokenSchedule:
-    """Images-per-minute places: evenly spaced, up to ``burst`` saved up in quiet times.
+    """The schedule of images-per-minute places: evenly spaced, with bursts after a quiet time.
 
-    The generic cell rate algorithm: one number says when the next evenly spaced place is due.
+    It is the generic cell rate algorithm (GCRA); its state is the time of the next place.
     """
 
     def __init__(self, per_minute: float, burst: int) -> None:
@@ -45,11 +45,11 @@ class TokenSchedule:
         self._next = 0.0
 
     def reset(self) -> None:
-        """Forget what was taken."""
+        """Forget all places that were taken."""
         self._next = 0.0
 
     def ready_at(self) -> float:
-        """Loop time at which the next place is free."""
+        """Return the loop time at which the next place is free."""
         return self._next - self._slack
 
     def wait(self, now: float, ahead: int) -> float:
@@ -58,34 +58,34 @@ class TokenSchedule:
         return max(0.0, start + ahead * self.interval - self._slack - now)
 
     def take(self, now: float) -> float:
-        """Use a place; returns a receipt for ``give_back``."""
+        """Take a place; return a receipt for ``give_back``."""
         self._next = max(self._next, now) + self.interval
         return self._next
 
     def give_back(self, receipt: float) -> None:
-        """Return a place, unless a later one was taken: two requests must not go out together."""
+        """Give a place back. If a later one was taken, it is lost, to keep requests spaced."""
         if receipt == self._next:
             self._next -= self.interval
 
 
 class Slot:
-    """One caller's stand in the queue, then its slot."""
+    """One caller's position in the queue, and then its concurrency slot and place."""
 
     def __init__(self, limiter: RateLimiter, useful_until: float) -> None:
         self._limiter = limiter
         self.useful_until = useful_until
-        """Loop time after which a slot would come too late; its holder should leave by then."""
+        """Loop time after which a grant would be too late; the caller should leave by then."""
         self.waited = False
-        """Whether it was not granted at once."""
+        """Whether the slot was not granted at once."""
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.receipt: float | None = None
-        """The place taken, or None while waiting and after leaving."""
+        """The receipt of the place taken; None while waiting and after leaving."""
         self.granted_at: float = math.nan
-        """Loop time at which it got its slot."""
+        """Loop time at which the slot was granted."""
         self.consumed: bool = False
 
     def __enter__(self) -> Self:
-        """The queue was joined when the ticket was made."""
+        """Return the slot; `RateLimiter.join` has joined the queue already."""
         return self
 
     def __exit__(
@@ -94,25 +94,25 @@ class Slot:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Leave: the queue if still waiting, the slot if it was granted."""
+        """Leave the queue, or free the slot if it was granted."""
         self._limiter.release(self)
 
     def consume(self) -> None:
-        """The request is being sent: the images-per-minute place is used up."""
+        """Use up the images-per-minute place, because the request is being sent."""
         self.consumed = True
 
 
 class RateLimiter:
-    """The queue in front of one provider.
+    """The limiter and queue of one provider.
 
-    Belongs to one running event loop at a time; successive loops may use it. What callers of a
-    closed loop have left behind is dropped when another loop asks.
+    It is used by one running event loop at a time; successive loops may use it. The slots and
+    waiting callers of a closed loop are dropped when another loop uses it.
 
     Args:
-        max_concurrent: Requests in flight.
+        max_concurrent: Maximum of requests in flight.
         per_minute: Images per minute.
         burst: Places that may be taken at once after a quiet time.
-        max_queue: Callers that may wait; None for any number.
+        max_queue: Maximum of waiting callers; None for no maximum.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RateLimiter:
         self._schedule = TokenSchedule(per_minute, burst)
         self._queue: deque[Slot] = deque()
         self._slots: set[Slot] = set()
-        """Tickets that were granted and have not left."""
+        """Slots that are granted and not yet released."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_seen = 0.0
         self._timer: asyncio.Handle | None = None
@@ -137,64 +137,63 @@ class RateLimiter:
 
     @property
     def in_flight(self) -> int:
-        """Callers that have a slot."""
+        """Number of callers that have a slot."""
         return len(self._slots)
 
     def join(self, useful_until: float = math.inf) -> Slot:
-        """Stand at the end of the queue.
+        """Join the end of the queue.
 
         Args:
-            useful_until: Loop time after which a slot would come too late.
+            useful_until: Loop time after which a grant would be too late.
 
         Raises:
             QueueFullError: ``max_queue`` callers wait already.
         """
-        ticket = Slot(self, useful_until)
-        self._queue.append(ticket)
+        slot = Slot(self, useful_until)
+        self._queue.append(slot)
         self._serve()
-        ticket.waited = not ticket.granted.done()
+        slot.waited = not slot.granted.done()
         if self._max_queue is not None and self._waiting() > self._max_queue:
-            self._queue.remove(ticket)
+            self._queue.remove(slot)
             raise QueueFullError
-        return ticket
+        return slot
 
     def shortest_wait(self, latency: float | None = None) -> float:
         """Return the seconds that a newcomer waits, if every request takes ``latency``.
 
         Args:
-            latency: Seconds; None where nothing is known: then only the pace is looked at, as if
-                every slot were free.
+            latency: Seconds; None if unknown: then only images per minute count, as if every slot
+                were free.
         """
         now = self._now(asyncio.get_running_loop())  # which may drop callers of a closed loop
         ahead = len(self._queue)
         wait = self._place_wait(now, ahead)
         if latency is None or self.in_flight + ahead < self._max_concurrent:
             return wait
-        # First in, first out, and all take equally long: slots are freed in the order in which
-        # they were taken, so that a newcomer gets the one that the caller a full set before it
-        # leaves, that one its predecessor's, and so on to the first of them, who waits for a slot
-        # in use, or for its place in the pace.
+        # All requests take equally long, so slots are freed in the order in which they were taken.
+        # The queue is served in rounds of `max_concurrent`: each caller gets the slot of the caller
+        # one round before it. A caller of the first round waits for a slot in use or for a place.
         before, first = divmod(ahead, self._max_concurrent)
         starts = max(self._place_wait(now, first), self._slot_wait(now, first, latency))
         return max(wait, starts + before * latency)
 
     def _place_wait(self, now: float, ahead: int) -> float:
-        """Return the seconds until the pace allows a caller with ``ahead`` before it to be sent."""
+        """Return the seconds until a place is free for a caller with ``ahead`` before it."""
         return self._schedule.wait(now, ahead)
 
     def _slot_wait(self, now: float, ahead: int, latency: float) -> float:
-        """Return the seconds until a slot is free for a caller with so many before it.
+        """Return the seconds until a slot is free for a caller with ``ahead`` before it.
 
-        ``ahead`` is less than the number of slots.
+        ``ahead`` must be less than the number of slots.
         """
         taken = ahead - (self._max_concurrent - self.in_flight)
         if taken < 0:
             return 0.0
-        since = sorted(ticket.granted_at for ticket in self._slots)[taken]
+        since = sorted(slot.granted_at for slot in self._slots)[taken]
         return min(max(0.0, since + latency - now), latency)
 
     def snapshot(self) -> QueueSnapshot:
-        """Callers waiting and requests in flight, as plain numbers."""
+        """Return the number of waiting callers and requests in flight, as plain JSON."""
         return {
             "waiting": len(self._queue),
             "in_flight": self.in_flight,
@@ -206,7 +205,7 @@ class RateLimiter:
         return len(self._queue)
 
     def _serve(self) -> None:
-        """Grant what can be granted now, and come back when the next place is due."""
+        """Grant slots as far as possible, and set the timer for the next place."""
         loop = asyncio.get_running_loop()
         now = self._now(loop)
         while self._queue and self.in_flight < self._max_concurrent:
@@ -222,61 +221,61 @@ class RateLimiter:
             self._drop_closed_loops()
         now = loop.time()
         if now < self._last_seen:
-            self._reset_clock()  # a new loop, whose clock started anew
+            self._reset_clock()  # a new loop, whose clock begins at an earlier time
         self._last_seen = now
         return now
 
     def _drop_closed_loops(self) -> None:
-        """Nobody waits on a closed loop, and nobody there gives a slot back."""
+        """Drop slots and waiting callers of closed loops, which are never released."""
         self._queue = deque(each for each in self._queue if not _is_dead(each))
-        for ticket in [each for each in self._slots if _is_dead(each)]:
-            self._release(ticket)
+        for slot in [each for each in self._slots if _is_dead(each)]:
+            self._release(slot)
 
     def _reset_clock(self) -> None:
         self._schedule.reset()
 
     def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Slot | None:
-        ticket = self._queue.popleft()
-        if ticket.granted.done() or ticket.granted.get_loop() is not loop:
-            return None  # its caller is gone, or belonged to a loop that is
-        ticket.receipt = self._schedule.take(now)
-        ticket.granted_at = now
-        self._slots.add(ticket)
-        ticket.granted.set_result(None)
-        return ticket
+        slot = self._queue.popleft()
+        if slot.granted.done() or slot.granted.get_loop() is not loop:
+            return None  # its caller was cancelled, or belongs to another loop
+        slot.receipt = self._schedule.take(now)
+        slot.granted_at = now
+        self._slots.add(slot)
+        slot.granted.set_result(None)
+        return slot
 
     def _schedule_wakeup(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
             if self._timer_loop is loop and self._timer_at <= when:
                 return
             self._timer.cancel()
-        # The moment is kept here: uvloop's handle for a moment that has passed does not know it.
+        # `when` is kept here, because uvloop's handle does not have it once the time has passed.
         self._timer, self._timer_at, self._timer_loop = loop.call_at(when, self._wake), when, loop
 
     def _wake(self) -> None:
         self._timer = None
         self._serve()
 
-    def release(self, ticket: Slot) -> None:
-        """Give up the ticket's stand or slot; once is enough, more often does no harm."""
-        if ticket in self._slots:
-            self._release(ticket)
-        elif ticket in self._queue:
-            self._queue.remove(ticket)
+    def release(self, slot: Slot) -> None:
+        """Leave the queue or free the slot; idempotent."""
+        if slot in self._slots:
+            self._release(slot)
+        elif slot in self._queue:
+            self._queue.remove(slot)
         else:
-            return  # dropped with its loop, or it has left before
+            return  # released already, or dropped with its loop
         try:
             self._serve()
         except RuntimeError:  # no running loop: an abandoned task is being collected
             return
 
-    def _release(self, ticket: Slot) -> None:
-        """Free its slot; its place, too, if it was not spent."""
-        self._slots.discard(ticket)
-        if ticket.receipt is not None and not ticket.consumed:
-            self._schedule.give_back(ticket.receipt)
-        ticket.receipt = None
+    def _release(self, slot: Slot) -> None:
+        """Free the slot, and return its place if it was not consumed."""
+        self._slots.discard(slot)
+        if slot.receipt is not None and not slot.consumed:
+            self._schedule.give_back(slot.receipt)
+        slot.receipt = None
 
 
-def _is_dead(ticket: Slot) -> bool:
-    return ticket.granted.get_loop().is_closed()
+def _is_dead(slot: Slot) -> bool:
+    return slot.granted.get_loop().is_closed()

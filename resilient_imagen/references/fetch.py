@@ -1,11 +1,12 @@
-"""Loads a picture from an address that a stranger may have chosen.
+"""Reference fetcher: load an image from an untrusted URL, protected against SSRF.
 
-Whoever can name an address can otherwise make this machine ask its own network for them. So a name
-is looked up once, every address it has must be public, the connection goes to exactly the address
-that was checked, and each redirect begins again from there; a name server that changes its answer
-in between gains nothing. TLS still verifies the name.
+An untrusted URL could make this machine send requests into its own network. So the host's name is
+resolved once, all of its addresses must be public, and the connection is made to exactly the
+address that was checked; each redirect is checked in the same way. DNS rebinding has no effect. TLS
+still verifies the name.
 
-Below httpx2's client on purpose: no proxies, cookies, credentials or environment to switch off.
+It uses httpcore2 rather than an httpx2 client, which has proxies, cookies, credentials and
+environment variables that would have to be switched off.
 """
 
 from __future__ import annotations
@@ -32,33 +33,33 @@ if TYPE_CHECKING:
 __all__ = ["FetchError", "Fetcher", "Resolver"]
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Looks a host name up for a port and gives its numeric addresses, best first."""
+"""Resolves a host name for a port to numeric addresses, best first."""
 
 _OK: Final = 200
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
-# In words: applications search error texts for status codes of the providers.
+# Words, not numbers: applications search error texts for status codes of the providers.
 _STATUS_WORDS: Final = {401: "access was denied", 403: "access was denied", 404: "was not found"}
 _MOST_ADDRESSES: Final = 4
 _LAST_PORT: Final = 2**16 - 1
 _LONGEST_HOST: Final = 253
-"""Characters that a name server takes."""
+"""Longest host name, in characters, by the DNS standard."""
 _MANY_PIECES: Final = 10_000
 _SMALL_PIECE: Final = 512
-"""Bytes; more pieces than that, and smaller ones on average, keep the event loop busy for long."""
+"""Minimum average of a piece in bytes; many smaller pieces would keep the event loop busy."""
 _PIECES_AT_ONCE: Final = 64
 
 
 class FetchError(UnusableImageError):
-    """A picture could not be loaded from its address. The text never holds the address."""
+    """An image could not be loaded from its URL. The text never contains the URL."""
 
 
 class Fetcher:
-    """Loads pictures over https. Holds no connections: any event loop may use it at any time.
+    """Loads images over https. It keeps no connections, so any event loop may use it.
 
     Args:
         limits: Size, time, redirects, and whether http or private addresses are allowed.
-        resolve: Looks names up instead of the system.
-        ssl_context: Verifies servers instead of the system's trust store.
+        resolve: Replaces the system's resolver.
+        ssl_context: Replaces the system's trust store.
     """
 
     def __init__(
@@ -74,26 +75,26 @@ class Fetcher:
         self._closed = False
 
     async def fetch(self, url: str) -> bytes:
-        """Load what stands at an http(s) address, at most ``max_reference_bytes`` of it.
+        """Load the body at an http(s) URL, up to ``max_reference_bytes``.
 
         Raises:
-            FetchError: It cannot be loaded, or must not be; the text says why in plain words.
-            UnusableImageError: It is too large.
+            FetchError: The URL cannot be loaded, or is not allowed; the text has the cause.
+            UnusableImageError: The body is too large.
         """
         if self._closed:
             raise FetchError("the loader is closed")
         try:
             async with asyncio.timeout(self._limits.fetch_seconds):
                 return await self._load(self._allowed(_parsed(url)))
-        except TimeoutError:  # before OSError, which it is a kind of
+        except TimeoutError:  # before its base class OSError
             raise FetchError("took too long to load") from None
         except UnusableImageError:
             raise
-        except Exception:  # noqa: BLE001 - a stranger's address and server; no call fails by them
+        except Exception:  # noqa: BLE001 - an untrusted server must not fail a call
             raise FetchError("its server could not be reached, or broke off") from None
 
     async def aclose(self) -> None:
-        """Refuse further use. Loads under way end on their own, within their time limit."""
+        """Refuse further use. Loads in progress end within their time limit."""
         self._closed = True
 
     async def _load(self, url: httpx2.URL) -> bytes:
@@ -108,7 +109,7 @@ class Fetcher:
         raise FetchError("was redirected too often")
 
     async def _body(self, response: httpcore2.Response) -> bytes:
-        body = io.BytesIO()  # hands its bytes over without a copy
+        body = io.BytesIO()  # returns its bytes without a copy
         pieces = 0
         async for chunk in response.aiter_stream():
             self._limits.check_bytes(body.tell() + len(chunk))
@@ -116,7 +117,9 @@ class Fetcher:
             pieces += 1
             if pieces > _MANY_PIECES and body.tell() < pieces * _SMALL_PIECE:
                 raise FetchError("comes in too many small pieces")
-            if pieces % _PIECES_AT_ONCE == 0:  # what has come already is given without a pause
+            if (
+                pieces % _PIECES_AT_ONCE == 0
+            ):  # data that has arrived already is returned without a pause
                 await asyncio.sleep(0)
         return body.getvalue()
 
@@ -133,13 +136,13 @@ class Fetcher:
         return url
 
     async def _trust(self) -> ssl.SSLContext:
-        if self._ssl_context is None:  # takes some 20 ms to build
+        if self._ssl_context is None:  # built on first use: it takes some 20 ms
             self._ssl_context = await off_loop(_system_trust, pool=Pool.REFERENCES)
         return self._ssl_context
 
 
 class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
-    """Connects to checked addresses only."""
+    """A network backend that connects only to checked addresses."""
 
     def __init__(self, limits: ImageLimits, resolve: Resolver) -> None:
         self._limits = limits
@@ -154,10 +157,10 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        """Look the host up, check what it has, connect to the first address that answers.
+        """Resolve the host, check all addresses, and connect to the first one that answers.
 
         Raises:
-            FetchError: It has an address that is not public, or no address answers.
+            FetchError: An address is not public, or no address answers.
         """
         addresses = await self._addresses(host, port)
         for address in addresses:
@@ -184,12 +187,12 @@ class _GuardedNetwork(httpcore2.AsyncNetworkBackend):
         return addresses
 
     def _check(self, address: str) -> None:
-        """One bad address spoils a name: no public server has a private one too."""
+        """Reject an address that is not public; one such address rejects the host's name."""
         if not self._limits.allow_private and not is_public(address):
             raise FetchError("leads to an address that is not public")
 
     async def _verified(self, stream: httpcore2.AsyncNetworkStream) -> httpcore2.AsyncNetworkStream:
-        """Ask the socket itself where it went, whatever happened below us."""
+        """Check the socket's peer address, in case a lower layer connected elsewhere."""
         try:
             self._check(str(stream.get_extra_info("server_addr")[0]))
         except BaseException:
@@ -226,7 +229,10 @@ def _headers(url: httpx2.URL) -> list[tuple[bytes, bytes]]:
         (b"Host", url.netloc),
         (b"User-Agent", b"resilient-imagen"),
         (b"Accept", b"image/png,image/jpeg,image/webp,image/gif,image/*;q=0.5"),
-        (b"Accept-Encoding", b"identity"),  # a compressed body could unpack to any size
+        (
+            b"Accept-Encoding",
+            b"identity",
+        ),  # a compressed body could have any size when decompressed
     ]
 
 
@@ -243,11 +249,11 @@ def _system_trust() -> ssl.SSLContext:
 
 
 _MAX_LOOKUPS: Final = 32
-"""Name look-ups at a time for all calls; one that hangs holds a thread for half a minute."""
+"""Concurrent name look-ups of all calls; a hanging one occupies a thread for half a minute."""
 _resolver: Final = HostResolver(_MAX_LOOKUPS)
 
 
 async def _system_lookup(host: str, port: int) -> Sequence[str]:
-    """Resolve a host name by the system's resolver, within the call's share of look-ups."""
+    """Resolve a host name by the system's resolver, within the call's limit of look-ups."""
     async with share_of(Pool.NAMES):
         return await _resolver.resolve(host, port)

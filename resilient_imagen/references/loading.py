@@ -1,4 +1,4 @@
-"""Load reference images from every form that a caller may pass, ready to be sent."""
+"""Reference loading: read images in every supported form, check and normalize them."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ __all__ = ["LoadedReferences", "load_references"]
 
 _ADDRESS: Final = ("http://", "https://")
 _HEAD: Final = 64
-"""Characters of a text, which may be megabytes of base64, that are looked at for an address."""
+"""Characters of a str, which may be megabytes of base64, that are searched for an address."""
 _LONGEST_NAME: Final = 4096
 _NAME: Final = re.compile(
     r"^[a-z][a-z0-9+.-]*://|\.(png|jpe?g|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE
 )
-"""What is meant for a file or a store: base64 has neither colons nor dots."""
+"""A str meant as a file's path or a storage URL: base64 has neither colons nor dots."""
 _BASE64_SLACK: Final = 1.1
-"""How much longer base64 may be than its bytes need, for line breaks."""
+"""Factor by which base64 may be longer than necessary, for line breaks."""
 _BASE64_PREFIX: Final = 1024
-"""Characters that a data URL may begin with."""
+"""Maximum characters of a data URL before its data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class LoadedReferences:
     """A caller's reference images, sorted into those that can be sent and those that cannot."""
 
     references: tuple[Reference, ...]
-    """In the caller's order; each knows its place in it."""
+    """The usable references in the caller's order; each has its index."""
     dropped: tuple[DroppedReference, ...]
     notes: tuple[str, ...]
-    """What was mended or made smaller, in words."""
+    """A sentence for each reference that was normalized or made smaller."""
 
 
 async def load_references(
@@ -67,29 +67,29 @@ async def load_references(
     seconds: float = math.inf,
     called: str = "reference_images[{}]",
 ) -> LoadedReferences:
-    """Load, check and mend reference images, several at a time, off the event loop.
+    """Load, check and normalize reference images concurrently, off the event loop.
 
-    An item may be: a dict with ``image_base64`` (a result dict has it) or, if that is empty,
+    An item may be: a dict with ``image_base64`` (such as a result dict) or, if that is empty,
     ``image_url`` (an address, or a dict with one as ``url``); an ImageResult; bytes, bytearray or
-    memoryview of an encoded picture; an os.PathLike to a file; a text that is an http(s) address, a
-    data URL, or base64. A text is never taken for a file's path, even of one that exists: it may
-    come from a stranger. A claimed mime type is ignored: the bytes say what they are.
+    memoryview of an encoded image; an os.PathLike to a file; a str that is an http(s) address, a
+    data URL, or base64. A str is never used as a file's path, even if the file exists, because it
+    may be untrusted. A claimed MIME type is ignored; the type is sniffed from the bytes.
 
     Args:
         raw: The caller's items.
-        limits: What a single one may ask for.
+        limits: Bounds for each image.
         fetch: Loads addresses; None drops items that are addresses.
-        strict: Raise for an item that cannot be used, rather than drop it.
-        most: How many can be sent: once so many are usable, the rest is listed, and not read. Nor
-            are those read that come after the first limits.max_tried.
-        max_bytes: Bytes of one that can be sent; a larger one is made smaller.
-        seconds: Within which all addresses and files must be read; those left then are dropped.
-            Never more than limits.fetch_seconds.
-        called: What errors call an item of the given index.
+        strict: Raise for an item that cannot be used, instead of dropping it.
+        most: Maximum of references to send. Further items are listed as dropped, without being
+            read, and so are items after the first limits.max_tried.
+        max_bytes: Maximum bytes of one reference; a larger one is made smaller.
+        seconds: Time for reading all addresses and files; items not read by then are dropped. It is
+            at most limits.fetch_seconds.
+        called: Format of an item's name in errors, with its index.
 
     Raises:
-        InvalidRequestError: ``raw`` is no sequence of items; or, when strict, an item cannot be
-            used: the text has its name and the cause, nothing of its content.
+        InvalidRequestError: ``raw`` is not a sequence of items; or, if strict, an item cannot be
+            used: the text has its name and the cause, but no content.
     """
     if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes, bytearray, memoryview)):
         raise InvalidRequestError("reference_images must be a list of images")
@@ -120,7 +120,7 @@ class _Loaded:
 
 
 class _Loader:
-    """One call's way of loading: its limits, until when, and how many at a time."""
+    """Loads the items of one call, with its limits, deadline and concurrency."""
 
     def __init__(
         self, limits: ImageLimits, fetch: Fetcher | None, max_bytes: int | None, seconds: float
@@ -132,24 +132,24 @@ class _Loader:
         self._breaker = asyncio.Semaphore(limits.max_loading)
 
     async def load(self, index: int, item: object) -> _Loaded | DroppedReference:
-        """Make a reference of an item, or say why it cannot be one."""
+        """Load an item as a reference, or return why it was dropped."""
         async with self._breaker:
             try:
                 data = await self._bytes_of(item)
                 self._limits.check_bytes(len(data))
-                return await self._mended(index, data)
+                return await self._normalized(index, data)
             except UnusableImageError as error:
                 return DroppedReference(index=index, why=str(error))
 
-    async def _mended(self, index: int, data: bytes) -> _Loaded:
+    async def _normalized(self, index: int, data: bytes) -> _Loaded:
         bounds = {
             "max_pixels": self._limits.max_pixels,
             "max_read_pixels": self._limits.max_read_pixels,
         }
-        mended = await off_loop(partial(normalize, data, **bounds), pool=pool_for(data))
-        notes = [] if mended.note is None else [f"reference {index} mended: {mended.note}"]
-        reference = Reference(mended.data, mended.mime_type, index)
-        # A mended picture may have grown: what was a small GIF or AVIF is now a PNG.
+        image = await off_loop(partial(normalize, data, **bounds), pool=pool_for(data))
+        notes = [] if image.note is None else [f"reference {index} normalized: {image.note}"]
+        reference = Reference(image.data, image.mime_type, index)
+        # A normalized image may be larger: a small GIF or AVIF becomes a PNG.
         most = self._max_bytes
         (reference,), more = await shrink_to_total([reference], most, limits=self._limits)
         if len(reference.data) > most:
@@ -196,7 +196,7 @@ class _Loader:
         return await self._in_time(partial(self._fetch.fetch, text))
 
     async def _in_time(self, load: Callable[[], Awaitable[bytes]]) -> bytes:
-        """Wait for what comes from elsewhere while the call can afford it, and no longer."""
+        """Load from an address or a file within the time limit."""
         try:
             if asyncio.get_running_loop().time() < self._until:
                 async with asyncio.timeout_at(self._until):
@@ -213,7 +213,7 @@ class _Loader:
 def _read(path: os.PathLike[str], limits: ImageLimits) -> bytes:
     with _file_errors():
         status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe could block forever
             raise UnusableImageError("is not a regular file")
         limits.check_bytes(status.st_size)
         with Path(path).open("rb") as file:
@@ -222,7 +222,7 @@ def _read(path: os.PathLike[str], limits: ImageLimits) -> bytes:
 
 @contextmanager
 def _file_errors() -> Iterator[None]:
-    """Leave the path out of errors: it says more of this machine than a caller may learn."""
+    """Raise errors without the path, which would reveal details of this machine."""
     try:
         yield
     except UnusableImageError:

@@ -1,7 +1,7 @@
-"""Which network addresses a caller's URL may lead to: public ones, and no others.
+"""Public addresses: the network addresses that a caller's URL may lead to.
 
-The tables are our own because Python's ``is_global`` differs between patch releases and knows
-nothing of addresses that carry another one inside, or of a cloud's internal ones.
+The tables replace Python's ``is_global``, which differs between patch releases and does not cover
+addresses that embed another address, or a cloud's internal addresses.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether a numeric address is one of the public internet; False if it is none at all.
+    """Return whether a numeric address is public; False if it is not an address.
 
-    An IPv4 address within an IPv6 one (mapped, or NAT64) is judged as itself.
+    An IPv4 address inside an IPv6 address (mapped, or NAT64) is checked as IPv4.
     """
     try:
         parsed = ip_address(address)

@@ -1,4 +1,4 @@
-"""Makes references smaller until a request may carry them all."""
+"""Reference shrinking: reduce the size of references until they fit into a request."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ __all__ = ["shrink_to_total"]
 
 _QUALITY: Final = 92
 _SMALLER: Final = 0.75
-"""Each step's sides, as a share of those of the step before."""
+"""Factor by which each step scales the sides of the previous step."""
 _SMALLEST_SIDE: Final = 512
-"""Pixels that the longer side keeps; a reference smaller than that shows too little."""
+"""Minimum pixels of the longer side; a smaller reference is of little use."""
 _OPAQUE: Final = 255
 
 
 @dataclass(slots=True)
 class _Shrinking:
-    """One reference on its way down; every step starts from the original, losing only once."""
+    """A reference and its reduced form. Each step encodes the original, so quality is lost once."""
 
     original: Reference
     max_pixels: int
@@ -52,7 +52,7 @@ class _Shrinking:
         return len(self.now.data)
 
     async def shrink(self) -> None:
-        """Take the next step: first anew as JPEG at full size, then ever fewer pixels."""
+        """Take the next step: first encode as JPEG at full size, then with fewer pixels."""
         source = self.original
         step, self.step = self.step, self.step + 1
         try:
@@ -66,7 +66,7 @@ class _Shrinking:
             self.now = Reference(*smaller, source.index)
 
     def note(self) -> str | None:
-        """Say what became of it, in words; None if it is as it was."""
+        """Describe the change in a sentence; None if the reference is unchanged."""
         if self.now is self.original:
             return None
         before, after = (_megabytes(len(item.data)) for item in (self.original, self.now))
@@ -80,20 +80,20 @@ async def shrink_to_total(
     max_bytes: int | None = None,
     limits: ImageLimits | None = None,
 ) -> tuple[tuple[Reference, ...], tuple[str, ...]]:
-    """Make references smaller, the largest first, until together they fit, and each of them does.
+    """Make references smaller, the largest first, until each fits and all together fit.
 
-    Each is first encoded as JPEG of quality 92 (PNG where it is transparent), all its pixels kept.
-    Only when that was done to all that could help, sides are reduced to three quarters, again the
-    largest first, down to 512 pixels. References that need not change stay the same objects.
+    A reference is first encoded as JPEG of quality 92 (PNG if it is transparent) at full size. If
+    that is not enough, its sides are repeatedly reduced to three quarters, again the largest
+    reference first, down to 512 pixels. References that need no change stay the same objects.
 
     Args:
-        references: Pictures that mend has passed.
-        max_total_bytes: The most that all of them together may have, as bytes before base64.
-        max_bytes: The most that each of them may have; None for no other bound.
-        limits: Of these, how many pixels a picture may have to be decoded here.
+        references: Normalized images.
+        max_total_bytes: Maximum bytes of all references together, before base64.
+        max_bytes: Maximum bytes of each reference; None for no such maximum.
+        limits: Its ``max_pixels`` bounds the images that are decoded here.
 
     Returns:
-        The references in their order, and a note for each one changed, or for failing to fit.
+        The references in their order, a note for each changed one, and a note if they do not fit.
     """
     max_pixels = (limits or ImageLimits()).max_pixels
     items = [_Shrinking(reference, max_pixels) for reference in references]
@@ -108,14 +108,14 @@ async def shrink_to_total(
 
 
 def _too_large(items: list[_Shrinking], max_bytes: int) -> list[_Shrinking]:
-    """Those that must shrink whatever the others do."""
+    """Return the references that exceed the maximum for each reference."""
     return [item for item in items if item.size > max_bytes and not item.exhausted]
 
 
 def _next_batch(items: list[_Shrinking], max_total_bytes: int) -> list[_Shrinking]:
-    """Choose the largest that must shrink even if each came down to nothing: no more than needed.
+    """Return the fewest largest references that could remove the excess if reduced to nothing.
 
-    They can be worked on side by side; whether that was enough is seen afterwards.
+    All of them must shrink in any case, so they can be shrunk concurrently.
     """
     excess = sum(item.size for item in items) - max_total_bytes
     left = [item for item in items if not item.exhausted]
@@ -130,7 +130,7 @@ def _next_batch(items: list[_Shrinking], max_total_bytes: int) -> list[_Shrinkin
 
 
 def _reencoded(data: bytes, scale: float, max_pixels: int) -> tuple[bytes, str] | None:
-    """Encode anew at a share of the sides; None if that would be too small to be of use."""
+    """Encode an image with scaled sides; None if the result would be too small to be useful."""
     picture = open_picture(data, max_pixels)
     if scale < 1 and max(picture.size) * scale < _SMALLEST_SIDE:
         return None
