@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -15,11 +18,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resilient_imagen.providers.classification import ClassifiedError
+from resilient_imagen.providers.classification import (
+    ClassificationRule,
+    ClassifiedError,
+    classify,
+    says,
+    words,
+)
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.google_errors import failure_of as google_failure
 from resilient_imagen.providers.openai_errors import failure_of as openai_failure
-from resilient_imagen.providers.transport_errors import transport_reason
+from resilient_imagen.providers.transport_errors import (
+    description,
+    never_sent,
+    transport_reason,
+)
 from resilient_imagen.reasons import Reason
 
 TABLES = {"google": google_failure, "openai": openai_failure}
@@ -296,6 +309,10 @@ OPENAI = [
         False,
     ),
     (503, error("No available accounts with quota"), Reason.QUOTA_EXHAUSTED, False),
+    (400, error("The model `gpt-image-0` does not exist."), Reason.MODEL_NOT_FOUND, False),
+    (400, error("The model does not exist.", param="mask"), Reason.INVALID_REQUEST, False),
+    (400, error("x", code="[invalid_api_key]"), Reason.UNAUTHENTICATED, True),
+    (400, {"error": "invalid_api_key", "message": "x"}, Reason.UNAUTHENTICATED, True),
 ]
 
 
@@ -311,17 +328,29 @@ WRAPPED = {
     "object": BLOCKED,
     "list": [BLOCKED],
     "bare": BLOCKED["error"],
+    "list of bare ones": [BLOCKED["error"]],
+    "lists in lists": [{"error": [{"error": [BLOCKED["error"]]}]}],
     "detail": {"detail": BLOCKED["error"]},
     "string": json.dumps(json.dumps(BLOCKED)),
     "three deep": json.dumps(json.dumps(json.dumps(BLOCKED))),
     "in the message": error(json.dumps(BLOCKED), code=400),
+    "in the message, twice": {"message": json.dumps({"message": json.dumps(BLOCKED["error"])})},
     "in the error": {"error": json.dumps(BLOCKED)},
+    "in the error, twice": {"error": json.dumps({"error": json.dumps(BLOCKED)})},
     "before a page": json.dumps(BLOCKED) + "\n<html><title>Blocked</title></html>",
     "event": f"event: error\ndata: {json.dumps(BLOCKED)}\n\n",
+    "event, bare": f"event: error\ndata: {json.dumps(BLOCKED['error'])}\n\n",
+    "event, a code": 'data: {"error": "moderation_blocked", "detail": "gone wrong"}',
     "byte order mark": "\ufeff" + json.dumps(BLOCKED),
+    "byte order mark, bare": "\ufeff" + json.dumps(BLOCKED["error"]),
     "after words": error(f"upstream error: {json.dumps(BLOCKED)}"),
     "after a page": "<html><script>let a = {b: 1}</script></html>\n" + json.dumps(BLOCKED),
+    "after one letter": "-" + json.dumps(BLOCKED),
+    "in a brace": "-{" + json.dumps(BLOCKED) + "}",
+    "after words, with a null": f"upstream error: {json.dumps({**BLOCKED, 'data': None})}",
+    "as Python prints it, bare": str(BLOCKED),
     "as Python prints it": f"Error code: 400 - {BLOCKED}",
+    "as Python prints it, in a sentence": f"The upstream said {BLOCKED}, sorry",
 }
 
 
@@ -332,6 +361,69 @@ def test_an_error_is_found_in_any_wrapping(vendor: str, body: Any) -> None:
     failure = look_up(vendor, 400, body)
     assert failure.reason is Reason.CONTENT_BLOCKED
     assert failure.message == "gone wrong"
+
+
+def test_words_beside_an_error_that_is_one_word_are_the_message() -> None:
+    """A relay that sends ``error`` as a code has its sentence in the field beside it."""
+    failure = look_up("openai", 429, {"error": "insufficient_quota", "message": "gone wrong"})
+    assert (failure.reason, failure.message) == (Reason.QUOTA_EXHAUSTED, "gone wrong")
+
+
+@pytest.mark.parametrize("field", ["message", "detail", "msg", "error_message"])
+def test_a_relays_sentence_is_found_in_any_field(field: str) -> None:
+    """Web frameworks have several names for it; an empty field is passed over."""
+    body = {"message": "", "code": "insufficient_quota", field: "gone wrong"}
+    assert look_up("openai", 429, body).message == "gone wrong"
+    assert look_up("openai", 429, {"error": body}).message == "gone wrong"
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda inner: {"error": inner},
+        lambda inner: {"error": [inner]},
+        lambda inner: {"error": json.dumps(inner)},
+        lambda inner: {"message": json.dumps(inner)},
+        json.dumps,
+    ],
+    ids=["objects", "lists", "strings", "messages", "bare strings"],
+)
+def test_an_error_in_more_wrappings_than_any_relay_adds_is_not_looked_for(
+    wrap: Callable[[Any], Any],
+) -> None:
+    """Hostile nesting costs no time: the error object is searched to a limited depth."""
+    body: Any = BLOCKED
+    for _ in range(9):
+        body = wrap(body)
+    assert look_up("openai", 400, body).reason is Reason.INVALID_REQUEST
+
+
+def test_a_rule_applies_where_all_of_its_conditions_are_met() -> None:
+    """Status, word, phrase that begins a sentence, predicate; the first such rule decides."""
+    rules = (
+        ClassificationRule(
+            Reason.OVERLOADED,
+            {429},
+            words("busy crowded"),
+            says("come back", "no room"),
+            lambda complaint: complaint.param == "",
+        ),
+        ClassificationRule(Reason.FORBIDDEN, {429}, words("busy")),
+    )
+
+    def reason(message: str, code: str, status: int = 429, param: str = "") -> Reason:
+        body = json.dumps(error(message, code=code, param=param)).encode()
+        return classify(VendorError.read(status, {}, body), rules, ()).reason
+
+    for message in ("Come back later", "Sorry. No room.", "Sorry.\nNo room", "* come back"):
+        assert reason(message, "busy") is Reason.OVERLOADED
+        assert reason(message, "crowded") is Reason.OVERLOADED
+    for message in ("There is no room", "x"):
+        assert reason(message, "busy") is Reason.FORBIDDEN
+        assert reason(message, "crowded") is Reason.RATE_LIMITED
+    assert reason("come back", "busy", param="x") is Reason.FORBIDDEN
+    assert reason("come back", "busy", status=500) is Reason.SERVER_ERROR
+    assert reason("come back", "x") is Reason.RATE_LIMITED
 
 
 @VENDORS
@@ -376,6 +468,13 @@ def test_an_echoed_prompt_sets_no_hint_and_no_code(vendor: str, prompt: str, mes
     """How long the circuit stays open is for the vendor to say, not for the prompt."""
     failure = look_up(vendor, 429, error(message.format(prompt)), prompt=prompt)
     assert (failure.reason, failure.retry_after) == (Reason.RATE_LIMITED, None)
+
+
+@VENDORS
+@pytest.mark.parametrize("prompt", ["moderation_blocked", '{"error"'])
+def test_a_prompt_that_is_a_code_takes_no_code_away(vendor: str, prompt: str) -> None:
+    """The vendor's fields count, also where the prompt has the same words."""
+    assert look_up(vendor, 400, BLOCKED, prompt=prompt).reason is Reason.CONTENT_BLOCKED
 
 
 @pytest.mark.parametrize(
@@ -442,6 +541,10 @@ def test_digits_and_quoted_words_decide_nothing(vendor: str, message: str) -> No
         (error("x", code=401), Reason.UNAUTHENTICATED),
         (error("x", code="insufficient_quota"), Reason.QUOTA_EXHAUSTED),
         (error("x", code="not_found"), Reason.SERVER_ERROR),
+        (error("x", code=5000), Reason.SERVER_ERROR),
+        (error("x", code=302), Reason.SERVER_ERROR),
+        (error("x", code="4_9"), Reason.SERVER_ERROR),
+        (error("x", code="٤٢٩"), Reason.SERVER_ERROR),
         (error("x", status="UNAVAILABLE"), Reason.OVERLOADED),
         (error("x", status="RESOURCE_EXHAUSTED"), Reason.RATE_LIMITED),
         (error("x", code="rate_limit_exceeded"), Reason.RATE_LIMITED),
@@ -455,6 +558,12 @@ def test_an_error_inside_a_200_counts_as_what_it_is(vendor: str, body: Any, reas
 
 
 @VENDORS
+def test_a_redirection_stays_one(vendor: str) -> None:
+    """Only a success can hold an error of another status."""
+    assert look_up(vendor, 300, error("x", code=503)).reason is Reason.INVALID_RESPONSE
+
+
+@VENDORS
 def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
     """A hint goes with waiting; a used-up quota's short one and a refusal's are dropped."""
     hint = {"retry-after": "7"}
@@ -463,6 +572,7 @@ def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
     assert look_up(vendor, 400, error("x"), headers=hint).retry_after is None
     spent = error("x", code="insufficient_quota")
     assert look_up(vendor, 429, spent, headers=hint).retry_after is None
+    assert look_up(vendor, 429, spent, headers={"retry-after": "600"}).retry_after == 600
     assert look_up(vendor, 429, spent, headers={"retry-after": "3600"}).retry_after == 3600
 
 
@@ -593,3 +703,56 @@ def test_sdk_exceptions_without_a_cause_are_local() -> None:
     """What an SDK raises of itself, before anything was sent, says nothing about the vendor."""
     for kind in (openai.OpenAIError, google.genai.errors.UnsupportedFunctionError):
         assert transport_reason(kind("x")) is None
+
+
+def caused(error: BaseException, *causes: BaseException) -> BaseException:
+    """Chain the exceptions, each caused by the next."""
+    link = error
+    for cause in causes:
+        link.__cause__ = cause
+        link = cause
+    return error
+
+
+RESET = OSError(errno.ECONNRESET, "words that a server chose")
+RESET_WORDS = f"[Errno {errno.ECONNRESET}] {os.strerror(errno.ECONNRESET)}"
+NO_NAME = socket.gaierror(socket.EAI_NONAME, "no such name")
+BAD_CERTIFICATE = ssl.SSLError(1, "bad certificate")
+
+
+@pytest.mark.parametrize(
+    ("failed", "words"),
+    [
+        (httpx2.ConnectError("All attempts failed"), "All attempts failed"),
+        (caused(httpx2.ReadError("x"), RESET), RESET_WORDS),
+        (caused(httpx2.ReadError("x"), OSError("without a number")), "x"),
+        (caused(httpx2.ConnectError("x"), NO_NAME, RESET), f"{NO_NAME}; {RESET_WORDS}"),
+        (caused(httpx2.ConnectError("x"), BAD_CERTIFICATE), str(BAD_CERTIFICATE)),
+        (caused(httpx2.ConnectError("x"), ExceptionGroup("x", [RESET, RESET])), RESET_WORDS),
+        (caused(httpx2.ReadError(""), httpx2.ReadError("later")), "later"),
+        (httpx2.ReadError(""), ""),
+        (ValueError("x"), ""),
+    ],
+)
+def test_a_transport_failure_is_described_by_the_system_first(
+    failed: BaseException, words: str
+) -> None:
+    """The system's and TLS library's words, once each, else httpx2's."""
+    assert description(failed) == words
+
+
+@pytest.mark.parametrize(
+    ("failed", "unsent"),
+    [
+        (httpx2.ConnectError("x"), True),
+        (httpx2.ConnectTimeout("x"), True),
+        (caused(ValueError("x"), httpx2.ConnectError("x")), True),
+        (httpx2.ReadError("x"), False),
+        (ValueError("x"), False),
+    ],
+)
+def test_a_request_was_never_sent_if_no_connection_was_made(
+    failed: BaseException, unsent: bool
+) -> None:
+    """Only then nothing can have been charged."""
+    assert never_sent(failed) is unsent

@@ -28,6 +28,7 @@ _MAX_BODY: Final = 2**18
 _MAX_DEPTH: Final = 6
 _DATA_LINE: Final = re.compile(r"^data:\s*(.+)$", re.MULTILINE)
 _GATEWAY_CODE: Final = re.compile(r"\s*error code: (\d{3})\d?\s*", re.IGNORECASE)
+_ERROR_STATUS: Final = re.compile("[45][0-9]{2}")
 _NOT_WORD: Final = re.compile(r"[^a-z0-9]+")
 
 # Parts that a message may quote: addresses, and names in quotes or backticks. An apostrophe between
@@ -81,7 +82,7 @@ class VendorError:
         cls, status: int, headers: Mapping[str, str], body: bytes, prompt: str = ""
     ) -> VendorError:
         """Parse a response without an image. Never fails, whatever the bytes."""
-        text = body[:_MAX_BODY].decode("utf-8", "replace")
+        text = body[:_MAX_BODY].decode(errors="replace")
         error = _Finder(prompt).innermost(text)
         message = _text(error, "message")
         normalized_message = _normalized(message, prompt)
@@ -107,9 +108,8 @@ class VendorError:
 
 def _status_within(code: Any) -> int | None:
     """Return an error's code as an HTTP status; None if it is not an error status."""
-    plain = str(code) if isinstance(code, int | str) else ""
-    is_error = plain.isascii() and plain.isdigit() and len(plain) == 3 and plain[0] in "45"  # noqa: PLR2004 - HTTP's codes
-    return int(plain) if is_error else None
+    plain = str(code)
+    return int(plain) if _ERROR_STATUS.fullmatch(plain) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class _Finder:
             return {"message": value} if document is None else self.innermost(document, depth + 1)
         if isinstance(value, list):
             return self.innermost(next(_dicts(value), {}), depth + 1)
-        return self._within(value, depth) if isinstance(value, dict) else {}
+        return self._within(value, depth)
 
     def _within(self, value: dict[str, Any], depth: int) -> dict[str, Any]:
         """Return an object merged with the error objects in its fields."""
@@ -140,8 +140,7 @@ class _Finder:
             # A word is a code; a string with digits is a number, an id or image data.
             code = {} if any(letter.isdigit() for letter in str(error)) else {"type": error}
             return {**value, **code, **inner, **spoken}
-        message = _message(value)
-        return {**value, "message": message, **self.innermost(message, depth + 1)}
+        return {**value, **self.innermost(_message(value), depth + 1)}
 
     def _document(self, text: str) -> Any:
         """Return the JSON value in a string, ignoring text around it; None if there is no JSON."""
@@ -168,7 +167,7 @@ def _embedded(text: str) -> dict[str, Any] | None:
     for _ in range(_MAX_TRIES):
         at = text.find("{", at + 1)
         if at < 0:
-            break
+            return None
         found = _json(text[at:])
         if found is None:
             found = _python(text[at:])
@@ -180,7 +179,7 @@ def _embedded(text: str) -> dict[str, Any] | None:
 def _python(text: str) -> Any:
     """Parse an error object printed as a Python literal, as relays do with ``str(error)``."""
     end = text.rfind("}")
-    if end < 0 or end > _MAX_SAID:
+    if end > _MAX_SAID:
         return None
     try:
         return ast.literal_eval(text[: end + 1])

@@ -76,11 +76,11 @@ _NAMES: Final = ("quotaId", "quotaMetric", "quota_limit", "quota_metric", "descr
 
 def _is_daily(quota: Mapping[str, Any]) -> bool:
     names = (str(quota.get(key)) for key in _NAMES)
-    return any(map(_PER_DAY.search, names)) or str(quota.get("quota_unit", "")).startswith("1/d")
+    return any(map(_PER_DAY.search, names)) or str(quota.get("quota_unit")).startswith("1/d")
 
 
 def _has_retry_info(error: VendorError) -> bool:
-    return any(str(item.get("@type", "")).endswith(".RetryInfo") for item in error.details)
+    return any(str(item.get("@type")).endswith(".RetryInfo") for item in error.details)
 
 
 _PER_DAY: Final = re.compile("per[_ ]?day|daily", re.IGNORECASE)

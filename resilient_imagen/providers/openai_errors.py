@@ -23,8 +23,8 @@ def _about_the_model(error: VendorError) -> bool:
     return error.param == "model"
 
 
-def _not_about_others(error: VendorError) -> bool:
-    return error.param in {"", "model"}
+def _names_no_parameter(error: VendorError) -> bool:
+    return not error.param
 
 
 _RULES: Final = (
@@ -109,7 +109,7 @@ _RULES: Final = (
             r"(?:does not exist|has been (?:deprecated|retired|removed|shut down)"
             r"|no longer available|not found)"
         ),
-        predicate=_not_about_others,
+        predicate=_names_no_parameter,
     ),
 )
 

@@ -59,7 +59,7 @@ def believable_hint(seconds: object) -> float | None:
 
 def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:
     for detail in details:
-        if str(detail.get("@type", "")).endswith("google.rpc.RetryInfo"):
+        if str(detail.get("@type")).endswith("google.rpc.RetryInfo"):
             return _delay(detail.get("retryDelay", detail.get("retry_delay")))
     return None
 
@@ -67,7 +67,7 @@ def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:
 def _delay(value: Any) -> float | None:
     """Parse a protobuf duration: its JSON form, an object, or a relay's variant."""
     if isinstance(value, dict):
-        seconds, nanos = value.get("seconds", 0), value.get("nanos", 0)
+        seconds, nanos = value.get("seconds"), value.get("nanos")
         return (_spelt(str(seconds)) or 0.0) + (_spelt(str(nanos)) or 0.0) / 1e9
     return _spelt(str(value))
 
