@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -217,6 +218,13 @@ OPENAI = [
         Reason.CONTENT_BLOCKED,
         False,
     ),
+    (
+        400,
+        error("x", inner_error={"code": "ResponsibleAIPolicyViolation"}),
+        Reason.CONTENT_BLOCKED,
+        False,
+    ),
+    (403, error("x", errors=[{"reason": "billing_disabled"}]), Reason.QUOTA_EXHAUSTED, True),
     (
         400,
         error(
@@ -756,3 +764,22 @@ def test_a_request_was_never_sent_if_no_connection_was_made(
 ) -> None:
     """Only then nothing can have been charged."""
     assert never_sent(failed) is unsent
+
+
+@pytest.mark.parametrize(
+    ("prompt", "left"),
+    [("short", "short"), ("sixsix", ""), ("exactly sixteen!", "a , b")],
+)
+def test_how_long_a_prompt_must_be_to_be_known_as_an_echo(prompt: str, left: str) -> None:
+    """From 6 characters on where it is a sentence, from 16 on anywhere; shorter ones are words."""
+    message = prompt if len(prompt) < 16 else f"a {prompt}, b"
+    found = VendorError.read(400, {}, json.dumps(error(message)).encode(), prompt)
+    assert re.sub(r"\[…\]", "", found.normalized_message).replace("  ", " ") == left
+
+
+@pytest.mark.parametrize(("length", "kept"), [(64, True), (65, False)])
+def test_a_word_longer_than_any_code_is_none(length: int, *, kept: bool) -> None:
+    """A field for codes that holds prose or data counts for nothing."""
+    word = "x" * length
+    found = VendorError.read(400, {}, json.dumps(error("y", code=word)).encode())
+    assert found.raw_codes == ((word,) if kept else ())

@@ -75,8 +75,8 @@ class Slot:
         self._limiter = limiter
         self.useful_until = useful_until
         """Loop time after which a grant would be too late; the caller should leave by then."""
-        self.waited = False
-        """Whether the slot was not granted at once."""
+        self.waited: bool
+        """Whether the slot was not granted at once. `RateLimiter.join` sets it."""
         self.granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.receipt: float | None = None
         """The receipt of the place taken; None while waiting and after leaving."""
