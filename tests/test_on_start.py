@@ -179,6 +179,39 @@ def test_its_failure_never_touches_the_generation(
     assert len(lines) == (callback is not cancels_itself)
 
 
+async def fails_later() -> None:
+    raise LookupError("a secret")
+
+
+def fails_at_once() -> None:
+    raise LookupError("a secret")
+
+
+@pytest.mark.parametrize(
+    ("callback", "line"),
+    [
+        (fails_at_once, "on_start failed: LookupError"),
+        (fails_later, "on_start failed: LookupError"),
+        (hangs, "on_start was not done when the call was, and is cancelled"),
+    ],
+)
+def test_the_log_names_the_type_of_its_failure_and_not_its_text(
+    callback: Callable[[], object], line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for each call, as a warning of the library's logger."""
+
+    async def scene(world: PipelineScenario) -> None:
+        await world.ask(on_start=callback)
+
+    with caplog.at_level(logging.WARNING, "resilient_imagen"):
+        run_scenario(scene)
+    assert [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == "resilient_imagen"
+    ] == [("WARNING", line)]
+
+
 @pytest.mark.parametrize(
     "ending",
     [KeyboardInterrupt(), SystemExit(3), BaseExceptionGroup("both", [KeyboardInterrupt()])],
@@ -212,7 +245,10 @@ async def stubborn() -> None:
 def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
     """Deadline, cancellation, result and failure come at the moment at which they would without."""
 
+    complaints: list[object] = []
+
     async def scene(world: PipelineScenario) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: complaints.append(found))
         if how in {"deadline", "cancelled"}:
             world.google.hang()
         if how == "failed":
@@ -226,14 +262,16 @@ def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
         await asyncio.wait({call})
         assert now() == pytest.approx(1.0, abs=0.01)
         assert call.cancelled() == (how == "cancelled")
+        error = None if call.cancelled() else call.exception()
         if how == "deadline":
-            assert isinstance(call.exception(), DeadlineExceededError)
+            assert isinstance(error, DeadlineExceededError)
         gc.collect()
         assert len(others()) == 1, "it is not lost either"
         await asyncio.sleep(3601)
         assert others() == set()
 
     run_scenario(scene, **FAST)
+    assert complaints == []
 
 
 def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:

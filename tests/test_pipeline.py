@@ -323,9 +323,12 @@ def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
             provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
         with pytest.raises(AllProvidersFailedError):
             await world.ask()
+        due = min(breaker.blocked_until() or 0.0 for breaker in world.client.breakers.values())
         result = await world.ask()
         assert result.attempts == 1
         assert 600 <= now() <= 670
+        sent = (*world.google.sent, *world.openai.sent)
+        assert max(request.at for request in sent) == pytest.approx(due)
 
     run_scenario(scene, when_all_open="wait", **FAST)
 
@@ -425,7 +428,10 @@ def test_a_saturated_only_route_says_so() -> None:
         await asyncio.sleep(0)
         with pytest.raises(AllProvidersFailedError) as caught:
             await world.ask(deadline=3)
-        assert isinstance(caught.value.errors[0], SaturatedError)
+        (full, _) = caught.value.errors
+        assert isinstance(full, SaturatedError)
+        assert (full.provider, full.model) == ("google", "gemini-3-pro-image")
+        assert full.retry_after == pytest.approx(6, abs=0.1)
         assert caught.value.retry_after == pytest.approx(6, abs=0.1)
         await first
 

@@ -129,9 +129,36 @@ def test_a_providers_error_about_its_own_guards_is_an_outage(
     assert failure.provider_error.vendor_error == type(error).__name__
 
 
-def used(total: int, output: int) -> dict[str, Any]:
-    """Return a vendor's token counts, with an input of ten."""
-    return {"input_tokens": 10, "output_tokens": output, "total_tokens": total}
+def test_a_providers_error_about_its_own_guards_keeps_everything_that_it_says() -> None:
+    """Only the reason is replaced."""
+    usage: Any = {"provider": "x", "model": "m", "cost_usd": None, **used(30, 20)}
+    error = ImageGenerationError(
+        "theirs",
+        reason=Reason.CANCELLED,
+        retry_after=7.0,
+        status=503,
+        status_word="UNAVAILABLE",
+        vendor_message="busy",
+        vendor_error="ServerError",
+        account_wide=True,
+        usage=usage,
+        never_sent=True,
+    )
+    failure = classify(error)
+    made = failure.provider_error
+    assert made is not None
+    assert made is not error
+    assert (made.reason, made.retry_after, made.status) == (Reason.OVERLOADED, 7.0, 503)
+    assert (made.status_word, made.vendor_message) == ("UNAVAILABLE", "busy")
+    assert (made.vendor_error, made.account_wide) == ("ServerError", True)
+    assert (made.usage, made.not_sent) == (usage, True)
+    assert failure.usage == usage
+    assert made.__suppress_context__
+
+
+def used(total: int | None, output: int | None, input_tokens: int | None = 10) -> dict[str, Any]:
+    """Return a vendor's token counts."""
+    return {"input_tokens": input_tokens, "output_tokens": output, "total_tokens": total}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +170,13 @@ def used(total: int, output: int) -> dict[str, Any]:
         (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(10, 0)), False),  # type: ignore[arg-type]
         (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(30, 0)), True),  # type: ignore[arg-type]
         (FailureClass(Reason.OVERLOADED, FAILURE, KeyError(), usage=used(0, 5)), True),  # type: ignore[arg-type]
+        (FailureClass(Reason.OVERLOADED, FAILURE, KeyError(), usage=used(10, 1)), True),  # type: ignore[arg-type]
+        (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(10, None)), False),  # type: ignore[arg-type]
+        (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(None, None, None)), False),  # type: ignore[arg-type]
+        (FailureClass(Reason.NO_IMAGE, SUCCESS, KeyError(), usage=used(1, 0, None)), True),  # type: ignore[arg-type]
+        (classify(provider_failure(Reason.SERVER_ERROR, status=399)), True),
+        (classify(provider_failure(Reason.SERVER_ERROR, status=400)), False),
+        (classify(provider_failure(Reason.SERVER_ERROR, status=499)), False),
         (classify(provider_failure(Reason.SERVER_ERROR, status=500)), True),
         (classify(provider_failure(Reason.SERVER_ERROR, status=404)), False),
         (classify(provider_failure(Reason.CONNECTION, never_sent=True)), False),

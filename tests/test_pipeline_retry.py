@@ -116,11 +116,14 @@ def test_a_retry_that_would_queue_needs_time_for_its_answer() -> None:
     assert decide(deadline=Deadline(NOW + 15.1), **queue) == 2.0
     assert decide(deadline=Deadline(NOW + 14.9), **queue) is None
     assert decide(deadline=Deadline(NOW + 2.1), queue_wait=1.9, latency=10.0) == 2.0
+    assert decide(deadline=Deadline(NOW + 2.1), queue_wait=2.0005, latency=10.0) == 2.0
+    assert decide(deadline=Deadline(NOW + 2.1), queue_wait=2.0015, latency=10.0) is None
 
 
 def test_a_circuit_that_is_open_at_wake_up_makes_a_retry_useless() -> None:
     """One that closes until then does not."""
     assert decide(blocked_until=NOW + 1.9) == 2.0
+    assert decide(blocked_until=NOW + 2.0) == 2.0
     assert decide(blocked_until=NOW + 2.1) is None
 
 

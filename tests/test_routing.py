@@ -297,20 +297,41 @@ def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
     )
 
 
+def dynamic_routes(world: PipelineScenario) -> list[int]:
+    """Return the numbers of the made-up models that have a route."""
+    names = (name.partition("gemini-9-image-")[2] for name in world.client.breakers)
+    return [int(number) for number in names if number]
+
+
 def test_names_of_callers_do_not_pile_up() -> None:
-    """Neither routes nor warnings grow with what callers make up, whether or not it works."""
+    """The 32 models that were asked for last keep their routes."""
 
     async def scene(world: PipelineScenario) -> None:
-        for number in range(400):
+        for number in (*range(32), 0, *range(32, 40)):
             await world.ask(model=f"gemini-9-image-{number}")
-        assert len(world.client.breakers) <= 2 + 33
+        assert dynamic_routes(world) == [*range(9, 32), 0, *range(32, 40)]
+
+    run_scenario(scene, ipm=1_000_000)
+
+
+def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> None:
+    """256 of each are remembered, and the oldest are forgotten first."""
+
+    async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.MODEL_NOT_FOUND, status=404)
-        for number in range(400):
+        for number in range(260):
             await world.ask(model=f"gemini-9-image-{number}")
-        assert len(world.client.breakers) == 2 + 256
-        assert len(world.client._routing._warned) <= 256
-        warned = [w.message for w in world.told.of(OperatorWarning) if w.code == "unknown_model"]
-        assert len(warned) == 800, "told once each, as long as it is remembered"
+        assert dynamic_routes(world) == list(range(4, 260))
+
+        def warned() -> list[str]:
+            found = (w.message for w in world.told.of(OperatorWarning) if w.code == "unknown_model")
+            return [re.sub("[^0-9]*9-image-([0-9]+) .*", r"\1", message) for message in found]
+
+        assert warned() == [str(number) for number in range(260)]
+        await world.ask(model="gemini-9-image-259")
+        await world.ask(model="gemini-9-image-4")
+        await world.ask(model="gemini-9-image-0")
+        assert warned()[260:] == ["0"]
 
     run_scenario(scene, ipm=1_000_000)
 
