@@ -206,6 +206,13 @@ def test_an_error_in_a_200_has_the_status_that_its_code_stands_for(word: str, st
     assert VendorError.read(200, {}, json.dumps(both).encode()).status == max(status, 429)
 
 
+def test_a_hint_beside_a_quota_of_zero_is_not_believed() -> None:
+    """The quota will be zero then, too; the hint beside a daily quota counts if it is long."""
+    hint = {"retry-after": "7200"}
+    assert look_up("google", 429, quota(quotaValue="0"), hint).retry_after is None
+    assert look_up("google", 429, quota(quotaId="RequestsPerDay"), hint).retry_after == 7200
+
+
 GOOGLE = cases(
     ((200, 429), [quota(quotaValue="0")], Reason.QUOTA_EXHAUSTED, False),
     (
