@@ -46,9 +46,9 @@ LIMITS = (
 )
 WAITED = "who sets no limit waits for each picture instead, for minutes"
 LATER = (
-    "the others ask Google all the time, or every minute; our open time doubles with each probe "
-    "in vain, up to 10 minutes: `IMAGE_GEN_BREAKER_RESET_MAX` makes it shorter, at one more "
-    "request in vain each time"
+    "the others send requests to Google all the time; we send a probe each minute, or less often "
+    "if probes take long: `IMAGE_GEN_BREAKER_RESET_TIMEOUT` makes the interval shorter, at more "
+    "failed probes"
 )
 NAMES = "what is left is asyncio itself"
 MODULES = "one SDK, and then settings, breaker, events and telemetry's API"

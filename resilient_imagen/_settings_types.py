@@ -181,6 +181,7 @@ class SettingsArguments(TypedDict, total=False):
     breaker_min_calls: int
     breaker_slow_call: float | None
     breaker_reset_timeout: float
+    breaker_reset_factor: float
     breaker_reset_max: float
     breaker_half_open_calls: int
     when_all_open: Literal["fail", "wait"]

@@ -208,7 +208,14 @@ class Settings(BaseSettings):
     breaker_reset_timeout: Seconds = Field(
         60,
         validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
-        description="Seconds open, plus up to 10 % jitter; doubles with each failed probe.",
+        description="Length of an open period in seconds, plus up to 10 % jitter; after a failed "
+        "probe, the minimum.",
+    )
+    breaker_reset_factor: Annotated[float, Field(ge=0), AfterValidator(require_finite)] = Field(
+        5,
+        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_FACTOR"),
+        description="Length of an open period after a failed probe, as a multiple of the seconds "
+        "from sending that probe to its failure; 0: always IMAGE_GEN_BREAKER_RESET_TIMEOUT.",
     )
     breaker_reset_max: Seconds = Field(
         600,

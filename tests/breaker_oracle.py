@@ -115,7 +115,7 @@ class BreakerOracle:
             call.place = call.watched = False
             if call.sent:
                 call.early = "slow" if kind == 0 else "failure"
-                self.failure(moment)
+                self.failure(moment, call)
         self.last_moment = now
 
     # Changes of state
@@ -148,8 +148,10 @@ class BreakerOracle:
         self.open_to = max(self.open_to, now + seconds)
         self.hint_only = self.hint_only and hint_only
 
-    def own_pause(self, hint: float | None = None) -> float:
-        base = min(math.ldexp(self.config.reset_timeout, self.openings), self.config.reset_max)
+    def own_pause(self, now: float, call: Call, hint: float | None) -> float:
+        cost = now - call.time if call.probe and call.sent else 0.0
+        base = max(self.config.reset_timeout, self.config.reset_factor * cost)
+        base = min(base, self.config.reset_max)
         return max(base * (1.0 + 0.1 * self.jitter), min(hint or 0.0, self.config.reset_max))
 
     def long_pause(self, hint: float | None) -> float:
@@ -157,7 +159,9 @@ class BreakerOracle:
             return min(hint, DAY)
         return self.config.reset_max * (1.0 + 0.1 * self.jitter)
 
-    def failure(self, now: float, *, hint: float | None = None, in_rate: bool = True) -> None:
+    def failure(
+        self, now: float, call: Call, *, hint: float | None = None, in_rate: bool = True
+    ) -> None:
         self.row += 1
         if in_rate:
             self.outcomes.append((now, True))
@@ -168,7 +172,7 @@ class BreakerOracle:
             and sum(recent) / len(recent) >= self.config.failure_rate
         )
         if self.state == "half_open" or self.row >= self.config.fail_max or share:
-            self.open(now, self.own_pause(hint))
+            self.open(now, self.own_pause(now, call, hint))
 
     # What callers do
 
@@ -228,7 +232,7 @@ class BreakerOracle:
         if at_once:
             self.told_outright(call, verdict, now, hint)
         elif call.early is None and self.is_slow(call, now):
-            self.failure(now)
+            self.failure(now, call)
             return "slow"
         elif call.early is None:
             self.vote(call, verdict, now, hint)
@@ -244,12 +248,10 @@ class BreakerOracle:
         self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None
     ) -> None:
         if verdict is BreakerOutcome.THROTTLED:
-            before = self.openings
             if call.probe:
-                self.open(now, self.own_pause(hint))
+                self.open(now, self.own_pause(now, call, hint))
             else:
                 self.open(now, min(hint or 0.0, self.config.reset_max), hint_only=True)
-            self.openings = max(before, 1)
             return
         if call.early is None:
             self.row += 1
@@ -258,9 +260,9 @@ class BreakerOracle:
 
     def vote(self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None) -> None:
         if verdict is BreakerOutcome.FAILURE:
-            self.failure(now, hint=hint)
+            self.failure(now, call, hint=hint)
         elif verdict is BreakerOutcome.THROTTLED:
-            self.failure(now, in_rate=False)
+            self.failure(now, call, in_rate=False)
         elif verdict is BreakerOutcome.SUCCESS or (
             verdict is BreakerOutcome.REFUSED and not call.probe
         ):

@@ -104,7 +104,7 @@ def test_the_quick_mode_writes_the_table_between_the_markers(
         "| 36 % served | 61.2 (3x) | **20.4** |  |"
     )
     assert lines[f"{first}: requests in vain"].endswith("| 524 (40.3x) | **13** |  |")
-    assert "IMAGE_GEN_BREAKER_RESET_MAX" in next(
+    assert "IMAGE_GEN_BREAKER_RESET_TIMEOUT" in next(
         line for title, line in lines.items() if title.startswith("first image by Google after")
     )
     assert lines["import, s (ours brings the rest with the first call, or `warm_up()`)"].endswith(
@@ -161,15 +161,16 @@ def test_without_the_extra_one_line_says_what_is_missing() -> None:
 
 
 def test_designs_meet_the_same_outage(command: ModuleType) -> None:
-    """Half an hour of it: who asks less wastes less, and only the bare SDK loses images."""
+    """Fewer requests in half an hour of overload waste less; only the bare SDK loses images."""
     found = command.outage.measure(command.CASES[0], (1,))
     assert list(found) == ["bare", "guide", "cooldown", "ours"]
     assert found["bare"].served == 0.0
     assert {found[name].served for name in ("guide", "cooldown", "ours")} == {1.0}
-    assert found["ours"].doomed * 5 < found["cooldown"].doomed
+    assert found["ours"].doomed * 2 < found["cooldown"].doomed
     assert found["cooldown"].doomed * 5 < found["guide"].doomed
     assert found["ours"].added * 10 < found["guide"].added
-    assert found["guide"].recovery < found["cooldown"].recovery < found["ours"].recovery
+    assert found["guide"].recovery < min(found["cooldown"].recovery, found["ours"].recovery)
+    assert found["ours"].recovery < 75.0, "an open period with jitter, and the next caller"
 
 
 PLAIN = """

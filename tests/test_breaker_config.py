@@ -22,6 +22,7 @@ def test_defaults_are_the_documented_ones() -> None:
         min_calls=6,
         slow_call=None,
         reset_timeout=60.0,
+        reset_factor=5.0,
         reset_max=600.0,
         half_open_calls=1,
         probe_deadline=61.0,
@@ -53,10 +54,23 @@ def test_failure_rate_is_a_share(value: float) -> None:
         BreakerConfig(failure_rate=value)
 
 
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_reset_factor_is_finite_and_not_negative(value: float) -> None:
+    """A reset factor below 0, infinite or not a number is rejected."""
+    with pytest.raises(ValueError, match=r"^reset_factor must be a finite number of 0 or more, no"):
+        BreakerConfig(reset_factor=value)
+
+
 def test_the_smallest_and_largest_values_are_allowed() -> None:
-    """The bounds themselves are fine: one call, every call failed, no growth of the open time."""
+    """The bounds are allowed: one call, every call failed, open periods that are all the same."""
     config = BreakerConfig(
-        fail_max=1, min_calls=1, half_open_calls=1, failure_rate=1, reset_timeout=5, reset_max=5
+        fail_max=1,
+        min_calls=1,
+        half_open_calls=1,
+        failure_rate=1,
+        reset_timeout=5,
+        reset_factor=0,
+        reset_max=5,
     )
 
     assert config.reset_max == config.reset_timeout

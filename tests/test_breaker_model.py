@@ -45,6 +45,7 @@ CONFIGS = st.builds(
     min_calls=st.integers(1, 8),
     slow_call=st.sampled_from([None, None, 4.0, 16.0, 64.0]),
     reset_timeout=st.sampled_from([2.0, 8.0, 16.0]),
+    reset_factor=st.sampled_from([0.0, 0.5, 2.0, 5.0]),
     reset_max=st.sampled_from([16.0, 64.0]),
     half_open_calls=st.integers(1, 3),
     probe_deadline=st.sampled_from([4.0, 16.0, 32.0]),

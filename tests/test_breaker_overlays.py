@@ -146,15 +146,17 @@ def test_shadow_decides_reports_and_lets_through() -> None:
 
 
 def test_shadow_simulates_recovery_that_fails() -> None:
-    """A failing shadow probe opens the shadow again, for longer."""
+    """A failed probe of the shadow opens it again, by the probe's duration."""
     breaker, clock = make_gate(mode=BreakerMode.SHADOW)
     told: list[Transition] = []
     fail(breaker, 3)
     clock.pass_(60.0)
     breaker.subscribe(told.append, inline=True)
-    fail(breaker)
+    probe = let_in(breaker)
+    clock.pass_(20.0)
+    probe.settle(BreakerOutcome.FAILURE)
 
-    assert [each.retry_after for each in told] == [None, 120.0]
+    assert [each.retry_after for each in told] == [None, 100.0]
 
 
 def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
@@ -261,13 +263,13 @@ def test_another_window_keeps_its_outcomes() -> None:
 
 
 def test_other_open_times_do_not_move_the_present_opening() -> None:
-    """An opening keeps its end; the next one follows the new numbers."""
+    """An open period keeps its end; the next one has the new length."""
     breaker, clock = opened(reset_timeout=60.0)
     breaker.reconfigure(BreakerConfig(reset_timeout=5.0, reset_max=9.0))
     assert breaker.blocked_until() == 60.0
     clock.pass_(60.0)
     fail(breaker)
-    assert breaker.metrics().open_for == 9.0
+    assert breaker.metrics().open_for == 5.0
 
 
 def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
@@ -303,7 +305,7 @@ def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
     breaker.reconfigure(BreakerConfig(probe_deadline=10.0))
 
     assert breaker.metrics().state is BreakerState.OPEN
-    assert breaker.blocked_until() == clock.now + 120.0
+    assert breaker.blocked_until() == clock.now + 5 * 30.0
 
 
 # Watching

@@ -139,7 +139,7 @@ def test_a_slow_probe_has_failed() -> None:
     began = clock.now
     clock.pass_(20.0)
 
-    assert breaker.blocked_until() == began + 20.0 + 120.0
+    assert breaker.blocked_until() == began + 20.0 + 5 * 20.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "slow"
 
 
@@ -159,7 +159,7 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
     began = clock.now
     clock.pass_(45.0)
 
-    assert breaker.blocked_until() == began + 30.0 + 120.0
+    assert breaker.blocked_until() == began + 30.0 + 5 * 30.0
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "failure"
 
 

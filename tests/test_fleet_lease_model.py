@@ -93,7 +93,7 @@ class LeaseOracle:
     def open(self, seconds: float, *, hint: bool = False) -> None:
         if self.state != "open":
             self.hint_only = hint and self.state == "closed"
-            self.openings = max(self.openings, 1) if hint else self.openings + 1
+            self.openings += 1
             self.move("open")
             self.until = self.now + seconds
         else:

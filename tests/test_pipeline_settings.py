@@ -51,6 +51,7 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "breaker_min_calls": (1, 6),
     "breaker_slow_call": (None, None, 0.1, 20),
     "breaker_reset_timeout": (0.5, 60),
+    "breaker_reset_factor": (0, 0.1, 5, 1e300),
     "breaker_reset_max": (0.5, 60, 600),
     "breaker_half_open_calls": (1, 2, 5),
     "when_all_open": ("fail", "wait"),

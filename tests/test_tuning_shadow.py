@@ -55,16 +55,48 @@ def test_a_laxer_candidate_says_what_it_would_have_let_through() -> None:
 
 
 def test_a_candidate_that_is_due_for_a_probe_would_have_sent_one() -> None:
-    """Of all callers turned away meanwhile one would have been the probe, at each opening anew.
+    """In each open period, one of the rejected callers would have been the candidate's probe.
 
-    The live breaker opens for 90 and 180 seconds and more; the candidate, for 20, 40 and 80.
+    The live breaker opens for 90 seconds each time; the candidate, for 20.
     """
     sink, snapshot, sent = outage(
-        calls=30, breaker_fail_max=1, breaker_reset_timeout=90, shadow={"reset_timeout": 20}
+        calls=24, breaker_fail_max=1, breaker_reset_timeout=90, shadow={"reset_timeout": 20}
     )
-    assert len(sent) == 3  # of the live one's: the failure, and two probes in vain
-    assert snapshot["shadow"]["would_allow"] == 2
-    assert len(sink.of(CandidateDisagreed)) == 2
+    assert len(sent) == 3  # by the live breaker: the failure that trips it and two failed probes
+    assert snapshot["shadow"]["would_allow"] == 3
+    assert len(sink.of(CandidateDisagreed)) == 3
+
+
+@pytest.mark.parametrize(("factor", "would_allow"), [(0, 1), (100, 0)])
+def test_a_candidate_may_have_another_reset_factor(factor: float, would_allow: int) -> None:
+    """The candidate's open period after a probe that fails in 2 s follows its own factor.
+
+    Both breakers open at the first call and probe at the same time; the live one then stays open
+    for 100 seconds, the candidate for 20 or 200.
+    """
+    sink = RecordingSink()
+
+    async def main() -> Any:
+        google = FakeProvider("google").fail(Reason.OVERLOADED, status=503, latency=2.0)
+        made = Settings(
+            **FAST,
+            max_retries=0,
+            breaker_fail_max=1,
+            breaker_reset_timeout=20,
+            breaker_reset_factor=50,
+            shadow={"reset_factor": factor},
+        )
+        providers = [google, FakeProvider("openai")]
+        async with ImageClient(made, providers=providers, sinks=[sink]) as client:
+            await client.generate("a lighthouse")
+            for seconds in (23, 60):
+                await asyncio.sleep(seconds)
+                await client.generate("a lighthouse")
+            assert len(google.sent) == 2
+            return client.snapshot()
+
+    assert run_virtual(main())["shadow"]["would_allow"] == would_allow
+    assert len(sink.of(CandidateDisagreed)) == would_allow
 
 
 ACCOUNT = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"

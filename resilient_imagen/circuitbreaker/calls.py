@@ -24,14 +24,19 @@ class InFlightCall:
     probe: bool = False
     """Whether it takes one of the half-open places."""
     since: float = math.nan
-    """The time at which it was sent; before that, at which a probe's place was reserved."""
-    sent: bool = False
+    """The start of its time limit: when its place was reserved, it was sent, or it was answered."""
+    sent_at: float | None = None
+    """The time at which it was sent, or None."""
     answered: bool = False
     """Whether the response has arrived. The remaining work is local."""
     origin: object | None = None
     counted: Counted | None = None
     """Its vote, if its time limit passed before its settlement."""
     settlement: Settlement | None = None
+
+    def duration(self, now: float) -> float:
+        """Return the seconds since it was sent; 0 if it was not sent."""
+        return 0.0 if self.sent_at is None else now - self.sent_at
 
 
 class InFlightCalls:
@@ -69,7 +74,7 @@ class InFlightCalls:
 
     def send(self, call: InFlightCall, now: float) -> None:
         """Start timing a call at `now`."""
-        call.since, call.sent = now, True
+        call.since = call.sent_at = now
         # Remove it first, so that a call that is sent again moves to the end of the order.
         if call.probe:
             self.probes.pop(call, None)
@@ -111,7 +116,7 @@ class InFlightCalls:
 
     def is_slow(self, call: InFlightCall, now: float) -> bool:
         """Return whether the call has exceeded the slow-call limit."""
-        return call.sent and not call.answered and self._slow_at(call) <= now
+        return call.sent_at is not None and not call.answered and self._slow_at(call) <= now
 
     def _slow_at(self, call: InFlightCall) -> float:
         slow_call = self._config.slow_call

@@ -44,10 +44,14 @@ class BreakerConfig:
     slow_call: float | None = None
     """Seconds after which a call counts as failed, even while in flight; None: never."""
     reset_timeout: float = 60.0
-    """Length of the first open period in seconds; it doubles with each failed round of probes.
-    Jitter adds up to 10 % to each open period, except to one that a server's hint determines."""
+    """Length of an open period in seconds; after a failed probe, the minimum. Jitter adds up to
+    10 % to each open period, except to one that a server's hint determines."""
+    reset_factor: float = 5.0
+    """Length of an open period after a failed probe, as a multiple of that probe's duration from
+    sending to failure, 0 or more. 0: always `reset_timeout`."""
     reset_max: float = 600.0
-    """Maximum length of an open period in seconds, before jitter."""
+    """Maximum length of an open period in seconds, before jitter. A fatal failure opens for this
+    long."""
     half_open_calls: int = 1
     """Maximum number of concurrent probes, and the number of successes that close it, 1 or more."""
     probe_deadline: float = 61.0
@@ -63,6 +67,10 @@ class BreakerConfig:
             _check_seconds(name, getattr(self, name))
         if self.slow_call is not None:
             _check_seconds("slow_call", self.slow_call)
+        if not (self.reset_factor >= 0 and math.isfinite(self.reset_factor)):
+            raise ValueError(
+                f"reset_factor must be a finite number of 0 or more, not {self.reset_factor!r}"
+            )
         if not 0 < self.failure_rate <= 1:
             raise ValueError(
                 f"failure_rate must be above 0 and at most 1, not {self.failure_rate!r}"

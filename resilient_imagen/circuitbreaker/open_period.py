@@ -25,7 +25,6 @@ __all__ = [
 _MAX_HINT: Final = 86_400.0
 """Seconds: the longest server hint that is honoured."""
 _JITTER: Final = 0.1
-_MAX_DOUBLINGS: Final = 60  # far beyond any maximum, and far below the limit of a float
 _ROUNDING: Final = 0.001
 """Seconds by which a period may grow when another process reports it."""
 _FATAL: Final = frozenset(
@@ -61,21 +60,24 @@ def valid_hint(hint: float | None) -> float | None:
 
 
 def open_duration(
-    config: BreakerConfig, openings: int, hint: float | None, random: Callable[[], float]
+    config: BreakerConfig, probe_cost: float, hint: float | None, random: Callable[[], float]
 ) -> float:
     """Return the length of an open period that failures or a failed probe cause.
 
-    It doubles with each consecutive opening, up to `reset_max`, and jitter adds up to 10 %. A
-    server's hint can only lengthen it, and is honoured up to `reset_max`.
+    It is `reset_factor` times the cost of the failed probe, at least `reset_timeout` and at most
+    `reset_max`, and jitter adds up to 10 %. A service that fails in a moment is probed often; one
+    that hangs is probed for at most the share 1 / (1 + `reset_factor`) of the time, as far as
+    `reset_max` allows. A server's hint can only lengthen the period, and is honoured up to
+    `reset_max`.
 
     Args:
         config: The breaker's settings.
-        openings: Consecutive openings, this one included.
+        probe_cost: Seconds from the sending of the probe to its failure; 0 if no probe failed.
         hint: Seconds that the server asked to wait, or None.
         random: Returns 0 to 1 for the jitter.
     """
-    doublings = min(openings - 1, _MAX_DOUBLINGS)
-    base: float = min(config.reset_timeout * 2.0**doublings, config.reset_max)
+    wanted = max(config.reset_timeout, config.reset_factor * probe_cost)
+    base = min(wanted, config.reset_max)
     return max(_jittered(base, random), min(hint or 0.0, config.reset_max))
 
 

@@ -149,13 +149,13 @@ class BreakerStateMachine:
         at_once = trips_at_once(verdict, cause.retry_after)
         if self._lost_vote(call):
             if at_once and self.state is _OPEN:
-                self._open_at_once(verdict, cause)
+                self._open_at_once(call, verdict, cause)
             return call.counted or "stale"
         self.in_flight.end(call)
         if at_once:
             if verdict is _TRIP and call.counted is None:
                 self.rule.failure(self.now)
-            self._open_at_once(verdict, cause)
+            self._open_at_once(call, verdict, cause)
             return call.counted or _VOTES[verdict]
         if call.counted is not None:
             return call.counted
@@ -165,7 +165,7 @@ class BreakerStateMachine:
             if self.state is _HALF_OPEN:
                 self._pybreaker.succeed()
         elif vote != "ignored":
-            self._fail(vote, _timeout(cause.origin or call.origin) if vote == "slow" else cause)
+            self._fail(call, vote, cause)
         elif call.probe:
             self._on_place_freed()
         return vote
@@ -234,38 +234,43 @@ class BreakerStateMachine:
 
     def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - see next_due
         self.in_flight.end(call)
-        if call.sent:
+        if call.sent_at is not None:
             call.counted = "slow" if slow else "failure"
-            self._fail(call.counted, _timeout(call.origin))
+            self._fail(call, call.counted, _timeout(call.origin))
         else:
             self._on_place_freed()  # it was never sent, so it has no vote and must not block others
 
-    def _fail(self, vote: Counted, cause: TripCause) -> None:
+    def _fail(self, call: InFlightCall, vote: Counted, cause: TripCause) -> None:
         """Count a failure, and open the breaker if a rule has tripped or a probe has failed."""
+        if vote == "slow":
+            cause = _timeout(cause.origin or call.origin)
         if vote == "throttled":
             self.rule.throttled()
         else:
             self.rule.failure(self.now)
         if self.rule.tripped or self.state is _HALF_OPEN:
-            self._next = self._period_of_failures(cause)
+            self._next = self._period_of_failures(cause, call)
             self._pybreaker.fail()
 
-    def _open_at_once(self, verdict: BreakerOutcome, cause: TripCause) -> None:
+    def _open_at_once(self, call: InFlightCall, verdict: BreakerOutcome, cause: TripCause) -> None:
         """Open for a fatal failure, or for as long as the server asks."""
-        hint, openings = valid_hint(cause.retry_after), self.consecutive_openings
+        hint = valid_hint(cause.retry_after)
         if verdict is _TRIP:
             self.open(trip_duration(self.config, hint, self._random), cause)
-            return
-        if self.state is _HALF_OPEN:
-            self._start(self._period_of_failures(cause))
+        elif self.state is _HALF_OPEN:
+            self._start(self._period_of_failures(cause, call))
         else:
             self.open(hint_duration(self.config, hint), cause, closes=True)
-        # The server determined the length, so this opening does not double later ones.
-        self.consecutive_openings = max(openings, 1)
 
-    def _period_of_failures(self, cause: TripCause) -> OpenPeriod:
-        openings, hint = self.consecutive_openings + 1, valid_hint(cause.retry_after)
-        seconds = open_duration(self.config, openings, hint, self._random)
+    def _period_of_failures(self, cause: TripCause, last: InFlightCall | None = None) -> OpenPeriod:
+        """Return the open period that starts now.
+
+        Args:
+            cause: Reported by rejections.
+            last: The call whose failure opens the breaker, if there is one.
+        """
+        cost = last.duration(self.now) if last is not None and last.probe else 0.0
+        seconds = open_duration(self.config, cost, valid_hint(cause.retry_after), self._random)
         return OpenPeriod(self.now, self.now + seconds, cause)
 
     def _start(self, period: OpenPeriod) -> None:

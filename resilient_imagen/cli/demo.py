@@ -149,7 +149,7 @@ async def _perform(console: Console, play: DemoRun) -> None:
     console.print(
         "Eight scenes, four at a time, made four times. Time is scaled down: a request may take "
         f"{settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "
-        f"{settings['breaker_reset_timeout']} s at first instead of 60."
+        f"{settings['breaker_reset_timeout']} s instead of 60."
     )
     async with open_client(settings, {}, emulator=play.app, sinks=[play]) as client:
         await client.warm_up()

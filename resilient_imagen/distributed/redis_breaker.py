@@ -303,7 +303,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             if circuit.state is _OPEN and circuit.open_period is not None:
                 seconds = circuit.open_period.until - circuit.now
             else:
-                seconds = open_duration(circuit.config, 1, hint, self._random)
+                seconds = open_duration(circuit.config, 0.0, hint, self._random)
             step = self._commands.failed(
                 record,
                 circuit,

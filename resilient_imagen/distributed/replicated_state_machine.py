@@ -193,7 +193,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
     def send(self, call: InFlightCall) -> None:
         """Start timing a call, and report a probe."""
         super().send(call)
-        if call.probe and call.sent:
+        if call.probe and call.sent_at is not None:
             self._observer.sent(call)
 
     def count(self, call: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
@@ -211,7 +211,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
 
     def _on_call_due(self, call: InFlightCall, slow: bool) -> None:  # noqa: FBT001 - see the base class
         super()._on_call_due(call, slow)
-        if call.sent:
+        if call.sent_at is not None:
             why = TripCause(cause=Reason.TIMEOUT, summary="timed out")
             self._observer.counted(call, call.counted or "failure", BreakerOutcome.FAILURE, why)
         else:

@@ -376,6 +376,7 @@ def new_breaker(
         min_calls=settings.breaker_min_calls,
         slow_call=settings.breaker_slow_call,
         reset_timeout=settings.breaker_reset_timeout,
+        reset_factor=settings.breaker_reset_factor,
         reset_max=settings.breaker_reset_max,
         half_open_calls=settings.breaker_half_open_calls,
         probe_deadline=settings.timeout_for(provider) + 1.0,

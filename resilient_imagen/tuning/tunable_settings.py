@@ -19,6 +19,7 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "failure_rate": ("breaker_failure_rate", "IMAGE_GEN_BREAKER_FAILURE_RATE"),
     "window": ("breaker_window", "IMAGE_GEN_BREAKER_WINDOW"),
     "reset_timeout": ("breaker_reset_timeout", "IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
+    "reset_factor": ("breaker_reset_factor", "IMAGE_GEN_BREAKER_RESET_FACTOR"),
     "reset_max": ("breaker_reset_max", "IMAGE_GEN_BREAKER_RESET_MAX"),
     "retries": ("max_retries", "IMAGE_GEN_MAX_RETRIES"),
     "per_call_timeout": ("per_call_timeout", "IMAGE_GEN_PER_CALL_TIMEOUT"),
@@ -35,6 +36,7 @@ class TunableSettings:
     failure_rate: float
     window: float
     reset_timeout: float
+    reset_factor: float
     reset_max: float
     retries: int
     per_call_timeout: float
@@ -70,6 +72,7 @@ GRID: Final[Mapping[str, Sequence[Any]]] = {
     "failure_rate": (0.3, 0.5, 0.7),
     "window": (120.0, 300.0, 600.0),
     "reset_timeout": (15.0, 30.0, 60.0, 120.0),
+    "reset_factor": (0.0, 2.0, 5.0, 10.0),
     "reset_max": (60.0, 120.0, 300.0, 600.0),
     "retries": (0, 1, 2, 3),
     "per_call_timeout": (30.0, 45.0, 60.0, 90.0, 120.0),

@@ -1,18 +1,19 @@
--- The circuit opens at once: a server's hint, a quota, a probe that failed.
+-- The circuit opens at once: for a server's hint, an exhausted quota or a failed probe.
 --
--- A failed probe may be one worker's own trouble, as the failures in vote.lua may. Unless the
--- service has answered, or the worker is alone, the round goes on: the next worker's probe is the
--- second opinion, and only the first one's own breaker stays open.
+-- A failed probe may be local to one worker, as the failures in vote.lua may. Unless the service has
+-- answered, or the worker is alone, the round continues: the next worker's probe is the second
+-- opinion, and only the first worker's own breaker stays open.
 --
--- Its basis is one of
---   seen: the worker saw it in the state that it speaks of.
---   told: and it is a hint or a fatal failure. In another state it may lengthen the opening.
---   late: such a thing, but of a state that had ended: it may lengthen an opening, and no more.
---   memory: the worker remembers an opening, and tells it to a store that may have lost its memory:
---     a record in which nothing has happened yet believes it.
+-- The basis is one of
+--   seen: the worker saw it in the state that it names.
+--   told: the same, for a hint or a fatal failure. In another state it may lengthen the opening.
+--   late: a hint or a fatal failure of a state that had ended. It may only lengthen an opening.
+--   memory: the worker remembers an opening, and Redis may have lost its data. A record in which
+--     nothing has happened yet adopts it.
 --
--- ARGV  epoch, generation, pause, cause, brief, answered (0, 1), basis, openings (in a row, as the
---       worker counts), token (of the probe), closes (0, 1: a hint, closed when it is over)
+-- ARGV  epoch, generation, pause (the worker computes it, from the cost of its probe), cause, brief,
+--       answered (0, 1), basis, openings (in a row, as the worker remembers them), token (of the
+--       probe), closes (0, 1: a hint, closed when it is over)
 local pause, cause, brief = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 local answered, basis, openings = ARGV[9] == '1', ARGV[10], tonumber(ARGV[11])
 local closes = ARGV[13] == '1'
@@ -23,14 +24,14 @@ if (basis == 'seen' or basis == 'told') and same(ARGV[4], ARGV[5]) then
     redis.call('ZREM', LEASES, ARGV[12])
     publish()
   else
-    open(pause, cause, brief, openings, closes)
+    open(pause, cause, brief, closes)
   end
 elseif (basis == 'late' or basis == 'told') and ARGV[4] == record.epoch
   and record.state == 'open' then
-  open(pause, cause, brief, openings, closes)
+  open(pause, cause, brief, closes)
 elseif ARGV[4] ~= record.epoch and record.generation == 1 and record.state == 'closed' then
   record.openings = math.max(openings - 1, 0)
-  open(pause, cause, brief, openings, closes)
+  open(pause, cause, brief, closes)
 end
 save()
 return told()

@@ -99,14 +99,14 @@ local function move(state, counts_stay)
   end
 end
 
--- Open for `pause` from now; if it is open already, for the longer of both. One more opening in a
--- row, unless the worker counts no more than that: a server's hint says nothing of failed probes.
--- With `closes` (a hint) it is closed when it is over, unless anything else opened or lengthens it.
-local function open(pause, cause, brief, openings, closes)
+-- Open for `pause` from now; if it is open already, for the longer of both. The worker whose vote
+-- or failed probe opens it determines the length for all workers. With `closes` (a hint) it is
+-- closed when it is over, unless anything else opened or lengthens it.
+local function open(pause, cause, brief, closes)
   local longer = now + pause > record.till
   if record.state ~= 'open' then
     closes = closes and record.state == 'closed'
-    record.openings = math.max(record.openings, math.min(openings, record.openings + 1), 1)
+    record.openings = record.openings + 1
     move('open', closes)
     record.hinted = closes and record.generation or 0
     longer = true

@@ -55,7 +55,7 @@ if current and record.state == 'closed' then
       record.answered = 1
     end
     if quorum(sole_witness()) then
-      open(pause, cause, brief, record.openings + 1)
+      open(pause, cause, brief)
     end
   end
 end
