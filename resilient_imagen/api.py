@@ -49,16 +49,16 @@ _NO_OPTIONS = _Options()
 _options: ContextVar[_Options] = ContextVar("resilient_imagen_call_options", default=_NO_OPTIONS)
 _mine = threading.local()
 _NEEDED = ("client", "circuitbreaker.pybreaker_adapter", "providers.google", "providers.openai")
-"""Modules that a client is made of, with all that they import."""
+"""Modules that a client needs, with their imports."""
 _SHARED = ("distributed", "distributed.redis_breaker", "distributed.redis_limiter")
-"""And a client that shares its state with other processes."""
+"""Modules that a client needs to share its state with other processes."""
 
 
 @contextmanager
 def call_options(
     *, deadline: float | None = None, on_start: OnStart | None = None
 ) -> Iterator[None]:
-    """Options for every call inside the block, for call sites that cannot be changed.
+    """Set options for every call inside the block, for call sites that cannot be changed.
 
     An argument of the call itself wins; an inner block wins over an outer one. Tasks started
     inside the block keep the options. They are kept in a context variable, so a block that is
@@ -87,7 +87,9 @@ def call_options(
 
 
 def default_client() -> ImageClient:
-    """The client behind the drop-in functions: for a health route, warm-up and shutdown.
+    """Return this thread's client behind the functions: for a health route, warm-up and shutdown.
+
+    Making it while another thread has one logs a warning, because limits are then per thread.
 
     Raises:
         ConfigurationError: The environment holds a setting that is not allowed, or no key.
@@ -102,7 +104,7 @@ def default_client() -> ImageClient:
 
 
 async def reset_default_client() -> None:
-    """Forget the default client and all its state; the next use reads the environment.
+    """Forget this thread's default client and its state; the next use reads the environment.
 
     Connections are closed before this returns, unless calls are in flight: those finish as if
     nothing had happened, and the last of them closes the connections. Until then the limits hold
@@ -215,7 +217,7 @@ def _load() -> None:
 
 
 async def _as_dict(result: ImageResult) -> ImageDict:
-    """The result's dict, its base64 made off the loop: big pictures take tens of milliseconds."""
+    """Return the result's dict; encode in a thread, as large images take tens of milliseconds."""
     from resilient_imagen.images.base64_codec import encode_base64_async
 
     return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
@@ -230,12 +232,12 @@ async def generate_image(
     on_start: OnStart | None = None,
     deadline: float | None = None,
 ) -> ImageDict:
-    """Make an image; the dict holds ``image_base64``, ``mime_type`` and where it came from.
+    """Make an image; the dict holds ``image_base64``, ``mime_type`` and its origin.
 
     Args:
-        prompt: What to draw.
+        prompt: Description of the image.
         aspect_ratio: Width to height.
-        model: Stands in for the first route's model.
+        model: Replaces the first route's model.
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
@@ -270,13 +272,13 @@ async def generate_image_with_references(
     """Make an image guided by others; see ``generate_image``.
 
     Args:
-        prompt: What to draw.
+        prompt: Description of the image.
         reference_images: ``{"image_base64": ..., "mime_type": ...}`` dicts; data URLs, bytes and
             ``{"image_url": ...}`` too. One that cannot be read is listed in
             ``dropped_references``.
         aspect_ratio: Width to height.
         resolution: ``1K``, ``2K`` or ``4K``.
-        model: Stands in for the first route's model.
+        model: Replaces the first route's model.
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
@@ -311,12 +313,12 @@ async def edit_image(
     """Change an image as the feedback says; see ``generate_image``.
 
     Args:
-        image: base64, a data URL, bytes, a path (``pathlib.Path``; a text is never taken for one),
-            an http(s) URL, an ``ImageResult`` or its dict.
-        feedback: What to change.
+        image: base64, a data URL, bytes, a path (``pathlib.Path``; a string is never taken for a
+            path), an http(s) URL, an ``ImageResult`` or its dict.
+        feedback: Description of the change.
         aspect_ratio: Width to height.
         resolution: ``1K``, ``2K`` or ``4K``.
-        model: Stands in for the first route's model.
+        model: Replaces the first route's model.
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
