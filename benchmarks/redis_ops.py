@@ -176,7 +176,7 @@ class RedisTraffic:
                     answer.settle(BreakerOutcome.SUCCESS)
                 else:
                     self.failed.append((sent, self._loop.time()))
-                    answer.settle(BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, brief="503")
+                    answer.settle(BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, summary="503")
             await asyncio.sleep(self._chance.uniform(0.8, 1.2) * TURN)
 
 

@@ -133,7 +133,7 @@ class CandidateEvaluator:
         if breaker is None or change.shadow or change.to_state is not BreakerState.OPEN:
             return
         if change.cause in _TRIPS:
-            breaker.force_trip(cause=change.cause, brief=change.summary)
+            breaker.force_trip(cause=change.cause, summary=change.summary)
 
     def _disagree(self, event: events.AttemptEnded | events.ShortCircuited, would: str) -> None:
         self._disagreements[would] += 1

@@ -85,15 +85,15 @@ _DEFAULT_MESSAGES: Mapping[Reason, str] = {
 
 _STATUS_WORD: Final = re.compile(r"[A-Z_]{1,40}")
 _KNOWN_MESSAGES: Final = "|".join(map(re.escape, _DEFAULT_MESSAGES.values()))
-_BRIEF: Final = re.compile(rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{_KNOWN_MESSAGES})")
+_SUMMARY: Final = re.compile(rf"\d{{3}}|(\d{{3}} )?({_STATUS_WORD.pattern}|{_KNOWN_MESSAGES})")
 
 
-def trusted_brief(text: str, reason: Reason | None) -> str:
+def trusted_summary(text: str, reason: Reason | None) -> str:
     """Return `text` if it is a possible `summary` of an error, else the fixed phrase for `reason`.
 
     Used for a str that another process stored, which may be damaged or forged.
     """
-    if _BRIEF.fullmatch(text):
+    if _SUMMARY.fullmatch(text):
         return text
     return "a failure in another process" if reason is None else _DEFAULT_MESSAGES[reason]
 

@@ -70,7 +70,9 @@ def fail(breaker: CircuitBreaker, times: int = 1, **details: Any) -> None:
 def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, HandClock]:
     """A breaker that failures have just opened."""
     breaker, clock = make_gate(clock, **numbers)
-    fail(breaker, breaker.metrics().failure_threshold, cause="overloaded", brief="503 UNAVAILABLE")
+    fail(
+        breaker, breaker.metrics().failure_threshold, cause="overloaded", summary="503 UNAVAILABLE"
+    )
     assert breaker.metrics().state == "open"
     return breaker, clock
 

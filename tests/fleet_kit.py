@@ -81,7 +81,7 @@ class Worker:
         if reason is None:
             return answer.settle(BreakerOutcome.SUCCESS)
         return answer.settle(
-            POLICIES[reason].verdict, cause=reason, brief="failed", retry_after=retry_after
+            POLICIES[reason].verdict, cause=reason, summary="failed", retry_after=retry_after
         )
 
     async def fail(self, times: int = 1, reason: Reason = Reason.OVERLOADED) -> None:

@@ -32,7 +32,7 @@ def test_a_transition_says_everything() -> None:
     told: list[Transition] = []
     breaker.subscribe(told.append, inline=True)
     clock.now = 7.0
-    fail(breaker, 2, cause="overloaded", brief="503 UNAVAILABLE", origin="span")
+    fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE", origin="span")
 
     assert told == [
         Transition(

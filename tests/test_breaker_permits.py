@@ -243,8 +243,8 @@ def test_neutral_counts_nowhere() -> None:
 def test_a_rejection_says_who_why_and_how_long() -> None:
     """Everything an error, a span and a log line need stands on the rejection."""
     breaker, clock = make_gate(fail_max=2)
-    fail(breaker, cause="timeout", brief="timed out", origin="span one")
-    fail(breaker, cause="overloaded", brief="503 UNAVAILABLE", origin="span two")
+    fail(breaker, cause="timeout", summary="timed out", origin="span one")
+    fail(breaker, cause="overloaded", summary="503 UNAVAILABLE", origin="span two")
     clock.pass_(20.0)
 
     assert refused(breaker) == Rejection(
@@ -317,11 +317,11 @@ def test_a_straggler_with_news_lengthens_the_opening(
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
     breaker, clock = make_gate(fail_max=2)
     straggler = let_in(breaker)
-    fail(breaker, 2, cause="overloaded", brief="503 UNAVAILABLE")
+    fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE")
     before = breaker.metrics()
     seen = changes(breaker)
     clock.pass_(30.0)
-    settlement = straggler.settle(verdict, cause="the later one", brief="429", retry_after=hint)
+    settlement = straggler.settle(verdict, cause="the later one", summary="429", retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("stale", None)
     assert settlement.metrics == before._replace(open_for=30.0 + seconds, retry_after=seconds)
@@ -361,7 +361,7 @@ def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
     """An opening that waits for a probe may be lengthened by a hint, and still waits for it."""
     breaker, clock = make_gate(reset_max=600.0)
     straggler = let_in(breaker)
-    breaker.open_for(10.0, cause="quota_exhausted", brief=None)
+    breaker.open_for(10.0, cause="quota_exhausted", summary=None)
     straggler.settle(THROTTLED, retry_after=60.0)
     clock.pass_(60.0)
 
@@ -386,7 +386,7 @@ def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) 
 def test_a_sibling_trips_a_closed_gate() -> None:
     """What another route learned opens this one at once, and is what rejections are about."""
     breaker, _ = make_gate()
-    breaker.force_trip(cause="quota_exhausted", brief="402 billing", origin="span")
+    breaker.force_trip(cause="quota_exhausted", summary="402 billing", origin="span")
     rejection = refused(breaker)
 
     assert (rejection.cause, rejection.summary, rejection.origin) == (
@@ -807,7 +807,7 @@ def test_a_clock_may_count_from_anywhere() -> None:
 def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
     """Cause, short text and origin stand in every rejection, and it lasts exactly so long."""
     breaker, clock = make_gate()
-    breaker.open_for(30, cause="quota_exhausted", brief="429", origin="call 7")
+    breaker.open_for(30, cause="quota_exhausted", summary="429", origin="call 7")
     answer = refused(breaker)
     assert (answer.cause, answer.summary, answer.origin) == ("quota_exhausted", "429", "call 7")
     assert answer.retry_after == 30
@@ -821,7 +821,7 @@ def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
     """Only a request that still counts gets more time for what is done with its answer."""
     breaker, clock = make_gate(probe_deadline=10.0)
     late = let_in(breaker)
-    breaker.open_for(5, cause=None, brief=None)
+    breaker.open_for(5, cause=None, summary=None)
     clock.pass_(5)
     let_in(breaker)
     clock.pass_(9)

@@ -184,7 +184,7 @@ def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
     """Another caller's probe was waited for."""
 
     async def scene(world: PipelineScenario) -> None:
-        world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, brief=None)
+        world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, summary=None)
         await asyncio.sleep(6)
         world.google.hang()
         probe = asyncio.create_task(world.ask())

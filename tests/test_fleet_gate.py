@@ -186,7 +186,7 @@ def test_an_outcome_told_by_another_thread_reaches_the_fleet() -> None:
             for permit in permits:
                 assert isinstance(permit, Permit)
                 await asyncio.to_thread(
-                    permit.settle, BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, brief="503"
+                    permit.settle, BreakerOutcome.FAILURE, cause=Reason.OVERLOADED, summary="503"
                 )
             await news()
             assert states(workers) == {"open"}
@@ -221,7 +221,9 @@ def test_what_a_sibling_route_learned_reaches_the_others() -> None:
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 3) as workers:
-            workers[0].gate.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429 RESOURCE_EXHAUSTED")
+            workers[0].gate.force_trip(
+                cause=Reason.QUOTA_EXHAUSTED, summary="429 RESOURCE_EXHAUSTED"
+            )
             await news()
             assert states(workers) == {"open"}
             rejection = await workers[2].admit()

@@ -87,7 +87,7 @@ def test_a_quota_in_flight_lengthens_the_opening_of_all(first: Reason) -> None:
             straggler = await in_flight(workers[2])
             for _ in range(3):
                 await workers[0].request(first, retry_after=20.0)
-            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, brief="429 QUOTA")
+            straggler.settle(BreakerOutcome.TRIP, cause=Reason.QUOTA_EXHAUSTED, summary="429 QUOTA")
             await news()
             for worker in workers:
                 rejection = await worker.admit()

@@ -183,7 +183,7 @@ def test_two_accounts_share_one_redis_and_nothing_else(server: RedisServer) -> N
                 await world.client.warm_up()
             await asyncio.gather(one.ask(), other.ask())  # each is its account's first in a minute
             await until(lambda: same.route.limiter.shortest_wait() > 30)
-            one.route.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, brief="429")
+            one.route.breaker.force_trip(cause=Reason.QUOTA_EXHAUSTED, summary="429")
             await until(lambda: same.state == "open")
             assert other.state == "closed"
 

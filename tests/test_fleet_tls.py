@@ -85,7 +85,7 @@ def test_certificates_are_read_once_and_not_on_the_loop(
      ("localhost", "ssl_ca_certs={papers}/missing.pem", "cannot be read"),
      ("localhost", "ssl_ca_certs={papers}/more", "is none"),
      ("localhost", "ssl_certfile={papers}/server.pem&ssl_keyfile={papers}/ca.key", "is none"),
-     ("localhost", "ssl_cert_reqs=hunter2", "redis-py cannot read the URL")],
+     ("localhost", "ssl_cert_reqs=hunter2", "redis-py cannot parse the URL")],
 )  # fmt: skip
 def test_what_is_wrong_with_certificates_is_an_error_at_start(
     port: int, papers: Path, host: str, options: str, text: str

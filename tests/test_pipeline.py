@@ -600,7 +600,7 @@ def test_a_passed_deadline_says_when_to_come_back() -> None:
 
     async def opened(world: PipelineScenario) -> None:
         breaker = world.client.breakers["google:gemini-3-pro-image"]
-        breaker.open_for(100, cause="overloaded", brief="503")
+        breaker.open_for(100, cause="overloaded", summary="503")
         world.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
             await world.ask(deadline=40)

@@ -285,10 +285,10 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
 
     async def scene(world: PipelineScenario) -> None:
         breaker = world.client.breakers["google:gemini-3-pro-image"]
-        breaker.open_for(60, cause="overloaded", brief="503")
+        breaker.open_for(60, cause="overloaded", summary="503")
         assert (await world.ask()).provider == "google"
         assert world.google.sent[0].at == pytest.approx(60, abs=0.01)
-        breaker.open_for(60, cause="overloaded", brief="503")
+        breaker.open_for(60, cause="overloaded", summary="503")
         asked = now()
         with pytest.raises(CircuitOpenError):
             await world.ask(deadline=30)
@@ -304,7 +304,7 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
 
     async def refused(world: PipelineScenario) -> None:
         breaker = world.client.breakers["google:gemini-3-pro-image"]
-        breaker.open_for(60, cause="overloaded", brief="503")
+        breaker.open_for(60, cause="overloaded", summary="503")
         with pytest.raises(CircuitOpenError) as caught:
             await world.ask()
         assert caught.value.retry_after == pytest.approx(60)
@@ -318,7 +318,7 @@ def test_a_route_is_not_entered_when_the_time_is_up() -> None:
 
     async def scene(world: PipelineScenario) -> None:
         google, openai = world.client.breakers.values()
-        openai.open_for(25.0, cause="overloaded", brief=None)
+        openai.open_for(25.0, cause="overloaded", summary=None)
         world.google.latency = 29.9995
         first = asyncio.create_task(world.ask())
         await asyncio.sleep(0)

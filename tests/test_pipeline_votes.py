@@ -264,7 +264,7 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
         sleeper = asyncio.create_task(world.ask())
         await asyncio.sleep(0.2)  # it has failed once and sleeps
         breaker = world.client.breakers["google:gemini-3-pro-image"]
-        breaker.open_for(100, cause="overloaded", brief="503")
+        breaker.open_for(100, cause="overloaded", summary="503")
         opened = now()
         assert (await sleeper).attempts == 2
         assert world.openai.sent[0].at == opened
@@ -305,7 +305,7 @@ def test_who_comes_to_the_queue_after_the_route_opened_does_not_stand_in_it() ->
             await asyncio.sleep(0.1)
             second = asyncio.create_task(client.generate("x"))
             await asyncio.sleep(1)
-            client.breakers["google:gemini-3-pro-image"].open_for(500, cause=None, brief=None)
+            client.breakers["google:gemini-3-pro-image"].open_for(500, cause=None, summary=None)
             await asyncio.gather(first, second)
             assert [sent.at for sent in openai.sent] == pytest.approx([3.0, 3.1], abs=0.05)
 
@@ -523,4 +523,4 @@ async def _open_google(world: PipelineScenario) -> None:
 
 async def _trip_google(world: PipelineScenario) -> None:
     breaker = world.client.breakers["google:gemini-3-pro-image"]
-    breaker.open_for(60, cause="overloaded", brief="503")
+    breaker.open_for(60, cause="overloaded", summary="503")

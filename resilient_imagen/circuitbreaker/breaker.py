@@ -181,7 +181,7 @@ class CircuitBreaker:
         self,
         *,
         cause: str | None,
-        brief: str | None = None,
+        summary: str | None = None,
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> None:
@@ -194,22 +194,27 @@ class CircuitBreaker:
             config = self._machine.config
             if config.mode is not BreakerMode.OFF:
                 seconds = trip_duration(config, valid_hint(retry_after), self._random)
-                self._machine.open(seconds, TripCause(cause, brief, origin))
+                self._machine.open(seconds, TripCause(cause, summary, origin))
 
     def open_for(
-        self, seconds: float, *, cause: str | None, brief: str | None, origin: object | None = None
+        self,
+        seconds: float,
+        *,
+        cause: str | None,
+        summary: str | None,
+        origin: object | None = None,
     ) -> None:
         """Open now for exactly `seconds`; if it is open already, until the later of both ends.
 
         Args:
             seconds: Length of the open period.
             cause: Reason that rejections report.
-            brief: Short text that rejections report.
+            summary: Short text that rejections report.
             origin: Object that rejections report, or None.
         """
         with self._update():
             if self._machine.config.mode is not BreakerMode.OFF:
-                self._machine.open(seconds, TripCause(cause, brief, origin))
+                self._machine.open(seconds, TripCause(cause, summary, origin))
 
     @property
     def force_open(self) -> bool:

@@ -86,7 +86,7 @@ class BreakerContext(AbstractAsyncContextManager["Permit"]):
             permit.settle(
                 self._judge(error),
                 cause=error.reason,
-                brief=error.summary,
+                summary=error.summary,
                 retry_after=error.retry_after,
             )
         elif isinstance(error, Exception):

@@ -42,14 +42,14 @@ class Permit:
     def __init__(
         self,
         breaker: CallTracker,
-        flight: InFlightCall,
+        call: InFlightCall,
         *,
         probe: bool,
         generation: int,
         state: BreakerState,
     ) -> None:
         self._breaker = breaker
-        self._call = flight
+        self._call = call
         self.probe: bool = probe
         self.generation: int = generation
         self.state: BreakerState = state
@@ -90,7 +90,7 @@ class Permit:
         verdict: BreakerOutcome,
         *,
         cause: str | None = None,
-        brief: str | None = None,
+        summary: str | None = None,
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> Settlement:
@@ -99,9 +99,9 @@ class Permit:
         Args:
             verdict: The meaning of the outcome for the health of the service.
             cause: Reason of the failure, reported by rejections if it opens the breaker.
-            brief: Short text of the failure (`503 UNAVAILABLE`), reported with the cause.
+            summary: Short text of the failure (`503 UNAVAILABLE`), reported with the cause.
             retry_after: Seconds that the server asked to wait, or None.
             origin: A span context or any other object, reported with the cause.
         """
-        trip_cause = TripCause(cause, brief, origin, retry_after)
+        trip_cause = TripCause(cause, summary, origin, retry_after)
         return self._breaker._settle(self._call, verdict, trip_cause)  # noqa: SLF001 - see CallTracker

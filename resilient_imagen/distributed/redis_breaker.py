@@ -112,16 +112,16 @@ class RedisCircuitBreaker(CircuitBreaker):
         self,
         *,
         cause: str | None,
-        brief: str | None = None,
+        summary: str | None = None,
         retry_after: float | None = None,
         origin: object | None = None,
     ) -> None:
         """Open now, as `CircuitBreaker.force_trip`, and report it to the other processes."""
-        super().force_trip(cause=cause, brief=brief, retry_after=retry_after, origin=origin)
+        super().force_trip(cause=cause, summary=summary, retry_after=retry_after, origin=origin)
         with self._lock:
             if self._machine.config.mode is not BreakerMode.OFF:
                 self._report(
-                    "failure", BreakerOutcome.TRIP, TripCause(cause, brief, origin, retry_after)
+                    "failure", BreakerOutcome.TRIP, TripCause(cause, summary, origin, retry_after)
                 )
 
     def snapshot(self) -> BreakerSnapshot:

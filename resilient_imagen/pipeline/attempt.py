@@ -161,7 +161,7 @@ class AttemptExecutor:
         settlement = permit.settle(
             failure.vote,
             cause=failure.trip_cause,
-            brief=failure.summary,
+            summary=failure.summary,
             retry_after=hint,
             origin=call.id,
         )
@@ -170,7 +170,7 @@ class AttemptExecutor:
                 sibling.account_failure = (error.reason, error.summary)
                 if sibling is not route:
                     sibling.breaker.force_trip(
-                        cause=error.reason, brief=error.summary, retry_after=hint, origin=call.id
+                        cause=error.reason, summary=error.summary, retry_after=hint, origin=call.id
                     )
         attempt = Attempt(
             route.provider.name,

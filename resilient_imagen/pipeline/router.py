@@ -46,7 +46,7 @@ _NAME: Final = re.compile(
 """A model's name, as it may stand in an address and on a span; a key in its place is none."""
 _MAX_NAME: Final = 200
 """Characters of a model's name."""
-_MAX_CALM_LANES: Final = 32
+_MAX_IDLE_DYNAMIC_ROUTES: Final = 32
 """Routes kept for models that callers name, beside those with a breaker that is not to be lost."""
 _MAX_DYNAMIC_ROUTES: Final = 256
 """Routes kept for such models at all, however many of their breakers are open."""
@@ -249,7 +249,7 @@ class Router:
             for name, route in self._dynamic_routes.items()
             if route.forgettable and name != newest
         ]
-        if len(calm) >= _MAX_CALM_LANES:
+        if len(calm) >= _MAX_IDLE_DYNAMIC_ROUTES:
             del self._dynamic_routes[calm[0]]
         elif len(self._dynamic_routes) > _MAX_DYNAMIC_ROUTES:
             self._dynamic_routes.popitem(last=False)
@@ -263,8 +263,8 @@ class Router:
             if until is None or math.isinf(until):  # closed, or forced open by an operator
                 continue
             if sibling.account_failure is not None and until > now:
-                cause, brief = sibling.account_failure
-                route.breaker.open_for(until - now, cause=cause, brief=brief)
+                cause, summary = sibling.account_failure
+                route.breaker.open_for(until - now, cause=cause, summary=summary)
                 route.account_failure = sibling.account_failure
                 break
         return route
