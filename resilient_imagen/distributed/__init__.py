@@ -1,9 +1,8 @@
-"""One view of the vendors for all processes: what breakers and pacing share through Redis.
+"""Distributed state: circuit breakers and rate limits shared by several processes through Redis.
 
-`RedisCoordinator` is this process's part in it: a background task that owns the connections, so
-that no call
-ever waits for Redis on its way, except for its place in the shared queue, which is bounded.
-Nothing here loads redis until the first connection is made.
+`RedisCoordinator` connects this process. A background task owns the connections, so a call never
+waits for Redis, except for its place in the shared queue, and that wait is bounded. The redis
+package is not imported before the first connection.
 """
 
 from resilient_imagen.distributed.breaker_record import BreakerRecord

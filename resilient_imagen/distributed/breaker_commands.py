@@ -57,11 +57,11 @@ class SharedBreakerCommands:
         self._topic = topic
 
     def alive(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
-        """A sign of life, and what this worker has counted."""
+        """Return the heartbeat, with the calls and failures that this worker has counted."""
         return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_CAUSE)
 
     def succeeded(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
-        """A request succeeded while closed."""
+        """Return the report of a success in the closed state."""
         return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_CAUSE)
 
     def failed(
@@ -74,22 +74,25 @@ class SharedBreakerCommands:
         in_window: bool,
         pause: float,
     ) -> ScriptCall:
-        """A request failed while closed; should that open the circuit, then for `pause` seconds."""
+        """Return the report of a failure in the closed state.
+
+        If it opens the shared breaker, the open period is `pause` seconds.
+        """
         seen = int(answered(why))
         return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
 
     def opened(
         self, record: BreakerRecord, circuit: BreakerStateMachine, basis: str, *, token: str = ""
     ) -> ScriptCall:
-        """The circuit is open, as it is here.
+        """Return the command that opens the shared breaker like the local one.
 
         Args:
-            record: What it is told about.
-            circuit: The one that is open.
-            basis: `seen`: it follows from what we saw in the record's state; `told`: and the
-                server told it; `late`: the server told it to a request of an earlier state, so it
-                may only lengthen an opening; `memory`: it is what we remember of the record.
-            token: Of the probe whose failure opened it.
+            record: The shared record.
+            circuit: The local breaker, which is open.
+            basis: `seen`: local outcomes in the record's state opened it; `told`: a server's hint
+                or a fatal failure did; `late`: the same, for a request of an earlier state, so it
+                may only extend an open period; `memory`: a restored record.
+            token: The lease of the probe whose failure opened it.
         """
         opening = circuit.open_period
         why = NO_CAUSE if opening is None else opening.cause
@@ -108,27 +111,27 @@ class SharedBreakerCommands:
         )
 
     def shortened(self, record: BreakerRecord, longest: float) -> ScriptCall:
-        """The record's opening lasts longer than any worker could mean: `longest` seconds."""
+        """Return the command that limits an impossibly long open period to `longest` seconds."""
         return self._fenced(SHORTEN, record, microseconds(longest))
 
     def settled(
         self, record: BreakerRecord, circuit: BreakerStateMachine, token: str, successes: int
     ) -> ScriptCall:
-        """So many probes succeeded."""
+        """Return the report of `successes` successful probes."""
         needed = circuit.config.half_open_calls
         return self._fenced(SETTLE, record, token, successes, needed)
 
     def wanted(self, circuit: BreakerStateMachine, token: str) -> ScriptCall:
-        """A probe asks for its lease, or renews it."""
+        """Return the command that requests or renews a probe's lease."""
         deadline = microseconds(circuit.config.probe_deadline)
         return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
 
     def released(self, token: str) -> ScriptCall:
-        """A probe's place is free again."""
+        """Return the command that releases a probe's lease."""
         return self._step(RELEASE, token)
 
     def left(self) -> ScriptCall:
-        """This worker goes."""
+        """Return the command that removes this worker."""
         return self._step(LEAVE)
 
     def _vote(
@@ -169,6 +172,6 @@ class SharedBreakerCommands:
     def _step(self, script: LuaScript, *arguments: str | float) -> ScriptCall:
         coordinator = (
             self._coordinator
-        )  # asked each time who it is: a fork makes another worker of it
+        )  # the worker's name is read each time, because a forked process is a new worker
         fixed = (coordinator.worker, coordinator.address.channel, self._topic)
         return ScriptCall(script, self._keys, (*fixed, *arguments))

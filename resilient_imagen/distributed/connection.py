@@ -1,7 +1,7 @@
-"""Makes connections to Redis without loading redis-py before the first of them.
+"""Redis connection factory: imports redis-py only for the first connection.
 
-redis-py is known to `redis_connection` and `redis_errors` alone. They are imported in a thread, and
-so is done whatever else may take long: reading certificates, looking up the host's name.
+Only `redis_connection` and `redis_errors` use redis-py. They are imported in a thread, which also
+does other slow work: reading certificates and resolving the host's name.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["RedisConnectionFactory"]
 
 
 class RedisConnectionFactory:
-    """Makes connections to a real Redis, once redis-py and the URL are read.
+    """The `ConnectionFactory` for a real Redis.
 
     Args:
-        address: Where it is.
+        address: The address of Redis.
 
     Raises:
         ConfigurationError: redis-py is not installed.
@@ -44,16 +44,16 @@ class RedisConnectionFactory:
         self._make = DaemonThreadCall(self._make_endpoint)
 
     async def prepare(self) -> None:
-        """Read the URL and its certificates, once; errors as the protocol says."""
+        """Read the URL and its certificates, once. Raises as `ConnectionFactory.prepare`."""
         await self._prepared()
 
     async def open(self) -> StoreConnection:
-        """Connect, subscribe and load the scripts; errors as the protocol says."""
+        """Connect, subscribe and load the scripts. Raises as `ConnectionFactory.open`."""
         return await (await self._prepared()).link()
 
     @contextlib.asynccontextmanager
     async def look(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        """Lend one connection for single commands, for those who only look; errors as `open`."""
+        """Open one connection for single read commands. Raises as `open`."""
         async with (await self._prepared()).look() as ask:
             yield ask
 

@@ -1,9 +1,9 @@
-"""This process's part in the fleet: one background task that talks to Redis for everybody.
+"""Redis coordinator: one background task that communicates with Redis for the whole process.
 
-Nobody else waits for Redis. Breakers and limiters (`Member`) leave steps here and are called back
-on the loop; all steps left meanwhile go out together and are answered in order. When Redis does not
-answer in time the callbacks get None, `joined` is False, and everybody goes on alone until the
-task has joined up again.
+No other task waits for Redis. Breakers and limiters (`Participant`) post commands, and are called
+back on the loop. Posted commands are sent in batches and answered in order. If Redis does not
+answer in time, the callbacks get None, `joined` is False, and all participants work locally until
+the task has reconnected.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ if TYPE_CHECKING:
 __all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator"]
 
 HEARTBEAT_SECONDS: Final = 1.0
-"""Seconds between signs of life, by which news that got lost is made up for."""
+"""Seconds between heartbeats, whose answers make up for lost messages."""
 _MAX_HEARTBEATS_PER_SECOND: Final = 500.0
-"""Workers that check in per second, at most: a large fleet's take turns."""
+"""Maximum heartbeats per second of all workers; with many workers, each sends fewer."""
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
-"""Seconds before each new try to join; the last one for all that follow."""
+"""Seconds before each attempt to connect; the last value is repeated."""
 _STEADY: Final = 5.0
-"""Seconds of taking part after which losing Redis is a new event, worth telling."""
+"""Seconds of connection after which its loss is reported."""
 _SHARE: Final = 0.1
-"""Part of its time that a call with a deadline may lose waiting for the first try to join."""
+"""Maximum share of a call's remaining time that it waits for the first connection attempt."""
 
 
 def _ignore(_: object) -> None:
-    """Nobody wants to know."""
+    """Ignore an answer."""
 
 
 class RedisCoordinator:
     """The connection to the other processes, for one event loop at a time.
 
     Args:
-        address: Where Redis is.
-        warn: Told, with a code and a text, once each time that Redis is lost.
-        accounts: A word for the account with each provider; what is shared is shared within it.
-        door: Where connections are had; that of `address` when None.
+        address: The address of Redis.
+        warn: Called with a code and a message each time that Redis is lost.
+        accounts: The account identifier of each provider; state is shared within an account.
+        door: Opens connections; None means a factory for `address`.
 
     Raises:
         ConfigurationError: redis-py is not installed.
@@ -77,7 +77,7 @@ class RedisCoordinator:
         self.address = address
         self.worker: str = _new_worker()
         self.workers = 1
-        """Workers heard of within the last minute, this one included."""
+        """Number of workers with a heartbeat within the last minute, including this one."""
         self._process = os.getpid()
         self._warn = warn
         self._accounts = accounts or {}
@@ -89,31 +89,31 @@ class RedisCoordinator:
         self._first_try: asyncio.Future[None] | None = None
         self._refused: str | None = None
         self._started = False
-        """Redis was joined, or away, once: from then on nothing that it says stops a call."""
+        """Whether the first attempt is over; after it, no error of Redis fails a call."""
         self._joined_at = math.inf
         self._leaving = False
 
     @property
     def joined(self) -> bool:
-        """Whether the others are in reach."""
+        """Whether Redis is connected."""
         return self._session is not None
 
     # -- for breakers and limiters
     # ---------------------------------------------------------------------
 
     def resource_name(self, name: str) -> str:
-        """What is shared about a provider, or a route of its, goes by this name."""
+        """Return the name of the shared state of a provider or a route."""
         account = self._accounts.get(name.partition(":")[0])
         return f"{name}@{account}" if account else name
 
     def add(self, member: Participant) -> None:
-        """Let it take part, for as long as anybody else holds it."""
+        """Add a participant; only a weak reference is kept."""
         self._participants.add(member)
         if self._session is not None:
             self._session.post(member.heartbeat())
 
     def post(self, step: ScriptCall, answer: Answer = _ignore) -> bool:
-        """Have a step taken soon. False, and `answer` is never called, unless `joined`."""
+        """Send a command soon. Return False, and never call `answer`, unless `joined`."""
         session = self._session
         if session is None or session.loop.is_closed():
             return False
@@ -123,14 +123,16 @@ class RedisCoordinator:
     # -- for the client ---------------------------------------------------------------------------
 
     async def ready(self, deadline: float = math.inf) -> None:
-        """Begin to take part, and wait for the first try to join; later calls do not wait.
+        """Start the background task, and wait for the first connection attempt.
+
+        Later calls do not wait.
 
         Args:
-            deadline: Loop time by which the caller has to be done with everything: it loses but a
-                small share of what is left. Others wait as long as the first try takes.
+            deadline: The caller's deadline in loop time, of which only a small share may be spent
+                waiting. Without a deadline it waits until the attempt is over.
 
         Raises:
-            ConfigurationError: At the start, Redis or the URL says that it cannot be right.
+            ConfigurationError: The first attempt shows that the URL or Redis is misconfigured.
         """
         self._start()
         first_try = self._first_try
@@ -144,7 +146,7 @@ class RedisCoordinator:
             )
 
     async def aclose(self) -> None:
-        """Say goodbye, if that is quick, and end the background task."""
+        """Release the leases and places if that is quick, and end the background task."""
         task, self._task = self._task, None
         if task is None or task.done() or self._loop is None or self._process != os.getpid():
             return
@@ -162,7 +164,7 @@ class RedisCoordinator:
         await asyncio.wait({task})
 
     def snapshot(self) -> FleetSnapshot:
-        """Whether it takes part, where, and with how many others, as plain JSON."""
+        """Return the address, whether it is connected, and the number of workers, as plain JSON."""
         return {
             "redis": self.address.shown,
             "namespace": self.address.namespace,
@@ -175,7 +177,7 @@ class RedisCoordinator:
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._process != os.getpid():  # forked: another worker, and the task is not here
+        if self._process != os.getpid():  # a forked process is a new worker, without the task
             self._process, self.worker, self._task = os.getpid(), _new_worker(), None
         if self._task is not None and self._loop is not None:
             if self._loop is loop and not self._task.done():
@@ -203,7 +205,7 @@ class RedisCoordinator:
                 if final and not self._started:
                     self._refused = why
                     return
-            except Exception as error:  # noqa: BLE001 - a bug of ours may cost no image either
+            except Exception as error:  # noqa: BLE001 - a bug here must not fail a call either
                 why = type(error).__name__
             else:
                 return
@@ -211,7 +213,7 @@ class RedisCoordinator:
                 if running_loop() is loop:
                     _done(first_try)
             self._started = True
-            if loop.time() - self._joined_at >= _STEADY:  # lost for a moment only is not told
+            if loop.time() - self._joined_at >= _STEADY:  # a short connection is not reported
                 tries, told = 0, set()
             elif not told or (final and why not in told):
                 told.add(why)
@@ -227,10 +229,10 @@ class RedisCoordinator:
         )
 
     async def _run_session(self, first_try: asyncio.Future[None]) -> None:
-        """Join, then talk and listen; returns only when we leave.
+        """Connect and exchange commands and messages; return only after `aclose`.
 
         Raises:
-            StoreUnavailableError: Redis is away.
+            StoreUnavailableError: Redis is unavailable.
         """
         loop = asyncio.get_running_loop()
         session: Session | None = None
@@ -247,14 +249,14 @@ class RedisCoordinator:
             _done(first_try)
             await session.talk()
         finally:
-            # Where a loop was closed under us, nothing can be awaited, and `_start` sees to the
-            # rest: another loop may have begun since.
+            # If the loop was closed, nothing can be awaited. `_start` cleans up on the next loop,
+            # which may be running already.
             if session is not None and running_loop() is loop:
                 self._end_session(session)
                 await session.aclose()
 
     def _end_session(self, session: Session | None) -> None:
-        """It is over. From now on everybody goes on alone, unless it is another's turn already."""
+        """Disconnect the participants, unless a newer session has replaced this one."""
         if session is None:
             return
         ours = self._session is session
@@ -266,7 +268,7 @@ class RedisCoordinator:
                 member.on_disconnected()
 
     def _period(self) -> float:
-        """Seconds to the next check-in."""
+        """Return the seconds until the next heartbeat."""
         return max(HEARTBEAT_SECONDS, self.workers / _MAX_HEARTBEATS_PER_SECOND) * random.uniform(
             0.9, 1.1
         )

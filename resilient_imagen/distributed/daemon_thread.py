@@ -1,4 +1,4 @@
-"""What may block, done beside the loop."""
+"""Blocking calls in a daemon thread, beside the event loop."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ T = TypeVar("T")
 
 
 class DaemonThreadCall(Generic[T]):
-    """One call that may block, once at a time, in a thread that nobody else needs.
+    """A call that may block, run in a separate daemon thread, at most once at a time.
 
-    Should it hang, that costs this one thread: whoever asks meanwhile waits for the same answer,
-    and neither the loop's own threads nor the end of the process wait for it.
+    Concurrent callers wait for the same result. If the call hangs, it occupies only this thread:
+    neither the loop's executor nor the exit of the process waits for it.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -28,10 +28,10 @@ class DaemonThreadCall(Generic[T]):
         self._outcome: Future[T] = Future()
 
     async def __call__(self) -> T:
-        """Its answer; begins it unless it is under way."""
+        """Return the call's result; start the call unless it is running."""
         if self._thread is None or not self._thread.is_alive():  # no thread survives a fork
             self._outcome = Future()
-            self._outcome.set_running_or_notify_cancel()  # who waits may leave, and ends nothing
+            self._outcome.set_running_or_notify_cancel()  # a cancelled waiter does not cancel it
             self._thread = Thread(
                 target=self._run, args=(self._outcome,), name="resilient_imagen fleet", daemon=True
             )

@@ -1,4 +1,4 @@
-"""What Redis holds of the fleet, read from outside, without taking part in it."""
+"""Fleet status: the shared state in Redis, read without participating."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _COUNTS = 3
 
 
 class RouteStatus(NamedTuple):
-    """One route's shared circuit."""
+    """The shared breaker of one route."""
 
     route: str
-    """``provider:model``, then an @ and a word for the account, if the fleet knows which."""
+    """``provider:model``, followed by @ and the account's identifier if there is one."""
     state: str
-    """closed, open, half_open; open with 0 seconds left is due for a probe. Any other word that
-    Redis holds is shown as unknown."""
+    """closed, open or half_open; open with 0 seconds left is due for a probe. Any other stored
+    value is shown as unknown."""
     since_s: float
     left_s: float
-    """Seconds that the opening lasts still."""
+    """Remaining seconds of the open period."""
     openings_in_a_row: int
     why: str | None
     brief: str | None
@@ -43,33 +43,33 @@ class RouteStatus(NamedTuple):
     window_calls: int
     window_failures: int
     probes: int
-    """Leases held now."""
+    """Number of leases in use."""
     workers: int
-    """Workers heard of within the last minute."""
+    """Number of workers with a heartbeat within the last minute."""
 
 
 class LimiterStatus(NamedTuple):
-    """One provider's shared pace."""
+    """The shared rate limit of one provider."""
 
     provider: str
-    """And the account, as a route has it."""
+    """The provider's name, followed by @ and the account's identifier if there is one."""
     wait_s: float
     """Seconds until the next new place."""
     returned: int
-    """Future places that were given back and are free."""
+    """Number of future places that were given back and are free."""
 
 
 class FleetStatus(NamedTuple):
-    """Everything, at one moment."""
+    """The shared state of all routes and providers at one moment."""
 
     redis: str
     namespace: str
-    """What every key begins with."""
+    """The prefix of every key."""
     routes: tuple[RouteStatus, ...]
     paces: tuple[LimiterStatus, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+        """Return the status as plain JSON."""
         return {
             "redis": self.redis,
             "namespace": self.namespace,
@@ -79,10 +79,10 @@ class FleetStatus(NamedTuple):
 
 
 async def read_status(address: Address) -> FleetStatus:
-    """Read every route's record and every provider's pace; changes nothing.
+    """Read the record of every route and the rate limit of every provider.
 
     Raises:
-        ConfigurationError: Redis cannot be read; the text says why.
+        ConfigurationError: Redis cannot be read; the text has the cause.
     """
     try:
         async with asyncio.timeout(5 * JOIN_WITHIN), RedisConnectionFactory(address).look() as ask:
@@ -100,7 +100,7 @@ async def read_status(address: Address) -> FleetStatus:
 
 
 async def _keys(ask: Any, pattern: str) -> list[str]:
-    """What the star of a pattern stands for, sorted."""
+    """Return the sorted parts of keys that match the star of a pattern."""
     before, _, after = pattern.partition("*")
     found: set[str] = set()
     cursor = "0"
@@ -153,5 +153,5 @@ async def _pace(ask: Any, address: Address, name: str, now: int) -> LimiterStatu
 
 
 def _whole(text: str | None, default: int = 0) -> int:
-    """A stored number; the default for anything else (damaged or forged)."""
+    """Return a stored integer; the default if it is damaged or forged."""
     return int(text) if text is not None and _NUMBER.fullmatch(text) else default

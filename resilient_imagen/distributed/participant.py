@@ -1,4 +1,4 @@
-"""Whoever shares something: what the fleet's background task asks of breakers and limiters."""
+"""Participant protocol: the methods that the coordinator calls on breakers and limiters."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ Answer: TypeAlias = "Callable[[Any | None], None]"
 
 
 class PendingCommand(NamedTuple):
-    """A step to be taken, and who wants to know. None: it may or may not have been taken."""
+    """A command to be sent, and the callback for its answer; None means an unknown result."""
 
     call: ScriptCall
     answer: Answer
 
 
 class Participant(Protocol):
-    """Whoever shares something. All methods are called on the loop and must not wait."""
+    """An object with shared state. All methods are called on the loop and must not block."""
 
     resource: str
-    """What records about it are called; see `RedisCoordinator.topic`."""
+    """The name of its shared state; see `RedisCoordinator.resource_name`."""
 
     def heartbeat(self) -> PendingCommand:
-        """What to say on joining and once in a while."""
+        """Return the command to send on connecting and then periodically."""
         ...
 
     def on_update(self, record: BreakerRecord) -> None:
-        """The record about its topic has changed."""
+        """Apply a changed record of its resource."""
         ...
 
     def on_connected(self) -> None:
-        """The fleet is in reach, and the check-in was answered."""
+        """Begin to use the shared state; Redis is connected and the heartbeat was answered."""
         ...
 
     def on_disconnected(self) -> None:
-        """The fleet is out of reach: go on alone."""
+        """Continue with local state only; Redis is disconnected."""
         ...
 
     def release_commands(self) -> Iterable[ScriptCall]:
-        """What to say before the process goes."""
+        """Return the commands to send before the process disconnects."""
         ...

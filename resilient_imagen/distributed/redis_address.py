@@ -1,4 +1,4 @@
-"""The address of Redis: validated at start, and never shown with its password."""
+"""Redis address: validated at start, and shown without its password."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _OURS: Final = "resilient_imagen"
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A Redis URL taken apart: ``redis[s]://[user:password@]host[:port][/database]``.
+    """A parsed Redis URL: ``redis[s]://[user:password@]host[:port][/database]``.
 
-    Or ``unix://[user:password@]/path?db=0``. ``?namespace=NAME`` keeps fleets apart that share
-    one database; what else stands after the question mark is for redis-py.
+    Or ``unix://[user:password@]/path?db=0``. ``?namespace=NAME`` separates fleets that share one
+    database; other query parameters are for redis-py.
     """
 
     url: str = field(repr=False)
-    """For the client alone: it may hold a password."""
+    """The URL for the client; it may contain a password."""
     shown: str
-    """The same for people, without user and password."""
+    """The URL for messages, without user and password."""
     namespace: str = _OURS
-    """What every key begins with."""
+    """The prefix of every key."""
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """Check the URL.
+        """Parse and check a URL.
 
         Raises:
-            ConfigurationError: It cannot be right; the text says why, and does not repeat it.
+            ConfigurationError: The URL is not valid; the text has the cause, but not the URL.
         """
         try:
             parts = urlsplit(url.strip())
@@ -68,12 +68,12 @@ class Address:
         return cls(parts._replace(query=rest).geturl(), shown, namespace)
 
     def key(self, kind: str, about: str) -> str:
-        """A key's name. What one step touches shares a hash tag, for a store that is sharded."""
+        """Return a key's name. All keys of one command share a hash tag, for a sharded store."""
         return f"{self.namespace}:{{{about}}}:{kind}"
 
     @property
     def channel(self) -> str:
-        """Where every change of a record is told."""
+        """The channel on which changed records are published."""
         return f"{self.namespace}:news"
 
 

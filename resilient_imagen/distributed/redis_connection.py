@@ -1,10 +1,10 @@
-"""Bare connections to one Redis, and the only place that knows redis-py.
+"""Redis connections: redis-py's protocol on streams that are opened here.
 
-redis-py's client is not used: its pool, retries and health checks each wait in places of their own
-(with what version 8 does by default, a silent server costs a caller 13 seconds). Two bare
-connections are all that is needed, one for steps and one for news, and every wait on them has
-one bound, set by the caller with `asyncio.timeout`. The streams under them are opened here:
-redis-py would have names looked up in the loop's own threads, and read certificates on the loop.
+redis-py's client is not used: its pool, retries and health checks have separate time-outs (with the
+defaults of version 8, a silent server delays a caller by 13 seconds). Two plain connections are
+sufficient, one for commands and one for messages, and the caller bounds every wait by
+`asyncio.timeout`. The streams are opened here, because redis-py would resolve names in the loop's
+executor and read certificates on the loop.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 __all__ = ["RedisConnection", "RedisEndpoint"]
 
 _CLOSING: Final = 0.1
-"""Seconds that closing a connection may take before it is simply dropped."""
+"""Seconds that closing a connection may take before it is dropped."""
 
 
 class RedisEndpoint:
-    """How one Redis is reached. Making it reads files: not on the loop.
+    """The host, credentials and TLS settings of one Redis.
 
-    Of the URL's options those are heeded that say where Redis is, who we are and whom to trust;
-    the others are about redis-py's own client.
+    Creating one reads certificate files, so it must not be done on the loop. URL options for host,
+    credentials and TLS are used; options for redis-py's client are ignored.
 
     Args:
-        address: Where it is.
+        address: The address of Redis.
 
     Raises:
         MisconfiguredError: redis-py cannot read the URL, or a certificate cannot be used.
@@ -63,7 +63,7 @@ class RedisEndpoint:
         self._look_up = DaemonThreadCall(self._addresses)
 
     async def link(self) -> RedisConnection:
-        """Connect, subscribe and load the scripts; errors as in `ConnectionFactory.open`."""
+        """Connect, subscribe and load the scripts. Raises as `ConnectionFactory.open`."""
         link = RedisConnection(self)
         try:
             await link.connect()
@@ -74,7 +74,7 @@ class RedisEndpoint:
 
     @contextlib.asynccontextmanager
     async def look(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        """One connection for single commands."""
+        """Open one connection for single commands."""
         connection = _RedisSocket(self)
 
         async def ask(*command: str | int) -> Any:
@@ -89,23 +89,23 @@ class RedisEndpoint:
             await _close(connection)
 
     async def stream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A new stream to it.
+        """Open a new stream to Redis.
 
         Raises:
-            OSError: There is none to be had.
+            OSError: No connection can be made.
         """
         if self._path is not None:
             return await asyncio.open_unix_connection(self._path)
         name = None if self._tls is None else self._host
-        trouble: OSError = ConnectionError()
+        failure: OSError = ConnectionError()
         for address in [self._host] if _is_literal(self._host) else await self._look_up():
             try:
                 return await asyncio.open_connection(
                     address, self._port, ssl=self._tls, server_hostname=name
                 )
             except OSError as error:
-                trouble = error
-        raise trouble
+                failure = error
+        raise failure
 
     def _addresses(self) -> list[str]:
         found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
@@ -120,7 +120,7 @@ class RedisConnection:
         self._channel = wire.channel
 
     async def connect(self) -> None:
-        """Connect both, subscribe, load the scripts; errors as in `ConnectionFactory.open`."""
+        """Connect both, subscribe, load the scripts. Raises as `ConnectionFactory.open`."""
         try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._steps.sign_in())
@@ -133,7 +133,7 @@ class RedisConnection:
             await self._load()
 
     async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
-        """As the protocol says."""
+        """Run the commands in one round trip and return their answers; see `StoreConnection`."""
         commands = [
             ("EVALSHA", step.script.sha, len(step.keys), *step.keys, *step.arguments)
             for step in steps
@@ -141,7 +141,7 @@ class RedisConnection:
         with translate_redis_errors():
             answers = await self._exchange(commands)
             if forgotten := [n for n, a in enumerate(answers) if isinstance(a, NoScriptError)]:
-                await self._load()  # somebody has flushed the scripts
+                await self._load()  # another client has flushed the scripts
                 again = await self._exchange([commands[n] for n in forgotten])
                 for n, answer in zip(forgotten, again, strict=True):
                     answers[n] = answer
@@ -151,20 +151,20 @@ class RedisConnection:
         return answers
 
     async def news(self) -> bytes | None:
-        """As the protocol says."""
+        """Return the next published record, or None for a pong; see `StoreConnection`."""
         with translate_redis_errors():
             kind, *rest = await self._news.read_response()
         return bytes(rest[-1]) if kind == b"message" else None
 
     async def ping(self) -> None:
-        """As the protocol says."""
+        """Send a ping on the channel's connection; see `StoreConnection`."""
         if not self._news.is_connected:
             raise StoreUnavailableError("connection lost")
         with translate_redis_errors():
             await self._news.send_command("PING")
 
     async def aclose(self) -> None:
-        """As the protocol says."""
+        """Close both connections; never raises."""
         for connection in (self._steps, self._news):
             await _close(connection)
 
@@ -175,10 +175,10 @@ class RedisConnection:
                 raise answer
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send all, then read all. What Redis refuses is an answer; what breaks off is raised."""
+        """Send all commands, then read all answers; an error reply is an answer, not raised."""
         connection = self._steps
         if not connection.is_connected:
-            raise StoreUnavailableError("connection lost")  # redis-py would quietly connect anew
+            raise StoreUnavailableError("connection lost")  # redis-py would reconnect silently
         await connection.send_packed_command(connection.pack_commands(commands))
         answers: list[Any] = []
         for _ in commands:
@@ -190,12 +190,12 @@ class RedisConnection:
 
 
 class _RedisSocket(AbstractConnection):
-    """redis-py's protocol on a stream of ours."""
+    """A redis-py connection that uses a stream opened by `RedisEndpoint`."""
 
     def __init__(self, wire: RedisEndpoint) -> None:
         super().__init__(
             **wire.signing_in,
-            protocol=2,  # the older protocol is understood by every server and proxy
+            protocol=2,  # every server and proxy supports the older protocol
             socket_timeout=None,
             socket_connect_timeout=None,
             client_name="resilient-imagen",
@@ -203,7 +203,7 @@ class _RedisSocket(AbstractConnection):
         self._wire = wire
 
     async def sign_in(self) -> None:
-        """Connect, and say who we are; errors as in `ConnectionFactory.open`."""
+        """Connect and authenticate. Raises as `ConnectionFactory.open`."""
         with translate_redis_errors():
             await self.connect()  # type: ignore[no-untyped-call]
 
@@ -218,18 +218,18 @@ class _RedisSocket(AbstractConnection):
 
 
 async def _close(connection: _RedisSocket) -> None:
-    with contextlib.suppress(Exception):  # it is being thrown away
+    with contextlib.suppress(Exception):  # the connection is not used any more
         async with asyncio.timeout(_CLOSING):
             await connection.disconnect(nowait=True)
 
 
 def _read(url: str) -> Any:
-    """A connection as redis-py makes it of the URL, for what it has understood."""
+    """Return an unconnected redis-py connection, to use its parsed URL options."""
     try:
         return ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
-    except Exception:  # noqa: BLE001 - each of its versions has other ways to say so
+    except Exception:  # noqa: BLE001 - the type differs between its versions
         raise MisconfiguredError(
-            "redis-py cannot read the URL; look at what follows the '?'"
+            "redis-py cannot parse the URL; check the options after the '?'"
         ) from None
 
 
@@ -237,9 +237,9 @@ def _trust(found: Any) -> ssl.SSLContext:
     try:
         context: ssl.SSLContext = found.ssl_context.get()
     except (ssl.SSLError, ValueError):
-        raise MisconfiguredError("a certificate or key that the URL names is none") from None
+        raise MisconfiguredError("the URL names an invalid certificate or key") from None
     except OSError:
-        raise MisconfiguredError("a certificate or key that the URL names cannot be read") from None
+        raise MisconfiguredError("the URL names a certificate or key that cannot be read") from None
     return context
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong with Redis, in a few words for people."""
+"""Redis errors: translate redis-py's exceptions to short messages without data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NO_CURE: Final = (
     (theirs.AskError, "", "it is one node of a cluster, and our keys are on another"),
     (theirs.InvalidResponse, "", "what answers there is not Redis"),
 )
-"""redis-py's error, what its text has to contain, and what we say. Waiting does not help."""
+"""redis-py's error, a part of its text, and our message, for errors of configuration."""
 
 _MAY_PASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (theirs.BusyLoadingError, "it is still loading"),
@@ -39,17 +39,17 @@ _MAY_PASS: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 _UNREACHABLE: Final = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL}
 _NOT_TLS: Final = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
-"""OpenSSL's words for an answer that is no TLS."""
+"""OpenSSL's errors for an answer that is not TLS."""
 
 
 @contextlib.contextmanager
 def translate_redis_errors() -> Iterator[None]:
-    """Raise redis-py's errors as StoreUnavailableError; their own text may hold what was sent."""
+    """Raise redis-py's errors as StoreUnavailableError, because their text may contain data."""
     try:
         yield
     except StoreUnavailableError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever redis-py raises: Redis is away
+    except Exception as error:  # noqa: BLE001 - any exception of redis-py means that Redis is unavailable
         raise _translate(error) from None
 
 
@@ -57,7 +57,7 @@ def _translate(error: Exception) -> StoreUnavailableError:
     for kind, word, text in _NO_CURE:
         if isinstance(error, kind) and word in str(error):
             return MisconfiguredError(text)
-    # What redis-py has put into its own words; a refusal has none.
+    # redis-py wraps errors of the operating system; an error reply has no cause.
     cause = error.__cause__ or error.__context__
     if isinstance(error, theirs.RedisError) and isinstance(cause, StoreUnavailableError | OSError):
         return cause if isinstance(cause, StoreUnavailableError) else _translate_os_error(cause)

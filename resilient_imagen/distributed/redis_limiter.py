@@ -1,18 +1,17 @@
-"""Pacing for all processes together: images per minute from Redis, requests in flight from here.
+"""Shared rate limiter: images per minute of all processes in Redis, requests in flight local.
 
-A place is taken in Redis only for a caller who has a slot in flight waiting for it, so a process
-stands in the fleet's queue with at most `max_concurrent` callers, however many it has: whoever
-asks first is served first, and no process can crowd out the others. Places are asked for in one
-round trip for all who need one; a caller never needs more than one. A place that nobody uses goes
-to the next caller here, or back.
+A place is requested from Redis only for a caller with a free concurrency slot. So each process has
+at most `max_concurrent` callers in the shared queue, which is served first in, first out, and no
+process can crowd out the others. One round trip requests places for all callers that need one. An
+unused place goes to the next local caller, or back to Redis.
 
-While Redis is away this is the ordinary `RateLimiter`, which has kept count all along.
+Without Redis it works as a local `RateLimiter`, which counts all requests in any case.
 
-Why not a limiter library: `limits` (5.8) counts windows by the caller's clock, `pyrate-limiter`
-(4.5) too; `throttled-py` (3.5) has the same algorithm as we, right and by the server's clock. But
-each of them only answers yes, or no with a time to ask again: with callers waiting, that is a
-round trip each time, served in the order of luck. None of them hands out the future place, takes
-one back, or says when to go on without Redis, and that is all that there is to do here.
+Why not a limiter library: `limits` (5.8) and `pyrate-limiter` (4.5) count windows by the caller's
+clock. `throttled-py` (3.5) has the same algorithm, by the server's clock. But all of them only
+accept or reject with a time to retry, so each waiting caller needs a round trip for each try, and
+the order is random. None of them reserves a future place, takes one back, or detects that Redis is
+unavailable, and this module consists of exactly that.
 """
 
 from __future__ import annotations
@@ -37,21 +36,21 @@ __all__ = ["RedisRateLimiter"]
 
 class _Place(NamedTuple):
     due: float
-    """Loop time."""
+    """Loop time from which the place may be used."""
     name: str
-    """By which Redis knows it."""
+    """The name of the place in Redis."""
 
 
 class RedisRateLimiter(RateLimiter):
-    """The queue in front of one provider, paced together with all other processes.
+    """The limiter of one provider, whose images per minute are shared by all processes.
 
     Args:
         name: The provider, the same in every process.
-        fleet: The connection to the others.
-        max_concurrent: Requests in flight, in this process.
-        per_minute: Images per minute, in all processes.
+        fleet: The connection to the other processes.
+        max_concurrent: Maximum of requests in flight in this process.
+        per_minute: Images per minute of all processes.
         burst: Places that may be taken at once after a quiet time.
-        max_queue: Callers that may wait, in this process; None for any number.
+        max_queue: Maximum of waiting callers in this process; None for no maximum.
     """
 
     def __init__(
@@ -75,18 +74,18 @@ class RedisRateLimiter(RateLimiter):
         self._interval = microseconds(60.0 / per_minute)
         self._slack = (burst - 1) * self._interval
         self._held: list[_Place] = []
-        """Places for callers here, the first one first."""
+        """Places for local callers, in the order of their times."""
         self._granted: dict[Slot, _Place] = {}
         self._asked = 0
-        """Places that were asked for and not yet answered."""
+        """Number of places that are requested and not yet granted."""
         self._era = 0
-        """Grows when answers that are still to come are not waited for any more."""
+        """Increased to ignore outstanding answers."""
         self._next = 0.0
-        """Loop time at which the next place was due, when we last heard."""
+        """Loop time of the next shared place, by the last answer."""
         coordinator.add(self)
 
     def _place_wait(self, now: float, ahead: int) -> float:
-        """Return the seconds until the pace of all allows a caller with ``ahead`` before it."""
+        """Return the seconds until a shared place is free for a caller with ``ahead`` before it."""
         if not self._coordinator.joined:
             return super()._place_wait(now, ahead)
         spare = len(self._held) - ahead
@@ -95,43 +94,43 @@ class RedisRateLimiter(RateLimiter):
         return max(0.0, self._next - now) + -spare * self._interval / 1e6
 
     def snapshot(self) -> QueueSnapshot:
-        """As `RateLimiter.snapshot`, and whether the pace is shared at present."""
+        """Return `RateLimiter.snapshot` and whether the limit is shared at present."""
         return {**super().snapshot(), "shared": self._coordinator.joined}
 
-    # -- member of the fleet ----------------------------------------------------------------------
+    # -- participant ------------------------------------------------------------------------------
 
     def heartbeat(self) -> PendingCommand:
-        """Ask how long the queue is, and take nothing."""
+        """Return the command that reads the shared queue without taking a place."""
         return PendingCommand(self._take(0), self._heard_back)
 
     def on_update(self, record: BreakerRecord) -> None:
-        """Records are about routes."""
+        """Do nothing: records are about breakers."""
 
     def on_connected(self) -> None:
-        """From now on places come from Redis."""
+        """Begin to take places from Redis."""
         self._serve()
 
     def on_disconnected(self) -> None:
-        """From now on they come from here; those that are held are still good."""
+        """Begin to take local places; places from Redis that are held remain valid."""
         self._asked = 0
         self._era += 1
         self._serve()
 
     def release_commands(self) -> Iterable[ScriptCall]:
-        """Give back what is held."""
+        """Return the commands that give back all held places."""
         held, self._held = self._held, []
         return [self._give_back(held)] if held else []
 
     # -- the queue --------------------------------------------------------------------------------
 
-    def _release(self, ticket: Slot) -> None:
-        place = self._granted.pop(ticket, None)
-        if place is not None and not ticket.consumed:
+    def _release(self, slot: Slot) -> None:
+        place = self._granted.pop(slot, None)
+        if place is not None and not slot.consumed:
             self._held.insert(0, place)
-        super()._release(ticket)
+        super()._release(slot)
 
     def _waiting(self) -> int:
-        # Whose place is being asked for does not wait yet, if we last heard that one was due.
+        # A caller whose place is requested does not count as waiting if a place was due already.
         now = asyncio.get_running_loop().time()
         on_their_way = self._asked if self._next <= now else 0
         return len(self._queue) - on_their_way
@@ -142,14 +141,14 @@ class RedisRateLimiter(RateLimiter):
         while self._queue and self._held and self._held[0].due - now <= CLOCK_TOLERANCE:
             if self.in_flight == self._max_concurrent:
                 break
-            ticket = self._grant_first(loop, now)
-            if ticket is not None:
-                self._granted[ticket] = self._held.pop(0)
+            slot = self._grant_first(loop, now)
+            if slot is not None:
+                self._granted[slot] = self._held.pop(0)
         if self._coordinator.joined:
             self._balance()
         else:
             super()._serve()
-        # Without a caller, or without a slot, a place that is due would wake the loop for ever.
+        # Without a caller or a slot, a due place would wake the loop again and again.
         if self._held and self._queue and self.in_flight < self._max_concurrent:
             self._schedule_wakeup(loop, self._held[0].due)
 
@@ -158,7 +157,7 @@ class RedisRateLimiter(RateLimiter):
         self._held, self._asked, self._next = [], 0, 0.0
 
     def _balance(self) -> None:
-        """Hold, or have asked for, a place for each caller that has a slot; no more."""
+        """Request or return places so that there is one for each caller that could get a slot."""
         wanted = min(len(self._queue), self._max_concurrent - self.in_flight)
         missing = wanted - len(self._held) - self._asked
         if missing > 0:

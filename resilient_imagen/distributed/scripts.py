@@ -1,4 +1,4 @@
-"""The steps of the protocol: Lua scripts that Redis runs one at a time, each as a whole."""
+"""Lua scripts: the atomic commands of the protocol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Argument: TypeAlias = str | int | float
 
 
 class LuaScript(NamedTuple):
-    """One step's source, and the name by which Redis remembers it."""
+    """The source of a script and its SHA-1 digest."""
 
     name: str
     source: str
@@ -34,7 +34,7 @@ class LuaScript(NamedTuple):
 
 
 class ScriptCall(NamedTuple):
-    """One step to be taken."""
+    """A call of a script with its keys and arguments."""
 
     script: LuaScript
     keys: tuple[str, ...]
@@ -42,7 +42,7 @@ class ScriptCall(NamedTuple):
 
 
 def microseconds(seconds: float) -> int:
-    """As the scripts count."""
+    """Convert seconds to microseconds, the unit of the scripts."""
     return round(seconds * 1_000_000)
 
 

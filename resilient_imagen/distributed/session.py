@@ -1,4 +1,4 @@
-"""One connection's life: what all members say on it, together and in order, and what they hear."""
+"""Session: exchange commands and messages of all participants on one connection."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["ANSWER_WITHIN", "Session", "by", "running_loop"]
 
 ANSWER_WITHIN: Final = 0.5
-"""Seconds from asking in which Redis has to answer; the most that a request can lose by it."""
+"""Seconds in which Redis has to answer; the maximum delay of a request by Redis."""
 
 
 class Session:
-    """A link in use, on the loop that it was made on.
+    """An open connection on the loop that created it.
 
     Args:
-        link: The connection; closed by `aclose`.
-        members: Who speaks and listens.
-        period: Seconds to the next check-in, asked before each.
+        link: The connection; `aclose` closes it.
+        members: The participants.
+        period: Returns the seconds until the next heartbeat; called before each.
     """
 
     def __init__(
@@ -42,46 +42,46 @@ class Session:
         self._outbox: deque[PendingCommand] = deque()
         self._under_way: deque[PendingCommand] = deque()
         self._waiting_since = math.inf
-        """Loop time since when the first of the outbox waits for another answer to come first."""
+        """Loop time since which the first posted command waits for the answers of earlier ones."""
         self._wake = asyncio.Event()
         self._over = self._leaving = False
         self._sign_of_life = True
         self._listener = asyncio.ensure_future(self._listen())
         self._listener.add_done_callback(lambda _: self._wake.set())
 
-    def post(self, errand: PendingCommand) -> None:
-        """Have a step taken soon; from any thread."""
+    def post(self, command: PendingCommand) -> None:
+        """Send a command soon; may be called from any thread."""
         if running_loop() is self.loop:
-            self._put(errand)
+            self._put(command)
         else:
-            self.loop.call_soon_threadsafe(self._put, errand)
+            self.loop.call_soon_threadsafe(self._put, command)
 
     def leave(self) -> None:
-        """Say goodbye; `talk` returns then."""
+        """Send the release commands; then `talk` returns."""
         self._leaving = True
         self._wake.set()
 
     def give_up(self) -> None:
-        """Tell everybody who waits for an answer that none will come."""
+        """Answer all pending commands with None."""
         self._over = True
-        for errands in (self._under_way, self._outbox):
-            while errands:
-                errands.popleft().answer(None)
+        for commands in (self._under_way, self._outbox):
+            while commands:
+                commands.popleft().answer(None)
 
     async def join(self) -> None:
-        """The first check-in.
+        """Exchange the first heartbeats.
 
         Raises:
-            StoreUnavailableError: Redis is away.
+            StoreUnavailableError: Redis is unavailable.
         """
         self._check_in()
         await self._exchange()
 
     async def talk(self) -> None:
-        """Take steps and listen; returns only when we leave.
+        """Exchange commands and messages; return only after `leave`.
 
         Raises:
-            StoreUnavailableError: Redis is away.
+            StoreUnavailableError: Redis is unavailable.
         """
         due = self.loop.time() + self._period()
         while True:
@@ -100,10 +100,10 @@ class Session:
                     await self._exchange()
             if self._leaving:
                 async with by(self.loop.time() + ANSWER_WITHIN):
-                    goodbyes = [
+                    releases = [
                         step for member in self._members for step in member.release_commands()
                     ]
-                    await self._link.run(goodbyes)
+                    await self._link.run(releases)
                 return
 
     async def aclose(self) -> None:
@@ -111,16 +111,16 @@ class Session:
         self._listener.cancel()
         await asyncio.wait({self._listener})
         if not self._listener.cancelled():
-            self._listener.exception()  # looked at, whether or not it was what ended us
+            self._listener.exception()  # retrieved, so that asyncio does not log it
         await self._link.aclose()
 
-    def _put(self, errand: PendingCommand) -> None:
+    def _put(self, command: PendingCommand) -> None:
         if self._over:
-            errand.answer(None)
+            command.answer(None)
             return
         if not self._outbox:
             self._waiting_since = self.loop.time() if self._under_way else math.inf
-        self._outbox.append(errand)
+        self._outbox.append(command)
         self._wake.set()
 
     def _check_in(self) -> None:
@@ -128,13 +128,13 @@ class Session:
             self._put(member.heartbeat())
 
     async def _exchange(self) -> None:
-        """Take all steps in one round trip, and give out the answers."""
+        """Send all posted commands in one round trip, and deliver the answers."""
         self._under_way, self._outbox = self._outbox, deque()
-        for answer in await self._link.run([errand.call for errand in self._under_way]):
+        for answer in await self._link.run([command.call for command in self._under_way]):
             self._under_way.popleft().answer(answer)
 
     async def _look_after(self) -> None:
-        """A connection that only listens notices nothing when it breaks: it is asked to answer."""
+        """Ping the subscribed connection, which otherwise does not notice that it is broken."""
         if not self._sign_of_life:
             raise StoreUnavailableError("no answer")
         self._sign_of_life = False
@@ -150,7 +150,7 @@ class Session:
             try:
                 record = BreakerRecord.parse(news)
             except ValueError:
-                continue  # whatever else is told on that channel
+                continue  # another kind of message
             for member in list(self._members):
                 if member.resource == record.route:
                     member.on_update(record)
@@ -158,7 +158,7 @@ class Session:
 
 @contextlib.asynccontextmanager
 async def by(moment: float) -> AsyncIterator[None]:
-    """`asyncio.timeout_at` whose end is that Redis is away."""
+    """Limit the block like `asyncio.timeout_at`; raise StoreUnavailableError at the time-out."""
     try:
         async with asyncio.timeout_at(moment):
             yield
@@ -167,7 +167,7 @@ async def by(moment: float) -> AsyncIterator[None]:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """That of this thread, if one is running."""
+    """Return this thread's running loop, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:

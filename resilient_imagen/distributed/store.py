@@ -1,4 +1,4 @@
-"""What is expected of the store that processes share, and how it fails."""
+"""Shared store: the protocols of its connections, and its exceptions."""
 
 from __future__ import annotations
 
@@ -18,57 +18,57 @@ __all__ = [
 ]
 
 JOIN_WITHIN: Final = 1.0
-"""Seconds in which connecting, signing in and the first news have to be done."""
+"""Seconds for connecting, authenticating and the first answers."""
 
 
 class StoreUnavailableError(Exception):
-    """Redis is away: gone, silent, full, or not to be written to. The text is short, for people."""
+    """Redis is unavailable: not reachable, silent, full or read-only. The text is for people."""
 
 
 class MisconfiguredError(StoreUnavailableError):
-    """Redis or the URL itself says that it cannot be right; waiting does not help."""
+    """The URL or Redis is misconfigured, so that retrying does not help."""
 
 
 class StoreConnection(Protocol):
-    """What the coordinator needs of a connection to the store."""
+    """A connection to the store, as the coordinator uses it."""
 
     async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
-        """Take the steps, in this order, in one round trip, and return their answers.
+        """Run the commands in this order, in one round trip, and return their answers.
 
         Raises:
-            StoreUnavailableError: One of them was not taken, or it is not known.
+            StoreUnavailableError: A command was not run, or its result is unknown.
         """
         ...
 
     async def news(self) -> bytes | None:
-        """Return the next record told on the channel; None for a sign of life.
+        """Return the next record published on the channel; None for the answer to a ping.
 
         Raises:
-            StoreUnavailableError: There will be no more.
+            StoreUnavailableError: The connection is lost.
         """
         ...
 
     async def ping(self) -> None:
-        """Ask the channel's connection for a sign of life, which `news` receives.
+        """Send a ping on the channel's connection; `news` receives the answer.
 
         Raises:
-            StoreUnavailableError: It cannot be asked.
+            StoreUnavailableError: The connection is lost.
         """
         ...
 
     async def aclose(self) -> None:
-        """Drop both connections; quick, and never raises."""
+        """Close both connections quickly; never raises."""
         ...
 
 
 class ConnectionFactory(Protocol):
-    """Where connections are had."""
+    """Opens connections to the store."""
 
     async def prepare(self) -> None:
-        """Do what needs no Redis, once.
+        """Do the preparations that need no Redis, once.
 
         Raises:
-            MisconfiguredError: The URL cannot be right.
+            MisconfiguredError: The URL is not valid.
         """
         ...
 
@@ -76,7 +76,7 @@ class ConnectionFactory(Protocol):
         """Connect, subscribe and load the scripts.
 
         Raises:
-            StoreUnavailableError: Redis is away.
-            MisconfiguredError: It is there, and refuses us.
+            StoreUnavailableError: Redis is unavailable.
+            MisconfiguredError: Redis rejects the connection, so that retrying does not help.
         """
         ...
