@@ -1,11 +1,11 @@
-"""A loopback server that speaks both vendors' image APIs, with faults on demand.
+"""Emulator: a loopback server with both vendors' image APIs and injectable faults.
 
     app = Emulator()
     app.google.fail(faults.status(503), times=3)
     async with EmulatorServer(app) as server:
         ...  # GOOGLE_GEMINI_BASE_URL=server.google_url, OPENAI_BASE_URL=server.openai_url
 
-The same application serves in memory: ``httpx2.AsyncClient(transport=app.transport())``.
+The same emulator works in memory: ``httpx2.AsyncClient(transport=app.transport())``.
 """
 
 from __future__ import annotations

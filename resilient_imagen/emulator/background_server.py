@@ -1,4 +1,4 @@
-"""The emulator in a thread of its own: for tests and scripts that run no event loop, or theirs."""
+"""Background server: the emulator in a separate thread, for sync and async tests and scripts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["BackgroundEmulator"]
 class BackgroundEmulator:
     """Serves an emulator on a free loopback port while its ``with`` block runs.
 
-    Everything here may be used from any thread, from sync and from async code.
+    All members may be used from any thread, from sync and async code.
 
     Args:
-        app: What to serve; by default a new Emulator.
+        app: The emulator to serve; by default a new Emulator.
     """
 
     def __init__(self, app: Emulator | None = None) -> None:
@@ -35,22 +35,22 @@ class BackgroundEmulator:
 
     @property
     def google(self) -> Vendor:
-        """What Gemini does wrong, and what it saw."""
+        """Gemini: its faults and the requests that it received."""
         return self.app.google
 
     @property
     def openai(self) -> Vendor:
-        """What OpenAI does wrong, and what it saw."""
+        """OpenAI: its faults and the requests that it received."""
         return self.app.openai
 
     @property
     def google_url(self) -> str:
-        """What GOOGLE_GEMINI_BASE_URL has to be."""
+        """The value for GOOGLE_GEMINI_BASE_URL."""
         return self._server.google_url
 
     @property
     def openai_url(self) -> str:
-        """What OPENAI_BASE_URL has to be."""
+        """The value for OPENAI_BASE_URL."""
         return self._server.openai_url
 
     @property
@@ -60,18 +60,18 @@ class BackgroundEmulator:
 
     @property
     def open_connections(self) -> int:
-        """Connections now open, those without a request included."""
+        """Number of open connections, including those without a request."""
         return self._server.open_connections
 
     def heal(self) -> None:
-        """Let both vendors forget every fault."""
+        """Clear all faults of both vendors."""
         self.app.heal()
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
-        """Block until ``condition()`` holds; it is looked at after every change of a vendor.
+        """Block until ``condition()`` is true; it is checked after every change of a vendor.
 
         Raises:
-            TimeoutError: It did not, within ``timeout`` seconds.
+            TimeoutError: The condition was not true within ``timeout`` seconds.
         """
 
         async def either() -> None:
@@ -86,7 +86,7 @@ class BackgroundEmulator:
         asyncio.run_coroutine_threadsafe(either(), self._loop).result()
 
     def __enter__(self) -> Self:
-        """Begin to serve."""
+        """Start the server."""
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._server.__aenter__(), self._loop).result()
         return self

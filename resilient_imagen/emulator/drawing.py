@@ -1,4 +1,4 @@
-"""Draws pictures that tell what was asked for; the only module here that loads Pillow."""
+"""Image drawing: images that show the request. Only this module of the emulator loads Pillow."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _Colour = tuple[int, int, int]
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _HUES: Final = {"google": 0.61, "openai": 0.44}
-"""Blue and green; anything else gets violet."""
+"""Blue and green; other vendors get violet."""
 _OTHER_HUE: Final = 0.78
 _LONG_EDGE: Final = 1024
-"""Pixels at which pictures are drawn; larger ones are enlarged from it, smaller ones reduced."""
+"""Pixels of the longer side of a drawing, which is then scaled to the requested size."""
 _SHORTEST: Final = 256
-"""A banner of 8:1 is drawn larger, so that its text can be read."""
+"""Minimum pixels of the shorter side of a drawing, so that the text in a banner is readable."""
 _MAX_THUMBNAILS: Final = 16
 _MAX_THUMBNAIL_PIXELS: Final = 50_000_000
 _SOFTNESS: Final = 4
-"""How much smaller than the page its backdrop is made."""
+"""Factor by which the backdrop is smaller than the page before it is enlarged."""
 _WHITE: Final = (255, 255, 255)
 _EFFORT: Final = {
     "JPEG": {"quality": 88},
@@ -43,23 +43,23 @@ _EFFORT: Final = {
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether the bytes are a PNG, JPEG or WebP that OpenAI takes: no MPO, no CMYK."""
+    """Return whether the bytes are a PNG, JPEG or WebP that OpenAI accepts: no MPO, no CMYK."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.format in ("PNG", "JPEG", "WEBP") and image.mode not in ("CMYK", "YCCK")
-    except Exception:  # noqa: BLE001 - whatever Pillow makes of it, it is no picture
+    except Exception:  # noqa: BLE001 - any exception of Pillow means that it is not an image
         return False
 
 
 @lru_cache(maxsize=128)
 def flat(size: tuple[int, int], mime_type: str, vendor: str, variant: int) -> bytes:
-    """A picture of one colour. ``size`` in pixels."""
+    """Return an image of one colour; ``size`` is in pixels."""
     colour = _tone(_hue(vendor), 0.55, 0.75 - 0.15 * (variant % 4))
     return _encode(Image.new("RGB", size, colour), mime_type)
 
 
 def draw(vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int) -> bytes:
-    """A picture that shows who was asked for what, the same for the same request."""
+    """Return an image that shows vendor and request; the same for equal requests."""
     scale = max(_LONG_EDGE / max(canvas.width, canvas.height),
                 _SHORTEST / min(canvas.width, canvas.height))  # fmt: skip
     size = (round(canvas.width * scale), round(canvas.height * scale))
@@ -79,7 +79,7 @@ class _Page:
     image: Image.Image
     pen: ImageDraw.ImageDraw
     unit: int
-    """The shorter side in pixels; everything is measured in it."""
+    """The shorter side in pixels; all sizes on the page are relative to it."""
 
     @property
     def margin(self) -> int:
@@ -100,7 +100,7 @@ def _tone(hue: float, saturation: float, value: float) -> _Colour:
 
 
 def _backdrop(size: tuple[int, int], hue: float, rng: random.Random) -> Image.Image:
-    """A diagonal gradient with soft lights on it; made small, so that enlarging softens it."""
+    """Return a diagonal gradient with lights, drawn small so that enlarging softens it."""
     small = (size[0] // _SOFTNESS, size[1] // _SOFTNESS)
     down = Image.linear_gradient("L").resize(small)
     across = Image.linear_gradient("L").rotate(90).resize(small)
@@ -126,7 +126,7 @@ def _font(size: int) -> _Font:
 def _write_head(
     page: _Page, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
 ) -> int:
-    """The vendor's badge and the facts under it; returns where the head ends."""
+    """Draw the vendor's badge and the request's parameters; return the lower edge."""
     x = y = page.margin
     badge, small = _font(page.unit // 18), _font(page.unit // 28)
     label = vendor.upper() + (f"  #{variant + 1}" if variant else "")
@@ -147,7 +147,7 @@ def _write_head(
 
 
 def _place_thumbnails(page: _Page, call: ParsedRequest) -> int:
-    """The references along the bottom; returns where they begin."""
+    """Draw the references along the bottom; return their upper edge."""
     count = min(len(call.references), _MAX_THUMBNAILS)
     floor = page.image.height - page.margin
     if not count:
@@ -163,7 +163,7 @@ def _place_thumbnails(page: _Page, call: ParsedRequest) -> int:
 
 
 def _thumbnail(data: bytes, side: int) -> Image.Image:
-    """The reference, small; a broken or huge one is an empty frame."""
+    """Return a thumbnail of a reference; an empty frame if it is broken or huge."""
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
         if image.width * image.height <= _MAX_THUMBNAIL_PIXELS:
             image.draft("RGB", (side, side))
@@ -172,7 +172,7 @@ def _thumbnail(data: bytes, side: int) -> Image.Image:
 
 
 def _write_prompt(page: _Page, prompt: str, top: int, bottom: int) -> None:
-    """The prompt in the largest type that lets it fit, on a darker panel."""
+    """Draw the prompt in the largest font size that fits, on a darker panel."""
     room = bottom - top - page.margin
     for size in (page.unit // 14, page.unit // 18, page.unit // 24, page.unit // 32):
         font, step = _font(size), round(size * 1.35)
@@ -190,8 +190,8 @@ def _write_prompt(page: _Page, prompt: str, top: int, bottom: int) -> None:
 
 
 def _wrap(text: str, font: _Font, page: _Page, width: int, most: int) -> list[str]:
-    """At most ``most`` lines of at most ``width`` pixels; words that are too long are broken."""
-    # No more characters than this can fit: what is longer need not be measured.
+    """Return at most ``most`` lines of at most ``width`` pixels; split words that are too long."""
+    # Longer lines cannot fit and need not be measured.
     limit = int(width / page.pen.textlength(".", font=font))
 
     def fits(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""The emulator itself: both vendors, and what they share."""
+"""Emulator application: both vendors and their shared state."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["MAX_BODY", "Emulator"]
 
 MAX_BODY: Final = 256 * 1024 * 1024
-"""Bytes of a request's body that are taken by default."""
+"""Default maximum bytes of a request's body."""
 
 
 class Emulator:
-    """Gemini's and OpenAI's image APIs, as one object to serve over sockets or in memory.
+    """Gemini's and OpenAI's image APIs, as one application to serve over sockets or in memory.
 
     Args:
-        seed: Decides every draw: who is struck by a share, how long an answer takes.
-        picture: ``drawn`` shows the request; ``tiny`` is fast; bytes are sent as they are.
+        seed: Seed of all random choices: which requests fail, and the latencies.
+        picture: ``drawn`` shows the request; ``tiny`` is fast; bytes are sent unchanged.
         google_keys: The keys that Gemini accepts; None accepts any.
-        openai_keys: The same for OpenAI.
-        latency: How long good answers take: seconds, or a Latency to draw them from.
-        max_body: Bytes of a request's body; a larger one is answered with 413 and not held.
+        openai_keys: The keys that OpenAI accepts; None accepts any.
+        latency: Seconds of successful responses, or a Latency to draw them from.
+        max_body: Maximum bytes of a request's body; a larger body gets a 413.
 
     Raises:
-        ValueError: ``picture`` is none of the three.
+        ValueError: ``picture`` is not one of these.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Emulator:
 
     @property
     def picture(self) -> PictureMode:
-        """What pictures are delivered; may be changed at any time."""
+        """The kind of images that are delivered; may be changed at any time."""
         return self.studio.mode
 
     @picture.setter
@@ -76,30 +76,30 @@ class Emulator:
         self.studio = ImageRenderer(mode)
 
     def heal(self) -> None:
-        """Let both vendors forget every fault."""
+        """Clear all faults of both vendors."""
         for vendor in self.vendors:
             vendor.heal()
 
     def transport(self) -> httpx2.AsyncBaseTransport:
-        """The emulator as an in-memory transport for an ``httpx2.AsyncClient``."""
+        """Return an in-memory transport for an ``httpx2.AsyncClient``."""
         from resilient_imagen.emulator.transport import EmulatorTransport
 
         return EmulatorTransport(self)
 
     def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take this loop's time from here on."""
+        """Use this loop's clock from now on."""
         for vendor in self.vendors:
             vendor.serve_from(loop)
 
     def vendor_of(self, path: str) -> Vendor | None:
-        """Whose endpoint this path is."""
+        """Return the vendor with an endpoint at this path, or None."""
         return next((v for v in self.vendors if v.dialect.matches(path)), None)
 
     async def receive(self, request: HttpRequest) -> Exchange:
-        """Take in a complete request. The exchange must be closed, whatever happens.
+        """Begin an exchange for a complete request. The caller must close it in any case.
 
         Raises:
-            Refusal: No vendor has such an endpoint, or the body is too large.
+            ApiError: No vendor has such an endpoint, or the body is too large.
         """
         if len(request.body) > self.max_body:
             raise self.too_large(request.path)
@@ -112,12 +112,12 @@ class Emulator:
         return Exchange(self, vendor, request, call)
 
     def too_large(self, path: str) -> ApiError:
-        """The refusal of a body that is larger than ``max_body``, in the vendor's words."""
+        """Return the vendor's error for a body larger than ``max_body``."""
         vendor = self.vendor_of(path)
         if vendor is None:
             return ApiError(json_reply({"error": {"message": "Request entity too large"}}, 413))
         return ApiError(vendor.dialect.error(413))
 
     def next_id(self) -> str:
-        """An identity for an answer."""
+        """Return a new id for a response."""
         return f"{self._ids.getrandbits(96):024x}"

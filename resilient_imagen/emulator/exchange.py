@@ -1,4 +1,4 @@
-"""The way of one request through a vendor: the answer, or the fault that takes its place."""
+"""Exchange: one request to a vendor, and its response or the fault that replaces it."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _BODILESS: Final = (204, 304)
 
 
 class ExchangeOwner(Protocol):
-    """What all exchanges of an emulator share."""
+    """The state that all exchanges of an emulator share."""
 
     studio: ImageRenderer
-    """Makes the pictures; may be replaced at any time."""
+    """Renders the images; may be replaced at any time."""
 
     def next_id(self) -> str:
-        """Return an identity for an answer."""
+        """Return a new id for a response."""
         ...
 
 
 class Exchange:
-    """One request on its way to its answer."""
+    """One request in progress."""
 
     def __init__(
         self, app: ExchangeOwner, vendor: Vendor, request: HttpRequest, call: ParsedRequest
@@ -51,10 +51,10 @@ class Exchange:
         self._latency = latency
 
     async def reply(self) -> Reply:
-        """Return the answer when it is due; never return when the fault is to hang.
+        """Return the response when it is due; never return if the fault hangs.
 
         Raises:
-            ConnectionLost: The fault is to close the connection instead.
+            ConnectionLost: The fault closes the connection.
         """
         fault = self._fault
         reply = None
@@ -64,14 +64,14 @@ class Exchange:
             await asyncio.sleep(self._latency)
         if reply is None and fault is not None:
             reply = await self._failure(fault)
-        assert reply is not None  # noqa: S101 - without a fault there is an answer
+        assert reply is not None  # noqa: S101 - without a fault there is a response
         if fault is not None:
             reply = replace(reply, delivery=fault.delivery)
         self.vendor.answered(self.seen, reply.status)
         return replace(reply, headers=(*reply.headers, ("x-request-id", self._app.next_id())))
 
     def close(self, *, delivered: bool) -> None:
-        """End the exchange; only the first call counts."""
+        """End the exchange; further calls have no effect."""
         if not self._closed:
             self._closed = True
             self.vendor.ended(self.seen, delivered=delivered)

@@ -1,4 +1,4 @@
-"""When faults strike: the next so many requests, windows of time, or until healed."""
+"""Fault plan: schedule faults for the next requests, for time windows, or until cleared."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class _PlannedWindow:
     fault: Fault
     model: str | None
     origin: float | None
-    """Loop time its seconds count from; None: the moment the plan is anchored."""
+    """Loop time from which its seconds count; None means the time when the plan is anchored."""
 
 
 class FaultPlan:
-    """One vendor's faults. What is asked for first wins: the next requests, windows, standing.
+    """One vendor's faults. Faults for the next requests come first, then windows, then standing.
 
-    A plan knows no clock: the caller says what time it is.
+    A plan has no clock; callers pass the time.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -45,7 +45,7 @@ class FaultPlan:
         self._standing: dict[str | None, Fault] = {}
 
     def add_next(self, fault: Fault, times: int, model: str | None) -> None:
-        """Strike the next ``times`` requests (of this model, if one is given).
+        """Apply a fault to the next ``times`` requests (of ``model``, if it is given).
 
         Raises:
             ValueError: ``times`` is below 1.
@@ -55,7 +55,7 @@ class FaultPlan:
         self._next.append(_PlannedFault(fault, times, model))
 
     def set_standing(self, fault: Fault, model: str | None) -> None:
-        """Strike every request (of this model, if one is given) until cleared."""
+        """Apply a fault to every request (of ``model``, if it is given) until cleared."""
         self._standing[model] = fault
 
     def add_windows(
@@ -64,7 +64,7 @@ class FaultPlan:
         model: str | None,
         origin: float | None,
     ) -> None:
-        """Strike within (start, end) seconds after ``origin``; the first matching window wins.
+        """Apply faults within (start, end) seconds after ``origin``; the first match wins.
 
         Raises:
             ValueError: A window ends before it starts, or starts before 0.
@@ -75,18 +75,18 @@ class FaultPlan:
         self._windows.extend(made)
 
     def anchor(self, now: float) -> None:
-        """Let windows without an origin count from now; only the first call does anything."""
+        """Set the origin of windows without one to now; further calls have no effect."""
         if self._anchor is None:
             self._anchor = now
 
     def clear(self) -> None:
-        """Forget every fault."""
+        """Clear all faults."""
         self._next.clear()
         self._windows.clear()
         self._standing.clear()
 
     def choose(self, now: float, model: str) -> Fault | None:
-        """The fault for a request that arrives now, or None when it is to be served."""
+        """Return the fault for a request that arrives now, or None."""
         self.anchor(now)
         fault = self._take_next(model) or self._in_window(now, model)
         fault = fault or self._standing.get(model) or self._standing.get(None)

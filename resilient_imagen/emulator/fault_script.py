@@ -1,4 +1,4 @@
-"""Scripts in JSON: what goes wrong and when, for the command line and for recorded scenarios."""
+"""Fault scripts: faults and their schedule in JSON, for the command line and for scenarios."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Script", "ScriptError", "parse_script"]
 
 
 class ScriptError(ValueError):
-    """A script that cannot be played; the text says where and why."""
+    """A script is not valid; the text has each place and cause."""
 
 
 def _latency(value: Any) -> Any:
@@ -65,7 +65,7 @@ def _validated(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call ``make`` with arguments from JSON, their types checked against its signature."""
+    """Call ``make`` with arguments from JSON, after checking them against its signature."""
     try:
         return _validated(make)(**arguments)
     except ValidationError as error:
@@ -73,7 +73,7 @@ def _checked(make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _problems(error: ValidationError) -> list[str]:
-    """Where and why."""
+    """Return a message with place and cause for each problem."""
     return [
         f"{'.'.join(map(str, problem['loc'])) or 'script'}: {explain(problem)}"
         for problem in error.errors(include_url=False)
@@ -122,7 +122,7 @@ class _VendorScript(_Part):
 
 
 class Script(_Part):
-    """A checked script. For each vendor, all of it optional::
+    """A valid script. All parts are optional, for each vendor::
 
         {"seed": 7,
          "google": {"latency": {"median": 20, "p95": 60},
@@ -134,9 +134,9 @@ class Script(_Part):
                                 "model": "gemini-3-pro-image"}]},
          "openai": {"latency": 12}}
 
-    A fault is the name of a function in ``faults``, or an object of its name as ``kind`` and its
-    arguments; each takes ``share`` and ``after`` (a latency) besides. A latency is a number, or
-    the median and the 95th percentile of a log-normal one. Times are in seconds.
+    A fault is the name of a function in ``faults``, or an object with the name as ``kind`` and the
+    function's arguments, and optionally ``share`` and ``after`` (a latency). A latency is a number,
+    or the median and 95th percentile of a log-normal distribution. Times are in seconds.
     """  # noqa: D415 - the summary leads into the example
 
     seed: int = 0
@@ -144,10 +144,10 @@ class Script(_Part):
     openai: _VendorScript = _VendorScript()
 
     def apply(self, app: Emulator) -> None:
-        """Let the application play it, on top of what it was told before.
+        """Add the script's faults to an emulator's present faults.
 
         Raises:
-            ScriptError: A vendor does not know a fault, or a window is empty.
+            ScriptError: A vendor does not have a fault, or a window is empty.
         """
         for vendor, part in ((app.google, self.google), (app.openai, self.openai)):
             try:
@@ -156,17 +156,17 @@ class Script(_Part):
                 raise ScriptError(f"{vendor.name}: {error}") from None
 
     def emulator(self, **options: Any) -> Emulator:
-        """A new application that plays it; ``options`` are those of Emulator."""
+        """Return a new emulator with the script; ``options`` are those of Emulator."""
         app = Emulator(seed=self.seed, **options)
         self.apply(app)
         return app
 
 
 def parse_script(text: str | bytes) -> Script:
-    """Check a script in JSON, to the last fault.
+    """Parse and check a script in JSON.
 
     Raises:
-        ScriptError: It cannot be played; the text names each place and what is allowed there.
+        ScriptError: The script is not valid; the text has each place and what is allowed there.
     """
     try:
         script = Script.model_validate_json(text)

@@ -1,6 +1,6 @@
-"""What can go wrong, as values: each function here is one fault, and its name is its JSON kind.
+"""Faults as values: each function creates one kind of fault, and its name is the kind in JSON.
 
-A fault says nothing about when it strikes; that is the plan's business (``plan.py``).
+``FaultPlan`` decides when a fault is applied.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _MAX_SIGMA: Final = 10.0
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"([!-~]([ -~]*[!-~])?)?")
 _Z95: Final = 1.6448536269514722
-"""How many standard deviations above the median the 95th percentile of a normal lies."""
+"""Standard deviations from the median to the 95th percentile of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long an answer takes, in seconds: log-normal, or fixed when ``sigma`` is 0.
+    """A latency distribution in seconds: log-normal, or fixed if ``sigma`` is 0.
 
     Raises:
-        ValueError: A number is negative, not finite or absurd.
+        ValueError: A number is negative, infinite or unreasonably large.
     """
 
     median: float
@@ -64,24 +64,24 @@ class Latency:
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
-        """Refuse what could not be slept."""
+        """Reject values that are not valid as seconds."""
         if not (
             0 <= self.median < math.inf and 0 <= self.sigma <= _MAX_SIGMA and self.maximum >= 0
         ):
             raise ValueError("a latency is at least 0, and its spread is a believable one")
 
     def sample(self, rng: random.Random) -> float:
-        """One latency, in seconds."""
+        """Draw a latency in seconds."""
         return min(self.maximum, self.median * math.exp(self.sigma * rng.gauss(0.0, 1.0)))
 
 
 def fixed(seconds: float) -> Latency:
-    """Every answer takes so many seconds."""
+    """Return a fixed latency."""
     return Latency(seconds)
 
 
 def log_normal(median: float, p95: float, maximum: float = math.inf) -> Latency:
-    """Half of the answers take at most ``median`` seconds, 95 of 100 at most ``p95``.
+    """Return a log-normal latency by its median and its 95th percentile in seconds.
 
     Raises:
         ValueError: ``p95`` is below ``median``, or ``median`` is not above 0.
@@ -93,53 +93,53 @@ def log_normal(median: float, p95: float, maximum: float = math.inf) -> Latency:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to go wrong. Made by the functions of this module.
+    """A fault. The functions of this module create them.
 
     Raises:
         ValueError: ``share`` is not between 0 and 1.
     """
 
     name: str
-    """What records call it."""
+    """The name in records."""
     error: str | None = None
-    """The vendor's error of this name is answered instead of a picture."""
+    """Name of the vendor's error to respond with."""
     answer: str | None = None
-    """The vendor's 200 answer of this shape is given instead of a good one."""
+    """Name of the variant of the vendor's 200 response to respond with."""
     detail: str | None = None
-    """What the error or the shape is about: a finish reason, a moderation stage."""
+    """A detail of the error or variant: a finish reason, a moderation stage."""
     code: int | None = None
-    """This HTTP status is answered instead of a picture."""
+    """HTTP status to respond with."""
     body: Any = None
-    """Its body: a JSON value, text or bytes; None for the vendor's own words."""
+    """Body for ``code``: a JSON value, str or bytes; None means the vendor's error body."""
     headers: tuple[tuple[str, str], ...] = ()
     retry_after: float | None = None
-    """Seconds to wait, said in the vendor's way."""
+    """Seconds to wait, sent in the vendor's form."""
     lost: bool = False
-    """No answer: the connection is closed or, if ``delivery.abrupt``, reset."""
+    """Whether the connection is closed without a response; reset if ``delivery.abrupt``."""
     hangs: bool = False
-    """No answer, ever."""
+    """Whether there is never a response."""
     delivery: Delivery = WHOLE
     delay: Latency | None = None
-    """Time before it shows. None: an error comes at once, a 200 after the vendor's latency."""
+    """Time before the fault. None: an error is sent at once, a 200 after the vendor's latency."""
     share: float = 1.0
-    """Share of the requests it strikes; the others are served."""
+    """Share of the requests that fail; the others succeed."""
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none."""
+        """Reject a share outside 0 to 1."""
         if not 0 <= self.share <= 1:
             raise ValueError("share must be between 0 and 1")
 
     @property
     def replaces_answer(self) -> bool:
-        """Whether the request is never looked at: an outage comes before any check."""
+        """Whether the request is not validated, as in an outage."""
         return self.lost or self.hangs or self.code is not None or self.error is not None
 
     def after(self, delay: float | Latency) -> Fault:
-        """The same fault, shown only after ``delay`` seconds."""
+        """Return the fault with a delay, in seconds."""
         return replace(self, delay=_latency(delay))
 
     def with_probability(self, share: float) -> Fault:
-        """The same fault for this share of the requests."""
+        """Return the fault for this share of the requests."""
         return replace(self, share=share)
 
 
@@ -149,14 +149,14 @@ def status(
     headers: Mapping[str, str] | None = None,
     retry_after: float | None = None,
 ) -> Fault:
-    """Answer with this HTTP status; without a body in the vendor's own words.
+    """Respond with an HTTP status; without a body, with the vendor's error body.
 
-    ``body`` may be a JSON value, text or bytes. ``retry_after`` is in seconds.
+    ``body`` may be a JSON value, str or bytes. ``retry_after`` is in seconds.
 
     Raises:
         ValueError: ``code`` is not between 200 and 999, or a header could not be sent.
     """
-    if not 200 <= code <= 999:  # noqa: PLR2004 - final statuses; relays invent some above 599
+    if not 200 <= code <= 999:  # noqa: PLR2004 - final statuses; relays use some above 599
         raise ValueError("an HTTP status is a number from 200 to 999")
     for name, value in (headers or {}).items():
         if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
@@ -166,27 +166,27 @@ def status(
 
 
 def overload(share: float = 1.0, code: int = 503) -> Fault:
-    """Answer this share of the requests with "overloaded", and serve the others."""
+    """Respond to this share of the requests with an overload error."""
     return replace(status(code), name="overload", share=share)
 
 
 def rate_limited(retry_after: float | None = None) -> Fault:
-    """429 for this minute; Gemini hints in RetryInfo, OpenAI in its text. Seconds."""
+    """Respond with a per-minute 429; the hint in seconds is in RetryInfo or OpenAI's message."""
     return error("rate_limited", retry_after)
 
 
 def quota_exhausted(retry_after: float | None = None) -> Fault:
-    """429 for today, or for ever: Gemini's per-day violation, OpenAI's insufficient_quota."""
+    """Respond with a 429 for an exhausted quota: Gemini's per-day, OpenAI's insufficient_quota."""
     return error("quota_exhausted", retry_after)
 
 
 def error(name: str, retry_after: float | None = None) -> Fault:
-    """One of the vendor's ``errors`` by name, for example OpenAI's billing_hard_limit."""
+    """Respond with one of the vendor's ``errors``, for example OpenAI's billing_hard_limit."""
     return Fault(name, error=name, retry_after=retry_after)
 
 
 def blocked(detail: str | None = None) -> Fault:
-    """The prompt is refused.
+    """Refuse the prompt.
 
     ``detail`` is Gemini's blockReason (PROHIBITED_CONTENT) or OpenAI's moderation stage (input).
     """
@@ -194,32 +194,32 @@ def blocked(detail: str | None = None) -> Fault:
 
 
 def no_image() -> Fault:
-    """A 200 that holds no image: Gemini's finishReason NO_IMAGE, OpenAI's empty data."""
+    """Respond with a 200 without an image: Gemini's finishReason NO_IMAGE, OpenAI's empty data."""
     return Fault("no_image", answer="no_image")
 
 
 def finish(reason: str) -> Fault:
-    """Gemini ends without a picture for this finishReason, for example IMAGE_SAFETY."""
+    """Respond without an image and with this Gemini finishReason, for example IMAGE_SAFETY."""
     return Fault(f"finish {reason}", answer="finish", detail=reason)
 
 
 def answer(shape: str, detail: str | None = None) -> Fault:
-    """A 200 of an unusual shape: one of the vendor's ``shapes``."""
+    """Respond with one of the vendor's variants of a 200 (``shapes``)."""
     return Fault(shape, answer=shape, detail=detail)
 
 
 def bad_json() -> Fault:
-    """A 200 whose JSON breaks off in the middle, although all promised bytes arrive."""
+    """Respond with a 200 whose JSON is truncated, with a matching Content-Length."""
     return answer("bad_json")
 
 
 def bad_base64() -> Fault:
-    """A 200 whose picture is no base64."""
+    """Respond with a 200 whose image is not valid base64."""
     return answer("bad_base64")
 
 
 def html() -> Fault:
-    """A 200 with a web page, as a proxy or a captive portal gives."""
+    """Respond with a 200 and an HTML page, like a proxy or a captive portal."""
     return answer("html")
 
 
@@ -234,7 +234,7 @@ def reset() -> Fault:
 
 
 def disconnect() -> Fault:
-    """Close the connection, in good order, instead of answering."""
+    """Close the connection properly instead of answering."""
     return Fault("disconnect", lost=True)
 
 
@@ -250,7 +250,7 @@ def cut(at: float = 0.5, *, abrupt: bool = False) -> Fault:
 
 
 def drip(seconds: float) -> Fault:
-    """The headers come at once, the body trickles over so many seconds.
+    """Send the headers at once, and the body slowly over ``seconds``.
 
     Raises:
         ValueError: ``seconds`` is not above 0.
@@ -261,7 +261,7 @@ def drip(seconds: float) -> Fault:
 
 
 def slow(latency: float | Latency) -> Fault:
-    """A good answer, late: seconds, or a Latency to draw them from."""
+    """Respond successfully after a latency: seconds, or a Latency to draw them from."""
     return Fault("slow", delay=_latency(latency))
 
 
@@ -276,4 +276,4 @@ KINDS: Final[Mapping[str, Callable[..., Fault]]] = {
         no_image, overload, quota_exhausted, rate_limited, reset, slow, status,
     )
 }  # fmt: skip
-"""Every kind of fault by name, for scripts in JSON."""
+"""All kinds of faults by name, for scripts in JSON."""

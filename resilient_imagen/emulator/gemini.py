@@ -1,4 +1,4 @@
-"""Gemini's generateContent on the wire: reading, checking and answering image requests."""
+"""Gemini's API: parse, validate and answer generateContent requests for images."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _MODELS: Final[Mapping[str, frozenset[str]]] = {
     "gemini-3.1-flash-lite-image": frozenset({"1K"}),
     "gemini-2.5-flash-image": frozenset(),
 }
-"""The image sizes that each living model takes."""
+"""The image sizes that each available model supports."""
 _RETIRED: Final = frozenset({
     "gemini-3-pro-image-preview", "gemini-3.1-flash-image-preview",
     "gemini-2.5-flash-image-preview", "gemini-2.0-flash-preview-image-generation",
     "gemini-2.0-flash",
 })  # fmt: skip
 _SENDS_PNG: Final = "gemini-2.5-flash-image"
-"""The one model that answers PNG, and that fails with a 500 when an imageSize is sent."""
+"""The only model that returns PNG; it fails with a 500 if an imageSize is sent."""
 _MAX_REFERENCES: Final = 14
 _INPUT_TYPES: Final = frozenset(
     {"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"}
@@ -58,23 +58,23 @@ _IMAGE_CONFIG: Final = frozenset({"aspectRatio", "imageSize"})
 
 
 class Gemini:
-    """Google's dialect."""
+    """The `VendorApi` of Gemini."""
 
     name = "google"
     shapes: Mapping[str, ResponseVariant] = SHAPES
     errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
 
     def matches(self, path: str) -> bool:
-        """Whether the path is a model's generateContent."""
+        """Return whether the path is a model's generateContent."""
         return _PATH.fullmatch(path) is not None
 
     def read(self, request: HttpRequest) -> ParsedRequest:
-        """Understand a request, as far as it can be."""
+        """Parse a request as far as possible."""
         match = _PATH.fullmatch(request.path)
         model = unquote(match[2]) if match else ""
         try:
             call = _understand(model, read_json(request.body))
-            call.prompt.encode()  # an unpaired surrogate is no text
+            call.prompt.encode()  # fails for an unpaired surrogate
         except (ValueError, TypeError, AttributeError):
             return ParsedRequest(
                 "generate", model, problem=errors.invalid("Invalid JSON payload received.")
@@ -82,10 +82,10 @@ class Gemini:
         return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
-        """Look at the key.
+        """Check the API key.
 
         Raises:
-            Refusal: There is none, or it is not an accepted one.
+            ApiError: The key is missing or not accepted.
         """
         key = request.headers.get("x-goog-api-key", "")
         if not key:
@@ -94,14 +94,14 @@ class Gemini:
             raise ApiError(errors.bad_key())
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
-        """This status in Gemini's own words."""
+        """Return Gemini's error for a status."""
         return errors.error(code, retry_after=retry_after)
 
     def check(self, call: ParsedRequest) -> ImageSize:
-        """Decide what picture to make.
+        """Validate a request and return the image to render.
 
         Raises:
-            Refusal: Gemini does not accept the call.
+            ApiError: Gemini does not accept the request.
         """
         if call.problem is not None:
             raise ApiError(call.problem)
@@ -150,7 +150,7 @@ def _text(value: Any) -> str | None:
 
 
 def _camel(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The API takes both spellings of a field, and the SDK mixes them."""
+    """Convert field names to camel case: the API accepts both forms, and the SDK mixes them."""
     return {
         re.sub(r"_([a-z])", lambda match: match[1].upper(), name): value
         for name, value in message.items()
@@ -159,7 +159,7 @@ def _camel(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _received(part: Mapping[str, Any]) -> UploadedImage:
     blob = _camel(part["inlineData"])
-    # The SDK sends the url-safe alphabet, curl users the standard one; the API takes both.
+    # The SDK sends the URL-safe alphabet, curl users the standard alphabet; the API accepts both.
     data = str(blob["data"]).translate({ord("-"): "+", ord("_"): "/"})
     return UploadedImage(
         str(blob.get("mimeType", "")), base64.b64decode(data + "=" * (-len(data) % 4))

@@ -1,4 +1,4 @@
-"""Gemini's refusals and failures, in the words that it was seen to use."""
+"""Gemini's errors, with the codes and messages of real responses."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def error(
     details: list[dict[str, Any]] | None = None,
     retry_after: float | None = None,
 ) -> Reply:
-    """An error body in google.rpc.Status form; ``retry_after`` (seconds) becomes RetryInfo."""
+    """Return an error as google.rpc.Status; ``retry_after`` (seconds) becomes RetryInfo."""
     state, usual = _WORDS.get(code, ("UNKNOWN", "Unknown error."))
     body: dict[str, Any] = {"code": code, "message": message or usual, "status": state}
     every = [*(details or []), *([] if retry_after is None else [retry_info(retry_after)])]
@@ -62,12 +62,12 @@ def error(
 
 
 def retry_info(seconds: float) -> dict[str, Any]:
-    """The detail that says how long to wait."""
+    """Return the detail with the time to wait."""
     return {"@type": f"{_RPC}RetryInfo", "retryDelay": f"{seconds:g}s"}
 
 
 def quota_failure(model: str, *windows: str) -> dict[str, Any]:
-    """The detail that says which quotas were exceeded; a window is Day or Minute."""
+    """Return the detail with the exceeded quotas; a window is Day or Minute."""
     violations = [
         {
             "quotaMetric": f"{_SERVICE}/generate_requests_per_model_per_{window.lower()}",
@@ -80,12 +80,12 @@ def quota_failure(model: str, *windows: str) -> dict[str, Any]:
 
 
 def invalid(message: str) -> Reply:
-    """400 INVALID_ARGUMENT with these words."""
+    """Return a 400 INVALID_ARGUMENT with this message."""
     return error(400, message)
 
 
 def unsupported(parameter: str, value: object) -> Reply:
-    """400 for a value that the model does not take."""
+    """Return a 400 for a value that the model does not support."""
     return invalid(
         f"`{parameter}` does not support `{value}` as a valid value. Please refer to the Gemini "
         "API documentation for supported usage."
@@ -93,7 +93,7 @@ def unsupported(parameter: str, value: object) -> Reply:
 
 
 def unknown_field(name: str, where: str) -> Reply:
-    """400 for a field that the API does not have."""
+    """Return a 400 for a field that the API does not have."""
     message = f"Invalid JSON payload received. Unknown name \"{name}\" at '{where}': "
     violation = {"field": where, "description": message + "Cannot find field."}
     detail = {"@type": f"{_RPC}BadRequest", "fieldViolations": [violation]}
@@ -101,7 +101,7 @@ def unknown_field(name: str, where: str) -> Reply:
 
 
 def unknown_model(model: str) -> Reply:
-    """404 for a name that was never heard of."""
+    """Return a 404 for an unknown model."""
     return error(
         404,
         f"models/{model} is not found for API version v1, or is not supported for "
@@ -111,7 +111,7 @@ def unknown_model(model: str) -> Reply:
 
 
 def retired(model: str) -> Reply:
-    """404 for a model that was shut down."""
+    """Return a 404 for a retired model."""
     return error(
         404,
         f"This model models/{model} is no longer available. Please update your code to use a "
@@ -120,12 +120,12 @@ def retired(model: str) -> Reply:
 
 
 def unreadable_image() -> Reply:
-    """400 for a reference that is no picture."""
+    """Return a 400 for a reference that is not an image."""
     return invalid(f"Unable to process input image. {_REPORT}")
 
 
 def no_key() -> Reply:
-    """403 for a request without a key."""
+    """Return a 403 for a request without a key."""
     return error(
         403,
         "Method doesn't allow unregistered callers (callers without established identity). "
@@ -134,7 +134,7 @@ def no_key() -> Reply:
 
 
 def bad_key() -> Reply:
-    """Gemini answers a wrong key with 400; only the detail's reason tells."""
+    """Return a 400 for a wrong key, with the cause only in the detail's reason, as Gemini does."""
     detail = {
         "@type": f"{_RPC}ErrorInfo",
         "reason": "API_KEY_INVALID",
@@ -159,7 +159,7 @@ def _rate_limited(call: ParsedRequest, retry_after: float | None) -> Reply:
 
 
 def _quota_exhausted(call: ParsedRequest, retry_after: float | None) -> Reply:
-    # The day's violation comes last: a client that reads only the first takes it for the minute.
+    # The per-day violation comes last: a client must not read only the first one.
     return _exceeded(call, retry_after, "Minute", "Day")
 
 

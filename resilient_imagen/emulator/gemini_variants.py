@@ -1,4 +1,4 @@
-"""Every form in which a Gemini 200 was seen: pictures, drafts, refusals and nothing at all."""
+"""Variants of Gemini's 200 response, as in real responses: images, drafts, refusals, no image."""
 
 from __future__ import annotations
 
@@ -164,4 +164,4 @@ SHAPES: Final[Mapping[str, ResponseVariant]] = {
     "wrong_aspect": ResponseVariant(_good, canvas=other_ratio),
     "wrong_mime": ResponseVariant(_wrong_mime),
 }
-"""Answers by name; ``good`` is the normal one."""
+"""Variants by name; ``good`` is the normal response."""

@@ -1,4 +1,4 @@
-"""OpenAI's image endpoints on the wire: reading, checking and answering requests."""
+"""OpenAI's image API: parse, validate and answer requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["GptImage"]
 _GENERATE: Final = "/v1/images/generations"
 _EDIT: Final = "/v1/images/edits"
 _FREE: Final = re.compile(r"gpt-image-2(\.\d+-(sunburst|flare))?(-\d{4}-\d{2}-\d{2})?")
-"""The models that take any size within limits; the others take three."""
+"""The models that support any size within limits; other models support three sizes."""
 _MODELS: Final = frozenset({
     "gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest", "gpt-image-2",
     "gpt-image-2-2026-04-21", "gpt-image-2.5-sunburst", "gpt-image-2.5-sunburst-2026-09-08",
@@ -36,7 +36,7 @@ _MAX_PROMPT: Final = 32_000
 _MAX_IMAGES: Final = 16
 _MAX_IMAGE_BYTES: Final = 50 * 1024 * 1024
 _COUNTS: Final = tuple(str(count) for count in range(1, 11))
-"""The pictures that may be asked for at once."""
+"""Allowed numbers of images in one request."""
 _FORMATS: Final = ("png", "jpeg", "webp")
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 _FINER: Final = ("xhigh", "max")
@@ -48,33 +48,33 @@ _EDIT_ONLY: Final = frozenset({"image", "image[]", "mask", "markup", "input_fide
 
 
 class GptImage:
-    """OpenAI's dialect."""
+    """The `VendorApi` of OpenAI."""
 
     name = "openai"
     shapes: Mapping[str, ResponseVariant] = SHAPES
     errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
 
     def matches(self, path: str) -> bool:
-        """Whether the path is one of the image endpoints."""
+        """Return whether the path is one of the image endpoints."""
         return path in (_GENERATE, _EDIT)
 
     def read(self, request: HttpRequest) -> ParsedRequest:
-        """Understand a request, as far as it can be."""
+        """Parse a request as far as possible."""
         if request.path == _EDIT:
             return _read_edit(request)
         try:
             body = read_json(request.body)
             call = _call("generate", body, ())
-            call.prompt.encode()  # an unpaired surrogate is no text
+            call.prompt.encode()  # fails for an unpaired surrogate
         except (ValueError, AttributeError):
             return ParsedRequest("generate", "", problem=errors.unreadable())
         return call
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
-        """Look at the key.
+        """Check the API key.
 
         Raises:
-            Refusal: There is none, or it is not an accepted one.
+            ApiError: The key is missing or not accepted.
         """
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
@@ -83,14 +83,14 @@ class GptImage:
             raise ApiError(errors.bad_key(key))
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
-        """This status in OpenAI's own words."""
+        """Return OpenAI's error for a status."""
         return errors.error(code, retry_after=retry_after)
 
     def check(self, call: ParsedRequest) -> ImageSize:
-        """Decide what picture to make.
+        """Validate a request and return the image to render.
 
         Raises:
-            Refusal: OpenAI does not accept the call.
+            ApiError: OpenAI does not accept the request.
         """
         if call.problem is not None:
             raise ApiError(call.problem)
@@ -114,7 +114,7 @@ def _read_edit(request: HttpRequest) -> ParsedRequest:
     received = [part for part in form if part.name in ("image", "image[]")]
     if any(part.filename is None for part in received):
         return ParsedRequest("edit", "", problem=errors.not_a_file())
-    # An image's field counts as known; its bytes are no parameter.
+    # Image fields are known fields, but their bytes are not parameters.
     fields = {part.name: part.text() for part in form if part.filename is None}
     return _call(
         "edit", fields, tuple(UploadedImage(part.mime_type, part.data) for part in received)

@@ -1,4 +1,4 @@
-"""OpenAI's refusals and failures, in the words that it was seen to use."""
+"""OpenAI's errors, with the codes and messages of real responses."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def error(
     word: str | None = None,
     retry_after: float | None = None,
 ) -> Reply:
-    """An error object; ``retry_after`` (seconds) is said in the text and in the header."""
+    """Return an error; ``retry_after`` (seconds) is in the message and in the header."""
     usual_kind, usual_word, usual = _WORDS.get(code, ("api_error", None, "Unknown error."))
     text = usual if message is None else message
     headers: tuple[tuple[str, str], ...] = ()
@@ -87,7 +87,7 @@ def error(
 
 
 def no_key() -> Reply:
-    """401 for a request without a key."""
+    """Return a 401 for a request without a key."""
     return error(
         401,
         "You didn't provide an API key. You need to provide your API key in an Authorization "
@@ -97,7 +97,7 @@ def no_key() -> Reply:
 
 
 def bad_key(key: str) -> Reply:
-    """401 for a wrong key; as the vendor does, its last characters are repeated."""
+    """Return a 401 for a wrong key, with its last characters, as the vendor does."""
     hidden = "*" * max(0, len(key) - _SHOWN) + (key[-_SHOWN:] if len(key) > 2 * _SHOWN else "")
     return error(
         401,
@@ -108,30 +108,30 @@ def bad_key(key: str) -> Reply:
 
 
 def unreadable() -> Reply:
-    """400 for a body that cannot be parsed."""
+    """Return a 400 for a body that cannot be parsed."""
     return error(400, "We could not parse the body of your request.")
 
 
 def unknown_parameter(name: str) -> Reply:
-    """400 for a parameter that the API does not have."""
+    """Return a 400 for a parameter that the API does not have."""
     return error(400, f"Unknown parameter: '{name}'.", param=name, word="unknown_parameter")
 
 
 def missing(name: str) -> Reply:
-    """400 for a parameter that is required."""
+    """Return a 400 for a missing required parameter."""
     message = f"Missing required parameter: '{name}'."
     return error(400, message, param=name, word="missing_required_parameter")
 
 
 def invalid_value(name: str, value: object, allowed: tuple[str, ...]) -> Reply:
-    """400 for a value outside a list."""
+    """Return a 400 for a value that is not in the list of allowed values."""
     *most, last = (f"'{choice}'" for choice in allowed)
     message = f"Invalid value: '{value}'. Supported values are: {', '.join(most)}, and {last}."
     return error(400, message, param=name, word="invalid_value")
 
 
 def invalid_size(size: str) -> Reply:
-    """400 for a size outside the model's limits."""
+    """Return a 400 for a size outside the model's limits."""
     message = (
         f"Invalid size '{size}'. Width and height must be divisible by 16, the longest edge at "
         "most 3840, the ratio between 1:3 and 3:1, the pixels between 655360 and 8294400."
@@ -140,7 +140,7 @@ def invalid_size(size: str) -> Reply:
 
 
 def too_long(length: int, limit: int) -> Reply:
-    """400 for a prompt past the limit, in characters."""
+    """Return a 400 for a prompt longer than the limit in characters."""
     message = (
         f"Invalid 'prompt': string too long. Expected a string with maximum length {limit}, but "
         f"got a string with length {length} instead."
@@ -149,13 +149,13 @@ def too_long(length: int, limit: int) -> Reply:
 
 
 def unknown_model(model: str) -> Reply:
-    """The image endpoints answer an unknown model with 400, not 404."""
+    """Return a 400 for an unknown model; the image endpoints do not use 404."""
     message = f"The model '{model}' does not exist."
     return error(400, message, kind=_USER, param="model", word="invalid_value")
 
 
 def retired(model: str) -> Reply:
-    """404 for a model that was shut down."""
+    """Return a 404 for a retired model."""
     message = (
         f"The model `{model}` has been deprecated, learn more here: "
         "https://platform.openai.com/docs/deprecations"
@@ -164,7 +164,7 @@ def retired(model: str) -> Reply:
 
 
 def not_a_file() -> Reply:
-    """400 for an image field that is no upload."""
+    """Return a 400 for an image field that is not an upload."""
     message = (
         "Invalid type for 'image': expected one of an array of files or file, but got a string "
         "instead."
@@ -173,7 +173,7 @@ def not_a_file() -> Reply:
 
 
 def too_many(count: int, limit: int) -> Reply:
-    """400 for too many images."""
+    """Return a 400 for too many images."""
     message = (
         f"Invalid 'image': array too long. Expected an array with maximum length {limit}, but "
         f"got an array with length {count} instead."
@@ -182,13 +182,13 @@ def too_many(count: int, limit: int) -> Reply:
 
 
 def too_large(index: int) -> Reply:
-    """400 for an image past 50 MB."""
+    """Return a 400 for an image larger than 50 MB."""
     message = f"Invalid image {index + 1}: the file is larger than the maximum of 50 MB."
     return error(400, message, kind=_USER, param="image", word="image_too_large")
 
 
 def unsupported_type(index: int, mime_type: str) -> Reply:
-    """400 for an upload declared as something else than a picture."""
+    """Return a 400 for an upload whose declared type is not an image."""
     message = (
         f"Invalid file 'image[{index}]': unsupported mimetype ('{mime_type}'). Supported file "
         "formats are 'image/jpeg', 'image/png', and 'image/webp'."
@@ -197,13 +197,13 @@ def unsupported_type(index: int, mime_type: str) -> Reply:
 
 
 def invalid_image(index: int) -> Reply:
-    """400 for bytes that are no plain PNG, JPEG or WebP."""
+    """Return a 400 for bytes that are not a plain PNG, JPEG or WebP."""
     message = f"Invalid image file or mode for image {index + 1}, please check your image file."
     return error(400, message, kind=_USER, param="image", word="invalid_image_file")
 
 
 def moderation_blocked(stage: str) -> Reply:
-    """400 from the safety system; ``stage`` is input or output."""
+    """Return a 400 of the safety system; ``stage`` is input or output."""
     message = (
         "Your request was rejected by the safety system. If you believe this is an error, "
         "contact us at help.openai.com and include the request ID."
@@ -217,7 +217,7 @@ def moderation_blocked(stage: str) -> Reply:
 
 
 def _rate_limited(call: ParsedRequest, retry_after: float | None) -> Reply:
-    # The delay stands in the text alone: no image report shows a Retry-After header.
+    # The delay is only in the message: no known response for images has a Retry-After header.
     hint = "" if retry_after is None else f" Please try again in {retry_after:g}s."
     message = (
         f"Rate limit reached for {call.model} in organization org-emulated on images per min: "

@@ -1,4 +1,4 @@
-"""Every form in which an OpenAI image answer was seen, the refusal by moderation included."""
+"""Variants of OpenAI's image response, as in real responses, including refusals by moderation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SQUARE: Final = 1024 * 1024
 _PER_SQUARE: Final[Mapping[str, int]] = {
     "low": 272, "medium": 1056, "high": 4160, "xhigh": 8320, "max": 16640,
 }  # fmt: skip
-"""Output tokens of a 1024x1024 picture; other sizes in proportion to their pixels."""
+"""Output tokens of a 1024x1024 image; other sizes in proportion to their pixels."""
 
 
 def _drawn_quality(canvas: ImageSize) -> str:
@@ -83,4 +83,4 @@ SHAPES: Final[Mapping[str, ResponseVariant]] = {
     "url_only": ResponseVariant(_data(data=[{"url": _URL}]), pictures=0),
     "wrong_aspect": ResponseVariant(_good, canvas=other_ratio),
 }
-"""Answers by name; ``good`` is the normal one."""
+"""Variants by name; ``good`` is the normal response."""

@@ -1,4 +1,4 @@
-"""One HTTP exchange as plain values: what came in, what goes out and how its bytes are sent."""
+"""HTTP messages as values: requests, responses and the delivery of a response's body."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = [
 ]
 
 _PIECE: Final = 1 << 18
-"""Bytes handed to the socket at a time: other connections get their turn in between."""
+"""Bytes written to the socket at a time, so that other connections are served in between."""
 _DRIPS: Final = 20
-"""Pieces of a body that trickles."""
+"""Number of pieces of a body that is sent slowly."""
 _WORTH_A_THREAD: Final = 1 << 18
-"""Bytes above which parsing and encoding would be felt by everything else on the loop."""
+"""Bytes above which parsing and encoding would block the loop noticeably."""
 
 _DEEPEST: Final = 100
-"""Levels of nesting that JSON may have: Gemini's own parser takes no more."""
+"""Maximum nesting of JSON, as in Gemini's parser."""
 
 _MARK: Final = secrets.token_hex()
-"""Stands for a Verbatim while the rest is encoded."""
+"""Placeholder for a RawJson while the rest is encoded."""
 
 _T = TypeVar("_T")
 
@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 class ConnectionLost(Exception):  # noqa: N818 - an event on the wire, not an error of the emulator
     """The exchange ends here and the connection is closed.
 
-    ``abrupt`` says how: reset (RST), or closed in good order (FIN) but too early.
+    ``abrupt`` means a reset (RST); otherwise the connection is closed properly (FIN), but early.
     """
 
     def __init__(self, *, abrupt: bool) -> None:
@@ -60,20 +60,20 @@ class HttpRequest:
     path: str
     """Without the query."""
     headers: Mapping[str, str] = field(repr=False)
-    """Names in lower case. They hold the key, so they are never shown or kept."""
+    """Headers with names in lower case. They contain the key, so they are never shown or kept."""
     body: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How a body travels."""
+    """How a body is sent."""
 
     cut_at: float | None = None
     """Share of the promised body after which the connection is closed; None sends all of it."""
     abrupt: bool = False
     """Whether a cut resets the connection instead of closing it."""
     seconds: float = 0.0
-    """Time over which the body trickles."""
+    """Seconds over which the body is sent."""
 
 
 WHOLE: Final = Delivery()
@@ -81,7 +81,7 @@ WHOLE: Final = Delivery()
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer ready to be sent."""
+    """A response ready to be sent."""
 
     status: int
     body: bytes = field(repr=False)
@@ -89,16 +89,16 @@ class Reply:
     delivery: Delivery = WHOLE
 
     def all_headers(self) -> list[tuple[str, str]]:
-        """The headers to send; content-length promises the whole body, cut or not."""
+        """Return the headers to send; Content-Length is that of the whole body, even if cut."""
         return [*self.headers, ("content-length", str(len(self.body)))]
 
 
 @dataclass(frozen=True, slots=True)
 class RawJson:
-    """A long string of plain ASCII inside a JSON body, already encoded.
+    """A long ASCII string inside a JSON body, already encoded.
 
-    The standard encoder looks at every character of a picture, and holds the interpreter's lock
-    for the tenths of a second that twenty megabytes take; this one is copied.
+    The standard encoder checks every character of an image, and holds the interpreter lock for the
+    tenths of a second that twenty megabytes take; this string is only copied.
     """
 
     data: bytes = field(repr=False)
@@ -118,7 +118,7 @@ def _encode(body: Any) -> bytes:
 
 
 def json_reply(body: Any, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
-    """Encode ``body`` as a JSON answer."""
+    """Encode ``body`` as a JSON response."""
     kind = (("content-type", "application/json; charset=UTF-8"),)
     return Reply(status, _encode(body), (*kind, *headers))
 
@@ -127,7 +127,7 @@ def read_json(body: bytes) -> Any:
     """Decode a JSON body.
 
     Raises:
-        ValueError: It is not JSON, or is nested deeper than vendors accept.
+        ValueError: The body is not JSON, or is nested deeper than vendors accept.
     """
     try:
         document = json.loads(body)
@@ -147,10 +147,10 @@ def _containers_in(value: Any) -> list[Any]:
 
 
 async def pieces(reply: Reply) -> AsyncIterator[bytes]:
-    """The body as its delivery sends it, piece by piece.
+    """Yield the pieces of the body, as its delivery sends them.
 
     Raises:
-        ConnectionLost: After the last byte that a cut body sends.
+        ConnectionLost: After the last piece of a body that is cut.
     """
     delivery = reply.delivery
     total = len(reply.body)
@@ -166,7 +166,7 @@ async def pieces(reply: Reply) -> AsyncIterator[bytes]:
 
 
 async def offload(size: int, work: Callable[..., _T], *args: Any) -> _T:
-    """Do ``work(*args)`` on ``size`` bytes: at once when small, in a thread when large."""
+    """Run ``work(*args)``, in a thread if ``size`` bytes are large."""
     if size < _WORTH_A_THREAD:
         return work(*args)
     return await asyncio.to_thread(work, *args)

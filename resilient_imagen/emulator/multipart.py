@@ -1,4 +1,4 @@
-"""Multipart forms, from bytes to parts."""
+"""Multipart forms: parse multipart/form-data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Part", "read_form"]
 
 
 _MAX_PARTS: Final = 1000
-"""Fields of a form; a real one has some thirty."""
+"""Maximum fields of a form; real forms have some thirty."""
 _MAX_HEADER: Final = 16_384
-"""Bytes of a part's header line, and of all of them together."""
+"""Maximum bytes of a part's header line, and of all its header lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Part:
     data: bytes = field(repr=False)
 
     def text(self) -> str:
-        """The content of a plain field."""
+        """Return the content of a plain field."""
         return self.data.decode("utf-8", "replace")
 
 
 def read_form(content_type: str, body: bytes) -> list[Part] | None:
-    """The parts of a multipart/form-data body.
+    """Return the parts of a multipart/form-data body.
 
-    None when it is not a complete one, or has more parts or longer headers than a form has.
+    Return None if the body is incomplete, or has too many parts or too long headers.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
@@ -56,7 +56,7 @@ def read_form(content_type: str, body: bytes) -> list[Part] | None:
 
 
 class _Collector:
-    """Turns the parser's callbacks into parts."""
+    """Collects parts from the parser's callbacks."""
 
     def __init__(self) -> None:
         self.parts: list[Part] = []

@@ -1,4 +1,4 @@
-"""Proxy variables: a server on loopback is reached directly, whatever the environment says."""
+"""Proxy variables: exclude loopback, so that a local server is connected to directly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _EVERYTHING: Final = "*"
 
 
 def bypassing(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of NO_PROXY and no_proxy that add loopback to the hosts listed there.
+    """Return values for NO_PROXY and no_proxy that add loopback to the present hosts.
 
-    Both get the same value: of the two, some programs read only one.
+    Both get the same value, because some programs read only one of them.
     """
     given = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     hosts = dict.fromkeys(filter(None, (host.strip() for host in given.split(","))))
-    # A star counts only if it stands alone.
+    # A star is valid only as the whole value.
     listed = _EVERYTHING if _EVERYTHING in hosts else ",".join(dict.fromkeys((*hosts, *LOOPBACK)))
     return {"NO_PROXY": listed, "no_proxy": listed}

@@ -1,4 +1,4 @@
-"""A pytest fixture that puts the emulator in the place of both vendors.
+"""Pytest plugin: a fixture that replaces both vendors by the emulator.
 
 Enable it in the application's top conftest.py::
 
@@ -10,19 +10,20 @@ and use it in sync and async tests alike::
         imagen_emulator.google.set(faults.status(503))
         ...
 
-For the length of the test the environment leads to the emulator and to nothing else:
+During the test the environment refers only to the emulator:
 
 - GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and OPENAI_BASE_URL
   are set, so that the library (and either SDK) finds the emulator.
-- NO_PROXY and no_proxy name loopback, so that no proxy stands between.
+- NO_PROXY and no_proxy contain loopback, so that no proxy is used.
 - Every other variable of the library, of both SDKs and of trace exporters is unset: IMAGE_GEN_*
   (a Redis, a forced-open route), GOOGLE_GENAI_*, GOOGLE_API_KEY, GOOGLE_VERTEX_BASE_URL, GEMINI_*,
-  OPENAI_*, AZURE_OPENAI_*, OTEL_EXPORTER_*. A test sets what it needs after it has asked for the
-  fixture; a fixture of the application's that sets variables asks for `imagen_emulator` itself.
+  OPENAI_*, AZURE_OPENAI_*, OTEL_EXPORTER_*. A test that needs one sets it after requesting the
+  fixture; an application's fixture that sets variables must request `imagen_emulator` itself.
 
-All of it is restored afterwards. The default clients, also that of `resilient_imagen.sync`, are
-closed before and after, so that they read the environment again. A client that the application
-keeps must be closed by the application: the next test's emulator listens on another port.
+The environment is restored afterwards. The default clients, including that of
+`resilient_imagen.sync`, are closed before and after, so that they read the environment again. The
+application must close clients that it keeps, because the next test's emulator listens on another
+port.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ _UNSET: Final = (
     "AZURE_OPENAI_",
     "OTEL_EXPORTER_",
 )
-"""Beginnings of the names of variables that may lead to something real."""
+"""Prefixes of variables that may refer to real services."""
 
 
 @pytest.fixture
 def imagen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on a loopback port, for one test; the environment leads to nothing else."""
+    """Serve both vendors on a loopback port for one test, and set the environment to it."""
     with BackgroundEmulator() as emulator:
         for name in [name for name in os.environ if name.upper().startswith(_UNSET)]:
             monkeypatch.delenv(name)

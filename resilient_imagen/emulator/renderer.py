@@ -1,4 +1,4 @@
-"""Where pictures come from: drawn, tiny, or given; made once, and never on the event loop."""
+"""Image renderer: drawn, tiny or given images, cached and rendered off the event loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["ImageRenderer", "PictureMode", "sniff"]
 
 PictureMode = Literal["drawn", "tiny"] | bytes
-"""``drawn``: shows the request, in the size asked for. ``tiny``: one colour, a sixteenth of the
-size in the same ratio. bytes: sent as they are (only repeated shapes make them differ)."""
+"""``drawn``: shows the request, in the requested size. ``tiny``: one colour, a sixteenth of the
+size in the same ratio. bytes: sent unchanged (only several images in one response differ)."""
 
 _KEPT: Final = 32 * 1024 * 1024
-"""Bytes of pictures remembered, besides the last one."""
+"""Maximum bytes of cached images, besides the last one."""
 _SHRINK: Final = 16
 _MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -28,7 +28,7 @@ _MAGIC: Final = (
 
 
 def sniff(data: bytes) -> str | None:
-    """The true type of an encoded picture by its first bytes, or None if it is not known."""
+    """Return the type of an encoded image by its first bytes; None if it is unknown."""
     for magic, mime in _MAGIC:
         if data.startswith(magic):
             return mime
@@ -40,7 +40,7 @@ def sniff(data: bytes) -> str | None:
 
 
 class ImageRenderer:
-    """Makes the pictures of one emulator and remembers the last ones."""
+    """Renders the images of one emulator and caches the last ones."""
 
     def __init__(self, mode: PictureMode) -> None:
         if not isinstance(mode, bytes) and mode not in ("drawn", "tiny"):
@@ -51,7 +51,7 @@ class ImageRenderer:
     async def render(
         self, vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int
     ) -> Picture:
-        """One picture; ``variant`` tells apart several of the same answer."""
+        """Return an image; ``variant`` distinguishes several images of one response."""
         mode = self.mode
         key = _identity(mode, vendor, call, canvas, variant)
         if key not in self._made:

@@ -1,4 +1,4 @@
-"""Spoilt answers that any vendor may give: written once, on top of its good one."""
+"""Common variants of responses: broken forms of a vendor's good response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAGE: Final = (
 
 
 class _Unreadable(Picture):
-    """A picture whose base64 is none."""
+    """An image whose base64 is not valid."""
 
     @property
     def base64(self) -> RawJson:
@@ -30,7 +30,7 @@ class _Unreadable(Picture):
 
 
 class _Cut(Picture):
-    """A picture of which the second half is missing."""
+    """An image of which the second half is missing."""
 
     @property
     def base64(self) -> RawJson:
@@ -38,7 +38,7 @@ class _Cut(Picture):
 
 
 def common_shapes(good: Callable[[Answer], Any]) -> dict[str, ResponseVariant]:
-    """The shapes that every vendor has, made from the one that writes its good answer."""
+    """Return the variants that every vendor has, based on its good response."""
 
     def bad_json(answer: Answer) -> Reply:
         reply = json_reply(good(answer))
@@ -72,7 +72,7 @@ def common_shapes(good: Callable[[Answer], Any]) -> dict[str, ResponseVariant]:
 
 
 def other_ratio(canvas: ImageSize) -> ImageSize:
-    """A square; for a square, something that is none."""
+    """Return a square; for a square, a size that is not square."""
     side = min(canvas.width, canvas.height)
     wide = side * 2 if canvas.width == canvas.height else side
     return replace(canvas, width=wide, height=side)

@@ -1,4 +1,4 @@
-"""The emulator over real sockets: HTTP/1.1 on loopback, byte by byte."""
+"""Emulator server: HTTP/1.1 over real sockets on loopback."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = ["EmulatorServer", "serve"]
 _READ: Final = 1 << 18
 """Bytes read at a time."""
 _MAX_HEADERS: Final = 1 << 16
-"""Bytes of a request's first line and headers."""
+"""Maximum bytes of a request's first line and headers."""
 _HEADERS_TOO_LARGE: Final = 431
 _LINGER: Final = 2.0
-"""Seconds in which a client that was refused may go on sending before the connection is closed."""
+"""Seconds for which a rejected client may continue sending before the connection is closed."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: closing sends RST."""
 
@@ -46,13 +46,13 @@ class EmulatorServer:
     """Serves an emulator on loopback while its ``async with`` block runs.
 
     Args:
-        app: What to serve.
+        app: The emulator to serve.
         host: A loopback address, or localhost.
-        port: 0 takes a free one.
+        port: The port; 0 means a free one.
 
     Raises:
         ValueError: ``host`` is not a loopback address.
-        OSError: On entering, when the port is taken.
+        OSError: On entering, if the port is in use.
     """
 
     def __init__(self, app: Emulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -64,27 +64,27 @@ class EmulatorServer:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a path."""
+        """The server's address, without a path."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
     @property
     def google_url(self) -> str:
-        """What GOOGLE_GEMINI_BASE_URL has to be."""
+        """The value for GOOGLE_GEMINI_BASE_URL."""
         return self.url
 
     @property
     def openai_url(self) -> str:
-        """What OPENAI_BASE_URL has to be."""
+        """The value for OPENAI_BASE_URL."""
         return f"{self.url}/v1"
 
     @property
     def open_connections(self) -> int:
-        """Connections now open, those without a request included."""
+        """Number of open connections, including those without a request."""
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
-        """Begin to serve."""
+        """Start the server."""
         self._server = await asyncio.start_server(
             self._connected, self.host, self.port, limit=_READ
         )
@@ -116,7 +116,7 @@ class EmulatorServer:
         try:
             await connection.run()
         except asyncio.CancelledError:
-            # The server stops: a client that does not read may not hold it up.
+            # The server is stopping: a client that does not read must not delay it.
             writer.transport.abort()
         finally:
             del self._connections[connection]
@@ -128,7 +128,7 @@ async def serve(host: str, port: int, app: Emulator) -> None:
 
     Raises:
         ValueError: ``host`` is not a loopback address.
-        OSError: The port is taken.
+        OSError: The port is in use.
     """
     async with EmulatorServer(app, host=host, port=port):
         await asyncio.get_running_loop().create_future()
@@ -169,12 +169,12 @@ class _ClientConnection:
                 self._http.start_next_cycle()
 
     def close(self) -> None:
-        """Close the connection; what was written is still sent."""
+        """Close the connection; data already written is still sent."""
         self._belongs_to(None)
         self._writer.close()
 
     async def _next_request_or_refuse(self) -> HttpRequest | None:
-        """The next request; None when there is none, or when it was too large and refused."""
+        """Return the next request; None at the end, or after rejecting a request as too large."""
         try:
             return await self._next_request()
         except ApiError as refusal:
@@ -188,9 +188,9 @@ class _ClientConnection:
         return None
 
     async def _discard_rest(self) -> None:
-        """Read on for a while.
+        """Read and discard data for a short time.
 
-        A connection that is closed while its client still sends is reset, and the answer is lost.
+        Closing a connection while the client is sending resets it, and the response is lost.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER):
@@ -198,11 +198,11 @@ class _ClientConnection:
                     pass
 
     async def _next_request(self) -> HttpRequest | None:
-        """The next complete request; None when there is none.
+        """Return the next complete request; None at the end of the connection.
 
         Raises:
-            Refusal: It is larger than is taken. Its rest is not read.
-            h11.RemoteProtocolError: It is none.
+            ApiError: The request is too large. Its rest is not read.
+            h11.RemoteProtocolError: The data are not an HTTP request.
         """
         head: h11.Request | None = None
         body = bytearray()
@@ -244,10 +244,10 @@ class _ClientConnection:
         exchange.close(delivered=True)
 
     async def _unless_client_leaves(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work, but stop at once when the client closes the connection.
+        """Run ``work``, but cancel it if the client closes the connection.
 
         Raises:
-            ConnectionError: The client left.
+            ConnectionError: The client closed the connection.
         """
         working = asyncio.create_task(work)
         watching = asyncio.create_task(self._reader.read(_READ))
@@ -257,7 +257,7 @@ class _ClientConnection:
                 early = watching.result()
                 if not early and not working.done():
                     raise ConnectionResetError
-                # The next request came before the answer to this one: kept for its turn.
+                # A pipelined request, which arrived before this response, is kept for later.
                 self._http.receive_data(early)
             await working
         finally:
@@ -295,7 +295,7 @@ class _ClientConnection:
 
 
 def _declared_length(head: h11.Request) -> int:
-    """Bytes that the body is going to have, as its headers say; 0 when they do not."""
+    """Return the Content-Length of the body; 0 without one."""
     return next((int(value) for name, value in head.headers if name == b"content-length"), 0)
 
 

@@ -1,4 +1,4 @@
-"""The emulator in memory: no sockets, any event loop, virtual time included."""
+"""Emulator transport: in memory, without sockets, for any event loop and for virtual time."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["EmulatorTransport", "RequestReceiver"]
 
 
 class RequestReceiver(Protocol):
-    """Where requests are handed in: an Emulator."""
+    """An object that receives requests: an Emulator."""
 
     def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take this loop's time from here on."""
+        """Use this loop's clock from now on."""
         ...
 
     async def receive(self, request: HttpRequest) -> Exchange:
-        """Take in a complete request. The exchange must be closed, whatever happens."""
+        """Begin an exchange for a complete request. The caller must close it in any case."""
         ...
 
 
 class EmulatorTransport(httpx2.AsyncBaseTransport):
-    """Hands requests to an emulator and raises what a real connection would.
+    """A transport that passes requests to an emulator, and raises the errors of a real connection.
 
-    A request's read timeout is kept; the other timeouts have nothing to wait for.
+    The read timeout of a request is observed; the other timeouts do not apply.
     """
 
     def __init__(self, app: RequestReceiver) -> None:
@@ -44,9 +44,9 @@ class EmulatorTransport(httpx2.AsyncBaseTransport):
         """Serve one request.
 
         Raises:
-            httpx2.ReadTimeout: No answer within the request's read timeout.
-            httpx2.ReadError: The fault is to reset the connection.
-            httpx2.RemoteProtocolError: The fault is to close it too early.
+            httpx2.ReadTimeout: No response within the request's read timeout.
+            httpx2.ReadError: The fault resets the connection.
+            httpx2.RemoteProtocolError: The fault closes the connection early.
         """
         self._app.serve_from(asyncio.get_running_loop())
         headers = {name.lower(): value for name, value in request.headers.items()}
@@ -73,7 +73,7 @@ class EmulatorTransport(httpx2.AsyncBaseTransport):
 
 
 class _Stream(httpx2.AsyncByteStream):
-    """The body of an answer, and the exchange that it keeps open."""
+    """The body of a response, which keeps its exchange open."""
 
     def __init__(self, exchange: Exchange, request: httpx2.Request) -> None:
         self._exchange = exchange
@@ -84,7 +84,7 @@ class _Stream(httpx2.AsyncByteStream):
         self._complete = False
 
     async def start(self) -> Reply:
-        """Wait for the answer's headers."""
+        """Wait for the response's headers."""
         try:
             async with asyncio.timeout(self._patience) as clock:
                 self._reply = await self._exchange.reply()
@@ -98,8 +98,8 @@ class _Stream(httpx2.AsyncByteStream):
         return self._reply
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The body, piece by piece, or the error that ends it."""
-        assert self._reply is not None  # noqa: S101 - a response is made after start()
+        """Yield the pieces of the body, or raise the error that ends it."""
+        assert self._reply is not None  # noqa: S101 - a response is created after start()
         body = pieces(self._reply)
         received = 0
         while True:
@@ -124,7 +124,7 @@ class _Stream(httpx2.AsyncByteStream):
         self._complete = True
 
     async def aclose(self) -> None:
-        """The client is done with the answer."""
+        """End the exchange: the client has closed the response."""
         if self._open:
             self._open = False
             self._exchange.close(delivered=self._complete)

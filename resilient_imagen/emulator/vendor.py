@@ -1,4 +1,4 @@
-"""One vendor of the emulator: what it is told to do wrong, and what it saw."""
+"""Emulated vendor: its faults, and a record of the requests that it received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _AT_ONCE = Latency(0.0)
 
 @dataclass(frozen=True, slots=True)
 class ReferenceSeen:
-    """A reference picture that arrived."""
+    """A reference image that was received."""
 
     mime_type: str
     """As declared by the sender."""
@@ -34,31 +34,31 @@ class ReferenceSeen:
 
 @dataclass(slots=True)
 class RequestSeen:
-    """One request, as the vendor saw it. Filled in as the exchange goes on; no key is kept."""
+    """The record of one request, updated during the exchange. It does not contain the key."""
 
     time: float
-    """When it was complete, in seconds of the serving loop's time."""
+    """When the request was complete, in seconds of the serving loop's time."""
     operation: str
     """generate or edit."""
     model: str
     prompt: str = field(repr=False)
     aspect_ratio: str | None
-    """As asked for, where the vendor has such a thing."""
+    """The requested ratio, if the vendor has that parameter."""
     resolution: str | None
-    """Gemini's imageSize or OpenAI's size, as asked for."""
+    """The requested imageSize (Gemini) or size (OpenAI)."""
     references: tuple[ReferenceSeen, ...]
     fault: str | None
-    """The fault that struck, by name."""
+    """The name of the fault that was applied."""
     status: int | None = None
-    """The HTTP status answered; None while there is none, and for ever if it hangs."""
+    """The HTTP status of the response; None before and without a response."""
     ended: float | None = None
-    """When the exchange was over."""
+    """When the exchange ended."""
     delivered: bool = False
-    """Whether the whole answer was sent; False when either side left before."""
+    """Whether the whole response was sent; False if either side closed the connection before."""
 
 
 class Vendor:
-    """What an application may do with one emulated vendor. Safe to use from any thread."""
+    """The controls and records of one emulated vendor. Safe to use from any thread."""
 
     def __init__(
         self, dialect: VendorApi, *, seed: int, keys: Iterable[str] | None, latency: Latency
@@ -75,23 +75,23 @@ class Vendor:
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    # What goes wrong
+    # Faults
 
     def fail(self, fault: Fault, *, times: int = 1, model: str | None = None) -> None:
-        """Let the next ``times`` requests (of this model, if one is given) fail.
+        """Fail the next ``times`` requests (of ``model``, if it is given).
 
         Raises:
-            ValueError: ``times`` is below 1, or this vendor does not know the fault.
+            ValueError: ``times`` is below 1, or this vendor does not have the fault.
         """
         self._know(fault)
         with self._lock:
             self._plan.add_next(fault, times, model)
 
     def set(self, fault: Fault, *, model: str | None = None) -> None:
-        """Let every request (of this model, if one is given) fail until healed.
+        """Fail every request (of ``model``, if it is given) until healed.
 
         Raises:
-            ValueError: This vendor does not know the fault.
+            ValueError: This vendor does not have the fault.
         """
         self._know(fault)
         with self._lock:
@@ -100,12 +100,12 @@ class Vendor:
     def schedule(
         self, windows: Iterable[tuple[float, float, Fault]], *, model: str | None = None
     ) -> None:
-        """Let requests fail within windows (start, end, fault).
+        """Fail requests within windows (start, end, fault).
 
-        Seconds count from now; before anything is served, from the moment serving begins.
+        Seconds count from now; before the server has started, from its start.
 
         Raises:
-            ValueError: A window is empty or negative, or this vendor does not know a fault.
+            ValueError: A window is empty or negative, or this vendor does not have a fault.
         """
         listed = list(windows)
         for _, _, fault in listed:
@@ -114,12 +114,12 @@ class Vendor:
             self._plan.add_windows(listed, model, self._now())
 
     def heal(self) -> None:
-        """Forget every fault. Requests that already hang go on hanging."""
+        """Clear all faults. Requests that hang already continue to hang."""
         with self._lock:
             self._plan.clear()
 
     def set_latency(self, latency: float | Latency, *, model: str | None = None) -> None:
-        """How long good answers take: seconds, or a Latency to draw them from."""
+        """Set the latency of successful responses: seconds, or a Latency to draw them from."""
         with self._lock:
             self._latencies[model] = latency if isinstance(latency, Latency) else Latency(latency)
 
@@ -133,37 +133,37 @@ class Vendor:
                     f"{self.name} has no {kind} {name!r}; it has {', '.join(sorted(known))}"
                 )
 
-    # What was seen
+    # Records
 
     @property
     def requests(self) -> tuple[RequestSeen, ...]:
-        """Every request so far, in the order of arrival."""
+        """All requests so far, in the order of arrival."""
         with self._lock:
             return tuple(self._requests)
 
     @property
     def in_flight(self) -> int:
-        """Requests that arrived and are not over."""
+        """Number of requests in flight."""
         return self._in_flight
 
     @property
     def max_in_flight(self) -> int:
-        """The most that ever were in flight at a time."""
+        """Maximum number of concurrent requests so far."""
         return self._max_in_flight
 
     @property
     def open_connections(self) -> int:
-        """Connections now open whose last request was for this vendor."""
+        """Number of open connections whose last request was for this vendor."""
         return self._open_connections
 
     def forget(self) -> None:
-        """Forget the requests seen, and the maximum in flight."""
+        """Clear the recorded requests and the maximum of concurrent requests."""
         with self._lock:
             self._requests.clear()
             self._max_in_flight = self._in_flight
 
     async def until(self, condition: Callable[[Vendor], bool]) -> None:
-        """Wait until ``condition(self)`` holds; it is looked at after every change."""
+        """Wait until ``condition(self)`` is true; it is checked after every change."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         entry = (loop, changed)
         with self._lock:
@@ -179,13 +179,13 @@ class Vendor:
     # For the application object and the server
 
     def serve_from(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take this loop's time from here on."""
+        """Use this loop's clock from now on."""
         with self._lock:
             self._loop = loop
             self._plan.anchor(loop.time())
 
     def arrived(self, call: ParsedRequest) -> tuple[RequestSeen, Fault | None, float]:
-        """Note a request; gives its record, the fault that strikes it and its latency."""
+        """Record a request; return its record, the fault to apply and its latency."""
         with self._lock:
             now = self._now() or 0.0
             fault = self._plan.choose(now, call.model)
@@ -198,27 +198,27 @@ class Vendor:
             self._in_flight += 1
             self._max_in_flight = max(self._max_in_flight, self._in_flight)
             latency = self._latency(fault, call.model).sample(self._rng)
-        self._tell()
+        self._notify()
         return seen, fault, latency
 
     def answered(self, seen: RequestSeen, status: int) -> None:
-        """Note which status is on its way."""
+        """Record the status of the response."""
         seen.status = status
-        self._tell()
+        self._notify()
 
     def ended(self, seen: RequestSeen, *, delivered: bool) -> None:
-        """Note that an exchange is over."""
+        """Record the end of an exchange."""
         with self._lock:
             self._in_flight -= 1
             seen.ended = self._now()
             seen.delivered = delivered
-        self._tell()
+        self._notify()
 
     def connections(self, change: int) -> None:
-        """Note that a connection was opened (1) or closed (-1)."""
+        """Record that a connection was opened (1) or closed (-1)."""
         with self._lock:
             self._open_connections += change
-        self._tell()
+        self._notify()
 
     def _latency(self, fault: Fault | None, model: str) -> Latency:
         if fault is not None and fault.delay is not None:
@@ -234,10 +234,10 @@ class Vendor:
             return asyncio.get_running_loop().time()
         return None
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         with self._lock:
             waiting = list(self._waiting)
         for loop, changed in waiting:
-            # A loop that was closed meanwhile has nobody left to tell.
+            # The loop of a waiter may have been closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)

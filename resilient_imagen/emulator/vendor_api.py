@@ -1,4 +1,4 @@
-"""What both vendors have in common: a call understood, a picture to make, an answer to shape."""
+"""Vendor API: the protocol of a vendor, parsed requests, images and response variants."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class ApiError(Exception):
-    """The vendor answers that the request is not acceptable."""
+    """The vendor rejects the request with an error response."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(f"HTTP {reply.status}")
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UploadedImage:
-    """A reference picture as it arrived."""
+    """A reference image as it was received."""
 
     mime_type: str
     """As declared by the sender."""
@@ -45,7 +45,7 @@ class UploadedImage:
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A request understood as far as it can be; whether it is acceptable is checked later."""
+    """A request, parsed as far as possible and not yet validated."""
 
     operation: str
     """generate or edit."""
@@ -55,16 +55,16 @@ class ParsedRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The other parameters, by the vendor's names."""
     aspect_ratio: str | None = None
-    """As asked for, where the vendor has such a thing."""
+    """The requested ratio, if the vendor has that parameter."""
     resolution: str | None = None
-    """Gemini's imageSize or OpenAI's size, as asked for."""
+    """The requested imageSize (Gemini) or size (OpenAI)."""
     problem: Reply | None = None
-    """The refusal of a body that could not be read at all."""
+    """The error response for a body that could not be parsed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSize:
-    """The picture to make. Sizes are in pixels."""
+    """The image to render. Sizes are in pixels."""
 
     width: int
     height: int
@@ -75,25 +75,25 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture."""
+    """An encoded image."""
 
     data: bytes = field(repr=False)
     mime_type: str
 
     @cached_property
     def base64(self) -> RawJson:
-        """In standard base64, encoded once however often it is sent."""
+        """Return the image in standard base64; it is encoded once."""
         return RawJson(base64.b64encode(self.data))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """All that a shape needs to write the vendor's answer."""
+    """The input of a response variant."""
 
     call: ParsedRequest
     canvas: ImageSize
     pictures: tuple[Picture, ...]
-    """As many as the canvas counts or the shape wants, all different."""
+    """Different images, as many as requested or as the variant needs."""
     detail: str | None
     created: int
     """Seconds since 1970."""
@@ -102,47 +102,47 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ResponseVariant:
-    """One form of a vendor's answer to a request that it accepted."""
+    """One form of a vendor's response to a request that it accepted."""
 
     write: Callable[[Answer], Any]
-    """Gives the JSON body, or a whole Reply."""
+    """Returns the JSON body, or a whole Reply."""
     pictures: int | None = None
-    """How many pictures it shows; None for as many as were asked for."""
+    """Number of images; None means the requested number."""
     canvas: Callable[[ImageSize], ImageSize] = replace
-    """Changes what is drawn; by default nothing (``replace`` copies)."""
+    """Changes the image to render; the default changes nothing (``replace`` copies)."""
 
 
 class VendorApi(Protocol):
-    """One vendor's API on the wire: no state, no time."""
+    """One vendor's HTTP API, without state and time."""
 
     name: str
     shapes: Mapping[str, ResponseVariant]
     errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]]
 
     def matches(self, path: str) -> bool:
-        """Whether the path is an image endpoint of this vendor."""
+        """Return whether the path is an image endpoint of this vendor."""
         ...
 
     def read(self, request: HttpRequest) -> ParsedRequest:
-        """Understand a request, as far as it can be."""
+        """Parse a request as far as possible."""
         ...
 
     def check(self, call: ParsedRequest) -> ImageSize:
-        """Decide what picture to make.
+        """Validate a request and return the image to render.
 
         Raises:
-            Refusal: The vendor does not accept the call.
+            ApiError: The vendor does not accept the request.
         """
         ...
 
     def check_key(self, request: HttpRequest, accepted: frozenset[str] | None) -> None:
-        """Look at the key.
+        """Check the API key.
 
         Raises:
-            Refusal: There is none, or it is not one of ``accepted`` (None accepts any).
+            ApiError: The key is missing, or not in ``accepted`` (None accepts any).
         """
         ...
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
-        """This status in the vendor's own words."""
+        """Return the vendor's error for a status."""
         ...
