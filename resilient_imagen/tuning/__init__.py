@@ -1,7 +1,7 @@
-"""Record, replay, sweep and report: tune thresholds from what really happened.
+"""Tuning: find good settings by replaying recorded traffic.
 
-``simulate`` plays made-up worlds, ``replay`` and ``sweep`` recordings; all of them with the
-production pipeline, on virtual time. On the command line: ``resilient-imagen tune``.
+``simulate`` runs scenarios, ``replay`` and ``sweep`` run recordings, all with the production
+pipeline on virtual time. On the command line: ``resilient-imagen tune``.
 """
 
 from resilient_imagen.tuning.load import load

@@ -1,4 +1,4 @@
-"""Vega-Lite charts of a sweep, as plain JSON: what happened over time, and what was traded."""
+"""Charts of a sweep as Vega-Lite JSON: the timeline of a run, and the trade-off of all settings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _MAX_DOTS: Final = 2000
 def timeline(
     played: SimulationResult, troubles: Sequence[Incident], origin: float
 ) -> dict[str, Any]:
-    """Images and doomed requests over time, above them the first route's breaker.
+    """Return a chart of images and wasted requests over time, with the first route's breaker.
 
     Args:
         played: A run.
-        troubles: Of the first route.
+        troubles: The incidents of the first route.
         origin: The run's start, in seconds since the epoch.
     """
     end = max((sent.at + sent.seconds for sent in played.sent), default=1.0)
     time = {"field": "t", "type": "temporal", "axis": {"title": None, "format": "%d %b %H:%M"}}
-    # Not "domain", of which Vega-Lite warns where a bar's other end has no type.
+    # Not "domain", about which Vega-Lite warns if the end of a bar has no type.
     time["scale"] = {"domainMin": _ms(origin), "domainMax": _ms(origin + end), "type": "utc"}
     bare = time | {"axis": None}
     kinds = [*played.routes, "doomed request"]
@@ -163,7 +163,7 @@ def _bins(played: SimulationResult, origin: float, end: float) -> Iterator[dict[
 
 
 def _images(played: SimulationResult, origin: float) -> list[dict[str, Any]]:
-    """Time to image, image by image; of very many, evenly chosen ones."""
+    """Return the time of each image; an even sample if there are very many."""
     step = max(1, len(played.started) // _MAX_DOTS)
     return [
         {
@@ -177,7 +177,7 @@ def _images(played: SimulationResult, origin: float) -> list[dict[str, Any]]:
 
 
 def pareto(sweep: Sweep) -> dict[str, Any]:
-    """Every setting by seconds and dollars, coloured by the share of the first route."""
+    """Return a chart of all settings by seconds, dollars and the first route's share (colour)."""
     on_front = {trial.knobs for trial in sweep.front}
     names: dict[Any, list[str]] = {}
     for name, trial in shown(sweep).items():
@@ -229,7 +229,7 @@ def pareto(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _point(trial: Evaluation, front: bool, names: Mapping[Any, Sequence[str]]) -> dict[str, Any]:  # noqa: FBT001 - private, and named by its place
+def _point(trial: Evaluation, front: bool, names: Mapping[Any, Sequence[str]]) -> dict[str, Any]:  # noqa: FBT001 - private
     whole = trial.whole
     return {
         "seconds": round(mean_with_missed(whole), 3),

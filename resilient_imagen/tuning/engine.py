@@ -1,4 +1,4 @@
-"""Drives calls through the production pipeline, on virtual time, against a truth."""
+"""Simulation engine: run calls through the production pipeline on virtual time."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ def run_simulation(
     sinks: Sequence[EventSink] = (),
     short_cut: bool = True,
 ) -> SimulationResult:
-    """Send calls at ``arrivals`` (seconds, in order) through the pipeline, and book what happens.
+    """Send calls at ``arrivals`` (seconds, in order) through the pipeline, and record the outcomes.
 
-    Everything between the caller and the provider is what runs in production: deadline, routes,
-    retries, pacing, breakers, time limits. Only the providers are stood in for.
+    Everything between the caller and the provider is the production code: deadline, routes,
+    retries, pacing, breakers, timeouts. Only the providers are simulated.
 
     Args:
-        settings: Its routes are asked in their order; keys are not needed.
-        truth: What requests meet.
-        arrivals: When each call starts.
-        seed: For all chance, the pipeline's jitter included.
-        sinks: Receive every event, as an ImageClient's do.
-        short_cut: Let calls that meet no trouble go by `express`; with sinks none does.
+        settings: The settings; keys are not needed.
+        truth: The outcomes of requests.
+        arrivals: The start of each call.
+        seed: Seed of all random choices, including the pipeline's jitter.
+        sinks: Sinks that receive every event, as an ImageClient's do.
+        short_cut: Whether calls without problems use the fast path; never with sinks.
     """
     played = SimulationResult(tuple(settings.routes))
 
@@ -81,7 +81,7 @@ def run_simulation(
 
 
 class _Play:
-    """One run: the pipeline, the callers, and the book."""
+    """One run: the pipeline, the calls and their results."""
 
     def __init__(
         self,
@@ -129,8 +129,8 @@ class _Play:
         self._over = self._loop.create_future()
 
     async def run(self, arrivals: Iterator[float]) -> None:
-        """Let all callers come, and wait for the last one to be served."""
-        self._open += 1  # the door
+        """Start all calls, and wait until the last one has ended."""
+        self._open += 1  # the arrivals
         self._next(arrivals)
         await self._over
 
@@ -152,7 +152,7 @@ class _Play:
         self._played.seconds.append(0.0)
         self._played.served.append(-1)
         self._open += 1
-        # Who comes at the same moment as one that climbs must not overtake it in the queue.
+        # A new call must not overtake a call that is handed to the pipeline at the same time.
         behind = now <= self._climbing_since
         if self._express is None or behind or not self._express.start(call):
             self._climb(Climber(call, now, 0))
@@ -181,7 +181,7 @@ class _Play:
             served = await self._pipeline.run(call, _nothing_to_load, self._in_flight)
         except ImageGenerationError as failed:
             error = failed
-        except Exception as bug:  # noqa: BLE001 - of ours: it ends the run, and comes out of it
+        except Exception as bug:  # noqa: BLE001 - a bug in the library: it ends the run, which raises it
             if not self._over.done():
                 self._over.set_exception(bug)
             return
@@ -241,16 +241,16 @@ class _Play:
 
 @dataclass(slots=True)
 class _Handed(CallState):
-    """A call that may have begun on the short cut."""
+    """A call that may have begun on the fast path."""
 
     until: Deadline | None = None
-    """When it must be done with the route it is on, if that was settled there."""
+    """Deadline for its present route, if the fast path has computed it."""
     chain: tuple[Route, ...] = ()
-    """All routes, those that turned it away before among them."""
+    """All routes, including those that rejected it before."""
 
 
 class _SimulatedPipeline(Pipeline):
-    """The production pipeline, which goes on with a call where the short cut left it."""
+    """The production pipeline, which can continue a call from the fast path."""
 
     async def _acquire_early(self, call: CallState, state: RouteState) -> None:
         if isinstance(call, _Handed) and state.route in call.chain:
@@ -265,7 +265,7 @@ class _SimulatedPipeline(Pipeline):
 
 
 def _shut(route: Route) -> Route:
-    """A route that turns everybody away: it stands where a call has been turned away already."""
+    """Return a route that rejects every call; it replaces one that has rejected a call before."""
     breaker = CircuitBreaker(route.name, BreakerConfig())
     breaker.force_open = True
     return replace(route, breaker=breaker)
@@ -290,7 +290,7 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
 
 
 class _NoFitter(ImageFitter):
-    """Returns the same image for every answer, as simulated answers have none."""
+    """An image fitter that returns a constant image, because simulated responses have none."""
 
     async def fit(self, request: ImageRequest, answer: ProviderResult) -> FittedImage:
         """Return the image."""

@@ -1,14 +1,12 @@
-"""A short cut for calls that meet no trouble, which is nearly all of them.
+"""Fast path for calls without problems, which are nearly all calls of a simulation.
 
-A call that a route serves at once passes the pipeline without leaving a trace but in the queue and
-in
-the breaker. Here such a call joins the same queue and takes its permit from the same breaker, and
-the stages between are left out. What it meets is known when its turn comes: as soon as that is
-anything but an image in time, the breaker stirs while it queues or its time for the route is up, it
-is handed to the pipeline, with its place in the queue and the time it has, as if it had come that
-way
-from the start. Nothing is guessed: a run with the short cut equals one without it, but for who is
-first of several at the very same instant (tests/test_tuning_fast_path.py).
+A call that succeeds on its first attempt changes only the state of the queue and the breaker. Here
+such a call joins the same queue and acquires its permit from the same breaker, without the stages
+in between. Its outcome is known when it gets its slot. If it is anything else than an image in
+time, or if the breaker changes or the route's deadline expires while it is queued, the call is
+handed to the pipeline, with its place in the queue and its deadline, as if it had started there. A
+run with the fast path equals a run without it, except for the order of calls at the same instant
+(tests/test_tuning_fast_path.py).
 """
 
 from __future__ import annotations
@@ -38,24 +36,24 @@ if TYPE_CHECKING:
 __all__ = ["Climber", "Express", "HandingRateLimiter"]
 
 _handed: ContextVar[list[Slot]] = ContextVar("handed")
-"""The place in the queue that a call brings along, until it is taken."""
+"""The queued slot of a call that is handed to the pipeline, until the pipeline takes it."""
 
 
 class HandingRateLimiter(RateLimiter):
-    """A queue that a call may enter with the place it holds there already."""
+    """A rate limiter that a call can join with a slot that it already has there."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits)
         self._lent: set[Slot] = set()
 
     def join(self, useful_until: float = math.inf) -> Slot:
-        """Stand at the end of the queue, or where the caller stands already.
+        """Join the end of the queue, or return the slot that the call already has.
 
         Args:
-            useful_until: As the queue has it; a caller that stands there already has its own.
+            useful_until: As in `RateLimiter.join`; ignored for a call with a slot.
 
         Raises:
-            QueueFullError: As the queue says.
+            QueueFullError: The queue is full.
         """
         brought = _handed.get(None)
         if brought and brought[0] in self._lent:
@@ -64,14 +62,14 @@ class HandingRateLimiter(RateLimiter):
         return super().join(useful_until)
 
     def shortest_wait(self, latency: float | None = None) -> float:
-        """As the queue says; who has a place already is never too late for one."""
+        """Return `RateLimiter.shortest_wait`; minus infinity for a call that already has a slot."""
         brought = _handed.get(None)
         if brought and brought[0] in self._lent:
             return -math.inf
         return super().shortest_wait(latency)
 
     def lend(self, ticket: Slot) -> Context:
-        """A context in which the next to join takes over this place."""
+        """Return a context in which the next `join` returns this slot."""
         self._lent.add(ticket)
         context = copy_context()
         context.run(_handed.set, [ticket])
@@ -79,22 +77,22 @@ class HandingRateLimiter(RateLimiter):
 
 
 class Climber(NamedTuple):
-    """A call that goes on by the pipeline."""
+    """A call that the pipeline continues."""
 
     call: int
     asked: float
-    """When it came."""
+    """Loop time of its start."""
     route: int
-    """Routes before this one have turned it away already."""
+    """Index of its present route; earlier routes have rejected it."""
     until: Deadline | None = None
-    """When this route must be done, if that was settled before."""
+    """The deadline for this route, if it is computed already."""
     ticket: Slot | None = None
-    """A place in the queue that is of no use any more; to be given up when the call goes on."""
+    """A slot that the call cannot use any more; it is released when the call continues."""
     context: Context | None = None
 
 
 class _Rider(NamedTuple):
-    """A call on the short cut."""
+    """A call on the fast path."""
 
     call: int
     asked: float
@@ -104,17 +102,17 @@ class _Rider(NamedTuple):
 
 
 class Express:
-    """The short cut.
+    """The fast path.
 
     Args:
-        loop: Whose time it is.
-        routes: The routes; their queues are `HandingRateLimiter`.
-        seconds: That a call may take in all.
-        resolution: Of every picture that is asked for.
-        share: Returns when a route must be done, as the pipeline computes it.
-        world: Says what requests meet, and notes what was sent.
-        climb: Starts a call on the pipeline.
-        done: Told the call and the route that served it.
+        loop: The event loop.
+        routes: The routes; their limiters are `HandingRateLimiter`.
+        seconds: The deadline of a call in seconds.
+        resolution: The resolution of all images.
+        share: Returns the deadline for a route, as the pipeline computes it.
+        world: Returns the outcomes of requests, and records the requests.
+        climb: Continues a call on the pipeline.
+        done: Called with a call and the route that served it.
     """
 
     def __init__(
@@ -141,7 +139,10 @@ class Express:
             route.breaker.subscribe(partial(self._note, position), inline=True)
 
     def start(self, call: int) -> bool:
-        """Take the call, if the first breaker to let it through wants no probe and it may queue."""
+        """Accept the call if the first available route's breaker is closed and its queue is short.
+
+        Return whether it was accepted.
+        """
         for position, route in enumerate(self._routes):
             if self._closed[position]:
                 return self._ride(call, position, route)
@@ -169,7 +170,7 @@ class Express:
         if rider.ticket.granted.done():
             self._send(rider)
             return True
-        # Woken by its turn, by the breaker or by the clock, whichever is first.
+        # It continues with its slot, a change of the breaker or the time limit, whichever is first.
         stirred = route.breaker.wait_for_change()
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
@@ -192,7 +193,7 @@ class Express:
             self._send(rider)
 
     def _send(self, rider: _Rider) -> None:
-        """Let the call meet what it meets."""
+        """Send the request if it succeeds in time; otherwise hand the call to the pipeline."""
         route, now = self._routes[rider.route], self._loop.time()
         met = self._world.outcome_for(rider.call, rider.route, now, ())
         limit = min(now + route.timeout, rider.until.at)
@@ -216,7 +217,7 @@ class Express:
         self._done(rider.call, rider.route)
 
     def _hand_over(self, rider: _Rider) -> None:
-        """Let the pipeline go on with the call, with its place if that is of any use."""
+        """Hand the call to the pipeline, with its slot if it can still use it."""
         route, now = self._routes[rider.route], self._loop.time()
         climber = Climber(rider.call, rider.asked, rider.route)
         deadline = Deadline.after(self._seconds, rider.asked)

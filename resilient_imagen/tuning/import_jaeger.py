@@ -1,4 +1,4 @@
-"""Rows of a recording from a running Jaeger: ``api/v3`` first, the older ``/api/traces`` else."""
+"""Jaeger import: read a recording by Jaeger's ``api/v3``, else by the older ``/api/traces``."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["rows_of_service"]
 
 _TRACES: Final = 500
-"""Traces asked for at once; where there are so many, the time is halved and asked for again."""
+"""Maximum traces of a query; if there are as many, its time range is halved and queried again."""
 _SHORTEST: Final = 1.0
-"""Seconds below which time is not halved any more."""
+"""Seconds below which a time range is not halved."""
 _PIECE: Final = 3600.0
-"""Seconds of traces asked for at first."""
+"""Time range of the first query in seconds."""
 _MARGIN: Final = 0.001
-"""Seconds asked for beyond either end: Jaeger's clock counts in microseconds."""
+"""Seconds added at both ends of a range: Jaeger's times are in microseconds."""
 _MOST: Final = 64_000_000
-"""Bytes of an answer; of a larger one the time is halved as well."""
+"""Maximum bytes of a response; for a larger one the time range is halved, too."""
 _NOT_FOUND: Final = 404
 _ERRORS: Final = 400
 
@@ -44,18 +44,18 @@ def rows_of_service(
     now: float | None = None,
     client: httpx2.Client | None = None,
 ) -> Iterator[Row]:
-    """Everything that a service's traces tell, oldest first, a piece of time at a time.
+    """Yield the rows of a service's traces, oldest first, one time range after the other.
 
     Args:
         url: Jaeger's address, such as ``http://127.0.0.1:16686``.
-        service: Its name there.
+        service: The service's name in Jaeger.
         lookback: Seconds to go back.
-        notes: Counts what was left out.
-        now: Seconds since the epoch; the present when None.
-        client: For the requests; one is made when None.
+        notes: Counts skipped data by kind.
+        now: Seconds since the epoch; None means the present time.
+        client: The HTTP client; None means a new one.
 
     Raises:
-        RecordingError: Jaeger cannot be reached, or answers with something else.
+        RecordingError: Jaeger cannot be reached, or its response is not valid.
     """
     import httpx2
 
@@ -91,9 +91,9 @@ class _Jaeger:
         self._old = False
 
     def between(self, start: float, end: float) -> Iterator[Row]:
-        """Rows of the spans that began in this time.
+        """Yield the rows of the spans that began in this time range.
 
-        Jaeger gives a whole trace if any of its spans did: the others belong to another piece.
+        Jaeger returns whole traces. Spans that began outside the range belong to another query.
         """
         found = self._documents(start - _MARGIN, end + _MARGIN)
         full = found is None or len(_traces_in(found)) >= _TRACES
@@ -115,11 +115,11 @@ class _Jaeger:
                     yield checked(row)
 
     def _documents(self, start: float, end: float) -> list[dict[str, Any]] | None:
-        """The answer about a piece of time; None if it is too large to be held."""
+        """Return Jaeger's response for a time range; None if it is too large."""
         if not self._old:
             status, text = self._answer("api/v3/traces", _v3_query(self._service, start, end))
             if status == _NOT_FOUND and "trace" in (text or "").lower():
-                return []  # none found, says Jaeger with this status
+                return []  # Jaeger's status for no traces
             if status < _ERRORS:
                 return None if text is None else _all_objects(text)
             self._old = True
@@ -135,7 +135,7 @@ class _Jaeger:
         return None if text is None else _all_objects(text)
 
     def _answer(self, path: str, query: Mapping[str, str]) -> tuple[int, str | None]:
-        """The status and the text; None for one that is too large, which is not read to its end."""
+        """Return status and body; None for a body that is too large, which is not read fully."""
         content = bytearray()
         with self._client.stream("GET", f"{self._url}/{path}", params=query) as answer:
             for piece in answer.iter_bytes():
@@ -146,7 +146,7 @@ class _Jaeger:
 
 
 def _v3_query(service: str, start: float, end: float) -> dict[str, str]:
-    """Jaeger 1 wants snake_case names, Jaeger 2 camelCase; each leaves the other's alone."""
+    """Return the query with names for Jaeger 1, in snake_case, and Jaeger 2, in camelCase."""
     return {
         "query.serviceName": service,
         "query.startTimeMin": _rfc3339(start),
@@ -160,7 +160,7 @@ def _v3_query(service: str, start: float, end: float) -> dict[str, str]:
 
 
 def _traces_in(documents: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The traces given, whosever spans they hold: Jaeger counts all of them."""
+    """Return the ids of all traces, including other services' spans, which Jaeger counts, too."""
     return {trace["traceID"] for document in documents for trace in document.get("data") or ()} | {
         span["traceId"]
         for document in documents
@@ -171,7 +171,7 @@ def _traces_in(documents: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _all_objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects of an answer: Jaeger streams several, one after the other."""
+    """Return the JSON objects of a response; Jaeger streams several in sequence."""
     decoder, found, position = json.JSONDecoder(), [], 0
     text = text.strip()
     while position < len(text):

@@ -1,8 +1,8 @@
-"""Readers: lines of logs and traces in, rows of a recording out, one line at a time.
+"""Log import: read a recording from lines of logs and traces, one line at a time.
 
-A file may hold our log lines (structlog's or the standard library's, among any others), what an
-OpenTelemetry collector's file exporter writes, our own recording format, or all of them mixed; or
-one document of traces as Jaeger's page saves it, which is read as a whole.
+A file may contain our log lines (of structlog or the standard library, among lines of other
+programs), the output of an OpenTelemetry collector's file exporter, our recording format, or a
+mixture; or one document of traces saved by Jaeger's user interface, which is read as a whole.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ SKIPPED: Final = "broken lines skipped"
 CANCELLED: Final = "requests that failed by a bug of the client's, left out"
 
 _MAX_LINE: Final = 64_000_000
-"""Characters; a longer line is no recording."""
+"""Maximum characters of a line of a recording."""
 _PIECE: Final = 1_000_000
-"""Characters skipped at a time."""
+"""Characters that are skipped at a time."""
 _OPENINGS: Final = frozenset({"{", '{"data":[', '{"data": ['})
-"""Lines that begin a document of many lines, as a browser saves them."""
+"""First lines of a document of many lines, as a browser saves it."""
 
 
 def bounded(lines: IO[str]) -> Iterator[str]:
-    """The lines of a text; one that is too long is cut off there, and its rest is not held."""
+    """Yield the lines of a file; a line that is too long is truncated."""
     while line := lines.readline(_MAX_LINE + 1):
         yield line
         rest = line if len(line) > _MAX_LINE else ""
@@ -58,16 +58,16 @@ def bounded(lines: IO[str]) -> Iterator[str]:
 def read_rows(
     lines: Iterable[str], notes: Counter[str], *, skip_broken: bool = False
 ) -> Iterator[Row]:
-    """The rows that the lines hold, as they come.
+    """Yield the rows of the lines, in the order of the lines.
 
     Args:
-        lines: Of a log, of traces or of a recording.
-        notes: Counts what was left out.
+        lines: Lines of a log, of traces or of a recording.
+        notes: Counts skipped data by kind.
         skip_broken: Count a broken line instead of ending with it. Lines of other programs are
             never broken.
 
     Raises:
-        RecordingError: A line is ours and broken; the text says which line and what is wrong.
+        RecordingError: A line of ours is broken; the text has its number and the cause.
     """
     for number, line in _numbered(lines):
         try:
@@ -81,7 +81,7 @@ def read_rows(
 
 
 def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """The lines; those of one document that was written over many of them as a single one."""
+    """Yield numbered lines; the lines of a multi-line document are joined to one."""
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     for number, line in numbered:
         if len(line) < _PIECE and line.strip() in _OPENINGS:
@@ -91,7 +91,7 @@ def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _joined(line: str, rest: Iterable[str]) -> str:
-    """A document of many lines as one, which is cut off like any other that is too long."""
+    """Join the lines of a document; the result is truncated if it is too long."""
     parts, size = [line], len(line)
     for each in rest:
         if size <= _MAX_LINE:
@@ -118,7 +118,7 @@ def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
 
 
 def _inner(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What Jaeger's api/v3 wraps its answer in."""
+    """Return the content of a response of Jaeger's api/v3, which wraps it in ``result``."""
     inner = found.get("result")
     return inner if isinstance(inner, dict) else {}
 
@@ -160,7 +160,7 @@ _ANSWERLESS: Final = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLIN
 
 
 def _key(name: str) -> str:
-    """The key as it is looked for here: some who pass lines on take dots out of keys."""
+    """Return a key without dots, because some log processors replace the dots in keys."""
     return name.removeprefix(names.PREFIX).replace(".", "_")
 
 
@@ -172,7 +172,7 @@ def _logged(found: Mapping[str, Any], notes: Counter[str], otherwise: str) -> It
     event = line.get("event", line.get("message", line.get("msg")))
     if event in _ENDED:
         if line.get("reason") is None and _key(names.EXCEPTION_TYPE) in line:
-            notes[CANCELLED] += 1  # no reason, but an exception: our own bug, no evidence
+            notes[CANCELLED] += 1  # an exception without a reason: a local bug, not a failure
             return
         yield _attempt(line)
     elif event == names.BREAKER_REJECTED:
@@ -193,7 +193,7 @@ def _logged(found: Mapping[str, Any], notes: Counter[str], otherwise: str) -> It
 
 
 def _served(line: Mapping[str, Any]) -> Attempted:
-    """The request that brought the image, as it is told with its call."""
+    """Return the successful request from the log line of its call."""
     latency = _seconds(line, _SERVED_IN)
     return Attempted(
         at=_time(line, "time") - (_maybe(line, _key("attempt.ago_s")) or 0.0) - latency,
@@ -239,7 +239,7 @@ def _number(line: Mapping[str, Any], name: str) -> float:
 
 
 def _time(line: Mapping[str, Any], name: str) -> float:
-    """Seconds since the epoch."""
+    """Return a time in seconds since the epoch."""
     value = _number(line, name)
     if value >= _NO_TIME:
         raise RecordingError(f"{name} is not in seconds since the epoch (milliseconds?)")

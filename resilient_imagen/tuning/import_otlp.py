@@ -1,7 +1,7 @@
-"""Rows of a recording from spans: OTLP in JSON, and Jaeger's older shape of the same.
+"""Trace import: read a recording from spans in OTLP JSON or in Jaeger's older format.
 
-A trace may hold many calls, as the scenes of one storyboard: it is its root span that makes a call,
-and the spans below it belong to it.
+A trace may contain many calls. Each call is a span ``imagegen.generate`` or ``imagegen.edit``, and
+the spans below it belong to the call.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class _Span(NamedTuple):
     name: str
     id: str
     parent: str
-    """The id of the span above it."""
+    """The id of its parent span."""
     start: float
     end: float
     attributes: Mapping[str, Any]
 
 
 def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
-    """The rows of one OTLP object: a line of a collector's file, or an answer of Jaeger's api/v3.
+    """Yield the rows of an OTLP object: a line of a collector's file, or a response of api/v3.
 
     Raises:
-        RecordingError: A span of ours is not as it should be.
+        RecordingError: A span of ours is not valid.
     """
     document = document.get("result", document)
     for resource in document.get("resourceSpans", ()):
@@ -68,10 +68,10 @@ def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[R
 
 
 def rows_of_jaeger(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
-    """The rows of one answer of Jaeger's older ``/api/traces``.
+    """Yield the rows of a response of Jaeger's older ``/api/traces``.
 
     Raises:
-        RecordingError: A span of ours is not as it should be.
+        RecordingError: A span of ours is not valid.
     """
     for trace in document.get("data") or ():
         for span in trace.get("spans", ()):
@@ -141,7 +141,7 @@ def _number(attributes: Mapping[str, Any], name: str) -> float | None:
 
 
 def _plain(value: Mapping[str, Any]) -> Any:
-    """An attribute's value out of its wrapping; 64-bit numbers come as text."""
+    """Return an attribute's value without its OTLP wrapper; 64-bit integers are strings there."""
     for kind, content in value.items():
         if kind == "intValue":
             return int(content)

@@ -1,4 +1,4 @@
-"""Loads a recording from a file, whatever it holds."""
+"""Recording loader: read a recording from a file of any supported format."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["kept", "load", "refused", "rows_of_file"]
 
 _GZIP: Final = b"\x1f\x8b"
-"""What a gzip file begins with."""
+"""The first bytes of a gzip file."""
 
 
 def load(path: str | os.PathLike[str], *, skip_broken: bool = False) -> Recording:
-    """The recording in a file: log lines, OTLP lines, or our own; read line by line.
+    """Load a recording from a file of log lines, OTLP lines or our format, line by line.
 
     Args:
-        path: ``-`` for standard input. What is compressed by gzip is unpacked on the way.
-        skip_broken: Count broken lines instead of ending with the first.
+        path: The file; ``-`` means standard input. Gzip is decompressed.
+        skip_broken: Count broken lines instead of raising for the first one.
 
     Raises:
-        RecordingError: A line of ours is broken, or there is no request in the file. The text
-            names the line.
+        RecordingError: A line of ours is broken, or the file has no request. The text has the
+            line's number.
         OSError: The file cannot be read.
     """
     notes: Counter[str] = Counter()
@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], *, skip_broken: bool = False) -> Recordin
 
 
 def refused(source: str, error: RecordingError, notes: Counter[str]) -> RecordingError:
-    """The error with its source's name, and what else was found there."""
+    """Return the error with the name of its source, and the counts of skipped data."""
     others = "".join(f"; {what}: {count}" for what, count in notes.items())
     return RecordingError(f"{source}: {error}{others}")
 
@@ -53,7 +53,7 @@ def refused(source: str, error: RecordingError, notes: Counter[str]) -> Recordin
 def rows_of_file(
     path: str | os.PathLike[str], notes: Counter[str], *, skip_broken: bool = False
 ) -> Iterator[Row]:
-    """The rows in a file, as `load` reads them."""
+    """Yield the rows of a file, as `load` reads them."""
     try:
         with _lines(path) as lines:
             yield from read_rows(bounded(lines), notes, skip_broken=skip_broken)
@@ -64,7 +64,7 @@ def rows_of_file(
 
 
 def kept(rows: Iterable[Row], target: IO[str]) -> Iterator[Row]:
-    """The rows as they come, written down in our own format on the way."""
+    """Yield the rows, and write each to ``target`` in our format."""
     for row in rows:
         target.write(to_json(row) + "\n")
         yield row
@@ -80,9 +80,9 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
         else:
             raw = stack.enter_context(open(path, "rb"))  # noqa: PTH123 - str or Path
         packed = raw.peek(len(_GZIP)).startswith(_GZIP)
-        # What is no UTF-8 in a line of others' is no reason to stop.
+        # Lines of other programs may contain bytes that are not UTF-8.
         lines = io.TextIOWrapper(
             gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8", errors="replace"
         )
-        stack.callback(lines.detach)  # standard input is not ours to close
+        stack.callback(lines.detach)  # standard input must not be closed
         yield lines

@@ -1,4 +1,4 @@
-"""One line of a log as a dict: JSON, or the ``key=value`` texts that formatters make of ours."""
+"""Log parsing: one log line to a dict, from JSON or from a formatter's ``key=value`` pairs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from resilient_imagen.tuning.recording import RecordingError
 __all__ = ["parsed"]
 
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
-# Each of these takes time in proportion to the line, whatever it holds: no word is begun in its
-# middle, and none is given back.
+# These patterns take linear time for any line: they start only at the beginning of a word and do
+# not backtrack.
 _NAMED: Final = re.compile(
     r"""(?<![\w.="'])(imagegen\.[a-z_.]++)[ ]++(?:\[[\w.]++\][ ]++)?(?=[\w.]++=)"""
 )
-"""The event's name before its pairs: our own text, or structlog's console."""
+"""The event's name before the pairs, as in our messages and in structlog's console renderer."""
 _KEYED: Final = re.compile(r"""(?<!\S)event=["']?(imagegen\.[a-z_.]+)""")
-"""Or among them: logfmt, and structlog's key-value lines."""
+"""The event's name among the pairs, as in logfmt and in structlog's key-value renderer."""
 _PAIR: Final = re.compile(
     r"""(?<![\w.])([\w.]++)=("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^\[\]]*+\]|[^\s"'\[]\S*+)"""
 )
 _OURS: Final = (names.PREFIX, '"sent"', '"asked"', '"rejected"', '"resourceSpans"')
-"""One of these is in every line of ours."""
+"""Strings of which each of our lines contains at least one."""
 _CALL_ID: Final = names.CALL_ID.removeprefix(names.PREFIX)
 _PYTHONS: Final = {"None": None, "True": True, "False": False}
 
 
 def parsed(text: str) -> dict[str, Any] | None:
-    """The object that a line holds; None when it is somebody else's.
+    """Return the object in a line; None for a line of another program.
 
     Raises:
-        RecordingError: It begins as one of ours, and is cut off or cannot be read.
+        RecordingError: The line begins like one of ours, but is truncated or not valid.
     """
     if "\x1b" in text:
         text = _COLOUR.sub("", text)
@@ -56,7 +56,7 @@ def parsed(text: str) -> dict[str, Any] | None:
 
 
 def _unfolded(found: dict[str, Any]) -> dict[str, Any]:
-    """An object whose message is one of our texts: a formatter left out its details."""
+    """Return an object with the pairs in its message, if a formatter has left out the fields."""
     message = found.get("message", found.get("msg"))
     inner = _of_text(message) if isinstance(message, str) and "event" not in found else None
     return found if inner is None else inner
@@ -80,7 +80,7 @@ def _value(key: str, text: str) -> Any:
     if text.startswith("'"):
         return text[1:-1]
     if key == _CALL_ID and not text.startswith('"'):
-        return text  # hexadecimal: 12e4567890123456 is no number
+        return text  # a hexadecimal id such as 12e4567890123456 is not a number
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""The leanest event loop that the production pipeline runs on: timers and callbacks, no I/O.
+"""Lean event loop on virtual time: timers and callbacks without I/O.
 
-It stands in for `VirtualTimeLoop` where thousands of days are played: no selector is asked, no
-socket watched and no thread waited for. Time jumps to the next timer when nothing else is to do.
+It replaces `VirtualTimeLoop` for simulating thousands of days: it has no selector, sockets or
+threads. Time jumps to the next timer when no callback is ready.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["LeanLoop", "run_lean"]
 
 _SMALLEST_STEP = 1e-8
-"""Seconds; a timer in the future always moves the clock at least so far."""
+"""Seconds by which a timer in the future moves the clock at least."""
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 
 class _Plain:
-    """A callback, and no more."""
+    """A handle with a callback, without a context and without cancellation."""
 
     __slots__ = ("_args", "_callback")
     _cancelled = False
@@ -39,10 +39,10 @@ class _Plain:
 
 
 class LeanLoop(asyncio.AbstractEventLoop):
-    """An asyncio loop on virtual time, in seconds from 0, for tasks, futures and timers alone.
+    """An asyncio loop on virtual time, in seconds from 0, with tasks, futures and timers only.
 
     Raises:
-        RuntimeError: From `run_until_complete`, when every task waits and no timer is left.
+        RuntimeError: From `run_until_complete`, if every task waits and no timer is pending.
     """
 
     def __init__(self) -> None:
@@ -53,25 +53,25 @@ class LeanLoop(asyncio.AbstractEventLoop):
         self._broken: BaseException | None = None
 
     def time(self) -> float:
-        """Seconds of virtual time."""
+        """Return the seconds of virtual time."""
         return self._now
 
     def get_debug(self) -> bool:
-        """Never: debugging is what the other loops are for."""
+        """Return False: there is no debug mode."""
         return False
 
     def is_running(self) -> bool:
-        """Return whether it is this thread's running loop."""
-        return asyncio._get_running_loop() is self  # noqa: SLF001 - public by asyncio's own word
+        """Return whether this is the thread's running loop."""
+        return asyncio._get_running_loop() is self  # noqa: SLF001 - documented by asyncio as public
 
     def is_closed(self) -> bool:
-        """Never: there is nothing to close."""
+        """Return False: there are no resources to close."""
         return False
 
     def call_soon(
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        """Run after what is ready already."""
+        """Run after the callbacks that are ready already."""
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
@@ -84,7 +84,7 @@ class LeanLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run in ``delay`` seconds."""
-        if 0 < delay < _SMALLEST_STEP:  # beside a large time it would be lost
+        if 0 < delay < _SMALLEST_STEP:  # it would be lost in the sum with a large time
             delay = _SMALLEST_STEP
         return self.call_at(self._now + delay, callback, *args, context=context)
 
@@ -104,12 +104,12 @@ class LeanLoop(asyncio.AbstractEventLoop):
         return handle
 
     def plain_at(self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts) -> None:
-        """As `call_at`, for what is never cancelled and needs no context: half the price."""
+        """Run at ``when``, without context and cancellation, at half the cost of `call_at`."""
         self._timers_made += 1
         heapq.heappush(self._timers, (when, self._timers_made, _Plain(callback, args)))
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future of this loop."""
+        """Return a future of this loop."""
         return asyncio.Future(loop=self)
 
     def create_task(
@@ -119,37 +119,37 @@ class LeanLoop(asyncio.AbstractEventLoop):
         name: str | None = None,
         **options: Any,
     ) -> asyncio.Task[_T]:
-        """A task of this loop."""
+        """Return a task of this loop."""
         return asyncio.Task(coro, loop=self, name=name, **options)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """A callback's error ends the run: a simulation must not go on half broken."""
+        """End the run with a callback's error: a simulation must not continue after a bug."""
         self._broken = context.get("exception") or RuntimeError(str(context.get("message")))
 
     def run_until_complete(self, future: Any) -> Any:
-        """Run a coroutine to its end, and return its result."""
+        """Run a coroutine until it is complete, and return its result."""
         task = asyncio.ensure_future(future, loop=self)
-        asyncio._set_running_loop(self)  # noqa: SLF001 - meant for loops, says its documentation
+        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for event loops
         try:
             self._run_ready()
             while not task.done():
                 self._jump()
                 self._run_ready()
         finally:
-            asyncio._set_running_loop(None)  # noqa: SLF001 - likewise
+            asyncio._set_running_loop(None)  # noqa: SLF001 - documented for event loops
         return task.result()
 
     def _run_ready(self) -> None:
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            if not handle._cancelled:  # noqa: SLF001 - the method's call would be felt
-                handle._run()  # noqa: SLF001 - what loops do with handles
+            if not handle._cancelled:  # noqa: SLF001 - faster than the method
+                handle._run()  # noqa: SLF001 - the interface of handles for loops
         if self._broken is not None:
             raise self._broken
 
     def _jump(self) -> None:
-        """Move the clock to the next timer; all that are due then become ready."""
+        """Advance the clock to the next timer, and make all timers that are due ready."""
         timers = self._timers
         while timers and timers[0][2]._cancelled:  # noqa: SLF001 - as above
             heapq.heappop(timers)
@@ -160,21 +160,21 @@ class LeanLoop(asyncio.AbstractEventLoop):
             self._ready.append(heapq.heappop(timers)[2])
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        """Do nothing: a cancelled handle is dropped when it is due."""
 
 
 def run_lean(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run ``main`` on a fresh LeanLoop and return its result.
+    """Run ``main`` on a new LeanLoop and return its result.
 
     Raises:
-        RuntimeError: A loop is running in this thread: it would not survive another one.
+        RuntimeError: A loop is already running in this thread.
     """
-    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - public by asyncio's own word
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - documented by asyncio as public
         main.close()
         raise RuntimeError(
-            "simulate, replay and sweep run a loop of their own: inside of another one call them"
+            "simulate, replay and sweep run their own event loop; inside a running loop, call them"
             " by asyncio.to_thread"
         )
-    loop = LeanLoop()  # type: ignore[abstract]  # what it lacks is what it does not do
+    loop = LeanLoop()  # type: ignore[abstract]  # I/O methods are not implemented
     result: _T = loop.run_until_complete(main)
     return result

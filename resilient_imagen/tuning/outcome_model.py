@@ -1,4 +1,4 @@
-"""What a request would meet: the one question that scenarios and recordings both answer."""
+"""Outcome model: the outcomes of simulated requests, from a scenario or a recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 NEVER: Final = float("inf")
-"""Latency of a request that is never answered: the timeout ends it."""
+"""Latency of a request without a response, which the timeout ends."""
 
 _SICK: Final = frozenset({BreakerOutcome.FAILURE, BreakerOutcome.THROTTLED, BreakerOutcome.TRIP})
 
@@ -28,20 +28,20 @@ _MASK: Final = 2**64 - 1
 
 
 class DeterministicRng:
-    """Chance that hangs on what it is asked for, never on what was asked before.
+    """A deterministic random source keyed by its inputs, independent of call order.
 
-    The same call, route and attempt draw the same numbers under all settings: what differs
-    between two settings is then the settings' doing, and not luck.
+    The same call, route and attempt draw the same numbers under all settings, so a difference
+    between two settings is caused by the settings, not by chance.
     """
 
     __slots__ = ("_key", "_parts")
 
     def __init__(self, seed: int, *parts: int) -> None:
         self._parts = (seed, *parts)
-        self._key: int | None = None  # most coins are never tossed
+        self._key: int | None = None  # computed on first use: most are never used
 
     def unit(self, salt: int = 0) -> float:
-        """A number from 0 to below 1; another one for another ``salt``."""
+        """Return a number from 0 to below 1, which depends on ``salt``."""
         key = self._key
         if key is None:
             key = 0
@@ -52,7 +52,7 @@ class DeterministicRng:
 
 
 def _mixed(key: int) -> int:
-    """SplitMix64's way of turning near numbers into far ones."""
+    """Return the SplitMix64 hash of a key."""
     key = (key + 0x9E3779B97F4A7C15) & _MASK
     key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -60,7 +60,7 @@ def _mixed(key: int) -> int:
 
 
 class SimulatedRequest(NamedTuple):
-    """One request, as the truth sees it."""
+    """One request, the input of an outcome model."""
 
     route: int
     """Index in the chain of routes."""
@@ -68,43 +68,43 @@ class SimulatedRequest(NamedTuple):
     """Seconds since the start."""
     coin: DeterministicRng
     before: float | None = None
-    """When the same call asked this route before."""
+    """Time of the call's previous request to this route; None for the first one."""
 
 
 class SimulatedOutcome(NamedTuple):
-    """What a request meets."""
+    """The outcome of a request."""
 
     reason: Reason | None
     """None: an image."""
     latency: float
-    """Seconds until the answer; NEVER for none."""
+    """Seconds until the response; NEVER without a response."""
     retry_after: float | None = None
     """Seconds the server asks to wait."""
     cost_usd: float = 0.0
-    """Dollars for the image, or for a request that was given up and is billed all the same."""
+    """Dollars for the image, or for a request that was abandoned and is billed."""
     seen: bool = True
-    """False when it rests on an assumption, because nothing was recorded there."""
+    """Whether it is based on recorded requests; False if it is an assumption."""
 
 
 class Incident(NamedTuple):
-    """A time in which a route was in trouble; seconds since the start."""
+    """An interval in which a route failed; seconds since the start."""
 
     start: float
     end: float
 
 
 class OutcomeModel(Protocol):
-    """A world that requests are sent into."""
+    """A model of the outcomes of requests."""
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """What this request meets; the same question gets the same answer."""
+        """Return the outcome of a request; equal requests have equal outcomes."""
         ...
 
     def incidents(self) -> Sequence[Incident]:
-        """When the first route was in trouble, in order, without overlap."""
+        """Return the incidents of the first route, in order, without overlap."""
         ...
 
 
 def fails(reason: Reason | None) -> bool:
-    """Whether a request that ended so says that the service is not well."""
+    """Return whether a reason is a failure of the service."""
     return reason is not None and POLICIES[reason].verdict in _SICK

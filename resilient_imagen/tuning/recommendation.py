@@ -1,4 +1,4 @@
-"""Which setting to take: by what matters most, among those that are no worse where it hurts."""
+"""Recommendation: choose the best setting for an objective, within limits for the other metrics."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ __all__ = [
 ]
 
 MISSED: Final = 600.0
-"""Seconds that a call without an image counts for, since its caller has to try again."""
+"""Seconds that a call without an image counts, because its caller has to try again."""
 
 _SLOWER: Final = 1.25
-"""Factor on today's p95 that nobody is asked to bear for money or for loyalty."""
+"""Maximum factor on the present p95 for the objectives ``cheap`` and ``stay``."""
 _MOST_UNSEEN: Final = 0.25
-"""Share of the requests that may rest on assumptions; beyond it a setting is not recommended."""
+"""Maximum share of requests with assumed outcomes for a recommended setting."""
 
 
 class Objective(StrEnum):
-    """What matters most."""
+    """The metric to optimize."""
 
     FAST = "fast"
-    """Seconds from asking to the image, on average; calls without one count `MISSED`."""
+    """Average seconds from the call to the image; a call without an image counts `MISSED`."""
     CHEAP = "cheap"
-    """Dollars an image, doomed requests included."""
+    """Dollars per image, including wasted requests."""
     STAY = "stay"
-    """The share of the images that the first route makes."""
+    """The share of the images that the first route delivers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One setting and what it led to."""
+    """One setting and its measures."""
 
     knobs: TunableSettings
     whole: Measures
     halves: tuple[Measures, Measures]
-    """The same run's first and second half of the time."""
+    """The measures of the first and second half of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """One leaning's recommendation."""
+    """The recommendation for one objective."""
 
     leaning: Objective
     trial: Evaluation
     gain: float
-    """How much better than today's the score is on the whole recording, 0.1 for 10 %."""
+    """Relative improvement over the present setting on the whole recording, 0.1 for 10 %."""
     held_out: float
-    """The same for what was chosen on one half and judged on the other, both ways, on average."""
+    """Average improvement by two-fold cross-validation on the halves of the recording."""
 
     @property
     def generalizes(self) -> bool:
-        """Whether it is better than today's on data that it was not chosen by."""
+        """Whether it also improves on data that it was not chosen on."""
         return self.held_out > 0.0
 
 
 def mean_with_missed(measures: Measures) -> float:
-    """Seconds a call, those without an image counted in full."""
+    """Return the average seconds of a call, with `MISSED` for calls without an image."""
     spent = measures.mean_s * measures.images + measures.lost_s + MISSED * measures.failed
     return spent / max(1, measures.calls)
 
@@ -82,7 +82,7 @@ def _usd(measures: Measures) -> float:
 
 
 def _strayed(measures: Measures) -> float:
-    """Share of the calls that the first route did not serve."""
+    """Return the share of the calls that the first route did not serve."""
     served = measures.first_share * measures.images
     return 1.0 - served / max(1, measures.calls)
 
@@ -92,11 +92,11 @@ _SCORES: Final[Mapping[Objective, tuple[Callable[[Measures], float], float]]] = 
     Objective.CHEAP: (_usd, 0.002),
     Objective.STAY: (_strayed, 0.02),
 }
-"""What is to be small, and which relative difference is none worth turning a knob for."""
+"""The score to minimize, and the relative difference that is too small to change a setting."""
 
 
 def score(measures: Measures, leaning: Objective) -> float:
-    """The number that the leaning wants small."""
+    """Return the score for an objective; lower is better."""
     return _SCORES[leaning][0](measures)
 
 
@@ -106,10 +106,10 @@ def choose(
     today: Evaluation,
     part: Callable[[Evaluation], Measures] = attrgetter("whole"),
 ) -> Evaluation:
-    """The best trial: of those as good as the best, the one nearest to today's settings.
+    """Return the best trial; among nearly equal ones, the trial nearest to the present settings.
 
-    None that fails more calls than today's is considered, nor one that rests by more than a
-    quarter on what was not seen, nor, unless speed is what matters, one whose p95 is more than a
+    Not considered are trials with more failed calls than the present settings, trials with more
+    than a quarter of assumed outcomes, and, except for ``fast``, trials whose p95 is more than a
     quarter longer.
     """
     now = part(today)
@@ -132,7 +132,7 @@ def choose(
 
 
 def advise(trials: Sequence[Evaluation], leaning: Objective, today: Evaluation) -> Recommendation:
-    """Recommend, and say how the way of choosing does on halves that it has not seen."""
+    """Return a recommendation with its cross-validated improvement."""
     chosen = choose(trials, leaning, today)
     gains = []
     for learnt, judged in ((_first, _second), (_second, _first)):
@@ -157,7 +157,7 @@ def _gain(new: Measures, old: Measures, leaning: Objective) -> float:
 
 
 def front(trials: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those that no other beats in seconds, dollars and loyalty at once."""
+    """Return the Pareto front by seconds, dollars and the first route's share."""
     points = [
         (trial, tuple(score(trial.whole, leaning) for leaning in Objective)) for trial in trials
     ]

@@ -1,20 +1,20 @@
-"""A recording asked request by request: what a call at that moment would have met.
+"""Recorded outcomes: the outcome model of a recording.
 
-A request meets what the recorded request nearest in time met on the same route. Where nothing was
-recorded nearby (the recording's own breaker let nothing out, or the route was not needed), it rests
-on an assumption, and is counted as unseen:
+A request has the outcome of the recorded request nearest in time on the same route. Without a
+recorded request nearby (the breaker was open, or the route was not needed), the outcome is an
+assumption and counts as unseen:
 
-- A gap between two recorded requests belongs to the earlier one's state up to some point, and to
-  the later one's from there on. Where the point lies nobody knows: the middle by default, at its
-  ends for the best and the worst case. On each side one of the requests nearest to the gap is met,
-  so that a single failure before a gap does not fill it.
-- A request that we gave up was not answered by then. Had we waited longer, it would have been
-  answered as others nearby that took longer were; were there none, never.
-- A route that was never asked answers like a healthy one, after `ASSUMED_LATENCY` seconds.
+- In a gap between two recorded requests, the state of the earlier one continues up to a turning
+  point, and the state of the later one begins there. The turning point is unknown: it is the middle
+  by default, and the start or end of the gap for the best and worst case. On each side, the outcome
+  is that of one of several requests near the gap, so that a single failure does not fill the gap.
+- An abandoned request had no response by then. With a longer timeout it would have had the outcome
+  of a nearby request that took longer, or no response if there is none.
+- A route without recorded requests responds like a healthy one, after `ASSUMED_LATENCY` seconds.
 
-What the recording cannot show at all: how the service would have borne more or fewer requests, and
-which failures but a refused key concerned the whole account, hence its other models: none, it is
-assumed.
+A recording does not show how the service would have reacted to more or fewer requests. It does not
+show either which failures, apart from a rejected key, concerned the whole account and so its other
+models; none are assumed.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ if TYPE_CHECKING:
 __all__ = ["ASSUMED_LATENCY", "RecordedOutcomes"]
 
 ASSUMED_LATENCY: Final = 30.0
-"""Seconds that a route takes of which nothing is known."""
+"""Latency in seconds of a route without recorded requests."""
 
 _ASSUMED_TOKENS: Final = 6000
-"""Of one picture, where tokens are charged and no cost was recorded: a tall one of high quality."""
+"""Output tokens of an image without a recorded cost: a portrait image of high quality."""
 
 _NEARBY: Final = 30.0
-"""Seconds within which a recorded request says what another one would have met."""
+"""Seconds within which the outcome of a recorded request applies to another request."""
 _SIDE: Final = 5
-"""Recorded requests on one side of a gap that stand for it."""
+"""Number of recorded requests that represent one side of a gap."""
 _TOGETHER: Final = 120.0
-"""Seconds between two failures of one trouble, unless nothing succeeded between them."""
+"""Maximum seconds between two failures of one incident, if a request succeeded in between."""
 _MANY: Final = 3
-"""Failures that make a trouble."""
+"""Minimum failures of an incident."""
 _LASTING: Final = 10.0
-"""Seconds between the two failures of a trouble that has no more."""
+"""Minimum seconds between the failures of an incident with only two."""
 _TAIL: Final = 40
-"""Recorded requests nearby that say how long a slow one may have taken."""
-_SIDES, _LONGER = range(2)  # salts of coins
+"""Number of nearby recorded requests from which the latency of a slow request is taken."""
+_SIDES, _LONGER = range(2)  # salts of random numbers
 
 
 class RecordedOutcomes:
-    """What requests would have met.
+    """The outcome model of a recording.
 
     Args:
-        recording: What was seen.
-        settings: Whose routes are asked, with whose time limits.
-        turning: Where in an unseen gap the state changes, from 0 (its start) to 1 (its end).
+        recording: The recording.
+        settings: The settings with the routes and timeouts.
+        turning: Turning point in an unseen gap, from 0 (its start) to 1 (its end).
     """
 
     def __init__(self, recording: Recording, settings: Settings, *, turning: float = 0.5) -> None:
@@ -78,11 +78,11 @@ class RecordedOutcomes:
         ]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """What was met nearby, or an assumption."""
+        """Return the outcome of a nearby recorded request, or an assumption."""
         return self._routes[ask.route].meet(ask.at, ask.coin, ask.before)
 
     def incidents(self) -> Sequence[Incident]:
-        """When the first route failed more often than not."""
+        """Return the incidents of the first route."""
         return self._routes[0].troubles()
 
 
@@ -157,12 +157,12 @@ class _Route:
         )
 
     def _had_we_waited(self, index: int, waited: float, coin: DeterministicRng) -> SimulatedOutcome:
-        """As one nearby that took longer; if there is none, never."""
+        """Return the outcome of a nearby request that took longer, or no response without one."""
         log = self._log
         nearby = range(max(0, index - _TAIL), min(len(log), index + _TAIL + 1))
         longer = [each for each in nearby if not log.given_up[each] and log.latency[each] > waited]
         if not longer and REASONS[log.reason[index]] is not Reason.TIMEOUT:
-            # The caller left after longer than any answer took there: one was due.
+            # The caller left later than any response nearby took, so a response was due.
             longer = [each for each in nearby if not log.given_up[each]]
         if not longer:
             return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen=False)
@@ -171,10 +171,10 @@ class _Route:
     # -- when it was in trouble ----------------------------------------------------------------
 
     def troubles(self) -> Sequence[Incident]:
-        """Times in which failures kept coming: three or more, and one of three requests or more.
+        """Return intervals with at least three failures that are a third of the requests or more.
 
-        Two will do when nothing succeeded between them. A trouble ends at the turning point
-        between its last failure and the next image.
+        Two failures are sufficient if no request succeeded in between. An incident ends at the
+        turning point between its last failure and the next image.
         """
         log = self._log
         failed = [index for index in range(len(log)) if log.failed(index)]
@@ -187,7 +187,7 @@ class _Route:
         return spans
 
     def _clusters(self, failed: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Failures that belong together: first, last and how many."""
+        """Yield groups of failures that belong together: first, last and count."""
         for _, group in groupby(self._numbered(failed), itemgetter(0)):
             members = [index for _, index in group]
             yield members[0], members[-1], len(members)
@@ -209,7 +209,7 @@ class _Route:
 
 
 def _image_cost(log: RouteLog, model: str) -> float:
-    """US dollars of one image: as recorded, else from the model table, else 0."""
+    """Return the cost of one image: as recorded, else by the model table, else 0."""
     known = [cost for cost in log.cost if not math.isnan(cost)]
     if known:
         return median(known)

@@ -1,4 +1,4 @@
-"""A sink that records: what was asked, sent and rejected, as rows of a recording."""
+"""Recorder: a sink that writes calls, requests and rejections as rows of a recording."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ANSWERLESS = frozenset({Reason.TIMEOUT, Reason.CANCELLED, Reason.DEADLINE})
 
 
 class Recorder:
-    """Turns events into rows: ``ImageClient(sinks=[Recorder(rows.append)])``.
+    """Converts events to rows: ``ImageClient(sinks=[Recorder(rows.append)])``.
 
     Args:
-        keep: Told each row as it comes.
-        epoch: Seconds from the loop's time to the epoch; the present clock's when None.
+        keep: Called with each row.
+        epoch: Offset from loop time to seconds since the epoch; None means by the present time.
     """
 
     inline = True
@@ -34,7 +34,7 @@ class Recorder:
         self._epoch = epoch
 
     def handle(self, event: events.Event) -> None:
-        """Keep what a replay needs."""
+        """Record an event if a replay needs it."""
         if isinstance(event, events.RequestStarted):
             self._keep(Asked(self._when(event.at), event.call_id))
         elif isinstance(event, events.ShortCircuited):

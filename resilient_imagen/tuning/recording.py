@@ -1,4 +1,4 @@
-"""A recording: what was asked, sent and rejected, when, and what it met.
+"""Recording: calls, requests and rejections with their times and outcomes.
 
 On disk it is JSONL, one object a line, times in seconds since the epoch, of three kinds::
 
@@ -7,14 +7,14 @@ On disk it is JSONL, one object a line, times in seconds since the epoch, of thr
      "reason": "overloaded"}
     {"rejected": 1764000003.0, "call": "c2", "route": "google:gemini-3-pro-image"}
 
-``asked``: a caller came. ``sent``: a request went out; ``reason`` is missing when it brought an
-image, ``hint`` holds the seconds the server asked to wait, ``cost`` US dollars, ``queue`` seconds
-of waiting before it was sent, and ``given_up`` is true when we stopped waiting for the answer
-(then nobody knows what it would have been). ``rejected``: the breaker let nothing out. ``call``
-holds a call's lines together, and lines may stand in any order (those of one call with up to a
-million others between them).
+``asked``: a call started. ``sent``: a request was sent; ``reason`` is absent if it delivered an
+image, ``hint`` is the wait that the server asked for, in seconds, ``cost`` is in US dollars,
+``queue`` is the wait before sending in seconds, and ``given_up`` is true if the request was
+abandoned, so that its outcome is unknown. ``rejected``: the breaker rejected the call. ``call``
+identifies the lines of one call. Lines may be in any order (with up to a million other calls
+between the lines of one call).
 
-In memory it is a handful of number columns for each route.
+In memory it consists of a few number columns for each route.
 """
 
 from __future__ import annotations
@@ -51,53 +51,53 @@ __all__ = [
 
 REASONS: Final = tuple(Reason)
 IMAGE: Final = -1
-"""Stands in a column of reasons for an image."""
+"""Value for an image in a column of reasons."""
 
 _LONGEST_NAME: Final = 200
-"""Characters of a route's or a call's name; ours take some dozens."""
+"""Maximum characters of the name of a route or a call; ours have some dozens."""
 _MAX_ROUTES: Final = 1000
 _NO_TIME: Final = 1e11
-"""Seconds since the epoch, in the year 5138; as milliseconds it is 1973."""
+"""Seconds since the epoch, in the year 5138: later times are in milliseconds (from 1973 on)."""
 _ROUNDING: Final = 1.0
-"""Seconds before the epoch that a recording on a clock of its own, which began at 0, may reach."""
+"""Seconds before the epoch that are accepted, for a recording whose clock began at 0."""
 _POSSIBLE: Final = {
     "latency": (0.0, 1e7),
     "cost": (0.0, 1e6),
     "queue": (-1e7, 1e7),
     "hint": (-1e9, 1e9),
 }
-"""The least and the most of each number that is accepted."""
+"""Minimum and maximum of each number."""
 
 _MAX_OPEN_CALLS: Final = 1_000_000
-"""Calls whose lines may still come; beyond it the oldest is taken as complete. They take some
-300 MB then; a day of ten calls a minute, 5 MB."""
+"""Maximum calls whose lines may still follow; beyond it the oldest counts as complete. So many need
+some 300 MB; a day of ten calls a minute needs 5 MB."""
 
 
 class RecordingError(ValueError):
-    """A recording, or one line of it, cannot be used; the text says which line and why."""
+    """A recording, or one line of it, cannot be used; the text has the line and the cause."""
 
 
 MALFORMED: Final = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
-"""Raised by reading a document that has not the expected parts, RecordingError among them."""
+"""Exceptions of reading a document without the expected parts, including RecordingError."""
 
 
 class Asked(NamedTuple):
-    """A caller came."""
+    """A call started."""
 
     at: float
     call: str
 
 
 class Attempted(NamedTuple):
-    """A request went out."""
+    """A request was sent."""
 
     at: float
     call: str
     route: str
     latency: float
-    """Seconds until the answer, or until nobody waited any more."""
+    """Seconds until the response, or until the request was abandoned."""
     reason: Reason | None = None
     """None for an image."""
     hint: float | None = None
@@ -105,13 +105,13 @@ class Attempted(NamedTuple):
     cost: float | None = None
     """US dollars."""
     queue: float = 0.0
-    """Seconds it had waited for its turn."""
+    """Seconds in the queue before it was sent."""
     given_up: bool = False
-    """True when we stopped waiting: by our timeout, the deadline, or because the caller left."""
+    """Whether it was abandoned, by the timeout, the deadline or because the caller left."""
 
 
 class Rejected(NamedTuple):
-    """The breaker let nothing out."""
+    """The breaker rejected a call."""
 
     at: float
     call: str
@@ -122,10 +122,10 @@ Row: TypeAlias = "Asked | Attempted | Rejected"
 
 
 def checked_route(route: str) -> str:
-    """The route as it is.
+    """Return the route if it is valid.
 
     Raises:
-        RecordingError: It is not provider:model, in printable characters and of usual length.
+        RecordingError: It is not provider:model in printable characters, or is too long.
     """
     provider, _, model = route.partition(":")
     if not provider or not model or " " in route or not route.isprintable():
@@ -136,7 +136,7 @@ def checked_route(route: str) -> str:
 
 
 def as_float(value: object) -> float | None:
-    """The number as a finite float; None if it is something else, or too large for one."""
+    """Return a number as a finite float; None if it is not a number or too large."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -147,10 +147,10 @@ def as_float(value: object) -> float | None:
 
 
 def checked(row: Row) -> Row:
-    """The row as it is.
+    """Return the row if it is valid.
 
     Raises:
-        RecordingError: It belongs to no call, or one of its numbers cannot be.
+        RecordingError: It has no call, or one of its numbers is out of range.
     """
     if not isinstance(row.call, str) or not row.call:
         raise RecordingError("call is missing")
@@ -168,7 +168,7 @@ def checked(row: Row) -> Row:
 
 
 def to_json(row: Row) -> str:
-    """The row as one line of our own format, without the line break."""
+    """Return the row as a line of our format, without the line break."""
     line: dict[str, Any]
     match row:
         case Asked():
@@ -203,14 +203,14 @@ class RouteLog:
         """US dollars; nan where unknown."""
         self.given_up: array[int] = array("b")
         self.rejected: array[float] = array("d")
-        """When the breaker let nothing out."""
+        """Times at which the breaker rejected a call."""
 
     def __len__(self) -> int:
-        """Requests sent."""
+        """Return the number of requests sent."""
         return len(self.at)
 
     def add(self, row: Attempted) -> None:
-        """Note a request."""
+        """Add a request."""
         self.at.append(row.at)
         self.latency.append(row.latency)
         self.reason.append(IMAGE if row.reason is None else REASONS.index(row.reason))
@@ -219,12 +219,12 @@ class RouteLog:
         self.given_up.append(row.given_up)
 
     def failed(self, index: int) -> bool:
-        """Whether a request failed for the service's sake."""
+        """Return whether a request failed because of the service."""
         number = self.reason[index]
         return number != IMAGE and fails(REASONS[number])
 
     def sort(self, origin: float) -> None:
-        """Bring all into order, and count times from ``origin``."""
+        """Sort all columns by time, and convert times to seconds since ``origin``."""
         order = sorted(range(len(self.at)), key=self.at.__getitem__)
         self.at = array("d", [self.at[index] - origin for index in order])
         for name in ("latency", "reason", "hint", "cost", "given_up"):
@@ -235,16 +235,16 @@ class RouteLog:
 
 @dataclass(slots=True)
 class Recording:
-    """What happened, ready to be played again."""
+    """A recording in memory, ready for a replay."""
 
     origin: float = 0.0
-    """The start, in seconds since the epoch. All other times count from here."""
+    """The start in seconds since the epoch. All other times are relative to it."""
     asked: array[float] = field(default_factory=lambda: array("d"))
-    """When each call came, in order."""
+    """The start of each call, in order."""
     routes: dict[str, RouteLog] = field(default_factory=dict)
-    """By provider:model, the one most often asked first coming first."""
+    """Requests by provider:model; the route that calls most often tried first comes first."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was left out, and how often."""
+    """Counts of skipped data by kind."""
 
     @property
     def duration(self) -> float:
@@ -253,14 +253,14 @@ class Recording:
 
     @property
     def has_images(self) -> bool:
-        """Whether any request in it brought one."""
+        """Whether any request delivered an image."""
         return any(IMAGE in log.reason for log in self.routes.values())
 
     def between(self, start: float, end: float) -> Recording:
-        """The part whose calls came from ``start`` to before ``end``; times begin at 0 again.
+        """Return the part with calls from ``start`` to before ``end``; its times begin at 0.
 
-        It keeps what was sent for them, and what was sent shortly before and after, which says
-        more about the edges than nothing.
+        It includes their requests, and requests shortly before and after, as evidence for the
+        edges.
         """
         part = Recording(origin=self.origin + start, notes=Counter(self.notes))
         first, last = bisect_left(self.asked, start), bisect_left(self.asked, end)
@@ -276,14 +276,14 @@ class Recording:
 
 
 def gather(rows: Iterable[Row], notes: Counter[str] | None = None) -> Recording:
-    """Collect the rows of one recording; they are looked at one by one.
+    """Build a recording from its rows, one by one.
 
     Args:
-        rows: In any order.
-        notes: What the reader left out; it is kept with the recording, and added to.
+        rows: Rows in any order.
+        notes: Counts of data that the reader skipped; the recording keeps and extends them.
 
     Raises:
-        RecordingError: There is no request among them, or more routes than can be.
+        RecordingError: There is no request, or there are too many routes.
     """
     recording = Recording(notes=Counter() if notes is None else notes)
     calls = _Calls()
@@ -313,7 +313,7 @@ def gather(rows: Iterable[Row], notes: Counter[str] | None = None) -> Recording:
 
 
 class _Calls:
-    """When each call came: its earliest line says so. Complete ones are let go."""
+    """The start of each call, by its earliest line. Complete calls are dropped."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, tuple[float, str | None]] = OrderedDict()

@@ -1,4 +1,4 @@
-"""The report: one page of HTML with everything in it, which needs no network to be looked at."""
+"""HTML report: a self-contained page that needs no network."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ pre{background:#f4f4f2;padding:.8rem;border-radius:4px;overflow:auto} .no{color:
 
 
 def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        sweep: What was tried.
-        recording: What it was tried on.
-        settings: As they are today.
+        sweep: The sweep.
+        recording: The recording of the sweep.
+        settings: The present settings.
 
     Raises:
         ImportError: The `tuning` extra is not installed.
@@ -62,7 +62,7 @@ def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<link rel="icon" href="data:,">'  # a browser would ask the network for one
+        '<link rel="icon" href="data:,">'  # a browser would request one from the network
         f"<title>Settings for image generation</title><style>{_STYLE}</style></head><body>\n"
         f"{body}\n<script>{library}</script>\n"
         f"<script>{drawn}</script></body></html>\n"
@@ -70,7 +70,7 @@ def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
 
 
 def _script(chart: dict[str, Any]) -> str:
-    """JSON that cannot end the script it stands in."""
+    """Return a chart as JSON that is safe inside a script element."""
     return json.dumps(chart, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -110,7 +110,7 @@ def _body(
 
 
 def _pictured(sweep: Sweep) -> Iterator[tuple[str, TunableSettings]]:
-    """Each setting that is recommended, once, and today's."""
+    """Yield each recommended setting once, and the present one."""
     names: dict[TunableSettings, list[str]] = {}
     for leaning in Objective:
         advice = sweep.advice[leaning]

@@ -1,4 +1,4 @@
-"""What a sweep says, in words: the same in the terminal and on the page."""
+"""Report texts of a sweep, for the terminal and for the HTML page."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _WANTS: Final = {
 
 
 def labels(routes: Iterable[str]) -> list[str]:
-    """Short names of routes: the provider's, or the model's where a provider has several."""
+    """Return short names of routes: the provider, or the model if a provider has several."""
     pairs = [route.split(":", 1) for route in routes]
     times = Counter(provider for provider, _ in pairs)
     return [provider if times[provider] == 1 else model for provider, model in pairs]
 
 
 def shown(sweep: Sweep) -> dict[str, Evaluation]:
-    """What the table compares, by name: the defaults are left out where they are today's."""
+    """Return the table's rows by name, without the defaults if they are the present settings."""
     usual = {} if sweep.usual.knobs == sweep.today.knobs else {"defaults": sweep.usual}
     advised = {str(leaning): advice.trial for leaning, advice in sweep.advice.items()}
     return {"today": sweep.today, **usual, **advised}
 
 
 def columns(routes: Iterable[str]) -> Sequence[str]:
-    """The table's columns, for settings with these routes."""
+    """Return the table's columns for settings with these routes."""
     return (
         "p50 s", "p95 s", "p99 s", "failed", *(f"by {label}" for label in labels(routes)),
         "doomed", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
@@ -59,7 +59,7 @@ def columns(routes: Iterable[str]) -> Sequence[str]:
 
 
 def cells(measures: Measures) -> Sequence[str]:
-    """One setting's row of the table, in the order of its columns."""
+    """Return one setting's row of the table, in the order of the columns."""
     return (
         f"{measures.p50_s:.1f}",
         f"{measures.p95_s:.1f}",
@@ -82,7 +82,7 @@ def _maybe(seconds: float | None) -> str:
 
 
 def advice_line(advice: Recommendation) -> str:
-    """Take it or not, and why."""
+    """Return whether to take a recommendation, and why."""
     wants = _WANTS[advice.leaning]
     if advice.gain <= 0:
         return "keep today's settings; none that was tried is better."
@@ -98,7 +98,7 @@ def advice_line(advice: Recommendation) -> str:
 
 
 def rest_line(sweep: Sweep, leaning: Objective) -> str:
-    """How much a recommendation rests on what was not seen."""
+    """Return how much a recommendation depends on assumed outcomes."""
     trial = sweep.advice[leaning].trial
     edges = sorted(score(measures, leaning) for measures in sweep.bounds[leaning])
     today = sorted(score(measures, leaning) for measures in sweep.today_bounds)
@@ -116,7 +116,7 @@ def rest_line(sweep: Sweep, leaning: Objective) -> str:
 
 
 def seen_line(recording: Recording) -> Iterator[str]:
-    """What the recording holds, and what was left out of it."""
+    """Yield the contents of the recording, and the skipped data."""
     for route, log in recording.routes.items():
         yield (
             f"{route}: {len(log)} requests recorded, {len(log.rejected)} callers turned away by"
@@ -126,7 +126,7 @@ def seen_line(recording: Recording) -> Iterator[str]:
 
 
 def left_out(recording: Recording) -> Iterator[str]:
-    """What the recording should hold and does not."""
+    """Yield the kinds of data that the recording lacks."""
     if not recording.has_images:
         yield "There is no image in it: was the logger imagegen at INFO?"
     for what, count in sorted(recording.notes.items()):
@@ -134,7 +134,7 @@ def left_out(recording: Recording) -> Iterator[str]:
 
 
 def set_aside(settings: Settings) -> Iterator[str]:
-    """Which of today's settings what is tried does without."""
+    """List present settings that the trials ignore."""
     if settings.breaker_mode != "on":
         yield (
             f"IMAGE_GEN_BREAKER_MODE is {settings.breaker_mode}: today's settings are played so,"

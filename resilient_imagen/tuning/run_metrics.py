@@ -1,4 +1,4 @@
-"""What a run cost and brought, in the numbers that settings are chosen by."""
+"""Run metrics: the measures of a run, by which settings are compared."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ if TYPE_CHECKING:
 __all__ = ["Measures", "measure"]
 
 _AFTERMATH = 65.0
-"""Seconds after a trouble in which an opening is still its doing: requests sent in it end late."""
+"""Seconds after an incident in which an opening belongs to it: its requests may end late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
-    """One run, summed up. Times in seconds, money in US dollars."""
+    """The measures of one run. Times are in seconds, costs in US dollars."""
 
     calls: int
     images: int
     mean_s: float
-    """To the image, over all images."""
+    """Average time to the image, of all images."""
     p50_s: float
     p95_s: float
     p99_s: float
     lost_s: float
-    """Spent by calls that got no image, in all."""
+    """Total time of calls without an image."""
     share: Mapping[str, float]
-    """Of the images, by route."""
+    """Share of the images by route."""
     requests: int
     doomed: int
-    """Requests that failed for the service's sake."""
+    """Wasted requests: requests that failed because of the service."""
     doomed_s: float
     doomed_usd: float
-    """What they cost: those that were given up are billed all the same."""
+    """Cost of the wasted requests; abandoned requests are billed, too."""
     cost_usd: float
-    """Everything."""
+    """Cost of all requests."""
     troubles: int
     detected: int
-    """Troubles of the first route at which its breaker opened."""
+    """Incidents of the first route in which its breaker opened."""
     detect_s: float | None
-    """From a trouble's start to the opening, on average; None when none was detected."""
+    """Average time from an incident's start to the opening; None if none was detected."""
     recover_s: float | None
-    """From a trouble's end to the first image that the first route was asked for, on average."""
+    """Average time from an incident's end to the first image requested from the first route."""
     false_openings: int
-    """Openings of the first route's breaker outside any trouble."""
+    """Openings of the first route's breaker outside all incidents."""
     unseen: float
-    """Share of the requests whose outcome rests on an assumption."""
+    """Share of the requests with an assumed outcome."""
 
     @property
     def failed(self) -> int:
@@ -65,12 +65,12 @@ class Measures:
 
     @property
     def first_share(self) -> float:
-        """Share of the images that came by the first route."""
+        """Share of the images that the first route delivered."""
         return next(iter(self.share.values()))
 
     @property
     def usd_per_image(self) -> float:
-        """Dollars an image, doomed requests included."""
+        """Dollars per image, including wasted requests."""
         return self.cost_usd / self.images if self.images else 0.0
 
 
@@ -80,7 +80,7 @@ def measure(
     start: float = 0.0,
     end: float = math.inf,
 ) -> Measures:
-    """Sum up a run, or the part of it whose calls came from ``start`` to before ``end``."""
+    """Return the measures of a run, or of the calls from ``start`` to before ``end``."""
     if start > 0.0 or end < math.inf:
         played, troubles = _part(played, start, end), _inside(troubles, start, end)
     times = sorted(
@@ -145,7 +145,7 @@ def _openings(changes: Sequence[Change]) -> list[float]:
 
 
 def _detections(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
-    """Seconds to the first opening of each trouble; 0 when it was open already."""
+    """Return the seconds to the first opening in each incident; 0 if it was open already."""
     states = [(change.at, change.state) for change in played.changes if change.route == 0]
     times = [at for at, _ in states]
     found = []
@@ -164,9 +164,9 @@ def _detections(played: SimulationResult, troubles: Sequence[Incident]) -> list[
 
 
 def _recoveries(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
-    """Seconds from each trouble's end to the first successful request sent after it.
+    """Return the seconds from each incident's end to the first successful request sent after it.
 
-    Where the next trouble is there first, up to that one.
+    If the next incident begins before, the time ends there.
     """
     good = sorted(sent.at for sent in played.sent if sent.route == 0 and sent.reason is None)
     found = []

@@ -1,4 +1,4 @@
-"""Worlds made up in a few lines: traffic, services and their troubles.
+"""Scenarios: traffic, services and their outages, for simulations.
 
 ::
 
@@ -42,9 +42,9 @@ __all__ = [
 _NORMAL: Final = NormalDist()
 _AT_95: Final = _NORMAL.inv_cdf(0.95)
 _DAY: Final = 86_400.0
-_FAILS, _LATENCY, _BLIPS, _ARRIVES = range(4)  # salts of coins
+_FAILS, _LATENCY, _BLIPS, _ARRIVES = range(4)  # salts of random numbers
 _OURS: Final = {Reason.CIRCUIT_OPEN, Reason.SATURATED, Reason.DEADLINE, Reason.CANCELLED}
-"""Reasons that no service gives."""
+"""Reasons that are not failures of a service."""
 
 
 def _check(name: str, value: object, *, allowed: bool, what: str) -> None:
@@ -72,7 +72,7 @@ def _check_reason(name: str, value: Reason) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LatencyDistribution:
-    """How long a healthy answer takes: log-normal, by two numbers one can read off a dashboard.
+    """The latency of successful responses: log-normal, by its median and 95th percentile.
 
     Raises:
         ValueError: Not 0 < median <= p95.
@@ -81,15 +81,15 @@ class LatencyDistribution:
     median: float
     """Seconds."""
     p95: float
-    """Seconds; 95 % of the answers are there by then."""
+    """Seconds; 95 % of the responses take at most this long."""
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check both fields."""
         if not 0 < self.median <= self.p95 < math.inf:
             raise ValueError("a latency needs 0 < median <= p95, both finite")
 
     def at(self, share: float) -> float:
-        """Seconds within which this share of the answers, above 0 and below 1, is there."""
+        """Return the quantile for a share above 0 and below 1, in seconds."""
         if self.p95 == self.median:
             return self.median
         sigma = math.log(self.p95 / self.median) / _AT_95
@@ -98,17 +98,17 @@ class LatencyDistribution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A provider in good health.
+    """A healthy provider.
 
     Raises:
-        ValueError: A number is out of its range, or no service fails for such a reason.
+        ValueError: A number is out of range, or the reason is not a failure of a service.
     """
 
     latency: LatencyDistribution = LatencyDistribution(20.0, 45.0)
     cost_usd: float = 0.134
-    """Dollars an image."""
+    """Dollars per image."""
     blips: float = 0.0
-    """Share of requests that fail all the same, each on its own: 0 to 1."""
+    """Share of requests that fail independently, outside outages: 0 to 1."""
     blip_reason: Reason = Reason.SERVER_ERROR
 
     def __post_init__(self) -> None:
@@ -120,10 +120,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outage:
-    """A time in which a provider does not do what it should.
+    """An interval in which a provider fails or is slow.
 
     Raises:
-        ValueError: A number is out of its range, or no service fails for such a reason.
+        ValueError: A number is out of range, or the reason is not a failure of a service.
     """
 
     start: float
@@ -132,17 +132,17 @@ class Outage:
     """Seconds."""
     provider: str = "google"
     reason: Reason = Reason.OVERLOADED
-    """What failing requests fail with; TIMEOUT means that they are never answered."""
+    """The reason of failing requests; TIMEOUT means that they get no response."""
     share: float = 1.0
     """Share of the requests that fail, 0 to 1."""
     latency: float = 1.0
-    """Seconds a failure takes to arrive."""
+    """Seconds until a failing request is answered."""
     retry_after: float | None = None
     """Seconds the server asks to wait."""
     slower: float = 1.0
-    """Factor on the latency of those that do not fail."""
+    """Factor on the latency of requests that do not fail."""
     ramp: float = 0.0
-    """Seconds over which share and slowness grow from nothing to their full size."""
+    """Seconds over which share and slowness grow from zero to their full size."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -156,36 +156,36 @@ class Outage:
             _check_amount("retry_after", self.retry_after)
 
     def strength(self, at: float) -> float:
-        """How much of it there is at ``at``: 0 outside, up to 1 inside."""
+        """Return its strength at a time: 0 outside, up to 1 inside."""
         if not self.start <= at < self.start + self.duration:
             return 0.0
         return min(1.0, (at - self.start) / self.ramp) if self.ramp else 1.0
 
 
 def waves(trouble: Outage, *, every: float, times: int) -> tuple[Outage, ...]:
-    """The same trouble ``times`` times, the starts ``every`` seconds apart."""
+    """Repeat an outage ``times`` times, with the starts ``every`` seconds apart."""
     return tuple(replace(trouble, start=trouble.start + index * every) for index in range(times))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """When callers ask.
+    """The arrival times of calls.
 
     Raises:
-        ValueError: A field is not what it may be.
+        ValueError: A field is out of range.
     """
 
     per_minute: float = 6.0
-    """Calls a minute, on average. As many as IMAGE_GEN_IPM allows make the queue grow for ever."""
+    """Average calls a minute. With IMAGE_GEN_IPM or more, the queue grows without limit."""
     duration: float = 3600.0
-    """Seconds for which callers come."""
+    """Seconds in which calls arrive."""
     spacing: Literal["even", "random"] = "random"
-    """Evenly spaced, or at any moment as independent callers do."""
+    """Evenly spaced, or random like independent callers (Poisson)."""
     batch: int = 1
-    """Calls that come at once, as the scenes of one storyboard do."""
+    """Number of calls that arrive together, such as the scenes of a storyboard."""
     swing: float = 0.0
-    """How much busier the middle of each day is than its average, 0 to below 1; its ends as much
-    less."""
+    """Relative increase in the middle of each day over its average, and decrease at its ends, from
+    0 to below 1."""
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -197,7 +197,7 @@ class Traffic:
         _check("spacing", self.spacing, allowed=known, what="even or random")
 
     def arrivals(self, seed: int) -> Iterator[float]:
-        """Seconds at which each call starts, in order."""
+        """Yield the start of each call in seconds, in order."""
         gap = 60.0 * self.batch / self.per_minute
         at, index = 0.0, 0
         while True:
@@ -221,10 +221,10 @@ def _two_services() -> Mapping[str, Service]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Traffic, services and their troubles. Troubles of one provider may overlap.
+    """Traffic, services and their outages. Outages of one provider may overlap.
 
     Raises:
-        ValueError: A trouble's provider has no service.
+        ValueError: An outage's provider has no service.
     """
 
     traffic: Traffic = Traffic()
@@ -233,7 +233,7 @@ class Scenario:
     troubles: tuple[Outage, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that every trouble is somebody's."""
+        """Check that the provider of every outage has a service."""
         for trouble in self.troubles:
             known = trouble.provider in self.services
             what = f"one of the services: {', '.join(self.services)}"
@@ -241,14 +241,14 @@ class Scenario:
 
 
 class ScenarioOutcomes:
-    """A scenario, asked request by request.
+    """The outcome model of a scenario.
 
     Args:
-        scenario: The world.
-        providers: Of each route, in the chain's order.
+        scenario: The scenario.
+        providers: The provider of each route, in the order of the routes.
 
     Raises:
-        ValueError: The scenario has no service for one of them.
+        ValueError: The scenario has no service for one of the providers.
     """
 
     def __init__(self, scenario: Scenario, providers: Sequence[str]) -> None:
@@ -259,7 +259,7 @@ class ScenarioOutcomes:
         self._troubles = [_ByTime(scenario.troubles, name) for name in providers]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """What the service, or its troubles, answers."""
+        """Return the outcome of a request by the service and its outages."""
         service, coin = self._services[ask.route], ask.coin
         slower = 1.0
         for salt, trouble in enumerate(self._troubles[ask.route].at(ask.at)):
@@ -274,7 +274,7 @@ class ScenarioOutcomes:
         )
 
     def incidents(self) -> Sequence[Incident]:
-        """When the first route was in trouble."""
+        """Return the outages of the first route."""
         return self._troubles[0].spans
 
 
@@ -285,7 +285,7 @@ def _failed(trouble: Outage, service: Service) -> SimulatedOutcome:
 
 
 class _ByTime:
-    """One provider's troubles, found by time without looking at all of them."""
+    """An index of one provider's outages by time."""
 
     def __init__(self, troubles: Sequence[Outage], provider: str) -> None:
         own = [trouble for trouble in troubles if trouble.provider == provider]

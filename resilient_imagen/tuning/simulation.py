@@ -1,6 +1,6 @@
-"""`simulate`: what settings would do in a world made up in a few lines.
+"""Simulation: measure settings in a scenario.
 
-For tests of one's own settings::
+For example, to test an application's settings::
 
     def test_an_outage_of_ten_minutes_is_cheap() -> None:
         outage = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
@@ -36,21 +36,21 @@ def simulate(
     seed: int = 0,
     sinks: Sequence[EventSink] = (),
 ) -> Measures:
-    """Send a scenario's calls through the production pipeline, on virtual time, and sum up.
+    """Run a scenario's calls through the production pipeline on virtual time, and measure them.
 
-    An hour of ten images a minute takes some tens of milliseconds. The same arguments give the
-    same measures, on any machine. It runs a loop of its own: call it outside of any other.
+    An hour of ten images a minute takes some tens of milliseconds. Equal arguments give equal
+    measures on any machine. It runs its own event loop, so no loop may be running in the thread.
 
     Args:
-        scenario: Traffic, services, troubles.
-        settings: Read from the environment when None. Keys are not needed.
-        seed: For all chance.
-        sinks: Told every event, as an ImageClient's would be; that makes it slower.
+        scenario: Traffic, services and outages.
+        settings: The settings; None reads them from the environment. Keys are not needed.
+        seed: Seed of all random choices.
+        sinks: Sinks that receive every event, as an ImageClient's do; they make it slower.
 
     Raises:
         ValueError: The scenario has no service for a route of the settings.
         RuntimeError: A loop is running in this thread; ``asyncio.to_thread(simulate, ...)`` works.
-        ConfigurationError: The environment holds a setting that is not allowed.
+        ConfigurationError: The environment contains a setting that is not allowed.
     """
     settings = Settings() if settings is None else settings
     truth = ScenarioOutcomes(scenario, [route.provider for route in settings.routes])
@@ -60,6 +60,6 @@ def simulate(
 def play(
     scenario: Scenario, settings: Settings, *, seed: int = 0, sinks: Sequence[EventSink] = ()
 ) -> SimulationResult:
-    """As `simulate`, call by call and request by request."""
+    """Run a scenario like `simulate`; return the result of every call and request."""
     truth = ScenarioOutcomes(scenario, [route.provider for route in settings.routes])
     return run_simulation(settings, truth, scenario.traffic.arrivals(seed), seed=seed, sinks=sinks)

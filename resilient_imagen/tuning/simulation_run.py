@@ -1,4 +1,4 @@
-"""Stand-ins for the providers, answering what a truth says, and the book of all that was sent."""
+"""Simulation run: simulated providers that respond by an outcome model, and their results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 
 _IMAGE: Final = ProviderImage(b"", "image/png")
 _USD_PER_TOKEN = 30e-6
-"""The model table's price where tokens are charged: what is recorded then costs what was met."""
+"""The model table's price per token, by which a simulated cost is converted to tokens."""
 
 
 class SimulatedAttempt(NamedTuple):
@@ -41,13 +41,13 @@ class SimulatedAttempt(NamedTuple):
     route: int
     at: float
     seconds: float
-    """How long it took, or until it was given up."""
+    """Seconds until it ended or was abandoned."""
     reason: Reason | None
-    """None when it brought an image."""
+    """None if it delivered an image."""
     cost_usd: float
-    """Dollars billed, or probably billed, for it."""
+    """Dollars that were billed, or probably billed."""
     seen: bool
-    """False when its outcome rests on an assumption."""
+    """Whether its outcome is based on recorded requests; False if it is an assumption."""
 
 
 class Change(NamedTuple):
@@ -60,30 +60,30 @@ class Change(NamedTuple):
 
 @dataclass(slots=True)
 class SimulationResult:
-    """What became of every call."""
+    """The results of all calls of a run."""
 
     routes: tuple[str, ...]
     started: array[float] = field(default_factory=lambda: array("d"))
-    """Seconds since the start, one a call."""
+    """Start of each call, in seconds since the start of the run."""
     seconds: array[float] = field(default_factory=lambda: array("d"))
-    """How long each call took, in the same order."""
+    """Duration of each call, in the same order."""
     served: array[int] = field(default_factory=lambda: array("b"))
-    """Index of the route that served each call, -1 for none."""
+    """Index of the route that served each call; -1 if it failed."""
     sent: list[SimulatedAttempt] = field(default_factory=list)
-    """In the order they ended."""
+    """Requests in the order in which they ended."""
     changes: list[Change] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SimulatedImageRequest(ImageRequest):
-    """A request that knows whose it is, and when each route was asked for it."""
+    """A request with the number of its call, and the times of its requests to each route."""
 
     call: int = 0
     asked: dict[int, list[float]] = field(default_factory=dict)
 
 
 class SimulationRun:
-    """The truth, and what was sent into it."""
+    """An outcome model, and the requests that were sent to it."""
 
     def __init__(self, truth: OutcomeModel, played: SimulationResult, seed: int) -> None:
         self._truth = truth
@@ -94,7 +94,7 @@ class SimulationRun:
     def outcome_for(
         self, call: int, route: int, at: float, before: Sequence[float]
     ) -> SimulatedOutcome:
-        """What a request meets at ``at``, after the call's earlier ones to the same route."""
+        """Return the outcome of a request at ``at``, after the call's earlier ones to the route."""
         coin = DeterministicRng(self._seed, call, route, len(before))
         return self._truth.outcome_for(
             SimulatedRequest(route, at, coin, before[-1] if before else None)
@@ -109,7 +109,7 @@ class SimulationRun:
         reason: Reason | None,
         met: SimulatedOutcome,
     ) -> None:
-        """Note what was sent. A request that was given up is billed as one that was answered."""
+        """Record a request. An abandoned request is billed like one with a response."""
         billed = reason is None or reason is Reason.TIMEOUT
         cost = met.cost_usd if billed else 0.0
         self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, cost, met.seen))
@@ -117,14 +117,14 @@ class SimulationRun:
     async def answer(
         self, request: SimulatedImageRequest, provider: str, model: str
     ) -> ProviderResult:
-        """Serve or fail one request, in its time."""
+        """Respond to one request, or fail it, after its latency."""
         loop = asyncio.get_running_loop()
         route = self._routes[f"{provider}:{model}"]
         at = loop.time()
         before = request.asked.setdefault(route, [])
         met = self.outcome_for(request.call, route, at, before)
         before.append(at)
-        reason: Reason | None = Reason.TIMEOUT  # unless an answer comes in time
+        reason: Reason | None = Reason.TIMEOUT  # unless there is a response in time
         try:
             if math.isinf(met.latency):
                 await loop.create_future()
@@ -146,17 +146,17 @@ class SimulationRun:
 
 
 class SimulatedProvider:
-    """A provider that answers what the world says."""
+    """A provider that responds by an outcome model."""
 
     def __init__(self, name: str, world: SimulationRun) -> None:
         self.name = name
         self._world = world
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
-        """Answer one request."""
+        """Respond to one request."""
         if not isinstance(request, SimulatedImageRequest):
-            raise TypeError("a stand-in answers numbered requests only")
+            raise TypeError("a simulated provider accepts only simulated requests")
         return await self._world.answer(request, self.name, model)
 
     async def aclose(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there are no connections."""

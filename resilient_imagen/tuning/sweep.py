@@ -1,4 +1,4 @@
-"""Plays a recording under many settings, on all processors, and ranks them."""
+"""Sweep: replay a recording with many settings, on all processors, and rank the settings."""
 
 from __future__ import annotations
 
@@ -35,38 +35,38 @@ if TYPE_CHECKING:
 __all__ = ["Sweep", "replay", "sweep", "try_out"]
 
 _AT_RANDOM = 0.6
-"""Share of the trials that are spread over the grid; the others are near the best of those."""
+"""Share of the trials that are random on the grid; the others are neighbours of the best ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What all settings led to, and which to take."""
+    """The evaluations of all settings, and the recommendations."""
 
     today: Evaluation
-    """The settings as they are."""
+    """The present settings."""
     usual: Evaluation
-    """The library's defaults, with today's limits and routes."""
+    """The library's defaults, with the present limits and routes."""
     trials: tuple[Evaluation, ...]
-    """All, today's among them."""
+    """All evaluations, including the present settings."""
     front: tuple[Evaluation, ...]
-    """Those that no other beats in everything."""
+    """The Pareto front."""
     advice: Mapping[Objective, Recommendation]
     bounds: Mapping[Objective, tuple[Measures, Measures]]
-    """Of each recommended setting, with every unseen gap turned to the better or to the worse:
-    at the gap's start, and at its end."""
+    """Measures of each recommended setting with the turning point of every unseen gap at its start,
+    and at its end: the best and worst case."""
     today_bounds: tuple[Measures, Measures]
 
 
 def replay(
     recording: Recording, settings: Settings, *, seed: int = 0, turning: float = 0.5
 ) -> tuple[SimulationResult, RecordedOutcomes]:
-    """Play a recording under other settings.
+    """Replay a recording with other settings.
 
     Args:
-        recording: What was seen.
-        settings: To be tried; its routes are asked in their order.
-        seed: For all chance.
-        turning: Where in an unseen gap the service's state changes, from 0 (its start) to 1.
+        recording: The recording.
+        settings: The settings to try.
+        seed: Seed of all random choices.
+        turning: Turning point in an unseen gap, from 0 (its start) to 1 (its end).
     """
     truth = RecordedOutcomes(recording, settings, turning=turning)
     return run_simulation(settings, truth, recording.asked, seed=seed), truth
@@ -75,7 +75,7 @@ def replay(
 def try_out(
     recording: Recording, settings: Settings, knobs: TunableSettings, *, turning: float = 0.5
 ) -> Evaluation:
-    """Play a recording under one setting, and sum up."""
+    """Replay a recording with one setting, and measure it."""
     played, truth = replay(recording, knobs.applied(settings), turning=turning)
     troubles, middle = truth.incidents(), recording.duration / 2
     halves = measure(played, troubles, 0.0, middle), measure(played, troubles, middle)
@@ -90,21 +90,21 @@ def sweep(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Sweep:
-    """Try many settings on a recording, and recommend.
+    """Try many settings on a recording, and recommend settings.
 
-    Today's settings and the library's defaults are always among them. What is tried is tried with
-    the breaker on and no provider forced open. With more than one worker it starts processes, which
-    do without Ctrl-C: call it from under ``if __name__ == "__main__"``, or pass ``workers=1``.
+    The present settings and the library's defaults are always included. All trials have the breaker
+    on and no provider forced open. With several workers it starts processes, which ignore Ctrl-C:
+    call it under ``if __name__ == "__main__"``, or pass ``workers=1``.
 
     Args:
-        recording: What was seen.
-        settings: As they are today; read from the environment when None.
-        count: Settings to try.
-        workers: Processes; as many as there are processors when None.
-        progress: Told after each trial how many settings are done, and how many there will be.
+        recording: The recording.
+        settings: The present settings; None reads them from the environment.
+        count: Number of settings to try.
+        workers: Number of processes; None means the number of processors.
+        progress: Called after each trial with the numbers of completed trials and of all trials.
 
     Raises:
-        RuntimeError: A loop is running in this thread, and it is to do the work.
+        RuntimeError: A loop is running in this thread, and ``workers`` is 1.
     """
     today = Settings() if settings is None else settings
     now, seen = TunableSettings.of(today), dict[TunableSettings, Evaluation]()
@@ -130,7 +130,9 @@ def sweep(
             bests = [choose(list(seen.values()), each, seen[now]).knobs for each in Objective]
             add(near for best in bests for near in neighbours(best))
             if len(seen) == before:
-                add(sample(count * 2, seed=before))  # the hills are climbed: look elsewhere
+                add(
+                    sample(count * 2, seed=before)
+                )  # no untried neighbours are left: sample more settings
             if len(seen) == before:
                 break
         trials = tuple(seen.values())
@@ -150,7 +152,7 @@ def sweep(
 
 
 def defaults() -> TunableSettings:
-    """The knobs as the library sets them when nobody does."""
+    """Return the library's defaults."""
     fields = Settings.model_fields
     return TunableSettings.of(
         Settings.model_construct(**{name: each.default for name, each in fields.items()})
@@ -160,11 +162,11 @@ def defaults() -> TunableSettings:
 # -- processes ------------------------------------------------------------------------------------
 
 _work: tuple[Recording, Settings] | None = None
-"""In a worker process: what it plays."""
+"""The recording and settings of a worker process."""
 
 
 def _prepare(recording: Recording, settings: Settings) -> None:
-    global _work  # noqa: PLW0603 - how a pool's processes are given what all their tasks share
+    global _work  # noqa: PLW0603 - data shared by all tasks of a pool's process
     _work = recording, settings
 
 
@@ -178,7 +180,7 @@ def _try_prepared(turning: float, knobs: TunableSettings) -> Evaluation:
 def _tryer(
     recording: Recording, settings: Settings, workers: int | None
 ) -> Iterator[Callable[[Iterable[TunableSettings], float], Iterator[Evaluation]]]:
-    """How to try settings: here, or in processes of their own."""
+    """Provide a function that tries settings, in this process or in worker processes."""
     settings = settings.model_copy(update={"google_api_key": None, "openai_api_key": None})
     count = (os.cpu_count() or 1) if workers is None else workers
     if count == 1:
@@ -191,7 +193,7 @@ def _tryer(
     )
 
     def run(some: Iterable[TunableSettings], turning: float) -> Iterator[Evaluation]:
-        with _interrupts_held():  # a process that starts in here ignores interrupts
+        with _interrupts_held():  # processes that start here ignore interrupts
             return pool.map(partial(_try_prepared, turning), some)
 
     try:
@@ -202,7 +204,7 @@ def _tryer(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block; processes started in it inherit the waiting."""
+    """Block SIGINT during the block; processes that are started in it inherit that."""
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
         yield
         return

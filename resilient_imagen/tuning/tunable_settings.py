@@ -1,4 +1,4 @@
-"""The knobs that are tuned: their values to try, and how they are written in an environment."""
+"""Tunable settings: the values to try, and their environment variables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "per_call_timeout": ("per_call_timeout", "IMAGE_GEN_PER_CALL_TIMEOUT"),
     "mode": ("breaker_mode", "IMAGE_GEN_BREAKER_MODE"),
 }
-"""Each knob's name in Settings, and its variable."""
+"""The environment variable of each tunable field of Settings."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,20 +41,20 @@ class TunableSettings:
     retries: int
     per_call_timeout: float
     mode: str = "on"
-    """What is tried is tried with the breaker on; how it stands today may be otherwise."""
+    """The breaker's mode; all trials have it on, the present settings may differ."""
 
     @classmethod
     def of(cls, settings: Settings) -> TunableSettings:
-        """Where the knobs stand."""
+        """Return the tunable part of settings."""
         return cls(**{name: getattr(settings, field) for name, (field, _) in _FIELDS.items()})
 
     def applied(self, settings: Settings) -> Settings:
-        """The settings with the knobs turned so, and no provider forced open."""
+        """Return ``settings`` with these values, and no provider forced open."""
         turned = {_FIELDS[name][0]: value for name, value in asdict(self).items()}
         return settings.model_copy(update={**turned, "force_open": ()})
 
     def env_lines(self, since: TunableSettings | None = None) -> list[str]:
-        """``VARIABLE=value``, one a knob; with ``since`` those alone that differ from it."""
+        """Return lines ``VARIABLE=value``; with ``since``, only the values that differ from it."""
         before = {} if since is None else asdict(since)
         return [
             f"{_FIELDS[name][1]}={value if isinstance(value, str) else format(value, 'g')}"
@@ -63,7 +63,7 @@ class TunableSettings:
         ]
 
     def changed_from(self, since: TunableSettings) -> int:
-        """How many knobs stand elsewhere."""
+        """Return the number of values that differ."""
         return len(self.env_lines(since))
 
 
@@ -77,11 +77,11 @@ GRID: Final[Mapping[str, Sequence[Any]]] = {
     "retries": (0, 1, 2, 3),
     "per_call_timeout": (30.0, 45.0, 60.0, 90.0, 120.0),
 }
-"""Values that are tried."""
+"""The values to try."""
 
 
 def sample(count: int, seed: int = 0) -> list[TunableSettings]:
-    """So many settings of the grid, at random, none twice."""
+    """Return ``count`` different random settings of the grid."""
     chance = random.Random(seed)
     every = [TunableSettings(*values) for values in product(*GRID.values())]
     allowed = [knobs for knobs in every if knobs.reset_max >= knobs.reset_timeout]
@@ -89,7 +89,7 @@ def sample(count: int, seed: int = 0) -> list[TunableSettings]:
 
 
 def neighbours(knobs: TunableSettings) -> Iterator[TunableSettings]:
-    """The settings with one knob a step further on the grid, either way; the breaker is on."""
+    """Yield the settings with one value changed by one step on the grid; the breaker is on."""
     for name, values in GRID.items():
         value, grid = getattr(knobs, name), sorted(values)
         lower = [each for each in grid if each < value][-1:]
