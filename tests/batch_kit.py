@@ -1,4 +1,4 @@
-"""Files of prompts, batches over them, and what the emulator and the journal then know."""
+"""Batch test kit: prompt files, batch commands, and readers for the emulator and the journal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMAND = ("generate", "--from", "prompts.jsonl", "-o", "out")
 
 
 def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulator: BackgroundEmulator) -> None:
-    """Small pictures, no pacing, files in the test's own directory."""
+    """Configure small images, no pacing, and the test's directory for files."""
     monkeypatch.chdir(tmp_path)
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
@@ -27,7 +27,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulator: Backgroun
 
 
 def write(rows: Iterable[Mapping[str, Any] | str]) -> Path:
-    """The file of prompts that COMMAND reads."""
+    """Write the file of prompts that COMMAND reads."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path = Path("prompts.jsonl")
     path.write_text("\n".join(lines) + "\n")
@@ -43,13 +43,13 @@ def batch(capsys: pytest.CaptureFixture[str], *more: object) -> Ended:
 
 
 def asked(emulator: BackgroundEmulator) -> Counter[str]:
-    """How often each scene was asked for, at either vendor."""
+    """Return how often each scene was requested, from both vendors together."""
     sent = [*emulator.google.requests, *emulator.openai.requests]
     return Counter(scene(seen) for seen in sent)
 
 
 def scene(seen: RequestSeen) -> str:
-    """Which one a request is for; vendors are given other words around it."""
+    """Return the scene in a request's prompt, to which a vendor's prompt hints may be added."""
     (number,) = re.findall(r"[Ss]cene:? (\d+)", seen.prompt)
     return f"scene {number}"
 

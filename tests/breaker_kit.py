@@ -1,4 +1,4 @@
-"""What the breaker's tests share: a clock set by hand and short ways to make outcomes."""
+"""Breaker test kit: a manual clock, and helpers for outcomes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resilient_imagen.reasons import BreakerOutcome
 
 
 class HandClock:
-    """Seconds that pass when told to."""
+    """A clock that advances only on request."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -31,7 +31,7 @@ class HandClock:
 def make_gate(
     clock: HandClock | None = None, *, jitter: float = 0.0, **numbers: Any
 ) -> tuple[CircuitBreaker, HandClock]:
-    """A breaker on a hand clock; `jitter` is what its random source always returns."""
+    """Return a breaker and its manual clock; its random source always returns `jitter`."""
     clock = clock or HandClock()
     return CircuitBreaker(
         "google:pro", BreakerConfig(**numbers), random=lambda: jitter, clock=clock
@@ -39,7 +39,7 @@ def make_gate(
 
 
 def let_in(breaker: CircuitBreaker) -> Permit:
-    """A permit whose request was just sent."""
+    """Acquire a permit and send its request."""
     permit = breaker.acquire()
     assert isinstance(permit, Permit), permit
     permit.begin()
@@ -53,7 +53,7 @@ def refused(breaker: CircuitBreaker) -> Rejection:
 
 
 def outcome(breaker: CircuitBreaker, verdict: BreakerOutcome, **details: Any) -> Settlement:
-    """One request, sent and settled at once."""
+    """Send one request and settle it at once."""
     return let_in(breaker).settle(verdict, **details)
 
 
@@ -68,7 +68,7 @@ def fail(breaker: CircuitBreaker, times: int = 1, **details: Any) -> None:
 
 
 def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, HandClock]:
-    """A breaker that failures have just opened."""
+    """Return a breaker that failures have just opened."""
     breaker, clock = make_gate(clock, **numbers)
     fail(
         breaker, breaker.metrics().failure_threshold, cause="overloaded", summary="503 UNAVAILABLE"
@@ -80,7 +80,7 @@ def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreak
 def half_open(
     clock: HandClock | None = None, **numbers: Any
 ) -> tuple[CircuitBreaker, HandClock, Permit]:
-    """A breaker in its first half-open round, with one probe sent."""
+    """Return a breaker in its first half-open round, with one probe sent."""
     breaker, clock = opened(clock, **numbers)
     until = breaker.blocked_until()
     assert until is not None
@@ -89,7 +89,7 @@ def half_open(
 
 
 def changes(breaker: CircuitBreaker) -> list[tuple[str, str]]:
-    """A list that grows with every transition callers meet."""
+    """Return a list to which every transition is added, except those of shadow mode."""
     seen: list[tuple[str, str]] = []
 
     def listen(transition: Transition) -> None:

@@ -1,7 +1,7 @@
-"""What a breaker should do, written from its specification, to be compared with the breaker.
+"""Breaker oracle: a reference model written from the specification, for comparison in tests.
 
-Nothing here is shared with the breaker but the configuration and the words for states. It keeps
-every outcome and every request in plain lists and looks through all of them each time.
+It shares only the configuration and the names of states with the breaker. It keeps every outcome
+and every request in plain lists, and searches all of them each time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DAY = 86_400.0
 
 @dataclass(eq=False)
 class Call:
-    """One request that was let through."""
+    """One admitted request."""
 
     state_number: int
     probe: bool
@@ -33,7 +33,7 @@ class Call:
 
 
 class BreakerOracle:
-    """The specification, as directly as it can be said."""
+    """The specification in its simplest form."""
 
     def __init__(self, config: BreakerConfig, jitter: float) -> None:
         self.config = config
@@ -46,7 +46,7 @@ class BreakerOracle:
         self.openings = 0
         self.open_from = self.open_to = math.nan
         self.hint_only = False
-        """Nothing but hints has opened or lengthened the present opening."""
+        """Whether only hints have opened or extended the present open period."""
         self.successes = 0
         self.calls: list[Call] = []
         self.would_reject = 0
@@ -92,7 +92,7 @@ class BreakerOracle:
     # Time
 
     def pending(self) -> list[tuple[float, int, Call]]:
-        """What time alone will decide about calls: slowness first, then in order of sending."""
+        """Return the pending time-outs of calls: slow calls first, then in order of sending."""
         found = []
         for call in self.calls:
             if call.watched and self.config.slow_call is not None:

@@ -1,4 +1,4 @@
-"""The command line, in a process of its own as people run it, and in this one."""
+"""Command line test kit: run commands in a separate process or in this process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROOT = Path(__file__).parent.parent
 def run(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``resilient-imagen`` to its end."""
+    """Run ``resilient-imagen`` until it exits."""
     return python("-m", "resilient_imagen.cli", *arguments, cwd=cwd, env=env)
 
 
 def python(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run an interpreter of its own to its end."""
+    """Run a separate interpreter until it exits."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -41,7 +41,7 @@ def python(
 def started(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start ``resilient-imagen``; both outputs can be read, and nothing of it is left behind."""
+    """Start ``resilient-imagen`` with both outputs piped, and end it after the block."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "resilient_imagen.cli", *arguments],
         cwd=cwd,
@@ -58,13 +58,13 @@ def started(
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
-    """This process' environment (which tests keep clean), the package within reach."""
+    """Return this process's environment, with the package on the path."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **(more or {})}
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -72,7 +72,7 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The one line on standard error."""
+        """Return the single line on standard error."""
         (line,) = self.err.splitlines()
         return line.removeprefix("resilient-imagen: ")
 
@@ -84,7 +84,7 @@ def cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["resilient-imagen", *map(str, arguments)])
         patch.setenv("COLUMNS", "120")
-        patch.setenv("NO_PROXY", "")  # is put back, whatever the command makes of it
+        patch.setenv("NO_PROXY", "")  # restored in any case
         patch.setenv("no_proxy", "")
         with pytest.raises(SystemExit) as ended:
             main()

@@ -1,4 +1,4 @@
-"""What any test may rely on: an environment that says nothing about us, and a Redis if it asks."""
+"""Shared fixtures: a clean environment for every test, and a Redis server on request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from redis_kit import RedisServer, redis_server
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
 
-# A busy machine is no failure. .ci/slow chooses "thorough", and .ci/run "brief" on other Pythons,
-# by --hypothesis-profile.
+# Without deadlines, because the machine may be busy. .ci/slow chooses "thorough", and .ci/run
+# "brief" on other Pythons, by --hypothesis-profile.
 settings.register_profile("unhurried", deadline=None)
 settings.register_profile("brief", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=3000)
@@ -23,16 +23,16 @@ settings.load_profile("unhurried")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Run a single test or file in this process; leave the number of workers to xdist otherwise."""
+    """Run a single test or file in this process; otherwise xdist chooses the number of workers."""
     single = len(config.args) == 1 and not Path(config.args[0]).is_dir()
     return 0 if single else None
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Iterator[None]:
-    """Commands that tests start hear Ctrl-C, also where a shell began these in the background.
+    """Let commands that tests start receive SIGINT.
 
-    It has them ignore it, which children inherit.
+    A shell lets background jobs ignore it, which child processes inherit.
     """
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.SIG_IGN:
@@ -43,7 +43,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, setting, proxy or unbuffered output of the developer's machine reaches a test."""
+    """Remove keys, settings, proxies and unbuffered output from the environment of a test."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # it hides errors of the last flush
     for name in list(os.environ):
         if name.startswith(OURS) or name.lower().endswith("_proxy"):
@@ -52,7 +52,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def unconfigured_structlog() -> Iterator[None]:
-    """Undo what a test configured of structlog: it is the process's, and other tests' too."""
+    """Reset structlog's configuration after a test, because it is process-wide."""
     yield
     structlog = sys.modules.get("structlog")
     if structlog is not None and structlog.is_configured():
@@ -61,13 +61,13 @@ def unconfigured_structlog() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared_server() -> Iterator[RedisServer]:
-    """One Redis for the tests of a file, with whatever the last of them left in it."""
+    """Start one Redis for the tests of a file; it is not emptied between them."""
     with redis_server() as running:
         yield running
 
 
 @pytest.fixture
 def server(shared_server: RedisServer) -> RedisServer:
-    """The same, empty."""
+    """Return the Redis server of the file, emptied."""
     shared_server.ask("FLUSHALL")
     return shared_server

@@ -1,7 +1,7 @@
 """The public contract as plain data: names, signatures, settings, reasons, telemetry, commands.
 
 ``python tests/contract_kit.py`` writes it to ``data/contract.json``. A change of that file is a
-change of what other code relies on, so it must be deliberate and belongs into CHANGELOG.md.
+change of the public contract, so it must be deliberate and belongs into CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _class(cls: type) -> dict[str, str]:
 
 
 def _is_ours(cls: type, name: str) -> bool:
-    """Whether a class of this project defines the member; what libraries add is their matter."""
+    """Return whether a class of this project, not of another library, defines the member."""
     return any(
         name in vars(base) or name in inspect.get_annotations(base)
         for base in cls.__mro__
@@ -136,7 +136,7 @@ def _errors() -> dict[str, list[str]]:
 
 
 def error_text(outcome: ImageGenerationError | str) -> str:
-    """What a failure of the catalogue looks like to the application."""
+    """Return the text of a failure as the application sees it."""
     return outcome if isinstance(outcome, str) else f"{type(outcome).__name__}: {outcome}"
 
 
@@ -147,7 +147,7 @@ def _telemetry_names() -> list[str]:
 
 
 class _RecordingMeter:
-    """Keeps how each instrument was asked for."""
+    """A meter that records the arguments of each instrument."""
 
     def __init__(self) -> None:
         self.instruments: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _options(command: str) -> dict[str, Any]:
 
 
 def snapshot() -> dict[str, Any]:
-    """Return the contract as it was last agreed on."""
+    """Return the stored contract."""
     found: dict[str, Any] = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     return found
 

@@ -1,4 +1,4 @@
-"""Both real SDKs pointed at an emulator, over sockets or in memory."""
+"""Emulator test kit: both real SDKs with an emulator, over sockets or in memory."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _T = TypeVar("_T")
 GEMINI = "gemini-3-pro-image"
 GPT = "gpt-image-2.5-flare"
 PATIENCE = 60.0
-"""Seconds after which a test is taken for hanging: far more than any needs."""
+"""Seconds after which a test counts as hanging; far more than any test needs."""
 
 
 @dataclass
 class Wired:
-    """An emulator and two SDK clients that talk to it."""
+    """An emulator and two SDK clients that send to it."""
 
     app: Emulator
     google: genai.Client
@@ -47,7 +47,7 @@ class Wired:
         timeout_ms: int | None = None,
         **config: Any,
     ) -> types.GenerateContentResponse:
-        """One generate_content call as the library makes it."""
+        """Call generate_content as the library does."""
         parts: list[Any] = [
             types.Part.from_bytes(data=data, mime_type=mime) for data, mime in references
         ]
@@ -65,19 +65,19 @@ class Wired:
         )
 
     async def gpt(self, prompt: str = "a lighthouse", **options: Any) -> Any:
-        """One images.generate call."""
+        """Call images.generate."""
         options = {"model": GPT, "size": "1024x1536", "quality": "high", **options}
         return await self.openai.images.generate(prompt=prompt, **options)
 
     async def gpt_edit(self, images: Any, prompt: str = "bluer", **options: Any) -> Any:
-        """One images.edit call."""
+        """Call images.edit."""
         options = {"model": GPT, "size": "1024x1536", "quality": "high", **options}
         return await self.openai.images.edit(image=images, prompt=prompt, **options)
 
 
 @contextlib.asynccontextmanager
 async def wired(app: Emulator, way: str) -> AsyncIterator[Wired]:
-    """SDK clients for ``app``; ``way`` is socket or memory."""
+    """Provide SDK clients for ``app``; ``way`` is socket or memory."""
     async with contextlib.AsyncExitStack() as stack:
         server = None
         google_url, openai_url = "http://emulator", "http://emulator/v1"
@@ -118,7 +118,7 @@ def run_with_emulator(
 
 
 def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (24, 16)) -> bytes:
-    """A small encoded picture."""
+    """Return a small encoded image."""
     image = Image.new(mode, size)
     # A phone's multi-picture JPEG holds at least two.
     more: dict[str, Any] = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
@@ -126,7 +126,7 @@ def picture(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (24, 1
 
 
 class _Loop(VirtualTimeLoop):
-    """Virtual time that waits for the executor's last thread too, when the loop is closed."""
+    """A virtual-time loop that also waits for the executor's last thread when it is closed."""
 
     async def shutdown_default_executor(self, *args: Any) -> None:
         self.threads_pending += 1

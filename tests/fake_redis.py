@@ -1,7 +1,7 @@
-"""The shared steps without a server: their real Lua on a store in memory, on the loop's time.
+"""Fake Redis: the real Lua scripts on a store in memory, on the loop's time.
 
-`LuaStore` knows the dozen commands that the steps use, as Redis has them (test_fleet_steps.py holds
-it against a real one). `Sea` puts latency, losses and outages between it and the fleet.
+`LuaStore` implements the dozen Redis commands that the scripts use; test_fleet_steps.py compares it
+with a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from resilient_imagen.distributed.scripts import LuaScript, ScriptCall
 from resilient_imagen.distributed.store import StoreUnavailableError
 
 START = 1_760_000_000.0
-"""What the server's clock shows at the loop's second 0."""
+"""The server's time when the loop's time is 0."""
 ADDRESS = Address.parse("redis://sea")
 
 
 class LuaStore:
-    """One Redis, as far as the steps need it.
+    """One Redis, limited to the commands that the scripts use.
 
     Args:
         now: The server's clock, in seconds.
@@ -38,18 +38,18 @@ class LuaStore:
         self.zsets: dict[str, dict[str, float]] = {}
         self.expires: dict[str, float] = {}
         self.told: list[tuple[str, str]] = []
-        """What was published: channel and message."""
+        """Published messages: channel and message."""
         self.steps = 0
         self.commands = 0
 
     def flush(self) -> None:
-        """Lose everything, as a restart without a file does."""
+        """Delete all data, like a restart without persistence."""
         self.hashes.clear()
         self.zsets.clear()
         self.expires.clear()
 
     def take(self, step: ScriptCall) -> Any:
-        """Run one step; answers as redis-py gives them."""
+        """Run one script call; return its answer in redis-py's types."""
         self.steps += 1
         for key in [key for key, when in self.expires.items() if when <= self._now()]:
             self._delete(key)
@@ -156,7 +156,7 @@ class LuaStore:
 
 
 class FakeRedisCluster:
-    """What lies between workers and the store, on the running loop's time.
+    """A network with one store, on the running loop's time.
 
     Args:
         latency: Seconds one way.
@@ -169,19 +169,19 @@ class FakeRedisCluster:
         self.latency = latency
         self.up = True
         self.trips = 0
-        """Round trips, pings and connects included."""
+        """Number of round trips, including pings and connects."""
         self.deliveries = 0
-        """Messages of the channel that reached a worker."""
+        """Number of published messages that reached a worker."""
         self.links: list[FakeConnection] = []
         self.links_of: dict[str, list[FakeConnection]] = {}
-        """Every connection that a worker ever had, the present one last."""
+        """All connections of each worker; the present one is last."""
         self.doors: list[SeaDoor] = []
         self.warnings: list[str] = []
         self.texts: list[str] = []
-        """What the warnings said."""
+        """The texts of the warnings."""
 
     def coordinator(self) -> RedisCoordinator:
-        """A worker's part, connected by this sea."""
+        """Return the coordinator of a new worker."""
 
         def warn(code: str, text: str) -> None:
             self.warnings.append(code)
@@ -193,26 +193,26 @@ class FakeRedisCluster:
         return coordinator
 
     async def cross(self) -> None:
-        """There and back."""
+        """Wait for a round trip."""
         self.trips += 1
         if not self.up:
             raise StoreUnavailableError("ConnectionError")
         await asyncio.sleep(2 * self.latency)
 
     def stop(self) -> None:
-        """The server goes away, with all connections."""
+        """Stop the server and break all connections."""
         self.up = False
         for link in self.links:
             link.break_off()
 
     def restart(self, *, empty: bool) -> None:
-        """It is back."""
+        """Restart the server, with or without its data."""
         self.up = True
         if empty:
             self.store.flush()
 
     def spread(self) -> None:
-        """Send on what was published."""
+        """Deliver the published messages."""
         told, self.store.told = self.store.told, []
         for _, message in told:
             for link in self.links:
@@ -221,17 +221,17 @@ class FakeRedisCluster:
 
 
 class SeaDoor:
-    """Where one worker's connections are had."""
+    """The `ConnectionFactory` of one worker."""
 
     def __init__(self, sea: FakeRedisCluster) -> None:
         self.sea = sea
         self.fleet: RedisCoordinator | None = None
         self.refuses: Exception | None = None
-        """What it says instead of opening."""
+        """The error to raise instead of opening a connection."""
         self.takes = 0.0
-        """Seconds that opening takes besides."""
+        """Additional seconds for opening a connection."""
         self.stuck = False
-        """Whether what it opens answers nothing."""
+        """Whether new connections never answer."""
 
     async def prepare(self) -> None:
         return
@@ -250,14 +250,14 @@ class SeaDoor:
 
 
 class FakeConnection:
-    """One worker's connection. `deaf`: news get lost; `stuck`: nothing is ever answered."""
+    """One worker's connection. `deaf`: published messages get lost; `stuck`: it never answers."""
 
     def __init__(self, sea: FakeRedisCluster) -> None:
         self.sea = sea
         self.deaf = False
         self.stuck = False
         self.steps_only_lost = False
-        """Steps are taken, but their answers never arrive."""
+        """Whether scripts run, but their answers get lost."""
         self._news: asyncio.Queue[bytes | StoreUnavailableError | None] = asyncio.Queue()
         self._broken = False
 

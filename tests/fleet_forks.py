@@ -1,7 +1,7 @@
-"""A client that is made, and used, before the process forks: servers load applications like that.
+"""Fork test: a client that is created and used before the process forks, as in preloading servers.
 
-Run with a Redis URL; prints one line of JSON, a list with what each child saw. They live through an
-outage together, and ask again at the same moment.
+Run it with a Redis URL. It prints one line of JSON, a list with the results of each child process.
+The children have an outage together, and call again at the same time.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from loop_kit import PATIENCE, LoopScenario, until
 
 CHILDREN = 3
 PROBE = 1.0
-"""Seconds that a good answer takes."""
+"""Seconds of a successful request."""
 
 
 def live(world: LoopScenario, number: int, together: Any, told: Any) -> None:
-    """One child."""
+    """Run one child process."""
 
     async def main() -> None:
         async def meet() -> None:
@@ -34,7 +34,7 @@ def live(world: LoopScenario, number: int, together: Any, told: Any) -> None:
             await until(lambda: world.state == "open")
             world.google.latency = PROBE
             world.google.sent.clear()
-            await asyncio.sleep(1.2)  # the opening is over
+            await asyncio.sleep(1.2)  # until the open period is over
             await meet()
             await world.ask()
             coordinator = world.client.snapshot()["fleet"]

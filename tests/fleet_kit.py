@@ -1,4 +1,4 @@
-"""Workers on a sea: breakers and limiters of several processes, all on one virtual-time loop."""
+"""Fleet test kit: breakers and limiters of several workers on one virtual-time loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """One process: its fleet, one route's breaker, one provider's limiter."""
+    """One worker: a coordinator, the breaker of one route and the limiter of its provider."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Worker:
 
     @property
     def link(self) -> FakeConnection:
-        """Its connection."""
+        """Return its present connection."""
         mine = self.sea.links_of[self.fleet.worker]
         return mine[-1]
 
@@ -55,7 +55,7 @@ class Worker:
         return self.gate.metrics().state.value
 
     async def admit(self) -> Permit | Rejection:
-        """Ask as the pipeline does: at the entrance, then again after a place in the queue."""
+        """Acquire a permit as the pipeline does: before the queue, and again after it."""
         permit = self.gate.try_acquire_early()
         if isinstance(permit, Rejection):
             return permit
@@ -73,7 +73,7 @@ class Worker:
     async def request(
         self, reason: Reason | None = None, *, takes: float = 0.0, retry_after: float | None = None
     ) -> Settlement | Rejection:
-        """One request that ends for that reason, or well."""
+        """Send one request that fails with ``reason``, or succeeds without one."""
         answer = await self.admit()
         if isinstance(answer, Rejection):
             return answer
@@ -93,7 +93,7 @@ class Worker:
 async def started_workers(
     sea: FakeRedisCluster, count: int, **numbers: Any
 ) -> AsyncIterator[list[Worker]]:
-    """So many workers that have joined."""
+    """Provide ``count`` connected workers."""
     workers = [Worker(sea, **numbers) for _ in range(count)]
     try:
         for worker in workers:
@@ -107,7 +107,7 @@ async def started_workers(
 def run_with_fake_redis(
     scene: Callable[[FakeRedisCluster], Awaitable[T]], latency: float = 0.001
 ) -> T:
-    """Play a scene on virtual time."""
+    """Run a scenario on virtual time."""
 
     async def main() -> T:
         return await scene(FakeRedisCluster(latency))
@@ -116,7 +116,7 @@ def run_with_fake_redis(
 
 
 async def news() -> None:
-    """Long enough for what was just said to reach everybody, and shorter than a check-in."""
+    """Wait until messages have reached all workers, but less than a heartbeat."""
     await asyncio.sleep(0.05)
 
 
@@ -125,13 +125,13 @@ def states(workers: list[Worker]) -> set[str]:
 
 
 async def outage(workers: list[Worker]) -> None:
-    """The fleet's circuit opens for 60 seconds."""
+    """Open the shared breaker for 60 seconds."""
     await workers[0].fail(3)
     await news()
     assert states(workers) == {"open"}
 
 
 async def opening_over(workers: list[Worker]) -> None:
-    """The same, and those seconds are over: whoever asks next probes."""
+    """Open the shared breaker, and wait until it is due for a probe."""
     await outage(workers)
     await asyncio.sleep(60.1)

@@ -1,4 +1,4 @@
-"""A proxy in front of Redis, on a loop in a thread of its own: it swallows, delays, speaks TLS."""
+"""Redis proxy: drops or delays data and adds TLS, on an event loop in a separate thread."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ T = TypeVar("T")
 
 
 class Proxy:
-    """Passes bytes on, for the length of a `with` block.
+    """A proxy that runs during a `with` block.
 
     Args:
-        port: Where Redis is.
-        tls: Spoken by this side.
+        port: The port of Redis.
+        tls: TLS settings for clients; None means plain TCP.
     """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.swallows = False
-        """It takes bytes and passes none on."""
+        """Whether it drops all data."""
         self.delay = 0.0
-        """Seconds for which it holds up what goes to Redis."""
+        """Delay in seconds of data to Redis."""
         self._target = port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)

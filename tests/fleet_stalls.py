@@ -1,4 +1,4 @@
-"""How long a loop was busy with itself: whatever the machine, or anybody else on it, does."""
+"""Stall watch: measure how long callbacks block a loop, independent of the machine's load."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from pathlib import Path
 
 THREADS = Path("/proc/self/task")
 FRESH = 0.02
-"""Seconds for which a look at the threads' waits is good enough."""
+"""Seconds for which the measured waits of threads are reused."""
 
 
 class StallWatch(selectors.DefaultSelector):
-    """A loop's selector that notes the longest time between two looks at the sockets.
+    """A selector that records the longest time between two polls of the sockets.
 
-    That is how long everybody on the loop had to wait for one callback, or for several in a row.
-    What was computed counts in full. Of the rest, which is blocking, all counts but the time for
-    which this process's threads stood ready and got no core: Linux knows it of each thread, and
-    any other one may have held the interpreter's lock just then. That is looked up every 20 ms at
-    most, so a little more may be left out.
+    This is the time for which one callback, or several in sequence, blocked the loop. CPU time
+    counts in full. Other time counts, except the time in which threads of this process were
+    runnable without a core: Linux reports it for each thread, and any thread may have held the
+    interpreter lock. It is read every 20 ms at most, so slightly too much may be subtracted.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.worst = 0.0
-        """Seconds."""
+        """The longest stall in seconds."""
         self._waits = _waits()
         self._computed = time.thread_time()
         self._began = self._looked = time.monotonic()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As ever, with a note of what was before."""
+        """Poll the sockets, and record the time since the last poll."""
         self._note(time.monotonic() - self._began)
         events = super().select(timeout)
         if time.monotonic() - self._looked > FRESH:
@@ -50,7 +49,7 @@ class StallWatch(selectors.DefaultSelector):
 
 
 def _waits() -> Mapping[str, float]:
-    """For each thread of this process the seconds for which it stood ready without a core."""
+    """Return the seconds for which each thread of this process was runnable without a core."""
     found = {}
     for thread in os.listdir(THREADS) if THREADS.exists() else ():  # noqa: PTH208 - it is quick
         try:

@@ -1,11 +1,11 @@
-"""One process of the fleet, told what to do by lines of JSON on standard input.
+"""Worker process of a fleet, controlled by lines of JSON on standard input.
 
 Each line is a numbered command; the answer is one line, with the number, on standard output:
 
-- ``{"do": "open", "settings": {...}}`` makes the client and joins the fleet, and tells how long
-  the loop was held up by that at most;
-- ``{"do": "load", "callers": 2, "seconds": 5, "pause": 0.05, "rest": 1}`` asks for images all that
-  time, and answers with how the calls ended and what the process felt of it since it was opened;
+- ``{"do": "open", "settings": {...}}`` creates the client and connects to Redis; the answer is the
+  longest stall of the loop;
+- ``{"do": "load", "callers": 2, "seconds": 5, "pause": 0.05, "rest": 1}`` requests images for that
+  time; the answer has the outcomes of the calls and the stalls since the client was opened;
 - ``{"do": "close"}``.
 
 Times are `time.monotonic`, which is one clock for all processes of a machine.
@@ -34,7 +34,7 @@ PROMPT = os.environ["FLEET_PROMPT"]
 
 
 class Notes:
-    """When the breaker changed, and what was warned of."""
+    """A sink that records changes of the breaker and warnings."""
 
     inline = True
 
@@ -58,11 +58,11 @@ class Process:
         self.notes = Notes()
 
     async def prepare(self) -> None:
-        """Pay for everybody's first image; what follows is what sharing costs beside that."""
+        """Generate a first image, so that measurements do not include the first use of the SDK."""
         async with ImageClient(Settings(max_retries=0)) as client:
             await client.generate(PROMPT)
         gc.collect()
-        gc.freeze()  # what the SDK's import left is not what is measured
+        gc.freeze()  # garbage of the SDK's import must not be part of the measurement
 
     async def open(self, settings: dict[str, Any]) -> dict[str, Any]:
         await self.close()

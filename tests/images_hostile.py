@@ -1,4 +1,4 @@
-"""Pictures whose decoding would cost far more than their bytes say."""
+"""Hostile images, whose decoding would cost far more than their size suggests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TURNED: Final = exif(6)
-"""Has a picture decoded that would otherwise be sent as it is."""
+"""EXIF orientation, so that an image is decoded that would otherwise be sent unchanged."""
 
 
 def flat(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -39,7 +39,7 @@ def many_scans(side: int, scans: int, *, restarts: bool = False) -> bytes:
 
 
 def hidden_scans(side: int, scans: int) -> bytes:
-    """As many_scans, behind a comment that holds what looks like the end of the picture."""
+    """As many_scans, behind a comment that holds what looks like the end of the image."""
     jpeg = many_scans(side, scans)
     end = jpeg.index(b"\xff\xd9") if b"\xff\xd9" in jpeg[:-2] else len(jpeg) - 2
     first = next(at for code, at in jpeg_segments(jpeg) if code == 0xDA)
@@ -103,7 +103,7 @@ def png_with(chunk: bytes) -> bytes:
 
 
 def texts(count: int, kind: bytes) -> bytes:
-    """A PNG with so many texts of a megabyte each, packed to a kilobyte."""
+    """Return a PNG with ``count`` text chunks of a megabyte each, compressed to a kilobyte."""
     packed = zlib.compress(bytes(1_000_000))
     head = b"key\0\0" if kind == b"zTXt" else b"key\0\1\0\0\0"
     return png_with(png_chunk(kind, head + packed) * count)
@@ -116,7 +116,7 @@ def packed_profile(size: int) -> bytes:
 
 
 def overlong_png(megabytes: int) -> bytes:
-    """One pixel, followed by zeros that nothing asks for."""
+    """Return a PNG of one pixel, followed by superfluous zeros."""
     packer = zlib.compressobj(9)
     packed = packer.compress(bytes(4))
     packed += b"".join(packer.compress(bytes(1_000_000)) for _ in range(megabytes))
@@ -231,7 +231,7 @@ REFUSED: Final[dict[str, tuple[Callable[[], bytes], str]]] = {
     "tiff": (lambda: encoded(picture(), "TIFF"), "image/tiff, which is not read"),
     "ccitt tiff": (lambda: bad_tiff("group4"), "image/tiff, which is not read"),
 }
-"""Each hostile picture that is refused, with words of the reason."""
+"""Hostile images that are rejected, with a part of the error's text."""
 
 HARMLESS: Final[dict[str, Callable[[], bytes]]] = {
     "exif in pieces": lambda: long_exif(1500),
@@ -245,4 +245,4 @@ HARMLESS: Final[dict[str, Callable[[], bytes]]] = {
     "gif frames": lambda: frames(200_000, "GIF"),
     "gif comment": lambda: gif_comment(50),
 }
-"""Hostile pictures of which only what is harmless is read."""
+"""Hostile images of which only the harmless parts are read."""

@@ -1,4 +1,4 @@
-"""Measures what single calls cost, each in a process of its own; figures go to stdout as JSON.
+"""Image meter: measure the cost of single calls in separate processes; prints JSON.
 
 python tests/images_meter.py GROUP
 """
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     Maker = Callable[[], bytes]
 
 MOST_CPU_SECONDS: Final = 40
-"""After which the system ends what is measured."""
+"""CPU seconds after which the system ends a measured process."""
 MOST_ADDRESSES: Final = 8_000_000_000
-"""Bytes of address space that what is measured gets."""
+"""Maximum bytes of address space of a measured process."""
 
 
 def stored_noise(width: int, height: int) -> bytes:
-    """A PNG that is as large as its pixels."""
+    """Return an uncompressed PNG of noise."""
     pixels = os.urandom(2**20) * (3 * width * height // 2**20 + 1)
     picture = Image.frombytes("RGB", (width, height), pixels[: 3 * width * height])
     return encoded(picture, "PNG", compress_level=0)
 
 
 def deep(side: int) -> bytes:
-    """A PNG of 16-bit greys."""
+    """Return a PNG in 16-bit grey."""
     return raw_png(side, side, 16, 0, bytes((1 + 2 * side) * side))
 
 
@@ -80,7 +80,7 @@ GROUPS: Final[dict[str, dict[str, Maker]]] = {
 
 
 async def call(group: str, name: str, data: bytes) -> str:
-    """Make one image with what is measured; tell what became of that."""
+    """Process one image by the measured function, and return the outcome."""
     provider = FakeProvider("google", latency=0)
     asked: dict[str, Any] = {"prompt": "a fox"}
     if group == "results":
@@ -99,7 +99,7 @@ async def call(group: str, name: str, data: bytes) -> str:
 
 
 def measure(group: str, name: str, make: Maker, folder: Path) -> dict[str, Any]:
-    """Make the picture in one child and call in another, whose use the system counts."""
+    """Create the image in one child process, and measure the call in another."""
     file, outcome = folder / "picture", folder / "outcome"
     in_child(lambda: file.write_bytes(make()))
 

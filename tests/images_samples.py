@@ -1,4 +1,4 @@
-"""Pictures made for tests: small, with content that shows turns and cuts, in many encodings."""
+"""Sample images for tests: small, in many encodings, with content that shows turns and crops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resilient_imagen import ImageResult
 
 
 def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image:
-    """Red grows to the right, green to the bottom, blue is constant."""
+    """Return a gradient: red increases to the right, green to the bottom, blue is constant."""
     red = Image.linear_gradient("L").rotate(90).resize((width, height))
     green = Image.linear_gradient("L").resize((width, height))
     rgb = Image.merge("RGB", (red, green, Image.new("L", (width, height), 90)))
@@ -21,7 +21,7 @@ def picture(width: int = 48, height: int = 80, mode: str = "RGB") -> Image.Image
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """A picture that compresses badly, as a photo does."""
+    """Return an image that compresses badly, like a photo."""
     bands = [Image.effect_noise((width, height), 90) for _ in mode]
     return Image.merge(mode, bands) if len(bands) > 1 else bands[0]
 
@@ -33,7 +33,7 @@ def encoded(source: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def delivered(data: bytes) -> ImageResult:
-    """What a call brings whose vendor counted nothing: these bytes, said to be a PNG."""
+    """Return a result with these bytes, declared as PNG, and without usage."""
     return ImageResult(
         image_bytes=data,
         mime_type="image/png",
@@ -64,7 +64,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG whose every header field is chosen; ``rows`` are its filtered bytes."""
+    """Return a PNG with the given header fields; ``rows`` are its filtered bytes."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)

@@ -1,4 +1,4 @@
-"""One client over a scripted Google and a real Redis, in this process."""
+"""Loop test kit: one client with a scripted Google and a real Redis, in this process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from resilient_imagen.telemetry.events import OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
 PATIENCE = 60.0
-"""Seconds after which a test is taken for hanging."""
+"""Seconds after which a test counts as hanging."""
 
 
 class LoopScenario:
-    """A client, its provider, and what it warned of."""
+    """A client, its provider and its warnings."""
 
     def __init__(self, url: str, *, api_key: str = "", **more: Any) -> None:
         self.google = FakeProvider("google", latency=0.005)
@@ -35,14 +35,14 @@ class LoopScenario:
         await self.client.generate("a lighthouse")
 
     async def outage(self) -> None:
-        """Its Google is overloaded for three calls, which open the circuit."""
+        """Open the breaker by three calls to an overloaded Google."""
         self.google.fail(Reason.OVERLOADED, status=503, latency=0, times=3)
         for _ in range(3):
             with pytest.raises(Exception, match="503"):
                 await self.ask()
 
     async def refuses(self, why: str) -> None:
-        """Warm-up and each call say what is wrong, and no secret; no request is sent."""
+        """Check that warm-up and calls raise an error without secrets, and send no request."""
         async with self.client:
             for attempt in (self.client.warm_up, self.ask, self.ask):
                 with pytest.raises(ConfigurationError, match=why) as caught:
@@ -66,26 +66,26 @@ class LoopScenario:
 
     @property
     def losses(self) -> list[str]:
-        """What was told so far of Redis being away."""
+        """Return the warnings so far that Redis is unavailable."""
         return [
             event.message for event in self.sink.of(OperatorWarning) if event.code == "redis_away"
         ]
 
     async def warnings(self) -> list[str]:
-        """The same, to the end."""
+        """Close the event dispatcher, and return all warnings that Redis is unavailable."""
         await self.client._dispatcher.close()
         return self.losses
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for it, as long as a test may take."""
+    """Wait until ``true()`` is true."""
     async with asyncio.timeout(PATIENCE):
-        while not true():  # noqa: ASYNC110 - what is waited for tells nobody
+        while not true():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.005)
 
 
 def run_loop_scenario(scene: Coroutine[Any, Any, None]) -> None:
-    """Run it, and leave no task behind."""
+    """Run a scenario, and check that no task is left."""
 
     async def main() -> None:
         async with asyncio.timeout(3 * PATIENCE):

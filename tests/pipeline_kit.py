@@ -1,4 +1,4 @@
-"""A client over two scripted providers on virtual time: what the pipeline's tests share."""
+"""Pipeline test kit: a client with two scripted providers on virtual time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoo
 T = TypeVar("T")
 
 FAST: dict[str, Any] = {"ipm": 6000}
-"""Pacing out of the way."""
+"""Settings with a rate limit that tests do not reach."""
 
 
 def now() -> float:
@@ -22,7 +22,7 @@ def now() -> float:
 
 @dataclass
 class PipelineScenario:
-    """Google, OpenAI and a client that knows only them."""
+    """A client with two scripted providers, Google and OpenAI."""
 
     google: FakeProvider
     openai: FakeProvider
@@ -38,7 +38,7 @@ class PipelineScenario:
         return state
 
     def idle(self) -> bool:
-        """Whether nothing is in flight, queued or on probation."""
+        """Return whether no request is in flight or queued, and no probe is sent."""
         return all(
             route["queue"]["in_flight"] == 0
             and route["queue"]["waiting"] == 0
@@ -48,10 +48,10 @@ class PipelineScenario:
 
 
 class GuardedLoop(VirtualTimeLoop):
-    """A virtual-time loop on which code that spins fails instead of hanging the test.
+    """A virtual-time loop on which a busy loop fails instead of hanging the test.
 
-    Every round of the loop reads the clock, and so does every question to a breaker or a limiter.
-    The reads are limited between two moves of the clock, and in all.
+    Every iteration of the loop, and every call of a breaker or a limiter, reads the clock. The
+    number of reads is limited between two changes of the time, and in total.
     """
 
     READS_AT_ONE_MOMENT = 100_000

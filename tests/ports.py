@@ -9,7 +9,7 @@ from contextlib import ExitStack
 _FIRST, _COUNT = 10_000, 20_000
 """Below the ports that systems assign to connections and to servers that ask for any port.
 
-Nothing takes a port of these between its choice and its use, or while a server restarts on it.
+So no other program gets such a port between its choice and its use, or while a server restarts.
 """
 
 

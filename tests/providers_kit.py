@@ -1,4 +1,4 @@
-"""A server of raw bytes on 127.0.0.1 and requests to send to it, for the providers' tests."""
+"""Provider test kit: a server of raw bytes on 127.0.0.1, and requests to send to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = "a red lighthouse on a cliff at dusk, waves below, painted in oil"
 
 
 def png(width: int = 1, height: int = 1) -> bytes:
-    """A small valid PNG."""
+    """Return a small valid PNG."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -45,19 +45,19 @@ PNG64 = base64.b64encode(PNG).decode()
 
 
 def google_body(*parts: dict[str, Any], **candidate: Any) -> dict[str, Any]:
-    """A Gemini answer with one candidate of these parts, by default one picture."""
+    """Return a Gemini response with one candidate of these parts, by default one image."""
     shown = parts or ({"inlineData": {"mimeType": "image/png", "data": PNG64}},)
     content = {"role": "model", "parts": list(shown)}
     return {"candidates": [{"content": content, "finishReason": "STOP", **candidate}]}
 
 
 def openai_body(**fields: Any) -> dict[str, Any]:
-    """An OpenAI answer with one picture."""
+    """Return an OpenAI response with one image."""
     return {"created": 1, "data": [{"b64_json": PNG64}], **fields}
 
 
 def body_of(*parts: bytes, long: int = 2**16) -> StreamingJsonBody:
-    """The body of a success that came in these parts."""
+    """Return the body of a success that arrived in these parts."""
     body = StreamingJsonBody(long)
     for part in parts:
         body.feed(part)
@@ -68,7 +68,7 @@ def body_of(*parts: bytes, long: int = 2**16) -> StreamingJsonBody:
 def http(
     status: int, body: Any = None, headers: Mapping[str, str] | None = None, *, cut: int = 0
 ) -> bytes:
-    """An HTTP/1.1 answer, byte by byte; ``cut`` bytes of the promised body are missing."""
+    """Return the bytes of an HTTP/1.1 response without the last ``cut`` bytes of its body."""
     if isinstance(body, bytes):
         data, kind = body, "application/json"
     elif isinstance(body, str):
@@ -83,7 +83,7 @@ def http(
 
 @dataclass
 class Received:
-    """One request as it came over the wire."""
+    """One request as it was received."""
 
     path: str
     headers: dict[str, str]
@@ -96,7 +96,7 @@ class Received:
 
 @dataclass
 class RawServer:
-    """Answers each request with the bytes that ``answer`` gives; None leaves it unanswered."""
+    """Answers each request with the bytes that ``answer`` returns; with None it does not answer."""
 
     answer: Callable[[Received], bytes | None]
     reset: bool = False
@@ -165,7 +165,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Received | None:
 async def raw_server(
     answer: Callable[[Received], bytes | None] | bytes | None, *, reset: bool = False
 ) -> AsyncIterator[RawServer]:
-    """A running RawServer."""
+    """Run a RawServer."""
     server = RawServer(answer if callable(answer) else lambda _request: answer, reset=reset)
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**24)
     server.port = listening.sockets[0].getsockname()[1]
@@ -178,7 +178,7 @@ async def raw_server(
 
 
 def provider_for(vendor: str, url: str, **options: Any) -> SdkProvider:
-    """A provider that sends to ``url``."""
+    """Return a provider that sends to ``url``."""
     if vendor == "google":
         return GoogleProvider(api_key=KEY, base_url=url, **options)
     return OpenAIProvider(api_key=KEY, base_url=f"{url}/v1", **options)
@@ -194,7 +194,7 @@ async def ask(
     request: ImageRequest | None = None,
     **options: Any,
 ) -> Any:
-    """Send one request to a RawServer and give back the picture; raises as the provider does."""
+    """Send one request to a RawServer and return the result; raise as the provider does."""
     async with raw_server(answer) as server:
         provider = provider_for(vendor, server.url, **options)
         try:
@@ -206,7 +206,7 @@ async def ask(
 def arrived(
     vendor: str, request: ImageRequest, model: str | None = None, *, path: str = "", **options: Any
 ) -> Received:
-    """What becomes of a request on its way to a server of the vendor's, which answers well."""
+    """Send a request to a server that answers successfully, and return it as received."""
 
     async def main() -> Received:
         async with raw_server(GOOD[vendor]) as server:
@@ -219,7 +219,7 @@ def arrived(
 
 
 def run(main: Awaitable[Any]) -> Any:
-    """asyncio.run for any awaitable."""
+    """Run any awaitable, like asyncio.run."""
 
     async def body() -> Any:
         return await main

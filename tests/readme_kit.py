@@ -1,4 +1,4 @@
-"""README as the tests read it: its blocks of code, and every command that it shows."""
+"""README test kit: its code blocks, and every command that it shows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _PROGRAM = re.compile(
 
 
 def section(heading: str) -> str:
-    """What stands below a heading of the second level."""
+    """Return the text below a heading of the second level."""
     (found,) = re.findall(rf"^## {heading}$(.*?)(?=^## |\Z)", TEXT, re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def blocks(heading: str, language: str) -> list[str]:
-    """The code blocks of a language in a section."""
+    """Return the code blocks of a language in a section."""
     return re.findall(rf"^```{language}\n(.*?)^```", section(heading), re.DOTALL | re.MULTILINE)
 
 
@@ -32,14 +32,14 @@ def python_blocks(text: str) -> list[str]:
 
 
 def executed(code: str) -> dict[str, Any]:
-    """The names that a block defines."""
+    """Execute a block, and return the names that it defines."""
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(code, "README.md", "exec"), names)
     return names
 
 
 def commands(text: str = TEXT) -> list[str]:
-    """Every command as it stands there: in blocks, after a ``$``, and within sentences."""
+    """Return every command: in blocks, after a ``$``, and in sentences."""
     in_bash = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     after_dollar = re.findall(r"^\$ ((?:.*\\\n)*.*)$", text, re.MULTILINE)
     inline = re.findall(

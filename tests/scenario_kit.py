@@ -1,4 +1,4 @@
-"""A world of two emulated vendors, real SDKs that talk to them in memory, and virtual time."""
+"""Scenario test kit: two emulated vendors, real SDKs with in-memory transport, virtual time."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.testing import TINY_PNG, run_virtual
 
 HEALTHY = 4.0
-"""Seconds that a good picture takes, of either vendor."""
+"""Seconds of a successful request, at both vendors."""
 SLACK = 0.01
 BUDGET = 6
-"""Tries of a failing primary that a scenario allows at most."""
+"""Maximum requests to a failing primary in a scenario."""
 UNPACED: dict[str, Any] = {"ipm": 6000}
-"""The defaults, but for pacing: a scenario is about one caller, not about a quota."""
+"""The default settings with a rate limit that a scenario does not reach."""
 
 CUT_LATE = faults.cut(40 / 60)
 DRIES_UP = replace(faults.cut(20 / 60), delivery=Delivery(cut_at=20 / 60, seconds=30.0))
-"""A third of the body over 30 seconds, so that no read timeout notices; then it is closed."""
+"""A third of the body over 30 seconds, without a read timeout; then the connection is closed."""
 TOO_LONG = faults.status(
     400,
     {
@@ -51,21 +51,21 @@ TOO_LONG = faults.status(
 
 @dataclass
 class OutageScenario:
-    """Both vendors, and a client whose SDKs talk to them."""
+    """Both vendors, and a client that sends to them."""
 
     google: Vendor
     openai: Vendor
     client: ImageClient
 
     async def ask(self, **options: Any) -> ImageResult:
-        """One picture, which must be whole."""
+        """Generate one image, which must be complete."""
         result = await self.client.generate("a lighthouse", **options)
         assert result.image_bytes == TINY_PNG
         return result
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between the requests that Google saw."""
+        """Return the seconds between the requests that Google received."""
         times = [seen.time for seen in self.google.requests]
         return [after - before for before, after in pairwise(times)]
 
@@ -73,7 +73,7 @@ class OutageScenario:
 def run_outage_scenario(
     scene: Callable[[OutageScenario], Awaitable[None]], **settings: Any
 ) -> None:
-    """Play a scene; afterwards a healthy call is served, at once, and nothing is left over."""
+    """Run a scenario; check that a call then succeeds at once, and that nothing leaks."""
 
     async def main() -> None:
         app = Emulator(picture=TINY_PNG, latency=HEALTHY)
@@ -101,7 +101,7 @@ def now() -> float:
 
 
 async def refused(world: OutageScenario) -> None:
-    """Both vendors block the prompt; the first one's word is the last."""
+    """Both vendors block the prompt; the primary's refusal ends the call."""
     for vendor in (world.google, world.openai):
         vendor.set(faults.blocked())
     with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
@@ -112,7 +112,7 @@ async def refused(world: OutageScenario) -> None:
 
 
 async def nowhere_to_go(world: OutageScenario) -> None:
-    """Both vendors are overloaded: the first one's words surface, and both are named, in time."""
+    """Both vendors are overloaded: the error has the primary's status and names both, in time."""
     for vendor in (world.google, world.openai):
         vendor.set(faults.overload())
     with pytest.raises(AllProvidersFailedError, match="503 UNAVAILABLE") as caught:
@@ -124,7 +124,7 @@ async def nowhere_to_go(world: OutageScenario) -> None:
 
 
 def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
-    """The primary never answers: that is waited for once, and the other one is asked."""
+    """The primary never answers: it times out once, and the call falls back."""
 
     async def scene(world: OutageScenario) -> None:
         world.google.set(faults.hang())
@@ -137,7 +137,7 @@ def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
 
 
 def passing(fault: Fault, longest: float) -> Callable[[OutageScenario], Awaitable[None]]:
-    """A fault that is over at once: asked once more, the primary serves, within so many seconds."""
+    """A fault of one request: the primary's retry succeeds within ``longest`` seconds."""
 
     async def scene(world: OutageScenario) -> None:
         world.google.fail(fault)

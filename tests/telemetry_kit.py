@@ -1,4 +1,4 @@
-"""A client whose spans, metrics and events are caught: what the telemetry tests share."""
+"""Telemetry test kit: a client whose spans, metrics and events are recorded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ T = TypeVar("T")
 Attributes = dict[str, Any]
 
 FAST: dict[str, Any] = {"ipm": 600_000}
-"""Pacing out of the way."""
+"""Settings with a rate limit that tests do not reach."""
 
 
 @dataclass
 class Telemetry:
-    """An SDK of one's own: nothing global is touched."""
+    """A separate OpenTelemetry SDK, without global providers."""
 
     exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
     reader: InMemoryMetricReader = field(default_factory=InMemoryMetricReader)
@@ -39,7 +39,7 @@ class Telemetry:
         self.meters = MeterProvider([self.reader])
 
     def spans(self, name: str = "") -> list[ReadableSpan]:
-        """Finished spans whose name begins so, in the order they ended."""
+        """Return finished spans whose name begins with ``name``, in the order of their ends."""
         return [span for span in self.exporter.get_finished_spans() if span.name.startswith(name)]
 
     def roots(self) -> list[ReadableSpan]:
@@ -52,7 +52,7 @@ class Telemetry:
         return self.spans("circuit_breaker reject")
 
     def points(self, metric: str) -> list[tuple[Attributes, Any]]:
-        """Attributes and value (a number, or count and sum) of every point of a metric."""
+        """Return attributes and value (a number, or count and sum) of all points of a metric."""
         return [
             (
                 dict(point.attributes or {}),
@@ -67,7 +67,7 @@ class Telemetry:
         return [found.name for found in self.metrics()]
 
     def metrics(self) -> Iterator[Any]:
-        """As they are collected now."""
+        """Collect and yield the metrics."""
         data = self.reader.get_metrics_data()
         for resource in data.resource_metrics if data else ():
             for scope in resource.scope_metrics:
@@ -76,12 +76,12 @@ class Telemetry:
 
 @dataclass
 class TelemetryScenario(pipeline_kit.PipelineScenario):
-    """The pipeline's, and all that an SDK catches of it."""
+    """A pipeline scenario whose telemetry is recorded."""
 
     telemetry: Telemetry
 
     async def leave(self) -> None:
-        """A caller is cancelled while Google does not answer."""
+        """Cancel a call while Google does not answer."""
         self.google.hang()
         call = asyncio.create_task(self.ask())
         await asyncio.sleep(1)
@@ -90,7 +90,7 @@ class TelemetryScenario(pipeline_kit.PipelineScenario):
             await call
 
     async def drag(self) -> None:
-        """Two requests hang, one begun a second after the other; a third comes before they end."""
+        """Start two hanging requests, one second apart, and a third one before they end."""
         self.google.hang(times=2)
         first = asyncio.create_task(self.ask())
         await asyncio.sleep(1)

@@ -1,4 +1,4 @@
-"""Where traces can be searched: a collector of ours in memory, and a real Jaeger."""
+"""Trace backends: a collector in memory and a real Jaeger, both searchable by tags."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from ports import free_ports
 
 _PATIENCE = 60.0
-"""Seconds until a started Jaeger must answer, and until what was sent must be found."""
+"""Seconds until a started Jaeger must answer, and until sent spans must be found."""
 
 
 @dataclass(frozen=True)
 class StoredTrace:
-    """One span as a backend gives it back; tag values as one would type them into a search."""
+    """One span as a backend returns it; tag values have the form of search input."""
 
     trace_id: str
     span_id: str
@@ -43,18 +43,18 @@ class StoredTrace:
 
 
 class Backend(Protocol):
-    """Something that takes OTLP over HTTP and can be searched."""
+    """A backend that receives OTLP over HTTP and can be searched."""
 
     otlp: str
     """Base address for exporters."""
 
     def find(self, service: str, tags: Mapping[str, str]) -> list[list[StoredTrace]]:
-        """Traces with at least one span that has all these tags."""
+        """Return the traces with at least one span that has all these tags."""
         ...
 
 
 def matching(traces: Iterable[Iterable[StoredTrace]], tags: Mapping[str, str]) -> list[StoredTrace]:
-    """The spans that have all these tags."""
+    """Return the spans that have all these tags."""
     return [
         span
         for trace in traces
@@ -64,7 +64,7 @@ def matching(traces: Iterable[Iterable[StoredTrace]], tags: Mapping[str, str]) -
 
 
 def _spans(resource_spans: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, StoredTrace]]:
-    """Every span of an OTLP answer in JSON, with its service."""
+    """Yield every span of an OTLP response in JSON, with its service."""
     for resource in resource_spans:
         service = _tags(resource.get("resource", {}).get("attributes", ())).get("service.name", "")
         for scope in resource.get("scopeSpans", ()):
@@ -103,7 +103,7 @@ def _by_trace(spans: Iterable[StoredTrace]) -> dict[str, list[StoredTrace]]:
 
 
 class Collector:
-    """A loopback server that takes OTLP and searches as Jaeger does: all tags on one span."""
+    """A loopback server that receives OTLP and searches like Jaeger: all tags on one span."""
 
     def __init__(self, otlp: str) -> None:
         self.otlp = otlp
@@ -116,7 +116,7 @@ class Collector:
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """Run one."""
+    """Run a collector."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -146,7 +146,7 @@ def collector() -> Iterator[Collector]:
 
 
 def _with_hex_ids(span: StoredTrace) -> StoredTrace:
-    """Protobuf's JSON has base64 for bytes; OTLP's has hex for ids."""
+    """Convert ids from base64, as in protobuf's JSON, to hex, as in OTLP's JSON."""
     import base64
 
     def hexed(value: str) -> str:
@@ -173,7 +173,7 @@ class Jaeger:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str, **query: str) -> Any:
-        """The answer's JSON; None for a 404."""
+        """Return the JSON of a response; None for a 404."""
         address = f"{self.url}{path}?{urllib.parse.urlencode(query)}"
         try:
             with self._opener.open(address, timeout=10) as answer:
@@ -188,7 +188,7 @@ class Jaeger:
         return [self.trace(trace_id) for trace_id in sorted({span.trace_id for span in found})]
 
     def trace(self, trace_id: str) -> list[StoredTrace]:
-        """Every span of a trace."""
+        """Return every span of a trace."""
         answer = self.get(f"/api/v3/traces/{trace_id}")
         return [span for _, span in _spans(answer["result"]["resourceSpans"])]
 
@@ -211,7 +211,7 @@ class Jaeger:
         ]
 
     def _searches_by_tag(self, service: str) -> bool:
-        """Jaeger 1, and Jaeger 2 up to 2.13, know version 3 but ignore the tags in it."""
+        """Return whether version 3 of the API searches by tags; Jaeger up to 2.13 ignores them."""
         everything = self._search_v3(service, {})
         return bool(everything) and not self._search_v3(service, {"no.such.tag": "x"})
 
@@ -239,7 +239,7 @@ class Jaeger:
 
 @contextmanager
 def jaeger() -> Iterator[Jaeger]:
-    """Use the one at JAEGER_URL, or start one on free loopback ports; skip if there is none."""
+    """Use the Jaeger at JAEGER_URL, or start one on free ports; skip if it is not installed."""
     found = _found()
     if found.startswith("http"):
         host = urlsplit(found).hostname

@@ -1,4 +1,4 @@
-"""Seeded worlds with known troubles, and recordings made in them: what the tuning tests share."""
+"""Tuning test kit: seeded scenarios with known outages, and recordings of them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from resilient_imagen.tuning.simulation import play
 
 HOUR = 3600.0
 ROOMY: dict[str, Any] = {"ipm": 20, "max_concurrent": 16}
-"""Limits out of the way."""
+"""Limits that tests do not reach."""
 TIGHT: dict[str, Any] = {"ipm": 10, "max_concurrent": 4}
-"""As they are by default."""
+"""The default limits."""
 
 _SERVICES = {
     "google": Service(latency=LatencyDistribution(19.0, 35.0), blips=0.01),
@@ -36,18 +36,18 @@ _SERVICES = {
 
 
 def world(*troubles: Outage, hours: float = 4, per_minute: float = 8, **rest: Any) -> Scenario:
-    """Two services and these troubles."""
+    """Return a scenario with two services and these outages."""
     traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, **rest)
     return Scenario(traffic=traffic, services=_SERVICES, troubles=troubles)
 
 
 def bad(start: float, duration: float, **rest: Any) -> Outage:
-    """A trouble; its start in hours, its duration in minutes."""
+    """Return an outage; ``start`` is in hours, ``duration`` in minutes."""
     return Outage(start=start * HOUR, duration=duration * 60.0, **rest)
 
 
 def healthy_but(services: dict[str, Service], **rest: Any) -> Scenario:
-    """No trouble, other services."""
+    """Return a scenario with these services and no outages."""
     return replace(world(**rest), services={**_SERVICES, **services})
 
 
@@ -88,7 +88,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def record(scenario: Scenario, settings: Settings, seed: int = 3) -> Recording:
-    """What a recording of the scenario under these settings holds."""
+    """Return a recording of the scenario with these settings."""
     rows: list[Row] = []
     play(scenario, settings, seed=seed, sinks=[Recorder(rows.append, epoch=1.75e9)])
     return gather(rows)
@@ -98,7 +98,7 @@ TOLD = world(bad(0.1, 4), bad(0.3, 3, reason=Reason.RATE_LIMITED, retry_after=20
 
 
 def told(*sinks: Any) -> Recording:
-    """What a run told these sinks; beside them our own recorder, whose recording is returned."""
+    """Run a scenario with these sinks and a recorder, and return its recording."""
     rows: list[Row] = []
     recorder = Recorder(rows.append, epoch=0.0)
     play(TOLD, Settings(**ROOMY), seed=1, sinks=[*sinks, recorder])
@@ -106,13 +106,13 @@ def told(*sinks: Any) -> Recording:
 
 
 def read(text: str, **options: Any) -> tuple[list[Row], Counter[str]]:
-    """The rows in a text, and what was left out."""
+    """Return the rows in a str, and the counts of skipped data."""
     notes: Counter[str] = Counter()
     return list(read_rows(text.splitlines(), notes, **options)), notes
 
 
 def same(one: Recording, other: Recording) -> None:
-    """Both tell the same story, to a tenth of a second."""
+    """Check that two recordings are equal, to a tenth of a second."""
     assert one.duration == pytest.approx(other.duration, abs=0.1)
     assert len(one.asked) == len(other.asked)
     assert list(one.asked) == pytest.approx(list(other.asked), abs=0.1)

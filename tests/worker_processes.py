@@ -1,4 +1,4 @@
-"""Real processes with the real SDK (`fleet_worker.py`), one emulated Google, one real Redis."""
+"""Worker processes with the real SDK (`fleet_worker.py`), an emulated Google and a real Redis."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 
 class WorkerProcess:
-    """One of them; its clock may be an hour off. Google knows it by its prompt."""
+    """One worker, whose clock may be an hour off. Its prompt identifies it to Google."""
 
     def __init__(self, google_url: str, index: int) -> None:
         self.index = index
@@ -56,7 +56,7 @@ class WorkerProcess:
         assert self._process.stdout is not None
         while line := self._process.stdout.readline():
             answer: dict[str, Any] = json.loads(line)
-            if answer["number"] == self._number:  # not what an earlier test left behind
+            if answer["number"] == self._number:  # ignore answers to an earlier test
                 return answer
         raise AssertionError(f"worker {self.index} ended")
 
@@ -64,7 +64,7 @@ class WorkerProcess:
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the worker by SIGKILL."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -73,7 +73,7 @@ class WorkerProcess:
 
 
 class WorkerGroup:
-    """All of them, and what they talk to."""
+    """All workers, with their Google and Redis."""
 
     def __init__(self, google: BackgroundEmulator, redis: RedisServer, size: int) -> None:
         self.google = google
@@ -81,9 +81,9 @@ class WorkerGroup:
         self.workers = [WorkerProcess(google.google_url, index) for index in range(size)]
 
     def open(self, *, url: str | None = None, **settings: Any) -> list[float]:
-        """A fresh client each, in a namespace of its own, and a Google that is well.
+        """Open a new client in each worker, in a new namespace, with a healthy Google.
 
-        Returns the seconds for which each worker's loop was held up by that at most.
+        Return the longest stall of each worker's loop in seconds.
         """
         self.google.heal()
         self.google.google.set_latency(0.05)
@@ -99,7 +99,7 @@ class WorkerGroup:
     def load(
         self, seconds: float, *, callers: int = CALLERS, pause: float = 0.02, rest: float = 0.0
     ) -> None:
-        """Have all of them ask for images; `rest` follows each call that failed."""
+        """Let all workers request images; they wait `rest` seconds after a failed call."""
         for worker in self.workers:
             worker.say(do="load", callers=callers, seconds=seconds, pause=pause, rest=rest)
 
@@ -107,7 +107,7 @@ class WorkerGroup:
         return [worker.hear() for worker in self.workers]
 
     def replace(self, index: int) -> WorkerProcess:
-        """SIGKILL, and a new one in its place."""
+        """Kill a worker by SIGKILL, and start a new one in its place."""
         self.workers[index].kill()
         self.workers[index] = WorkerProcess(self.google.google_url, index)
         self.workers[index].say(do="open", settings=self._settings)
@@ -125,7 +125,7 @@ class WorkerGroup:
 
 @contextlib.contextmanager
 def worker_group(size: int) -> Iterator[WorkerGroup]:
-    """So many processes, for the length of the block."""
+    """Run ``size`` worker processes during the block."""
     with redis_server() as redis, BackgroundEmulator(Emulator(picture="tiny")) as google:
         crew = WorkerGroup(google, redis, size)
         try:
@@ -136,5 +136,5 @@ def worker_group(size: int) -> Iterator[WorkerGroup]:
 
 
 def note(measured: str) -> None:
-    """Shown with `pytest -s`: what was measured, beside what is asserted."""
+    """Print a measurement, which `pytest -s` shows."""
     sys.stdout.write(f"\n{measured}\n")
