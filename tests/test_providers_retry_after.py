@@ -67,6 +67,8 @@ def test_hints_in_text(text: str, seconds: float | None) -> None:
         ({"retry-after": "9" * 400}, None),
         ({"retry-after": "86401"}, MAX_HINT),
         ({"retry-after": "1795987722"}, None),
+        ({"retry-after": str(31 * 86_400)}, MAX_HINT),
+        ({"retry-after": str(31 * 86_400 + 1)}, None),
         ({"retry-after-ms": "1795987722000", "retry-after": "9"}, 9),
         ({"retry-after": "37.5s"}, 37.5),
         ({"retry-after": "1m2s"}, 62),
@@ -122,6 +124,15 @@ def test_hints_in_retry_info(delay: Any, seconds: float | None) -> None:
     """Google's detail, with the duration in protobuf's spelling."""
     detail = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
     assert retry_hint({}, [detail], "") == seconds
+
+
+@pytest.mark.parametrize("name", ["retryDelay", "retry_delay"])
+def test_retry_info_in_json_and_in_protobufs_own_spelling(name: str) -> None:
+    """Relays pass the field's name on as their library has it; the first such detail counts."""
+    kind = "type.googleapis.com/google.rpc.RetryInfo"
+    other = {"@type": "type.googleapis.com/google.rpc.Help", name: "9s"}
+    details = [other, {name: "8s"}, {"@type": kind, name: "7s"}, {"@type": kind, name: "6s"}]
+    assert retry_hint({}, details, "") == 7
 
 
 def test_the_exact_hint_wins() -> None:
