@@ -142,6 +142,13 @@ class RouteName(str):
 
 Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(require_finite)]
 OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
+HedgeDelay = Annotated[
+    Seconds | Literal["p95"] | None, BeforeValidator(_lowercase), BeforeValidator(blank_to_none)
+]
+OptionalWait = Annotated[
+    Annotated[float, Field(ge=0, le=86_400), AfterValidator(require_finite)] | None,
+    BeforeValidator(blank_to_none),
+]
 OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(require_finite)]
 OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
@@ -184,6 +191,11 @@ class SettingsArguments(TypedDict, total=False):
     breaker_reset_factor: float
     breaker_reset_max: float
     breaker_half_open_calls: int
+    hedge_probe_after: float | None
+    hedge_after: float | Literal["p95"] | None
+    hedge_budget: float
+    on_timeout: Literal["keep", "abandon"]
+    max_wait: float | None
     when_all_open: Literal["fail", "wait"]
     force_open: str | Iterable[str]
     fallback_on: str | Iterable[str] | None

@@ -24,6 +24,7 @@ from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import ImageFitter
+from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.request import AspectRatio, Resolution
-    from resilient_imagen.result import ImageInput
+    from resilient_imagen.result import Attempt, ImageInput
     from resilient_imagen.snapshots import Snapshot
     from resilient_imagen.telemetry.sink import EventSink
 
@@ -112,7 +113,10 @@ class ImageClient:
         self._coordinator = _new_coordinator(self.settings, usable.values(), self._warn)
         self._routing = Router(self.settings, usable, self._dispatcher, self._coordinator)
         attempts = AttemptExecutor(
-            self._dispatcher, ImageFitter(self.settings.fit), self._routing.routes_of_provider
+            self._dispatcher,
+            ImageFitter(self.settings.fit),
+            OverlapPolicy(self.settings),
+            self._routing.routes_of_provider,
         )
         self._pipeline = Pipeline(self.settings, attempts, self._dispatcher, random.random)
         self._fetcher: Fetcher | None = None
@@ -238,7 +242,8 @@ class ImageClient:
         finally:
             # Each failure that a retry or the next route made up for is a variable of frames that
             # it keeps, so that nothing of the call would ever be freed by counting references.
-            if recovered := (*call.failures, *call.route_errors):
+            call.ended = True
+            if recovered := (*call.failures, *call.route_errors.values()):
                 clear_frame_locals(*recovered, up_to=handled)
             for total in (self._spending, PROCESS_COSTS):
                 total.add(call.attempts, request.resolution)
@@ -304,7 +309,13 @@ class ImageClient:
             started=started,
             deadline=Deadline.after(seconds, started),
             on_start=OnStartHook(on_start),
+            on_late_attempt=partial(self._count_late, request.resolution),
         )
+
+    def _count_late(self, resolution: str, attempt: Attempt) -> None:
+        """Count the cost of a request that ended after its call."""
+        for total in (self._spending, PROCESS_COSTS):
+            total.add([attempt], resolution)
 
     async def _load(self, call: CallState, references: Sequence[ImageInput]) -> None:
         """Read, check and normalize the references; list those that cannot be used.
@@ -390,6 +401,7 @@ class ImageClient:
         self._closed = self._closing = True
         try:
             await self._in_flight.end()
+            await self._pipeline.background.aclose()
             if (
                 self._building is not None
                 and self._building.get_loop() is asyncio.get_running_loop()

@@ -39,10 +39,12 @@ from resilient_imagen._settings_types import (
     BaseUrl,
     CaptureContentFlag,
     CommaList,
+    HedgeDelay,
     LowercaseStr,
     OptionalCount,
     OptionalPositiveFloat,
     OptionalSeconds,
+    OptionalWait,
     PositiveFloat,
     RouteName,
     Seconds,
@@ -228,6 +230,36 @@ class Settings(BaseSettings):
         ge=1,
         validation_alias=_variable("IMAGE_GEN_BREAKER_HALF_OPEN_CALLS"),
         description="Probes at a time, also the successes needed to close.",
+    )
+    hedge_probe_after: OptionalSeconds = Field(
+        3,
+        validation_alias=_variable("IMAGE_GEN_HEDGE_PROBE_AFTER"),
+        description="Seconds after which the caller whose request is a probe starts the next route "
+        "beside it; empty: only after the probe has failed.",
+    )
+    hedge_after: HedgeDelay = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_HEDGE_AFTER"),
+        description="The same for any request: seconds, or p95 (of the route's latencies at that "
+        "resolution); off by default.",
+    )
+    hedge_budget: Annotated[float, Field(ge=0, le=1), AfterValidator(require_finite)] = Field(
+        0.05,
+        validation_alias=_variable("IMAGE_GEN_HEDGE_BUDGET"),
+        description="Maximum share of the calls of the last hour that IMAGE_GEN_HEDGE_AFTER may "
+        "hedge; at least one, unless it is 0.",
+    )
+    on_timeout: Annotated[Literal["keep", "abandon"], LowercaseStr] = Field(
+        "keep",
+        validation_alias=_variable("IMAGE_GEN_ON_TIMEOUT"),
+        description="When a request exceeds its time limit: keep it beside the next route until "
+        "one delivers, at most until the deadline or twice its limit; or abandon it.",
+    )
+    max_wait: OptionalWait = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_MAX_WAIT"),
+        description="Maximum seconds of queueing at one provider; a caller that would wait longer "
+        "goes to the next route at once, if one is usable.",
     )
     when_all_open: Annotated[Literal["fail", "wait"], LowercaseStr] = Field(
         "fail",

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 FAST: dict[str, Any] = {"ipm": 6000}
 """Settings with a rate limit that tests do not reach."""
+ONE_AT_A_TIME: dict[str, Any] = {"on_timeout": "abandon", "hedge_probe_after": None}
+"""No two requests of a call in flight: what most scenarios are about."""
 
 
 def now() -> float:
@@ -88,7 +90,7 @@ def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: 
         google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
         told = RecordingSink()
         async with ImageClient(
-            Settings(**settings), providers=[google, openai], sinks=[told]
+            Settings(**{**ONE_AT_A_TIME, **settings}), providers=[google, openai], sinks=[told]
         ) as client:
             return await scene(PipelineScenario(google, openai, client, told))
 

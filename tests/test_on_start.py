@@ -224,9 +224,8 @@ def test_the_end_of_the_program_passes(ending: BaseException) -> None:
         raise ending
 
     async def scene(world: PipelineScenario) -> None:
-        call = world.client.generate("a lighthouse", on_start=ends)
         with pytest.raises(type(ending)):
-            call.send(None)
+            await world.ask(on_start=ends)
         assert world.google.sent == []
         assert world.idle()
 

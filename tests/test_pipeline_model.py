@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipeline_kit import ONE_AT_A_TIME
 
 from resilient_imagen import (
     ImageClient,
@@ -141,7 +142,9 @@ def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -
         script(providers[0], google)
         script(providers[1], openai)
         sink = RecordingSink()
-        knobs = Settings(breaker_reset_timeout=RESET, max_retries=RETRIES, **options)
+        knobs = Settings(
+            breaker_reset_timeout=RESET, max_retries=RETRIES, **ONE_AT_A_TIME, **options
+        )
         async with ImageClient(knobs, providers=providers, sinks=[sink]) as client:
             await asyncio.gather(*(call(client, caller) for caller in crowd))
             for route in client.snapshot()["routes"]:

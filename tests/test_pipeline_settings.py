@@ -54,6 +54,11 @@ CHOICES: Mapping[str, Sequence[Any]] = {
     "breaker_reset_factor": (0, 0.1, 5, 1e300),
     "breaker_reset_max": (0.5, 60, 600),
     "breaker_half_open_calls": (1, 2, 5),
+    "hedge_probe_after": (3, None, 0.05),
+    "hedge_after": (None, "p95", 1.0, 20),
+    "hedge_budget": (0.05, 0, 1),
+    "on_timeout": ("keep", "keep", "abandon"),
+    "max_wait": (None, None, 0, 5),
     "when_all_open": ("fail", "wait"),
     "fit": ("crop", "pad", "none", "exact"),
     "shadow": (None, None, {"fail_max": 1}),
@@ -172,13 +177,17 @@ async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) ->
             watch(breaker, waiting)
         tasks = [asyncio.create_task(one_call(client, made, caller, crowd)) for caller in crowd]
         await asyncio.gather(*tasks)
+        # A hedged probe goes on without its caller, for its time limit at most.
+        await asyncio.sleep(max(made.per_call_timeout, made.openai_timeout))
         for route in client.snapshot()["routes"]:
             assert (route["queue"]["in_flight"], route["queue"]["waiting"]) == (0, 0)
             assert route["breaker"]["probes_in_flight"] == 0
         assert all(future.done() for future in waiting)
         for provider in providers:
             assert provider.in_flight == 0
-            assert provider.max_in_flight <= made.max_concurrent
+            # As many requests as run within their limit may be kept beyond it.
+            kept = made.max_concurrent if made.on_timeout == "keep" else 0
+            assert provider.max_in_flight <= made.max_concurrent + kept
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from pipeline_kit import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, ONE_AT_A_TIME, PipelineScenario, now, run_scenario
 
 from resilient_imagen import (
     CircuitOpenError,
@@ -168,7 +168,9 @@ def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> Non
 
     async def main() -> None:
         local = FakeProvider("local").hang()
-        chosen = Settings(routes="local:m,openai:gpt-image-2", per_call_timeout=20, ipm=6000)
+        chosen = Settings(
+            routes="local:m,openai:gpt-image-2", per_call_timeout=20, **FAST, **ONE_AT_A_TIME
+        )
         async with ImageClient(chosen, providers=[local, FakeProvider("openai")]) as client:
             for deadline, failures in ((27, 0), (29, 1)):
                 assert (await client.generate("x", deadline=deadline)).provider == "openai"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.pipeline.failure import classify_failure
+from resilient_imagen.pipeline.fitter import FittedImage
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
 from resilient_imagen.providers.base import send_request
 from resilient_imagen.providers.retry_after import believable_hint
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import Permit, Settlement
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import ImageFitter
+    from resilient_imagen.pipeline.hedge import OverlapPolicy
     from resilient_imagen.pipeline.outcome import AttemptOutcome
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AttemptExecutor"]
 
+_NO_IMAGE: Final = FittedImage(b"", "")
+"""Takes the place of the image of a probe whose caller has been served by another route."""
+
 
 class AttemptExecutor:
     """Sends one request at a time, settles its permit and records it.
@@ -36,6 +41,7 @@ class AttemptExecutor:
         dispatcher: Receives the events of each request, except for failures that may be retried:
             the pipeline emits those.
         fitter: Makes a delivered image fit the request.
+        overlap: Decides when the next route may start beside a request in flight.
         siblings: Returns all routes of a provider, for failures that concern the whole account.
     """
 
@@ -43,10 +49,12 @@ class AttemptExecutor:
         self,
         dispatcher: SinkDispatcher,
         fitter: ImageFitter,
+        overlap: OverlapPolicy,
         siblings: Callable[[str], Sequence[Route]],
     ) -> None:
         self._dispatcher = dispatcher
         self._fitter = fitter
+        self._overlap = overlap
         self._siblings = siblings
 
     async def run(
@@ -59,6 +67,7 @@ class AttemptExecutor:
         """
         loop = asyncio.get_running_loop()
         route, request = state.route, state.adapted.request
+        await call.make_room()
         cancellations = _cancellation_count()
         call.on_start.fire()
         state.attempt_number += 1
@@ -77,18 +86,21 @@ class AttemptExecutor:
             probe=permit.probe,
             queue_s=state.queue_s,
             prompt_hints=state.adapted.hints,
+            overlap=None if state.overlap is None else str(state.overlap),
         )
         self._dispatcher.emit(sent)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
-        timer = asyncio.timeout_at(limit.timer_at)
+        ends_at = self._overlap.ends_at(limit, started, call, route.timeout)
+        timer = asyncio.timeout_at(ends_at)
         answer: ProviderResult | None = None
         try:
-            async with timer:
-                answer = await send_request(route.provider, request, route.model)
+            with self._overlap.watch(call, state, slot, permit, timer):
+                async with timer:
+                    answer = await send_request(route.provider, request, route.model)
             latency = loop.time() - started
             permit.answered()
-            image = await self._fitter.fit(request, answer)
+            image = _NO_IMAGE if state.detached else await self._fitter.fit(request, answer)
         except BaseException as caught:  # noqa: BLE001 - a cancellation is recorded before it is raised
             # A provider may raise an error of its own on a cancellation, which remains one.
             cancelled = _cancellation_count() > cancellations
@@ -104,6 +116,8 @@ class AttemptExecutor:
                 timed_out=timer.expired(),
                 call_deadline=call.deadline,
                 cut_short_counts_after=route.cut_short_counts_after(call.request.resolution),
+                cancel_cause=state.cancel_cause,
+                past_limit=state.past_limit,
             )
             if answer is not None:
                 failure = failure.after_delivery(route.usage(answer, request.resolution))
@@ -127,8 +141,8 @@ class AttemptExecutor:
             usage=usage,
             may_have_been_billed=True,
         )
-        call.attempts.append(attempt)
-        call.success_event = AttemptEnded(
+        call.record(attempt)
+        event = AttemptEnded(
             call_id=call.id,
             sent=sent,
             attempt=attempt,
@@ -139,8 +153,9 @@ class AttemptExecutor:
             response_id=answer.response_id,
             finish_reason=answer.finish_reason,
         )
-        self._dispatcher.emit(call.success_event)
-        return AttemptSuccess(route, image, usage, state.adapted)
+        self._dispatcher.emit(event)
+        call.success_event = event
+        return AttemptSuccess(route, image, usage, state.adapted, event)
 
     def _record_failure(
         self,
@@ -182,7 +197,7 @@ class AttemptExecutor:
             usage=failure.usage,
             may_have_been_billed=failure.may_have_been_billed,
         )
-        call.attempts.append(attempt)
+        call.record(attempt)
         return attempt, settlement
 
 

@@ -14,6 +14,7 @@ from resilient_imagen.errors import (
     provider_failure,
 )
 from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.pipeline.overlap import CancelCause
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _POSSIBLY_BILLED: Final = frozenset(
 The vendors count what they answer. Relays leave the counts out, and lose images that were paid for.
 Overload is not among the reasons, as nothing was begun, nor are blocks, which are not charged.
 """
+
+_CUT_SHORT: Final = frozenset({CancelCause.DELIVERED, CancelCause.DISPLACED})
+"""Causes for which a request that ran long counts as failed."""
 
 _ENDED_BY_CALLER: Final = frozenset({Reason.CANCELLED, Reason.DEADLINE})
 
@@ -124,6 +128,8 @@ def classify_failure(
     timed_out: bool,
     call_deadline: Deadline,
     cut_short_counts_after: float,
+    cancel_cause: CancelCause | None = None,
+    past_limit: bool = False,
 ) -> FailureClass:
     """Return what a request that ended with ``error`` means.
 
@@ -135,6 +141,8 @@ def classify_failure(
         timed_out: Whether its own timer has fired.
         call_deadline: The deadline of the whole call.
         cut_short_counts_after: Seconds after which a healthy request would have been answered.
+        cancel_cause: Why the library cancelled the request; None if it did not.
+        past_limit: Whether the request had exceeded its time limit, and was kept.
     """
     # A request that was cut short may have been about to succeed, so that it never counts in the
     # failure rate. It counts as a failure in a row if it ran longer than a healthy one.
@@ -145,8 +153,15 @@ def classify_failure(
         timeout.__suppress_context__ = True
         vote = cut_short_vote if limit.cut_short else BreakerOutcome.FAILURE
         return FailureClass(Reason.TIMEOUT, vote, timeout, cut_short=limit.cut_short)
-    if isinstance(error, asyncio.CancelledError) and call_deadline.has_passed(now):
-        return FailureClass(Reason.DEADLINE, cut_short_vote, error, cut_short=True)
+    if isinstance(error, asyncio.CancelledError):
+        out_of_time = call_deadline.has_passed(now)
+        if past_limit:
+            left = cancel_cause not in _CUT_SHORT and not out_of_time
+            vote = BreakerOutcome.NEUTRAL if left else BreakerOutcome.FAILURE
+            return FailureClass(Reason.TIMEOUT, vote, error)
+        if out_of_time or cancel_cause in _CUT_SHORT:
+            reason = Reason.DEADLINE if out_of_time else Reason.CANCELLED
+            return FailureClass(reason, cut_short_vote, error, cut_short=True)
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return FailureClass(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
     if isinstance(error, ImageGenerationError):

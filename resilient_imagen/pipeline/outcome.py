@@ -26,6 +26,8 @@ class AttemptSuccess(NamedTuple):
     usage: Usage
     adapted: AdaptedRequest
     """The request that was sent, with what became of the references."""
+    event: AttemptEnded
+    """The event about the request."""
 
 
 class AttemptFailure(NamedTuple):

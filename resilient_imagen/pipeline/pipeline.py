@@ -4,7 +4,8 @@
 
     deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
 
-Read it from top to bottom; the attempt is in ``attempt``, and ends in the provider.
+Read it from top to bottom. The stage across routes is in ``fallback``, and comes back to
+``_on_route`` for each route; the attempt is in ``attempt``, and ends in the provider.
 Sinks receive events; no stage depends on them.
 """
 
@@ -17,17 +18,19 @@ from typing import TYPE_CHECKING
 from resilient_imagen.circuitbreaker import Rejection
 from resilient_imagen.errors import (
     CircuitOpenError,
-    DeadlineExceededError,
     ImageGenerationError,
     SaturatedError,
 )
+from resilient_imagen.pipeline.background import BackgroundRequests
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
+from resilient_imagen.pipeline.fallback import Fallback
+from resilient_imagen.pipeline.hedge import HedgeBudget
 from resilient_imagen.pipeline.outcome import AttemptFailure
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
 from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason
-from resilient_imagen.telemetry.events import RetryScheduled, RouteFallback, ShortCircuited
+from resilient_imagen.telemetry.events import RetryScheduled, ShortCircuited
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -70,6 +73,13 @@ class Pipeline:
         self._attempts = attempts
         self._dispatcher = dispatcher
         self._retry_policy = RetryPolicy(settings.max_retries, settings.retry_base_delay, random)
+        self._max_wait = math.inf if settings.max_wait is None else settings.max_wait
+        self._keeps = settings.on_timeout == "keep"
+        self.budget: HedgeBudget = HedgeBudget(settings.hedge_budget)
+        self.background: BackgroundRequests = BackgroundRequests()
+        self._fallback = Fallback(
+            settings, dispatcher, self._on_route, self._new_state, self.budget, self.background
+        )
 
     # -- deadline ---------------------------------------------------------------------------------
 
@@ -88,6 +98,7 @@ class Pipeline:
             RuntimeError: The call was ended through ``in_flight``.
         """
         loop = asyncio.get_running_loop()
+        self.budget.count_call(call.started)
         timer = asyncio.timeout_at(call.deadline.timer_at)
         with in_flight.watch(timer):
             try:
@@ -109,7 +120,7 @@ class Pipeline:
         """Ask the routes in order, and once more if the call may wait for an open circuit."""
         while True:
             try:
-                return await self._once_across(call)
+                return await self._fallback.run(call)
             except CircuitOpenError:
                 if self._settings.when_all_open == "fail" or not await self._wait_for_half_open(
                     call
@@ -117,35 +128,6 @@ class Pipeline:
                     raise
                 call.route_errors.clear()
                 call.fallback_cause = None  # the first route is asked again
-
-    async def _once_across(self, call: CallState) -> AttemptSuccess:
-        """Ask one route after the other until one serves or the reason forbids to fall back."""
-        for index, route in enumerate(call.routes):
-            later_routes = call.routes[index + 1 :]
-            try:
-                return await self._on_route(call, route, later_routes)
-            except DeadlineExceededError:
-                raise  # ours: a provider's would have come as a timeout
-            except ImageGenerationError as error:
-                call.route_errors.append(error)
-            reason = call.route_errors[-1].reason
-            if not later_routes or not self._settings.falls_back_on(reason):
-                break
-            now = asyncio.get_running_loop().time()
-            if not call.deadline.is_worth_starting(now):
-                raise call.deadline_error()  # a probe would be wasted
-            if index == 0:
-                call.fallback_cause = reason
-            route.last_fallback = (now, reason)
-            self._dispatcher.emit(
-                RouteFallback(
-                    call_id=call.id,
-                    from_route=route.name,
-                    to_route=later_routes[0].name,
-                    cause=reason,
-                )
-            )
-        raise call.final_error()
 
     async def _wait_for_half_open(self, call: CallState) -> bool:
         """Wait until a route that rejected the call lets a probe through.
@@ -156,7 +138,7 @@ class Pipeline:
             False if no route will do so within the deadline.
         """
         loop = asyncio.get_running_loop()
-        asked = [route.breaker for route in call.routes[: len(call.route_errors)]]
+        asked = [call.routes[index].breaker for index in call.route_errors]
         while not any(breaker.allows_calls() for breaker in asked):
             due = min(breaker.blocked_until() or 0.0 for breaker in asked)
             if due >= call.deadline.at or math.isinf(due):
@@ -169,18 +151,21 @@ class Pipeline:
 
     # -- per route: retry -------------------------------------------------------------------------
 
-    async def _on_route(
-        self, call: CallState, route: Route, later_routes: Sequence[Route]
-    ) -> AttemptSuccess:
-        """Ask one route, if its breaker allows it, with what its model takes of the request."""
-        policy, is_first = self._retry_policy, route is call.routes[0]
-        state = RouteState(
+    def _new_state(self, call: CallState, index: int) -> RouteState:
+        """Return the state of a call that starts on the route with this index."""
+        route, policy = call.routes[index], self._retry_policy
+        return RouteState(
             route=route,
-            later_routes=later_routes,
-            max_attempts=policy.max_attempts(is_first_route=is_first),
-            max_server_wait=policy.max_server_wait(route.timeout, is_first_route=is_first),
+            index=index,
+            later_routes=call.routes[index + 1 :],
+            max_attempts=policy.max_attempts(is_first_route=index == 0),
+            max_server_wait=policy.max_server_wait(route.timeout, is_first_route=index == 0),
+            call=call,
         )
-        call.route_state = state
+
+    async def _on_route(self, call: CallState, state: RouteState) -> AttemptSuccess:
+        """Ask one route, if its breaker allows it, with what its model takes of the request."""
+        route = state.route
         await self._acquire_early(call, state)
         try:
             await call.set_up(route)
@@ -222,6 +207,8 @@ class Pipeline:
 
     def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
         """Return the seconds until the route is asked again, or None to leave it."""
+        if state.successor_started or (error.reason is Reason.TIMEOUT and self._keeps):
+            return None
         now = asyncio.get_running_loop().time()
         # Taken once: an operator may change a breaker from another thread meanwhile.
         alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
@@ -275,6 +262,8 @@ class Pipeline:
         wait = limiter.shortest_wait(latency)
         # A caller that need not wait is sent, however little time is left.
         waits = wait > CLOCK_TOLERANCE
+        if self._spills(state) and wait > self._max_wait:
+            raise _saturated(state.route, wait)
         if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
             if waits or state.last_error is not None:
                 raise _saturated(state.route, wait)
@@ -286,7 +275,7 @@ class Pipeline:
         with slot:
             try:
                 if slot.waited:
-                    await self._wait_in_queue(state, slot)
+                    await self._wait_in_queue(state, slot, joined)
             finally:
                 state.queue_s = loop.time() - joined
                 call.queue_s += state.queue_s
@@ -294,6 +283,14 @@ class Pipeline:
         if isinstance(outcome, AttemptFailure):  # its own slot is free by now
             state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
         return outcome
+
+    def _spills(self, state: RouteState) -> bool:
+        """Return whether a long wait in this queue sends the call to another route."""
+        return (
+            self._max_wait < math.inf
+            and state.alternative is not None
+            and self._settings.falls_back_on(Reason.SATURATED)
+        )
 
     def _share(self, call: CallState, state: RouteState) -> Deadline:
         """Return when the call must be done with this route."""
@@ -305,14 +302,17 @@ class Pipeline:
             return deadline
         return deadline.share(asyncio.get_running_loop().time(), later_routes)
 
-    async def _wait_in_queue(self, state: RouteState, slot: Slot) -> None:
+    async def _wait_in_queue(self, state: RouteState, slot: Slot, joined: float) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
         breaker = state.route.breaker
         while not slot.granted.done():
             if state.permit is None and state.route.rejects_at(loop.time()):
                 raise PermitRevokedError  # wait for the probe's outcome outside the queue
-            left = slot.useful_until - loop.time()
+            leaves_at = slot.useful_until
+            if self._spills(state):
+                leaves_at = min(leaves_at, joined + self._max_wait)
+            left = leaves_at - loop.time()
             if left <= 0:
                 raise _saturated(state.route, state.route.limiter.shortest_wait())
             await _first_of(breaker.wait_for_change(), keep=slot.granted, timeout=left)

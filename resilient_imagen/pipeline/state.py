@@ -7,7 +7,7 @@ import math
 import os
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import (
     AllProvidersFailedError,
@@ -15,15 +15,17 @@ from resilient_imagen.errors import (
     DeadlineExceededError,
     ImageGenerationError,
 )
+from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, CancelCause
 from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.telemetry.events import RequestEnded, RequestStarted, now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.on_start import OnStartHook
+    from resilient_imagen.pipeline.overlap import OverlapKind
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference, ImageResult
@@ -33,6 +35,8 @@ __all__ = ["CallState", "RouteState", "new_id"]
 
 _REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 _SETUP: Final = "loading the SDK"
+_SECONDS_TO_END: Final = 1.0
+"""Seconds that a displaced request has to close its connection before the next one is sent."""
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -82,9 +86,11 @@ class CallState:
     on_start: OnStartHook
     """Fires when the first request is sent."""
     attempts: list[Attempt] = field(default_factory=list)
-    """Every request that was sent, in order."""
-    route_errors: list[ImageGenerationError] = field(default_factory=list)
-    """Why each route was left, in order."""
+    """Every request that was sent and has ended, in the order of their ends."""
+    in_flight: list[RouteState] = field(default_factory=list)
+    """The states of the requests that are in flight, in the order in which they were sent."""
+    route_errors: dict[int, ImageGenerationError] = field(default_factory=dict)
+    """Why routes were left, by their index in ``routes``."""
     failures: list[BaseException] = field(default_factory=list)
     """What each failed request raised, and the error that was made of it."""
     dropped_references: tuple[DroppedReference, ...] = ()
@@ -107,6 +113,48 @@ class CallState:
     """The state on the current route, or on the last one."""
     fallback_cause: Reason | None = None
     """Why the first route was left."""
+    overlap: OverlapKind | None = None
+    """Why the call first had two routes at a time; None if it never had."""
+    on_late_attempt: Callable[[Attempt], None] | None = None
+    """Receives the record of a request that ends after the call."""
+    ended: bool = False
+    """Whether the caller has got an image or an error."""
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _changed: bool = False
+    _change: asyncio.Future[None] | None = None
+
+    def record(self, attempt: Attempt) -> None:
+        """Add the record of a request that has ended."""
+        if not self.ended:
+            self.attempts.append(attempt)
+        elif self.on_late_attempt is not None:
+            self.on_late_attempt(attempt)
+
+    def errors(self) -> list[ImageGenerationError]:
+        """Return why routes were left, in the order of the routes."""
+        return [self.route_errors[index] for index in sorted(self.route_errors)]
+
+    def note_change(self, _task: object = None) -> None:
+        """Wake the stage across routes: a route has ended, or the next one is due."""
+        self._changed = True
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait until ``note_change`` was called since the last time."""
+        if not self._changed:
+            self._change = self.loop.create_future()
+            await self._change
+        self._changed, self._change = False, None
+
+    async def make_room(self) -> None:
+        """End the request that has run longest if another one would be too many."""
+        while len(self.in_flight) >= MAX_IN_FLIGHT:
+            oldest = self.in_flight.pop(0)
+            task = oldest.task
+            oldest.cancel(CancelCause.DISPLACED)
+            if task is not None:
+                await asyncio.wait({task}, timeout=_SECONDS_TO_END)
 
     def started_event(self) -> RequestStarted:
         """Return the event about the start of the call."""
@@ -151,6 +199,7 @@ class CallState:
             error=ours,
             error_type=None if error is None else type(error).__name__,
             served=self.success_event,
+            hedged=None if self.overlap is None else str(self.overlap),
         )
 
     def spending(self, what: str) -> _Spending:
@@ -178,7 +227,7 @@ class CallState:
         One route: its own error. A later route that found the request itself at fault: that
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
-        errors = tuple(self.route_errors)
+        errors = tuple(self.errors())
         at_fault = [error for error in errors[1:] if error.reason in _REFUSALS]
         if at_fault:
             return self.with_attempts(at_fault[-1])
@@ -201,15 +250,12 @@ class CallState:
     def _soonest_retry(self) -> float | None:
         """Seconds until the first of the routes may serve, as its breaker or its vendor says."""
         now = asyncio.get_running_loop().time()
-        errors: list[ImageGenerationError | None] = [*self.route_errors]
-        present = self.routes[len(errors) : len(errors) + 1]  # the route that it is on
-        if self.route_state is not None and any(
-            route is self.route_state.route for route in present
-        ):
-            errors.append(self.route_state.last_error)
+        errors: dict[int, ImageGenerationError | None] = {**self.route_errors}
+        if self.route_state is not None:  # the route that it is on
+            errors.setdefault(self.route_state.index, self.route_state.last_error)
         waits = []
-        for route, error in zip(self.routes, errors, strict=False):
-            until = route.breaker.blocked_until()
+        for index, error in errors.items():
+            until = self.routes[index].breaker.blocked_until()
             hint = None if error is None else error.retry_after
             wait = hint if until is None else until - now
             if wait is not None and 0 < wait < math.inf:
@@ -218,12 +264,12 @@ class CallState:
 
     def deadline_error(self) -> ImageGenerationError:
         """The error for a call whose deadline passed, led by what went wrong until then."""
-        parts = [str(error) for error in self.route_errors]
+        parts = [str(error) for error in self.errors()]
         end = f"out of time, {self._spent_on()}"
         if (state := self.route_state) is not None:
             if state.last_error is None:
                 end = f"{state.route.provider.name} {state.route.model}: {end}"
-            elif state.last_error not in self.route_errors:
+            elif state.last_error not in self.route_errors.values():
                 parts.append(str(state.last_error))
         text = "; ".join([*parts, end])
         return self.with_attempts(DeadlineExceededError(text, retry_after=self._soonest_retry()))
@@ -246,6 +292,8 @@ class RouteState:
     """What the pipeline knows about one call on one route."""
 
     route: Route
+    index: int
+    """Its place among the call's routes, from 0."""
     later_routes: Sequence[Route]
     """The routes that the call may fall back to, in order."""
     max_attempts: int
@@ -271,6 +319,24 @@ class RouteState:
     """How the latest request failed."""
     retry_queue_wait: float = 0.0
     """Seconds that a retry would wait in the queue, as estimated when the latest request failed."""
+    call: CallState | None = None
+    """The call, while the route's task runs."""
+    task: asyncio.Task[Any] | None = None
+    """The task that runs the call on this route; None once it has ended."""
+    timer: asyncio.Timeout | None = None
+    """Ends the request in flight."""
+    overlap: OverlapKind | None = None
+    """Why this route was asked beside an earlier one; None if the earlier one had failed."""
+    overlap_due: OverlapKind | None = None
+    """Why the next route may start beside the request in flight."""
+    successor_started: bool = False
+    """Whether the next route was started, so that this one sends nothing more."""
+    past_limit: bool = False
+    """Whether the request in flight has exceeded its time limit."""
+    detached: bool = False
+    """Whether the request in flight goes on without its call."""
+    cancel_cause: CancelCause | None = None
+    """Why the library cancelled the task; None if it did not."""
 
     @property
     def measured_latency(self) -> float | None:
@@ -281,6 +347,42 @@ class RouteState:
     def alternative(self) -> Route | None:
         """Return the first later route whose breaker lets calls through now, or None."""
         return next((route for route in self.later_routes if route.breaker.allows_calls()), None)
+
+    @property
+    def is_pending_probe(self) -> bool:
+        """Return whether the request in flight is a probe that the breaker still waits for."""
+        permit = self.permit
+        return (
+            self.timer is not None
+            and permit is not None
+            and permit.probe
+            and not self.past_limit
+            and not permit.settled
+            and not permit.stale
+        )
+
+    def ask_for_overlap(self, kind: OverlapKind) -> None:
+        """Ask the stage across routes to start the next route beside the request in flight."""
+        self.overlap_due = kind
+        if self.call is not None:
+            self.call.note_change()
+
+    def take_overlap(self) -> OverlapKind | None:
+        """Return why the next route is due, once."""
+        kind, self.overlap_due = self.overlap_due, None
+        return kind
+
+    def cancel(self, cause: CancelCause) -> None:
+        """Cancel the route's task, if it still runs."""
+        if self.task is not None and not self.task.done():
+            self.cancel_cause = cause
+            self.task.cancel()
+
+    def detach(self) -> None:
+        """Let the request in flight go on without its call, until its own time limit."""
+        self.detached = True
+        if self.timer is not None:
+            self.timer.reschedule(self.sent_at + self.route.timeout)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
         """Give the permit back without a vote; do nothing if it was settled before."""

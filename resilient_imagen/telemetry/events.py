@@ -139,6 +139,8 @@ class AttemptStarted(Event):
     """Seconds this request waited for its turn."""
     prompt_hints: PromptHints | None = None
     """What the provider adds to the caller's prompt; None when it does not say."""
+    overlap: str | None = None
+    """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
 
 
 @_event
@@ -165,6 +167,8 @@ class AttemptEnded(Event):
     probe: bool = _of("sent.probe")
     queue_s: float = _of("sent.queue_s")
     """Seconds this request waited for its turn."""
+    overlap: str | None = _of("sent.overlap")
+    """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
     reason: Reason | None = _of("attempt.reason")
     """None after a success, and after a failure of our own code (then ``error_type`` is set)."""
     latency_s: float = _of("attempt.latency_s")
@@ -221,6 +225,8 @@ class RouteFallback(Event):
     from_route: str
     to_route: str
     cause: Reason
+    hedged: str | None = None
+    """Why the next route was asked beside a request in flight: probe, slow or timeout."""
 
 
 @_event
@@ -299,6 +305,8 @@ class RequestEnded(Event):
     """The request that brought the image; there may be one although the call failed."""
     setup_s: float = 0.0
     """Seconds in which SDKs were loaded and built for the call."""
+    hedged: str | None = None
+    """Why the call first had two requests in flight: probe, slow or timeout."""
 
 
 @_event

@@ -14,6 +14,7 @@ from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
+from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
@@ -105,7 +106,9 @@ class _Play:
         self._shut = tuple(_shut(route) for route in self._routes)
         self._pipeline = _SimulatedPipeline(
             settings,
-            AttemptExecutor(self._dispatcher, _NoFitter("none"), self._of_provider),
+            AttemptExecutor(
+                self._dispatcher, _NoFitter("none"), OverlapPolicy(settings), self._of_provider
+            ),
             self._dispatcher,
             random.Random(seed).random,
         )

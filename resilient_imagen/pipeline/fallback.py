@@ -1,0 +1,298 @@
+"""Fallback: the routes of a call, in order, one after the other or two at a time.
+
+Each route runs as a task. The next one starts when a route has failed for a reason that allows to
+fall back, or beside a request in flight for one of the reasons in ``hedge``. The first image wins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.errors import (
+    CircuitOpenError,
+    DeadlineExceededError,
+    ImageGenerationError,
+    SaturatedError,
+    provider_failure,
+)
+from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, CancelCause, OverlapKind
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry.events import RouteFallback
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from resilient_imagen.pipeline.background import BackgroundRequests
+    from resilient_imagen.pipeline.hedge import HedgeBudget
+    from resilient_imagen.pipeline.outcome import AttemptSuccess
+    from resilient_imagen.pipeline.state import CallState, RouteState
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+
+__all__ = ["Fallback"]
+
+_SECONDS_TO_END: Final = 1.0
+"""Seconds that cancelled requests have to close their connections while their call waits."""
+_REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
+
+
+@dataclass(slots=True, eq=False)
+class _Branch:
+    """One route of a call, as a task."""
+
+    index: int
+    state: RouteState
+    task: asyncio.Task[AttemptSuccess | BaseException]
+    started_as: OverlapKind | None
+    """Why it runs beside an earlier route; None if that one had failed."""
+
+
+class Fallback:
+    """The stage across routes.
+
+    Args:
+        settings: The reasons that lead on to the next route.
+        dispatcher: Receives an event for each fallback.
+        on_route: The next stage; serves a call on one route.
+        budget: Limits hedges of slow requests.
+        background: Takes over requests that go on after their call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dispatcher: SinkDispatcher,
+        on_route: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
+        new_state: Callable[[CallState, int], RouteState],
+        budget: HedgeBudget,
+        background: BackgroundRequests,
+    ) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._on_route = on_route
+        self._new_state = new_state
+        self._budget = budget
+        self._background = background
+
+    async def run(self, call: CallState) -> AttemptSuccess:
+        """Ask the routes in order until one delivers or the reason forbids to fall back.
+
+        Raises:
+            ImageGenerationError: No image; the error says why, with every request sent.
+        """
+        branches: list[_Branch] = []
+        try:
+            self._start(call, branches, 0)
+            while True:
+                await call.changed()
+                for branch in [each for each in branches if each.task.done()]:
+                    branches.remove(branch)
+                    if (served := self._result(branch)) is not None:
+                        return await self._deliver(call, branch, served, branches)
+                    self._on_failure(call, branch, branches)
+                for branch in branches:
+                    if (kind := branch.state.take_overlap()) is not None:
+                        self._on_overlap(call, branch, kind, branches)
+                if not branches:
+                    raise call.final_error()
+        finally:
+            await self._end(call, branches, CancelCause.CALLER)
+
+    # -- start ------------------------------------------------------------------------------------
+
+    def _start(
+        self,
+        call: CallState,
+        branches: list[_Branch],
+        index: int,
+        kind: OverlapKind | None = None,
+    ) -> None:
+        state = call.route_state = self._new_state(call, index)
+        state.overlap = kind
+        task = call.loop.create_task(_run(self._on_route, call, state))
+        state.task = task
+        task.add_done_callback(call.note_change)
+        branches.append(_Branch(index, state, task, kind))
+
+    def _fall_back(
+        self,
+        call: CallState,
+        branch: _Branch,
+        cause: Reason,
+        branches: list[_Branch],
+        kind: OverlapKind | None = None,
+    ) -> None:
+        """Start the route after a branch that has failed or takes too long."""
+        branch.state.successor_started = True
+        if branch.index == 0:
+            call.fallback_cause = cause
+        left, following = branch.state.route, call.routes[branch.index + 1]
+        left.last_fallback = (call.loop.time(), cause)
+        if kind is not None and call.overlap is None:
+            call.overlap = kind
+        self._dispatcher.emit(
+            RouteFallback(
+                call_id=call.id,
+                from_route=left.name,
+                to_route=following.name,
+                cause=cause,
+                hedged=None if kind is None else str(kind),
+            )
+        )
+        self._start(call, branches, branch.index + 1, kind)
+
+    # -- an overlap is due ------------------------------------------------------------------------
+
+    def _on_overlap(
+        self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]
+    ) -> None:
+        """Start the next route beside a request in flight, if that is allowed and useful."""
+        if branch.state.successor_started or branch.index + 1 >= len(call.routes):
+            return
+        cause = kind.fallback_cause
+        now = call.loop.time()
+        if not self._settings.falls_back_on(cause) or not call.deadline.is_worth_starting(now):
+            return
+        if kind is not OverlapKind.TIMEOUT and not self._may_speculate(
+            call, branch, kind, branches
+        ):
+            return
+        self._fall_back(call, branch, cause, branches, kind)
+
+    def _may_speculate(
+        self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]
+    ) -> bool:
+        """Return whether the next route may be asked although this request may still succeed."""
+        following = call.routes[branch.index + 1]
+        if len(branches) >= MAX_IN_FLIGHT or not following.breaker.allows_calls():
+            return False
+        if kind is OverlapKind.PROBE:
+            return True
+        now = call.loop.time()
+        usual = following.usual_latency(call.request.resolution)
+        return call.deadline.is_worth_starting(now, usual) and self._budget.try_spend(now)
+
+    # -- a route has ended ------------------------------------------------------------------------
+
+    def _result(self, branch: _Branch) -> AttemptSuccess | None:
+        """Return the image of a branch that has ended, or None if it failed.
+
+        Raises:
+            BaseException: A cancellation that the library did not ask for, or a local bug.
+        """
+        if branch.state.cancel_cause is not None and branch.task.cancelled():
+            return None
+        error = None if branch.task.cancelled() else branch.task.exception()
+        if isinstance(error, ImageGenerationError):
+            return None
+        ended = branch.task.result()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
+
+    def _on_failure(self, call: CallState, branch: _Branch, branches: list[_Branch]) -> None:
+        """Record why a route was left, and start the next one if the reason allows it."""
+        error = _error_of(branch)
+        if isinstance(error, DeadlineExceededError):
+            if not branches:
+                raise error  # the library's: a provider's would have come as a timeout
+            return
+        refused_to_send = isinstance(error, CircuitOpenError | SaturatedError)
+        speculative = branch.started_as in {OverlapKind.PROBE, OverlapKind.SLOW}
+        before = next((each for each in branches if each.index == branch.index - 1), None)
+        if refused_to_send and speculative and before is not None:
+            # The route may serve later, when the request before it has failed.
+            before.state.successor_started = False
+            call.fallback_cause = call.fallback_cause if before.index else None
+            return
+        call.route_errors[branch.index] = error
+        leads_on = self._settings.falls_back_on(error.reason)
+        if branch.index == 0 and error.reason in _REFUSALS and not leads_on:
+            raise call.final_error()
+        if branch.state.successor_started or branch.index + 1 >= len(call.routes) or not leads_on:
+            return
+        if not call.deadline.is_worth_starting(call.loop.time()):
+            if not branches:
+                raise call.deadline_error()  # a probe would be wasted
+            return
+        self._fall_back(call, branch, error.reason, branches)
+
+    async def _deliver(
+        self,
+        call: CallState,
+        winner: _Branch,
+        served: AttemptSuccess,
+        branches: list[_Branch],
+    ) -> AttemptSuccess:
+        """Return the first image; end the other request, unless it is a probe."""
+        if winner.index == 0:
+            call.fallback_cause = None
+        for branch in list(branches):
+            if branch.index < winner.index and branch.state.is_pending_probe:
+                branches.remove(branch)
+                self._background.go_on_with(branch.state)
+        await self._end(call, branches, CancelCause.DELIVERED)
+        return served
+
+    async def _end(self, call: CallState, branches: list[_Branch], cause: CancelCause) -> None:
+        """Cancel what is left of the call, and wait until it is recorded."""
+        if not branches:
+            return
+        tasks = []
+        for branch in branches:
+            if branch.state.past_limit:
+                call.route_errors.setdefault(branch.index, _timeout_error(branch.state))
+            with suppress(RuntimeError):  # the loop is closed
+                branch.state.cancel(cause)
+            tasks.append((branch.state, branch.task))
+        branches.clear()
+        if isinstance(sys.exception(), GeneratorExit):  # then nothing can be awaited
+            return
+        try:
+            await asyncio.wait([task for _, task in tasks], timeout=_SECONDS_TO_END)
+        finally:
+            for state, task in tasks:
+                if not task.done():
+                    self._background.wait_for(state)
+                elif not task.cancelled():
+                    task.exception()  # recorded; nobody else asks for it
+
+
+async def _run(
+    on_route: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
+    call: CallState,
+    state: RouteState,
+) -> AttemptSuccess | BaseException:
+    """Run one route as a task.
+
+    Returns:
+        The image; or an exception that ends the program, which a task must not raise: it would
+        leave the event loop at once instead of reaching the caller.
+    """
+    try:
+        return await on_route(call, state)
+    except (asyncio.CancelledError, GeneratorExit, Exception):
+        raise
+    except BaseException as error:  # noqa: BLE001 - raised by the caller's task
+        return error
+    finally:
+        state.task = state.call = None
+
+
+def _error_of(branch: _Branch) -> ImageGenerationError:
+    if branch.task.cancelled():
+        return _timeout_error(branch.state)
+    error = branch.task.exception()
+    if not isinstance(error, ImageGenerationError):
+        raise TypeError("a branch without an error has an image")
+    return error
+
+
+def _timeout_error(state: RouteState) -> ImageGenerationError:
+    return provider_failure(
+        Reason.TIMEOUT, provider=state.route.provider.name, model=state.route.model
+    )
