@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -47,6 +47,72 @@ class PipelineScenario:
             and route["breaker"]["probes_in_flight"] == 0
             for route in self.client.snapshot()["routes"]
         ) and not (self.google.in_flight or self.openai.in_flight)
+
+
+class CancelAtStep:
+    """Runs a call and cancels it when it suspends for the n-th time, in whichever of its tasks.
+
+    Args:
+        step: The number of the suspension, from 1.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.steps = 0
+        """Suspensions so far."""
+        self._call: asyncio.Task[Any] | None = None
+
+    async def run(self, call: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+        """Run the call and return its finished task."""
+        loop = asyncio.get_running_loop()
+        before = loop.get_task_factory()
+        loop.set_task_factory(self._new_task)
+        try:
+            self._call = task = loop.create_task(call)
+            await asyncio.wait({task})
+        finally:
+            loop.set_task_factory(before)
+            self._call = None
+        return task
+
+    def _new_task(
+        self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        return asyncio.Task(self._driven(coroutine), loop=loop, **options)
+
+    async def _driven(self, coroutine: Coroutine[Any, Any, object]) -> object:
+        return await _Stepping(coroutine, self._suspended)
+
+    def _suspended(self) -> None:
+        self.steps += 1
+        if self.steps == self.step and self._call is not None:
+            asyncio.get_running_loop().call_soon(self._call.cancel)
+
+
+class _Stepping:
+    """Awaits a coroutine and reports each of its suspensions."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, object], report: Callable[[], None]) -> None:
+        self._coroutine = coroutine
+        self._report = report
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        thrown: list[BaseException] = []
+        while True:
+            try:
+                if thrown:
+                    suspended = self._coroutine.throw(thrown.pop())
+                else:
+                    suspended = self._coroutine.send(None)
+            except StopIteration as done:
+                return done.value
+            self._report()
+            try:
+                yield suspended
+            except BaseException as error:  # noqa: BLE001 - handed on
+                thrown.append(error)
+            finally:
+                del suspended  # it may keep the error, which keeps this frame
 
 
 class GuardedLoop(VirtualTimeLoop):

@@ -113,7 +113,7 @@ def run_telemetry_scenario(
         telemetry, told = Telemetry(), RecordingSink()
         google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
         async with ImageClient(
-            Settings(**settings),
+            Settings(**{**pipeline_kit.ONE_AT_A_TIME, **settings}),
             providers=[google, openai],
             sinks=[told],
             tracer_provider=telemetry.tracers,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline_kit import FAST, PipelineScenario, now, run_scenario
+from pipeline_kit import FAST, CancelAtStep, PipelineScenario, now, run_scenario
 
 from resilient_imagen import ImageGenerationError, Reason
 from resilient_imagen.circuitbreaker import CircuitBreaker
@@ -58,51 +58,15 @@ async def settled(world: PipelineScenario, probes: int = 1) -> None:
     assert world.breaker() == "closed"
 
 
-class _StepCounter:
-    """Cancels a task at its n-th step: at the n-th await that really suspends."""
-
-    def __init__(self, cancel_at: int) -> None:
-        self.steps = 0
-        self.cancel_at = cancel_at
-
-
 async def cancelled_at_step(world: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
     """Run one call and cancel it when it suspends for the ``step``-th time; True if it did."""
-    coroutine = world.ask(**options)
-    counter = _StepCounter(step)
-
-    class Stepping:
-        """Drives the call's coroutine by hand, one suspension at a time."""
-
-        def __await__(self) -> Any:
-            to_throw: BaseException | None = None
-            try:
-                while True:
-                    if to_throw is None:
-                        suspended = coroutine.send(None)
-                    else:
-                        suspended = coroutine.throw(to_throw)
-                        to_throw = None
-                    counter.steps += 1
-                    if counter.steps == counter.cancel_at:
-                        asyncio.get_running_loop().call_soon(task.cancel)
-                    try:
-                        yield suspended
-                    except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-                        to_throw = error
-            except StopIteration as done:
-                return done.value
-
-    async def drive() -> Any:
-        return await Stepping()
-
-    task = asyncio.get_running_loop().create_task(drive())
-    await asyncio.wait({task})
+    canceller = CancelAtStep(step)
+    task = await canceller.run(world.ask(**options))
     if task.cancelled():
         return True
     error = task.exception()
     assert error is None or isinstance(error, ImageGenerationError), error
-    return counter.steps >= counter.cancel_at
+    return canceller.steps >= step
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -118,7 +82,7 @@ def test_cancelled_at_every_await_nothing_leaks(
             await asyncio.sleep(0.01)
 
         step = 1
-        while step < 60:
+        while step < 100:
             if probing:
                 gate_of(world).force_trip(cause="overloaded")
                 await asyncio.sleep(1300)
@@ -133,7 +97,7 @@ def test_cancelled_at_every_await_nothing_leaks(
             if not reached:
                 break
             step += 1
-        assert step > 1
+        assert 4 < step < 100
         await settled(world)
 
     run_scenario(scene, **FAST)

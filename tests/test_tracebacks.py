@@ -10,8 +10,8 @@ import struct
 import sys
 import weakref
 import zlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from pipeline_kit import CancelAtStep
 from providers_kit import MODELS, google_body, openai_body
 
 import resilient_imagen as ri
@@ -542,37 +543,6 @@ def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]
     run_virtual(main())
 
 
-class CancelledAtStep:
-    """Awaits a coroutine and cancels the task when it suspends for the given time."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, object], step: int) -> None:
-        self._coroutine = coroutine
-        self._step = step
-        self.steps = 0
-
-    def __await__(self) -> Generator[Any, Any, object]:
-        task = asyncio.current_task()
-        assert task is not None
-        thrown: list[BaseException] = []
-        while True:
-            try:
-                if thrown:
-                    suspended = self._coroutine.throw(thrown.pop())
-                else:
-                    suspended = self._coroutine.send(None)
-            except StopIteration:
-                return None
-            self.steps += 1
-            if self.steps == self._step:
-                asyncio.get_running_loop().call_soon(task.cancel)
-            try:
-                yield suspended
-            except BaseException as error:  # noqa: BLE001 - handed on
-                thrown.append(error)
-            finally:
-                del suspended  # it may keep the error, which keeps this frame
-
-
 def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
     """One call after another, each cancelled one suspension later than the one before."""
 
@@ -582,12 +552,6 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
 
         async def on_start() -> None:
             await asyncio.sleep(0.01)
-
-        async def stepping(call: Coroutine[Any, Any, object], step: int) -> int:
-            driver = CancelledAtStep(call, step)
-            with suppress(asyncio.CancelledError):
-                await driver
-            return driver.steps
 
         google, openai = FakeProvider("google"), FakeProvider("openai")
         google.warm_up = warm_up  # type: ignore[attr-defined]
@@ -599,7 +563,9 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
                     prompt = Words(PROMPT)
                     watch = weakref.ref(prompt)
                     call = client.generate(prompt, references=[REFERENCE], on_start=on_start)
-                    steps = await asyncio.create_task(stepping(call, step))
+                    canceller = CancelAtStep(step)
+                    await canceller.run(call)
+                    steps = canceller.steps
                     del prompt, call
                     google.sent.clear()
                     openai.sent.clear()
