@@ -414,15 +414,15 @@ class BreakerHandle:
 
         self._ask(force)
 
-    def open_for(self, seconds: float, *, cause: str | None, brief: str | None) -> None:
+    def open_for(self, seconds: float, *, cause: str | None, summary: str | None) -> None:
         """Open now for exactly ``seconds``; if it is open already, until the later of both ends.
 
         Args:
             seconds: Length of the open period.
             cause: Reason that rejections report.
-            brief: Short text that rejections report.
+            summary: Short text that rejections report.
         """
-        self._ask(lambda breaker: breaker.open_for(seconds, cause=cause, brief=brief))
+        self._ask(lambda breaker: breaker.open_for(seconds, cause=cause, summary=summary))
 
     def reconfigure(self, config: BreakerConfig) -> None:
         """Apply other settings; state, counts, window and the current open period stay."""

@@ -221,4 +221,4 @@ class OverlapPolicy:
 
 
 def _vote(call: CallState, permit: Permit) -> None:
-    permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, brief="timed out", origin=call.id)
+    permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out", origin=call.id)
