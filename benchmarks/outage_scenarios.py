@@ -78,8 +78,8 @@ class Case:
 class ByTurns(ScenarioOutcomes):
     """The same model answers one overload with different errors."""
 
-    def meet(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """A failure becomes one of three."""
+    def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
+        """Return the outcome of the scenario, a failure replaced by one of three."""
         met = super().outcome_for(ask)
         return met if met.reason is None else BY_TURNS[int(ask.coin.unit(99) * len(BY_TURNS))]
 

@@ -173,6 +173,14 @@ def test_designs_meet_the_same_outage(command: ModuleType) -> None:
     assert found["ours"].recovery < 75.0, "an open period with jitter, and the next caller"
 
 
+def test_an_outage_of_mixed_errors_has_all_of_them(command: ModuleType) -> None:
+    """Failed requests of this case take as long as a 429, a 499 and a 504 do."""
+    case = next(case for case in command.CASES if case.by_turns)
+    doomed = command.outage.run_outage(case, command.outage.DESIGNS["bare"], 1).doomed
+
+    assert {round(seconds, 3) for _, seconds in doomed} == {0.4, 10.0, 40.0}
+
+
 PLAIN = """
 import json, peer_outages, outage_scenarios
 
