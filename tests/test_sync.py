@@ -190,7 +190,7 @@ def test_operators_reach_the_breakers(images: sync.ImageClient, google: FakeProv
         images.generate("x")
     breaker.force_open = False
     images.generate("x")
-    breaker.open_for(500, cause="operator", brief=None)
+    breaker.open_for(500, cause="operator", summary=None)
     assert breaker.metrics().state is BreakerState.OPEN
     assert breaker.snapshot()["name"] == breaker.name == "google:pro"
     until(lambda: len(seen) == 3)
