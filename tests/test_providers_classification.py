@@ -783,3 +783,9 @@ def test_a_word_longer_than_any_code_is_none(length: int, *, kept: bool) -> None
     word = "x" * length
     found = VendorError.read(400, {}, json.dumps(error("y", code=word)).encode())
     assert found.raw_codes == ((word,) if kept else ())
+
+
+def test_only_what_begins_a_line_is_taken_off_as_a_prefix() -> None:
+    """A status within a sentence stays part of it."""
+    body = json.dumps(error("HTTP 400: the http 500 rule\n[x] status: none\n-http 5")).encode()
+    assert VendorError.read(400, {}, body).normalized_message == "the http 500 rule\nnone\n-http 5"
