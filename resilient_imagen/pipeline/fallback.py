@@ -115,7 +115,6 @@ class Fallback:
         state.overlap = kind
         task = call.loop.create_task(_run(self._on_route, call, state))
         state.task = task
-        task.add_done_callback(call.note_change)
         branches.append(_Branch(index, state, task, kind))
 
     def _fall_back(
@@ -281,6 +280,9 @@ async def _run(
         return error
     finally:
         state.task = state.call = None
+        # Instead of a callback of the task, which would cost a round of the event loop. The caller
+        # runs in the next round, when the task is done.
+        call.note_change()
 
 
 def _error_of(branch: _Branch) -> ImageGenerationError:

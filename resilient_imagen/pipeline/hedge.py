@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from statistics import quantiles
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from resilient_imagen.reasons import BreakerOutcome, Reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.deadline import AttemptLimit
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HedgeBudget",
     "OverlapPolicy",
-    "RequestTimers",
+    "RequestClock",
 ]
 
 KEPT_FOR: Final = 2.0
@@ -83,42 +84,6 @@ class HedgeBudget:
         return self._minutes[-1]
 
 
-class RequestTimers:
-    """Actions at moments in the life of a request in flight, on one timer of the event loop."""
-
-    __slots__ = ("_actions", "_handle", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._actions: list[tuple[float, Callable[[], None]]] = []
-        self._handle: asyncio.TimerHandle | None = None
-
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Call ``action`` at loop time ``when``, unless the request ends before."""
-        self._actions.append((when, action))
-
-    def start(self) -> None:
-        """Set the timer for the first action."""
-        if self._actions:
-            self._actions.sort(key=lambda each: each[0], reverse=True)
-            self._handle = self._loop.call_at(self._actions[-1][0], self._fire)
-
-    def stop(self) -> None:
-        """Forget the actions that are left."""
-        self._actions.clear()
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def _fire(self) -> None:
-        self._handle = None
-        now = self._loop.time()
-        while self._actions and self._actions[-1][0] - now <= CLOCK_TOLERANCE:
-            self._actions.pop()[1]()
-        if self._actions:
-            self._handle = self._loop.call_at(self._actions[-1][0], self._fire)
-
-
 class OverlapPolicy:
     """When a request that is in flight lets the next route start, votes, and returns its slot.
 
@@ -144,7 +109,6 @@ class OverlapPolicy:
         end = started + KEPT_FOR * timeout
         return None if end >= call.deadline.at else end
 
-    @contextmanager
     def watch(
         self,
         call: CallState,
@@ -152,48 +116,54 @@ class OverlapPolicy:
         slot: Slot,
         permit: Permit,
         timer: asyncio.Timeout,
-    ) -> Iterator[None]:
-        """Count a request as in flight during the block, and act at its moments."""
-        timers = self._timers(call, state, slot, permit)
-        state.timer = timer
-        call.in_flight.append(state)
-        timers.start()
-        try:
-            yield
-        finally:
-            timers.stop()
-            state.timer = None
-            if state in call.in_flight:
-                call.in_flight.remove(state)
-            kept = self._kept.get(state.route.provider.name)
-            if kept and state in kept:
-                kept.remove(state)
+    ) -> RequestClock:
+        """Return a context manager that counts a request as in flight and acts at its moments."""
+        return RequestClock(self, call, state, slot, permit, timer)
 
-    def _timers(
-        self, call: CallState, state: RouteState, slot: Slot, permit: Permit
-    ) -> RequestTimers:
-        started, timers = state.sent_at, RequestTimers(call.loop)
-        if state.later_routes:
-            for delay, kind in self._overlaps(state, permit):
-                timers.at(started + delay, partial(state.ask_for_overlap, kind))
+    def first_moment(self, call: CallState, state: RouteState, permit: Permit) -> float:
+        """Return the loop time at which the first of ``moments`` is due; infinite if none is."""
+        started, first = state.sent_at, math.inf
         if self.keeps:
-            own_limit = started + state.route.timeout
-            moment = min(own_limit, state.deadline.at)
-            if state.later_routes and moment < call.deadline.at:
-                timers.at(moment, partial(state.ask_for_overlap, OverlapKind.TIMEOUT))
-            if own_limit < call.deadline.at:
-                timers.at(own_limit, partial(self._pass_limit, state, slot))
-                timers.at(self._votes_at(state, permit, started), partial(_vote, call, permit))
-        return timers
+            first = min(started + state.route.timeout, state.deadline.at)
+            if first >= call.deadline.at:
+                first = math.inf
+        if state.later_routes:
+            if permit.probe and self._probe_after is not None:
+                first = min(first, started + self._probe_after)
+            if self._slow_after is not None:
+                slow = self.slow_delay(state.route, state.adapted.request.resolution)
+                first = first if slow is None else min(first, started + slow)
+        return first
 
-    def _overlaps(self, state: RouteState, permit: Permit) -> list[tuple[float, OverlapKind]]:
-        found = []
-        if permit.probe and self._probe_after is not None:
-            found.append((self._probe_after, OverlapKind.PROBE))
-        delay = self.slow_delay(state.route, state.adapted.request.resolution)
-        if delay is not None:
-            found.append((delay, OverlapKind.SLOW))
-        return found
+    def moments(
+        self, call: CallState, state: RouteState, slot: Slot, permit: Permit
+    ) -> list[tuple[float, Callable[[], None]]]:
+        """Return what happens while a request is in flight, and when; the earliest last."""
+        started, found = state.sent_at, []
+        if state.later_routes:
+            if permit.probe and self._probe_after is not None:
+                found.append((started + self._probe_after, OverlapKind.PROBE))
+            slow = self.slow_delay(state.route, state.adapted.request.resolution)
+            if slow is not None:
+                found.append((started + slow, OverlapKind.SLOW))
+        own_limit = started + state.route.timeout
+        ends_reserve = min(own_limit, state.deadline.at)
+        if self.keeps and state.later_routes and ends_reserve < call.deadline.at:
+            found.append((ends_reserve, OverlapKind.TIMEOUT))
+        due: list[tuple[float, Callable[[], None]]] = [
+            (when, partial(state.ask_for_overlap, kind)) for when, kind in found
+        ]
+        if self.keeps and own_limit < call.deadline.at:
+            due.append((own_limit, partial(self._pass_limit, state, slot)))
+            due.append((self._votes_at(state, permit, started), partial(_vote, call, permit)))
+        due.sort(key=itemgetter(0), reverse=True)
+        return due
+
+    def ended(self, state: RouteState) -> None:
+        """Forget a request that has ended."""
+        kept = self._kept.get(state.route.provider.name)
+        if kept and state in kept:
+            kept.remove(state)
 
     def slow_delay(self, route: Route, resolution: str) -> float | None:
         """Return the seconds after which a request counts as slow; None if that is not known."""
@@ -222,3 +192,57 @@ class OverlapPolicy:
 
 def _vote(call: CallState, permit: Permit) -> None:
     permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out", origin=call.id)
+
+
+class RequestClock:
+    """A context manager for a request in flight: acts at its moments, on one timer of the loop."""
+
+    __slots__ = ("_call", "_due", "_handle", "_permit", "_policy", "_slot", "_state", "_timer")
+
+    def __init__(
+        self,
+        policy: OverlapPolicy,
+        call: CallState,
+        state: RouteState,
+        slot: Slot,
+        permit: Permit,
+        timer: asyncio.Timeout,
+    ) -> None:
+        self._policy = policy
+        self._call = call
+        self._state = state
+        self._slot = slot
+        self._permit = permit
+        self._timer = timer
+        self._due: list[tuple[float, Callable[[], None]]] | None = None
+        """The moments that are left; None until the first one has come."""
+        self._handle: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        """Count the request as in flight."""
+        call, state = self._call, self._state
+        state.timer = self._timer
+        call.in_flight.append(state)
+        first = self._policy.first_moment(call, state, self._permit)
+        if first < math.inf:
+            self._handle = call.loop.call_at(first, self._fire)
+
+    def __exit__(self, *_: object) -> None:
+        """Forget the request and the moments that are left."""
+        if self._handle is not None:
+            self._handle.cancel()
+        state, in_flight = self._state, self._call.in_flight
+        state.timer = None
+        if state in in_flight:
+            in_flight.remove(state)
+        if state.past_limit:
+            self._policy.ended(state)
+
+    def _fire(self) -> None:
+        """Act at all moments that have come, and wait for the next one."""
+        if self._due is None:
+            self._due = self._policy.moments(self._call, self._state, self._slot, self._permit)
+        now = self._call.loop.time()
+        while self._due and self._due[-1][0] - now <= CLOCK_TOLERANCE:
+            self._due.pop()[1]()
+        self._handle = self._call.loop.call_at(self._due[-1][0], self._fire) if self._due else None

@@ -134,7 +134,7 @@ class CallState:
         """Return why routes were left, in the order of the routes."""
         return [self.route_errors[index] for index in sorted(self.route_errors)]
 
-    def note_change(self, _task: object = None) -> None:
+    def note_change(self) -> None:
         """Wake the stage across routes: a route has ended, or the next one is due."""
         self._changed = True
         if self._change is not None and not self._change.done():
