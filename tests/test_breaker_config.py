@@ -83,7 +83,7 @@ def test_reset_max_is_not_below_reset_timeout() -> None:
 
 
 def test_mode_may_be_given_by_its_word() -> None:
-    """A mode read from a text becomes the mode, and an unknown word is refused."""
+    """A mode given as a str is converted, and an unknown one is rejected."""
     config = BreakerConfig(mode="shadow")  # type: ignore[arg-type]
 
     assert config.mode is BreakerMode.SHADOW

@@ -1,4 +1,4 @@
-"""`protect` around anybody's coroutine: every way out is judged, none is changed."""
+"""`protect` around an application's coroutine: every outcome votes, and no outcome is changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ThingError(Exception):
-    """An error of somebody's service."""
+    """An exception of an application's service."""
 
 
 class Stop(BaseException):
@@ -113,7 +113,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
 
 
 def test_our_own_errors_carry_cause_text_and_hint() -> None:
-    """What stands on the error is what later rejections tell."""
+    """Cause, summary and hint of the error are those of later rejections."""
     breaker, _ = make_gate(fail_max=1)
     error = RateLimitedError(retry_after=42.0, status=429, status_word="RESOURCE_EXHAUSTED")
 
@@ -164,7 +164,7 @@ def test_the_caller_may_classify() -> None:
 
 
 def test_classify_never_sees_a_cancellation() -> None:
-    """Cancellation is neutral whatever the caller's function would say."""
+    """A cancellation is neutral, and `classify` is not called."""
     breaker, _ = make_gate(fail_max=1)
 
     async def scenario() -> None:
@@ -266,7 +266,7 @@ def test_a_timeout_around_the_guard_is_slow_past_the_threshold() -> None:
 
 
 async def waits(steps: list[str]) -> None:
-    """Six awaits of different kinds, some within a cleanup of their own."""
+    """Run six kinds of awaits, some in a `finally` block."""
     steps.append("begin")
     await asyncio.sleep(0)
     await asyncio.sleep(1.0)
@@ -402,7 +402,7 @@ def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
 
 
 def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
-    """At whichever await the probe leaves, one of those who wait takes over, and all are served."""
+    """Wherever the probe is cancelled, a waiting caller takes its place, and all are served."""
 
     async def scenario() -> None:
         for step in range(1, 7):
@@ -420,7 +420,7 @@ def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
 
 
 def test_one_guard_guards_one_call_at_a_time() -> None:
-    """Two at once would lose a permit: said, not lost. One after another may."""
+    """Concurrent use of one context raises, because a permit would be lost; reuse is allowed."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker("thumbnails", BreakerConfig(), random=lambda: 0.0)

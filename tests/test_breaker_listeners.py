@@ -27,7 +27,7 @@ def steps(told: list[Transition]) -> list[tuple[str, str]]:
 
 
 def test_a_transition_says_everything() -> None:
-    """What opened it, from when, for how long, with which numbers and which origin."""
+    """A transition has cause, time, duration, metrics and origin."""
     breaker, clock = make_gate(fail_max=2)
     told: list[Transition] = []
     breaker.subscribe(told.append, inline=True)
@@ -106,7 +106,7 @@ def test_a_settlement_is_final_when_a_listener_runs() -> None:
 def test_a_listener_that_raises_harms_nobody(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The call goes on, the breaker opens, the others are told, and the log names the type only."""
+    """If a listener raises, the breaker opens, others are called, and the type is logged."""
     breaker, _ = make_gate()
     told: list[Transition] = []
 
@@ -126,7 +126,7 @@ def test_a_listener_that_raises_harms_nobody(
 
 
 def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
-    """KeyboardInterrupt goes through; the state is consistent and what was queued is told later."""
+    """KeyboardInterrupt propagates; the state is consistent and queued transitions come later."""
     breaker, _ = make_gate(fail_max=1)
     told: list[Transition] = []
 
@@ -145,7 +145,7 @@ def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
 
 
 def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
-    """Its transition is queued: everybody hears both, in the same order."""
+    """A transition made by a listener is queued, so all listeners get both in the same order."""
     breaker, _ = make_gate()
     first: list[Transition] = []
     last: list[Transition] = []
@@ -163,7 +163,7 @@ def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
 
 
 def test_unsubscribing_ends_one_subscription() -> None:
-    """Subscribed twice it is told twice; taken back once (or twice over) it is told once."""
+    """A listener subscribed twice is called twice; after one unsubscribe it is called once."""
     breaker, _ = make_gate()
     told: list[Transition] = []
     breaker.subscribe(told.append, inline=True)
@@ -211,7 +211,7 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
 def test_what_time_has_decided_is_told_by_whoever_comes_first(
     look: Callable[[CircuitBreaker, Permit], object],
 ) -> None:
-    """A hung probe found by any ask, or by a mere look, is told there and then."""
+    """A probe's time-out is reported by the first call of any method that detects it."""
     breaker, clock, probe = half_open()
     told: list[Transition] = []
     breaker.subscribe(told.append, inline=True)
@@ -223,7 +223,7 @@ def test_what_time_has_decided_is_told_by_whoever_comes_first(
 
 
 def test_an_opening_found_before_queueing_is_told_at_once() -> None:
-    """A slow call found by the ask before queueing opens the breaker, and that is told at once."""
+    """An opening by a slow call, detected before queueing, is reported at once."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=1)
     let_in(breaker)
     told: list[Transition] = []
@@ -263,7 +263,7 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
 
 
 def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
-    """Four threads force and free at once: what is told forms one unbroken chain."""
+    """With four threads that force and release, the transitions form an unbroken chain."""
     breaker, _ = make_gate()
     told: list[Transition] = []
     breaker.subscribe(told.append, inline=True)
@@ -303,7 +303,7 @@ def test_listeners_are_no_part_of_the_state() -> None:
 
 
 def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
-    """It hangs in the middle of the first transition; calls go on, and it misses none."""
+    """A listener that blocks in the first transition does not delay calls, and misses none."""
     breaker, _ = make_gate()
     entered, leave = threading.Event(), threading.Event()
     told: list[Transition] = []
@@ -334,7 +334,7 @@ def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
 
 
 def test_a_coroutine_function_is_no_listener() -> None:
-    """Nobody would await it: said at once, not lost later."""
+    """A coroutine function is rejected at `subscribe`, because it would never be awaited."""
     breaker, _ = make_gate()
 
     async def listen(_transition: Transition) -> None: ...
@@ -346,7 +346,7 @@ def test_a_coroutine_function_is_no_listener() -> None:
 def test_a_listener_that_fails_in_its_thread_harms_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """From its own thread, too: what it raises is logged, and the next one is still told."""
+    """An error in a listener's thread is logged, and later transitions are still delivered."""
     breaker, _ = make_gate()
     heard = threading.Event()
 

@@ -239,7 +239,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        """State, counts, times, places and everything told are what the oracle says."""
+        """State, counts, times, places and transitions equal those of the oracle."""
         if not hasattr(self, "oracle"):
             return
         now, oracle = self.clock.now, self.oracle

@@ -1,4 +1,4 @@
-"""What lies over the circuit: modes, force, other numbers; and what an operator sees."""
+"""Overlays of the state: modes, forced states, reconfiguration, and snapshots."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_off_lets_everything_through_and_counts_nothing() -> None:
 
 
 def test_switching_off_and_on_keeps_the_opening() -> None:
-    """Off lets through an open breaker; on again it is as open as the clock says."""
+    """In mode off, calls pass an open breaker; in mode on the open period continues."""
     config = modes()
     breaker, clock = opened()
     seen = changes(breaker)
@@ -97,7 +97,7 @@ def test_switching_off_begins_a_generation_of_its_own() -> None:
 
 
 def test_switching_off_frees_the_places_of_probes() -> None:
-    """A probe in flight when it was switched off blocks nobody when it is on again."""
+    """A probe in flight when the breaker is switched off does not block a place afterwards."""
     config = modes()
     breaker, _, probe = half_open()
     breaker.reconfigure(config[BreakerMode.OFF])
@@ -177,7 +177,7 @@ def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
 
 @pytest.mark.parametrize("mode", list(BreakerMode))
 def test_forced_open_rejects_in_every_mode(mode: BreakerMode) -> None:
-    """Force is an operator's word: it rejects everybody, without a time, until it is taken back."""
+    """A forced-open breaker rejects every call without retry_after until it is released."""
     breaker, _ = make_gate(mode=mode)
     seen = changes(breaker)
     assert breaker.force_open is False
@@ -312,7 +312,7 @@ def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
 
 
 def test_snapshot_of_a_fresh_gate() -> None:
-    """A breaker that nobody used has nothing to report, and says so completely."""
+    """The snapshot of an unused breaker is complete, with empty values."""
     breaker, clock = make_gate()
     clock.pass_(12.5)
 
@@ -333,7 +333,7 @@ def test_snapshot_of_a_fresh_gate() -> None:
 
 
 def test_snapshot_of_an_open_and_of_a_half_open_gate() -> None:
-    """It shows since when, why, what was counted and when to come back."""
+    """The snapshot has the time and cause of the opening, the counts and retry_after."""
     breaker, clock = make_gate(min_calls=100)
     succeed(breaker)
     fail(breaker, 3, cause="overloaded")

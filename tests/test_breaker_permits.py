@@ -1,4 +1,4 @@
-"""What opens a breaker, how long it stays open, and what closes it, on a clock set by hand."""
+"""Permits: opening, open periods and closing of a breaker on a manual clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 
 
 def test_a_closed_gate_lets_everybody_through() -> None:
-    """Closed, an ask before queueing says "go on", and one after it gives a plain permit."""
+    """In the closed state, the check before queueing passes, and the permit is not a probe."""
     breaker, _ = make_gate()
     permit = breaker.acquire()
 
@@ -46,7 +46,7 @@ def test_a_closed_gate_lets_everybody_through() -> None:
 
 
 def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
-    """The third failure in a row opens, not the second, and says so."""
+    """The third consecutive failure opens the breaker, and its settlement shows that."""
     breaker, _ = make_gate(fail_max=3, min_calls=100)
     settlements = [outcome(breaker, BreakerOutcome.FAILURE) for _ in range(3)]
 
@@ -108,7 +108,7 @@ def test_old_outcomes_leave_the_window() -> None:
 
 
 def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
-    """Three 429 in a row open; none of them is in the window."""
+    """Three consecutive 429 open the breaker; none of them counts in the window."""
     breaker, _ = make_gate(fail_max=3)
     settlements = [outcome(breaker, BreakerOutcome.THROTTLED) for _ in range(3)]
 
@@ -145,7 +145,7 @@ def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length:
 
 
 def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
-    """Open until the very moment, then closed, whether or not anybody asks: no probe is needed."""
+    """After a hint the breaker closes exactly at its end, without a probe."""
     breaker, clock = make_gate(jitter=1.0)
     seen = changes(breaker)
     outcome(breaker, THROTTLED, retry_after=2.0)
@@ -166,7 +166,7 @@ def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
 
 
 def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
-    """However late somebody looks; nothing of the opening is left in what is told."""
+    """The closing after a hint has the time of the hint's end, however late it is detected."""
     breaker, clock = make_gate()
     told: list[Transition] = []
     outcome(breaker, THROTTLED, retry_after=2.0, cause="rate_limited")
@@ -241,7 +241,7 @@ def test_neutral_counts_nowhere() -> None:
 
 
 def test_a_rejection_says_who_why_and_how_long() -> None:
-    """Everything an error, a span and a log line need stands on the rejection."""
+    """A rejection has all values that errors, spans and log lines need."""
     breaker, clock = make_gate(fail_max=2)
     fail(breaker, cause="timeout", summary="timed out", origin="span one")
     fail(breaker, cause="overloaded", summary="503 UNAVAILABLE", origin="span two")
@@ -261,7 +261,7 @@ def test_a_rejection_says_who_why_and_how_long() -> None:
 
 
 def test_it_rejects_until_its_time_and_not_at_it() -> None:
-    """A hair before the time is over everybody is rejected, at it the first caller is a probe."""
+    """Just before the end of the open period all calls are rejected; at the end one probes."""
     breaker, clock = opened(reset_timeout=60.0)
     clock.now = math.nextafter(60.0, 0.0)
     assert not breaker.allows_calls()
@@ -384,7 +384,7 @@ def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) 
 
 
 def test_a_sibling_trips_a_closed_gate() -> None:
-    """What another route learned opens this one at once, and is what rejections are about."""
+    """An opening by another route opens this breaker at once, and is the cause of rejections."""
     breaker, _ = make_gate()
     breaker.force_trip(cause="quota_exhausted", summary="402 billing", origin="span")
     rejection = refused(breaker)
@@ -407,7 +407,7 @@ def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
 
 
 def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
-    """Open already, the later end of both holds, with its cause, and nobody hears of a change."""
+    """If it is open already, the later end applies with its cause, without a transition."""
     breaker, clock = opened(reset_timeout=60.0, reset_max=600.0)
     seen = changes(breaker)
     clock.pass_(10.0)
@@ -442,7 +442,7 @@ def test_a_sibling_trips_a_half_open_gate() -> None:
 
 @pytest.mark.parametrize("places", [1, 3])
 def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None:
-    """When the time is over, half_open_calls of 1000 callers are let through, the rest told why."""
+    """At the end of the open period, half_open_calls of 1000 callers are admitted."""
     breaker, clock = opened(half_open_calls=places)
     clock.pass_(60.0)
     answers = [
@@ -460,7 +460,7 @@ def test_a_thousand_callers_at_once_send_exactly_the_probes(places: int) -> None
 
 
 def test_a_probe_that_succeeds_closes_it() -> None:
-    """One success of one needed closes, and everything begins anew."""
+    """A single required success closes the breaker, and all counts are reset."""
     breaker, _, probe = half_open()
     settlement = probe.settle(BreakerOutcome.SUCCESS)
 
@@ -494,7 +494,7 @@ def test_probes_may_come_one_after_the_other() -> None:
 
 
 def test_a_probe_that_fails_opens_it_again() -> None:
-    """One failure ends the round whatever the other probes say later."""
+    """One failure ends the round, whatever the outcomes of the other probes."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
@@ -508,7 +508,7 @@ def test_a_probe_that_fails_opens_it_again() -> None:
 
 
 def test_successes_of_an_earlier_round_do_not_count() -> None:
-    """A round that failed after a success begins again at none."""
+    """After a failed round, the next round begins with zero successes."""
     breaker, clock = opened(half_open_calls=2)
     clock.pass_(60.0)
     succeed(breaker)
@@ -557,7 +557,7 @@ def test_a_tripping_probe_opens_it_again_for_long() -> None:
 
 
 def test_a_neutral_probe_gives_its_place_back() -> None:
-    """A probe that says nothing leaves it half-open, and the next caller is the probe."""
+    """After a neutral outcome the breaker stays half-open, and the next caller is the probe."""
     breaker, _, probe = half_open()
     assert not breaker.allows_calls()
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
@@ -582,7 +582,7 @@ def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
 
 
 def test_the_first_of_several_hung_probes_decides() -> None:
-    """Sent at different times, the one whose deadline comes first ends the round."""
+    """Of probes sent at different times, the first one to time out ends the round."""
     breaker, clock = opened(half_open_calls=3, probe_deadline=61.0)
     clock.pass_(60.0)
     reserved = breaker.try_acquire_early()
@@ -600,7 +600,7 @@ def test_the_first_of_several_hung_probes_decides() -> None:
 
 
 def test_of_probes_due_together_the_first_sent_decides() -> None:
-    """Sent anew, a probe goes to the end of the order; the vote is the other's."""
+    """A probe that is sent again goes to the end of the order; the other probe decides."""
     breaker, clock = opened(half_open_calls=2)
     clock.pass_(60.0)
     first, second = let_in(breaker), let_in(breaker)
@@ -612,7 +612,7 @@ def test_of_probes_due_together_the_first_sent_decides() -> None:
 
 
 def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
-    """If nobody looks for an hour, the new opening is long over, and the next caller a probe."""
+    """A probe's time-out that is found late takes effect at its deadline; the next call probes."""
     breaker, clock, _ = half_open(probe_deadline=61.0)
     seen = changes(breaker)
     clock.pass_(3600.0)
@@ -622,7 +622,7 @@ def test_a_hung_probe_found_late_failed_at_its_deadline() -> None:
 
 
 def test_a_verdict_after_the_deadline_comes_too_late() -> None:
-    """Even when nobody asked in between, a late success closes nothing."""
+    """A success after the probe's deadline does not close, even without calls in between."""
     _, clock, probe = half_open(probe_deadline=61.0)
     clock.pass_(61.0)
     settlement = probe.settle(BreakerOutcome.SUCCESS)
@@ -632,7 +632,7 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
 
 
 def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
-    """What opened it by silence is what later rejections point to."""
+    """Later rejections have the origin of the probe that timed out."""
     breaker, clock = opened()
     clock.pass_(60.0)
     probe = breaker.acquire()
@@ -661,7 +661,7 @@ def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
 
 
 def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None:
-    """Held unsent for probe_deadline seconds, it blocks nobody any more and opens nothing."""
+    """A probe not sent within probe_deadline frees its place without a vote."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
     held = breaker.try_acquire_early()
@@ -681,7 +681,7 @@ def test_a_probe_never_sent_gives_its_place_to_the_next_without_a_vote() -> None
 
 
 def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
-    """If nobody took the place meanwhile, the late holder is the probe again, with its vote."""
+    """If no other caller took the place, the late holder is the probe again, with its vote."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
     held = breaker.try_acquire_early()
@@ -711,7 +711,7 @@ def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
 
 
 def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
-    """A late neutral settlement of a probe that lost its place frees nobody else's."""
+    """A late neutral settlement of a probe that lost its place does not free another's place."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
     held = breaker.try_acquire_early()
@@ -805,7 +805,7 @@ def test_a_clock_may_count_from_anywhere() -> None:
 
 
 def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
-    """Cause, short text and origin stand in every rejection, and it lasts exactly so long."""
+    """Rejections have cause, summary and origin, and the open period has the given length."""
     breaker, clock = make_gate()
     breaker.open_for(30, cause="quota_exhausted", summary="429", origin="call 7")
     answer = refused(breaker)
@@ -818,7 +818,7 @@ def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
 
 
 def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
-    """Only a request that still counts gets more time for what is done with its answer."""
+    """`answered` extends the time of current requests only."""
     breaker, clock = make_gate(probe_deadline=10.0)
     late = let_in(breaker)
     breaker.open_for(5, cause=None, summary=None)
@@ -832,7 +832,7 @@ def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
 
 
 def test_a_probe_that_was_answered_has_its_time_anew() -> None:
-    """What is done with the answer is not the service's time, but may not last for ever either."""
+    """After `answered`, a probe has a new deadline for processing the response."""
     breaker, clock, probe = half_open(probe_deadline=10.0, slow_call=9.0)
     clock.pass_(8)
     probe.answered()

@@ -44,7 +44,7 @@ def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) ->
 
 
 def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
-    """Its notification is the one truth: opened by hand, the breaker rejects and then recovers."""
+    """After pybreaker is opened directly, the breaker rejects and then recovers."""
     breaker, _ = make_gate(HandClock(5.0))
     straggler = let_in(breaker)
     circuit_of(breaker).open()

@@ -32,7 +32,7 @@ async def call(
 
 
 async def cancelled(breaker: CircuitBreaker) -> None:
-    """A call whose caller leaves while it is on its way."""
+    """Cancel a call while it is in flight."""
     task = asyncio.ensure_future(call(breaker, 5.0))
     await asyncio.sleep(1.0)
     task.cancel()

@@ -1,4 +1,4 @@
-"""A call that takes too long is a failure, as soon as it does, once, whatever it says later."""
+"""Slow calls: a call counts as a failure at the threshold, once, whatever its later outcome."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_slow_calls_in_flight_open_it_before_they_end() -> None:
 
 
 def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
-    """Nobody looked for a minute: the opening began when the third call became slow."""
+    """The opening has the time when the third call became slow, even if it is detected later."""
     breaker, clock = make_gate(slow_call=20.0)
     for _ in range(3):
         let_in(breaker)
@@ -50,7 +50,7 @@ def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
 def test_a_slow_call_counts_once_whatever_it_says_later(
     verdict: BreakerOutcome, counted: str
 ) -> None:
-    """Its later outcome adds no failure and takes none away."""
+    """The later outcome of a slow call changes no count."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(25.0)
@@ -66,7 +66,7 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
     "verdict", [BreakerOutcome.SUCCESS, BreakerOutcome.FAILURE, BreakerOutcome.NEUTRAL]
 )
 def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
-    """Even when nobody looked in between: success, failure and cancellation are then slow."""
+    """Every outcome at the threshold is slow, even without calls in between."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(20.0)
@@ -86,7 +86,7 @@ def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
 
 
 def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
-    """Long in the queue and then cancelled says nothing about the service."""
+    """A call that was queued for long and then cancelled does not count as slow."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=1)
     waiting = breaker.acquire()
     assert isinstance(waiting, Permit)
@@ -111,7 +111,7 @@ def test_beginning_again_counts_from_then() -> None:
 def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     hint: float | None, length: float
 ) -> None:
-    """Its vote is used up, but what the server says outright is heard."""
+    """A slow call has used its vote, but an exhausted quota still trips the breaker."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(25.0)
@@ -164,7 +164,7 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
 
 
 def test_a_slow_call_names_its_origin() -> None:
-    """What opened it by silence is what later rejections point to."""
+    """Later rejections have the origin of the slow call."""
     breaker, clock = make_gate(slow_call=20.0, fail_max=1)
     call = breaker.acquire()
     assert isinstance(call, Permit)
@@ -213,7 +213,7 @@ def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
 
 
 def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
-    """What became slow by the change alone counts at the moment of the change."""
+    """Calls that become slow by a lower threshold count at the time of the change."""
     breaker, clock = make_gate(fail_max=1, slow_call=50.0)
     let_in(breaker)
     clock.pass_(30.0)
@@ -270,7 +270,7 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
 
 
 def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> None:
-    """The service had done its part before anybody watched how long calls take."""
+    """A call answered before the threshold was set is not slow."""
     breaker, clock = make_gate()
     answered, silent = let_in(breaker), let_in(breaker)
     answered.answered()

@@ -125,7 +125,7 @@ def test_resizing_keeps_the_age_of_outcomes() -> None:
 
 
 def test_resizing_does_not_move_outcomes_into_the_future() -> None:
-    """What was counted in the bucket in use is not counted as younger than now."""
+    """Outcomes in the present bucket are not counted as younger than now after resizing."""
     window = Window(6000.0)  # buckets of 100 s
     window.add(1.0, failed=True)
     resized = window.resized(60.0, 2.0)

@@ -69,7 +69,7 @@ def test_waiters_hear_the_verdict_of_the_probe() -> None:
 
 
 def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
-    """A cancelled probe wakes those who wait, and one of them is the next probe."""
+    """A cancelled probe wakes the waiting callers, and one of them is the next probe."""
 
     async def scenario() -> None:
         breaker = loop_gate()
@@ -147,7 +147,7 @@ def test_every_change_that_callers_meet_wakes() -> None:
 
 
 def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
-    """Of 100 waiters 99 leave: nothing is kept of them, and the last is still told."""
+    """After 99 of 100 waiters are cancelled, none of their state is left, and the last is woken."""
 
     async def scenario() -> None:
         breaker = loop_gate(fail_max=1)
@@ -165,7 +165,7 @@ def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
 
 
 def test_waiters_are_woken_in_the_order_they_came() -> None:
-    """Who has waited longest is first to ask again, so the next probe is theirs."""
+    """The caller that has waited longest is woken first, so it becomes the next probe."""
 
     async def scenario() -> list[int]:
         breaker = loop_gate(fail_max=1)
@@ -190,7 +190,7 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
 
 
 def test_changed_needs_a_loop() -> None:
-    """Outside a loop there is nobody to wake."""
+    """`wait_for_change` outside a loop raises an error."""
     breaker, _ = make_gate()
 
     with pytest.raises(RuntimeError, match="no running event loop"):
@@ -201,7 +201,7 @@ NO_LOOP = "^a breaker without a clock of its own needs a running loop$"
 
 
 def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
-    """A breaker without any time could never recover, so asking it says what is missing."""
+    """Without a loop and without a clock, acquiring raises an error that names what is missing."""
     breaker = loop_gate()
 
     with pytest.raises(RuntimeError, match=NO_LOOP):
@@ -228,7 +228,7 @@ def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
 
 
 def test_state_goes_over_from_one_loop_to_the_next() -> None:
-    """A loop that counts from 0 again finds what remains of the opening, not an old date."""
+    """On a new loop whose time begins at 0, the remaining open period continues."""
     breaker = loop_gate(fail_max=1)
 
     async def first() -> None:
@@ -268,7 +268,7 @@ def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
 
 
 def test_time_between_two_loops_counts() -> None:
-    """A loop whose clock has gone on finds the opening over; a breaker begins when first used."""
+    """Time between two loops counts; a breaker's time begins at its first use."""
     breaker = loop_gate(fail_max=1)
 
     async def first() -> float:
@@ -291,7 +291,7 @@ def test_time_between_two_loops_counts() -> None:
 
 @pytest.mark.parametrize("sent", [True, False])
 def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> None:
-    """Nobody will settle it: the next loop's first caller is the probe, and nothing has failed."""
+    """The probe of a closed loop frees its place without a failure; the next caller probes."""
     breaker = loop_gate(fail_max=1, probe_deadline=61.0, slow_call=20.0)
     left_behind = []
 
@@ -547,7 +547,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
 
 
 def test_many_waiters_of_other_threads_are_all_woken() -> None:
-    """While some of them are already gone again, the rest are told; nobody trips over another."""
+    """All waiters of many threads are woken, while some of them are already cancelled."""
     breaker, _ = make_gate(fail_max=1)
     ready, woken = threading.Barrier(5), []
 

@@ -126,7 +126,7 @@ def test_places_that_are_freed_together_wake_as_many() -> None:
 
 
 def test_a_woken_caller_that_does_not_take_its_place_hands_it_on_once() -> None:
-    """Callers that only look are woken once each; nobody spins, though the place stays free."""
+    """Callers that do not take the free place are woken once each, without a busy loop."""
 
     async def scenario() -> None:
         breaker = await due()
@@ -158,7 +158,7 @@ ENDINGS = st.sampled_from([BreakerOutcome.NEUTRAL, BreakerOutcome.NEUTRAL, Break
 def test_no_place_is_free_while_a_caller_waits_for_one(
     places: int, crowd: list[tuple[Kind, Way]], endings: list[list[BreakerOutcome]]
 ) -> None:
-    """Whoever leaves, only looks, or goes elsewhere: wake-ups are never lost."""
+    """No wake-up is lost when woken callers are cancelled, only check, or fall back."""
 
     async def scenario() -> None:
         breaker, other = await due(places), await due()

@@ -85,7 +85,7 @@ def test_first_come_first_served() -> None:
 
 
 def test_the_queue_is_bounded_when_asked() -> None:
-    """With max_queue=1 a second waiting caller is refused, and the first keeps its stand."""
+    """With max_queue=1 a second waiting caller is rejected, and the first one keeps its place."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=1, per_minute=600, max_queue=1)
@@ -167,7 +167,7 @@ def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> Non
 
 
 def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
-    """A loop that is closed with callers in flight and in the queue blocks nobody in the next."""
+    """The slots and waiting callers of a closed loop do not block the next loop."""
     limiter = RateLimiter(max_concurrent=1, per_minute=600_000)
 
     async def forever() -> None:
@@ -196,7 +196,7 @@ def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
 
 
 def test_shortest_wait_tells_how_long_the_queue_is() -> None:
-    """The estimate counts everybody who stands in front."""
+    """The estimated wait includes all callers in the queue."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=4, per_minute=10)
@@ -316,7 +316,7 @@ def test_a_timer_of_an_older_loop_does_not_stand_for_one_of_this_loop() -> None:
 
 
 def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
-    """Two slots, a picture takes 20 s: the third waits for the first, the fifth for the third."""
+    """With two slots and 20 s per image, the third waits for the first, the fifth for the third."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=2, per_minute=6000)
@@ -421,10 +421,10 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
 
 
 def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
-    """The limiter works with loops such as uvloop, whose late timers have no ``when()``."""
+    """The limiter works with loops such as uvloop, whose expired timers have no ``when()``."""
 
     class Timer(asyncio.Handle):
-        """What uvloop returns for a moment that has passed."""
+        """A handle like uvloop's for a time that has passed."""
 
     class Loop(VirtualTimeLoop):
         def call_at(  # type: ignore[override]

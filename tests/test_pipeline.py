@@ -34,7 +34,7 @@ GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
 
 
 def test_a_healthy_primary_serves() -> None:
-    """One request, no fallback, and the result says where it came from."""
+    """One request, no fallback, and the result names provider and model."""
 
     async def scene(world: PipelineScenario) -> None:
         result = await world.ask()
@@ -63,7 +63,7 @@ def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
 
 
 def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
-    """No second request to a provider that does not answer while another route stands ready."""
+    """A request that timed out is not retried on its route if another route is available."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.hang()
@@ -95,7 +95,7 @@ def test_both_down_fails_within_twenty_five_seconds() -> None:
 
 
 def test_during_an_outage_only_the_first_image_pays() -> None:
-    """Once the breaker is open, the next image goes to OpenAI at once and says why."""
+    """Once the breaker is open, further images go to OpenAI at once, with reason circuit_open."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -127,7 +127,7 @@ def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
 
 
 def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> None:
-    """Nobody sits out a queue or a sleep for a provider that the breaker has given up."""
+    """Callers that queue or back off leave a route as soon as its breaker opens."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -228,7 +228,7 @@ def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
 
 
 def test_force_open_tries_the_fallback_without_touching_code() -> None:
-    """The guide's smoke test: Google is skipped, and the result says by whom."""
+    """A provider that is forced open is skipped, and the result states the fallback."""
 
     async def scene(world: PipelineScenario) -> None:
         result = await world.ask()
@@ -240,7 +240,7 @@ def test_force_open_tries_the_fallback_without_touching_code() -> None:
 
 
 def test_a_short_hint_is_waited_for_exactly() -> None:
-    """The server said four seconds: the retry leaves after four, neither sooner nor jittered."""
+    """After a hint of four seconds the retry is sent after exactly four seconds, without jitter."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=4.0, latency=0.0)
@@ -295,7 +295,7 @@ def test_a_sibling_model_stands_between() -> None:
 
 
 def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
-    """Nothing is sent, and the error says when to come back and what had happened."""
+    """No request is sent; the error has the soonest retry_after and the cause of the opening."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
@@ -451,7 +451,7 @@ def test_narrowing_fallback_on_keeps_the_error() -> None:
 
 
 def test_widening_fallback_on_sends_refused_prompts_on() -> None:
-    """Whether a blocked prompt may go to the other vendor is the operator's to say."""
+    """With content_blocked in IMAGE_GEN_FALLBACK_ON, a blocked prompt goes to the other vendor."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.CONTENT_BLOCKED)
@@ -476,7 +476,7 @@ def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
 
 
 def test_a_model_for_one_call_replaces_the_first_routes() -> None:
-    """The route is new, with a breaker of its own; the others stay."""
+    """The call gets a new route with a separate breaker; the other routes stay."""
 
     async def scene(world: PipelineScenario) -> None:
         result = await world.ask(model="gemini-nano-banana-2.1")
@@ -487,7 +487,7 @@ def test_a_model_for_one_call_replaces_the_first_routes() -> None:
 
 
 def test_a_model_of_the_other_vendor_is_refused() -> None:
-    """The error says whose it is and where to change the order."""
+    """The error names the model's vendor and the setting for the order of routes."""
 
     async def scene(world: PipelineScenario) -> None:
         with pytest.raises(ValueError, match=r"belongs to openai.*IMAGE_GEN_ROUTES"):
@@ -498,7 +498,7 @@ def test_a_model_of_the_other_vendor_is_refused() -> None:
 
 
 def test_breaker_off_asks_the_primary_every_time() -> None:
-    """Without the breaker each image pays for the outage anew."""
+    """Without the breaker, each image tries the failing primary again."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -536,7 +536,7 @@ def test_daily_quota_is_not_asked_again() -> None:
 def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
     raised: Reason, taken_for: Reason
 ) -> None:
-    """A provider that is a client itself has breakers, queues and deadlines of its own."""
+    """A provider that is itself an ImageClient has separate breakers, queues and deadlines."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(raised)
@@ -557,7 +557,7 @@ def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again
     """Only our own breakers are waited for; a provider gets its retries, and its words are kept."""
 
     class Nested(FakeProvider):
-        """Serves by another ImageClient, whose only route is open."""
+        """Serves by another ImageClient whose only route is open."""
 
         async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
             self.sent.append(Sent(now(), model, request))

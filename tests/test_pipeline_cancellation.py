@@ -1,4 +1,4 @@
-"""Whatever moment a caller leaves at, nothing stays behind and nobody else notices."""
+"""Cancellation at any moment leaks nothing and does not affect other callers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def cancelled_at_step(world: PipelineScenario, step: int, options: dict[st
 def test_cancelled_at_every_await_nothing_leaks(
     script: Script, deadline: float | None, probing: bool
 ) -> None:
-    """One call after another, each cancelled one suspension later than the one before."""
+    """Each call is cancelled one suspension later than the previous one; nothing leaks."""
 
     async def scene(world: PipelineScenario) -> None:
         async def on_start() -> None:
@@ -104,7 +104,7 @@ def test_cancelled_at_every_await_nothing_leaks(
 
 
 Caller = tuple[float, float | None, float | None]
-"""Comes after so many seconds, leaves after so many more or never, has this deadline or none."""
+"""Arrival in seconds, seconds until cancellation or None, and a deadline or None."""
 
 
 def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:

@@ -1,4 +1,4 @@
-"""Deadlines: what is left, what is reserved for later routes, and when a request is ended."""
+"""Deadlines: remaining time, the reserve for later routes, and the end of a request."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_reserve_is_the_next_timeout_but_at_most_half_of_what_is_left() -> N
 
 
 def test_time_is_reserved_only_for_a_route_that_can_use_it() -> None:
-    """Routes whose circuit stays open past the hand-over are passed over."""
+    """No time is reserved for a route whose breaker stays open until the fallback."""
     deadline = Deadline(200.0)
     assert share(deadline, LaterRoute(20.0, blocked_until=190.0), LaterRoute(30.0)) == 170.0
     assert share(deadline, LaterRoute(20.0, blocked_until=180.0), LaterRoute(30.0)) == 180.0
@@ -85,5 +85,5 @@ def test_time_is_reserved_only_for_a_route_that_can_use_it() -> None:
 def test_a_request_ends_at_the_earliest_of_three_limits(
     route: float, call: float, limit: AttemptLimit
 ) -> None:
-    """Its own limit, the route's share or the call's deadline, which has a timer of its own."""
+    """A request ends at its timeout, its route's share or the deadline, which has its own timer."""
     assert Deadline(route).limit_attempt(0.0, 60.0, Deadline(call)) == limit

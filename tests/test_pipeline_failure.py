@@ -39,7 +39,7 @@ def classify(error: BaseException, **facts: Any) -> FailureClass:
 
 
 def test_a_request_at_its_own_limit_is_a_timeout_and_a_failure() -> None:
-    """The error is the library's own, and does not show the one of the timer."""
+    """The error is a ProviderTimeoutError without the timer's exception as context."""
     failure = classify(TimeoutError(), timed_out=True)
     assert (failure.reason, failure.vote, failure.cut_short) == (Reason.TIMEOUT, FAILURE, False)
     assert failure.provider_error is failure.error
@@ -121,7 +121,7 @@ def test_a_providers_error_votes_as_its_reason_says(reason: Reason, vote: Breake
 def test_a_providers_error_about_its_own_guards_is_an_outage(
     error: ImageGenerationError, reason: Reason
 ) -> None:
-    """A provider that is a client itself has breakers, queues and deadlines of its own."""
+    """A provider that is itself an ImageClient has separate breakers, queues and deadlines."""
     failure = classify(error)
     assert (failure.reason, failure.vote) == (reason, FAILURE)
     assert failure.provider_error is not None

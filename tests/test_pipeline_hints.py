@@ -18,7 +18,7 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, RecordingSink, run_
 
 
 class Google:
-    """Does with each request as it is told."""
+    """A provider whose responses follow a script."""
 
     name = "google"
 
@@ -47,7 +47,7 @@ def now() -> float:
 async def call_regularly(
     google: Google, seconds: float, pause: float, **settings: Any
 ) -> tuple[Counter[str], RecordingSink]:
-    """Ask for an image every `pause` seconds; count by whom they were served."""
+    """Request an image every `pause` seconds; count them by the provider that served."""
     served: Counter[str] = Counter()
     sink = RecordingSink()
     numbers = {"ipm": 6000, "max_concurrent": 60, "routes": "google:pro,openai:flare", **settings}

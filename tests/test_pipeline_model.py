@@ -52,7 +52,7 @@ OUTCOMES = [
     Reason.INVALID_RESPONSE,
     "hang",
 ]
-"""What a provider does next: serve, fail for a reason, or never answer."""
+"""The next behaviour of a provider: serve, fail with a reason, or never answer."""
 
 RETRIES_OF = {
     Reason.OVERLOADED: 2,
@@ -89,7 +89,7 @@ class Caller:
 
 @dataclass
 class ObservedCalls:
-    """What happened, and the requests in flight that no ending was told of."""
+    """A sink that records events, and the requests without an end event."""
 
     callers: list[Caller]
     events: list[Event]
@@ -118,7 +118,7 @@ def script(provider: FakeProvider, steps: list[tuple[Any, float, int]]) -> None:
 
 
 def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -> ObservedCalls:
-    """Let the callers loose on the scripted providers and write down what happens."""
+    """Run the callers with the scripted providers, and record events."""
     seen = ObservedCalls(crowd, [])
 
     async def call(client: ImageClient, caller: Caller) -> None:
@@ -185,7 +185,7 @@ def check_each_call(seen: ObservedCalls) -> None:
 
 
 def check_deadlines(seen: ObservedCalls) -> None:
-    """Nobody waits longer than asked, and whoever stayed got a picture or one of our errors."""
+    """No call exceeds its deadline; each one that stayed got an image or a library error."""
     for caller in seen.callers:
         if caller.deadline is not None:
             assert caller.ended - caller.began <= caller.deadline + TINY
@@ -198,7 +198,7 @@ def check_deadlines(seen: ObservedCalls) -> None:
 
 
 def check_vote(event: AttemptEnded, took: list[float]) -> None:
-    """Who leaves casts no vote; a request that was cut short does if it ran for long enough."""
+    """A cancelled call casts no vote; a request cut short votes if it ran for long enough."""
     if event.cut_short:
         typical = models.typical_latency(event.provider, event.model, "2K")
         assert typical is not None
@@ -262,7 +262,7 @@ random_worlds = given(
 def test_random_worlds_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
-    """Whatever fails whenever, and whoever leaves: the rules hold and nothing is left behind."""
+    """With random failures and cancellations, all rules hold and nothing leaks."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
     check_all(run_callers(google, openai, crowd, **options), half_open)
 

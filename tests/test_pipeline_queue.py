@@ -1,4 +1,4 @@
-"""Callers that have to queue: who waits, who goes on at once, and who is never sent in vain."""
+"""Queueing: callers that wait, callers that fall back, and requests that are too late to send."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from resilient_imagen import (
 from resilient_imagen.testing import FakeProvider
 
 PICTURE = 20.0
-"""Seconds that a picture takes here."""
+"""Seconds of a successful request."""
 
 
 def alone(scene: Callable[[ImageClient, FakeProvider], Awaitable[None]], **chosen: Any) -> None:
-    """Run ``scene`` with one provider and one route, whose latency has been measured."""
+    """Run ``scene`` with one provider and one route, whose latency is measured."""
 
     async def main() -> None:
         local = FakeProvider("local", latency=PICTURE)
@@ -56,7 +56,7 @@ async def ask(client: ImageClient, deadline: float | None) -> tuple[Reason | Non
 def test_of_a_burst_those_are_served_that_can_be_and_all_others_fail_at_once(
     slots: int, per_minute: int, deadline: float
 ) -> None:
-    """Pace and slots say when each caller would be sent; one that would not be done is not sent."""
+    """A caller that would get its slot too late to finish is rejected at once."""
     interval, sent = 60 / per_minute, [0.0] * 40
     for caller in range(40):
         paced = sent[caller - 1] + interval if caller else 0.0
@@ -75,7 +75,7 @@ def test_of_a_burst_those_are_served_that_can_be_and_all_others_fail_at_once(
 
 
 def test_a_caller_that_need_not_wait_is_always_sent() -> None:
-    """However little time it has: now and then a picture is quicker than usual."""
+    """A caller that need not queue is sent even with little time left."""
 
     async def scene(client: ImageClient, local: FakeProvider) -> None:
         local.latency = 5.0
@@ -100,7 +100,7 @@ def test_a_caller_that_has_to_wait_is_told_when_to_come_back() -> None:
 
 
 def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
-    """The request before it takes long: what is left then is not enough for a picture."""
+    """If the previous request takes long, a caller without enough time left is not sent."""
 
     async def scene(client: ImageClient, local: FakeProvider) -> None:
         local.latency = 30.0
@@ -116,7 +116,7 @@ def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
 
 
 def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
-    """The model table's latency is no reason: the first pictures may be quicker than it says."""
+    """The model table's latency alone does not reject a caller: images may be faster."""
 
     async def scene(world: PipelineScenario) -> None:
         results = await asyncio.gather(*(world.ask(deadline=40) for _ in range(3)))
@@ -163,7 +163,7 @@ def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
 
 
 class Built(FakeProvider):
-    """A provider whose SDK takes long to build, once."""
+    """A provider whose first request builds an SDK slowly."""
 
     def __init__(self, name: str, seconds: float) -> None:
         super().__init__(name)
@@ -177,7 +177,7 @@ class Built(FakeProvider):
 
 @pytest.mark.parametrize("deadline", [30.0, 100.0])
 def test_an_sdk_that_is_built_slowly_takes_its_time_from_all_routes(deadline: float) -> None:
-    """The first route gets its share of what is left; nobody says that its empty queue is full."""
+    """The first route gets its share of the remaining time, and is not reported as saturated."""
 
     async def main() -> ImageResult:
         google = Built("google", 0.8 * deadline)

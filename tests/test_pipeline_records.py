@@ -367,7 +367,7 @@ def test_references_together_are_no_larger_than_the_model_allows(
 
 
 def test_what_a_provider_adds_to_the_prompt_is_among_the_adjustments() -> None:
-    """After the notes on the picture; a provider need not say so."""
+    """After the notes on the image; a provider need not say so."""
 
     class Hinting(FakeProvider):
         def prompt_hints_for(self, request: ImageRequest) -> PromptHints:

@@ -71,7 +71,7 @@ NO_PART = {
     *("openai_quality", "prompt_hints", "strict_references", "max_reference_mb"),
     *("reference_http_urls", "reference_private_urls", "redis_url", "capture_content"),
 }
-"""Settings of what providers, references, the fleet and telemetry do."""
+"""Settings of providers, references, shared state and telemetry."""
 
 chosen = st.fixed_dictionaries(
     {
@@ -122,7 +122,7 @@ callers = st.lists(
 
 
 def follow(provider: FakeProvider, script: Sequence[tuple[Any, float, float | None, Any]]) -> None:
-    """Let the provider do what the script says, then serve."""
+    """Let the provider follow the script, and then serve."""
     for outcome, latency, hint, times in script:
         if outcome == HANG:
             provider.hang(times=times)
@@ -153,7 +153,7 @@ def longest(made: Settings, calls: int) -> float:
 
 
 def watch(breaker: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
-    """Note every future that somebody waits for at the breaker."""
+    """Record every future that a caller awaits at the breaker."""
     changed = breaker.wait_for_change
 
     def noted() -> asyncio.Future[None]:
@@ -165,7 +165,7 @@ def watch(breaker: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
 
 
 async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
-    """Let the callers loose, and look at how each call ends and at what is left."""
+    """Run the callers; check how each call ends and that nothing leaks."""
     names = ("google", "openai", "local")
     used = {route.provider for route in made.routes}
     providers = [FakeProvider(name) for name in names if name in used]
@@ -223,7 +223,7 @@ async def one_call(
 
 
 def startable(values: dict[str, Any]) -> Settings | None:
-    """Return the settings, or None where a start refuses them."""
+    """Return the settings, or None if they are not valid."""
     values = dict(values)
     retries, delay = values.pop("retries")
     used = {route.partition(":")[0] for route in values["routes"]}
@@ -235,7 +235,7 @@ def startable(values: dict[str, Any]) -> Settings | None:
 
 
 def test_every_setting_that_a_call_depends_on_is_drawn() -> None:
-    """A new one has to be added here, or said to be no part of it."""
+    """A new setting must be drawn here, or listed as irrelevant for a call."""
     drawn = {*CHOICES, "max_retries", "retry_base_delay", "routes", "force_open", "fallback_on"}
     assert drawn | NO_PART == set(Settings.model_fields)
 

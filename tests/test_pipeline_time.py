@@ -1,4 +1,4 @@
-"""What the pipeline does with a caller's time: hints, reserves, verdicts worth waiting for."""
+"""Time of a call: hints, reserves, and waiting for a probe's outcome."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> 
 
 
 def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() -> None:
-    """The request that opened the circuit carries what the next caller would be told."""
+    """The error of the request that opened the breaker has the retry_after of the open period."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -213,7 +213,7 @@ def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
 
 
 def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
-    """Whoever said that the request is at fault is heard, whoever failed before and after."""
+    """A refusal is raised even if earlier and later routes fail for other reasons."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -232,7 +232,7 @@ def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
 
 
 def test_a_retry_that_was_never_sent_is_not_counted() -> None:
-    """The breaker opens during the sleep: what is told are requests, not intentions."""
+    """If the breaker opens during the back-off, the retry that was not sent is not counted."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.SERVER_ERROR, status=500)
@@ -244,7 +244,7 @@ def test_a_retry_that_was_never_sent_is_not_counted() -> None:
 
 
 def test_a_slot_that_comes_too_late_is_not_taken() -> None:
-    """One slot, and a request that hangs until the time of all is up: nobody sends another."""
+    """With one slot and a hanging request, the queued caller does not send a request too late."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.hang()

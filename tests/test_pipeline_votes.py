@@ -1,4 +1,4 @@
-"""What a call leaves in the breaker: votes, places and times, however it ended."""
+"""Votes: the breaker's counts, places and times after a call, for every way in which it ends."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() ->
 
 
 def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
-    """Three quick pictures prove nothing: 1.5 times the table's 20 s are still to be waited."""
+    """With three successes, the limit is 1.5 times the 20 s of the model table."""
 
     async def scene(world: PipelineScenario) -> None:
         for _ in range(3):
@@ -229,7 +229,7 @@ def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> N
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) -> None:
-    """Pictures that take long now and then, and are cut short then, open nothing."""
+    """Images that are slow now and then, and are cut short, do not open the breaker."""
     played = traffic(deadline)
     assert [s for s in played.sent if s.reason is not None] or deadline == 105
     assert played.changes == []
@@ -259,7 +259,7 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
 
 
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
-    """Whoever sleeps before a retry learns of the opening then, not when the alarm rings."""
+    """A caller that backs off notices the opening at once, not at the end of its sleep."""
 
     async def scene(world: PipelineScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503)
@@ -275,7 +275,7 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
 
 
 def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
-    """The only route: who waits for a probe's verdict is served right after it."""
+    """On the only route, a caller that waits for a probe is served right after its success."""
 
     async def scene(world: PipelineScenario) -> None:
         await _trip_google(world)
@@ -351,7 +351,7 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
 
 
 def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller() -> None:
-    """It makes an error of its own of it; the caller has left all the same, and nobody votes."""
+    """If a provider converts a cancellation to an error, the call is cancelled without a vote."""
 
     class Hiding(FakeProvider):
         async def generate(self, request: Any, model: str) -> Any:
@@ -455,7 +455,7 @@ def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
 
 
 def test_every_breaker_setting_reaches_the_breaker() -> None:
-    """None is forgotten on the way."""
+    """Every breaker setting reaches the breaker's configuration."""
     chosen = {
         "breaker_mode": "shadow",
         "breaker_fail_max": 7,

@@ -74,7 +74,7 @@ async def bug_of(world: PipelineScenario) -> TypeError:
 
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
-    """The error names the provider, what it returned and what it should have."""
+    """The error names the provider, the returned type and the required type."""
 
     async def scene(world: PipelineScenario) -> None:
         answering(world, ANSWERS[kind])
@@ -175,7 +175,7 @@ def test_bytes_that_are_no_picture_are_the_services_fault(data: bytes) -> None:
 
 @pytest.mark.parametrize("claimed", ["image/png", "image/webp", "", "text/plain; charset=x"])
 def test_a_claimed_type_is_not_believed(claimed: str) -> None:
-    """The result says what the bytes are."""
+    """The result has the type of the bytes, not the claimed type."""
     jpeg = encoded(Image.new("RGB", (90, 160)), "JPEG")
 
     async def scene(world: PipelineScenario) -> None:
@@ -216,7 +216,7 @@ def test_an_error_made_wrongly_says_so(wrong: dict[str, Any], text: str) -> None
 
 
 def test_a_reason_may_be_given_as_its_word() -> None:
-    """``overloaded`` is what Reason.OVERLOADED is."""
+    """The str ``overloaded`` is accepted as Reason.OVERLOADED."""
     error = ProviderError(reason="overloaded")  # type: ignore[arg-type]
     assert error.reason is Reason.OVERLOADED
 

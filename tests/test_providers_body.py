@@ -1,4 +1,4 @@
-"""Taking in an answer as it arrives, its pictures decoded on the way."""
+"""Streaming JSON body: base64 images are decoded while the response arrives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ URL64 = LARGE64.replace("+", "-").replace("/", "_")
 
 
 def answer(vendor: str, written: str) -> bytes:
-    """The vendor's answer with a picture whose base64 is written like this in the JSON."""
+    """Return a vendor's response with this base64 for its image."""
     body = google_body() if vendor == "google" else openai_body()
     return json.dumps(body).replace(PNG64, written).encode()
 
@@ -71,7 +71,7 @@ def test_every_way_of_writing_a_picture_is_read(
 @pytest.mark.parametrize("broken", ["!", "=", "é", "\\u0000", '", "x": "'])
 @pytest.mark.parametrize("at", [70_001, len(LARGE64) - 11])
 def test_no_broken_picture_is_delivered(vendor: str, broken: str, at: int) -> None:
-    """What is no base64 is refused, wherever in it that shows."""
+    """A string that is not base64 is rejected, wherever the error is in it."""
     body = body_of(answer(vendor, LARGE64[:at] + broken + LARGE64[at:]))
     assert outcome(vendor, body) is Reason.INVALID_RESPONSE
 
@@ -139,7 +139,7 @@ def test_any_bytes_are_taken_in(parts: list[bytes]) -> None:
 
 @VENDORS
 def test_a_body_that_ends_within_a_picture_is_invalid(vendor: str) -> None:
-    """Half a picture is none, and the body says what had come of it."""
+    """A body that ends inside an image is invalid, and its text has the received base64."""
     cut = answer(vendor, LARGE64)[:300_000]
     body = body_of(cut)
     assert body.text == cut
@@ -147,7 +147,7 @@ def test_a_body_that_ends_within_a_picture_is_invalid(vendor: str) -> None:
 
 
 def test_a_picture_is_held_once() -> None:
-    """Reading an answer takes little more memory than the picture in it has bytes."""
+    """Parsing a response takes little more memory than the image's bytes."""
     picture = PNG + bytes(8_000_000)
     parts = answer("google", base64.b64encode(picture).decode())
     pieces = [parts[at : at + 2**16] for at in range(0, len(parts), 2**16)]

@@ -85,7 +85,7 @@ WITHOUT_WORDS = ("", "{}", "null", "[]", '""', "<html><title>x</title></html>", 
 @pytest.mark.parametrize("body", WITHOUT_WORDS, ids=range(len(WITHOUT_WORDS)))
 @pytest.mark.parametrize("status", BY_STATUS)
 def test_the_status_decides_where_nothing_is_said(vendor: str, status: int, body: str) -> None:
-    """Every status has a reason, with any of the bodies that say nothing."""
+    """Every status has a reason if the body has no code and no known message."""
     assert look_up(vendor, status, body).reason is BY_STATUS[status]
 
 
@@ -204,7 +204,7 @@ GOOGLE = [
 
 @pytest.mark.parametrize(("status", "body", "reason", "account_wide"), GOOGLE)
 def test_google(status: int, body: Any, reason: Reason, account_wide: bool) -> None:
-    """Gemini's statuses mean several things each; structured fields and phrases tell them apart."""
+    """Structured fields and phrases distinguish the meanings of Gemini's statuses."""
     failure = look_up("google", status, body)
     assert (failure.reason, failure.account_wide) == (reason, account_wide)
 
@@ -326,7 +326,7 @@ OPENAI = [
 
 @pytest.mark.parametrize(("status", "body", "reason", "account_wide"), OPENAI)
 def test_openai(status: int, body: Any, reason: Reason, account_wide: bool) -> None:
-    """OpenAI's and its relays' statuses likewise."""
+    """Structured fields and phrases distinguish the meanings of OpenAI's and relays' statuses."""
     failure = look_up("openai", status, body)
     assert (failure.reason, failure.account_wide) == (reason, bool(account_wide))
 
@@ -365,7 +365,7 @@ WRAPPED = {
 @VENDORS
 @pytest.mark.parametrize("body", WRAPPED.values(), ids=WRAPPED)
 def test_an_error_is_found_in_any_wrapping(vendor: str, body: Any) -> None:
-    """Whatever the error came wrapped in, its code decides and its message is the one kept."""
+    """An error is classified by its code in every known wrapping, and its message is kept."""
     failure = look_up(vendor, 400, body)
     assert failure.reason is Reason.CONTENT_BLOCKED
     assert failure.message == "gone wrong"
@@ -458,7 +458,7 @@ def test_an_echoed_prompt_decides_nothing(vendor: str, sentence: str, message: s
 @pytest.mark.parametrize("prompt", ["model not found", "retry in 9s now"])
 @pytest.mark.parametrize("message", ["Cannot draw this.\n{}", "{}", "No. {}.", "Prompt: {}"])
 def test_a_short_echoed_prompt_decides_nothing(vendor: str, prompt: str, message: str) -> None:
-    """Nor does one of a few letters that stands for itself."""
+    """A short prompt that is echoed as a sentence does not affect the classification."""
     failure = look_up(vendor, 400, error(message.format(prompt)), prompt=prompt)
     assert failure.reason is Reason.INVALID_REQUEST
 
@@ -473,7 +473,7 @@ def test_a_short_echoed_prompt_decides_nothing(vendor: str, prompt: str, message
 )
 @pytest.mark.parametrize("message", ["Too many requests for: {}", "{}", "<p>{}</p>"])
 def test_an_echoed_prompt_sets_no_hint_and_no_code(vendor: str, prompt: str, message: str) -> None:
-    """How long the circuit stays open is for the vendor to say, not for the prompt."""
+    """An echoed prompt sets neither the retry hint nor a code."""
     failure = look_up(vendor, 429, error(message.format(prompt)), prompt=prompt)
     assert (failure.reason, failure.retry_after) == (Reason.RATE_LIMITED, None)
 
@@ -536,7 +536,7 @@ def test_a_quota_of_zero_is_believed_no_hint() -> None:
     ],
 )
 def test_digits_and_quoted_words_decide_nothing(vendor: str, message: str) -> None:
-    """Addresses, names and numbers in a text are no evidence."""
+    """Addresses, names and numbers in a message do not affect the classification."""
     assert look_up(vendor, 400, error(message)).reason is Reason.INVALID_REQUEST
 
 
@@ -561,7 +561,7 @@ def test_digits_and_quoted_words_decide_nothing(vendor: str, message: str) -> No
     ],
 )
 def test_an_error_inside_a_200_counts_as_what_it_is(vendor: str, body: Any, reason: Reason) -> None:
-    """A code within stands in for the status; without one it is the server's failure."""
+    """A code inside a 200 replaces the status; an error without a code is a server error."""
     assert look_up(vendor, 200, body).reason is reason
 
 
@@ -693,7 +693,7 @@ def test_every_transport_exception_has_its_place(kind: type[httpx2.RequestError]
 def test_a_wrapped_exception_counts_as_its_cause(
     cause: BaseException, reason: Reason | None
 ) -> None:
-    """OpenAI's SDK wraps what Google's lets through; both give the same reason."""
+    """Google's SDK raises httpx2's exceptions, OpenAI's wraps them; both give the same reason."""
     wrapped: Exception = openai.APIConnectionError(request=REQUEST)
     wrapped.__cause__ = cause
     assert transport_reason(wrapped) is reason
@@ -701,14 +701,14 @@ def test_a_wrapped_exception_counts_as_its_cause(
 
 
 def test_running_out_of_our_own_resources_is_local() -> None:
-    """Too many open files looks like a failed connection, and is nobody's fault but ours."""
+    """Too many open files is a local failure, although it looks like a failed connection."""
     failed = httpx2.ConnectError("All connection attempts failed")
     failed.__cause__ = ExceptionGroup("x", [OSError(errno.EMFILE, "Too many open files")])
     assert transport_reason(failed) is None
 
 
 def test_sdk_exceptions_without_a_cause_are_local() -> None:
-    """What an SDK raises of itself, before anything was sent, says nothing about the vendor."""
+    """An SDK's exception before sending is local, not a failure of the vendor."""
     for kind in (openai.OpenAIError, google.genai.errors.UnsupportedFunctionError):
         assert transport_reason(kind("x")) is None
 

@@ -41,7 +41,7 @@ BAD = {
         Reason.NO_IMAGE,
     ),
 }  # fmt: skip
-"""Shapes without a picture; ``body_object`` is one for Gemini and none at all for OpenAI."""
+"""Variants without an image; ``body_object`` has one for Gemini and none for OpenAI."""
 
 
 Outcome = ProviderResult | ImageGenerationError

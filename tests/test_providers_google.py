@@ -1,4 +1,4 @@
-"""What is sent to Gemini."""
+"""The requests that are sent to Gemini."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def text_for(request: ImageRequest, **options: Any) -> str:
     ids=["quality", "orientation", "none"],
 )
 def test_each_hint_can_be_left_out(hints: tuple[str, ...], text: str) -> None:
-    """What is not asked for is not added."""
+    """Only the configured hints are added to the prompt."""
     assert text_for(ImageRequest("a fox"), prompt_hints=hints) == text
 
 
@@ -123,7 +123,7 @@ def _client(tracer_provider: TracerProvider | None = None, **settings: Any) -> I
 
 
 def test_results_list_what_was_added_to_the_prompt() -> None:
-    """Each hint is an adjustment; without hints there is none."""
+    """Each prompt hint is listed in the adjustments; without hints the list is empty."""
 
     async def adjustments(**settings: Any) -> tuple[str, ...]:
         async with _client(fit="none", **settings) as client:
@@ -180,7 +180,7 @@ def test_a_ratio_the_model_does_not_know_becomes_its_nearest() -> None:
 
 @pytest.mark.parametrize("operation", ["generate", "edit"])
 def test_references_arrive_byte_for_byte(operation: Any) -> None:
-    """Prompt first, then the pictures in order, with their types; equal ones and big ones, too."""
+    """The prompt comes first, then all references in order with their types."""
     big = PNG + os.urandom(1_500_001)
     pictures = [(PNG, "image/png"), (JPEG, "image/jpeg"), (big, "image/png"), (PNG, "image/png")]
     references = tuple(Reference(data, mime, at) for at, (data, mime) in enumerate(pictures))
@@ -197,7 +197,7 @@ def test_references_arrive_byte_for_byte(operation: Any) -> None:
 def test_the_environment_does_not_change_where_it_sends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Vertex, other versions, other addresses, replays, other keys: none of it counts."""
+    """Variables for Vertex AI, API versions, addresses, replays and other keys have no effect."""
     for name, value in {
         "GOOGLE_GENAI_USE_VERTEXAI": "true",
         "GOOGLE_GENAI_USE_ENTERPRISE": "true",

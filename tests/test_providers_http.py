@@ -1,4 +1,4 @@
-"""Both built-in providers on a real socket: what goes out, what comes back, what leaks nowhere."""
+"""Built-in providers on a real socket: requests, responses, failures and secrets."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_one_call_is_one_request(vendor: str, status: int) -> None:
 
 @VENDORS
 def test_a_refused_connection(vendor: str) -> None:
-    """Nobody listens."""
+    """A refused connection gives the reason connection."""
 
     async def main() -> None:
         with socket.socket() as unused:
@@ -95,7 +95,7 @@ def test_a_refused_connection(vendor: str) -> None:
 @VENDORS
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "tls"])
 def test_garbage_instead_of_an_answer(vendor: str, secure: bool) -> None:
-    """What is neither HTTP nor TLS is a connection that did not work."""
+    """A response that is neither HTTP nor TLS gives the reason connection."""
 
     async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"\x16\x03garbage\r\n\r\n" * 20)
@@ -120,7 +120,7 @@ def test_garbage_instead_of_an_answer(vendor: str, secure: bool) -> None:
 
 @VENDORS
 def test_a_cut_body_is_a_connection_failure(vendor: str) -> None:
-    """The promised length did not arrive, although what did is valid so far."""
+    """A body shorter than its Content-Length is a connection failure, even if it is valid."""
     body = google_body() if vendor == "google" else openai_body()
     error = failing(vendor, http(200, body, cut=10))
     assert error.reason is Reason.CONNECTION
@@ -251,7 +251,7 @@ def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.Mo
 
 
 class RaisingTransport(httpx2.AsyncBaseTransport):
-    """Fails as told, on this side of the connection."""
+    """A transport that raises the given exception."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -274,7 +274,7 @@ class RaisingTransport(httpx2.AsyncBaseTransport):
 def test_local_trouble_surfaces_without_secrets(
     vendor: str, error: Exception, shown: str | None
 ) -> None:
-    """What says nothing about the vendor is no ImageGenerationError, and quotes nothing."""
+    """A local failure is not an ImageGenerationError, and its text has no secrets."""
     transport = RaisingTransport(error)
     with pytest.raises(RuntimeError) as caught:
         run(ask(vendor, None, transport=transport))
@@ -332,7 +332,7 @@ def _client() -> CapturingClient:
 
 
 def test_the_answer_is_kept_from_the_sdk() -> None:
-    """A picture's bytes go to us alone; without an exchange the client is an ordinary one."""
+    """The SDK does not get an image's bytes; without an exchange the client behaves normally."""
 
     async def main() -> None:
         async with _client() as client:
@@ -346,7 +346,7 @@ def test_the_answer_is_kept_from_the_sdk() -> None:
 
 
 def test_only_connecting_has_a_time_limit_of_its_own() -> None:
-    """Whatever an SDK says about time, the wall clock is the pipeline's."""
+    """The client replaces the time-outs of an SDK; only connecting has one."""
 
     async def main() -> None:
         async with _client() as client:

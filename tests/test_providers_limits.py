@@ -67,7 +67,7 @@ def test_json_that_is_too_large_is_never_parsed(
 
 @VENDORS
 def test_a_large_picture_is_no_large_json(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are decoded on the way and count for the whole answer's limit only."""
+    """Images decoded on arrival count for the limit of a response, but not for that of JSON."""
     monkeypatch.setattr(http_client, "_MAX_JSON", 200_000)
     big = PNG + bytes(3_000_000)
     monkeypatch.setattr("providers_kit.PNG64", base64.b64encode(big).decode())
@@ -198,7 +198,7 @@ def test_an_answer_without_an_end_is_left(vendor: str, monkeypatch: pytest.Monke
 
 @VENDORS
 def test_an_error_without_an_end_counts_by_its_status(vendor: str) -> None:
-    """A megabyte of it is read; status and headers say the rest."""
+    """Of an endless error body a megabyte is read; status and headers classify the error."""
     error = endless(vendor, b"HTTP/1.1 429 Slow down\r\nretry-after: 9", b"please wait " * 6000)
     assert (error.reason, error.status, error.retry_after) == (Reason.RATE_LIMITED, 429, 9)
     assert (error.vendor_message or "").startswith("please wait")
@@ -208,7 +208,7 @@ def test_an_error_without_an_end_counts_by_its_status(vendor: str) -> None:
 def test_an_error_that_trickles_counts_by_its_status(
     vendor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What arrived in time is read: an overload is not taken for a request that hangs."""
+    """A slow error body is read up to the time limit, and classified by its status."""
     monkeypatch.setattr(http_client, "_ERROR_SECONDS", 0.1)
     message = b'{"error": {"message": "busy"}}'
     answer = http(503, message + b" " * 10, cut=10)

@@ -1,4 +1,4 @@
-"""The way to a vendor: names, addresses, proxies and TLS, and what a failure says of itself."""
+"""Network: name resolution, addresses, proxies, TLS, and the messages of failures."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_every_address_of_a_name_is_tried(names: Names, addresses: list[str]) ->
 
 
 def test_a_refused_connection_says_so(names: Names) -> None:
-    """The system's words are the vendor's message; several addresses' words stand once each."""
+    """The operating system's message is the vendor message; equal messages appear once."""
     names.known = {"vendor.test": ["127.0.0.1", "127.0.0.2"]}
     refused = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
     port = unused_port()
@@ -190,7 +190,7 @@ def test_an_unknown_name_says_so(names: Names) -> None:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port whose queue of connections is full, so that one more gets no answer."""
+    """Provide a port whose backlog is full, so that a new connection gets no answer."""
     with socket.socket() as listener, ExitStack() as waiting:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -202,7 +202,7 @@ def silent_port() -> Iterator[int]:
 
 
 def test_a_connection_that_takes_too_long_says_what_did(names: Names, silent_port: int) -> None:
-    """The name server and the vendor are told apart. Nothing was sent."""
+    """The error names the name server or the vendor, whichever took too long. Nothing was sent."""
     names.hanging = {"slow.test"}
     names.known = {"vendor.test": ["127.0.0.1"]}
     for host, step in (("slow.test", "resolve"), ("vendor.test", "connect to")):
@@ -303,7 +303,7 @@ def test_tls_verifies_the_name_and_not_the_address(
 def test_a_missing_authority_says_so(
     vendor: str, certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The TLS library's words tell that no authority is known for the certificate."""
+    """The error contains the TLS library's message that the authority is unknown."""
     (tmp_path / "none").mkdir()
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
     names.known = {"vendor.test": ["127.0.0.1"]}
@@ -347,7 +347,7 @@ def test_a_proxy_is_used_and_its_name_resolved_by_us(
 def test_a_proxys_refusal_says_so_without_its_password(
     vendor: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy's status is told, what it echoes of its credentials is not."""
+    """The error has the proxy's status, but not its echo of the credentials."""
     names.known = {"proxy.test": ["127.0.0.1"]}
     said = b"HTTP/1.1 407 wrong for joe-the-user hunter2-hunter2\r\ncontent-length: 0\r\n\r\n"
 

@@ -1,4 +1,4 @@
-"""What is sent to OpenAI."""
+"""The requests that are sent to OpenAI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sent = partial(arrived, "openai")
 
 
 def test_a_plain_request() -> None:
-    """The prompt as it is, an exact size, one picture, and nothing that the models refuse."""
+    """The request has the unchanged prompt, an exact size, one image and no unsupported fields."""
     request = sent(ImageRequest(PROMPT, aspect_ratio="9:16", resolution="2K"))
     assert request.path == "/v1/images/generations"
     assert request.headers["authorization"] == f"Bearer {KEY}"

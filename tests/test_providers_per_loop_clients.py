@@ -52,7 +52,7 @@ class Builds:
 
 
 def test_all_who_wait_share_one_build() -> None:
-    """A burst at start builds once, and the one who came first may leave."""
+    """Concurrent first requests share one build, even if the first caller is cancelled."""
     builds = Builds()
     builds.go.clear()
 
@@ -90,7 +90,7 @@ def test_a_failed_build_is_tried_again() -> None:
 
 
 def test_nothing_is_handed_out_after_closing() -> None:
-    """A closed provider says so, instead of opening connections that nobody closes."""
+    """A closed provider raises an error instead of opening connections."""
 
     async def main() -> None:
         sessions = PerLoopClients(Builds())
@@ -103,7 +103,7 @@ def test_nothing_is_handed_out_after_closing() -> None:
 
 
 def test_closing_while_building() -> None:
-    """What was being built is closed, and whoever waited for it is told; nobody is cancelled."""
+    """A client that is being built is closed, and its waiting callers get an error."""
     builds = Builds()
     builds.go.clear()
 

@@ -1,4 +1,4 @@
-"""Reading 200s: the picture among the parts, and every way of not being one."""
+"""Parsing of 200 responses: the image among the parts, and every kind of missing image."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_google_picks_the_last_finished_picture(
 
 
 def test_google_reads_all_candidates() -> None:
-    """A picture may be in any of them."""
+    """The image may be in any candidate."""
     body = google_body(TEXT)
     body["candidates"] += google_body(image(JPEG64))["candidates"]
     assert delivered("google", body) == JPEG
@@ -89,7 +89,7 @@ def test_google_never_delivers_a_draft_of_what_was_refused() -> None:
 
 
 def test_the_type_is_sniffed_and_not_believed() -> None:
-    """JPEG bytes under image/png are told as what they are."""
+    """JPEG bytes that are declared as image/png get the type image/jpeg."""
     outcome = read("google", google_body(image(JPEG64)))
     assert isinstance(outcome, ProviderResult)
     assert outcome.images[0].mime_type == "image/jpeg"
@@ -120,7 +120,7 @@ def test_google_tells_what_was_used() -> None:
 
 
 def test_openai_tells_what_was_used() -> None:
-    """OpenAI's token counts are read; the model is the requested one, as answers name none."""
+    """OpenAI's token counts are read; the model is the requested one."""
     usage = {
         "input_tokens": 50,
         "output_tokens": 4160,
@@ -160,7 +160,7 @@ SHORTFALLS = [
     "content", [None, {}, {"role": "model"}, {"parts": None}, {"parts": []}, {"parts": [TEXT]}]
 )
 def test_google_finish_reasons(finish: str, content: Any) -> None:
-    """Refusals are content_blocked; everything else without a picture is no_image."""
+    """Refusals are content_blocked; every other finishReason without an image is no_image."""
     body = {"candidates": [{"finishReason": finish, "content": content}]}
     expected = Reason.CONTENT_BLOCKED if finish in REFUSALS else Reason.NO_IMAGE
     assert reason("google", body) is expected
@@ -251,12 +251,12 @@ def test_google_answers_without_a_picture(body: Any, expected: Reason) -> None:
     ],
 )
 def test_openai_answers_without_a_picture(body: Any, expected: Reason) -> None:
-    """Likewise."""
+    """OpenAI's responses without an image have the reason no_image."""
     assert reason("openai", body) is expected
 
 
 def test_openai_data_urls_are_pictures() -> None:
-    """Some relays put the picture into an address."""
+    """An image in a data URL is delivered, as some relays send it."""
     body = {"created": 1, "data": [{"url": f"data:image/png;base64,{PNG64}"}]}
     assert delivered("openai", body) == PNG
 
@@ -285,14 +285,14 @@ def test_openai_data_urls_are_pictures() -> None:
     ],
 )
 def test_bodies_that_are_no_answer(vendor: str, body: bytes, expected: Reason) -> None:
-    """What is not the promised JSON is an invalid response, unless it says what went wrong."""
+    """A body that is not the expected JSON is invalid_response, unless it contains an error."""
     assert reason(vendor, body) is expected
 
 
 @VENDORS
 @pytest.mark.parametrize("data", ["!!!", "AAAA", "QUJD" * 10, base64.b64encode(b"x" * 99).decode()])
 def test_data_that_is_no_picture(vendor: str, data: str) -> None:
-    """Bad base64 and bytes of no known picture are an invalid response."""
+    """Invalid base64, and bytes of an unknown type, are invalid_response."""
     body = google_body(image(data)) if vendor == "google" else {"data": [{"b64_json": data}]}
     assert reason(vendor, body) is Reason.INVALID_RESPONSE
 

@@ -98,7 +98,7 @@ def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
 
 
 def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
-    """No end is ever told: the sink keeps no trace of it, and the next call has its own."""
+    """If a call never ends, the sink keeps no state of it, and the next call has its own trace."""
     telemetry = Telemetry()
     sink = SpanSink(telemetry.tracers)
 
@@ -142,7 +142,7 @@ def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
 
 
 def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
-    """A sink may be told of calls that began before it, or outside any trace."""
+    """A sink ignores events of calls that began before it was added, or outside any trace."""
     telemetry = Telemetry()
 
     async def scene(world: TelemetryScenario) -> None:
@@ -159,7 +159,7 @@ def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
 
 
 class Util(ModuleType):
-    """What opentelemetry-util-genai shows of itself."""
+    """The part of opentelemetry-util-genai that is used."""
 
     CLIENT_INFERENCE_CONTEXT_KEY = "the key"
     InferenceData = dict

@@ -154,7 +154,7 @@ def test_an_error_of_a_slow_sink_is_logged_once_and_later_events_reach_it(
 def test_events_beyond_the_queue_are_dropped_and_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The queue is bounded; the log says so once, and how much was lost at the end."""
+    """The queue is bounded; overflow is logged once, and the number of lost events at the end."""
     slow = SlowSink()
     background = BackgroundSink([slow], pass_to, capacity=5)
     for number in range(50):
@@ -180,7 +180,7 @@ def pictured(picture: bytes) -> RequestEnded:
 def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Pictures that wait are bounded by their bytes; events without any still come through."""
+    """Queued events with images are bounded by bytes; events without images are not dropped."""
     slow = SlowSink()
     background = BackgroundSink([slow], pass_to, capacity_bytes=10_000_000)
     asked = RequestStarted(

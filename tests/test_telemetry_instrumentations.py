@@ -1,4 +1,4 @@
-"""Official instrumentations beside ours: HTTP spans are children, model calls are told once."""
+"""Official instrumentations: HTTP spans are children, and each model call has one span."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def openai_instrumentor() -> Any:
 
 
 def use(name: str, telemetry: Telemetry) -> None:
-    """One call whose first request is answered with 503, over a real socket."""
+    """Run one call whose first request gets a 503, over a real socket."""
 
     async def main() -> None:
         answers = iter([http(503), *[http(200, good)] * 9])

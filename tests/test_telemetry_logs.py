@@ -1,4 +1,4 @@
-"""Log lines: quiet until somebody listens, and complete when somebody does."""
+"""Log lines: silent without a handler, and complete with one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What an application's structlog pipeline is given."""
+    """Return the event dicts that an application's structlog pipeline receives."""
     caught: Lines = []
 
     def catch(_logger: Any, level: str, event: Any) -> Any:
@@ -40,7 +40,7 @@ def lines() -> Iterator[Lines]:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What an application's logging is given; it does not use structlog."""
+    """Return the records that an application's logging receives without structlog."""
     caught: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = caught.append  # type: ignore[method-assign,assignment]
@@ -83,7 +83,7 @@ def test_an_outage_reads_as_a_story(lines: Lines) -> None:
 
 
 def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
-    """Time, route, latency, reason, hint, breaker state and cost stand in one line."""
+    """One line contains time, route, latency, reason, hint, breaker state and cost."""
     began = time.time()
     run_telemetry_scenario(outage, **FAST)
     failed = next(line for line in lines if line["event"] == "imagegen.attempt.failed")
@@ -227,7 +227,7 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
 
 
 def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:
-    """A refusal its own span; an opening the request that caused it, whoever noticed it."""
+    """A rejection refers to its own span; an opening to the request that caused it."""
 
     async def scene(world: TelemetryScenario) -> None:
         await world.drag()
@@ -280,7 +280,7 @@ def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -
 
 
 def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
-    """What would have happened is information, not an error."""
+    """Openings in shadow mode are logged as information, not as errors."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -477,7 +477,7 @@ def test_any_configured_wrapper_will_do() -> None:
 
 
 def test_a_logger_factory_need_not_take_a_name() -> None:
-    """One logger for everybody is a usual configuration, too."""
+    """A logger factory that takes no name is supported."""
     caught = structlog.testing.CapturingLogger()
     structlog.configure(
         processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: caught
@@ -493,7 +493,7 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
 def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
     records: list[logging.LogRecord],
 ) -> None:
-    """Where there was none before: the call's lines go on there."""
+    """If structlog is configured during a call, the call's further lines go to its pipeline."""
     caught = structlog.testing.CapturingLogger()
 
     async def scene(world: TelemetryScenario) -> None:

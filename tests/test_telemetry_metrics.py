@@ -1,4 +1,4 @@
-"""Metrics count what happened, under few and fixed attributes."""
+"""Metrics count calls and requests with few and fixed attributes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
 
 
 def test_gauges_show_the_breakers_as_they_are_now() -> None:
-    """1 for the present state and 0 for the others, read when asked and not when told."""
+    """The gauge is 1 for the present state and 0 for the others, and is read at collection."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -188,7 +188,7 @@ def test_two_clients_share_one_set_of_instruments() -> None:
 
 
 def test_a_closed_clients_breakers_are_not_reported() -> None:
-    """Whoever still holds the client: its breakers guard nothing any more."""
+    """The breakers of a closed client are not reported, even if the client is still referenced."""
     telemetry = Telemetry()
 
     async def main() -> None:
@@ -367,7 +367,7 @@ def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixtu
     [(Reason.INVALID_REQUEST, "invalid_request"), (KeyError("x"), "_OTHER")],
 )
 def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str) -> None:
-    """A reason is its own word; the type of somebody's bug is not a metric attribute."""
+    """The error type is the reason; the type of an unexpected exception is not an attribute."""
 
     async def scene(world: TelemetryScenario) -> None:
         if isinstance(error, Reason):
@@ -384,7 +384,7 @@ def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str
 
 
 def test_a_cancelled_request_is_no_quick_success() -> None:
-    """Its duration stands under its own error type; the breaker's count is neutral."""
+    """A cancelled request's duration has a separate error type; its vote is neutral."""
 
     async def scene(world: TelemetryScenario) -> None:
         await world.leave()
@@ -406,7 +406,7 @@ def test_a_cancelled_request_is_no_quick_success() -> None:
 
 
 def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
-    """A throttled request is a failure; a slow one is told apart, as it was not answered badly."""
+    """A throttled request counts as failure; a slow request has a separate value."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.RATE_LIMITED, status=429, times=1)
@@ -440,7 +440,7 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
 
 
 def test_vendors_cannot_fill_the_metrics_with_names() -> None:
-    """However many models a vendor says that it asked, only so many are told apart."""
+    """The number of distinct response model names is limited."""
 
     async def scene(world: TelemetryScenario) -> None:
         served = (f"gemini-{number}" for number in range(100))
@@ -460,7 +460,7 @@ def test_vendors_cannot_fill_the_metrics_with_names() -> None:
 
 
 def test_shadow_decisions_are_no_transitions() -> None:
-    """What only would have happened is told in logs, not counted as having happened."""
+    """Decisions of shadow mode are logged, but not counted as transitions."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)

@@ -1,4 +1,4 @@
-"""Keys, prompts and pictures are planted wherever a vendor could echo them; none may come out."""
+"""Secrets: keys, prompts and images that a vendor echoes appear in no output."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_no_secret_leaves_over_the_whole_catalogue(logged: Callable[[], str]) ->
 
 
 def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) -> None:
-    """Arguments that are refused may be prompts or pictures in the wrong place."""
+    """Errors about invalid arguments do not repeat them: they may be prompts or images."""
     telemetry = Telemetry()
 
     async def main() -> str:
@@ -214,7 +214,7 @@ def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) ->
 
 
 class Talkative:
-    """A provider of the application's, whose errors quote all that it was given."""
+    """An application's provider whose errors quote the request."""
 
     name = "google"
 
@@ -231,7 +231,7 @@ class Talkative:
 
 
 def test_a_provider_of_ones_own_may_quote_the_prompt(logged: Callable[[], str]) -> None:
-    """What it raises reaches the caller and every sink without it."""
+    """An error of an application's provider reaches the caller and all sinks without the prompt."""
     telemetry = Telemetry()
 
     async def main() -> str:

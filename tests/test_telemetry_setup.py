@@ -33,7 +33,7 @@ print("tracing" if stop else "off", stop and stop())
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own: a provider can be installed only once."""
+    """Run the program in a separate process: a global provider can be set only once."""
     environment = {**os.environ, **variables, "NO_PROXY": "*", "OTEL_BSP_MAX_QUEUE_SIZE": "9999"}
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments],
@@ -120,7 +120,7 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_spans_arrive_under_the_right_name(
     variables: dict[str, str], service: str, by: str
 ) -> None:
-    """The environment's name of the service wins over ours; both ways to say where work."""
+    """OTEL_SERVICE_NAME overrides our service name; both variables for the endpoint work."""
     with collector() as backend:
         if by == "argument":
             done = run(backend.otlp, **variables)
@@ -138,7 +138,7 @@ def test_console_spans_stay_off_standard_output() -> None:
 
 
 def test_a_dead_collector_is_one_line_and_no_wait() -> None:
-    """Nothing hangs, however many batches there were, and the address is told without password."""
+    """An unreachable collector gives one log line without the password, and delays nothing."""
     started = time.monotonic()
     done = run("http://me:sesame@127.0.0.1:9")
     assert done.stdout == "tracing False\n"
@@ -169,7 +169,7 @@ class Flaky(SpanExporter):
 
 
 def test_a_dead_collector_is_left_alone_for_a_while() -> None:
-    """One failure, then batches are dropped at once, then it is asked again; the loss is told."""
+    """After a failure, batches are dropped for a while; then the export is tried again."""
     now, warnings, flaky = [1000.0], list[str](), Flaky()
     patient = BackoffExporter(flaky, "http://somewhere", warnings.append, clock=lambda: now[0])
     span = TracerProvider().get_tracer("t").start_span("s")

@@ -90,7 +90,7 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
 
 
 def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
-    """A picture that was cropped says so, in the words of the result."""
+    """The root span lists that the image was cropped, as the result does."""
 
     async def scene(world: TelemetryScenario) -> None:
         result = await world.ask(aspect_ratio="1:1")
@@ -102,7 +102,7 @@ def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
 
 
 def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
-    """Failed attempts are errors in red, the root is not; the third says that it opened."""
+    """Failed attempts have status error, the root has not; the third opened the breaker."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -144,7 +144,7 @@ def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
 
 
 def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> None:
-    """The link crosses traces; numbers say what the breaker thought and when to come back."""
+    """The link crosses traces; attributes have the breaker's numbers and retry_after."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -214,7 +214,7 @@ def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
 
 
 def openers(world: TelemetryScenario) -> list[ReadableSpan]:
-    """The requests found by the tag that says so."""
+    """Return the requests with the tag of an opening."""
     tag = "imagegen.circuit_breaker.transition"
     return [
         span for span in world.telemetry.attempts() if attributes(span).get(tag) == "closed_to_open"
@@ -241,7 +241,7 @@ def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> N
 
 
 def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to() -> None:
-    """Whoever's task it was in which time ran out, the silent request opened the breaker."""
+    """An opening links to the silent request, whichever task noticed its time-out."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.latency = 5.0
@@ -307,7 +307,7 @@ def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
 
 
 def test_a_breaker_forced_open_links_to_nothing() -> None:
-    """Nobody's request opened it."""
+    """A breaker that is forced open has no request to link to."""
 
     async def scene(world: TelemetryScenario) -> None:
         await world.ask()
@@ -387,7 +387,7 @@ def test_running_out_of_time_is_told_on_every_span() -> None:
 
 
 def test_a_cancelled_call_is_no_error() -> None:
-    """The caller left: both spans say so, and neither is red; nor is it a success."""
+    """Both spans of a cancelled call are marked as cancelled, neither as error nor as success."""
 
     async def scene(world: TelemetryScenario) -> None:
         await world.leave()
@@ -425,7 +425,7 @@ def test_a_call_that_is_thrown_away_was_cancelled() -> None:
 
 
 def test_our_own_bug_is_told_by_its_type() -> None:
-    """A provider with a bug: no reason, no vote, but an error whose type can be searched."""
+    """A bug in a provider has no reason and no vote, but its exception type is an attribute."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.crash(ZeroDivisionError("a lighthouse"))
@@ -444,7 +444,7 @@ def test_our_own_bug_is_told_by_its_type() -> None:
 
 
 def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
-    """OpenTelemetry's own variable decides; the text is bounded and free of pictures."""
+    """OpenTelemetry's variable enables prompts on spans; they are bounded and contain no images."""
     picture = "data:image/png;base64," + "iVBORw0KGgo" * 50
 
     async def scene(world: TelemetryScenario) -> None:
@@ -552,7 +552,7 @@ def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
 
 
 def test_openers_are_remembered_for_so_many_routes_only() -> None:
-    """A long-lived client whose callers name models keeps a bounded memory of them."""
+    """The remembered openers are bounded, although callers choose the names of models."""
     sink = SpanSink(Telemetry().tracers)
     for number in range(200):
         sink._remember(f"google:model-{number}", trace.INVALID_SPAN_CONTEXT)

@@ -36,7 +36,7 @@ class Sentences(list[tuple[str, str]]):
 
 @pytest.fixture
 def sentences() -> Iterator[Sentences]:
-    """What an application's structlog pipeline is given."""
+    """Return the summaries that an application's structlog pipeline receives."""
     caught = Sentences()
 
     def catch(_logger: Any, _level: str, line: Any) -> Any:
@@ -212,7 +212,7 @@ def test_routes_of_one_provider_are_told_apart(sentences: Sentences) -> None:
 
 
 def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
-    """Its sentence says so, and claims no fallback."""
+    """The summary of a shadow breaker states that it has no effect, and no fallback."""
 
     async def scene(world: TelemetryScenario) -> None:
         world.google.fail(Reason.OVERLOADED, status=503, times=3)
