@@ -45,7 +45,7 @@ class CallsInFlight:
         self._calls[timer] = loop
 
     def leave(self, timer: asyncio.Timeout) -> None:
-        """Count a call no longer, and wake those who wait for the last one."""
+        """Remove a call, and wake the callers of `drained` after the last one."""
         self._calls.pop(timer, None)
         waiting, self._waiting = self._waiting, []
         for future in waiting:

@@ -63,7 +63,7 @@ class BreakerOutcome(StrEnum):
     TRIP = "trip"
     """Opens at once, because another request soon would fail too."""
     NEUTRAL = "neutral"
-    """No vote: the request says nothing about the service."""
+    """No vote: the outcome is not evidence about the service."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ class ImageResult:
         try:
             return convert.decoded(self.image_bytes)
         except image_errors.UnusableImageError as error:
-            raise ValueError(f"the picture from {self.provider} {error}") from None
+            raise ValueError(f"the image from {self.provider} {error}") from None
 
     def _repr_png_(self) -> bytes | None:
         """Return the image as PNG, for notebooks; None if it cannot be converted."""

@@ -226,7 +226,7 @@ def test_pictures_are_copied_into_json() -> None:
     odd = 'quote " and \u2028'
     reply = json_reply({"b": [RawJson(b"AAA"), odd, {"c": RawJson(b"BB")}], "d": RawJson(b"")})
     assert json.loads(reply.body) == {"b": ["AAA", odd, {"c": "BB"}], "d": ""}
-    with pytest.raises(TypeError, match="set is no JSON value"):
+    with pytest.raises(TypeError, match="set is not a JSON value"):
         json_reply({"a": {1}})
 
 

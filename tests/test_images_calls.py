@@ -62,8 +62,14 @@ def test_a_slow_address_does_not_take_the_callers_time(
     ("image", "words"),
     [
         (URL, "image took too long to load"),
-        ("photos/fox.png", "image is a text; pass pathlib.Path for a file, or an https address"),
-        ("file:///fox", "image is a text; pass pathlib.Path for a file, or an https address"),
+        (
+            "photos/fox.png",
+            "image is neither base64 nor an https address; pass pathlib.Path for a file",
+        ),
+        (
+            "file:///fox",
+            "image is neither base64 nor an https address; pass pathlib.Path for a file",
+        ),
         (7, "image is of type int, not an image"),
     ],
 )

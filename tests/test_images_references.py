@@ -129,7 +129,7 @@ def test_a_text_is_never_a_path(tmp_path: Path) -> None:
     loaded = load(str(tmp_path / "a.png"), f"file://{tmp_path}/a.png")
 
     assert [each["why"] for each in loaded.dropped] == [
-        "is a text; pass pathlib.Path for a file, or an https address"
+        "is neither base64 nor an https address; pass pathlib.Path for a file"
     ] * 2
     (bucket,) = load("gs://bucket/secret").dropped
     assert "pass pathlib.Path" in bucket["why"]
@@ -162,10 +162,10 @@ UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
     "large bytearray": (bytearray(5001), "is larger than 0.005 MB"),
     "large base64": (base64.b64encode(bytes(9000)).decode(), "is larger than 0.005 MB"),
     "large file": (large_file, "is larger than 0.005 MB"),
-    "no file": (lambda folder: folder / "secret", "is a file that gives FileNotFoundError"),
+    "no file": (lambda folder: folder / "secret", "could not be read (FileNotFoundError)"),
     "folder": (lambda folder: folder, "is not a regular file"),
     "pipe": (pipe, "is not a regular file"),
-    "null in a path": (lambda _folder: Path("secret\0"), "is a file that gives ValueError"),
+    "null in a path": (lambda _folder: Path("secret\0"), "could not be read (ValueError)"),
     "address that fails": (URL, "was not found"),
 }
 

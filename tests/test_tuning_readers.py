@@ -439,7 +439,10 @@ HOSTILE = {
     "a span of negative length": (TAGGED % (1e15, -5, '"success"', 1), "ends before it starts"),
     "a tag of 400 digits": (TAGGED % (1e15, 5, '"success"', HUGE), "cost_usd is not a number"),
     "a tag of negative dollars": (TAGGED % (1e15, 5, '"success"', -1), "cost is negative"),
-    "a deep tag": (TAGGED % (1e15, 5, "[" * 400 + "]" * 400, 1), "outcome is none that is known"),
+    "a deep tag": (
+        TAGGED % (1e15, 5, "[" * 400 + "]" * 400, 1),
+        "unknown imagegen.attempt.outcome",
+    ),
 }
 
 
@@ -553,7 +556,7 @@ def from_jaeger(answer: Callable[[httpx2.Request], httpx2.Response]) -> list[Row
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (DEEP, "no JSON"),
+        (DEEP, "not JSON"),
         (SPAN % ('"s"', f'"{HUGE}"'), "not as it should be"),
         (SPAN % ("[1]", '"1000000000000000000"'), "not as it should be|call is missing"),
         ('{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": []}]}]}]}', "not as it should"),

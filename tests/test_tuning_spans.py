@@ -258,7 +258,7 @@ def test_a_jaeger_that_is_none_is_named() -> None:
     broken = '{"result": {"resourceSpans": [{"scopeSpans": [{"spans": [{"name": "x"}]}]}]}}'
     for handler, says in (
         (refuse, "cannot be asked: refused"),
-        (answering("<html>"), "no JSON"),
+        (answering("<html>"), "not JSON"),
         (answering("[]"), "not an object"),
         (answering(broken), "not as it should be"),
         (answering('{"data": 3}'), "not as it should be"),

@@ -109,7 +109,7 @@ def _encode(body: Any) -> bytes:
 
     def mark(value: object) -> str:
         if not isinstance(value, RawJson):
-            raise TypeError(f"{type(value).__name__} is no JSON value")
+            raise TypeError(f"{type(value).__name__} is not a JSON value")
         copied.append(value.data)
         return _MARK
 

@@ -188,7 +188,7 @@ class _Loader:
         if not text[:_HEAD].lstrip().lower().startswith(_ADDRESS):
             if len(text) <= _LONGEST_NAME and _NAME.search(text.strip()):
                 raise UnusableImageError(
-                    "is a text; pass pathlib.Path for a file, or an https address"
+                    "is neither base64 nor an https address; pass pathlib.Path for a file"
                 )
             return await self._from_base64(text)
         if self._fetch is None:
@@ -228,4 +228,4 @@ def _file_errors() -> Iterator[None]:
     except UnusableImageError:
         raise
     except (OSError, TypeError, ValueError) as error:  # ValueError: a null character in the path
-        raise UnusableImageError(f"is a file that gives {type(error).__name__}") from None
+        raise UnusableImageError(f"could not be read ({type(error).__name__})") from None

@@ -178,7 +178,7 @@ def _all_objects(text: str) -> list[dict[str, Any]]:
         try:
             document, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
-            raise RecordingError("Jaeger's answer is no JSON") from None
+            raise RecordingError("Jaeger's answer is not JSON") from None
         if not isinstance(document, dict):
             raise RecordingError("Jaeger's answer is not an object")
         found.append(document)

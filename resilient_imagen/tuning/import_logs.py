@@ -272,4 +272,4 @@ def _reason(word: Any) -> Reason | None:
     try:
         return None if word is None else Reason(word)
     except ValueError:
-        raise RecordingError("reason is none that is known") from None
+        raise RecordingError("unknown reason") from None

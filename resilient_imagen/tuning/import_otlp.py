@@ -116,7 +116,7 @@ def _attempt(span: _Span, route: str) -> Attempted:
     try:
         reason = None if outcome == "success" else Reason(outcome)
     except ValueError:
-        raise RecordingError(f"{names.ATTEMPT_OUTCOME} is none that is known") from None
+        raise RecordingError(f"unknown {names.ATTEMPT_OUTCOME}") from None
     return Attempted(
         at=span.start,
         call=span.parent,

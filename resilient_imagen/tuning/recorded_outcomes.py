@@ -103,7 +103,7 @@ class _Route:
             index = self._next_nearest(at, index)  # a retry is not the request it repeats
         return self._as_met(index, coin, seen=seen)
 
-    # -- which recorded request ----------------------------------------------------------------
+    # -- the recorded request ------------------------------------------------------------------
 
     def _stand_in(self, at: float, coin: DeterministicRng) -> tuple[int, bool]:
         index = self._nearest(at)
@@ -137,7 +137,7 @@ class _Route:
         earlier, later = self._at[index - 1], self._at[index + 1]
         return index - 1 if at - earlier < later - at else index + 1
 
-    # -- and what it met -----------------------------------------------------------------------
+    # -- its outcome ---------------------------------------------------------------------------
 
     def _as_met(self, index: int, coin: DeterministicRng, *, seen: bool) -> SimulatedOutcome:
         log = self._log
@@ -168,7 +168,7 @@ class _Route:
             return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen=False)
         return self._as_met(longer[int(coin.unit(_LONGER) * len(longer))], coin, seen=False)
 
-    # -- when it was in trouble ----------------------------------------------------------------
+    # -- incidents -----------------------------------------------------------------------------
 
     def troubles(self) -> Sequence[Incident]:
         """Return intervals with at least three failures that are a third of the requests or more.
