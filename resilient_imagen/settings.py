@@ -109,8 +109,7 @@ class Settings(BaseSettings):
     routes: Annotated[tuple[RouteName, ...], NoDecode] = Field(
         (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
         validation_alias=_variable("IMAGE_GEN_ROUTES"),
-        description="Ordered chain of provider:model. A sibling model of the same vendor may "
-        "stand between.",
+        description="Ordered list of provider:model, which may include several models of a vendor.",
     )
     max_concurrent: int = Field(
         4,
@@ -164,7 +163,7 @@ class Settings(BaseSettings):
     openai_timeout: Seconds = Field(
         180,
         validation_alias=_variable("IMAGE_GEN_OPENAI_TIMEOUT"),
-        description="The same for OpenAI, whose good pictures take minutes.",
+        description="The same for OpenAI, whose images of high quality take minutes.",
     )
     deadline: OptionalSeconds = Field(
         None,
@@ -296,7 +295,7 @@ class Settings(BaseSettings):
     fit: Annotated[Literal["crop", "pad", "none", "exact"], LowercaseStr] = Field(
         "crop",
         validation_alias=_variable("IMAGE_GEN_FIT"),
-        description="What to do with a picture more than 2 % off the asked ratio; exact fits to "
+        description="What to do with an image more than 2 % off the requested ratio; exact fits to "
         "the pixel always.",
     )
     strict_references: bool = Field(
