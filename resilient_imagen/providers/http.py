@@ -18,7 +18,7 @@ import anyio.lowlevel
 import httpx2
 
 from resilient_imagen.dns import HostResolver
-from resilient_imagen.providers.network import ResolvingTransport, proxy_for
+from resilient_imagen.providers.connections import ResolvingTransport, proxy_for
 from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
 if TYPE_CHECKING:

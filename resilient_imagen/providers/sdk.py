@@ -21,10 +21,10 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError, pro
 from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.models import cost_usd
 from resilient_imagen.providers.base import Endpoint, account_id
+from resilient_imagen.providers.connections import credentials
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.genai_compat import suppress_instrumentation
 from resilient_imagen.providers.http import CapturingClient, capture_exchange
-from resilient_imagen.providers.network import credentials
 from resilient_imagen.providers.per_loop_clients import PerLoopClients
 from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
