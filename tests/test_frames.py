@@ -127,7 +127,7 @@ def test_pictures_of_their_real_size(
     for (ratio, resolution), size, result in zip(asked, sizes(found), found, strict=True):
         assert off(size, ratio) <= 0.02, ratio
         native = ratio in (row.aspect_ratios or ASPECT_RATIOS[:10]) and not row.sizes
-        fitted = any(note.startswith("picture") for note in result.adjustments)
+        fitted = any(note.startswith("image ") for note in result.adjustments)
         assert native <= (not fitted), (ratio, result.adjustments)
         assert min(size) * max(size) > (100_000 if fitted else 650_000), (ratio, resolution)
 

@@ -137,8 +137,9 @@ class CallState:
     def note_change(self) -> None:
         """Wake the stage across routes: a route has ended, or the next one is due."""
         self._changed = True
-        if self._change is not None and not self._change.done():
-            self._change.set_result(None)
+        change = self._change
+        if change is not None and not change.done() and not self.loop.is_closed():
+            change.set_result(None)
 
     async def changed(self) -> None:
         """Wait until ``note_change`` was called since the last time."""
