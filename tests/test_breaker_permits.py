@@ -631,6 +631,15 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
     assert settlement.metrics.state is OPEN
 
 
+def test_a_failure_has_the_origin_that_was_given_at_sending() -> None:
+    """Rejections report it, unless the failure was settled with another origin."""
+    breaker, _ = make_gate(fail_max=1)
+    call = let_in(breaker)
+    call.begin(origin="the request")
+    call.settle(BreakerOutcome.FAILURE)
+    assert refused(breaker).origin == "the request"
+
+
 def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
     """Later rejections have the origin of the probe that timed out."""
     breaker, clock = opened()

@@ -505,11 +505,13 @@ def test_a_model_for_one_call_is_not_asked_twice() -> None:
 
 
 def changes(world: PipelineScenario) -> list[tuple[str, str, str]]:
-    """Return route, new state and origin of every change of a breaker."""
-    return [
-        (f"{event.provider}:{event.model}", event.transition.to_state, str(event.transition.origin))
-        for event in world.told.of(BreakerChanged)
-    ]
+    """Return route, new state and the call that caused it, of every change of a breaker."""
+    found: list[tuple[str, str, str]] = []
+    for event in world.told.of(BreakerChanged):
+        change, sent = event.transition, event.transition.origin
+        assert isinstance(sent, AttemptStarted)
+        found.append((change.name, change.to_state, sent.call_id))
+    return found
 
 
 def test_an_opening_names_the_call_that_caused_it() -> None:

@@ -76,8 +76,8 @@ class Permit:
         was not sent takes it again if it is still free.
 
         Args:
-            origin: Reported by later rejections if a time-out of this call opens the breaker: a
-                span context, or any other object.
+            origin: Reported by later rejections if this call opens the breaker: a span context, or
+                any other object.
         """
         self._breaker._begin(self._call, origin)  # noqa: SLF001 - see CallTracker
 
@@ -101,7 +101,10 @@ class Permit:
             cause: Reason of the failure, reported by rejections if it opens the breaker.
             summary: Short text of the failure (`503 UNAVAILABLE`), reported with the cause.
             retry_after: Seconds that the server asked to wait, or None.
-            origin: A span context or any other object, reported with the cause.
+            origin: A span context or any other object, reported with the cause; that of `begin` if
+                it is None.
         """
+        if origin is None:
+            origin = self._call.origin
         trip_cause = TripCause(cause, summary, origin, retry_after)
         return self._breaker._settle(self._call, verdict, trip_cause)  # noqa: SLF001 - see CallTracker

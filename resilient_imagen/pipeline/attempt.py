@@ -72,7 +72,6 @@ class AttemptExecutor:
         call.on_start.fire()
         state.attempt_number += 1
         call.retries += state.attempt_number > 1
-        permit.begin(origin=call.id)
         slot.consume()
         sent = AttemptStarted(
             call_id=call.id,
@@ -88,6 +87,7 @@ class AttemptExecutor:
             prompt_hints=state.adapted.hints,
             overlap=None if state.overlap is None else str(state.overlap),
         )
+        permit.begin(origin=sent)
         self._dispatcher.emit(sent)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
@@ -122,7 +122,9 @@ class AttemptExecutor:
             if answer is not None:
                 failure = failure.after_delivery(route.usage(answer, request.resolution))
             call.failures += (caught, failure.error)
-            attempt, settlement = self._record_failure(call, state, permit, failure, now - started)
+            attempt, settlement = self._record_failure(
+                call, state, sent, permit, failure, now - started
+            )
             outcome = AttemptFailure(failure, sent, attempt, settlement)
             if failure.provider_error is None:  # neither a retry nor another route makes up for it
                 self._dispatcher.emit(outcome.event(retry_in=None))
@@ -161,6 +163,7 @@ class AttemptExecutor:
         self,
         call: CallState,
         state: RouteState,
+        sent: AttemptStarted,
         permit: Permit,
         failure: FailureClass,
         latency: float,
@@ -178,14 +181,13 @@ class AttemptExecutor:
             cause=failure.trip_cause,
             summary=failure.summary,
             retry_after=hint,
-            origin=call.id,
         )
         if error is not None and error.account_wide and failure.vote is BreakerOutcome.TRIP:
             for sibling in self._siblings(route.provider.name):
                 sibling.account_failure = (error.reason, error.summary)
                 if sibling is not route:
                     sibling.breaker.force_trip(
-                        cause=error.reason, summary=error.summary, retry_after=hint, origin=call.id
+                        cause=error.reason, summary=error.summary, retry_after=hint, origin=sent
                     )
         attempt = Attempt(
             route.provider.name,

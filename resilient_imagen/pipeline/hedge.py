@@ -155,7 +155,7 @@ class OverlapPolicy:
         ]
         if self.keeps and own_limit < call.deadline.at:
             due.append((own_limit, partial(self._pass_limit, state, slot)))
-            due.append((self._votes_at(state, permit, started), partial(_vote, call, permit)))
+            due.append((self._votes_at(state, permit, started), partial(_vote, permit)))
         due.sort(key=itemgetter(0), reverse=True)
         return due
 
@@ -190,8 +190,8 @@ class OverlapPolicy:
             kept.pop(0).cancel(CancelCause.DISPLACED)
 
 
-def _vote(call: CallState, permit: Permit) -> None:
-    permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out", origin=call.id)
+def _vote(permit: Permit) -> None:
+    permit.settle(BreakerOutcome.FAILURE, cause=Reason.TIMEOUT, summary="timed out")
 
 
 class RequestClock:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SpanSink"]
 
-_CALL: Final = otel_context.create_key("resilient_imagen.pipeline.call")
+_OWNER: Final = otel_context.create_key("resilient_imagen.telemetry.owner")
+"""Key of the trace or request that made a context current."""
 _MAX_OPENERS: Final = 64
 """Maximum number of routes whose opening attempt is remembered; three are usual."""
 _MAX_PROMPT: Final = 4000
@@ -41,40 +42,44 @@ _MOMENT: Final = 1000
 
 
 class _Trace:
-    """One call's open spans."""
+    """The open root span of one call."""
 
-    __slots__ = (
-        "attempt",
-        "attempt_at",
-        "attempt_token",
-        "context",
-        "offset",
-        "prompt",
-        "reject",
-        "root",
-        "route",
-        "token",
-    )
+    __slots__ = ("context", "offset", "prompt", "reject", "root", "token")
 
     def __init__(self, root: Span, offset: int, prompt: str | None) -> None:
         self.root = root
         self.offset = offset
         """Nanoseconds between the epoch and the zero of loop time."""
         self.prompt = prompt
-        self.context: Context | None = None
+        self.context: Context = otel_context.set_value(
+            _OWNER, self, trace.set_span_in_context(root)
+        )
         """The context in which the root is the current span."""
-        self.token: Token[Context] | None = None
-        self.attempt: Span | None = None
-        self.attempt_at = 0.0
-        self.attempt_token: Token[Context] | None = None
-        self.route = ""
-        """The route of the attempt."""
+        self.token: Token[Context] = otel_context.attach(self.context)
         self.reject: SpanContext | None = None
         """The span of the latest rejection."""
 
     def ns(self, at: float) -> int:
         """Convert a loop time to nanoseconds since the epoch."""
         return self.offset + int(at * 1e9)
+
+
+class _Request:
+    """The open span of one request. It may end after the root span of its call."""
+
+    __slots__ = ("call", "sent", "span", "token")
+
+    def __init__(self, call: _Trace, sent: events.AttemptStarted, span: Span) -> None:
+        self.call = call
+        self.sent = sent
+        self.span = span
+        current = otel_context.set_value(_OWNER, self, trace.set_span_in_context(span))
+        self.token: Token[Context] = otel_context.attach(as_inference_span(current))
+
+    @property
+    def route(self) -> str:
+        """Return its route, as provider:model."""
+        return f"{self.sent.provider}:{self.sent.model}"
 
 
 class SpanSink:
@@ -94,6 +99,8 @@ class SpanSink:
         self._capture_content = capture_content
         self._traces: dict[str, _Trace] = {}
         """Traces of the calls in flight, by id. Every call ends, even if its task is dropped."""
+        self._requests: dict[int, _Request] = {}
+        """Requests in flight, by the identity of the event about their start."""
         self._openers: OrderedDict[str, SpanContext] = OrderedDict()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RequestStarted: self._request_started,
@@ -116,9 +123,13 @@ class SpanSink:
     def span_of(self, event: events.Event) -> SpanContext:
         """Return the span that an event is about.
 
-        It is the current span, except for a rejection, which has a span without children, and for
-        an opening, which may be detected while the span of another call is current.
+        It is the current span, except for the end of a request, for a rejection, which has a span
+        without children, and for an opening, which may be detected while another span is current.
         """
+        if isinstance(event, events.AttemptEnded):
+            request = self._requests.get(id(event.sent))
+            if request is not None:
+                return request.span.get_span_context()
         if isinstance(event, events.ShortCircuited):
             opened = self._traces.get(event.call_id)
             if opened is not None and opened.reject is not None:
@@ -139,10 +150,7 @@ class SpanSink:
         if not root.get_span_context().is_valid:
             return  # there is no tracer provider
         prompt = event.request.prompt if self._capture_content else None
-        opened = _Trace(root, offset, prompt)
-        opened.context = otel_context.set_value(_CALL, opened, trace.set_span_in_context(root))
-        opened.token = otel_context.attach(opened.context)
-        self._traces[event.call_id] = opened
+        self._traces[event.call_id] = _Trace(root, offset, prompt)
 
     def _references_changed(self, event: events.ReferencesChanged) -> None:
         self._note(
@@ -188,7 +196,7 @@ class SpanSink:
             if event.outcome in {"error", "deadline"}:
                 opened.root.set_status(StatusCode.ERROR, safe(event.error or event.error_type))
         opened.root.end(opened.ns(event.at))
-        _detach(opened, opened.token)
+        _detach(opened)
 
     # -- one request --------------------------------------------------------------------------
 
@@ -208,27 +216,23 @@ class SpanSink:
             found,
             start_time=opened.ns(event.at),
         )
-        opened.attempt, opened.attempt_at = span, event.at
-        opened.route = f"{event.provider}:{event.model}"
-        opened.attempt_token = otel_context.attach(
-            as_inference_span(trace.set_span_in_context(span))
-        )
+        self._requests[id(event)] = _Request(opened, event, span)
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
-        opened = self._traces.get(event.call_id)
-        if opened is None or opened.attempt is None:
+        request = self._requests.pop(id(event.sent), None)
+        if request is None:
             return
-        span, opened.attempt = opened.attempt, None
+        span, ns = request.span, request.call.ns
         if span.is_recording():
-            self._describe(span, event, opened.ns(event.at))
-        span.end(opened.ns(opened.attempt_at + event.latency_s))
-        _detach(opened, opened.attempt_token)
+            self._describe(span, event, ns(event.at))
+        span.end(ns(event.sent.at + event.latency_s))
+        _detach(request)
 
     @staticmethod
     def _describe(span: Span, event: events.AttemptEnded, now: int) -> None:
         span.set_attributes(attributes.of_attempt_end(event))
         if attributes.attempt_error(event) is None or event.reason is Reason.CANCELLED:
-            return  # a success, or a cancellation by the caller
+            return  # a success; or the caller left, or another route delivered first
         span.set_status(StatusCode.ERROR)
         details = {names.EXCEPTION_TYPE: event.error_type or ""}
         if event.vendor_message is not None:
@@ -255,19 +259,19 @@ class SpanSink:
         opened.reject = span.get_span_context()
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
-        """Remember the attempt that opened a breaker: its own, or one of a sibling route."""
+        """Remember the request that opened a breaker, of its own route or of a sibling."""
         if not _opens(event):
             return
         change = event.transition
-        opened = self._traces.get(str(change.origin))
-        if opened is None or opened.attempt is None:
+        request = self._requests.get(id(change.origin))
+        if request is None:
             # No request caused this opening: drop the old link rather than point to an unrelated
             # span.
             self._openers.pop(change.name, None)
             return
-        self._remember(change.name, opened.attempt.get_span_context())
-        if opened.route == change.name:  # its own end may come too late to report it
-            opened.attempt.set_attribute(
+        self._remember(change.name, request.span.get_span_context())
+        if request.route == change.name:  # its own end may come too late to report it
+            request.span.set_attribute(
                 names.CIRCUIT_BREAKER_TRANSITION, f"{change.from_state.value}_to_open"
             )
 
@@ -283,10 +287,10 @@ def _opens(event: events.BreakerChanged) -> bool:
     return event.transition.to_state.value == "open" and not event.transition.shadow
 
 
-def _detach(opened: _Trace, token: Token[Context] | None) -> None:
-    """Detach the call's context, unless another context is current."""
-    if token is not None and otel_context.get_value(_CALL) is opened:
-        otel_context.detach(token)
+def _detach(owner: _Trace | _Request) -> None:
+    """Restore the context from before ``owner`` made its own current, unless another one is."""
+    if otel_context.get_value(_OWNER) is owner:
+        otel_context.detach(owner.token)
 
 
 def _messages(prompt: str) -> str:
