@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,10 +15,12 @@ from telemetry_kit import FAST, TelemetryScenario, attributes, run_telemetry_sce
 from resilient_imagen import Reason
 
 GOOGLE = "google:gemini-3-pro-image"
+OPENAI = "openai:gpt-image-2.5-flare"
 
 PROBES: dict[str, Any] = {**FAST, "breaker_fail_max": 1, "hedge_probe_after": 3}
 """The first failure opens a circuit; the next route is asked 3 s after a probe was sent."""
 KEEPS: dict[str, Any] = {**FAST, "on_timeout": "keep", "per_call_timeout": 60}
+SLOW: dict[str, Any] = {**FAST, "hedge_after": 10}
 
 
 async def open_google(world: TelemetryScenario) -> None:
@@ -26,6 +29,27 @@ async def open_google(world: TelemetryScenario) -> None:
     await world.ask()
     await asyncio.sleep(70)
     world.telemetry.exporter.clear()
+
+
+async def slow_google(world: TelemetryScenario) -> None:
+    """Make a request to Google that is slow, so that OpenAI is asked beside it."""
+    world.google.latency = 100
+    await world.ask()
+
+
+async def probe_beside_openai(world: TelemetryScenario) -> None:
+    """Send a slow probe to Google, so that OpenAI is asked beside it; wait for its end."""
+    await open_google(world)
+    world.google.latency = 20
+    await world.ask()
+    await asyncio.sleep(30)
+
+
+async def keep_google(world: TelemetryScenario) -> None:
+    """Let a request to Google exceed its time limit, and OpenAI deliver beside it."""
+    world.google.hang(times=1)
+    world.openai.latency = 40
+    await world.ask()
 
 
 def attempt_of(world: TelemetryScenario, provider: str) -> ReadableSpan:
@@ -158,3 +182,206 @@ def test_a_request_that_ends_after_its_call_is_measured() -> None:
         assert counted == {"failure": 1, "success": 1}
 
     run_telemetry_scenario(scene, **PROBES)
+
+
+@pytest.mark.parametrize(
+    ("scene", "settings", "kind", "cause"),
+    [
+        (probe_beside_openai, PROBES, "probe", "circuit_open"),
+        (slow_google, SLOW, "slow", "timeout"),
+        (keep_google, KEEPS, "timeout", "timeout"),
+    ],
+)
+def test_spans_and_metrics_have_the_kind_of_overlap(
+    scene: Callable[[TelemetryScenario], Awaitable[None]],
+    settings: dict[str, Any],
+    kind: str,
+    cause: str,
+) -> None:
+    """The root span, its event, the span of the second request, and a counter have it."""
+
+    async def whole(world: TelemetryScenario) -> None:
+        await scene(world)
+        root = world.telemetry.roots()[0]
+        assert attributes(root)["imagegen.hedged"] == kind
+        assert attributes(root)["imagegen.fallback.cause"] == cause
+        assert [dict(event.attributes or {}) for event in root.events] == [
+            {
+                "imagegen.event.from": GOOGLE,
+                "imagegen.event.to": OPENAI,
+                "imagegen.event.cause": cause,
+                "imagegen.event.hedged": kind,
+            }
+        ]
+        assert attributes(attempt_of(world, "openai"))["imagegen.attempt.overlap"] == kind
+        assert "imagegen.attempt.overlap" not in attributes(attempt_of(world, "google"))
+        assert world.telemetry.points("imagegen.hedges") == [
+            ({"imagegen.hedged": kind, "gen_ai.provider.name": "openai"}, 1)
+        ]
+
+    run_telemetry_scenario(whole, **settings)
+
+
+def test_a_call_without_overlap_has_no_kind() -> None:
+    """Neither has a request that was sent after the one past its limit had failed."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        world.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
+        world.openai.fail(Reason.SERVER_ERROR, status=500, latency=5, times=1)
+        await world.ask()
+        first, second = (
+            span
+            for span in world.telemetry.attempts()
+            if attributes(span)["imagegen.provider"] == "openai"
+        )
+        assert attributes(first)["imagegen.attempt.overlap"] == "timeout"
+        assert "imagegen.attempt.overlap" not in attributes(second)
+        world.telemetry.exporter.clear()
+        await world.ask()
+        assert "imagegen.hedged" not in attributes(world.telemetry.roots()[0])
+
+    run_telemetry_scenario(scene, retry_base_delay=20, **KEEPS)
+
+
+def test_a_request_cancelled_by_another_routes_image_may_have_been_billed() -> None:
+    """Its span has the outcome and the cause, and is not an error."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await slow_google(world)
+        cancelled = attempt_of(world, "google")
+        found = attributes(cancelled)
+        assert found["imagegen.attempt.outcome"] == "cancelled"
+        assert found["imagegen.attempt.cancel_cause"] == "delivered"
+        assert found["imagegen.attempt.may_be_billed"] is True
+        assert duration(cancelled) == pytest.approx(12)
+        assert cancelled.status.status_code is StatusCode.UNSET
+
+    run_telemetry_scenario(scene, **SLOW)
+
+
+def test_a_kept_request_timed_out_and_may_have_been_billed() -> None:
+    """It was cancelled when the next route delivered, after its time limit."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await keep_google(world)
+        kept = attempt_of(world, "google")
+        found = attributes(kept)
+        assert found["imagegen.attempt.outcome"] == found["error.type"] == "timeout"
+        assert found["imagegen.attempt.cancel_cause"] == "delivered"
+        assert found["imagegen.attempt.time_limit"] == 60.0
+        assert found["imagegen.attempt.may_be_billed"] is True
+        assert duration(kept) == pytest.approx(100)
+        assert kept.status.status_code is StatusCode.ERROR
+
+    run_telemetry_scenario(scene, **KEEPS)
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [vars(record) for record in caplog.records if record.name == "imagegen"]
+
+
+@pytest.mark.parametrize(
+    ("scene", "settings", "told"),
+    [
+        (
+            probe_beside_openai,
+            PROBES,
+            [
+                "google probe slow after 3.0 s: openai asked beside it",
+                "image from openai after 5.0 s and 1 request; google was left (probe slow)",
+                "google serves again: circuit closed",
+                "image from google after 20 s, not used: openai delivered first; circuit closed",
+            ],
+        ),
+        (
+            slow_google,
+            SLOW,
+            [
+                "google slow after 10 s: openai asked beside it",
+                "google cancelled after 12 s: openai delivered first; may have been billed",
+                "image from openai after 12 s and 2 requests; google was left (slow)",
+            ],
+        ),
+        (
+            keep_google,
+            {**KEEPS, "openai_timeout": 200},
+            [
+                "google past its limit of 60 s: kept beside openai",
+                (
+                    "google cancelled after 100 s, past its limit of 60 s: openai delivered first; "
+                    "may have been billed"
+                ),
+                "image from openai after 100 s and 2 requests; google was left (past its limit)",
+            ],
+        ),
+    ],
+)
+def test_log_records_say_what_overlapped_and_what_was_cancelled(
+    scene: Callable[[TelemetryScenario], Awaitable[None]],
+    settings: dict[str, Any],
+    told: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One sentence about each step, in order."""
+
+    async def whole(world: TelemetryScenario) -> None:
+        await scene(world)
+        summaries = [record["summary"] for record in records(caplog)]
+        assert summaries[-len(told) :] == told
+
+    caplog.set_level(logging.INFO, logger="imagegen")
+    run_telemetry_scenario(whole, **settings)
+
+
+def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixture) -> None:
+    """The fallback, the cancelled request, and the call with the request that served it."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await slow_google(world)
+        fallback, cancelled, completed = records(caplog)
+        assert (fallback["event"], fallback["hedged"]) == ("imagegen.fallback", "slow")
+        assert fallback["after_s"] == 10.0
+        assert cancelled["event"] == "imagegen.attempt.failed"
+        assert cancelled["reason"] == "cancelled"
+        assert cancelled["attempt.cancel_cause"] == "delivered"
+        assert cancelled["attempt.may_be_billed"] is True
+        assert (cancelled["attempt.resolution"], cancelled["attempt.time_limit"]) == ("2K", 60.0)
+        assert (completed["event"], completed["hedged"]) == ("imagegen.request.completed", "slow")
+        assert completed["attempt.overlap"] == "slow"
+        assert (completed["attempt.resolution"], completed["attempt.time_limit"]) == ("2K", 180.0)
+
+    caplog.set_level(logging.INFO, logger="imagegen")
+    run_telemetry_scenario(scene, **SLOW)
+
+
+def test_the_image_of_a_hedged_probe_has_a_record(caplog: pytest.LogCaptureFixture) -> None:
+    """No record of a call describes it; the record has the span and the price."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await probe_beside_openai(world)
+        record, probe = records(caplog)[-1], attempt_of(world, "google")
+        assert record["event"] == "imagegen.attempt.completed"
+        assert (record["attempt.unused"], record["circuit_breaker.probe"]) == (True, True)
+        assert record["cost_usd"] > 0
+        assert probe.context is not None
+        assert record["span_id"] == format(probe.context.span_id, "016x")
+        assert attributes(probe)["imagegen.attempt.unused"] is True
+
+    caplog.set_level(logging.INFO, logger="imagegen")
+    run_telemetry_scenario(scene, **PROBES)
+
+
+def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptureFixture) -> None:
+    """The caller gets the image whose request the record of the call describes."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        world.google.latency, world.openai.latency = 15, 5
+        result = await world.ask()
+        unused, completed = records(caplog)[-2:]
+        assert (unused["event"], unused["attempt.unused"]) == ("imagegen.attempt.completed", True)
+        assert completed["circuit_breaker.name"] == f"{result.provider}:{result.model}"
+        assert {unused["provider"], result.provider} == {"google", "openai"}
+        assert completed["attempts"] == 2
+
+    caplog.set_level(logging.INFO, logger="imagegen")
+    run_telemetry_scenario(scene, **SLOW)

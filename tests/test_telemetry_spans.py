@@ -75,6 +75,8 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
             "imagegen.model": "gemini-3-pro-image",
             "imagegen.attempt.number": 1,
             "imagegen.attempt.max": 3,
+            "imagegen.attempt.resolution": "2K",
+            "imagegen.attempt.time_limit": 60.0,
             "imagegen.attempt.outcome": "success",
             "imagegen.attempt.will_retry": False,
             "imagegen.queue_s": 0.0,

@@ -68,6 +68,8 @@ class AttemptExecutor:
         loop = asyncio.get_running_loop()
         route, request = state.route, state.adapted.request
         await call.make_room()
+        overlap = (state.overlap or call.overlap) if call.in_flight else None
+        call.overlap = call.overlap or overlap
         cancellations = _cancellation_count()
         call.on_start.fire()
         state.attempt_number += 1
@@ -84,8 +86,10 @@ class AttemptExecutor:
             admitted=permit.state.value,
             probe=permit.probe,
             queue_s=state.queue_s,
+            resolution=request.resolution,
+            time_limit_s=route.timeout,
             prompt_hints=state.adapted.hints,
-            overlap=None if state.overlap is None else str(state.overlap),
+            overlap=None if overlap is None else str(overlap),
         )
         permit.begin(origin=sent)
         self._dispatcher.emit(sent)
@@ -125,7 +129,14 @@ class AttemptExecutor:
             attempt, settlement = self._record_failure(
                 call, state, sent, permit, failure, now - started
             )
-            outcome = AttemptFailure(failure, sent, attempt, settlement)
+            outcome = AttemptFailure(
+                failure,
+                sent,
+                attempt,
+                settlement,
+                cancel_cause=state.cancel_cause if failure.provider_error is None else None,
+                delivered_by=_route_of(call.success_event),
+            )
             if failure.provider_error is None:  # neither a retry nor another route makes up for it
                 self._dispatcher.emit(outcome.event(retry_in=None))
                 raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
@@ -154,9 +165,12 @@ class AttemptExecutor:
             response_model=answer.model,
             response_id=answer.response_id,
             finish_reason=answer.finish_reason,
+            delivered_by=_route_of(call.success_event),
+            unused=call.success_event is not None or call.ended,
         )
         self._dispatcher.emit(event)
-        call.success_event = event
+        if not event.unused:
+            call.success_event = event
         return AttemptSuccess(route, image, usage, state.adapted, event)
 
     def _record_failure(
@@ -201,6 +215,10 @@ class AttemptExecutor:
         )
         call.record(attempt)
         return attempt, settlement
+
+
+def _route_of(event: AttemptEnded | None) -> str | None:
+    return None if event is None else f"{event.provider}:{event.model}"
 
 
 def _cancellation_count() -> int:

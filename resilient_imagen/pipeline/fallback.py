@@ -91,9 +91,11 @@ class Fallback:
                 await call.changed()
                 for branch in [each for each in branches if each.task.done()]:
                     branches.remove(branch)
-                    if (served := self._result(branch)) is not None:
+                    served = self._result(branch)
+                    if served is None:
+                        self._on_failure(call, branch, branches)
+                    elif served.event is call.success_event:
                         return await self._deliver(call, branch, served, branches)
-                    self._on_failure(call, branch, branches)
                 for branch in branches:
                     if (kind := branch.state.take_overlap()) is not None:
                         self._on_overlap(call, branch, kind, branches)
@@ -130,9 +132,8 @@ class Fallback:
         if branch.index == 0:
             call.fallback_cause = cause
         left, following = branch.state.route, call.routes[branch.index + 1]
-        left.last_fallback = (call.loop.time(), cause)
-        if kind is not None and call.overlap is None:
-            call.overlap = kind
+        now = call.loop.time()
+        left.last_fallback = (now, cause)
         self._dispatcher.emit(
             RouteFallback(
                 call_id=call.id,
@@ -140,6 +141,7 @@ class Fallback:
                 to_route=following.name,
                 cause=cause,
                 hedged=None if kind is None else str(kind),
+                after_s=None if kind is None else now - branch.state.sent_at,
             )
         )
         self._start(call, branches, branch.index + 1, kind)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resilient_imagen.errors import ImageGenerationError
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import FittedImage
+    from resilient_imagen.pipeline.overlap import CancelCause
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.result import Attempt, Usage
     from resilient_imagen.telemetry.events import AttemptStarted
@@ -40,6 +41,10 @@ class AttemptFailure(NamedTuple):
     """The record of the request."""
     settlement: Settlement
     """How the breaker counted the vote."""
+    cancel_cause: CancelCause | None = None
+    """Why the library cancelled it; None if it did not."""
+    delivered_by: str | None = None
+    """The route, as provider:model, whose image came before this request ended."""
 
     @property
     def error(self) -> ImageGenerationError:
@@ -65,6 +70,8 @@ class AttemptFailure(NamedTuple):
             vote=failure.vote,
             retry_in=retry_in,
             cut_short=failure.cut_short,
+            cancel_cause=None if self.cancel_cause is None else str(self.cancel_cause),
+            delivered_by=self.delivered_by,
             error_type=vendor_error or type(failure.error).__name__,
             vendor_message=None if ours is None else ours.vendor_message,
         )

@@ -114,7 +114,7 @@ class CallState:
     fallback_cause: Reason | None = None
     """Why the first route was left."""
     overlap: OverlapKind | None = None
-    """Why the call first had two routes at a time; None if it never had."""
+    """Why the call first had two requests in flight; None if it never had."""
     on_late_attempt: Callable[[Attempt], None] | None = None
     """Receives the record of a request that ends after the call."""
     ended: bool = False

@@ -84,6 +84,7 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
     }
     if event.queue_s >= WAITED_S:
         found[names.QUEUE_WAITED] = True
+    _put(found, names.HEDGED, event.hedged)
     if event.fallback_cause is not None:
         found[names.FALLBACK_CAUSE] = str(event.fallback_cause)
         found[names.FALLBACK_FROM] = event.fallback_from or ""
@@ -118,6 +119,8 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
         names.OPERATION: event.operation,
         names.ATTEMPT_NUMBER: event.number,
         names.ATTEMPT_MAX: event.limit,
+        names.ATTEMPT_RESOLUTION: event.resolution,
+        names.ATTEMPT_TIME_LIMIT: float(event.time_limit_s),
         names.QUEUE_S: rounded(event.queue_s),
         names.CIRCUIT_BREAKER_STATE: event.admitted,
     }
@@ -125,6 +128,7 @@ def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes
         found[names.QUEUE_WAITED] = True
     if event.probe:
         found[names.CIRCUIT_BREAKER_PROBE] = True
+    _put(found, names.ATTEMPT_OVERLAP, event.overlap)
     return found
 
 
@@ -154,6 +158,8 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     _put(found, names.ERROR_TYPE, attempt_error(event))
     if event.cut_short:
         found[names.ATTEMPT_CUT_SHORT] = True
+    _put(found, names.ATTEMPT_CANCEL_CAUSE, event.cancel_cause)
+    _put(found, names.ATTEMPT_UNUSED, event.unused or None)
     if event.reason is not None and event.may_have_been_billed:
         found[names.ATTEMPT_MAY_BE_BILLED] = True
     if event.usage is not None:

@@ -137,6 +137,9 @@ class AttemptStarted(Event):
     probe: bool
     queue_s: float
     """Seconds this request waited for its turn."""
+    resolution: str
+    time_limit_s: float
+    """Seconds of the route's time limit."""
     prompt_hints: PromptHints | None = None
     """What the provider adds to the caller's prompt; None when it does not say."""
     overlap: str | None = None
@@ -167,6 +170,9 @@ class AttemptEnded(Event):
     probe: bool = _of("sent.probe")
     queue_s: float = _of("sent.queue_s")
     """Seconds this request waited for its turn."""
+    resolution: str = _of("sent.resolution")
+    time_limit_s: float = _of("sent.time_limit_s")
+    """Seconds of the route's time limit."""
     overlap: str | None = _of("sent.overlap")
     """Why it was sent while an earlier route's request was in flight: probe, slow or timeout."""
     reason: Reason | None = _of("attempt.reason")
@@ -189,7 +195,15 @@ class AttemptEnded(Event):
     retry_in: float | None = None
     """Seconds until this route is asked again, or None when it is not."""
     cut_short: bool = False
-    """True when the deadline or the reserve ended it before its own timeout."""
+    """True when it was ended before its own time limit: by the deadline, by the reserve, or because
+    another route delivered."""
+    cancel_cause: str | None = None
+    """Why the library cancelled it: caller, delivered, displaced or round_ended; None if it was not
+    cancelled, or not by the library."""
+    delivered_by: str | None = None
+    """The route, as provider:model, whose image came before this request ended."""
+    unused: bool = False
+    """True for an image that came after that of another route, or after the call."""
     error_type: str | None = None
     """Name of the SDK's exception type, or of our own bug's."""
     vendor_message: str | None = None
@@ -227,6 +241,8 @@ class RouteFallback(Event):
     cause: Reason
     hedged: str | None = None
     """Why the next route was asked beside a request in flight: probe, slow or timeout."""
+    after_s: float | None = None
+    """Seconds for which the request in flight had run; None if there was none."""
 
 
 @_event

@@ -73,6 +73,9 @@ class Instruments:
         self.fallbacks: Counter = meter.create_counter(
             names.FALLBACK_COUNT, "{fallback}", "Routes left for the next one, by cause."
         )
+        self.hedges: Counter = meter.create_counter(
+            names.HEDGE_COUNT, "{hedge}", "Requests sent beside one in flight, by the reason."
+        )
         self.breaker_calls: Counter = meter.create_counter(
             names.BREAKER_CALLS, "{call}", "What the breaker made of each request."
         )

@@ -63,18 +63,20 @@ def _references_changed(event: events.ReferencesChanged) -> Line:
 
 
 def _attempt_ended(event: events.AttemptEnded) -> Line | None:
-    """Describe a failure. A success is part of the record of its call."""
+    """Describe a failure, or an image that was not used. Others are part of their call's record."""
     if event.reason is None and event.error_type is None:
-        return None
+        if not event.unused:
+            return None
+        return logging.INFO, names.ATTEMPT_COMPLETED, lambda: _attempt(event)
     loud = event.reason is not None and POLICIES[event.reason].alert
     return (
         logging.ERROR if loud else logging.WARNING,
         names.ATTEMPT_FAILED,
-        lambda: _failed_attempt(event),
+        lambda: _attempt(event),
     )
 
 
-def _failed_attempt(event: events.AttemptEnded) -> dict[str, Any]:
+def _attempt(event: events.AttemptEnded) -> dict[str, Any]:
     found: dict[str, Any] = {
         "route": f"{event.provider}:{event.model}",
         "latency_s": round(event.latency_s, 6),
@@ -105,15 +107,19 @@ def _retry_scheduled(event: events.RetryScheduled) -> Line:
 
 
 def _route_fallback(event: events.RouteFallback) -> Line:
-    return (
-        logging.WARNING,
-        names.FALLBACK,
-        lambda: {
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
             names.FALLBACK_FROM: event.from_route,
             names.FALLBACK_TO: event.to_route,
             names.FALLBACK_CAUSE: str(event.cause),
-        },
-    )
+        }
+        if event.hedged is not None:
+            found[names.HEDGED] = event.hedged
+        if event.after_s is not None:
+            found["after_s"] = round(event.after_s, 3)
+        return found
+
+    return logging.WARNING, names.FALLBACK, details
 
 
 def _short_circuited(event: events.ShortCircuited) -> Line:
@@ -188,6 +194,8 @@ def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
         "attempt.ago_s": round(now - event.at, 6),
         "attempt.queue_s": attributes.rounded(event.queue_s),
         names.ATTEMPT_NUMBER: event.number,
+        names.ATTEMPT_RESOLUTION: event.resolution,
+        names.ATTEMPT_TIME_LIMIT: float(event.time_limit_s),
         names.CIRCUIT_BREAKER_NAME: f"{event.provider}:{event.model}",
         names.CIRCUIT_BREAKER_STATE: event.admitted,
         names.CIRCUIT_BREAKER_COUNTED: attributes.verdict(event),
@@ -198,6 +206,8 @@ def _served(event: events.AttemptEnded, now: float) -> dict[str, Any]:
         found[names.CIRCUIT_BREAKER_COUNTED_AS] = event.counted
     if event.transition is not None:
         found[names.CIRCUIT_BREAKER_TRANSITION] = event.transition
+    if event.overlap is not None:
+        found[names.ATTEMPT_OVERLAP] = event.overlap
     for name, key in _USED:
         used = None if event.usage is None else event.usage[key]
         if used is not None:

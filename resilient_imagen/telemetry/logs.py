@@ -52,6 +52,7 @@ class LogSink:
     an operator has to act), with all that a replay needs: time, route, latency_s, reason,
     retry.after and the breaker's state. The request that brought the image is described in the
     record of its call, ``imagegen.request.completed`` (info): a successful call leaves one record.
+    An image that came too late for its call has a record, ``imagegen.attempt.completed`` (info).
 
     Args:
         spans: Knows which span an event is about; without it, the current one.

@@ -53,6 +53,7 @@ class MetricSink:
         self._breakers: WeakSet[CircuitBreaker] = WeakSet()
         self._response_models: set[str] = set()
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
+            events.AttemptStarted: self._attempt_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
             events.RouteFallback: self._route_fallback,
@@ -91,6 +92,11 @@ class MetricSink:
         self._to.watch(
             event.breaker, f"{event.provider}:{self._bounded(event.provider, event.model)}"
         )
+
+    def _attempt_started(self, event: events.AttemptStarted) -> None:
+        if event.overlap is not None:
+            gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
+            _count(self._to.hedges, {names.HEDGED: event.overlap, names.GEN_AI_PROVIDER: gen_ai})
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)

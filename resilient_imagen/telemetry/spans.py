@@ -172,15 +172,14 @@ class SpanSink:
         )
 
     def _route_fallback(self, event: events.RouteFallback) -> None:
-        self._note(
-            event,
-            names.FALLBACK,
-            {
-                names.EVENT_FROM: event.from_route,
-                names.EVENT_TO: event.to_route,
-                names.EVENT_CAUSE: str(event.cause),
-            },
-        )
+        details: attributes.Attributes = {
+            names.EVENT_FROM: event.from_route,
+            names.EVENT_TO: event.to_route,
+            names.EVENT_CAUSE: str(event.cause),
+        }
+        if event.hedged is not None:
+            details[names.EVENT_HEDGED] = event.hedged
+        self._note(event, names.FALLBACK, details)
 
     def _note(self, event: events.Event, name: str, details: attributes.Attributes) -> None:
         opened = self._traces.get(event.call_id)

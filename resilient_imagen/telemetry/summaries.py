@@ -55,7 +55,11 @@ def _references_changed(event: events.ReferencesChanged) -> str:
 
 
 def _attempt_ended(event: events.AttemptEnded) -> str:
+    if event.unused:
+        return _unused_image(event)
     took = f"after {_seconds(event.latency_s)}"
+    if event.cancel_cause in _CANCELLED:
+        return _cancelled_request(event, took)
     if event.reason is None:
         failure = f"request to {event.provider} ended by {event.error_type} {took}"
     elif event.cut_short:
@@ -73,6 +77,38 @@ def _attempt_ended(event: events.AttemptEnded) -> str:
     return failure
 
 
+def _unused_image(event: events.AttemptEnded) -> str:
+    """Describe an image that came too late for its call."""
+    who, why = event.provider, "the call had ended"
+    if event.delivered_by is not None:
+        who, first = _distinct(f"{event.provider}:{event.model}", event.delivered_by)
+        why = f"{first} delivered first"
+    closed = "; circuit closed" if event.transition == "half_open_to_closed" else ""
+    return f"image from {who} after {_seconds(event.latency_s)}, not used: {why}{closed}"
+
+
+def _cancelled_request(event: events.AttemptEnded, took: str) -> str:
+    """Describe a request that the library cancelled although its caller had not left."""
+    who, why = event.provider, _CANCELLED[event.cancel_cause or ""]
+    if event.cancel_cause == "delivered" and event.delivered_by is not None:
+        who, first = _distinct(f"{event.provider}:{event.model}", event.delivered_by)
+        why = f"{first} delivered first"
+    late = f", past its limit of {_seconds(event.time_limit_s)}"
+    found = f"{who} cancelled {took}{late if event.reason is Reason.TIMEOUT else ''}: {why}"
+    if event.may_have_been_billed:
+        found += "; may have been billed"
+    if event.transition in {"closed_to_open", "half_open_to_open"}:
+        found += f"; {_opened(event.breaker.retry_after)}"
+    return found
+
+
+_CANCELLED: Final[Mapping[str, str]] = {
+    "delivered": "another route delivered first",
+    "displaced": "a newer request took its place",
+    "round_ended": "the circuit no longer needs this probe",
+}
+"""Why a request was cancelled, by the cause."""
+
 _COUNTED_IN_A_ROW: Final = frozenset({"failure", "throttled", "slow"})
 
 
@@ -83,7 +119,12 @@ def _retry_scheduled(event: events.RetryScheduled) -> str:
 
 def _route_fallback(event: events.RouteFallback) -> str:
     left, following = _distinct(event.from_route, event.to_route)
-    return f"{_failure(left, event.cause)}: {following} is next"
+    if event.hedged is None or event.after_s is None:
+        return f"{_failure(left, event.cause)}: {following} is next"
+    if event.hedged == "timeout":
+        return f"{left} past its limit of {_seconds(event.after_s)}: kept beside {following}"
+    slow = "probe slow" if event.hedged == "probe" else "slow"
+    return f"{left} {slow} after {_seconds(event.after_s)}: {following} asked beside it"
 
 
 def _short_circuited(event: events.ShortCircuited) -> str:
@@ -147,15 +188,23 @@ def _request_ended(event: events.RequestEnded) -> str:
     if event.result is not None:
         served = event.result.provider
         if event.fallback_cause is None or event.fallback_from is None:
-            return f"image from {served} after {spent}"
+            beside = "" if event.hedged is None else ", two of them at a time"
+            return f"image from {served} after {spent}{beside}"
         left, served = _distinct(event.fallback_from, f"{served}:{event.result.model}")
-        return (
-            f"image from {served} after {spent}; {left} was left ({_words(event.fallback_cause)})"
-        )
+        why = _LEFT.get((event.hedged, event.fallback_cause)) or _words(event.fallback_cause)
+        return f"image from {served} after {spent}; {left} was left ({why})"
     if event.outcome == "cancelled":
         return f"cancelled by the caller after {spent}"
     error = event.error_type if event.error is None else safe(event.error)
     return f"no image after {spent}: {error}"
+
+
+_LEFT: Final[Mapping[tuple[str | None, str], str]] = {
+    ("probe", Reason.CIRCUIT_OPEN): "probe slow",
+    ("slow", Reason.TIMEOUT): "slow",
+    ("timeout", Reason.TIMEOUT): "past its limit",
+}
+"""Why the first route was left beside a request in flight, by overlap and cause."""
 
 
 def _warned(event: events.OperatorWarning) -> str:
