@@ -37,7 +37,7 @@ from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged
+from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged, now
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
@@ -367,6 +367,7 @@ class ImageClient:
             "routes": self._routing.snapshot(),
             **self._spending.snapshot(),
             "process": PROCESS_COSTS.snapshot(),
+            "hedging": self._pipeline.snapshot(now()),
             "fleet": None if self._coordinator is None else self._coordinator.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }

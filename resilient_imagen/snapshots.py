@@ -10,6 +10,7 @@ __all__ = [
     "BreakerSnapshot",
     "FallbackSnapshot",
     "FleetSnapshot",
+    "HedgingSnapshot",
     "MaybeBilled",
     "QueueSnapshot",
     "RouteSnapshot",
@@ -74,6 +75,19 @@ class SpendingSnapshot(TypedDict):
     maybe_billed: MaybeBilled
 
 
+class HedgingSnapshot(TypedDict):
+    """Calls with two requests in flight."""
+
+    calls_last_hour: int
+    """Calls that started within the last hour."""
+    hedged_last_hour: int
+    """How many of them were hedged because a request was slow (IMAGE_GEN_HEDGE_AFTER)."""
+    budget: float
+    """Maximum share of such calls, from 0 to 1 (IMAGE_GEN_HEDGE_BUDGET)."""
+    in_background: int
+    """Requests that go on after their call: probes beside which another route delivered."""
+
+
 class FleetSnapshot(TypedDict):
     """The processes that share breakers and pace over Redis."""
 
@@ -103,5 +117,6 @@ class Snapshot(SpendingSnapshot):
     """Configured routes in the order of calls, then routes for ``model=``, then unused routes."""
     process: SpendingSnapshot
     """Totals of all clients of this process."""
+    hedging: HedgingSnapshot
     fleet: FleetSnapshot | None
     shadow: ShadowSnapshot | None

@@ -16,6 +16,8 @@ from resilient_imagen import Reason
 
 GOOGLE = "google:gemini-3-pro-image"
 OPENAI = "openai:gpt-image-2.5-flare"
+OPENAI_USD = 0.00305
+"""Price of the tokens that the fake provider reports."""
 
 PROBES: dict[str, Any] = {**FAST, "breaker_fail_max": 1, "hedge_probe_after": 3}
 """The first failure opens a circuit; the next route is asked 3 s after a probe was sent."""
@@ -385,3 +387,68 @@ def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptur
 
     caplog.set_level(logging.INFO, logger="imagegen")
     run_telemetry_scenario(scene, **SLOW)
+
+
+def test_the_snapshot_counts_calls_hedges_and_requests_in_the_background() -> None:
+    """Of the last hour; only slow requests use up the budget."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        for _ in range(3):
+            await world.ask()
+        await slow_google(world)
+        assert world.client.snapshot()["hedging"] == {
+            "calls_last_hour": 4,
+            "hedged_last_hour": 1,
+            "budget": 0.05,
+            "in_background": 0,
+        }
+        world.google.heal().latency = 1
+        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await world.ask()
+        await asyncio.sleep(70)
+        world.google.latency = 20
+        await world.ask()
+        hedging = world.client.snapshot()["hedging"]
+        assert (hedging["calls_last_hour"], hedging["hedged_last_hour"]) == (6, 1)
+        assert hedging["in_background"] == 1
+        await asyncio.sleep(3600)
+        hedging = world.client.snapshot()["hedging"]
+        assert (hedging["calls_last_hour"], hedging["hedged_last_hour"]) == (0, 0)
+        assert hedging["in_background"] == 0
+
+    run_telemetry_scenario(scene, **{**PROBES, **SLOW})
+
+
+def test_the_totals_have_the_cost_of_both_requests_once() -> None:
+    """The image has its price; the cancelled request counts as possibly billed, at a price."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await slow_google(world)
+        snapshot = world.client.snapshot()
+        assert (snapshot["images"], snapshot["unpriced_images"]) == (1, 0)
+        assert snapshot["cost_usd"] == pytest.approx(OPENAI_USD)
+        assert snapshot["maybe_billed"] == {"requests": 1, "cost_usd": 0.134, "unpriced": 0}
+        await asyncio.sleep(200)
+        assert world.client.snapshot()["maybe_billed"]["requests"] == 1
+
+    run_telemetry_scenario(scene, **SLOW)
+
+
+def test_the_cost_of_a_hedged_probe_is_added_when_it_ends() -> None:
+    """Its image counts, although no caller gets it."""
+
+    async def scene(world: TelemetryScenario) -> None:
+        await open_google(world)
+        before = world.client.snapshot()
+        world.google.latency = 20
+        await world.ask()
+        served = world.client.snapshot()
+        assert served["images"] - before["images"] == 1
+        assert served["cost_usd"] - before["cost_usd"] == pytest.approx(OPENAI_USD)
+        await asyncio.sleep(30)
+        ended = world.client.snapshot()
+        assert ended["images"] - served["images"] == 1
+        assert ended["cost_usd"] - served["cost_usd"] == pytest.approx(0.134)
+        assert ended["maybe_billed"]["requests"] == 0
+
+    run_telemetry_scenario(scene, **PROBES)

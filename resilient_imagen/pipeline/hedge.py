@@ -66,9 +66,10 @@ class HedgeBudget:
         return True
 
     def snapshot(self, now: float) -> tuple[int, int]:
-        """Return the calls and the hedges of the last hour."""
-        self._minute(now)
-        return self._calls, self._hedges
+        """Return the calls and the hedges of the last hour; may be called from any thread."""
+        first = int(now // 60) - 59
+        latest = [minute for minute in tuple(self._minutes) if minute[0] >= first]
+        return sum(calls for _, calls, _ in latest), sum(hedges for _, _, hedges in latest)
 
     def _minute(self, now: float) -> list[int]:
         current = int(now // 60)

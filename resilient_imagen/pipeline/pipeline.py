@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.state import CallState
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.settings import Settings
+    from resilient_imagen.snapshots import HedgingSnapshot
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["Pipeline"]
@@ -80,6 +81,16 @@ class Pipeline:
         self._fallback = Fallback(
             settings, dispatcher, self._on_route, self._new_state, self.budget, self.background
         )
+
+    def snapshot(self, now: float) -> HedgingSnapshot:
+        """Return the numbers about calls with two requests in flight, as plain JSON."""
+        calls, hedged = self.budget.snapshot(now)
+        return {
+            "calls_last_hour": calls,
+            "hedged_last_hour": hedged,
+            "budget": self._settings.hedge_budget,
+            "in_background": len(self.background),
+        }
 
     # -- deadline ---------------------------------------------------------------------------------
 

@@ -126,6 +126,7 @@ def a_snapshot_is_typed(client: ImageClient) -> None:
     assert_type(snapshot, Snapshot)
     assert_type(snapshot["cost_usd"], float)
     assert_type(snapshot["maybe_billed"]["requests"], int)
+    assert_type(snapshot["hedging"]["in_background"], int)
     for route in snapshot["routes"]:
         assert_type(route["off"], str | None)
         assert_type(route["breaker"]["state"], str)
