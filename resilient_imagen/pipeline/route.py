@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from dataclasses import dataclass, field, replace
 from inspect import isawaitable
+from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaptedRequest", "Route"]
 
-_LATENCIES: Final = 16
-"""Successes that the usual latency is the median of."""
+_LATENCIES: Final = 100
+"""Successes whose latencies are kept per resolution, for percentiles."""
+_USUAL_LATENCIES: Final = 16
+"""Latest successes that the usual latency is the median of."""
 _MIN_LATENCIES: Final = 4
 """Successes below which nothing is taken for measured."""
 _FACTOR_OF_USUAL: Final = 1.5
@@ -103,8 +106,10 @@ class Route:
 
     def measured_latency(self, resolution: str) -> float | None:
         """Return the median seconds of the latest successes; None if there are too few of them."""
-        latest = self.latencies.get(resolution, ())
-        return median(latest) if len(latest) >= _MIN_LATENCIES else None
+        kept = self.latencies.get(resolution, ())
+        if len(kept) < _MIN_LATENCIES:
+            return None
+        return median(islice(reversed(kept), _USUAL_LATENCIES))
 
     def usual_latency(self, resolution: str) -> float | None:
         """Return the measured latency, else the model table's; None while nothing is known."""
