@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.fitter import FittedImage
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
@@ -112,13 +114,14 @@ class AttemptExecutor:
                 asyncio.CancelledError() if cancelled and isinstance(caught, Exception) else caught
             )
             now = loop.time()
+            cut_short = limit.cut_short and not (self._overlap.keeps or state.detached)
             failure = classify_failure(
                 error,
                 started=started,
                 now=now,
-                limit=limit,
+                limit=limit._replace(cut_short=cut_short),
                 timed_out=timer.expired(),
-                call_deadline=call.deadline,
+                call_deadline=Deadline(math.inf) if state.detached else call.deadline,
                 cut_short_counts_after=route.cut_short_counts_after(call.request.resolution),
                 cancel_cause=state.cancel_cause,
                 past_limit=state.past_limit,

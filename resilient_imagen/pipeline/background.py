@@ -87,5 +87,9 @@ class BackgroundRequests:
 
 async def _until_done(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task})
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if task.cancelled():
+        return
+    if (error := task.exception()) is not None:
         clear_frame_locals(error)  # no caller gets it; its frames hold the request
+    elif isinstance(ended := task.result(), BaseException):
+        raise ended  # it ends the program

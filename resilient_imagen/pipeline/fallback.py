@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.background import BackgroundRequests
     from resilient_imagen.pipeline.hedge import HedgeBudget
     from resilient_imagen.pipeline.outcome import AttemptSuccess
+    from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
@@ -89,15 +90,19 @@ class Fallback:
             self._start(call, branches, 0)
             while True:
                 await call.changed()
-                for branch in [each for each in branches if each.task.done()]:
+                ended = [each for each in branches if each.task.done()]
+                for branch in ended:
                     branches.remove(branch)
-                    served = self._result(branch)
-                    if served is None:
-                        self._on_failure(call, branch, branches)
-                    elif served.event is call.success_event:
+                images = [(each, self._result(each)) for each in ended]
+                for branch, served in images:
+                    if served is not None and served.event is call.success_event:
                         return await self._deliver(call, branch, served, branches)
-                for branch in branches:
-                    if (kind := branch.state.take_overlap()) is not None:
+                for branch in ended:
+                    if (error := self._on_failure(call, branch, branches)) is not None:
+                        await self._end(call, branches, CancelCause.CALLER)
+                        raise call.with_attempts(error)
+                for branch in tuple(branches):
+                    for kind in branch.state.take_overlaps():
                         self._on_overlap(call, branch, kind, branches)
                 if not branches:
                     raise call.final_error()
@@ -113,6 +118,7 @@ class Fallback:
         index: int,
         kind: OverlapKind | None = None,
     ) -> None:
+        call.next_route = index + 1
         state = call.route_state = self._new_state(call, index)
         state.overlap = kind
         task = call.loop.create_task(_run(self._on_route, call, state))
@@ -127,11 +133,11 @@ class Fallback:
         branches: list[_Branch],
         kind: OverlapKind | None = None,
     ) -> None:
-        """Start the route after a branch that has failed or takes too long."""
+        """Start the next route, because a branch has failed or takes too long."""
         branch.state.successor_started = True
         if branch.index == 0:
             call.fallback_cause = cause
-        left, following = branch.state.route, call.routes[branch.index + 1]
+        left, following = branch.state.route, call.routes[call.next_route]
         now = call.loop.time()
         left.last_fallback = (now, cause)
         self._dispatcher.emit(
@@ -144,7 +150,7 @@ class Fallback:
                 after_s=None if kind is None else now - branch.state.sent_at,
             )
         )
-        self._start(call, branches, branch.index + 1, kind)
+        self._start(call, branches, call.next_route, kind)
 
     # -- an overlap is due ------------------------------------------------------------------------
 
@@ -152,24 +158,20 @@ class Fallback:
         self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]
     ) -> None:
         """Start the next route beside a request in flight, if that is allowed and useful."""
-        if branch.state.successor_started or branch.index + 1 >= len(call.routes):
+        if branch.state.successor_started or call.next_route >= len(call.routes):
             return
         cause = kind.fallback_cause
         now = call.loop.time()
         if not self._settings.falls_back_on(cause) or not call.deadline.is_worth_starting(now):
             return
-        if kind is not OverlapKind.TIMEOUT and not self._may_speculate(
-            call, branch, kind, branches
-        ):
+        if kind is not OverlapKind.TIMEOUT and not self._may_speculate(call, kind, branches):
             return
         self._fall_back(call, branch, cause, branches, kind)
 
-    def _may_speculate(
-        self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]
-    ) -> bool:
-        """Return whether the next route may be asked although this request may still succeed."""
-        following = call.routes[branch.index + 1]
-        if len(branches) >= MAX_IN_FLIGHT or not following.breaker.allows_calls():
+    def _may_speculate(self, call: CallState, kind: OverlapKind, branches: list[_Branch]) -> bool:
+        """Return whether the next route may be asked although a request may still succeed."""
+        following = _next_usable(call)
+        if len(branches) >= MAX_IN_FLIGHT or following is None:
             return False
         if kind is OverlapKind.PROBE:
             return True
@@ -195,32 +197,43 @@ class Fallback:
             raise ended
         return ended
 
-    def _on_failure(self, call: CallState, branch: _Branch, branches: list[_Branch]) -> None:
-        """Record why a route was left, and start the next one if the reason allows it."""
+    def _on_failure(
+        self, call: CallState, branch: _Branch, branches: list[_Branch]
+    ) -> ImageGenerationError | None:
+        """Record why a route was left, and start the next one if the reason allows it.
+
+        Returns:
+            The error that ends the call, or None.
+        """
         error = _error_of(branch)
         if isinstance(error, DeadlineExceededError):
-            if not branches:
-                raise error  # the library's: a provider's would have come as a timeout
-            return
+            # The library's: a provider's would have come as a timeout.
+            return None if branches else error
+        before = max(
+            (each for each in branches if each.index < branch.index),
+            key=lambda each: each.index,
+            default=None,
+        )
         refused_to_send = isinstance(error, CircuitOpenError | SaturatedError)
         speculative = branch.started_as in {OverlapKind.PROBE, OverlapKind.SLOW}
-        before = next((each for each in branches if each.index == branch.index - 1), None)
-        if refused_to_send and speculative and before is not None:
+        leads_on = self._settings.falls_back_on(error.reason)
+        nothing_else = not leads_on or _next_usable(call) is None
+        if refused_to_send and speculative and before is not None and nothing_else:
             # The route may serve later, when the request before it has failed.
             before.state.successor_started = False
+            call.next_route = branch.index
             call.fallback_cause = call.fallback_cause if before.index else None
-            return
+            return None
         call.route_errors[branch.index] = error
-        leads_on = self._settings.falls_back_on(error.reason)
         if branch.index == 0 and error.reason in _REFUSALS and not leads_on:
-            raise call.final_error()
-        if branch.state.successor_started or branch.index + 1 >= len(call.routes) or not leads_on:
-            return
+            return error
+        if branch.state.successor_started or call.next_route >= len(call.routes) or not leads_on:
+            return None
         if not call.deadline.is_worth_starting(call.loop.time()):
-            if not branches:
-                raise call.deadline_error()  # a probe would be wasted
-            return
-        self._fall_back(call, branch, error.reason, branches)
+            return None if branches else call.deadline_error()  # a probe would be wasted
+        kind = None if before is None else branch.started_as
+        self._fall_back(call, branch, error.reason, branches, kind)
+        return None
 
     async def _deliver(
         self,
@@ -237,6 +250,7 @@ class Fallback:
                 branches.remove(branch)
                 self._background.go_on_with(branch.state)
         await self._end(call, branches, CancelCause.DELIVERED)
+        call.success_event = served.event  # another route may have delivered at the same time
         return served
 
     async def _end(self, call: CallState, branches: list[_Branch], cause: CancelCause) -> None:
@@ -245,7 +259,7 @@ class Fallback:
             return
         tasks = []
         for branch in branches:
-            if branch.state.past_limit:
+            if branch.state.past_limit or branch.state.successor_started:
                 call.route_errors.setdefault(branch.index, _timeout_error(branch.state))
             with suppress(RuntimeError):  # the loop is closed
                 branch.state.cancel(cause)
@@ -253,8 +267,11 @@ class Fallback:
         branches.clear()
         if isinstance(sys.exception(), GeneratorExit):  # then nothing can be awaited
             return
+        seconds = _SECONDS_TO_END
+        if cause is CancelCause.DELIVERED:  # the image must not miss the deadline
+            seconds = min(seconds, max(0.0, call.deadline.latest_start() - call.loop.time()))
         try:
-            await asyncio.wait([task for _, task in tasks], timeout=_SECONDS_TO_END)
+            await asyncio.wait([task for _, task in tasks], timeout=seconds)
         finally:
             for state, task in tasks:
                 if not task.done():
@@ -285,6 +302,12 @@ async def _run(
         # Instead of a callback of the task, which would cost a round of the event loop. The caller
         # runs in the next round, when the task is done.
         call.note_change()
+
+
+def _next_usable(call: CallState) -> Route | None:
+    """Return the first route not yet asked whose breaker lets calls through, or None."""
+    following = call.routes[call.next_route :]
+    return next((route for route in following if route.breaker.allows_calls()), None)
 
 
 def _error_of(branch: _Branch) -> ImageGenerationError:

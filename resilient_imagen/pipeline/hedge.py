@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 from statistics import quantiles
@@ -59,7 +60,7 @@ class HedgeBudget:
     def try_spend(self, now: float) -> bool:
         """Count a hedge and return True, or return False if the budget is used up."""
         minute = self._minute(now)
-        if self._share <= 0 or self._hedges >= max(1.0, self._share * self._calls):
+        if self._share <= 0 or self._hedges + 1 > max(1.0, self._share * self._calls):
             return False
         minute[2] += 1
         self._hedges += 1
@@ -183,12 +184,15 @@ class OverlapPolicy:
 
     def _pass_limit(self, state: RouteState, slot: Slot) -> None:
         """Return the slot of a request at its time limit; the provider keeps only so many."""
+        if state.detached:
+            return  # it ends now
         state.past_limit = True
         kept = self._kept.setdefault(state.route.provider.name, [])
         kept.append(state)
         state.route.limiter.release(slot)
-        if len(kept) > self._max_kept:
-            kept.pop(0).cancel(CancelCause.DISPLACED)
+        while len(kept) > self._max_kept:
+            with suppress(RuntimeError):  # its loop is closed
+                kept.pop(0).cancel(CancelCause.DISPLACED)
 
 
 def _vote(permit: Permit) -> None:
@@ -222,7 +226,9 @@ class RequestClock:
     def __enter__(self) -> None:
         """Count the request as in flight."""
         call, state = self._call, self._state
-        state.timer = self._timer
+        state.timer, state.past_limit = self._timer, False
+        if call.in_flight and call.overlap is None:
+            call.overlap = state.overlap
         call.in_flight.append(state)
         first = self._policy.first_moment(call, state, self._permit)
         if first < math.inf:
@@ -234,6 +240,7 @@ class RequestClock:
             self._handle.cancel()
         state, in_flight = self._state, self._call.in_flight
         state.timer = None
+        state.overlaps_due.clear()
         if state in in_flight:
             in_flight.remove(state)
         if state.past_limit:

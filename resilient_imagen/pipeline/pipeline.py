@@ -273,7 +273,7 @@ class Pipeline:
         wait = limiter.shortest_wait(latency)
         # A caller that need not wait is sent, however little time is left.
         waits = wait > CLOCK_TOLERANCE
-        if self._spills(state) and wait > self._max_wait:
+        if self._spills(state) and wait - self._max_wait > CLOCK_TOLERANCE:
             raise _saturated(state.route, wait)
         if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
             if waits or state.last_error is not None:

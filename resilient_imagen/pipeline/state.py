@@ -69,7 +69,7 @@ class _Spending:
         self._spent[self._what] = self._spent.get(self._what, 0.0) + seconds
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CallState:
     """What the pipeline knows about one call."""
 
@@ -115,6 +115,8 @@ class CallState:
     """Why the first route was left."""
     overlap: OverlapKind | None = None
     """Why the call first had two requests in flight; None if it never had."""
+    next_route: int = 0
+    """Index of the route that is asked next."""
     on_late_attempt: Callable[[Attempt], None] | None = None
     """Receives the record of a request that ends after the call."""
     ended: bool = False
@@ -288,7 +290,7 @@ class CallState:
         return f"mostly spent {max(spent, key=lambda what: spent[what])}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RouteState:
     """What the pipeline knows about one call on one route."""
 
@@ -328,8 +330,8 @@ class RouteState:
     """Ends the request in flight."""
     overlap: OverlapKind | None = None
     """Why this route was asked beside an earlier one; None if the earlier one had failed."""
-    overlap_due: OverlapKind | None = None
-    """Why the next route may start beside the request in flight."""
+    overlaps_due: list[OverlapKind] = field(default_factory=list)
+    """Why the next route may start beside the request in flight; emptied when that has ended."""
     successor_started: bool = False
     """Whether the next route was started, so that this one sends nothing more."""
     past_limit: bool = False
@@ -364,25 +366,25 @@ class RouteState:
 
     def ask_for_overlap(self, kind: OverlapKind) -> None:
         """Ask the stage across routes to start the next route beside the request in flight."""
-        self.overlap_due = kind
+        self.overlaps_due.append(kind)
         if self.call is not None:
             self.call.note_change()
 
-    def take_overlap(self) -> OverlapKind | None:
-        """Return why the next route is due, once."""
-        kind, self.overlap_due = self.overlap_due, None
-        return kind
+    def take_overlaps(self) -> list[OverlapKind]:
+        """Return why the next route is due, each reason once."""
+        kinds, self.overlaps_due = self.overlaps_due, []
+        return kinds
 
     def cancel(self, cause: CancelCause) -> None:
-        """Cancel the route's task, if it still runs."""
+        """Cancel the route's task, if it still runs. The first cause remains."""
         if self.task is not None and not self.task.done():
-            self.cancel_cause = cause
+            self.cancel_cause = self.cancel_cause or cause
             self.task.cancel()
 
     def detach(self) -> None:
         """Let the request in flight go on without its call, until its own time limit."""
         self.detached = True
-        if self.timer is not None:
+        if self.timer is not None and not self.timer.expired():
             self.timer.reschedule(self.sent_at + self.route.timeout)
 
     def drop_permit(self, *, only_if_stale: bool = False) -> None:
