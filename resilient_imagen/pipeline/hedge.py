@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 from statistics import quantiles
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
-from resilient_imagen.pipeline.overlap import CancelCause, OverlapKind
+from resilient_imagen.pipeline.overlap import OverlapKind
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
 if TYPE_CHECKING:
@@ -98,9 +97,6 @@ class OverlapPolicy:
         self._slow_after = settings.hedge_after
         self.keeps: bool = settings.on_timeout == "keep"
         """Whether a request goes on past its time limit."""
-        self._max_kept = settings.max_concurrent
-        self._kept: dict[str, list[RouteState]] = {}
-        """Requests past their time limit, by provider, in the order in which they passed it."""
 
     def ends_at(
         self, limit: AttemptLimit, started: float, call: CallState, timeout: float
@@ -156,16 +152,10 @@ class OverlapPolicy:
             (when, partial(state.ask_for_overlap, kind)) for when, kind in found
         ]
         if self.keeps and own_limit < call.deadline.at:
-            due.append((own_limit, partial(self._pass_limit, state, slot)))
+            due.append((own_limit, partial(_pass_limit, state, slot)))
             due.append((self._votes_at(state, permit, started), partial(_vote, permit)))
         due.sort(key=itemgetter(0), reverse=True)
         return due
-
-    def ended(self, state: RouteState) -> None:
-        """Forget a request that has ended."""
-        kept = self._kept.get(state.route.provider.name)
-        if kept and state in kept:
-            kept.remove(state)
 
     def slow_delay(self, route: Route, resolution: str) -> float | None:
         """Return the seconds after which a request counts as slow; None if that is not known."""
@@ -182,17 +172,16 @@ class OverlapPolicy:
         usual = None if permit.probe else state.measured_latency
         return started + (limit if usual is None else max(limit, _FACTOR_OF_USUAL * usual))
 
-    def _pass_limit(self, state: RouteState, slot: Slot) -> None:
-        """Return the slot of a request at its time limit; the provider keeps only so many."""
-        if state.detached:
-            return  # it ends now
+
+def _pass_limit(state: RouteState, slot: Slot) -> None:
+    """Return the slot of a request at its time limit.
+
+    No more than IMAGE_GEN_MAX_CONCURRENT requests of a provider are kept: all of them held a slot
+    when the oldest of them reached its limit, because it is kept no longer than for another limit.
+    """
+    if not state.detached:  # else it ends now
         state.past_limit = True
-        kept = self._kept.setdefault(state.route.provider.name, [])
-        kept.append(state)
         state.route.limiter.release(slot)
-        while len(kept) > self._max_kept:
-            with suppress(RuntimeError):  # its loop is closed
-                kept.pop(0).cancel(CancelCause.DISPLACED)
 
 
 def _vote(permit: Permit) -> None:
@@ -243,8 +232,6 @@ class RequestClock:
         state.overlaps_due.clear()
         if state in in_flight:
             in_flight.remove(state)
-        if state.past_limit:
-            self._policy.ended(state)
 
     def _fire(self) -> None:
         """Act at all moments that have come, and wait for the next one."""

@@ -43,6 +43,6 @@ class CancelCause(StrEnum):
     DELIVERED = "delivered"
     """Another route delivered first."""
     DISPLACED = "displaced"
-    """A newer request took its place: of this call, or among the kept ones of its provider."""
+    """A third request of the call took its place."""
     ROUND_ENDED = "round_ended"
     """The breaker no longer needs this probe."""

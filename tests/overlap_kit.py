@@ -1,0 +1,98 @@
+"""Overlap test kit: a client with three scripted routes on virtual time, overlap on as by default.
+
+The routes are ``google`` and ``openai`` as by default, and ``local``, a third one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pipeline_kit import FAST, run_guarded
+
+from resilient_imagen import ImageClient, ImageResult, Reason, Settings
+from resilient_imagen.circuitbreaker import CircuitBreaker
+from resilient_imagen.snapshots import BreakerSnapshot, QueueSnapshot
+from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import FakeProvider, RecordingSink
+
+T = TypeVar("T")
+
+TWO_ROUTES = "google:gemini-3-pro-image,openai:gpt-image-2.5-flare"
+THREE_ROUTES = f"{TWO_ROUTES},local:m"
+
+
+@dataclass
+class OverlapScenario:
+    """A client with scripted providers: a primary, a slower second route, and a third one."""
+
+    google: FakeProvider
+    openai: FakeProvider
+    local: FakeProvider
+    client: ImageClient
+    told: RecordingSink
+
+    async def ask(self, **options: Any) -> ImageResult:
+        return await self.client.generate("a lighthouse", **options)
+
+    def start(self, **options: Any) -> asyncio.Task[ImageResult]:
+        return asyncio.create_task(self.ask(**options))
+
+    def circuit(self, index: int = 0) -> CircuitBreaker:
+        return list(self.client.breakers.values())[index]
+
+    def breaker(self, index: int = 0) -> BreakerSnapshot:
+        return self.client.snapshot()["routes"][index]["breaker"]
+
+    def queue(self, index: int = 0) -> QueueSnapshot:
+        return self.client.snapshot()["routes"][index]["queue"]
+
+    async def make_probe_due(self, index: int = 0) -> None:
+        """Open a circuit, and wait until its next request is a probe."""
+        self.circuit(index).force_trip(cause="overloaded", summary="503")
+        await asyncio.sleep(1300)
+
+    async def learn_latency(self, seconds: float, times: int = 4) -> None:
+        """Let the primary serve images that take so long, with its limit out of the way."""
+        self.google.latency = seconds
+        for _ in range(times):
+            await self.ask()
+
+    def requests(self, provider: str) -> list[AttemptEnded]:
+        """Return the requests of a provider that have ended."""
+        return [each for each in self.told.attempts if each.provider == provider]
+
+    def request(self, provider: str = "google") -> AttemptEnded:
+        """Return the only request of a provider that has ended."""
+        (only,) = self.requests(provider)
+        return only
+
+    def outcomes(self) -> list[tuple[str, Reason | None]]:
+        """Return provider and reason of every request that has ended, in that order."""
+        return [(each.provider, each.reason) for each in self.told.attempts]
+
+
+def run_overlap(
+    scene: Callable[[OverlapScenario], Awaitable[T]],
+    google: FakeProvider | None = None,
+    **settings: Any,
+) -> T:
+    """Run ``scene`` on virtual time with these settings, perhaps with another primary."""
+    google = FakeProvider("google") if google is None else google
+
+    async def main() -> T:
+        openai = FakeProvider("openai", latency=2.0)
+        local, told = FakeProvider("local", latency=2.0), RecordingSink()
+        chosen = Settings(**{"routes": TWO_ROUTES, **FAST, **settings})
+        used = {route.provider for route in chosen.routes}
+        providers = [each for each in (google, openai, local) if each.name in used]
+        async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
+            answer = await scene(OverlapScenario(google, openai, local, client, told))
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+        assert google.in_flight + openai.in_flight + local.in_flight == 0
+        return answer
+
+    return run_guarded(main())
