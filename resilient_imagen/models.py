@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,9 +21,11 @@ __all__ = [
     "BilledCounts",
     "ModelInfo",
     "Prices",
+    "TypicalLatency",
     "clamp_quality",
     "cost_usd",
     "downgraded_resolution",
+    "find_latency",
     "find_model",
     "get_model",
     "google_aspect",
@@ -56,8 +58,19 @@ class Prices:
 
 
 @dataclass(frozen=True, slots=True)
+class TypicalLatency:
+    """Typical time from request to image, for one model at one resolution."""
+
+    seconds: float
+    basis: Literal["vendor", "second-hand", "estimate"]
+    """Whether the vendor published it, somebody else measured it, or it is a guess."""
+    source: str
+    """Who published or measured it, or the figure that the guess is based on."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One row of the table: a model's limits, prices, typical latency and retirement."""
+    """One row of the table: a model's limits, prices, typical latencies and retirement."""
 
     name: str
     vendor: str
@@ -79,9 +92,9 @@ class ModelInfo:
     qualities: tuple[str, ...] = ()
     """OpenAI: the supported values of quality."""
     prices: Prices | None = None
-    typical_seconds: Mapping[str, float] | None = None
-    """Typical seconds from request to image, by resolution; OpenAI: at quality high, the default.
-    Used until a route has its own measurements. None if unknown."""
+    typical_seconds: Mapping[str, TypicalLatency] | None = None
+    """Typical seconds from request to image, by resolution, with their source; OpenAI: at quality
+    high, the default. Used until a route has its own measurements. None if unknown."""
     retired_on: date | None = None
     """The day from which the vendor rejects the name."""
     successor: str | None = None
@@ -102,20 +115,62 @@ _RATIOS_14: Final = (*_RATIOS_10, "1:4", "4:1", "1:8", "8:1")
 _THREE_SIZES: Final = ((1024, 1024), (1536, 1024), (1024, 1536))
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 
-# Typical seconds. Vendors publish no figures. These are second-hand, from relays, issue threads and
-# public benchmarks, as of 2026-11-23. For 2K and 4K no usable figure was found: those are
-# estimates, on the slow side.
-_PRO_SECONDS: Final = {"1K": 20.0, "2K": 30.0, "4K": 45.0}
-"""1K: 16 to 23 s (openclaw issue 70423, and 66 calls of a relay, January 2026)."""
-_FLASH_SECONDS: Final = {"1K": 18.0, "2K": 27.0, "4K": 40.0}
-"""1K: 12 to 13 s with minimal and 18 to 23 s with high thinking (a relay's public code)."""
-_GPT_1_5_SECONDS: Final = {"1K": 46.0}
-"""Mean of 22 images at quality high on Azure (a public benchmark)."""
-_GPT_2_SECONDS: Final = {"1K": 195.0, "2K": 235.0, "4K": 280.0}
-"""1K: median at quality high, p95 280 s (two relays)."""
-_GPT_2_5_SECONDS: Final = {"1K": 50.0, "2K": 60.0, "4K": 75.0}
-"""1K: 33 to 70 s for 1024x1536 of sunburst at quality high (chatgpt2api issue 34). No figures were
-found for flare, nor for 2.6, which is faster according to the vendor."""
+# Vendors publish no figures for latency. Those here were read on the day of _READ_ON. For 2K and 4K
+# no usable figure was found: those are estimates, on the slow side.
+
+
+def _seconds(
+    source: str, seconds: float, estimates: Mapping[str, float] | None = None
+) -> Mapping[str, TypicalLatency]:
+    """Return second-hand seconds for 1K, and estimates for other resolutions."""
+    return {
+        "1K": TypicalLatency(seconds, "second-hand", source),
+        **{
+            resolution: TypicalLatency(
+                estimate, "estimate", f"from second-hand {seconds:g} s at 1K"
+            )
+            for resolution, estimate in (estimates or {}).items()
+        },
+    }
+
+
+def _seconds_of(
+    model: str, latencies: Mapping[str, TypicalLatency]
+) -> Mapping[str, TypicalLatency]:
+    """Return the figures of a related model, as estimates."""
+    source = f"that of {model}"
+    return {
+        resolution: TypicalLatency(each.seconds, "estimate", source)
+        for resolution, each in latencies.items()
+    }
+
+
+_PRO_SECONDS: Final = _seconds(
+    "16 to 23 s in openclaw issue 70423 and in 66 calls of a relay, January 2026",
+    20.0,
+    {"2K": 30.0, "4K": 45.0},
+)
+_FLASH_SECONDS: Final = _seconds(
+    "12 to 13 s with minimal and 18 to 23 s with high thinking, by a relay's public code",
+    18.0,
+    {"2K": 27.0, "4K": 40.0},
+)
+_LIKE_FLASH_SECONDS: Final = _seconds_of("gemini-3.1-flash-image", _FLASH_SECONDS)
+_GPT_1_5_SECONDS: Final = _seconds(
+    "mean of 22 images at quality high on Azure, by a public benchmark", 46.0
+)
+_GPT_2_SECONDS: Final = _seconds(
+    "median at quality high, by two relays, with a 95th percentile of 280 s",
+    195.0,
+    {"2K": 235.0, "4K": 280.0},
+)
+_SUNBURST_SECONDS: Final = _seconds(
+    "33 to 70 s for 1024x1536 at quality high, by chatgpt2api issue 34",
+    50.0,
+    {"2K": 60.0, "4K": 75.0},
+)
+_LIKE_SUNBURST_SECONDS: Final = _seconds_of("gpt-image-2.5-sunburst", _SUNBURST_SECONDS)
+"""Also for 2.6, which is faster according to the vendor."""
 
 _tokens = partial(Prices, source=_OPENAI_PAGE, as_of=_READ_ON, text_in=5.0, image_in=8.0)
 
@@ -127,7 +182,7 @@ _gemini = partial(
     max_total_bytes=70_000_000,  # 100 MB a request, of which base64 takes a third
     aspect_ratios=_RATIOS_10,
     resolutions=("1K", "2K", "4K"),
-    typical_seconds=_FLASH_SECONDS,
+    typical_seconds=_LIKE_FLASH_SECONDS,
 )
 _gpt = partial(
     ModelInfo,
@@ -136,7 +191,7 @@ _gpt = partial(
     max_reference_bytes=50_000_000,
     qualities=_QUALITIES,
     prices=_tokens(image_out=30.0),
-    typical_seconds=_GPT_2_5_SECONDS,
+    typical_seconds=_LIKE_SUNBURST_SECONDS,
 )
 
 
@@ -156,7 +211,7 @@ _retiring = partial(
     _gpt,
     sizes=_THREE_SIZES,
     prices=_tokens(source=_SECOND_HAND_SOURCE, image_out=32.0),
-    typical_seconds=_GPT_1_5_SECONDS,
+    typical_seconds=_seconds_of("gpt-image-1.5", _GPT_1_5_SECONDS),
     retired_on=date(2026, 12, 1),
 )
 _GEMINI_FLASH_PRICES: Final = _per_image(
@@ -167,9 +222,18 @@ _GEMINI_1K_PRICES: Final = _per_image({"1K": 0.0336})  # 2K and 4K: no price was
 
 _ROWS: Final = (
     _gemini("gemini-3-pro-image", prices=_GEMINI_PRO_PRICES, typical_seconds=_PRO_SECONDS),
-    _gemini("nano-banana-pro-preview", prices=_GEMINI_PRO_PRICES, typical_seconds=_PRO_SECONDS),
+    _gemini(
+        "nano-banana-pro-preview",
+        prices=_GEMINI_PRO_PRICES,
+        typical_seconds=_seconds_of("gemini-3-pro-image", _PRO_SECONDS),
+    ),
     _gemini("gemini-nano-banana-2.1", aspect_ratios=_RATIOS_14, prices=_GEMINI_1K_PRICES),
-    _gemini("gemini-3.1-flash-image", aspect_ratios=_RATIOS_14, prices=_GEMINI_FLASH_PRICES),
+    _gemini(
+        "gemini-3.1-flash-image",
+        aspect_ratios=_RATIOS_14,
+        prices=_GEMINI_FLASH_PRICES,
+        typical_seconds=_FLASH_SECONDS,
+    ),
     _gemini(
         "gemini-3.1-flash-lite-image",
         aspect_ratios=_RATIOS_14,
@@ -187,11 +251,11 @@ _ROWS: Final = (
     _gpt("gpt-image-2.6-sunburst"),
     _gpt_high_quality("gpt-image-2.5-flare"),
     _gpt_high_quality("gpt-image-2.5-flare-2026-09-08"),
-    _gpt_high_quality("gpt-image-2.5-sunburst"),
-    _gpt_high_quality("gpt-image-2.5-sunburst-2026-09-08"),
+    _gpt_high_quality("gpt-image-2.5-sunburst", typical_seconds=_SUNBURST_SECONDS),
+    _gpt_high_quality("gpt-image-2.5-sunburst-2026-09-08", typical_seconds=_SUNBURST_SECONDS),
     _gpt("gpt-image-2", typical_seconds=_GPT_2_SECONDS),
     _gpt("gpt-image-2-2026-04-21", typical_seconds=_GPT_2_SECONDS),
-    _retiring("gpt-image-1.5", successor="gpt-image-2"),
+    _retiring("gpt-image-1.5", successor="gpt-image-2", typical_seconds=_GPT_1_5_SECONDS),
     _retiring("chatgpt-image-latest", successor="gpt-image-2"),
     _retiring(
         "gpt-image-1-mini",
@@ -306,13 +370,19 @@ def downgraded_resolution(vendor: str, model: str, resolution: str) -> str | Non
     return None if best == resolution else best
 
 
-@lru_cache(maxsize=256)
-def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
-    """Return the typical seconds for an image by the table; None if unknown."""
+def find_latency(vendor: str, model: str, resolution: str) -> TypicalLatency | None:
+    """Return the typical seconds for an image by the table, with their source; None if unknown."""
     row = get_model(vendor, model)
     if row is None or row.typical_seconds is None:
         return None
     return row.typical_seconds.get(downgraded_resolution(vendor, model, resolution) or resolution)
+
+
+@lru_cache(maxsize=256)
+def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
+    """Return the typical seconds for an image by the table; None if unknown."""
+    found = find_latency(vendor, model, resolution)
+    return None if found is None else found.seconds
 
 
 _STEP: Final = 16

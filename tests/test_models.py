@@ -249,6 +249,16 @@ def test_living_models_have_a_typical_latency_at_every_resolution(row: models.Mo
         assert 5 < known[0] < 300
 
 
+@pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)
+def test_each_typical_latency_has_its_source(row: models.ModelInfo) -> None:
+    """No vendor publishes a figure, so that each one is second-hand or an estimate."""
+    for typical in (row.typical_seconds or {}).values():
+        assert typical.basis in {"second-hand", "estimate"}
+        assert typical.source
+    at_2k = models.find_latency(row.vendor, row.name, "2K")
+    assert at_2k is None or at_2k.seconds == models.typical_latency(row.vendor, row.name, "2K")
+
+
 def test_an_unknown_model_takes_as_long_as_its_vendors_newest() -> None:
     """Of a vendor that is not in the table nothing is known."""
     newest = models.typical_latency("google", "gemini-nano-banana-2.1", "1K")

@@ -109,14 +109,14 @@ def test_a_route_that_is_off_is_neither_asked_nor_measured() -> None:
 def test_a_retired_name_beside_its_successor_is_one_route() -> None:
     """One breaker, one set of retries."""
     chain = "google:gemini-3-pro-image-preview, google:gemini-3-pro-image, openai:gpt-image-2"
-    found, warned = routes(routes=chain)
+    found, warned = routes(routes=chain, openai_timeout=300)
     assert found == ["google:gemini-3-pro-image", "openai:gpt-image-2"]
     assert warned == ["model gemini-3-pro-image-preview was retired; using gemini-3-pro-image"]
 
 
 def test_an_unknown_model_is_passed_on_with_one_warning() -> None:
     """Ids come and go faster than tables."""
-    found, warned = routes(routes="google:gemini-9-image, openai:gpt-image-2")
+    found, warned = routes(routes="google:gemini-9-image, openai:gpt-image-2", openai_timeout=300)
     assert found[0] == "google:gemini-9-image"
     assert warned == ["model gemini-9-image is not in the model table; passed on as is"]
 
@@ -212,6 +212,47 @@ def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
         assert warned.message.startswith("with deadline=50 google:gemini-3-pro-image gets 25 s")
 
     run_scenario(scene, **FAST)
+
+
+TOO_SHORT = (
+    "{0} is less than the {1} s that an image of {2} typically takes at 2K "
+    "(estimate: {3}); raise {4}"
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"per_call_timeout": 30, "openai_timeout": 60}, None),
+        (
+            {"per_call_timeout": 20},
+            TOO_SHORT.format(
+                "IMAGE_GEN_PER_CALL_TIMEOUT=20",
+                30,
+                "google:gemini-3-pro-image",
+                "from second-hand 20 s at 1K",
+                "IMAGE_GEN_PER_CALL_TIMEOUT",
+            ),
+        ),
+        (
+            {"openai_timeout": 59},
+            TOO_SHORT.format(
+                "IMAGE_GEN_OPENAI_TIMEOUT=59",
+                60,
+                "openai:gpt-image-2.5-flare",
+                "that of gpt-image-2.5-sunburst",
+                "IMAGE_GEN_OPENAI_TIMEOUT",
+            ),
+        ),
+        ({"openai_timeout": 59, "openai_quality": "medium"}, None),
+    ],
+)
+def test_a_time_limit_below_the_typical_seconds_is_warned_of_at_startup(
+    settings: dict[str, Any], warned: str | None
+) -> None:
+    """The warning has the variable, both durations, and what the typical one is based on."""
+    _, found = routes(**settings)
+    assert found == ([] if warned is None else [warned])
 
 
 def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:

@@ -44,6 +44,8 @@ _NAME: Final = re.compile(
     r"(?!AIza|AQ\.|ya29|sk-|eyJ)[A-Za-z0-9][\w.:@-]*(?:/[A-Za-z0-9][\w.:@-]*)*"
 )
 """A model's name, as it may stand in an address and on a span; a key in its place is none."""
+_DEFAULT_RESOLUTION: Final = "2K"
+"""The resolution of a request that names none."""
 _MAX_NAME: Final = 200
 """Characters of a model's name."""
 _MAX_IDLE_DYNAMIC_ROUTES: Final = 32
@@ -101,6 +103,7 @@ class Router:
             for route in settings.routes
             if route.provider not in self._providers
         }
+        self._warn_of_time_limits()
         self._warned_of_deadline = False
         if settings.deadline is not None:
             self.check_deadline(settings.deadline, "IMAGE_GEN_DEADLINE")
@@ -193,6 +196,24 @@ class Router:
     def _warn_if_unknown(self, model: str) -> None:
         if models.find_model(model) is None:
             self._warn("unknown_model", f"model {model} is not in the model table; passed on as is")
+
+    def _warn_of_time_limits(self) -> None:
+        """Warn of each configured route that typically takes longer than its time limit."""
+        settings = self._settings
+        for route in self.routes:
+            typical = models.find_latency(route.vendor, route.model, _DEFAULT_RESOLUTION)
+            if typical is None or route.timeout >= typical.seconds:
+                continue
+            if route.vendor == "openai" and settings.openai_quality in {"low", "medium"}:
+                continue  # the table is for quality high
+            theirs = "OPENAI_TIMEOUT" if route.provider.name == "openai" else "PER_CALL_TIMEOUT"
+            variable = f"IMAGE_GEN_{theirs}"
+            self._warn(
+                "time_limit_below_typical",
+                f"{variable}={route.timeout:g} is less than the {typical.seconds:g} s that an "
+                f"image of {route.name} typically takes at {_DEFAULT_RESOLUTION} ({typical.basis}: "
+                f"{typical.source}); raise {variable}",
+            )
 
     def check_deadline(self, seconds: float, name: str = "deadline") -> None:
         """Warn, once, of a deadline whose share for the first route is too short to notice a hang.
