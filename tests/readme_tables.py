@@ -45,7 +45,7 @@ _TYPICAL = {
     Reason.CIRCUIT_OPEN: "skipped by the breaker",
     Reason.SATURATED: "the queue is full, or too long for the deadline",
     Reason.DEADLINE: "the caller's time is up",
-    Reason.CANCELLED: "the caller left",
+    Reason.CANCELLED: "the caller left, or another route delivered first",
 }
 
 

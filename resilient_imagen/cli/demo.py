@@ -147,8 +147,8 @@ async def _perform(console: Console, play: DemoRun) -> None:
 
     settings = demo_settings()
     console.print(
-        "Eight scenes, four at a time, made four times. Time is scaled down: a request may take "
-        f"{settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "
+        "Eight scenes, four at a time, made four times. Time is scaled down: a request has a limit "
+        f"of {settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "
         f"{settings['breaker_reset_timeout']} s instead of 60."
     )
     async with open_client(settings, {}, emulator=play.app, sinks=[play]) as client:
