@@ -1,11 +1,12 @@
-"""Cost ledger: the total cost of requests, for one client and for the whole process."""
+"""Cost: the price of one request, and the totals of a client and of the whole process."""
 
 from __future__ import annotations
 
 import os
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Protocol
 
 from resilient_imagen import models
 
@@ -15,11 +16,74 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Attempt
     from resilient_imagen.snapshots import SpendingSnapshot
 
-__all__ = ["PROCESS_COSTS", "CostLedger"]
+__all__ = ["PROCESS_COSTS", "BilledCounts", "CostLedger", "cost_usd", "image_price"]
 
 
 _MAX_MODELS: Final = 256
 """Models whose average price is kept; bounded because callers choose the names."""
+
+
+@lru_cache(maxsize=256)
+def image_price(model: str, resolution: str) -> float | None:
+    """Return the price of one image in US dollars, for a model that charges by image; else None."""
+    row = models.find_model(model)
+    if row is None or row.prices is None or row.prices.per_image is None:
+        return None
+    return row.prices.per_image.get(models.google_image_size(model, resolution) or "1K")
+
+
+class BilledCounts(Protocol):
+    """The billed counts of a response; None for a count that the vendor does not report."""
+
+    @property
+    def input_tokens(self) -> int | None:
+        """Tokens of the prompt and the references."""
+        ...
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens that the model generated."""
+        ...
+
+    @property
+    def input_image_tokens(self) -> int | None:
+        """The part of the input tokens that encodes images."""
+        ...
+
+    @property
+    def billed_images(self) -> int:
+        """Images that the vendor charges for."""
+        ...
+
+
+def cost_usd(
+    model: str, usage: BilledCounts, resolution: str, *, delivered: bool = True
+) -> float | None:
+    """Return the cost of one response in US dollars; None if a price or a count is unknown.
+
+    Args:
+        model: The requested model; its prices are used even if the response names another model.
+        usage: Token counts for a model that charges by token, images for one that charges by image.
+        resolution: The requested resolution, for a model that charges by image.
+        delivered: False if no image was delivered: no image is charged, and tokens only if they
+            have a price.
+    """
+    row = models.find_model(model)
+    prices = None if row is None else row.prices
+    if prices is None:
+        return None
+    if prices.per_image is not None:
+        each = image_price(model, resolution)
+        return None if each is None or not delivered else round(each * usage.billed_images, 6)
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return None
+    pictures = min(usage.input_image_tokens or 0, usage.input_tokens)
+    millionths = (
+        (usage.input_tokens - pictures) * (prices.text_in or 0.0)
+        + pictures * (prices.image_in or 0.0)
+        + usage.output_tokens * (prices.image_out or 0.0)
+    )
+    return round(millionths / 1_000_000, 6)
 
 
 @dataclass(slots=True)
@@ -95,7 +159,7 @@ class CostLedger:
 
     def _usual_price(self, model: str, resolution: str) -> float | None:
         """Return an image's price from the table, else this model's average price so far."""
-        price = models.image_price(model, resolution)
+        price = image_price(model, resolution)
         known = self._delivered.get(model)
         return known.cost_usd / known.images if price is None and known is not None else price
 

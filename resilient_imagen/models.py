@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,19 +18,16 @@ if TYPE_CHECKING:
 __all__ = [
     "MODELS",
     "VENDORS",
-    "BilledCounts",
     "ModelInfo",
     "Prices",
     "TypicalLatency",
     "clamp_quality",
-    "cost_usd",
     "downgraded_resolution",
     "find_latency",
     "find_model",
     "get_model",
     "google_aspect",
     "google_image_size",
-    "image_price",
     "max_reference_bytes",
     "max_references",
     "openai_size",
@@ -424,69 +421,6 @@ def _free_size(width: int, height: int, area: int) -> tuple[int, int]:
 def clamp_quality(model: str, quality: str) -> str:
     """Return the quality to send: the requested one if the model supports it, else ``high``."""
     return quality if quality in _row(model, "openai").qualities else "high"
-
-
-@lru_cache(maxsize=256)
-def image_price(model: str, resolution: str) -> float | None:
-    """Return the price of one image in US dollars, for a model that charges by image; else None."""
-    row = find_model(model)
-    if row is None or row.prices is None or row.prices.per_image is None:
-        return None
-    return row.prices.per_image.get(google_image_size(model, resolution) or "1K")
-
-
-class BilledCounts(Protocol):
-    """The billed counts of a response; None for a count that the vendor does not report."""
-
-    @property
-    def input_tokens(self) -> int | None:
-        """Tokens of the prompt and the references."""
-        ...
-
-    @property
-    def output_tokens(self) -> int | None:
-        """Tokens that the model generated."""
-        ...
-
-    @property
-    def input_image_tokens(self) -> int | None:
-        """The part of the input tokens that encodes images."""
-        ...
-
-    @property
-    def billed_images(self) -> int:
-        """Images that the vendor charges for."""
-        ...
-
-
-def cost_usd(
-    model: str, usage: BilledCounts, resolution: str, *, delivered: bool = True
-) -> float | None:
-    """Return the cost of one response in US dollars; None if a price or a count is unknown.
-
-    Args:
-        model: The requested model; its prices are used even if the response names another model.
-        usage: Token counts for a model that charges by token, images for one that charges by image.
-        resolution: The requested resolution, for a model that charges by image.
-        delivered: False if no image was delivered: no image is charged, and tokens only if they
-            have a price.
-    """
-    row = find_model(model)
-    prices = None if row is None else row.prices
-    if prices is None:
-        return None
-    if prices.per_image is not None:
-        each = image_price(model, resolution)
-        return None if each is None or not delivered else round(each * usage.billed_images, 6)
-    if usage.input_tokens is None or usage.output_tokens is None:
-        return None
-    pictures = min(usage.input_image_tokens or 0, usage.input_tokens)
-    millionths = (
-        (usage.input_tokens - pictures) * (prices.text_in or 0.0)
-        + pictures * (prices.image_in or 0.0)
-        + usage.output_tokens * (prices.image_out or 0.0)
-    )
-    return round(millionths / 1_000_000, 6)
 
 
 def _row(model: str, vendor: str) -> ModelInfo:

@@ -17,8 +17,8 @@ from images_samples import encoded, picture
 from pipeline_kit import FAST
 from providers_kit import MODELS, ask, google_body, http, openai_body, run
 
-from resilient_imagen import ImageClient, Resolution, Settings, Snapshot, models
-from resilient_imagen.cost import PROCESS_COSTS, CostLedger
+from resilient_imagen import ImageClient, Resolution, Settings, Snapshot
+from resilient_imagen.cost import PROCESS_COSTS, CostLedger, cost_usd
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.reasons import Reason
 from resilient_imagen.result import Attempt, Usage
@@ -201,7 +201,7 @@ def test_every_picture_of_an_answer_is_charged_but_thoughts(
     """Drafts that Google returns beside the picture cost as much as the picture does."""
     answer = run(ask("google", http(200, google_body(*parts))))
     assert answer.usage.billed_images == pictures
-    cost = models.cost_usd("gemini-3-pro-image", answer.usage, "4K")
+    cost = cost_usd("gemini-3-pro-image", answer.usage, "4K")
     assert cost == pytest.approx(0.24 * pictures)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import models
+from resilient_imagen.cost import cost_usd
 from resilient_imagen.providers.base import TokenUsage
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 
@@ -152,28 +153,26 @@ def test_quality_is_clamped_to_what_the_model_has() -> None:
 
 def test_costs_by_picture_and_by_token() -> None:
     """Google's models charge by picture and resolution, OpenAI's by kind of token."""
-    assert models.cost_usd("gemini-3-pro-image", answer(), "2K") == 0.134
-    assert models.cost_usd("gemini-3-pro-image", answer(), "4K") == 0.24
-    assert models.cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
-    assert models.cost_usd("gemini-3.1-flash-image", answer(), "2K") == 0.101
-    assert models.cost_usd("gemini-3.1-flash-lite-image", answer(), "4K") == 0.0336
+    assert cost_usd("gemini-3-pro-image", answer(), "2K") == 0.134
+    assert cost_usd("gemini-3-pro-image", answer(), "4K") == 0.24
+    assert cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
+    assert cost_usd("gemini-3.1-flash-image", answer(), "2K") == 0.101
+    assert cost_usd("gemini-3.1-flash-lite-image", answer(), "4K") == 0.0336
     three = answer(billed_images=3)
-    assert models.cost_usd("gemini-3-pro-image", three, "2K") == pytest.approx(0.402)
+    assert cost_usd("gemini-3-pro-image", three, "2K") == pytest.approx(0.402)
     # A high-quality square of these takes 4160 tokens, and costs what the price lists say.
     square = answer(input_tokens=0, output_tokens=4160)
-    assert models.cost_usd("gpt-image-1.5", square, "1K") == pytest.approx(0.133, abs=1e-3)
-    assert models.cost_usd("gpt-image-1-mini", square, "1K") == pytest.approx(0.033, abs=1e-3)
+    assert cost_usd("gpt-image-1.5", square, "1K") == pytest.approx(0.133, abs=1e-3)
+    assert cost_usd("gpt-image-1-mini", square, "1K") == pytest.approx(0.033, abs=1e-3)
     used = answer(input_tokens=1100, input_image_tokens=1000, output_tokens=2000)
-    assert models.cost_usd(FREE, used, "2K") == pytest.approx(
-        (100 * 5 + 1000 * 8 + 2000 * 30) / 1_000_000
-    )
+    assert cost_usd(FREE, used, "2K") == pytest.approx((100 * 5 + 1000 * 8 + 2000 * 30) / 1_000_000)
 
 
 def test_an_unknown_cost_is_none_and_never_zero() -> None:
     """No price, no token counts or no such resolution: nobody is told that it was free."""
-    assert models.cost_usd("gemini-9-image", answer(), "2K") is None
-    assert models.cost_usd("gemini-nano-banana-2.1", answer(), "4K") is None
-    assert models.cost_usd(FREE, answer(input_tokens=3), "2K") is None
+    assert cost_usd("gemini-9-image", answer(), "2K") is None
+    assert cost_usd("gemini-nano-banana-2.1", answer(), "4K") is None
+    assert cost_usd(FREE, answer(input_tokens=3), "2K") is None
 
 
 def test_prices_name_their_source() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.cost import cost_usd
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.result import DroppedReference
 
@@ -159,7 +160,7 @@ class Route:
             "input_tokens": answer.usage.input_tokens,
             "output_tokens": answer.usage.output_tokens,
             "total_tokens": answer.usage.total_tokens,
-            "cost_usd": models.cost_usd(self.model, answer.usage, resolution),
+            "cost_usd": cost_usd(self.model, answer.usage, resolution),
         }
 
     async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:

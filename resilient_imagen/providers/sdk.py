@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from resilient_imagen.cost import cost_usd
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, InvalidRequestError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
-from resilient_imagen.models import cost_usd
 from resilient_imagen.providers.base import Endpoint, account_id
 from resilient_imagen.providers.connections import credentials
 from resilient_imagen.providers.error_body import VendorError

@@ -26,7 +26,7 @@ from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen import models
+from resilient_imagen.cost import cost_usd
 from resilient_imagen.providers.base import TokenUsage
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
@@ -214,4 +214,4 @@ def _image_cost(log: RouteLog, model: str) -> float:
     if known:
         return median(known)
     usage = TokenUsage(input_tokens=0, output_tokens=_ASSUMED_TOKENS)
-    return models.cost_usd(model, usage, "2K") or 0.0
+    return cost_usd(model, usage, "2K") or 0.0
