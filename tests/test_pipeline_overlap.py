@@ -976,6 +976,37 @@ def test_a_primary_that_serves_after_its_hedge_was_turned_away_has_not_been_left
     run_overlap(scene, hedge_after=5, hedge_budget=1, max_concurrent=1, max_queue=0)
 
 
+def test_a_request_that_is_alone_when_it_is_sent_is_no_overlap() -> None:
+    """The hedge waited in its queue until the slow request had failed."""
+
+    async def scene(world: OverlapScenario) -> None:
+        world.google.fail(Reason.UNAUTHENTICATED, status=401, latency=8.0)
+        with world.client._routing.routes[1].limiter.join():
+            call = world.start()
+            await asyncio.sleep(10)
+        assert (await call).fallback_reason == "timeout"
+        assert world.request("openai").overlap is None
+        assert world.told.last(RequestEnded).hedged is None
+
+    run_overlap(scene, hedge_after=5, hedge_budget=1, max_concurrent=1)
+
+
+def test_closing_the_client_ends_both_requests_of_a_call() -> None:
+    """Both are recorded as cancelled, and no task is left."""
+
+    async def scene(world: OverlapScenario) -> None:
+        world.google.hang()
+        world.openai.hang()
+        call = world.start()
+        await asyncio.sleep(10)
+        await world.client.aclose()
+        with pytest.raises(RuntimeError, match="closed during the call"):
+            await call
+        assert world.outcomes() == [("google", Reason.CANCELLED), ("openai", Reason.CANCELLED)]
+
+    run_overlap(scene, hedge_after=5, hedge_budget=1)
+
+
 def test_a_local_bug_in_one_request_reaches_the_caller_and_ends_the_other() -> None:
     """The error is raised unchanged."""
 

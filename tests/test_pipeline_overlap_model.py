@@ -188,6 +188,8 @@ class Observed:
     watched: Watched
     events: list[Event] = field(default_factory=list)
     permits: list[Permit] = field(default_factory=list)
+    closed: bool = False
+    """Whether the client was closed while callers waited."""
 
 
 def watch_permits(breaker: CircuitBreaker, permits: list[Permit]) -> None:
@@ -221,17 +223,25 @@ async def one_call(client: ImageClient, seen: Observed, number: int, caller: Cal
     if task.cancelled():
         assert caller.leaves_after is not None
     elif (error := task.exception()) is not None:
-        assert isinstance(error, ImageGenerationError), repr(error)
+        closed = seen.closed and type(error) is RuntimeError
+        assert closed or isinstance(error, ImageGenerationError), repr(error)
 
 
 async def run_model(
     made: Settings,
     scripts: Sequence[Sequence[Step]],
     crowd: Sequence[Caller],
-    *,
-    closes_at_once: bool,
+    closes_after: float | None,
 ) -> None:
-    """Let the callers loose, close the client, and check everything that is observed."""
+    """Let the callers loose, close the client, and check everything that is observed.
+
+    Args:
+        made: The settings.
+        scripts: What each route does.
+        crowd: The callers.
+        closes_after: Seconds after which the client is closed, infinite for as soon as the last
+            call has ended; None to wait for hedged probes as well.
+    """
     watched = Watched()
     by_provider: dict[str, dict[str, Sequence[Step]]] = {}
     for route, script in zip(made.routes, scripts, strict=True):
@@ -243,28 +253,41 @@ async def run_model(
     for breaker in client.breakers.values():
         watch_permits(breaker, seen.permits)
     async with client:
-        await asyncio.gather(*(one_call(client, seen, *each) for each in enumerate(crowd)))
-        if not closes_at_once:  # hedged probes may still be in flight, for their limit at most
+        calls = asyncio.gather(*(one_call(client, seen, *each) for each in enumerate(crowd)))
+        if closes_after is not None:
+            await asyncio.wait({calls}, timeout=None if math.isinf(closes_after) else closes_after)
+            seen.closed = not calls.done()
+            await client.aclose()
+        await calls
+        if closes_after is None:  # hedged probes may still be in flight, for their limit at most
             await asyncio.sleep(max(LIMITS.values()) + TINY)
             assert not any(provider.in_flight for provider in providers)
     if watched.stubborn:
         await asyncio.sleep(SLOW_TO_END + TINY)
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    for provider in providers:
-        assert provider.in_flight == 0
-        kept = made.max_concurrent if made.on_timeout == "keep" else 0
-        if not watched.stubborn:  # else a kept request may still be ending
-            assert provider.max_in_flight <= made.max_concurrent + kept
-    for state in client.snapshot()["routes"]:
-        assert (state["queue"]["in_flight"], state["queue"]["waiting"]) == (0, 0)
-        assert state["breaker"]["probes_in_flight"] == 0
-    for asked in client._routing.routes:
-        assert asked.limiter.shortest_wait() <= 60 / made.ipm + TINY
     assert all(permit.settled for permit in seen.permits)
+    check_limits(seen, client, providers)
     check_requests(seen)
     check_costs(seen, client)
     for ended in sink.calls:
         check_call(seen, ended)
+
+
+def check_limits(
+    seen: Observed, client: ImageClient, providers: Sequence[ScriptedProvider]
+) -> None:
+    """No slot, place or probe is lost, and there were never more requests than allowed."""
+    made = seen.made
+    kept = made.max_concurrent if made.on_timeout == "keep" else 0
+    for provider in providers:
+        assert provider.in_flight == 0
+        if not seen.watched.stubborn:  # else a kept request may still be ending
+            assert provider.max_in_flight <= made.max_concurrent + kept
+    for state in client.snapshot()["routes"]:
+        assert (state["queue"]["in_flight"], state["queue"]["waiting"]) == (0, 0)
+        assert state["breaker"]["probes_in_flight"] == 0
+    for route in client._routing.routes:
+        assert route.limiter.shortest_wait() <= 60 / made.ipm + TINY
 
 
 def check_requests(seen: Observed) -> None:
@@ -323,9 +346,9 @@ def check_overlap(seen: Observed, mine: Sequence[Event], ended: RequestEnded) ->
     for event in mine:
         if isinstance(event, AttemptStarted):
             asked.append(names.index(f"{event.provider}:{event.model}"))
+            assert (event.overlap is not None) == bool(in_flight)
             if in_flight:
                 overlapped = True
-                assert event.overlap is not None
                 cause = Reason.CIRCUIT_OPEN if event.overlap == "probe" else Reason.TIMEOUT
                 assert seen.made.falls_back_on(cause)
             in_flight.append(event)
@@ -344,7 +367,7 @@ any_world = given(
     chosen=choices,
     scripts=st.tuples(*[st.lists(steps, max_size=5)] * 3),
     crowd=callers,
-    closes_at_once=st.booleans(),
+    closes_after=st.sampled_from([None, None, math.inf, math.inf, 3.2, 10.5, 20.0]),
 )
 
 
@@ -353,8 +376,7 @@ def check(
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
     crowd: list[Caller],
-    *,
-    closes_at_once: bool,
+    closes_after: float | None,
 ) -> None:
     made = Settings(
         routes=routes,
@@ -362,7 +384,7 @@ def check(
         openai_timeout=LIMITS["openai"],
         **chosen,
     )
-    run_guarded(run_model(made, scripts, crowd, closes_at_once=closes_at_once))
+    run_guarded(run_model(made, scripts, crowd, closes_after))
 
 
 @settings(max_examples=200, deadline=None)
@@ -372,10 +394,10 @@ def test_overlap_keeps_the_rules(
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
     crowd: list[Caller],
-    closes_at_once: bool,
+    closes_after: float | None,
 ) -> None:
     """Two requests per call at most, each settled, recorded and paid for once, and none left."""
-    check(routes, chosen, scripts, crowd, closes_at_once=closes_at_once)
+    check(routes, chosen, scripts, crowd, closes_after)
 
 
 @pytest.mark.slow
@@ -386,10 +408,10 @@ def test_overlap_keeps_the_rules_thousands_of_times(
     chosen: dict[str, Any],
     scripts: Sequence[Sequence[Step]],
     crowd: list[Caller],
-    closes_at_once: bool,
+    closes_after: float | None,
 ) -> None:
     """The rules hold for as many examples as there is time for."""
-    check(routes, chosen, scripts, crowd, closes_at_once=closes_at_once)
+    check(routes, chosen, scripts, crowd, closes_after)
 
 
 # -- cancellation at every await ------------------------------------------------------------------

@@ -216,8 +216,6 @@ class RequestClock:
         """Count the request as in flight."""
         call, state = self._call, self._state
         state.timer, state.past_limit = self._timer, False
-        if call.in_flight and call.overlap is None:
-            call.overlap = state.overlap
         call.in_flight.append(state)
         first = self._policy.first_moment(call, state, self._permit)
         if first < math.inf:
