@@ -24,7 +24,7 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import RequestEnded, RouteFallback
 from resilient_imagen.testing import FakeProvider
 
-near = pytest.approx
+near: Any = pytest.approx
 
 
 async def error_of(call: asyncio.Task[ImageResult]) -> ImageGenerationError:
