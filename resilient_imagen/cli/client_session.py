@@ -106,19 +106,27 @@ async def open_client(
             raise CommandError(
                 "no API key: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY; --emulator needs neither"
             )
-        client = ImageClient(settings, sinks=[_WarningSink(), *sinks])
+        warnings = _WarningSink(emulated=emulator is not None)
+        client = ImageClient(settings, sinks=[warnings, *sinks])
         yield await stack.enter_async_context(client)
 
 
 class _WarningSink:
-    """Says on standard error what an operator should know: a missing key, a retired model."""
+    """Prints warnings for operators on standard error, such as a missing key or a retired model.
+
+    Args:
+        emulated: Whether an emulator serves the requests. Its latencies are not the vendors'.
+    """
 
     inline = True
+
+    def __init__(self, *, emulated: bool) -> None:
+        self._omitted = {"time_limit_below_typical"} if emulated else set()
 
     def handle(self, event: Event) -> None:
         from resilient_imagen.telemetry.events import OperatorWarning
 
-        if isinstance(event, OperatorWarning):
+        if isinstance(event, OperatorWarning) and event.code not in self._omitted:
             warn(event.message)
 
 
