@@ -33,6 +33,21 @@ async def error_of(call: asyncio.Task[ImageResult]) -> ImageGenerationError:
     return caught.value
 
 
+class Stubborn(FakeProvider):
+    """Takes some seconds to end when it is cancelled."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name)
+        self.seconds = seconds
+
+    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
+        try:
+            return await super().generate(request, model)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self.seconds)
+            raise
+
+
 # -- hedged probes --------------------------------------------------------------------------------
 
 
@@ -190,6 +205,24 @@ def test_a_hedged_probe_is_cancelled_when_its_round_has_ended() -> None:
     run_overlap(scene, breaker_half_open_calls=2)
 
 
+def test_a_probe_whose_round_has_ended_does_not_outlive_its_call() -> None:
+    """Another probe failed before the next route delivered."""
+
+    async def scene(world: OverlapScenario) -> None:
+        await world.make_probe_due()
+        world.google.hang(times=1)
+        world.google.fail(Reason.OVERLOADED, status=503, latency=5.0)
+        world.openai.latency = 20.0
+        await asyncio.gather(world.ask(), world.ask())
+        assert world.google.in_flight == 0
+        assert [each.reason for each in world.requests("google")] == [
+            Reason.OVERLOADED,
+            Reason.CANCELLED,
+        ]
+
+    run_overlap(scene, breaker_half_open_calls=2)
+
+
 def test_several_hedged_probes_close_the_circuit_together() -> None:
     """With two half-open places, the successes of two probes in the background close it."""
 
@@ -241,6 +274,19 @@ def test_a_request_that_ran_long_beside_the_first_image_counts_as_cut_short() ->
             assert world.breaker(1)["window"]["failures"] == 0
 
     run_overlap(scene)
+
+
+def test_a_probe_beside_which_no_route_was_started_ends_with_its_call() -> None:
+    """The slow request before it delivers; the place of the probe is free, without a vote."""
+
+    async def scene(world: OverlapScenario) -> None:
+        await world.make_probe_due(1)
+        world.google.latency, world.openai.latency = 20.0, 40.0
+        assert (await world.ask()).provider == "google"
+        assert (world.openai.in_flight, world.request("openai").counted) == (0, "ignored")
+        assert world.breaker(1)["state"] == "half_open"
+
+    run_overlap(scene, hedge_after=5, hedge_budget=1)
 
 
 def test_without_a_delay_a_probe_is_not_hedged() -> None:
@@ -759,6 +805,20 @@ def test_a_request_that_is_slow_at_its_limit_is_kept_beside_the_next_route() -> 
     run_overlap(scene, hedge_after=60, hedge_budget=0)
 
 
+def test_a_hedge_that_came_due_as_its_request_failed_is_forgotten() -> None:
+    """Both happen in one round of the event loop; the retry is hedged at its own time."""
+
+    async def scene(world: OverlapScenario) -> None:
+        just_before = 5.0 - 5e-10  # less than the resolution of the clock
+        world.google.fail(Reason.OVERLOADED, status=503, latency=just_before, times=1)
+        world.google.hang()
+        await world.ask()
+        assert len(world.google.sent) == 2
+        assert world.openai.sent[0].at - world.google.sent[1].at == near(5, abs=0.01)
+
+    run_overlap(scene, hedge_after=5, hedge_budget=1)
+
+
 # -- three routes ---------------------------------------------------------------------------------
 
 
@@ -818,6 +878,28 @@ def test_a_hedge_that_fails_leads_on_to_the_third_route() -> None:
         assert world.request("local").overlap == "slow"
 
     run_overlap(scene, routes=THREE_ROUTES, hedge_after=5, hedge_budget=1)
+
+
+def test_a_displaced_request_counts_as_cut_short_even_if_its_caller_leaves_then() -> None:
+    """The first cause of its cancellation remains: it ran for 45 s, and made room."""
+
+    async def scene(world: OverlapScenario) -> None:
+        world.google.hang()
+        world.openai.hang()
+        call = world.start()
+        await asyncio.sleep(45.2)
+        call.cancel()
+        await asyncio.wait({call})
+        assert (world.request().reason, world.request().counted) == (Reason.CANCELLED, "throttled")
+
+    run_overlap(
+        scene,
+        google=Stubborn("google", 0.5),
+        routes=THREE_ROUTES,
+        openai_timeout=40,
+        hedge_after=5,
+        hedge_budget=1,
+    )
 
 
 # -- the end of a call ----------------------------------------------------------------------------
@@ -1034,21 +1116,6 @@ def test_an_interrupt_in_one_request_reaches_the_caller() -> None:
         assert world.google.in_flight == 0
 
     run_overlap(scene, hedge_after=5, hedge_budget=1)
-
-
-class Stubborn(FakeProvider):
-    """Takes some seconds to end when it is cancelled."""
-
-    def __init__(self, name: str, seconds: float) -> None:
-        super().__init__(name)
-        self.seconds = seconds
-
-    async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
-        try:
-            return await super().generate(request, model)
-        except asyncio.CancelledError:
-            await asyncio.sleep(self.seconds)
-            raise
 
 
 @pytest.mark.parametrize(("deadline", "seconds"), [(None, 10.5), (10.0, 10.0)])

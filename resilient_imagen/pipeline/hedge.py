@@ -179,9 +179,8 @@ def _pass_limit(state: RouteState, slot: Slot) -> None:
     No more than IMAGE_GEN_MAX_CONCURRENT requests of a provider are kept: all of them held a slot
     when the oldest of them reached its limit, because it is kept no longer than for another limit.
     """
-    if not state.detached:  # else it ends now
-        state.past_limit = True
-        state.route.limiter.release(slot)
+    state.past_limit = True
+    state.route.limiter.release(slot)
 
 
 def _vote(permit: Permit) -> None:

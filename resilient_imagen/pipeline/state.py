@@ -359,7 +359,6 @@ class RouteState:
             self.timer is not None
             and permit is not None
             and permit.probe
-            and not self.past_limit
             and not permit.settled
             and not permit.stale
         )
