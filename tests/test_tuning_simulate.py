@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +23,10 @@ from resilient_imagen.tuning import (
     simulate,
     waves,
 )
+from resilient_imagen.tuning.engine import run_simulation
 from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
 from resilient_imagen.tuning.scenario import ScenarioOutcomes
+from resilient_imagen.tuning.simulation import play
 
 OUTAGE = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
 
@@ -101,7 +104,53 @@ def test_money_is_counted_for_requests_that_were_given_up() -> None:
     hang = Outage(start=600, duration=300, reason=Reason.TIMEOUT)
     measures = simulate(Scenario(troubles=(hang,)), Settings())
     assert measures.doomed_usd == pytest.approx(measures.doomed * 0.134)
-    assert measures.doomed_s == pytest.approx(measures.doomed * 60, rel=0.05)
+    plain = simulate(Scenario(troubles=(hang,)), Settings(on_timeout="abandon"))
+    assert plain.doomed_s == pytest.approx(plain.doomed * 60, rel=0.05)
+    kept = simulate(Scenario(troubles=(hang,)), Settings(hedge_probe_after=None))
+    assert kept.doomed_s > 60 * kept.doomed, "requests go on until the next route delivers"
+
+
+def test_both_requests_of_a_call_count() -> None:
+    """A slow request that loses is recorded with its price, beside the one that served the call."""
+    slow = Outage(start=0, duration=3600, share=0.0, slower=3.0)
+    scenario = Scenario(troubles=(slow,))
+    settings = Settings(hedge_after=30, hedge_budget=1, ipm=100, max_concurrent=100)
+    run = play(scenario, settings, seed=1)
+    measures = simulate(scenario, settings, seed=1)
+    requests = Counter(each.call for each in run.sent)
+    lost = [each for each in run.sent if each.reason is Reason.CANCELLED]
+    assert set(requests.values()) == {1, 2}
+    assert measures.requests == sum(requests.values()) > measures.images
+    assert measures.unused + measures.doomed == measures.requests - measures.images
+    assert measures.unused >= len(lost) > 100
+    assert {each.cost_usd for each in lost} == {0.134, 0.17}
+
+
+def test_a_probe_counts_although_its_call_has_ended() -> None:
+    """A run ends when the probe that hangs beside the last call has reached its limit."""
+    hang = Outage(start=600, duration=3600, reason=Reason.TIMEOUT)
+    calls = [0.0, 600.0, 606.0, 612.0, 800.0]
+    scenario = Scenario(troubles=(hang,))
+    truth = ScenarioOutcomes(scenario, ["google", "openai"])
+    run = run_simulation(Settings(), truth, calls)
+    probe = run.sent[-1]
+    assert (probe.call, probe.route, probe.at) == (4, 0, 800.0)
+    assert (probe.reason, probe.seconds, probe.cost_usd) == (Reason.TIMEOUT, 60.0, 0.134)
+    assert run.served[4] == 1
+    assert run.seconds[4] < 60
+
+
+def test_the_slowest_requests_are_hedged_by_p95() -> None:
+    """Without a number of seconds, about one request of twenty gets a second one beside it."""
+    service = Service(latency=LatencyDistribution(20, 45))
+    scenario = Scenario(
+        traffic=Traffic(per_minute=10, duration=4 * 3600),
+        services={"google": service, "openai": service},
+    )
+    limits: dict[str, Any] = {"ipm": 100, "max_concurrent": 100, "on_timeout": "abandon"}
+    measures = simulate(scenario, Settings(**limits, hedge_after="p95"))
+    assert 0.03 < measures.unused / measures.calls < 0.06
+    assert measures.p99_s < simulate(scenario, Settings(**limits)).p99_s
 
 
 def test_a_route_without_a_service_is_named() -> None:

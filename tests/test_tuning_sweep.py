@@ -30,8 +30,8 @@ def measures(**rest: Any) -> Measures:
     given: dict[str, Any] = {
         "calls": 100, "images": 100, "mean_s": 20.0, "p50_s": 18.0, "p95_s": 40.0, "p99_s": 60.0,
         "lost_s": 0.0, "share": {"google:m": 0.9, "openai:m": 0.1}, "requests": 110, "doomed": 5,
-        "doomed_s": 50.0, "doomed_usd": 0.5, "cost_usd": 14.0, "troubles": 1, "detected": 1,
-        "detect_s": 10.0, "recover_s": 30.0, "false_openings": 0, "unseen": 0.0,
+        "unused": 0, "doomed_s": 50.0, "doomed_usd": 0.5, "cost_usd": 14.0, "troubles": 1,
+        "detected": 1, "detect_s": 10.0, "recover_s": 30.0, "false_openings": 0, "unseen": 0.0,
     }  # fmt: skip
     return Measures(**{**given, **rest})
 
@@ -83,7 +83,7 @@ def test_samples_and_neighbours_are_allowed_settings() -> None:
         for near in neighbours(knobs):
             assert near.changed_from(knobs) == 1
             assert near.reset_max >= near.reset_timeout
-    assert all(len(values) >= 3 for values in GRID.values())
+    assert all(len(values) >= 2 for values in GRID.values())
 
 
 # -- ranking --------------------------------------------------------------------------------------

@@ -44,6 +44,11 @@ class BackgroundRequests:
         if state.task is not None:
             self._watch(state, _until_done(state.task))
 
+    async def drained(self) -> None:
+        """Wait until no request goes on without a caller."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
     async def aclose(self) -> None:
         """Cancel all requests of the running loop, and give them a moment to end."""
         loop = asyncio.get_running_loop()

@@ -78,8 +78,17 @@ class Pipeline:
         self._keeps = settings.on_timeout == "keep"
         self.budget: HedgeBudget = HedgeBudget(settings.hedge_budget)
         self.background: BackgroundRequests = BackgroundRequests()
-        self._fallback = Fallback(
-            settings, dispatcher, self._on_route, self._new_state, self.budget, self.background
+        self._fallback = self._new_fallback()
+
+    def _new_fallback(self) -> Fallback:
+        """Return the stage across routes."""
+        return Fallback(
+            self._settings,
+            self._dispatcher,
+            self._on_route,
+            self._new_state,
+            self.budget,
+            self.background,
         )
 
     def snapshot(self, now: float) -> HedgingSnapshot:
@@ -109,7 +118,7 @@ class Pipeline:
             RuntimeError: The call was ended through ``in_flight``.
         """
         loop = asyncio.get_running_loop()
-        self.budget.count_call(call.started)
+        self._count(call)
         timer = asyncio.timeout_at(call.deadline.timer_at)
         with in_flight.watch(timer):
             try:
@@ -124,6 +133,10 @@ class Pipeline:
         if not call.deadline.has_passed(loop.time()):
             raise RuntimeError("the ImageClient was closed during the call")
         raise call.deadline_error()
+
+    def _count(self, call: CallState) -> None:
+        """Count the call for the budget of hedges."""
+        self.budget.count_call(call.started)
 
     # -- across routes ----------------------------------------------------------------------------
 
@@ -273,7 +286,7 @@ class Pipeline:
         wait = limiter.shortest_wait(latency)
         # A caller that need not wait is sent, however little time is left.
         waits = wait > CLOCK_TOLERANCE
-        if self._spills(state) and wait - self._max_wait > CLOCK_TOLERANCE:
+        if wait - self.max_wait(state.later_routes) > CLOCK_TOLERANCE:
             raise _saturated(state.route, wait)
         if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
             if waits or state.last_error is not None:
@@ -295,13 +308,15 @@ class Pipeline:
             state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
         return outcome
 
-    def _spills(self, state: RouteState) -> bool:
-        """Return whether a long wait in this queue sends the call to another route."""
-        return (
-            self._max_wait < math.inf
-            and state.alternative is not None
-            and self._settings.falls_back_on(Reason.SATURATED)
-        )
+    def max_wait(self, later_routes: Sequence[Route]) -> float:
+        """Return the seconds in a queue after which the call goes to a later route.
+
+        They are infinite if no later route lets calls through now.
+        """
+        if self._max_wait == math.inf or not self._settings.falls_back_on(Reason.SATURATED):
+            return math.inf
+        usable = any(route.breaker.allows_calls() for route in later_routes)
+        return self._max_wait if usable else math.inf
 
     def _share(self, call: CallState, state: RouteState) -> Deadline:
         """Return when the call must be done with this route."""
@@ -320,9 +335,7 @@ class Pipeline:
         while not slot.granted.done():
             if state.permit is None and state.route.rejects_at(loop.time()):
                 raise PermitRevokedError  # wait for the probe's outcome outside the queue
-            leaves_at = slot.useful_until
-            if self._spills(state):
-                leaves_at = min(leaves_at, joined + self._max_wait)
+            leaves_at = min(slot.useful_until, joined + self.max_wait(state.later_routes))
             left = leaves_at - loop.time()
             if left <= 0:
                 raise _saturated(state.route, state.route.limiter.shortest_wait())

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
-from resilient_imagen.errors import ImageGenerationError
+from resilient_imagen.errors import CircuitOpenError, ImageGenerationError, SaturatedError
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
+from resilient_imagen.pipeline.fallback import Fallback
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.on_start import OnStartHook
-from resilient_imagen.pipeline.pipeline import Pipeline
+from resilient_imagen.pipeline.pipeline import PermitRevokedError, Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
 from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.ratelimit.limiter import RateLimiter
+from resilient_imagen.reasons import Reason
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import BreakerChanged
@@ -35,13 +37,16 @@ from resilient_imagen.tuning.simulation_run import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from resilient_imagen.circuitbreaker import Transition
     from resilient_imagen.pipeline.outcome import AttemptSuccess
+    from resilient_imagen.pipeline.overlap import OverlapKind
     from resilient_imagen.pipeline.state import RouteState
     from resilient_imagen.providers.base import ProviderResult
+    from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.request import ImageRequest
+    from resilient_imagen.result import Attempt
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.sink import EventSink
     from resilient_imagen.tuning.outcome_model import OutcomeModel
@@ -103,12 +108,11 @@ class _Play:
         self._seconds = math.inf if settings.deadline is None else settings.deadline
         world = SimulationRun(truth, played, seed)
         self._routes = self._build(settings, world, random.Random(seed), handing=short_cut)
-        self._shut = tuple(_shut(route) for route in self._routes)
+        overlap = OverlapPolicy(settings)
+        self._world = world
         self._pipeline = _SimulatedPipeline(
             settings,
-            AttemptExecutor(
-                self._dispatcher, _NoFitter("none"), OverlapPolicy(settings), self._of_provider
-            ),
+            AttemptExecutor(self._dispatcher, _NoFitter("none"), overlap, self._of_provider),
             self._dispatcher,
             random.Random(seed).random,
         )
@@ -118,7 +122,8 @@ class _Play:
                 self._routes,
                 self._seconds,
                 SimulatedImageRequest("x").resolution,
-                self._pipeline.route_deadline,
+                self._pipeline,
+                overlap,
                 world,
                 self._climb,
                 self._ended,
@@ -132,10 +137,11 @@ class _Play:
         self._over = self._loop.create_future()
 
     async def run(self, arrivals: Iterator[float]) -> None:
-        """Start all calls, and wait until the last one has ended."""
+        """Start all calls, and wait until the last one and all its requests have ended."""
         self._open += 1  # the arrivals
         self._next(arrivals)
         await self._over
+        await self._pipeline.background.drained()
 
     def _next(self, arrivals: Iterator[float]) -> None:
         for at in arrivals:
@@ -155,6 +161,7 @@ class _Play:
         self._played.seconds.append(0.0)
         self._played.served.append(-1)
         self._open += 1
+        self._pipeline.budget.count_call(now)
         # A new call must not overtake a call that is handed to the pipeline at the same time.
         behind = now <= self._climbing_since
         if self._express is None or behind or not self._express.start(call):
@@ -166,15 +173,18 @@ class _Play:
 
     async def _run_pipeline(self, climber: Climber) -> None:
         number = climber.call
+        request = SimulatedImageRequest("x", call=number)
         call = _Handed(
             id=str(number),
-            request=SimulatedImageRequest("x", call=number),
-            routes=(*self._shut[: climber.route], *self._routes[climber.route :]),
+            request=request,
+            routes=self._routes,
             started=climber.asked,
             deadline=Deadline.after(self._seconds, climber.asked),
             on_start=OnStartHook(None),
             until=climber.until,
-            chain=self._routes,
+            queued=climber.queued,
+            first_route=climber.route,
+            on_attempt=partial(self._world.record_attempt, request),
         )
         if climber.ticket is not None:
             self._routes[climber.route].limiter.release(climber.ticket)
@@ -248,30 +258,75 @@ class _Handed(CallState):
 
     until: Deadline | None = None
     """Deadline for its present route, if the fast path has computed it."""
-    chain: tuple[Route, ...] = ()
-    """All routes, including those that rejected it before."""
+    queued: Slot | None = None
+    """Its slot, if it joined the queue on the fast path, which it did when it started."""
+    first_route: int = 0
+    """Index of the route to ask first; the circuits of earlier ones were open."""
+    on_attempt: Callable[[Attempt], None] | None = None
+    """Receives the record of every request."""
+
+    def record(self, attempt: Attempt) -> None:
+        """Add the record of a request that has ended."""
+        if self.on_attempt is not None:
+            self.on_attempt(attempt)
+        CallState.record(self, attempt)  # super() does not work in a dataclass with slots
 
 
 class _SimulatedPipeline(Pipeline):
     """The production pipeline, which can continue a call from the fast path."""
 
-    async def _acquire_early(self, call: CallState, state: RouteState) -> None:
-        if isinstance(call, _Handed) and state.route in call.chain:
-            call.routes = call.chain
-        await super()._acquire_early(call, state)
+    def _count(self, call: CallState) -> None:
+        """Do nothing: a run counts all calls when they arrive."""
+
+    def _new_fallback(self) -> Fallback:
+        return _SimulatedFallback(
+            self._settings,
+            self._dispatcher,
+            self._on_route,
+            self._new_state,
+            self.budget,
+            self.background,
+        )
 
     def _share(self, call: CallState, state: RouteState) -> Deadline:
-        if isinstance(call, _Handed) and call.until is not None and state.route in call.chain:
+        if isinstance(call, _Handed) and call.until is not None:
             until, call.until = call.until, None
             return until
         return super()._share(call, state)
 
+    async def _wait_in_queue(self, state: RouteState, slot: Slot, joined: float) -> None:
+        call = state.call
+        if isinstance(call, _Handed) and call.queued is slot:
+            joined = call.started
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await super()._wait_in_queue(state, slot, joined)
+        except (PermitRevokedError, SaturatedError):
+            # A call that leaves the fast path for the same cause needs one step of the loop more.
+            if loop.time() > began:
+                await asyncio.sleep(0)
+            raise
 
-def _shut(route: Route) -> Route:
-    """Return a route that rejects every call; it replaces one that has rejected a call before."""
-    breaker = CircuitBreaker(route.name, BreakerConfig())
-    breaker.force_open = True
-    return replace(route, breaker=breaker)
+
+class _SimulatedFallback(Fallback):
+    """The production stage across routes, which can begin at a later route."""
+
+    def _start(
+        self,
+        call: CallState,
+        branches: list[Any],
+        index: int,
+        kind: OverlapKind | None = None,
+    ) -> None:
+        if index == 0 and isinstance(call, _Handed) and call.first_route:
+            index, call.first_route = call.first_route, 0
+            call.fallback_cause = Reason.CIRCUIT_OPEN
+            for before in range(index):
+                call.route_errors[before] = CircuitOpenError(
+                    "skipped on the fast path", retry_after=None
+                )
+        super()._start(call, branches, index, kind)
 
 
 _PICTURE = FittedImage(b"", "image/png")

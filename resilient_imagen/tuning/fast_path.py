@@ -2,11 +2,11 @@
 
 A call that succeeds on its first attempt changes only the state of the queue and the breaker. Here
 such a call joins the same queue and acquires its permit from the same breaker, without the stages
-in between. Its outcome is known when it gets its slot. If it is anything else than an image in
-time, or if the breaker changes or the route's deadline expires while it is queued, the call is
-handed to the pipeline, with its place in the queue and its deadline, as if it had started there. A
-run with the fast path equals a run without it, except for the order of calls at the same instant
-(tests/test_tuning_fast_path.py).
+in between. Its outcome is known when it gets its slot. If it is anything else than an image before
+another request of the call could start beside it, or if the breaker changes while it is queued, or
+the time on the route or in the queue is up, the call is handed to the pipeline, with its place in
+the queue and its deadline, as if it had started there. A run with the fast path equals a run
+without it, except for the order of calls at the same instant (tests/test_tuning_fast_path.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from resilient_imagen.circuitbreaker import Permit, Transition
+    from resilient_imagen.pipeline.hedge import OverlapPolicy
+    from resilient_imagen.pipeline.pipeline import Pipeline
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.ratelimit.limiter import Slot
     from resilient_imagen.tuning.loop import LeanLoop
@@ -88,6 +90,8 @@ class Climber(NamedTuple):
     """The deadline for this route, if it is computed already."""
     ticket: Slot | None = None
     """A slot that the call cannot use any more; it is released when the call continues."""
+    queued: Slot | None = None
+    """A slot that the call goes on with, in this context."""
     context: Context | None = None
 
 
@@ -109,7 +113,8 @@ class Express:
         routes: The routes; their limiters are `HandingRateLimiter`.
         seconds: The deadline of a call in seconds.
         resolution: The resolution of all images.
-        share: Returns the deadline for a route, as the pipeline computes it.
+        pipeline: Computes the time for a route and in its queue.
+        overlap: Knows when a second request of a call may start.
         world: Returns the outcomes of requests, and records the requests.
         climb: Continues a call on the pipeline.
         done: Called with a call and the route that served it.
@@ -121,7 +126,8 @@ class Express:
         routes: Sequence[Route],
         seconds: float,
         resolution: str,
-        share: Callable[[Deadline, Sequence[Route]], Deadline],
+        pipeline: Pipeline,
+        overlap: OverlapPolicy,
         world: SimulationRun,
         climb: Callable[[Climber], None],
         done: Callable[[int, int], None],
@@ -130,7 +136,8 @@ class Express:
         self._routes = routes
         self._seconds = seconds
         self._resolution = resolution
-        self._share = share
+        self._pipeline = pipeline
+        self._overlap = overlap
         self._world = world
         self._climb = climb
         self._done = done
@@ -156,11 +163,15 @@ class Express:
 
     def _ride(self, call: int, position: int, route: Route) -> bool:
         now = self._loop.time()
-        until = self._share(Deadline.after(self._seconds, now), self._routes[position + 1 :])
+        later = self._routes[position + 1 :]
+        until = self._pipeline.route_deadline(Deadline.after(self._seconds, now), later)
         latency = route.measured_latency(self._resolution)
         useful_until = until.latest_start(latency)
         wait = route.limiter.shortest_wait(latency)
         waits = wait > CLOCK_TOLERANCE
+        max_wait = self._pipeline.max_wait(later)
+        if wait - max_wait > CLOCK_TOLERANCE:
+            return False
         if not until.is_worth_starting(now + wait, latency if waits else None):
             return False
         try:
@@ -174,8 +185,9 @@ class Express:
         stirred = route.breaker.wait_for_change()
         stirred.add_done_callback(partial(self._stirred, rider))
         rider.ticket.granted.add_done_callback(lambda _: self._turn(rider, stirred))
-        if useful_until < math.inf:
-            self._loop.plain_at(max(now, useful_until), self._too_late, rider, stirred)
+        leaves_at = min(useful_until, now + max_wait)
+        if leaves_at < math.inf:
+            self._loop.plain_at(max(now, leaves_at), self._too_late, rider, stirred)
         return True
 
     def _stirred(self, rider: _Rider, stirred: asyncio.Future[None]) -> None:
@@ -197,6 +209,9 @@ class Express:
         route, now = self._routes[rider.route], self._loop.time()
         met = self._world.outcome_for(rider.call, rider.route, now, ())
         limit = min(now + route.timeout, rider.until.at)
+        slow = self._overlap.slow_delay(route, self._resolution)
+        if slow is not None and rider.route + 1 < len(self._routes):
+            limit = min(limit, now + slow)
         if met.reason is not None or now + met.latency >= limit:
             self._hand_over(rider)
             return
@@ -224,5 +239,6 @@ class Express:
         if not deadline.is_worth_starting(now) or route.rejects_at(now):
             climber = climber._replace(ticket=rider.ticket)
         elif isinstance(route.limiter, HandingRateLimiter):
-            climber = climber._replace(until=rider.until, context=route.limiter.lend(rider.ticket))
+            context = route.limiter.lend(rider.ticket)
+            climber = climber._replace(until=rider.until, queued=rider.ticket, context=context)
         self._climb(climber)

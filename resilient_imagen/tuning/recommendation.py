@@ -127,7 +127,11 @@ def choose(
         return today
     return min(
         good,
-        key=lambda trial: (trial.knobs.changed_from(today.knobs), value(part(trial)), trial.knobs),
+        key=lambda trial: (
+            trial.knobs.changed_from(today.knobs),
+            value(part(trial)),
+            trial.knobs.env_lines(),
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.simulation_run import SimulationResult
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from resilient_imagen.tuning.outcome_model import Incident
-    from resilient_imagen.tuning.simulation_run import Change
+    from resilient_imagen.tuning.simulation_run import Change, SimulatedAttempt
 
 __all__ = ["Measures", "measure"]
 
@@ -41,6 +42,8 @@ class Measures:
     requests: int
     doomed: int
     """Wasted requests: requests that failed because of the service."""
+    unused: int
+    """Requests of calls that another request served: cancelled, or with an image too late."""
     doomed_s: float
     doomed_usd: float
     """Cost of the wasted requests; abandoned requests are billed, too."""
@@ -104,6 +107,7 @@ def measure(
         },
         requests=len(played.sent),
         doomed=len(doomed),
+        unused=_unused(played.sent, images),
         doomed_s=sum(sent.seconds for sent in doomed),
         doomed_usd=sum(sent.cost_usd for sent in doomed),
         cost_usd=sum(sent.cost_usd for sent in played.sent),
@@ -114,6 +118,11 @@ def measure(
         false_openings=_false_openings(played.changes, troubles),
         unseen=sum(not sent.seen for sent in played.sent) / max(1, len(played.sent)),
     )
+
+
+def _unused(sent: Sequence[SimulatedAttempt], images: int) -> int:
+    delivered = sum(each.reason is None for each in sent)
+    return delivered - images + sum(each.reason is Reason.CANCELLED for each in sent)
 
 
 def _part(played: SimulationResult, start: float, end: float) -> SimulationResult:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.circuitbreaker import BreakerState
+    from resilient_imagen.result import Attempt
     from resilient_imagen.tuning.outcome_model import OutcomeModel, SimulatedOutcome
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _IMAGE: Final = ProviderImage(b"", "image/png")
+_BILLED: Final = frozenset({None, Reason.TIMEOUT, Reason.CANCELLED})
 _USD_PER_TOKEN = 30e-6
 """The model table's price per token, by which a simulated cost is converted to tokens."""
 
@@ -43,7 +45,7 @@ class SimulatedAttempt(NamedTuple):
     seconds: float
     """Seconds until it ended or was abandoned."""
     reason: Reason | None
-    """None if it delivered an image."""
+    """None if it delivered an image; CANCELLED if another request of the call did before."""
     cost_usd: float
     """Dollars that were billed, or probably billed."""
     seen: bool
@@ -70,16 +72,20 @@ class SimulationResult:
     served: array[int] = field(default_factory=lambda: array("b"))
     """Index of the route that served each call; -1 if it failed."""
     sent: list[SimulatedAttempt] = field(default_factory=list)
-    """Requests in the order in which they ended."""
+    """Requests in the order in which they ended; a call may have two at a time, and one that ends
+    after the call."""
     changes: list[Change] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SimulatedImageRequest(ImageRequest):
-    """A request with the number of its call, and the times of its requests to each route."""
+    """A request with the number of its call, and what was sent to each route."""
 
     call: int = 0
     asked: dict[int, list[float]] = field(default_factory=dict)
+    """The times of its requests to each route."""
+    met: dict[int, SimulatedOutcome] = field(default_factory=dict)
+    """The outcome of the latest request to each route, if it is awaited."""
 
 
 class SimulationRun:
@@ -110,9 +116,21 @@ class SimulationRun:
         met: SimulatedOutcome,
     ) -> None:
         """Record a request. An abandoned request is billed like one with a response."""
-        billed = reason is None or reason is Reason.TIMEOUT
+        billed = reason in _BILLED
         cost = met.cost_usd if billed else 0.0
         self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, cost, met.seen))
+
+    def record_attempt(self, request: SimulatedImageRequest, attempt: Attempt) -> None:
+        """Record a request as the pipeline records it: when it ends, for whatever cause."""
+        route = self._routes[f"{attempt.provider}:{attempt.model}"]
+        met = request.met.pop(route, None)
+        if met is None:
+            return  # the outcome model has raised an error, which ends the run
+        # No response came until the call's deadline: it may have hung as well.
+        late = attempt.reason is Reason.DEADLINE
+        reason = Reason.TIMEOUT if late else attempt.reason
+        at = request.asked[route][-1]
+        self.record(request.call, route, at, attempt.latency_s, reason, met)
 
     async def answer(
         self, request: SimulatedImageRequest, provider: str, model: str
@@ -124,15 +142,11 @@ class SimulationRun:
         before = request.asked.setdefault(route, [])
         met = self.outcome_for(request.call, route, at, before)
         before.append(at)
-        reason: Reason | None = Reason.TIMEOUT  # unless there is a response in time
-        try:
-            if math.isinf(met.latency):
-                await loop.create_future()
-            await asyncio.sleep(met.latency)
-            reason = met.reason
-        finally:
-            self.record(request.call, route, at, loop.time() - at, reason, met)
-        if reason is not None:
+        request.met[route] = met
+        if math.isinf(met.latency):
+            await loop.create_future()
+        await asyncio.sleep(met.latency)
+        if (reason := met.reason) is not None:
             raise provider_failure(
                 reason,
                 provider=provider,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass, replace
-from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +22,16 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "reset_max": ("breaker_reset_max", "IMAGE_GEN_BREAKER_RESET_MAX"),
     "retries": ("max_retries", "IMAGE_GEN_MAX_RETRIES"),
     "per_call_timeout": ("per_call_timeout", "IMAGE_GEN_PER_CALL_TIMEOUT"),
+    "hedge_probe_after": ("hedge_probe_after", "IMAGE_GEN_HEDGE_PROBE_AFTER"),
+    "hedge_after": ("hedge_after", "IMAGE_GEN_HEDGE_AFTER"),
+    "on_timeout": ("on_timeout", "IMAGE_GEN_ON_TIMEOUT"),
+    "max_wait": ("max_wait", "IMAGE_GEN_MAX_WAIT"),
     "mode": ("breaker_mode", "IMAGE_GEN_BREAKER_MODE"),
 }
 """The environment variable of each tunable field of Settings."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class TunableSettings:
     """One setting to try."""
 
@@ -40,6 +43,10 @@ class TunableSettings:
     reset_max: float
     retries: int
     per_call_timeout: float
+    hedge_probe_after: float | None
+    hedge_after: float | Literal["p95"] | None
+    on_timeout: str
+    max_wait: float | None
     mode: str = "on"
     """The breaker's mode; all trials have it on, the present settings may differ."""
 
@@ -57,7 +64,7 @@ class TunableSettings:
         """Return lines ``VARIABLE=value``; with ``since``, only the values that differ from it."""
         before = {} if since is None else asdict(since)
         return [
-            f"{_FIELDS[name][1]}={value if isinstance(value, str) else format(value, 'g')}"
+            f"{_FIELDS[name][1]}={_as_text(value)}"
             for name, value in asdict(self).items()
             if before.get(name) != value
         ]
@@ -65,6 +72,12 @@ class TunableSettings:
     def changed_from(self, since: TunableSettings) -> int:
         """Return the number of values that differ."""
         return len(self.env_lines(since))
+
+
+def _as_text(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else format(value, "g")
 
 
 GRID: Final[Mapping[str, Sequence[Any]]] = {
@@ -76,25 +89,41 @@ GRID: Final[Mapping[str, Sequence[Any]]] = {
     "reset_max": (60.0, 120.0, 300.0, 600.0),
     "retries": (0, 1, 2, 3),
     "per_call_timeout": (30.0, 45.0, 60.0, 90.0, 120.0),
+    "hedge_probe_after": (1.0, 3.0, 10.0, None),
+    "hedge_after": (30.0, "p95", None),
+    "on_timeout": ("keep", "abandon"),
+    "max_wait": (10.0, 30.0, None),
 }
-"""The values to try."""
+"""The values to try, in order. None is never, and last."""
 
 
 def sample(count: int, seed: int = 0) -> list[TunableSettings]:
     """Return ``count`` different random settings of the grid."""
     chance = random.Random(seed)
-    every = [TunableSettings(*values) for values in product(*GRID.values())]
-    allowed = [knobs for knobs in every if knobs.reset_max >= knobs.reset_timeout]
-    return chance.sample(allowed, min(count, len(allowed)))
+    found: dict[TunableSettings, None] = {}
+    while len(found) < count:
+        knobs = TunableSettings(*(chance.choice(values) for values in GRID.values()))
+        if knobs.reset_max >= knobs.reset_timeout:
+            found[knobs] = None
+    return list(found)
+
+
+def _next_to(value: Any, values: Sequence[Any]) -> Iterator[Any]:
+    """Yield the values before and after a value in the order of the grid."""
+    if value in values:
+        place = values.index(value)
+        yield from values[max(0, place - 1) : place]
+        yield from values[place + 1 : place + 2]
+        return
+    numbers = [each for each in values if isinstance(each, int | float)]
+    yield from [each for each in numbers if each < value][-1:]
+    yield from [each for each in numbers if each > value][:1]
 
 
 def neighbours(knobs: TunableSettings) -> Iterator[TunableSettings]:
     """Yield the settings with one value changed by one step on the grid; the breaker is on."""
     for name, values in GRID.items():
-        value, grid = getattr(knobs, name), sorted(values)
-        lower = [each for each in grid if each < value][-1:]
-        higher = [each for each in grid if each > value][:1]
-        for each in (*lower, *higher):
+        for each in _next_to(getattr(knobs, name), values):
             near = replace(knobs, mode="on", **{name: each})
             if near.reset_max >= near.reset_timeout:
                 yield near
