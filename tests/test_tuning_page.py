@@ -19,8 +19,8 @@ from resilient_imagen.tuning.recording import Attempted, Row
 pytest.importorskip("vl_convert", reason="needs the tuning extra")
 
 from resilient_imagen.tuning.charts import pareto, timeline
+from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_html import page
-from resilient_imagen.tuning.sweep import replay
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 QUIET = (

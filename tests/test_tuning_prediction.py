@@ -26,8 +26,8 @@ from tuning_kit import ROOMY, SCENARIOS, TIGHT, record
 
 from resilient_imagen import Settings
 from resilient_imagen.tuning import Measures, simulate
+from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.run_metrics import measure
-from resilient_imagen.tuning.sweep import replay
 
 OTHERS: dict[str, dict[str, Any]] = {
     "patient": {"breaker_fail_max": 8, "breaker_reset_timeout": 30, "max_retries": 1},

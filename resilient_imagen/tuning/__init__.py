@@ -8,6 +8,7 @@ from resilient_imagen.tuning.load import load
 from resilient_imagen.tuning.recommendation import Evaluation, Objective, Recommendation
 from resilient_imagen.tuning.recorder import Recorder
 from resilient_imagen.tuning.recording import Recording, RecordingError
+from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.run_metrics import Measures
 from resilient_imagen.tuning.scenario import (
     LatencyDistribution,
@@ -18,7 +19,7 @@ from resilient_imagen.tuning.scenario import (
     waves,
 )
 from resilient_imagen.tuning.simulation import simulate
-from resilient_imagen.tuning.sweep import Sweep, replay, sweep
+from resilient_imagen.tuning.sweep import Sweep, sweep
 from resilient_imagen.tuning.tunable_settings import TunableSettings
 
 __all__ = [

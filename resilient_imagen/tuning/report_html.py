@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.tuning.charts import pareto, timeline
 from resilient_imagen.tuning.recommendation import Objective
+from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_text import (
     advice_line,
     cells,
@@ -18,7 +19,6 @@ from resilient_imagen.tuning.report_text import (
     set_aside,
     shown,
 )
-from resilient_imagen.tuning.sweep import replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
-from resilient_imagen.tuning.engine import run_simulation
 from resilient_imagen.tuning.recommendation import (
     Evaluation,
     Objective,
@@ -21,7 +20,7 @@ from resilient_imagen.tuning.recommendation import (
     choose,
     front,
 )
-from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
+from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.run_metrics import measure
 from resilient_imagen.tuning.tunable_settings import TunableSettings, neighbours, sample
 
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.run_metrics import Measures
-    from resilient_imagen.tuning.simulation_run import SimulationResult
 
-__all__ = ["Sweep", "replay", "sweep", "try_out"]
+__all__ = ["Sweep", "sweep", "try_out"]
 
 _AT_RANDOM = 0.6
 """Share of the trials that are random on the grid; the others are neighbours of the best ones."""
@@ -55,21 +53,6 @@ class Sweep:
     """Measures of each recommended setting with the turning point of every unseen gap at its start,
     and at its end: the best and worst case."""
     today_bounds: tuple[Measures, Measures]
-
-
-def replay(
-    recording: Recording, settings: Settings, *, seed: int = 0, turning: float = 0.5
-) -> tuple[SimulationResult, RecordedOutcomes]:
-    """Replay a recording with other settings.
-
-    Args:
-        recording: The recording.
-        settings: The settings to try.
-        seed: Seed of all random choices.
-        turning: Turning point in an unseen gap, from 0 (its start) to 1 (its end).
-    """
-    truth = RecordedOutcomes(recording, settings, turning=turning)
-    return run_simulation(settings, truth, recording.asked, seed=seed), truth
 
 
 def try_out(
