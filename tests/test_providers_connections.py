@@ -9,7 +9,9 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
@@ -32,7 +34,13 @@ from providers_kit import (
 )
 from telemetry_kit import Telemetry
 
-from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
+from resilient_imagen import (
+    ConfigurationError,
+    ImageClient,
+    ImageGenerationError,
+    Reason,
+    Settings,
+)
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ImageRequest
@@ -341,6 +349,101 @@ def test_a_proxy_is_used_and_its_name_resolved_by_us(
             assert (len(proxy.requests), len(direct.requests)) == (1, 1)
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("host", "bypassing"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "far.test, 127.0.0.1:{port}"),
+        ("localhost", "LOCALHOST"),
+        ("[::1]", "::1"),
+        ("[::1]", "[::1]"),
+        ("[::1]", "[::1]:{port}"),
+        ("localhost", "*"),
+    ],
+)
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_no_proxy_names_a_host_in_any_notation(
+    host: str, bypassing: str, variable: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With or without the port, in upper or lower case, IPv6 with or without brackets."""
+    port = unused_port()
+    names.hanging = {"proxy.test"}
+    monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
+    monkeypatch.setenv(variable, bypassing.format(port=port))
+    error = failure("google", f"http://{host}:{port}", connect_timeout=0.05)
+    assert "proxy.test" not in (error.vendor_message or "")
+
+
+def test_no_proxy_may_name_the_port_that_the_address_leaves_out(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``host:443`` is the host of ``https://host``; another port is another server."""
+    names.hanging = {"proxy.test"}
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
+
+    def message() -> str | None:
+        return failure("google", "https://far.test", connect_timeout=0.05).vendor_message
+
+    monkeypatch.setenv("NO_PROXY", "far.test:443")
+    assert "proxy.test" not in (message() or "")
+    monkeypatch.setenv("NO_PROXY", "far.test:80")
+    assert message() == "could not resolve proxy.test in time"
+
+
+@pytest.mark.parametrize(
+    ("variable", "address", "said"),
+    [
+        ("HTTPS_PROXY", "ftp://joe:hunter2@proxy.test:1", "is not the address of a proxy"),
+        ("HTTPS_PROXY", "http://joe:hunter2@proxy.test:99999", "is not the address of a proxy"),
+        ("https_proxy", "http://joe:hunter2@proxy.test:port", "is not the address of a proxy"),
+        ("HTTPS_PROXY", "joe:hunter2@[::1", "is not the address of a proxy"),
+        ("HTTPS_PROXY", "http://", "is not the address of a proxy"),
+        ("ALL_PROXY", "socks5://joe:hunter2@proxy.test:1", "the package socksio is missing"),
+    ],
+)
+@VENDORS
+def test_a_proxy_that_cannot_be_used_is_a_wrong_setting(
+    vendor: str, variable: str, address: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the variable and what is allowed, not the address with its password."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv(variable, address)
+    with pytest.raises(ConfigurationError, match=f"^{variable.upper()} .*{said}") as caught:
+        run(one(vendor, "https://far.test"))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_blanks_around_a_proxys_address_are_ignored(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those around a key; a variable of blanks alone names no proxy."""
+    names.known = {"proxy.test": ["127.0.0.1"]}
+
+    async def main() -> None:
+        async with raw_server(GOOD["google"]) as proxy:
+            monkeypatch.setenv("HTTP_PROXY", f" http://proxy.test:{proxy.port}\n")
+            await one("google", "http://far.test")
+            monkeypatch.setenv("HTTP_PROXY", "  ")
+            await one("google", proxy.url)
+            assert [each.path[:5] for each in proxy.requests] == ["http:", "/v1/m"]
+
+    names.known["127.0.0.1"] = ["127.0.0.1"]
+    run(main())
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_file_that_cannot_be_read_is_a_wrong_setting(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's own error names neither the file nor the variable."""
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE, if it is set, must name a file"):
+        run(one("google", "https://far.test"))
 
 
 @VENDORS

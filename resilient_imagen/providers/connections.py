@@ -8,7 +8,9 @@ to proxies are made in the same way.
 
 from __future__ import annotations
 
+import ssl
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -18,9 +20,11 @@ import httpcore2
 import httpx2
 
 from resilient_imagen.dns import alternating
+from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from urllib.parse import SplitResult
 
     from resilient_imagen.dns import HostResolver
 
@@ -28,6 +32,7 @@ __all__ = ["ResolvingTransport", "credentials", "proxy_for"]
 
 _HEAD_START: Final = 0.25
 """Seconds until the next address is tried beside an address that has not answered."""
+_PROXY_SCHEMES: Final = frozenset({"http", "https", "socks5", "socks5h"})
 
 
 class ResolvingTransport(httpx2.AsyncHTTPTransport):
@@ -36,10 +41,20 @@ class ResolvingTransport(httpx2.AsyncHTTPTransport):
     Args:
         resolver: Resolves the server's name, or the proxy's.
         options: Keyword arguments of httpx2.AsyncHTTPTransport.
+
+    Raises:
+        ConfigurationError: The certificates that servers are verified with cannot be read.
     """
 
     def __init__(self, resolver: HostResolver, **options: Any) -> None:
-        super().__init__(**options)
+        try:
+            super().__init__(**options)
+        except (FileNotFoundError, IsADirectoryError, PermissionError, ssl.SSLError) as error:
+            # Python's error does not name the file.
+            raise ConfigurationError(
+                f"the certificates to verify servers with cannot be read ({error.strerror}); "
+                "SSL_CERT_FILE, if it is set, must name a file in PEM format"
+            ) from None
         # ``network_backend`` is a public parameter of httpcore2's pools, but httpx2 cannot pass it
         # on. A transport on httpcore2 alone would need no private name, but official
         # instrumentations record only requests of this base class.
@@ -135,13 +150,45 @@ def proxy_for(base_url: str) -> str | None:
     """Return the address of the proxy that the environment or the system names for a URL, or None.
 
     NO_PROXY is respected. A proxy's address without a scheme is taken as http.
+
+    Raises:
+        ConfigurationError: The proxy's address is not valid, or needs a package that is missing.
     """
     parts = urlsplit(base_url)
     proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+    variable = f"{parts.scheme}_proxy" if proxies.get(parts.scheme) else "all_proxy"
+    proxy = proxies.get(variable.removesuffix("_proxy"), "").strip()
+    if not proxy or _bypasses_proxies(parts):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    _check_proxy(proxy, variable.upper())
+    return proxy
+
+
+def _bypasses_proxies(parts: SplitResult) -> bool:
+    """Return whether NO_PROXY names the host: with or without its port, in brackets if IPv6."""
+    host = parts.hostname or ""
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    return any(map(proxy_bypass, (f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)))
+
+
+def _check_proxy(proxy: str, variable: str) -> None:
+    """Check a proxy's address; the error does not show it, as it may contain a password."""
+    try:
+        parts = urlsplit(proxy)
+        fine = parts.scheme in _PROXY_SCHEMES and parts.hostname and parts.port != 0
+        httpx2.Proxy(proxy)
+    except (ValueError, httpx2.InvalidURL):
+        fine = False
+    if not fine:
+        raise ConfigurationError(
+            f"{variable} is not the address of a proxy; use http://host:port, https://host:port or "
+            "socks5://host:port"
+        )
+    if parts.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise ConfigurationError(
+            f"{variable} names a SOCKS proxy, for which the package socksio is missing; install it"
+        )
 
 
 def credentials(base_url: str) -> Iterator[str]:
