@@ -356,7 +356,8 @@ def check_overlap(seen: Observed, mine: Sequence[Event], ended: RequestEnded) ->
             in_flight = [sent for sent in in_flight if sent is not event.sent]
     assert overlapped == (ended.hedged is not None)
     if seen.made.when_all_open == "fail":
-        assert asked == sorted(asked)
+        first_requests = list(dict.fromkeys(asked))  # an earlier route may retry after a hedge
+        assert first_requests == sorted(first_requests)
         for index in set(asked):
             retries = seen.made.max_retries if index == 0 else min(1, seen.made.max_retries)
             assert asked.count(index) <= 1 + retries
