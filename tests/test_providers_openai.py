@@ -7,6 +7,7 @@ from email import message_from_bytes
 from email.message import Message
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from providers_kit import JPEG, KEY, PNG, PROMPT, arrived, ask, http, openai_body, run
@@ -28,6 +29,21 @@ def test_a_plain_request() -> None:
         "n": 1,
         "size": "1584x2816",
         "quality": "high",
+    }
+
+
+@pytest.mark.parametrize("references", [(), (Reference(PNG, "image/png", 0),)])
+def test_a_relays_path_and_query_are_kept(references: Any) -> None:
+    """The path of the API is inserted before the query."""
+    request = sent(
+        ImageRequest(PROMPT, references=references), path="/relay?version=2026-01&team=&x=a%26b#top"
+    )
+    path, _, query = request.path.partition("?")
+    assert path == f"/relay/images/{'edits' if references else 'generations'}"
+    assert parse_qs(query, keep_blank_values=True) == {
+        "version": ["2026-01"],
+        "team": [""],
+        "x": ["a&b"],
     }
 
 

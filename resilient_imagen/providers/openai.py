@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
 
 from resilient_imagen.models import clamp_quality, openai_size
 from resilient_imagen.providers.openai_errors import failure_of
@@ -93,8 +94,14 @@ class OpenAIProvider(SdkProvider):
                 headers = super().default_headers
                 return {name: headers[name] for name in headers if _SDK_HEADERS.fullmatch(name)}
 
+        # The SDK appends the path to the base URL as a str, so a query in it must go separately.
+        address, _, query = self.base_url.partition("#")[0].partition("?")
         return Client(
-            api_key=self._api_key, base_url=self.base_url, max_retries=0, http_client=http
+            api_key=self._api_key,
+            base_url=address,
+            default_query=dict(parse_qsl(query, keep_blank_values=True)),
+            max_retries=0,
+            http_client=http,
         )
 
     def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
