@@ -39,6 +39,7 @@ Quality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
 RESOLUTIONS: Final[tuple[Resolution, ...]] = get_args(Resolution)
+_OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 BACKGROUNDS: Final[tuple[Background, ...]] = get_args(Background)
 OUTPUT_FORMATS: Final[tuple[OutputFormat, ...]] = get_args(OutputFormat)
 QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
@@ -118,13 +119,8 @@ class ImageRequest:
 
     def __post_init__(self) -> None:
         """Reject a request that no provider could serve, before it is sent and billed."""
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            what = "feedback" if self.operation == "edit" else "prompt"
-            raise InvalidRequestError(f"{what} must be a str that is not empty")
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequestError("the prompt contains an unpaired surrogate") from None
+        _check_choice("operation", self.operation, _OPERATIONS)
+        _check_prompt("feedback" if self.operation == "edit" else "prompt", self.prompt)
         _check_choice("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
         _check_choice("resolution", self.resolution, RESOLUTIONS)
         for name, allowed in _CHOICES.items():
@@ -133,6 +129,7 @@ class ImageRequest:
         for name, bounds in _RANGES.items():
             if (value := getattr(self, name)) is not None:
                 _check_range(name, value, *bounds)
+        _check_references(self.references, self.mask)
         if self.mask is not None and self.operation != "edit":
             raise InvalidRequestError("mask is allowed for an edit only")
         if self.vendor_options is not None:
@@ -162,6 +159,24 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
+def _check_prompt(name: str, prompt: object) -> None:
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InvalidRequestError(f"{name} must be a str that is not empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"the {name} contains an unpaired surrogate") from None
+
+
+def _check_references(references: object, mask: object) -> None:
+    if not isinstance(references, tuple) or not all(
+        isinstance(each, Reference) for each in references
+    ):
+        raise InvalidRequestError("references must be a tuple of Reference")
+    if mask is not None and not isinstance(mask, Reference):
+        raise InvalidRequestError("mask must be a Reference or None")
+
+
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         given = repr(value) if isinstance(value, str) and len(value) <= 20 else type(value).__name__  # noqa: PLR2004 - long enough to recognise a typing error, too short for a prompt
@@ -181,10 +196,13 @@ def _check_vendor_options(options: object) -> None:
     """Check that the options are JSON objects by vendor; the error's text contains no values."""
     try:
         fine = isinstance(options, Mapping) and all(
-            isinstance(vendor, str) and isinstance(fields, Mapping) and json.dumps(dict(fields))
+            isinstance(vendor, str)
+            and isinstance(fields, Mapping)
+            and all(isinstance(name, str) for name in fields)
+            and json.dumps(dict(fields), ensure_ascii=False, allow_nan=False).encode()
             for vendor, fields in options.items()
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):  # UnicodeEncodeError is a ValueError
         fine = False
     if not fine:
         raise InvalidRequestError("vendor_options must hold a JSON object for each vendor")

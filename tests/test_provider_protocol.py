@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -113,7 +114,7 @@ WRONG_FIELDS: dict[str, list[Any]] = {
     "ProviderResult.images": [None, TINY_PNG, [GOOD.images[0]]],
     "ProviderResult.model": [None, 3],
     "ProviderResult.usage": [None, {"input_tokens": 10}],
-    "ProviderResult.adjustments": [None, "no mask"],
+    "ProviderResult.adjustments": [None, "no mask", ["no mask"]],
     "ProviderResult.response_id": [7],
     "ProviderResult.finish_reason": [Reason],
     "TokenUsage.input_tokens": ["10", 1.5, True],
@@ -143,6 +144,17 @@ def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any
         error = await bug_of(world)
         assert f"{field} must be " in str(error)
         assert f"not {type(value).__name__}" in str(error)
+
+    run_scenario(scene, **FAST)
+
+
+def test_adjustments_are_sentences() -> None:
+    """What ends up in results and their JSON is checked where it is set, too."""
+
+    async def scene(world: PipelineScenario) -> None:
+        wrong: Any = ("no mask", None)
+        answering(world, lambda: replace(GOOD, adjustments=wrong))
+        assert str(await bug_of(world)) == "ProviderResult.adjustments must hold only str"
 
     run_scenario(scene, **FAST)
 
@@ -329,6 +341,14 @@ def test_vendor_options_cannot_replace_fields_of_the_request(vendor: str, name: 
     assert str(caught.value) == f"vendor_options for {vendor} must not contain {name}"
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Return an object in an object, and so on."""
+    inner: dict[str, Any] = {}
+    for _ in range(depth):
+        inner = {"a": inner}
+    return inner
+
+
 WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n 0 is not allowed; use a number from 1 to 10"),
     ({"n": True}, "n must be an int or None, not bool"),
@@ -342,11 +362,22 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"vendor_options": {"openai": 3}}, "vendor_options must hold a JSON object for each vendor"),
     ({"vendor_options": {"openai": {"a": b""}}}, "vendor_options must hold a JSON object"),
     ({"vendor_options": "x"}, "vendor_options must hold a JSON object"),
+    ({"vendor_options": {"google": {"a": "\ud800"}}}, "vendor_options must hold a JSON object"),
+    ({"vendor_options": {"google": {"a": math.nan}}}, "vendor_options must hold a JSON object"),
+    ({"vendor_options": {"google": {1: "a"}}}, "vendor_options must hold a JSON object"),
+    ({"vendor_options": {"google": nested(100_000)}}, "vendor_options must hold a JSON object"),
     ({"mask": Reference(b"", "image/png", 0)}, "mask is allowed for an edit only"),
+    ({"mask": b"", "operation": "edit"}, "mask must be a Reference or None"),
+    ({"operation": "draw"}, "operation 'draw' is not allowed; use one of generate, edit"),
+    ({"references": [Reference(b"", "image/png", 0)]}, "references must be a tuple of Reference"),
+    ({"references": (b"",)}, "references must be a tuple of Reference"),
+    ({"references": None}, "references must be a tuple of Reference"),
 ]
 
 
-@pytest.mark.parametrize(("options", "text"), WRONG_OPTIONS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("options", "text"), WRONG_OPTIONS, ids=lambda value: next(iter(value), "")[:40]
+)
 def test_a_wrong_option_is_rejected_with_the_allowed_values(
     options: dict[str, Any], text: str
 ) -> None:

@@ -93,6 +93,8 @@ class ProviderResult:
         _check_types(self, _RESULT_TYPES, optional=frozenset({"response_id", "finish_reason"}))
         if not self.images or not all(isinstance(each, ProviderImage) for each in self.images):
             raise TypeError("ProviderResult.images must hold at least one ProviderImage")
+        if not all(isinstance(each, str) for each in self.adjustments):
+            raise TypeError("ProviderResult.adjustments must hold only str")
 
 
 _RESULT_TYPES: Final[Mapping[str, type]] = {
