@@ -440,11 +440,11 @@ class Settings(BaseSettings):
         return POLICIES[reason].next_route
 
     def timeout_for(self, provider: str) -> float:
-        """Return the attempt timeout for ``provider`` in seconds."""
+        """Return the attempt timeout in seconds; ``provider`` is the vendor, as in ``Endpoint``."""
         return self.openai_timeout if provider == "openai" else self.per_call_timeout
 
     def ipm_for(self, provider: str) -> float:
-        """Return the images per minute for ``provider``."""
+        """Return the images per minute; ``provider`` is the vendor, as in ``Endpoint``."""
         if provider == "openai" and self.openai_ipm is not None:
             return self.openai_ipm
         return self.ipm

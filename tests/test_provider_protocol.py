@@ -398,6 +398,42 @@ def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
     assert client.snapshot()["routes"][0]["provider"] == "google_b"
 
 
+def test_the_settings_for_a_vendor_hold_for_its_second_account() -> None:
+    """OpenAI's time limit and images per minute do not depend on the provider's name."""
+
+    async def main() -> None:
+        provider = FakeProvider("openai_b", latency=100)
+        provider.endpoint = Endpoint("openai")
+        settings = Settings(
+            routes="openai_b:gpt-image-2", ipm=60, openai_ipm=6, max_retries=0,
+            on_timeout="abandon", per_call_timeout=60, openai_timeout=180,
+        )  # fmt: skip
+        async with ImageClient(settings, providers=[provider]) as client:
+            assert (await client.generate("a fox")).latency_s == pytest.approx(100)
+            assert client.snapshot()["routes"][0]["queue"]["interval_s"] == pytest.approx(10)
+
+    run_virtual(main())
+
+
+def test_a_model_of_another_vendor_is_an_error_for_a_second_account() -> None:
+    """A relay under a name of its own may serve any model."""
+
+    async def main() -> None:
+        for any_vendor in (False, True):
+            provider = FakeProvider("openai_b")
+            provider.endpoint = Endpoint("openai", any_vendor=any_vendor)
+            settings = Settings(routes="openai_b:gpt-image-2")
+            async with ImageClient(settings, providers=[provider]) as client:
+                asking = client.generate("a fox", model="gemini-3-pro-image")
+                if any_vendor:
+                    assert (await asking).model == "gemini-3-pro-image"
+                else:
+                    with pytest.raises(InvalidRequestError, match="belongs to google"):
+                        await asking
+
+    run_virtual(main())
+
+
 def test_the_model_table_holds_for_a_second_account() -> None:
     """References beyond the vendor's limit are dropped, and the image has its price."""
 

@@ -79,6 +79,11 @@ class Route:
         return endpoint_of(self.provider).vendor
 
     @property
+    def serves_any_vendor(self) -> bool:
+        """Whether the provider's address may serve models of other vendors, too."""
+        return endpoint_of(self.provider).any_vendor
+
+    @property
     def base_url(self) -> str | None:
         """The address that requests are sent to, or None if the provider does not state it."""
         return endpoint_of(self.provider).base_url

@@ -126,24 +126,33 @@ class Router:
             raise InvalidRequestError(
                 f"model must be a model's name of at most {_MAX_NAME} characters, or None"
             )
-        provider = self.routes[0].provider.name
-        if provider in BUILT_IN:
+        first = self.routes[0]
+        if self._has_own_models_only(first):
             model = self._resolve_retired_model(model)
             vendor = models.vendor_of(model)
-            if vendor == self._settings.routes[0].provider != provider:
-                message = f"routes to {vendor} are off, so that model {model} is not used"
-                self._warn("model_not_used", message)
-                return self.routes
-            if vendor is not None and vendor != provider:
+            if vendor not in {None, first.vendor}:
+                if vendor == self._settings.routes[0].provider:
+                    message = f"routes to {vendor} are off, so that model {model} is not used"
+                    self._warn("model_not_used", message)
+                    return self.routes
                 raise InvalidRequestError(
                     f"model {model} belongs to {vendor}, and the first route is "
-                    f"{self.routes[0].name}; change IMAGE_GEN_ROUTES to put another vendor first"
+                    f"{first.name}; change IMAGE_GEN_ROUTES to put another vendor first"
                 )
             self._warn_if_unknown(model)
-        if model == self.routes[0].model:
+        if model == first.model:
             return self.routes
-        route = self._route_named(provider, model)
+        route = self._route_named(first.provider.name, model)
         return (route, *(other for other in self.routes[1:] if other.name != route.name))
+
+    @staticmethod
+    def _has_own_models_only(route: Route) -> bool:
+        """Return whether models of other vendors are an error on the route.
+
+        A relay under another name than a vendor's may serve the models of several vendors.
+        """
+        known = route.vendor in models.VENDORS
+        return known and (route.provider.name in BUILT_IN or not route.serves_any_vendor)
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
@@ -206,7 +215,7 @@ class Router:
                 continue
             if route.vendor == "openai" and settings.openai_quality in {"low", "medium"}:
                 continue  # the table is for quality high
-            theirs = "OPENAI_TIMEOUT" if route.provider.name == "openai" else "PER_CALL_TIMEOUT"
+            theirs = "OPENAI_TIMEOUT" if route.vendor == "openai" else "PER_CALL_TIMEOUT"
             variable = f"IMAGE_GEN_{theirs}"
             self._warn(
                 "time_limit_below_typical",
@@ -291,8 +300,11 @@ class Router:
         return route
 
     def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
-        timeout = self._settings.timeout_for(name)
-        breaker = new_breaker(self._settings, name, model, kind=self._breaker_factory())
+        vendor = endpoint_of(self._providers[name]).vendor
+        timeout = self._settings.timeout_for(vendor)
+        breaker = new_breaker(
+            self._settings, name, model, kind=self._breaker_factory(), vendor=vendor
+        )
         breaker.subscribe(self._breaker_changed, inline=True)
         self._dispatcher.emit(
             events.RouteRegistered(
@@ -330,7 +342,8 @@ class Router:
 
     def _limiter_of(self, name: str) -> RateLimiter:
         if name not in self._limiters:
-            self._limiters[name] = new_limiter(self._settings, name, self._limiter_factory(name))
+            vendor = endpoint_of(self._providers[name]).vendor
+            self._limiters[name] = new_limiter(self._settings, vendor, self._limiter_factory(name))
         return self._limiters[name]
 
     def _limiter_factory(self, name: str) -> Callable[..., RateLimiter]:
@@ -362,12 +375,12 @@ def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:
 
 
 def new_limiter(
-    settings: Settings, provider: str, kind: Callable[..., RateLimiter] = RateLimiter
+    settings: Settings, vendor: str, kind: Callable[..., RateLimiter] = RateLimiter
 ) -> RateLimiter:
-    """The queue in front of ``provider``; ``kind`` makes it."""
+    """Return the queue in front of a provider of ``vendor``; ``kind`` makes it."""
     return kind(
         max_concurrent=settings.max_concurrent,
-        per_minute=settings.ipm_for(provider),
+        per_minute=settings.ipm_for(vendor),
         burst=settings.burst,
         max_queue=settings.max_queue,
     )
@@ -379,6 +392,7 @@ def new_breaker(
     model: str,
     random: Callable[[], float] = random.random,
     kind: Callable[..., CircuitBreaker] = CircuitBreaker,
+    vendor: str | None = None,
 ) -> CircuitBreaker:
     """The breaker of one route.
 
@@ -388,6 +402,7 @@ def new_breaker(
         model: The route's model.
         random: Chance for jitter, from 0 to 1.
         kind: Makes it.
+        vendor: The vendor whose time limit holds; None means the one with the provider's name.
     """
     config = BreakerConfig(
         mode=BreakerMode(settings.breaker_mode),
@@ -400,7 +415,7 @@ def new_breaker(
         reset_factor=settings.breaker_reset_factor,
         reset_max=settings.breaker_reset_max,
         half_open_calls=settings.breaker_half_open_calls,
-        probe_deadline=settings.timeout_for(provider) + 1.0,
+        probe_deadline=settings.timeout_for(vendor or provider) + 1.0,
     )
     breaker = kind(f"{provider}:{model}", config, random=random)
     breaker.force_open = provider in settings.force_open
