@@ -62,7 +62,7 @@ __all__ = ["ALONE", "CASES", "Found", "ResultRow", "everything", "main", "put", 
 
 
 def outages(peers: dict[str, Path], seeds: int) -> dict[str, ByDesign]:
-    """Per outage and design: time to an image, requests in vain and more.
+    """Per outage and design: time to an image, wasted requests and more.
 
     On virtual time nobody is slowed down by others at work, so the peers run beside us.
     """
@@ -150,9 +150,10 @@ def where(peers: dict[str, Path], *, quick: bool) -> str:
         f"{platform.machine()}, {os.cpu_count()} cores; {taken}. In brackets: times our figure. "
         "The goals for CPU were set on another machine, of which it is known how long a span, a "
         "metric's record and a log line take there; the one for import holds on any. Outages are "
-        "played on virtual time, with 10 images a minute (8 within the default limits), by the "
-        "production code and by the libraries themselves; a cooldown that somebody switched on is "
-        "simulated. All give a request to Google 60 s, but the bare SDK, which waits. "
+        f"{'one run' if quick else f'means of {len(SEEDS)} runs'} on virtual time, with 10 images "
+        "a minute (8 within the default limits), by the production code and by the libraries "
+        "themselves; a cooldown that somebody switched on is simulated. All give a request to "
+        "Google 60 s, but the bare SDK, which waits. Wasted requests brought their caller nothing. "
         f"Written by `python -m benchmarks{' --quick' if quick else ''}"
         f"{' --peers' if peers else ''}`."
     )

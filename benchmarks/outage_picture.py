@@ -1,139 +1,165 @@
-"""Draws what an outage costs each image, and how many requests are in vain, under three designs.
+"""Draws what an outage costs each image, and the wasted requests, under three designs.
 
     python benchmarks/outage_picture.py [FILE]     # .github/outage.svg, or FILE (.svg or .png)
 
 Needs the ``tuning`` extra. ``python -m benchmarks`` draws it, too. The designs are those of
-``outage``; the world is that with the default limits.
+``outage``; the outage is the one of 30 minutes with the default limits. All designs have the same
+axes, so that equal parts look equal.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outage import outcomes
-from outage_scenarios import DEFAULT, SEEDS
+from outage_scenarios import DEFAULT, MINUTES, SEEDS, sums
 
 if TYPE_CHECKING:
     from outage_scenarios import Case, Outcome
 
 PICTURE = Path(__file__).parents[1] / ".github" / "outage.svg"
 LABELS = {
-    "guide": "retries, then the other vendor",
-    "cooldown": "cooldown, no probe",
+    "guide": "retries, then fallback",
+    "cooldown": "cooldown",
     "ours": "resilient_imagen",
 }
-MARKS: dict[str, dict[str, Any]] = {
-    "guide": {"color": "#a8a8a8", "filled": True, "size": 12},
-    "cooldown": {"color": "#e07b00", "filled": False, "size": 34, "strokeWidth": 1},
-    "ours": {"color": "#1668b0", "filled": True, "size": 9},
-}
-"""A ring lets the dot in it be seen."""
-FROM, TO = 25, 80
+VENDORS = {"image by Google": "#1668b0", "image by OpenAI": "#e07b00"}
+"""Colours of the images, in the order of the routes."""
+WASTED = "#c03a2b"
+FROM, TO = 20, 90
 """Minutes that are shown."""
-MINUTE = {
-    "field": "minute",
-    "type": "quantitative",
-    "scale": {"domain": [FROM, TO], "nice": False},
-}
-COLOUR = {
-    "field": "by",
-    "type": "nominal",
-    "scale": {
-        "domain": [LABELS[name] for name in MARKS],
-        "range": [mark["color"] for mark in MARKS.values()],
-    },
-    "legend": {"title": None, "orient": "top", "symbolType": "circle", "columnPadding": 40},
-}
+SEED = SEEDS[MINUTES.index(30)]
+WIDTH, HEIGHTS = 190, (200, 70)
+AXIS = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
 
 
 def picture(case: Case, found: dict[str, Outcome]) -> dict[str, Any]:
-    """A Vega-Lite chart: above time to image, image by image, below requests in vain so far."""
+    """Return a Vega-Lite chart: a column per design, images above and wasted requests below."""
+    highest = max(image.seconds for each in found.values() for image in each.images)
+    most = max(max(_per_minute(each).values(), default=0) for each in found.values())
     return {
         "background": "white",
-        "vconcat": [
-            _panel(
-                case,
-                [
-                    {
-                        "data": {"values": _images(found[name], LABELS[name])},
-                        "mark": {"type": "point", "opacity": 0.8, "aria": False, **mark},
-                        "encoding": {
-                            "x": MINUTE | {"axis": {"title": None, "grid": False}},
-                            "y": _log("seconds to the image", [10, 20, 30, 60, 120, 300, 600], 5),
-                            "color": COLOUR,
-                        },
-                    }
-                    for name, mark in MARKS.items()
-                ],
-                240,
-            ),
-            _panel(
-                case,
-                [
-                    {
-                        "data": {"values": _doomed(found[name], LABELS[name])},
-                        "mark": {"type": "line", "interpolate": "step-after", "aria": False},
-                        "encoding": {
-                            "x": MINUTE
-                            | {
-                                "axis": {
-                                    "title": "minute; Google is down where it is red",
-                                    "grid": False,
-                                }
-                            },
-                            "y": _log("requests in vain", [1, 3, 10, 30, 100, 300], 0.8),
-                            "color": COLOUR,
-                        },
-                    }
-                    for name in MARKS
-                ],
-                120,
-            ),
+        "spacing": 14,
+        "config": {"axis": AXIS, "legend": {"labelFontSize": 13}, "view": {"stroke": "#cccccc"}},
+        "hconcat": [
+            _column(case, found[name], label, highest, most, first=index == 0)
+            for index, (name, label) in enumerate(LABELS.items())
         ],
     }
 
 
-def _panel(case: Case, layers: list[dict[str, Any]], height: int) -> dict[str, Any]:
-    (span,) = case.truth.incidents()
-    red = {
-        "data": {"values": [{"from": span.start / 60, "to": span.end / 60}]},
-        "mark": {"type": "rect", "color": "#fbe9e7"},
-        "encoding": {"x": MINUTE | {"field": "from"}, "x2": {"field": "to"}},
+def _column(
+    case: Case, outcome: Outcome, label: str, highest: float, most: int, *, first: bool
+) -> dict[str, Any]:
+    images = {
+        "data": {"values": _images(outcome)},
+        "mark": {"type": "point", "filled": True, "size": 11, "opacity": 0.8, "aria": False},
+        "encoding": {
+            "x": _minute(None),
+            "y": _linear("seconds to each image" if first else None, highest, first=first),
+            "color": {
+                "field": "by",
+                "type": "nominal",
+                "scale": {"domain": [*VENDORS], "range": [*VENDORS.values()]},
+                "legend": {
+                    "title": None, "orient": "top", "symbolSize": 90, "columnPadding": 30,
+                    "symbolOpacity": 1,
+                },
+            },
+        },
+    }  # fmt: skip
+    wasted = {
+        "data": {"values": _bars(outcome)},
+        "mark": {"type": "bar", "color": WASTED, "aria": False},
+        "encoding": {
+            "x": _minute("minute"),
+            "x2": {"field": "until"},
+            "y": _linear("wasted a minute" if first else None, most, first=first),
+            "y2": {"datum": 0},
+        },
     }
-    return {"width": 720, "height": height, "layer": [red, *layers]}
+    figures = [
+        f"{sums(DEFAULT, outcome, SEED).mean:.0f} s an image while Google is down,",
+        f"{sum(_per_minute(outcome).values())} wasted requests",
+    ]
+    return {
+        "title": {
+            "text": label,
+            "subtitle": figures,
+            "fontSize": 14,
+            "subtitleFontSize": 12,
+            "subtitleColor": "#333333",
+            "color": "#111111",
+            "anchor": "start",
+            "frame": "group",
+        },
+        "spacing": 6,
+        "vconcat": [
+            {"width": WIDTH, "height": HEIGHTS[0], "layer": [_outage(case, None), images]},
+            {"width": WIDTH, "height": HEIGHTS[1], "layer": [_outage(case, "minute"), wasted]},
+        ],
+    }
 
 
-def _log(title: str, values: list[int], lowest: float) -> dict[str, Any]:
+def _outage(case: Case, title: str | None) -> dict[str, Any]:
+    (span,) = case.truth.incidents()
+    return {
+        "data": {"values": [{"from": span.start / 60, "to": span.end / 60}]},
+        "mark": {"type": "rect", "color": "#f9e0dc", "aria": False},
+        "encoding": {"x": _minute(title) | {"field": "from"}, "x2": {"field": "to"}},
+    }
+
+
+def _minute(title: str | None) -> dict[str, Any]:
+    return {
+        "field": "minute",
+        "type": "quantitative",
+        "scale": {"domain": [FROM, TO], "nice": False},
+        "axis": {"title": title, "grid": False, "values": [30, 45, 60, 75], "labels": bool(title)},
+    }
+
+
+def _linear(title: str | None, highest: float, *, first: bool) -> dict[str, Any]:
     return {
         "field": "y",
         "type": "quantitative",
-        "scale": {"type": "log", "domain": [lowest, 700]},
-        "axis": {"title": title, "values": values},
+        "scale": {"domain": [0, highest], "nice": True},
+        "axis": {"title": title, "tickCount": 5, "labels": first},
     }
 
 
-def _images(outcome: Outcome, label: str) -> list[dict[str, Any]]:
+def _images(outcome: Outcome) -> list[dict[str, Any]]:
+    vendors = [*VENDORS]
     return [
-        {"minute": round(image.asked / 60, 2), "y": round(image.seconds, 1), "by": label}
+        {
+            "minute": round(image.asked / 60, 2),
+            "y": round(image.seconds, 1),
+            "by": vendors[image.route],
+        }
         for image in sorted(outcome.images, key=lambda each: each.asked)
         if FROM <= image.asked / 60 < TO
     ]
 
 
-def _doomed(outcome: Outcome, label: str) -> list[dict[str, Any]]:
-    shown = sorted(round(at / 60, 2) for at, _ in outcome.doomed if FROM <= at / 60 < TO)
-    steps = [*enumerate(shown, 1), (len(shown), TO)]
-    return [{"minute": minute, "y": number, "by": label} for number, minute in steps]
+def _per_minute(outcome: Outcome) -> Counter[int]:
+    minutes = Counter(int(at // 60) for at, _ in outcome.wasted)
+    return Counter({minute: minutes[minute] for minute in minutes if FROM <= minute < TO})
+
+
+def _bars(outcome: Outcome) -> list[dict[str, Any]]:
+    counts = sorted(_per_minute(outcome).items())
+    return [{"minute": minute, "until": minute + 1, "y": count} for minute, count in counts]
 
 
 def draw(path: Path = PICTURE) -> None:
-    """Play the outage once, and write its picture: an SVG, or a PNG by its ending."""
+    """Simulate the outage once, and write its picture: an SVG, or a PNG by its ending."""
     import vl_convert
 
-    chart = picture(DEFAULT, outcomes(DEFAULT, SEEDS[0]))
+    chart = picture(DEFAULT.of(SEED), outcomes(DEFAULT, SEED))
     if path.suffix == ".png":
         path.write_bytes(vl_convert.vegalite_to_png(chart, scale=2))
     else:
@@ -141,7 +167,7 @@ def draw(path: Path = PICTURE) -> None:
 
 
 def _smaller(svg: str) -> str:
-    """Tenths of a pixel are enough, circles may be called so, and nobody reads the parts' names."""
+    """Round to tenths of a pixel, write circles as circles, and drop the names of the parts."""
     svg = re.sub(r' (?:class|role|aria-hidden|aria-roledescription)="[^"]*"', "", svg)
     svg = re.sub(r"\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}", svg)
     svg = re.sub(

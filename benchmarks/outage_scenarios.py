@@ -1,15 +1,16 @@
 """The outages that designs are measured in, on virtual time.
 
 Needs nothing but Python and this repository, so that other libraries can be measured in
-environments of their own. The same callers meet the same worlds, five of each: request for
-request, the same chance decides under every design.
+environments of their own. The same callers meet the same worlds, nine of each: request for
+request, the same chance decides under every design. An outage of half an hour lasts 18 to 42
+minutes in them, because after a single outage the phase of the open period decides the recovery.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, fields, replace
-from math import nan
+from math import inf, nan
 from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +34,7 @@ from resilient_imagen.tuning.scenario import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 GOOGLE, OPENAI = 0, 1
 LIMIT = 60.0
 """Seconds that a design which has a limit gives a request to Google."""
@@ -48,6 +49,9 @@ SERVICES = {
 }
 MINUTE, HOUR = 60.0, 3600.0
 OVERLOAD = Outage(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
+MINUTES = (18, 21, 24, 27, 30, 33, 36, 39, 42)
+"""The durations of this outage, by seed."""
+GROWING = replace(OVERLOAD, duration=60 * MINUTE, ramp=50 * MINUTE)
 BY_TURNS = (
     SimulatedOutcome(Reason.RATE_LIMITED, 0.4),  # 429, without a hint
     SimulatedOutcome(Reason.OVERLOADED, 10.0),  # 499
@@ -67,6 +71,15 @@ class Case:
     """Images a minute per provider."""
     by_turns: bool = False
     """Whether what fails does so in three ways."""
+
+    def of(self, seed: int) -> Case:
+        """Return the case with the durations that belong to a seed."""
+        seconds = MINUTES[(seed - 1) % len(MINUTES)] * MINUTE
+        troubles = tuple(
+            replace(trouble, duration=seconds) if trouble.duration == OVERLOAD.duration else trouble
+            for trouble in self.scenario.troubles
+        )
+        return replace(self, scenario=replace(self.scenario, troubles=troubles))
 
     @property
     def truth(self) -> ScenarioOutcomes:
@@ -91,7 +104,7 @@ def world(*troubles: Outage, hours: float = 1.5, per_minute: float = 10.0) -> Sc
 
 
 DEFAULT = Case(
-    "30 minutes of overload, default limits (4 slots, 10 a minute)",
+    "18 to 42 minutes of overload, default limits (4 slots, 10 a minute)",
     world(OVERLOAD, per_minute=8.0),
     slots=4,
     per_minute=10.0,
@@ -99,7 +112,7 @@ DEFAULT = Case(
 """As everything is when nothing is set."""
 
 CASES = (
-    Case("30 minutes of overload", world(OVERLOAD)),
+    Case("18 to 42 minutes of overload", world(OVERLOAD)),
     DEFAULT,
     Case("6 hours of overload", world(replace(OVERLOAD, duration=6 * HOUR), hours=7)),
     Case(
@@ -115,11 +128,12 @@ CASES = (
         ),
     ),
     Case(
-        "30 minutes in which pictures take 2 to 4 minutes",
+        "18 to 42 minutes in which pictures take 2 to 4 minutes",
         world(replace(OVERLOAD, share=0.0, slower=9.5)),
     ),
-    Case("30 minutes of 429, 499 and 504 by turns", world(OVERLOAD), by_turns=True),
-    Case("30 minutes without any answer", world(replace(OVERLOAD, reason=Reason.TIMEOUT))),
+    Case("18 to 42 minutes of 429, 499 and 504 by turns", world(OVERLOAD), by_turns=True),
+    Case("an overload that grows for 50 minutes, and ends after 60", world(GROWING, hours=4)),
+    Case("18 to 42 minutes without any answer", world(replace(OVERLOAD, reason=Reason.TIMEOUT))),
 )
 """What has been reported of gemini-3-pro-image; 10 images a minute and limits out of the way (16
 slots, 20 a minute), but for one."""
@@ -151,11 +165,15 @@ class Image:
 
 @dataclass
 class Outcome:
-    """All images, when those asked who got none, and every failed request: moment and seconds."""
+    """The images, the start of each call without one, the wasted requests and the bill."""
 
     images: list[Image] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)
-    doomed: list[tuple[float, float]] = field(default_factory=list)
+    wasted: list[tuple[float, float]] = field(default_factory=list)
+    """Start and seconds of each request that brought its caller nothing: failed, cancelled, or
+    with an image that came too late."""
+    usd: float = 0.0
+    """Dollars for all requests; one that was given up is billed like one with a response."""
 
 
 class Design(Protocol):
@@ -186,8 +204,9 @@ class OutageScenario:
         if met.latency > limit:
             met = met._replace(reason=Reason.TIMEOUT, latency=limit)
         await asyncio.sleep(met.latency)
+        self.outcome.usd += met.cost_usd
         if met.reason is not None:
-            self.outcome.doomed.append((at, met.latency))
+            self.outcome.wasted.append((at, met.latency))
         return met
 
 
@@ -198,6 +217,7 @@ def run_outage(
     run: Callable[[Coroutine[Any, Any, None]], None] = run_lean,
 ) -> Outcome:
     """Send the case's callers through a design; ``run`` is the loop, where it needs another."""
+    case = case.of(seed)
     world = OutageScenario(case, seed)
 
     async def one(design: Design, call: int) -> None:
@@ -229,7 +249,7 @@ def now() -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """One design in one case; ``served`` to ``added`` are about who asked during the trouble."""
+    """One design in one case; ``served`` to ``added`` are about calls that start in an outage."""
 
     served: float
     """Share of the callers that got an image."""
@@ -237,17 +257,22 @@ class Sums:
     """Seconds to it."""
     p95: float
     added: float
-    doomed: float
-    """Requests in vain."""
-    doomed_seconds: float
+    total_mean: float
+    """Seconds to the image, of all calls of the run."""
+    wasted: float
+    """Wasted requests."""
+    wasted_seconds: float
     google: float
     """Share of all images that Google made."""
     recovery: float
-    """Seconds from the end of a trouble until Google is sent a request that it serves."""
+    """Seconds from an outage's end until a request is sent to Google that serves its caller."""
+    usd: float
+    """Dollars per 100 images."""
 
 
-def sums(case: Case, outcome: Outcome) -> Sums:
+def sums(case: Case, outcome: Outcome, seed: int) -> Sums:
     """Sum up one run."""
+    case = case.of(seed)
     spans = case.truth.incidents()
 
     def hit(asked: float) -> bool:
@@ -255,20 +280,20 @@ def sums(case: Case, outcome: Outcome) -> Sums:
 
     served = [image for image in outcome.images if hit(image.asked)]
     lost = sum(map(hit, outcome.lost))
-    back = [
-        min(i.begun for i in outcome.images if i.route == GOOGLE and i.begun >= span.end) - span.end
-        for span in spans
-    ]
+    begun = sorted(image.begun for image in outcome.images if image.route == GOOGLE)
+    back = [next((at for at in begun if at >= span.end - 1e-6), inf) - span.end for span in spans]
     times = [image.seconds for image in served]
     return Sums(
         len(served) / (len(served) + lost),
         fmean(times) if times else nan,
         quantiles(times, n=20)[-1] if len(times) > 1 else nan,
         fmean(image.added for image in served) if served else nan,
-        len(outcome.doomed),
-        sum(seconds for _, seconds in outcome.doomed),
+        fmean(image.seconds for image in outcome.images),
+        len(outcome.wasted),
+        sum(seconds for _, seconds in outcome.wasted),
         sum(image.route == GOOGLE for image in outcome.images) / len(outcome.images),
         fmean(back),
+        100 * outcome.usd / len(outcome.images),
     )
 
 

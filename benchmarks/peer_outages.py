@@ -191,7 +191,9 @@ def measure(peer: str, case: Case, seeds: tuple[int, ...]) -> dict[str, float]:
         return PEERS[peer](world)
 
     played = [run_outage(case, design, seed, run) for seed in seeds]
-    return dataclasses.asdict(mean([sums(case, each) for each in played]))
+    return dataclasses.asdict(
+        mean([sums(case, each, seed) for each, seed in zip(played, seeds, strict=True)])
+    )
 
 
 if __name__ == "__main__":

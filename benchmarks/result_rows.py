@@ -81,7 +81,7 @@ FIGURES = {
 }
 ALL_SERVED = 0.995
 """Share of callers from which on it rounds to all of them."""
-AGAIN = "30 minutes of overload"
+AGAIN = "18 to 42 minutes of overload"
 """The outage whose end is looked at."""
 
 
@@ -151,10 +151,10 @@ def _outages(found: dict[str, ByDesign]) -> list[ResultRow]:
             else f"{100 * each['served']:.0f} % served"
             for name, each in designs.items()
         }
-        doomed = {name: each["doomed"] for name, each in designs.items()}
+        wasted = {name: each["wasted"] for name, each in designs.items()}
         made += [
             ResultRow(f"{outage}: time to an image, s", means, LIMITS),
-            ResultRow(f"{outage}: requests in vain", doomed, WAITED),
+            ResultRow(f"{outage}: wasted requests", wasted, WAITED),
         ]
         if outage == AGAIN:
             back = {name: each["recovery"] for name, each in designs.items()}

@@ -112,10 +112,10 @@ class UnsetMeterProvider(NoOpMeterProvider):
         return self._meter
 
 
-def test_the_pictures_caption_explains_its_colours() -> None:
-    """All three designs: whoever sees a colour finds what it stands for."""
+def test_the_pictures_caption_explains_its_columns() -> None:
+    """The caption says which design each column shows."""
     (caption,) = re.findall(r"\(\.github/outage\.svg\)\n\n(.+)\n", TEXT)
-    assert re.findall(r"\((\w+)", caption) == ["grey", "orange", "blue"]
+    assert re.findall(r"\((\w+)\)", caption) == ["left", "middle", "right"]
 
 
 def test_the_example(
