@@ -433,16 +433,20 @@ def test_blanks_around_a_proxys_address_are_ignored(
     run(main())
 
 
-@pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_certificate_file_that_cannot_be_read_is_a_wrong_setting(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "content"),
+    [("SSL_CERT_FILE", None), ("SSL_CERT_FILE", "no certificate"), ("SSLKEYLOGFILE", None)],
+)
+def test_a_file_for_tls_that_cannot_be_used_is_a_wrong_setting(
+    variable: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's own error names neither the file nor the variable."""
-    file = tmp_path / "ca.pem"
+    file = tmp_path / "missing" / "file"
     if content is not None:
+        file.parent.mkdir()
         file.write_text(content)
-    monkeypatch.setenv("SSL_CERT_FILE", str(file))
-    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE, if it is set, must name a file"):
+    monkeypatch.setenv(variable, str(file))
+    with pytest.raises(ConfigurationError, match=f"^TLS cannot be set up .*{variable} "):
         run(one("google", "https://far.test"))
 
 
