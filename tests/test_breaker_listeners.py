@@ -339,7 +339,7 @@ def test_a_coroutine_function_is_no_listener() -> None:
 
     async def listen(_transition: Transition) -> None: ...
 
-    with pytest.raises(TypeError, match="ordinary function"):
+    with pytest.raises(TypeError, match=r"^a listener must be an ordinary function, not a coro"):
         breaker.subscribe(listen)  # type: ignore[arg-type]
 
 
@@ -360,3 +360,17 @@ def test_a_listener_that_fails_in_its_thread_harms_nobody(
     assert [record.getMessage() for record in caplog.records] == [
         "a listener of breaker google:pro failed with RuntimeError"
     ]
+
+
+def test_a_transition_while_the_interpreter_exits_raises_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After Python has stopped its thread pools, a listener is not called, and the call goes on."""
+    breaker, _ = make_gate(fail_max=1)
+    told: list[Transition] = []
+    breaker.subscribe(told.append)
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    fail(breaker)
+
+    assert breaker.metrics().state is OPEN
+    assert told == []

@@ -82,6 +82,13 @@ def test_each_failed_probe_counts_alone() -> None:
     assert breaker.snapshot()["openings_in_a_row"] == 6
 
 
+def test_a_short_reset_timeout_is_not_lengthened_by_calls() -> None:
+    """Failed calls are no probes, so the period is `reset_timeout`, even below `reset_factor`."""
+    breaker, _ = opened(reset_timeout=1.0)
+
+    assert open_for(breaker) == 1.0
+
+
 def test_a_probes_duration_counts_from_sending() -> None:
     """The time in a queue before the sending is not a cost of the probe."""
     breaker, clock = opened()
@@ -109,14 +116,14 @@ def test_a_probes_duration_includes_a_response_that_fails() -> None:
 
 def test_a_probe_that_fails_before_it_is_sent_costs_nothing() -> None:
     """A failure without a sending opens for `reset_timeout`."""
-    breaker, clock = opened()
-    clock.pass_(60.0)
+    breaker, clock = opened(reset_timeout=1.0)
+    clock.pass_(1.0)
     probe = breaker.acquire()
     assert isinstance(probe, Permit)
     clock.pass_(40.0)
     probe.settle(FAILURE)
 
-    assert open_for(breaker) == 60.0
+    assert open_for(breaker) == 1.0
 
 
 def test_of_several_probes_the_one_that_ends_the_round_counts() -> None:

@@ -6,6 +6,7 @@ import math
 import random
 
 import pytest
+from breaker_kit import make_gate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,6 +165,14 @@ def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
         met.append(rule.failure_rate_exceeded)
 
     assert met == [False, True, False]
+
+
+def test_metrics_show_both_thresholds() -> None:
+    """Metrics contain `fail_max` and `failure_rate` beside the counts that they limit."""
+    breaker, _ = make_gate(fail_max=7, failure_rate=0.25)
+    metrics = breaker.metrics()
+
+    assert (metrics.failure_threshold, metrics.failure_rate_threshold) == (7, 0.25)
 
 
 def test_other_numbers_keep_what_was_counted() -> None:

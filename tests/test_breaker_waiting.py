@@ -315,6 +315,23 @@ def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> Non
     run_virtual(second())
 
 
+def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
+    """A caller that waits on the next loop is woken, because the place of that probe is free."""
+    breaker = loop_gate(fail_max=1)
+
+    async def first() -> None:
+        fail(breaker)
+        await until_due(breaker)
+        assert let_in(breaker).probe
+
+    async def second() -> None:
+        await breaker.wait_for_change()
+        assert let_in(breaker).probe
+
+    run_virtual(first())
+    run_virtual(second())
+
+
 def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
     """Its time ended with its loop."""
     breaker = loop_gate(fail_max=1, slow_call=20.0)

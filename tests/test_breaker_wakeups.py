@@ -87,6 +87,8 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
     """Of 2000 waiting callers, 50 cancelled probes wake 50, in the order in which they came."""
 
     async def scenario() -> list[int]:
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
         breaker = await due()
         (probe,) = probes(breaker, 1)
         callers = [Caller(breaker, breaker, "takes", "await") for _ in range(2000)]
@@ -101,6 +103,7 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
         probe.settle(BreakerOutcome.SUCCESS)
         await settle_down()
         assert all(caller.task.done() for caller in callers), "a verdict concerns all"
+        assert errors == []
         return woken
 
     assert run_virtual(scenario()) == [1] * 50 + [0] * 1950

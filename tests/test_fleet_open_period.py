@@ -119,6 +119,40 @@ def test_the_second_opinion_determines_the_period_of_all() -> None:
     run_with_fake_redis(scene)
 
 
+@pytest.mark.parametrize(
+    ("reason", "period", "maximum", "believed"),
+    [
+        (Reason.RATE_LIMITED, 650.0, 600.0, True),
+        (Reason.RATE_LIMITED, 660.0, 600.0, True),
+        (Reason.RATE_LIMITED, 661.0, 600.0, False),
+        (Reason.QUOTA_EXHAUSTED, 86_400.0, 600.0, True),
+        (Reason.QUOTA_EXHAUSTED, 86_401.0, 600.0, False),
+        (Reason.QUOTA_EXHAUSTED, 95_000.0, 90_000.0, True),
+    ],
+)
+def test_a_worker_believes_only_periods_that_its_settings_allow(
+    reason: Reason, period: float, maximum: float, believed: bool
+) -> None:
+    """`reset_max` with jitter is allowed, and a day after a fatal failure, whichever is longer."""
+
+    async def scene(sea: FakeRedisCluster) -> None:
+        sender, other = Worker(sea, reset_max=period), Worker(sea, reset_max=maximum)
+        try:
+            await sender.fleet.ready()
+            await other.fleet.ready()
+            await sender.request(reason, retry_after=period)
+            await news()
+            if believed:
+                assert left(other) == pytest.approx(period, abs=0.2)
+            else:
+                assert other.gate.allows_calls()
+        finally:
+            await sender.fleet.aclose()
+            await other.fleet.aclose()
+
+    run_with_fake_redis(scene)
+
+
 @pytest.mark.redis
 def test_two_clients_over_redis_agree_on_the_period(server: RedisServer) -> None:
     """The client that sent no probe waits as long as the one whose probe failed."""
