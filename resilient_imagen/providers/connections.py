@@ -52,8 +52,8 @@ class ResolvingTransport(httpx2.AsyncHTTPTransport):
         except (FileNotFoundError, IsADirectoryError, PermissionError, ssl.SSLError) as error:
             # Python's error does not name the file.
             raise ConfigurationError(
-                f"TLS cannot be set up ({error.strerror}); if they are set, SSL_CERT_FILE must name "
-                "a file in PEM format, and SSLKEYLOGFILE a file that can be written"
+                f"TLS cannot be set up ({error.strerror}); if they are set, SSL_CERT_FILE must "
+                "name a file in PEM format, and SSLKEYLOGFILE a file that can be written"
             ) from None
         # ``network_backend`` is a public parameter of httpcore2's pools, but httpx2 cannot pass it
         # on. A transport on httpcore2 alone would need no private name, but official
