@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Literal, get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,6 +108,26 @@ def test_cancelled_probes_wake_one_caller_each() -> None:
         return woken
 
     assert run_virtual(scenario()) == [1] * 50 + [0] * 1950
+
+
+@pytest.mark.parametrize("way", get_args(Way))
+def test_a_woken_caller_has_time_to_take_its_place(way: Way) -> None:
+    """The next caller is not woken while the first one resumes, however many tasks that takes."""
+
+    async def scenario() -> None:
+        breaker, other = await due(), await due()
+        (probe,) = probes(breaker, 1)
+        probes(other, 1)
+        callers = [Caller(breaker, other, "takes", way) for _ in range(3)]
+        await settle_down()
+        probe.settle(BreakerOutcome.NEUTRAL)
+        await settle_down()
+        assert [caller.woken for caller in callers] == [1, 0, 0]
+        assert callers[0].permit is not None
+        for caller in callers:
+            caller.task.cancel()
+
+    run_virtual(scenario())
 
 
 def test_places_that_are_freed_together_wake_as_many() -> None:
