@@ -217,6 +217,16 @@ def test_the_environment_does_not_change_where_it_sends(
     assert request.headers["x-goog-api-key"] == KEY
 
 
+def test_a_transport_that_the_sdk_cannot_import_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The SDK looks for the package even though it gets a client of another one."""
+    monkeypatch.setattr("google.genai._api_client.httpx", None)
+    monkeypatch.setenv("GOOGLE_GENAI_HTTP_CLIENT", "httpx")
+    with pytest.raises(ConfigurationError, match="google: GOOGLE_GENAI_HTTP_CLIENT names a"):
+        sent(ImageRequest(PROMPT))
+
+
 FAKE_AIOHTTP = """
 import sys, types
 

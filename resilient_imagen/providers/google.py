@@ -123,10 +123,12 @@ class GoogleProvider(SdkProvider):
                     httpx_async_client=http,
                 ),
             )
-        except (
-            ImportError
-        ) as error:  # GOOGLE_GENAI_HTTP_CLIENT names a package that is not installed
-            raise missing_dependency("google-genai", error) from None
+        except ImportError:
+            # The SDK imports httpx if the variable says so, before it looks at the client.
+            raise ConfigurationError(
+                f"{self.name}: GOOGLE_GENAI_HTTP_CLIENT names a package that is not installed; "
+                "unset it, as requests are sent by httpx2 in any case"
+            ) from None
 
     def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
         del null  # the SDK's synchronous client uses it already
