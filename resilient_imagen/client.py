@@ -69,7 +69,7 @@ _retiring: Final[set[asyncio.Task[None]]] = set()
 
 
 class ImageClient:
-    """Asks providers for images, in order, with everything that makes that reliable.
+    """Requests images from providers, in order: the client with all that makes this reliable.
 
     A client made by hand owns its state; nothing is shared with the drop-in functions' default
     client. It belongs to one running event loop at a time; a loop in another thread needs its own.
@@ -166,16 +166,16 @@ class ImageClient:
         deadline: float | None = None,
         on_start: OnStart | None = None,
     ) -> ImageResult:
-        """Make one image.
+        """Generate one image.
 
         Args:
-            prompt: What to draw.
+            prompt: The description of the image.
             aspect_ratio: Width to height, one of ``request.ASPECT_RATIOS``.
-            references: Pictures to be guided by: dicts with ``image_base64`` or ``image_url``,
-                data URLs, http(s) URLs, bytes or paths (``pathlib.Path``; a text is never taken
+            references: Images to be guided by: dicts with ``image_base64`` or ``image_url``,
+                data URLs, http(s) URLs, bytes or paths (``pathlib.Path``; a str is never taken
                 for one, as it may come from a stranger).
             resolution: ``1K``, ``2K`` or ``4K``.
-            model: Stands in for the first route's model, for this call.
+            model: Replaces the first route's model for this call.
             deadline: Seconds for the whole call, queueing, retries and fallback included; None for
                 that of the settings, ``math.inf`` for no limit.
             on_start: Called once, when the first request is about to be sent.
@@ -201,12 +201,12 @@ class ImageClient:
         """Change one image as the feedback says.
 
         Args:
-            image: base64, a data URL, bytes, a path (``pathlib.Path``; a text is never taken for
+            image: base64, a data URL, bytes, a path (``pathlib.Path``; a str is never taken for
                 one), an http(s) URL, an ``ImageResult`` or its dict.
             feedback: What to change.
-            aspect_ratio: As ``generate``, and so are the others.
+            aspect_ratio: Width to height, one of ``request.ASPECT_RATIOS``.
             resolution: ``1K``, ``2K`` or ``4K``.
-            model: Stands in for the first route's model, for this call.
+            model: Replaces the first route's model for this call.
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once, when the first request is about to be sent.

@@ -35,7 +35,7 @@ def run_traced(
     Args:
         main: Makes the coroutine.
         collector: Base address of an OTLP collector, which wins over the environment.
-        asked: The user asked for traces, and is told why there are none.
+        asked: Whether the user asked for traces, so that their absence is explained.
 
     Returns:
         False when traces were made that did not arrive.

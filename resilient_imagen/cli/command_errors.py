@@ -71,7 +71,7 @@ def describe(error: ImageGenerationError) -> str:
     if error.attempts:
         sent = len(error.attempts)
         details.append(f"{sent} request{'s' if sent > 1 else ''} sent")
-    if error.retry_after is not None and not keys_to_check(error):  # no key mends itself
+    if error.retry_after is not None and not keys_to_check(error):  # waiting does not correct a key
         details.append(f"try again in {error.retry_after:.0f} s")
     return advised(f"{error} ({', '.join(details)})", error)
 

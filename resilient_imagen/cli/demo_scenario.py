@@ -95,7 +95,7 @@ def demo_emulator() -> Emulator:
 
 @dataclass(slots=True)
 class DemoRun:
-    """Runs the acts and keeps what happened; told by the client as one of its sinks."""
+    """Runs the phases and records what happened; a sink of the client."""
 
     app: Emulator
     changed: Callable[[DemoImage], None] = lambda _: None

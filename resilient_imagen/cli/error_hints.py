@@ -24,9 +24,9 @@ _ABOUT_THE_KEY: Final = frozenset({Reason.UNAUTHENTICATED, Reason.FORBIDDEN})
 
 def keys_to_check(error: ImageGenerationError) -> list[str]:
     """The variables that hold the keys that were refused, in the order of the routes."""
-    told = [(each.provider, each.reason) for each in error.attempts]
-    told += [(part.provider or "", part.reason) for part in _parts(error)]
-    refused = dict.fromkeys(who for who, reason in told if reason in _ABOUT_THE_KEY)
+    failures = [(each.provider, each.reason) for each in error.attempts]
+    failures += [(part.provider or "", part.reason) for part in _parts(error)]
+    refused = dict.fromkeys(who for who, reason in failures if reason in _ABOUT_THE_KEY)
     return [_in_use(_VARIABLES[who]) for who in refused if who in _VARIABLES]
 
 

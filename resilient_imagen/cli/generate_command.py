@@ -1,4 +1,4 @@
-"""One image: made, saved, told about."""
+"""The command ``generate`` for one image: request it, save it, report it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["run_single"]
 
 _USUAL: Final = {"strict_references": True}
-"""Whoever names a file wants it used: better no picture than one paid for without it."""
+"""References are strict here: an image without a named file would be paid for in vain."""
 
 
 async def run_single(
@@ -119,9 +119,9 @@ def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charge
 
 
 def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
-    told = {key: value for key, value in result.to_dict().items() if key != "image_base64"}
+    fields = {key: value for key, value in result.to_dict().items() if key != "image_base64"}
     size = pixel_size(result.image_bytes)
-    return {"path": str(path), "bytes": len(result.image_bytes), "pixels": size, **told}
+    return {"path": str(path), "bytes": len(result.image_bytes), "pixels": size, **fields}
 
 
 def _failure(error: ImageGenerationError) -> dict[str, Any]:

@@ -19,7 +19,7 @@ __all__ = ["ImageSpec", "is_file", "is_text", "shown"]
 _ADDRESSES: Final = ("http://", "https://")
 _DATA: Final = "data:"
 _LONGEST: Final = 300
-"""Characters of a path that is told in full; what is longer is more likely a picture in base64."""
+"""Characters of a path that is shown in full; a longer str is probably an image in base64."""
 _INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
 """How the library names a reference that cannot be used: it may not tell paths, we may."""
 
@@ -81,7 +81,7 @@ def is_file(place: str | Path) -> bool:
 
 
 def shown(place: str) -> str:
-    """A reference as it may be told: short, and without a picture's own bytes."""
+    """Return a reference as it may be shown: short, and without image data."""
     if place[:8].lower().startswith(_DATA):
         return "a data: URL"
     return place if len(place) <= _LONGEST else f"a text of {len(place)} characters"

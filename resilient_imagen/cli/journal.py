@@ -1,4 +1,4 @@
-"""What a batch has done so far: one line a row, on the disk before anybody is told.
+"""The journal of a batch: one line for each row, written to disk before the row is reported.
 
 A picture is written under a temporary name that says which row it is of, then its line, then it
 gets its own name: whatever breaks off in between, the next run finds nothing, or a whole picture
@@ -63,7 +63,7 @@ Entry = dict[str, Any]
 
 
 def unsaved(row: PromptRow, why: str) -> Entry:
-    """What is told of a row whose picture has no place; not written down, so it is tried again."""
+    """Report a row whose image cannot be placed; it is not recorded, so it is tried again."""
     return {"id": row.id, "line": row.line, "status": FAILED, "reason": _NOT_SAVED, "error": why}
 
 
@@ -149,11 +149,11 @@ class Journal:
         """
         name, digest = row.id + suffix, hashlib.sha256(picture).hexdigest()
         part = self.folder / f".{row.id}.{row.asked}.{digest}{suffix}.part"
-        told = {"status": DONE, "file": name, "sha256": digest, **details}
+        fields = {"status": DONE, "file": name, "sha256": digest, **details}
         with naming(self.folder / name):
             with replacing(part, _UNFINISHED) as file:
                 file.write(picture)
-            entry = self._append(row, told)
+            entry = self._append(row, fields)
         return self._name(row, part, entry)
 
     def failed(self, row: PromptRow, details: Entry) -> Entry:
@@ -179,9 +179,9 @@ class Journal:
         assert found is not None  # noqa: S101 - only such names are kept
         _, _, digest, suffix = found
         if entry.get("sha256") != digest:
-            told = {"status": DONE, "file": row.id + suffix, "sha256": digest, "adopted": True}
+            fields = {"status": DONE, "file": row.id + suffix, "sha256": digest, "adopted": True}
             with naming(self.path):
-                entry = self._append(row, told)
+                entry = self._append(row, fields)
         return self._name(row, part, entry)
 
     def _name(self, row: PromptRow, part: Path, entry: Entry) -> Entry:

@@ -30,7 +30,7 @@ _LISTED: Final = 20
 
 
 class Spent:
-    """What this run took, by provider, told by the client: failed requests cost money, too."""
+    """Requests and cost of this run by provider, failed ones included; a sink of the client."""
 
     inline = True
 

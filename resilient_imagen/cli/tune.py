@@ -133,11 +133,11 @@ def _swept(
     with bar if console.is_terminal else nullcontext():
         task = bar.add_task("", total=count)
 
-        def told(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             go_on()
             bar.update(task, completed=done, total=total)
 
-        return sweep(recording, today, count=count, workers=workers or None, progress=told)
+        return sweep(recording, today, count=count, workers=workers or None, progress=show)
 
 
 def _show(found: Sweep, recording: Recording, today: Settings) -> None:

@@ -180,7 +180,7 @@ class RedisCircuitBreaker(CircuitBreaker):
     def _believed(self, record: BreakerRecord) -> BreakerRecord:
         """Return the record, treating an impossibly long open period as ended.
 
-        Redis is told to end it too, so that the next probe gets its lease.
+        Redis ends it too, so that the next probe gets its lease.
         """
         longest = longest_duration(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:

@@ -49,7 +49,7 @@ class OpenAIProvider(SdkProvider):
     supported_options = frozenset(
         {"mask", "background", "output_format", "output_compression", "quality"}
     )
-    protected_fields = frozenset({"image", "mask", "model", "n", "prompt", "stream"})
+    protected_fields = frozenset({"image", "image[]", "mask", "model", "n", "prompt", "stream"})
     default_base_url = "https://api.openai.com/v1"
 
     @hide_frame_locals
