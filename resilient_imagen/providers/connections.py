@@ -8,7 +8,6 @@ to proxies are made in the same way.
 
 from __future__ import annotations
 
-import ssl
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -41,20 +40,10 @@ class ResolvingTransport(httpx2.AsyncHTTPTransport):
     Args:
         resolver: Resolves the server's name, or the proxy's.
         options: Keyword arguments of httpx2.AsyncHTTPTransport.
-
-    Raises:
-        ConfigurationError: A file that the environment names for TLS cannot be used.
     """
 
     def __init__(self, resolver: HostResolver, **options: Any) -> None:
-        try:
-            super().__init__(**options)
-        except (FileNotFoundError, IsADirectoryError, PermissionError, ssl.SSLError) as error:
-            # Python's error does not name the file.
-            raise ConfigurationError(
-                f"TLS cannot be set up ({error.strerror}); if they are set, SSL_CERT_FILE must "
-                "name a file in PEM format, and SSLKEYLOGFILE a file that can be written"
-            ) from None
+        super().__init__(**options)
         # ``network_backend`` is a public parameter of httpcore2's pools, but httpx2 cannot pass it
         # on. A transport on httpcore2 alone would need no private name, but official
         # instrumentations record only requests of this base class.

@@ -5,6 +5,7 @@ Subclasses build the SDK's client, send a request, parse responses and classify 
 
 from __future__ import annotations
 
+import ssl
 import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -191,16 +192,28 @@ class SdkProvider(ABC):
         raise own_copy
 
     def _open(self) -> tuple[Any, CapturingClient]:
-        """Build client and connections; runs in a thread."""
-        http = CapturingClient(
-            self.base_url,
-            max_connections=self._max_connections,
-            connect_timeout=self._connect_timeout,
-            transport=self._transport,
-            resolver=self._resolver,
-        )
+        """Build client and connections; runs in a thread.
+
+        Raises:
+            ConfigurationError: The SDK is not installed, or the environment names a proxy or a file
+                for TLS that cannot be used.
+        """
         null = httpx2.Client(transport=httpx2.MockTransport(_empty_answer))
-        sdk = self._build_sdk(http, null)
+        try:
+            http = CapturingClient(
+                self.base_url,
+                max_connections=self._max_connections,
+                connect_timeout=self._connect_timeout,
+                transport=self._transport,
+                resolver=self._resolver,
+            )
+            sdk = self._build_sdk(http, null)  # which may set up TLS once more
+        except (FileNotFoundError, IsADirectoryError, PermissionError, ssl.SSLError) as error:
+            # Python's error does not name the file.
+            raise ConfigurationError(
+                f"TLS cannot be set up ({error.strerror}); if they are set, SSL_CERT_FILE must "
+                "name a file in PEM format, and SSLKEYLOGFILE a file that can be written"
+            ) from None
         if type(self) not in _warmed_up:
             # On its first request an SDK imports and builds much of its code, which takes 80 ms and
             # would block the event loop. An error here occurs again in the first real request.
