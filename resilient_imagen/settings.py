@@ -158,7 +158,7 @@ class Settings(BaseSettings):
     per_call_timeout: Seconds = Field(
         60,
         validation_alias=_variable("IMAGE_GEN_PER_CALL_TIMEOUT"),
-        description="Seconds of wall clock per request.",
+        description="Time limit of a request in seconds; see IMAGE_GEN_ON_TIMEOUT.",
     )
     openai_timeout: Seconds = Field(
         180,

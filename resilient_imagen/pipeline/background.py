@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.pipeline.overlap import CancelCause
+from resilient_imagen.pipeline.overlap import SECONDS_TO_END, CancelCause
 from resilient_imagen.tracebacks import clear_frame_locals
 
 if TYPE_CHECKING:
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.state import RouteState
 
 __all__ = ["BackgroundRequests"]
-
-_SECONDS_TO_END: Final = 1.0
-"""Seconds that cancelled requests have to close their connections when the client closes."""
 
 
 class BackgroundRequests:
@@ -58,7 +55,7 @@ class BackgroundRequests:
         for task in going_on:
             tasks[task].cancel(CancelCause.CALLER)
         if going_on:
-            await asyncio.wait(going_on, timeout=_SECONDS_TO_END)
+            await asyncio.wait(going_on, timeout=SECONDS_TO_END)
         for task in tasks:
             task.cancel()
 
@@ -66,7 +63,7 @@ class BackgroundRequests:
         loop = asyncio.get_running_loop()
         for task in [each for each in self._tasks if each.get_loop().is_closed()]:
             del self._tasks[task]
-        # A context of its own: that of the call would be kept for as long.
+        # A separate context: that of the call would be kept for as long.
         task = loop.create_task(watching, context=Context())
         self._tasks[task] = state
         task.add_done_callback(self._forget)

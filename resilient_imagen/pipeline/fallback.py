@@ -10,7 +10,7 @@ import asyncio
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from resilient_imagen.errors import (
     CircuitOpenError,
@@ -19,7 +19,13 @@ from resilient_imagen.errors import (
     SaturatedError,
     provider_failure,
 )
-from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, CancelCause, OverlapKind
+from resilient_imagen.pipeline.overlap import (
+    MAX_IN_FLIGHT,
+    REFUSALS,
+    SECONDS_TO_END,
+    CancelCause,
+    OverlapKind,
+)
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry.events import RouteFallback
 
@@ -35,10 +41,6 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["Fallback"]
-
-_SECONDS_TO_END: Final = 1.0
-"""Seconds that cancelled requests have to close their connections while their call waits."""
-_REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 
 
 @dataclass(slots=True, eq=False)
@@ -225,7 +227,7 @@ class Fallback:
             call.fallback_cause = call.fallback_cause if before.index else None
             return None
         call.route_errors[branch.index] = error
-        if branch.index == 0 and error.reason in _REFUSALS and not leads_on:
+        if branch.index == 0 and error.reason in REFUSALS and not leads_on:
             return error
         if branch.state.successor_started or call.next_route >= len(call.routes) or not leads_on:
             return None
@@ -267,7 +269,7 @@ class Fallback:
         branches.clear()
         if isinstance(sys.exception(), GeneratorExit):  # then nothing can be awaited
             return
-        seconds = _SECONDS_TO_END
+        seconds = SECONDS_TO_END
         if cause is CancelCause.DELIVERED:  # the image must not miss the deadline
             seconds = min(seconds, max(0.0, call.deadline.latest_start() - call.loop.time()))
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.pipeline.overlap import OverlapKind
+from resilient_imagen.pipeline.route import FACTOR_OF_USUAL
 from resilient_imagen.reasons import BreakerOutcome, Reason
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ __all__ = [
 
 KEPT_FOR: Final = 2.0
 """Multiple of its time limit after which a kept request is ended."""
-_FACTOR_OF_USUAL: Final = 1.5
 _MIN_SAMPLES: Final = 20
 """Successes that a 95th percentile needs."""
 
@@ -170,7 +170,7 @@ class OverlapPolicy:
         """Return when a kept request counts as a failure for the breaker."""
         limit = state.route.timeout
         usual = None if permit.probe else state.measured_latency
-        return started + (limit if usual is None else max(limit, _FACTOR_OF_USUAL * usual))
+        return started + (limit if usual is None else max(limit, FACTOR_OF_USUAL * usual))
 
 
 def _pass_limit(state: RouteState, slot: Slot) -> None:

@@ -16,10 +16,14 @@ from typing import Final
 
 from resilient_imagen.reasons import Reason
 
-__all__ = ["MAX_IN_FLIGHT", "CancelCause", "OverlapKind"]
+__all__ = ["MAX_IN_FLIGHT", "REFUSALS", "SECONDS_TO_END", "CancelCause", "OverlapKind"]
 
 MAX_IN_FLIGHT: Final = 2
 """Requests of one call that may run at the same time."""
+SECONDS_TO_END: Final = 1.0
+"""Seconds that cancelled requests have to close their connections."""
+REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
+"""Reasons that concern the request itself, whichever route it is sent to."""
 
 
 class OverlapKind(StrEnum):
@@ -36,7 +40,7 @@ class OverlapKind(StrEnum):
 
 
 class CancelCause(StrEnum):
-    """Why the library cancelled a request of its own."""
+    """Why the library itself cancelled a request."""
 
     CALLER = "caller"
     """The caller left, or its deadline passed."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Usage
     from resilient_imagen.snapshots import RouteSnapshot
 
-__all__ = ["AdaptedRequest", "Route"]
+__all__ = ["FACTOR_OF_USUAL", "AdaptedRequest", "Route"]
 
 _LATENCIES: Final = 100
 """Successes whose latencies are kept per resolution, for percentiles."""
@@ -33,7 +33,8 @@ _USUAL_LATENCIES: Final = 16
 """Latest successes that the usual latency is the median of."""
 _MIN_LATENCIES: Final = 4
 """Successes below which nothing is taken for measured."""
-_FACTOR_OF_USUAL: Final = 1.5
+FACTOR_OF_USUAL: Final = 1.5
+"""Multiple of the usual latency from which a request counts as far beyond it."""
 _SHARE_OF_LIMIT: Final = 0.7
 
 
@@ -131,7 +132,7 @@ class Route:
         """
         usual = self.usual_latency(resolution)
         share = _SHARE_OF_LIMIT * self.timeout
-        return share if usual is None else min(_FACTOR_OF_USUAL * usual, share)
+        return share if usual is None else min(FACTOR_OF_USUAL * usual, share)
 
     def snapshot(self, now: float) -> RouteSnapshot:
         """The route's breaker, queue and latest fallback, as plain JSON."""

@@ -15,7 +15,7 @@ from resilient_imagen.errors import (
     DeadlineExceededError,
     ImageGenerationError,
 )
-from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, CancelCause
+from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, REFUSALS, SECONDS_TO_END, CancelCause
 from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.telemetry.events import RequestEnded, RequestStarted, now
 
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CallState", "RouteState", "new_id"]
 
-_REFUSALS: Final = frozenset({Reason.CONTENT_BLOCKED, Reason.INVALID_REQUEST})
 _SETUP: Final = "loading the SDK"
-_SECONDS_TO_END: Final = 1.0
-"""Seconds that a displaced request has to close its connection before the next one is sent."""
 
 _ids: Final = random.Random()  # of its own: applications may seed the one that all share
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -157,7 +154,7 @@ class CallState:
             task = oldest.task
             oldest.cancel(CancelCause.DISPLACED)
             if task is not None:
-                await asyncio.wait({task}, timeout=_SECONDS_TO_END)
+                await asyncio.wait({task}, timeout=SECONDS_TO_END)
 
     def started_event(self) -> RequestStarted:
         """Return the event about the start of the call."""
@@ -231,7 +228,7 @@ class CallState:
         error, for its cause must not be lost behind an earlier outage. Otherwise all of them.
         """
         errors = tuple(self.errors())
-        at_fault = [error for error in errors[1:] if error.reason in _REFUSALS]
+        at_fault = [error for error in errors[1:] if error.reason in REFUSALS]
         if at_fault:
             return self.with_attempts(at_fault[-1])
         soonest = self._soonest_retry()

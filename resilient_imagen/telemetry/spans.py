@@ -258,7 +258,7 @@ class SpanSink:
         opened.reject = span.get_span_context()
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
-        """Remember the request that opened a breaker, of its own route or of a sibling."""
+        """Remember the request that opened a breaker, on the same route or a sibling."""
         if not _opens(event):
             return
         change = event.transition
