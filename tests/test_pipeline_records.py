@@ -665,7 +665,7 @@ def test_no_warning_of_a_short_deadline_where_no_other_route_takes_a_share() -> 
     assert configured((FakeProvider("google"),), routes=f"google:{PRO}", deadline=50) == []
     [(code, text)] = configured(
         (FakeProvider("google"), FakeProvider("openai")), routes=f"google:{PRO}, openai:{FLARE}",
-        deadline=50,
+        deadline=50, on_timeout="abandon",
     )  # fmt: skip
     assert code == "hanging_goes_unseen"
     assert text == (

@@ -189,14 +189,21 @@ def test_what_closed_the_account_closes_routes_that_come_later() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_deadline_that_hides_hangs_is_told_once() -> None:
+def test_a_deadline_that_hides_hangs_is_reported_once() -> None:
     """A share that is shorter than late is warned of, with the setting to change."""
-    _, warned = routes(deadline=50)
+    _, warned = routes(on_timeout="abandon", deadline=50)
     assert len(warned) == 1
     assert re.search(r"gets 25 s, and .* from 30 s on.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
-    assert routes(deadline=50, breaker_slow_call=20)[1] == []
-    assert routes(deadline=60)[1] == []
-    assert routes(deadline=300)[1] == []
+    assert routes(on_timeout="abandon", deadline=50, breaker_slow_call=20)[1] == []
+    assert routes(on_timeout="abandon", deadline=60)[1] == []
+    assert routes(on_timeout="abandon", deadline=300)[1] == []
+
+
+def test_a_kept_request_is_noticed_at_shorter_deadlines() -> None:
+    """It goes on until the second route delivers, so that less of the deadline is enough."""
+    assert routes(deadline=50)[1] == []
+    [warned] = routes(deadline=25)[1]
+    assert "gets 25 s" in warned
 
 
 def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:

@@ -237,6 +237,8 @@ class Router:
             return
         first, second = self.routes[:2]
         share = Deadline(seconds).less_reserve(0.0, second.timeout).at
+        if self._settings.on_timeout == "keep":  # then it goes on until the second route delivers
+            share = min(seconds, share + (second.usual_latency("1K") or 0.0))
         counts_after = first.cut_short_counts_after("1K")
         if share < counts_after:
             self._warned_of_deadline = True
