@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "resilient_imagen.providers"
 TABLES = ("classification", "google_errors", "openai_errors", "error_body")
-TESTS = ("tests/test_providers_failure_tables.py",)
+TESTS = ("tests/providers/test_failure_tables.py",)
 
 
 def removals(node: ast.AST) -> Iterator[str]:

@@ -14,10 +14,11 @@ from redis_kit import RedisServer, redis_server
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
 
-# Without deadlines, because the machine may be busy. .ci/slow chooses "thorough", and .ci/run
-# "brief" on other Pythons, by --hypothesis-profile.
-settings.register_profile("unhurried", deadline=None)
-settings.register_profile("brief", deadline=None, max_examples=20)
+# Without deadlines, because the machine may be busy. A change is judged by the same examples on
+# every machine (derandomize). --hypothesis-profile chooses another profile: .ci/slow takes
+# "thorough", which looks for new examples, and .ci/run takes "brief" on other Pythons.
+settings.register_profile("unhurried", deadline=None, derandomize=True)
+settings.register_profile("brief", deadline=None, derandomize=True, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=3000)
 settings.load_profile("unhurried")
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
-from images_samples import encoded
+from images_samples import as_dict, encoded, png
 from PIL import Image
 
 import resilient_imagen as ri
@@ -44,14 +44,6 @@ def run(scene: Callable[[], Awaitable[T]]) -> T:
             await ri.reset_default_client()
 
     return asyncio.run(main())
-
-
-def png(width: int = 64, height: int = 64) -> bytes:
-    return encoded(Image.new("RGB", (width, height), (200, 30, 60)), "PNG")
-
-
-def as_dict(data: bytes, mime_type: str = "image/png") -> dict[str, Any]:
-    return {"image_base64": base64.b64encode(data).decode(), "mime_type": mime_type}
 
 
 def test_the_application_gets_what_it_always_got(vendors: BackgroundEmulator) -> None:

@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from paths import ROOT
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 
 
 @pytest.fixture

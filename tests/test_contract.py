@@ -22,7 +22,8 @@ def _present() -> dict[str, Any]:
 def test_the_contract_equals_its_snapshot(part: str) -> None:
     """Names, signatures, defaults, reasons, telemetry and commands are as they were agreed on.
 
-    After a deliberate change run ``python tests/contract_kit.py`` and describe it in CHANGELOG.md.
+    After a deliberate change run ``python tests/support/contract_kit.py``, and describe it in
+    CHANGELOG.md.
     """
     assert _present()[part] == AGREED[part]
 

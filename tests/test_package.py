@@ -7,7 +7,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from cli_kit import ROOT
+from paths import ROOT
 from readme_kit import TEXT, section
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 import structlog
+from images_samples import as_dict, png
+from memory_kit import PROMPT, WatchedPrompt, without_cycle_collector
 from telemetry_kit import Telemetry
-from test_api import as_dict, png
-from test_tracebacks import PROMPT, Words, counting_only
 
 import resilient_imagen as ri
 from resilient_imagen import api, background_loop, client, sync
@@ -550,8 +550,8 @@ def test_an_error_shows_and_keeps_nothing_of_the_call(
     if how == "refused":
         options["aspect_ratio"] = "9:17"
     images.generate  # noqa: B018 - bound methods are made before anything is counted
-    with counting_only():
-        prompt = Words(PROMPT)
+    with without_cycle_collector():
+        prompt = WatchedPrompt(PROMPT)
         watch = weakref.ref(prompt)
         try:
             images.generate(prompt, **options)

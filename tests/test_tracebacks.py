@@ -11,7 +11,6 @@ import sys
 import weakref
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from contextvars import Context, copy_context
 from pathlib import Path
 from types import FrameType
@@ -20,6 +19,7 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from memory_kit import PROMPT, WatchedPrompt, without_cycle_collector
 from pipeline_kit import CancelAtStep
 from providers_kit import MODELS, google_body, openai_body
 
@@ -34,7 +34,6 @@ from resilient_imagen.request import ImageRequest, Reference
 from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
-PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct"
 KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm"
 MESSAGE = "unpublished remark of the vendor"
 OURS = str(Path(ri.__file__).parent)
@@ -445,23 +444,6 @@ def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: 
 # -- what is kept in memory -----------------------------------------------------------------------
 
 
-@contextmanager
-def counting_only() -> Iterator[None]:
-    """Only reference counts free memory in here."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-class Words(str):
-    """A prompt that a test can watch."""
-
-    __slots__ = ("__weakref__",)
-
-
 _others: set[int] = set()
 """Identities of the references that existed before a test: constants of other test modules."""
 
@@ -485,8 +467,8 @@ def test_an_error_that_is_kept_keeps_nothing() -> None:
 
     async def main() -> None:
         async with client_of(hang, "google") as client:
-            with counting_only():
-                prompt = Words(PROMPT)
+            with without_cycle_collector():
+                prompt = WatchedPrompt(PROMPT)
                 watch = weakref.ref(prompt)
                 errors = [
                     await failure_of(client.generate(prompt, references=[{}, b"x"], deadline=5)),
@@ -499,9 +481,9 @@ def test_an_error_that_is_kept_keeps_nothing() -> None:
     run_virtual(main())
 
 
-async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[Words]:
+async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[WatchedPrompt]:
     """One call with a large reference, whatever becomes of it."""
-    prompt = Words(PROMPT)
+    prompt = WatchedPrompt(PROMPT)
     watch = weakref.ref(prompt)
     work = asyncio.ensure_future(client.generate(prompt, references=[stored_png(2600)], **options))
     del prompt
@@ -545,7 +527,7 @@ def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]
     async def main() -> None:
         async with client_of(answer, *vendors) as client:
             await client.warm_up()
-            with counting_only():
+            with without_cycle_collector():
                 watches = [await let_go(client, **options) for _ in range(2)]
                 await asyncio.sleep(1)
                 assert alive() == 0
@@ -568,10 +550,10 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
         google.warm_up = warm_up  # type: ignore[attr-defined]
         settings = ri.Settings(ipm=6000, deadline=100)
         async with ri.ImageClient(settings, providers=[google, openai]) as client:
-            with counting_only():
+            with without_cycle_collector():
                 for step in range(1, 100):
                     google.heal().fail(ri.Reason.OVERLOADED, status=503, times=1)
-                    prompt = Words(PROMPT)
+                    prompt = WatchedPrompt(PROMPT)
                     watch = weakref.ref(prompt)
                     call = client.generate(prompt, references=[REFERENCE], on_start=on_start)
                     canceller = CancelAtStep(step)
@@ -608,7 +590,7 @@ def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
     async def main() -> None:
         async with client_of(keeping, vendor) as client:
             await client.warm_up()
-            with counting_only():
+            with without_cycle_collector():
                 watch = await let_go(client, deadline=30)
                 await asyncio.sleep(1)
                 kept = [each for each in gc.get_objects() if type(each) is CapturedExchange]
@@ -627,7 +609,7 @@ def test_an_idle_connection_keeps_no_references(vendors: BackgroundEmulator) -> 
     async def main() -> None:
         async with ri.ImageClient() as client:
             await client.warm_up()
-            with counting_only():
+            with without_cycle_collector():
                 await client.generate(PROMPT, references=[stored_png(600)])
                 vendors.google.set(faults.status(503))
                 await client.generate(PROMPT, references=[stored_png(600)])

@@ -6,7 +6,7 @@ in between. Its outcome is known when it gets its slot. If it is anything else t
 another request of the call could start beside it, or if the breaker changes while it is queued, or
 the time on the route or in the queue is up, the call is handed to the pipeline, with its place in
 the queue and its deadline, as if it had started there. A run with the fast path equals a run
-without it, except for the order of calls at the same instant (tests/test_tuning_fast_path.py).
+without it, except for the order of calls at the same instant (tests/tuning/test_fast_path.py).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from google.protobuf.json_format import (  # type: ignore[import-untyped,unused-
     MessageToDict,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from paths import ROOT
 from ports import free_ports
 
 _PATIENCE = 60.0
@@ -304,7 +305,7 @@ def _options(*, two: bool) -> tuple[int, int, list[str]]:
 
 
 def _found() -> str:
-    script = Path(__file__).parent.parent / ".ci" / "jaeger"
+    script = ROOT / ".ci" / "jaeger"
     if not script.exists():
         pytest.skip("no Jaeger: .ci/jaeger, which finds one, is not here")
     done = subprocess.run(

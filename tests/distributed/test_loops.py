@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from fleet_forks import PROBE
 from loop_kit import PATIENCE, LoopScenario, run_loop_scenario, until
+from paths import SUPPORT
 from redis_kit import RedisServer
 
 pytestmark = pytest.mark.redis
@@ -96,7 +96,7 @@ def test_loops_that_take_turns_share_each_in_its_turn(server: RedisServer) -> No
 
 def test_each_child_of_a_fork_is_a_worker_of_its_own(server: RedisServer) -> None:
     """The client was used before: three children count as three, and send one probe together."""
-    script = Path(__file__).with_name("fleet_forks.py")
+    script = SUPPORT / "fleet_forks.py"
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), server.url],
         capture_output=True,

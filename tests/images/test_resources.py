@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import SUPPORT
 
-METER = Path(__file__).parent / "images_meter.py"
+METER = SUPPORT / "images_meter.py"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what was used")
 

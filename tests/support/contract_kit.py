@@ -1,7 +1,7 @@
 """The public contract as plain data: names, signatures, settings, reasons, telemetry, commands.
 
-``python tests/contract_kit.py`` writes it to ``data/contract.json``. A change of that file is a
-change of the public contract, so it must be deliberate and belongs into CHANGELOG.md.
+``python tests/support/contract_kit.py`` writes it to ``tests/data/contract.json``. A change of that
+file is a change of the public contract, so it must be deliberate and belongs into CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final, get_origin
 
 import typer
+from paths import DATA
 
 from resilient_imagen import ImageGenerationError, Reason, Settings
 from resilient_imagen.cli.command_line import COMMANDS, _app
@@ -25,7 +25,7 @@ from resilient_imagen.reasons import POLICIES
 from resilient_imagen.telemetry import names
 from resilient_imagen.telemetry.instruments import Instruments
 
-SNAPSHOT: Final = Path(__file__).parent / "data" / "contract.json"
+SNAPSHOT: Final = DATA / "contract.json"
 MODULES: Final = (
     "resilient_imagen",
     "resilient_imagen.circuitbreaker",
@@ -192,7 +192,7 @@ def snapshot() -> dict[str, Any]:
 
 def main() -> None:
     """Write the snapshot."""
-    from test_failure_cases import failures
+    from failure_cases import failures
 
     outcomes = asyncio.run(failures())
     texts = {case: error_text(outcome) for case, outcome in outcomes.items()}

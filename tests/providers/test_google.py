@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
+from paths import SUPPORT
 from providers_kit import JPEG, KEY, PNG, PROMPT, arrived
 from telemetry_kit import Telemetry
 
@@ -258,7 +259,7 @@ def test_aiohttp_in_the_environment_changes_nothing() -> None:
     """Where it can be imported the SDK would change its transport, its errors and its retries."""
     done = subprocess.run(
         [sys.executable, "-c", FAKE_AIOHTTP],
-        cwd=Path(__file__).parent,
+        cwd=SUPPORT,
         capture_output=True,
         text=True,
         timeout=60,

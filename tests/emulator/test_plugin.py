@@ -7,7 +7,7 @@ import threading
 
 import httpx2
 import pytest
-from cli_kit import ROOT
+from paths import ROOT
 
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
 from resilient_imagen.emulator.proxies import bypassing

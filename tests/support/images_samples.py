@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -74,3 +75,13 @@ def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
     return tags.tobytes()
+
+
+def png(width: int = 64, height: int = 64) -> bytes:
+    """Return a red PNG of this size in pixels."""
+    return encoded(Image.new("RGB", (width, height), (200, 30, 60)), "PNG")
+
+
+def as_dict(data: bytes, mime_type: str = "image/png") -> dict[str, Any]:
+    """Return the image as the application passes it."""
+    return {"image_base64": base64.b64encode(data).decode(), "mime_type": mime_type}

@@ -9,13 +9,13 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import structlog
 from opentelemetry.sdk.trace import ReadableSpan
+from paths import DATA
 from providers_kit import MODELS, google_body, openai_body
 from telemetry_kit import Telemetry
 
@@ -26,10 +26,7 @@ from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import run_virtual
 
-CASES = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "data" / "failure_cases.jsonl").read_text().splitlines()
-]
+CASES = [json.loads(line) for line in (DATA / "failure_cases.jsonl").read_text().splitlines()]
 GOOGLE_KEY, OPENAI_KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm", "gw_planted.9f8e7d6c5b4a32"
 PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct, vellichor mood"
 PICTURE = random.Random(7).randbytes(3000)

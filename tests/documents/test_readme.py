@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from cli_kit import ROOT, python
+from cli_kit import python
 from opentelemetry.metrics import NoOpMeter, NoOpMeterProvider
+from paths import ROOT
 from readme_kit import TEXT, blocks, executed
 from readme_tables import TABLES, in_readme
 from trace_backends import collector
@@ -40,7 +41,7 @@ pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_those_of_the_code(name: str) -> None:
     """Whoever changes a setting or a policy is told to write the table anew."""
-    assert in_readme(name) == TABLES[name](), "run python tests/readme_tables.py"
+    assert in_readme(name) == TABLES[name](), "run python tests/support/readme_tables.py"
 
 
 def test_the_first_block_holds_two_commands() -> None:

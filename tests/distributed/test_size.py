@@ -6,15 +6,15 @@ import asyncio
 import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from paths import ROOT
 from redis_kit import binary
 
 from resilient_imagen.testing import run_virtual
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "redis_ops.py"
+FILE = ROOT / "benchmarks" / "redis_ops.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Image meter: measure the cost of single calls in separate processes; prints JSON.
 
-python tests/images_meter.py GROUP
+python tests/support/images_meter.py GROUP
 """
 
 from __future__ import annotations

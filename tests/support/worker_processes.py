@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from paths import SUPPORT
 from redis_kit import RedisServer, redis_server
 
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, RequestSeen
@@ -37,7 +37,7 @@ class WorkerProcess:
             "FLEET_CLOCK_SKEW": str((0.0, HOUR, -HOUR)[index % 3]),
             "FLEET_PROMPT": f"a lighthouse for {index}",
         }
-        script = Path(__file__).with_name("fleet_worker.py")
+        script = SUPPORT / "fleet_worker.py"
         self._process = subprocess.Popen(
             [sys.executable, str(script)],
             stdin=subprocess.PIPE,

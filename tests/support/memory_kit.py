@@ -1,0 +1,26 @@
+"""Tools to see which objects are still in memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct"
+
+
+class WatchedPrompt(str):
+    """A prompt that a weak reference can point to."""
+
+    __slots__ = ("__weakref__",)
+
+
+@contextmanager
+def without_cycle_collector() -> Iterator[None]:
+    """Free memory by reference counts only."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
