@@ -5,18 +5,34 @@ from __future__ import annotations
 import os
 import re
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import AliasChoices, SecretStr
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from resilient_imagen._provider_settings import (
+    BUILT_IN,
+    DECLARATION,
+    declared_names,
+    limit_variables,
+    provider_variables,
+    read_providers,
+)
 from resilient_imagen._validation import explain
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
 
-__all__ = ["EnvironmentSource", "complain_of", "describe_errors", "unknown_variables"]
+__all__ = [
+    "EnvironmentSource",
+    "complain_of",
+    "describe_errors",
+    "field_variables",
+    "unknown_variables",
+]
 
 _PREFIX: Final = "IMAGE_GEN_"
 """Prefix of the variables that only this package reads."""
@@ -38,18 +54,38 @@ class EnvironmentSource(EnvSettingsSource):
         stripped = ((name, (value or "").strip()) for name, value in self.env_vars.items())
         self.env_vars = {name: value for name, value in stripped if value}
 
+    def __call__(self) -> dict[str, Any]:
+        """Return the settings that the environment holds; a keyword argument replaces all of one.
+
+        Providers have as many variables as there are names, so they have no alias each.
+        """
+        found = super().__call__()
+        if "providers" not in self.current_state and (given := read_providers(self.env_vars)):
+            found["providers"] = given
+        return found
+
 
 def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
     """Return an error message: each variable, its allowed values, and the value if not secret."""
     lines = []
     for problem in error.errors(include_url=False):
-        location = str(problem["loc"][0]) if problem["loc"] else ""
+        location = _location(problem["loc"])
         if problem["type"] == "extra_forbidden":
             what = f"no such setting{_nearest_field(location, settings_cls)}"
         else:
             what = explain(problem, secret=_is_secret(location, settings_cls))
         lines.append(f"{_variable_name(location, settings_cls)}: {what}" if location else what)
     return "; ".join(dict.fromkeys(lines))
+
+
+def _location(path: tuple[int | str, ...]) -> str:
+    """Return the field, its first alias, or the variable of a provider's field."""
+    first, *rest = map(str, path or ("",))
+    if not rest or first not in {"providers", f"{DECLARATION}<NAME>"}:
+        return first
+    name, field, *_ = (*rest, "kind")
+    variables = {} if name in BUILT_IN and field == "kind" else provider_variables(name, "")
+    return variables.get(field, (f"{DECLARATION}{name.upper()}",))[0]
 
 
 def _nearest_field(unknown: str, settings_cls: type[BaseSettings]) -> str:
@@ -109,10 +145,21 @@ def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
 
 
 def _known(settings_cls: type[BaseSettings]) -> list[str]:
-    """Return all variables of all fields."""
+    """Return all variables of all fields and of all providers."""
+    declared = list(declared_names(os.environ))
     return [
-        str(name)
-        for info in settings_cls.model_fields.values()
-        if isinstance(info.validation_alias, AliasChoices)
-        for name in info.validation_alias.choices
+        *field_variables(settings_cls),
+        *(f"{DECLARATION}{name.upper()}" for name in declared),
+        *(
+            variable
+            for name in (*BUILT_IN, *declared)
+            for variable in limit_variables(name).values()
+        ),
     ]
+
+
+def field_variables(settings_cls: type[BaseSettings]) -> Iterator[str]:
+    """Yield all variables of all fields."""
+    for info in settings_cls.model_fields.values():
+        if isinstance(info.validation_alias, AliasChoices):
+            yield from map(str, info.validation_alias.choices)

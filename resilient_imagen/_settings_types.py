@@ -6,11 +6,13 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
+
+from resilient_imagen.models import ModelName
 
 __all__ = [
     "ApiKey",
@@ -22,11 +24,15 @@ __all__ = [
     "OptionalPositiveFloat",
     "OptionalSeconds",
     "PositiveFloat",
+    "ProviderArguments",
+    "ProviderKind",
     "RouteName",
     "Seconds",
     "SettingsArguments",
     "blank_secret_to_none",
     "blank_to_none",
+    "check_api_key",
+    "check_base_url",
     "require_finite",
     "split_commas",
 ]
@@ -71,7 +77,8 @@ def blank_secret_to_none(value: object) -> object:
     return value
 
 
-def _check_api_key(value: object) -> object:
+def check_api_key(value: object) -> object:
+    """Strip a key; reject one that cannot be sent as a header."""
     key = blank_secret_to_none(value)
     if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError(
@@ -81,7 +88,7 @@ def _check_api_key(value: object) -> object:
     return key
 
 
-def _check_base_url(value: Any) -> Any:
+def check_base_url(value: Any) -> Any:
     """Check an API's address at start, so that the error names the variable."""
     value = blank_to_none(value)
     if isinstance(value, str):
@@ -125,7 +132,7 @@ def _warn_unknown_capture_word() -> None:
 
 
 class RouteName(str):
-    """``provider:model``, one entry of IMAGE_GEN_ROUTES."""
+    """``provider:model`` or ``provider:deployment=model``, one entry of IMAGE_GEN_ROUTES."""
 
     __slots__ = ()
 
@@ -135,9 +142,15 @@ class RouteName(str):
         return self.partition(":")[0]
 
     @property
-    def model(self) -> str:
-        """The part after the colon."""
-        return self.partition(":")[2]
+    def model(self) -> ModelName:
+        """The model, with its deployment if the route names one."""
+        deployment, separator, model = self.partition(":")[2].partition("=")
+        return ModelName(model, deployment) if separator else ModelName(deployment)
+
+    @property
+    def key(self) -> str:
+        """``provider:model``, which identifies the route in results, telemetry and recordings."""
+        return f"{self.provider}:{self.model}"
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(require_finite)]
@@ -152,11 +165,25 @@ OptionalWait = Annotated[
 OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000), AfterValidator(require_finite)]
 OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
-ApiKey = Annotated[SecretStr | None, BeforeValidator(_check_api_key)]
-BaseUrl = Annotated[str | None, BeforeValidator(_check_base_url)]
+ApiKey = Annotated[SecretStr | None, BeforeValidator(check_api_key)]
+BaseUrl = Annotated[str | None, BeforeValidator(check_base_url)]
 LowercaseStr = BeforeValidator(_lowercase)
 CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+
+
+ProviderKind: TypeAlias = Literal["google", "openai"]
+
+
+class ProviderArguments(TypedDict, total=False):
+    """Settings of one provider as keyword arguments; see ``ProviderSettings``."""
+
+    kind: ProviderKind
+    api_key: str | SecretStr | None
+    base_url: str | None
+    ipm: float | None
+    max_concurrent: int | None
+    timeout: float | None
 
 
 class SettingsArguments(TypedDict, total=False):
@@ -170,6 +197,7 @@ class SettingsArguments(TypedDict, total=False):
     openai_api_key: str | SecretStr | None
     google_base_url: str | None
     openai_base_url: str | None
+    providers: Mapping[str, ProviderArguments]
     routes: str | Iterable[str]
     max_concurrent: int
     ipm: float

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,9 +19,11 @@ __all__ = [
     "MODELS",
     "VENDORS",
     "ModelInfo",
+    "ModelName",
     "Prices",
     "TypicalLatency",
     "clamp_quality",
+    "deployment_of",
     "downgraded_resolution",
     "find_latency",
     "find_model",
@@ -35,6 +37,29 @@ __all__ = [
     "typical_latency",
     "vendor_of",
 ]
+
+
+class ModelName(str):
+    """A model's name in the table, and the name by which an endpoint knows it."""
+
+    __slots__ = ("deployment",)
+    deployment: str
+    """The name to send: of a deployment on Azure, of an alias at a proxy; else the model's."""
+
+    def __new__(cls, model: str, deployment: str | None = None) -> Self:
+        """Make a name that compares as ``model`` and is sent as ``deployment``."""
+        name = super().__new__(cls, model)
+        name.deployment = model if deployment is None else deployment
+        return name
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Keep the deployment in copies."""
+        return type(self), (str(self), self.deployment)
+
+
+def deployment_of(model: str) -> str:
+    """Return the name to send for a model."""
+    return model.deployment if isinstance(model, ModelName) else model
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,10 +28,18 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from resilient_imagen._provider_settings import (
+    BUILT_IN,
+    ProviderSettings,
+    colliding_variable,
+    is_provider_name,
+    limit_variables,
+)
 from resilient_imagen._settings_source import (
     EnvironmentSource,
     complain_of,
     describe_errors,
+    field_variables,
     unknown_variables,
 )
 from resilient_imagen._settings_types import (
@@ -46,6 +54,7 @@ from resilient_imagen._settings_types import (
     OptionalSeconds,
     OptionalWait,
     PositiveFloat,
+    ProviderArguments,
     RouteName,
     Seconds,
     SettingsArguments,
@@ -59,7 +68,10 @@ from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.tracebacks import hide_frame_locals
 
-__all__ = ["RouteName", "Settings", "SettingsArguments"]
+__all__ = ["ProviderArguments", "ProviderSettings", "RouteName", "Settings", "SettingsArguments"]
+
+
+_NO_PROVIDERS: Mapping[str, ProviderSettings] = {}
 
 
 def _variable(*names: str) -> AliasChoices:
@@ -106,10 +118,19 @@ class Settings(BaseSettings):
         validation_alias=_variable("OPENAI_BASE_URL"),
         description="Where the OpenAI API is; empty means OpenAI's own.",
     )
+    providers: Mapping[str, ProviderSettings] = Field(
+        _NO_PROVIDERS,
+        validation_alias=_variable("IMAGE_GEN_PROVIDER_<NAME>"),
+        description="Declares a provider for IMAGE_GEN_ROUTES: google or openai, the API that it "
+        "speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address; "
+        "`IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, "
+        "its limits.",
+    )
     routes: Annotated[tuple[RouteName, ...], NoDecode] = Field(
         (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
         validation_alias=_variable("IMAGE_GEN_ROUTES"),
-        description="Ordered list of provider:model, which may include several models of a vendor.",
+        description="Ordered list of provider:model, which may include several models of a vendor; "
+        "provider:deployment=model where the endpoint knows the model by another name.",
     )
     max_concurrent: int = Field(
         4,
@@ -366,6 +387,27 @@ class Settings(BaseSettings):
         """Return a warning for each IMAGE_GEN_* variable that was set and is not a setting."""
         return tuple(complain_of(name, Settings) for name in self._unknown)
 
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """Give each provider its name, after a check that its variables are its alone."""
+        if not isinstance(value, Mapping):
+            return value
+        for name in value.keys() - BUILT_IN.keys():
+            if not is_provider_name(name):
+                raise ValueError(
+                    "a provider's name has at most 40 small letters, digits and underscores, and "
+                    f"begins with a letter, unlike {ascii(name)[:60]}"
+                )
+            if (variable := colliding_variable(name, field_variables(cls))) is not None:
+                raise ValueError(
+                    f"the name {name} is not possible, as {variable} has another meaning, too"
+                )
+        return {
+            name: {**given, "name": name} if isinstance(given, Mapping) else given
+            for name, given in value.items()
+        }
+
     @field_validator("routes", mode="before")
     @classmethod
     def _routes(cls, value: object) -> tuple[RouteName, ...]:
@@ -373,9 +415,13 @@ class Settings(BaseSettings):
         if not checked:
             raise ValueError("must name at least one provider:model")
         for route in checked:
-            if not route.provider or not route.model or any(c.isspace() for c in route):
-                raise ValueError("must be provider:model, comma-separated, without spaces inside")
-        if len(set(checked)) != len(checked):
+            parts = (route.provider, route.model, route.model.deployment)
+            if not all(parts) or "=" in route.model or any(c.isspace() for c in route):
+                raise ValueError(
+                    "must be provider:model or provider:deployment=model, comma-separated, "
+                    "without spaces inside"
+                )
+        if len({route.key for route in checked}) != len(checked):
             raise ValueError("names the same provider:model twice")
         return checked
 
@@ -439,12 +485,59 @@ class Settings(BaseSettings):
             return reason in self.fallback_on
         return POLICIES[reason].next_route
 
-    def timeout_for(self, provider: str) -> float:
-        """Return the attempt timeout in seconds; ``provider`` is the vendor, as in ``Endpoint``."""
-        return self.openai_timeout if provider == "openai" else self.per_call_timeout
+    def provider(self, name: str) -> ProviderSettings | None:
+        """Return the settings of a provider, built in or declared; None for any other name."""
+        found = self.providers.get(name)
+        if name in BUILT_IN and found is None:
+            found = ProviderSettings.model_validate({"name": name})
+        if found is None:
+            return None
+        own: dict[str, Any] = {}
+        if name == "google":
+            own = {"api_key": self.google_api_key, "base_url": self.google_base_url}
+        elif name == "openai":
+            own = {"api_key": self.openai_api_key, "base_url": self.openai_base_url}
+        return found.model_copy(update=own)
 
-    def ipm_for(self, provider: str) -> float:
-        """Return the images per minute; ``provider`` is the vendor, as in ``Endpoint``."""
-        if provider == "openai" and self.openai_ipm is not None:
+    def timeout_for(self, provider: str, vendor: str | None = None) -> float:
+        """Return the attempt timeout in seconds.
+
+        Args:
+            provider: The provider's name.
+            vendor: The vendor whose models it serves; None means by the name.
+        """
+        own = self.providers.get(provider)
+        if own is not None and own.timeout is not None:
+            return own.timeout
+        openai = self._vendor(provider, vendor) == "openai"
+        return self.openai_timeout if openai else self.per_call_timeout
+
+    def timeout_variable(self, provider: str, vendor: str | None = None) -> str:
+        """Return the variable that holds the attempt timeout; arguments as in ``timeout_for``."""
+        own = self.providers.get(provider)
+        if own is not None and own.timeout is not None:
+            return limit_variables(provider)["timeout"]
+        openai = self._vendor(provider, vendor) == "openai"
+        return "IMAGE_GEN_OPENAI_TIMEOUT" if openai else "IMAGE_GEN_PER_CALL_TIMEOUT"
+
+    def ipm_for(self, provider: str, vendor: str | None = None) -> float:
+        """Return the images per minute; arguments as in ``timeout_for``."""
+        own = self.providers.get(provider)
+        if own is not None and own.ipm is not None:
+            return own.ipm
+        if self._vendor(provider, vendor) == "openai" and self.openai_ipm is not None:
             return self.openai_ipm
         return self.ipm
+
+    def max_concurrent_for(self, provider: str) -> int:
+        """Return the maximum number of requests in flight of a provider."""
+        own = self.providers.get(provider)
+        if own is not None and own.max_concurrent is not None:
+            return own.max_concurrent
+        return self.max_concurrent
+
+    def _vendor(self, provider: str, vendor: str | None) -> str:
+        if vendor is not None:
+            return vendor
+        declared = self.providers.get(provider)
+        return provider if declared is None else declared.vendor

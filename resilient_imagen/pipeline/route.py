@@ -18,7 +18,7 @@ from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker, Transition
-    from resilient_imagen.providers.base import PromptHints, Provider, ProviderResult
+    from resilient_imagen.providers.base import Endpoint, PromptHints, Provider, ProviderResult
     from resilient_imagen.ratelimit.limiter import RateLimiter
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
@@ -85,9 +85,9 @@ class Route:
         return endpoint_of(self.provider).any_vendor
 
     @property
-    def base_url(self) -> str | None:
-        """The address that requests are sent to, or None if the provider does not state it."""
-        return endpoint_of(self.provider).base_url
+    def endpoint(self) -> Endpoint:
+        """Account and address that requests are sent to."""
+        return endpoint_of(self.provider)
 
     def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""

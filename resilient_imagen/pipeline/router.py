@@ -22,7 +22,7 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.providers import BUILT_IN
+from resilient_imagen.providers import KEY_VARIABLES, missing_variable
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.reasons import Reason
@@ -87,8 +87,8 @@ class Router:
         self._providers = providers
         usable = [route for route in settings.routes if route.provider in self._providers]
         if not usable:
-            named = {route.provider for route in settings.routes}
-            keys = (variable for name, variable in BUILT_IN.items() if name in named)
+            named = dict.fromkeys(route.provider for route in settings.routes)
+            keys = (missing_variable(name) for name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
         # A retired model's successor may be another route already.
         routes = dict.fromkeys(
@@ -152,7 +152,7 @@ class Router:
         A relay under another name than a vendor's may serve the models of several vendors.
         """
         known = route.vendor in models.VENDORS
-        return known and (route.provider.name in BUILT_IN or not route.serves_any_vendor)
+        return known and (route.provider.name in KEY_VARIABLES or not route.serves_any_vendor)
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
@@ -174,10 +174,10 @@ class Router:
     def _absent(self, route: RouteName) -> RouteSnapshot:
         """Describe a route that is off, with everything that a route in use has."""
         return {
-            "route": route,
+            "route": route.key,
             "provider": route.provider,
             "model": route.model,
-            "off": f"{BUILT_IN[route.provider]} is not set",
+            "off": f"{missing_variable(route.provider)} is not set",
             "breaker": self._off[route].snapshot(),
             "queue": new_limiter(self._settings, route.provider).snapshot(),
             "usual_latency_s": {},
@@ -190,10 +190,12 @@ class Router:
         Raises:
             ConfigurationError: The vendor is sure not to have it.
         """
-        endpoint, model = endpoint_of(self._providers[route.provider]), route.model
+        endpoint = endpoint_of(self._providers[route.provider])
+        model: str = route.model
         if endpoint.vendor not in models.VENDORS:
             return model
-        model = self._resolve_retired_model(model)
+        if models.deployment_of(model) == model:  # else the name says nothing about the server's
+            model = self._resolve_retired_model(model)
         vendor = models.vendor_of(model)
         if vendor not in {None, endpoint.vendor} and not endpoint.any_vendor:
             raise ConfigurationError(
@@ -215,8 +217,7 @@ class Router:
                 continue
             if route.vendor == "openai" and settings.openai_quality in {"low", "medium"}:
                 continue  # the table is for quality high
-            theirs = "OPENAI_TIMEOUT" if route.vendor == "openai" else "PER_CALL_TIMEOUT"
-            variable = f"IMAGE_GEN_{theirs}"
+            variable = settings.timeout_variable(route.provider.name, route.vendor)
             self._warn(
                 "time_limit_below_typical",
                 f"{variable}={route.timeout:g} is less than the {typical.seconds:g} s that an "
@@ -303,7 +304,7 @@ class Router:
 
     def _new_route(self, name: str, model: str, *, configured: bool = False) -> Route:
         vendor = endpoint_of(self._providers[name]).vendor
-        timeout = self._settings.timeout_for(vendor)
+        timeout = self._settings.timeout_for(name, vendor)
         breaker = new_breaker(
             self._settings, name, model, kind=self._breaker_factory(), vendor=vendor
         )
@@ -345,7 +346,9 @@ class Router:
     def _limiter_of(self, name: str) -> RateLimiter:
         if name not in self._limiters:
             vendor = endpoint_of(self._providers[name]).vendor
-            self._limiters[name] = new_limiter(self._settings, vendor, self._limiter_factory(name))
+            self._limiters[name] = new_limiter(
+                self._settings, name, vendor, self._limiter_factory(name)
+            )
         return self._limiters[name]
 
     def _limiter_factory(self, name: str) -> Callable[..., RateLimiter]:
@@ -377,12 +380,15 @@ def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:
 
 
 def new_limiter(
-    settings: Settings, vendor: str, kind: Callable[..., RateLimiter] = RateLimiter
+    settings: Settings,
+    provider: str,
+    vendor: str | None = None,
+    kind: Callable[..., RateLimiter] = RateLimiter,
 ) -> RateLimiter:
-    """Return the queue in front of a provider of ``vendor``; ``kind`` makes it."""
+    """Return the queue in front of a provider, made by ``kind``; ``vendor`` as in new_breaker."""
     return kind(
-        max_concurrent=settings.max_concurrent,
-        per_minute=settings.ipm_for(vendor),
+        max_concurrent=settings.max_concurrent_for(provider),
+        per_minute=settings.ipm_for(provider, vendor),
         burst=settings.burst,
         max_queue=settings.max_queue,
     )
@@ -404,7 +410,7 @@ def new_breaker(
         model: The route's model.
         random: Chance for jitter, from 0 to 1.
         kind: Makes it.
-        vendor: The vendor whose time limit holds; None means the one with the provider's name.
+        vendor: The vendor whose models the provider serves; None means by its name.
     """
     config = BreakerConfig(
         mode=BreakerMode(settings.breaker_mode),
@@ -417,7 +423,7 @@ def new_breaker(
         reset_factor=settings.breaker_reset_factor,
         reset_max=settings.breaker_reset_max,
         half_open_calls=settings.breaker_half_open_calls,
-        probe_deadline=settings.timeout_for(vendor or provider) + 1.0,
+        probe_deadline=settings.timeout_for(provider, vendor) + 1.0,
     )
     breaker = kind(f"{provider}:{model}", config, random=random)
     breaker.force_open = provider in settings.force_open

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.providers.base import check_provider
@@ -13,52 +13,55 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
 
-__all__ = ["BUILT_IN", "build", "collect_providers"]
+__all__ = ["KEY_VARIABLES", "build", "collect_providers", "missing_variable"]
 
-BUILT_IN: Final[Mapping[str, str]] = {
+KEY_VARIABLES: Final[Mapping[str, str]] = {
     "google": "GOOGLE_GENAI_API_KEY",
     "openai": "OPENAI_API_KEY",
 }
-"""The providers that come with the library, and the variable that holds each one's key."""
+"""The variable to set for each provider that comes with the library."""
 
 
 def build(name: str, settings: Settings) -> Provider | None:
-    """Build the built-in provider ``name``; return None if its key is missing. Loads no SDK yet.
+    """Build the built-in or declared provider ``name``. Loads no SDK yet.
+
+    Returns:
+        None if the provider is unknown, or if ``missing_variable`` is.
 
     Raises:
         ConfigurationError: The key contains characters that cannot be sent.
     """
-    if name == "google":
-        if settings.google_api_key is None:
-            return None
+    chosen = settings.provider(name)
+    if chosen is None or chosen.key is None:
+        return None
+    common: dict[str, Any] = {
+        "name": name,
+        "api_key": chosen.key,
+        "base_url": chosen.base_url,
+        "max_connections": settings.max_concurrent_for(name),
+    }
+    if chosen.kind == "google":
         from resilient_imagen.providers.google import GoogleProvider
 
-        return GoogleProvider(
-            api_key=settings.google_api_key.get_secret_value(),
-            base_url=settings.google_base_url,
-            max_connections=settings.max_concurrent,
-            prompt_hints=settings.prompt_hints,
-        )
-    if settings.openai_api_key is None:
-        return None
+        return GoogleProvider(**common, prompt_hints=settings.prompt_hints)
     from resilient_imagen.providers.openai import OpenAIProvider
 
-    return OpenAIProvider(
-        api_key=settings.openai_api_key.get_secret_value(),
-        base_url=settings.openai_base_url,
-        max_connections=settings.max_concurrent,
-        quality=settings.openai_quality,
-    )
+    return OpenAIProvider(**common, quality=settings.openai_quality)
+
+
+def missing_variable(name: str) -> str:
+    """Return the variable without which the provider ``name`` cannot be built."""
+    return KEY_VARIABLES.get(name, f"{name.upper()}_API_KEY")
 
 
 def collect_providers(
     settings: Settings, given: Iterable[Provider], warn: Callable[[str, str], None]
 ) -> dict[str, Provider]:
-    """Return the providers that the routes name: given ones first, then built-in ones with a key.
+    """Return the providers that the routes name: given ones, then built-in and declared ones.
 
     Args:
         settings: Routes and keys.
-        given: The application's providers. One with the name of a built-in provider replaces it.
+        given: The application's providers. One with the name of another provider replaces it.
         warn: Called with a code and a message for each provider that has no key.
 
     Raises:
@@ -73,23 +76,24 @@ def collect_providers(
             raise ConfigurationError(f"two providers are named {provider.name}; rename one")
         found[provider.name] = provider
     named = {route.provider for route in settings.routes}
-    _check_names(named, set(found), set(settings.force_open))
+    known = {*found, *KEY_VARIABLES, *settings.providers}
+    _check_names(named, set(found), known, set(settings.force_open))
     for name in sorted(named - set(found)):
         built = build(name, settings)
         if built is None:
-            warn("missing_key", f"{BUILT_IN[name]} is not set: routes to {name} are off")
+            warn("missing_key", f"{missing_variable(name)} is not set: routes to {name} are off")
         else:
             found[name] = built
     return found
 
 
-def _check_names(named: set[str], given: set[str], forced_open: set[str]) -> None:
-    known = given | set(BUILT_IN)
+def _check_names(named: set[str], given: set[str], known: set[str], forced_open: set[str]) -> None:
     for variable, names in (("ROUTES", named), ("FORCE_OPEN", forced_open)):
         if unknown := names - known:
             raise ConfigurationError(
                 f"IMAGE_GEN_{variable} names {', '.join(sorted(unknown))}; "
-                f"known providers: {', '.join(sorted(known))}"
+                f"known providers: {', '.join(sorted(known))}; "
+                "IMAGE_GEN_PROVIDER_<NAME> declares another one"
             )
     if idle := given - named:
         raise ConfigurationError(

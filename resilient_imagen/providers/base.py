@@ -121,6 +121,9 @@ class Endpoint:
     and does not reveal the key. Processes share pace and breaker by account."""
     any_vendor: bool = False
     """Whether models of other vendors are served, too, as by a relay."""
+    telemetry_name: str | None = None
+    """The value of ``gen_ai.provider.name`` by OpenTelemetry's conventions, such as
+    ``gcp.vertex_ai``; None means the provider's name."""
 
 
 class PromptHints(NamedTuple):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.models import google_aspect, google_image_size
+from resilient_imagen.models import deployment_of, google_aspect, google_image_size
 from resilient_imagen.providers.base import PromptHints
 from resilient_imagen.providers.google_errors import failure_of
 from resilient_imagen.providers.google_response import read_answer
@@ -61,6 +61,7 @@ class GoogleProvider(SdkProvider):
     """
 
     vendor = "google"
+    telemetry_name = "gcp.gemini"
     supported_options = frozenset({"seed"})
     protected_fields = frozenset({"contents", "model"})
     default_base_url = "https://generativelanguage.googleapis.com"
@@ -147,7 +148,7 @@ class GoogleProvider(SdkProvider):
         if request.references:
             sent.rewrite = partial(_with_references, request.references)
         await sdk.aio.models.generate_content(
-            model=model,
+            model=deployment_of(model),
             contents=self.prompt_hints_for(request).added_to(request.prompt),
             config=config,
         )

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
-from resilient_imagen.models import clamp_quality, openai_size
+from resilient_imagen.models import clamp_quality, deployment_of, openai_size
 from resilient_imagen.providers.openai_errors import failure_of
 from resilient_imagen.providers.openai_response import read_answer
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
@@ -46,6 +46,7 @@ class OpenAIProvider(SdkProvider):
     """
 
     vendor = "openai"
+    telemetry_name = "openai"
     supported_options = frozenset(
         {"mask", "background", "output_format", "output_compression", "quality"}
     )
@@ -118,7 +119,7 @@ class OpenAIProvider(SdkProvider):
         del sent  # the SDK sends files piece by piece and does not copy them
         width, height = openai_size(model, request.aspect_ratio, request.resolution)
         options: dict[str, Any] = {
-            "model": model,
+            "model": deployment_of(model),
             "prompt": request.prompt,
             "n": request.n or 1,
             "size": f"{width}x{height}",

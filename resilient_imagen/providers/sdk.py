@@ -92,6 +92,7 @@ class SdkProvider(ABC):
             account_id(self._api_key, self.base_url),
             # A custom address is often a relay that serves models of several vendors.
             any_vendor=bool(base_url),
+            telemetry_name=self.telemetry_name,
         )
         self._secrets = [
             KnownSecret(secret) for secret in (self._api_key, *credentials(self.base_url))
@@ -104,6 +105,8 @@ class SdkProvider(ABC):
 
     vendor: ClassVar[str]
     """The vendor's name in the model table."""
+    telemetry_name: ClassVar[str]
+    """The value of gen_ai.provider.name."""
     default_base_url: ClassVar[str]
     """The vendor's address."""
     supported_options: ClassVar[frozenset[str]]

@@ -114,7 +114,7 @@ def request_error(event: events.RequestEnded) -> str | None:
 def of_attempt(event: events.AttemptStarted | events.AttemptEnded) -> Attributes:
     """Return the attributes of a request that are known when it is sent."""
     found: Attributes = {
-        **_of_route(event.provider, event.model, event.base_url),
+        **_of_route(event.provider, event.model, event.base_url, event.telemetry_name),
         names.CALL_ID: event.call_id,
         names.OPERATION: event.operation,
         names.ATTEMPT_NUMBER: event.number,
@@ -234,10 +234,12 @@ def breaker_numbers(numbers: BreakerMetrics) -> Attributes:
 
 
 @lru_cache(maxsize=256)
-def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
+def _of_route(
+    provider: str, model: str, base_url: str | None, telemetry_name: str | None
+) -> Attributes:
     """Return the attributes that all requests of a route share."""
     return {
-        **route(provider, model, base_url),
+        **route(provider, model, base_url, telemetry_name),
         names.GEN_AI_OUTPUT_TYPE: "image",
         names.PROVIDER: provider,
         names.MODEL: model,
@@ -246,25 +248,36 @@ def _of_route(provider: str, model: str, base_url: str | None) -> Attributes:
 
 
 @lru_cache(maxsize=256)
-def route(provider: str, model: str, base_url: str | None) -> Mapping[str, str | int]:
+def route(
+    provider: str, model: str, base_url: str | None, telemetry_name: str | None = None
+) -> Mapping[str, str | int]:
     """Return provider, model and server by the GenAI conventions."""
+    host, port = _server(base_url)
     found: dict[str, str | int] = {
         names.GEN_AI_OPERATION: names.GENERATE_CONTENT,
-        names.GEN_AI_PROVIDER: provider,
+        names.GEN_AI_PROVIDER: _conventional_name(telemetry_name or provider, host),
         names.GEN_AI_REQUEST_MODEL: model,
     }
-    host, port = _server(base_url)
     if host is not None:
         found[names.SERVER_ADDRESS] = host
         if port is not None:
             found[names.SERVER_PORT] = port
-    if provider == "google":
-        found[names.GEN_AI_PROVIDER] = (
-            "gcp.vertex_ai" if "aiplatform" in (host or "") else "gcp.gemini"
-        )
-    if provider == "openai" and (host or "").endswith(".azure.com"):
-        found[names.GEN_AI_PROVIDER] = "azure.ai.openai"
     return found
+
+
+def conventional_provider(event: events.AttemptStarted | events.RetryScheduled) -> str | int:
+    """Return the provider's name by the GenAI conventions."""
+    found = route(event.provider, "", event.base_url, event.telemetry_name)
+    return found[names.GEN_AI_PROVIDER]
+
+
+def _conventional_name(name: str, host: str | None) -> str:
+    """Return the name by the conventions: a vendor's known host decides, then the provider."""
+    if name in {"google", "gcp.gemini"}:
+        return "gcp.vertex_ai" if "aiplatform" in (host or "") else "gcp.gemini"
+    if name == "openai" and (host or "").endswith(".azure.com"):
+        return "azure.ai.openai"
+    return name
 
 
 def _server(base_url: str | None) -> tuple[str | None, int | None]:

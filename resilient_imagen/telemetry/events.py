@@ -132,6 +132,8 @@ class AttemptStarted(Event):
     """How many this route may send for this call."""
     operation: str
     base_url: str | None
+    telemetry_name: str | None
+    """As in ``Endpoint``."""
     admitted: str
     """The breaker's state that let it through: closed or half_open."""
     probe: bool
@@ -165,6 +167,7 @@ class AttemptEnded(Event):
     operation: str = _of("sent.operation")
     """generate or edit."""
     base_url: str | None = _of("sent.base_url")
+    telemetry_name: str | None = _of("sent.telemetry_name")
     admitted: str = _of("sent.admitted")
     """The breaker's state that admitted it: closed or half_open."""
     probe: bool = _of("sent.probe")
@@ -225,6 +228,7 @@ class RetryScheduled(Event):
     number: int = _of("sent.number")
     """Of the attempt that failed."""
     base_url: str | None = _of("sent.base_url")
+    telemetry_name: str | None = _of("sent.telemetry_name")
 
     reason: Reason
     delay_s: float

@@ -95,12 +95,12 @@ class MetricSink:
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
         if event.overlap is not None:
-            gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
+            gen_ai = attributes.conventional_provider(event)
             _count(self._to.hedges, {names.HEDGED: event.overlap, names.GEN_AI_PROVIDER: gen_ai})
 
     def _attempt_ended(self, event: events.AttemptEnded) -> None:
         model = self._bounded(event.provider, event.model)
-        common = dict(attributes.route(event.provider, model, event.base_url))
+        common = dict(attributes.route(event.provider, model, event.base_url, event.telemetry_name))
         if event.response_model is not None:
             common[names.GEN_AI_RESPONSE_MODEL] = self._bounded_response_model(event.response_model)
         if event.usage is not None:
@@ -133,7 +133,7 @@ class MetricSink:
             )
 
     def _retry_scheduled(self, event: events.RetryScheduled) -> None:
-        gen_ai = attributes.route(event.provider, "", event.base_url)[names.GEN_AI_PROVIDER]
+        gen_ai = attributes.conventional_provider(event)
         _count(
             self._to.retries,
             {names.GEN_AI_PROVIDER: gen_ai, names.ERROR_TYPE: str(event.reason)},

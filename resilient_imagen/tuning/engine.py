@@ -226,7 +226,7 @@ class _Play:
         names = dict.fromkeys(route.provider for route in settings.routes)
         providers = {name: SimulatedProvider(name, world) for name in names}
         kind = HandingRateLimiter if handing else RateLimiter
-        limiters = {name: new_limiter(settings, name, kind) for name in names}
+        limiters = {name: new_limiter(settings, name, kind=kind) for name in names}
         routes = []
         for index, route in enumerate(settings.routes):
             breaker = new_breaker(settings, route.provider, route.model, random=chance.random)

@@ -73,7 +73,7 @@ class RecordedOutcomes:
 
     def __init__(self, recording: Recording, settings: Settings, *, turning: float = 0.5) -> None:
         self._routes = [
-            _Route(recording.routes.get(route, RouteLog()), route, settings, turning)
+            _Route(recording.routes.get(route.key, RouteLog()), route.key, settings, turning)
             for route in settings.routes
         ]
 

@@ -427,13 +427,16 @@ def configured(providers: tuple[Provider, ...] = (), **settings: Any) -> list[tu
     return run_virtual(main())
 
 
+DECLARE = "IMAGE_GEN_PROVIDER_<NAME> declares another one"
+
+
 @pytest.mark.parametrize(
     ("settings", "providers", "text"),
     [
         (
             {"routes": "b:m, a:m, google:pro"},
             (),
-            "IMAGE_GEN_ROUTES names a, b; known providers: google, openai",
+            "IMAGE_GEN_ROUTES names a, b; known providers: google, openai; " + DECLARE,
         ),
         (
             {"routes": "local:m"},
@@ -443,7 +446,7 @@ def configured(providers: tuple[Provider, ...] = (), **settings: Any) -> list[tu
         (
             {"routes": "local:m", "force_open": "b, a"},
             ("local",),
-            "IMAGE_GEN_FORCE_OPEN names a, b; known providers: google, local, openai",
+            "IMAGE_GEN_FORCE_OPEN names a, b; known providers: google, local, openai; " + DECLARE,
         ),
         ({}, (), "no route can be used: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"),
     ],

@@ -1,0 +1,225 @@
+"""Settings of each provider: its kind, account, address and limits, and the variables they are in.
+
+Google and OpenAI are built in. Any other name is declared by IMAGE_GEN_PROVIDER_<NAME>=kind, and is
+then used in IMAGE_GEN_ROUTES like the built-in names. Names are in upper case in variables, and in
+lower case everywhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from resilient_imagen._settings_types import (
+    LowercaseStr,
+    OptionalPositiveFloat,
+    OptionalSeconds,
+    ProviderKind,
+    blank_secret_to_none,
+    blank_to_none,
+    check_api_key,
+    check_base_url,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = [
+    "BUILT_IN",
+    "DECLARATION",
+    "ProviderSettings",
+    "colliding_variable",
+    "declared_names",
+    "is_provider_name",
+    "limit_variables",
+    "provider_variables",
+    "read_providers",
+]
+
+_PREFIX: Final = "IMAGE_GEN_"
+DECLARATION: Final = f"{_PREFIX}PROVIDER_"
+"""Prefix of the variables that declare a provider; the rest is its name."""
+_NAME: Final = re.compile("[a-z][a-z0-9_]*")
+_MAX_NAME: Final = 40
+_LIMITS: Final = ("ipm", "max_concurrent", "timeout")
+
+
+class _Kind(NamedTuple):
+    """An API that a provider can speak."""
+
+    vendor: str
+    """The vendor whose rows of the model table hold."""
+    account: tuple[str, ...] = ("api_key", "base_url")
+    """The fields of ``ProviderSettings`` that select account and address."""
+
+
+_KINDS: Final[Mapping[str, _Kind]] = {"google": _Kind("google"), "openai": _Kind("openai")}
+
+BUILT_IN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "google": {
+        "api_key": ("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        "base_url": ("GOOGLE_GEMINI_BASE_URL",),
+    },
+    "openai": {
+        "api_key": ("OPENAI_API_KEY",),
+        "base_url": ("OPENAI_BASE_URL",),
+        "ipm": (f"{_PREFIX}OPENAI_IPM",),
+        "timeout": (f"{_PREFIX}OPENAI_TIMEOUT",),
+    },
+}
+"""The variables of the built-in providers by field. Their kind is their name."""
+_OWN_FIELDS: Final = {
+    "google": {"api_key": "google_api_key", "base_url": "google_base_url"},
+    "openai": {
+        "api_key": "openai_api_key",
+        "base_url": "openai_base_url",
+        "ipm": "openai_ipm",
+        "timeout": "openai_timeout",
+    },
+}
+"""Fields of ``Settings`` that hold a value of a built-in provider, in place of ``providers``."""
+
+
+class ProviderSettings(BaseModel):
+    """Settings of one provider. A limit that is None is that of all providers of the kind."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    name: str
+    kind: Annotated[ProviderKind, LowercaseStr]
+    """The API that it speaks."""
+    api_key: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = None
+    base_url: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    """The address of the API; None means the vendor's."""
+    ipm: OptionalPositiveFloat = None
+    """Images per minute."""
+    max_concurrent: Annotated[
+        Annotated[int, Field(ge=1)] | None, BeforeValidator(blank_to_none)
+    ] = None
+    """Requests in flight in this process."""
+    timeout: OptionalSeconds = None
+    """Time limit of a request in seconds."""
+
+    @property
+    def vendor(self) -> str:
+        """The vendor whose rows of the model table hold."""
+        return _KINDS[self.kind].vendor
+
+    @property
+    def key(self) -> str | None:
+        """The API key itself."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fields_of_kind(cls, values: Any) -> Any:
+        """Fill in the kind of a built-in provider; reject fields that the provider does not have.
+
+        Raises:
+            ValueError: A field belongs to another kind, or to a field of ``Settings``.
+        """
+        if not isinstance(values, dict):
+            return values
+        name = values["name"]
+        built_in = name in BUILT_IN
+        kind = values.get("kind", name if built_in else None)
+        if kind is None:
+            raise ValueError(f"must be {_any_of(_KINDS)}")
+        if built_in and kind != name:
+            raise ValueError(f"{name} is built in, and its kind is {name}; choose another name")
+        if isinstance(kind, str) and (known := _KINDS.get(kind.lower())) is not None:
+            allowed = {"name", "kind", *known.account, *_LIMITS}
+            for field in values.keys() & cls.model_fields.keys() - allowed:
+                raise ValueError(f"kind {kind} has no {field}")
+        for field in values.keys() & _OWN_FIELDS.get(name, {}).keys():
+            raise ValueError(f"set {_OWN_FIELDS[name][field]} in place of {field} for {name}")
+        return {**values, "kind": kind}
+
+    @model_validator(mode="after")
+    def _account_is_valid(self) -> Self:
+        variables = provider_variables(self.name, self.kind)
+        for field, check in (("api_key", check_api_key), ("base_url", check_base_url)):
+            try:
+                check(getattr(self, field))
+            except ValueError as error:
+                raise ValueError(f"{variables[field][0]} {error}") from None
+        return self
+
+
+def is_provider_name(name: object) -> bool:
+    """Return whether ``name`` may be declared as the name of a provider."""
+    return isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name) is not None
+
+
+def limit_variables(name: str) -> dict[str, str]:
+    """Return the variables of a provider's limits by field."""
+    return {field: f"{_PREFIX}{name.upper()}_{field.upper()}" for field in _LIMITS}
+
+
+def provider_variables(name: str, kind: str) -> dict[str, tuple[str, ...]]:
+    """Return the variables of a provider by field; the first one that is set counts."""
+    limits = {field: (variable,) for field, variable in limit_variables(name).items()}
+    if name in BUILT_IN:
+        return {**limits, **BUILT_IN[name]}
+    account = _KINDS[kind].account if kind in _KINDS else _KINDS["google"].account
+    return {**{field: (f"{name.upper()}_{field.upper()}",) for field in account}, **limits}
+
+
+def colliding_variable(name: str, known: Iterable[str]) -> str | None:
+    """Return a variable that would be a provider's and has another meaning, too; else None.
+
+    Args:
+        name: The name to be declared.
+        known: All other variables of the library.
+    """
+    taken = {*known, *_variables_of_built_in()}
+    fields = {field for kind in _KINDS.values() for field in kind.account}
+    account = [f"{name.upper()}_{field.upper()}" for field in sorted(fields)]
+    for variable in (*account, *limit_variables(name).values()):
+        if variable in taken or variable.startswith(DECLARATION):
+            return variable
+    return next((each for each in account if each.startswith(_PREFIX)), None)
+
+
+def _variables_of_built_in() -> Iterator[str]:
+    for by_field in BUILT_IN.values():
+        for variables in by_field.values():
+            yield from variables
+
+
+def declared_names(variables: Iterable[str]) -> Iterator[str]:
+    """Yield the names that variables declare, in lower case, whether they are allowed or not."""
+    for variable in variables:
+        if variable.upper().startswith(DECLARATION):
+            yield variable[len(DECLARATION) :].lower()
+
+
+def read_providers(environment: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+    """Return the settings of all providers that variables set, by name.
+
+    Args:
+        environment: The variables that are set, with their names in lower case.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in {*BUILT_IN, *declared_names(environment)}:
+        declared = environment.get(f"{DECLARATION}{name}".lower())
+        values: dict[str, Any] = {} if declared is None else {"kind": declared}
+        kind = name if declared is None else declared.lower()
+        for field, variables in provider_variables(name, kind).items():
+            if field in _OWN_FIELDS.get(name, {}):
+                continue
+            given = (environment.get(variable.lower()) for variable in variables)
+            if (value := next(filter(None, given), None)) is not None:
+                values[field] = value
+        if values:
+            found[name] = values
+    return found
+
+
+def _any_of(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
