@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from resilient_imagen.request import (
         AspectRatio,
+        ImageOptions,
         ImageRequest,
         PartialImage,
         Reference,
@@ -82,6 +83,7 @@ __all__ = [
     "ImageDict",
     "ImageGenerationError",
     "ImageInput",
+    "ImageOptions",
     "ImageRequest",
     "ImageResult",
     "InvalidRequestError",
@@ -130,6 +132,7 @@ _LAZY = {
     "ImageClient": "resilient_imagen.client",
     "ImageDict": "resilient_imagen.result",
     "ImageInput": "resilient_imagen.result",
+    "ImageOptions": "resilient_imagen.request",
     "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
     "OnStart": "resilient_imagen.pipeline.on_start",

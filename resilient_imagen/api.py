@@ -12,13 +12,14 @@ import os
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeGuard, Unpack, cast
 from weakref import WeakSet
 
 from resilient_imagen.errors import DeadlineExceededError
 from resilient_imagen.images.worker_pool import off_loop
+from resilient_imagen.request import ImageOptions, check_option_names
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ __all__ = [
 class _Options:
     deadline: float | None = None
     on_start: OnStart | None = None
+    request: ImageOptions = field(default_factory=ImageOptions)
+
+    def override(self, options: ImageOptions) -> ImageOptions:
+        """Return the block's options, replaced by those that a call or an inner block requests."""
+        requested = {name: value for name, value in options.items() if value is not None}
+        return cast("ImageOptions", {**self.request, **requested})
 
 
 _NO_OPTIONS = _Options()
@@ -56,7 +63,10 @@ _SHARED = ("distributed", "distributed.redis_breaker", "distributed.redis_limite
 
 @contextmanager
 def call_options(
-    *, deadline: float | None = None, on_start: OnStart | None = None
+    *,
+    deadline: float | None = None,
+    on_start: OnStart | None = None,
+    **options: Unpack[ImageOptions],
 ) -> Iterator[None]:
     """Set options for every call inside the block, for call sites that cannot be changed.
 
@@ -70,11 +80,17 @@ def call_options(
             block's in force; ``math.inf`` lifts it.
         on_start: Called once per call, when its first request is about to be sent. None leaves the
             outer block's in force.
+        options: See ``ImageOptions``. None leaves the outer block's in force.
+
+    Raises:
+        TypeError: An option is unknown.
     """
+    check_option_names(options, ImageOptions)
     outer = _options.get()
     inner = _Options(
         deadline=outer.deadline if deadline is None else deadline,
         on_start=outer.on_start if on_start is None else on_start,
+        request=outer.override(options),
     )
     _options.set(inner)
     try:
@@ -229,8 +245,10 @@ async def generate_image(
     aspect_ratio: AspectRatio = "9:16",
     model: str | None = None,
     *,
+    resolution: Resolution = "1K",
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Make an image; the dict holds ``image_base64``, ``mime_type`` and its origin.
 
@@ -238,9 +256,11 @@ async def generate_image(
         prompt: Description of the image.
         aspect_ratio: Width to height.
         model: Replaces the first route's model.
+        resolution: ``1K``, ``2K`` or ``4K``.
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: No image; ``reason`` says why. A ValueError when the request is at
@@ -250,10 +270,11 @@ async def generate_image(
     result = await client.generate(
         prompt,
         aspect_ratio=aspect_ratio,
-        resolution="1K",
+        resolution=resolution,
         model=model,
         on_start=on_start,
         deadline=deadline,
+        **_options.get().override(options),
     )
     return await _as_dict(result)
 
@@ -268,6 +289,7 @@ async def generate_image_with_references(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Make an image guided by others; see ``generate_image``.
 
@@ -282,6 +304,7 @@ async def generate_image_with_references(
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``.
@@ -295,6 +318,7 @@ async def generate_image_with_references(
         model=model,
         on_start=on_start,
         deadline=deadline,
+        **_options.get().override(options),
     )
     return await _as_dict(result)
 
@@ -309,6 +333,7 @@ async def edit_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Change an image as the feedback says; see ``generate_image``.
 
@@ -322,6 +347,7 @@ async def edit_image(
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
@@ -335,5 +361,6 @@ async def edit_image(
         model=model,
         on_start=on_start,
         deadline=deadline,
+        **_options.get().override(options),
     )
     return await _as_dict(result)

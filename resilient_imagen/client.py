@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from resilient_imagen import models
 from resilient_imagen.candidate import CandidateEvaluator
@@ -31,8 +31,9 @@ from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers import collect_providers
 from resilient_imagen.providers.base import endpoint_of
+from resilient_imagen.providers.vendor_options import check_protected_fields, check_vendors
 from resilient_imagen.references.loading import load_references
-from resilient_imagen.request import ImageRequest
+from resilient_imagen.request import ImageOptions, ImageRequest, check_option_names
 from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.telemetry import default_sinks
@@ -41,7 +42,7 @@ from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from opentelemetry.metrics import MeterProvider
@@ -165,6 +166,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Generate one image.
 
@@ -179,11 +181,13 @@ class ImageClient:
             deadline: Seconds for the whole call, queueing, retries and fallback included; None for
                 that of the settings, ``math.inf`` for no limit.
             on_start: Called once, when the first request is about to be sent.
+            options: See ``ImageOptions``.
 
         Raises:
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
         """
-        request = ImageRequest(prompt, aspect_ratio, resolution)
+        check_option_names(options, ImageOptions)
+        request = ImageRequest(prompt, aspect_ratio, resolution, **options)
         return await self._serve(request, references, model, deadline, on_start)
 
     @hide_frame_locals
@@ -197,6 +201,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
 
@@ -210,12 +215,14 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once, when the first request is about to be sent.
+            options: See ``ImageOptions``.
 
         Raises:
             InvalidRequestError: The image cannot be read.
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
         """
-        request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit")
+        check_option_names(options, ImageOptions)
+        request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **options)
         return await self._serve(request, [image], model, deadline, on_start)
 
     async def _serve(
@@ -302,6 +309,7 @@ class ImageClient:
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
+        self._check_vendor_options(request)
         return CallState(
             id=new_id(),
             request=request,
@@ -311,6 +319,17 @@ class ImageClient:
             on_start=OnStartHook(on_start),
             on_late_attempt=partial(self._count_late, request.resolution),
         )
+
+    def _check_vendor_options(self, request: ImageRequest) -> None:
+        """Check the options for every vendor now: a fallback must not fail because of them."""
+        if request.vendor_options is None:
+            return
+        providers = self._routing.providers
+        vendors = {endpoint_of(provider).vendor for provider in providers}
+        check_vendors(request, vendors | models.VENDORS)
+        for provider in providers:
+            protected: Collection[str] = getattr(provider, "protected_fields", ())
+            check_protected_fields(request, endpoint_of(provider).vendor, protected)
 
     def _count_late(self, resolution: str, attempt: Attempt) -> None:
         """Count the cost of a request that ended after its call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from resilient_imagen.errors import InvalidRequestError
 
@@ -18,6 +18,7 @@ __all__ = [
     "RESOLUTIONS",
     "AspectRatio",
     "Background",
+    "ImageOptions",
     "ImageRequest",
     "Operation",
     "OutputFormat",
@@ -25,6 +26,7 @@ __all__ = [
     "Quality",
     "Reference",
     "Resolution",
+    "check_option_names",
 ]
 
 AspectRatio = Literal[
@@ -50,6 +52,41 @@ _MAX_PARTIAL_IMAGES: Final = 3
 _MAX_COMPRESSION: Final = 100
 _MAX_SEED: Final = 2**31 - 1
 """Gemini's seed is a signed 32-bit integer."""
+
+
+class ImageOptions(TypedDict, total=False):
+    """Options of one request: keyword arguments of the functions, the client and ``call_options``.
+
+    None means that an option is not requested. Each option goes to every vendor that has it. A
+    vendor that does not have it serves the request without it, and ``adjustments`` says so. A value
+    that is not allowed raises InvalidRequestError before anything is sent.
+    """
+
+    background: Background | None
+    """``transparent`` (for PNG and WebP) or ``opaque``."""
+    output_format: OutputFormat | None
+    """``png``, ``jpeg`` or ``webp``; None means the type that the vendor chooses."""
+    output_compression: int | None
+    """Quality of a JPEG or WebP in percent, from 0 to 100. Needs ``output_format``."""
+    seed: int | None
+    """Seed of the model's random numbers, from 0 to 2**31 - 1."""
+    quality: Quality | None
+    """``low``, ``medium``, ``high``, ``xhigh``, ``max`` or ``auto``; None means
+    IMAGE_GEN_OPENAI_QUALITY."""
+    vendor_options: Mapping[str, Mapping[str, Any]] | None
+    """Further JSON fields of a vendor's request, like ``{"openai": {"moderation": "low"}}``. They
+    cannot replace key, model, prompt or number of images."""
+
+
+def check_option_names(options: Mapping[str, object], allowed: type) -> None:
+    """Check names that a function received as ``**options``.
+
+    Raises:
+        TypeError: A name is not among the fields of the TypedDict ``allowed``.
+    """
+    for name in options.keys() - allowed.__annotations__.keys():
+        known = ", ".join(allowed.__annotations__)
+        raise TypeError(f"unexpected keyword argument {name!r}; options are {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +169,22 @@ class ImageRequest:
         _check_references(self.references, self.mask)
         if self.mask is not None and self.operation != "edit":
             raise InvalidRequestError("mask is allowed for an edit only")
+        self._check_format()
         if self.vendor_options is not None:
             _check_vendor_options(self.vendor_options)
+
+    def _check_format(self) -> None:
+        """Check that the format supports the options that depend on it."""
+        if self.background == "transparent" and self.output_format == "jpeg":
+            raise InvalidRequestError(
+                "background 'transparent' is not allowed with output_format 'jpeg'; "
+                "use png or webp, or leave output_format out"
+            )
+        if self.output_compression is not None and self.output_format not in _COMPRESSIBLE:
+            raise InvalidRequestError(
+                f"output_compression {self.output_compression} is not allowed with output_format "
+                f"{self.output_format!r}; use {' or '.join(_COMPRESSIBLE)}"
+            )
 
     def vendor_fields(self, vendor: str) -> dict[str, Any]:
         """Return the further JSON fields of the request for a vendor; empty if there are none."""
@@ -146,6 +197,7 @@ class ImageRequest:
         return int(width) / int(height)
 
 
+_COMPRESSIBLE: Final = ("jpeg", "webp")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "background": BACKGROUNDS,
     "output_format": OUTPUT_FORMATS,

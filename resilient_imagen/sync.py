@@ -27,7 +27,7 @@ from contextvars import copy_context
 from functools import partial
 from inspect import isawaitable
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 
 from resilient_imagen import api
 from resilient_imagen.api import call_options
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker.types import BreakerMetrics, BreakerSnapshot, Transition
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.providers.base import Provider
-    from resilient_imagen.request import AspectRatio, Resolution
+    from resilient_imagen.request import AspectRatio, ImageOptions, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
     from resilient_imagen.settings import Settings
     from resilient_imagen.snapshots import Snapshot
@@ -75,8 +75,10 @@ def generate_image(
     aspect_ratio: AspectRatio = "9:16",
     model: str | None = None,
     *,
+    resolution: Resolution = "1K",
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Make an image; the dict holds ``image_base64``, ``mime_type`` and its origin.
 
@@ -84,9 +86,11 @@ def generate_image(
         prompt: Description of the image.
         aspect_ratio: Width to height.
         model: Replaces the first route's model.
+        resolution: ``1K``, ``2K`` or ``4K``.
         on_start: Called once in this thread, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: No image; ``reason`` says why. A ValueError when the request is at
@@ -95,7 +99,13 @@ def generate_image(
     """
     return _generate(
         lambda hook: api.generate_image(
-            prompt, aspect_ratio, model, on_start=hook, deadline=deadline
+            prompt,
+            aspect_ratio,
+            model,
+            resolution=resolution,
+            on_start=hook,
+            deadline=deadline,
+            **options,
         ),
         api.on_start_in_force(on_start),
     )
@@ -111,6 +121,7 @@ def generate_image_with_references(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Make an image guided by others; see ``generate_image``.
 
@@ -124,6 +135,7 @@ def generate_image_with_references(
         model: Replaces the first route's model.
         on_start: Called once in this thread, when the first request is about to be sent.
         deadline: Seconds for the whole call, as in ``generate_image``.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``.
@@ -138,6 +150,7 @@ def generate_image_with_references(
             model,
             on_start=hook,
             deadline=deadline,
+            **options,
         ),
         api.on_start_in_force(on_start),
     )
@@ -153,6 +166,7 @@ def edit_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
+    **options: Unpack[ImageOptions],
 ) -> ImageDict:
     """Change an image as the feedback says; see ``generate_image``.
 
@@ -165,6 +179,7 @@ def edit_image(
         model: Replaces the first route's model.
         on_start: Called once in this thread, when the first request is about to be sent.
         deadline: Seconds for the whole call, as in ``generate_image``.
+        options: See ``ImageOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
@@ -172,7 +187,14 @@ def edit_image(
     """
     return _generate(
         lambda hook: api.edit_image(
-            image, feedback, aspect_ratio, resolution, model, on_start=hook, deadline=deadline
+            image,
+            feedback,
+            aspect_ratio,
+            resolution,
+            model,
+            on_start=hook,
+            deadline=deadline,
+            **options,
         ),
         api.on_start_in_force(on_start),
     )
@@ -282,6 +304,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Make one image.
 
@@ -296,6 +319,7 @@ class ImageClient:
             deadline: Seconds for the whole call, queueing, retries and fallback included; None for
                 that of the settings, ``math.inf`` for no limit.
             on_start: Called once in this thread, when the first request is about to be sent.
+            options: See ``ImageOptions``.
 
         Raises:
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
@@ -310,6 +334,7 @@ class ImageClient:
                 model=model,
                 deadline=deadline,
                 on_start=hook,
+                **options,
             ),
             on_start,
         )
@@ -325,6 +350,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
 
@@ -338,6 +364,7 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once in this thread, when the first request is about to be sent.
+            options: See ``ImageOptions``.
 
         Raises:
             InvalidRequestError: The image cannot be read.
@@ -353,6 +380,7 @@ class ImageClient:
                 model=model,
                 deadline=deadline,
                 on_start=hook,
+                **options,
             ),
             on_start,
         )

@@ -14,7 +14,7 @@ import pytest
 from fastapi import Depends, FastAPI
 
 import resilient_imagen as ri
-from resilient_imagen import api, call_options
+from resilient_imagen import ImageOptions, api, call_options
 from resilient_imagen.emulator import BackgroundEmulator, Emulator
 from resilient_imagen.testing import FakeProvider, run_virtual
 
@@ -24,9 +24,14 @@ class Asked:
 
     def __init__(self) -> None:
         self.deadlines: list[float | None] = []
+        self.options: list[dict[str, Any]] = []
+        """The options of the request itself."""
 
-    async def generate(self, prompt: str, **options: Any) -> ri.ImageResult:
+    async def generate(self, prompt: str, *_: object, **options: Any) -> ri.ImageResult:
         self.deadlines.append(options["deadline"])
+        self.options.append(
+            {key: options[key] for key in options if key in ImageOptions.__annotations__}
+        )
         raise ri.InvalidRequestError("nothing is made here")
 
     edit = generate
@@ -107,6 +112,38 @@ def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
 
     asyncio.run(main())
     assert asked.deadlines == [None]
+
+
+def test_a_call_wins_over_its_block_and_an_inner_block_over_an_outer_one(asked: Asked) -> None:
+    """That holds for each option by itself; None requests nothing."""
+
+    async def main() -> None:
+        with call_options(seed=1, quality="low", output_format="png"):
+            await ask()
+            with call_options(quality="high", output_format=None):
+                await ask(seed=3, quality=None)
+            with pytest.raises(ri.InvalidRequestError):
+                await ri.edit_image(b"png", "x", output_format="webp")
+        await ask(background="opaque")
+
+    asyncio.run(main())
+    assert asked.options == [
+        {"seed": 1, "quality": "low", "output_format": "png"},
+        {"seed": 3, "quality": "high", "output_format": "png"},
+        {"seed": 1, "quality": "low", "output_format": "webp"},
+        {"background": "opaque"},
+    ]
+
+
+def test_an_unknown_option_is_a_wrong_argument(asked: Asked) -> None:
+    """A block reports it where it begins."""
+    options: dict[str, Any] = {"colour": "red"}
+    with (
+        pytest.raises(TypeError, match="'colour'; options are background"),
+        call_options(**options),
+    ):
+        pass
+    assert asked.options == []
 
 
 def test_an_outer_deadline_can_be_lifted(asked: Asked) -> None:

@@ -63,7 +63,7 @@ class GoogleProvider(SdkProvider):
     vendor = "google"
     telemetry_name = "gcp.gemini"
     supported_options = frozenset({"seed"})
-    protected_fields = frozenset({"contents", "model"})
+    protected_fields = frozenset({"contents", "model", "generationConfig.candidateCount"})
     default_base_url = "https://generativelanguage.googleapis.com"
 
     @hide_frame_locals

@@ -19,7 +19,7 @@ import httpx2
 
 from resilient_imagen.cost import cost_usd
 from resilient_imagen.dns import HostResolver
-from resilient_imagen.errors import ConfigurationError, InvalidRequestError, provider_failure
+from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
 from resilient_imagen.providers.base import Endpoint, account_id
 from resilient_imagen.providers.connections import credentials
@@ -29,6 +29,7 @@ from resilient_imagen.providers.http import CapturingClient, capture_exchange
 from resilient_imagen.providers.per_loop_clients import PerLoopClients
 from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
+from resilient_imagen.providers.vendor_options import check_protected_fields
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
@@ -157,10 +158,7 @@ class SdkProvider(ABC):
             ImageGenerationError: The request failed; its reason is by the vendor's rules.
             RuntimeError: A local failure, not the vendor's.
         """
-        if protected := sorted(self.protected_fields & request.vendor_fields(self.vendor).keys()):
-            raise InvalidRequestError(
-                f"vendor_options for {self.vendor} must not contain {protected[0]}"
-            )
+        check_protected_fields(request, self.vendor, self.protected_fields)
         handled = id(sys.exception())
         sdk = await self._session()
         sdk_failure: _SdkFailure | None = None

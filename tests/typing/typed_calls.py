@@ -19,6 +19,7 @@ from resilient_imagen import (
     ImageClient,
     ImageDict,
     ImageInput,
+    ImageOptions,
     ImageRequest,
     ImageResult,
     ProviderImage,
@@ -193,10 +194,40 @@ async def the_functions_take_nothing_else() -> None:
     await edit_image(b"png", "more red", resolution="8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image_with_references("a fox", [], "9:16", "8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image(b"a fox")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await generate_image("a fox", resolution="2K")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await generate_image("a fox", resolution="8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image_with_references("a fox", None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await edit_image(1, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with call_options(deadline="soon"):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pass
+
+
+# -- options of a request -------------------------------------------------------------------------
+
+
+async def options_are_the_same_everywhere(
+    client: ImageClient, **chosen: Unpack[ImageOptions]
+) -> None:
+    await generate_image("a fox", resolution="4K", seed=7, quality="xhigh", output_format="png")
+    await generate_image("a fox", background="transparent", output_format=None)
+    await generate_image_with_references("a fox", [], output_format="jpeg", output_compression=80)
+    await edit_image(b"png", "more red", vendor_options={"openai": {"input_fidelity": "high"}})
+    await client.generate("a fox", seed=7)
+    await client.edit(b"png", "more red", **chosen)
+    sync.generate_image("a fox", seed=7)
+    sync.edit_image(b"png", "more red", background="opaque")
+    with call_options(deadline=90, **chosen):
+        pass
+
+
+async def options_take_nothing_else(client: ImageClient) -> None:
+    await generate_image("a fox", background="blue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", output_format="gif")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await edit_image(b"png", "x", quality="best")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("a fox", seed="7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.edit(b"png", "x", output_compression=0.8)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sync.generate_image("a fox", vendor_options={"openai": 3})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    with call_options(size="1K"):  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         pass
 
 
@@ -218,7 +249,7 @@ def the_synchronous_functions_return_dicts(references: Sequence[ImageInput]) -> 
 
 def the_synchronous_functions_take_nothing_else() -> None:
     sync.generate_image("a fox", "9 to 16")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    sync.generate_image("a fox", resolution="2K")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    sync.generate_image("a fox", resolution="8K")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     sync.edit_image(1, "more red")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 

@@ -1,0 +1,62 @@
+"""Checks of ``vendor_options``: which vendors they name, and which fields they must not replace."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from resilient_imagen.request import ImageRequest
+
+__all__ = ["check_protected_fields", "check_vendors"]
+
+_KEYS: Final = frozenset({"key", "apiKey"})
+"""Names under which vendors take an API key."""
+
+
+def check_vendors(request: ImageRequest, known: Collection[str]) -> None:
+    """Check that the options are for known vendors.
+
+    Raises:
+        InvalidRequestError: They are not; the text names the first unknown vendor.
+    """
+    for vendor in sorted(set(request.vendor_options or ()).difference(known)):
+        raise InvalidRequestError(
+            f"vendor_options names the vendor {vendor[:40]!r}; use {', '.join(sorted(known))}"
+        )
+
+
+def check_protected_fields(request: ImageRequest, vendor: str, protected: Collection[str]) -> None:
+    """Check that the options for a vendor do not replace what the library sends.
+
+    Args:
+        request: The request with the options.
+        vendor: The vendor.
+        protected: Names in camel case, or the vendor's own; those inside an object follow a dot.
+
+    Raises:
+        InvalidRequestError: They replace a protected field or a key; the text names the first one.
+    """
+    for given, name in sorted(_names(request.vendor_fields(vendor))):
+        if not {given, name}.isdisjoint(protected) or name in _KEYS:
+            raise InvalidRequestError(f"vendor_options for {vendor} must not contain {given}")
+
+
+def _names(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield names of fields, and of fields in objects, as given and in camel case.
+
+    Google accepts snake case, too.
+    """
+    for name, value in fields.items():
+        yield name, _camel(name)
+        if isinstance(value, dict):
+            for inner in value:
+                yield f"{name}.{inner}", f"{_camel(name)}.{_camel(inner)}"
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda match: match[1].upper(), name)

@@ -1,0 +1,215 @@
+"""Options of a request reach each vendor that has them, and are reported where a vendor has not."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+from providers_kit import PNG
+from wire_kit import GOOGLE_ROUTE, OPENAI_ROUTE, Wire, on_wire
+
+from resilient_imagen import ImageOptions, ImageResult, InvalidRequestError
+from resilient_imagen.emulator import faults
+
+ROUTES = {"google": GOOGLE_ROUTE, "openai": OPENAI_ROUTE}
+
+PNG64 = base64.b64encode(PNG)
+GOOGLE = (
+    b'{"contents": [{"parts": [{"text": "%s"}%s], "role": "user"}], "generationConfig": '
+    b'{"responseModalities": ["TEXT", "IMAGE"], "imageConfig": '
+    b'{"aspectRatio": "%s", "imageSize": "%s"}}}'
+)
+BLOB = b', {"inlineData": {"mimeType": "image/png", "data": "%s"}}' % PNG64
+PORTRAIT = b" The image should be in portrait orientation (taller than wide)."
+FIELD = b'--BOUNDARY\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+FILE = (
+    b'--BOUNDARY\r\nContent-Disposition: form-data; name="image[]"; filename="reference-0.png"'
+    b"\r\nContent-Type: image/png\r\n\r\n%s\r\n--BOUNDARY--\r\n" % PNG
+)
+
+
+def _form(prompt: bytes, size: bytes) -> bytes:
+    fields = {
+        b"prompt": prompt,
+        b"model": b"gpt-image-2.5-flare",
+        b"n": b"1",
+        b"quality": b"high",
+        b"size": size,
+    }
+    return b"".join(FIELD % field for field in fields.items()) + FILE
+
+
+BODIES = {
+    "google": [
+        GOOGLE % (b"Generate a high quality image: a fox." + PORTRAIT, b"", b"9:16", b"2K"),
+        GOOGLE % (b"a fox." + PORTRAIT, BLOB, b"9:16", b"1K"),
+        GOOGLE % (b"more red", BLOB, b"1:1", b"4K"),
+    ],
+    "openai": [
+        (
+            b'{"model":"gpt-image-2.5-flare","prompt":"a fox","n":1,"quality":"high",'
+            b'"size":"1584x2816"}'
+        ),
+        _form(b"a fox", b"720x1280"),
+        _form(b"more red", b"2880x2880"),
+    ],
+}
+
+
+@pytest.mark.parametrize("options", [{}, dict.fromkeys(ImageOptions.__annotations__)])
+@pytest.mark.parametrize("vendor", BODIES)
+def test_without_options_requests_are_unchanged_byte_for_byte(
+    vendor: str, options: dict[str, Any]
+) -> None:
+    """An option that is None is the same as one that is left out."""
+
+    async def scenario(wire: Wire) -> list[bytes]:
+        client = wire.client
+        await client.generate("a fox", aspect_ratio="9:16", **options)
+        await client.generate("a fox", references=[PNG], resolution="1K", **options)
+        await client.edit(PNG, "more red", aspect_ratio="1:1", resolution="4K", **options)
+        return [each.comparable_body for each in wire.sent]
+
+    assert on_wire(scenario, routes=(ROUTES[vendor],)) == BODIES[vendor]
+
+
+@pytest.mark.parametrize(
+    ("options", "google", "openai"),
+    [
+        ({"seed": 0}, {"seed": 0}, {}),
+        ({"quality": "low"}, {}, {"quality": "low"}),
+        ({"background": "transparent"}, {}, {"background": "transparent"}),
+        ({"background": "opaque"}, {}, {"background": "opaque"}),
+        ({"output_format": "webp"}, {}, {"output_format": "webp"}),
+        (
+            {"output_format": "jpeg", "output_compression": 0},
+            {},
+            {"output_format": "jpeg", "output_compression": 0},
+        ),
+        (
+            {
+                "vendor_options": {
+                    "openai": {"user": "u1"},
+                    "google": {"generationConfig": {"topP": 0.5}},
+                }
+            },
+            {"topP": 0.5},
+            {"user": "u1"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("way", ["google", "openai", "fallback"])
+def test_an_option_is_sent_to_each_vendor_that_has_it(
+    options: dict[str, Any], google: dict[str, Any], openai: dict[str, Any], way: str
+) -> None:
+    """Directly and through a fallback; a vendor that lacks it gets nothing more than without it."""
+
+    async def scenario(wire: Wire) -> tuple[dict[str, Any], ...]:
+        for chosen in ({}, options):
+            wire.app.google.heal()
+            if way == "fallback":
+                wire.app.google.fail(faults.overload())
+            await wire.client.generate("a fox", **chosen)
+        return tuple(each.fields for each in wire.sent)
+
+    sent = on_wire(scenario, routes=(ROUTES[way],) if way in ROUTES else tuple(ROUTES.values()))
+    half = len(sent) // 2
+    for without, with_options in zip(sent[:half], sent[half:], strict=True):
+        if "contents" in without:
+            expected = {**without, "generationConfig": {**without["generationConfig"], **google}}
+        else:
+            expected = {**without, **openai}
+        assert with_options == expected
+    assert half == (2 if way == "fallback" else 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"seed": 3}, ["openai does not support seed"]),
+        (
+            {"quality": "low", "background": "opaque"},
+            ["google does not support background", "google does not support quality"],
+        ),
+    ],
+)
+def test_an_option_that_the_serving_vendor_lacks_is_reported(
+    options: dict[str, Any], missing: list[str]
+) -> None:
+    """The vendor that served counts, not the one that was left."""
+    vendor = missing[0].split()[0]
+
+    async def scenario(wire: Wire) -> ImageResult:
+        if vendor == "openai":
+            wire.app.google.set(faults.overload())
+        return await wire.client.generate("a fox", **options)
+
+    result = on_wire(scenario)
+    assert [each for each in result.adjustments if "does not support" in each] == missing
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"openai": {"n": 3}}, "openai must not contain n"),
+        ({"openai": {"prompt": "x"}}, "openai must not contain prompt"),
+        ({"openai": {"api_key": "x"}}, "openai must not contain api_key"),
+        ({"google": {"model": "x"}}, "google must not contain model"),
+        ({"google": {"contents": []}}, "google must not contain contents"),
+        (
+            {"google": {"generation_config": {"candidate_count": 2}}},
+            "google must not contain generation_config.candidate_count",
+        ),
+        ({"opneai": {"user": "x"}}, "the vendor 'opneai'; use google, openai"),
+    ],
+)
+def test_vendor_options_are_checked_for_every_vendor_before_anything_is_sent(
+    fields: dict[str, Any], named: str
+) -> None:
+    """A fallback cannot fail because of options that the first vendor does not get."""
+
+    async def scenario(wire: Wire) -> None:
+        with pytest.raises(InvalidRequestError, match=named):
+            await wire.client.generate("a fox", vendor_options=fields)
+        assert wire.sent == []
+
+    on_wire(scenario)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"background": "transparent", "output_format": "jpeg"},
+            "background 'transparent' is not allowed with output_format 'jpeg'; use png or webp",
+        ),
+        (
+            {"output_compression": 80},
+            "output_compression 80 is not allowed with output_format None; use jpeg or webp",
+        ),
+        (
+            {"output_compression": 80, "output_format": "png"},
+            "output_compression 80 is not allowed with output_format 'png'",
+        ),
+        (
+            {"output_compression": 101, "output_format": "webp"},
+            "output_compression 101 is not allowed; use a number from 0 to 100",
+        ),
+        ({"seed": -1}, "seed -1 is not allowed"),
+        ({"seed": True}, "seed must be an int or None, not bool"),
+        ({"quality": "best"}, "quality 'best' is not allowed; use one of low, medium, high"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named_before_anything_is_sent(
+    options: dict[str, Any], text: str
+) -> None:
+    """The error has the option, the value and the allowed values."""
+
+    async def scenario(wire: Wire) -> None:
+        with pytest.raises(InvalidRequestError) as caught:
+            await wire.client.generate("a fox", **options)
+        assert text in str(caught.value)
+        assert wire.sent == []
+
+    on_wire(scenario)
