@@ -15,7 +15,6 @@ from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilient_imagen.reasons import Reason
-from resilient_imagen.tuning.loop import run_lean
 from resilient_imagen.tuning.outcome_model import (
     DeterministicRng,
     SimulatedOutcome,
@@ -30,6 +29,7 @@ from resilient_imagen.tuning.scenario import (
     Traffic,
     waves,
 )
+from resilient_imagen.virtualtime import run_virtual
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -214,7 +214,7 @@ def run_outage(
     case: Case,
     design: Callable[[OutageScenario, Case], Design],
     seed: int,
-    run: Callable[[Coroutine[Any, Any, None]], None] = run_lean,
+    run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
 ) -> Outcome:
     """Send the case's callers through a design; ``run`` is the loop, where it needs another."""
     case = case.of(seed)

@@ -168,4 +168,7 @@ def _show(found: Sweep, recording: Recording, today: Settings) -> None:
         echo(f"\n# {leaning}: {report_text.advice_line(advice)}")
         echo(f"# {report_text.rest_line(found, leaning)}")
         if advice.generalizes:
-            echo("\n".join(advice.trial.knobs.env_lines(found.today.knobs)))
+            knobs, live = advice.trial.knobs, found.today.knobs
+            echo("\n".join(knobs.env_lines(live)))
+            if (shadow := knobs.shadow_line(live)) is not None:
+                echo(f"# to watch its breaker beside the live one first: {shadow}")

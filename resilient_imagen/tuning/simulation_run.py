@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,8 +16,6 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from resilient_imagen.circuitbreaker import BreakerState
     from resilient_imagen.result import Attempt
     from resilient_imagen.tuning.outcome_model import OutcomeModel, SimulatedOutcome
@@ -72,89 +71,89 @@ class SimulationResult:
     served: array[int] = field(default_factory=lambda: array("b"))
     """Index of the route that served each call; -1 if it failed."""
     sent: list[SimulatedAttempt] = field(default_factory=list)
-    """Requests in the order in which they ended; a call may have two at a time, and one that ends
-    after the call."""
+    """Requests, call by call in the order in which the calls ended; a request that ended after its
+    call is in the list by its own end."""
     changes: list[Change] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SimulatedImageRequest(ImageRequest):
-    """A request with the number of its call, and what was sent to each route."""
+    """A request with the number of its call, and the requests that were sent for it."""
 
     call: int = 0
-    asked: dict[int, list[float]] = field(default_factory=dict)
-    """The times of its requests to each route."""
-    met: dict[int, SimulatedOutcome] = field(default_factory=dict)
-    """The outcome of the latest request to each route, if it is awaited."""
+    sent: dict[int, list[tuple[float, SimulatedOutcome]]] = field(default_factory=dict)
+    """Loop time and outcome of each request, by route."""
+    recorded: Counter[int] = field(default_factory=Counter)
+    """Number of requests that are in the result, by route."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: the fields are constants, and a sweep makes millions of requests."""
 
 
 class SimulationRun:
-    """An outcome model, and the requests that were sent to it."""
+    """One run: the outcome model, the result so far, and the seed of all random choices."""
 
-    def __init__(self, truth: OutcomeModel, played: SimulationResult, seed: int) -> None:
-        self._truth = truth
-        self._sent = played.sent
-        self._seed = seed
-        self._routes = {name: index for index, name in enumerate(played.routes)}
+    def __init__(self, outcomes: OutcomeModel, result: SimulationResult, seed: int) -> None:
+        self.seed: int = seed
+        self._outcomes = outcomes
+        self._result = result
+        self._routes = {name: index for index, name in enumerate(result.routes)}
 
-    def outcome_for(
-        self, call: int, route: int, at: float, before: Sequence[float]
-    ) -> SimulatedOutcome:
-        """Return the outcome of a request at ``at``, after the call's earlier ones to the route."""
-        coin = DeterministicRng(self._seed, call, route, len(before))
-        return self._truth.outcome_for(
-            SimulatedRequest(route, at, coin, before[-1] if before else None)
-        )
+    def record_start(self, at: float) -> None:
+        """Record a call that starts."""
+        self._result.started.append(at)
+        self._result.seconds.append(0.0)
+        self._result.served.append(-1)
 
-    def record(
-        self,
-        call: int,
-        route: int,
-        at: float,
-        seconds: float,
-        reason: Reason | None,
-        met: SimulatedOutcome,
-    ) -> None:
-        """Record a request. An abandoned request is billed like one with a response."""
-        billed = reason in _BILLED
-        cost = met.cost_usd if billed else 0.0
-        self._sent.append(SimulatedAttempt(call, route, at, seconds, reason, cost, met.seen))
+    def record_end(self, call: int, seconds: float, served: int) -> None:
+        """Record the end of a call."""
+        self._result.seconds[call] = seconds
+        self._result.served[call] = served
+
+    def record_change(self, change: Change) -> None:
+        """Record a change of a breaker."""
+        self._result.changes.append(change)
 
     def record_attempt(self, request: SimulatedImageRequest, attempt: Attempt) -> None:
-        """Record a request as the pipeline records it: when it ends, for whatever cause."""
+        """Record a request that has ended. An abandoned one is billed like one with a response.
+
+        The requests of a call to one route must be recorded in the order in which they were sent.
+        """
         route = self._routes[f"{attempt.provider}:{attempt.model}"]
-        met = request.met.pop(route, None)
-        if met is None:
-            return  # the outcome model has raised an error, which ends the run
+        at, outcome = request.sent[route][request.recorded[route]]
+        request.recorded[route] += 1
         # No response came until the call's deadline: it may have hung as well.
         late = attempt.reason is Reason.DEADLINE
         reason = Reason.TIMEOUT if late else attempt.reason
-        at = request.asked[route][-1]
-        self.record(request.call, route, at, attempt.latency_s, reason, met)
+        cost = outcome.cost_usd if reason in _BILLED else 0.0
+        self._result.sent.append(
+            SimulatedAttempt(request.call, route, at, attempt.latency_s, reason, cost, outcome.seen)
+        )
 
-    async def answer(
+    async def respond(
         self, request: SimulatedImageRequest, provider: str, model: str
     ) -> ProviderResult:
         """Respond to one request, or fail it, after its latency."""
         loop = asyncio.get_running_loop()
-        route = self._routes[f"{provider}:{model}"]
-        at = loop.time()
-        before = request.asked.setdefault(route, [])
-        met = self.outcome_for(request.call, route, at, before)
-        before.append(at)
-        request.met[route] = met
-        if math.isinf(met.latency):
+        route, at = self._routes[f"{provider}:{model}"], loop.time()
+        before = request.sent.setdefault(route, [])
+        coin = DeterministicRng(self.seed, request.call, route, len(before))
+        outcome = self._outcomes.outcome_for(
+            SimulatedRequest(route, at, coin, before[-1][0] if before else None)
+        )
+        before.append((at, outcome))
+        if math.isinf(outcome.latency):
             await loop.create_future()
-        await asyncio.sleep(met.latency)
-        if (reason := met.reason) is not None:
+        await asyncio.sleep(outcome.latency)
+        if (reason := outcome.reason) is not None:
             raise provider_failure(
                 reason,
                 provider=provider,
                 model=model,
-                retry_after=met.retry_after,
+                retry_after=outcome.retry_after,
                 account_wide=reason is Reason.UNAUTHENTICATED,
             )
-        tokens = round(met.cost_usd / _USD_PER_TOKEN)
+        tokens = round(outcome.cost_usd / _USD_PER_TOKEN)
         usage = TokenUsage(input_tokens=0, output_tokens=tokens)
         return ProviderResult((_IMAGE,), model, usage)
 
@@ -162,15 +161,15 @@ class SimulationRun:
 class SimulatedProvider:
     """A provider that responds by an outcome model."""
 
-    def __init__(self, name: str, world: SimulationRun) -> None:
+    def __init__(self, name: str, run: SimulationRun) -> None:
         self.name = name
-        self._world = world
+        self._run = run
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Respond to one request."""
         if not isinstance(request, SimulatedImageRequest):
             raise TypeError("a simulated provider accepts only simulated requests")
-        return await self._world.answer(request, self.name, model)
+        return await self._run.respond(request, self.name, model)
 
     async def aclose(self) -> None:
         """Do nothing: there are no connections."""

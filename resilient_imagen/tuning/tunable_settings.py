@@ -69,6 +69,23 @@ class TunableSettings:
             if before.get(name) != value
         ]
 
+    def shadow_line(self, since: TunableSettings) -> str | None:
+        """Return the line that tries its breaker settings beside live ones, without effect.
+
+        Args:
+            since: The live settings.
+
+        Returns:
+            ``IMAGE_GEN_SHADOW=...`` with the values that differ, or None if the breakers are equal.
+        """
+        before, prefix = asdict(since), "breaker_"
+        differing = [
+            f"{_FIELDS[name][0].removeprefix(prefix)}={_as_text(value)}"
+            for name, value in asdict(self).items()
+            if name != "mode" and _FIELDS[name][0].startswith(prefix) and before[name] != value
+        ]
+        return f"IMAGE_GEN_SHADOW={','.join(differing)}" if differing else None
+
     def changed_from(self, since: TunableSettings) -> int:
         """Return the number of values that differ."""
         return len(self.env_lines(since))

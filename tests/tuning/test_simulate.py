@@ -224,6 +224,20 @@ def test_inside_a_running_loop_it_says_what_to_do() -> None:
     assert asyncio.run(main()) == simulate(Scenario(), Settings())
 
 
+def test_a_bug_in_the_outcome_model_ends_the_run() -> None:
+    """The model's exception is raised unchanged, and no call is left waiting."""
+
+    class Broken:
+        def outcome_for(self, ask: object) -> Any:
+            raise ZeroDivisionError
+
+        def incidents(self) -> Any:
+            return ()
+
+    with pytest.raises(ZeroDivisionError):
+        run_simulation(Settings(), Broken(), [0.0, 1.0])
+
+
 def test_traffic_comes_as_described() -> None:
     """Even spacing, batches, the asked rate, and busier middays."""
     even = list(Traffic(per_minute=6, duration=60, spacing="even").arrivals(0))

@@ -73,6 +73,16 @@ def test_knobs_are_written_as_an_environment_reads_them(monkeypatch: pytest.Monk
     assert FAR.changed_from(USUAL) == 3
 
 
+def test_breaker_settings_can_be_tried_beside_live_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shadow line is one that an environment reads, with the breaker's differences only."""
+    line = FAR.shadow_line(USUAL)
+    assert line == "IMAGE_GEN_SHADOW=fail_max=5,window=600"
+    name, _, value = line.partition("=")
+    monkeypatch.setenv(name, value)
+    assert Settings().shadow == {"fail_max": 5, "window": 600.0}
+    assert replace(USUAL, retries=0).shadow_line(USUAL) is None
+
+
 def test_samples_and_neighbours_are_allowed_settings() -> None:
     """No setting twice, none that Settings would refuse; neighbours are one step away."""
     some = sample(300)
