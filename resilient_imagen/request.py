@@ -150,12 +150,17 @@ class ImageRequest:
     vendor_options: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
     """Further JSON fields of the vendor's request, by vendor (``google``, ``openai``)."""
     partial_images: int | None = None
-    """Number of previews to send to ``on_partial_image``, from 1 to 3."""
+    """Number of previews to send to ``on_partial_image``, from 1 to 3; 0 becomes None."""
     on_partial_image: PartialImageCallback | None = field(default=None, repr=False, compare=False)
     """Called on the event loop with each preview; must return at once and not raise."""
+    on_response: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    """Called on the event loop when the vendor begins to respond to a request with
+    ``partial_images``: its first sign of life. Must return at once and not raise."""
 
     def __post_init__(self) -> None:
         """Reject a request that no provider could serve, before it is sent and billed."""
+        if self.partial_images == 0 and type(self.partial_images) is int:
+            object.__setattr__(self, "partial_images", None)
         _check_choice("operation", self.operation, _OPERATIONS)
         _check_prompt("feedback" if self.operation == "edit" else "prompt", self.prompt)
         _check_choice("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
@@ -207,7 +212,7 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "n": (1, MAX_IMAGES),
     "output_compression": (0, _MAX_COMPRESSION),
     "seed": (0, _MAX_SEED),
-    "partial_images": (1, _MAX_PARTIAL_IMAGES),
+    "partial_images": (0, _MAX_PARTIAL_IMAGES),
 }
 
 

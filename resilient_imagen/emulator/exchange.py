@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from resilient_imagen.emulator.event_streams import end_early, stream_reply
 from resilient_imagen.emulator.http_messages import ConnectionLost, Reply, json_reply, offload
 from resilient_imagen.emulator.vendor_api import Answer, ApiError
 
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from resilient_imagen.emulator.http_messages import HttpRequest
     from resilient_imagen.emulator.renderer import ImageRenderer
     from resilient_imagen.emulator.vendor import RequestSeen, Vendor
-    from resilient_imagen.emulator.vendor_api import ImageSize, ParsedRequest, Picture
+    from resilient_imagen.emulator.vendor_api import (
+        ImageSize,
+        ParsedRequest,
+        Picture,
+        ResponseVariant,
+    )
 
 __all__ = ["Exchange", "ExchangeOwner"]
 
@@ -60,13 +66,19 @@ class Exchange:
         reply = None
         if fault is None or not fault.replaces_answer:
             reply = await self._answer()
-        if self._latency:
+        # A stream sends its headers at once, and its events spread over the latency.
+        silent = fault is not None and fault.silent
+        streams = reply is not None and reply.events is not None and not silent
+        if self._latency and not streams:
             await asyncio.sleep(self._latency)
         if reply is None and fault is not None:
             reply = await self._failure(fault)
         assert reply is not None  # noqa: S101 - without a fault there is a response
         if fault is not None:
-            reply = replace(reply, delivery=fault.delivery)
+            reply = self._with_fault(reply, fault)
+        if streams:
+            seconds = max(self._latency, reply.delivery.seconds)
+            reply = replace(reply, delivery=replace(reply.delivery, seconds=seconds))
         self.vendor.answered(self.seen, reply.status)
         return replace(reply, headers=(*reply.headers, ("x-request-id", self._app.next_id())))
 
@@ -75,6 +87,15 @@ class Exchange:
         if not self._closed:
             self._closed = True
             self.vendor.ended(self.seen, delivered=delivered)
+
+    def _with_fault(self, reply: Reply, fault: Fault) -> Reply:
+        """Return the response with the fault in its delivery."""
+        if fault.after_events is None:
+            return replace(reply, delivery=fault.delivery)
+        error = None
+        if fault.event is not None:
+            error = self.vendor.dialect.errors[fault.event](self._call, fault.retry_after)
+        return end_early(reply, fault, error)
 
     async def _failure(self, fault: Fault) -> Reply:
         if fault.lost:
@@ -106,23 +127,28 @@ class Exchange:
         shape = dialect.shapes[(fault and fault.answer) or "good"]
         canvas = shape.canvas(canvas)
         count = canvas.count if shape.pictures is None else shape.pictures
-        pictures = [await self._paint(canvas, variant) for variant in range(count)]
+        previews = canvas.previews or 0
+        painted = [await self._paint(canvas, variant) for variant in range(count + previews)]
         answer = Answer(
             self._call,
             canvas,
-            tuple(pictures),
+            tuple(painted[:count]),
+            tuple(painted[count:]),
             fault.detail if fault else None,
             int(time.time()),
             self._app.next_id(),
         )
-        size = sum(len(picture.data) for picture in pictures)
-        return await offload(size, lambda: _encoded(shape.write(answer)))
+        size = sum(len(picture.data) for picture in painted)
+        return await offload(size, _encoded, shape, answer)
 
     async def _paint(self, canvas: ImageSize, variant: int) -> Picture:
         return await self._app.studio.render(self.vendor.name, self._call, canvas, variant)
 
 
-def _encoded(written: Any) -> Reply:
+def _encoded(shape: ResponseVariant, answer: Answer) -> Reply:
+    written = shape.write(answer)
+    if answer.canvas.previews is not None and isinstance(written, dict):
+        return stream_reply(answer, written)
     return written if isinstance(written, Reply) else json_reply(written)
 
 

@@ -26,20 +26,25 @@ __all__ = [
     "bad_json",
     "blocked",
     "cut",
+    "cut_stream",
     "disconnect",
     "drip",
     "error",
+    "error_event",
     "finish",
     "fixed",
     "hang",
     "html",
     "log_normal",
+    "no_completed",
     "no_image",
     "overload",
     "quota_exhausted",
     "rate_limited",
     "reset",
+    "silent",
     "slow",
+    "stall",
     "status",
 ]
 
@@ -119,6 +124,14 @@ class Fault:
     hangs: bool = False
     """Whether there is never a response."""
     delivery: Delivery = WHOLE
+    after_events: int | None = None
+    """Events of an event stream after which the fault strikes. Other responses are not changed."""
+    event: str | None = None
+    """Name of the vendor's error that an event reports after ``after_events``."""
+    ends_stream: bool = False
+    """Whether the stream ends properly after ``after_events``, without an image."""
+    silent: bool = False
+    """Whether an event stream sends nothing, not even headers, until its latency is over."""
     delay: Latency | None = None
     """Time before the fault. None: an error is sent at once, a 200 after the vendor's latency."""
     share: float = 1.0
@@ -249,6 +262,56 @@ def cut(at: float = 0.5, *, abrupt: bool = False) -> Fault:
     return Fault("cut", delivery=Delivery(cut_at=at, abrupt=abrupt))
 
 
+def cut_stream(events: int, *, abrupt: bool = False) -> Fault:
+    """Close (or reset) the connection after this number of an event stream's events.
+
+    Raises:
+        ValueError: ``events`` is negative.
+    """
+    return _in_stream("cut_stream", events, delivery=Delivery(abrupt=abrupt))
+
+
+def stall(events: int) -> Fault:
+    """Send nothing more after this number of an event stream's events, and never end.
+
+    Raises:
+        ValueError: ``events`` is negative.
+    """
+    return _in_stream("stall", events, delivery=Delivery(stalls=True))
+
+
+def error_event(name: str, events: int = 0, retry_after: float | None = None) -> Fault:
+    """End an event stream with one of the vendor's ``errors`` after this number of its events.
+
+    Raises:
+        ValueError: ``events`` is negative.
+    """
+    return _in_stream(f"error_event {name}", events, event=name, retry_after=retry_after)
+
+
+def no_completed(events: int = 3) -> Fault:
+    """End an event stream properly after at most this number of partial images, without an image.
+
+    Raises:
+        ValueError: ``events`` is negative.
+    """
+    return _in_stream("no_completed", events, ends_stream=True)
+
+
+def silent(latency: float | Latency) -> Fault:
+    """Respond successfully after a latency, and send nothing before, not even a stream's headers.
+
+    An event stream without this fault sends its headers at once.
+    """
+    return Fault("silent", silent=True, delay=_latency(latency))
+
+
+def _in_stream(name: str, events: int, **fields: Any) -> Fault:
+    if events < 0:
+        raise ValueError("the number of events must be at least 0")
+    return Fault(name, after_events=events, **fields)
+
+
 def drip(seconds: float) -> Fault:
     """Send the headers at once, and the body slowly over ``seconds``.
 
@@ -272,8 +335,9 @@ def _latency(value: float | Latency) -> Latency:
 KINDS: Final[Mapping[str, Callable[..., Fault]]] = {
     kind.__name__: kind
     for kind in (
-        answer, bad_base64, bad_json, blocked, cut, disconnect, drip, error, finish, hang, html,
-        no_image, overload, quota_exhausted, rate_limited, reset, slow, status,
+        answer, bad_base64, bad_json, blocked, cut, cut_stream, disconnect, drip, error,
+        error_event, finish, hang, html, no_completed, no_image, overload, quota_exhausted,
+        rate_limited, reset, silent, slow, stall, status,
     )
 }  # fmt: skip
 """All kinds of faults by name, for scripts in JSON."""

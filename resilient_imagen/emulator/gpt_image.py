@@ -37,6 +37,8 @@ _MAX_IMAGES: Final = 16
 _MAX_IMAGE_BYTES: Final = 50 * 1024 * 1024
 _COUNTS: Final = tuple(str(count) for count in range(1, 11))
 """Allowed numbers of images in one request."""
+_PREVIEWS: Final = ("0", "1", "2", "3")
+"""Allowed numbers of partial images."""
 _FORMATS: Final = ("png", "jpeg", "webp")
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 _FINER: Final = ("xhigh", "max")
@@ -169,7 +171,25 @@ def _canvas(call: ParsedRequest) -> ImageSize:
     kind = _choice(options, "output_format", "png", _FORMATS)
     _choice(options, "background", "auto", ("transparent", "opaque", "auto"))
     _choice(options, "moderation", "auto", ("low", "auto"))
-    return ImageSize(width, height, f"image/{kind}", quality, _count(options.get("n", 1)))
+    return ImageSize(
+        width,
+        height,
+        f"image/{kind}",
+        quality,
+        _count(options.get("n", 1)),
+        _previews(options),
+    )
+
+
+def _previews(options: Mapping[str, Any]) -> int | None:
+    """Return the number of partial images; None if no event stream is requested."""
+    number = str(options.get("partial_images", 0))  # a str in a form
+    if number not in _PREVIEWS:
+        raise ApiError(errors.invalid_value("partial_images", number, _PREVIEWS))
+    stream = options.get("stream") or False
+    if stream not in (True, False, "true", "false"):
+        raise ApiError(errors.invalid_value("stream", stream, ("true", "false")))
+    return int(number) if stream in (True, "true") else None
 
 
 def _choice(options: Mapping[str, Any], name: str, default: str, allowed: tuple[str, ...]) -> str:

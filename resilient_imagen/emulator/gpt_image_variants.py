@@ -18,6 +18,8 @@ __all__ = ["SHAPES"]
 _CHARACTERS_A_TOKEN: Final = 4
 _IMAGE_IN: Final = 323
 _SQUARE: Final = 1024 * 1024
+_PREVIEW: Final = 100
+"""Output tokens of a partial image."""
 _PER_SQUARE: Final[Mapping[str, int]] = {
     "low": 272, "medium": 1056, "high": 4160, "xhigh": 8320, "max": 16640,
 }  # fmt: skip
@@ -33,7 +35,7 @@ def _usage(answer: Answer, images: int) -> dict[str, Any]:
     text = max(1, len(answer.call.prompt) // _CHARACTERS_A_TOKEN)
     seen = _IMAGE_IN * len(answer.call.references)
     each = _PER_SQUARE[_drawn_quality(canvas)] * canvas.width * canvas.height // _SQUARE
-    made = images * each
+    made = images * each + _PREVIEW * len(answer.previews)
     return {
         "input_tokens": text + seen,
         "input_tokens_details": {"image_tokens": seen, "text_tokens": text},

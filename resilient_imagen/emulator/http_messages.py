@@ -74,6 +74,10 @@ class Delivery:
     """Whether a cut resets the connection instead of closing it."""
     seconds: float = 0.0
     """Seconds over which the body is sent."""
+    events: int | None = None
+    """Events of an event stream after which the connection is closed; None sends all of them."""
+    stalls: bool = False
+    """Whether the connection stays open and silent after ``events``, instead of being closed."""
 
 
 WHOLE: Final = Delivery()
@@ -87,9 +91,13 @@ class Reply:
     body: bytes = field(repr=False)
     headers: tuple[tuple[str, str], ...] = ()
     delivery: Delivery = WHOLE
+    events: tuple[bytes, ...] | None = field(default=None, repr=False)
+    """The events of an event stream, which are sent one by one instead of ``body``."""
 
     def all_headers(self) -> list[tuple[str, str]]:
         """Return the headers to send; Content-Length is that of the whole body, even if cut."""
+        if self.events is not None:
+            return [*self.headers, ("transfer-encoding", "chunked")]
         return [*self.headers, ("content-length", str(len(self.body)))]
 
 
@@ -152,6 +160,10 @@ async def pieces(reply: Reply) -> AsyncIterator[bytes]:
     Raises:
         ConnectionLost: After the last piece of a body that is cut.
     """
+    if reply.events is not None:
+        async for event in _stream(reply.events, reply.delivery):
+            yield event
+        return
     delivery = reply.delivery
     total = len(reply.body)
     end = total if delivery.cut_at is None else int(total * delivery.cut_at)
@@ -162,6 +174,22 @@ async def pieces(reply: Reply) -> AsyncIterator[bytes]:
             await asyncio.sleep(pause)
         yield reply.body[start : min(start + step, end)]
     if delivery.cut_at is not None:
+        raise ConnectionLost(abrupt=delivery.abrupt)
+
+
+async def _stream(events: tuple[bytes, ...], delivery: Delivery) -> AsyncIterator[bytes]:
+    """Yield events, the last one when the seconds of the delivery are over."""
+    if delivery.cut_at is not None:  # a share of all bytes: within an event
+        whole = b"".join(events)
+        events = (whole[: int(len(whole) * delivery.cut_at)],)
+    sent = events if delivery.events is None else events[: delivery.events]
+    for event in sent:
+        if delivery.seconds:
+            await asyncio.sleep(delivery.seconds / len(events))
+        yield event
+    if delivery.stalls:
+        await asyncio.get_running_loop().create_future()
+    if delivery.cut_at is not None or delivery.events is not None:
         raise ConnectionLost(abrupt=delivery.abrupt)
 
 

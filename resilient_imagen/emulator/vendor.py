@@ -127,6 +127,7 @@ class Vendor:
         for kind, name, known in (
             ("answer", fault.answer, self.dialect.shapes),
             ("error", fault.error, self.dialect.errors),
+            ("error", fault.event, self.dialect.errors),
         ):
             if name is not None and name not in known:
                 raise ValueError(

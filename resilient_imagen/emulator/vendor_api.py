@@ -71,6 +71,8 @@ class ImageSize:
     mime_type: str
     quality: str = ""
     count: int = 1
+    previews: int | None = None
+    """Partial images to stream before the images; None if no event stream is requested."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Answer:
     canvas: ImageSize
     pictures: tuple[Picture, ...]
     """Different images, as many as requested or as the variant needs."""
+    previews: tuple[Picture, ...]
+    """The partial images of an event stream."""
     detail: str | None
     created: int
     """Seconds since 1970."""

@@ -49,7 +49,9 @@ _STATUS_OF: Final[Mapping[str, int]] = {
     "unavailable": 503, "service_unavailable": 503, "overloaded_error": 529,
     "resource_exhausted": 429, "rate_limit_exceeded": 429, "rate_limit_error": 429,
     "unauthenticated": 401, "permission_denied": 403, "deadline_exceeded": 504,
-    "invalid_argument": 400,
+    "invalid_argument": 400, "invalid_request_error": 400, "image_generation_user_error": 400,
+    "invalid_api_key": 401, "model_not_found": 404, "server_is_overloaded": 503,
+    "service_unavailable_error": 503,
 }  # fmt: skip
 
 

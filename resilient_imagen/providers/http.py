@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 import json
 import secrets
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -19,10 +19,13 @@ import httpx2
 
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.providers.connections import ResolvingTransport, proxy_for
+from resilient_imagen.providers.event_stream import EventStream
 from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+
+    from resilient_imagen.providers.event_stream import EventReader
 
 __all__ = ["BodyPart", "CapturedExchange", "CapturingClient", "JsonWriter", "capture_exchange"]
 
@@ -40,6 +43,9 @@ _MAX_ERROR: Final = 1_000_000
 """Bytes of an error's body, decompressed; the rest is not read."""
 _ERROR_SECONDS: Final = 5.0
 """Seconds that an error's body may take; after that the error is classified by its status."""
+_REST_SECONDS: Final = 0.2
+"""Seconds for the end of an event stream whose last event has arrived. A connection can be used
+again only if its response has been read to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +91,26 @@ class CapturedExchange:
 
     rewrite: Callable[[bytes], Sequence[BodyPart]] | None = field(default=None, repr=False)
     """Converts the SDK's body to the parts to send; None sends the SDK's body unchanged."""
+    events: EventReader | None = field(default=None, repr=False)
+    """Receives the events of an event stream; None if no stream was requested."""
     response: httpx2.Response | None = None
     """The response, whatever its status; None if no complete response arrived."""
     body: StreamingJsonBody = field(default_factory=StreamingJsonBody, repr=False)
     """The body of a success. The body of an error is in ``response``."""
 
-    def take(self) -> tuple[httpx2.Response | None, StreamingJsonBody]:
-        """Return the response and its body, and drop them here.
+    def take(
+        self,
+    ) -> tuple[httpx2.Response | None, StreamingJsonBody, EventReader | None]:
+        """Return the response, its body, and the reader of its events if it is an event stream.
 
-        Timers and connections keep their context, and so this object, alive.
+        All of them are dropped here: timers and connections keep their context, and so this
+        object, alive.
         """
-        response, body = self.response, self.body
-        self.response, self.body = None, StreamingJsonBody()
-        return response, body
+        response, body, events = self.response, self.body, self.events
+        self.response, self.body, self.events = None, StreamingJsonBody(), None
+        if response is not None and not _is_event_stream(response):
+            events = None
+        return response, body, events
 
 
 _current: ContextVar[CapturedExchange | None] = ContextVar(
@@ -112,6 +125,9 @@ def capture_exchange() -> Iterator[CapturedExchange]:
     token = _current.set(exchange)
     try:
         yield exchange
+    except BaseException:
+        exchange.events = None  # as in `take`
+        raise
     finally:
         _current.reset(token)
         exchange.rewrite = None  # as in `take`
@@ -165,11 +181,17 @@ class CapturingClient(httpx2.AsyncClient):
         if current is None:
             return await super().send(request, **options)
         response = await super().send(request, **{**options, "stream": True})
+        body = StreamingJsonBody()
         try:
+            if current.events is not None:
+                current.events.begin()
             if not response.is_success:
                 current.response = await _read_error(response)
                 return current.response
-            body = await _read_body(response)
+            if current.events is not None and _is_event_stream(response):
+                await _read_events(response, current.events)
+            else:
+                body = await _read_body(response)
         finally:
             await response.aclose()
         current.response, current.body = response, body
@@ -195,6 +217,49 @@ async def _read_body(response: httpx2.Response) -> StreamingJsonBody:
                 raise httpx2.DecodingError(f"the answer has more than {_MAX_JSON} bytes of JSON")
     body.close()
     return body
+
+
+def _is_event_stream(response: httpx2.Response) -> bool:
+    kind: str = response.headers.get("Content-Type", "")
+    return kind.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+async def _read_events(response: httpx2.Response, reader: EventReader) -> None:
+    """Read the events of a successful response until the reader has all that it needs.
+
+    A stream that breaks off after its first complete image ends normally: the image is delivered.
+
+    Raises:
+        DecodingError: The stream is larger than any images, or cannot be decompressed.
+        TransportError: The stream broke off before its first complete image.
+    """
+    stream = EventStream()
+    size = 0
+    async with aclosing(_decoded(response)) as parts:
+        try:
+            async for part in parts:
+                size += len(part)
+                for event in stream.feed(part):
+                    if reader.add(event):
+                        await _read_rest(parts)
+                        return
+                if size > _MAX_ANSWER:
+                    raise httpx2.DecodingError(f"the answer has more than {_MAX_ANSWER} bytes")
+                if stream.size > _MAX_JSON:
+                    raise httpx2.DecodingError(f"an event has more than {_MAX_JSON} bytes of JSON")
+        except httpx2.TransportError:
+            if not reader.has_images:
+                raise
+            return
+    if (last := stream.close()) is not None:
+        reader.add(last)
+
+
+async def _read_rest(parts: AsyncGenerator[bytes]) -> None:
+    """Read the end of a response that has delivered everything, if it comes soon."""
+    with anyio.move_on_after(_REST_SECONDS), suppress(httpx2.RequestError):
+        async for _ in parts:
+            pass
 
 
 async def _read_error(response: httpx2.Response) -> httpx2.Response:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 from resilient_imagen.models import clamp_quality, deployment_of, openai_size
 from resilient_imagen.providers.openai_errors import failure_of
 from resilient_imagen.providers.openai_response import read_answer
+from resilient_imagen.providers.openai_stream import ImageStream
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
 from resilient_imagen.tracebacks import hide_frame_locals
 
@@ -48,9 +49,18 @@ class OpenAIProvider(SdkProvider):
     vendor = "openai"
     telemetry_name = "openai"
     supported_options = frozenset(
-        {"mask", "background", "output_format", "output_compression", "quality"}
+        {
+            "mask",
+            "background",
+            "output_format",
+            "output_compression",
+            "quality",
+            "partial_images",
+        }
     )
-    protected_fields = frozenset({"image", "image[]", "mask", "model", "n", "prompt", "stream"})
+    protected_fields = frozenset(
+        {"image", "image[]", "mask", "model", "n", "partial_images", "prompt", "stream"}
+    )
     default_base_url = "https://api.openai.com/v1"
 
     @hide_frame_locals
@@ -116,7 +126,6 @@ class OpenAIProvider(SdkProvider):
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
-        del sent  # the SDK sends files piece by piece and does not copy them
         width, height = openai_size(model, request.aspect_ratio, request.resolution)
         options: dict[str, Any] = {
             "model": deployment_of(model),
@@ -132,6 +141,11 @@ class OpenAIProvider(SdkProvider):
             options["extra_body"] = extra
         if request.mask is not None:
             options["mask"] = ("mask.png", request.mask.data, "image/png")
+        if request.partial_images:
+            sent.events = ImageStream(request, model)
+            options.update(stream=True, partial_images=request.partial_images)
+        # The SDK sends files piece by piece and does not copy them. The stream that it returns is
+        # empty, as `sent` has captured the events.
         if request.references:
             files = [_file(reference) for reference in request.references]
             await sdk.images.edit(image=files, **options)

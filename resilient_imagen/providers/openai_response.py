@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
-__all__ = ["read_answer"]
+__all__ = ["read_answer", "read_tokens"]
 
 
 def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResult:
@@ -40,7 +40,7 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
         ResponseError: The body has no image, or an image that cannot be delivered.
     """
     answer = parse_json(body, failure_of)
-    tokens = _tokens(usage_of(answer, "usage"))
+    tokens = read_tokens(answer)
     with attach_usage(tokens):
         images = get_list(answer, "data")
         # A relay may return a URL instead; only a data URL contains the image.
@@ -55,7 +55,9 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
         raise ResponseError.of(Reason.NO_IMAGE if promised else Reason.INVALID_RESPONSE)
 
 
-def _tokens(usage: Mapping[str, Any]) -> TokenUsage:
+def read_tokens(answer: Mapping[str, Any]) -> TokenUsage:
+    """Return the token counts of a response, or of the event that completes an image."""
+    usage = usage_of(answer, "usage")
     return TokenUsage(
         input_tokens=get_count(usage, "input_tokens", "prompt_tokens"),
         output_tokens=get_count(usage, "output_tokens", "completion_tokens"),

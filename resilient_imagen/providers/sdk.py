@@ -170,10 +170,11 @@ class SdkProvider(ABC):
                 sdk_failure = _SdkFailure.of(error, partial(self._redacted, request))
         # Errors raised outside the except block have no context. The SDK's exception must not be
         # chained: it holds keys, prompts and whole response bodies.
-        response, body = sent.take()
+        response, body, events = sent.take()
         if response is None:
             self._no_answer(sdk_failure, model)
-        result = await self._answer(response, body, request, model, sdk_failure)
+        parse = partial(self._parse, body, request, model) if events is None else events.result
+        result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
         ignored = tuple(
             f"{self.name} does not support {name}"
             for name in _OPTIONS
@@ -226,7 +227,8 @@ class SdkProvider(ABC):
     async def _answer(
         self,
         response: httpx2.Response,
-        body: StreamingJsonBody,
+        size: int,
+        parse: Callable[[], ProviderResult],
         request: ImageRequest,
         model: str,
         sdk_failure: _SdkFailure | None,
@@ -237,9 +239,7 @@ class SdkProvider(ABC):
                     response.status_code, response.headers, response.content, request.prompt
                 )
                 raise ResponseError(self._classify(error_body))  # noqa: TRY301 - one way out for both
-            if len(body.text) > _LARGE:
-                return await off_loop(self._parse, body, request, model)
-            return self._parse(body, request, model)
+            return await off_loop(parse) if size > _LARGE else parse()
         except ResponseError as error:
             failure = error.failure
         raise provider_failure(

@@ -98,6 +98,8 @@ def test_every_kind_has_a_json_form() -> None:
     needed: dict[str, dict[str, Any]] = {
         "answer": {"shape": "good"}, "drip": {"seconds": 1}, "error": {"name": "rate_limited"},
         "finish": {"reason": "SPII"}, "slow": {"latency": 3}, "status": {"code": 500},
+        "cut_stream": {"events": 1}, "stall": {"events": 1}, "silent": {"latency": 3},
+        "error_event": {"name": "rate_limited"},
     }  # fmt: skip
     for kind, make in KINDS.items():
         arguments = needed.get(kind, {})
@@ -119,7 +121,7 @@ _FAULT = (
         {"kind": st.sampled_from(sorted(KINDS)) | _VALUE},
         optional=dict.fromkeys(
             ("share", "after", "code", "body", "headers", "retry_after", "seconds", "at",
-             "abrupt", "detail", "shape", "latency", "reason", "name"),
+             "abrupt", "detail", "shape", "latency", "reason", "name", "events"),
             _VALUE,
         ),
     )

@@ -1,0 +1,402 @@
+"""Partial images: OpenAI's event streams through the real SDK, with every way to go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from providers_kit import (
+    GOOD,
+    KEY,
+    MODELS,
+    PNG,
+    PNG64,
+    PROMPT,
+    arrived,
+    ask,
+    http,
+    provider_for,
+    reference,
+    run,
+)
+
+from resilient_imagen.cost import cost_usd
+from resilient_imagen.emulator import Emulator, EmulatorServer, Fault, faults
+from resilient_imagen.emulator.gpt_image_errors import NAMED
+from resilient_imagen.errors import ImageGenerationError, InvalidRequestError
+from resilient_imagen.images.inspect import sniff_mime
+from resilient_imagen.providers.base import ProviderResult
+from resilient_imagen.reasons import Reason
+from resilient_imagen.request import ImageRequest, PartialImage
+
+MODEL = MODELS["openai"]
+PATIENCE = 60.0
+"""Seconds after which a test counts as hanging."""
+
+
+@dataclass
+class Streamed:
+    """One request with previews, and all that came of it."""
+
+    heard: list[PartialImage | str] = field(default_factory=list)
+    """Previews, and ``begun`` for the first sign of life, in order."""
+    result: ProviderResult | None = None
+    error: ImageGenerationError | None = None
+
+    @property
+    def previews(self) -> list[PartialImage]:
+        return [each for each in self.heard if isinstance(each, PartialImage)]
+
+    @property
+    def reason(self) -> Reason | None:
+        return None if self.error is None else self.error.reason
+
+    def request(self, **options: Any) -> ImageRequest:
+        asked = ImageRequest(PROMPT, **{"partial_images": 2, "resolution": "1K", **options})
+        return replace(
+            asked,
+            on_partial_image=self.heard.append,
+            on_response=lambda: self.heard.append("begun"),
+        )
+
+    async def wait_for(self, answer: Awaitable[ProviderResult]) -> Streamed:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                self.result = await answer
+        except ImageGenerationError as error:
+            self.error = error
+        return self
+
+
+def streamed(*faulty: Fault, app: Emulator | None = None, **options: Any) -> list[Streamed]:
+    """Send a request for each fault, to the emulator over sockets."""
+
+    async def main() -> list[Streamed]:
+        emulator = app or Emulator(picture="tiny")
+        async with EmulatorServer(emulator) as server:
+            provider = provider_for("openai", server.url)
+            found = []
+            for fault in faulty or (None,):
+                if fault is not None:
+                    emulator.openai.fail(fault)
+                one = Streamed()
+                found.append(await one.wait_for(provider.generate(one.request(**options), MODEL)))
+            await provider.aclose()
+            return found
+
+    return asyncio.run(main())
+
+
+def answered(
+    events: bytes | str, headers: dict[str, str] | None = None, **options: Any
+) -> Streamed:
+    """Send a request to a server that answers with these events."""
+    kind = {"content-type": "text/event-stream; charset=utf-8", **(headers or {})}
+    raw = events.encode() if isinstance(events, str) else events
+    one = Streamed()
+    run(one.wait_for(ask("openai", http(200, raw, kind), one.request(**options))))
+    return one
+
+
+def event(kind: str = "image_generation.completed", **fields: Any) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+
+
+COMPLETED = event(b64_json=PNG64, usage={"input_tokens": 5, "output_tokens": 9, "total_tokens": 14})
+PREVIEW = event("image_generation.partial_image", b64_json=PNG64, partial_image_index=0)
+
+
+# -- the good case --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+def test_previews_come_before_the_image(operation: str, count: int) -> None:
+    """The first sign of life comes first; each preview is a complete image of its own."""
+    references = (reference(),) if operation == "edit" else ()
+    (one,) = streamed(partial_images=count, operation=operation, references=references)
+    assert one.heard[0] == "begun"
+    assert [preview.index for preview in one.previews] == list(range(count))
+    assert len(one.heard) == 1 + count
+    assert one.result is not None
+    images = [*(preview.data for preview in one.previews), one.result.images[0].data]
+    assert {sniff_mime(image) for image in images} == {"image/png"}
+    assert {preview.mime_type for preview in one.previews} == {"image/png"}
+    assert len(set(images)) == count + 1
+
+
+def test_the_usage_of_a_stream_includes_its_previews() -> None:
+    """The completed event carries the counts, and they have a price."""
+    (one,) = streamed()
+    assert one.result is not None
+    usage = one.result.usage
+    assert usage.output_tokens is not None
+    assert usage.output_tokens > 200
+    assert usage.billed_images == 1
+    assert cost_usd(MODEL, usage, "1K") is not None
+
+
+@pytest.mark.parametrize("operation", ["generate", "edit"])
+def test_the_request_asks_for_the_stream(operation: str) -> None:
+    """Both fields are sent; the rest of the request is that of a request without a stream."""
+    references = (reference(),) if operation == "edit" else ()
+    plain = ImageRequest(PROMPT, operation=operation, references=references)  # type: ignore[arg-type]
+    sent = arrived("openai", replace(plain, partial_images=3))
+    if operation == "edit":
+        assert b'name="stream"\r\n\r\ntrue\r\n' in sent.body
+        assert b'name="partial_images"\r\n\r\n3\r\n' in sent.body
+        return
+    assert sent.json.pop("stream") is True
+    assert sent.json["partial_images"] == 3
+    without = arrived("openai", plain)
+    assert {**without.json, "stream": True, "partial_images": 3} == sent.json
+
+
+@pytest.mark.parametrize("vendor", MODELS)
+def test_without_previews_the_request_is_the_plain_one(vendor: str) -> None:
+    """No previews, in whichever form, change no byte and no header."""
+    plain = arrived(vendor, ImageRequest(PROMPT))
+    for options in ({"partial_images": 0}, {"partial_images": None}):
+        sent = arrived(vendor, ImageRequest(PROMPT, **options))
+        assert (sent.body, sent.path) == (plain.body, plain.path)
+        assert sent.headers.keys() == plain.headers.keys()
+    assert b"stream" not in plain.body
+
+
+def test_google_serves_a_request_for_previews_without_them() -> None:
+    """The loss is listed; a fallback between the vendors works in both directions."""
+    request = ImageRequest(PROMPT, partial_images=2)
+    result = run(ask("google", GOOD["google"], request))
+    assert result.adjustments == ("google does not support partial_images",)
+    assert b"artial" not in arrived("google", request).body
+
+
+@pytest.mark.parametrize("name", ["stream", "partial_images"])
+def test_vendor_options_cannot_start_a_stream(name: str) -> None:
+    """The answer would be in a form that nobody expects."""
+    with pytest.raises(InvalidRequestError, match=f"must not contain {name}"):
+        run(ask("openai", None, ImageRequest(PROMPT, vendor_options={"openai": {name: 1}})))
+
+
+def test_a_server_without_streams_is_understood() -> None:
+    """A relay that ignores the parameter sends the image in one piece, as ever."""
+    one = Streamed()
+    run(one.wait_for(ask("openai", GOOD["openai"], one.request())))
+    assert one.result is not None
+    assert one.result.images[0].data == PNG
+    assert one.heard == ["begun"]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        f"{PREVIEW}{COMPLETED}data: [DONE]\n\n",
+        f": ping\n\n{event('keepalive')}{PREVIEW}{COMPLETED}",
+        f"{PREVIEW}{COMPLETED}".replace("\n", "\r\n"),
+        f"{PREVIEW}{COMPLETED}".replace("event: ", "x: "),
+        f"{PREVIEW}{COMPLETED.rstrip()}",
+        f"{PREVIEW}{COMPLETED}{event('error', error={'code': 'server_error'})}",
+        f"{PREVIEW}{COMPLETED}{COMPLETED}",
+    ],
+    ids=["done", "others", "crlf", "no-names", "no-end", "late-error", "twice"],
+)
+def test_variants_of_a_stream_are_understood(events: str) -> None:
+    """Relays add and leave out parts; each stream gives one image and one preview."""
+    one = answered(events)
+    assert one.result is not None, one.error
+    assert [image.data for image in one.result.images] == [PNG]
+    assert one.result.usage.total_tokens == 14
+    assert len(one.previews) == 1
+
+
+def test_a_preview_that_cannot_be_decoded_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and costs nobody the image."""
+    broken = event("image_generation.partial_image", b64_json="*", partial_image_index=0)
+    with caplog.at_level(logging.WARNING, "resilient_imagen"):
+        one = answered(broken + PREVIEW + COMPLETED)
+    assert one.result is not None
+    assert len(one.previews) == 1
+    assert "partial image that cannot be decoded" in caplog.text
+
+
+# -- streams that fail ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abrupt", [False, True])
+@pytest.mark.parametrize("events", [0, 1, 2, 3])
+def test_a_stream_that_is_cut_is_a_broken_connection_until_the_image_is_there(
+    events: int, abrupt: bool
+) -> None:
+    """Cut before the image, it is a connection failure; behind it, the image is delivered."""
+    (one,) = streamed(faults.cut_stream(events, abrupt=abrupt))
+    if events == 3 and one.result is not None:
+        assert one.error is None
+        assert len(one.previews) == 2
+    else:
+        # A reset may discard events that have arrived and have not been read.
+        assert abrupt or events < 3
+        assert one.reason is Reason.CONNECTION
+        assert len(one.previews) <= min(events, 2) if abrupt else len(one.previews) == events
+    assert one.heard[:1] == ["begun"] or abrupt
+
+
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.99])
+def test_a_stream_that_is_cut_inside_an_event_is_a_broken_connection(at: float) -> None:
+    """Half an event is never delivered."""
+    (one,) = streamed(faults.cut(at))
+    assert (one.result, one.reason) == (None, Reason.CONNECTION)
+
+
+@pytest.mark.parametrize("previews", [0, 2])
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_an_error_in_a_stream_has_the_reason_of_the_same_error_without_one(
+    name: str, previews: int
+) -> None:
+    """Reason, hint and status word are the same as in a response with the error's HTTP status."""
+    alone, inside = streamed(faults.error(name, 5.0), faults.error_event(name, previews, 5.0))
+    assert alone.error is not None
+    assert inside.error is not None
+    assert inside.reason is alone.reason
+    assert inside.error.retry_after == alone.error.retry_after
+    assert inside.error.vendor_message == alone.error.vendor_message
+    assert len(inside.previews) == previews
+    assert alone.heard == ["begun"]
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ("", Reason.INVALID_RESPONSE),
+        (PREVIEW, Reason.INVALID_RESPONSE),
+        ("data: [DONE]\n\n", Reason.INVALID_RESPONSE),
+        (f"{PREVIEW}data: [DONE]\n\n", Reason.INVALID_RESPONSE),
+        (PREVIEW + "data: {nonsense\n\n", Reason.INVALID_RESPONSE),
+        (COMPLETED[:-20], Reason.INVALID_RESPONSE),
+        (event(b64_json="*"), Reason.INVALID_RESPONSE),
+        (event(b64_json=None), Reason.NO_IMAGE),
+        (event("error", message="boom"), Reason.SERVER_ERROR),
+        ("event: error\ndata: the server caught fire\n\n", Reason.SERVER_ERROR),
+        (event("error", error={"message": "boom"}), Reason.SERVER_ERROR),
+        ('data: {"error": {"code": "moderation_blocked"}}\n\n', Reason.CONTENT_BLOCKED),
+        (event("error", error={"type": "server_error", "code": 503}), Reason.OVERLOADED),
+        ('data: {"choices": []}\n\n', Reason.NO_IMAGE),
+    ],
+)  # fmt: skip
+def test_a_stream_without_an_image_fails_for_its_reason(events: str, reason: Reason) -> None:
+    """The first event that reports a failure decides."""
+    one = answered(events)
+    assert (one.result, one.reason) == (None, reason)
+    assert one.error is not None
+    assert PROMPT not in str(one.error)
+
+
+def test_no_completed_event_is_an_invalid_response() -> None:
+    """A stream that ends properly, after its previews, violates the API."""
+    (one,) = streamed(faults.no_completed())
+    assert (one.reason, len(one.previews)) == (Reason.INVALID_RESPONSE, 2)
+    assert one.error is not None
+    assert "without a completed image" in str(one.error.vendor_message)
+
+
+def test_a_refusal_of_the_stream_is_an_ordinary_error() -> None:
+    """An HTTP error keeps its status, and its headers are a sign of life."""
+    (one,) = streamed(faults.overload())
+    assert one.error is not None
+    assert (one.reason, one.error.status) == (Reason.OVERLOADED, 503)
+    assert one.heard == ["begun"]
+
+
+def test_several_images_come_as_one_result() -> None:
+    """Their counts are added; if the stream breaks between them, those that came are delivered."""
+    whole, cut = streamed(faults.silent(0.0), faults.cut_stream(4), n=3, partial_images=2)
+    assert whole.result is not None
+    assert cut.result is not None
+    assert len(whole.result.images) == whole.result.usage.billed_images == 3
+    assert len(cut.result.images) == cut.result.usage.billed_images == 2
+    assert len({image.data for image in whole.result.images}) == 3
+
+
+def test_counts_that_an_event_lacks_are_not_guessed() -> None:
+    """A sum with an unknown part is unknown."""
+    one = answered(COMPLETED + event(b64_json=PNG64), n=2)
+    assert one.result is not None
+    assert one.result.usage.output_tokens is None
+    assert one.result.usage.billed_images == 2
+
+
+# -- connections ----------------------------------------------------------------------------------
+
+
+def with_server(scene: Callable[[Emulator, EmulatorServer, Any], Awaitable[None]]) -> None:
+    async def main() -> None:
+        app = Emulator(picture="tiny")
+        async with asyncio.timeout(PATIENCE), EmulatorServer(app) as server:
+            provider = provider_for("openai", server.url)
+            await scene(app, server, provider)
+            await provider.aclose()
+            await app.openai.until(lambda vendor: vendor.open_connections == 0)
+
+    asyncio.run(main())
+
+
+def test_the_connection_of_a_stream_is_used_again() -> None:
+    """A stream that was read to its end leaves a connection for the next request."""
+
+    async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
+        for _ in range(3):
+            await provider.generate(Streamed().request(), MODEL)
+        assert server.open_connections == 1
+
+    with_server(scene)
+
+
+def test_an_image_is_delivered_although_its_stream_does_not_end() -> None:
+    """The rest of the stream is not waited for; the connection is closed."""
+
+    async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
+        app.openai.fail(faults.stall(3))
+        result = await provider.generate(Streamed().request(), MODEL)
+        assert len(result.images) == 1
+        await app.openai.until(lambda vendor: vendor.open_connections == 0)
+
+    with_server(scene)
+
+
+@pytest.mark.parametrize("events", [0, 1, 2])
+def test_a_cancelled_stream_closes_its_connection(events: int) -> None:
+    """Wherever it is, and nothing is sent to its listener afterwards."""
+
+    async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
+        app.openai.fail(faults.stall(events))
+        one, waits = Streamed(), asyncio.Event()
+
+        def hear(what: PartialImage | str) -> None:
+            one.heard.append(what)
+            if len(one.heard) > events:
+                waits.set()
+
+        request = replace(one.request(), on_partial_image=hear, on_response=lambda: hear("begun"))
+        task = asyncio.create_task(provider.generate(request, MODEL))
+        await waits.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert len(one.previews) == events
+        await app.openai.until(lambda vendor: vendor.open_connections == 0)
+
+    with_server(scene)
+
+
+def test_secrets_of_an_event_stay_out_of_errors() -> None:
+    """An error event that repeats key and prompt is redacted."""
+    told = event("error", error={"code": "server_error", "message": f"{PROMPT} by {KEY} failed"})
+    one = answered(told)
+    assert one.error is not None
+    for text in (str(one.error), repr(one.error), str(one.error.vendor_message)):
+        assert PROMPT not in text
+        assert KEY not in text
