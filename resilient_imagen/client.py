@@ -472,10 +472,11 @@ def _checked_deadline(seconds: float | None) -> float:
 
 def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
     dropped = (*call.dropped_references, *served.adapted.dropped)
+    provider = served.route.provider.name
     return ImageResult(
         image_bytes=served.image.data,
         mime_type=served.image.mime_type,
-        provider=served.route.provider.name,
+        provider=provider,
         model=served.route.model,
         attempts=len(call.attempts),
         fallback_reason=call.fallback_cause,
@@ -484,6 +485,7 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
         latency_s=asyncio.get_running_loop().time() - call.started,
         adjustments=(
             *served.image.notes,
+            *(f"{provider} does not support {name}" for name in served.image.ignored_options),
             *call.reference_notes,
             *served.adapted.notes,
         ),  # telemetry shows the first

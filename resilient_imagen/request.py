@@ -65,9 +65,11 @@ class ImageOptions(TypedDict, total=False):
     background: Background | None
     """``transparent`` (for PNG and WebP) or ``opaque``."""
     output_format: OutputFormat | None
-    """``png``, ``jpeg`` or ``webp``; None means the type that the vendor chooses."""
+    """``png``, ``jpeg`` or ``webp``. It is always delivered: an image of another type is converted.
+    None means the type that the vendor chooses."""
     output_compression: int | None
-    """Quality of a JPEG or WebP in percent, from 0 to 100. Needs ``output_format``."""
+    """Quality of a JPEG or WebP in percent, from 0 to 100. Needs ``output_format``. If the vendor
+    does not support it, the image is encoded again."""
     seed: int | None
     """Seed of the model's random numbers, from 0 to 2**31 - 1."""
     quality: Quality | None
@@ -120,7 +122,7 @@ class ImageRequest:
     """One request for an image, as every provider receives it.
 
     None means that an option was not requested. A provider that does not support an option serves
-    the request without it and lists it in ``ProviderResult.adjustments``.
+    the request without it and lists it in ``ProviderResult.ignored_options``.
 
     Raises:
         InvalidRequestError: An argument is not allowed; the text names it and the allowed values.

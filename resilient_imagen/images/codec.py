@@ -42,6 +42,7 @@ __all__ = [
     "pillow_errors",
     "reduced",
     "shown_size",
+    "to_mode_of",
     "to_supported_mode",
 ]
 
@@ -159,6 +160,24 @@ def to_supported_mode(picture: Image) -> Image:
     if picture.mode in _GREY:
         coloured.info.pop("icc_profile", None)  # it is a profile for grey
     return coloured
+
+
+def to_mode_of(picture: Image, mime: str) -> Image:
+    """Convert to a mode that image/png, image/jpeg or image/webp supports.
+
+    Transparency becomes white in a JPEG.
+    """
+    whole = to_supported_mode(picture)
+    return _on_white(whole) if mime == "image/jpeg" and whole.mode == "RGBA" else whole
+
+
+def _on_white(picture: Image) -> Image:
+    from PIL import Image
+
+    page = Image.new("RGB", picture.size, "white")
+    page.paste(picture, mask=picture)
+    page.info = dict(picture.info)
+    return page
 
 
 def reduced(picture: Image, max_pixels: int) -> Image:

@@ -10,7 +10,7 @@ from resilient_imagen.images.codec import (
     encode,
     open_picture,
     pillow_errors,
-    to_supported_mode,
+    to_mode_of,
 )
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.images.limits import ImageLimits
@@ -100,17 +100,4 @@ def decoded(data: bytes) -> Image:
 def _converted(data: bytes, mime: str) -> bytes:
     picture = decoded(data)
     with pillow_errors():
-        whole = to_supported_mode(picture)
-        if mime == "image/jpeg" and whole.mode == "RGBA":
-            whole = _on_white(whole)
-        return encode(whole, mime, style=EncoderSettings(subsampling=0))
-
-
-def _on_white(picture: Image) -> Image:
-    """Replace transparency by white, because JPEG does not support it."""
-    from PIL import Image
-
-    page = Image.new("RGB", picture.size, "white")
-    page.paste(picture, mask=picture)
-    page.info = dict(picture.info)
-    return page
+        return encode(to_mode_of(picture, mime), mime, style=EncoderSettings(subsampling=0))

@@ -1,7 +1,7 @@
-"""Aspect ratio fitting: crop, pad or scale a delivered image to the requested ratio.
+"""Fitting of a delivered image: crop, pad or scale it to the requested ratio, convert its type.
 
 Providers deliver their nearest size, and sometimes ignore the ratio. The image may become the first
-frame of a video, so the ratio matters.
+frame of a video, so the ratio matters. Not every provider can deliver the requested type.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Final, Literal
 
 from resilient_imagen.images.codec import (
+    EncoderSettings,
     apply_exif_orientation,
     crop,
     encode,
@@ -18,6 +19,7 @@ from resilient_imagen.images.codec import (
     open_picture,
     pillow_errors,
     shown_size,
+    to_mode_of,
     to_supported_mode,
 )
 from resilient_imagen.images.decodable import is_multi_scan
@@ -28,13 +30,15 @@ from resilient_imagen.images.worker_pool import off_loop
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FitMode", "Fitted", "fit"]
+__all__ = ["Encoding", "FitMode", "Fitted", "fit"]
 
 FitMode = Literal["crop", "pad", "none", "exact"]
 Size = tuple[int, int]
 
 _TOLERANCE_PERCENT: Final = 2
 _KEPT_TYPES: Final = frozenset(("image/png", "image/jpeg", "image/webp"))
+_QUALITY: Final = 95
+"""Quality of a JPEG or WebP if none is requested."""
 _BACKDROP_SIDE: Final = 64
 """Pixels of the longer side of the thumbnail that is enlarged to a backdrop; small is quick."""
 _BACKDROP_BLUR: Final = 3
@@ -57,8 +61,20 @@ class Fitted:
     """Pixels, with the EXIF orientation applied."""
     height: int
     """Pixels, with the EXIF orientation applied."""
-    note: str | None
-    """A description of the change, or None."""
+    notes: tuple[str, ...]
+    """A description of each change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The encoding that an image must have."""
+
+    mime_type: str
+    """image/png, image/jpeg or image/webp."""
+    quality: int | None = None
+    """Quality from 0 to 100 of a JPEG or WebP that is encoded here; None for the usual one."""
+    always: bool = False
+    """Whether an image that has the type already is encoded again, for its quality."""
 
 
 async def fit(
@@ -68,8 +84,9 @@ async def fit(
     mode: FitMode,
     target: Size | None = None,
     limits: ImageLimits | None = None,
+    encoding: Encoding | None = None,
 ) -> Fitted:
-    """Fit an image to an aspect ratio, in a thread if the header is not sufficient.
+    """Fit an image to an aspect ratio and an encoding, in a thread if the header is not sufficient.
 
     Modes: ``crop`` cuts equal parts off two sides. ``pad`` adds equal parts on two sides: a blurred
     enlargement of an opaque image, or transparency. Both leave an image unchanged that is within
@@ -77,8 +94,9 @@ async def fit(
     ratio. ``none`` changes nothing. If padding would exceed 16383 pixels a side, or the limit on
     pixels, the image is cropped instead.
 
-    PNG, JPEG (with the same encoder settings) and WebP (quality 95, or lossless if it was) keep
-    their type; other types become PNG. Mode and colour profile are kept; other metadata of a
+    Without ``encoding``, PNG, JPEG (with the same encoder settings) and WebP (quality 95, or
+    lossless if it was) keep their type; other types become PNG if they are changed. Transparency
+    becomes white in a JPEG. Mode and colour profile are kept; other metadata of a
     changed image are removed. A palette becomes RGB(A) only if it must be padded or scaled; 16-bit
     colour becomes 8-bit.
 
@@ -89,6 +107,7 @@ async def fit(
         target: The size in pixels to deliver; None keeps all pixels. An image of another size is
             fitted to the ratio of the target and scaled to it, unless the mode is ``none``.
         limits: Its ``max_pixels`` bounds the image.
+        encoding: The type to deliver; None keeps the image's own.
 
     Raises:
         UnusableImageError: The data are not an image, too large or damaged. If the mode is ``none``
@@ -104,9 +123,14 @@ async def fit(
     size = _plain_size(data)
     if size is not None and size[0] * size[1] <= max_pixels and max(size) <= MAX_SIDE:
         exact = mode == "exact"
-        if mode == "none" or _passes(size, (across, down), target, exact=exact):
-            return Fitted(data, sniff_mime(data) or "", *size, None)
-    return await off_loop(_fit, data, (across, down), mode, target, max_pixels)
+        fits = mode == "none" or _passes(size, (across, down), target, exact=exact)
+        if fits and _is_encoded_as(data, encoding):
+            return Fitted(data, sniff_mime(data) or "", *size, ())
+    return await off_loop(_fit, data, (across, down), mode, target, max_pixels, encoding)
+
+
+def _is_encoded_as(data: bytes, encoding: Encoding | None) -> bool:
+    return encoding is None or (sniff_mime(data) == encoding.mime_type and not encoding.always)
 
 
 def _plain_size(data: bytes) -> Size | None:
@@ -131,23 +155,62 @@ def _parsed(ratio: str) -> tuple[int, int]:
 
 
 def _fit(
-    data: bytes, ratio: tuple[int, int], mode: FitMode, target: Size | None, max_pixels: int
+    data: bytes,
+    ratio: tuple[int, int],
+    mode: FitMode,
+    target: Size | None,
+    max_pixels: int,
+    encoding: Encoding | None,
 ) -> Fitted:
     picture = open_picture(data, max_pixels)
     with pillow_errors():
         mime = sniff_mime(data) or ""
         shown = shown_size(picture)
-        if mode == "none" or _passes(shown, ratio, target, exact=mode == "exact"):
-            return Fitted(data, mime, *shown, None)
+        fits = mode == "none" or _passes(shown, ratio, target, exact=mode == "exact")
+        if fits and _is_encoded_as(data, encoding):
+            return Fitted(data, mime, *shown, ())
         style = encoder_settings_of(picture, data)
-        if mode == "pad" and _exceeds_limit(_around(shown, target or ratio), max_pixels):
-            mode = "crop"
-        changed = _changed(apply_exif_orientation(picture), target or ratio, mode)
-        if target is not None:
-            changed = _scaled(changed, target)
-        kept = mime if mime in _KEPT_TYPES else "image/png"
-        encoded = encode(changed if kept == mime else to_supported_mode(changed), kept, style=style)
-        return Fitted(encoded, kept, *changed.size, _note(mode, shown, changed.size))
+        notes = []
+        changed = apply_exif_orientation(picture)
+        if not fits:
+            if mode == "pad" and _exceeds_limit(_around(shown, target or ratio), max_pixels):
+                mode = "crop"
+            changed = _changed(changed, target or ratio, mode)
+            if target is not None:
+                changed = _scaled(changed, target)
+            notes.append(_note(mode, shown, changed.size))
+        if encoding is None:
+            wanted = mime if mime in _KEPT_TYPES else "image/png"
+            encoded = encode(
+                changed if wanted == mime else to_supported_mode(changed), wanted, style=style
+            )
+        else:
+            wanted = encoding.mime_type
+            encoded = _encoded(changed, mime, style, encoding)
+            notes += _encoding_note(mime, encoding)
+        return Fitted(encoded, wanted, *changed.size, tuple(notes))
+
+
+def _encoded(picture: Image, mime: str, style: EncoderSettings, encoding: Encoding) -> bytes:
+    """Encode an image of type ``mime`` as requested."""
+    wanted = encoding.mime_type
+    if encoding.quality is not None:
+        style = EncoderSettings(progressive=style.progressive)
+    elif wanted != mime:
+        style = EncoderSettings(subsampling=0)
+    whole = picture if wanted == mime else to_mode_of(picture, wanted)
+    return encode(
+        whole,
+        wanted,
+        style=style,
+        quality=_QUALITY if encoding.quality is None else encoding.quality,
+    )
+
+
+def _encoding_note(mime: str, encoding: Encoding) -> list[str]:
+    if mime != encoding.mime_type:
+        return [f"image converted from {mime} to {encoding.mime_type}"]
+    return [f"image compressed to quality {encoding.quality}"] if encoding.always else []
 
 
 def _passes(size: Size, ratio: Size, target: Size | None, *, exact: bool) -> bool:

@@ -84,17 +84,21 @@ class ProviderResult:
     """The model that served, as the vendor names it; the requested model if it names none."""
     usage: TokenUsage = field(default_factory=TokenUsage)
     adjustments: tuple[str, ...] = ()
-    """A sentence for each option of the request that the provider could not honour."""
+    """A sentence for each further change."""
     response_id: str | None = None
     finish_reason: str | None = None
+    ignored_options: tuple[str, ...] = ()
+    """Names of the request's options that the provider does not support. The pipeline converts to
+    ``output_format`` and ``output_compression``, and reports the others."""
 
     def __post_init__(self) -> None:
         """Check the types here, where the provider's author sees the mistake."""
         _check_types(self, _RESULT_TYPES, optional=frozenset({"response_id", "finish_reason"}))
         if not self.images or not all(isinstance(each, ProviderImage) for each in self.images):
             raise TypeError("ProviderResult.images must hold at least one ProviderImage")
-        if not all(isinstance(each, str) for each in self.adjustments):
-            raise TypeError("ProviderResult.adjustments must hold only str")
+        for name in ("adjustments", "ignored_options"):
+            if not all(isinstance(each, str) for each in getattr(self, name)):
+                raise TypeError(f"ProviderResult.{name} must hold only str")
 
 
 _RESULT_TYPES: Final[Mapping[str, type]] = {
@@ -104,6 +108,7 @@ _RESULT_TYPES: Final[Mapping[str, type]] = {
     "adjustments": tuple,
     "response_id": str,
     "finish_reason": str,
+    "ignored_options": tuple,
 }
 
 

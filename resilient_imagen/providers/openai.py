@@ -152,6 +152,12 @@ class OpenAIProvider(SdkProvider):
         else:
             await sdk.images.generate(**options)
 
+    def _adjustments(self, request: ImageRequest, model: str) -> tuple[str, ...]:
+        wanted = request.quality
+        if wanted is None or (sent := clamp_quality(model, wanted)) == wanted:
+            return ()
+        return (f"{model} does not support quality {wanted}; {sent} was used",)
+
     def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
         return read_answer(body, model, request.n or 1)
 

@@ -37,7 +37,7 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
             relays put drafts first.
 
     Raises:
-        ResponseError: The body has no image, or an image that cannot be delivered.
+        ResponseError: The body has no image, or only images that cannot be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = read_tokens(answer)
@@ -47,12 +47,26 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
         encoded = [get_text(image, "b64_json") or get_text(image, "url") for image in images]
         if delivered := [each for each in encoded if each][-n:]:
             return ProviderResult(
-                tuple(ProviderImage(*decode_image(each, body)) for each in delivered),
+                _decoded(delivered, body),
                 model=model,
                 usage=replace(tokens, billed_images=len(delivered)),
             )
         promised = "data" in answer or "created" in answer
         raise ResponseError.of(Reason.NO_IMAGE if promised else Reason.INVALID_RESPONSE)
+
+
+def _decoded(encoded: list[str], body: StreamingJsonBody) -> tuple[ProviderImage, ...]:
+    """Decode the images, without those that cannot be decoded if others can."""
+    images: list[ProviderImage] = []
+    failure: ResponseError | None = None
+    for each in encoded:
+        try:
+            images.append(ProviderImage(*decode_image(each, body)))
+        except ResponseError as error:
+            failure = error
+    if failure is not None and not images:
+        raise failure
+    return tuple(images)
 
 
 def read_tokens(answer: Mapping[str, Any]) -> TokenUsage:

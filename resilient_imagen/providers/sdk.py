@@ -176,11 +176,19 @@ class SdkProvider(ABC):
         parse = partial(self._parse, body, request, model) if events is None else events.result
         result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
         ignored = tuple(
-            f"{self.name} does not support {name}"
+            name
             for name in _OPTIONS
             if name not in self.supported_options and getattr(request, name) is not None
         )
-        return replace(result, adjustments=ignored) if ignored else result
+        changes = self._adjustments(request, model)
+        if not ignored and not changes:
+            return result
+        return replace(result, ignored_options=ignored, adjustments=changes)
+
+    def _adjustments(self, request: ImageRequest, model: str) -> tuple[str, ...]:
+        """Describe options that the vendor supports, but not with the requested value."""
+        del request, model
+        return ()
 
     async def aclose(self) -> None:
         """Close the connections of every event loop that is still running."""

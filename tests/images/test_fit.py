@@ -13,8 +13,9 @@ from images_samples import encoded, exif, noise, opened, picture, raw_png
 from PIL import Image, ImageCms, ImageFile
 from PIL.JpegImagePlugin import get_sampling
 
-from resilient_imagen.images.fit import FitMode, Fitted, fit
+from resilient_imagen.images.fit import Encoding, FitMode, Fitted, fit
 from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.request import ASPECT_RATIOS
 
@@ -85,7 +86,7 @@ def test_within_two_percent_the_very_same_bytes_pass(
     result = fitted(data, ratio="9:16", mode=mode)
 
     assert (result.data is data) == passes
-    assert (result.note is None) == passes
+    assert (not result.notes) == passes
 
 
 def test_a_picture_that_passes_is_not_decoded() -> None:
@@ -146,7 +147,7 @@ def test_padding_that_would_be_monstrous_becomes_cropping() -> None:
     result = fitted(data, ratio="1:8", mode="pad", limits=ImageLimits(max_pixels=10_000))
 
     assert (result.width, result.height) == (8, 60)
-    assert result.note == "image cropped from 100x60 to 8x60"
+    assert result.notes == ("image cropped from 100x60 to 8x60",)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_pillows_own_limit_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
 
     for mode in ("crop", "pad", "exact"):
-        assert fitted(encoded(picture(), "PNG"), ratio="1:1", mode=mode).note is not None
+        assert fitted(encoded(picture(), "PNG"), ratio="1:1", mode=mode).notes
 
 
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]), st.data())
@@ -321,3 +322,49 @@ def test_sixteen_bit_grey_is_cut_losslessly() -> None:
     result = opened(fitted(raw_png(4, 2, 16, 0, rows), ratio="1:1", mode="crop").data)
 
     assert [result.getpixel((x, 0)) for x in range(2)] == [40000, 50000]
+
+
+@pytest.mark.parametrize("ratio", ["1:1", "9:16"])
+@pytest.mark.parametrize("wanted", ["image/png", "image/jpeg", "image/webp"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_an_image_is_delivered_in_the_requested_type(kind: str, wanted: str, ratio: str) -> None:
+    """It is converted, cropped or not; one that has the type and the ratio is not touched."""
+    data = encoded(picture(64, 64), kind)
+
+    result = fitted(data, ratio=ratio, mode="crop", encoding=Encoding(wanted))
+
+    assert sniff_mime(result.data) == result.mime_type == wanted
+    assert opened(result.data).size == (result.width, result.height)
+    same = wanted == f"image/{kind.lower()}"
+    assert (result.data is data) == (same and ratio == "1:1")
+    converted = (f"image converted from image/{kind.lower()} to {wanted}",)
+    assert result.notes[int(ratio != "1:1") :] == (() if same else converted)
+
+
+def test_transparency_is_kept_where_the_type_has_it_and_is_white_where_not() -> None:
+    """A WebP keeps the alpha channel of a PNG; a JPEG has a white page below it."""
+    data = encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "PNG")
+
+    webp = fitted(data, ratio="1:1", mode="crop", encoding=Encoding("image/webp"))
+    jpeg = fitted(data, ratio="1:1", mode="crop", encoding=Encoding("image/jpeg"))
+
+    assert opened(webp.data).convert("RGBA").getpixel((5, 5))[3] == 0  # type: ignore[index]
+    assert opened(jpeg.data).getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_quality_is_that_of_images_encoded_here(kind: str) -> None:
+    """An image of the type stays as it is unless it must be encoded again."""
+    data, mime = encoded(noise(64, 64), kind), f"image/{kind.lower()}"
+    sizes = [
+        len(
+            fitted(
+                data, ratio="1:1", mode="crop", encoding=Encoding(mime, quality, always=True)
+            ).data
+        )
+        for quality in (0, 50, 100)
+    ]
+    assert sizes == sorted(set(sizes))
+    kept = fitted(data, ratio="1:1", mode="crop", encoding=Encoding(mime, 50))
+    assert kept.data is data
+    assert kept.notes == ()

@@ -319,7 +319,7 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
 
     async def slow_fit(data: bytes, **_: Any) -> Fitted:
         await asyncio.sleep(10)
-        return Fitted(data, "image/png", 9, 16, None)
+        return Fitted(data, "image/png", 9, 16, ())
 
     monkeypatch.setattr("resilient_imagen.pipeline.fitter.fit", slow_fit)
 

@@ -10,7 +10,9 @@ from providers_kit import PNG
 from wire_kit import GOOGLE_ROUTE, OPENAI_ROUTE, Wire, on_wire
 
 from resilient_imagen import ImageOptions, ImageResult, InvalidRequestError
-from resilient_imagen.emulator import faults
+from resilient_imagen.emulator import Emulator, faults
+from resilient_imagen.images.inspect import sniff_mime
+from resilient_imagen.request import OUTPUT_FORMATS, OutputFormat
 
 ROUTES = {"google": GOOGLE_ROUTE, "openai": OPENAI_ROUTE}
 
@@ -147,6 +149,53 @@ def test_an_option_that_the_serving_vendor_lacks_is_reported(
 
     result = on_wire(scenario)
     assert [each for each in result.adjustments if "does not support" in each] == missing
+
+
+@pytest.mark.parametrize("wanted", OUTPUT_FORMATS)
+@pytest.mark.parametrize("way", ["google", "openai", "fallback"])
+def test_the_output_format_is_delivered_by_every_vendor(way: str, wanted: OutputFormat) -> None:
+    """Google delivers JPEG, which is converted; the note says so."""
+
+    async def scenario(wire: Wire) -> ImageResult:
+        if way == "fallback":
+            wire.app.google.set(faults.overload())
+        return await wire.client.generate("a fox", output_format=wanted)
+
+    result = on_wire(scenario, routes=(ROUTES[way],) if way in ROUTES else tuple(ROUTES.values()))
+    assert result.mime_type == sniff_mime(result.image_bytes) == f"image/{wanted}"
+    converted = way == "google" and wanted != "jpeg"
+    note = f"image converted from image/jpeg to image/{wanted}"
+    assert (note in result.adjustments) == converted
+    assert not any("does not support" in each for each in result.adjustments)
+
+
+def test_compression_is_applied_here_where_the_vendor_does_not_support_it() -> None:
+    """Google's JPEG is encoded again; that of OpenAI was compressed by the vendor."""
+
+    async def scenario(wire: Wire) -> list[ImageResult]:
+        return [
+            await wire.client.generate(
+                "a fox", output_format="jpeg", output_compression=quality, aspect_ratio="1:1"
+            )
+            for quality in (90, 5)
+        ]
+
+    app = Emulator(picture="drawn")
+    google = on_wire(scenario, routes=(GOOGLE_ROUTE,), app=app)
+    assert len(google[1].image_bytes) < len(google[0].image_bytes)
+    assert google[1].adjustments[0] == "image compressed to quality 5"
+    openai = on_wire(scenario, routes=(OPENAI_ROUTE,), app=app)
+    assert openai[1].adjustments == ()
+
+
+def test_a_quality_that_a_model_lacks_is_reported() -> None:
+    """The next lower one is sent."""
+
+    async def scenario(wire: Wire) -> ImageResult:
+        return await wire.client.generate("a fox", quality="max", model="gpt-image-2")
+
+    result = on_wire(scenario, routes=(OPENAI_ROUTE,))
+    assert result.adjustments == ("gpt-image-2 does not support quality max; high was used",)
 
 
 @pytest.mark.parametrize(
