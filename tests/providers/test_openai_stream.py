@@ -172,7 +172,7 @@ def test_google_serves_a_request_for_previews_without_them() -> None:
     """The loss is listed; a fallback between the vendors works in both directions."""
     request = ImageRequest(PROMPT, partial_images=2)
     result = run(ask("google", GOOD["google"], request))
-    assert result.adjustments == ("google does not support partial_images",)
+    assert result.ignored_options == ("partial_images",)
     assert b"artial" not in arrived("google", request).body
 
 
