@@ -1,4 +1,4 @@
-"""Measures this library beside its alternatives, all in one run, and writes README's table.
+"""Measures this library beside its alternatives, all in one run, and writes the table of the guide.
 
     python -m benchmarks [--quick] [--peers] [--readme FILE] [--picture FILE] [--print]
 
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README = HERE / "README.md"
 BARE = ["google-genai", "openai"]
 NEEDED = ("h11", "opentelemetry.sdk", "structlog", "vl_convert", "resilient_imagen")
 ALONE = (

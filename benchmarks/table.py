@@ -1,4 +1,4 @@
-"""From rows to the table in README, between two markers."""
+"""From rows to the table in the guide, between two markers."""
 
 from __future__ import annotations
 

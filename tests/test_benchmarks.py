@@ -1,4 +1,4 @@
-"""The table that README shows is what was measured, with the reasons where we are behind."""
+"""The table in the guide is what was measured, with the reasons where we are behind."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ def test_the_quick_mode_writes_the_table_between_the_markers(
     assert "stale figures" not in text
 
 
-def test_readme_has_what_the_command_writes(command: ModuleType) -> None:
+def test_the_guide_has_what_the_command_writes(command: ModuleType) -> None:
     """Its head, every row and the word of who wrote it: a table made by hand would lack some."""
-    text = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(
         r"<!-- benchmarks:start -->\n(.*?)\n<!-- benchmarks:end -->", text, re.DOTALL
     )
@@ -143,7 +143,7 @@ def test_help_names_what_else_can_be_run(
     with pytest.raises(SystemExit):
         command.main()
     told = capsys.readouterr().out
-    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert ", ".join(f"`{name}`" for name in command.ALONE) in readme
     for name in command.ALONE:
         assert (FOLDER / f"{name}.py").exists()

@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 import pytest
-from readme_tables import README
+from readme_kit import GUIDES
 from scenario_kit import (
     BUDGET,
     CUT_LATE,
@@ -45,10 +45,10 @@ BENCH: dict[str, Any] = {
 """What the sixteen are played with: a chat's patience, and on to a model that takes more."""
 
 
-def test_readme_tells_these_settings() -> None:
+def test_the_guide_states_these_settings() -> None:
     """Sixteen scenarios, and what they are played with."""
     assert len({name[:8] for name in globals() if re.match(r"test_s\d\d_", name)}) == 16
-    (claim,) = re.findall(r"^.*16 of 16.*$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    (claim,) = re.findall(r"^.*16 of 16.*$", GUIDES["benchmarks/README.md"].text, re.MULTILINE)
     assert f"`IMAGE_GEN_IPM={BENCH['ipm']}`" in claim
     assert f"`IMAGE_GEN_PER_CALL_TIMEOUT={BENCH['per_call_timeout']}`" in claim
     assert (

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from readme_kit import executed, python_blocks
+from readme_kit import executed, guide_of
 
-import resilient_imagen.circuitbreaker
 from resilient_imagen.circuitbreaker import BreakerConfig, BreakerState
 from resilient_imagen.testing import run_virtual
 
-FOLDER = Path(resilient_imagen.circuitbreaker.__file__).parent
-TEXT = (FOLDER / "README.md").read_text(encoding="utf-8")
+GUIDE = guide_of("circuitbreaker")
 
 
 @pytest.fixture
 def samples() -> dict[str, Any]:
     """The names that all samples define, as one module."""
-    return executed("\n".join(python_blocks(TEXT)))
+    return executed("\n".join(GUIDE.samples()))
 
 
 async def broken(url: str = "") -> None:
@@ -89,17 +86,16 @@ def test_the_last_sample_leaves_other_settings(samples: dict[str, Any]) -> None:
 
 def test_the_defaults_are_those_of_the_code() -> None:
     """The table lists each field of `BreakerConfig` with its default."""
-    (table,) = re.findall(r"^## Defaults$(.*?)^## ", TEXT, re.DOTALL | re.MULTILINE)
-    rows = table.split("---|\n")[1]
+    rows = GUIDE.section("Defaults").split("---|\n")[1]
     listed = dict(re.findall(r"^\| `(\w+)` \| `?([\w.]+)`? \|", rows, re.MULTILINE))
     assert listed == {field.name: str(field.default) for field in dataclasses.fields(BreakerConfig)}
 
 
 def test_the_files_exist() -> None:
     """Each file of the table is in the folder, and each module of the folder is in the table."""
-    (table,) = re.findall(r"^## Where to look$(.*)", TEXT, re.DOTALL | re.MULTILINE)
-    modules = {path.name for path in FOLDER.glob("*.py")}
-    assert set(re.findall(r"`(\w+\.py)`", table)) == modules - {
+    modules = {path.name for path in GUIDE.path.parent.glob("*.py")}
+    listed = re.findall(r"`(\w+\.py)`", GUIDE.section("Where to look"))
+    assert set(listed) == modules - {
         "__init__.py",
         "config.py",
         "types.py",

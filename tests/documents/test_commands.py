@@ -1,4 +1,4 @@
-"""Every command that README shows is run as it stands there, or is listed here with a reason."""
+"""Every command in a guide is run as it is written there, or is listed here with a reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import structlog
 from cli_kit import environment, started
-from readme_kit import TEXT, blocks, commands, searches, section
+from readme_kit import GUIDES, Guide, guide_of, searches
 from redis_kit import redis_server
 from trace_backends import collector, jaeger
 from tuning_kit import ROOMY, bad, world
@@ -33,17 +33,16 @@ pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 NOT_RUN = {
     "python3 -m venv": "installs from a package index: .ci/run runs both lines as they stand",
-    "pip install": "likewise; what it names is among what these tests are run with",
+    "pip install": "installs from a package index; the tests are run with what it names",
     "docker run": "needs a container runtime, and an image from the network",
     '"$(.ci/jaeger)"': "serves until it is stopped, and may first build for minutes",
     ".ci/": "runs these tests",
     "python -m benchmarks": "takes long; test_benchmarks.py runs its parts",
-    "python benchmarks/": "likewise",
-    "resilient-imagen --install-completion": "changes the user's shell; see test_cli_usage.py",
-    "python -m resilient_imagen": "starts the same command line; see test_cli_usage.py",
+    "python benchmarks/": "takes long; test_benchmarks.py runs its parts",
+    "python tests/support/": "writes the guides; test_guides.py compares their tables",
+    "resilient-imagen --install-completion": "changes the user's shell; see tests/cli",
+    "python -m resilient_imagen": "starts the same command line; see tests/cli",
 }
-RUN = ("On the command line", "See it in Jaeger", "Several processes", "Tuning")
-"""Sections whose other commands the tests below run."""
 QUERY, OTLP = "http://127.0.0.1:16686", "http://127.0.0.1:4318"
 APPLICATION = """
 import asyncio
@@ -55,23 +54,28 @@ asyncio.run(generate_image("a lighthouse"))
 Shell = Callable[..., str]
 
 
-def to_run(heading: str) -> list[str]:
-    """A section's commands, without those that are not run."""
-    return [line for line in commands(section(heading)) if not line.startswith(tuple(NOT_RUN))]
+def to_run(guide: Guide) -> list[str]:
+    """Return a guide's commands, without those that are not run."""
+    return [line for line in guide.commands() if not line.startswith(tuple(NOT_RUN))]
+
+
+CLI, TELEMETRY, TUNING, DISTRIBUTED = map(guide_of, ("cli", "telemetry", "tuning", "distributed"))
+COMMAND_LINE = [line for block in CLI.samples("bash") for line in block.splitlines()]
+RUN = [*COMMAND_LINE, *to_run(TELEMETRY), *to_run(TUNING), *to_run(DISTRIBUTED)]
+"""Commands that the tests below run."""
 
 
 def test_every_command_is_run_or_has_a_reason() -> None:
-    """A new one needs a place here; a reason whose command is gone has none."""
-    run = [line for heading in RUN for line in to_run(heading)]
-    left = [line for line in commands() if line not in run]
-    excused = {start for start in NOT_RUN for line in left if line.startswith(start)}
-    assert excused == set(NOT_RUN)
+    """A command that is not run, and does not begin one that is, needs a reason that applies."""
+    shown = [line for guide in GUIDES.values() for line in guide.commands()]
+    left = [line for line in shown if not any(each.startswith(line) for each in RUN)]
     assert [line for line in left if not line.startswith(tuple(NOT_RUN))] == []
+    assert [start for start in NOT_RUN if not any(line.startswith(start) for line in left)] == []
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """Runs a line in an empty directory, with this Python and our command within reach."""
+    """Run a line in an empty directory, with this Python and the command on the path."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, arguments in (("resilient-imagen", "-m resilient_imagen.cli"), ("python", "")):
@@ -98,11 +102,11 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
 def test_the_command_line(tmp_path: Path) -> None:
-    """Its block, one command after the other, in an empty directory."""
-    (example,) = re.findall(r"`(\{\"prompt\".*?\})`", TEXT)
+    """The commands of the block run one after the other, in an empty directory."""
+    (example,) = re.findall(r"`(\{\"prompt\".*?\})`", CLI.text)
     (tmp_path / "prompts.jsonl").write_text(example)
     (tmp_path / "fox.png").write_bytes(TINY_PNG)
-    for line in to_run("On the command line"):
+    for line in COMMAND_LINE:
         name, *arguments = shlex.split(line)
         assert name == "resilient-imagen"
         with started(*arguments, cwd=tmp_path) as process:
@@ -121,9 +125,9 @@ def test_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)  # a demo, and more processes
 @pytest.mark.usefixtures("imagen_emulator")
 def test_commands_that_send_traces(shell: Shell, tmp_path: Path) -> None:
-    """The demo, one picture, and an application without a line of code for it."""
+    """The demo, one image, and an application without code for tracing send traces."""
     (tmp_path / "app.py").write_text(APPLICATION)
-    sending = [line for line in to_run("See it in Jaeger") if not line.startswith("curl")]
+    sending = [line for line in to_run(TELEMETRY) if not line.startswith("curl")]
     assert len(sending) == 3
     with collector() as traces:
         for line in sending:
@@ -135,7 +139,7 @@ def test_commands_that_send_traces(shell: Shell, tmp_path: Path) -> None:
 
 
 def pointing(query: str, otlp: str) -> dict[str, str]:
-    """What README says in words: where to send, and that a Jaeger keeps traces only."""
+    """Return the variables that the guide describes: where to send traces, and nothing else."""
     only_traces = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
     demo = {"JAEGER_URL": query, "JAEGER_OTLP_URL": otlp}
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp, **demo, **only_traces}
@@ -146,9 +150,9 @@ def pointing(query: str, otlp: str) -> dict[str, str]:
 @pytest.mark.timeout(400)
 def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
     """After a demo every search finds calls, both requests answer, the tuner has a recording."""
-    (demo,) = [line for line in to_run("See it in Jaeger") if "demo" in line]
-    by_pages, documented = [line for line in to_run("See it in Jaeger") if line.startswith("curl")]
-    (tune,) = [line for line in to_run("Tuning") if "--jaeger" in line]
+    (demo,) = [line for line in to_run(TELEMETRY) if "demo" in line]
+    by_pages, documented = [line for line in to_run(TELEMETRY) if line.startswith("curl")]
+    (tune,) = [line for line in to_run(TUNING) if "--jaeger" in line]
     with jaeger() as backend:
         shell(demo, **pointing(backend.url, backend.otlp))
         give_up = time.monotonic() + 60
@@ -162,7 +166,7 @@ def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
             tags = {tag["key"]: tag["value"] for span in trace["spans"] for tag in span["tags"]}
             assert tags["imagegen.fallback.cause"] == "circuit_open"
         assert json.loads(shell(documented.replace(QUERY, backend.url)))["result"]["resourceSpans"]
-        # README's service is an application's; the demo's is our own.
+        # The guide's service is an application's; the demo's is our own.
         told = shell(tune.replace(QUERY, backend.url).replace("book-reels", "resilient-imagen"))
         assert "# fast" in told
 
@@ -170,11 +174,11 @@ def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
 @pytest.mark.redis
 @pytest.mark.usefixtures("imagen_emulator")
 def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
-    """An application that has README's variable, and the command that shows what it shared."""
+    """With the guide's variable an application shares its state, and the command shows it."""
     (tmp_path / "app.py").write_text(APPLICATION)
-    (block,) = blocks("Several processes", "bash")
+    (block,) = DISTRIBUTED.samples("bash")
     name, _, url = block.strip().partition("=")
-    (line,) = to_run("Several processes")
+    (line,) = to_run(DISTRIBUTED)
     with redis_server("--requirepass", "password") as server:
         env = {name: url.replace("host:6379", f"127.0.0.1:{server.port}")}
         assert env[name] != url
@@ -201,8 +205,8 @@ def a_log(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("a_log")
 def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:
-    """Advice with a report, and the bill."""
-    tune, cost = [line for line in to_run("Tuning") if "--jaeger" not in line]
+    """The commands print recommendations, write a report, and add up the costs."""
+    tune, cost = [line for line in to_run(TUNING) if "--jaeger" not in line]
     told = shell(tune)
     for leaning in ("fast", "cheap"):
         assert f"# {leaning}" in told

@@ -21,18 +21,17 @@ from typing import Any
 import pytest
 from cli_kit import environment
 from ports import free_port
-from readme_kit import executed, python_blocks
+from readme_kit import LIBRARY, executed
 from redis_kit import RedisServer
 from trace_backends import collector
 
-import resilient_imagen
 from resilient_imagen import sync
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gunicorn and forks need POSIX")
 
-TEXT = (Path(resilient_imagen.__file__).parent / "README.md").read_text(encoding="utf-8")
-THREADS, DJANGO, CELERY, NOTEBOOK, AWAITING_NOTEBOOK = python_blocks(TEXT)
+THREADS, DJANGO, CELERY = LIBRARY.samples(heading="Threads, Django, Celery")
+NOTEBOOK, AWAITING_NOTEBOOK = LIBRARY.samples(heading="Notebooks")
 PATIENCE = 120.0
 """Seconds after which a server is taken for dead."""
 IPM = 600
@@ -463,8 +462,3 @@ def test_an_interrupted_cell(vendors: BackgroundEmulator, tmp_path: Path) -> Non
     cells = [textwrap.dedent(code), textwrap.dedent(state)]
     assert notebook(cells, tmp_path, settings(vendors), "interrupt") == ["KeyboardInterrupt", "0 0"]
     vendors.wait_until(lambda: vendors.google.in_flight == 0)
-
-
-def test_every_sample_is_run() -> None:
-    """A sample that is added to the guide needs a test here."""
-    assert len(python_blocks(TEXT)) == 5

@@ -1,0 +1,85 @@
+"""All guides: links, names and tables are correct, and every Python sample runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from cli_kit import python
+from readme_kit import GUIDES, Guide
+from readme_tables import TABLES, written_tables
+
+from resilient_imagen.telemetry import names
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+EVERY_GUIDE = pytest.mark.parametrize("guide", GUIDES.values(), ids=GUIDES.keys())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_those_of_the_code(name: str) -> None:
+    """Each generated table is in a guide, as the code generates it."""
+    assert set(written_tables()[name]) == {f"{TABLES[name]()}\n"}, "run readme_tables.py"
+
+
+@EVERY_GUIDE
+def test_links_lead_to_files_and_headings(guide: Guide) -> None:
+    """Every relative link names a file of the project and, after a #, a heading in it."""
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", guide.text):
+        file, _, anchor = target.partition("#")
+        path = (guide.path.parent / file).resolve() if file else guide.path
+        assert path.exists(), target
+        if anchor:
+            assert anchor in Guide(path).anchors, target
+
+
+@EVERY_GUIDE
+def test_variables_are_settings(guide: Guide) -> None:
+    """Every IMAGE_GEN_* variable that a guide names is a setting."""
+    known = set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)", TABLES["settings"]()))
+    assert set(re.findall(r"`(IMAGE_GEN_[A-Z_]+)\b", guide.text)) <= known
+
+
+@EVERY_GUIDE
+def test_attributes_are_those_of_telemetry(guide: Guide) -> None:
+    """Every name that begins with imagegen is one of telemetry's."""
+    known = {value for value in vars(names).values() if isinstance(value, str)}
+    named = re.findall(r"\bimagegen\.[a-z_]+(?:\.[a-z_]+)*", guide.text)
+    assert set(named) - {"imagegen.generate"} <= known
+
+
+@EVERY_GUIDE
+def test_json_samples_can_be_parsed(guide: Guide) -> None:
+    """Each line of a JSON sample is a JSON value."""
+    for sample in guide.samples("json"):
+        for line in sample.splitlines():
+            json.loads(line)
+
+
+RUNNER = """
+import ast, asyncio, inspect, json, sys
+
+names = {"__name__": "guide"}
+for number, sample in enumerate(json.loads(sys.argv[1]), 1):
+    code = compile(sample, f"sample {number}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(eval(code, names))
+    else:
+        exec(code, names)
+"""
+
+
+@EVERY_GUIDE
+@pytest.mark.usefixtures("imagen_emulator")
+def test_python_samples_run(guide: Guide, tmp_path: Path) -> None:
+    """All samples of a guide run one after the other in one program, with the emulator's keys.
+
+    What the functions that they define do is tested beside this file, guide by guide.
+    """
+    samples = guide.samples()
+    if not samples:
+        pytest.skip("no Python samples")
+    done = python("-c", RUNNER, json.dumps(samples), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
