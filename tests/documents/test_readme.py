@@ -82,7 +82,7 @@ def test_the_changelog_states_todays_defaults() -> None:
     settings = {
         name: default
         for line in TABLES["settings"]().splitlines()[2:]
-        for name, default in [re.findall(r"^\| `(\w+)`[^|]*\| ([^|]*) \|", line)[0]]
+        for name, default in [re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]*) \|", line)[0]]
     }
     rows = re.findall(r"^\| ((?:`IMAGE_GEN_\w+`(?:, )?)+) \| ([^|]*) \| ", section, re.MULTILINE)
     stated = {
