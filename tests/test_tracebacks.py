@@ -444,20 +444,10 @@ def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: 
 # -- what is kept in memory -----------------------------------------------------------------------
 
 
-_others: set[int] = set()
-"""Identities of the references that existed before a test: constants of other test modules."""
-
-
-@pytest.fixture(autouse=True)
-def _note_others() -> None:
-    _others.clear()
-    _others.update(id(each) for each in gc.get_objects() if type(each) is Reference)
-
-
 def alive() -> int:
     """Bytes of reference images of this test that anything still holds."""
     kinds = {Reference, CapturedExchange}
-    kept = [each for each in gc.get_objects() if type(each) in kinds and id(each) not in _others]
+    kept = [each for each in gc.get_objects() if type(each) in kinds]
     sending = [each for each in kept if type(each) is CapturedExchange and each.rewrite]
     return sum(len(each.data) for each in kept if type(each) is Reference) + len(sending)
 

@@ -17,10 +17,12 @@ class WatchedPrompt(str):
 
 @contextmanager
 def without_cycle_collector() -> Iterator[None]:
-    """Free memory by reference counts only."""
+    """Free memory by reference counts only, and let ``gc.get_objects`` return new objects only."""
     gc.collect()
+    gc.freeze()  # or each search would go through all objects of the process
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()
