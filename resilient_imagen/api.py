@@ -236,7 +236,8 @@ async def _as_dict(result: ImageResult) -> ImageDict:
     """Return the result's dict; encode in a thread, as large images take tens of milliseconds."""
     from resilient_imagen.images.base64_codec import encode_base64_async
 
-    return result.to_dict(image_base64=await encode_base64_async(result.image_bytes))
+    first, *more = [await encode_base64_async(each) for each in result.images]
+    return result.to_dict(image_base64=first, more_base64=more)
 
 
 @hide_frame_locals

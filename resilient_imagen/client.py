@@ -489,4 +489,6 @@ def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
             *call.reference_notes,
             *served.adapted.notes,
         ),  # telemetry shows the first
+        more_images=tuple(image.data for image in served.image.others),
+        n=call.request.n or 1,
     )

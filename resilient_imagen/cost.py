@@ -138,7 +138,7 @@ class CostLedger:
 
     def _add(self, attempt: Attempt, resolution: str) -> None:
         cost = None if attempt.usage is None else attempt.usage["cost_usd"]
-        delivered = attempt.reason is None
+        delivered = attempt.images if attempt.reason is None else 0
         self.images += delivered
         if cost is not None:
             self.cost_usd += cost
@@ -147,10 +147,10 @@ class CostLedger:
                 if known is None and len(self._delivered) < _MAX_MODELS:
                     known = self._delivered[attempt.model] = _Delivered()
                 if known is not None:
-                    known.images += 1
+                    known.images += delivered
                     known.cost_usd += cost
         elif delivered:
-            self.unpriced_images += 1
+            self.unpriced_images += delivered
         elif attempt.may_have_been_billed:
             price = self._usual_price(attempt.model, resolution)
             self.possibly_billed_requests += 1

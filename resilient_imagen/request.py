@@ -13,6 +13,7 @@ __all__ = [
     "ASPECT_RATIOS",
     "BACKGROUNDS",
     "MAX_IMAGES",
+    "MAX_SEED",
     "OUTPUT_FORMATS",
     "QUALITIES",
     "RESOLUTIONS",
@@ -50,7 +51,7 @@ MAX_IMAGES: Final = 10
 _MAX_PARTIAL_IMAGES: Final = 3
 """Partial images of one image; OpenAI's limit."""
 _MAX_COMPRESSION: Final = 100
-_MAX_SEED: Final = 2**31 - 1
+MAX_SEED: Final = 2**31 - 1
 """Gemini's seed is a signed 32-bit integer."""
 
 
@@ -62,6 +63,9 @@ class ImageOptions(TypedDict, total=False):
     that is not allowed raises InvalidRequestError before anything is sent.
     """
 
+    n: int | None
+    """Number of images, from 1 to 10. The first is requested like a single image; the others follow
+    on the route that served it. If fewer come, the call succeeds with those."""
     background: Background | None
     """``transparent`` (for PNG and WebP) or ``opaque``."""
     output_format: OutputFormat | None
@@ -71,7 +75,8 @@ class ImageOptions(TypedDict, total=False):
     """Quality of a JPEG or WebP in percent, from 0 to 100. Needs ``output_format``. If the vendor
     does not support it, the image is encoded again."""
     seed: int | None
-    """Seed of the model's random numbers, from 0 to 2**31 - 1."""
+    """Seed of the model's random numbers, from 0 to 2**31 - 1. Of several images, each one that is
+    requested by itself gets the next number."""
     quality: Quality | None
     """``low``, ``medium``, ``high``, ``xhigh``, ``max`` or ``auto``; None means
     IMAGE_GEN_OPENAI_QUALITY."""
@@ -146,7 +151,8 @@ class ImageRequest:
     output_compression: int | None = None
     """Quality of a JPEG or WebP image in percent, from 0 to 100."""
     seed: int | None = None
-    """Seed of the model's random numbers, from 0 to 2**31 - 1."""
+    """Seed of the model's random numbers, from 0 to 2**31 - 1. Of several images, each one that is
+    requested by itself gets the next number."""
     quality: Quality | None = None
     """The model's quality level; None means the provider's configured quality."""
     vendor_options: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
@@ -213,7 +219,7 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "n": (1, MAX_IMAGES),
     "output_compression": (0, _MAX_COMPRESSION),
-    "seed": (0, _MAX_SEED),
+    "seed": (0, MAX_SEED),
     "partial_images": (0, _MAX_PARTIAL_IMAGES),
 }
 

@@ -8,14 +8,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
     from resilient_imagen.reasons import Reason
 
-__all__ = ["Attempt", "DroppedReference", "ImageDict", "ImageInput", "ImageResult", "Usage"]
+__all__ = [
+    "Attempt",
+    "DroppedReference",
+    "EncodedImage",
+    "ImageDict",
+    "ImageInput",
+    "ImageResult",
+    "Usage",
+]
 
 
 class Usage(TypedDict):
@@ -38,6 +48,15 @@ class DroppedReference(TypedDict):
     why: str
 
 
+class EncodedImage(TypedDict):
+    """One of several delivered images."""
+
+    image_base64: str
+    """The encoded image in standard base64."""
+    mime_type: str
+    """Its true type, sniffed from the bytes."""
+
+
 class ImageDict(TypedDict):
     """One delivered image, as the drop-in functions return it; ready for JSON."""
 
@@ -58,6 +77,8 @@ class ImageDict(TypedDict):
     """Seconds the whole call took, queueing, retries and fallback included."""
     adjustments: list[str]
     """What was changed, in words."""
+    images: NotRequired[list[EncodedImage]]
+    """All delivered images, if more than one was requested; the first is ``image_base64``, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +100,16 @@ class Attempt:
     may_have_been_billed: bool = False
     """True if the request delivered an image or used tokens, or if the vendor may have completed
     it: no or a truncated response, a server error other than overload, or no token counts."""
+    images: int = 1
+    """Images that it delivered, if it succeeded."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One delivered image."""
+    """The delivered image, or several if more than one was requested."""
 
     image_bytes: bytes = field(repr=False)
-    """The encoded image."""
+    """The encoded image; the first one of several."""
     mime_type: str
     """Its true type, sniffed from the bytes."""
     provider: str
@@ -102,21 +125,34 @@ class ImageResult:
     """Seconds the whole call took, queueing, retries and fallback included."""
     adjustments: tuple[str, ...] = ()
     """Changes, one sentence each: cropping or padding of the image first, then of references."""
+    more_images: tuple[bytes, ...] = field(default=(), repr=False)
+    """The encoded further images, if more than one was requested."""
+    n: int = 1
+    """The number of images that were requested. Fewer may have been delivered."""
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """All delivered images, encoded; the first is ``image_bytes``."""
+        return (self.image_bytes, *self.more_images)
 
     @cached_property
     def image_base64(self) -> str:
         """The image in standard base64."""
         return base64.b64encode(self.image_bytes).decode("ascii")
 
-    def to_dict(self, *, image_base64: str | None = None) -> ImageDict:
+    def to_dict(
+        self, *, image_base64: str | None = None, more_base64: Sequence[str] | None = None
+    ) -> ImageDict:
         """Return the plain dict that the drop-in functions return.
 
         Args:
             image_base64: The image in base64, if the caller has it already: encoding 20 MB takes
                 some 40 ms and blocks the event loop.
+            more_base64: The further images in base64, likewise.
         """
-        return {
-            "image_base64": self.image_base64 if image_base64 is None else image_base64,
+        first = self.image_base64 if image_base64 is None else image_base64
+        found: ImageDict = {
+            "image_base64": first,
             "mime_type": self.mime_type,
             "provider": self.provider,
             "model": self.model,
@@ -127,6 +163,16 @@ class ImageResult:
             "latency_s": self.latency_s,
             "adjustments": list(self.adjustments),
         }
+        if self.n > 1:
+            from resilient_imagen.images.inspect import sniff_mime
+
+            if more_base64 is None:
+                more_base64 = [base64.b64encode(each).decode("ascii") for each in self.more_images]
+            found["images"] = [
+                EncodedImage(image_base64=encoded, mime_type=sniff_mime(data) or self.mime_type)
+                for encoded, data in zip((first, *more_base64), self.images, strict=True)
+            ]
+        return found
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the image to a file, replacing an existing file, and return the file's path.

@@ -139,7 +139,7 @@ def test_an_unknown_option_is_a_wrong_argument(asked: Asked) -> None:
     """A block reports it where it begins."""
     options: dict[str, Any] = {"colour": "red"}
     with (
-        pytest.raises(TypeError, match="'colour'; options are background"),
+        pytest.raises(TypeError, match="'colour'; options are n, background"),
         call_options(**options),
     ):
         pass

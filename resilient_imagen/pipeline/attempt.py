@@ -157,6 +157,7 @@ class AttemptExecutor:
             retry_after=None,
             usage=usage,
             may_have_been_billed=True,
+            images=1 + len(image.others),
         )
         call.record(attempt)
         event = AttemptEnded(

@@ -27,6 +27,7 @@ from resilient_imagen.pipeline.fallback import Fallback
 from resilient_imagen.pipeline.hedge import HedgeBudget
 from resilient_imagen.pipeline.outcome import AttemptFailure
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
+from resilient_imagen.pipeline.several_images import SeveralImages
 from resilient_imagen.pipeline.state import RouteState
 from resilient_imagen.ratelimit.limiter import QueueFullError
 from resilient_imagen.reasons import POLICIES, Reason
@@ -79,6 +80,7 @@ class Pipeline:
         self.budget: HedgeBudget = HedgeBudget(settings.hedge_budget)
         self.background: BackgroundRequests = BackgroundRequests()
         self._fallback = self._new_fallback()
+        self._several_images = SeveralImages(self._fallback.run)
 
     def _new_fallback(self) -> Fallback:
         """Return the stage across routes."""
@@ -124,7 +126,8 @@ class Pipeline:
             try:
                 async with timer:
                     await prepare()
-                    return await self._across_routes(call)
+                    served = await self._across_routes(call)
+                    return await self._several_images.complete(call, served, timer)
             except TimeoutError:
                 if not timer.expired():
                     raise

@@ -24,6 +24,7 @@ __all__ = [
     "check_provider",
     "endpoint_of",
     "send_request",
+    "supports",
 ]
 
 
@@ -155,10 +156,13 @@ class Provider(Protocol):
     The pipeline owns timeouts, retries, pacing and the breaker: a provider sends exactly one
     request per call, sets no timeout and lets cancellation through.
 
-    Three members are optional:
+    Four members are optional:
 
     - ``endpoint``: an ``Endpoint``. Without it the provider's name counts as the vendor.
     - ``async def warm_up(self) -> None``: does the set-up work of the first request in advance.
+    - ``supported_options``: the names of the request's options that ``generate`` supports. Only
+      with ``n`` in it is a request for several images sent once; other providers get one request
+      for each image. Only with ``mask`` in it is the provider asked first for an edit with a mask.
     - ``prompt_hints_for(request) -> PromptHints``: the text that ``generate`` adds to the prompt.
     """
 
@@ -209,6 +213,11 @@ def endpoint_of(provider: Provider) -> Endpoint:
     """Return the provider's endpoint, by default one whose vendor is the provider's name."""
     endpoint = getattr(provider, "endpoint", None)
     return endpoint if isinstance(endpoint, Endpoint) else Endpoint(provider.name)
+
+
+def supports(provider: Provider, option: str) -> bool:
+    """Return whether the provider states that it supports an option of the request."""
+    return option in getattr(provider, "supported_options", ())
 
 
 def account_id(api_key: str, base_url: str) -> str:

@@ -50,6 +50,7 @@ class OpenAIProvider(SdkProvider):
     telemetry_name = "openai"
     supported_options = frozenset(
         {
+            "n",
             "mask",
             "background",
             "output_format",

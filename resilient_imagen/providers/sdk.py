@@ -53,7 +53,8 @@ _OPTIONS: Final = (
     "mask", "background", "output_format", "output_compression", "seed", "quality",
     "partial_images",
 )  # fmt: skip
-"""Optional fields of a request that a vendor may not support."""
+"""Options of a request that are reported if the vendor does not support them. Several images (n)
+are requested one by one then."""
 
 _warmed_up: Final[set[type]] = set()
 """Provider classes whose SDK was warmed up in this process."""
@@ -111,7 +112,7 @@ class SdkProvider(ABC):
     default_base_url: ClassVar[str]
     """The vendor's address."""
     supported_options: ClassVar[frozenset[str]]
-    """The fields among ``_OPTIONS`` that the vendor supports."""
+    """The names of the request's options that the vendor supports."""
     protected_fields: ClassVar[frozenset[str]]
     """Fields of the vendor's request that ``vendor_options`` must not replace."""
 

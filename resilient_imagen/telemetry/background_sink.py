@@ -113,7 +113,7 @@ class BackgroundSink:
 def _bytes_in(event: Event) -> int:
     """Return the bytes of images and prompts that an event keeps in memory."""
     if isinstance(event, RequestEnded):
-        return 0 if event.result is None else len(event.result.image_bytes)
+        return 0 if event.result is None else sum(map(len, event.result.images))
     if isinstance(event, RequestStarted):
         request = event.request
         return len(request.prompt) + sum(len(reference.data) for reference in request.references)

@@ -13,6 +13,7 @@ from resilient_imagen import ImageOptions, ImageResult, InvalidRequestError
 from resilient_imagen.emulator import Emulator, faults
 from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.request import OUTPUT_FORMATS, OutputFormat
+from resilient_imagen.telemetry.events import AttemptEnded
 
 ROUTES = {"google": GOOGLE_ROUTE, "openai": OPENAI_ROUTE}
 
@@ -196,6 +197,57 @@ def test_a_quality_that_a_model_lacks_is_reported() -> None:
 
     result = on_wire(scenario, routes=(OPENAI_ROUTE,))
     assert result.adjustments == ("gpt-image-2 does not support quality max; high was used",)
+
+
+@pytest.mark.parametrize(
+    ("way", "requests"),
+    [("google", [None] * 4), ("openai", [4]), ("fallback", [None, 4])],
+)
+def test_several_images_are_one_request_at_openai_and_one_each_at_google(
+    way: str, requests: list[int | None]
+) -> None:
+    """All of them are delivered in the requested format, and paid."""
+
+    async def scenario(wire: Wire) -> ImageResult:
+        if way == "fallback":
+            wire.app.google.set(faults.overload())
+        result = await wire.client.generate("a fox", n=4, output_format="webp")
+        usages = [ended.attempt.usage for ended in wire.sink.of(AttemptEnded)]
+        for name in ("input_tokens", "output_tokens", "total_tokens"):
+            assert result.usage[name] == sum(usage[name] or 0 for usage in usages if usage)
+        assert [each.fields.get("n") for each in wire.sent] == requests
+        assert wire.client.snapshot()["images"] == 4
+        return result
+
+    result = on_wire(scenario, routes=(ROUTES[way],) if way in ROUTES else tuple(ROUTES.values()))
+    assert [sniff_mime(data) for data in result.images] == ["image/webp"] * 4
+    assert result.attempts == len(requests)
+    assert not any("images were delivered" in each for each in result.adjustments)
+
+
+def test_each_image_of_one_call_has_another_seed() -> None:
+    """The vendor would return the same image for the same seed; numbers start again at the end."""
+
+    async def scenario(wire: Wire) -> list[int]:
+        await wire.client.generate("a fox", n=3, seed=7)
+        await wire.client.generate("a fox", n=2, seed=2**31 - 1)
+        return [sent.json["generationConfig"]["seed"] for sent in wire.sent]
+
+    assert on_wire(scenario, routes=(GOOGLE_ROUTE,)) == [7, 8, 9, 2**31 - 1, 0]
+
+
+def test_fewer_images_from_openai_are_a_success_that_says_so() -> None:
+    """The vendor decides how many it delivers; nothing more is requested."""
+
+    async def scenario(wire: Wire) -> ImageResult:
+        wire.app.openai.fail(faults.answer("several_images"))
+        result = await wire.client.generate("a fox", n=4)
+        assert len(wire.sent) == 1
+        return result
+
+    result = on_wire(scenario, routes=(OPENAI_ROUTE,))
+    assert len(result.images) == 3
+    assert result.adjustments[0] == "3 of 4 images were delivered: openai returned no more"
 
 
 @pytest.mark.parametrize(

@@ -343,3 +343,14 @@ def test_a_wait_in_letters_that_fold_to_others_is_no_hint(delay: str) -> None:
     """The long s equals an s when case is ignored, and is no unit."""
     body = json.dumps({"error": {"message": f"Please try again in {delay}."}}).encode()
     assert VendorError.read(429, {}, body, "").hint in {None, 60}
+
+
+def test_several_images_are_delivered_without_those_that_are_broken() -> None:
+    """One that can be decoded is enough; all of them are billed."""
+    body = openai_body(data=[{"b64_json": "!"}, {"b64_json": PNG64}, {"b64_json": JPEG64}])
+    answer = openai_response.read_answer(body_of(json.dumps(body).encode()), "asked-model", 3)
+    assert [each.data for each in answer.images] == [PNG, JPEG]
+    assert answer.usage.billed_images == 3
+    broken = openai_body(data=[{"b64_json": "!"}, {"b64_json": "?"}])
+    with pytest.raises(ResponseError):
+        openai_response.read_answer(body_of(json.dumps(broken).encode()), "asked-model", 2)

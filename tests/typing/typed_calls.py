@@ -209,6 +209,10 @@ async def options_are_the_same_everywhere(
 ) -> None:
     await generate_image("a fox", resolution="4K", seed=7, quality="xhigh", output_format="png")
     await generate_image("a fox", background="transparent", output_format=None)
+    several = await generate_image("a fox", n=4)
+    if "images" in several:
+        assert_type(several["images"][0]["mime_type"], str)
+    assert_type((await client.generate("a fox", n=4)).images, tuple[bytes, ...])
     await generate_image_with_references("a fox", [], output_format="jpeg", output_compression=80)
     await edit_image(b"png", "more red", vendor_options={"openai": {"input_fidelity": "high"}})
     await client.generate("a fox", seed=7)
@@ -222,6 +226,7 @@ async def options_are_the_same_everywhere(
 async def options_take_nothing_else(client: ImageClient) -> None:
     await generate_image("a fox", background="blue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", output_format="gif")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", n="4")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await edit_image(b"png", "x", quality="best")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generate("a fox", seed="7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,354 @@
+"""Several images in one call: what is sent, delivered, paid and reported, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline_kit import FAST, CancelAtStep, PipelineScenario, now, run_scenario
+
+from resilient_imagen import ImageGenerationError, ImageResult, InvalidRequestError, Reason
+from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted, RequestEnded
+from resilient_imagen.testing import TINY_PNG, _Step
+
+COST = 0.134
+_OK = _Step(1.0, None)
+
+
+async def after_the_first(world: PipelineScenario, **options: Any) -> asyncio.Task[ImageResult]:
+    """Start a call and return when its first request is in flight."""
+    task = asyncio.create_task(world.ask(**options))
+    await asyncio.sleep(0.5)
+    return task
+
+
+def assert_paid(world: PipelineScenario, images: int) -> None:
+    snapshot = world.client.snapshot()
+    assert snapshot["images"] == images
+    assert snapshot["cost_usd"] == pytest.approx(images * COST)
+
+
+def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> None:
+    """All images are delivered, and the result has the sums of requests, tokens and cost."""
+
+    async def scene(world: PipelineScenario) -> None:
+        result = await world.ask(n=4)
+
+        assert [sent.at for sent in world.google.sent] == pytest.approx([0, 1, 1, 1], abs=0.1)
+        assert [sent.request.n for sent in world.google.sent] == [4, None, None, None]
+        assert result.images == (TINY_PNG,) * 4
+        assert (result.image_bytes, result.n, result.attempts) == (TINY_PNG, 4, 4)
+        assert result.usage["output_tokens"] == 400
+        assert result.usage["cost_usd"] == pytest.approx(4 * COST)
+        assert result.adjustments == ()
+        assert_paid(world, 4)
+        assert world.told.last(RequestEnded).attempts == 4
+        assert len({sent.call_id for sent in world.told.of(AttemptStarted)}) == 1
+        assert len(world.told.of(AttemptEnded)) == 4
+
+    run_scenario(scene, **FAST)
+
+
+def test_the_dict_has_all_images_if_more_than_one_was_requested() -> None:
+    """The first is also where it always is; a call for one image gets the dict of today."""
+
+    async def scene(world: PipelineScenario) -> None:
+        one, several = (await world.ask(n=1)).to_dict(), (await world.ask(n=2)).to_dict()
+        assert "images" not in one
+        assert (
+            several["images"]
+            == [{"image_base64": one["image_base64"], "mime_type": "image/png"}] * 2
+        )
+        assert several["image_base64"] == one["image_base64"]
+        assert several.keys() - one.keys() == {"images"}
+
+    run_scenario(scene, **FAST)
+
+
+def test_each_is_paced_and_takes_a_slot() -> None:
+    """Others wait for the places of a minute like any other request."""
+
+    async def scene(world: PipelineScenario) -> None:
+        assert len((await world.ask(n=3)).images) == 3
+        assert [sent.at for sent in world.google.sent] == pytest.approx([0, 10, 20], abs=0.1)
+        assert world.told.last(RequestEnded).queue_s == pytest.approx(19, abs=0.1)
+
+        await asyncio.sleep(60)
+        world.google.latency = 15.0
+        world.google.max_in_flight = 0
+        assert len((await world.ask(n=4)).images) == 4
+        assert world.google.max_in_flight == 2
+
+    run_scenario(scene, ipm=6, max_concurrent=2)
+
+
+def test_fewer_images_than_requested_are_a_success_that_says_so() -> None:
+    """Of four two fail: two are delivered and paid, and the reasons are in the adjustments."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=4)
+        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        world.google.fail(Reason.CONTENT_BLOCKED, times=1)
+        result = await task
+
+        assert len(result.images) == 2
+        assert result.attempts == 4
+        assert result.adjustments == ("2 of 4 images were delivered: content_blocked, overloaded",)
+        assert result.usage["cost_usd"] == pytest.approx(2 * COST)
+        assert_paid(world, 2)
+        assert result.fallback_reason is None
+        assert not world.openai.sent
+        assert result.to_dict()["images"][1]["mime_type"] == "image/png"
+
+    run_scenario(scene, **FAST, max_retries=0)
+
+
+def test_others_are_retried_on_their_route() -> None:
+    """They are retried by the same rules, and do not fall back."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=3)
+        world.google.fail(Reason.OVERLOADED, status=503, times=2)
+        result = await task
+        assert len(result.images) == 3
+        assert result.attempts == 5
+        assert world.told.last(RequestEnded).retries == 2
+        assert world.told.last(RequestEnded).backoff_s < 5
+        assert not world.openai.sent
+
+    run_scenario(scene, **FAST)
+
+
+def test_others_come_from_the_route_that_served_the_first() -> None:
+    """After a fallback nothing more is asked of the first route."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, status=503)
+        result = await world.ask(n=3)
+        assert (result.provider, len(result.images)) == ("openai", 3)
+        assert result.fallback_reason is Reason.OVERLOADED
+        assert (len(world.google.sent), len(world.openai.sent)) == (1, 3)
+
+    run_scenario(scene, **FAST, max_retries=0)
+
+
+@pytest.mark.parametrize("probes", [1, 2])
+def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> None:
+    """The others follow when the breaker lets them through: all are delivered."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.client.breakers["google:gemini-3-pro-image"].open_for(60, cause=None, summary=None)
+        await asyncio.sleep(70)
+        result = await world.ask(n=4)
+        assert (result.provider, len(result.images)) == ("google", 4)
+        assert [sent.at for sent in world.google.sent] == sorted(
+            sent.at for sent in world.google.sent
+        )
+        assert world.google.sent[1].at >= world.google.sent[0].at + 1
+        assert world.breaker() == "closed"
+        assert [sent.probe for sent in world.told.of(AttemptStarted)].count(True) >= 1
+        assert world.idle()
+
+    run_scenario(scene, **FAST, breaker_half_open_calls=probes)
+
+
+def test_a_probe_of_another_call_is_waited_for() -> None:
+    """A breaker that is half-open after the first image delays the others; none is dropped."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=3)
+        breaker = world.client.breakers["google:gemini-3-pro-image"]
+        breaker.open_for(0.1, cause=None, summary=None)
+        result = await task
+        assert len(result.images) == 3
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_breaker_that_opens_stops_the_others() -> None:
+    """Requests that wait behind failures are not sent; the result names both reasons."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=10)
+        world.google.fail(Reason.OVERLOADED, status=503)
+        result = await task
+        assert len(result.images) == 1
+        assert result.adjustments == ("1 of 10 images were delivered: circuit_open, overloaded",)
+        assert 4 <= len(world.google.sent) < 10
+        assert world.breaker() == "open"
+        assert world.idle()
+
+    run_scenario(scene, **FAST, max_retries=0, max_concurrent=3, breaker_fail_max=3)
+
+
+def test_a_deadline_that_holds_two_images_delivers_two() -> None:
+    """The third is cancelled in time and may have been billed; the fourth leaves the queue."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.latency = 10.0
+        async with asyncio.timeout(25):  # the caller's own, which must not be missed
+            result = await world.ask(n=4, deadline=25)
+        assert len(result.images) == 2
+        assert (result.attempts, len(world.google.sent)) == (3, 3)
+        assert result.adjustments == ("2 of 4 images were delivered: deadline, saturated",)
+        assert result.latency_s < 25
+        ended = world.told.of(AttemptEnded)
+        assert [each.reason for each in ended] == [None, None, Reason.DEADLINE]
+        assert_paid(world, 2)
+        assert world.client.snapshot()["maybe_billed"]["requests"] == 1
+        assert world.told.last(RequestEnded).outcome == "success"
+        assert world.idle()
+
+    run_scenario(scene, **FAST, max_concurrent=1)
+
+
+def test_no_further_image_is_requested_when_no_time_is_left() -> None:
+    """The first image came just in time, and is delivered."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.OVERLOADED, latency=0.0, status=503)
+        result = await world.ask(n=4, deadline=2.03)
+        assert (len(result.images), len(world.openai.sent)) == (1, 1)
+        assert result.adjustments == ("1 of 4 images were delivered: deadline",)
+
+    run_scenario(scene, **FAST, max_retries=0)
+
+
+def test_a_client_that_is_closed_delivers_the_images_that_have_come() -> None:
+    """Nothing goes on afterwards."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=3)
+        world.google.hang()
+        await asyncio.sleep(1)
+        assert world.google.in_flight == 2
+        closed_at = now()
+        await world.client.aclose()
+        result = await task
+        assert now() == pytest.approx(closed_at, abs=0.1)
+        assert len(result.images) == 1
+        assert result.adjustments == ("1 of 3 images were delivered: cancelled",)
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
+
+
+def test_a_local_bug_surfaces_unchanged() -> None:
+    """It is not mistaken for an image that is missing; the other requests are ended."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=3)
+        world.google.crash(ZeroDivisionError("ours"), times=1).hang()
+        with pytest.raises(ZeroDivisionError, match="ours"):
+            await task
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
+
+
+def test_an_exception_that_ends_the_program_reaches_the_caller() -> None:
+    """It does not leave the event loop from a task."""
+
+    async def scene(world: PipelineScenario) -> None:
+        task = await after_the_first(world, n=3)
+        world.google.crash(SystemExit(3), times=1).hang()
+        with pytest.raises(SystemExit):
+            await task
+        assert world.idle()
+
+    with pytest.raises(SystemExit):
+        run_scenario(scene, **FAST)
+
+
+@pytest.mark.parametrize("script", ["healthy", "failing", "hanging"])
+@pytest.mark.parametrize("deadline", [None, 25.0])
+def test_cancelled_at_every_await_nothing_leaks(script: str, deadline: float | None) -> None:
+    """The caller gets its cancellation, and no request, slot, permit or task is left."""
+
+    async def scene(world: PipelineScenario) -> None:
+        for step in range(1, 400):
+            world.google.heal()
+            if script == "failing":
+                world.google._steps.append(_OK)
+                world.google.fail(Reason.OVERLOADED, times=2)
+            elif script == "hanging":
+                world.google._steps.append(_OK)
+                world.google.hang(times=1)
+            canceller = CancelAtStep(step)
+            task = await canceller.run(world.ask(n=3, deadline=deadline or 40))
+            assert world.idle(), step
+            assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()], step
+            await asyncio.sleep(1300)
+            if canceller.steps < step:
+                assert task.exception() is None
+                break
+            # A cancellation that comes with the result may be too late.
+            assert task.cancelled() or task.exception() is None
+        assert 5 < step < 399
+        assert len((await world.ask(n=3)).images) == 3
+
+    run_scenario(scene, **FAST)
+
+
+@given(
+    st.lists(st.sampled_from(["ok", "slow", "fail", "block", "hang"]), min_size=10, max_size=10),
+    st.integers(1, 5),
+    st.sampled_from([None, 3.0, 30.0]),
+    st.sampled_from([None, 0.5, 1.5, 6.0]),
+)
+def test_whatever_happens_everything_is_accounted_for(
+    outcomes: list[str], n: int, deadline: float | None, leaves_after: float | None
+) -> None:
+    """Images and requests of the result are those that the provider saw, and nothing is held."""
+
+    async def scene(world: PipelineScenario) -> None:
+        google = world.google
+        for outcome in outcomes:
+            if outcome in {"ok", "slow"}:
+                google._steps.append(_Step(1.0 if outcome == "ok" else 5.0, None))
+            elif outcome == "hang":
+                google.hang(times=1)
+            else:
+                reason = Reason.OVERLOADED if outcome == "fail" else Reason.CONTENT_BLOCKED
+                google.fail(reason, times=1)
+        task = asyncio.create_task(world.ask(n=n, deadline=deadline or 60))
+        if leaves_after is not None:
+            await asyncio.wait({task}, timeout=leaves_after)
+            task.cancel()
+        await asyncio.wait({task})
+        assert world.idle()
+        assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        sent = len(google.sent) + len(world.openai.sent)
+        ended = world.told.of(AttemptEnded)
+        assert len(ended) == sent
+        delivered = [each for each in ended if each.reason is None]
+        assert world.client.snapshot()["images"] == len(delivered)
+        if task.cancelled():
+            assert leaves_after is not None
+        elif (error := task.exception()) is not None:
+            assert isinstance(error, ImageGenerationError)
+            assert len(error.attempts) == sent
+        else:
+            result = task.result()
+            assert result.attempts == sent
+            assert len(result.images) == len(delivered)
+            short = [each for each in result.adjustments if "images were delivered" in each]
+            assert bool(short) == (len(result.images) < n)
+
+    run_scenario(scene, **FAST, max_retries=1)
+
+
+@pytest.mark.parametrize("n", [0, 11, 1.5, True, "4"])
+def test_a_number_that_is_not_allowed_is_refused(n: Any) -> None:
+    """Nothing is sent."""
+
+    async def scene(world: PipelineScenario) -> None:
+        with pytest.raises(InvalidRequestError, match=r"^n "):
+            await world.ask(n=n)
+        assert not world.google.sent
+
+    run_scenario(scene, **FAST)
