@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from resilient_imagen.request import (
         AspectRatio,
+        EditOptions,
         ImageOptions,
         ImageRequest,
         PartialImage,
@@ -78,6 +79,7 @@ __all__ = [
     "ContentBlockedError",
     "DeadlineExceededError",
     "DroppedReference",
+    "EditOptions",
     "Endpoint",
     "ImageClient",
     "ImageDict",
@@ -128,6 +130,7 @@ _LAZY = {
     "AspectRatio": "resilient_imagen.request",
     "Attempt": "resilient_imagen.result",
     "DroppedReference": "resilient_imagen.result",
+    "EditOptions": "resilient_imagen.request",
     "Endpoint": "resilient_imagen.providers.base",
     "ImageClient": "resilient_imagen.client",
     "ImageDict": "resilient_imagen.result",

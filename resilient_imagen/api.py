@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, TypeGuard, Unpack, cast
+from typing import TYPE_CHECKING, Final, TypeGuard, TypeVar, Unpack, cast
 from weakref import WeakSet
 
 from resilient_imagen.errors import DeadlineExceededError
 from resilient_imagen.images.worker_pool import off_loop
-from resilient_imagen.request import ImageOptions, check_option_names
+from resilient_imagen.request import EditOptions, ImageOptions, check_option_names
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
@@ -40,16 +40,19 @@ __all__ = [
 ]
 
 
+_O = TypeVar("_O", bound=ImageOptions)
+
+
 @dataclass(frozen=True, slots=True)
 class _Options:
     deadline: float | None = None
     on_start: OnStart | None = None
     request: ImageOptions = field(default_factory=ImageOptions)
 
-    def override(self, options: ImageOptions) -> ImageOptions:
+    def override(self, options: _O) -> _O:
         """Return the block's options, replaced by those that a call or an inner block requests."""
         requested = {name: value for name, value in options.items() if value is not None}
-        return cast("ImageOptions", {**self.request, **requested})
+        return cast("_O", {**self.request, **requested})
 
 
 _NO_OPTIONS = _Options()
@@ -334,7 +337,7 @@ async def edit_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
-    **options: Unpack[ImageOptions],
+    **options: Unpack[EditOptions],
 ) -> ImageDict:
     """Change an image as the feedback says; see ``generate_image``.
 
@@ -348,7 +351,7 @@ async def edit_image(
         on_start: Called once, when the first request is about to be sent.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
-        options: See ``ImageOptions``.
+        options: See ``EditOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.

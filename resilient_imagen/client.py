@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from resilient_imagen import models
 from resilient_imagen.candidate import CandidateEvaluator
@@ -30,10 +30,16 @@ from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers import collect_providers
-from resilient_imagen.providers.base import endpoint_of
+from resilient_imagen.providers.base import endpoint_of, supports
 from resilient_imagen.providers.vendor_options import check_protected_fields, check_vendors
 from resilient_imagen.references.loading import load_references
-from resilient_imagen.request import ImageOptions, ImageRequest, check_option_names
+from resilient_imagen.references.masks import load_mask
+from resilient_imagen.request import (
+    EditOptions,
+    ImageOptions,
+    ImageRequest,
+    check_option_names,
+)
 from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.telemetry import default_sinks
@@ -201,7 +207,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
-        **options: Unpack[ImageOptions],
+        **options: Unpack[EditOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
 
@@ -215,15 +221,17 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once, when the first request is about to be sent.
-            options: See ``ImageOptions``.
+            options: See ``EditOptions``.
 
         Raises:
-            InvalidRequestError: The image cannot be read.
+            InvalidRequestError: The image or the mask cannot be read, or no route supports a mask.
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
         """
-        check_option_names(options, ImageOptions)
-        request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **options)
-        return await self._serve(request, [image], model, deadline, on_start)
+        check_option_names(options, EditOptions)
+        mask = options.pop("mask", None)
+        others = cast("ImageOptions", options)
+        request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **others)
+        return await self._serve(request, [image], model, deadline, on_start, mask)
 
     async def _serve(
         self,
@@ -232,14 +240,15 @@ class ImageClient:
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
+        mask: ImageInput | None = None,
     ) -> ImageResult:
         if self._closed:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
-        call = self._open(request, model, deadline, on_start)
+        call = self._open(request, model, deadline, on_start, masked=mask is not None)
         self._dispatcher.emit(call.started_event())
         try:
-            prepare = partial(self._prepare, call, references)
+            prepare = partial(self._prepare, call, references, mask)
             served = await self._pipeline.run(call, prepare, self._in_flight)
             result = _result(call, served)
         except BaseException as error:
@@ -289,13 +298,18 @@ class ImageClient:
     def _warn(self, code: str, message: str) -> None:
         self._dispatcher.emit(OperatorWarning(code=code, message=message))
 
-    async def _prepare(self, call: CallState, references: Sequence[ImageInput]) -> None:
+    async def _prepare(
+        self, call: CallState, references: Sequence[ImageInput], mask: ImageInput | None
+    ) -> None:
         if self._coordinator is not None:
             with call.spending("connecting to Redis"):
                 await self._join(call.deadline.at)
         if references:
             with call.spending("reading reference images"):
                 await self._load(call, references)
+        if mask is not None:
+            with call.spending("reading the mask"):
+                await self._load_mask(call, mask)
 
     def _open(
         self,
@@ -303,6 +317,8 @@ class ImageClient:
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
+        *,
+        masked: bool,
     ) -> CallState:
         if on_start is not None and not callable(on_start):
             raise InvalidRequestError("on_start must be callable, or None")
@@ -310,10 +326,11 @@ class ImageClient:
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
         self._check_vendor_options(request)
+        routes = self._routing.routes_for(model)
         return CallState(
             id=new_id(),
             request=request,
-            routes=self._routing.routes_for(model),
+            routes=_mask_routes(routes) if masked else routes,
             started=started,
             deadline=Deadline.after(seconds, started),
             on_start=OnStartHook(on_start),
@@ -360,6 +377,17 @@ class ImageClient:
             self._dispatcher.emit(
                 ReferencesChanged(call_id=call.id, dropped=loaded.dropped, notes=loaded.notes)
             )
+
+    async def _load_mask(self, call: CallState, mask: ImageInput) -> None:
+        """Read the mask, in a quarter of the time that is left at most, and fit it to the image."""
+        loaded = await load_mask(
+            mask,
+            call.request.references[0],
+            limits=self._routing.image_limits,
+            fetch=self._url_fetcher(),
+            seconds=call.deadline.remaining(asyncio.get_running_loop().time()) / 4,
+        )
+        call.request = replace(call.request, mask=loaded)
 
     def _url_fetcher(self) -> Fetcher:
         if self._fetcher is None:
@@ -468,6 +496,21 @@ def _checked_deadline(seconds: float | None) -> float:
     if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
         raise InvalidRequestError("deadline must be a number of seconds above zero, or None")
     return seconds
+
+
+def _mask_routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """Return the routes for an edit with a mask: those that support masks first.
+
+    Raises:
+        InvalidRequestError: No route supports masks.
+    """
+    able = tuple(route for route in routes if supports(route.provider, "mask"))
+    if not able:
+        raise InvalidRequestError(
+            f"mask is supported by none of the routes {', '.join(route.name for route in routes)}; "
+            "add one of openai to IMAGE_GEN_ROUTES"
+        )
+    return (*able, *(route for route in routes if route not in able))
 
 
 def _result(call: CallState, served: AttemptSuccess) -> ImageResult:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from resilient_imagen.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from resilient_imagen.result import ImageInput
 
 __all__ = [
     "ASPECT_RATIOS",
@@ -19,6 +22,7 @@ __all__ = [
     "RESOLUTIONS",
     "AspectRatio",
     "Background",
+    "EditOptions",
     "ImageOptions",
     "ImageRequest",
     "Operation",
@@ -83,6 +87,14 @@ class ImageOptions(TypedDict, total=False):
     vendor_options: Mapping[str, Mapping[str, Any]] | None
     """Further JSON fields of a vendor's request, like ``{"openai": {"moderation": "low"}}``. They
     cannot replace key, model, prompt or number of images."""
+
+
+class EditOptions(ImageOptions, total=False):
+    """Options of an edit."""
+
+    mask: ImageInput | None
+    """An image of the size of the edited one, whose transparent pixels mark the area to change.
+    Routes that support masks are asked first; without any the call raises InvalidRequestError."""
 
 
 def check_option_names(options: Mapping[str, object], allowed: type) -> None:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker.types import BreakerMetrics, BreakerSnapshot, Transition
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.providers.base import Provider
-    from resilient_imagen.request import AspectRatio, ImageOptions, Resolution
+    from resilient_imagen.request import AspectRatio, EditOptions, ImageOptions, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
     from resilient_imagen.settings import Settings
     from resilient_imagen.snapshots import Snapshot
@@ -166,7 +166,7 @@ def edit_image(
     *,
     on_start: OnStart | None = None,
     deadline: float | None = None,
-    **options: Unpack[ImageOptions],
+    **options: Unpack[EditOptions],
 ) -> ImageDict:
     """Change an image as the feedback says; see ``generate_image``.
 
@@ -179,7 +179,7 @@ def edit_image(
         model: Replaces the first route's model.
         on_start: Called once in this thread, when the first request is about to be sent.
         deadline: Seconds for the whole call, as in ``generate_image``.
-        options: See ``ImageOptions``.
+        options: See ``EditOptions``.
 
     Raises:
         ImageGenerationError: As ``generate_image``; a ValueError when the image cannot be read.
@@ -350,7 +350,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
-        **options: Unpack[ImageOptions],
+        **options: Unpack[EditOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
 
@@ -364,7 +364,7 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once in this thread, when the first request is about to be sent.
-            options: See ``ImageOptions``.
+            options: See ``EditOptions``.
 
         Raises:
             InvalidRequestError: The image cannot be read.

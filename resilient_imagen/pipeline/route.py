@@ -197,7 +197,12 @@ class Route:
 
             references, notes = await shrink_to_total(references, most, max_bytes=each)
         if references is not request.references:
-            request = replace(request, references=references)
+            mask = request.mask
+            if mask is not None and references[0] is not request.references[0]:
+                from resilient_imagen.references.masks import fit_mask
+
+                mask = await fit_mask(mask, references[0])
+            request = replace(request, references=references, mask=mask)
         return AdaptedRequest(request, dropped, (*notes, *more), hints)
 
     def _hints_for(self, request: ImageRequest) -> PromptHints | None:

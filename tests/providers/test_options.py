@@ -6,8 +6,10 @@ import base64
 from typing import Any
 
 import pytest
+from images_samples import encoded, noise, opened
+from PIL import Image
 from providers_kit import PNG
-from wire_kit import GOOGLE_ROUTE, OPENAI_ROUTE, Wire, on_wire
+from wire_kit import GOOGLE_ROUTE, OPENAI_ROUTE, Sent, Wire, on_wire
 
 from resilient_imagen import ImageOptions, ImageResult, InvalidRequestError
 from resilient_imagen.emulator import Emulator, faults
@@ -248,6 +250,87 @@ def test_fewer_images_from_openai_are_a_success_that_says_so() -> None:
     result = on_wire(scenario, routes=(OPENAI_ROUTE,))
     assert len(result.images) == 3
     assert result.adjustments[0] == "3 of 4 images were delivered: openai returned no more"
+
+
+def _mask(width: int = 64, height: int = 64, alpha: int = 0, kind: str = "PNG") -> bytes:
+    """Return a mask whose left half has this alpha value."""
+    picture = Image.new("RGBA", (width, height), (9, 9, 9, 255))
+    picture.paste((200, 0, 0, alpha), (0, 0, width // 2, height))
+    return encoded(picture, kind)
+
+
+def _edited(width: int = 64, height: int = 64) -> bytes:
+    return encoded(Image.new("RGB", (width, height), "blue"), "PNG")
+
+
+@pytest.mark.parametrize(("down", "served"), [(None, "openai"), ("openai", "google")])
+def test_routes_that_support_a_mask_are_asked_first(down: str | None, served: str) -> None:
+    """The others follow, and the result says that the mask was not used."""
+
+    async def scenario(wire: Wire) -> tuple[ImageResult, list[Sent]]:
+        if down is not None:
+            getattr(wire.app, down).set(faults.overload())
+        return await wire.client.edit(_edited(), "more red", mask=_mask()), wire.sent
+
+    result, sent = on_wire(scenario)
+    assert result.provider == served
+    assert ("google does not support mask" in result.adjustments) == (served == "google")
+    (mask,) = (part for part in sent[0].form if part.name == "mask")
+    assert (mask.filename, mask.mime_type) == ("mask.png", "image/png")
+    alpha = opened(mask.data).getchannel("A")
+    assert (alpha.getpixel((0, 0)), alpha.getpixel((63, 63))) == (0, 255)
+
+
+def test_a_mask_needs_a_route_that_supports_it() -> None:
+    """Otherwise nothing is sent, and the error names the routes."""
+
+    async def scenario(wire: Wire) -> None:
+        with pytest.raises(InvalidRequestError, match="none of the routes google:gemini-3-pro"):
+            await wire.client.edit(_edited(), "more red", mask=_mask())
+        assert wire.sent == []
+
+    on_wire(scenario, routes=(GOOGLE_ROUTE,))
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (_mask(alpha=1), "mask has no fully transparent pixels"),
+        (encoded(Image.new("RGB", (64, 64)), "JPEG"), "mask has no fully transparent pixels"),
+        (_mask(64, 48), "mask is 64x48 pixels and the image 64x64; make the mask as large"),
+        (b"rubbish", "mask is not an image"),
+        (3, "mask is of type int, not an image"),
+    ],
+    ids=["opaque", "jpeg", "other-size", "rubbish", "int"],
+)
+def test_a_mask_that_cannot_be_used_is_refused_before_anything_is_sent(
+    mask: Any, text: str
+) -> None:
+    """The error says what is wrong with it."""
+
+    async def scenario(wire: Wire) -> None:
+        with pytest.raises(InvalidRequestError) as caught:
+            await wire.client.edit(_edited(), "more red", mask=mask)
+        assert text in str(caught.value)
+        assert wire.sent == []
+
+    on_wire(scenario)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_mask_gets_the_size_of_the_image_that_is_sent(kind: str) -> None:
+    """An image that is made smaller takes its mask with it."""
+
+    async def scenario(wire: Wire) -> Sent:
+        photo = encoded(noise(1200, 800), "PNG")
+        await wire.client.edit(photo, "more red", mask=_mask(600, 400, kind=kind))
+        return wire.sent[0]
+
+    for limit, shrunk in ((None, False), (0.5, True)):
+        form = on_wire(scenario, max_reference_mb=limit).form
+        sizes = [opened(part.data).size for part in form if part.filename is not None]
+        assert sizes[0] == sizes[1]
+        assert (sizes[0] != (1200, 800)) == shrunk
 
 
 @pytest.mark.parametrize(

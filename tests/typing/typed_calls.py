@@ -216,6 +216,9 @@ async def options_are_the_same_everywhere(
     await generate_image_with_references("a fox", [], output_format="jpeg", output_compression=80)
     await edit_image(b"png", "more red", vendor_options={"openai": {"input_fidelity": "high"}})
     await client.generate("a fox", seed=7)
+    await client.edit(b"png", "more red", mask=Path("mask.png"), n=2)
+    await edit_image(b"png", "more red", mask=b"png")
+    sync.edit_image(b"png", "more red", mask={"image_base64": "…"})
     await client.edit(b"png", "more red", **chosen)
     sync.generate_image("a fox", seed=7)
     sync.edit_image(b"png", "more red", background="opaque")
@@ -227,6 +230,8 @@ async def options_take_nothing_else(client: ImageClient) -> None:
     await generate_image("a fox", background="blue")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", output_format="gif")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", n="4")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", mask=b"png")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await client.edit(b"png", "more red", mask=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await generate_image("a fox", colour="red")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await edit_image(b"png", "x", quality="best")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await client.generate("a fox", seed="7")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
