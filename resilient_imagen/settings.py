@@ -255,7 +255,7 @@ class Settings(BaseSettings):
         3,
         validation_alias=_variable("IMAGE_GEN_HEDGE_PROBE_AFTER"),
         description="Seconds after which the caller whose request is a probe starts the next route "
-        "beside it; empty: only after the probe has failed.",
+        "beside it; off: only after the probe has failed.",
     )
     hedge_after: HedgeDelay = Field(
         None,

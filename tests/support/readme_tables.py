@@ -74,7 +74,7 @@ def settings_table(fields: Iterable[str] = Settings.model_fields) -> str:
 def _default(name: str, value: object) -> str:
     if name == "openai_ipm":
         return "as `IMAGE_GEN_IPM`"
-    if value is None or value == ():
+    if value in (None, (), {}):
         return "–"  # noqa: RUF001 - typography, as in every table
     if isinstance(value, bool):
         return str(value).lower()
