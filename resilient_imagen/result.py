@@ -180,44 +180,64 @@ class ImageResult:
         The image is converted if the extension is png, jpg, jpeg or webp and the image has another
         type (the vendor chooses the type, so a fallback may change it). A path without an extension
         gets the extension of the image's type. An image that cannot be converted is written
-        unchanged.
+        unchanged. Further images are written beside it: ``fox.png``, ``fox-2.png``, ``fox-3.png``.
 
         Converting a large image blocks for up to seconds; with an event loop, call it in a thread:
         ``await asyncio.to_thread(result.save, path)``.
 
         Raises:
-            ValueError: The extension is neither one of these nor that of the image's own type;
-                nothing is written.
+            ValueError: The extension is neither one of these nor that of the image's own type, or
+                several images would go to a device; nothing is written.
             OSError: The file cannot be written.
         """
         from resilient_imagen.images import convert
+        from resilient_imagen.images.inspect import sniff_mime
 
         target = Path(path)
-        if target.is_file() or not target.exists():  # the path of a device or pipe is not changed
-            target = convert.path_for(target, self.mime_type)
-        data, _ = convert.as_named(self.image_bytes, self.mime_type, target)
-        target.write_bytes(data)
-        return target
+        is_device = target.exists() and not target.is_file()  # a device's or pipe's path is kept
+        if is_device and self.more_images:
+            raise ValueError(f"cannot save {len(self.images)} images to {target}: it is no file")
+        others = [sniff_mime(data) or self.mime_type for data in self.more_images]
+        types = [self.mime_type, *others]
+        paths = [
+            target if is_device else convert.path_for(convert.numbered(target, number), mime_type)
+            for number, mime_type in enumerate(types, start=1)
+        ]
+        for each, data, mime_type in zip(paths, self.images, types, strict=True):
+            each.write_bytes(convert.as_named(data, mime_type, each)[0])
+        return paths[0]
 
-    def to_pil(self) -> Image:
+    def to_pil(self, index: int = 0) -> Image:
         """Decode the image to a Pillow image, with its EXIF orientation applied.
 
         A large image blocks for up to seconds; with an event loop, call it in a thread.
 
+        Args:
+            index: The place of the image in ``images``, from 0.
+
         Raises:
             ValueError: The image is damaged, or of a type that Pillow does not read.
+            IndexError: There are fewer images.
         """
         from resilient_imagen.images import convert, image_errors
 
         try:
-            return convert.decoded(self.image_bytes)
+            return convert.decoded(self.images[index])
         except image_errors.UnusableImageError as error:
             raise ValueError(f"the image from {self.provider} {error}") from None
 
     def _repr_png_(self) -> bytes | None:
-        """Return the image as PNG, for notebooks; None if it cannot be converted."""
-        from resilient_imagen.images import convert
+        """Return the image, or all images side by side, as PNG for notebooks.
 
+        Return None if an image cannot be converted.
+        """
+        from resilient_imagen.images import convert, image_errors
+
+        if self.more_images:
+            try:
+                return convert.side_by_side(self.images)
+            except image_errors.UnusableImageError:
+                return None
         data, mime_type = convert.as_type(self.image_bytes, self.mime_type, "image/png")
         return data if mime_type == "image/png" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -177,3 +178,41 @@ def test_a_notebook_shows_text_for_a_picture_that_cannot_be_converted() -> None:
     result = replace(delivered(JPEG[: len(JPEG) // 2]), mime_type="image/jpeg")
 
     assert result._repr_png_() is None
+
+
+def test_several_images_are_saved_beside_each_other(tmp_path: Path) -> None:
+    """The first has the name, the others are numbered; each is converted by itself."""
+    result = replace(delivered(PNG), more_images=(JPEG, PNG), n=3)
+
+    assert result.save(tmp_path / "fox.webp") == tmp_path / "fox.webp"
+    assert result.save(tmp_path / "plain") == tmp_path / "plain.png"
+
+    saved = {path.name: sniff_mime(path.read_bytes()) for path in tmp_path.iterdir()}
+    assert saved == {
+        **dict.fromkeys(("fox.webp", "fox-2.webp", "fox-3.webp"), "image/webp"),
+        **dict.fromkeys(("plain.png", "plain-3.png"), "image/png"),
+        "plain-2.jpg": "image/jpeg",
+    }
+    with pytest.raises(ValueError, match="cannot save 3 images to"):
+        result.save(os.devnull)
+
+
+def test_each_of_several_images_becomes_a_pillow_image_and_a_notebook_shows_all() -> None:
+    """The notebook's image has them side by side, all as high as the lowest."""
+    wide = encoded(picture(200, 40), "JPEG")
+    result = replace(delivered(encoded(picture(48, 80), "PNG")), more_images=(wide,), n=2)
+
+    assert result.to_pil().size == (48, 80)
+    assert result.to_pil(1).size == (200, 40)
+    with pytest.raises(IndexError):
+        result.to_pil(2)
+    shown = opened(result._repr_png_() or b"")
+    assert shown.size == (24 + 200, 40)
+    assert replace(result, more_images=(b"rubbish",))._repr_png_() is None
+
+
+def test_the_dict_of_several_images_has_each_ones_type() -> None:
+    """It names the type of each image, as they may differ."""
+    found = replace(delivered(PNG), more_images=(JPEG,), n=3).to_dict()
+    assert [each["mime_type"] for each in found["images"]] == ["image/png", "image/jpeg"]
+    assert base64.b64decode(found["images"][1]["image_base64"]) == JPEG

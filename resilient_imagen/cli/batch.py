@@ -13,6 +13,7 @@ from resilient_imagen.cli import image_files
 from resilient_imagen.cli.command_errors import system_words
 from resilient_imagen.cli.error_hints import advised
 from resilient_imagen.cli.journal import unsaved
+from resilient_imagen.images.inspect import sniff_mime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +103,9 @@ class Batch:
         else:
             # On the loop's own thread: nothing can be cancelled between the picture and its line.
             suffix = image_files.extension(result.mime_type)
-            keep = partial(self.journal.done, row, suffix, result.image_bytes, _how(result))
+            keep = partial(
+                self.journal.done, row, suffix, result.image_bytes, _how(result), _more(result)
+            )
             entry = self._kept(row, keep)
         self.entries.append(entry)
         self.tell(row, entry)
@@ -125,4 +128,13 @@ def _why(error: ImageGenerationError) -> Entry:
 
 
 def _how(result: ImageResult) -> Entry:
-    return {key: value for key, value in result.to_dict().items() if key != "image_base64"}
+    pictures = {"image_base64", "images"}
+    return {key: value for key, value in result.to_dict().items() if key not in pictures}
+
+
+def _more(result: ImageResult) -> list[tuple[str, bytes]]:
+    """Return the further pictures, each with its type's extension."""
+    return [
+        (image_files.extension(sniff_mime(data) or result.mime_type), data)
+        for data in result.more_images
+    ]

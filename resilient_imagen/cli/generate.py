@@ -10,7 +10,13 @@ from typing import Annotated, Any, cast
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.request import ASPECT_RATIOS, AspectRatio
+from resilient_imagen.request import (
+    ASPECT_RATIOS,
+    MAX_IMAGES,
+    MAX_SEED,
+    AspectRatio,
+    ImageOptions,
+)
 
 __all__ = ["generate"]
 
@@ -19,6 +25,26 @@ class _Resolution(StrEnum):
     SMALL = "1K"
     MEDIUM = "2K"
     LARGE = "4K"
+
+
+class _Format(StrEnum):
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+class _Background(StrEnum):
+    TRANSPARENT = "transparent"
+    OPAQUE = "opaque"
+
+
+class _Quality(StrEnum):
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    XHIGH = "xhigh"
+    MAX = "max"
+    AUTO = "auto"
 
 
 def _model_names() -> list[str]:
@@ -46,6 +72,32 @@ def generate(
     ref: Annotated[
         list[str] | None,
         typer.Option(help="Picture to be guided by, a file or https address; repeat for more."),
+    ] = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n", min=1, max=MAX_IMAGES, help="Number of pictures: fox.png, fox-2.png, fox-3.png."
+        ),
+    ] = None,
+    output_format: Annotated[
+        _Format | None, typer.Option("--format", help="Type to deliver, by whichever provider.")
+    ] = None,
+    background: Annotated[
+        _Background | None, typer.Option(help="Background, if the provider supports it.")
+    ] = None,
+    quality: Annotated[
+        _Quality | None, typer.Option(help="Quality level, if the provider supports it.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="Seed, if the provider supports it.")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="Edit the picture of --ref where this picture of the same size is transparent.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -93,10 +145,23 @@ def generate(
     given: dict[str, Any] = {"force_open": force_open}
     vendors = _emulator() if emulator else None
     ratio = cast("AspectRatio", aspect)  # checked by the library, whose error lists all ratios
-    order = ImageSpec(prompt or "", ratio, resolution.value, tuple(ref or ()), model, deadline)
+    order = ImageSpec(
+        prompt or "",
+        ratio,
+        resolution.value,
+        tuple(ref or ()),
+        model,
+        deadline,
+        _requested(
+            n=n, output_format=output_format, background=background, quality=quality, seed=seed
+        ),
+        None if mask is None else str(mask),
+    )
     if prompts is not None:
         if prompt is not None or ref:
             raise CommandError("with --from, prompts and references stand in the file")
+        if mask is not None:
+            raise CommandError("--mask belongs to the one picture of --ref, not to --from")
         if output is None:
             raise CommandError("--from needs -o: the directory for the images")
         from resilient_imagen.cli.batch_command import run_many
@@ -109,9 +174,29 @@ def generate(
     for place in order.references:
         if not is_text(place) and not is_file(place):
             raise CommandError(f"--ref {shown(place)}: there is no such file")
+    if mask is not None and len(order.references) != 1:
+        raise CommandError("--mask needs exactly one --ref: the picture to edit")
+    if output is not None and output_format is not None and _contradicts(output, output_format):
+        raise CommandError(f"--format {output_format} contradicts the name {output.name} of -o")
     from resilient_imagen.cli.generate_command import run_single
 
     run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
+
+
+def _requested(**options: Any) -> ImageOptions:
+    """Return the options that were given, as plain values."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return cast(
+        "ImageOptions", {k: v.value if isinstance(v, StrEnum) else v for k, v in given.items()}
+    )
+
+
+def _contradicts(output: Path, output_format: str) -> bool:
+    """Return whether a file's extension asks for another type than ``--format``."""
+    from resilient_imagen.images.convert import EXTENSIONS
+
+    named = [mime for mime, suffixes in EXTENSIONS.items() if output.suffix.lower() in suffixes]
+    return bool(named) and named != [f"image/{output_format}"]
 
 
 def _emulator() -> Any:

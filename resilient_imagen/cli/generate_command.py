@@ -16,7 +16,7 @@ from resilient_imagen.cli.client_session import open_client
 from resilient_imagen.cli.command_errors import warn
 from resilient_imagen.cli.error_hints import keys_to_check
 from resilient_imagen.cli.terminal import Console, echo, echo_json, one_line
-from resilient_imagen.images.inspect import pixel_size
+from resilient_imagen.images.inspect import pixel_size, sniff_mime
 from resilient_imagen.telemetry.events import AttemptStarted, RetryScheduled, RouteFallback
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ async def run_single(
                     echo_json(_failure(error))
                 raise
     path = _path(result, output)
-    saved = await _save(result, path)
+    saved, paths = await _save(result, path, may_replace=output is not None)
     err = output_files.is_output(path)
     if as_json:
-        echo_json(_outcome(saved, path), err=err)
+        echo_json(_outcome(saved, paths), err=err)
     else:
-        _tell(saved, path, partial(echo, err=err), charged=emulator is None)
+        _tell(saved, paths, partial(echo, err=err), charged=emulator is None)
 
 
 def _path(result: ImageResult, output: Path | None) -> Path:
@@ -86,23 +86,47 @@ def _path(result: ImageResult, output: Path | None) -> Path:
     return output.with_name(output.name + suffix)
 
 
-async def _save(result: ImageResult, path: Path) -> ImageResult:
-    """The result as it was saved: in the type that the file's name asks for, if that can be."""
-    if not output_files.is_device(path):
+async def _save(
+    result: ImageResult, path: Path, *, may_replace: bool
+) -> tuple[ImageResult, list[Path]]:
+    """Write each image; return the result as it was saved, and the paths.
+
+    Images get the type that the file's name asks for, if that can be. Further images get numbered
+    names, or all go to a device one after the other.
+    """
+    device = output_files.is_device(path)
+    if not device:
         result = await image_files.as_named(result, path)
         if image_files.misnamed(path, result.mime_type):
             warn(f"{path} holds {result.mime_type}, whatever its name says")
-    output_files.write_whole(path, result.image_bytes)
-    return result
+    paths: list[Path] = []
+    for number, data in enumerate(result.images, start=1):
+        target = path if device else image_files.numbered(path, number)
+        if number > 1 and not device:
+            suffix = target.suffix if may_replace and target.suffix else _suffix_of(data, result)
+            target = target.with_suffix(suffix)
+            if not may_replace:
+                target = image_files.free_name(path.with_suffix(""), suffix)
+        output_files.write_whole(target, data)
+        paths.append(target)
+    return result, paths
 
 
-def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charged: bool) -> None:
-    size = pixel_size(result.image_bytes)
-    pixels = f"{size[0]} x {size[1]} pixels, " if size else ""
+def _suffix_of(data: bytes, result: ImageResult) -> str:
+    return image_files.extension(sniff_mime(data) or result.mime_type)
+
+
+def _tell(
+    result: ImageResult, paths: list[Path], say: Callable[[str], None], *, charged: bool
+) -> None:
     cost = result.usage["cost_usd"]
     price = "unknown" if cost is None else f"${cost:.4f}"
+    for path, data in zip(paths, result.images, strict=True):
+        size = pixel_size(data)
+        pixels = f"{size[0]} x {size[1]} pixels, " if size else ""
+        mime_type = sniff_mime(data) or result.mime_type
+        say(f"{'saved':<10}{one_line(f'{path} ({pixels}{mime_type}, {len(data) / 1000:,.0f} kB)')}")
     rows = {
-        "saved": f"{path} ({pixels}{result.mime_type}, {len(result.image_bytes) / 1000:,.0f} kB)",
         "provider": result.provider,
         "model": result.model,
         "requests": str(result.attempts),
@@ -118,10 +142,22 @@ def _tell(result: ImageResult, path: Path, say: Callable[[str], None], *, charge
         say(f"{'note':<10}reference {dropped['index'] + 1} not used: {one_line(dropped['why'])}")
 
 
-def _outcome(result: ImageResult, path: Path) -> dict[str, Any]:
-    fields = {key: value for key, value in result.to_dict().items() if key != "image_base64"}
+def _outcome(result: ImageResult, paths: list[Path]) -> dict[str, Any]:
+    """Return the result without images; ``paths`` has every file if several were requested."""
+    fields = {
+        key: value
+        for key, value in result.to_dict().items()
+        if key not in {"image_base64", "images"}
+    }
     size = pixel_size(result.image_bytes)
-    return {"path": str(path), "bytes": len(result.image_bytes), "pixels": size, **fields}
+    files = {} if result.n == 1 else {"paths": [str(path) for path in paths]}
+    return {
+        "path": str(paths[0]),
+        **files,
+        "bytes": len(result.image_bytes),
+        "pixels": size,
+        **fields,
+    }
 
 
 def _failure(error: ImageGenerationError) -> dict[str, Any]:

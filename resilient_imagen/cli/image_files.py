@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.images import convert
-from resilient_imagen.images.convert import EXTENSIONS, extension
+from resilient_imagen.images.convert import EXTENSIONS, extension, numbered
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.images.worker_pool import off_loop
 
 if TYPE_CHECKING:
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
 
     from resilient_imagen import ImageResult
 
-__all__ = ["KNOWN_EXTENSIONS", "TYPICAL", "as_named", "extension", "free_name", "misnamed"]
+__all__ = [
+    "KNOWN_EXTENSIONS",
+    "TYPICAL",
+    "as_named",
+    "extension",
+    "free_name",
+    "misnamed",
+    "numbered",
+]
 
 KNOWN_EXTENSIONS: Final[frozenset[str]] = frozenset({".img"}.union(*EXTENSIONS.values()))
 """Every extension that a picture may be kept under."""
@@ -37,14 +46,22 @@ def free_name(stem: Path, suffix: str) -> Path:
 
 
 async def as_named(result: ImageResult, path: Path) -> ImageResult:
-    """The result in the type that the path's extension names, with a note if that took converting.
+    """Return the result in the type that the path's extension names, with a note on a conversion.
 
-    It comes back as it is if the extension names no type that can be made, or if it cannot be
+    Images stay as they are if the extension names no type that can be made, or if they cannot be
     converted.
     """
     before = result.mime_type
     data, mime = await off_loop(convert.as_named, result.image_bytes, before, path)
-    if mime == before:
+    more = [
+        (await off_loop(convert.as_named, each, sniff_mime(each) or before, path))[0]
+        for each in result.more_images
+    ]
+    if mime == before and tuple(more) == result.more_images:
         return result
-    notes = (*result.adjustments, f"converted from {before} to {mime}, as its name asks")
-    return replace(result, image_bytes=data, mime_type=mime, adjustments=notes)
+    notes = result.adjustments
+    if mime != before:
+        notes = (*notes, f"converted from {before} to {mime}, as its name asks")
+    return replace(
+        result, image_bytes=data, mime_type=mime, adjustments=notes, more_images=tuple(more)
+    )

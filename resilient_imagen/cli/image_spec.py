@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.errors import InvalidRequestError
+from resilient_imagen.request import ImageOptions
 
 if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
@@ -36,6 +37,10 @@ class ImageSpec:
     model: str | None = None
     deadline: float | None = None
     """Seconds."""
+    options: ImageOptions = field(default_factory=ImageOptions)
+    """Options that are requested; those that are not are absent."""
+    mask: str | None = None
+    """Path of a mask: the only reference is edited."""
 
     async def place(self, client: ImageClient, on_start: OnStart | None = None) -> ImageResult:
         """Have it made.
@@ -43,15 +48,29 @@ class ImageSpec:
         Raises:
             ImageGenerationError: It was not.
         """
+        references = [_reference(each) for each in self.references]
         try:
+            if self.mask is not None:
+                return await client.edit(
+                    references[0],
+                    self.prompt,
+                    aspect_ratio=self.aspect_ratio,
+                    resolution=self.resolution,
+                    model=self.model,
+                    deadline=self.deadline,
+                    on_start=on_start,
+                    mask=Path(self.mask),
+                    **self.options,
+                )
             return await client.generate(
                 self.prompt,
                 aspect_ratio=self.aspect_ratio,
                 resolution=self.resolution,
-                references=[_reference(each) for each in self.references],
+                references=references,
                 model=self.model,
                 deadline=self.deadline,
                 on_start=on_start,
+                **self.options,
             )
         except InvalidRequestError as error:
             if error.attempts:

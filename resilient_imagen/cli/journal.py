@@ -32,7 +32,7 @@ from resilient_imagen.cli.output_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -135,26 +135,46 @@ class Journal:
         in_the_way = obstacle(self.folder / row.id)
         return unsaved(row, f"{in_the_way} is in the way: it is no file") if in_the_way else None
 
-    def done(self, row: PromptRow, suffix: str, picture: bytes, details: Entry) -> Entry:
+    def done(
+        self,
+        row: PromptRow,
+        suffix: str,
+        picture: bytes,
+        details: Entry,
+        more: Sequence[tuple[str, bytes]] = (),
+    ) -> Entry:
         """Keep a picture, with its line.
+
+        Further pictures are written before it, so that a row that has a line is complete.
 
         Args:
             row: What it is of.
             suffix: Its type's extension, with the dot.
             picture: The encoded picture.
             details: For its line.
+            more: Further pictures of the row, each with its extension.
 
         Raises:
             OSError: It cannot be written; the error names the picture.
         """
         name, digest = row.id + suffix, hashlib.sha256(picture).hexdigest()
         part = self.folder / f".{row.id}.{row.asked}.{digest}{suffix}.part"
-        fields = {"status": DONE, "file": name, "sha256": digest, **details}
+        fields: Entry = {"status": DONE, "file": name, "sha256": digest, **details}
+        if more:
+            fields["more"] = [self._write_more(row, *each) for each in enumerate(more, start=2)]
         with naming(self.folder / name):
             with replacing(part, _UNFINISHED) as file:
                 file.write(picture)
             entry = self._append(row, fields)
         return self._name(row, part, entry)
+
+    def _write_more(self, row: PromptRow, number: int, each: tuple[str, bytes]) -> Entry:
+        """Write a further picture; return what its row's line says about it."""
+        suffix, picture = each
+        name = f"{row.id}-{number}{suffix}"
+        with naming(self.folder / name), replacing(self.folder / name, _UNFINISHED) as file:
+            file.write(picture)
+        return {"file": name, "sha256": hashlib.sha256(picture).hexdigest()}
 
     def failed(self, row: PromptRow, details: Entry) -> Entry:
         """Note why there is no picture.
@@ -166,6 +186,9 @@ class Journal:
             return self._append(row, {"status": FAILED, **details})
 
     def _is_there(self, entry: Entry) -> bool:
+        return all(self._is_kept(each) for each in (entry, *entry.get("more", ())))
+
+    def _is_kept(self, entry: Entry) -> bool:
         path = self.folder / entry["file"]
         if not path.is_file():
             return False
@@ -310,8 +333,27 @@ def _picture_fields(name: str, found: Entry) -> Entry | None:
         return None
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         return None
-    fields = {"file": found["file"], "sha256": digest, "usage": _usage(found.get("usage"))}
+    more = _more_fields(name, found.get("more", []))
+    if more is None:
+        return None
+    usage = _usage(found.get("usage"))
+    fields = {"file": found["file"], "sha256": digest, "usage": usage, "more": more}
     return {**fields, "provider": provider} if isinstance(provider, str) else fields
+
+
+def _more_fields(name: str, found: object) -> list[Entry] | None:
+    """Return the further pictures of a row's line; None if one is not the row's own."""
+    more = []
+    for number, each in enumerate(found if isinstance(found, list) else [None], start=2):
+        if not isinstance(each, dict):
+            return None
+        file, digest = each.get("file"), each.get("sha256")
+        if file not in [f"{name}-{number}{suffix}" for suffix in KNOWN_EXTENSIONS]:
+            return None
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            return None
+        more.append({"file": file, "sha256": digest})
+    return more
 
 
 def _failure_fields(found: Entry) -> Entry | None:

@@ -70,7 +70,8 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
         except _RowError as error:
             problems.append(f"line {number}: {error}")
             continue
-        ids[_folded(row.id)] = number
+        for name in _names(row):
+            ids[_folded(name)] = number
         rows.append(row)
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -92,7 +93,7 @@ def _row(
         references=tuple(_reference(each, folder) for each in _references(fields)),
     )
     try:
-        ImageRequest(order.prompt, order.aspect_ratio, order.resolution)
+        ImageRequest(order.prompt, order.aspect_ratio, order.resolution, **order.options)
     except InvalidRequestError as error:
         raise _RowError(str(error)) from None
     return PromptRow(_id(fields), number, order, _fingerprint(order, digest))
@@ -109,7 +110,11 @@ def _fingerprint(order: ImageSpec, digest: Callable[[Path], str]) -> str:
         references = [each if is_text(each) else digest(Path(each)) for each in order.references]
     except OSError as error:
         raise _RowError(f"names the reference {error.filename}: {error.strerror}") from None
-    asked = [order.prompt, order.aspect_ratio, order.resolution, order.model, references]
+    asked: list[object] = [
+        *(order.prompt, order.aspect_ratio, order.resolution, order.model, references)
+    ]
+    if order.options:  # without options it is the same as in runs of earlier versions
+        asked.append(dict(sorted(order.options.items())))
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
@@ -160,16 +165,24 @@ def _folded(name: str) -> str:
 def _unique(row: PromptRow, taken: dict[str, int]) -> str:
     """The row's own id, or one made from what is asked for: rows may then be moved about."""
     if row.id:
-        if (line := taken.get(_folded(row.id))) is not None:
-            raise _RowError(f"has the id of line {line}")
+        for name in _names(row):
+            if (line := taken.get(_folded(name))) is not None:
+                whose = "the id" if name == row.id else f"a picture {name!r} and so a name"
+                raise _RowError(f"has {whose} of line {line}")
         return row.id
     words = re.findall(r"[a-z0-9]+", row.order.prompt.lower())
     base = "-".join(["-".join(words)[:40].strip("-"), row.asked[:8]]).lstrip("-")
     made, copies = base, 1
-    while made in taken:
+    while any(name in taken for name in _names(replace(row, id=made))):
         copies += 1
         made = f"{base}-{copies}"
     return made
+
+
+def _names(row: PromptRow) -> list[str]:
+    """Return the names, without extensions, of the row's pictures."""
+    several = range(2, (row.order.options.get("n") or 1) + 1)
+    return [row.id, *(f"{row.id}-{number}" for number in several)]
 
 
 def _references(fields: dict[str, Any]) -> list[str]:

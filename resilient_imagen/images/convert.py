@@ -13,14 +13,24 @@ from resilient_imagen.images.codec import (
     to_mode_of,
 )
 from resilient_imagen.images.image_errors import UnusableImageError
-from resilient_imagen.images.limits import ImageLimits
+from resilient_imagen.images.limits import MAX_SIDE, ImageLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from PIL.Image import Image
 
-__all__ = ["EXTENSIONS", "as_named", "as_type", "decoded", "extension", "path_for"]
+__all__ = [
+    "EXTENSIONS",
+    "as_named",
+    "as_type",
+    "decoded",
+    "extension",
+    "numbered",
+    "path_for",
+    "side_by_side",
+]
 
 EXTENSIONS: Final[dict[str, tuple[str, ...]]] = {
     "image/png": (".png",),
@@ -55,6 +65,11 @@ def path_for(path: Path, mime_type: str) -> Path:
             f"supported; use {', '.join(made)}, or none"
         )
     return path
+
+
+def numbered(path: Path, number: int) -> Path:
+    """Return the path of one of several images: ``fox.png`` for 1, ``fox-2.png`` for 2."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def as_named(data: bytes, mime_type: str, path: Path) -> tuple[bytes, str]:
@@ -95,6 +110,28 @@ def decoded(data: bytes) -> Image:
         upright = apply_exif_orientation(picture)
     upright.info.pop("exif", None)  # its orientation would be applied again
     return upright
+
+
+def side_by_side(images: Sequence[bytes]) -> bytes:
+    """Return one PNG that shows the images from left to right, all as high as the lowest.
+
+    Takes up to seconds: call it off the event loop.
+
+    Raises:
+        UnusableImageError: An image is damaged, too large, or of an unsupported type.
+    """
+    from PIL import Image
+
+    pictures = [to_mode_of(decoded(data), "image/png").convert("RGBA") for data in images]
+    height = min(picture.height for picture in pictures)
+    for picture in pictures:
+        picture.thumbnail((MAX_SIDE, height))
+    page = Image.new("RGBA", (sum(picture.width for picture in pictures), height))
+    left = 0
+    for picture in pictures:
+        page.paste(picture, (left, 0))
+        left += picture.width
+    return encode(page, "image/png")
 
 
 def _converted(data: bytes, mime: str) -> bytes:

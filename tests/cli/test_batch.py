@@ -62,6 +62,41 @@ def test_every_row_becomes_a_picture(capsys: Capsys, imagen_emulator: Background
     assert summary["cost_usd"] == pytest.approx(0.134 * 2 + 0.24)
 
 
+def test_several_pictures_of_a_row_are_kept_together(
+    capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """A second run asks for nothing; a row that lacks one of its pictures is made again."""
+    write([{"prompt": "scene 1", "id": "a"}, {"prompt": "scene 2", "id": "b"}])
+    flags = ("--n", "3", "--format", "png")
+    assert batch(capsys, *flags).code == 0
+    names = {f"{row}{number}.png" for row in "ab" for number in ("", "-2", "-3")}
+    assert {path.name for path in Path("out").glob("*.png")} == names
+    assert asked(imagen_emulator) == {"scene 1": 3, "scene 2": 3}
+
+    assert json.loads(batch(capsys, *flags).out)["kept"] == 2
+    assert sum(asked(imagen_emulator).values()) == 6
+
+    Path("out/a-2.png").unlink()
+    assert json.loads(batch(capsys, *flags).out)["made"] == 1
+    assert asked(imagen_emulator) == {"scene 1": 6, "scene 2": 3}
+    assert Path("out/a-2.png").is_file()
+
+    assert json.loads(batch(capsys, *flags, "--seed", "3").out)["made"] == 2
+
+
+@pytest.mark.parametrize("ids", [("a", "a-3"), ("a-3", "a")])
+def test_no_picture_of_a_row_can_take_the_name_of_another_row(
+    ids: tuple[str, str], capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """The second row is refused before anything is paid for; with fewer pictures it is fine."""
+    write([{"prompt": "x", "id": each} for each in ids])
+    ended = batch(capsys, "--n", "3")
+    assert ended.code == 2
+    assert "of line 1" in ended.err
+    assert batch(capsys, "--n", "2").code == 0
+    assert len(imagen_emulator.google.requests) == 4
+
+
 def test_a_second_run_asks_for_nothing(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
     """What is there stays there, wherever its row now stands and wherever one starts from."""
     rows = [{"prompt": "scene 1"}, {"prompt": "scene 1"}, {"prompt": "scene 2"}]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_kit import Ended, cli, run
+from PIL import Image
 
 from resilient_imagen import ImageClient
 from resilient_imagen.emulator import BackgroundEmulator, faults
@@ -57,6 +58,74 @@ def test_without_a_name_nothing_is_written_over(capsys: Capsys, tmp_path: Path) 
     for _ in range(2):
         assert emulated(capsys, "a fox", "--resolution", "1K").code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"image.jpg", "image-2.jpg"}
+
+
+def test_several_pictures_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
+    """With a name they have it; without one nothing is written over. JSON lists all files."""
+    ended = emulated(capsys, "a fox", "--n", "3", "-o", "fox.webp", "--resolution", "1K")
+    assert (ended.code, ended.err) == (0, "")
+    assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("saved")] == [
+        "fox.webp",
+        "fox-2.webp",
+        "fox-3.webp",
+    ]
+    (tmp_path / "image-2.jpg").write_bytes(b"mine")
+    ended = emulated(capsys, "a fox", "--n", "2", "--json", "--resolution", "1K")
+    told = json.loads(ended.out)
+    assert (told["path"], told["paths"]) == ("image.jpg", ["image.jpg", "image-3.jpg"])
+    assert "images" not in told
+    names = ["fox.webp", "fox-2.webp", "fox-3.webp"]
+    assert {sniff_mime((tmp_path / name).read_bytes()) for name in names} == {"image/webp"}
+    assert (tmp_path / "image-2.jpg").read_bytes() == b"mine"
+
+
+def test_options_are_flags(
+    capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Each goes to the vendor that has it; the format is delivered in any case."""
+    flags = ("--format", "webp", "--background", "opaque", "--quality", "low", "--seed", "7")
+    imagen_emulator.google.fail(faults.blocked(), times=1)
+    ended = cli(capsys, "generate", "a fox", *flags, "-o", "fox")
+    assert ended.code == 1
+    ended = cli(capsys, "generate", "a fox", *flags, "-o", "fox")
+    assert ended.code == 0
+    assert sniff_mime((tmp_path / "fox.webp").read_bytes()) == "image/webp"
+    assert "google does not support quality" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--format", "gif"), "'gif' is not one of 'png', 'jpeg', 'webp'"),
+        (("--n", "11"), "must be at most 10, not '11'"),
+        (("--format", "jpeg", "--background", "transparent"), "use png or webp"),
+        (("--format", "jpeg", "-o", "fox.png"), "--format jpeg contradicts the name fox.png"),
+        (("--mask", "here.png"), "--mask needs exactly one --ref"),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    arguments: tuple[str, ...], text: str, capsys: Capsys, tmp_path: Path
+) -> None:
+    """The command says which, before anything is sent."""
+    (tmp_path / "here.png").write_bytes(TINY_PNG)
+    ended = emulated(capsys, "a fox", *arguments)
+    assert ended.code == 2
+    assert text in ended.err
+
+
+def test_a_mask_edits_the_reference(
+    capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """The route that supports it is asked first."""
+    picture = Image.new("RGBA", (32, 32))
+    picture.save(tmp_path / "mask.png")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "fox.png")
+    files = ("--ref", "fox.png", "--mask", "mask.png", "-o", "new.png")
+    ended = cli(capsys, "generate", "more red", *files)
+    assert ended.code == 0, ended.err
+    (seen,) = imagen_emulator.openai.requests
+    assert seen.operation == "edit"
+    assert not imagen_emulator.google.requests
 
 
 def test_references_go_along(

@@ -42,7 +42,7 @@ def test_the_package_is_a_command(tmp_path: Path) -> None:
             "generate x --resolutoin 2K",
             "No such option: --resolutoin; did you mean --resolution? See --help.",
         ),
-        ("generate x --quality 9", "No such option: --quality. See --help."),
+        ("generate x --colour 9", "No such option: --colour. See --help."),
     ],
 )
 def test_a_misspelt_name_leads_to_the_nearest_one(
