@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 if TYPE_CHECKING:
     from resilient_imagen.emulator.vendor_api import ImageSize, ParsedRequest
 
-__all__ = ["draw", "flat", "is_plain"]
+__all__ = ["draw", "flat", "is_plain", "mask_size", "size_of"]
 
 _Colour = tuple[int, int, int]
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -51,11 +51,26 @@ def is_plain(data: bytes) -> bool:
         return False
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return the width and height of an image in pixels."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
+
+
+def mask_size(data: bytes) -> tuple[int, int] | None:
+    """Return the size of a mask in pixels; None if it is not a PNG with an alpha channel."""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        if image.format == "PNG" and image.mode in {"RGBA", "LA"}:
+            return image.size
+    return None
+
+
 @lru_cache(maxsize=128)
-def flat(size: tuple[int, int], mime_type: str, vendor: str, variant: int) -> bytes:
+def flat(size: tuple[int, int], vendor: str, canvas: ImageSize, variant: int) -> bytes:
     """Return an image of one colour; ``size`` is in pixels."""
-    colour = _tone(_hue(vendor), 0.55, 0.75 - 0.15 * (variant % 4))
-    return _encode(Image.new("RGB", size, colour), mime_type)
+    shade = variant + (canvas.seed or 0)
+    colour = _tone(_hue(vendor), 0.55, 0.75 - 0.15 * (shade % 4))
+    return _encode(Image.new("RGB", size, colour), canvas)
 
 
 def draw(vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int) -> bytes:
@@ -63,15 +78,17 @@ def draw(vendor: str, call: ParsedRequest, canvas: ImageSize, variant: int) -> b
     scale = max(_LONG_EDGE / max(canvas.width, canvas.height),
                 _SHORTEST / min(canvas.width, canvas.height))  # fmt: skip
     size = (round(canvas.width * scale), round(canvas.height * scale))
-    seed = hashlib.blake2b(f"{vendor}\0{call.model}\0{call.prompt}\0{variant}".encode()).digest()
+    identity = f"{vendor}\0{call.model}\0{call.prompt}\0{variant}"
+    if canvas.seed is not None:
+        identity += f"\0{canvas.seed}"
+    seed = hashlib.blake2b(identity.encode()).digest()
     rng = random.Random(seed)
     image = _backdrop(size, _hue(vendor) + rng.uniform(-0.03, 0.03), rng)
     page = _Page(image, ImageDraw.Draw(image, "RGBA"), min(size))
     top = _write_head(page, vendor, call, canvas, variant)
     bottom = _place_thumbnails(page, call)
     _write_prompt(page, call.prompt, top, bottom)
-    return _encode(image.resize((canvas.width, canvas.height), Image.Resampling.BICUBIC),
-                   canvas.mime_type)  # fmt: skip
+    return _encode(image.resize((canvas.width, canvas.height), Image.Resampling.BICUBIC), canvas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +233,15 @@ def _wrap(text: str, font: _Font, page: _Page, width: int, most: int) -> list[st
     return [*lines, line][:most] if line else lines
 
 
-def _encode(image: Image.Image, mime_type: str) -> bytes:
-    kind = mime_type.removeprefix("image/").upper()
+def _encode(image: Image.Image, canvas: ImageSize) -> bytes:
+    kind = canvas.mime_type.removeprefix("image/").upper()
+    options = dict(_EFFORT[kind])
+    if canvas.compression is not None and "quality" in options:
+        options["quality"] = canvas.compression
+    if canvas.transparent:
+        shape = Image.new("L", image.size)
+        ImageDraw.Draw(shape).ellipse((0, 0, image.width - 1, image.height - 1), fill=255)
+        image.putalpha(shape)
     out = io.BytesIO()
-    image.save(out, kind, **_EFFORT[kind])
+    image.save(out, kind, **options)
     return out.getvalue()

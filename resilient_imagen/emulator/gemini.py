@@ -55,6 +55,7 @@ _INPUT_TYPES: Final = frozenset(
     {"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"}
 )
 _IMAGE_CONFIG: Final = frozenset({"aspectRatio", "imageSize"})
+_MAX_SEED: Final = 2**31
 
 
 class Gemini:
@@ -128,6 +129,11 @@ def _understand(model: str, body: dict[str, Any]) -> ParsedRequest:
     if "aspectRatio" in config:
         problem = errors.unknown_field("aspectRatio", "generation_config")
         call = replace(call, problem=problem)
+    if (seed := config.get("seed")) is not None and not _is_int32(seed):
+        call = replace(call, problem=errors.not_an_int32("generation_config.seed", seed))
+    if config.get("candidateCount") not in {None, 1}:
+        problem = errors.invalid("Multiple candidates is not enabled for this model")
+        call = replace(call, problem=problem)
     image = _camel(config.get("imageConfig") or {})
     try:
         references = tuple(_received(part) for part in parts if "inlineData" in part)
@@ -142,7 +148,12 @@ def _understand(model: str, body: dict[str, Any]) -> ParsedRequest:
         parameters=dict(image),
         aspect_ratio=_text(image.get("aspectRatio")),
         resolution=_text(image.get("imageSize")),
+        seed=seed,
     )
+
+
+def _is_int32(value: object) -> bool:
+    return type(value) is int and -_MAX_SEED <= value < _MAX_SEED
 
 
 def _text(value: Any) -> str | None:
@@ -193,4 +204,4 @@ def _canvas(call: ParsedRequest, sizes: frozenset[str]) -> ImageSize:
     width, height = SIZES_1K[aspect]
     scale = _SCALE[resolution]
     mime = "image/png" if call.model == _SENDS_PNG else "image/jpeg"
-    return ImageSize(width * scale, height * scale, mime)
+    return ImageSize(width * scale, height * scale, mime, seed=call.seed)

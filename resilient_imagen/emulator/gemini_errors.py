@@ -100,6 +100,11 @@ def unknown_field(name: str, where: str) -> Reply:
     return error(400, message + "Cannot find field.", details=[detail])
 
 
+def not_an_int32(where: str, value: object) -> Reply:
+    """Return a 400 for a value that is not a 32-bit integer."""
+    return invalid(f"Invalid value at '{where}' (TYPE_INT32), {value!r}")
+
+
 def unknown_model(model: str) -> Reply:
     """Return a 404 for an unknown model."""
     return error(

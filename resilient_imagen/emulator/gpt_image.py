@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.emulator import gpt_image_errors as errors
@@ -39,6 +40,9 @@ _COUNTS: Final = tuple(str(count) for count in range(1, 11))
 """Allowed numbers of images in one request."""
 _PREVIEWS: Final = ("0", "1", "2", "3")
 """Allowed numbers of partial images."""
+_PERCENTS: Final = tuple(str(percent) for percent in range(101))
+"""Allowed values of output_compression."""
+_MAX_MASK_BYTES: Final = 4 * 1024 * 1024
 _FORMATS: Final = ("png", "jpeg", "webp")
 _QUALITIES: Final = ("low", "medium", "high", "auto")
 _FINER: Final = ("xhigh", "max")
@@ -106,6 +110,7 @@ class GptImage:
             raise ApiError(errors.too_long(len(call.prompt), _MAX_PROMPT))
         if call.operation == "edit":
             _check_images(call.references)
+            _check_mask(call)
         return _canvas(call)
 
 
@@ -118,9 +123,11 @@ def _read_edit(request: HttpRequest) -> ParsedRequest:
         return ParsedRequest("edit", "", problem=errors.not_a_file())
     # Image fields are known fields, but their bytes are not parameters.
     fields = {part.name: part.text() for part in form if part.filename is None}
-    return _call(
+    call = _call(
         "edit", fields, tuple(UploadedImage(part.mime_type, part.data) for part in received)
     )
+    masks = [part for part in form if part.name == "mask" and part.filename is not None]
+    return replace(call, mask=UploadedImage(masks[0].mime_type, masks[0].data)) if masks else call
 
 
 def _call(
@@ -163,13 +170,30 @@ def _check_images(images: tuple[UploadedImage, ...]) -> None:
             raise ApiError(errors.invalid_image(index))
 
 
+def _check_mask(call: ParsedRequest) -> None:
+    if call.mask is None:
+        return
+    from resilient_imagen.emulator import drawing
+
+    if len(call.mask.data) >= _MAX_MASK_BYTES:
+        raise ApiError(errors.invalid_mask("The mask must be less than 4MB."))
+    size = drawing.mask_size(call.mask.data)
+    if size is None:
+        raise ApiError(errors.invalid_mask("The mask must be a PNG with an alpha channel."))
+    if size != drawing.size_of(call.references[0].data):
+        raise ApiError(errors.invalid_mask("The mask must have the dimensions of the image."))
+
+
 def _canvas(call: ParsedRequest) -> ImageSize:
     options = call.parameters
     width, height = _size(call.model, call.resolution or "auto")
     qualities = _QUALITIES + (_FINER if _FREE.fullmatch(call.model) and "2." in call.model else ())
     quality = _choice(options, "quality", "auto", qualities)
     kind = _choice(options, "output_format", "png", _FORMATS)
-    _choice(options, "background", "auto", ("transparent", "opaque", "auto"))
+    background = _choice(options, "background", "auto", ("transparent", "opaque", "auto"))
+    transparent = background == "transparent"
+    if transparent and kind == "jpeg":
+        raise ApiError(errors.incompatible("background", background, "output_format 'jpeg'"))
     _choice(options, "moderation", "auto", ("low", "auto"))
     return ImageSize(
         width,
@@ -178,7 +202,20 @@ def _canvas(call: ParsedRequest) -> ImageSize:
         quality,
         _count(options.get("n", 1)),
         _previews(options),
+        transparent,
+        _compression(options, kind),
     )
+
+
+def _compression(options: Mapping[str, Any], kind: str) -> int | None:
+    value = options.get("output_compression")
+    if value is None:
+        return None
+    if str(value) not in _PERCENTS:
+        raise ApiError(errors.invalid_value("output_compression", value, ("0", "100")))
+    if kind == "png" and str(value) != _PERCENTS[-1]:
+        raise ApiError(errors.incompatible("output_compression", value, "output_format 'png'"))
+    return int(value)
 
 
 def _previews(options: Mapping[str, Any]) -> int | None:

@@ -130,6 +130,17 @@ def invalid_value(name: str, value: object, allowed: tuple[str, ...]) -> Reply:
     return error(400, message, param=name, word="invalid_value")
 
 
+def incompatible(name: str, value: object, other: str) -> Reply:
+    """Return a 400 for a value that another parameter does not allow."""
+    message = f"{name} '{value}' is not compatible with {other}."
+    return error(400, message, kind=_USER, param=name, word="invalid_value")
+
+
+def invalid_mask(message: str) -> Reply:
+    """Return a 400 for a mask that is not accepted."""
+    return error(400, message, kind=_USER, param="mask", word="invalid_image_file")
+
+
 def invalid_size(size: str) -> Reply:
     """Return a 400 for a size outside the model's limits."""
     message = (

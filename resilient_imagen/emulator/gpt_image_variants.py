@@ -49,7 +49,7 @@ def _body(answer: Answer, **data: Any) -> dict[str, Any]:
     canvas = answer.canvas
     return {
         "created": answer.created,
-        "background": "opaque",
+        "background": "transparent" if canvas.transparent else "opaque",
         **data,
         "output_format": canvas.mime_type.removeprefix("image/"),
         "quality": _drawn_quality(canvas),

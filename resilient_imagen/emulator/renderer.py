@@ -75,7 +75,7 @@ class ImageRenderer:
 
         if mode == "tiny":
             size = (max(1, canvas.width // _SHRINK), max(1, canvas.height // _SHRINK))
-            return Picture(drawing.flat(size, canvas.mime_type, vendor, variant), canvas.mime_type)
+            return Picture(drawing.flat(size, vendor, canvas, variant), canvas.mime_type)
         data = await asyncio.to_thread(drawing.draw, vendor, call, canvas, variant)
         return Picture(data, canvas.mime_type)
 
@@ -86,7 +86,7 @@ def _identity(
     if isinstance(mode, bytes):
         return (id(mode), variant)
     if mode == "tiny":
-        return (mode, vendor, canvas.width, canvas.height, canvas.mime_type, variant)
+        return (mode, vendor, canvas, variant)
     seen = hashlib.blake2b()
     for reference in call.references:
         seen.update(reference.data)

@@ -7,15 +7,15 @@ import contextlib
 import random
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.emulator.fault_plan import FaultPlan
 from resilient_imagen.emulator.faults import Fault, Latency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from resilient_imagen.emulator.vendor_api import ParsedRequest, VendorApi
+    from resilient_imagen.emulator.vendor_api import ParsedRequest, UploadedImage, VendorApi
 
 __all__ = ["ReferenceSeen", "RequestSeen", "Vendor"]
 
@@ -49,6 +49,10 @@ class RequestSeen:
     references: tuple[ReferenceSeen, ...]
     fault: str | None
     """The name of the fault that was applied."""
+    parameters: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The other parameters, by the vendor's names."""
+    mask: ReferenceSeen | None = None
+    """The mask of an edit."""
     status: int | None = None
     """The HTTP status of the response; None before and without a response."""
     ended: float | None = None
@@ -192,8 +196,10 @@ class Vendor:
             fault = self._plan.choose(now, call.model)
             seen = RequestSeen(
                 now, call.operation, call.model, call.prompt, call.aspect_ratio, call.resolution,
-                tuple(ReferenceSeen(r.mime_type, len(r.data)) for r in call.references),
+                tuple(map(_reference_seen, call.references)),
                 fault.name if fault else None,
+                {name: call.parameters[name] for name in call.parameters if name != "prompt"},
+                None if call.mask is None else _reference_seen(call.mask),
             )  # fmt: skip
             self._requests.append(seen)
             self._in_flight += 1
@@ -242,3 +248,7 @@ class Vendor:
             # The loop of a waiter may have been closed.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)
+
+
+def _reference_seen(image: UploadedImage) -> ReferenceSeen:
+    return ReferenceSeen(image.mime_type, len(image.data))

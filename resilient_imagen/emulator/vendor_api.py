@@ -58,6 +58,9 @@ class ParsedRequest:
     """The requested ratio, if the vendor has that parameter."""
     resolution: str | None = None
     """The requested imageSize (Gemini) or size (OpenAI)."""
+    seed: int | None = None
+    """The requested seed, if the vendor has that parameter."""
+    mask: UploadedImage | None = None
     problem: Reply | None = None
     """The error response for a body that could not be parsed."""
 
@@ -73,6 +76,12 @@ class ImageSize:
     count: int = 1
     previews: int | None = None
     """Partial images to stream before the images; None if no event stream is requested."""
+    transparent: bool = False
+    """Whether the background is transparent."""
+    compression: int | None = None
+    """The requested quality of a JPEG or WebP, from 0 to 100."""
+    seed: int | None = None
+    """Equal seeds give equal images, other seeds other images; None if none is requested."""
 
 
 @dataclass(frozen=True)

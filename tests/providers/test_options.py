@@ -191,6 +191,25 @@ def test_compression_is_applied_here_where_the_vendor_does_not_support_it() -> N
     assert openai[1].adjustments == ()
 
 
+@pytest.mark.parametrize("way", ["google", "openai", "fallback"])
+def test_a_transparent_background_is_delivered_where_a_vendor_has_it(way: str) -> None:
+    """It survives a fallback, padding and conversion; Google delivers an opaque image."""
+
+    async def scenario(wire: Wire) -> ImageResult:
+        if way == "fallback":
+            wire.app.google.set(faults.overload())
+        return await wire.client.generate(
+            "a fox", background="transparent", output_format="webp", aspect_ratio="1:8"
+        )
+
+    routes = (ROUTES[way],) if way in ROUTES else tuple(ROUTES.values())
+    result = on_wire(scenario, routes=routes, fit="pad")
+    picture = opened(result.image_bytes)
+    transparent = picture.convert("RGBA").getchannel("A").getextrema()[0] == 0
+    assert transparent == (way != "google")
+    assert ("google does not support background" in result.adjustments) == (way == "google")
+
+
 def test_a_quality_that_a_model_lacks_is_reported() -> None:
     """The next lower one is sent."""
 
