@@ -24,18 +24,21 @@ from resilient_imagen._settings_types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = [
     "BUILT_IN",
     "DECLARATION",
     "ProviderSettings",
+    "check_location",
+    "check_project",
     "colliding_variable",
     "declared_names",
     "is_provider_name",
     "limit_variables",
     "provider_variables",
     "read_providers",
+    "vendor_of",
 ]
 
 _PREFIX: Final = "IMAGE_GEN_"
@@ -43,6 +46,8 @@ DECLARATION: Final = f"{_PREFIX}PROVIDER_"
 """Prefix of the variables that declare a provider; the rest is its name."""
 _NAME: Final = re.compile("[a-z][a-z0-9_]*")
 _MAX_NAME: Final = 40
+_PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,127}")
+_LOCATION: Final = re.compile("[a-z][a-z0-9-]{0,62}")
 _LIMITS: Final = ("ipm", "max_concurrent", "timeout")
 
 
@@ -55,18 +60,34 @@ class _Kind(NamedTuple):
     """The fields of ``ProviderSettings`` that select account and address."""
 
 
-_KINDS: Final[Mapping[str, _Kind]] = {"google": _Kind("google"), "openai": _Kind("openai")}
+_KINDS: Final[Mapping[str, _Kind]] = {
+    "google": _Kind("google"),
+    "vertex": _Kind("google", ("api_key", "base_url", "project", "location", "credentials")),
+    "openai": _Kind("openai"),
+    "azure": _Kind("openai"),
+}
 
 BUILT_IN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "google": {
         "api_key": ("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
         "base_url": ("GOOGLE_GEMINI_BASE_URL",),
     },
+    "vertex": {
+        "api_key": ("VERTEX_API_KEY",),
+        "base_url": ("VERTEX_BASE_URL",),
+        "project": ("GOOGLE_CLOUD_PROJECT",),
+        "location": ("GOOGLE_CLOUD_LOCATION",),
+        "credentials": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    },
     "openai": {
         "api_key": ("OPENAI_API_KEY",),
         "base_url": ("OPENAI_BASE_URL",),
         "ipm": (f"{_PREFIX}OPENAI_IPM",),
         "timeout": (f"{_PREFIX}OPENAI_TIMEOUT",),
+    },
+    "azure": {
+        "api_key": ("AZURE_OPENAI_API_KEY",),
+        "base_url": ("AZURE_OPENAI_ENDPOINT",),
     },
 }
 """The variables of the built-in providers by field. Their kind is their name."""
@@ -82,6 +103,37 @@ _OWN_FIELDS: Final = {
 """Fields of ``Settings`` that hold a value of a built-in provider, in place of ``providers``."""
 
 
+def check_project(value: object) -> None:
+    """Check a project of Google Cloud.
+
+    Raises:
+        ValueError: It is neither an ID nor a number. The text does not show it.
+    """
+    project = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if project is not None and not (isinstance(project, str) and _PROJECT.fullmatch(project)):
+        raise ValueError("must be a project's ID or number: small letters, digits and hyphens")
+
+
+def check_location(value: object) -> None:
+    """Check a location of Vertex AI.
+
+    Raises:
+        ValueError: It cannot be a location.
+    """
+    if value is not None and not (isinstance(value, str) and _LOCATION.fullmatch(value)):
+        raise ValueError("must be global, us, eu or a region such as europe-west4")
+
+
+_CHECKS: Final[Mapping[str, Callable[[object], object]]] = {
+    "api_key": check_api_key,
+    "base_url": check_base_url,
+    "project": check_project,
+    "location": check_location,
+    "credentials": str,
+}
+"""By field: raises ValueError for a value that is not allowed."""
+
+
 class ProviderSettings(BaseModel):
     """Settings of one provider. A limit that is None is that of all providers of the kind."""
 
@@ -95,6 +147,12 @@ class ProviderSettings(BaseModel):
     api_key: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = None
     base_url: Annotated[str | None, BeforeValidator(blank_to_none)] = None
     """The address of the API; None means the vendor's."""
+    project: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = None
+    """Vertex AI: the project's ID or number. It is kept out of every text, like a key."""
+    location: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    """Vertex AI: ``global``, ``us``, ``eu`` or a region."""
+    credentials: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    """Vertex AI: the path of a credentials file; None means Application Default Credentials."""
     ipm: OptionalPositiveFloat = None
     """Images per minute."""
     max_concurrent: Annotated[
@@ -140,14 +198,33 @@ class ProviderSettings(BaseModel):
         return {**values, "kind": kind}
 
     @model_validator(mode="after")
-    def _account_is_valid(self) -> Self:
+    def _declared_account_is_valid(self) -> Self:
+        """Check the account of a declared provider.
+
+        The variables of Vertex AI and Azure belong to other software, too, so their values are
+        checked only where a route uses them.
+        """
+        if self.name not in BUILT_IN:
+            self.check_account()
+        return self
+
+    def check_account(self) -> None:
+        """Check the values that select account and address.
+
+        Raises:
+            ValueError: A value is not allowed; the text names its variable.
+        """
         variables = provider_variables(self.name, self.kind)
-        for field, check in (("api_key", check_api_key), ("base_url", check_base_url)):
+        for field in _KINDS[self.kind].account:
             try:
-                check(getattr(self, field))
+                _CHECKS[field](getattr(self, field))
             except ValueError as error:
                 raise ValueError(f"{variables[field][0]} {error}") from None
-        return self
+
+
+def vendor_of(name: str) -> str:
+    """Return the vendor of a built-in provider; any other name counts as a vendor."""
+    return _KINDS[name].vendor if name in BUILT_IN else name
 
 
 def is_provider_name(name: object) -> bool:
@@ -165,7 +242,7 @@ def provider_variables(name: str, kind: str) -> dict[str, tuple[str, ...]]:
     limits = {field: (variable,) for field, variable in limit_variables(name).items()}
     if name in BUILT_IN:
         return {**limits, **BUILT_IN[name]}
-    account = _KINDS[kind].account if kind in _KINDS else _KINDS["google"].account
+    account = _KINDS[kind].account if kind in _KINDS else tuple(_CHECKS)
     return {**{field: (f"{name.upper()}_{field.upper()}",) for field in account}, **limits}
 
 

@@ -172,7 +172,7 @@ CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
 CommaList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 
 
-ProviderKind: TypeAlias = Literal["google", "openai"]
+ProviderKind: TypeAlias = Literal["google", "vertex", "openai", "azure"]
 
 
 class ProviderArguments(TypedDict, total=False):
@@ -181,6 +181,9 @@ class ProviderArguments(TypedDict, total=False):
     kind: ProviderKind
     api_key: str | SecretStr | None
     base_url: str | None
+    project: str | SecretStr | None
+    location: str | None
+    credentials: str | None
     ipm: float | None
     max_concurrent: int | None
     timeout: float | None

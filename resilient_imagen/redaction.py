@@ -51,6 +51,10 @@ _PATTERNS: Final = tuple(
         r"\bya29\.[\w*.-]{4,}",
         r"\bsk-[\w*-]{4,}",
         r"\beyJ[\w-]{8,512}\.[\w.-]+",
+        # Numbers of Google Cloud's projects, and its service accounts.
+        r"\bprojects/\d{6,}",
+        r"\bproject[\s_:=#\"'`]+(?:(?:number|id)[\s:=#\"'`]+)?\d{6,}",
+        r"[\w.-]+@[\w.-]+\.gserviceaccount\.com",
         # Base64 of an image, by its beginning; any other long base64. Words and ids are shorter.
         r"(?:iVBORw0KGgo|/9j/|UklGR|R0lGOD)[\w+/=-]{4,}",
         r"(?<![\w+/-])[\w+/-]{64,}={0,2}",

@@ -34,6 +34,7 @@ from resilient_imagen._provider_settings import (
     colliding_variable,
     is_provider_name,
     limit_variables,
+    vendor_of,
 )
 from resilient_imagen._settings_source import (
     EnvironmentSource,
@@ -121,10 +122,10 @@ class Settings(BaseSettings):
     providers: Mapping[str, ProviderSettings] = Field(
         _NO_PROVIDERS,
         validation_alias=_variable("IMAGE_GEN_PROVIDER_<NAME>"),
-        description="Declares a provider for IMAGE_GEN_ROUTES: google or openai, the API that it "
-        "speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address; "
-        "`IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, "
-        "its limits.",
+        description="Declares a provider for IMAGE_GEN_ROUTES: google, vertex, openai or azure, "
+        "the API that it speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and "
+        "address; `IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in "
+        "names, its limits.",
     )
     routes: Annotated[tuple[RouteName, ...], NoDecode] = Field(
         (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
@@ -486,7 +487,12 @@ class Settings(BaseSettings):
         return POLICIES[reason].next_route
 
     def provider(self, name: str) -> ProviderSettings | None:
-        """Return the settings of a provider, built in or declared; None for any other name."""
+        """Return the settings of a provider, built in or declared; None for any other name.
+
+        Raises:
+            ConfigurationError: A value is not allowed. The values of Vertex AI and Azure are
+                checked here: their variables belong to other software, too.
+        """
         found = self.providers.get(name)
         if name in BUILT_IN and found is None:
             found = ProviderSettings.model_validate({"name": name})
@@ -497,7 +503,12 @@ class Settings(BaseSettings):
             own = {"api_key": self.google_api_key, "base_url": self.google_base_url}
         elif name == "openai":
             own = {"api_key": self.openai_api_key, "base_url": self.openai_base_url}
-        return found.model_copy(update=own)
+        found = found.model_copy(update=own)
+        try:
+            found.check_account()
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+        return found
 
     def timeout_for(self, provider: str, vendor: str | None = None) -> float:
         """Return the attempt timeout in seconds.
@@ -540,4 +551,4 @@ class Settings(BaseSettings):
         if vendor is not None:
             return vendor
         declared = self.providers.get(provider)
-        return provider if declared is None else declared.vendor
+        return vendor_of(provider) if declared is None else declared.vendor

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from redis_kit import RedisServer, redis_server
 
-OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "OPENAI_", "OTEL_")
+OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "VERTEX_", "OPENAI_", "AZURE_", "OTEL_")
 
 # Without deadlines, because the machine may be busy. A change is judged by the same examples on
 # every machine (derandomize). --hypothesis-profile chooses another profile: .ci/slow takes

@@ -93,6 +93,7 @@ async def open_client(
         ConfigurationError: A variable holds what is not allowed.
     """
     from resilient_imagen import ImageClient
+    from resilient_imagen.providers import build, needed_variable
 
     async with AsyncExitStack() as stack:
         if emulator is not None:
@@ -102,9 +103,13 @@ async def open_client(
             given, usual = {**given, **_leading_to(server)}, {**_UNPACED, **usual}
         settings = make_settings(given, usual)
         check_model(model, settings)
-        if settings.google_api_key is None and settings.openai_api_key is None:
+        names = dict.fromkeys(route.provider for route in settings.routes)
+        if all(build(name, settings) is None for name in names):
+            needed = [needed_variable(name, settings) for name in names if settings.provider(name)]
             raise CommandError(
-                "no API key: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY; --emulator needs neither"
+                f"no API key: set {' or '.join(needed)}; --emulator needs neither"
+                if needed
+                else f"IMAGE_GEN_ROUTES names {', '.join(names)}, which is not declared"
             )
         warnings = _WarningSink(emulated=emulator is not None)
         client = ImageClient(settings, sinks=[warnings, *sinks])

@@ -16,9 +16,11 @@ __all__ = ["advised", "keys_to_check", "vendor_words"]
 
 _VARIABLES: Final = {
     "google": ("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "vertex": ("VERTEX_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"),
     "openai": ("OPENAI_API_KEY",),
+    "azure": ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
 }
-"""In the order in which Settings reads them."""
+"""In the order in which Settings reads them. Any other provider has <NAME>_API_KEY."""
 _ABOUT_THE_KEY: Final = frozenset({Reason.UNAUTHENTICATED, Reason.FORBIDDEN})
 
 
@@ -27,7 +29,11 @@ def keys_to_check(error: ImageGenerationError) -> list[str]:
     failures = [(each.provider, each.reason) for each in error.attempts]
     failures += [(part.provider or "", part.reason) for part in _parts(error)]
     refused = dict.fromkeys(who for who, reason in failures if reason in _ABOUT_THE_KEY)
-    return [_in_use(_VARIABLES[who]) for who in refused if who in _VARIABLES]
+    return [
+        _in_use(_VARIABLES.get(who, (f"{who.upper()}_API_KEY",)))
+        for who in refused
+        if who in _VARIABLES or os.environ.get(f"IMAGE_GEN_PROVIDER_{who.upper()}")
+    ]
 
 
 def vendor_words(error: ImageGenerationError) -> dict[str, str]:

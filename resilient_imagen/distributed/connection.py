@@ -10,7 +10,7 @@ import contextlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.distributed.daemon_thread import DaemonThreadCall
+from resilient_imagen.daemon_thread import DaemonThreadCall
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:

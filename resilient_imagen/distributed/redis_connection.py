@@ -20,7 +20,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import NoScriptError, ResponseError
 
-from resilient_imagen.distributed.daemon_thread import DaemonThreadCall
+from resilient_imagen.daemon_thread import DaemonThreadCall
 from resilient_imagen.distributed.redis_errors import translate_redis_errors
 from resilient_imagen.distributed.scripts import SCRIPTS
 from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError

@@ -22,7 +22,7 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.providers import KEY_VARIABLES, missing_variable
+from resilient_imagen.providers import needed_variable
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.reasons import Reason
@@ -88,7 +88,7 @@ class Router:
         usable = [route for route in settings.routes if route.provider in self._providers]
         if not usable:
             named = dict.fromkeys(route.provider for route in settings.routes)
-            keys = (missing_variable(name) for name in named)
+            keys = (needed_variable(name, settings) for name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
         # A retired model's successor may be another route already.
         routes = dict.fromkeys(
@@ -152,7 +152,7 @@ class Router:
         A relay under another name than a vendor's may serve the models of several vendors.
         """
         known = route.vendor in models.VENDORS
-        return known and (route.provider.name in KEY_VARIABLES or not route.serves_any_vendor)
+        return known and (route.provider.name in models.VENDORS or not route.serves_any_vendor)
 
     @property
     def all_routes(self) -> tuple[Route, ...]:
@@ -177,7 +177,7 @@ class Router:
             "route": route.key,
             "provider": route.provider,
             "model": route.model,
-            "off": f"{missing_variable(route.provider)} is not set",
+            "off": f"{needed_variable(route.provider, self._settings)} is not set",
             "breaker": self._off[route].snapshot(),
             "queue": new_limiter(self._settings, route.provider).snapshot(),
             "usual_latency_s": {},

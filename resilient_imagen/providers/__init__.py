@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen._provider_settings import BUILT_IN, provider_variables
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.providers.base import check_provider
 
@@ -13,45 +14,70 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
 
-__all__ = ["KEY_VARIABLES", "build", "collect_providers", "missing_variable"]
+__all__ = ["build", "collect_providers", "needed_variable"]
 
-KEY_VARIABLES: Final[Mapping[str, str]] = {
-    "google": "GOOGLE_GENAI_API_KEY",
-    "openai": "OPENAI_API_KEY",
+_NEEDED: Final[Mapping[str, str]] = {
+    "google": "api_key",
+    "vertex": "project",  # looked up with the credentials if it is missing
+    "openai": "api_key",
+    "azure": "base_url",
 }
-"""The variable to set for each provider that comes with the library."""
+"""By kind, the setting to begin with."""
 
 
 def build(name: str, settings: Settings) -> Provider | None:
     """Build the built-in or declared provider ``name``. Loads no SDK yet.
 
     Returns:
-        None if the provider is unknown, or if ``missing_variable`` is.
+        None if the provider is unknown, or if its ``needed_variable`` is not set.
 
     Raises:
-        ConfigurationError: The key contains characters that cannot be sent.
+        ConfigurationError: A setting of the provider is not allowed, or azure-identity is needed
+            and not installed.
     """
     chosen = settings.provider(name)
-    if chosen is None or chosen.key is None:
+    if chosen is None:
         return None
     common: dict[str, Any] = {
         "name": name,
         "api_key": chosen.key,
-        "base_url": chosen.base_url,
         "max_connections": settings.max_concurrent_for(name),
     }
+    if chosen.kind == "vertex":
+        from resilient_imagen.providers.vertex import VertexProvider
+
+        return VertexProvider(
+            **common,
+            base_url=chosen.base_url,
+            project=None if chosen.project is None else chosen.project.get_secret_value(),
+            location=chosen.location or "global",
+            credentials=chosen.credentials,
+            prompt_hints=settings.prompt_hints,
+        )
+    if getattr(chosen, _NEEDED[chosen.kind]) is None:
+        return None
     if chosen.kind == "google":
         from resilient_imagen.providers.google import GoogleProvider
 
-        return GoogleProvider(**common, prompt_hints=settings.prompt_hints)
+        return GoogleProvider(
+            **common, base_url=chosen.base_url, prompt_hints=settings.prompt_hints
+        )
+    if chosen.kind == "azure":
+        from resilient_imagen.providers.azure import AzureProvider
+
+        return AzureProvider(
+            **common, endpoint=chosen.base_url or "", quality=settings.openai_quality
+        )
     from resilient_imagen.providers.openai import OpenAIProvider
 
-    return OpenAIProvider(**common, quality=settings.openai_quality)
+    return OpenAIProvider(**common, base_url=chosen.base_url, quality=settings.openai_quality)
 
 
-def missing_variable(name: str) -> str:
-    """Return the variable without which the provider ``name`` cannot be built."""
-    return KEY_VARIABLES.get(name, f"{name.upper()}_API_KEY")
+def needed_variable(name: str, settings: Settings) -> str:
+    """Return the variable to set first for a built-in or declared provider."""
+    declared = settings.providers.get(name)
+    kind = name if declared is None else declared.kind
+    return provider_variables(name, kind)[_NEEDED[kind]][0]
 
 
 def collect_providers(
@@ -76,12 +102,15 @@ def collect_providers(
             raise ConfigurationError(f"two providers are named {provider.name}; rename one")
         found[provider.name] = provider
     named = {route.provider for route in settings.routes}
-    known = {*found, *KEY_VARIABLES, *settings.providers}
+    known = {*found, *BUILT_IN, *settings.providers}
     _check_names(named, set(found), known, set(settings.force_open))
     for name in sorted(named - set(found)):
         built = build(name, settings)
         if built is None:
-            warn("missing_key", f"{missing_variable(name)} is not set: routes to {name} are off")
+            warn(
+                "missing_key",
+                f"{needed_variable(name, settings)} is not set: routes to {name} are off",
+            )
         else:
             found[name] = built
     return found

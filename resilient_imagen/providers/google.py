@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import deployment_of, google_aspect, google_image_size
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest, Reference
 
-__all__ = ["GoogleProvider"]
+__all__ = ["PROMPT_HINTS", "GoogleProvider", "checked_hints", "split_version"]
 
-_API_VERSION: Final = "v1"
-_HINTS: Final = ("quality", "orientation")
+PROMPT_HINTS: Final = ("quality", "orientation")
+_VERSIONED: Final = re.compile(r"(https?://[^?#]+?)/+(v\d+(?:(?:alpha|beta)\d*)?)/*", re.IGNORECASE)
 _QUALITY: Final = "Generate a high quality image: "
 _PORTRAIT: Final = "The image should be in portrait orientation (taller than wide)."
 _LANDSCAPE: Final = "The image should be in landscape orientation (wider than tall)."
@@ -47,7 +48,7 @@ class GoogleProvider(SdkProvider):
 
     Args:
         api_key: White space around it is ignored.
-        base_url: The address of the API; None means Google's.
+        base_url: The address of the API, with or without its version; None means Google's.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. The pipeline sets all other time limits.
         transport: Replaces the network, for tests.
@@ -65,6 +66,8 @@ class GoogleProvider(SdkProvider):
     supported_options = frozenset({"seed"})
     protected_fields = frozenset({"contents", "model", "generationConfig.candidateCount"})
     default_base_url = "https://generativelanguage.googleapis.com"
+    default_api_version: ClassVar[str] = "v1"
+    """The version of the API, where the address does not end in one."""
 
     @hide_frame_locals
     def __init__(
@@ -76,7 +79,7 @@ class GoogleProvider(SdkProvider):
         connect_timeout: float = 10.0,
         transport: httpx2.AsyncBaseTransport | None = None,
         name: str = "google",
-        prompt_hints: Collection[str] = _HINTS,
+        prompt_hints: Collection[str] = PROMPT_HINTS,
     ) -> None:
         super().__init__(
             name=name,
@@ -86,11 +89,7 @@ class GoogleProvider(SdkProvider):
             connect_timeout=connect_timeout,
             transport=transport,
         )
-        if unknown := sorted(set(prompt_hints).difference(_HINTS)):
-            raise ConfigurationError(
-                f"{name}: prompt_hints contains {unknown[0]!r}; allowed are {', '.join(_HINTS)}"
-            )
-        self._prompt_hints = frozenset(prompt_hints)
+        self._prompt_hints = checked_hints(name, prompt_hints)
 
     def prompt_hints_for(self, request: ImageRequest) -> PromptHints:
         """Return the text that is added to the caller's prompt.
@@ -111,14 +110,14 @@ class GoogleProvider(SdkProvider):
             from google.genai.client import DebugConfig
         except ImportError as error:
             raise missing_dependency("google-genai", error) from None
+        base_url, api_version = split_version(self.base_url)
         try:
             return genai.Client(
-                api_key=self._api_key,
-                vertexai=False,
+                **self._account(),
                 debug_config=DebugConfig(client_mode=None),
                 http_options=genai.types.HttpOptions(
-                    base_url=self.base_url,
-                    api_version=_API_VERSION,
+                    base_url=base_url,
+                    api_version=api_version or self.default_api_version,
                     httpx_client=null,
                     # An injected client also keeps the SDK from changing to aiohttp.
                     httpx_async_client=http,
@@ -130,6 +129,10 @@ class GoogleProvider(SdkProvider):
                 f"{self.name}: GOOGLE_GENAI_HTTP_CLIENT names a package that is not installed; "
                 "unset it, as requests are sent by httpx2 in any case"
             ) from None
+
+    def _account(self) -> dict[str, Any]:
+        """Return the SDK's arguments that select mode and account."""
+        return {"api_key": self._api_key, "vertexai": False}
 
     def _warm_up_sdk(self, sdk: Any, null: httpx2.Client) -> None:
         del null  # the SDK's synchronous client uses it already
@@ -159,6 +162,25 @@ class GoogleProvider(SdkProvider):
 
     def _classify(self, error: VendorError) -> ClassifiedError:
         return failure_of(error)
+
+
+def checked_hints(name: str, hints: Collection[str]) -> frozenset[str]:
+    """Return the prompt hints.
+
+    Raises:
+        ConfigurationError: A hint is unknown.
+    """
+    if unknown := sorted(set(hints).difference(PROMPT_HINTS)):
+        raise ConfigurationError(
+            f"{name}: prompt_hints contains {unknown[0]!r}; allowed are {', '.join(PROMPT_HINTS)}"
+        )
+    return frozenset(hints)
+
+
+def split_version(base_url: str) -> tuple[str, str | None]:
+    """Split the API's version off an address; many relays and mock servers state it."""
+    found = _VERSIONED.fullmatch(base_url)
+    return (base_url, None) if found is None else (found[1], found[2])
 
 
 def _config(model: str, aspect_ratio: str, resolution: str) -> Any:

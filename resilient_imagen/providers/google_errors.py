@@ -140,7 +140,8 @@ _RULES: Final = (
         {403},
         words(
             "service_disabled consumer_suspended consumer_invalid api_key_service_blocked "
-            "api_key_http_referrer_blocked api_key_ip_address_blocked user_project_denied"
+            "api_key_http_referrer_blocked api_key_ip_address_blocked user_project_denied "
+            "iam_permission_denied"
         ),
         account_wide=True,
     ),
@@ -150,7 +151,10 @@ _RULES: Final = (
         message_pattern=says(
             r"user location is not supported",
             r"gemini api free tier is not available in your country",
-            r"generative language api has not been used",
+            r"(?:generative language|vertex ai|agent platform) api has not been used",
+            r"permission [^\n]{0,80}denied on (?:resource|project)",
+            r"(?:unsupported|invalid|unknown) (?:region|location)\b",
+            r"(?:the )?(?:region|location) (?:\S+ )?is (?:not supported|not valid|invalid)",
         ),
         account_wide=True,
     ),

@@ -93,6 +93,8 @@ class CapturedExchange:
     """Converts the SDK's body to the parts to send; None sends the SDK's body unchanged."""
     events: EventReader | None = field(default=None, repr=False)
     """Receives the events of an event stream; None if no stream was requested."""
+    authorize: Callable[[httpx2.Request], None] | None = field(default=None, repr=False)
+    """Adds the account's credentials to the request that is about to be sent."""
     response: httpx2.Response | None = None
     """The response, whatever its status; None if no complete response arrived."""
     body: StreamingJsonBody = field(default_factory=StreamingJsonBody, repr=False)
@@ -130,7 +132,7 @@ def capture_exchange() -> Iterator[CapturedExchange]:
         raise
     finally:
         _current.reset(token)
-        exchange.rewrite = None  # as in `take`
+        exchange.rewrite = exchange.authorize = None  # as in `take`
 
 
 class CapturingClient(httpx2.AsyncClient):
@@ -177,6 +179,8 @@ class CapturingClient(httpx2.AsyncClient):
         current = _current.get()
         if current is not None and current.rewrite is not None:
             request = _streamed(self, request, current.rewrite(request.content))
+        if current is not None and current.authorize is not None:
+            current.authorize(request)
         request.extensions = {**request.extensions, "timeout": dict(self._phases)}
         if current is None:
             return await super().send(request, **options)

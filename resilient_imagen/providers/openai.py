@@ -109,7 +109,7 @@ class OpenAIProvider(SdkProvider):
         # The SDK appends the path to the base URL as a str, so a query in it must go separately.
         address, _, query = self.base_url.partition("#")[0].partition("?")
         return Client(
-            api_key=self._api_key,
+            api_key=self._api_key or "hidden",  # in place of an access token
             base_url=address,
             default_query=dict(parse_qsl(query, keep_blank_values=True)),
             max_retries=0,

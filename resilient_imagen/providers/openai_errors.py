@@ -53,7 +53,9 @@ _RULES: Final = (
     ClassificationRule(
         Reason.OVERLOADED,
         {429},
-        words("engine_overloaded model_overloaded server_overloaded overloaded_error"),
+        words(
+            "engine_overloaded engineoverloaded model_overloaded server_overloaded overloaded_error"
+        ),
     ),
     ClassificationRule(
         Reason.OVERLOADED,
@@ -88,6 +90,17 @@ _RULES: Final = (
     ),
     ClassificationRule(
         Reason.FORBIDDEN, {400}, message_pattern=says(r"your organization must be verified")
+    ),
+    # Azure answers 401 to an identity without a role, and 403 where only a private network may ask.
+    ClassificationRule(
+        Reason.FORBIDDEN,
+        {401, 403},
+        message_pattern=says(
+            r"the principal (?:\S+ )?lacks the required data action",
+            r"access denied due to virtual network",
+            r"public access is disabled",
+        ),
+        account_wide=True,
     ),
     ClassificationRule(
         Reason.CONTENT_BLOCKED,

@@ -21,6 +21,7 @@ from resilient_imagen.cost import cost_usd
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
+from resilient_imagen.providers.access_token import TokenError
 from resilient_imagen.providers.base import Endpoint, account_id
 from resilient_imagen.providers.connections import credentials
 from resilient_imagen.providers.error_body import VendorError
@@ -30,17 +31,18 @@ from resilient_imagen.providers.per_loop_clients import PerLoopClients
 from resilient_imagen.providers.response_parsing import ResponseError
 from resilient_imagen.providers.transport_errors import description, never_sent, transport_reason
 from resilient_imagen.providers.vendor_options import check_protected_fields
+from resilient_imagen.reasons import Reason
 from resilient_imagen.redaction import KnownSecret, redact
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resilient_imagen.providers.access_token import AccessToken, TokenCache
     from resilient_imagen.providers.base import ProviderResult, TokenUsage
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.http import CapturedExchange
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
-    from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
 
@@ -48,6 +50,8 @@ __all__ = ["SdkProvider", "missing_dependency"]
 
 _LARGE: Final = 2**18
 """Bytes of a response's JSON, without decoded base64, from which on it is parsed in a thread."""
+
+_UNAUTHORIZED: Final = 401
 
 _OPTIONS: Final = (
     "mask", "background", "output_format", "output_compression", "seed", "quality",
@@ -65,11 +69,13 @@ class SdkProvider(ABC):
 
     Args:
         name: The provider's name in routes, results and telemetry.
-        api_key: White space around it is ignored.
+        api_key: White space around it is ignored. None for an account with access tokens.
         base_url: The http or https address of the API; None means the vendor's.
         max_connections: Requests in flight at most.
         connect_timeout: Seconds to connect. The pipeline sets all other time limits.
         transport: Replaces the network, for tests.
+        tokens: The account's access tokens; None means that the key is sent.
+        account: Identifies the account in place of the key, for ``Endpoint.account``.
 
     Raises:
         ConfigurationError: The key cannot be sent as a header, or the address is not valid.
@@ -79,21 +85,24 @@ class SdkProvider(ABC):
         self,
         *,
         name: str,
-        api_key: str,
+        api_key: str | None,
         base_url: str | None,
         max_connections: int,
         connect_timeout: float,
         transport: httpx2.AsyncBaseTransport | None,
+        tokens: TokenCache | None = None,
+        account: str | None = None,
     ) -> None:
         self.name = name
         self.base_url: str = _address(name, base_url or self.default_base_url)
-        self._api_key = _key(name, api_key)
+        self._api_key = "" if api_key is None and tokens is not None else _key(name, api_key or "")
+        self._tokens = tokens
         self.endpoint: Endpoint = Endpoint(
             self.vendor,
             self.base_url,
-            account_id(self._api_key, self.base_url),
+            account_id(account or self._api_key, self.base_url),
             # A custom address is often a relay that serves models of several vendors.
-            any_vendor=bool(base_url),
+            any_vendor=bool(base_url) and self.relays_other_vendors,
             telemetry_name=self.telemetry_name,
         )
         self._secrets = [
@@ -109,7 +118,9 @@ class SdkProvider(ABC):
     """The vendor's name in the model table."""
     telemetry_name: ClassVar[str]
     """The value of gen_ai.provider.name."""
-    default_base_url: ClassVar[str]
+    relays_other_vendors: ClassVar[bool] = True
+    """Whether a custom address may serve models of other vendors, too."""
+    default_base_url: str
     """The vendor's address."""
     supported_options: ClassVar[frozenset[str]]
     """The names of the request's options that the vendor supports."""
@@ -145,10 +156,15 @@ class SdkProvider(ABC):
     async def warm_up(self) -> None:
         """Import the SDK and build its client in a thread, before the first request needs it.
 
+        An access token is fetched, too. If that fails, the first request tries again.
+
         Raises:
             RuntimeError: The provider was closed.
         """
         await self._session()
+        if self._tokens is not None:
+            with suppress(TokenError):
+                await self._tokens.get()
 
     @hide_frame_locals
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
@@ -162,8 +178,11 @@ class SdkProvider(ABC):
         check_protected_fields(request, self.vendor, self.protected_fields)
         handled = id(sys.exception())
         sdk = await self._session()
+        token = await self._token(model)
         sdk_failure: _SdkFailure | None = None
         with capture_exchange() as sent:
+            if token is not None:
+                sent.authorize = partial(self._authorize, token)
             try:
                 await self._send(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - classified, and raised outside this block
@@ -174,6 +193,8 @@ class SdkProvider(ABC):
         response, body, events = sent.take()
         if response is None:
             self._no_answer(sdk_failure, model)
+        if token is not None and self._tokens is not None and response.status_code == _UNAUTHORIZED:
+            self._tokens.discard(token)
         parse = partial(self._parse, body, request, model) if events is None else events.result
         result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
         ignored = tuple(
@@ -201,6 +222,32 @@ class SdkProvider(ABC):
         except ConfigurationError as error:
             own_copy = copy(error)  # each waiting call adds its attempts and frames to its error
         raise own_copy
+
+    async def _token(self, model: str) -> AccessToken | None:
+        """Return the account's access token; None if the key is sent.
+
+        Raises:
+            ImageGenerationError: No token could be fetched.
+        """
+        if self._tokens is None:
+            return None
+        try:
+            return await self._tokens.get()
+        except TokenError as error:
+            failure = error
+        raise provider_failure(
+            failure.reason,
+            provider=self.name,
+            model=model,
+            account_wide=failure.reason is Reason.UNAUTHENTICATED,
+            vendor_message=redact(failure.message, secrets=(self._api_key,)) or None,
+            vendor_error=failure.name,
+            never_sent=True,
+        )
+
+    def _authorize(self, token: AccessToken, request: httpx2.Request) -> None:
+        """Add an access token to a request."""
+        request.headers["Authorization"] = f"Bearer {token.value}"
 
     def _open(self) -> tuple[Any, CapturingClient]:
         """Build client and connections; runs in a thread.

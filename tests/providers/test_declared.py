@@ -184,7 +184,7 @@ def test_a_wrong_keyword_names_its_replacement(providers: Any, message: str) -> 
 
 def test_an_undeclared_name_in_a_route_is_an_error() -> None:
     """The text lists the known names and the way to declare another one."""
-    with pytest.raises(ConfigurationError, match=r"names b; known.*a, google.*IMAGE_GEN_PROVIDER_"):
+    with pytest.raises(ConfigurationError, match=r"names b; known.*a, azure.*IMAGE_GEN_PROVIDER_"):
         ImageClient(Settings(routes="b:m", providers={"a": {"kind": "google"}}))
 
 
