@@ -1,10 +1,9 @@
-"""Draws what an outage costs each image, and the wasted requests, under three designs.
+"""Draw the duration of each image and the wasted requests of an outage, under three designs.
 
     python benchmarks/outage_picture.py [FILE]     # .github/outage.svg, or FILE (.svg or .png)
 
-Needs the ``tuning`` extra. ``python -m benchmarks`` draws it, too. The designs are those of
-``outage``; the outage is the one of 30 minutes with the default limits. All designs have the same
-axes, so that equal parts look equal.
+It needs the ``tuning`` extra; ``python -m benchmarks`` draws it, too. The designs are those of
+``outage``, in the outage of 30 minutes with the default limits, all on the same axes.
 """
 
 from __future__ import annotations
@@ -13,28 +12,31 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from outage import outcomes
-from outage_scenarios import DEFAULT, MINUTES, SEEDS, sums
-
-if TYPE_CHECKING:
-    from outage_scenarios import Case, Outcome
+from outage import DESIGNS
+from outage_scenarios import DEFAULT, MINUTES, SEEDS, Case, Outcome, figures
 
 PICTURE = Path(__file__).parents[1] / ".github" / "outage.svg"
 LABELS = {
-    "guide": "retries, then fallback",
+    "retries": "retries, then fallback",
     "cooldown": "cooldown",
     "ours": "resilient_imagen",
 }
 VENDORS = {"image by Google": "#1668b0", "image by OpenAI": "#e07b00"}
 """Colours of the images, in the order of the routes."""
-WASTED = "#c03a2b"
 FROM, TO = 20, 90
 """Minutes that are shown."""
 SEED = SEEDS[MINUTES.index(30)]
 WIDTH, HEIGHTS = 190, (200, 70)
 AXIS = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+TITLE = {
+    "fontSize": 14, "subtitleFontSize": 12, "subtitleColor": "#333333", "color": "#111111",
+    "anchor": "start", "frame": "group",
+}  # fmt: skip
+LEGEND = {
+    "title": None, "orient": "top", "symbolSize": 90, "columnPadding": 30, "symbolOpacity": 1,
+}  # fmt: skip
 
 
 def picture(case: Case, found: dict[str, Outcome]) -> dict[str, Any]:
@@ -55,26 +57,20 @@ def picture(case: Case, found: dict[str, Outcome]) -> dict[str, Any]:
 def _column(
     case: Case, outcome: Outcome, label: str, highest: float, most: int, *, first: bool
 ) -> dict[str, Any]:
+    (span,) = case.outcomes.incidents()
+    domain = {"domain": [*VENDORS], "range": [*VENDORS.values()]}
     images = {
         "data": {"values": _images(outcome)},
         "mark": {"type": "point", "filled": True, "size": 11, "opacity": 0.8, "aria": False},
         "encoding": {
-            "x": _minute(None),
+            "x": _minute(),
             "y": _linear("seconds to each image" if first else None, highest, first=first),
-            "color": {
-                "field": "by",
-                "type": "nominal",
-                "scale": {"domain": [*VENDORS], "range": [*VENDORS.values()]},
-                "legend": {
-                    "title": None, "orient": "top", "symbolSize": 90, "columnPadding": 30,
-                    "symbolOpacity": 1,
-                },
-            },
+            "color": {"field": "by", "type": "nominal", "scale": domain, "legend": LEGEND},
         },
-    }  # fmt: skip
+    }
     wasted = {
         "data": {"values": _bars(outcome)},
-        "mark": {"type": "bar", "color": WASTED, "aria": False},
+        "mark": {"type": "bar", "color": "#c03a2b", "aria": False},
         "encoding": {
             "x": _minute("minute"),
             "x2": {"field": "until"},
@@ -82,54 +78,40 @@ def _column(
             "y2": {"datum": 0},
         },
     }
-    figures = [
-        f"{sums(DEFAULT, outcome, SEED).mean:.0f} s an image while Google is down,",
-        f"{sum(_per_minute(outcome).values())} wasted requests",
-    ]
-    return {
-        "title": {
-            "text": label,
-            "subtitle": figures,
-            "fontSize": 14,
-            "subtitleFontSize": 12,
-            "subtitleColor": "#333333",
-            "color": "#111111",
-            "anchor": "start",
-            "frame": "group",
-        },
-        "spacing": 6,
-        "vconcat": [
-            {"width": WIDTH, "height": HEIGHTS[0], "layer": [_outage(case, None), images]},
-            {"width": WIDTH, "height": HEIGHTS[1], "layer": [_outage(case, "minute"), wasted]},
-        ],
-    }
-
-
-def _outage(case: Case, title: str | None) -> dict[str, Any]:
-    (span,) = case.truth.incidents()
-    return {
+    background = {
         "data": {"values": [{"from": span.start / 60, "to": span.end / 60}]},
         "mark": {"type": "rect", "color": "#f9e0dc", "aria": False},
-        "encoding": {"x": _minute(title) | {"field": "from"}, "x2": {"field": "to"}},
     }
+    layers = [
+        {
+            "width": WIDTH,
+            "height": height,
+            "layer": [
+                background
+                | {"encoding": {"x": _minute(title) | {"field": "from"}, "x2": {"field": "to"}}},
+                marks,
+            ],
+        }
+        for height, title, marks in zip(HEIGHTS, (None, "minute"), (images, wasted), strict=True)
+    ]
+    subtitle = [
+        f"{figures(DEFAULT, outcome, SEED).mean:.0f} s an image while Google is down,",
+        f"{sum(_per_minute(outcome).values())} wasted requests",
+    ]
+    title = {"text": label, "subtitle": subtitle, **TITLE}
+    return {"title": title, "spacing": 6, "vconcat": layers}
 
 
-def _minute(title: str | None) -> dict[str, Any]:
-    return {
-        "field": "minute",
-        "type": "quantitative",
-        "scale": {"domain": [FROM, TO], "nice": False},
-        "axis": {"title": title, "grid": False, "values": [30, 45, 60, 75], "labels": bool(title)},
-    }
+def _minute(title: str | None = None) -> dict[str, Any]:
+    axis = {"title": title, "grid": False, "values": [30, 45, 60, 75], "labels": bool(title)}
+    scale = {"domain": [FROM, TO], "nice": False}
+    return {"field": "minute", "type": "quantitative", "scale": scale, "axis": axis}
 
 
 def _linear(title: str | None, highest: float, *, first: bool) -> dict[str, Any]:
-    return {
-        "field": "y",
-        "type": "quantitative",
-        "scale": {"domain": [0, highest], "nice": True},
-        "axis": {"title": title, "tickCount": 5, "labels": first},
-    }
+    axis = {"title": title, "tickCount": 5, "labels": first}
+    scale = {"domain": [0, highest], "nice": True}
+    return {"field": "y", "type": "quantitative", "scale": scale, "axis": axis}
 
 
 def _images(outcome: Outcome) -> list[dict[str, Any]]:
@@ -159,7 +141,8 @@ def draw(path: Path = PICTURE) -> None:
     """Simulate the outage once, and write its picture: an SVG, or a PNG by its ending."""
     import vl_convert
 
-    chart = picture(DEFAULT.of(SEED), outcomes(DEFAULT, SEED))
+    found = {name: DESIGNS[name](DEFAULT, SEED) for name in LABELS}
+    chart = picture(DEFAULT.of(SEED), found)
     if path.suffix == ".png":
         path.write_bytes(vl_convert.vegalite_to_png(chart, scale=2))
     else:

@@ -1,18 +1,19 @@
-"""The outages that designs are measured in, on virtual time.
+"""The outages in which designs are compared, on virtual time.
 
-Needs nothing but Python and this repository, so that other libraries can be measured in
-environments of their own. The same callers meet the same worlds, nine of each: request for
-request, the same chance decides under every design. An outage of half an hour lasts 18 to 42
-minutes in them, because after a single outage the phase of the open period decides the recovery.
+It needs only Python and this repository, so that other libraries can be measured in environments of
+their own. Every design gets the same callers and the same nine variants of each outage; a request
+of a call has the same outcome under every design. An outage of half an hour lasts 18 to 42 minutes
+in the variants, because the phase of a single open period would decide the recovery.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
-from statistics import fmean, quantiles
-from typing import TYPE_CHECKING, Any, Protocol
+from statistics import fmean
+from typing import Any, Protocol
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import (
@@ -31,18 +32,15 @@ from resilient_imagen.tuning.scenario import (
 )
 from resilient_imagen.virtualtime import run_virtual
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-
 SEEDS = (1, 2, 3, 4, 5, 6, 7, 8, 9)
 GOOGLE, OPENAI = 0, 1
 LIMIT = 60.0
-"""Seconds that a design which has a limit gives a request to Google."""
+"""Time limit in seconds of a request to Google, for designs that have one."""
 NO_LIMIT = 600.0
-"""Seconds after which whoever has none, or waits for OpenAI, is taken for lost."""
+"""Seconds after which a request without a limit counts as lost; OpenAI's requests have none."""
 
-# Latencies: facts of 2026 for 1K pictures of gemini-3-pro-image (16 to 23 s, tail 60), and for
-# GPT Image at medium quality (mean 23 s, tail 26 in one measurement; wider here).
+# Latencies of 2026 for 1K images: gemini-3-pro-image 16 to 23 s, tail 60; GPT Image at medium
+# quality 23 s on average (one measurement; the distribution here is wider).
 SERVICES = {
     "google": Service(latency=LatencyDistribution(19.0, 35.0), cost_usd=0.134),
     "openai": Service(latency=LatencyDistribution(21.0, 32.0), cost_usd=0.05),
@@ -50,9 +48,8 @@ SERVICES = {
 MINUTE, HOUR = 60.0, 3600.0
 OVERLOAD = Outage(start=30 * MINUTE, duration=30 * MINUTE, latency=1.0)
 MINUTES = (18, 21, 24, 27, 30, 33, 36, 39, 42)
-"""The durations of this outage, by seed."""
-GROWING = replace(OVERLOAD, duration=60 * MINUTE, ramp=50 * MINUTE)
-BY_TURNS = (
+"""Durations of this outage, by seed."""
+MIXED_ERRORS = (
     SimulatedOutcome(Reason.RATE_LIMITED, 0.4),  # 429, without a hint
     SimulatedOutcome(Reason.OVERLOADED, 10.0),  # 499
     SimulatedOutcome(Reason.TIMEOUT, 40.0),  # 504
@@ -61,7 +58,7 @@ BY_TURNS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A world, and the limits that a design has to keep."""
+    """A scenario, and the limits that a design has to keep."""
 
     title: str
     scenario: Scenario
@@ -69,77 +66,84 @@ class Case:
     """Requests in flight per provider."""
     per_minute: float = 20.0
     """Images a minute per provider."""
-    by_turns: bool = False
-    """Whether what fails does so in three ways."""
+    mixed_errors: bool = False
+    """Whether requests fail with the three outcomes of MIXED_ERRORS."""
 
     def of(self, seed: int) -> Case:
-        """Return the case with the durations that belong to a seed."""
+        """Return the variant for a seed."""
         seconds = MINUTES[(seed - 1) % len(MINUTES)] * MINUTE
-        troubles = tuple(
-            replace(trouble, duration=seconds) if trouble.duration == OVERLOAD.duration else trouble
-            for trouble in self.scenario.troubles
+        outages = tuple(
+            replace(outage, duration=seconds) if outage.duration == OVERLOAD.duration else outage
+            for outage in self.scenario.troubles
         )
-        return replace(self, scenario=replace(self.scenario, troubles=troubles))
+        return replace(self, scenario=replace(self.scenario, troubles=outages))
 
     @property
-    def truth(self) -> ScenarioOutcomes:
-        """What requests meet."""
-        kind = ByTurns if self.by_turns else ScenarioOutcomes
+    def outcomes(self) -> ScenarioOutcomes:
+        """The outcome model."""
+        kind = MixedErrors if self.mixed_errors else ScenarioOutcomes
         return kind(self.scenario, ["google", "openai"])
 
 
-class ByTurns(ScenarioOutcomes):
-    """The same model answers one overload with different errors."""
+class MixedErrors(ScenarioOutcomes):
+    """An outcome model in which one overload fails with different errors."""
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """Return the outcome of the scenario, a failure replaced by one of three."""
-        met = super().outcome_for(ask)
-        return met if met.reason is None else BY_TURNS[int(ask.coin.unit(99) * len(BY_TURNS))]
+        """Return the outcome of the scenario, with a failure replaced by one of three."""
+        outcome = super().outcome_for(ask)
+        if outcome.reason is None:
+            return outcome
+        return MIXED_ERRORS[int(ask.coin.unit(99) * len(MIXED_ERRORS))]
 
 
-def world(*troubles: Outage, hours: float = 1.5, per_minute: float = 10.0) -> Scenario:
-    """Callers that come evenly, and what they come into."""
+def scenario(*outages: Outage, hours: float = 1.5, per_minute: float = 10.0) -> Scenario:
+    """Return evenly spaced calls and these outages."""
     traffic = Traffic(per_minute=per_minute, duration=hours * HOUR, spacing="even")
-    return Scenario(traffic=traffic, services=SERVICES, troubles=troubles)
+    return Scenario(traffic=traffic, services=SERVICES, troubles=outages)
 
 
 DEFAULT = Case(
     "18 to 42 minutes of overload, default limits (4 slots, 10 a minute)",
-    world(OVERLOAD, per_minute=8.0),
+    scenario(OVERLOAD, per_minute=8.0),
     slots=4,
     per_minute=10.0,
 )
-"""As everything is when nothing is set."""
 
 CASES = (
-    Case("18 to 42 minutes of overload", world(OVERLOAD)),
+    Case("18 to 42 minutes of overload", scenario(OVERLOAD)),
     DEFAULT,
-    Case("6 hours of overload", world(replace(OVERLOAD, duration=6 * HOUR), hours=7)),
+    Case("6 hours of overload", scenario(replace(OVERLOAD, duration=6 * HOUR), hours=7)),
     Case(
         "12 overloads of 5 minutes in 6 hours",
-        world(*waves(replace(OVERLOAD, start=900, duration=300), every=1800, times=12), hours=6),
+        scenario(*waves(replace(OVERLOAD, start=900, duration=300), every=1800, times=12), hours=6),
     ),
     Case(
         "20 minutes of overload, then 40 in which half of the requests fail",
-        world(
+        scenario(
             replace(OVERLOAD, duration=20 * MINUTE),
             replace(OVERLOAD, start=50 * MINUTE, duration=40 * MINUTE, share=0.5),
             hours=2,
         ),
     ),
     Case(
-        "18 to 42 minutes in which pictures take 2 to 4 minutes",
-        world(replace(OVERLOAD, share=0.0, slower=9.5)),
+        "18 to 42 minutes in which images take 2 to 4 minutes",
+        scenario(replace(OVERLOAD, share=0.0, slower=9.5)),
     ),
-    Case("18 to 42 minutes of 429, 499 and 504 by turns", world(OVERLOAD), by_turns=True),
-    Case("an overload that grows for 50 minutes, and ends after 60", world(GROWING, hours=4)),
-    Case("18 to 42 minutes without any answer", world(replace(OVERLOAD, reason=Reason.TIMEOUT))),
+    Case("18 to 42 minutes of 429, 499 and 504 in turn", scenario(OVERLOAD), mixed_errors=True),
+    Case(
+        "an overload that grows for 50 minutes, and ends after 60",
+        scenario(replace(OVERLOAD, duration=60 * MINUTE, ramp=50 * MINUTE), hours=4),
+    ),
+    Case(
+        "18 to 42 minutes without any response",
+        scenario(replace(OVERLOAD, reason=Reason.TIMEOUT)),
+    ),
 )
-"""What has been reported of gemini-3-pro-image; 10 images a minute and limits out of the way (16
-slots, 20 a minute), but for one."""
+"""Outages that were reported of gemini-3-pro-image; 10 images a minute and limits that they do not
+reach (16 slots, 20 a minute), except in DEFAULT."""
 
 
-# -- what a design leaves behind ------------------------------------------------------------------
+# -- the result of a design -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -147,67 +151,60 @@ class Image:
     """One caller's image."""
 
     asked: float
+    """Loop time of the call."""
     seconds: float
+    """Duration of the call."""
     route: int
-    making: float
-    """Seconds that the request which brought it took."""
+    latency: float
+    """Duration of the request that brought the image."""
 
     @property
     def added(self) -> float:
-        """Seconds on top of that."""
-        return self.seconds - self.making
-
-    @property
-    def begun(self) -> float:
-        """When that request was sent."""
-        return self.asked + self.added
+        """Seconds of the call beside that request."""
+        return self.seconds - self.latency
 
 
 @dataclass
 class Outcome:
-    """The images, the start of each call without one, the wasted requests and the bill."""
+    """The results of all calls of a design."""
 
     images: list[Image] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)
+    """Start of each call without an image."""
     wasted: list[tuple[float, float]] = field(default_factory=list)
     """Start and seconds of each request that brought its caller nothing: failed, cancelled, or
     with an image that came too late."""
-    usd: float = 0.0
-    """Dollars for all requests; one that was given up is billed like one with a response."""
 
 
 class Design(Protocol):
-    """One way from a caller to an image."""
+    """One way to serve a call."""
 
     async def image(self, call: int) -> Image | None:
-        """Serve one caller; None when there is no image."""
+        """Serve one caller; return None without an image."""
         ...
 
 
 class OutageScenario:
-    """Answers a design."""
+    """Responds to the requests of a design."""
 
     def __init__(self, case: Case, seed: int) -> None:
-        self._truth = case.truth
+        self._outcomes = case.outcomes
         self.seed = seed
         self.outcome = Outcome()
 
-    async def ask(
+    async def send(
         self, call: int, route: int, number: int = 0, limit: float = LIMIT
     ) -> SimulatedOutcome:
-        """Send one request; its seconds pass. Google's are given up at the limit."""
-        at = now()
-        met = self._truth.outcome_for(
-            SimulatedRequest(route, at, DeterministicRng(self.seed, call, route, number))
-        )
+        """Send one request, and wait for its response; a request to Google has a time limit."""
+        at, coin = now(), DeterministicRng(self.seed, call, route, number)
+        outcome = self._outcomes.outcome_for(SimulatedRequest(route, at, coin))
         limit = limit if route == GOOGLE else NO_LIMIT
-        if met.latency > limit:
-            met = met._replace(reason=Reason.TIMEOUT, latency=limit)
-        await asyncio.sleep(met.latency)
-        self.outcome.usd += met.cost_usd
-        if met.reason is not None:
-            self.outcome.wasted.append((at, met.latency))
-        return met
+        if outcome.latency > limit:
+            outcome = outcome._replace(reason=Reason.TIMEOUT, latency=limit)
+        await asyncio.sleep(outcome.latency)
+        if outcome.reason is not None:
+            self.outcome.wasted.append((at, outcome.latency))
+        return outcome
 
 
 def run_outage(
@@ -216,13 +213,13 @@ def run_outage(
     seed: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
 ) -> Outcome:
-    """Send the case's callers through a design; ``run`` is the loop, where it needs another."""
+    """Send the case's callers through a design; ``run`` runs it on an event loop."""
     case = case.of(seed)
     world = OutageScenario(case, seed)
 
-    async def one(design: Design, call: int) -> None:
+    async def serve(made: Design, call: int) -> None:
         asked = now()
-        image = await design.image(call)
+        image = await made.image(call)
         if image is None:
             world.outcome.lost.append(asked)
         else:
@@ -230,11 +227,10 @@ def run_outage(
 
     async def main() -> None:
         made = design(world, case)
-        tasks = []
-        for call, at in enumerate(case.scenario.traffic.arrivals(seed)):
-            await asyncio.sleep(max(0.0, at - now()))
-            tasks.append(asyncio.ensure_future(one(made, call)))
-        await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as calls:
+            for call, at in enumerate(case.scenario.traffic.arrivals(seed)):
+                await asyncio.sleep(max(0.0, at - now()))
+                calls.create_task(serve(made, call))
 
     run(main())
     return world.outcome
@@ -244,59 +240,50 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-# -- what it comes to ------------------------------------------------------------------------------
+# -- figures --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sums:
-    """One design in one case; ``served`` to ``added`` are about calls that start in an outage."""
+class OutageFigures:
+    """One design in one case; the first three are about calls that start in an outage."""
 
     served: float
     """Share of the callers that got an image."""
     mean: float
     """Seconds to it."""
-    p95: float
     added: float
-    total_mean: float
-    """Seconds to the image, of all calls of the run."""
+    """Of these, seconds beside the request that brought it."""
     wasted: float
-    """Wasted requests."""
-    wasted_seconds: float
-    google: float
-    """Share of all images that Google made."""
+    """Wasted requests of the whole run."""
     recovery: float
     """Seconds from an outage's end until a request is sent to Google that serves its caller."""
-    usd: float
-    """Dollars per 100 images."""
 
 
-def sums(case: Case, outcome: Outcome, seed: int) -> Sums:
-    """Sum up one run."""
-    case = case.of(seed)
-    spans = case.truth.incidents()
+def figures(case: Case, outcome: Outcome, seed: int) -> OutageFigures:
+    """Return the figures of one run."""
+    spans = case.of(seed).outcomes.incidents()
 
-    def hit(asked: float) -> bool:
+    def in_outage(asked: float) -> bool:
         return any(span.start <= asked < span.end for span in spans)
 
-    served = [image for image in outcome.images if hit(image.asked)]
-    lost = sum(map(hit, outcome.lost))
-    begun = sorted(image.begun for image in outcome.images if image.route == GOOGLE)
-    back = [next((at for at in begun if at >= span.end - 1e-6), inf) - span.end for span in spans]
-    times = [image.seconds for image in served]
-    return Sums(
+    served = [image for image in outcome.images if in_outage(image.asked)]
+    lost = sum(map(in_outage, outcome.lost))
+    sent = sorted(image.asked + image.added for image in outcome.images if image.route == GOOGLE)
+    back = [next((at for at in sent if at >= span.end - 1e-6), inf) - span.end for span in spans]
+    return OutageFigures(
         len(served) / (len(served) + lost),
-        fmean(times) if times else nan,
-        quantiles(times, n=20)[-1] if len(times) > 1 else nan,
+        fmean(image.seconds for image in served) if served else nan,
         fmean(image.added for image in served) if served else nan,
-        fmean(image.seconds for image in outcome.images),
         len(outcome.wasted),
-        sum(seconds for _, seconds in outcome.wasted),
-        sum(image.route == GOOGLE for image in outcome.images) / len(outcome.images),
         fmean(back),
-        100 * outcome.usd / len(outcome.images),
     )
 
 
-def mean(found: Sequence[Sums]) -> Sums:
-    """The mean of one design's figures in all its worlds."""
-    return Sums(*(fmean(getattr(one, each.name) for one in found) for each in fields(Sums)))
+def means(
+    case: Case, run: Callable[[Case, int], Outcome], seeds: Sequence[int] = SEEDS
+) -> OutageFigures:
+    """Return the means of a design's figures over the variants of a case."""
+    found = [figures(case, run(case, seed), seed) for seed in seeds]
+    return OutageFigures(
+        *(fmean(getattr(one, each.name) for one in found) for each in fields(OutageFigures))
+    )

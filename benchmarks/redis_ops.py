@@ -1,17 +1,15 @@
-"""What sharing through Redis costs, and how fast a fleet agrees: from 8 workers to 1000.
+"""The cost of sharing through Redis, and how fast up to 1000 workers agree.
 
-Part one, with a real redis-server and scripted providers: Redis steps and round trips per image,
-and the milliseconds they add to a call.
+    python benchmarks/redis_ops.py [--largest 1000]
 
-Part two, on virtual time with the scripts' real Lua: fleets of growing size, 1 ms between each
-worker and Redis, each worker making an image of 10 s and resting for 10 s, by turns. In the middle
-of that the vendor fails, for everything that is under way and everything that comes. How many
-requests failed, how many of them were under way at the third failure (nothing could have held them
-back) and how many were sent afterwards; by when every worker knew, when news arrive and when all
-news are lost; the same for recovery; messages delivered for the opening; and what the fleet asks of
-Redis per second when nobody wants anything.
+Part one, with a real redis-server and providers that respond at once: commands and round trips per
+image, and the milliseconds that they add to a call.
 
-Run: python benchmarks/redis_ops.py [--largest 1000]
+Part two, on virtual time with the real Lua scripts: each worker is 1 ms from Redis, makes an image
+of 10 s and pauses for 10 s. Then the vendor fails. Printed are the failed requests, those of them
+that were in flight at the third failure and those sent afterwards, the time until all workers know
+of the outage (with and without messages) and of the recovery, the messages delivered for the
+opening, and the load on Redis of an idle fleet.
 """
 
 from __future__ import annotations
@@ -44,14 +42,14 @@ TURN = 10.0
 
 @dataclass
 class Cost:
-    """What sharing costs per image."""
+    """The cost of sharing, per image."""
 
     steps: float
     trips: float
     step_us: float
-    """Redis' own time for a step, in microseconds."""
+    """Microseconds of Redis for a command."""
     alone_ms: float
-    """The median call without Redis."""
+    """Milliseconds of the median call without Redis."""
     shared_ms: float
 
 
@@ -61,15 +59,15 @@ class Agreement:
 
     failed: int
     under_way: int
-    """Of the failed ones, those that were under way at the third failure."""
+    """Failed requests that were in flight at the third failure."""
     later: int
-    """Of the failed ones, those that were sent after the third failure."""
+    """Failed requests that were sent after the third failure."""
     probes: int
     opened_s: float
     closed_s: float
     messages: int
     idle_steps: float
-    """Steps per second, of all workers, when nobody wants anything."""
+    """Commands per second of all workers, without calls."""
     idle_trips: float
 
 
@@ -102,7 +100,7 @@ def main() -> None:
 
 
 async def per_image(images: int) -> Cost:
-    """Steps, round trips and time for each image, one worker, one call after the other."""
+    """Measure one worker with one call after the other."""
     server = RedisServer()
     try:
         alone, shared = await timed(None, images), await timed(server.url, images)
@@ -116,7 +114,7 @@ async def per_image(images: int) -> Cost:
 
 
 async def timed(url: str | None, images: int) -> float:
-    """The median call, in seconds."""
+    """Return the seconds of the median call."""
     settings = Settings(redis_url=url, routes="google:pro", ipm=1_000_000)
     async with ImageClient(settings, providers=[FakeProvider("google", latency=0)]) as client:
         await client.warm_up()
@@ -129,7 +127,7 @@ async def timed(url: str | None, images: int) -> float:
 
 
 def evalshas(server: RedisServer, what: str = "calls") -> float:
-    """Steps taken so far, or the microseconds that the server spends on one."""
+    """Return the number of commands so far, or the microseconds of one."""
     for line in server.ask("INFO", "commandstats").decode().split("\r\n"):
         if line.startswith("cmdstat_evalsha:"):
             return float(line.partition(f"{what}=")[2].partition(",")[0])
@@ -137,7 +135,7 @@ def evalshas(server: RedisServer, what: str = "calls") -> float:
 
 
 def reads(server: RedisServer) -> int:
-    """How often the server read from a client so far: each is a round trip, or part of one."""
+    """Return the number of reads from clients so far; each is a round trip, or part of one."""
     for line in server.ask("INFO", "stats").decode().split("\r\n"):
         if line.startswith("total_reads_processed:"):
             return int(line.partition(":")[2])
@@ -145,14 +143,14 @@ def reads(server: RedisServer) -> int:
 
 
 class RedisTraffic:
-    """What all workers send; from `fail` on, whatever ends has failed."""
+    """The requests of all workers; those that end after `fail` have failed."""
 
     def __init__(self, workers: list[Worker]) -> None:
         self._loop = asyncio.get_running_loop()
         self._chance = random.Random(5)
         self._down_from = float("inf")
         self.failed: list[tuple[float, float]] = []
-        """When each was sent, and when it ended."""
+        """Start and end of each failed request."""
         self._callers = [asyncio.ensure_future(self._call(worker)) for worker in workers]
 
     def fail(self) -> None:
@@ -160,7 +158,7 @@ class RedisTraffic:
         self._down_from = self._loop.time()
 
     async def stop(self) -> None:
-        """Nobody asks any more."""
+        """Send no more requests."""
         for caller in self._callers:
             caller.cancel()
         await asyncio.wait(self._callers)
@@ -181,25 +179,25 @@ class RedisTraffic:
 
 
 async def agree(size: int, *, deaf: bool) -> Agreement:
-    """An outage in the middle of the day's work, and a recovery that one probes."""
-    sea = FakeRedisCluster()
+    """Simulate an outage, and a recovery that one worker probes; ``deaf`` loses all messages."""
+    cluster = FakeRedisCluster()
     loop = asyncio.get_running_loop()
-    workers = [Worker(sea, per_minute=60_000_000) for _ in range(size)]
+    workers = [Worker(cluster, per_minute=60_000_000) for _ in range(size)]
     await asyncio.gather(*(worker.fleet.ready() for worker in workers))
-    await asyncio.sleep(25)  # check-ins have found their pace
-    steps, trips = sea.store.steps, sea.trips
+    await asyncio.sleep(25)  # until heartbeats are spread
+    steps, trips = cluster.store.steps, cluster.trips
     await asyncio.sleep(20)
-    idle_steps, idle_trips = (sea.store.steps - steps) / 20, (sea.trips - trips) / 20
+    idle_steps, idle_trips = (cluster.store.steps - steps) / 20, (cluster.trips - trips) / 20
     for worker in workers if deaf else ():
         worker.link.deaf = True
 
     traffic = RedisTraffic(workers)
     await asyncio.sleep(6 * TURN)
     traffic.fail()
-    messages = sea.deliveries
+    messages = cluster.deliveries
     opened = await agreed(workers, "open")
-    messages = sea.deliveries - messages
-    await asyncio.sleep(2 * TURN)  # whatever was under way has ended
+    messages = cluster.deliveries - messages
+    await asyncio.sleep(2 * TURN)  # until all requests have ended
     await traffic.stop()
     third = sorted(end for _, end in traffic.failed)[2]
     under_way = sum(sent <= third < end for sent, end in traffic.failed)
@@ -221,7 +219,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
 
 
 async def agreed(workers: list[Worker], state: str) -> float:
-    """When the last of them is in that state."""
+    """Return the time at which the last worker is in a state."""
     for worker in workers:
         while worker.state != state:
             await worker.gate.wait_for_change()

@@ -1,7 +1,6 @@
-"""The eight situations in which the breakers for Python go wrong, each once on our breaker.
+"""The eight situations in which other circuit breakers for asyncio fail, each on our breaker.
 
-They are run on the loop, with real tasks and real cancellations. What the others do in them is
-printed by `benchmarks/breaker_battery.py`.
+They run on the loop, with real tasks and real cancellations.
 """
 
 from __future__ import annotations
