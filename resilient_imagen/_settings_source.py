@@ -42,7 +42,9 @@ _MAX_NAME: Final = 60
 
 
 class EnvironmentSource(EnvSettingsSource):
-    """A settings source that reads the variables named by the fields; a blank one is not set.
+    """A settings source that reads the variables named by the fields.
+
+    A blank variable is not set, unless the field has a default and may be None: then it is None.
 
     A field's own name is a keyword argument, not a variable: DEADLINE or REDIS_URL may belong to
     other software.
@@ -52,7 +54,8 @@ class EnvironmentSource(EnvSettingsSource):
         super().__init__(settings_cls)
         self.config = {**self.config, "populate_by_name": False}
         stripped = ((name, (value or "").strip()) for name, value in self.env_vars.items())
-        self.env_vars = {name: value for name, value in stripped if value}
+        keep = _blank_means_none(settings_cls)
+        self.env_vars = {name: value for name, value in stripped if value or name in keep}
 
     def __call__(self) -> dict[str, Any]:
         """Return the settings that the environment holds; a keyword argument replaces all of one.
@@ -63,6 +66,17 @@ class EnvironmentSource(EnvSettingsSource):
         if "providers" not in self.current_state and (given := read_providers(self.env_vars)):
             found["providers"] = given
         return found
+
+
+def _blank_means_none(settings_cls: type[BaseSettings]) -> frozenset[str]:
+    """Return the variables, in lower case, of fields that are None only if they are set to it."""
+    return frozenset(
+        name.lower()
+        for info in settings_cls.model_fields.values()
+        if info.default is not None and type(None) in get_args(info.annotation)
+        if isinstance(info.validation_alias, AliasChoices)
+        for name in map(str, info.validation_alias.choices)
+    )
 
 
 def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:

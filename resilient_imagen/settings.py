@@ -93,7 +93,6 @@ class Settings(BaseSettings):
         extra="forbid",
         populate_by_name=True,
         hide_input_in_errors=True,
-        env_ignore_empty=True,  # VARIABLE= in an env file means "not set"
         arbitrary_types_allowed=True,
     )
 
@@ -256,7 +255,7 @@ class Settings(BaseSettings):
         3,
         validation_alias=_variable("IMAGE_GEN_HEDGE_PROBE_AFTER"),
         description="Seconds after which the caller whose request is a probe starts the next route "
-        "beside it; off: only after the probe has failed.",
+        "beside it; empty or off: only after the probe has failed.",
     )
     hedge_after: HedgeDelay = Field(
         None,

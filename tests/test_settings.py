@@ -68,6 +68,17 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.google_api_key is not None
 
 
+@pytest.mark.parametrize("value", ["", " ", "off", "none"])
+def test_an_empty_variable_switches_hedged_probes_off(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """The setting has a default, so that only an empty value can say that there is no delay."""
+    monkeypatch.setenv("IMAGE_GEN_HEDGE_PROBE_AFTER", value)
+
+    assert Settings().hedge_probe_after is None
+    assert Settings(hedge_probe_after=5).hedge_probe_after == 5
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
