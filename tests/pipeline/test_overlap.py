@@ -715,6 +715,20 @@ def test_the_95th_percentile_needs_twenty_latencies_of_the_route_at_that_resolut
     run_overlap(scene, hedge_after="p95", hedge_budget=1)
 
 
+def test_the_95th_percentile_is_that_of_the_measured_latencies() -> None:
+    """Of 20 latencies from 10 to 29 s, the percentile lies between the two longest ones."""
+
+    async def scene(world: OverlapScenario) -> None:
+        for latency in range(10, 30):
+            world.google.latency = float(latency)
+            await world.ask(resolution="2K")
+        world.google.latency = 60.0
+        result = await world.ask(resolution="2K")
+        assert result.latency_s == near(28.05 + 2, abs=0.01)
+
+    run_overlap(scene, hedge_after="p95", hedge_budget=1)
+
+
 def test_the_usual_latency_is_that_of_the_latest_sixteen_successes() -> None:
     """Latencies that only the 95th percentile looks at do not change it."""
 
@@ -757,6 +771,20 @@ def test_the_budget_is_that_of_the_last_hour() -> None:
             assert hedges(world) == hedged
 
     run_overlap(scene, hedge_after=5)
+
+
+def test_calls_and_hedges_leave_the_budget_an_hour_later_minute_by_minute() -> None:
+    """The counts of a minute are those of its own calls, and go when that minute is an hour ago."""
+    budget = HedgeBudget(1.0)
+    for minute, calls in ((0, 3), (1, 5), (30, 7)):
+        for _ in range(calls):
+            budget.count_call(minute * 60.0)
+        assert budget.try_spend(minute * 60.0 + 1)
+    assert budget.snapshot(59 * 60.0) == (15, 3)
+    assert budget.snapshot(60 * 60.0) == (12, 2)
+    budget.count_call(61 * 60.0)
+    assert budget.snapshot(61 * 60.0) == (8, 1)
+    assert [budget.try_spend(61 * 60.0) for _ in range(8)] == [True] * 7 + [False]
 
 
 def test_a_budget_is_never_exceeded_by_the_hedge_that_it_allows() -> None:
@@ -1004,7 +1032,7 @@ def test_an_error_is_led_by_the_primary_and_has_every_attempt_once() -> None:
         assert error.reason is Reason.SERVER_ERROR
         assert str(error).startswith("google gemini-3-pro-image: 500")
         assert [each.provider for each in error.attempts] == ["openai", "google"]
-        assert error.retry_after == near(572, abs=61), "the quota's circuit is open"
+        assert error.retry_after == near(607, abs=31), "the quota's circuit is open"
 
     run_overlap(scene, hedge_after=5, hedge_budget=1)
 

@@ -281,6 +281,18 @@ def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
     run_scenario(scene, routes=CHAIN)
 
 
+def test_a_missing_model_opens_its_own_route_only() -> None:
+    """A fatal failure that says nothing about the account leaves the sibling model in use."""
+
+    async def scene(world: PipelineScenario) -> None:
+        world.google.fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
+        result = await world.ask()
+        assert (result.provider, result.model) == ("google", "gemini-nano-banana-2.1")
+        assert (world.breaker(0), world.breaker(1)) == ("open", "closed")
+
+    run_scenario(scene, routes=CHAIN)
+
+
 def test_a_sibling_model_stands_between() -> None:
     """The chain is tried in order, each route reached by fallback with at most one retry."""
 
