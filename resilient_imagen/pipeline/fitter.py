@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.request import ImageRequest
 
-__all__ = ["FittedImage", "ImageFitter"]
+__all__ = ["MADE_HERE", "FittedImage", "ImageFitter"]
 
-_MADE_HERE: Final = frozenset({"output_format", "output_compression"})
+MADE_HERE: Final = frozenset({"output_format", "output_compression"})
 """Options that the fitter fulfils for a provider that ignores them."""
 
 
@@ -63,7 +63,7 @@ class ImageFitter:
             first.data,
             first.mime_type,
             tuple(dict.fromkeys(notes)),
-            tuple(name for name in answer.ignored_options if name not in _MADE_HERE),
+            tuple(name for name in answer.ignored_options if name not in MADE_HERE),
             tuple(others),
         )
 

@@ -9,10 +9,22 @@ from typing import Any
 
 import httpx2
 import pytest
+from images_samples import encoded
+from PIL import Image
 from readme_kit import executed, guide_of
 
-from resilient_imagen import ImageClient, ImageGenerationError, Settings
+from resilient_imagen import (
+    ImageClient,
+    ImageDict,
+    ImageGenerationError,
+    Settings,
+    reset_default_client,
+)
+from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.testing import TINY_PNG
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 GUIDE = guide_of("providers")
 
@@ -71,3 +83,24 @@ def test_the_custom_provider(monkeypatch: pytest.MonkeyPatch) -> None:
             return [route["provider"] for route in client.snapshot()["routes"]]
 
     assert asyncio.run(chain()) == ["google", "openai", "local"]
+
+
+def test_options(imagen_emulator: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples return what they promise: three WebP images, and an edit by the mask."""
+    monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
+    (code,) = GUIDE.samples(heading="Options by vendor")
+    sample = executed(code)
+    photo = encoded(Image.new("RGB", (32, 32)), "PNG")
+    mask = encoded(Image.new("RGBA", (32, 32)), "PNG")
+
+    async def main() -> tuple[list[str], ImageDict]:
+        try:
+            return await sample["stickers"]("a fox"), await sample["repaint_sky"](photo, mask)
+        finally:
+            await reset_default_client()
+
+    images, edited = asyncio.run(main())
+    types = [sniff_mime(base64.b64decode(image)) for image in images]
+    assert types == ["image/webp"] * 3
+    assert edited["provider"] == "openai"
+    assert imagen_emulator.openai.requests[-1].parameters["moderation"] == "low"

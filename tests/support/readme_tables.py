@@ -12,8 +12,11 @@ from readme_kit import GUIDES
 
 from resilient_imagen import Reason, Settings
 from resilient_imagen.models import MODELS, ModelInfo
+from resilient_imagen.pipeline.fitter import MADE_HERE
+from resilient_imagen.providers.google import GoogleProvider
+from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Retry
-from resilient_imagen.request import RESOLUTIONS
+from resilient_imagen.request import RESOLUTIONS, EditOptions
 
 _RETRIES = {
     Retry.NEVER: "no",
@@ -146,12 +149,48 @@ def _current_models() -> list[ModelInfo]:
     return [row for row in MODELS.values() if (row.retired_on or date.max) > read_on]
 
 
+_WITHOUT: Final[Mapping[str, str]] = {
+    "n": "one request for each image",
+    "mask": "routes that support it are asked first; without any, `InvalidRequestError`",
+    "vendor_options": "fields of other vendors are not sent",
+    **dict.fromkeys(MADE_HERE, "the library converts the image, and says so in `adjustments`"),
+}
+"""What happens if the vendor does not support an option; otherwise it is reported."""
+
+
+def options_table() -> str:
+    """Return the table of a request's options, by vendor."""
+    vendors = (GoogleProvider, OpenAIProvider)
+    names = " | ".join(vendor.vendor for vendor in vendors)
+    rows = [f"| option | {names} | if the vendor does not have it |", "|---|---|---|---|"]
+    for option in sorted(EditOptions.__annotations__):
+        cells = [
+            "yes" if option in {*vendor.supported_options, "vendor_options"} else "no"
+            for vendor in vendors
+        ]
+        without = _WITHOUT.get(option, "`adjustments` says so")
+        rows.append(f"| `{option}` | {' | '.join(cells)} | {without} |")
+    return "\n".join(rows)
+
+
+def qualities_table() -> str:
+    """Return the table of the quality levels of OpenAI's models."""
+    models: dict[tuple[str, ...], list[str]] = {}
+    for row in _current_models():
+        if row.qualities:
+            models.setdefault(row.qualities, []).append(f"`{row.name}`")
+    rows = [f"| {', '.join(names)} | {', '.join(levels)} |" for levels, names in models.items()]
+    return "\n".join(["| model | quality |", "|---|---|", *rows])
+
+
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings_table,
     "essential-settings": partial(settings_table, _ESSENTIAL),
     "reasons": reasons_table,
     "prices-per-image": prices_per_image_table,
     "prices-per-token": prices_per_token_table,
+    "options": options_table,
+    "qualities": qualities_table,
 }
 """Generators by the name in the markers, ``<!-- name -->`` and ``<!-- /name -->``."""
 
