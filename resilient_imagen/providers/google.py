@@ -144,7 +144,9 @@ class GoogleProvider(SdkProvider):
     ) -> None:
         from google.genai import types
 
-        config = _config(model, request.aspect_ratio, request.resolution)
+        config = _config(
+            model, request.aspect_ratio, request.resolution, **self._output_options(request)
+        )
         config.seed = request.seed
         if extra := request.vendor_fields(self.vendor):
             config.http_options = types.HttpOptions(extra_body=extra)
@@ -155,6 +157,11 @@ class GoogleProvider(SdkProvider):
             contents=self.prompt_hints_for(request).added_to(request.prompt),
             config=config,
         )
+
+    def _output_options(self, request: ImageRequest) -> dict[str, Any]:
+        """Return the fields of the SDK's ImageConfig for the encoding; the Gemini API has none."""
+        del request
+        return {}
 
     def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
         del request
@@ -183,7 +190,7 @@ def split_version(base_url: str) -> tuple[str, str | None]:
     return (base_url, None) if found is None else (found[1], found[2])
 
 
-def _config(model: str, aspect_ratio: str, resolution: str) -> Any:
+def _config(model: str, aspect_ratio: str, resolution: str, **output: Any) -> Any:
     from google.genai import types
 
     return types.GenerateContentConfig(
@@ -191,6 +198,7 @@ def _config(model: str, aspect_ratio: str, resolution: str) -> Any:
         image_config=types.ImageConfig(
             aspect_ratio=google_aspect(model, aspect_ratio),
             image_size=google_image_size(model, resolution),
+            **output,
         ),
         # The SDK must send one request per call.
         automatic_continuation=False,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
     from resilient_imagen.providers.access_token import AccessToken
+    from resilient_imagen.request import ImageRequest
 
 __all__ = ["VertexProvider", "vertex_address"]
 
@@ -55,6 +56,7 @@ class VertexProvider(GoogleProvider):
     """
 
     telemetry_name = "gcp.vertex_ai"
+    supported_options = frozenset({"seed", "output_format", "output_compression"})
     default_base_url = "https://aiplatform.googleapis.com"
     default_api_version = "v1beta1"
 
@@ -116,6 +118,15 @@ class VertexProvider(GoogleProvider):
             "location": self._location,
             "credentials": Credentials(_STAND_IN),  # type: ignore[no-untyped-call]
         }
+
+    def _output_options(self, request: ImageRequest) -> dict[str, Any]:
+        """Return the type and the quality of a JPEG. Vertex AI has no WebP, which is made of it."""
+        if request.output_format not in {"png", "jpeg"}:
+            return {}
+        options: dict[str, Any] = {"output_mime_type": f"image/{request.output_format}"}
+        if request.output_compression is not None:
+            options["output_compression_quality"] = request.output_compression
+        return options
 
     def _authorize(self, token: AccessToken, request: httpx2.Request) -> None:
         super()._authorize(token, request)

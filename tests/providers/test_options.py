@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
+import httpx2
 import pytest
 from images_samples import encoded, noise, opened
 from PIL import Image
-from providers_kit import PNG
+from providers_kit import PNG, google_body
 from wire_kit import GOOGLE_ROUTE, OPENAI_ROUTE, Sent, Wire, on_wire
 
-from resilient_imagen import ImageOptions, ImageResult, InvalidRequestError
+from resilient_imagen import (
+    ImageClient,
+    ImageOptions,
+    ImageResult,
+    InvalidRequestError,
+    Settings,
+)
 from resilient_imagen.emulator import Emulator, faults
 from resilient_imagen.images.inspect import sniff_mime
+from resilient_imagen.providers.vertex import VertexProvider
 from resilient_imagen.request import OUTPUT_FORMATS, OutputFormat
 from resilient_imagen.telemetry.events import AttemptEnded
+from resilient_imagen.testing import run_virtual
 
 ROUTES = {"google": GOOGLE_ROUTE, "openai": OPENAI_ROUTE}
 
@@ -189,6 +199,40 @@ def test_compression_is_applied_here_where_the_vendor_does_not_support_it() -> N
     assert google[1].adjustments[0] == "image compressed to quality 5"
     openai = on_wire(scenario, routes=(OPENAI_ROUTE,), app=app)
     assert openai[1].adjustments == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, None),
+        ({"output_format": "png"}, {"mimeType": "image/png"}),
+        (
+            {"output_format": "jpeg", "output_compression": 60},
+            {"mimeType": "image/jpeg", "compressionQuality": 60},
+        ),
+        ({"output_format": "webp", "output_compression": 60}, None),
+    ],
+)
+def test_vertex_ai_encodes_png_and_jpeg(
+    options: dict[str, Any], sent: dict[str, Any] | None
+) -> None:
+    """A WebP is made here of what it delivers, in the requested quality."""
+    bodies: list[Any] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(json.loads(request.content))
+        return httpx2.Response(200, json=google_body())
+
+    async def main() -> ImageResult:
+        vertex = VertexProvider(api_key="made-up", transport=httpx2.MockTransport(answer))
+        settings = Settings(routes="vertex:gemini-3-pro-image", fit="none")
+        async with ImageClient(settings, providers=[vertex]) as client:
+            return await client.generate("a fox", **options)
+
+    result = run_virtual(main())
+    assert bodies[0]["generationConfig"]["imageConfig"].get("imageOutputOptions") == sent
+    assert result.mime_type == f"image/{options.get('output_format', 'png')}"
+    assert not any("does not support" in each for each in result.adjustments)
 
 
 @pytest.mark.parametrize("way", ["google", "openai", "fallback"])

@@ -15,6 +15,7 @@ from resilient_imagen.models import MODELS, ModelInfo
 from resilient_imagen.pipeline.fitter import MADE_HERE
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.vertex import VertexProvider
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Retry
 from resilient_imagen.request import RESOLUTIONS, EditOptions
 
@@ -160,9 +161,11 @@ _WITHOUT: Final[Mapping[str, str]] = {
 
 def options_table() -> str:
     """Return the table of a request's options, by vendor."""
-    vendors = (GoogleProvider, OpenAIProvider)
-    names = " | ".join(vendor.vendor for vendor in vendors)
-    rows = [f"| option | {names} | if the vendor does not have it |", "|---|---|---|---|"]
+    vendors = (GoogleProvider, VertexProvider, OpenAIProvider)
+    rows = [
+        "| option | Gemini | Vertex AI | OpenAI, Azure | if the vendor does not have it |",
+        "|---|---|---|---|---|",
+    ]
     for option in sorted(EditOptions.__annotations__):
         cells = [
             "yes" if option in {*vendor.supported_options, "vendor_options"} else "no"
