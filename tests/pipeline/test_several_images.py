@@ -155,7 +155,7 @@ def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> N
     run_scenario(scene, **FAST, breaker_half_open_calls=probes)
 
 
-def test_a_probe_of_another_call_is_waited_for() -> None:
+def test_others_wait_for_the_probe_among_them() -> None:
     """A breaker that is half-open after the first image delays the others; none is dropped."""
 
     async def scene(world: PipelineScenario) -> None:
