@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_kit import FAST, CancelAtStep, PipelineScenario, now, run_scenario
 
-from resilient_imagen import ImageGenerationError, ImageResult, InvalidRequestError, Reason
+from resilient_imagen import (
+    ImageGenerationError,
+    ImageRequest,
+    ImageResult,
+    InvalidRequestError,
+    ProviderResult,
+    Reason,
+)
 from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted, RequestEnded
 from resilient_imagen.testing import TINY_PNG, _Step
 
@@ -29,6 +36,20 @@ def assert_paid(world: PipelineScenario, images: int) -> None:
     snapshot = world.client.snapshot()
     assert snapshot["images"] == images
     assert snapshot["cost_usd"] == pytest.approx(images * COST)
+
+
+def end_slowly(world: PipelineScenario) -> None:
+    """Let requests to Google end half a second after they were cancelled."""
+    usual = world.google.generate
+
+    async def slow_to_end(request: ImageRequest, model: str) -> ProviderResult:
+        try:
+            return await usual(request, model)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.5)
+            raise
+
+    world.google.generate = slow_to_end  # type: ignore[method-assign]
 
 
 def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> None:
@@ -179,6 +200,8 @@ def test_a_breaker_that_opens_stops_the_others() -> None:
         assert len(result.images) == 1
         assert result.adjustments == ("1 of 10 images were delivered: circuit_open, overloaded",)
         assert 4 <= len(world.google.sent) < 10
+        short_circuits = world.told.last(RequestEnded).short_circuits
+        assert short_circuits == 10 - len(world.google.sent)
         assert world.breaker() == "open"
         assert world.idle()
 
@@ -204,6 +227,44 @@ def test_a_deadline_that_holds_two_images_delivers_two() -> None:
         assert world.idle()
 
     run_scenario(scene, **FAST, max_concurrent=1)
+
+
+def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_deadline() -> None:
+    """Its end is recorded and paid for later; nothing is left then."""
+
+    async def scene(world: PipelineScenario) -> None:
+        end_slowly(world)
+        task = await after_the_first(world, n=3, deadline=25)
+        world.google.hang()
+        result = await task
+        assert now() == pytest.approx(25, abs=0.01)
+        assert (len(result.images), result.attempts) == (1, 1)
+        assert result.adjustments == ("1 of 3 images were delivered: deadline",)
+        assert world.client.snapshot()["maybe_billed"]["requests"] == 0
+        await asyncio.sleep(2)
+        assert world.client.snapshot()["maybe_billed"]["requests"] == 2
+        assert len(world.told.of(AttemptEnded)) == 3
+        assert world.idle()
+        assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+
+    run_scenario(scene, **FAST)
+
+
+@pytest.mark.parametrize("leaves_at", [24.95, 25.0])
+def test_a_caller_that_leaves_at_the_deadline_is_not_given_a_result(leaves_at: float) -> None:
+    """Its cancellation wins over the images that have come."""
+
+    async def scene(world: PipelineScenario) -> None:
+        end_slowly(world)
+        task = await after_the_first(world, n=3, deadline=25)
+        world.google.hang()
+        asyncio.get_running_loop().call_at(leaves_at, task.cancel)
+        await asyncio.wait({task})
+        assert task.cancelled()
+        await asyncio.sleep(2)
+        assert world.idle()
+
+    run_scenario(scene, **FAST)
 
 
 def test_no_further_image_is_requested_when_no_time_is_left() -> None:
@@ -245,6 +306,7 @@ def test_a_local_bug_surfaces_unchanged() -> None:
         world.google.crash(ZeroDivisionError("ours"), times=1).hang()
         with pytest.raises(ZeroDivisionError, match="ours"):
             await task
+        assert now() == pytest.approx(1, abs=0.1)
         assert world.idle()
 
     run_scenario(scene, **FAST)
