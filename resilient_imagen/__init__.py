@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from resilient_imagen.client import ImageClient
     from resilient_imagen.pipeline.on_start import OnStart
+    from resilient_imagen.pipeline.progress import OnProgress, Progress
     from resilient_imagen.providers.base import (
         Endpoint,
         Provider,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     )
     from resilient_imagen.settings import Settings, SettingsArguments
     from resilient_imagen.snapshots import Snapshot
+    from resilient_imagen.stream import ProgressStream
 
 __all__ = [
     "AllProvidersFailedError",
@@ -92,9 +94,12 @@ __all__ = [
     "InvalidResponseError",
     "ModelNotFoundError",
     "NoImageError",
+    "OnProgress",
     "OnStart",
     "PartialImage",
     "PermissionDeniedError",
+    "Progress",
+    "ProgressStream",
     "Provider",
     "ProviderConnectionError",
     "ProviderError",
@@ -138,8 +143,11 @@ _LAZY = {
     "ImageOptions": "resilient_imagen.request",
     "ImageRequest": "resilient_imagen.request",
     "ImageResult": "resilient_imagen.result",
+    "OnProgress": "resilient_imagen.pipeline.progress",
     "OnStart": "resilient_imagen.pipeline.on_start",
     "PartialImage": "resilient_imagen.request",
+    "Progress": "resilient_imagen.pipeline.progress",
+    "ProgressStream": "resilient_imagen.stream",
     "Provider": "resilient_imagen.providers.base",
     "ProviderImage": "resilient_imagen.providers.base",
     "ProviderResult": "resilient_imagen.providers.base",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.client import ImageClient
     from resilient_imagen.pipeline.on_start import OnStart
+    from resilient_imagen.pipeline.progress import OnProgress
     from resilient_imagen.request import AspectRatio, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
 
@@ -47,6 +48,7 @@ _O = TypeVar("_O", bound=ImageOptions)
 class _Options:
     deadline: float | None = None
     on_start: OnStart | None = None
+    on_progress: OnProgress | None = None
     request: ImageOptions = field(default_factory=ImageOptions)
 
     def override(self, options: _O) -> _O:
@@ -69,6 +71,7 @@ def call_options(
     *,
     deadline: float | None = None,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     **options: Unpack[ImageOptions],
 ) -> Iterator[None]:
     """Set options for every call inside the block, for call sites that cannot be changed.
@@ -83,6 +86,8 @@ def call_options(
             block's in force; ``math.inf`` lifts it.
         on_start: Called once per call, when its first request is about to be sent. None leaves the
             outer block's in force.
+        on_progress: Called with each ``Progress`` of each call. None leaves the outer block's in
+            force.
         options: See ``ImageOptions``. None leaves the outer block's in force.
 
     Raises:
@@ -93,6 +98,7 @@ def call_options(
     inner = _Options(
         deadline=outer.deadline if deadline is None else deadline,
         on_start=outer.on_start if on_start is None else on_start,
+        on_progress=outer.on_progress if on_progress is None else on_progress,
         request=outer.override(options),
     )
     _options.set(inner)
@@ -140,6 +146,11 @@ async def reset_default_client() -> None:
 def on_start_in_force(on_start: OnStart | None) -> OnStart | None:
     """Return the call's own ``on_start``, or that of ``call_options``."""
     return _options.get().on_start if on_start is None else on_start
+
+
+def on_progress_in_force(on_progress: OnProgress | None) -> OnProgress | None:
+    """Return the call's own ``on_progress``, or that of ``call_options``."""
+    return _options.get().on_progress if on_progress is None else on_progress
 
 
 _lock = threading.RLock()
@@ -251,6 +262,7 @@ async def generate_image(
     *,
     resolution: Resolution = "1K",
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageDict:
@@ -262,6 +274,7 @@ async def generate_image(
         model: Replaces the first route's model.
         resolution: ``1K``, ``2K`` or ``4K``.
         on_start: Called once, when the first request is about to be sent.
+        on_progress: Called with each ``Progress`` of the call.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
         options: See ``ImageOptions``.
@@ -277,6 +290,7 @@ async def generate_image(
         resolution=resolution,
         model=model,
         on_start=on_start,
+        on_progress=on_progress_in_force(on_progress),
         deadline=deadline,
         **_options.get().override(options),
     )
@@ -292,6 +306,7 @@ async def generate_image_with_references(
     model: str | None = None,
     *,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageDict:
@@ -306,6 +321,7 @@ async def generate_image_with_references(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Replaces the first route's model.
         on_start: Called once, when the first request is about to be sent.
+        on_progress: Called with each ``Progress`` of the call.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
         options: See ``ImageOptions``.
@@ -321,6 +337,7 @@ async def generate_image_with_references(
         resolution=resolution,
         model=model,
         on_start=on_start,
+        on_progress=on_progress_in_force(on_progress),
         deadline=deadline,
         **_options.get().override(options),
     )
@@ -336,6 +353,7 @@ async def edit_image(
     model: str | None = None,
     *,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[EditOptions],
 ) -> ImageDict:
@@ -349,6 +367,7 @@ async def edit_image(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Replaces the first route's model.
         on_start: Called once, when the first request is about to be sent.
+        on_progress: Called with each ``Progress`` of the call.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
         options: See ``EditOptions``.
@@ -364,6 +383,7 @@ async def edit_image(
         resolution=resolution,
         model=model,
         on_start=on_start,
+        on_progress=on_progress_in_force(on_progress),
         deadline=deadline,
         **_options.get().override(options),
     )

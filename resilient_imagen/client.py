@@ -27,6 +27,7 @@ from resilient_imagen.pipeline.fitter import ImageFitter
 from resilient_imagen.pipeline.hedge import OverlapPolicy
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.pipeline import Pipeline
+from resilient_imagen.pipeline.progress import ProgressReporter
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers import collect_providers
@@ -42,6 +43,7 @@ from resilient_imagen.request import (
 )
 from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
+from resilient_imagen.stream import ProgressStream
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged, now
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.outcome import AttemptSuccess
+    from resilient_imagen.pipeline.progress import OnProgress
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher
@@ -172,6 +175,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Generate one image.
@@ -187,6 +191,7 @@ class ImageClient:
             deadline: Seconds for the whole call, queueing, retries and fallback included; None for
                 that of the settings, ``math.inf`` for no limit.
             on_start: Called once, when the first request is about to be sent.
+            on_progress: Called with each ``Progress`` of the call.
             options: See ``ImageOptions``.
 
         Raises:
@@ -194,7 +199,7 @@ class ImageClient:
         """
         check_option_names(options, ImageOptions)
         request = ImageRequest(prompt, aspect_ratio, resolution, **options)
-        return await self._serve(request, references, model, deadline, on_start)
+        return await self._serve(request, references, model, deadline, on_start, on_progress)
 
     @hide_frame_locals
     async def edit(
@@ -207,6 +212,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[EditOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
@@ -221,6 +227,7 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once, when the first request is about to be sent.
+            on_progress: Called with each ``Progress`` of the call.
             options: See ``EditOptions``.
 
         Raises:
@@ -231,7 +238,65 @@ class ImageClient:
         mask = options.pop("mask", None)
         others = cast("ImageOptions", options)
         request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **others)
-        return await self._serve(request, [image], model, deadline, on_start, mask)
+        return await self._serve(request, [image], model, deadline, on_start, on_progress, mask)
+
+    @hide_frame_locals
+    def stream(
+        self,
+        prompt: str,
+        *,
+        aspect_ratio: AspectRatio = "9:16",
+        references: Sequence[ImageInput] = (),
+        resolution: Resolution = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> ProgressStream:
+        """Return the progress of ``generate`` as an asynchronous iterator; see ``ProgressStream``.
+
+        Arguments are those of ``generate``. Errors are raised by the iteration.
+        """
+        return ProgressStream(
+            lambda on_progress: self.generate(
+                prompt,
+                aspect_ratio=aspect_ratio,
+                references=references,
+                resolution=resolution,
+                model=model,
+                deadline=deadline,
+                on_progress=on_progress,
+                **options,
+            )
+        )
+
+    @hide_frame_locals
+    def stream_edit(
+        self,
+        image: ImageInput,
+        feedback: str,
+        *,
+        aspect_ratio: AspectRatio = "9:16",
+        resolution: Resolution = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        **options: Unpack[EditOptions],
+    ) -> ProgressStream:
+        """Return the progress of ``edit`` as an asynchronous iterator; see ``ProgressStream``.
+
+        Arguments are those of ``edit``. Errors are raised by the iteration.
+        """
+        return ProgressStream(
+            lambda on_progress: self.edit(
+                image,
+                feedback,
+                aspect_ratio=aspect_ratio,
+                resolution=resolution,
+                model=model,
+                deadline=deadline,
+                on_progress=on_progress,
+                **options,
+            )
+        )
 
     async def _serve(
         self,
@@ -240,20 +305,25 @@ class ImageClient:
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
+        on_progress: OnProgress | None,
         mask: ImageInput | None = None,
     ) -> ImageResult:
         if self._closed:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
-        call = self._open(request, model, deadline, on_start, masked=mask is not None)
+        call = self._open(request, model, deadline, on_start, on_progress, masked=mask is not None)
         self._dispatcher.emit(call.started_event())
         try:
             prepare = partial(self._prepare, call, references, mask)
             served = await self._pipeline.run(call, prepare, self._in_flight)
             result = _result(call, served)
+            if call.progress is not None:
+                call.progress.done(result)
         except BaseException as error:
             clear_frame_locals(error, up_to=handled)
             self._dispatcher.emit(call.ended_event(result=None, error=error))
+            if call.progress is not None:
+                await call.progress.finish()
             raise
         finally:
             # Each failure that a retry or the next route made up for is a variable of frames that
@@ -268,6 +338,8 @@ class ImageClient:
             failure.__traceback__ = None
         self._dispatcher.emit(call.ended_event(result=result, error=None))
         self._build_the_rest_later(served.route)
+        if call.progress is not None:
+            await call.progress.finish()
         return result
 
     def _build_the_rest_later(self, served: Route) -> None:
@@ -317,11 +389,19 @@ class ImageClient:
         model: str | None,
         deadline: float | None,
         on_start: OnStart | None,
+        on_progress: OnProgress | None,
         *,
         masked: bool,
     ) -> CallState:
         if on_start is not None and not callable(on_start):
             raise InvalidRequestError("on_start must be callable, or None")
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidRequestError("on_progress must be callable, or None")
+        if request.partial_images and on_progress is None:
+            raise InvalidRequestError(
+                f"partial_images {request.partial_images} has no receiver; pass on_progress or use "
+                "stream"
+            )
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
@@ -334,6 +414,7 @@ class ImageClient:
             started=started,
             deadline=Deadline.after(seconds, started),
             on_start=OnStartHook(on_start),
+            progress=None if on_progress is None else ProgressReporter(on_progress),
             on_late_attempt=partial(self._count_late, request.resolution),
         )
 

@@ -84,6 +84,9 @@ class ImageOptions(TypedDict, total=False):
     quality: Quality | None
     """``low``, ``medium``, ``high``, ``xhigh``, ``max`` or ``auto``; None means
     IMAGE_GEN_OPENAI_QUALITY."""
+    partial_images: int | None
+    """Number of previews of the image, from 0 to 3, for ``on_progress`` or a stream. OpenAI may
+    send fewer, and charges for each."""
     vendor_options: Mapping[str, Mapping[str, Any]] | None
     """Further JSON fields of a vendor's request, like ``{"openai": {"moderation": "low"}}``. They
     cannot replace key, model, prompt or number of images."""

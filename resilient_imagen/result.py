@@ -102,6 +102,10 @@ class Attempt:
     it: no or a truncated response, a server error other than overload, or no token counts."""
     images: int = 1
     """Images that it delivered, if it succeeded."""
+    silent: bool = False
+    """True if previews were requested and the vendor sent nothing, not even the headers of the
+    stream, in the first 10 seconds: it had not taken the request up. A request that is only slow
+    has headers by then."""
 
 
 @dataclass(frozen=True)

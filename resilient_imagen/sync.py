@@ -6,10 +6,10 @@ first call and stops at exit.
 
 - Context variables of the calling thread (``call_options``, the current span, structlog's) are in
   force for its calls.
-- ``on_start`` is called in the calling thread, beside the request. If it is slow, the call returns
-  later; the image is made meanwhile. What an async one returns is awaited on a loop of that thread
-  (in a thread beside it, if a loop is running there, as in a notebook), and is cancelled when the
-  image is there. What it raises is logged.
+- ``on_start`` and ``on_progress`` are called in the calling thread. If one is slow, the call
+  returns later; the image is made meanwhile. What an async one returns is awaited on a loop of that
+  thread (in a thread beside it, if a loop is running there, as in a notebook). When the image is
+  there, ``on_start`` is cancelled, ``on_progress`` 10 seconds later. What they raise is logged.
 - An exception that interrupts the wait, such as KeyboardInterrupt or Celery's
   SoftTimeLimitExceeded, cancels the call, closes its connection and is raised within a second.
 - A call blocks its thread, also where an event loop is running in it: then that loop stands still.
@@ -32,7 +32,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, Unpack
 from resilient_imagen import api
 from resilient_imagen.api import call_options
 from resilient_imagen.background_loop import BackgroundCall, background_loop, has_background_loop
-from resilient_imagen.pipeline.on_start import OnStartHook
+from resilient_imagen.pipeline.on_start import OnStartHook, ends_the_program
+from resilient_imagen.pipeline.progress import (
+    SECONDS_AFTER_CALL,
+    ProgressBuffer,
+    log_callback_failure,
+)
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
@@ -43,11 +48,12 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
-    from resilient_imagen import client
+    from resilient_imagen import client, stream
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.circuitbreaker.config import BreakerConfig
     from resilient_imagen.circuitbreaker.types import BreakerMetrics, BreakerSnapshot, Transition
     from resilient_imagen.pipeline.on_start import OnStart
+    from resilient_imagen.pipeline.progress import OnProgress, Progress
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.request import AspectRatio, EditOptions, ImageOptions, Resolution
     from resilient_imagen.result import ImageDict, ImageInput, ImageResult
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BreakerHandle",
     "ImageClient",
+    "ProgressStream",
     "call_options",
     "default_client",
     "edit_image",
@@ -77,6 +84,7 @@ def generate_image(
     *,
     resolution: Resolution = "1K",
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageDict:
@@ -88,6 +96,7 @@ def generate_image(
         model: Replaces the first route's model.
         resolution: ``1K``, ``2K`` or ``4K``.
         on_start: Called once in this thread, when the first request is about to be sent.
+        on_progress: Called in this thread with each ``Progress`` of the call.
         deadline: Seconds for the whole call: first-use imports, queueing, retries and fallback
             included. ``math.inf`` lifts a limit of ``call_options`` or IMAGE_GEN_DEADLINE.
         options: See ``ImageOptions``.
@@ -98,16 +107,18 @@ def generate_image(
         RuntimeError: It was called on this module's own event loop.
     """
     return _generate(
-        lambda hook: api.generate_image(
+        lambda hook, progress: api.generate_image(
             prompt,
             aspect_ratio,
             model,
             resolution=resolution,
             on_start=hook,
+            on_progress=progress,
             deadline=deadline,
             **options,
         ),
         api.on_start_in_force(on_start),
+        api.on_progress_in_force(on_progress),
     )
 
 
@@ -120,6 +131,7 @@ def generate_image_with_references(
     model: str | None = None,
     *,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[ImageOptions],
 ) -> ImageDict:
@@ -134,6 +146,7 @@ def generate_image_with_references(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Replaces the first route's model.
         on_start: Called once in this thread, when the first request is about to be sent.
+        on_progress: Called in this thread with each ``Progress`` of the call.
         deadline: Seconds for the whole call, as in ``generate_image``.
         options: See ``ImageOptions``.
 
@@ -142,17 +155,19 @@ def generate_image_with_references(
         RuntimeError: It was called on this module's own event loop.
     """
     return _generate(
-        lambda hook: api.generate_image_with_references(
+        lambda hook, progress: api.generate_image_with_references(
             prompt,
             reference_images,
             aspect_ratio,
             resolution,
             model,
             on_start=hook,
+            on_progress=progress,
             deadline=deadline,
             **options,
         ),
         api.on_start_in_force(on_start),
+        api.on_progress_in_force(on_progress),
     )
 
 
@@ -165,6 +180,7 @@ def edit_image(
     model: str | None = None,
     *,
     on_start: OnStart | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     **options: Unpack[EditOptions],
 ) -> ImageDict:
@@ -178,6 +194,7 @@ def edit_image(
         resolution: ``1K``, ``2K`` or ``4K``.
         model: Replaces the first route's model.
         on_start: Called once in this thread, when the first request is about to be sent.
+        on_progress: Called in this thread with each ``Progress`` of the call.
         deadline: Seconds for the whole call, as in ``generate_image``.
         options: See ``EditOptions``.
 
@@ -186,17 +203,19 @@ def edit_image(
         RuntimeError: It was called on this module's own event loop.
     """
     return _generate(
-        lambda hook: api.edit_image(
+        lambda hook, progress: api.edit_image(
             image,
             feedback,
             aspect_ratio,
             resolution,
             model,
             on_start=hook,
+            on_progress=progress,
             deadline=deadline,
             **options,
         ),
         api.on_start_in_force(on_start),
+        api.on_progress_in_force(on_progress),
     )
 
 
@@ -304,6 +323,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[ImageOptions],
     ) -> ImageResult:
         """Make one image.
@@ -319,6 +339,7 @@ class ImageClient:
             deadline: Seconds for the whole call, queueing, retries and fallback included; None for
                 that of the settings, ``math.inf`` for no limit.
             on_start: Called once in this thread, when the first request is about to be sent.
+            on_progress: Called in this thread with each ``Progress`` of the call.
             options: See ``ImageOptions``.
 
         Raises:
@@ -326,7 +347,7 @@ class ImageClient:
             RuntimeError: The client is closed, or it was called on this module's own event loop.
         """
         return _generate(
-            lambda hook: self._client().generate(
+            lambda hook, progress: self._client().generate(
                 prompt,
                 aspect_ratio=aspect_ratio,
                 references=references,
@@ -334,9 +355,11 @@ class ImageClient:
                 model=model,
                 deadline=deadline,
                 on_start=hook,
+                on_progress=progress,
                 **options,
             ),
             on_start,
+            on_progress,
         )
 
     @hide_frame_locals
@@ -350,6 +373,7 @@ class ImageClient:
         model: str | None = None,
         deadline: float | None = None,
         on_start: OnStart | None = None,
+        on_progress: OnProgress | None = None,
         **options: Unpack[EditOptions],
     ) -> ImageResult:
         """Change one image as the feedback says.
@@ -364,6 +388,7 @@ class ImageClient:
             deadline: Seconds for the whole call; None for that of the settings, ``math.inf`` for no
                 limit.
             on_start: Called once in this thread, when the first request is about to be sent.
+            on_progress: Called in this thread with each ``Progress`` of the call.
             options: See ``EditOptions``.
 
         Raises:
@@ -372,7 +397,7 @@ class ImageClient:
             RuntimeError: The client is closed, or it was called on this module's own event loop.
         """
         return _generate(
-            lambda hook: self._client().edit(
+            lambda hook, progress: self._client().edit(
                 image,
                 feedback,
                 aspect_ratio=aspect_ratio,
@@ -380,9 +405,67 @@ class ImageClient:
                 model=model,
                 deadline=deadline,
                 on_start=hook,
+                on_progress=progress,
                 **options,
             ),
             on_start,
+            on_progress,
+        )
+
+    @hide_frame_locals
+    def stream(
+        self,
+        prompt: str,
+        *,
+        aspect_ratio: AspectRatio = "9:16",
+        references: Sequence[ImageInput] = (),
+        resolution: Resolution = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        **options: Unpack[ImageOptions],
+    ) -> ProgressStream:
+        """Return the progress of ``generate`` as an iterator; see ``ProgressStream``.
+
+        Arguments are those of ``generate``. Errors are raised by the iteration.
+        """
+        return ProgressStream(
+            lambda: self._client().stream(
+                prompt,
+                aspect_ratio=aspect_ratio,
+                references=references,
+                resolution=resolution,
+                model=model,
+                deadline=deadline,
+                **options,
+            )
+        )
+
+    @hide_frame_locals
+    def stream_edit(
+        self,
+        image: ImageInput,
+        feedback: str,
+        *,
+        aspect_ratio: AspectRatio = "9:16",
+        resolution: Resolution = "2K",
+        model: str | None = None,
+        deadline: float | None = None,
+        **options: Unpack[EditOptions],
+    ) -> ProgressStream:
+        """Return the progress of ``edit`` as an iterator; see ``ProgressStream``.
+
+        Arguments are those of ``edit``. Errors are raised by the iteration.
+        """
+        return ProgressStream(
+            lambda: self._client().stream_edit(
+                image,
+                feedback,
+                aspect_ratio=aspect_ratio,
+                resolution=resolution,
+                model=model,
+                deadline=deadline,
+                **options,
+            )
         )
 
     @property
@@ -416,6 +499,79 @@ class ImageClient:
         Calls in flight, of any thread, are ended, each with a RuntimeError that says so.
         """
         _run(lambda: self._client().aclose())
+
+
+class ProgressStream:
+    """The progress of one call, which starts with the block or with the first event.
+
+    ::
+
+        with client.stream("a lighthouse", partial_images=2) as events:
+            for progress in events:
+                print(progress.kind, progress.provider)
+            result = events.result()
+
+    The iteration ends after ``done``, and raises the error of a call that fails. Leaving the block
+    before that cancels the call. The image is made while the consumer works: a newer preview
+    replaces an older one of the same route, and of more than 64 events the oldest are dropped.
+    """
+
+    def __init__(self, open_stream: Callable[[], stream.ProgressStream]) -> None:
+        self._open_stream = open_stream
+        self._stream: stream.ProgressStream | None = None
+
+    def __enter__(self) -> Self:
+        """Start the call."""
+        _run(lambda: self._opened().__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Cancel the call if it has not ended."""
+        self.close()
+
+    def __iter__(self) -> Self:
+        """Return the stream itself; it can be iterated once."""
+        return self
+
+    @hide_frame_locals
+    def __next__(self) -> Progress:
+        """Wait for the next event and return it.
+
+        Raises:
+            StopIteration: The call has its result, or the stream was closed.
+            ImageGenerationError: The call has failed.
+        """
+        if (event := _run(self._next)) is None:
+            raise StopIteration
+        return event
+
+    @hide_frame_locals
+    def result(self) -> ImageResult:
+        """Wait for the end of the call and return its result; events are not needed for it.
+
+        Raises:
+            ImageGenerationError: The call has failed.
+            RuntimeError: The stream was closed before the call had ended.
+        """
+        return _run(lambda: self._opened().result())
+
+    def close(self) -> None:
+        """Cancel the call if it has not ended, and wait until its connections are closed."""
+        if self._stream is not None:
+            _run(self._stream.aclose)
+
+    async def _next(self) -> Progress | None:
+        return await anext(self._opened(), None)
+
+    def _opened(self) -> stream.ProgressStream:
+        if self._stream is None:
+            self._stream = self._open_stream()
+        return self._stream
 
 
 class BreakerHandle:
@@ -513,14 +669,44 @@ _default: Final = _of_default_client()
 
 
 def _generate(
-    function: Callable[[OnStart | None], Coroutine[Any, Any, _T]], on_start: OnStart | None
+    function: Callable[[OnStart | None, OnProgress | None], Coroutine[Any, Any, _T]],
+    on_start: OnStart | None,
+    on_progress: OnProgress | None,
 ) -> _T:
-    """Run a call that makes an image, with ``on_start`` called in this thread."""
-    if not callable(on_start):  # None, or a mistake that the client reports
-        return _run(lambda: function(on_start))
+    """Run a call that makes an image, with its callbacks called in this thread."""
     call: BackgroundCall[_T] = BackgroundCall()
-    hook = partial(call.do_in_caller, partial(_serve, on_start, call.ended))
-    return call.run(background_loop(api.reset_default_client), lambda: function(hook))
+    hook, progress = on_start, on_progress  # None, or a mistake that the client reports
+    if callable(on_start):
+        hook = partial(call.do_in_caller, partial(_serve, on_start, call.ended))
+    if callable(on_progress):
+        progress = _ProgressRelay(on_progress, call)
+    return call.run(background_loop(api.reset_default_client), lambda: function(hook, progress))
+
+
+class _ProgressRelay:
+    """Receives progress on the loop, and passes it to a callback in the calling thread."""
+
+    def __init__(self, on_progress: OnProgress, call: BackgroundCall[Any]) -> None:
+        self._on_progress = on_progress
+        self._call = call
+        self._waiting = ProgressBuffer()
+
+    def __call__(self, event: Progress) -> None:
+        if self._waiting.put(event):
+            self._call.do_in_caller(self._deliver)
+
+    def _deliver(self) -> None:
+        while (event := self._waiting.take()) is not None:
+            try:
+                answer = self._on_progress(event)
+                if isawaitable(answer):
+                    _await_here(
+                        answer, self._call.ended, name="on_progress", patience=SECONDS_AFTER_CALL
+                    )
+            except BaseException as error:
+                if ends_the_program(error):
+                    raise
+                log_callback_failure(error)
 
 
 def _run(function: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -543,11 +729,26 @@ def _serve(on_start: OnStart, ended: Future[None]) -> None:
             _await_here(answer, ended)
 
 
-def _await_here(answer: Awaitable[object], ended: Future[None]) -> None:
+def _await_here(
+    answer: Awaitable[object],
+    ended: Future[None],
+    *,
+    name: str = "on_start",
+    patience: float = 0.0,
+) -> None:
+    """Await a callback's answer in this thread, or beside it if a loop is running here.
+
+    Args:
+        answer: The answer; it is cancelled after its call.
+        ended: Resolved when the call has ended.
+        name: The callback's name in log lines.
+        patience: Seconds for which the answer may go on after its call.
+    """
+
     def run() -> None:
         # With a factory the runner leaves the thread's current loop as it is.
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            runner.run(_beside(answer, ended))
+            runner.run(_beside(answer, ended, name, patience))
 
     try:
         asyncio.get_running_loop()
@@ -555,13 +756,15 @@ def _await_here(answer: Awaitable[object], ended: Future[None]) -> None:
         run()
     else:
         thread = threading.Thread(
-            target=copy_context().run, args=(run,), name="resilient-imagen-on-start", daemon=True
+            target=copy_context().run, args=(run,), name="resilient-imagen-callback", daemon=True
         )
         thread.start()
         thread.join()
 
 
-async def _beside(answer: Awaitable[object], ended: Future[None]) -> None:
+async def _beside(
+    answer: Awaitable[object], ended: Future[None], name: str, patience: float
+) -> None:
     done = asyncio.Event()
 
     async def wait() -> None:
@@ -570,10 +773,11 @@ async def _beside(answer: Awaitable[object], ended: Future[None]) -> None:
         finally:
             done.set()
 
-    hook = OnStartHook(wait)
+    hook = OnStartHook(wait, name)
     hook.fire()
+    loop = asyncio.get_running_loop()
     over = asyncio.wrap_future(ended)
-    over.add_done_callback(lambda _: done.set())
+    over.add_done_callback(lambda _: loop.call_later(patience, done.set))
     try:
         await done.wait()
     finally:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.fitter import FittedImage
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
+from resilient_imagen.pipeline.previews import PreviewWatch
 from resilient_imagen.providers.base import send_request
 from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import BreakerOutcome
@@ -59,7 +61,7 @@ class AttemptExecutor:
         self._overlap = overlap
         self._siblings = siblings
 
-    async def run(
+    async def run(  # noqa: PLR0915 - one request from its start to its record
         self, call: CallState, state: RouteState, slot: Slot, permit: Permit
     ) -> AttemptOutcome:
         """Send the request, settle its permit, record it, and return how it ended.
@@ -74,6 +76,7 @@ class AttemptExecutor:
         call.overlap = call.overlap or overlap
         cancellations = _cancellation_count()
         call.on_start.fire()
+        call.report("sending", route)
         state.attempt_number += 1
         call.retries += state.attempt_number > 1
         slot.consume()
@@ -100,6 +103,10 @@ class AttemptExecutor:
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
         ends_at = self._overlap.ends_at(limit, started, call, route.timeout)
         timer = asyncio.timeout_at(ends_at)
+        previews: PreviewWatch | None = None
+        if request.partial_images is not None:
+            previews = PreviewWatch(call, state)
+            request = previews.attach(request)
         answer: ProviderResult | None = None
         try:
             with self._overlap.watch(call, state, slot, permit, timer):
@@ -107,6 +114,7 @@ class AttemptExecutor:
                     answer = await send_request(route.provider, request, route.model)
             latency = loop.time() - started
             permit.answered()
+            call.report("finishing", route)
             image = _NO_IMAGE if state.detached else await self._fitter.fit(request, answer)
         except BaseException as caught:  # noqa: BLE001 - a cancellation is recorded before it is raised
             # A provider may raise an error of its own on a cancellation, which remains one.
@@ -129,9 +137,12 @@ class AttemptExecutor:
             )
             if answer is not None:
                 failure = failure.after_delivery(route.usage(answer, request.resolution))
+            elif previews is not None and previews.count:
+                failure = replace(failure, begun=True)
             call.failures += (caught, failure.error)
+            silent = previews is not None and previews.is_silent()
             attempt, settlement = self._record_failure(
-                call, state, sent, permit, failure, now - started
+                call, state, sent, permit, failure, now - started, silent=silent
             )
             outcome = AttemptFailure(
                 failure,
@@ -158,6 +169,7 @@ class AttemptExecutor:
             usage=usage,
             may_have_been_billed=True,
             images=1 + len(image.others),
+            silent=previews is not None and previews.is_silent(),
         )
         call.record(attempt)
         event = AttemptEnded(
@@ -186,6 +198,8 @@ class AttemptExecutor:
         permit: Permit,
         failure: FailureClass,
         latency: float,
+        *,
+        silent: bool,
     ) -> tuple[Attempt, Settlement]:
         """Settle the permit, open the circuits of the whole account if need be, and record it."""
         error, route = failure.provider_error, state.route
@@ -217,6 +231,7 @@ class AttemptExecutor:
             retry_after=hint,
             usage=failure.usage,
             may_have_been_billed=failure.may_have_been_billed,
+            silent=silent,
         )
         call.record(attempt)
         return attempt, settlement

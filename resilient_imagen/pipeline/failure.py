@@ -78,6 +78,8 @@ class FailureClass:
     """What the vendor counted."""
     delivered: bool = False
     """Whether the image came, and what failed is local."""
+    begun: bool = False
+    """Whether a preview came, so that the vendor had begun to work."""
 
     @property
     def provider_error(self) -> ImageGenerationError | None:
@@ -104,7 +106,7 @@ class FailureClass:
     @property
     def may_have_been_billed(self) -> bool:
         """Return whether the vendor worked on it, by its token counts or possibly without any."""
-        if self.delivered:
+        if self.delivered or self.begun:
             return True
         if self.usage is not None:
             made, total = self.usage["output_tokens"] or 0, self.usage["total_tokens"] or 0

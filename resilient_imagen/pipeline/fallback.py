@@ -152,6 +152,7 @@ class Fallback:
                 after_s=None if kind is None else now - branch.state.sent_at,
             )
         )
+        call.report("falling_back", following, reason=cause)
         self._start(call, branches, call.next_route, kind)
 
     # -- an overlap is due ------------------------------------------------------------------------

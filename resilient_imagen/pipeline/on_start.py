@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, TypeAlias
 
-__all__ = ["OnStart", "OnStartHook"]
+__all__ = ["OnStart", "OnStartHook", "ends_the_program"]
 
 _log = logging.getLogger("resilient_imagen")
 
@@ -30,8 +30,9 @@ class OnStartHook:
     logged, but for KeyboardInterrupt and SystemExit, which end the program as anywhere else.
     """
 
-    def __init__(self, on_start: OnStart | None) -> None:
+    def __init__(self, on_start: OnStart | None, name: str = "on_start") -> None:
         self._on_start = on_start
+        self._name = name
         self._task: asyncio.Task[object] | None = None
 
     def fire(self) -> None:
@@ -44,11 +45,11 @@ class OnStartHook:
             if inspect.isawaitable(answer):
                 running = answer if inspect.iscoroutine(answer) else _run(answer)
                 self._task = asyncio.create_task(running)
-                self._task.add_done_callback(_note_end)
+                self._task.add_done_callback(self._note_end)
         except BaseException as error:
-            if _ends_the_program(error):
+            if ends_the_program(error):
                 raise
-            _log_failure(error)
+            self._log_failure(error)
 
     async def finish(self) -> None:
         """Cancel an ``on_start`` that still runs. Does not wait for one that ignores it."""
@@ -61,11 +62,18 @@ class OnStartHook:
                 await asyncio.sleep(0)  # a request that failed at once has not let it begin
         finally:
             if not task.done():
-                _end(task)
+                _end(task, self._name)
         for _ in range(0 if thrown_away else _STEPS_TO_END):
             if task.done():
                 return
             await asyncio.sleep(0)
+
+    def _note_end(self, task: asyncio.Task[object]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log_failure(error)
+
+    def _log_failure(self, error: BaseException) -> None:
+        _log.warning("%s failed: %s", self._name, type(error).__name__)
 
 
 _STEPS_TO_END: Final = 10
@@ -75,15 +83,16 @@ _unending: Final[set[asyncio.Task[object]]] = set()
 """Cancelled callbacks that go on for now. The event loop itself keeps weak references only."""
 
 
-def _end(task: asyncio.Task[object]) -> None:
-    _log.warning("on_start was not done when the call was, and is cancelled")
+def _end(task: asyncio.Task[object], name: str) -> None:
+    _log.warning("%s was not done when the call was, and is cancelled", name)
     with suppress(RuntimeError):  # the loop is closed
         task.cancel()
         _unending.add(task)
         task.add_done_callback(_unending.discard)
 
 
-def _ends_the_program(error: BaseException) -> bool:
+def ends_the_program(error: BaseException) -> bool:
+    """Return whether a callback's exception is not the callback's alone: Ctrl-C, an exit."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup((KeyboardInterrupt, SystemExit)) is not None
     return isinstance(error, KeyboardInterrupt | SystemExit)
@@ -91,12 +100,3 @@ def _ends_the_program(error: BaseException) -> bool:
 
 async def _run(answer: Awaitable[object]) -> None:
     await answer
-
-
-def _note_end(task: asyncio.Task[object]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log_failure(error)
-
-
-def _log_failure(error: BaseException) -> None:
-    _log.warning("on_start failed: %s", type(error).__name__)

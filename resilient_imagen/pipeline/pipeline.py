@@ -170,6 +170,13 @@ class Pipeline:
             due = min(breaker.blocked_until() or 0.0 for breaker in asked)
             if due >= call.deadline.at or math.isinf(due):
                 return False
+            if call.progress is not None:
+                call.progress.report(
+                    "queued",
+                    call.routes[next(iter(call.route_errors))],
+                    wait_s=max(0.0, due - loop.time()),
+                    reason=Reason.CIRCUIT_OPEN,
+                )
             await _first_of(
                 *(breaker.wait_for_change() for breaker in asked), timeout=due - loop.time()
             )
@@ -230,6 +237,7 @@ class Pipeline:
                     hinted=error.retry_after is not None,
                 )
             )
+            call.report("retrying", state.route, wait_s=delay, reason=error.reason)
             await self._back_off(call, state, delay)
 
     def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
@@ -302,6 +310,9 @@ class Pipeline:
         with slot:
             try:
                 if slot.waited:
+                    if call.progress is not None:
+                        place = limiter.snapshot()["waiting"]
+                        call.progress.report("queued", state.route, position=place, wait_s=wait)
                     await self._wait_in_queue(state, slot, joined)
             finally:
                 state.queue_s = loop.time() - joined
@@ -377,6 +388,13 @@ class Pipeline:
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:
                 wait = min(wait, answer.retry_after)
+            if call.progress is not None:
+                call.progress.report(
+                    "queued",
+                    state.route,
+                    wait_s=None if math.isinf(wait) else max(0.0, wait),
+                    reason=Reason.CIRCUIT_OPEN,
+                )
             await _first_of(*(each.wait_for_change() for each in (breaker, *others)), timeout=wait)
         state.permit = answer
 

@@ -112,6 +112,7 @@ def _part_of(call: CallState, first: AttemptSuccess, deadline: Deadline, number:
         started=call.started,
         deadline=deadline,
         on_start=OnStartHook(None),
+        progress=call.progress,
         attempts=call.attempts,
         failures=call.failures,
         on_late_attempt=call.on_late_attempt,

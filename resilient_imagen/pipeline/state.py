@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.deadline import Deadline
     from resilient_imagen.pipeline.on_start import OnStartHook
     from resilient_imagen.pipeline.overlap import OverlapKind
+    from resilient_imagen.pipeline.progress import ProgressKind, ProgressReporter
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference, ImageResult
@@ -82,6 +83,8 @@ class CallState:
     """When the caller wants an answer."""
     on_start: OnStartHook
     """Fires when the first request is sent."""
+    progress: ProgressReporter | None = None
+    """Reports steps of the call to its caller; None if the caller wants none."""
     attempts: list[Attempt] = field(default_factory=list)
     """Every request that was sent and has ended, in the order of their ends."""
     in_flight: list[RouteState] = field(default_factory=list)
@@ -121,6 +124,18 @@ class CallState:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: bool = False
     _change: asyncio.Future[None] | None = None
+
+    def report(
+        self,
+        kind: ProgressKind,
+        route: Route,
+        *,
+        wait_s: float | None = None,
+        reason: Reason | None = None,
+    ) -> None:
+        """Report a step of the call, if its caller wants to know."""
+        if self.progress is not None:
+            self.progress.report(kind, route, wait_s=wait_s, reason=reason)
 
     def record(self, attempt: Attempt) -> None:
         """Add the record of a request that has ended."""

@@ -162,6 +162,7 @@ def of_attempt_end(event: events.AttemptEnded) -> Attributes:
     _put(found, names.ATTEMPT_UNUSED, event.unused or None)
     if event.reason is not None and event.may_have_been_billed:
         found[names.ATTEMPT_MAY_BE_BILLED] = True
+    _put(found, names.ATTEMPT_SILENT, event.silent or None)
     if event.usage is not None:
         _put(found, names.GEN_AI_INPUT_TOKENS, event.usage["input_tokens"])
         _put(found, names.GEN_AI_OUTPUT_TOKENS, event.usage["output_tokens"])

@@ -185,6 +185,8 @@ class AttemptEnded(Event):
     """Seconds the server asked to wait."""
     usage: Usage | None = _of("attempt.usage")
     may_have_been_billed: bool = _of("attempt.may_have_been_billed")
+    silent: bool = _of("attempt.silent")
+    """Whether a streaming request got no response, not even headers, in its first 10 seconds."""
     counted: str = _of("settlement.counted")
     """How the breaker counted ``vote``: success, failure, throttled, slow, ignored or stale."""
     transition: str | None = _of("settlement.transition")

@@ -66,6 +66,8 @@ def _attempt_ended(event: events.AttemptEnded) -> str:
         failure = f"{event.provider} cut short {took} by the call's deadline"
     else:
         failure = f"{_failure(event.provider, event.reason, event.status)} {took}"
+        if event.silent:
+            failure += " (silent from the start)"
         if event.reason is Reason.CONNECTION and event.vendor_message is not None:
             failure += f" ({safe(event.vendor_message)})"  # the system's or TLS library's words
     if event.counted in _COUNTED_IN_A_ROW:

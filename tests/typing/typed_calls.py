@@ -22,6 +22,8 @@ from resilient_imagen import (
     ImageOptions,
     ImageRequest,
     ImageResult,
+    Progress,
+    ProgressStream,
     ProviderImage,
     ProviderResult,
     Reason,
@@ -239,6 +241,40 @@ async def options_take_nothing_else(client: ImageClient) -> None:
     sync.generate_image("a fox", vendor_options={"openai": 3})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     with call_options(size="1K"):  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
         pass
+
+
+# -- progress -------------------------------------------------------------------------------------
+
+
+async def show(event: Progress) -> None:
+    assert_type(event.image_bytes, bytes | None)
+    assert_type(event.reason, Reason | None)
+
+
+async def calls_report_their_progress(client: ImageClient, threads: sync.ImageClient) -> None:
+    await generate_image("a fox", on_progress=show, partial_images=2)
+    await client.edit(b"png", "more red", on_progress=print, partial_images=None)
+    sync.edit_image(b"png", "more red", on_progress=print)
+    with call_options(on_progress=show, partial_images=3):
+        pass
+    async with client.stream("a fox", partial_images=1, n=2, deadline=90) as events:
+        async for event in events:
+            assert_type(event, Progress)
+        assert_type(await events.result(), ImageResult)
+    assert_type(client.stream_edit(b"png", "more red", mask=b"png"), ProgressStream)
+    with threads.stream("a fox", references=[b"png"]) as steps:
+        for step in steps:
+            assert_type(step, Progress)
+        assert_type(steps.result(), ImageResult)
+
+
+async def progress_takes_nothing_else(client: ImageClient) -> None:
+    await generate_image("a fox", on_progress=lambda: None)  # type: ignore[misc, arg-type]  # pyright: ignore[reportArgumentType]
+    await generate_image("a fox", on_progress=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await client.generate("a fox", partial_images="2")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.stream("a fox", on_progress=show)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.stream("a fox", mask=b"png")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    sync.generate_image("a fox", partial_images=2.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # -- the synchronous API --------------------------------------------------------------------------
