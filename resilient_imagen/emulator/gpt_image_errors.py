@@ -250,6 +250,7 @@ def _billing_hard_limit(_call: ParsedRequest, _retry_after: float | None) -> Rep
 
 NAMED: Final[Mapping[str, Callable[[ParsedRequest, float | None], Reply]]] = {
     "billing_hard_limit": _billing_hard_limit,
+    "blocked_output": lambda _call, _retry_after: moderation_blocked("output"),
     "key_invalid": lambda _call, _retry_after: bad_key(""),
     "model_gone": lambda call, _retry_after: retired(call.model),
     "quota_exhausted": _quota_exhausted,
