@@ -54,11 +54,10 @@ def with_django() -> str:
     conf = pytest.importorskip("django.conf")
     if not conf.settings.configured:
         conf.settings.configure()
-    from django.test import RequestFactory
-
+    requests = pytest.importorskip("django.test").RequestFactory()
     view = executed(LIBRARY.samples(heading="Progress")[DJANGO])["scene_events"]
     try:
-        answer = view(RequestFactory().get("/", {"prompt": "a fox"}))
+        answer = view(requests.get("/", {"prompt": "a fox"}))
         assert answer["content-type"] == "text/event-stream"
         return b"".join(answer.streaming_content).decode()
     finally:
