@@ -29,6 +29,7 @@ from outage_scenarios import (
     OutageFigures,
     OutageScenario,
     Outcome,
+    Served,
     means,
     now,
     run_outage,
@@ -40,83 +41,60 @@ from resilient_imagen.tuning.engine import run_simulation
 from resilient_imagen.tuning.outcome_model import SimulatedOutcome
 
 
-class Bare:
+def served(route: int, outcome: SimulatedOutcome) -> Served | None:
+    return None if outcome.reason else (route, outcome.latency)
+
+
+def bare(world: OutageScenario, _: Case) -> Design:
     """One request."""
 
-    def __init__(self, world: OutageScenario, case: Case) -> None:
-        del case
-        self._world = world
+    async def image(call: int) -> Served | None:
+        return served(GOOGLE, await world.send(call, GOOGLE, limit=NO_LIMIT))
 
-    async def image(self, call: int) -> Image | None:
-        """Serve one caller."""
-        asked = now()
-        return delivered(asked, GOOGLE, await self._world.send(call, GOOGLE, limit=NO_LIMIT))
+    return image
 
 
-class Retries:
+def retries(world: OutageScenario, case: Case) -> Design:
     """Three requests in a slot, then the other vendor."""
+    slots, turn, gap = asyncio.Semaphore(case.slots), asyncio.Lock(), 60.0 / case.per_minute
+    chance, last = random.Random(world.seed), -gap
 
-    def __init__(self, world: OutageScenario, case: Case) -> None:
-        self._world = world
-        self._slots = asyncio.Semaphore(case.slots)
-        self._turn = asyncio.Lock()
-        self._gap = 60.0 / case.per_minute
-        self._last = -self._gap
-        self._chance = random.Random(world.seed)
-
-    async def image(self, call: int) -> Image | None:
-        """Serve one caller."""
-        asked = now()
-        async with self._slots:
-            async with self._turn:
-                await asyncio.sleep(max(0.0, self._last + self._gap - now()))
-                self._last = now()
+    async def image(call: int) -> Served | None:
+        nonlocal last
+        async with slots:
+            async with turn:
+                await asyncio.sleep(max(0.0, last + gap - now()))
+                last = now()
             for number in range(3):
-                outcome = await self._world.send(call, GOOGLE, number)
+                outcome = await world.send(call, GOOGLE, number)
                 if outcome.reason is None:
-                    return delivered(asked, GOOGLE, outcome)
+                    return served(GOOGLE, outcome)
                 if outcome.reason is not Reason.TIMEOUT and number < 2:
-                    pause = 5.0 * 2**number
-                    await asyncio.sleep(max(1.0, pause * self._chance.uniform(0.7, 1.3)))
-            return delivered(asked, OPENAI, await self._world.send(call, OPENAI))
+                    await asyncio.sleep(max(1.0, 5.0 * 2**number * chance.uniform(0.7, 1.3)))
+            return served(OPENAI, await world.send(call, OPENAI))
+
+    return image
 
 
-class Cooldown:
+def cooldown(world: OutageScenario, _: Case) -> Design:
     """Quick retries, then exclude the failing route for a while; no probe."""
+    chance, failed, excluded_until = random.Random(world.seed), deque[float](maxlen=3), 0.0
 
-    ALLOWED, WITHIN, SECONDS = 2, 60.0, 60.0
-
-    def __init__(self, world: OutageScenario, case: Case) -> None:
-        del case
-        self._world = world
-        self._failed: deque[float] = deque()
-        self._excluded_until = 0.0
-        self._chance = random.Random(world.seed)
-
-    async def image(self, call: int) -> Image | None:
-        """Serve one caller."""
-        asked = now()
+    async def image(call: int) -> Served | None:
+        nonlocal excluded_until
         for number in range(3):
-            if now() < self._excluded_until:
+            if now() < excluded_until:
                 break
-            outcome = await self._world.send(call, GOOGLE, number)
+            outcome = await world.send(call, GOOGLE, number)
             if outcome.reason is None:
-                return delivered(asked, GOOGLE, outcome)
-            self._count_failure()
-            await asyncio.sleep(min(0.5 * 2**number, 8.0) + self._chance.uniform(0.0, 0.75))
-        return delivered(asked, OPENAI, await self._world.send(call, OPENAI))
+                return served(GOOGLE, outcome)
+            failed.append(now())
+            if len(failed) == 3 and failed[0] >= now() - 60.0:
+                excluded_until = now() + 60.0
+            await asyncio.sleep(min(0.5 * 2**number, 8.0) + chance.uniform(0.0, 0.75))
+        return served(OPENAI, await world.send(call, OPENAI))
 
-    def _count_failure(self) -> None:
-        self._failed.append(now())
-        while self._failed[0] < now() - self.WITHIN:
-            self._failed.popleft()
-        if len(self._failed) > self.ALLOWED:
-            self._excluded_until = now() + self.SECONDS
-
-
-def delivered(asked: float, route: int, outcome: SimulatedOutcome) -> Image | None:
-    """Return the image of a request; None if it failed."""
-    return None if outcome.reason else Image(asked, now() - asked, route, outcome.latency)
+    return image
 
 
 def ours(case: Case, seed: int) -> Outcome:
@@ -139,14 +117,10 @@ def ours(case: Case, seed: int) -> Outcome:
     return outcome
 
 
-def simulated(design: Callable[[OutageScenario, Case], Design], case: Case, seed: int) -> Outcome:
-    return run_outage(case, design, seed)
-
-
 DESIGNS: dict[str, Callable[[Case, int], Outcome]] = {
-    "bare": partial(simulated, Bare),
-    "retries": partial(simulated, Retries),
-    "cooldown": partial(simulated, Cooldown),
+    "bare": partial(run_outage, bare),
+    "retries": partial(run_outage, retries),
+    "cooldown": partial(run_outage, cooldown),
     "ours": ours,
 }
 

@@ -9,11 +9,11 @@ in the variants, because the phase of a single open period would decide the reco
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import inf, nan
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import (
@@ -176,12 +176,10 @@ class Outcome:
     with an image that came too late."""
 
 
-class Design(Protocol):
-    """One way to serve a call."""
-
-    async def image(self, call: int) -> Image | None:
-        """Serve one caller; return None without an image."""
-        ...
+Served = tuple[int, float]
+"""The route that brought an image, and the duration of that request."""
+Design = Callable[[int], Awaitable[Served | None]]
+"""Serves a call; returns None without an image."""
 
 
 class OutageScenario:
@@ -206,10 +204,20 @@ class OutageScenario:
             self.outcome.wasted.append((at, outcome.latency))
         return outcome
 
+    async def serve(self, design: Design, call: int) -> None:
+        """Serve one caller by a design, and record the result."""
+        asked = now()
+        served = await design(call)
+        if served is None:
+            self.outcome.lost.append(asked)
+        else:
+            route, latency = served
+            self.outcome.images.append(Image(asked, now() - asked, route, latency))
+
 
 def run_outage(
-    case: Case,
     design: Callable[[OutageScenario, Case], Design],
+    case: Case,
     seed: int,
     run: Callable[[Coroutine[Any, Any, None]], None] = run_virtual,
 ) -> Outcome:
@@ -217,20 +225,12 @@ def run_outage(
     case = case.of(seed)
     world = OutageScenario(case, seed)
 
-    async def serve(made: Design, call: int) -> None:
-        asked = now()
-        image = await made.image(call)
-        if image is None:
-            world.outcome.lost.append(asked)
-        else:
-            world.outcome.images.append(image)
-
     async def main() -> None:
         made = design(world, case)
         async with asyncio.TaskGroup() as calls:
             for call, at in enumerate(case.scenario.traffic.arrivals(seed)):
                 await asyncio.sleep(max(0.0, at - now()))
-                calls.create_task(serve(made, call))
+                calls.create_task(world.serve(made, call))
 
     run(main())
     return world.outcome

@@ -36,11 +36,10 @@ from outage_scenarios import (  # noqa: E402
     OPENAI,
     SEEDS,
     Case,
-    Image,
     OutageScenario,
     Outcome,
+    Served,
     means,
-    now,
     run_outage,
 )
 from stopwatch import best  # noqa: E402
@@ -191,7 +190,7 @@ class Peer:
         self._world = world
         self._library = library
         self._sent: Counter[tuple[str, int]] = Counter()
-        self._served: dict[str, tuple[int, float]] = {}
+        self._served: dict[str, Served] = {}
 
         async def google(call: str) -> None:
             await self._send(call, GOOGLE)
@@ -209,20 +208,18 @@ class Peer:
             raise self._library.error(outcome.reason)
         self._served[call] = route, outcome.latency
 
-    async def image(self, call: int) -> Image | None:
+    async def image(self, call: int) -> Served | None:
         """Ask the library."""
-        asked = now()
         try:
             await self._chain(str(call))
         except Exception:  # noqa: BLE001 - each library has its own
             return None
-        route, latency = self._served[str(call)]
-        return Image(asked, now() - asked, route, latency)
+        return self._served[str(call)]
 
 
 def outage(library: Library, case: Case, seed: int) -> Outcome:
     """Run one variant of a case."""
-    return run_outage(case, lambda world, _: Peer(world, library), seed, run)
+    return run_outage(lambda world, _: Peer(world, library).image, case, seed, run)
 
 
 def outages(name: str, variants: int) -> dict[str, dict[str, float]]:
