@@ -33,6 +33,7 @@ __all__ = [
     "blank_to_none",
     "check_api_key",
     "check_base_url",
+    "parse_routes",
     "require_finite",
     "split_commas",
 ]
@@ -132,14 +133,23 @@ def _warn_unknown_capture_word() -> None:
 
 
 class RouteName(str):
-    """``provider:model`` or ``provider:deployment=model``, one entry of IMAGE_GEN_ROUTES."""
+    """``provider:model`` or ``provider:deployment=model``, one entry of IMAGE_GEN_ROUTES.
+
+    ``provider+provider:model`` is one step of the chain with several accounts for the same model.
+    """
 
     __slots__ = ()
 
     @property
     def provider(self) -> str:
-        """The part before the colon."""
-        return self.partition(":")[0]
+        """The part before the colon; of a step with several accounts, the first one."""
+        return self.partition(":")[0].partition("+")[0]
+
+    @property
+    def accounts(self) -> tuple[RouteName, ...]:
+        """The routes of the step, one for each account, in order."""
+        providers, _, model = self.partition(":")
+        return tuple(RouteName(f"{provider}:{model}") for provider in providers.split("+"))
 
     @property
     def model(self) -> ModelName:
@@ -151,6 +161,28 @@ class RouteName(str):
     def key(self) -> str:
         """``provider:model``, which identifies the route in results, telemetry and recordings."""
         return f"{self.provider}:{self.model}"
+
+
+def parse_routes(value: object) -> tuple[RouteName, ...]:
+    """Return the steps of a chain of routes, given as a string with commas or as strings.
+
+    Raises:
+        ValueError: An entry is malformed, or two name the same account and model.
+    """
+    steps = tuple(map(RouteName, split_commas(value)))
+    if not steps:
+        raise ValueError("must name at least one provider:model")
+    routes = [route for step in steps for route in step.accounts]
+    for route in routes:
+        parts = (route.provider, route.model, route.model.deployment)
+        if not all(parts) or "=" in route.model or any(c.isspace() for c in route):
+            raise ValueError(
+                "must be provider:model or provider:deployment=model, comma-separated, without "
+                "spaces inside; several accounts of one step are provider+provider:model"
+            )
+    if len({route.key for route in routes}) != len(routes):
+        raise ValueError("names the same provider:model twice")
+    return steps
 
 
 Seconds = Annotated[float, Field(gt=0, le=86_400), AfterValidator(require_finite)]

@@ -10,6 +10,7 @@ from contextvars import Context
 from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
+from itertools import chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
@@ -62,9 +63,10 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.progress import OnProgress
     from resilient_imagen.pipeline.route import Route
+    from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher
-    from resilient_imagen.request import AspectRatio, Resolution
+    from resilient_imagen.request import AspectRatio, RequestOptions, Resolution
     from resilient_imagen.result import Attempt, ImageInput
     from resilient_imagen.snapshots import Snapshot
     from resilient_imagen.telemetry.sink import EventSink
@@ -198,8 +200,10 @@ class ImageClient:
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
         """
         check_option_names(options, ImageOptions)
-        request = ImageRequest(prompt, aspect_ratio, resolution, **options)
-        return await self._serve(request, references, model, deadline, on_start, on_progress)
+        steps = self._routing.steps_for(model, options.pop("routes", None))
+        others = cast("RequestOptions", options)
+        request = ImageRequest(prompt, aspect_ratio, resolution, **others)
+        return await self._serve(request, references, steps, deadline, on_start, on_progress)
 
     @hide_frame_locals
     async def edit(
@@ -236,9 +240,11 @@ class ImageClient:
         """
         check_option_names(options, EditOptions)
         mask = options.pop("mask", None)
-        others = cast("ImageOptions", options)
+        steps = self._routing.steps_for(model, options.pop("routes", None))
+        steps = steps if mask is None else _mask_steps(steps)
+        others = cast("RequestOptions", options)
         request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **others)
-        return await self._serve(request, [image], model, deadline, on_start, on_progress, mask)
+        return await self._serve(request, [image], steps, deadline, on_start, on_progress, mask)
 
     @hide_frame_locals
     def stream(
@@ -302,7 +308,7 @@ class ImageClient:
         self,
         request: ImageRequest,
         references: Sequence[ImageInput],
-        model: str | None,
+        steps: tuple[Step, ...],
         deadline: float | None,
         on_start: OnStart | None,
         on_progress: OnProgress | None,
@@ -311,7 +317,7 @@ class ImageClient:
         if self._closed:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
-        call = self._open(request, model, deadline, on_start, on_progress, masked=mask is not None)
+        call = self._open(request, steps, deadline, on_start, on_progress)
         self._dispatcher.emit(call.started_event())
         try:
             prepare = partial(self._prepare, call, references, mask)
@@ -386,12 +392,10 @@ class ImageClient:
     def _open(
         self,
         request: ImageRequest,
-        model: str | None,
+        steps: tuple[Step, ...],
         deadline: float | None,
         on_start: OnStart | None,
         on_progress: OnProgress | None,
-        *,
-        masked: bool,
     ) -> CallState:
         if on_start is not None and not callable(on_start):
             raise InvalidRequestError("on_start must be callable, or None")
@@ -406,11 +410,10 @@ class ImageClient:
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
         self._check_vendor_options(request)
-        routes = self._routing.routes_for(model)
         return CallState(
             id=new_id(),
             request=request,
-            routes=_mask_routes(routes) if masked else routes,
+            steps=steps,
             started=started,
             deadline=Deadline.after(seconds, started),
             on_start=OnStartHook(on_start),
@@ -579,19 +582,29 @@ def _checked_deadline(seconds: float | None) -> float:
     return seconds
 
 
-def _mask_routes(routes: tuple[Route, ...]) -> tuple[Route, ...]:
-    """Return the routes for an edit with a mask: those that support masks first.
+def _mask_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the steps for an edit with a mask: those with routes that support masks first.
 
     Raises:
         InvalidRequestError: No route supports masks.
     """
-    able = tuple(route for route in routes if supports(route.provider, "mask"))
+    able = _filtered(steps, supports_mask=True)
     if not able:
+        routes = chain.from_iterable(steps)
         raise InvalidRequestError(
             f"mask is supported by none of the routes {', '.join(route.name for route in routes)}; "
             "add one of openai to IMAGE_GEN_ROUTES"
         )
-    return (*able, *(route for route in routes if route not in able))
+    return (*able, *_filtered(steps, supports_mask=False))
+
+
+def _filtered(steps: tuple[Step, ...], *, supports_mask: bool) -> tuple[Step, ...]:
+    """Return the steps without the routes whose support of masks is another."""
+    kept = (
+        tuple(route for route in step if supports(route.provider, "mask") is supports_mask)
+        for step in steps
+    )
+    return tuple(filter(None, kept))
 
 
 def _result(call: CallState, served: AttemptSuccess) -> ImageResult:

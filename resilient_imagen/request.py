@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
@@ -30,6 +30,7 @@ __all__ = [
     "PartialImage",
     "Quality",
     "Reference",
+    "RequestOptions",
     "Resolution",
     "check_option_names",
 ]
@@ -59,8 +60,8 @@ MAX_SEED: Final = 2**31 - 1
 """Gemini's seed is a signed 32-bit integer."""
 
 
-class ImageOptions(TypedDict, total=False):
-    """Options of one request: keyword arguments of the functions, the client and ``call_options``.
+class RequestOptions(TypedDict, total=False):
+    """Options of what is requested.
 
     None means that an option is not requested. Each option goes to every vendor that has it. A
     vendor that does not have it serves the request without it, and ``adjustments`` says so. A value
@@ -90,6 +91,14 @@ class ImageOptions(TypedDict, total=False):
     vendor_options: Mapping[str, Mapping[str, Any]] | None
     """Further JSON fields of a vendor's request, like ``{"openai": {"moderation": "low"}}``. They
     cannot replace key, model, prompt or number of images."""
+
+
+class ImageOptions(RequestOptions, total=False):
+    """Options of one call: keyword arguments of the functions, the client and ``call_options``."""
+
+    routes: str | Sequence[str] | None
+    """The chain of routes for this call in place of IMAGE_GEN_ROUTES, in its syntax: a string with
+    commas, or strings. Breakers and queues are kept between calls."""
 
 
 class EditOptions(ImageOptions, total=False):

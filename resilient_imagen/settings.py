@@ -61,6 +61,7 @@ from resilient_imagen._settings_types import (
     SettingsArguments,
     blank_secret_to_none,
     blank_to_none,
+    parse_routes,
     require_finite,
     split_commas,
 )
@@ -130,7 +131,9 @@ class Settings(BaseSettings):
         (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
         validation_alias=_variable("IMAGE_GEN_ROUTES"),
         description="Ordered list of provider:model, which may include several models of a vendor; "
-        "provider:deployment=model where the endpoint knows the model by another name.",
+        "provider:deployment=model where the endpoint knows the model by another name. "
+        "google+google_b:model is one step with two accounts: each call goes to the account that "
+        "can send soonest, and the other one is tried before the next step.",
     )
     max_concurrent: int = Field(
         4,
@@ -411,19 +414,7 @@ class Settings(BaseSettings):
     @field_validator("routes", mode="before")
     @classmethod
     def _routes(cls, value: object) -> tuple[RouteName, ...]:
-        checked = tuple(RouteName(route) for route in split_commas(value))
-        if not checked:
-            raise ValueError("must name at least one provider:model")
-        for route in checked:
-            parts = (route.provider, route.model, route.model.deployment)
-            if not all(parts) or "=" in route.model or any(c.isspace() for c in route):
-                raise ValueError(
-                    "must be provider:model or provider:deployment=model, comma-separated, "
-                    "without spaces inside"
-                )
-        if len({route.key for route in checked}) != len(checked):
-            raise ValueError("names the same provider:model twice")
-        return checked
+        return parse_routes(value)
 
     @field_validator("fallback_on", mode="before")
     @classmethod
@@ -478,6 +469,11 @@ class Settings(BaseSettings):
         if longest < (shadow["reset_timeout"] or self.breaker_reset_timeout):
             raise ValueError("IMAGE_GEN_SHADOW: reset_max must not be less than reset_timeout")
         return self
+
+    @property
+    def accounts(self) -> tuple[RouteName, ...]:
+        """Every account's route, in order: ``routes`` without grouping by steps."""
+        return tuple(account for step in self.routes for account in step.accounts)
 
     def falls_back_on(self, reason: Reason) -> bool:
         """Return whether a call continues on the next route after a failure with ``reason``."""

@@ -55,6 +55,8 @@ class RouteSnapshot(TypedDict):
     usual_latency_s: dict[str, float | None]
     """Measured seconds of a success, by resolution; None while there are too few successes."""
     last_fallback: FallbackSnapshot | None
+    step: NotRequired[str]
+    """The step that it is an account of, as in IMAGE_GEN_ROUTES; absent for a step of its own."""
 
 
 class MaybeBilled(TypedDict):

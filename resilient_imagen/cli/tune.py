@@ -103,7 +103,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 
 def _suited(today: Settings, recording: Recording) -> Settings:
     """Today's settings; where none of their routes was recorded, with the recorded ones."""
-    if any(route.key in recording.routes for route in today.routes):
+    if any(route.key in recording.routes for route in today.accounts):
         return today
     from resilient_imagen.settings import RouteName
 

@@ -80,7 +80,7 @@ class RedisCoordinator:
         """Number of workers with a heartbeat within the last minute, including this one."""
         self._process = os.getpid()
         self._warn = warn
-        self._accounts = accounts or {}
+        self._accounts = dict(accounts or {})
         self._factory = RedisConnectionFactory(address) if door is None else door
         self._participants: WeakSet[Participant] = WeakSet()
         self._session: Session | None = None
@@ -105,6 +105,10 @@ class RedisCoordinator:
         """Return the name of the shared state of a provider or a route."""
         account = self._accounts.get(name.partition(":")[0])
         return f"{name}@{account}" if account else name
+
+    def add_account(self, provider: str, account: str) -> None:
+        """Add the account identifier of a provider; its breakers and limiter are added later."""
+        self._accounts[provider] = account
 
     def add(self, member: Participant) -> None:
         """Add a participant; only a weak reference is kept."""

@@ -77,15 +77,15 @@ class AttemptExecutor:
         cancellations = _cancellation_count()
         call.on_start.fire()
         call.report("sending", route)
-        state.attempt_number += 1
-        call.retries += state.attempt_number > 1
+        state.step.sent[route] += 1
+        call.retries += state.step.sent[route] > 1
         slot.consume()
         sent = AttemptStarted(
             call_id=call.id,
             provider=route.provider.name,
             model=route.model,
             number=state.attempt_number,
-            limit=state.max_attempts,
+            limit=max(state.step.max_attempts, state.attempt_number),
             operation=call.request.operation,
             base_url=route.endpoint.base_url,
             telemetry_name=route.endpoint.telemetry_name,

@@ -1,7 +1,8 @@
-"""Fallback: the routes of a call, in order, one after the other or two at a time.
+"""Fallback: the steps of a call, in order, one after the other or two at a time.
 
-Each route runs as a task. The next one starts when a route has failed for a reason that allows to
-fall back, or beside a request in flight for one of the reasons in ``hedge``. The first image wins.
+Each step runs as a task. The next one starts when a step has failed for a reason that allows to
+fall back, or beside a request in flight for one of the reasons in ``hedge``. A request beside one
+in flight goes to another account of the same step, if one is usable. The first image wins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from resilient_imagen.pipeline.overlap import (
     OverlapKind,
 )
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import RouteFallback
+from resilient_imagen.telemetry.events import AccountChanged, RouteFallback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -45,9 +46,10 @@ __all__ = ["Fallback"]
 
 @dataclass(slots=True, eq=False)
 class _Branch:
-    """One route of a call, as a task."""
+    """One step of a call, as a task."""
 
-    index: int
+    number: int
+    """How many branches the call had started before."""
     state: RouteState
     task: asyncio.Task[AttemptSuccess | BaseException]
     started_as: OverlapKind | None
@@ -58,9 +60,10 @@ class Fallback:
     """The stage across routes.
 
     Args:
-        settings: The reasons that lead on to the next route.
+        settings: The reasons that lead on to the next step.
         dispatcher: Receives an event for each fallback.
-        on_route: The next stage; serves a call on one route.
+        on_step: The next stage; serves a call on one step.
+        next_state: Returns the state of a call that goes on with a route.
         budget: Limits hedges of slow requests.
         background: Takes over requests that go on after their call.
     """
@@ -69,15 +72,15 @@ class Fallback:
         self,
         settings: Settings,
         dispatcher: SinkDispatcher,
-        on_route: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
-        new_state: Callable[[CallState, int], RouteState],
+        on_step: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
+        next_state: Callable[[CallState, Route], RouteState],
         budget: HedgeBudget,
         background: BackgroundRequests,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
-        self._on_route = on_route
-        self._new_state = new_state
+        self._on_step = on_step
+        self._next_state = next_state
         self._budget = budget
         self._background = background
 
@@ -88,8 +91,9 @@ class Fallback:
             ImageGenerationError: No image; the error says why, with every request sent.
         """
         branches: list[_Branch] = []
+        call.step = None
         try:
-            self._start(call, branches, 0)
+            self._start(call, branches, call.routes[0])
             while True:
                 await call.changed()
                 ended = [each for each in branches if each.task.done()]
@@ -117,15 +121,15 @@ class Fallback:
         self,
         call: CallState,
         branches: list[_Branch],
-        index: int,
+        route: Route,
         kind: OverlapKind | None = None,
     ) -> None:
-        call.next_route = index + 1
-        state = call.route_state = self._new_state(call, index)
+        state = call.route_state = self._next_state(call, route)
         state.overlap = kind
-        task = call.loop.create_task(_run(self._on_route, call, state))
+        task = call.loop.create_task(_run(self._on_step, call, state))
         state.task = task
-        branches.append(_Branch(index, state, task, kind))
+        branches.append(_Branch(call.branches, state, task, kind))
+        call.branches += 1
 
     def _fall_back(
         self,
@@ -133,27 +137,45 @@ class Fallback:
         branch: _Branch,
         cause: Reason,
         branches: list[_Branch],
+        following: Route,
         kind: OverlapKind | None = None,
     ) -> None:
-        """Start the next route, because a branch has failed or takes too long."""
-        branch.state.successor_started = True
-        if branch.index == 0:
-            call.fallback_cause = cause
-        left, following = branch.state.route, call.routes[call.next_route]
-        now = call.loop.time()
-        left.last_fallback = (now, cause)
-        self._dispatcher.emit(
-            RouteFallback(
-                call_id=call.id,
-                from_route=left.name,
-                to_route=following.name,
-                cause=cause,
-                hedged=None if kind is None else str(kind),
-                after_s=None if kind is None else now - branch.state.sent_at,
+        """Start the next route, because a branch has failed or takes too long.
+
+        The call falls back if that is the next step's, but not if it is the same step's.
+        """
+        state = branch.state
+        state.successor_started = True
+        left, now = state.route, call.loop.time()
+        hedged = None if kind is None else str(kind)
+        after_s = None if kind is None else now - state.sent_at
+        if following in state.step.routes:
+            self._dispatcher.emit(
+                AccountChanged(
+                    call_id=call.id,
+                    from_route=left.name,
+                    to_route=following.name,
+                    cause=cause,
+                    hedged=hedged,
+                    after_s=after_s,
+                )
             )
-        )
+        else:
+            if state.step.index == 0:
+                call.fallback_cause, call.fallback_from = cause, left.name
+            left.last_fallback = (now, cause)
+            self._dispatcher.emit(
+                RouteFallback(
+                    call_id=call.id,
+                    from_route=left.name,
+                    to_route=following.name,
+                    cause=cause,
+                    hedged=hedged,
+                    after_s=after_s,
+                )
+            )
         call.report("falling_back", following, reason=cause)
-        self._start(call, branches, call.next_route, kind)
+        self._start(call, branches, following, kind)
 
     # -- an overlap is due ------------------------------------------------------------------------
 
@@ -161,7 +183,8 @@ class Fallback:
         self, call: CallState, branch: _Branch, kind: OverlapKind, branches: list[_Branch]
     ) -> None:
         """Start the next route beside a request in flight, if that is allowed and useful."""
-        if branch.state.successor_started or call.next_route >= len(call.routes):
+        following = call.following()
+        if branch.state.successor_started or not following:
             return
         cause = kind.fallback_cause
         now = call.loop.time()
@@ -169,7 +192,7 @@ class Fallback:
             return
         if kind is not OverlapKind.TIMEOUT and not self._may_speculate(call, kind, branches):
             return
-        self._fall_back(call, branch, cause, branches, kind)
+        self._fall_back(call, branch, cause, branches, following[0], kind)
 
     def _may_speculate(self, call: CallState, kind: OverlapKind, branches: list[_Branch]) -> bool:
         """Return whether the next route may be asked although a request may still succeed."""
@@ -213,8 +236,8 @@ class Fallback:
             # The library's: a provider's would have come as a timeout.
             return None if branches else error
         before = max(
-            (each for each in branches if each.index < branch.index),
-            key=lambda each: each.index,
+            (each for each in branches if each.number < branch.number),
+            key=lambda each: each.number,
             default=None,
         )
         refused_to_send = isinstance(error, CircuitOpenError | SaturatedError)
@@ -224,18 +247,20 @@ class Fallback:
         if refused_to_send and speculative and before is not None and nothing_else:
             # The route may serve later, when the request before it has failed.
             before.state.successor_started = False
-            call.next_route = branch.index
-            call.fallback_cause = call.fallback_cause if before.index else None
+            call.step = before.state.step
+            call.step.left.pop(branch.state.route, None)
+            call.fallback_cause = call.fallback_cause if call.step.index else None
             return None
-        call.route_errors[branch.index] = error
-        if branch.index == 0 and error.reason in REFUSALS and not leads_on:
+        call.note_error(branch.state.route, error)
+        if branch.state.step.index == 0 and error.reason in REFUSALS and not leads_on:
             return error
-        if branch.state.successor_started or call.next_route >= len(call.routes) or not leads_on:
+        following = call.following()
+        if branch.state.successor_started or not following or not leads_on:
             return None
         if not call.deadline.is_worth_starting(call.loop.time()):
             return None if branches else call.deadline_error()  # a probe would be wasted
         kind = None if before is None else branch.started_as
-        self._fall_back(call, branch, error.reason, branches, kind)
+        self._fall_back(call, branch, error.reason, branches, following[0], kind)
         return None
 
     async def _deliver(
@@ -246,10 +271,10 @@ class Fallback:
         branches: list[_Branch],
     ) -> AttemptSuccess:
         """Return the first image; end the other request, unless it is a probe."""
-        if winner.index == 0:
+        if winner.state.step.index == 0:
             call.fallback_cause = None
         for branch in list(branches):
-            if branch.index < winner.index and branch.state.is_pending_probe:
+            if branch.number < winner.number and branch.state.is_pending_probe:
                 branches.remove(branch)
                 self._background.go_on_with(branch.state)
         await self._end(call, branches, CancelCause.DELIVERED)
@@ -263,7 +288,7 @@ class Fallback:
         tasks = []
         for branch in branches:
             if branch.state.past_limit or branch.state.successor_started:
-                call.route_errors.setdefault(branch.index, _timeout_error(branch.state))
+                call.note_rejection(branch.state.route, _timeout_error(branch.state))
             with suppress(RuntimeError):  # the loop is closed
                 branch.state.cancel(cause)
             tasks.append((branch.state, branch.task))
@@ -284,18 +309,18 @@ class Fallback:
 
 
 async def _run(
-    on_route: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
+    on_step: Callable[[CallState, RouteState], Awaitable[AttemptSuccess]],
     call: CallState,
     state: RouteState,
 ) -> AttemptSuccess | BaseException:
-    """Run one route as a task.
+    """Run one step as a task.
 
     Returns:
         The image; or an exception that ends the program, which a task must not raise: it would
         leave the event loop at once instead of reaching the caller.
     """
     try:
-        return await on_route(call, state)
+        return await on_step(call, state)
     except (asyncio.CancelledError, GeneratorExit, Exception):
         raise
     except BaseException as error:  # noqa: BLE001 - raised by the caller's task
@@ -309,8 +334,7 @@ async def _run(
 
 def _next_usable(call: CallState) -> Route | None:
     """Return the first route not yet asked whose breaker lets calls through, or None."""
-    following = call.routes[call.next_route :]
-    return next((route for route in following if route.breaker.allows_calls()), None)
+    return next((route for route in call.following() if route.breaker.allows_calls()), None)
 
 
 def _error_of(branch: _Branch) -> ImageGenerationError:

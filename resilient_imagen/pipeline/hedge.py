@@ -125,7 +125,7 @@ class OverlapPolicy:
             first = min(started + state.route.timeout, state.deadline.at)
             if first >= call.deadline.at:
                 first = math.inf
-        if state.later_routes:
+        if state.may_lead_on:
             if permit.probe and self._probe_after is not None:
                 first = min(first, started + self._probe_after)
             if self._slow_after is not None:
@@ -138,7 +138,7 @@ class OverlapPolicy:
     ) -> list[tuple[float, Callable[[], None]]]:
         """Return what happens while a request is in flight, and when; the earliest last."""
         started, found = state.sent_at, []
-        if state.later_routes:
+        if state.may_lead_on:
             if permit.probe and self._probe_after is not None:
                 found.append((started + self._probe_after, OverlapKind.PROBE))
             slow = self.slow_delay(state.route, state.adapted.request.resolution)
@@ -146,7 +146,7 @@ class OverlapPolicy:
                 found.append((started + slow, OverlapKind.SLOW))
         own_limit = started + state.route.timeout
         ends_reserve = min(own_limit, state.deadline.at)
-        if self.keeps and state.later_routes and ends_reserve < call.deadline.at:
+        if self.keeps and state.may_lead_on and ends_reserve < call.deadline.at:
             found.append((ends_reserve, OverlapKind.TIMEOUT))
         due: list[tuple[float, Callable[[], None]]] = [
             (when, partial(state.ask_for_overlap, kind)) for when, kind in found

@@ -5,7 +5,8 @@
     deadline( across routes( per route: retry( pace( breaker( attempt timeout( provider ))))))
 
 Read it from top to bottom. The stage across routes is in ``fallback``, and comes back to
-``_on_route`` for each route; the attempt is in ``attempt``, and ends in the provider.
+``_on_step`` for each step of the chain; most steps have one route, and ``step`` has the choice
+between the accounts of the others. The attempt is in ``attempt``, and ends in the provider.
 Sinks receive events; no stage depends on them.
 """
 
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.circuitbreaker import Rejection
 from resilient_imagen.errors import (
@@ -21,6 +23,7 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     SaturatedError,
 )
+from resilient_imagen.pipeline.account_queues import AccountQueues
 from resilient_imagen.pipeline.background import BackgroundRequests
 from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.pipeline.fallback import Fallback
@@ -29,9 +32,10 @@ from resilient_imagen.pipeline.outcome import AttemptFailure
 from resilient_imagen.pipeline.retry import FailedRequest, RetryPolicy
 from resilient_imagen.pipeline.several_images import SeveralImages
 from resilient_imagen.pipeline.state import RouteState
+from resilient_imagen.pipeline.step import AccountChangedError, StepState
 from resilient_imagen.ratelimit.limiter import QueueFullError
-from resilient_imagen.reasons import POLICIES, Reason
-from resilient_imagen.telemetry.events import RetryScheduled, ShortCircuited
+from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
+from resilient_imagen.telemetry.events import AccountChanged, RetryScheduled, ShortCircuited
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -48,6 +52,10 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["Pipeline"]
+
+
+_REJECTIONS: Final = frozenset({Reason.CIRCUIT_OPEN, Reason.SATURATED})
+"""Reasons for which a route sends nothing."""
 
 
 class PermitRevokedError(Exception):
@@ -87,8 +95,8 @@ class Pipeline:
         return Fallback(
             self._settings,
             self._dispatcher,
-            self._on_route,
-            self._new_state,
+            self._on_step,
+            self._next_state,
             self.budget,
             self.background,
         )
@@ -183,35 +191,139 @@ class Pipeline:
         await asyncio.sleep(0)  # the deadline and a cancellation get through in every round
         return True
 
-    # -- per route: retry -------------------------------------------------------------------------
+    # -- per step: the account ------------------------------------------------------------------
 
-    def _new_state(self, call: CallState, index: int) -> RouteState:
-        """Return the state of a call that starts on the route with this index."""
-        route, policy = call.routes[index], self._retry_policy
-        return RouteState(
+    def _next_state(self, call: CallState, route: Route) -> RouteState:
+        """Return the state of a call that goes on with a route of the latest or the next step."""
+        step = call.step
+        if step is None or route not in step.routes:
+            index = 0 if step is None else step.index + 1
+            step = call.step = StepState(
+                index=index,
+                routes=call.steps[index],
+                later_routes=tuple(chain.from_iterable(call.steps[index + 1 :])),
+                max_attempts=self._retry_policy.max_attempts(is_first_route=index == 0),
+            )
+        state = RouteState(
+            step=step,
             route=route,
-            index=index,
-            later_routes=call.routes[index + 1 :],
-            max_attempts=policy.max_attempts(is_first_route=index == 0),
-            max_server_wait=policy.max_server_wait(route.timeout, is_first_route=index == 0),
+            max_server_wait=self._retry_policy.max_server_wait(
+                route.timeout, is_first_route=step.index == 0
+            ),
             call=call,
         )
+        step.running.append(state)
+        return state
+
+    async def _on_step(self, call: CallState, state: RouteState) -> AttemptSuccess:
+        """Ask the account of the step that can send soonest; go on with others after failures."""
+        try:
+            if state.step.has_accounts:
+                self._choose_account(call, state)
+            while True:
+                try:
+                    return await self._on_route(call, state)
+                except AccountChangedError:
+                    continue
+                except (CircuitOpenError, SaturatedError) as rejection:
+                    if self._go_on_after(call, state, rejection):
+                        continue
+                    if state.last_error is None or state.failed_route is None:
+                        raise
+                    if state.failed_route is not state.route:
+                        call.note_rejection(state.route, rejection)
+                    break
+                except ImageGenerationError as error:
+                    if not self._go_on_after(call, state, error):
+                        raise
+        finally:
+            state.step.running.remove(state)
+        state.route = state.failed_route
+        raise state.last_error  # a failed request says more than the rejection of its retry
+
+    def _choose_account(self, call: CallState, state: RouteState) -> None:
+        """Take the account that can send soonest; others are skipped if their circuit is open."""
+        step = state.step
+        routes = step.not_left_by(state)
+        if any(route.breaker.allows_calls() for route in routes):
+            routes = [route for route in routes if not self._skips(call, step, route)]
+        best = step.best_of(routes, call.request.resolution) or state.route
+        if state.route in step.left:
+            cause = Reason.CIRCUIT_OPEN
+        else:
+            cause = Reason.SATURATED if state.last_error is None else state.last_error.reason
+        self._change_account(call, state, best, cause)
+
+    def _skips(self, call: CallState, step: StepState, route: Route) -> bool:
+        """Return whether an account's breaker rejects the call, and record it."""
+        answer = None if route.breaker.allows_calls() else route.breaker.try_acquire_early()
+        if not isinstance(answer, Rejection):
+            if answer is not None:  # it became usable meanwhile
+                answer.settle(BreakerOutcome.NEUTRAL)
+            return False
+        error = self._circuit_open_error(call, route, answer)
+        call.note_rejection(route, error)
+        step.left[route] = Reason.CIRCUIT_OPEN
+        return True
+
+    def _go_on_after(self, call: CallState, state: RouteState, error: ImageGenerationError) -> bool:
+        """Go on with another account of the step after an error, if there is one to go on with."""
+        route = self._next_account(call, state, error.reason)
+        state.step.left[state.route] = error.reason
+        if route is None:
+            return False
+        if isinstance(error, CircuitOpenError | SaturatedError):
+            call.note_rejection(state.route, error)
+        else:
+            call.note_error(state.route, error)
+        self._change_account(call, state, route, error.reason)
+        return True
+
+    def _next_account(self, call: CallState, state: RouteState, reason: Reason) -> Route | None:
+        """Return the account of the step that is asked at once after an error, or None.
+
+        After a failed request each other account is tried once, without a back-off. A rejection
+        cost nothing, so that every account may follow it that has not failed since a back-off.
+        """
+        step = state.step
+        if not step.has_accounts or state.successor_started:
+            return None
+        if not self._settings.falls_back_on(reason):
+            return None
+        resolution = call.request.resolution
+        if reason in _REJECTIONS:
+            others = [route for route in step.not_left_by(state) if route is not state.route]
+            return step.best_of(others, resolution)
+        now = asyncio.get_running_loop().time()
+        return step.best_of(step.untried(now), resolution)
+
+    def _change_account(
+        self, call: CallState, state: RouteState, route: Route, cause: Reason
+    ) -> None:
+        """Go on with an account of the step, and record why it is another one."""
+        if route is state.route:
+            return
+        self._dispatcher.emit(
+            AccountChanged(
+                call_id=call.id, from_route=state.route.name, to_route=route.name, cause=cause
+            )
+        )
+        state.route = route
+        state.step.left.pop(route, None)
+
+    # -- per route: retry -------------------------------------------------------------------------
 
     async def _on_route(self, call: CallState, state: RouteState) -> AttemptSuccess:
         """Ask one route, if its breaker allows it, with what its model takes of the request."""
         route = state.route
-        await self._acquire_early(call, state)
         try:
+            await self._acquire_early(call, state)
             await call.set_up(route)
             with call.spending("making reference images smaller"):
                 state.adapted = await route.adapt_request(call.request)
             return await self._with_retries(call, state)
-        except (CircuitOpenError, SaturatedError):
-            if state.last_error is None:
-                raise
         finally:
             state.drop_permit()
-        raise state.last_error  # a failed request says more than the rejection of its retry
 
     async def _with_retries(self, call: CallState, state: RouteState) -> AttemptSuccess:
         """Send requests until one succeeds or the retry policy gives the route up."""
@@ -223,8 +335,9 @@ class Pipeline:
                 continue
             if not isinstance(outcome, AttemptFailure):
                 return outcome
-            state.last_error = error = outcome.error
-            delay = self._decide_retry(state, error)
+            error = outcome.error
+            state.note_failure(error)
+            delay = self._decide_retry(call, state, error)
             self._dispatcher.emit(outcome.event(retry_in=delay))
             if delay is None:
                 raise error
@@ -240,21 +353,30 @@ class Pipeline:
             call.report("retrying", state.route, wait_s=delay, reason=error.reason)
             await self._back_off(call, state, delay)
 
-    def _decide_retry(self, state: RouteState, error: ImageGenerationError) -> float | None:
+    def _decide_retry(
+        self, call: CallState, state: RouteState, error: ImageGenerationError
+    ) -> float | None:
         """Return the seconds until the route is asked again, or None to leave it."""
         if state.successor_started or (error.reason is Reason.TIMEOUT and self._keeps):
             return None
+        if self._next_account(call, state, error.reason) is not None:
+            return None
         now = asyncio.get_running_loop().time()
-        # Taken once: an operator may change a breaker from another thread meanwhile.
-        alternative = state.alternative if self._settings.falls_back_on(error.reason) else None
         resolution = state.adapted.request.resolution
+        # Taken once: an operator may change a breaker from another thread meanwhile.
+        leads_on = self._settings.falls_back_on(error.reason)
+        alternative = _first_usable(state.later_routes) if leads_on else None
+        route, hint, queue_wait = state.route, error.retry_after, state.retry_queue_wait
+        if state.step.has_accounts:
+            route, hint = state.step.first_ready(state, now, resolution)
+            queue_wait = route.limiter.shortest_wait(route.measured_latency(resolution))
         usual = None if alternative is None else alternative.usual_latency(resolution)
         delay = self._retry_policy.decide(
             FailedRequest(
                 retry=POLICIES[error.reason].retry,
-                hint=error.retry_after,
+                hint=hint,
                 attempt_number=state.attempt_number,
-                max_attempts=state.max_attempts,
+                max_attempts=state.step.max_attempts,
                 sent_at=state.sent_at,
                 failed_at=now,
                 queue_s=state.queue_s,
@@ -263,9 +385,9 @@ class Pipeline:
                 alternative_latency=usual,
                 max_server_wait=state.max_server_wait,
                 deadline=state.deadline,
-                queue_wait=state.retry_queue_wait,
-                latency=state.measured_latency,
-                blocked_until=state.route.breaker.blocked_until(),
+                queue_wait=queue_wait,
+                latency=route.measured_latency(resolution),
+                blocked_until=route.breaker.blocked_until(),
             )
         )
         if error.retry_after is None and state.first_failure_at is None:
@@ -277,11 +399,17 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         started = loop.time()
         wake = started + delay
+        routes = state.step.available_to(state)
         try:
-            while loop.time() < wake and not state.route.rejects_at(wake):
-                await _first_of(state.route.breaker.wait_for_change(), timeout=wake - loop.time())
+            while loop.time() < wake and not all(route.rejects_at(wake) for route in routes):
+                changes = [route.breaker.wait_for_change() for route in routes]
+                await _first_of(*changes, timeout=wake - loop.time())
         finally:
             call.backoff_s += loop.time() - started
+        if state.step.has_accounts:
+            state.step.left.clear()
+            self._choose_account(call, state)
+            raise AccountChangedError
         await self._acquire_early(call, state)
 
     # -- pace -------------------------------------------------------------------------------------
@@ -291,7 +419,7 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         limiter = state.route.limiter
         joined = loop.time()
-        if state.last_error is None:  # the route gets a share of what is left by now
+        if not state.step.sent[state.route]:  # the route gets a share of what is left by now
             state.deadline = self._share(call, state)
         latency = state.measured_latency
         wait = limiter.shortest_wait(latency)
@@ -313,7 +441,7 @@ class Pipeline:
                     if call.progress is not None:
                         place = limiter.snapshot()["waiting"]
                         call.progress.report("queued", state.route, position=place, wait_s=wait)
-                    await self._wait_in_queue(state, slot, joined)
+                    await self._wait_in_queue(call, state, slot, joined)
             finally:
                 state.queue_s = loop.time() - joined
                 call.queue_s += state.queue_s
@@ -333,8 +461,17 @@ class Pipeline:
         return self._max_wait if usable else math.inf
 
     def _share(self, call: CallState, state: RouteState) -> Deadline:
-        """Return when the call must be done with this route."""
-        return self.route_deadline(call.deadline, state.later_routes)
+        """Return when the call must be done with this route.
+
+        A step leaves one reserve: for the next step, or for its own other accounts if none follows.
+        """
+        step = state.step
+        if step.deadline is None or not step.attempt_number:
+            step.deadline = self.route_deadline(call.deadline, step.later_routes)
+        if step.has_accounts and step.deadline == call.deadline:
+            now = asyncio.get_running_loop().time()
+            return self.route_deadline(call.deadline, step.untried(now))
+        return step.deadline
 
     def route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
         """Return when a route must be done, so that a later one still has a chance."""
@@ -342,10 +479,12 @@ class Pipeline:
             return deadline
         return deadline.share(asyncio.get_running_loop().time(), later_routes)
 
-    async def _wait_in_queue(self, state: RouteState, slot: Slot, joined: float) -> None:
+    async def _wait_in_queue(
+        self, call: CallState, state: RouteState, slot: Slot, joined: float
+    ) -> None:
         """Wait for the turn; leave when the time is needed elsewhere or the breaker opens."""
         loop = asyncio.get_running_loop()
-        breaker = state.route.breaker
+        breaker, queues = state.route.breaker, AccountQueues(state, slot)
         while not slot.granted.done():
             if state.permit is None and state.route.rejects_at(loop.time()):
                 raise PermitRevokedError  # wait for the probe's outcome outside the queue
@@ -353,7 +492,12 @@ class Pipeline:
             left = leaves_at - loop.time()
             if left <= 0:
                 raise _saturated(state.route, state.route.limiter.shortest_wait())
-            await _first_of(breaker.wait_for_change(), keep=slot.granted, timeout=left)
+            if (sooner := queues.find_sooner()) is not None:
+                self._change_account(call, state, sooner, Reason.SATURATED)
+                raise AccountChangedError
+            changes = [breaker.wait_for_change(), *queues.wait_for_changes()]
+            timeout = min(left, queues.next_check - loop.time())
+            await _first_of(*changes, keep=slot.granted, timeout=timeout)
             # Not before: a probe's permit is stale until other processes have agreed to it.
             state.drop_permit(only_if_stale=True)
         if loop.time() > slot.useful_until:
@@ -379,11 +523,11 @@ class Pipeline:
         breaker = state.route.breaker
         while isinstance(answer := breaker.try_acquire_early(), Rejection):
             may_leave = self._settings.falls_back_on(Reason.CIRCUIT_OPEN)
-            if not answer.probing or (may_leave and state.alternative is not None):
-                raise self._circuit_open_error(call, state, answer)
+            others = [route.breaker for route in state.other_routes] if may_leave else []
+            if not answer.probing or any(other.allows_calls() for other in others):
+                raise self._circuit_open_error(call, state.route, answer)
             # The last usable route, and only a probe in flight: its outcome is worth waiting for,
-            # unless a later route may be asked before.
-            others = [route.breaker for route in state.later_routes] if may_leave else []
+            # unless another route may be asked before.
             until = min((other.blocked_until() or 0.0 for other in others), default=math.inf)
             wait = until - asyncio.get_running_loop().time()
             if answer.retry_after is not None:
@@ -399,9 +543,9 @@ class Pipeline:
         state.permit = answer
 
     def _circuit_open_error(
-        self, call: CallState, state: RouteState, rejection: Rejection
+        self, call: CallState, route: Route, rejection: Rejection
     ) -> CircuitOpenError:
-        provider, model = state.route.provider.name, state.route.model
+        provider, model = route.provider.name, route.model
         call.short_circuits += 1
         self._dispatcher.emit(
             ShortCircuited(call_id=call.id, provider=provider, model=model, rejection=rejection)
@@ -415,6 +559,11 @@ class Pipeline:
             model=model,
             retry_after=rejection.retry_after,
         )
+
+
+def _first_usable(routes: Sequence[Route]) -> Route | None:
+    """Return the first route whose breaker lets calls through now, or None."""
+    return next((route for route in routes if route.breaker.allows_calls()), None)
 
 
 def _saturated(route: Route, wait: float) -> SaturatedError:

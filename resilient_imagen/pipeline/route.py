@@ -19,7 +19,7 @@ from resilient_imagen.result import DroppedReference
 if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker, Transition
     from resilient_imagen.providers.base import Endpoint, PromptHints, Provider, ProviderResult
-    from resilient_imagen.ratelimit.limiter import RateLimiter
+    from resilient_imagen.ratelimit.limiter import RateLimiter, Slot
     from resilient_imagen.reasons import Reason
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
@@ -50,7 +50,7 @@ class AdaptedRequest(NamedTuple):
     """What the provider adds to the prompt; None when it does not say."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Route:
     """One ``provider:model``. The queue belongs to the provider, the breaker to the route."""
 
@@ -124,6 +124,15 @@ class Route:
         if measured is not None:
             return measured
         return models.typical_latency(self.vendor, self.model, resolution)
+
+    def estimated_wait(self, resolution: str, slot: Slot | None = None) -> float:
+        """Return the seconds until the queue lets the caller with ``slot`` send, or a newcomer.
+
+        While no latency is known, a request is taken to last until its time limit: an occupied slot
+        must not count as free.
+        """
+        usual = self.usual_latency(resolution)
+        return self.limiter.shortest_wait(self.timeout if usual is None else usual, slot)
 
     def cut_short_counts_after(self, resolution: str) -> float:
         """Return the seconds from which a request that is cut short counts as a failure.

@@ -9,9 +9,12 @@ import re
 from collections import OrderedDict
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
+from resilient_imagen._provider_settings import BUILT_IN
+from resilient_imagen._settings_types import parse_routes
 from resilient_imagen.circuitbreaker import (
     BreakerConfig,
     BreakerMode,
@@ -22,17 +25,19 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.providers import needed_variable
+from resilient_imagen.providers import build, needed_variable
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.reasons import Reason
+from resilient_imagen.redaction import redact
 from resilient_imagen.telemetry import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from resilient_imagen.circuitbreaker import Transition
     from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import RouteName, Settings
     from resilient_imagen.snapshots import RouteSnapshot
@@ -57,7 +62,7 @@ _MAX_WARNINGS: Final = 256
 
 
 class Router:
-    """The configured routes in order, and more of them for models that callers name.
+    """The configured steps in order, and more routes for those that callers name.
 
     Args:
         settings: Routes, limits and thresholds.
@@ -84,23 +89,20 @@ class Router:
         self.image_limits: ImageLimits = ImageLimits(
             allow_private=settings.reference_private_urls, allow_http=settings.reference_http_urls
         )
-        self._providers = providers
-        usable = [route for route in settings.routes if route.provider in self._providers]
-        if not usable:
-            named = dict.fromkeys(route.provider for route in settings.routes)
+        self._providers = dict(providers)
+        if not any(route.provider in self._providers for route in settings.accounts):
+            named = dict.fromkeys(route.provider for route in settings.accounts)
             keys = (needed_variable(name, settings) for name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
-        # A retired model's successor may be another route already.
-        routes = dict.fromkeys(
-            (route.provider, self._resolve_configured_model(route)) for route in usable
-        )
-        self.routes: tuple[Route, ...] = tuple(
-            self._new_route(*route, configured=True) for route in routes
-        )
         self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
+        self._step_names: dict[str, str] = {}
+        """The step of each configured route that shares it with others, by the route's name."""
+        self.routes: tuple[Route, ...] = ()
+        self.steps: tuple[Step, ...] = self._configured_steps()
+        self.routes = tuple(chain.from_iterable(self.steps))
         self._off = {
             route: _forced_open(new_breaker(settings, route.provider, route.model))
-            for route in settings.routes
+            for route in settings.accounts
             if route.provider not in self._providers
         }
         self._warn_of_time_limits()
@@ -113,37 +115,127 @@ class Router:
         """Every provider, to be closed."""
         return tuple(self._providers.values())
 
-    def routes_for(self, model: str | None) -> tuple[Route, ...]:
-        """The routes for one call; ``model`` stands in for the first one's.
+    def _configured_steps(self) -> tuple[Step, ...]:
+        """Build the routes of the settings whose providers are usable, grouped by step.
+
+        A retired model's successor may be another route already: it is built once.
+        """
+        steps, known = [], set()
+        for name in self._settings.routes:
+            found = []
+            for account in name.accounts:
+                if account.provider in self._providers:
+                    found.append((account.provider, self._resolve_configured_model(account)))
+                elif name.accounts != (name,):
+                    self._step_names[account.key] = name
+            new = [route for route in found if route not in known]
+            known.update(new)
+            step = tuple(self._new_route(*route, configured=True) for route in new)
+            if name.accounts != (name,):
+                self._step_names.update(dict.fromkeys((route.name for route in step), name))
+            steps.append(step)
+        return tuple(step for step in steps if step)
+
+    def steps_for(
+        self, model: str | None, routes: str | Iterable[str] | None = None
+    ) -> tuple[Step, ...]:
+        """Return the steps for one call.
+
+        Args:
+            model: Stands in for the model of the first step.
+            routes: Stands in for the configured routes, in the syntax of IMAGE_GEN_ROUTES.
 
         Raises:
-            InvalidRequestError: The model belongs to another vendor than the first route's.
+            InvalidRequestError: ``routes`` is malformed or names an unknown provider, none of its
+                routes can be used, or a model belongs to another vendor than its provider.
         """
+        steps = self.steps if routes is None else self._steps_named(routes)
         if model is None:
-            return self.routes
+            return steps
         model = model.strip() if isinstance(model, str) else ""
         if len(model) > _MAX_NAME or not _NAME.fullmatch(model):
             raise InvalidRequestError(
                 f"model must be a model's name of at most {_MAX_NAME} characters, or None"
             )
-        first = self.routes[0]
-        if self._has_own_models_only(first):
+        for first in filter(self._has_own_models_only, steps[0]):
             model = self._resolve_retired_model(model)
             vendor = models.vendor_of(model)
             if vendor not in {None, first.vendor}:
-                if vendor == self._settings.routes[0].provider:
+                if routes is None and vendor == self._settings.routes[0].provider:
                     message = f"routes to {vendor} are off, so that model {model} is not used"
                     self._warn("model_not_used", message)
-                    return self.routes
+                    return steps
+                where = "IMAGE_GEN_ROUTES" if routes is None else "routes"
                 raise InvalidRequestError(
                     f"model {model} belongs to {vendor}, and the first route is "
-                    f"{first.name}; change IMAGE_GEN_ROUTES to put another vendor first"
+                    f"{first.name}; change {where} to put another vendor first"
                 )
             self._warn_if_unknown(model)
-        if model == first.model:
-            return self.routes
-        route = self._route_named(first.provider.name, model)
-        return (route, *(other for other in self.routes[1:] if other.name != route.name))
+        if all(model == route.model for route in steps[0]):
+            return steps
+        step = tuple(self._route_named(route.provider.name, model) for route in steps[0])
+        later = (tuple(route for route in other if route not in step) for other in steps[1:])
+        return (step, *filter(None, later))
+
+    def _steps_named(self, routes: str | Iterable[str]) -> tuple[Step, ...]:
+        """Return the steps of a chain that a caller names; routes are kept between calls.
+
+        Routes whose provider lacks its key are left out, as those of IMAGE_GEN_ROUTES are.
+        """
+        try:
+            names = parse_routes(routes)
+        except ValueError as error:
+            shown = redact(routes if isinstance(routes, str) else repr(routes), limit=_MAX_NAME)
+            raise InvalidRequestError(f"routes {error}; got {shown}") from None
+        steps: list[Step] = []
+        seen: set[Route] = set()
+        for name in names:
+            found = [self._route_of_call(account) for account in name.accounts]
+            step = tuple(route for route in found if route is not None and route not in seen)
+            seen.update(step)
+            steps.append(step)
+        if not seen:
+            missing = dict.fromkeys(
+                needed_variable(account.provider, self._settings)
+                for name in names
+                for account in name.accounts
+            )
+            raise InvalidRequestError(f"routes: none can be used; set {' or '.join(missing)}")
+        return tuple(filter(None, steps))
+
+    def _route_of_call(self, name: RouteName) -> Route | None:
+        """Return the route with a name that a caller gave; None if its provider lacks its key."""
+        if len(name) > _MAX_NAME or not _NAME.fullmatch(name.model):
+            raise InvalidRequestError(
+                f"routes must name models of at most {_MAX_NAME} characters, without special ones"
+            )
+        provider = self._provider_named(name.provider)
+        if provider is None:
+            return None
+        model, vendor = self._resolve_model(name)
+        if vendor is not None:
+            raise InvalidRequestError(f"routes: {name} is not valid: {model} is a {vendor} model")
+        return self._route_named(provider.name, model)
+
+    def _provider_named(self, name: str) -> Provider | None:
+        """Return a provider, built now if no configured route leads to it; None without its key."""
+        if name in self._providers:
+            return self._providers[name]
+        known = {*self._providers, *BUILT_IN, *self._settings.providers}
+        if name not in known:
+            raise InvalidRequestError(
+                f"routes names the provider {redact(name, limit=_MAX_NAME)}; known providers: "
+                f"{', '.join(sorted(known))}; IMAGE_GEN_PROVIDER_<NAME> declares another one"
+            )
+        provider = build(name, self._settings)
+        if provider is None:
+            variable = needed_variable(name, self._settings)
+            self._warn("missing_key", f"{variable} is not set: routes to {name} are off")
+            return None
+        self._providers[name] = provider
+        if self._coordinator is not None:
+            self._coordinator.add_account(name, endpoint_of(provider).account)
+        return provider
 
     @staticmethod
     def _has_own_models_only(route: Route) -> bool:
@@ -169,7 +261,11 @@ class Router:
         Configured routes that are off come last, so that the first is still the one asked first.
         """
         now = events.now()
-        return [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
+        rows = [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
+        for row in rows:
+            if (step := self._step_names.get(row["route"])) is not None:
+                row["step"] = step
+        return rows
 
     def _absent(self, route: RouteName) -> RouteSnapshot:
         """Describe a route that is off, with everything that a route in use has."""
@@ -190,19 +286,26 @@ class Router:
         Raises:
             ConfigurationError: The vendor is sure not to have it.
         """
+        model, vendor = self._resolve_model(route)
+        if vendor is not None:
+            raise ConfigurationError(
+                f"IMAGE_GEN_ROUTES: {route} is not valid: {model} is a {vendor} model"
+            )
+        return model
+
+    def _resolve_model(self, route: RouteName) -> tuple[str, str | None]:
+        """Return the model to ask for, and its vendor if the provider is sure not to have it."""
         endpoint = endpoint_of(self._providers[route.provider])
         model: str = route.model
         if endpoint.vendor not in models.VENDORS:
-            return model
+            return model, None
         if models.deployment_of(model) == model:  # else the name says nothing about the server's
             model = self._resolve_retired_model(model)
         vendor = models.vendor_of(model)
         if vendor not in {None, endpoint.vendor} and not endpoint.any_vendor:
-            raise ConfigurationError(
-                f"IMAGE_GEN_ROUTES: {route} is not valid: {model} is a {vendor} model"
-            )
+            return model, vendor
         self._warn_if_unknown(model)
-        return model
+        return model, None
 
     def _warn_if_unknown(self, model: str) -> None:
         if models.find_model(model) is None:
@@ -236,7 +339,8 @@ class Router:
             return
         if self._settings.breaker_slow_call is not None or math.isinf(seconds):
             return
-        first, second = self.routes[:2]
+        # Only one reserve is left: for the next step, or for the only step's other account.
+        first, second = (self.steps[0] if len(self.steps) == 1 else [x[0] for x in self.steps])[:2]
         share = Deadline(seconds).less_reserve(0.0, second.timeout).at
         if self._settings.on_timeout == "keep":  # then it goes on until the second route delivers
             share = min(seconds, share + (second.usual_latency("1K") or 0.0))
@@ -337,11 +441,14 @@ class Router:
         opened = transition.to_state in {BreakerState.OPEN, BreakerState.FORCED_OPEN}
         if not opened or not self._settings.falls_back_on(Reason.CIRCUIT_OPEN):
             return None
-        names = [route.name for route in self.routes]
-        # A model that a caller names replaces the first route's.
-        index = names.index(transition.name) if transition.name in names else 0
-        usable = (route.name for route in self.routes[index + 1 :] if route.breaker.allows_calls())
-        return next(usable, None)
+        names = [[route.name for route in step] for step in self.steps]
+        # A model that a caller names replaces the first step's.
+        index = next((i for i, step in enumerate(names) if transition.name in step), 0)
+        following = [*self.steps[index], *chain.from_iterable(self.steps[index + 1 :])]
+        if transition.name not in names[index]:
+            following = following[len(self.steps[index]) :]
+        usable = (route.name for route in following if route.breaker.allows_calls())
+        return next((name for name in usable if name != transition.name), None)
 
     def _limiter_of(self, name: str) -> RateLimiter:
         if name not in self._limiters:

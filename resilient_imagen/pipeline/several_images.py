@@ -108,7 +108,7 @@ def _part_of(call: CallState, first: AttemptSuccess, deadline: Deadline, number:
     return CallState(
         id=call.id,
         request=replace(request, n=None, seed=seed),
-        routes=(first.route,),
+        steps=((first.route,),),
         started=call.started,
         deadline=deadline,
         on_start=OnStartHook(None),

@@ -7,6 +7,7 @@ import math
 import os
 import random
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import (
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.overlap import OverlapKind
     from resilient_imagen.pipeline.progress import ProgressKind, ProgressReporter
     from resilient_imagen.pipeline.route import AdaptedRequest, Route
+    from resilient_imagen.pipeline.step import Step, StepState
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Attempt, DroppedReference, ImageResult
     from resilient_imagen.telemetry.events import AttemptEnded
@@ -75,8 +77,8 @@ class CallState:
     """What events call it by."""
     request: ImageRequest
     """What is asked for; its references are set once they are loaded."""
-    routes: tuple[Route, ...]
-    """The routes that may serve it, in order."""
+    steps: tuple[Step, ...]
+    """The steps that may serve it, in order."""
     started: float
     """Loop time in seconds."""
     deadline: Deadline
@@ -85,6 +87,8 @@ class CallState:
     """Fires when the first request is sent."""
     progress: ProgressReporter | None = None
     """Reports steps of the call to its caller; None if the caller wants none."""
+    routes: tuple[Route, ...] = field(init=False)
+    """The routes of all steps."""
     attempts: list[Attempt] = field(default_factory=list)
     """Every request that was sent and has ended, in the order of their ends."""
     in_flight: list[RouteState] = field(default_factory=list)
@@ -115,8 +119,12 @@ class CallState:
     """Why the first route was left."""
     overlap: OverlapKind | None = None
     """Why the call first had two requests in flight; None if it never had."""
-    next_route: int = 0
-    """Index of the route that is asked next."""
+    step: StepState | None = None
+    """The state on the latest step; None before the first one."""
+    branches: int = 0
+    """How often the call has started on a step."""
+    fallback_from: str | None = None
+    """The route of the first step that was left, as provider:model."""
     on_late_attempt: Callable[[Attempt], None] | None = None
     """Receives the record of a request that ends after the call."""
     ended: bool = False
@@ -124,6 +132,27 @@ class CallState:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _changed: bool = False
     _change: asyncio.Future[None] | None = None
+
+    def __post_init__(self) -> None:
+        """Collect the routes."""
+        self.routes = tuple(chain.from_iterable(self.steps))
+
+    def following(self) -> list[Route]:
+        """Return the routes that may be asked next, in order: of the latest step, then later ones.
+
+        Those of the latest step are its other accounts that are usable and got no request yet.
+        """
+        if self.step is None:
+            return list(self.routes)
+        return [*self.step.untried(self.loop.time()), *self.step.later_routes]
+
+    def note_error(self, route: Route, error: ImageGenerationError) -> None:
+        """Record why a route was left."""
+        self.route_errors[self.routes.index(route)] = error
+
+    def note_rejection(self, route: Route, error: ImageGenerationError) -> None:
+        """Record why a route was left, unless a failed request says more about it."""
+        self.route_errors.setdefault(self.routes.index(route), error)
 
     def report(
         self,
@@ -209,7 +238,7 @@ class CallState:
             backoff_s=self.backoff_s,
             setup_s=self.setup_s,
             fallback_cause=self.fallback_cause,
-            fallback_from=None if self.fallback_cause is None else first.name,
+            fallback_from=None if self.fallback_cause is None else self.fallback_from,
             result=result,
             error=ours,
             error_type=None if error is None else type(error).__name__,
@@ -267,7 +296,8 @@ class CallState:
         now = asyncio.get_running_loop().time()
         errors: dict[int, ImageGenerationError | None] = {**self.route_errors}
         if self.route_state is not None:  # the route that it is on
-            errors.setdefault(self.route_state.index, self.route_state.last_error)
+            state = self.route_state
+            errors.setdefault(self.routes.index(state.route), state.last_error)
         waits = []
         for index, error in errors.items():
             until = self.routes[index].breaker.blocked_until()
@@ -306,13 +336,10 @@ class CallState:
 class RouteState:
     """What the pipeline knows about one call on one route."""
 
+    step: StepState
+    """The step that the route belongs to."""
     route: Route
-    index: int
-    """Its place among the call's routes, from 0."""
-    later_routes: Sequence[Route]
-    """The routes that the call may fall back to, in order."""
-    max_attempts: int
-    """Requests that the call may send to this route."""
+    """The route; of a step with several accounts, the one that the call is on now."""
     adapted: AdaptedRequest = field(init=False)
     """The request, cut to what the route's model takes. Set when the breaker let the call in."""
     deadline: Deadline = field(init=False)
@@ -320,8 +347,6 @@ class RouteState:
     Set when the call first queues for the route."""
     max_server_wait: float = math.inf
     """Longest hint of a server, in seconds, that is waited for if no other route can serve."""
-    attempt_number: int = 0
-    """Requests that were sent to it so far."""
     sent_at: float = 0.0
     """Loop time at which the latest request was sent."""
     first_failure_at: float | None = None
@@ -332,6 +357,8 @@ class RouteState:
     """Seconds that the latest request waited in the queue."""
     last_error: ImageGenerationError | None = None
     """How the latest request failed."""
+    failed_route: Route | None = None
+    """The route of that request."""
     retry_queue_wait: float = 0.0
     """Seconds that a retry would wait in the queue, as estimated when the latest request failed."""
     call: CallState | None = None
@@ -359,9 +386,27 @@ class RouteState:
         return self.route.measured_latency(self.adapted.request.resolution)
 
     @property
-    def alternative(self) -> Route | None:
-        """Return the first later route whose breaker lets calls through now, or None."""
-        return next((route for route in self.later_routes if route.breaker.allows_calls()), None)
+    def attempt_number(self) -> int:
+        """Return how many requests the call has sent to the step so far."""
+        return self.step.attempt_number
+
+    @property
+    def later_routes(self) -> Sequence[Route]:
+        """Return the routes of later steps, which the call may fall back to, in order."""
+        return self.step.later_routes
+
+    @property
+    def other_routes(self) -> list[Route]:
+        """Return all routes that the call may leave this one for without a back-off, in order."""
+        if not self.step.has_accounts:
+            return list(self.later_routes)
+        siblings = self.step.not_left_by(self)
+        return [*(route for route in siblings if route is not self.route), *self.later_routes]
+
+    @property
+    def may_lead_on(self) -> bool:
+        """Return whether the step has another account, or is followed by another step."""
+        return bool(self.later_routes) or self.step.has_accounts
 
     @property
     def is_pending_probe(self) -> bool:
@@ -374,6 +419,14 @@ class RouteState:
             and not permit.settled
             and not permit.stale
         )
+
+    def note_failure(self, error: ImageGenerationError) -> None:
+        """Remember a failed request, and for how long its server asked to wait."""
+        self.last_error, self.failed_route = error, self.route
+        hinted_until = self.step.hinted_until
+        hinted_until.pop(self.route, None)
+        if error.retry_after is not None:
+            hinted_until[self.route] = asyncio.get_running_loop().time() + error.retry_after
 
     def ask_for_overlap(self, kind: OverlapKind) -> None:
         """Ask the stage across routes to start the next route beside the request in flight."""

@@ -101,7 +101,7 @@ def collect_providers(
         if provider.name in found:
             raise ConfigurationError(f"two providers are named {provider.name}; rename one")
         found[provider.name] = provider
-    named = {route.provider for route in settings.routes}
+    named = {route.provider for route in settings.accounts}
     known = {*found, *BUILT_IN, *settings.providers}
     _check_names(named, set(found), known, set(settings.force_open))
     for name in sorted(named - set(found)):

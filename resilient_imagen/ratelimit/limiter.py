@@ -158,15 +158,22 @@ class RateLimiter:
             raise QueueFullError
         return slot
 
-    def shortest_wait(self, latency: float | None = None) -> float:
+    def is_free(self) -> bool:
+        """Return whether a newcomer would be granted a slot at once."""
+        now = self._now(asyncio.get_running_loop())
+        waits = self._queue or self.in_flight >= self._max_concurrent
+        return not waits and self._place_wait(now, 0) <= CLOCK_TOLERANCE
+
+    def shortest_wait(self, latency: float | None = None, slot: Slot | None = None) -> float:
         """Return the seconds that a newcomer waits, if every request takes ``latency``.
 
         Args:
             latency: Seconds; None if unknown: then only images per minute count, as if every slot
                 were free.
+            slot: A caller in the queue, to return the seconds that this one waits.
         """
         now = self._now(asyncio.get_running_loop())  # which may drop callers of a closed loop
-        ahead = len(self._queue)
+        ahead = len(self._queue) if slot is None else self._queue.index(slot)
         wait = self._place_wait(now, ahead)
         if latency is None or self.in_flight + ahead < self._max_concurrent:
             return wait

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resilient_imagen.result import Attempt, DroppedReference, ImageResult, Usage
 
 __all__ = [
+    "AccountChanged",
     "AttemptEnded",
     "AttemptStarted",
     "BreakerChanged",
@@ -247,6 +248,20 @@ class RouteFallback(Event):
     cause: Reason
     hedged: str | None = None
     """Why the next route was asked beside a request in flight: probe, slow or timeout."""
+    after_s: float | None = None
+    """Seconds for which the request in flight had run; None if there was none."""
+
+
+@_event
+class AccountChanged(Event):
+    """A call goes on with another account of the same step, which is not a fallback."""
+
+    from_route: str
+    to_route: str
+    cause: Reason
+    """The reason of a failed request; circuit_open; or saturated if it can send sooner."""
+    hedged: str | None = None
+    """Why the other account was asked beside a request in flight: probe, slow or timeout."""
     after_s: float | None = None
     """Seconds for which the request in flight had run; None if there was none."""
 

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from resilient_imagen.circuitbreaker import BreakerState
-from resilient_imagen.reasons import POLICIES
+from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.sanitize import safe, safe_name
 
@@ -120,6 +120,24 @@ def _route_fallback(event: events.RouteFallback) -> Line:
         return found
 
     return logging.WARNING, names.FALLBACK, details
+
+
+def _account_changed(event: events.AccountChanged) -> Line:
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "account.from": event.from_route,
+            "account.to": event.to_route,
+            "reason": str(event.cause),
+        }
+        if event.hedged is not None:
+            found[names.HEDGED] = event.hedged
+        if event.after_s is not None:
+            found["after_s"] = round(event.after_s, 3)
+        return found
+
+    # Every second call of a busy step does this because the other queue is shorter.
+    level = logging.DEBUG if event.cause is Reason.SATURATED else logging.INFO
+    return level, names.ACCOUNT_CHANGED, details
 
 
 def _short_circuited(event: events.ShortCircuited) -> Line:
@@ -238,6 +256,7 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
     events.RouteFallback: _route_fallback,
+    events.AccountChanged: _account_changed,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,

@@ -108,7 +108,8 @@ class SpanSink:
             events.AttemptStarted: self._attempt_started,
             events.AttemptEnded: self._attempt_ended,
             events.RetryScheduled: self._retry_scheduled,
-            events.RouteFallback: self._route_fallback,
+            events.RouteFallback: self._route_changed,
+            events.AccountChanged: self._route_changed,
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
@@ -171,7 +172,7 @@ class SpanSink:
             },
         )
 
-    def _route_fallback(self, event: events.RouteFallback) -> None:
+    def _route_changed(self, event: events.RouteFallback | events.AccountChanged) -> None:
         details: attributes.Attributes = {
             names.EVENT_FROM: event.from_route,
             names.EVENT_TO: event.to_route,
@@ -179,7 +180,8 @@ class SpanSink:
         }
         if event.hedged is not None:
             details[names.EVENT_HEDGED] = event.hedged
-        self._note(event, names.FALLBACK, details)
+        fell_back = isinstance(event, events.RouteFallback)
+        self._note(event, names.FALLBACK if fell_back else names.ACCOUNT_CHANGED, details)
 
     def _note(self, event: events.Event, name: str, details: attributes.Attributes) -> None:
         opened = self._traces.get(event.call_id)

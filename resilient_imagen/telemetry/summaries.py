@@ -119,7 +119,7 @@ def _retry_scheduled(event: events.RetryScheduled) -> str:
     return f"{_failure(event.provider, event.reason)}: retry in {_seconds(event.delay_s)}{hint}"
 
 
-def _route_fallback(event: events.RouteFallback) -> str:
+def _route_fallback(event: events.RouteFallback | events.AccountChanged) -> str:
     left, following = _distinct(event.from_route, event.to_route)
     if event.hedged is None or event.after_s is None:
         return f"{_failure(left, event.cause)}: {following} is next"
@@ -127,6 +127,13 @@ def _route_fallback(event: events.RouteFallback) -> str:
         return f"{left} past its limit of {_seconds(event.after_s)}: kept beside {following}"
     slow = "probe slow" if event.hedged == "probe" else "slow"
     return f"{left} {slow} after {_seconds(event.after_s)}: {following} asked beside it"
+
+
+def _account_changed(event: events.AccountChanged) -> str:
+    left, following = _distinct(event.from_route, event.to_route)
+    if event.cause is Reason.SATURATED and event.hedged is None:
+        return f"{following} can send sooner than {left}"
+    return _route_fallback(event)
 
 
 def _short_circuited(event: events.ShortCircuited) -> str:
@@ -219,6 +226,7 @@ _SENTENCES: Final[Mapping[type[events.Event], Callable[[Any], str]]] = {
     events.AttemptEnded: _attempt_ended,
     events.RetryScheduled: _retry_scheduled,
     events.RouteFallback: _route_fallback,
+    events.AccountChanged: _account_changed,
     events.ShortCircuited: _short_circuited,
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,

@@ -19,6 +19,7 @@ from resilient_imagen.pipeline.pipeline import Pipeline
 from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
 from resilient_imagen.pipeline.state import CallState
+from resilient_imagen.pipeline.step import group_by_step
 from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import BreakerChanged
@@ -73,7 +74,7 @@ def run_simulation(
             "simulate, replay and sweep run their own event loop; inside a running loop, call them"
             " by asyncio.to_thread"
         )
-    result = SimulationResult(tuple(settings.routes))
+    result = SimulationResult(tuple(route.key for route in settings.accounts))
 
     async def main() -> None:
         await _Simulation(settings, SimulationRun(outcomes, result, seed), sinks).run(arrivals)
@@ -91,6 +92,7 @@ class _Simulation:
         self._dispatcher = SinkDispatcher(sinks)
         self._seconds = math.inf if settings.deadline is None else settings.deadline
         self._routes = self._build_routes(settings)
+        self._steps = group_by_step(self._routes, settings.routes)
         self._pipeline = Pipeline(
             settings,
             AttemptExecutor(
@@ -117,7 +119,7 @@ class _Simulation:
         call = CallState(
             id=str(number),
             request=request,
-            routes=self._routes,
+            steps=self._steps,
             started=loop.time(),
             deadline=Deadline.after(self._seconds, loop.time()),
             on_start=OnStartHook(None),
@@ -144,12 +146,12 @@ class _Simulation:
         return [route for route in self._routes if route.provider.name == provider]
 
     def _build_routes(self, settings: Settings) -> tuple[Route, ...]:
-        names = dict.fromkeys(route.provider for route in settings.routes)
+        names = dict.fromkeys(route.provider for route in settings.accounts)
         providers = {name: SimulatedProvider(name, self._run) for name in names}
         limiters = {name: new_limiter(settings, name) for name in names}
         jitter = random.Random(self._run.seed).random
         routes = []
-        for index, name in enumerate(settings.routes):
+        for index, name in enumerate(settings.accounts):
             breaker = new_breaker(settings, name.provider, name.model, random=jitter)
             breaker.subscribe(partial(self._breaker_changed, index), inline=True)
             routes.append(

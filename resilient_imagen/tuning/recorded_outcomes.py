@@ -74,7 +74,7 @@ class RecordedOutcomes:
     def __init__(self, recording: Recording, settings: Settings, *, turning: float = 0.5) -> None:
         self._routes = [
             _Route(recording.routes.get(route.key, RouteLog()), route.key, settings, turning)
-            for route in settings.routes
+            for route in settings.accounts
         ]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:

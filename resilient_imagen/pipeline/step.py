@@ -1,0 +1,134 @@
+"""Steps: the routes that serve one step of the chain, and the choice between them.
+
+Most steps have one route. ``google+google_b:gemini-3-pro-image`` in IMAGE_GEN_ROUTES is one step
+with two: the same model at two accounts, each with a queue and a circuit breaker of its own. The
+state of a call on a step is shared by all requests that the call sends to the step's accounts, so
+that retries and the reserve of the deadline count per step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from resilient_imagen.circuitbreaker import BreakerState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from resilient_imagen.pipeline.deadline import Deadline
+    from resilient_imagen.pipeline.route import Route
+    from resilient_imagen.reasons import Reason
+    from resilient_imagen.settings import RouteName
+
+__all__ = ["AccountChangedError", "OnRoute", "Step", "StepState"]
+
+Step: TypeAlias = "tuple[Route, ...]"
+"""The routes of one step, in the order of IMAGE_GEN_ROUTES."""
+
+
+class OnRoute(Protocol):
+    """The state of a call on one route of a step."""
+
+    route: Route
+    """The account that the call is on now."""
+
+
+class AccountChangedError(Exception):
+    """The call goes on with another account of the step, which its state names."""
+
+
+def group_by_step(routes: Iterable[Route], names: Iterable[RouteName]) -> tuple[Step, ...]:
+    """Return routes, one for each account of ``names`` and in that order, grouped by step."""
+    remaining = iter(routes)
+    return tuple(tuple(islice(remaining, len(name.accounts))) for name in names)
+
+
+@dataclass(slots=True, eq=False)
+class StepState:
+    """What the pipeline knows about one call on one step."""
+
+    index: int
+    """Its place in the chain, from 0."""
+    routes: Step
+    later_routes: tuple[Route, ...]
+    """The routes of all later steps, in order."""
+    max_attempts: int
+    """Requests that the call may send to this step, beside the first one to each account."""
+    deadline: Deadline | None = None
+    """When this step must be done: the call's deadline, less the reserve for the next step.
+    None until the call first queues."""
+    sent: Counter[Route] = field(default_factory=Counter)
+    """Requests that the call has sent, by route."""
+    left: dict[Route, Reason] = field(default_factory=dict)
+    """Why accounts were left since the last back-off: a failed request or a rejection."""
+    hinted_until: dict[Route, float] = field(default_factory=dict)
+    """Loop times until which accounts asked the call to wait."""
+    running: list[OnRoute] = field(default_factory=list)
+    """The states of the call on this step that have not ended; two while requests overlap."""
+
+    @property
+    def has_accounts(self) -> bool:
+        """Return whether there is a choice between several accounts."""
+        return len(self.routes) > 1
+
+    @property
+    def attempt_number(self) -> int:
+        """Return how many requests the call has sent to the step so far."""
+        return self.sent.total()
+
+    def available_to(self, state: OnRoute) -> list[Route]:
+        """Return the accounts on which no other request of the call runs."""
+        taken = [each.route for each in self.running if each is not state]
+        return [route for route in self.routes if route not in taken]
+
+    def not_left_by(self, state: OnRoute) -> list[Route]:
+        """Return the accounts that the call may turn to before it backs off."""
+        return [route for route in self.available_to(state) if route not in self.left]
+
+    def untried(self, now: float) -> list[Route]:
+        """Return the usable accounts that got no request of the call, while the step has time."""
+        if not self.has_accounts:
+            return []
+        if self.deadline is not None and not self.deadline.is_worth_starting(now):
+            return []
+        running = [each.route for each in self.running]
+        return [
+            route
+            for route in self.routes
+            if not (route in self.left or route in running or self.sent[route])
+            and route.breaker.allows_calls()
+        ]
+
+    def best_of(self, routes: Sequence[Route], resolution: str) -> Route | None:
+        """Return the usable route whose queue lets a request through soonest; None if none is left.
+
+        Of equals, this is the one that got the fewest requests of the call, then the first one. If
+        none is usable, this is one with a probe in flight, which may end well, or the first one.
+        """
+        usable = [route for route in routes if route.breaker.allows_calls()]
+        if not usable:
+            return min(routes, key=_is_open, default=None)
+        return min(usable, key=lambda route: (route.estimated_wait(resolution), self.sent[route]))
+
+    def first_ready(
+        self, state: OnRoute, now: float, resolution: str
+    ) -> tuple[Route, float | None]:
+        """Return the account for a retry, and the seconds for which its server asked to wait.
+
+        It is the account whose hint or open period is over first.
+        """
+
+        def ready(route: Route) -> tuple[float, float, int]:
+            until = max(route.breaker.blocked_until() or now, self.hinted_until.get(route, now))
+            return until, route.estimated_wait(resolution), self.sent[route]
+
+        route = min(self.available_to(state), key=ready)
+        hint = self.hinted_until.get(route, now) - now
+        return route, hint if hint > 0 else None
+
+
+def _is_open(route: Route) -> bool:
+    return route.breaker.metrics().state is not BreakerState.HALF_OPEN
