@@ -15,7 +15,7 @@ from resilient_imagen.request import (
     MAX_IMAGES,
     MAX_SEED,
     AspectRatio,
-    ImageOptions,
+    RequestOptions,
 )
 
 __all__ = ["generate"]
@@ -183,11 +183,11 @@ def generate(
     run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
 
 
-def _requested(**options: Any) -> ImageOptions:
+def _requested(**options: Any) -> RequestOptions:
     """Return the options that were given, as plain values."""
     given = {name: value for name, value in options.items() if value is not None}
     return cast(
-        "ImageOptions", {k: v.value if isinstance(v, StrEnum) else v for k, v in given.items()}
+        "RequestOptions", {k: v.value if isinstance(v, StrEnum) else v for k, v in given.items()}
     )
 
 

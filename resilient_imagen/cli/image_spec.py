@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.errors import InvalidRequestError
-from resilient_imagen.request import ImageOptions
+from resilient_imagen.request import RequestOptions
 
 if TYPE_CHECKING:
     from resilient_imagen import ImageClient, ImageResult
@@ -37,7 +37,7 @@ class ImageSpec:
     model: str | None = None
     deadline: float | None = None
     """Seconds."""
-    options: ImageOptions = field(default_factory=ImageOptions)
+    options: RequestOptions = field(default_factory=RequestOptions)
     """Options that are requested; those that are not are absent."""
     mask: str | None = None
     """Path of a mask: the only reference is edited."""

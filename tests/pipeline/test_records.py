@@ -436,7 +436,8 @@ DECLARE = "IMAGE_GEN_PROVIDER_<NAME> declares another one"
         (
             {"routes": "b:m, a:m, google:pro"},
             (),
-            "IMAGE_GEN_ROUTES names a, b; known providers: google, openai; " + DECLARE,
+            "IMAGE_GEN_ROUTES names a, b; known providers: azure, google, openai, vertex; "
+            + DECLARE,
         ),
         (
             {"routes": "local:m"},
@@ -446,7 +447,8 @@ DECLARE = "IMAGE_GEN_PROVIDER_<NAME> declares another one"
         (
             {"routes": "local:m", "force_open": "b, a"},
             ("local",),
-            "IMAGE_GEN_FORCE_OPEN names a, b; known providers: google, local, openai; " + DECLARE,
+            "IMAGE_GEN_FORCE_OPEN names a, b; "
+            "known providers: azure, google, local, openai, vertex; " + DECLARE,
         ),
         ({}, (), "no route can be used: set GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"),
     ],

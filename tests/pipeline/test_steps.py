@@ -474,7 +474,10 @@ def test_a_model_replaces_that_of_all_accounts_of_the_first_step() -> None:
 @pytest.mark.parametrize(
     ("routes", "why"),
     [
-        ("xai:grok-2-image", r"routes names the provider xai; known providers: google, google_b"),
+        (
+            "xai:grok-2-image",
+            r"routes names the provider xai; known providers: azure, google, google_b, openai, vertex",
+        ),
         ("google", r"routes must be provider:model .*; got google"),
         ("", r"routes must name at least one provider:model"),
         ([f"google:{GPT}"], rf"routes: google:{GPT} is not valid: .* openai model"),

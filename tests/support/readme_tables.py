@@ -17,7 +17,7 @@ from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
 from resilient_imagen.providers.vertex import VertexProvider
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Retry
-from resilient_imagen.request import RESOLUTIONS, EditOptions
+from resilient_imagen.request import RESOLUTIONS, RequestOptions
 
 _RETRIES = {
     Retry.NEVER: "no",
@@ -166,7 +166,7 @@ def options_table() -> str:
         "| option | Gemini | Vertex AI | OpenAI, Azure | if the vendor does not have it |",
         "|---|---|---|---|---|",
     ]
-    for option in sorted(EditOptions.__annotations__):
+    for option in sorted({"mask", *RequestOptions.__annotations__}):
         cells = [
             "yes" if option in {*vendor.supported_options, "vendor_options"} else "no"
             for vendor in vendors
