@@ -467,3 +467,22 @@ def test_the_first_call_waits_for_nobodys_threads(vendors: BackgroundEmulator) -
             await hanging
 
     run(scene)
+
+
+def test_a_call_names_its_chain_by_argument_or_block(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two accounts of a step are asked over real sockets; the argument wins over the block."""
+    monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "google")
+    monkeypatch.setenv("GOOGLE_B_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKF")
+    monkeypatch.setenv("GOOGLE_B_BASE_URL", vendors.google_url)
+    monkeypatch.setenv("IMAGE_GEN_MAX_CONCURRENT", "1")
+
+    async def scene() -> None:
+        with ri.call_options(routes="google+google_b:gemini-3-pro-image"):
+            both = await asyncio.gather(*(ri.generate_image("a red dragon") for _ in range(2)))
+            assert sorted(each["provider"] for each in both) == ["google", "google_b"]
+            result = await ri.generate_image("x", routes=["openai:gpt-image-2.5-flare"])
+            assert (result["provider"], result["fallback_reason"]) == ("openai", None)
+
+    run(scene)

@@ -34,6 +34,7 @@ class AccountQueues:
     def __init__(self, state: RouteState, slot: Slot) -> None:
         self._state = state
         self._slot = slot
+        self._has_joined = False
         self.next_check = math.inf
         """Loop time at which the queues should be compared again."""
 
@@ -50,6 +51,8 @@ class AccountQueues:
         wait = self._state.route.estimated_wait(resolution, self._slot)
         self.next_check = asyncio.get_running_loop().time() + max(wait, _CHECK_AGAIN)
         best = self._state.step.best_of(others, resolution) if others else None
+        if not self._has_joined:  # a shared place takes a moment to come, also in a free queue
+            self._has_joined, best = True, None
         if best is None:
             return None
         sooner = best.estimated_wait(resolution) + CLOCK_TOLERANCE < wait

@@ -278,3 +278,16 @@ def test_chance_hangs_on_what_is_asked_alone() -> None:
     assert len({met.latency for met in forwards}) == len(asks)
     units = [DeterministicRng(1, call).unit() for call in range(2000)]
     assert sum(units) / len(units) == pytest.approx(0.5, abs=0.03)
+
+
+def test_two_accounts_of_a_step_serve_twice_as_many_calls() -> None:
+    """A simulated step shares its calls between its accounts, each with its own pace."""
+    two_steps = Scenario(
+        traffic=Traffic(per_minute=18, duration=600),
+        services={name: Service() for name in ("google", "google_b")},
+    )
+    played = play(two_steps, Settings(routes="google+google_b:m", ipm=10, max_concurrent=20))
+    served = list(played.served)
+    assert played.routes == ("google:m", "google_b:m")
+    assert min(served.count(0), served.count(1)) > 80
+    assert served.count(-1) == 0
