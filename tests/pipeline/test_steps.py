@@ -476,7 +476,10 @@ def test_a_model_replaces_that_of_all_accounts_of_the_first_step() -> None:
     [
         (
             "xai:grok-2-image",
-            r"routes names the provider xai; known providers: azure, google, google_b, openai, vertex",
+            (
+                r"routes names the provider xai; "
+                r"known providers: azure, google, google_b, openai, vertex"
+            ),
         ),
         ("google", r"routes must be provider:model .*; got google"),
         ("", r"routes must name at least one provider:model"),
