@@ -419,6 +419,9 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         limiter = state.route.limiter
         joined = loop.time()
+        if (sooner := state.sooner_account()) is not None:  # others have queued since the choice
+            self._change_account(call, state, sooner, Reason.SATURATED)
+            raise AccountChangedError
         if not state.step.sent[state.route]:  # the route gets a share of what is left by now
             state.deadline = self._share(call, state)
         latency = state.measured_latency

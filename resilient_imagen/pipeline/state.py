@@ -16,6 +16,7 @@ from resilient_imagen.errors import (
     DeadlineExceededError,
     ImageGenerationError,
 )
+from resilient_imagen.pipeline.deadline import CLOCK_TOLERANCE
 from resilient_imagen.pipeline.overlap import MAX_IN_FLIGHT, REFUSALS, SECONDS_TO_END, CancelCause
 from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.telemetry.events import RequestEnded, RequestStarted, now
@@ -402,6 +403,21 @@ class RouteState:
             return list(self.later_routes)
         siblings = self.step.not_left_by(self)
         return [*(route for route in siblings if route is not self.route), *self.later_routes]
+
+    def sooner_account(self) -> Route | None:
+        """Return a usable account of the step whose queue is shorter than this one's, or None.
+
+        A probe stays: its permit belongs to its account.
+        """
+        if not self.step.has_accounts or (self.permit is not None and self.permit.probe):
+            return None
+        resolution = self.adapted.request.resolution
+        wait = self.route.estimated_wait(resolution)
+        others = [route for route in self.step.not_left_by(self) if route is not self.route]
+        best = self.step.best_of(others, resolution)
+        if best is None or not best.breaker.allows_calls():
+            return None
+        return best if best.estimated_wait(resolution) + CLOCK_TOLERANCE < wait else None
 
     @property
     def may_lead_on(self) -> bool:

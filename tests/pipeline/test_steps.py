@@ -63,6 +63,23 @@ def test_a_busy_slot_counts_although_no_latency_is_known() -> None:
     run_steps(scene, max_concurrent=1, routes="google+google_b:unknown-model")
 
 
+def test_a_caller_compares_queues_again_after_the_set_up() -> None:
+    """Two calls choose the same account before one of them queues; the later one moves on."""
+
+    async def scene(world: StepScenario) -> None:
+        async def warm_up() -> None:
+            await asyncio.sleep(1)
+
+        world.google.warm_up = warm_up  # type: ignore[attr-defined]
+        world.google.latency = world.google_b.latency = 20.0
+        both = await asyncio.gather(world.ask(), world.ask())
+        assert [each.provider for each in both] == ["google", "google_b"]
+        assert [each.latency_s for each in both] == pytest.approx([21, 21], abs=0.1)
+        assert world.changes() == [("google", "google_b", "saturated")]
+
+    run_steps(scene, max_concurrent=1)
+
+
 def test_a_rate_limited_account_leaves_its_callers_to_the_other_one() -> None:
     """No call fails, and none waits longer than the other account's pace requires."""
 
