@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import InvalidRequestError
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_protected_fields", "check_vendors"]
 
-_KEYS: Final = frozenset({"key", "apiKey"})
-"""Names under which vendors take an API key."""
+_KEYS: Final = frozenset({"key", "apikey"})
+"""Names, normalized, under which vendors take an API key."""
 
 
 def check_vendors(request: ImageRequest, known: Collection[str]) -> None:
@@ -36,27 +35,26 @@ def check_protected_fields(request: ImageRequest, vendor: str, protected: Collec
     Args:
         request: The request with the options.
         vendor: The vendor.
-        protected: Names in camel case, or the vendor's own; those inside an object follow a dot.
+        protected: The vendor's names; those inside an object follow a dot.
 
     Raises:
         InvalidRequestError: They replace a protected field or a key; the text names the first one.
     """
-    for given, name in sorted(_names(request.vendor_fields(vendor))):
-        if not {given, name}.isdisjoint(protected) or name in _KEYS:
+    refused = {_normalized(name) for name in protected} | _KEYS
+    for given in sorted(_names(request.vendor_fields(vendor))):
+        if _normalized(given) in refused:
             raise InvalidRequestError(f"vendor_options for {vendor} must not contain {given}")
 
 
-def _names(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield names of fields, and of fields in objects, as given and in camel case.
-
-    Google accepts snake case, too.
-    """
+def _names(fields: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of fields, and of fields in objects."""
     for name, value in fields.items():
-        yield name, _camel(name)
+        yield name
         if isinstance(value, dict):
             for inner in value:
-                yield f"{name}.{inner}", f"{_camel(name)}.{_camel(inner)}"
+                yield f"{name}.{inner}"
 
 
-def _camel(name: str) -> str:
-    return re.sub(r"_([a-z])", lambda match: match[1].upper(), name)
+def _normalized(name: str) -> str:
+    """Return a name without case and underscores: Google's SDK ignores them in names."""
+    return name.replace("_", "").lower()

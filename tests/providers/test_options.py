@@ -404,6 +404,11 @@ def test_a_mask_gets_the_size_of_the_image_that_is_sent(kind: str) -> None:
         ({"openai": {"api_key": "x"}}, "openai must not contain api_key"),
         ({"google": {"model": "x"}}, "google must not contain model"),
         ({"google": {"contents": []}}, "google must not contain contents"),
+        ({"google": {"Con_tents": []}}, "google must not contain Con_tents"),
+        (
+            {"google": {"GenerationConfig": {"candidateCount": 2}}},
+            "google must not contain GenerationConfig.candidateCount",
+        ),
         (
             {"google": {"generation_config": {"candidate_count": 2}}},
             "google must not contain generation_config.candidate_count",
