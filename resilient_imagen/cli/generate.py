@@ -176,8 +176,8 @@ def generate(
             raise CommandError(f"--ref {shown(place)}: there is no such file")
     if mask is not None and len(order.references) != 1:
         raise CommandError("--mask needs exactly one --ref: the picture to edit")
-    if output is not None and output_format is not None and _contradicts(output, output_format):
-        raise CommandError(f"--format {output_format} contradicts the name {output.name} of -o")
+    if output is not None:
+        _check_name(output, output_format, background)
     from resilient_imagen.cli.generate_command import run_single
 
     run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
@@ -191,12 +191,26 @@ def _requested(**options: Any) -> RequestOptions:
     )
 
 
-def _contradicts(output: Path, output_format: str) -> bool:
-    """Return whether a file's extension asks for another type than ``--format``."""
+def _check_name(output: Path, output_format: str | None, background: str | None) -> None:
+    """Check that a file's extension agrees with the options.
+
+    Raises:
+        CommandError: It does not.
+    """
+    if output_format is not None and _contradicts(output, output_format):
+        raise CommandError(f"--format {output_format} contradicts the name {output.name} of -o")
+    if background == "transparent" and _contradicts(output, "png", "webp"):
+        raise CommandError(
+            f"--background transparent contradicts the name {output.name} of -o; use png or webp"
+        )
+
+
+def _contradicts(output: Path, *formats: str) -> bool:
+    """Return whether a file's extension asks for a type that is not among ``formats``."""
     from resilient_imagen.images.convert import EXTENSIONS
 
     named = [mime for mime, suffixes in EXTENSIONS.items() if output.suffix.lower() in suffixes]
-    return bool(named) and named != [f"image/{output_format}"]
+    return bool(named) and named[0] not in {f"image/{name}" for name in formats}
 
 
 def _emulator() -> Any:

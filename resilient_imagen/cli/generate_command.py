@@ -57,7 +57,10 @@ async def run_single(
         CommandError: It could not be saved there, or there is no key; nothing was sent.
         OSError: It could not be saved after all.
     """
-    output_files.check_target(output or Path("image"))
+    if output is None:  # its names are chosen later, among those that are free
+        output_files.check_target(Path("image"))
+    else:
+        output_files.check_target(output, order.options.get("n") or 1)
     with _status() as status:
         sinks = [_StatusSink(status)]
         session = open_client(given, _USUAL, emulator=emulator, sinks=sinks, model=order.model)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.image_files import TYPICAL
+from resilient_imagen.cli.image_files import TYPICAL, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,22 +42,25 @@ _PROBE: Final = 2**20
 _OUTPUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
 
-def check_target(path: Path) -> None:
-    """See that a picture can be written there, before one is paid for.
+def check_target(path: Path, count: int = 1) -> None:
+    """Check that pictures can be written there, before they are paid for.
 
     Args:
         path: The file; without an extension it is going to get one.
+        count: Number of pictures. Further ones get numbered names beside the first.
 
     Raises:
-        CommandError: It cannot.
+        CommandError: They cannot.
     """
     with refusing(path):
         if path.is_dir():
             raise CommandError(f"{path} is a directory; -o needs a file's name")
         if not path.parent.is_dir():
             raise CommandError(f"{path.parent} is no directory; make it first")
-        if not path.suffix and (in_the_way := obstacle(path)):
-            raise CommandError(f"{in_the_way} is in the way: it is no file")
+        paths = [numbered(path, number) for number in range(1, count + 1)]
+        for each in () if is_device(path) else paths:
+            if in_the_way := _obstacle_at(each):
+                raise CommandError(f"{in_the_way} is in the way: it is no file")
     if not is_device(path):
         check_writable(path)
     elif not os.access(path, os.W_OK):
@@ -95,6 +98,13 @@ def obstacle(stem: Path) -> Path | None:
         if path.exists() and not path.is_file():
             return path
     return None
+
+
+def _obstacle_at(path: Path) -> Path | None:
+    """Return what is at the path, or at the path with an extension, and is no file."""
+    if not path.suffix:
+        return obstacle(path)
+    return path if path.exists() and not path.is_file() else None
 
 
 def is_device(path: Path) -> bool:

@@ -68,11 +68,15 @@ def summarize(
     made = [entry for entry in batch.entries if entry["status"] == DONE]
     kept = [entry for entry in settled if entry["status"] == DONE]
     failed = [entry for entry in (*settled, *batch.entries) if entry["status"] != DONE]
-    images = Counter(entry["provider"] for entry in made)
+    images: Counter[str] = Counter()
+    for entry in made:
+        images[entry["provider"]] += _images(entry)
+    requested = {row.id: row.order.options.get("n") or 1 for row in rows}
     return {
         "rows": len(rows),
         "made": len(made),
         "kept": len(kept),
+        "missing_images": sum(requested[entry["id"]] - _images(entry) for entry in made),
         "failed": [
             {key: each[key] for key in ("id", "line", "reason", "error")} for each in failed
         ],
@@ -103,6 +107,10 @@ def _times(seconds: Sequence[float]) -> dict[str, float | None]:
     }
 
 
+def _images(entry: Entry) -> int:
+    return 1 + len(entry.get("more", ()))
+
+
 def _price(entry: Entry) -> float:
     return float(entry.get("usage", {}).get("cost_usd") or 0.0)
 
@@ -118,6 +126,8 @@ def show_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> 
         console.print(f"no image for {each['id']} (line {each['line']}): {one_line(each['error'])}")
     if len(summary["failed"]) > _LISTED:
         console.print(f"and {len(summary['failed']) - _LISTED} more: see results.jsonl")
+    if missing := summary["missing_images"]:
+        console.print(f"missing pictures: {missing} (see results.jsonl)")
     if (maybe := summary["maybe_billed"])["requests"]:
         console.print(
             f"{maybe['requests']} requests without a picture may be billed as well: "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from batch_kit import COMMAND, QUICK, asked, batch, journal, prepare, scene, scenes, write
@@ -13,7 +15,7 @@ from cli_kit import cli, run, started
 from images_samples import encoded
 from PIL import Image
 
-from resilient_imagen import ImageClient, NoImageError, Settings
+from resilient_imagen import ImageClient, ImageResult, NoImageError, Settings
 from resilient_imagen.cli.summary import Spent
 from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.inspect import sniff_mime
@@ -82,6 +84,26 @@ def test_several_pictures_of_a_row_are_kept_together(
     assert Path("out/a-2.png").is_file()
 
     assert json.loads(batch(capsys, *flags, "--seed", "3").out)["made"] == 2
+
+
+def test_the_summary_counts_pictures_and_those_that_are_missing(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row with fewer pictures than requested is done; the summary counts the missing ones."""
+    usual = ImageClient.generate
+
+    async def one_fewer(*arguments: Any, **options: Any) -> ImageResult:
+        result = await usual(*arguments, **options)
+        return replace(result, more_images=result.more_images[1:])
+
+    monkeypatch.setattr(ImageClient, "generate", one_fewer)
+    write(scenes(2))
+    summary = json.loads(batch(capsys, "--n", "3").out)
+    assert (summary["made"], summary["missing_images"]) == (2, 2)
+    assert summary["providers"]["google"]["images"] == 4
+
+    ended = cli(capsys, *COMMAND, "--n", "3", "--seed", "1")
+    assert "missing pictures: 2 (see results.jsonl)" in ended.out
 
 
 @pytest.mark.parametrize("ids", [("a", "a-3"), ("a-3", "a")])

@@ -79,6 +79,18 @@ def test_several_pictures_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
     assert (tmp_path / "image-2.jpg").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("output", ["fox.png", "fox"])
+def test_a_directory_at_a_further_name_is_refused_before_anything_is_sent(
+    output: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Otherwise the pictures would be paid for and could not be saved."""
+    (tmp_path / "fox-3.png").mkdir()
+    ended = cli(capsys, "generate", "a fox", "--n", "3", "-o", output)
+    assert (ended.code, ended.complaint) == (2, "fox-3.png is in the way: it is no file")
+    assert imagen_emulator.google.requests == ()
+    assert cli(capsys, "generate", "a fox", "--n", "2", "-o", output).code == 0
+
+
 def test_options_are_flags(
     capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
@@ -100,6 +112,7 @@ def test_options_are_flags(
         (("--n", "11"), "must be at most 10, not '11'"),
         (("--format", "jpeg", "--background", "transparent"), "use png or webp"),
         (("--format", "jpeg", "-o", "fox.png"), "--format jpeg contradicts the name fox.png"),
+        (("--background", "transparent", "-o", "fox.jpg"), "contradicts the name fox.jpg"),
         (("--mask", "here.png"), "--mask needs exactly one --ref"),
     ],
 )
