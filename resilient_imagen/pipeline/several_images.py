@@ -205,7 +205,8 @@ def _joined(
     images = (*image.others, *(other.image for other in others))
     notes = [*image.notes, *(note for other in others for note in other.image.notes)]
     if len(images) + 1 < requested:
-        why = ", ".join(sorted(reasons)) or f"{first.route.provider.name} returned no more"
+        provider = first.route.provider.name
+        why = ", ".join(sorted(reasons)) or f"{provider} returned no more usable images"
         notes.insert(0, f"{len(images) + 1} of {requested} images were delivered: {why}")
     return first._replace(
         image=image._replace(notes=tuple(dict.fromkeys(notes)), others=images),

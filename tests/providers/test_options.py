@@ -312,7 +312,10 @@ def test_fewer_images_from_openai_are_a_success_that_says_so() -> None:
 
     result = on_wire(scenario, routes=(OPENAI_ROUTE,))
     assert len(result.images) == 3
-    assert result.adjustments[0] == "3 of 4 images were delivered: openai returned no more"
+    assert (
+        result.adjustments[0]
+        == "3 of 4 images were delivered: openai returned no more usable images"
+    )
 
 
 def _mask(width: int = 64, height: int = 64, alpha: int = 0, kind: str = "PNG") -> bytes:
