@@ -31,7 +31,7 @@ def emulate(
     ] = None,
     example: Annotated[bool, typer.Option("--example", help="Print a script and end.")] = False,
 ) -> None:
-    """Serve Gemini's and OpenAI's image APIs on this machine, with faults if you like.
+    """Serve Gemini's and OpenAI's image APIs, also as Vertex AI and Azure, on this machine.
 
     Prints the environment variables that point an application at it. Ctrl-C ends it. A request's
     body may have 256 MiB; a larger one is answered with 413.
@@ -67,7 +67,9 @@ async def _serve(app: Emulator, port: int) -> None:
         echo(
             f"export GOOGLE_GENAI_API_KEY=emulated OPENAI_API_KEY=emulated\n"
             f"export GOOGLE_GEMINI_BASE_URL={server.google_url}\n"
-            f"export OPENAI_BASE_URL={server.openai_url}"
+            f"export OPENAI_BASE_URL={server.openai_url}\n"
+            f"export VERTEX_API_KEY=emulated VERTEX_BASE_URL={server.vertex_url}\n"
+            f"export AZURE_OPENAI_API_KEY=emulated AZURE_OPENAI_ENDPOINT={server.azure_url}"
         )
         echo("serving; Ctrl-C ends it", err=True)
         await asyncio.get_running_loop().create_future()

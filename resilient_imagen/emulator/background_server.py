@@ -44,6 +44,21 @@ class BackgroundEmulator:
         return self.app.openai
 
     @property
+    def vertex(self) -> Vendor:
+        """Vertex AI: its faults and the requests that it received."""
+        return self.app.vertex
+
+    @property
+    def azure(self) -> Vendor:
+        """Azure OpenAI: its faults and the requests that it received."""
+        return self.app.azure
+
+    @property
+    def tokens(self) -> Vendor:
+        """The token server: its faults and the requests that it received."""
+        return self.app.tokens
+
+    @property
     def google_url(self) -> str:
         """The value for GOOGLE_GEMINI_BASE_URL."""
         return self._server.google_url
@@ -52,6 +67,26 @@ class BackgroundEmulator:
     def openai_url(self) -> str:
         """The value for OPENAI_BASE_URL."""
         return self._server.openai_url
+
+    @property
+    def vertex_url(self) -> str:
+        """The value for VERTEX_BASE_URL."""
+        return self._server.vertex_url
+
+    @property
+    def azure_url(self) -> str:
+        """The value for AZURE_OPENAI_ENDPOINT."""
+        return self._server.azure_url
+
+    @property
+    def token_url(self) -> str:
+        """The ``token_uri`` for the file of a service account."""
+        return self._server.token_url
+
+    @property
+    def identity_url(self) -> str:
+        """The value for IDENTITY_ENDPOINT, which azure-identity asks for tokens."""
+        return self._server.identity_url
 
     @property
     def port(self) -> int:
@@ -64,7 +99,7 @@ class BackgroundEmulator:
         return self._server.open_connections
 
     def heal(self) -> None:
-        """Clear all faults of both vendors."""
+        """Clear all faults of all services."""
         self.app.heal()
 
     def wait_until(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
@@ -75,12 +110,14 @@ class BackgroundEmulator:
         """
 
         async def either() -> None:
-            both = [asyncio.ensure_future(v.until(lambda _: condition())) for v in self.app.vendors]
+            watching = [
+                asyncio.ensure_future(v.until(lambda _: condition())) for v in self.app.services
+            ]
             async with asyncio.timeout(timeout):
                 try:
-                    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    for waiting in both:
+                    for waiting in watching:
                         waiting.cancel()
 
         asyncio.run_coroutine_threadsafe(either(), self._loop).result()

@@ -122,7 +122,7 @@ class _VendorScript(_Part):
 
 
 class Script(_Part):
-    """A valid script. All parts are optional, for each vendor::
+    """A valid script. All parts are optional, for each of google, openai, vertex, azure, tokens::
 
         {"seed": 7,
          "google": {"latency": {"median": 20, "p95": 60},
@@ -142,6 +142,9 @@ class Script(_Part):
     seed: int = 0
     google: _VendorScript = _VendorScript()
     openai: _VendorScript = _VendorScript()
+    vertex: _VendorScript = _VendorScript()
+    azure: _VendorScript = _VendorScript()
+    tokens: _VendorScript = _VendorScript()
 
     def apply(self, app: Emulator) -> None:
         """Add the script's faults to an emulator's present faults.
@@ -149,9 +152,9 @@ class Script(_Part):
         Raises:
             ScriptError: A vendor does not have a fault, or a window is empty.
         """
-        for vendor, part in ((app.google, self.google), (app.openai, self.openai)):
+        for vendor in app.services:
             try:
-                part.apply(vendor)
+                getattr(self, vendor.name).apply(vendor)
             except ValueError as error:
                 raise ScriptError(f"{vendor.name}: {error}") from None
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SIZES_1K", "Gemini"]
 
-_PATH: Final = re.compile(r"/(v1|v1beta)/models/([^/:]+):generateContent")
 
 SIZES_1K: Final[Mapping[str, tuple[int, int]]] = {
     "1:1": (1024, 1024), "2:3": (848, 1264), "3:2": (1264, 848), "3:4": (896, 1200),
@@ -64,15 +63,17 @@ class Gemini:
     name = "google"
     shapes: Mapping[str, ResponseVariant] = SHAPES
     errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
+    path: re.Pattern[str] = re.compile(r"/(?:v1|v1beta)/models/(?P<model>[^/:]+):generateContent")
+    """The path of an image endpoint."""
 
     def matches(self, path: str) -> bool:
         """Return whether the path is a model's generateContent."""
-        return _PATH.fullmatch(path) is not None
+        return self.path.fullmatch(path) is not None
 
     def read(self, request: HttpRequest) -> ParsedRequest:
         """Parse a request as far as possible."""
-        match = _PATH.fullmatch(request.path)
-        model = unquote(match[2]) if match else ""
+        match = self.path.fullmatch(request.path)
+        model = unquote(match["model"]) if match else ""
         try:
             call = _understand(model, read_json(request.body))
             call.prompt.encode()  # fails for an unpaired surrogate

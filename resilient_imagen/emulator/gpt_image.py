@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GptImage"]
 
-_GENERATE: Final = "/v1/images/generations"
-_EDIT: Final = "/v1/images/edits"
+_GENERATE: Final = "/images/generations"
+_EDIT: Final = "/images/edits"
 _FREE: Final = re.compile(r"gpt-image-2(\.\d+-(sunburst|flare))?(-\d{4}-\d{2}-\d{2})?")
 """The models that support any size within limits; other models support three sizes."""
 _MODELS: Final = frozenset({
@@ -59,14 +59,16 @@ class GptImage:
     name = "openai"
     shapes: Mapping[str, ResponseVariant] = SHAPES
     errors: Mapping[str, Callable[[ParsedRequest, float | None], Reply]] = errors.NAMED
+    prefix = "/v1"
+    """The path of the API."""
 
     def matches(self, path: str) -> bool:
         """Return whether the path is one of the image endpoints."""
-        return path in (_GENERATE, _EDIT)
+        return path in (self.prefix + _GENERATE, self.prefix + _EDIT)
 
     def read(self, request: HttpRequest) -> ParsedRequest:
         """Parse a request as far as possible."""
-        if request.path == _EDIT:
+        if request.path == self.prefix + _EDIT:
             return _read_edit(request)
         try:
             body = read_json(request.body)
@@ -87,6 +89,11 @@ class GptImage:
             raise ApiError(errors.no_key())
         if accepted is not None and key not in accepted:
             raise ApiError(errors.bad_key(key))
+
+    @staticmethod
+    def has_model(model: str) -> bool:
+        """Return whether there is such a model, retired ones included."""
+        return model in _MODELS | _RETIRED
 
     def error(self, code: int, retry_after: float | None = None) -> Reply:
         """Return OpenAI's error for a status."""

@@ -13,12 +13,14 @@ and use it in sync and async tests alike::
 During the test the environment refers only to the emulator:
 
 - GOOGLE_GENAI_API_KEY, OPENAI_API_KEY (made-up keys), GOOGLE_GEMINI_BASE_URL and OPENAI_BASE_URL
-  are set, so that the library (and either SDK) finds the emulator.
+  are set, so that the library (and either SDK) finds the emulator. So are VERTEX_API_KEY,
+  VERTEX_BASE_URL, AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT, for routes to the clouds.
 - NO_PROXY and no_proxy contain loopback, so that no proxy is used.
 - Every other variable of the library, of both SDKs and of trace exporters is unset: IMAGE_GEN_*
-  (a Redis, a forced-open route), GOOGLE_GENAI_*, GOOGLE_API_KEY, GOOGLE_VERTEX_BASE_URL, GEMINI_*,
-  OPENAI_*, AZURE_OPENAI_*, OTEL_EXPORTER_*. A test that needs one sets it after requesting the
-  fixture; an application's fixture that sets variables must request `imagen_emulator` itself.
+  (a Redis, a forced-open route), GOOGLE_GENAI_*, GOOGLE_API_KEY, GOOGLE_VERTEX_BASE_URL,
+  GOOGLE_CLOUD_*, GOOGLE_APPLICATION_CREDENTIALS, GEMINI_*, OPENAI_*, AZURE_*, OTEL_EXPORTER_*. A
+  test that needs one sets it after requesting the fixture; an application's fixture that sets
+  variables must request `imagen_emulator` itself.
 
 The environment is restored afterwards. The default clients, including that of
 `resilient_imagen.sync`, are closed before and after, so that they read the environment again. The
@@ -50,9 +52,12 @@ _UNSET: Final = (
     "GOOGLE_API_KEY",
     "GOOGLE_GEMINI_BASE_URL",
     "GOOGLE_VERTEX_BASE_URL",
+    "GOOGLE_CLOUD_",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "VERTEX_",
     "GEMINI_",
     "OPENAI_",
-    "AZURE_OPENAI_",
+    "AZURE_",
     "OTEL_EXPORTER_",
 )
 """Prefixes of variables that may refer to real services."""
@@ -69,6 +74,10 @@ def imagen_emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmula
             "OPENAI_API_KEY": "emulated-openai-key",
             "GOOGLE_GEMINI_BASE_URL": emulator.google_url,
             "OPENAI_BASE_URL": emulator.openai_url,
+            "VERTEX_API_KEY": "emulated-vertex-key",
+            "VERTEX_BASE_URL": emulator.vertex_url,
+            "AZURE_OPENAI_API_KEY": "emulated-azure-key",
+            "AZURE_OPENAI_ENDPOINT": emulator.azure_url,
             **bypassing(os.environ),
         }
         for name, value in reached.items():

@@ -19,6 +19,7 @@ from resilient_imagen.emulator.http_messages import (
     json_reply,
     pieces,
 )
+from resilient_imagen.emulator.token_server import GOOGLE_PATH, IDENTITY_PATH
 from resilient_imagen.emulator.vendor_api import ApiError
 
 if TYPE_CHECKING:
@@ -77,6 +78,26 @@ class EmulatorServer:
     def openai_url(self) -> str:
         """The value for OPENAI_BASE_URL."""
         return f"{self.url}/v1"
+
+    @property
+    def vertex_url(self) -> str:
+        """The value for VERTEX_BASE_URL."""
+        return self.url
+
+    @property
+    def azure_url(self) -> str:
+        """The value for AZURE_OPENAI_ENDPOINT."""
+        return self.url
+
+    @property
+    def token_url(self) -> str:
+        """The ``token_uri`` for the file of a service account."""
+        return self.url + GOOGLE_PATH
+
+    @property
+    def identity_url(self) -> str:
+        """The value for IDENTITY_ENDPOINT, which azure-identity asks for tokens."""
+        return self.url + IDENTITY_PATH
 
     @property
     def open_connections(self) -> int:

@@ -46,9 +46,9 @@ class GoogleCredentials:
 
         Raises:
             TokenError: ``connection`` if a server cannot be reached, ``server_error`` if the token
-                server has a temporary failure, else ``unauthenticated``.
+                server has a temporary failure, ``invalid_response`` if its response is malformed,
+                else ``unauthenticated``.
         """
-        from google.auth.exceptions import GoogleAuthError
         from google.auth.transport.requests import Request
 
         request = partial(Request(), timeout=_SECONDS)
@@ -58,7 +58,9 @@ class GoogleCredentials:
             credentials, project = self._found
             credentials.refresh(request)
             return _token(credentials, self._project or project)
-        except (GoogleAuthError, OSError, ValueError) as error:
+        except TokenError:
+            raise
+        except Exception as error:  # noqa: BLE001 - google-auth lets any parser's error through
             failure = _described(error)
         raise failure  # outside the except block, so that it has no context
 
@@ -100,6 +102,8 @@ def _described(error: Exception) -> TokenError:
         reason = Reason.CONNECTION
     elif getattr(error, "retryable", False):
         reason = Reason.SERVER_ERROR
+    elif not isinstance(error, GoogleAuthError | OSError | ValueError):
+        reason = Reason.INVALID_RESPONSE
     else:
         reason = Reason.UNAUTHENTICATED
     # Only google-auth's own text: another library's error may quote the file's content. The second

@@ -34,7 +34,7 @@ def test_its_lines_lead_an_application_to_it(
 
     with started("emulate", "--port", "0", "--script", "faults.json", cwd=tmp_path) as process:
         assert process.stdout is not None
-        for _ in range(3):
+        for _ in range(5):
             words = process.stdout.readline().split()
             assert words[0] == "export"
             for word in words[1:]:
