@@ -101,6 +101,8 @@ async def open_client(
 
             server = await stack.enter_async_context(EmulatorServer(emulator))
             given, usual = {**given, **_leading_to(server)}, {**_UNPACED, **usual}
+            providers = _providers_leading_to(server, make_settings(given, usual))
+            given = {**given, "providers": providers}
         settings = make_settings(given, usual)
         check_model(model, settings)
         names = dict.fromkeys(route.provider for route in settings.routes)
@@ -146,3 +148,25 @@ def _leading_to(server: EmulatorServer) -> dict[str, Any]:
         "google_base_url": server.google_url,
         "openai_base_url": server.openai_url,
     }
+
+
+def _providers_leading_to(server: EmulatorServer, settings: Settings) -> dict[str, Any]:
+    """Return the settings of providers, with accounts and addresses of the emulator.
+
+    Google and OpenAI have these in fields of ``Settings``.
+    """
+    from pydantic import SecretStr
+
+    urls = {
+        "google": server.google_url,
+        "openai": server.openai_url,
+        "vertex": server.vertex_url,
+        "azure": server.azure_url,
+    }
+    found: dict[str, Any] = dict(settings.providers)
+    for name in ("vertex", "azure", *settings.providers):
+        if name not in {"google", "openai"} and (chosen := settings.provider(name)) is not None:
+            account = {"project": None, "location": None, "credentials": None}
+            address = {"api_key": SecretStr("emulated"), "base_url": urls[chosen.kind]}
+            found[name] = chosen.model_copy(update={**account, **address})
+    return found

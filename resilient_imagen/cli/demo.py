@@ -31,6 +31,10 @@ def demo(
         Path | None,
         typer.Option("--output", "-o", help="Where to save the contact sheet: a .png or .jpg."),
     ] = None,
+    vertex: Annotated[
+        bool,
+        typer.Option("--vertex", help="Ask the same model at Vertex AI before OpenAI."),
+    ] = False,
     jaeger: Annotated[
         bool, typer.Option("--jaeger", help="Send traces to a Jaeger, and print links to four.")
     ] = False,
@@ -61,7 +65,8 @@ def demo(
         _check_listening(collector)
     console = Console()
     play = DemoRun(demo_emulator())
-    arrived = run_traced(partial(_perform, console, play), collector=collector, asked=jaeger)
+    perform = partial(_perform, console, play, vertex=vertex)
+    arrived = run_traced(perform, collector=collector, asked=jaeger)
     _close(console, play, target)
     if jaeger and arrived:
         _show_traces(console, play, jaeger_url.rstrip("/"))
@@ -140,12 +145,12 @@ def _check_listening(collector: str | None) -> None:
         ) from None
 
 
-async def _perform(console: Console, play: DemoRun) -> None:
+async def _perform(console: Console, play: DemoRun, *, vertex: bool) -> None:
     from resilient_imagen.cli.client_session import open_client
     from resilient_imagen.cli.demo_scenario import demo_settings
     from resilient_imagen.cli.demo_view import watching
 
-    settings = demo_settings()
+    settings = demo_settings(vertex=vertex)
     console.print(
         "Eight scenes, four at a time, made four times. Time is scaled down: a request has a limit "
         f"of {settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "

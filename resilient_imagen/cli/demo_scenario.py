@@ -72,10 +72,19 @@ class DemoImage:
     """Where to find it in a tracing backend; None when traces go nowhere."""
 
 
-def demo_settings() -> dict[str, Any]:
-    """Every setting, so that the environment has no say; times far shorter than the defaults."""
+def demo_settings(*, vertex: bool = False) -> dict[str, Any]:
+    """Return every setting, so that the environment has no say; times are short.
+
+    Args:
+        vertex: Whether Vertex AI is the second endpoint of Google's model.
+    """
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    if vertex:
+        primary, *others = defaults["routes"]
+        defaults["routes"] = (primary, f"vertex:{primary.model}", *others)
+        defaults["providers"] = {"vertex": {"api_key": "emulated", "timeout": 8.0}}
     return {
-        **{name: field.default for name, field in Settings.model_fields.items()},
+        **defaults,
         "ipm": 600,
         "retry_base_delay": 0.2,
         "per_call_timeout": 2.0,
@@ -86,9 +95,10 @@ def demo_settings() -> dict[str, Any]:
 
 
 def demo_emulator() -> Emulator:
-    """Both vendors, some twenty times faster than the real ones."""
+    """Return an emulator that is some twenty times faster than the real services."""
     app = Emulator(seed=1)
     app.google.set_latency(faults.log_normal(0.5, 0.7))
+    app.vertex.set_latency(faults.log_normal(0.6, 0.8))
     app.openai.set_latency(faults.log_normal(0.8, 1.0))
     return app
 

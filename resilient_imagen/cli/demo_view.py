@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_breaker", "show_times", "watching"]
 
-_STYLES: Final = {"google": "blue", "openai": "green"}
+_STYLES: Final = {"google": "blue", "vertex": "cyan", "openai": "green"}
 _WIDEST: Final = 52
 _CELL: Final = 13
 """Characters of ``openai 12.3 s``; where the terminal is narrow, the scene's words make room."""
@@ -94,10 +94,12 @@ def show_times(console: Console, play: DemoRun) -> None:
     """Seconds per image, by provider and act."""
     table = Table(title="seconds per image (median / longest)", title_justify="left")
     table.add_column("")
-    for provider in _STYLES:
+    served = {panel.result.provider for panel in play.panels if panel.result is not None}
+    providers = [each for each in _STYLES if each in {"google", "openai", *served}]
+    for provider in providers:
         table.add_column(provider, justify="right")
     for index, act in enumerate(ACTS):
-        cells = [_seconds(play, index, provider) for provider in _STYLES]
+        cells = [_seconds(play, index, provider) for provider in providers]
         table.add_row(f"Google {act.title}", *cells)
     console.print(table)
 
@@ -124,7 +126,7 @@ def show_breaker(console: Console, play: DemoRun) -> None:
     console.print(
         f"{served} of {len(play.panels)} images were delivered. While Google could not serve, "
         f"{len(ill)} calls cost it {play.wasted} requests; {play.skipped} calls of the demo went "
-        f"straight to OpenAI."
+        "straight to the next route."
     )
 
 

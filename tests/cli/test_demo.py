@@ -28,15 +28,29 @@ Capsys = pytest.CaptureFixture[str]
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same story, told faster."""
-    usual: Callable[[], dict[str, object]] = demo_scenario.demo_settings
+    usual: Callable[..., dict[str, object]] = demo_scenario.demo_settings
 
-    def settings() -> dict[str, object]:
+    def settings(*, vertex: bool) -> dict[str, object]:
         times = {"per_call_timeout": 1.5, "breaker_reset_timeout": 0.5, "breaker_reset_max": 0.9}
-        return {**usual(), **times, "ipm": 6000, "retry_base_delay": 0.02}
+        return {**usual(vertex=vertex), **times, "ipm": 6000, "retry_base_delay": 0.02}
 
     monkeypatch.setattr(demo_scenario, "demo_settings", settings)
     emulator = partial(Emulator, picture="tiny", latency=0.05)
     monkeypatch.setattr(demo_scenario, "demo_emulator", emulator)
+
+
+@pytest.mark.usefixtures("quick")
+def test_vertex_ai_serves_while_the_gemini_api_cannot(
+    capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same model at a second endpoint comes before OpenAI; the environment does not count."""
+    monkeypatch.setenv("VERTEX_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "not-this-one")
+    ended = cli(capsys, "demo", "--vertex", "-o", tmp_path / "sheet.png")
+    assert (ended.code, ended.err) == (0, "")
+    for ill in ("overloaded", "hanging"):
+        assert re.search(rf"Google {ill} +│ +- │ +8 images: [0-9. /]+ │ +- │", ended.out)
+    assert "32 of 32 images were delivered" in ended.out
 
 
 @pytest.mark.usefixtures("quick")

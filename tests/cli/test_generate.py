@@ -30,6 +30,21 @@ def emulated(capsys: Capsys, *arguments: object) -> Ended:
     return cli(capsys, "generate", *arguments, "--emulator")
 
 
+@pytest.mark.parametrize("name", ["vertex", "google_b"])
+def test_the_emulator_stands_for_every_provider_of_the_routes(
+    name: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request leaves the machine, whatever account and address the environment has."""
+    monkeypatch.setenv("IMAGE_GEN_ROUTES", f"{name}:gemini-3-pro-image")
+    monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "google")
+    monkeypatch.setenv("GOOGLE_B_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("VERTEX_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "not-this-one")
+    ended = emulated(capsys, "a fox", "-o", "fox.jpg", "--resolution", "1K")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"provider  {name}\nmodel     gemini-3-pro-image\n" in ended.out
+
+
 def test_a_picture_is_saved_and_told_about(capsys: Capsys, tmp_path: Path) -> None:
     """Who served, how many requests, whether by fallback, seconds and cost: a line each."""
     ended = emulated(capsys, "a fox", "-o", "fox.jpg", "--aspect", "16:9", "--resolution", "1K")
