@@ -180,29 +180,29 @@ def test_the_total_of_a_client_holds_what_failures_cost() -> None:
     run_virtual(main())
 
 
-PICTURE = {"inlineData": {"mimeType": "image/png", "data": PNG_TEXT}}
-THOUGHT = PICTURE | {"thought": True}
+IMAGE_PART = {"inlineData": {"mimeType": "image/png", "data": PNG_TEXT}}
+THOUGHT = IMAGE_PART | {"thought": True}
 
 
 @pytest.mark.parametrize(
-    ("parts", "pictures"),
+    ("parts", "images"),
     [
-        ([PICTURE], 1),
-        ([TEXT, PICTURE], 1),
-        ([PICTURE, PICTURE, PICTURE], 3),
-        ([THOUGHT, THOUGHT, PICTURE], 1),
-        ([THOUGHT, PICTURE, PICTURE], 2),
+        ([IMAGE_PART], 1),
+        ([TEXT, IMAGE_PART], 1),
+        ([IMAGE_PART, IMAGE_PART, IMAGE_PART], 3),
+        ([THOUGHT, THOUGHT, IMAGE_PART], 1),
+        ([THOUGHT, IMAGE_PART, IMAGE_PART], 2),
         ([THOUGHT, THOUGHT], 1),
     ],
 )
 def test_every_picture_of_an_answer_is_charged_but_thoughts(
-    parts: list[dict[str, Any]], pictures: int
+    parts: list[dict[str, Any]], images: int
 ) -> None:
     """Drafts that Google returns beside the picture cost as much as the picture does."""
     answer = run(ask("google", http(200, google_body(*parts))))
-    assert answer.usage.billed_images == pictures
+    assert answer.usage.billed_images == images
     cost = cost_usd("gemini-3-pro-image", answer.usage, "4K")
-    assert cost == pytest.approx(0.24 * pictures)
+    assert cost == pytest.approx(0.24 * images)
 
 
 async def spent(provider: FakeProvider, route: str, *resolutions: Resolution) -> Snapshot:

@@ -60,7 +60,7 @@ class Google:
         return
 
 
-class Picture:
+class HeldImage:
     """A reference image of a call."""
 
     data = TINY_PNG
@@ -73,24 +73,24 @@ def client_of(google: Google, **settings: Any) -> ImageClient:
 
 def leave_behind(
     client: ImageClient, new_loop: Loops, calls: int, ready: Callable[[], bool]
-) -> list[weakref.ref[Picture]]:
+) -> list[weakref.ref[HeldImage]]:
     """Start calls on a loop of their own, and close it as soon as `ready`."""
     loop = new_loop()
-    pictures = [Picture() for _ in range(calls)]
+    images = [HeldImage() for _ in range(calls)]
 
-    async def call(picture: Picture) -> None:
-        await client.generate("a lighthouse", references=[picture.data])
+    async def call(image: HeldImage) -> None:
+        await client.generate("a lighthouse", references=[image.data])
 
     async def start() -> None:
-        for picture in pictures:
-            asyncio.ensure_future(call(picture))  # noqa: RUF006 - nobody may hold it
+        for image in images:
+            asyncio.ensure_future(call(image))  # noqa: RUF006 - nobody may hold it
         async with asyncio.timeout(20):
             while not ready():  # noqa: ASYNC110 - what is waited for tells nobody
                 await asyncio.sleep(0.001)
 
     loop.run_until_complete(start())
     loop.close()
-    return [weakref.ref(picture) for picture in pictures]
+    return [weakref.ref(image) for image in images]
 
 
 async def serve(client: ImageClient) -> None:
@@ -148,12 +148,12 @@ def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) 
     """In flight, or in the queue: their pictures go with them."""
     google = Google()
     client = client_of(google, max_concurrent=2)
-    pictures = leave_behind(client, new_loop, 10, lambda: queue_of(client)["waiting"] == 8)
+    images = leave_behind(client, new_loop, 10, lambda: queue_of(client)["waiting"] == 8)
     google.hangs = False
     run(new_loop, client)
     gc.collect()
 
-    assert [picture() for picture in pictures] == [None] * 10
+    assert [image() for image in images] == [None] * 10
 
 
 @LOOPS
@@ -172,7 +172,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
     loop.run_until_complete(asyncio.sleep(0.02))
     loop.run_until_complete(look(client))
     loop.close()
-    pictures = leave_behind(
+    images = leave_behind(
         client, new_loop, 10, lambda: google.requests == 2 and len(breaker._waiters) == 9
     )
     google.hangs = False
@@ -180,7 +180,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
     gc.collect()
 
     assert breaker.metrics().state == "closed"
-    assert [picture() for picture in pictures] == [None] * 10
+    assert [image() for image in images] == [None] * 10
 
 
 @pytest.mark.redis
@@ -189,7 +189,7 @@ def test_the_shared_pace_keeps_nothing_of_closed_loops(server: RedisServer) -> N
     google = Google()
     client = client_of(google, max_concurrent=2, redis_url=server.url)
     for number in (2, 4):
-        pictures = leave_behind(
+        images = leave_behind(
             client,
             asyncio.new_event_loop,
             6,
@@ -206,4 +206,4 @@ def test_the_shared_pace_keeps_nothing_of_closed_loops(server: RedisServer) -> N
     gc.collect()
 
     assert (queue_of(client)["in_flight"], queue_of(client)["waiting"]) == (0, 0)
-    assert [picture() for picture in pictures] == [None] * 6
+    assert [image() for image in images] == [None] * 6

@@ -60,30 +60,30 @@ def test_calls_in_flight_survive_a_reset(vendors: BackgroundEmulator) -> None:
     asyncio.run(main())
 
 
-def closed(world: PipelineScenario) -> list[bool]:
-    return [world.google.closed, world.openai.closed]
+def closed(scenario: PipelineScenario) -> list[bool]:
+    return [scenario.google.closed, scenario.openai.closed]
 
 
-async def world_of(settings: ri.Settings) -> PipelineScenario:
-    google, openai, told = FakeProvider("google"), FakeProvider("openai"), RecordingSink()
-    client = ri.ImageClient(settings, providers=[google, openai], sinks=[told])
-    return PipelineScenario(google, openai, client, told)
+async def new_scenario(settings: ri.Settings) -> PipelineScenario:
+    google, openai, sink = FakeProvider("google"), FakeProvider("openai"), RecordingSink()
+    client = ri.ImageClient(settings, providers=[google, openai], sinks=[sink])
+    return PipelineScenario(google, openai, client, sink)
 
 
 def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
     """Also a call that is about to fall back; its providers are closed after the last one."""
 
     async def main() -> None:
-        world = await world_of(ri.Settings(**FAST))
-        world.google.fail(ri.Reason.UNAUTHENTICATED, status=401, latency=3)
-        first, second = (asyncio.create_task(world.ask()) for _ in range(2))
+        scenario = await new_scenario(ri.Settings(**FAST))
+        scenario.google.fail(ri.Reason.UNAUTHENTICATED, status=401, latency=3)
+        first, second = (asyncio.create_task(scenario.ask()) for _ in range(2))
         await asyncio.sleep(1)
-        await world.client.retire()
+        await scenario.client.retire()
         assert now() == pytest.approx(1)
-        assert closed(world) == [False, False]
+        assert closed(scenario) == [False, False]
         assert ((await first).provider, (await second).provider) == ("openai", "openai")
         await asyncio.sleep(0.01)
-        assert closed(world) == [True, True]
+        assert closed(scenario) == [True, True]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run_virtual(main())
@@ -91,20 +91,20 @@ def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
 
 def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
     """asyncio.run cancels what is left: the calls, and then nothing is open."""
-    worlds: list[PipelineScenario] = []
+    scenarios: list[PipelineScenario] = []
     calls: list[asyncio.Task[ri.ImageResult]] = []
 
     async def main() -> None:
-        world = await world_of(ri.Settings(**FAST))
-        worlds.append(world)
-        world.google.hang()
-        calls.append(asyncio.create_task(world.ask()))
+        scenario = await new_scenario(ri.Settings(**FAST))
+        scenarios.append(scenario)
+        scenario.google.hang()
+        calls.append(asyncio.create_task(scenario.ask()))
         await asyncio.sleep(1)
-        await world.client.retire()
+        await scenario.client.retire()
 
     run_virtual(main())
-    assert worlds[0].google.closed
-    assert worlds[0].idle()
+    assert scenarios[0].google.closed
+    assert scenarios[0].idle()
 
 
 @pytest.mark.parametrize("deadline", [None, 50.0])
@@ -113,25 +113,25 @@ def test_closing_ends_calls_with_an_error_that_says_so(when: float, deadline: fl
     """In flight, queueing or pausing: a RuntimeError, no vote, and nothing is held."""
 
     async def main() -> None:
-        world = await world_of(ri.Settings(ipm=10, max_concurrent=1))
-        world.google.fail(ri.Reason.OVERLOADED, status=503, latency=2, times=1).hang()
-        calls = [asyncio.create_task(world.ask(deadline=deadline)) for _ in range(3)]
+        scenario = await new_scenario(ri.Settings(ipm=10, max_concurrent=1))
+        scenario.google.fail(ri.Reason.OVERLOADED, status=503, latency=2, times=1).hang()
+        calls = [asyncio.create_task(scenario.ask(deadline=deadline)) for _ in range(3)]
         await asyncio.sleep(when)
         began = now()
-        await world.client.aclose()
+        await scenario.client.aclose()
         assert now() == pytest.approx(began)
         await asyncio.wait(calls)
         for call in calls:
             error = call.exception()
             assert type(error) is RuntimeError
             assert "closed during the call" in str(error)
-        assert world.google.closed
-        assert world.idle()
-        ends = world.told.of(AttemptEnded)
+        assert scenario.google.closed
+        assert scenario.idle()
+        ends = scenario.events.of(AttemptEnded)
         assert all(end.reason in {ri.Reason.CANCELLED, ri.Reason.OVERLOADED} for end in ends)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         with pytest.raises(RuntimeError, match="is closed"):
-            await world.ask()
+            await scenario.ask()
 
     run_virtual(main())
 
@@ -140,11 +140,11 @@ def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> No
     """Its own cancellation is not swallowed by ours."""
 
     async def main() -> None:
-        world = await world_of(ri.Settings(**FAST))
-        world.google.hang()
-        call = asyncio.create_task(world.ask())
+        scenario = await new_scenario(ri.Settings(**FAST))
+        scenario.google.hang()
+        call = asyncio.create_task(scenario.ask())
         await asyncio.sleep(1)
-        closing = asyncio.create_task(world.client.aclose())
+        closing = asyncio.create_task(scenario.client.aclose())
         await asyncio.sleep(0)
         call.cancel()
         await asyncio.wait({call, closing})
@@ -201,16 +201,16 @@ def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> 
     """The client is closed after so many rounds of the loop."""
 
     async def main() -> None:
-        world = await world_of(ri.Settings(**FAST))
-        world.google.fail(ri.Reason.OVERLOADED, status=503, latency=0.0, times=1)
-        call = asyncio.create_task(world.ask())
+        scenario = await new_scenario(ri.Settings(**FAST))
+        scenario.google.fail(ri.Reason.OVERLOADED, status=503, latency=0.0, times=1)
+        call = asyncio.create_task(scenario.ask())
         for _ in range(step):
             await asyncio.sleep(0)
-        await world.client.aclose()
+        await scenario.client.aclose()
         await asyncio.wait({call})
         error = call.exception()
         assert error is None or type(error) is RuntimeError
-        assert world.idle()
+        assert scenario.idle()
 
     run_virtual(main())
 

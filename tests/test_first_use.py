@@ -49,8 +49,8 @@ class Slow(FakeProvider):
         self.setup = 0.0
 
 
-def clients(google: Slow, openai: FakeProvider, told: RecordingSink, **more: Any) -> ImageClient:
-    return ImageClient(Settings(**FAST, **more), providers=[google, openai], sinks=[told])
+def clients(google: Slow, openai: FakeProvider, sink: RecordingSink, **more: Any) -> ImageClient:
+    return ImageClient(Settings(**FAST, **more), providers=[google, openai], sinks=[sink])
 
 
 # -- the deadline ---------------------------------------------------------------------------------
@@ -112,15 +112,15 @@ def test_a_deadline_passes_while_an_sdk_is_built() -> None:
     """The error names the route and what the time was spent on, and has no number in it."""
 
     async def main() -> None:
-        told = RecordingSink()
-        async with clients(Slow("google", setup=100), FakeProvider("openai"), told) as client:
+        sink = RecordingSink()
+        async with clients(Slow("google", setup=100), FakeProvider("openai"), sink) as client:
             with pytest.raises(DeadlineExceededError) as caught:
                 await client.generate("a lighthouse", deadline=30)
         assert str(caught.value) == (
             "google gemini-3-pro-image: out of time, mostly spent loading the SDK"
         )
         assert now() == pytest.approx(30)
-        assert told.last(RequestEnded).setup_s == pytest.approx(30)
+        assert sink.last(RequestEnded).setup_s == pytest.approx(30)
 
     run_virtual(main())
 
@@ -142,19 +142,19 @@ ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
 """Nobody to fall back on."""
 
 
-async def text_of(world: PipelineScenario, **options: Any) -> str:
+async def text_of(scenario: PipelineScenario, **options: Any) -> str:
     """The end of the error of a call whose deadline passes."""
     with pytest.raises(DeadlineExceededError) as caught:
-        await world.ask(**options)
+        await scenario.ask(**options)
     return str(caught.value).rpartition(", ")[2]
 
 
 def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
     """The vendor was asked and did not answer."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        assert await text_of(world, deadline=30) == "mostly spent waiting for answers"
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        assert await text_of(scenario, deadline=30) == "mostly spent waiting for answers"
 
     run_scenario(scene, **FAST, **ALONE)
 
@@ -162,10 +162,10 @@ def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
     """The caller was sent late, and had too little time left."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask()
-        world.google.hang()
-        assert await text_of(world, deadline=25) == "mostly spent queueing"
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask()
+        scenario.google.hang()
+        assert await text_of(scenario, deadline=25) == "mostly spent queueing"
 
     run_scenario(scene, ipm=3, **ALONE)
 
@@ -173,9 +173,9 @@ def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
     """The server asked to wait, and then did not answer."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
-        assert await text_of(world, deadline=25) == "mostly spent pausing before retries"
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
+        assert await text_of(scenario, deadline=25) == "mostly spent pausing before retries"
 
     run_scenario(scene, **FAST, **ALONE)
 
@@ -183,13 +183,13 @@ def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
 def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
     """Another caller's probe was waited for."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, summary=None)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, summary=None)
         await asyncio.sleep(6)
-        world.google.hang()
-        probe = asyncio.create_task(world.ask())
+        scenario.google.hang()
+        probe = asyncio.create_task(scenario.ask())
         await asyncio.sleep(1)
-        assert await text_of(world, deadline=20) == "mostly spent waiting for a circuit breaker"
+        assert await text_of(scenario, deadline=20) == "mostly spent waiting for a circuit breaker"
         probe.cancel()
         await asyncio.wait({probe})
 
@@ -202,16 +202,16 @@ def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
 def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
     """``imagegen.setup_s`` on the root span and the event; ``queue_s`` is queueing only."""
 
-    async def scene(world: telemetry_kit.TelemetryScenario) -> None:
+    async def scene(scenario: telemetry_kit.TelemetryScenario) -> None:
         async def warm_up() -> None:
             await asyncio.sleep(7)
 
-        world.google.warm_up = warm_up  # type: ignore[attr-defined]
-        await world.ask()
-        root = attributes(world.telemetry.roots()[0])
+        scenario.google.warm_up = warm_up  # type: ignore[attr-defined]
+        await scenario.ask()
+        root = attributes(scenario.telemetry.roots()[0])
         assert root["imagegen.setup_s"] == pytest.approx(7)
         assert root["imagegen.queue_s"] == 0
-        assert world.told.last(RequestEnded).setup_s == pytest.approx(7)
+        assert scenario.events.last(RequestEnded).setup_s == pytest.approx(7)
 
     telemetry_kit.run_telemetry_scenario(scene, **telemetry_kit.FAST)
 
@@ -244,13 +244,13 @@ def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
     """An operator learns of it before it is needed; calls are not touched."""
 
     async def main() -> None:
-        told = RecordingSink()
+        sink = RecordingSink()
         openai = Slow("openai", error=ConfigurationError("openai cannot be loaded: x is missing"))
-        async with clients(Slow("google"), openai, told) as client:
+        async with clients(Slow("google"), openai, sink) as client:
             await client.generate("a lighthouse")
             await asyncio.sleep(5)
-            assert "openai:gpt-image-2.5-flare cannot be used" in told.last(OperatorWarning).message
-            assert "x is missing" in told.last(OperatorWarning).message
+            assert "openai:gpt-image-2.5-flare cannot be used" in sink.last(OperatorWarning).message
+            assert "x is missing" in sink.last(OperatorWarning).message
             assert (await client.generate("a lighthouse")).provider == "google"
 
     run_virtual(main())

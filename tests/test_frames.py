@@ -39,7 +39,7 @@ KINDS = [
 """One of each way to name a size."""
 Fit = Literal["crop", "pad", "none", "exact"]
 EVERYTHING = [(ratio, resolution) for ratio in ASPECT_RATIOS for resolution in RESOLUTIONS]
-PICTURE = encoded(picture(), "PNG")
+IMAGE = encoded(picture(), "PNG")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ async def results(
     kind = GoogleProvider if row.vendor == "google" else OpenAIProvider
     provider = kind(api_key="made-up-key", transport=app.transport())
     async with ImageClient(settings, providers=[provider]) as client:
-        ask = partial(client.edit, PICTURE) if edit else client.generate
+        ask = partial(client.edit, IMAGE) if edit else client.generate
         return [
             await ask("a fox", aspect_ratio=ratio, resolution=resolution)
             for ratio, resolution in asked

@@ -45,10 +45,10 @@ def test_the_index_page_has_no_relative_link() -> None:
     targets = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", page)
     before = re.findall(r"\]\(([^)]+)\)", README.text)
     assert len(targets) == len(before)
-    for (picture, target), relative in zip(targets, before, strict=True):
-        base = raw if picture else f"{source}/blob/main/"
+    for (is_image, target), relative in zip(targets, before, strict=True):
+        base = raw if is_image else f"{source}/blob/main/"
         assert target == (relative if relative[0] == "#" else base + relative)
-    assert any(picture for picture, _ in targets)
+    assert any(is_image for is_image, _ in targets)
 
 
 @pytest.mark.parametrize("name", ["Documentation", "Source", "Issues", "Changelog"])

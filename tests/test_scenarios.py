@@ -64,11 +64,11 @@ def test_the_guide_states_these_settings() -> None:
 def test_s01_429_with_retry_after(fault: Fault) -> None:
     """The hint is waited for, once, and the primary serves."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.fail(fault)
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.fail(fault)
+        result = await scenario.ask()
         assert (result.provider, result.attempts) == ("google", 2)
-        assert 2.0 <= world.gaps[0] <= 2.5
+        assert 2.0 <= scenario.gaps[0] <= 2.5
 
     run_outage_scenario(scene, **BENCH)
 
@@ -76,12 +76,12 @@ def test_s01_429_with_retry_after(fault: Fault) -> None:
 def test_s02_429_without_retry_after_persistent() -> None:
     """Backed off from, then left; never hammered."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.rate_limited())
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.rate_limited())
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "rate_limited")
-        assert len(world.google.requests) <= BUDGET
-        assert min(world.gaps) >= 3.0
+        assert len(scenario.google.requests) <= BUDGET
+        assert min(scenario.gaps) >= 3.0
         assert now() <= 40.0
 
     run_outage_scenario(scene, **BENCH)
@@ -95,11 +95,11 @@ def test_s03_500_once_then_healthy() -> None:
 def test_s04_503_persistent() -> None:
     """Left within the budget of tries; with nowhere to go, the original error surfaces."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.overload())
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.overload())
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "overloaded")
-        assert len(world.google.requests) <= BUDGET
+        assert len(scenario.google.requests) <= BUDGET
         assert now() <= 40.0
 
     run_outage_scenario(scene, **BENCH)
@@ -120,9 +120,9 @@ def test_s06_no_response_at_all() -> None:
 def test_s07_slow_first_byte() -> None:
     """Headers at once, the picture after 20 s: left in time where 10 s is the limit."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.drip(20.0))
-        assert (await world.ask()).fallback_reason == "timeout"
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.drip(20.0))
+        assert (await scenario.ask()).fallback_reason == "timeout"
         assert now() <= 15.0
 
     run_outage_scenario(scene, **BENCH)
@@ -132,9 +132,9 @@ def test_s07_slow_first_byte() -> None:
 def test_s08_body_cut_in_the_middle(abrupt: bool) -> None:
     """The whole picture comes from elsewhere; never two thirds of one."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.cut(40 / 60, abrupt=abrupt))
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.cut(40 / 60, abrupt=abrupt))
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "connection")
         assert now() <= 40.0
 
@@ -144,9 +144,9 @@ def test_s08_body_cut_in_the_middle(abrupt: bool) -> None:
 def test_s09_body_stalls() -> None:
     """A body that dries up costs one timeout."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(DRIES_UP)
-        assert (await world.ask()).fallback_reason == "timeout"
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(DRIES_UP)
+        assert (await scenario.ask()).fallback_reason == "timeout"
         assert now() <= 45.0
 
     run_outage_scenario(scene, **BENCH)
@@ -161,11 +161,11 @@ def test_s09_body_stalls() -> None:
 def test_s10_malformed_body(fault: Fault, times: int) -> None:
     """Asked once more, then left; nothing partial leaks to the caller."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.fail(fault, times=times)
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.fail(fault, times=times)
+        result = await scenario.ask()
         assert result.provider == ("google" if times == 1 else "openai")
-        assert len(world.google.requests) == 2
+        assert len(scenario.google.requests) == 2
         assert now() <= 30.0
 
     run_outage_scenario(scene, **BENCH)
@@ -179,9 +179,9 @@ def test_s11_answer_without_its_end_mark() -> None:
         "usageMetadata": {"promptTokenCount": 7, "totalTokenCount": 1127},
     }
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.status(200, body))
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.status(200, body))
+        result = await scenario.ask()
         assert (result.provider, result.attempts) == ("google", 1)
         assert (result.usage["input_tokens"], result.usage["total_tokens"]) == (7, 1127)
         assert now() <= 8.0
@@ -192,10 +192,10 @@ def test_s11_answer_without_its_end_mark() -> None:
 def test_s12_context_length_exceeded() -> None:
     """Never sent again as it was: on to a model that takes more."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(TOO_LONG)
-        assert (await world.ask()).provider == "openai"
-        assert len(world.google.requests) == 1
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(TOO_LONG)
+        assert (await scenario.ask()).provider == "openai"
+        assert len(scenario.google.requests) == 1
 
     run_outage_scenario(scene, **BENCH)
 
@@ -213,14 +213,14 @@ def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
     """
     references = [TINY_PNG] * 15
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(CUT_LATE)
-        result = await world.ask(references=references, aspect_ratio="9:16", resolution="4K")
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(CUT_LATE)
+        result = await scenario.ask(references=references, aspect_ratio="9:16", resolution="4K")
         assert (result.provider, result.fallback_reason) == ("openai", "connection")
-        (sent,) = world.openai.requests
+        (sent,) = scenario.openai.requests
         assert (sent.status, sent.operation, sent.prompt) == (200, "edit", "a lighthouse")
         assert [one.size for one in sent.references] == [len(TINY_PNG)] * 15
-        assert {len(seen.references) for seen in world.google.requests} == {14}
+        assert {len(seen.references) for seen in scenario.google.requests} == {14}
         assert result.dropped_references == ()
 
     run_outage_scenario(scene, **BENCH)
@@ -233,25 +233,25 @@ def test_s15_primary_flaps() -> None:
     within 30 s of its recovery.
     """
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.schedule([(0.0, 60.0, faults.overload())])
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.schedule([(0.0, 60.0, faults.overload())])
         began = now()
         results = []
 
         async def one(number: int) -> None:
             await asyncio.sleep(4.0 * number)
             asked = now()
-            results.append(await world.ask())
+            results.append(await scenario.ask())
             assert now() - asked <= 30.0
 
         await asyncio.gather(*(one(number) for number in range(20)))
         assert len(results) == 20
-        down = [seen for seen in world.google.requests if seen.time - began < 60.0]
+        down = [seen for seen in scenario.google.requests if seen.time - began < 60.0]
         assert {seen.status for seen in down} == {503}
         assert len(down) <= 3  # of 15 requests
-        served = [seen.time - began for seen in world.google.requests if seen.status == 200]
+        served = [seen.time - began for seen in scenario.google.requests if seen.status == 200]
         assert 60.0 <= served[0] <= 90.0
-        assert (await world.ask()).provider == "google"
+        assert (await scenario.ask()).provider == "google"
 
     run_outage_scenario(scene, **BENCH)
 
@@ -259,15 +259,15 @@ def test_s15_primary_flaps() -> None:
 def test_s16_failover_accounting() -> None:
     """The result names who served and what that cost; failed attempts cost nothing."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.overload())
-        result = await world.ask()
-        (served,) = world.openai.requests
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.overload())
+        result = await scenario.ask()
+        (served,) = scenario.openai.requests
         assert (result.provider, result.model) == ("openai", served.model)
         usage = result.usage
         assert (usage["provider"], usage["model"]) == ("openai", served.model)
         assert usage["total_tokens"] == (usage["input_tokens"] or 0) + (usage["output_tokens"] or 0)
-        assert world.client.snapshot()["cost_usd"] == usage["cost_usd"]
-        assert len(world.google.requests) <= BUDGET
+        assert scenario.client.snapshot()["cost_usd"] == usage["cost_usd"]
+        assert len(scenario.google.requests) <= BUDGET
 
     run_outage_scenario(scene, **BENCH)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from breaker_kit import half_open, make_gate, opened, refused
+from breaker_kit import half_open, make_breaker, opened, refused
 
 from resilient_imagen.circuitbreaker import BreakerConfig, BreakerState, CircuitBreaker
 from resilient_imagen.errors import (
@@ -94,7 +94,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
     error: BaseException, calls: int, failures: int, consecutive: int
 ) -> None:
     """The very same exception reaches the caller, and counts as its kind demands."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
 
     async def scenario() -> BaseException | None:
         try:
@@ -114,7 +114,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
 
 def test_our_own_errors_carry_cause_text_and_hint() -> None:
     """Cause, summary and hint of the error are those of later rejections."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     error = RateLimitedError(retry_after=42.0, status=429, status_word="RESOURCE_EXHAUSTED")
 
     async def scenario() -> None:
@@ -131,7 +131,7 @@ def test_our_own_errors_carry_cause_text_and_hint() -> None:
 
 def test_an_exhausted_quota_opens_at_once() -> None:
     """The verdict of the reason holds: one is enough, for long."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
 
     async def scenario() -> None:
         with pytest.raises(QuotaExhaustedError):
@@ -144,7 +144,7 @@ def test_an_exhausted_quota_opens_at_once() -> None:
 
 def test_the_caller_may_classify() -> None:
     """An exception that the caller calls a success counts as one."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
 
     missing, seen = KeyError("not there"), []
 
@@ -165,7 +165,7 @@ def test_the_caller_may_classify() -> None:
 
 def test_classify_never_sees_a_cancellation() -> None:
     """A cancellation is neutral, and `classify` is not called."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
 
     async def scenario() -> None:
         with pytest.raises(asyncio.CancelledError):
@@ -213,8 +213,8 @@ def test_a_rejected_call_settles_nothing() -> None:
 
 def test_guards_of_one_task_may_nest() -> None:
     """Two breakers around one call each get their own outcome."""
-    outer, _ = make_gate(fail_max=1)
-    inner, _ = make_gate(fail_max=1)
+    outer, _ = make_breaker(fail_max=1)
+    inner, _ = make_breaker(fail_max=1)
 
     async def scenario() -> None:
         async with outer.protect():
@@ -347,11 +347,11 @@ def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
 
     async def scenario() -> int:
         breaker = CircuitBreaker("google:pro", BreakerConfig())
-        gate_steps: list[str] = []
-        count = await every_step(lambda: patient(breaker, gate_steps))
+        breaker_steps: list[str] = []
+        count = await every_step(lambda: patient(breaker, breaker_steps))
         assert breaker.metrics().window_calls == 1, "only the run that was not cancelled"
         assert breaker.metrics().consecutive == 0
-        assert gate_steps.count("end") >= 1
+        assert breaker_steps.count("end") >= 1
         return count
 
     assert run_virtual(scenario()) >= 6

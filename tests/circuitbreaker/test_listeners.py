@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from breaker_kit import fail, half_open, let_in, make_gate, opened, succeed
+from breaker_kit import fail, half_open, let_in, make_breaker, opened, succeed
 
 from resilient_imagen.circuitbreaker import BreakerMetrics, BreakerState, CircuitBreaker, Transition
 from resilient_imagen.reasons import BreakerOutcome
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 
 
-def steps(told: list[Transition]) -> list[tuple[str, str]]:
-    return [(each.from_state.value, each.to_state.value) for each in told]
+def steps(transitions: list[Transition]) -> list[tuple[str, str]]:
+    return [(each.from_state.value, each.to_state.value) for each in transitions]
 
 
 def test_a_transition_says_everything() -> None:
     """A transition has cause, time, duration, metrics and origin."""
-    breaker, clock = make_gate(fail_max=2)
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    breaker, clock = make_breaker(fail_max=2)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     clock.now = 7.0
     fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE", origin="span")
 
-    assert told == [
+    assert transitions == [
         Transition(
             name="google:pro",
             from_state=CLOSED,
@@ -52,29 +52,29 @@ def test_a_transition_says_everything() -> None:
 
 def test_a_whole_outage_is_told_in_order() -> None:
     """Listeners receive each transition: open, probe, open again, probe, closed."""
-    breaker, clock = make_gate()
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    breaker, clock = make_breaker()
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     fail(breaker, 3)
     clock.pass_(60.0)
     fail(breaker)
     clock.pass_(60.0)
     succeed(breaker)
 
-    assert steps(told) == [
+    assert steps(transitions) == [
         ("closed", "open"),
         ("open", "half_open"),
         ("half_open", "open"),
         ("open", "half_open"),
         ("half_open", "closed"),
     ]
-    assert [each.retry_after for each in told] == [60.0, None, 60.0, None, None]
-    assert [each.at for each in told] == [0.0, 60.0, 60.0, 120.0, 120.0]
+    assert [each.retry_after for each in transitions] == [60.0, None, 60.0, None, None]
+    assert [each.at for each in transitions] == [0.0, 60.0, 60.0, 120.0, 120.0]
 
 
 def test_the_state_is_consistent_when_a_listener_runs() -> None:
     """A listener that reads the breaker sees the state of the transition that it received."""
-    breaker, clock = make_gate()
+    breaker, clock = make_breaker()
     seen: list[bool] = []
 
     def look(transition: Transition) -> None:
@@ -91,7 +91,7 @@ def test_the_state_is_consistent_when_a_listener_runs() -> None:
 
 def test_a_settlement_is_final_when_a_listener_runs() -> None:
     """A listener that settles the same permit again gets its settlement and counts nothing."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     permit = let_in(breaker)
     inner = []
     breaker.subscribe(lambda _: inner.append(permit.settle(BreakerOutcome.SUCCESS)), inline=True)
@@ -107,19 +107,19 @@ def test_a_listener_that_raises_harms_nobody(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a listener raises, the breaker opens, others are called, and the type is logged."""
-    breaker, _ = make_gate()
-    told: list[Transition] = []
+    breaker, _ = make_breaker()
+    transitions: list[Transition] = []
 
     def broken(_transition: Transition) -> None:
         raise error
 
     breaker.subscribe(broken, inline=True)
-    breaker.subscribe(told.append, inline=True)
+    breaker.subscribe(transitions.append, inline=True)
     with caplog.at_level(logging.WARNING, logger="resilient_imagen"):
         fail(breaker, 3)
 
     assert breaker.metrics().state is OPEN
-    assert steps(told) == [("closed", "open")]
+    assert steps(transitions) == [("closed", "open")]
     assert [record.getMessage() for record in caplog.records] == [
         f"a listener of breaker google:pro failed with {type(error).__name__}"
     ]
@@ -127,26 +127,26 @@ def test_a_listener_that_raises_harms_nobody(
 
 def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
     """KeyboardInterrupt propagates; the state is consistent and queued transitions come later."""
-    breaker, _ = make_gate(fail_max=1)
-    told: list[Transition] = []
+    breaker, _ = make_breaker(fail_max=1)
+    transitions: list[Transition] = []
 
     def interrupt(_transition: Transition) -> None:
         stop()
         raise KeyboardInterrupt
 
     stop = breaker.subscribe(interrupt, inline=True)
-    breaker.subscribe(told.append, inline=True)
+    breaker.subscribe(transitions.append, inline=True)
     with pytest.raises(KeyboardInterrupt):
         fail(breaker)
     assert breaker.metrics().state is OPEN
     breaker.force_open = True
 
-    assert steps(told) == [("open", "forced_open")]
+    assert steps(transitions) == [("open", "forced_open")]
 
 
 def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
     """A transition made by a listener is queued, so all listeners get both in the same order."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     first: list[Transition] = []
     last: list[Transition] = []
 
@@ -164,35 +164,35 @@ def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
 
 def test_unsubscribing_ends_one_subscription() -> None:
     """A listener subscribed twice is called twice; after one unsubscribe it is called once."""
-    breaker, _ = make_gate()
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
-    stop = breaker.subscribe(told.append, inline=True)
+    breaker, _ = make_breaker()
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
+    stop = breaker.subscribe(transitions.append, inline=True)
     breaker.force_open = True
-    assert len(told) == 2
+    assert len(transitions) == 2
     stop()
     stop()
     breaker.force_open = False
 
-    assert len(told) == 3
+    assert len(transitions) == 3
 
 
 def test_subscribing_while_telling_does_not_disturb() -> None:
     """A listener may leave, and another join, in the middle of a transition."""
-    breaker, _ = make_gate()
-    told: list[str] = []
+    breaker, _ = make_breaker()
+    transitions: list[str] = []
 
     def leave(_transition: Transition) -> None:
-        told.append("left")
+        transitions.append("left")
         stop()
-        breaker.subscribe(lambda _: told.append("joined"), inline=True)
+        breaker.subscribe(lambda _: transitions.append("joined"), inline=True)
 
     stop = breaker.subscribe(leave, inline=True)
-    breaker.subscribe(lambda _: told.append("stayed"), inline=True)
+    breaker.subscribe(lambda _: transitions.append("stayed"), inline=True)
     breaker.force_open = True
     breaker.force_open = False
 
-    assert told == ["left", "stayed", "stayed", "joined"]
+    assert transitions == ["left", "stayed", "stayed", "joined"]
 
 
 @pytest.mark.parametrize(
@@ -213,25 +213,25 @@ def test_what_time_has_decided_is_told_by_whoever_comes_first(
 ) -> None:
     """A probe's time-out is reported by the first call of any method that detects it."""
     breaker, clock, probe = half_open()
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     clock.pass_(62.0)
     look(breaker, probe)
 
-    assert steps(told) == [("half_open", "open")]
-    assert told[0].at == 121.0
+    assert steps(transitions) == [("half_open", "open")]
+    assert transitions[0].at == 121.0
 
 
 def test_an_opening_found_before_queueing_is_told_at_once() -> None:
     """An opening by a slow call, detected before queueing, is reported at once."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     let_in(breaker)
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     clock.pass_(20.0)
     breaker.try_acquire_early()
 
-    assert steps(told) == [("closed", "open")]
+    assert steps(transitions) == [("closed", "open")]
 
 
 def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
@@ -247,26 +247,26 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
     def force() -> None:
         breaker.force_open = True
 
-    told: list[Transition] = []
+    transitions: list[Transition] = []
     breaker.subscribe(hang, inline=True)
-    breaker.subscribe(told.append, inline=True)
+    breaker.subscribe(transitions.append, inline=True)
     thread = threading.Thread(target=force)
     thread.start()
     assert entered.wait(timeout=30)
     breaker.force_open = False
     breaker.metrics()
-    assert told == [], "in order: the one that hangs is told to all first"
+    assert transitions == [], "in order: the one that hangs is told to all first"
     leave.set()
     thread.join(timeout=60)
 
-    assert steps(told) == [("open", "forced_open"), ("forced_open", "open")]
+    assert steps(transitions) == [("open", "forced_open"), ("forced_open", "open")]
 
 
 def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
     """With four threads that force and release, the transitions form an unbroken chain."""
-    breaker, _ = make_gate()
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    breaker, _ = make_breaker()
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
 
     def flip() -> None:
         for number in range(500):
@@ -278,9 +278,9 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
     for each in threads:
         each.join(timeout=60)
 
-    assert told
-    assert all(old.to_state is new.from_state for old, new in itertools.pairwise(told))
-    assert told[-1].to_state == breaker.metrics().state
+    assert transitions
+    assert all(old.to_state is new.from_state for old, new in itertools.pairwise(transitions))
+    assert transitions[-1].to_state == breaker.metrics().state
 
 
 def test_listeners_are_no_part_of_the_state() -> None:
@@ -295,37 +295,37 @@ def test_listeners_are_no_part_of_the_state() -> None:
     def broken(_transition: Transition) -> None:
         raise RuntimeError
 
-    disturbed, _ = make_gate()
+    disturbed, _ = make_breaker()
     disturbed.subscribe(broken, inline=True)
-    plain, _ = make_gate()
+    plain, _ = make_breaker()
 
     assert run(disturbed) == run(plain)
 
 
 def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
     """A listener that blocks in the first transition does not delay calls, and misses none."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     entered, leave = threading.Event(), threading.Event()
-    told: list[Transition] = []
+    transitions: list[Transition] = []
 
     def slow(transition: Transition) -> None:
         entered.set()
         assert leave.wait(timeout=30)
-        told.append(transition)
+        transitions.append(transition)
 
     breaker.subscribe(slow)
     fail(breaker, 3)
     assert entered.wait(timeout=30)
     breaker.force_open = True  # nobody waits for the listener
     breaker.force_open = False
-    assert told == []
+    assert transitions == []
     leave.set()
     heard = threading.Event()
     breaker.subscribe(lambda _transition: heard.set())
     breaker.force_open = True
     assert heard.wait(timeout=30)
 
-    assert steps(told) == [
+    assert steps(transitions) == [
         ("closed", "open"),
         ("open", "forced_open"),
         ("forced_open", "open"),
@@ -335,7 +335,7 @@ def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
 
 def test_a_coroutine_function_is_no_listener() -> None:
     """A coroutine function is rejected at `subscribe`, because it would never be awaited."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
 
     async def listen(_transition: Transition) -> None: ...
 
@@ -347,7 +347,7 @@ def test_a_listener_that_fails_in_its_thread_harms_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An error in a listener's thread is logged, and later transitions are still delivered."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     heard = threading.Event()
 
     def broken(_transition: Transition) -> None:
@@ -366,11 +366,11 @@ def test_a_transition_while_the_interpreter_exits_raises_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After Python has stopped its thread pools, listeners are skipped without a warning."""
-    breaker, _ = make_gate(fail_max=1)
-    told: list[Transition] = []
-    breaker.subscribe(told.append)
+    breaker, _ = make_breaker(fail_max=1)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append)
     monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
     fail(breaker)
 
     assert breaker.metrics().state is OPEN
-    assert (told, caplog.records) == ([], [])
+    assert (transitions, caplog.records) == ([], [])

@@ -63,16 +63,16 @@ class BreakerMachine(RuleBasedStateMachine):
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def begin_life(self, config: BreakerConfig, jitter: float) -> None:
         self.clock = HandClock()
-        self.gate = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
+        self.breaker = CircuitBreaker("google:pro", config, random=lambda: jitter, clock=self.clock)
         self.oracle = BreakerOracle(config, jitter)
         self.config = config
         self.calls: list[tuple[Permit, Call]] = []
-        self.told: list[tuple[str, str, bool]] = []
-        self.gate.subscribe(self.hear, inline=True)
+        self.transitions: list[tuple[str, str, bool]] = []
+        self.breaker.subscribe(self.hear, inline=True)
         self.half_open_steps = self.hints_lengthened = 0
 
     def hear(self, transition: Transition) -> None:
-        self.told.append(
+        self.transitions.append(
             (transition.from_state.value, transition.to_state.value, transition.shadow)
         )
 
@@ -99,7 +99,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def admit(self, send: bool) -> None:
         now = self.step()
         call = self.oracle.ask(now)
-        self.took(self.gate.acquire(), call)
+        self.took(self.breaker.acquire(), call)
         if send and call is not None:
             self.oracle.begin(call, now)
             self.calls[-1][0].begin()
@@ -108,9 +108,9 @@ class BreakerMachine(RuleBasedStateMachine):
     def reserve(self) -> None:
         now = self.step()
         if self.oracle.met == "closed":
-            assert self.gate.try_acquire_early() is None
+            assert self.breaker.try_acquire_early() is None
         else:
-            self.took(self.gate.try_acquire_early(), self.oracle.ask(now))
+            self.took(self.breaker.try_acquire_early(), self.oracle.ask(now))
 
     @precondition(lambda self: self.calls)
     @rule(pick=PICK)
@@ -179,7 +179,7 @@ class BreakerMachine(RuleBasedStateMachine):
         for _ in range(self.oracle.config.fail_max):
             now = self.step()
             call = self.oracle.ask(now)
-            self.took(self.gate.acquire(), call)
+            self.took(self.breaker.acquire(), call)
             if call is not None:
                 self.settle_one(len(self.calls) - 1, BreakerOutcome.FAILURE, None)
                 self.calls.pop()
@@ -221,10 +221,10 @@ class BreakerMachine(RuleBasedStateMachine):
         if what == "trip":
             hint = data.draw(HINTS)
             self.oracle.trip(now, hint)
-            self.gate.force_trip(cause="quota_exhausted", retry_after=hint)
+            self.breaker.force_trip(cause="quota_exhausted", retry_after=hint)
         elif what in {"force", "free"}:
             self.oracle.force(forced=what == "force")
-            self.gate.force_open = what == "force"
+            self.breaker.force_open = what == "force"
         elif what == "numbers":
             # The window stays: resizing it moves outcomes by up to half a bucket.
             config = replace(data.draw(CONFIGS), window=self.config.window, mode=self.config.mode)
@@ -235,7 +235,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def reconfigure(self, config: BreakerConfig) -> None:
         self.config = config
         self.oracle.reconfigure(config)
-        self.gate.reconfigure(config)
+        self.breaker.reconfigure(config)
 
     @invariant()
     def agrees(self) -> None:
@@ -245,7 +245,7 @@ class BreakerMachine(RuleBasedStateMachine):
         now, oracle = self.clock.now, self.oracle
         oracle.pass_to(now)
         recent, until = oracle.counted(now), oracle.rejected_until(now)
-        numbers, snapshot = self.gate.metrics(), self.gate.snapshot()
+        numbers, snapshot = self.breaker.metrics(), self.breaker.snapshot()
         assert numbers.state == oracle.met
         assert (numbers.window_calls, snapshot["window"]["failures"]) == (len(recent), sum(recent))
         assert numbers.failure_rate == (sum(recent) / len(recent) if recent else 0.0)
@@ -254,8 +254,8 @@ class BreakerMachine(RuleBasedStateMachine):
         assert numbers.open_for == (
             oracle.open_to - oracle.open_from if oracle.met == "open" else None
         )
-        assert self.gate.blocked_until() == until
-        assert self.gate.allows_calls() == (until is None)
+        assert self.breaker.blocked_until() == until
+        assert self.breaker.allows_calls() == (until is None)
         assert numbers.retry_after == (None if until in {None, math.inf} else until - now)
         assert snapshot["probes_in_flight"] == oracle.places_taken
         assert snapshot["openings_in_a_row"] == oracle.openings
@@ -265,7 +265,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert oracle.places_taken + oracle.successes <= max(
             oracle.config.half_open_calls, oracle.places_taken
         )
-        assert self.told == oracle.told
+        assert self.transitions == oracle.transitions
         for permit, call in self.calls:
             if call.settled is None and call.counts:
                 lost = call.probe and not call.place and not oracle.room

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from breaker_kit import fail, half_open, let_in, make_gate, opened
+from breaker_kit import fail, half_open, let_in, make_breaker, opened
 
 from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker, Permit
 from resilient_imagen.reasons import BreakerOutcome
@@ -19,7 +19,7 @@ def open_for(breaker: CircuitBreaker) -> float | None:
 
 def after_a_failed_probe(seconds: float, *, jitter: float = 0.0, **numbers: Any) -> float | None:
     """Return the open period after a probe that fails `seconds` after it was sent."""
-    breaker, clock = make_gate(jitter=jitter, **numbers)
+    breaker, clock = make_breaker(jitter=jitter, **numbers)
     fail(breaker, 3)
     clock.now = breaker.blocked_until() or 0.0
     probe = let_in(breaker)
@@ -32,7 +32,7 @@ def after_a_failed_probe(seconds: float, *, jitter: float = 0.0, **numbers: Any)
 @pytest.mark.parametrize(("jitter", "length"), [(0.0, 60.0), (1.0, 66.0)])
 def test_a_trip_opens_for_the_reset_timeout(takes: float, jitter: float, length: float) -> None:
     """A trip opens for `reset_timeout` with jitter, however long the failed calls took."""
-    breaker, clock = make_gate(jitter=jitter)
+    breaker, clock = make_breaker(jitter=jitter)
     calls = [let_in(breaker) for _ in range(3)]
     clock.pass_(takes)
     for call in calls:

@@ -12,7 +12,7 @@ from breaker_kit import (
     fail,
     half_open,
     let_in,
-    make_gate,
+    make_breaker,
     opened,
     outcome,
     refused,
@@ -39,7 +39,7 @@ def modes(**numbers: Any) -> dict[BreakerMode, BreakerConfig]:
 
 def test_off_lets_everything_through_and_counts_nothing() -> None:
     """Whatever happens in mode off, no number changes."""
-    breaker, _ = make_gate(mode=BreakerMode.OFF)
+    breaker, _ = make_breaker(mode=BreakerMode.OFF)
     before = breaker.metrics()
     permit = breaker.acquire()
     assert isinstance(permit, Permit)
@@ -69,7 +69,7 @@ def test_switching_off_and_on_keeps_the_opening() -> None:
 def test_calls_in_flight_when_it_was_off_never_vote() -> None:
     """Neither those begun before it was off nor those begun meanwhile count once it is on again."""
     config = modes(fail_max=1)
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     before = let_in(breaker)
     breaker.reconfigure(config[BreakerMode.OFF])
     while_off = let_in(breaker)
@@ -82,7 +82,7 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
 
 def test_switching_off_begins_a_generation_of_its_own() -> None:
     """Numbers of states are never used twice, so calls after it count and those before do not."""
-    breaker, clock = make_gate(fail_max=1)
+    breaker, clock = make_breaker(fail_max=1)
     fail(breaker)
     clock.pass_(60.0)
     succeed(breaker)
@@ -113,9 +113,9 @@ def test_switching_off_frees_the_places_of_probes() -> None:
 
 def test_shadow_decides_reports_and_lets_through() -> None:
     """A breaker lives its whole life in shadow, and callers meet a closed one throughout."""
-    breaker, clock = make_gate(mode=BreakerMode.SHADOW)
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     settlements = [outcome(breaker, BreakerOutcome.FAILURE, cause="overloaded") for _ in range(3)]
     assert (breaker.allows_calls(), breaker.blocked_until(), breaker.try_acquire_early()) == (
         True,
@@ -135,34 +135,38 @@ def test_shadow_decides_reports_and_lets_through() -> None:
 
     assert [each.transition for each in settlements] == [None] * 3
     assert [each.metrics.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
-    assert [(each.from_state, each.to_state, each.shadow) for each in told] == [
+    assert [(each.from_state, each.to_state, each.shadow) for each in transitions] == [
         ("closed", "open", True),
         ("open", "half_open", True),
         ("half_open", "closed", True),
     ]
-    assert (told[0].retry_after, told[0].cause, told[0].at) == (60.0, "overloaded", 0.0)
-    assert told[0].metrics.state is BreakerState.CLOSED
+    assert (transitions[0].retry_after, transitions[0].cause, transitions[0].at) == (
+        60.0,
+        "overloaded",
+        0.0,
+    )
+    assert transitions[0].metrics.state is BreakerState.CLOSED
     assert breaker.snapshot()["shadow"] == {"state": "closed", "would_reject": 6}
 
 
 def test_shadow_simulates_recovery_that_fails() -> None:
     """A failed probe of the shadow opens it again, by the probe's duration."""
-    breaker, clock = make_gate(mode=BreakerMode.SHADOW)
-    told: list[Transition] = []
+    breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
+    transitions: list[Transition] = []
     fail(breaker, 3)
     clock.pass_(60.0)
-    breaker.subscribe(told.append, inline=True)
+    breaker.subscribe(transitions.append, inline=True)
     probe = let_in(breaker)
     clock.pass_(20.0)
     probe.settle(BreakerOutcome.FAILURE)
 
-    assert [each.retry_after for each in told] == [None, 100.0]
+    assert [each.retry_after for each in transitions] == [None, 100.0]
 
 
 def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
     """From shadow to on, an open shadow becomes an open breaker, and listeners hear of it."""
     config = modes()
-    breaker, clock = make_gate(mode=BreakerMode.SHADOW)
+    breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     seen = changes(breaker)
     fail(breaker, 3)
     clock.pass_(15.0)
@@ -178,7 +182,7 @@ def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
 @pytest.mark.parametrize("mode", list(BreakerMode))
 def test_forced_open_rejects_in_every_mode(mode: BreakerMode) -> None:
     """A forced-open breaker rejects every call without retry_after until it is released."""
-    breaker, _ = make_gate(mode=mode)
+    breaker, _ = make_breaker(mode=mode)
     seen = changes(breaker)
     assert breaker.force_open is False
     breaker.force_open = True
@@ -202,8 +206,8 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
     """Forced while open, the rejection carries no cause of the outage underneath."""
     breaker, _ = opened()
     assert refused(breaker).cause == "overloaded"
-    told: list[Transition] = []
-    breaker.subscribe(told.append, inline=True)
+    transitions: list[Transition] = []
+    breaker.subscribe(transitions.append, inline=True)
     breaker.force_open = True
     rejection = refused(breaker)
 
@@ -211,14 +215,14 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
     assert rejection.retry_after is None
     assert (rejection.metrics.open_for, rejection.metrics.retry_after) == (None, None)
     assert breaker.snapshot()["retry_after"] is None
-    assert [(each.cause, each.retry_after) for each in told] == [(None, None)]
+    assert [(each.cause, each.retry_after) for each in transitions] == [(None, None)]
     breaker.force_open = False
-    assert [(each.cause, each.retry_after) for each in told[1:]] == [("overloaded", 60.0)]
+    assert [(each.cause, each.retry_after) for each in transitions[1:]] == [("overloaded", 60.0)]
 
 
 def test_requests_in_flight_still_count_under_force() -> None:
     """When force is taken back, the breaker is in the state that the requests in flight proved."""
-    breaker, _ = make_gate(fail_max=2)
+    breaker, _ = make_breaker(fail_max=2)
     first, second = let_in(breaker), let_in(breaker)
     breaker.force_open = True
     seen = changes(breaker)
@@ -237,14 +241,14 @@ def test_requests_in_flight_still_count_under_force() -> None:
 
 def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
     """Two failures before, one after: the third in a row opens, or the second by a lower limit."""
-    breaker, _ = make_gate(fail_max=5, min_calls=100)
+    breaker, _ = make_breaker(fail_max=5, min_calls=100)
     fail(breaker, 2)
     breaker.reconfigure(BreakerConfig(fail_max=3, min_calls=100))
     assert breaker.metrics().consecutive == 2
     assert breaker.metrics().failure_threshold == 3
     fail(breaker)
     assert breaker.metrics().state is BreakerState.OPEN
-    breaker, _ = make_gate(fail_max=5, min_calls=100)
+    breaker, _ = make_breaker(fail_max=5, min_calls=100)
     fail(breaker, 4)
     breaker.reconfigure(BreakerConfig(fail_max=2, min_calls=100))
     assert breaker.metrics().state is BreakerState.CLOSED
@@ -254,7 +258,7 @@ def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
 
 def test_another_window_keeps_its_outcomes() -> None:
     """A window made longer does not forget, so an outage in progress is not missed."""
-    breaker, _ = make_gate(fail_max=100, min_calls=6, failure_rate=0.5, window=300.0)
+    breaker, _ = make_breaker(fail_max=100, min_calls=6, failure_rate=0.5, window=300.0)
     fail(breaker, 5)
     breaker.reconfigure(BreakerConfig(fail_max=100, min_calls=6, failure_rate=0.5, window=600.0))
     fail(breaker)
@@ -313,7 +317,7 @@ def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
 
 def test_snapshot_of_a_fresh_gate() -> None:
     """The snapshot of an unused breaker is complete, with empty values."""
-    breaker, clock = make_gate()
+    breaker, clock = make_breaker()
     clock.pass_(12.5)
 
     assert breaker.snapshot() == {
@@ -334,7 +338,7 @@ def test_snapshot_of_a_fresh_gate() -> None:
 
 def test_snapshot_of_an_open_and_of_a_half_open_gate() -> None:
     """The snapshot has the time and cause of the opening, the counts and retry_after."""
-    breaker, clock = make_gate(min_calls=100)
+    breaker, clock = make_breaker(min_calls=100)
     succeed(breaker)
     fail(breaker, 3, cause="overloaded")
     clock.pass_(25.0)
@@ -362,7 +366,7 @@ def test_snapshot_of_an_open_and_of_a_half_open_gate() -> None:
 @pytest.mark.parametrize("forced", [True, False])
 def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
     """In every mode and state it survives strict JSON unchanged, infinite times included."""
-    breaker, clock = make_gate(mode=mode)
+    breaker, clock = make_breaker(mode=mode)
     breaker.force_open = forced
     shots = [breaker.snapshot()]
     breaker.force_trip(cause="quota_exhausted")

@@ -11,7 +11,7 @@ from breaker_kit import (
     fail,
     half_open,
     let_in,
-    make_gate,
+    make_breaker,
     opened,
     outcome,
     refused,
@@ -36,7 +36,7 @@ THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 
 def test_a_closed_gate_lets_everybody_through() -> None:
     """In the closed state, the check before queueing passes, and the permit is not a probe."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     permit = breaker.acquire()
 
     assert breaker.try_acquire_early() is None
@@ -47,7 +47,7 @@ def test_a_closed_gate_lets_everybody_through() -> None:
 
 def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
     """The third consecutive failure opens the breaker, and its settlement shows that."""
-    breaker, _ = make_gate(fail_max=3, min_calls=100)
+    breaker, _ = make_breaker(fail_max=3, min_calls=100)
     settlements = [outcome(breaker, BreakerOutcome.FAILURE) for _ in range(3)]
 
     assert [each.counted for each in settlements] == ["failure"] * 3
@@ -65,7 +65,7 @@ def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
 
 def test_a_success_between_failures_begins_the_row_anew() -> None:
     """Two failures, a success and two failures are no three in a row."""
-    breaker, _ = make_gate(fail_max=3, min_calls=100)
+    breaker, _ = make_breaker(fail_max=3, min_calls=100)
     fail(breaker, 2)
     succeed(breaker)
     fail(breaker, 2)
@@ -77,7 +77,7 @@ def test_a_success_between_failures_begins_the_row_anew() -> None:
 
 def test_alternating_failures_open_it_by_the_share() -> None:
     """Half of the calls failing opens at the first failure with enough calls in the window."""
-    breaker, _ = make_gate(fail_max=3, failure_rate=0.5, min_calls=6)
+    breaker, _ = make_breaker(fail_max=3, failure_rate=0.5, min_calls=6)
     for _ in range(3):
         succeed(breaker)
         assert breaker.metrics().state is CLOSED
@@ -88,7 +88,7 @@ def test_alternating_failures_open_it_by_the_share() -> None:
 
 def test_a_success_never_opens_it() -> None:
     """The success that brings the window to its minimum opens nothing; the next failure does."""
-    breaker, _ = make_gate(fail_max=100, failure_rate=0.5, min_calls=6)
+    breaker, _ = make_breaker(fail_max=100, failure_rate=0.5, min_calls=6)
     fail(breaker, 5)
     succeed(breaker)
     assert breaker.metrics().state is CLOSED
@@ -98,7 +98,7 @@ def test_a_success_never_opens_it() -> None:
 
 def test_old_outcomes_leave_the_window() -> None:
     """Failures of ten minutes ago do not count towards the share."""
-    breaker, clock = make_gate(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
+    breaker, clock = make_breaker(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
     fail(breaker, 5)
     clock.pass_(300.0)
     fail(breaker, 5)
@@ -109,7 +109,7 @@ def test_old_outcomes_leave_the_window() -> None:
 
 def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
     """Three consecutive 429 open the breaker; none of them counts in the window."""
-    breaker, _ = make_gate(fail_max=3)
+    breaker, _ = make_breaker(fail_max=3)
     settlements = [outcome(breaker, BreakerOutcome.THROTTLED) for _ in range(3)]
 
     assert [each.counted for each in settlements] == ["throttled"] * 3
@@ -120,7 +120,7 @@ def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
 
 def test_throttling_never_opens_it_by_the_share() -> None:
     """A share that became too large by age alone is not acted on at a 429."""
-    breaker, clock = make_gate(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
+    breaker, clock = make_breaker(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
     succeed(breaker, 10)
     clock.pass_(30.0)
     fail(breaker, 5)
@@ -135,7 +135,7 @@ def test_throttling_never_opens_it_by_the_share() -> None:
 @pytest.mark.parametrize(("hint", "length"), [(33.0, 33.0), (0.25, 0.25), (5000.0, 600.0)])
 def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length: float) -> None:
     """One 429 with a hint opens at once, without jitter, for at most reset_max."""
-    breaker, clock = make_gate(jitter=1.0)
+    breaker, clock = make_breaker(jitter=1.0)
     settlement = outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
 
     assert (settlement.counted, settlement.transition) == ("throttled", "closed_to_open")
@@ -146,7 +146,7 @@ def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length:
 
 def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
     """After a hint the breaker closes exactly at its end, without a probe."""
-    breaker, clock = make_gate(jitter=1.0)
+    breaker, clock = make_breaker(jitter=1.0)
     seen = changes(breaker)
     outcome(breaker, THROTTLED, retry_after=2.0)
     clock.now = math.nextafter(2.0, 0.0)
@@ -167,13 +167,13 @@ def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
 
 def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
     """The closing after a hint has the time of the hint's end, however late it is detected."""
-    breaker, clock = make_gate()
-    told: list[Transition] = []
+    breaker, clock = make_breaker()
+    transitions: list[Transition] = []
     outcome(breaker, THROTTLED, retry_after=2.0, cause="rate_limited")
-    breaker.subscribe(told.append, inline=True)
+    breaker.subscribe(transitions.append, inline=True)
     clock.pass_(1000.0)
     assert breaker.snapshot()["since_s"] == 998.0
-    (closed,) = told
+    (closed,) = transitions
 
     assert (closed.from_state, closed.to_state, closed.at) == (OPEN, CLOSED, 2.0)
     assert (closed.cause, closed.retry_after, closed.shadow) == (None, None, False)
@@ -181,7 +181,7 @@ def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
 
 def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
     """Two failures, a hint and one failure are three in a row; the window stays, too."""
-    breaker, clock = make_gate(fail_max=3, min_calls=100)
+    breaker, clock = make_breaker(fail_max=3, min_calls=100)
     succeed(breaker)
     fail(breaker, 2)
     outcome(breaker, THROTTLED, retry_after=2.0)
@@ -197,7 +197,7 @@ def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
 @pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
 def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
     """A 429 that asks to wait no time is one without a hint."""
-    breaker, _ = make_gate(fail_max=2)
+    breaker, _ = make_breaker(fail_max=2)
     outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
     assert breaker.metrics().state is CLOSED
     outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
@@ -209,7 +209,7 @@ def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
 )
 def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> None:
     """One exhausted quota opens for reset_max, or for a longer hint of up to a day."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     settlement = outcome(breaker, BreakerOutcome.TRIP, retry_after=hint, cause="quota_exhausted")
 
     assert (settlement.counted, settlement.transition) == ("failure", "closed_to_open")
@@ -219,7 +219,7 @@ def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> Non
 
 def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
     """The failure that opens may carry a hint: it lengthens the opening, up to reset_max."""
-    breaker, _ = make_gate(fail_max=2)
+    breaker, _ = make_breaker(fail_max=2)
     fail(breaker, retry_after=500.0)
     assert breaker.metrics().state is CLOSED
     fail(breaker, retry_after=200.0)
@@ -228,7 +228,7 @@ def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
 
 def test_neutral_counts_nowhere() -> None:
     """Any number of neutral outcomes changes no count."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     fail(breaker, 2)
     before = breaker.metrics()
     counted = [outcome(breaker, BreakerOutcome.NEUTRAL).counted for _ in range(20)]
@@ -242,7 +242,7 @@ def test_neutral_counts_nowhere() -> None:
 
 def test_a_rejection_says_who_why_and_how_long() -> None:
     """A rejection has all values that errors, spans and log lines need."""
-    breaker, clock = make_gate(fail_max=2)
+    breaker, clock = make_breaker(fail_max=2)
     fail(breaker, cause="timeout", summary="timed out", origin="span one")
     fail(breaker, cause="overloaded", summary="503 UNAVAILABLE", origin="span two")
     clock.pass_(20.0)
@@ -295,7 +295,7 @@ def test_stragglers_of_the_closed_time_do_not_move_the_opening(
     verdict: BreakerOutcome, hint: float | None
 ) -> None:
     """Outcomes of requests begun before the opening are stale and change no number."""
-    breaker, clock = make_gate(fail_max=2)
+    breaker, clock = make_breaker(fail_max=2)
     stragglers = [let_in(breaker) for _ in range(10)]
     fail(breaker, 2)
     before = breaker.metrics()
@@ -315,7 +315,7 @@ def test_a_straggler_with_news_lengthens_the_opening(
     verdict: BreakerOutcome, hint: float | None, seconds: float
 ) -> None:
     """A late hint or fatal failure sets a later end, with its own cause, and is still stale."""
-    breaker, clock = make_gate(fail_max=2)
+    breaker, clock = make_breaker(fail_max=2)
     straggler = let_in(breaker)
     fail(breaker, 2, cause="overloaded", summary="503 UNAVAILABLE")
     before = breaker.metrics()
@@ -335,7 +335,7 @@ def test_a_straggler_with_news_lengthens_the_opening(
 def test_of_several_hints_in_flight_the_longest_holds() -> None:
     """Whatever their order; the circuit is closed when the longest is over."""
     for hints in ([2.0, 30.0, 9.0], [30.0, 9.0, 2.0], [9.0, 2.0, 30.0]):
-        breaker, clock = make_gate()
+        breaker, clock = make_breaker()
         for permit, hint in zip([let_in(breaker) for _ in hints], hints, strict=True):
             permit.settle(THROTTLED, retry_after=hint)
         assert breaker.blocked_until() == 30.0
@@ -346,7 +346,7 @@ def test_of_several_hints_in_flight_the_longest_holds() -> None:
 @pytest.mark.parametrize("at", [0.0, 1.0])
 def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
     """The hint alone would have closed the circuit; a used-up quota wants to be seen gone."""
-    breaker, clock = make_gate(reset_max=600.0)
+    breaker, clock = make_breaker(reset_max=600.0)
     straggler = let_in(breaker)
     outcome(breaker, THROTTLED, retry_after=600.0, cause="rate_limited")
     clock.pass_(at)
@@ -359,7 +359,7 @@ def test_a_fatal_failure_during_a_hint_ends_with_a_probe(at: float) -> None:
 
 def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
     """An opening that waits for a probe may be lengthened by a hint, and still waits for it."""
-    breaker, clock = make_gate(reset_max=600.0)
+    breaker, clock = make_breaker(reset_max=600.0)
     straggler = let_in(breaker)
     breaker.open_for(10.0, cause="quota_exhausted", summary=None)
     straggler.settle(THROTTLED, retry_after=60.0)
@@ -371,7 +371,7 @@ def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
 @pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
 def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
     """Half-open or closed again, an outcome of the time before the opening changes nothing."""
-    breaker, clock = make_gate(fail_max=2, half_open_calls=2)
+    breaker, clock = make_breaker(fail_max=2, half_open_calls=2)
     first, second = let_in(breaker), let_in(breaker)
     fail(breaker, 2)
     clock.pass_(60.0)
@@ -385,7 +385,7 @@ def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) 
 
 def test_a_sibling_trips_a_closed_gate() -> None:
     """An opening by another route opens this breaker at once, and is the cause of rejections."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     breaker.force_trip(cause="quota_exhausted", summary="402 billing", origin="span")
     rejection = refused(breaker)
 
@@ -400,7 +400,7 @@ def test_a_sibling_trips_a_closed_gate() -> None:
 @pytest.mark.parametrize(("hint", "length"), [(7200.0, 7200.0), (60.0, 600.0), (math.nan, 600.0)])
 def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
     """The sibling's hint holds here as it does there: longer than reset_max, or not at all."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
     breaker.force_trip(cause="quota_exhausted", retry_after=hint)
 
     assert breaker.blocked_until() == length
@@ -417,7 +417,7 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     assert breaker.metrics().open_for == 610.0
     breaker.force_trip(cause="forbidden", retry_after=20.0)
     assert breaker.blocked_until() == 610.0
-    outlasted, clock = make_gate()
+    outlasted, clock = make_breaker()
     outcome(outlasted, BreakerOutcome.TRIP, retry_after=7200.0, cause="quota_exhausted")
     outlasted.force_trip(cause="forbidden")
     outlasted.force_trip(cause="unauthenticated", retry_after=7200.0)
@@ -633,7 +633,7 @@ def test_a_verdict_after_the_deadline_comes_too_late() -> None:
 
 def test_a_failure_has_the_origin_that_was_given_at_sending() -> None:
     """Rejections report it, unless the failure was settled with another origin."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     call = let_in(breaker)
     call.begin(origin="the request")
     call.settle(BreakerOutcome.FAILURE)
@@ -737,7 +737,7 @@ def test_a_place_given_up_and_settled_is_not_given_back_twice() -> None:
 @pytest.mark.parametrize("second", list(BreakerOutcome))
 def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
     """Settling again, with whatever verdict, returns the first settlement and changes nothing."""
-    breaker, _ = make_gate(fail_max=2)
+    breaker, _ = make_breaker(fail_max=2)
     permit = let_in(breaker)
     settled = [permit.settled]
     first = permit.settle(BreakerOutcome.FAILURE)
@@ -751,7 +751,7 @@ def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
 
 def test_a_permit_need_not_be_begun() -> None:
     """Without begin, outcomes count all the same."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     permit = breaker.acquire()
     assert isinstance(permit, Permit)
 
@@ -770,7 +770,7 @@ def test_beginning_after_the_settlement_does_nothing() -> None:
 
 def test_generations_number_the_states() -> None:
     """Each state has its own number, so that an outcome of another one can be told."""
-    breaker, clock = make_gate(fail_max=1)
+    breaker, clock = make_breaker(fail_max=1)
     numbers = [let_in(breaker).generation]
     fail(breaker)
     clock.pass_(60.0)
@@ -784,7 +784,7 @@ def test_generations_number_the_states() -> None:
 
 def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
     """A recovered breaker is not opened again by failures that began before the outage."""
-    breaker, clock = make_gate(fail_max=2)
+    breaker, clock = make_breaker(fail_max=2)
     stragglers = [let_in(breaker) for _ in range(5)]
     fail(breaker, 2)
     clock.pass_(60.0)
@@ -815,7 +815,7 @@ def test_a_clock_may_count_from_anywhere() -> None:
 
 def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
     """Rejections have cause, summary and origin, and the open period has the given length."""
-    breaker, clock = make_gate()
+    breaker, clock = make_breaker()
     breaker.open_for(30, cause="quota_exhausted", summary="429", origin="call 7")
     answer = refused(breaker)
     assert (answer.cause, answer.summary, answer.origin) == ("quota_exhausted", "429", "call 7")
@@ -828,7 +828,7 @@ def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
 
 def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
     """`answered` extends the time of current requests only."""
-    breaker, clock = make_gate(probe_deadline=10.0)
+    breaker, clock = make_breaker(probe_deadline=10.0)
     late = let_in(breaker)
     breaker.open_for(5, cause=None, summary=None)
     clock.pass_(5)

@@ -7,7 +7,7 @@ import sys
 
 import pybreaker
 import pytest
-from breaker_kit import HandClock, fail, let_in, make_gate, opened, refused
+from breaker_kit import HandClock, fail, let_in, make_breaker, opened, refused
 
 from resilient_imagen.circuitbreaker import BreakerState, CircuitBreaker
 from resilient_imagen.reasons import BreakerOutcome
@@ -19,7 +19,7 @@ def circuit_of(breaker: CircuitBreaker) -> pybreaker.CircuitBreaker:
 
 def test_pybreaker_holds_the_state() -> None:
     """Its state and counters are those that the breaker reports, all the way round."""
-    breaker, clock = make_gate(half_open_calls=2)
+    breaker, clock = make_breaker(half_open_calls=2)
     circuit = circuit_of(breaker)
     assert (circuit.current_state, circuit.fail_max, circuit.success_threshold) == ("closed", 3, 2)
     fail(breaker, 3)
@@ -45,7 +45,7 @@ def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) ->
 
 def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
     """After pybreaker is opened directly, the breaker rejects and then recovers."""
-    breaker, _ = make_gate(HandClock(5.0))
+    breaker, _ = make_breaker(HandClock(5.0))
     straggler = let_in(breaker)
     circuit_of(breaker).open()
     assert refused(breaker).retry_after == 60.0

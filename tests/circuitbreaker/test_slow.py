@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from breaker_kit import changes, fail, half_open, let_in, make_gate, outcome, refused
+from breaker_kit import changes, fail, half_open, let_in, make_breaker, outcome, refused
 
 from resilient_imagen.circuitbreaker import (
     BreakerConfig,
@@ -20,7 +20,7 @@ from resilient_imagen.virtualtime import run_virtual
 
 def test_slow_calls_in_flight_open_it_before_they_end() -> None:
     """Three calls sent together and not back after 20 s open the breaker, at that very second."""
-    breaker, clock = make_gate(slow_call=20.0)
+    breaker, clock = make_breaker(slow_call=20.0)
     calls = [let_in(breaker) for _ in range(3)]
     clock.pass_(19.999)
     assert breaker.metrics().consecutive == 0
@@ -34,7 +34,7 @@ def test_slow_calls_in_flight_open_it_before_they_end() -> None:
 
 def test_slow_calls_found_late_count_at_their_own_moments_in_order() -> None:
     """The opening has the time when the third call became slow, even if it is detected later."""
-    breaker, clock = make_gate(slow_call=20.0)
+    breaker, clock = make_breaker(slow_call=20.0)
     for _ in range(3):
         let_in(breaker)
         clock.pass_(1.0)
@@ -51,7 +51,7 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
     verdict: BreakerOutcome, counted: str
 ) -> None:
     """The later outcome of a slow call changes no count."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(25.0)
     assert breaker.metrics().consecutive == 1
@@ -67,7 +67,7 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
 )
 def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
     """Every outcome at the threshold is slow, even without calls in between."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(20.0)
 
@@ -77,7 +77,7 @@ def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> N
 
 def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
     """Once settled, no later moment counts it as slow."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     outcome(breaker, BreakerOutcome.SUCCESS)
     outcome(breaker, BreakerOutcome.NEUTRAL)
     clock.pass_(1000.0)
@@ -87,7 +87,7 @@ def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
 
 def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
     """A call that was queued for long and then cancelled does not count as slow."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     waiting = breaker.acquire()
     assert isinstance(waiting, Permit)
     clock.pass_(1000.0)
@@ -97,7 +97,7 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
 
 def test_beginning_again_counts_from_then() -> None:
     """The clock of a call begins at its last sending, and the order of the others is not lost."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     first, second = let_in(breaker), let_in(breaker)
     clock.pass_(15.0)
     first.begin()
@@ -112,7 +112,7 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     hint: float | None, length: float
 ) -> None:
     """A slow call has used its vote, but an exhausted quota still trips the breaker."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(25.0)
     settlement = call.settle(BreakerOutcome.TRIP, retry_after=hint)
@@ -124,7 +124,7 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
 
 def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
     """A 429 with a hint after the threshold opens for exactly that long."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=100)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(25.0)
     settlement = call.settle(BreakerOutcome.THROTTLED, retry_after=40.0)
@@ -165,7 +165,7 @@ def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
 
 def test_a_slow_call_names_its_origin() -> None:
     """Later rejections have the origin of the slow call."""
-    breaker, clock = make_gate(slow_call=20.0, fail_max=1)
+    breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     call = breaker.acquire()
     assert isinstance(call, Permit)
     call.begin(origin="span of the slow one")
@@ -176,7 +176,7 @@ def test_a_slow_call_names_its_origin() -> None:
 
 def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
     """Calls sent before are judged when they end, with the origin of either moment."""
-    breaker, clock = make_gate(fail_max=2)
+    breaker, clock = make_breaker(fail_max=2)
     calls = [let_in(breaker) for _ in range(2)]
     breaker.reconfigure(BreakerConfig(fail_max=2, slow_call=20.0))
     clock.pass_(20.0)
@@ -192,7 +192,7 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
 
 def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
     """A call not watched in flight that finds the quota gone opens for long, not for being slow."""
-    breaker, clock = make_gate(fail_max=1)
+    breaker, clock = make_breaker(fail_max=1)
     call = let_in(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
     clock.pass_(25.0)
@@ -203,7 +203,7 @@ def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
 
 def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
     """From then on no call becomes slow."""
-    breaker, clock = make_gate(fail_max=1, slow_call=20.0)
+    breaker, clock = make_breaker(fail_max=1, slow_call=20.0)
     call = let_in(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1))
     clock.pass_(25.0)
@@ -214,7 +214,7 @@ def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
 
 def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
     """Calls that become slow by a lower threshold count at the time of the change."""
-    breaker, clock = make_gate(fail_max=1, slow_call=50.0)
+    breaker, clock = make_breaker(fail_max=1, slow_call=50.0)
     let_in(breaker)
     clock.pass_(30.0)
     breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=10.0))
@@ -224,7 +224,7 @@ def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
 
 def test_slow_calls_count_in_shadow_too() -> None:
     """The shadow learns from calls in flight as the real one would."""
-    breaker, clock = make_gate(mode=BreakerMode.SHADOW, slow_call=20.0)
+    breaker, clock = make_breaker(mode=BreakerMode.SHADOW, slow_call=20.0)
     for _ in range(3):
         let_in(breaker)
     clock.pass_(20.0)
@@ -234,7 +234,7 @@ def test_slow_calls_count_in_shadow_too() -> None:
 
 def test_calls_of_an_earlier_state_never_become_slow() -> None:
     """Calls in flight when it opened cannot fail the round of probes that follows."""
-    breaker, clock = make_gate(slow_call=90.0, reset_timeout=60.0)
+    breaker, clock = make_breaker(slow_call=90.0, reset_timeout=60.0)
     straggler = let_in(breaker)
     fail(breaker, 3)
     clock.pass_(60.0)
@@ -271,7 +271,7 @@ def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
 
 def test_what_was_answered_in_time_is_not_slow_for_a_threshold_set_later() -> None:
     """A call answered before the threshold was set is not slow."""
-    breaker, clock = make_gate()
+    breaker, clock = make_breaker()
     answered, silent = let_in(breaker), let_in(breaker)
     answered.answered()
     breaker.reconfigure(BreakerConfig(slow_call=20.0))

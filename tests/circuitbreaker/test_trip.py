@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from breaker_kit import make_gate
+from breaker_kit import make_breaker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,7 +169,7 @@ def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
 
 def test_metrics_show_both_thresholds() -> None:
     """Metrics contain `fail_max` and `failure_rate` beside the counts that they limit."""
-    breaker, _ = make_gate(fail_max=7, failure_rate=0.25)
+    breaker, _ = make_breaker(fail_max=7, failure_rate=0.25)
     metrics = breaker.metrics()
 
     assert (metrics.failure_threshold, metrics.failure_rate_threshold) == (7, 0.25)

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 import pytest
-from breaker_kit import HandClock, fail, let_in, make_gate, opened
+from breaker_kit import HandClock, fail, let_in, make_breaker, opened
 
 from resilient_imagen.circuitbreaker import (
     BreakerConfig,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def loop_gate(**numbers: object) -> CircuitBreaker:
+def loop_breaker(**numbers: object) -> CircuitBreaker:
     """A breaker on the running loop's time, without jitter."""
     return CircuitBreaker("google:pro", BreakerConfig(**numbers), random=lambda: 0.0)  # type: ignore[arg-type]
 
@@ -58,7 +58,7 @@ def test_waiters_hear_the_verdict_of_the_probe() -> None:
         return "probe" if answer.probe else "through"
 
     async def scenario() -> list[str]:
-        breaker = loop_gate()
+        breaker = loop_breaker()
         open_now(breaker)
         await until_due(breaker)
         return await asyncio.gather(*(caller(breaker) for _ in range(50)))
@@ -72,7 +72,7 @@ def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
     """A cancelled probe wakes the waiting callers, and one of them is the next probe."""
 
     async def scenario() -> None:
-        breaker = loop_gate()
+        breaker = loop_breaker()
         open_now(breaker)
         await until_due(breaker)
         probe = let_in(breaker)
@@ -89,7 +89,7 @@ def test_waiters_hear_of_a_probe_that_hangs(sent: bool) -> None:
     """By a timer, at the deadline: of the failure if it was sent, else of the free place."""
 
     async def scenario() -> tuple[float, BreakerState]:
-        breaker = loop_gate(probe_deadline=61.0)
+        breaker = loop_breaker(probe_deadline=61.0)
         open_now(breaker)
         await until_due(breaker)
         began = asyncio.get_running_loop().time()
@@ -110,7 +110,7 @@ def test_mere_dueness_wakes_nobody() -> None:
     """The end of an opening is no change: the future is still pending long after it."""
 
     async def scenario() -> None:
-        breaker = loop_gate()
+        breaker = loop_breaker()
         open_now(breaker)
         future = breaker.wait_for_change()
         await until_due(breaker)
@@ -126,7 +126,7 @@ def test_every_change_that_callers_meet_wakes() -> None:
     """Opening, forcing and taking it back, other numbers, and a sibling's trip all wake."""
 
     async def scenario() -> None:
-        breaker = loop_gate(fail_max=1)
+        breaker = loop_breaker(fail_max=1)
         changes: list[Callable[[], None]] = [
             lambda: fail(breaker),
             lambda: setattr(breaker, "force_open", True),
@@ -150,7 +150,7 @@ def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
     """After 99 of 100 waiters are cancelled, none of their state is left, and the last is woken."""
 
     async def scenario() -> None:
-        breaker = loop_gate(fail_max=1)
+        breaker = loop_breaker(fail_max=1)
         waits = [asyncio.ensure_future(breaker.wait_for_change()) for _ in range(100)]
         for each in waits[1:]:
             each.cancel()
@@ -168,10 +168,10 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
     """The caller that has waited longest is woken first, so it becomes the next probe."""
 
     async def scenario() -> list[int]:
-        breaker = loop_gate(fail_max=1)
+        breaker = loop_breaker(fail_max=1)
         order: list[int] = []
-        troubles: list[object] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _, what: troubles.append(what))
+        errors: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: errors.append(what))
 
         async def wait(number: int) -> None:
             await breaker.wait_for_change()
@@ -183,7 +183,7 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
         fail(breaker)
         await asyncio.gather(*waits, return_exceptions=True)
         await asyncio.sleep(0)
-        assert troubles == []
+        assert errors == []
         return order
 
     assert run_virtual(scenario()) == [number for number in range(50) if number != 7]
@@ -191,7 +191,7 @@ def test_waiters_are_woken_in_the_order_they_came() -> None:
 
 def test_changed_needs_a_loop() -> None:
     """`wait_for_change` outside a loop raises an error."""
-    breaker, _ = make_gate()
+    breaker, _ = make_breaker()
 
     with pytest.raises(RuntimeError, match="no running event loop"):
         breaker.wait_for_change()
@@ -202,7 +202,7 @@ NO_LOOP = "^a breaker without a clock of its own needs a running loop$"
 
 def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
     """Without a loop and without a clock, acquiring raises an error that names what is missing."""
-    breaker = loop_gate()
+    breaker = loop_breaker()
 
     with pytest.raises(RuntimeError, match=NO_LOOP):
         breaker.acquire()
@@ -212,7 +212,7 @@ def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
 
 def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
     """After the loop has ended a snapshot shows the last moment, and a late settle does no harm."""
-    breaker = loop_gate(fail_max=1)
+    breaker = loop_breaker(fail_max=1)
 
     async def scenario() -> Permit:
         permit = let_in(breaker)
@@ -229,7 +229,7 @@ def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
 
 def test_state_goes_over_from_one_loop_to_the_next() -> None:
     """On a new loop whose time begins at 0, the remaining open period continues."""
-    breaker = loop_gate(fail_max=1)
+    breaker = loop_breaker(fail_max=1)
 
     async def first() -> None:
         await asyncio.sleep(5000.0)
@@ -251,7 +251,7 @@ def test_state_goes_over_from_one_loop_to_the_next() -> None:
 
 def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
     """Half a second behind the last moment of the loop before, time goes on from that moment."""
-    breaker = loop_gate(fail_max=1)
+    breaker = loop_breaker(fail_max=1)
 
     async def first() -> None:
         await asyncio.sleep(0.5)
@@ -269,7 +269,7 @@ def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
 
 def test_time_between_two_loops_counts() -> None:
     """Time between two loops counts; a breaker's time begins at its first use."""
-    breaker = loop_gate(fail_max=1)
+    breaker = loop_breaker(fail_max=1)
 
     async def first() -> float:
         await asyncio.sleep(500.0)
@@ -292,7 +292,7 @@ def test_time_between_two_loops_counts() -> None:
 @pytest.mark.parametrize("sent", [True, False])
 def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> None:
     """The probe of a closed loop frees its place without a failure; the next caller probes."""
-    breaker = loop_gate(fail_max=1, probe_deadline=61.0, slow_call=20.0)
+    breaker = loop_breaker(fail_max=1, probe_deadline=61.0, slow_call=20.0)
     left_behind = []
 
     async def first() -> None:
@@ -317,7 +317,7 @@ def test_a_probe_left_behind_by_a_closed_loop_frees_its_place(sent: bool) -> Non
 
 def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
     """A caller that waits on the next loop is woken, because the place of that probe is free."""
-    breaker = loop_gate(fail_max=1)
+    breaker = loop_breaker(fail_max=1)
 
     async def first() -> None:
         fail(breaker)
@@ -334,7 +334,7 @@ def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
 
 def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
     """Its time ended with its loop."""
-    breaker = loop_gate(fail_max=1, slow_call=20.0)
+    breaker = loop_breaker(fail_max=1, slow_call=20.0)
 
     async def first() -> None:
         let_in(breaker)
@@ -351,7 +351,7 @@ def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
 
 def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
     """Nothing need change for that: a future keeps its caller alive, with all that it holds."""
-    breaker = loop_gate()
+    breaker = loop_breaker()
     loop = VirtualTimeLoop()
 
     async def wait() -> asyncio.Future[None]:
@@ -371,7 +371,7 @@ def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
 
 def test_a_timer_left_on_another_loop_does_no_harm() -> None:
     """A loop that runs again after the breaker has moved on disturbs neither it nor its timer."""
-    breaker = loop_gate(slow_call=20.0)
+    breaker = loop_breaker(slow_call=20.0)
     one, other = VirtualTimeLoop(), VirtualTimeLoop()
 
     async def send() -> Permit:
@@ -398,7 +398,7 @@ def test_no_timer_is_left_when_nothing_is_pending() -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        breaker = loop_gate(slow_call=20.0)
+        breaker = loop_breaker(slow_call=20.0)
         for _ in range(100):
             let_in(breaker).settle(BreakerOutcome.SUCCESS)
         assert timers(loop) == 0
@@ -422,7 +422,7 @@ def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
     """The first call ends in time, so the timer set for it goes on to the second."""
 
     async def scenario() -> float:
-        breaker = loop_gate(slow_call=20.0, fail_max=1)
+        breaker = loop_breaker(slow_call=20.0, fail_max=1)
         first = let_in(breaker)
         await asyncio.sleep(15.0)
         let_in(breaker)
@@ -437,7 +437,7 @@ def test_a_timer_rings_in_time_for_a_short_while() -> None:
     """A quarter of a second is not rounded up to anything."""
 
     async def scenario() -> float:
-        breaker = loop_gate(slow_call=0.25, fail_max=1)
+        breaker = loop_breaker(slow_call=0.25, fail_max=1)
         let_in(breaker)
         await breaker.wait_for_change()
         return asyncio.get_running_loop().time()
@@ -449,7 +449,7 @@ def test_an_earlier_moment_sets_the_timer_anew() -> None:
     """A lower threshold wakes at its own time, not at that of the old timer."""
 
     async def scenario() -> float:
-        breaker = loop_gate(slow_call=500.0, fail_max=1)
+        breaker = loop_breaker(slow_call=500.0, fail_max=1)
         let_in(breaker)
         breaker.reconfigure(BreakerConfig(slow_call=20.0, fail_max=1))
         await breaker.wait_for_change()
@@ -462,7 +462,7 @@ def test_a_gate_nobody_uses_any_more_is_collected() -> None:
     """Neither its listeners nor a loop keep it alive once its last timer is gone."""
 
     async def scenario() -> weakref.ref[CircuitBreaker]:
-        breaker = loop_gate(slow_call=20.0)
+        breaker = loop_breaker(slow_call=20.0)
         breaker.subscribe(lambda _transition: None, inline=True)
         let_in(breaker).settle(BreakerOutcome.SUCCESS)
         breaker.wait_for_change().cancel()
@@ -493,7 +493,7 @@ def test_a_clock_of_its_own_works_on_a_loop_too() -> None:
 
 def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
     """Misused from four threads at once, every outcome is counted once and probes stay capped."""
-    breaker = loop_gate(fail_max=10**9, min_calls=10**9, window=3600.0)
+    breaker = loop_breaker(fail_max=10**9, min_calls=10**9, window=3600.0)
     rounds, errors = 2000, []
     barrier = threading.Barrier(4)
 
@@ -544,7 +544,7 @@ def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
 
 def test_a_waiter_is_woken_from_another_thread() -> None:
     """A future of a loop in another thread is resolved there, not from here."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     waiting = threading.Event()
     woken = []
 
@@ -565,7 +565,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
 
 def test_many_waiters_of_other_threads_are_all_woken() -> None:
     """All waiters of many threads are woken, while some of them are already cancelled."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     ready, woken = threading.Barrier(5), []
 
     async def wait() -> None:
@@ -587,7 +587,7 @@ def test_many_waiters_of_other_threads_are_all_woken() -> None:
 
 def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
     """A change after a loop was closed with a waiter on it goes by without an error."""
-    breaker, _ = make_gate(fail_max=1)
+    breaker, _ = make_breaker(fail_max=1)
     loop = VirtualTimeLoop()
 
     async def wait() -> asyncio.Future[None]:

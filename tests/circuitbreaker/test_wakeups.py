@@ -44,7 +44,7 @@ class Caller:
     def __init__(
         self, breaker: CircuitBreaker, other: CircuitBreaker, kind: Kind, way: Way
     ) -> None:
-        self.gate, self.other, self.kind, self.way = breaker, other, kind, way
+        self.breaker, self.other, self.kind, self.way = breaker, other, kind, way
         self.woken = 0
         self.permit: Permit | None = None
         self.task = asyncio.ensure_future(self.run())
@@ -61,14 +61,14 @@ class Caller:
 
     def ask(self) -> Permit | Rejection | None:
         if self.kind != "looks":
-            return self.gate.try_acquire_early()
-        rejection = self.gate.try_acquire_early() if not self.gate.allows_calls() else None
+            return self.breaker.try_acquire_early()
+        rejection = self.breaker.try_acquire_early() if not self.breaker.allows_calls() else None
         return rejection or Rejection(
-            "", self.gate.metrics().state, None, True, None, None, None, self.gate.metrics()
+            "", self.breaker.metrics().state, None, True, None, None, None, self.breaker.metrics()
         )
 
     async def wait(self) -> None:
-        self.waiting = self.gate.wait_for_change()
+        self.waiting = self.breaker.wait_for_change()
         if self.kind == "leaves when woken":
             self.waiting.add_done_callback(lambda _: self.task.cancel())
         if self.way == "await":

@@ -44,14 +44,14 @@ def test_a_slow_address_does_not_take_the_callers_time(
 ) -> None:
     """After a quarter of it the picture is made without that reference, which is listed."""
 
-    async def scene(world: PipelineScenario) -> None:
-        slow(world.client)
+    async def scene(scenario: PipelineScenario) -> None:
+        slow(scenario.client)
         began = now()
-        result = await world.ask(references=[URL, PNG, URL], deadline=deadline)
+        result = await scenario.ask(references=[URL, PNG, URL], deadline=deadline)
 
         assert [each["index"] for each in result.dropped_references] == [0, 2]
         assert {each["why"] for each in result.dropped_references} == {"took too long to load"}
-        (sent,) = world.google.sent
+        (sent,) = scenario.google.sent
         assert [each.index for each in sent.request.references] == [1]
         assert now() - began == pytest.approx(waited, abs=2)
 
@@ -76,12 +76,12 @@ def test_a_slow_address_does_not_take_the_callers_time(
 def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
     """By the name of the argument, and before anything is sent."""
 
-    async def scene(world: PipelineScenario) -> None:
-        slow(world.client)
+    async def scene(scenario: PipelineScenario) -> None:
+        slow(scenario.client)
         with pytest.raises(InvalidRequestError) as caught:
-            await world.client.edit(image, "make it blue", deadline=20)
+            await scenario.client.edit(image, "make it blue", deadline=20)
         assert str(caught.value) == words
-        assert world.google.sent == []
+        assert scenario.google.sent == []
 
     run_scenario(scene, **FAST)
 
@@ -89,10 +89,10 @@ def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> No
 def test_strict_references_say_which_one_it_was() -> None:
     """A reference that is late is one that cannot be read."""
 
-    async def scene(world: PipelineScenario) -> None:
-        slow(world.client)
+    async def scene(scenario: PipelineScenario) -> None:
+        slow(scenario.client)
         with pytest.raises(InvalidRequestError, match=r"^reference_images\[1\] took too long"):
-            await world.ask(references=[PNG, URL], deadline=20)
+            await scenario.ask(references=[PNG, URL], deadline=20)
 
     run_scenario(scene, **FAST, strict_references=True)
 
@@ -100,9 +100,9 @@ def test_strict_references_say_which_one_it_was() -> None:
 def test_as_many_references_are_read_as_any_route_takes() -> None:
     """Sixteen for the fallback's sake; each route then sends what it takes itself."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(references=[PNG] * 40)
-        (sent,) = world.google.sent
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(references=[PNG] * 40)
+        (sent,) = scenario.google.sent
         assert len(sent.request.references) == 14
         whys = [each["why"] for each in result.dropped_references]
         assert whys.count("was not read: no more than 16 can be sent") == 24
@@ -119,17 +119,17 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     limits = {"google": len(photo), "openai": len(photo) // 2}
     monkeypatch.setattr(models, "max_reference_bytes", lambda vendor, _name: limits[vendor])
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.crash(ConnectionError())  # not ours: it surfaces, and nothing falls back
         with pytest.raises(ConnectionError):
-            await world.ask(references=[photo])
-        assert world.google.sent[0].request.references[0].data is photo
+            await scenario.ask(references=[photo])
+        assert scenario.google.sent[0].request.references[0].data is photo
 
     run_scenario(scene, **FAST)
 
-    async def fallback(world: PipelineScenario) -> None:
-        result = await world.ask(references=[photo])
-        (reference,) = world.openai.sent[0].request.references
+    async def fallback(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(references=[photo])
+        (reference,) = scenario.openai.sent[0].request.references
         assert len(reference.data) <= limits["openai"]
         assert result.adjustments[-1].startswith("reference 0 made smaller for its size")
 
@@ -143,13 +143,13 @@ def test_what_fitting_did_is_the_first_thing_said() -> None:
     async def main() -> None:
         from resilient_imagen.testing import FakeProvider, RecordingSink
 
-        told = RecordingSink()
+        sink = RecordingSink()
         provider = FakeProvider("google", image=encoded(picture(100, 100), "PNG"), latency=0.0)
-        async with ImageClient(google, providers=[provider], sinks=[told]) as client:
+        async with ImageClient(google, providers=[provider], sinks=[sink]) as client:
             result = await client.generate("a lighthouse", references=[TURNED] * 14)
         assert result.adjustments[0].startswith("image cropped from 100x100")
         assert len(result.adjustments) == 15
-        (ended,) = [event for event in told.events if isinstance(event, RequestEnded)]
+        (ended,) = [event for event in sink.events if isinstance(event, RequestEnded)]
         shown = attributes.of_request_end(ended)[names.ADJUSTMENTS]
         assert "image cropped from 100x100 to 56x100" in str(shown)
 
@@ -163,8 +163,8 @@ def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
     path.write_bytes(PNG)
     text = base64.b64encode(PNG).decode()
 
-    async def scene(world: PipelineScenario) -> None:
-        made = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        made = await scenario.ask()
         image: dict[str, Any] = {
             "path": path,
             "base64": text,
@@ -173,8 +173,8 @@ def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
             "result": made,
             "dict": made.to_dict(),
         }
-        await world.client.edit(image[kind], "make it blue")
-        (reference,) = world.google.sent[-1].request.references
+        await scenario.client.edit(image[kind], "make it blue")
+        (reference,) = scenario.google.sent[-1].request.references
         assert (
             opened(reference.data).size
             == opened(made.image_bytes if kind in {"result", "dict"} else PNG).size

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 100_000_000
 
 
-def mended(data: bytes) -> NormalizedImage:
+def normalized(data: bytes) -> NormalizedImage:
     return normalize(data, max_pixels=MAX_PIXELS)
 
 
@@ -58,7 +58,7 @@ def test_a_good_picture_passes_as_the_very_same_object(case: str) -> None:
     """Byte for byte, without even a copy."""
     data = GOOD[case]
 
-    result = mended(data)
+    result = normalized(data)
 
     assert result.data is data
     assert result.mime_type == sniff_mime(data)
@@ -75,7 +75,7 @@ def test_a_good_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
 
     for data in (GOOD["png"], GOOD["jpeg"]):
-        assert mended(data).data is data
+        assert normalized(data).data is data
 
 
 def animation(form: str) -> bytes:
@@ -122,13 +122,13 @@ def test_a_bad_picture_is_mended(case: str) -> None:
     make, mime, mode, words = BAD[case]
     data = make()
 
-    result = mended(data)
+    result = normalized(data)
 
     assert (result.mime_type, opened(result.data).mode) == (mime, mode)
     assert sniff_mime(result.data) == mime
     assert result.note is not None
     assert words in result.note
-    assert mended(result.data).data is result.data
+    assert normalized(result.data).data is result.data
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_bad_picture_is_mended(case: str) -> None:
 )  # fmt: skip
 def test_a_mended_picture_shows_the_same(case: str, tolerance: int) -> None:
     """Mending changes the encoding, not what is seen; of several frames it is the first."""
-    assert near(opened(mended(BAD[case][0]()).data), picture(), tolerance)
+    assert near(opened(normalized(BAD[case][0]()).data), picture(), tolerance)
 
 
 def bad_exif(orientation: int) -> bytes:
@@ -155,7 +155,7 @@ def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> No
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = mended(data)
+        result = normalized(data)
 
     if turn == 1:
         assert result.data is data
@@ -168,23 +168,23 @@ def test_a_png_with_a_long_text_passes() -> None:
     good = encoded(picture(), "PNG")
     text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 * 2**20)))
 
-    assert mended(good[:33] + text + good[33:]).note is None
+    assert normalized(good[:33] + text + good[33:]).note is None
     turned = encoded(picture(mode="P"), "PNG")
-    assert near(opened(mended(turned[:33] + text + turned[33:]).data), picture(), 60)
+    assert near(opened(normalized(turned[:33] + text + turned[33:]).data), picture(), 60)
 
 
 def test_sixteen_bit_grey_is_scaled_not_cut_off() -> None:
     """Half of 65535 becomes half of 255."""
     rows = b"".join(b"\0" + struct.pack(">HHH", 0, 32768, 65535) for _ in range(2))
 
-    result = opened(mended(raw_png(3, 2, 16, 0, rows)).data)
+    result = opened(normalized(raw_png(3, 2, 16, 0, rows)).data)
 
     assert [result.convert("L").getpixel((x, 0)) for x in range(3)] == [0, 128, 255]
 
 
 def test_sixteen_bit_colour_keeps_its_high_bytes() -> None:
     """What is lost is the lower half of each value."""
-    result = opened(mended(sixteen_bit_rgb()).data)
+    result = opened(normalized(sixteen_bit_rgb()).data)
 
     assert result.getpixel((0, 0)) == (0, 0, 90)
     assert result.getpixel((47, 79)) == (47 * 1300 >> 8, 79 * 800 >> 8, 90)
@@ -196,7 +196,7 @@ def test_transparency_of_a_palette_survives() -> None:
     source.putpalette([255, 0, 0, 0, 255, 0])
     source.putpixel((0, 0), 0)
 
-    result = opened(mended(encoded(source, "PNG", transparency=0)).data).convert("RGBA")
+    result = opened(normalized(encoded(source, "PNG", transparency=0)).data).convert("RGBA")
 
     assert result.getpixel((0, 0)) == (255, 0, 0, 0)
     assert result.getpixel((1, 1)) == (0, 255, 0, 255)
@@ -209,7 +209,7 @@ def test_a_turned_picture_is_set_upright(form: str, turn: int) -> None:
     options = {"lossless": True} if form == "WEBP" else {"quality": 95}
     data = encoded(picture(), form, exif=exif(turn), **options)
 
-    result = mended(data)
+    result = normalized(data)
 
     assert result.mime_type == f"image/{form.lower()}"
     assert opened(result.data).getexif().get(0x0112, 1) == 1
@@ -223,7 +223,7 @@ def test_an_upright_jpeg_keeps_subsampling_and_profile() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(picture(), "JPEG", exif=exif(3), subsampling=0, icc_profile=profile)
 
-    result = opened(mended(data).data)
+    result = opened(normalized(data).data)
 
     from PIL.JpegImagePlugin import get_sampling
 
@@ -235,7 +235,7 @@ def test_a_profile_for_greys_does_not_stay_on_colours() -> None:
     """Grey with alpha becomes RGBA, for which its profile makes no sense."""
     data = encoded(picture(mode="LA"), "PNG", icc_profile=b"a profile for greys")
 
-    assert "icc_profile" not in opened(mended(data).data).info
+    assert "icc_profile" not in opened(normalized(data).data).info
 
 
 def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
@@ -244,7 +244,7 @@ def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
     tags[0x0112] = 6
     tags[0x010F] = "a camera's maker"
 
-    result = mended(encoded(picture(), "JPEG", exif=tags.tobytes()))
+    result = normalized(encoded(picture(), "JPEG", exif=tags.tobytes()))
 
     assert b"camera" not in result.data
 
@@ -267,8 +267,8 @@ def test_cmyk_is_converted_by_its_own_profile() -> None:
     """Pure cyan is grey on a press that prints greys; the plain formula would show it cyan."""
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
 
-    by_formula = opened(mended(encoded(cyan, "JPEG")).data).getpixel((8, 8))
-    by_profile = opened(mended(encoded(cyan, "JPEG", icc_profile=cmyk_profile())).data)
+    by_formula = opened(normalized(encoded(cyan, "JPEG")).data).getpixel((8, 8))
+    by_profile = opened(normalized(encoded(cyan, "JPEG", icc_profile=cmyk_profile())).data)
 
     assert by_formula == (0, 255, 255)
     red, green, blue = by_profile.getpixel((8, 8))  # type: ignore[misc]
@@ -280,7 +280,7 @@ def test_cmyk_with_a_broken_profile_is_still_mended() -> None:
     """A profile that cannot be read is left out, the plain formula serves."""
     data = encoded(picture(mode="CMYK"), "JPEG", icc_profile=b"no profile at all" * 20)
 
-    result = opened(mended(data).data)
+    result = opened(normalized(data).data)
 
     assert result.mode == "RGB"
     assert "icc_profile" not in result.info
@@ -311,7 +311,7 @@ def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
     data, words = REFUSED[case]
 
     with pytest.raises(UnusableImageError, match=words):
-        mended(data)
+        normalized(data)
 
 
 def test_the_pixel_limit_is_ours_and_the_applications_stays(
@@ -320,7 +320,7 @@ def test_the_pixel_limit_is_ours_and_the_applications_stays(
     """A picture over Pillow's own limit is mended without a warning, and that limit is not ours."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
 
-    assert mended(encoded(picture(mode="P"), "PNG")).mime_type == "image/png"
+    assert normalized(encoded(picture(mode="P"), "PNG")).mime_type == "image/png"
     assert Image.MAX_IMAGE_PIXELS == 3000
     with pytest.raises(UnusableImageError, match=r"more than 0\.003 megapixels"):
         normalize(encoded(picture(mode="P"), "PNG"), max_pixels=3000)
@@ -372,7 +372,7 @@ def test_a_png_of_endless_chunks_is_given_up() -> None:
     data = good[:33] + png_chunk(b"teXt", b"") * 300_000 + good[33:]
 
     with pytest.raises(UnusableImageError, match="truncated or damaged"):
-        mended(data)
+        normalized(data)
 
 
 def with_checksums(data: bytes) -> bytes:

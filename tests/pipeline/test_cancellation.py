@@ -17,51 +17,51 @@ from resilient_imagen.circuitbreaker import CircuitBreaker
 Script = Callable[[PipelineScenario], None]
 
 
-def healthy(world: PipelineScenario) -> None:
-    del world
+def healthy(scenario: PipelineScenario) -> None:
+    del scenario
 
 
-def overloaded(world: PipelineScenario) -> None:
-    world.google.fail(Reason.OVERLOADED, status=503)
+def overloaded(scenario: PipelineScenario) -> None:
+    scenario.google.fail(Reason.OVERLOADED, status=503)
 
 
-def hanging(world: PipelineScenario) -> None:
-    world.google.hang()
+def hanging(scenario: PipelineScenario) -> None:
+    scenario.google.hang()
 
 
-def throttled(world: PipelineScenario) -> None:
-    world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=2)
+def throttled(scenario: PipelineScenario) -> None:
+    scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=2)
 
 
-def all_down(world: PipelineScenario) -> None:
-    world.google.fail(Reason.CONNECTION)
-    world.openai.hang()
+def all_down(scenario: PipelineScenario) -> None:
+    scenario.google.fail(Reason.CONNECTION)
+    scenario.openai.hang()
 
 
 SCRIPTS = (healthy, overloaded, hanging, throttled, all_down)
 
 
-def gate_of(world: PipelineScenario) -> CircuitBreaker:
-    return world.client._routing.routes[0].breaker
+def breaker_of(scenario: PipelineScenario) -> CircuitBreaker:
+    return scenario.client._routing.routes[0].breaker
 
 
-async def settled(world: PipelineScenario, probes: int = 1) -> None:
+async def settled(scenario: PipelineScenario, probes: int = 1) -> None:
     """After every caller is gone, nothing may be held and a healthy call must work."""
-    assert world.idle()
+    assert scenario.idle()
     assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-    world.google.heal()
-    world.openai.heal()
+    scenario.google.heal()
+    scenario.openai.heal()
     await asyncio.sleep(1300)
     for _ in range(probes):
-        result = await world.ask()
+        result = await scenario.ask()
         assert result.provider == "google"
-    assert world.breaker() == "closed"
+    assert scenario.breaker() == "closed"
 
 
-async def cancelled_at_step(world: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
+async def cancelled_at_step(scenario: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
     """Run one call and cancel it when it suspends for the ``step``-th time; True if it did."""
     canceller = CancelAtStep(step)
-    task = await canceller.run(world.ask(**options))
+    task = await canceller.run(scenario.ask(**options))
     if task.cancelled():
         return True
     error = task.exception()
@@ -77,28 +77,28 @@ def test_cancelled_at_every_await_nothing_leaks(
 ) -> None:
     """Each call is cancelled one suspension later than the previous one; nothing leaks."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         async def on_start() -> None:
             await asyncio.sleep(0.01)
 
         step = 1
         while step < 100:
             if probing:
-                gate_of(world).force_trip(cause="overloaded")
+                breaker_of(scenario).force_trip(cause="overloaded")
                 await asyncio.sleep(1300)
-            script(world)
+            script(scenario)
             reached = await cancelled_at_step(
-                world, step, {"deadline": deadline, "on_start": on_start}
+                scenario, step, {"deadline": deadline, "on_start": on_start}
             )
-            assert world.idle(), step
-            world.google.heal()
-            world.openai.heal()
+            assert scenario.idle(), step
+            scenario.google.heal()
+            scenario.openai.heal()
             await asyncio.sleep(1300)  # any breaker is due again
             if not reached:
                 break
             step += 1
         assert 4 < step < 100
-        await settled(world)
+        await settled(scenario)
 
     run_scenario(scene, **FAST)
 
@@ -110,13 +110,13 @@ Caller = tuple[float, float | None, float | None]
 def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
     """The permit was carried through the queue; the caller that gave up hands it back."""
 
-    async def scene(world: PipelineScenario) -> None:
-        breaker, limiter = gate_of(world), world.client._routing.routes[0].limiter
+    async def scene(scenario: PipelineScenario) -> None:
+        breaker, limiter = breaker_of(scenario), scenario.client._routing.routes[0].limiter
         breaker.force_trip(cause="overloaded")
         await asyncio.sleep(1300)
         with limiter.join() as blocker:
             await blocker.granted
-            task = asyncio.create_task(world.ask())
+            task = asyncio.create_task(scenario.ask())
             await asyncio.sleep(1)
             assert not breaker.allows_calls()
             task.cancel()
@@ -129,11 +129,11 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
 def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
     """The slot comes free because the request failed that opened the circuit: it stays unused."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401)
-        results = await asyncio.gather(*(world.ask() for _ in range(3)))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
+        results = await asyncio.gather(*(scenario.ask() for _ in range(3)))
         assert [result.provider for result in results] == ["openai"] * 3
-        assert len(world.google.sent) == 1
+        assert len(scenario.google.sent) == 1
 
     run_scenario(scene, max_concurrent=1, **FAST)
 
@@ -141,16 +141,16 @@ def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
 def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
     """The breaker is asked again after every wait, however the caller spent it."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         async def warm_up() -> None:
             await asyncio.sleep(1)
 
-        world.google.warm_up = warm_up  # type: ignore[attr-defined]
-        task = asyncio.create_task(world.ask())
+        scenario.google.warm_up = warm_up  # type: ignore[attr-defined]
+        task = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0.5)
-        gate_of(world).force_trip(cause="overloaded")
+        breaker_of(scenario).force_trip(cause="overloaded")
         assert (await task).fallback_reason == "circuit_open"
-        assert world.google.sent == []
+        assert scenario.google.sent == []
 
     run_scenario(scene)
 
@@ -174,11 +174,11 @@ def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
 ) -> None:
     """Random arrivals, cancellations and deadlines: each call ends in time, and nothing leaks."""
 
-    async def caller(world: PipelineScenario, one: Caller) -> None:
+    async def caller(scenario: PipelineScenario, one: Caller) -> None:
         start, leave, deadline = one
         await asyncio.sleep(start)
         began = now()
-        task = asyncio.create_task(world.ask(deadline=deadline))
+        task = asyncio.create_task(scenario.ask(deadline=deadline))
         if leave is not None:
             asyncio.get_running_loop().call_later(leave, task.cancel)
         await asyncio.wait({task})
@@ -188,9 +188,9 @@ def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
             error = task.exception()
             assert error is None or isinstance(error, ImageGenerationError), error
 
-    async def scene(world: PipelineScenario) -> None:
-        script(world)
-        await asyncio.gather(*(caller(world, one) for one in callers))
-        await settled(world, probes=half_open)
+    async def scene(scenario: PipelineScenario) -> None:
+        script(scenario)
+        await asyncio.gather(*(caller(scenario, one) for one in callers))
+        await settled(scenario, probes=half_open)
 
     run_scenario(scene, ipm=60, max_concurrent=max_concurrent, breaker_half_open_calls=half_open)

@@ -37,11 +37,11 @@ def test_openais_filter_is_not_gone_around_either() -> None:
 def test_where_no_reason_leads_on_the_primarys_own_error_surfaces() -> None:
     """What it said reaches the caller as it is."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.overload())
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.overload())
         with pytest.raises(ProviderOverloadedError, match="503 UNAVAILABLE"):
-            await world.ask()
-        assert len(world.google.requests) <= BUDGET
+            await scenario.ask()
+        assert len(scenario.google.requests) <= BUDGET
 
     run_outage_scenario(scene, fallback_on="circuit_open", **UNPACED)
 
@@ -54,9 +54,9 @@ def test_no_answer_costs_a_minute() -> None:
 def test_a_picture_that_takes_20_seconds_is_waited_for() -> None:
     """A picture has no first token, and 20 s is an ordinary time for one."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.drip(20.0))
-        assert (await world.ask()).provider == "google"
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.drip(20.0))
+        assert (await scenario.ask()).provider == "google"
         assert now() == pytest.approx(20.0 + HEALTHY, abs=1.0)
 
     run_outage_scenario(scene, **UNPACED)
@@ -68,9 +68,9 @@ def test_a_body_that_stalls_is_left_within_the_deadline(
 ) -> None:
     """The fallback gets its share of the caller's time; without a deadline each try has its own."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(DRIES_UP)
-        assert (await world.ask(deadline=deadline)).provider == "openai"
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(DRIES_UP)
+        assert (await scenario.ask(deadline=deadline)).provider == "openai"
         assert now() <= longest
 
     run_outage_scenario(scene, **UNPACED)
@@ -79,11 +79,11 @@ def test_a_body_that_stalls_is_left_within_the_deadline(
 def test_a_request_at_fault_goes_nowhere_else() -> None:
     """One that is too long is the caller's to shorten, unless IMAGE_GEN_FALLBACK_ON says more."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(TOO_LONG)
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(TOO_LONG)
         with pytest.raises(InvalidRequestError, match="400 INVALID_ARGUMENT"):
-            await world.ask()
-        assert (len(world.google.requests), len(world.openai.requests)) == (1, 0)
+            await scenario.ask()
+        assert (len(scenario.google.requests), len(scenario.openai.requests)) == (1, 0)
 
     run_outage_scenario(scene, **UNPACED)
 
@@ -95,12 +95,12 @@ def test_a_request_at_fault_goes_nowhere_else() -> None:
 def test_row_google_healthy(seconds: float) -> None:
     """3 to 10 s: what the picture takes, and nothing on top."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set_latency(seconds)
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set_latency(seconds)
+        result = await scenario.ask()
         assert (result.provider, result.attempts) == ("google", 1)
         assert now() == pytest.approx(seconds, abs=SLACK)
-        world.google.set_latency(HEALTHY)
+        scenario.google.set_latency(HEALTHY)
 
     run_outage_scenario(scene)
 
@@ -113,12 +113,12 @@ def test_row_google_503_retry_works() -> None:
 def test_row_google_down_for_more_than_30_minutes() -> None:
     """Only the first image takes 15 to 20 s; the others take as long as OpenAI does."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.overload())
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.overload())
         seconds = []
         for _ in range(40):
             asked = now()
-            result = await world.ask()
+            result = await scenario.ask()
             assert result.provider == "openai"
             seconds.append(now() - asked)
             await asyncio.sleep(60.0 - seconds[-1])
@@ -126,7 +126,7 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
         # A probe that fails costs the one call that carried it nothing but its own instant.
         assert max(seconds[1:]) <= HEALTHY + 1.0
         # Three requests trip the breaker. Each failed probe costs the next call of its minute.
-        assert len(world.google.requests) <= 3 + 40 // 2
+        assert len(scenario.google.requests) <= 3 + 40 // 2
 
     run_outage_scenario(scene)
 

@@ -247,7 +247,7 @@ def check_all(seen: ObservedCalls, half_open: int) -> None:
     check_breakers(seen, half_open)
 
 
-random_worlds = given(
+random_scenarios = given(
     google=scripts,
     openai=scripts,
     crowd=callers,
@@ -258,7 +258,7 @@ random_worlds = given(
 
 
 @settings(max_examples=150, deadline=None)
-@random_worlds
+@random_scenarios
 def test_random_worlds_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
@@ -269,7 +269,7 @@ def test_random_worlds_follow_the_rules(
 
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
-@random_worlds
+@random_scenarios
 def test_many_random_worlds_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:

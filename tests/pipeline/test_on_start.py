@@ -23,24 +23,26 @@ def others() -> set[asyncio.Task[Any]]:
 
 def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> None:
     """The second of two callers is told after its turn in the queue has come."""
-    told: list[float] = []
+    started: list[float] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        await asyncio.gather(*(world.ask(on_start=lambda: told.append(now())) for _ in range(2)))
-        assert told == [pytest.approx(sent.at) for sent in world.google.sent]
-        assert told[1] == pytest.approx(6.0, abs=0.01)
+    async def scene(scenario: PipelineScenario) -> None:
+        await asyncio.gather(
+            *(scenario.ask(on_start=lambda: started.append(now())) for _ in range(2))
+        )
+        assert started == [pytest.approx(sent.at) for sent in scenario.google.sent]
+        assert started[1] == pytest.approx(6.0, abs=0.01)
 
     run_scenario(scene)
 
 
 def test_it_fires_once_whatever_follows() -> None:
     """Retries and the fallback are the same generation."""
-    told: list[float] = []
+    started: list[float] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask(on_start=lambda: told.append(now()))
-        assert len(told) == 1
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask(on_start=lambda: started.append(now()))
+        assert len(started) == 1
 
     run_scenario(scene, **FAST)
 
@@ -49,12 +51,12 @@ def test_it_is_called_with_slot_and_permit_held() -> None:
     """A function sees its own call in flight, and nothing sent yet."""
     seen: list[tuple[int, int]] = []
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         def on_start() -> None:
-            queue = world.client.snapshot()["routes"][0]["queue"]
-            seen.append((queue["in_flight"], len(world.google.sent)))
+            queue = scenario.client.snapshot()["routes"][0]["queue"]
+            seen.append((queue["in_flight"], len(scenario.google.sent)))
 
-        await world.ask(on_start=on_start)
+        await scenario.ask(on_start=on_start)
         assert seen == [(1, 0)]
 
     run_scenario(scene)
@@ -65,13 +67,13 @@ def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
     """It starts in the same moment as the request, and slot and permit are not held for it."""
     started: list[float] = []
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         async def on_start() -> None:
             started.append(now())
             await asyncio.sleep(takes)
 
-        await world.ask(on_start=on_start)
-        assert [sent.at for sent in world.google.sent] == [0.0]
+        await scenario.ask(on_start=on_start)
+        assert [sent.at for sent in scenario.google.sent] == [0.0]
         assert started == [0.0]
         assert now() == pytest.approx(1.0)
         assert others() == set()
@@ -81,17 +83,17 @@ def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
 
 def test_it_is_not_called_for_a_request_that_the_breaker_refuses_meanwhile() -> None:
     """The breaker opens while the caller queues: the caller is told when the fallback is asked."""
-    told: list[float] = []
+    started: list[float] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, latency=2.0)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, latency=2.0)
 
         async def on_start() -> None:
-            told.append(now())
+            started.append(now())
             await asyncio.sleep(1)
 
-        await asyncio.gather(world.ask(), world.ask(on_start=on_start))
-        assert told == [pytest.approx(world.openai.sent[-1].at, abs=0.001)]
+        await asyncio.gather(scenario.ask(), scenario.ask(on_start=on_start))
+        assert started == [pytest.approx(scenario.openai.sent[-1].at, abs=0.001)]
 
     run_scenario(scene)
 
@@ -166,8 +168,8 @@ def test_its_failure_never_touches_the_generation(
 ) -> None:
     """Whatever it raises or waits for costs no time, leaves no task behind and is logged."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(on_start=callback)
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(on_start=callback)
         assert result.provider == "google"
         assert now() == pytest.approx(1.0)
         assert others() == set()
@@ -200,8 +202,8 @@ def test_the_log_names_the_type_of_its_failure_and_not_its_text(
 ) -> None:
     """One line for each call, as a warning of the library's logger."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_start=callback)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_start=callback)
 
     with caplog.at_level(logging.WARNING, "resilient_imagen"):
         run_scenario(scene)
@@ -223,11 +225,11 @@ def test_the_end_of_the_program_passes(ending: BaseException) -> None:
     def ends() -> None:
         raise ending
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(type(ending)):
-            await world.ask(on_start=ends)
-        assert world.google.sent == []
-        assert world.idle()
+            await scenario.ask(on_start=ends)
+        assert scenario.google.sent == []
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -246,14 +248,14 @@ def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
 
     complaints: list[object] = []
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, found: complaints.append(found))
         if how in {"deadline", "cancelled"}:
-            world.google.hang()
+            scenario.google.hang()
         if how == "failed":
-            world.google.fail(Reason.INVALID_REQUEST, status=400, latency=1.0)
+            scenario.google.fail(Reason.INVALID_REQUEST, status=400, latency=1.0)
         call = asyncio.create_task(
-            world.ask(on_start=stubborn, deadline=1.0 if how == "deadline" else None)
+            scenario.ask(on_start=stubborn, deadline=1.0 if how == "deadline" else None)
         )
         if how == "cancelled":
             await asyncio.sleep(1)
@@ -275,19 +277,19 @@ def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
 
 def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
     """An async callback that does not wait for anything is done when the call is."""
-    told: list[str] = []
+    started: list[str] = []
 
     async def on_start() -> None:
-        told.append("generating")
+        started.append("generating")
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         async def generate(request: ImageRequest, model: str) -> ProviderResult:
             raise InvalidRequestError("not that")
 
-        world.google.generate = generate  # type: ignore[method-assign]
+        scenario.google.generate = generate  # type: ignore[method-assign]
         with pytest.raises(InvalidRequestError):
-            await world.ask(on_start=on_start)
-        assert told == ["generating"]
+            await scenario.ask(on_start=on_start)
+        assert started == ["generating"]
         assert others() == set()
 
     run_scenario(scene)
@@ -301,8 +303,8 @@ def test_one_that_is_done_in_time_is_not_complained_about(
     async def on_start() -> None:
         await asyncio.sleep(0.5)
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_start=on_start)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_start=on_start)
 
     with caplog.at_level(logging.WARNING, "resilient_imagen"):
         run_scenario(scene)
@@ -313,14 +315,14 @@ def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
     """Nothing can be awaited any more when a coroutine is closed."""
     calls: list[Coroutine[Any, Any, Any]] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        call: Awaitable[Any] = world.client.generate("a lighthouse", on_start=hangs)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        call: Awaitable[Any] = scenario.client.generate("a lighthouse", on_start=hangs)
         assert asyncio.iscoroutine(call)
         calls.append(call)
         call.send(None)
         call.close()
-        assert world.idle()
+        assert scenario.idle()
         await asyncio.sleep(0.1)
         assert others() == set()
 
@@ -329,11 +331,11 @@ def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
 
 def test_it_does_not_fire_when_nothing_is_sent() -> None:
     """All routes skipped: the caller is not told of a start that never came."""
-    told: list[float] = []
+    started: list[float] = []
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(Exception, match="skipped by the operator"):
-            await world.ask(on_start=lambda: told.append(now()))
-        assert told == []
+            await scenario.ask(on_start=lambda: started.append(now()))
+        assert started == []
 
     run_scenario(scene, force_open="google,openai")

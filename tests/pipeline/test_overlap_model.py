@@ -363,7 +363,7 @@ def check_overlap(seen: Observed, mine: Sequence[Event], ended: RequestEnded) ->
             assert asked.count(index) <= 1 + retries
 
 
-any_world = given(
+any_scenario = given(
     routes=st.sampled_from(ROUTES),
     chosen=choices,
     scripts=st.tuples(*[st.lists(steps, max_size=5)] * 3),
@@ -389,7 +389,7 @@ def check(
 
 
 @settings(max_examples=200, deadline=None)
-@any_world
+@any_scenario
 def test_overlap_keeps_the_rules(
     routes: list[str],
     chosen: dict[str, Any],
@@ -403,7 +403,7 @@ def test_overlap_keeps_the_rules(
 
 @pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
-@any_world
+@any_scenario
 def test_overlap_keeps_the_rules_thousands_of_times(
     routes: list[str],
     chosen: dict[str, Any],
@@ -418,32 +418,32 @@ def test_overlap_keeps_the_rules_thousands_of_times(
 # -- cancellation at every await ------------------------------------------------------------------
 
 
-async def probing(world: OverlapScenario) -> None:
-    await world.make_probe_due()
-    world.google.latency = 20.0
-    world.openai.latency = 5.0
+async def probing(scenario: OverlapScenario) -> None:
+    await scenario.make_probe_due()
+    scenario.google.latency = 20.0
+    scenario.openai.latency = 5.0
 
 
-async def hanging_probe(world: OverlapScenario) -> None:
-    await world.make_probe_due()
-    world.google.hang()
-    world.openai.fail(Reason.QUOTA_EXHAUSTED, latency=1.0)
+async def hanging_probe(scenario: OverlapScenario) -> None:
+    await scenario.make_probe_due()
+    scenario.google.hang()
+    scenario.openai.fail(Reason.QUOTA_EXHAUSTED, latency=1.0)
 
 
-async def hanging(world: OverlapScenario) -> None:
-    world.google.hang()
-    world.openai.hang()
+async def hanging(scenario: OverlapScenario) -> None:
+    scenario.google.hang()
+    scenario.openai.hang()
 
 
-async def slow(world: OverlapScenario) -> None:
+async def slow(scenario: OverlapScenario) -> None:
     for _ in range(5):  # for the budget
-        await world.ask()
-    world.google.latency, world.openai.latency = 15.0, 30.0
+        await scenario.ask()
+    scenario.google.latency, scenario.openai.latency = 15.0, 30.0
 
 
-async def failing(world: OverlapScenario) -> None:
-    world.google.fail(Reason.OVERLOADED, status=503, latency=11.0)
-    world.openai.fail(Reason.OVERLOADED, status=503, latency=11.0)
+async def failing(scenario: OverlapScenario) -> None:
+    scenario.google.fail(Reason.OVERLOADED, status=503, latency=11.0)
+    scenario.openai.fail(Reason.OVERLOADED, status=503, latency=11.0)
 
 
 SCRIPTS = (probing, hanging_probe, hanging, slow, failing)
@@ -456,22 +456,22 @@ def test_a_call_cancelled_at_any_await_leaves_nothing_behind(
 ) -> None:
     """Each call is cancelled one suspension later than the one before, in any of its tasks."""
 
-    async def scene(world: OverlapScenario) -> None:
+    async def scene(scenario: OverlapScenario) -> None:
         for step in range(1, 200):
-            await script(world)
+            await script(scenario)
             canceller = CancelAtStep(step)
-            task = await canceller.run(world.ask(deadline=deadline))
+            task = await canceller.run(scenario.ask(deadline=deadline))
             if not task.cancelled() and (error := task.exception()) is not None:
                 assert isinstance(error, ImageGenerationError), error
             if task.cancelled():
-                check_idle(world)
-            for provider in (world.google, world.openai, world.local):
+                check_idle(scenario)
+            for provider in (scenario.google, scenario.openai, scenario.local):
                 provider.heal().latency = 1.0
             await asyncio.sleep(1300)  # probes have ended, and any breaker is due again
-            check_idle(world)
+            check_idle(scenario)
             for _ in range(2):
-                assert (await world.ask()).provider == "google"
-            assert world.breaker()["state"] == "closed"
+                assert (await scenario.ask()).provider == "google"
+            assert scenario.breaker()["state"] == "closed"
             if not task.cancelled() and canceller.steps < step:
                 assert step > 4
                 return
@@ -480,10 +480,10 @@ def test_a_call_cancelled_at_any_await_leaves_nothing_behind(
     run_overlap(scene, routes=THREE_ROUTES, hedge_after=10, hedge_budget=1, openai_timeout=60)
 
 
-def check_idle(world: OverlapScenario) -> None:
+def check_idle(scenario: OverlapScenario) -> None:
     """No request, slot, place of a probe or task is left."""
-    assert not any(each.in_flight for each in (world.google, world.openai, world.local))
-    for route in world.client.snapshot()["routes"]:
+    assert not any(each.in_flight for each in (scenario.google, scenario.openai, scenario.local))
+    for route in scenario.client.snapshot()["routes"]:
         assert (route["queue"]["in_flight"], route["queue"]["waiting"]) == (0, 0)
         assert route["breaker"]["probes_in_flight"] == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -36,13 +36,13 @@ GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
 def test_a_healthy_primary_serves() -> None:
     """One request, no fallback, and the result names provider and model."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask()
         assert (result.provider, result.model) == ("google", "gemini-3-pro-image")
         assert (result.attempts, result.fallback_reason) == (1, None)
-        assert result.image_bytes == world.google.image
+        assert result.image_bytes == scenario.google.image
         assert result.latency_s == pytest.approx(1.0)
-        assert world.openai.sent == []
+        assert scenario.openai.sent == []
 
     run_scenario(scene)
 
@@ -50,13 +50,13 @@ def test_a_healthy_primary_serves() -> None:
 def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
     """Three requests with back-off, then OpenAI; at the default settings, pacing included."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+        result = await scenario.ask()
         assert result.provider == "openai"
         assert result.fallback_reason == "overloaded"
-        assert (result.attempts, len(world.google.sent)) == (4, 3)
-        assert world.openai.sent[0].at - world.google.sent[0].at <= 15.0 + 1e-3
+        assert (result.attempts, len(scenario.google.sent)) == (4, 3)
+        assert scenario.openai.sent[0].at - scenario.google.sent[0].at <= 15.0 + 1e-3
 
     for _ in range(30):  # whatever the jitter
         run_scenario(scene)
@@ -65,13 +65,13 @@ def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
 def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
     """A request that timed out is not retried on its route if another route is available."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert world.openai.sent[0].at == pytest.approx(60.0, abs=0.01)
-        assert len(world.google.sent) == 1
-        assert world.idle()
+        assert scenario.openai.sent[0].at == pytest.approx(60.0, abs=0.01)
+        assert len(scenario.google.sent) == 1
+        assert scenario.idle()
 
     run_scenario(scene)
 
@@ -79,17 +79,17 @@ def test_a_hanging_primary_costs_one_attempt_timeout() -> None:
 def test_both_down_fails_within_twenty_five_seconds() -> None:
     """The error is led by the primary's failure and carries every request that was sent."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        world.openai.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         error = caught.value
         assert now() <= 25.0
         assert error.reason is Reason.OVERLOADED
         assert [attempt.provider for attempt in error.attempts] == ["google"] * 3 + ["openai"] * 2
         assert str(error).startswith("google gemini-3-pro-image: 503 ")
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene)
 
@@ -97,15 +97,15 @@ def test_both_down_fails_within_twenty_five_seconds() -> None:
 def test_during_an_outage_only_the_first_image_pays() -> None:
     """Once the breaker is open, further images go to OpenAI at once, with reason circuit_open."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask()
         started = now()
-        result = await world.ask()
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
-        assert (result.attempts, len(world.google.sent)) == (1, 3)
-        assert world.openai.sent[-1].at - started < 6.0  # OpenAI's own pacing
-        assert world.breaker() == "open"
+        assert (result.attempts, len(scenario.google.sent)) == (1, 3)
+        assert scenario.openai.sent[-1].at - started < 6.0  # OpenAI's own pacing
+        assert scenario.breaker() == "open"
 
     run_scenario(scene)
 
@@ -113,15 +113,15 @@ def test_during_an_outage_only_the_first_image_pays() -> None:
 def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
     """Every one by OpenAI; nothing is left at Google, which serves again once it is back."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        results = await asyncio.gather(*(world.ask() for _ in range(16)))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        results = await asyncio.gather(*(scenario.ask() for _ in range(16)))
         assert {result.provider for result in results} == {"openai"}
-        assert world.idle()
-        world.google.heal()
+        assert scenario.idle()
+        scenario.google.heal()
         await asyncio.sleep(700)
-        assert (await world.ask()).provider == "google"
-        assert world.breaker() == "closed"
+        assert (await scenario.ask()).provider == "google"
+        assert scenario.breaker() == "closed"
 
     run_scenario(scene)
 
@@ -129,11 +129,11 @@ def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
 def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> None:
     """Callers that queue or back off leave a route as soon as its breaker opens."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        results = await asyncio.gather(*(world.ask() for _ in range(8)))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        results = await asyncio.gather(*(scenario.ask() for _ in range(8)))
         assert {result.provider for result in results} == {"openai"}
-        assert len(world.google.sent) == 3
+        assert len(scenario.google.sent) == 3
         assert {result.fallback_reason for result in results} == {"overloaded", "circuit_open"}
 
     run_scenario(scene, ipm=10, openai_ipm=6000)
@@ -142,18 +142,18 @@ def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> No
 def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
     """A thousand callers arrive at a recovering provider: one asks it, the rest do not wait."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        world.google.hang(times=1)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        scenario.google.hang(times=1)
         await asyncio.sleep(100)
-        sent = len(world.google.sent)
-        tasks = [asyncio.create_task(world.ask()) for _ in range(1000)]
+        sent = len(scenario.google.sent)
+        tasks = [asyncio.create_task(scenario.ask()) for _ in range(1000)]
         await asyncio.sleep(59)
-        assert len(world.google.sent) - sent == 1
+        assert len(scenario.google.sent) - sent == 1
         assert sum(task.done() for task in tasks) == 999
         await asyncio.wait(tasks)
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, max_concurrent=2000, ipm=900_000)
 
@@ -161,13 +161,13 @@ def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
 def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:
     """A refusal is an answer: one request, one error, no vote for the breaker."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED, status=200)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED, status=200)
         with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
-            await world.ask()
+            await scenario.ask()
         assert isinstance(caught.value, ValueError)
-        assert (len(world.google.sent), len(world.openai.sent)) == (1, 0)
-        assert world.breaker() == "closed"
+        assert (len(scenario.google.sent), len(scenario.openai.sent)) == (1, 0)
+        assert scenario.breaker() == "closed"
 
     run_scenario(scene)
 
@@ -175,11 +175,11 @@ def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> Non
 def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
     """Google is down and OpenAI refuses the prompt: the caller learns of the refusal."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        world.openai.fail(Reason.CONTENT_BLOCKED, status=400)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.CONTENT_BLOCKED, status=400)
         with pytest.raises(ContentBlockedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert len(caught.value.attempts) == 4
 
     run_scenario(scene)
@@ -188,12 +188,12 @@ def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
 def test_no_image_is_tried_once_more_then_elsewhere() -> None:
     """A flaky empty answer gets one retry and no vote."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.NO_IMAGE, status=200)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.NO_IMAGE, status=200)
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "no_image")
-        assert len(world.google.sent) == 2
-        assert world.breaker() == "closed"
+        assert len(scenario.google.sent) == 2
+        assert scenario.breaker() == "closed"
 
     run_scenario(scene)
 
@@ -201,10 +201,10 @@ def test_no_image_is_tried_once_more_then_elsewhere() -> None:
 def test_with_one_route_its_own_error_reaches_the_caller() -> None:
     """No wrapper around the only failure there is."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(ProviderOverloadedError):
-            await world.ask()
+            await scenario.ask()
 
     async def alone() -> None:
         google = FakeProvider("google")
@@ -217,12 +217,12 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
 def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
     """With OpenAI skipped by the operator, Google's timeout gets one more try."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert caught.value.reason is Reason.TIMEOUT
-        assert len(world.google.sent) == 2
+        assert len(scenario.google.sent) == 2
 
     run_scenario(scene, force_open="openai")
 
@@ -230,11 +230,11 @@ def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
 def test_force_open_tries_the_fallback_without_touching_code() -> None:
     """A provider that is forced open is skipped, and the result states the fallback."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
-        assert world.google.sent == []
-        assert world.breaker() == "forced_open"
+        assert scenario.google.sent == []
+        assert scenario.breaker() == "forced_open"
 
     run_scenario(scene, force_open="google")
 
@@ -242,11 +242,11 @@ def test_force_open_tries_the_fallback_without_touching_code() -> None:
 def test_a_short_hint_is_waited_for_exactly() -> None:
     """After a hint of four seconds the retry is sent after exactly four seconds, without jitter."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=4.0, latency=0.0)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=4.0, latency=0.0)
+        result = await scenario.ask()
         assert result.provider == "google"
-        gap = world.google.sent[1].at - world.google.sent[0].at
+        gap = scenario.google.sent[1].at - scenario.google.sent[0].at
         assert 4.0 <= gap <= 4.01
 
     run_scenario(scene, **FAST)
@@ -255,15 +255,15 @@ def test_a_short_hint_is_waited_for_exactly() -> None:
 def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() -> None:
     """Falling back takes less: OpenAI serves at once, and Google is asked again after the hint."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=90.0)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, times=1, status=429, retry_after=90.0)
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "rate_limited")
         opened = now()
         await asyncio.sleep(80 - (now() - opened))
-        assert (await world.ask()).fallback_reason == "circuit_open"
+        assert (await scenario.ask()).fallback_reason == "circuit_open"
         await asyncio.sleep(90 - (now() - opened))
-        assert (await world.ask()).provider == "google"
+        assert (await scenario.ask()).provider == "google"
 
     run_scenario(scene, **FAST)
 
@@ -271,12 +271,12 @@ def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() 
 def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
     """A billing failure of one model is not asked again through its sibling."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True)
+        result = await scenario.ask()
         assert result.provider == "openai"
-        assert len(world.google.sent) == 1
-        assert (world.breaker(0), world.breaker(1)) == ("open", "open")
+        assert len(scenario.google.sent) == 1
+        assert (scenario.breaker(0), scenario.breaker(1)) == ("open", "open")
 
     run_scenario(scene, routes=CHAIN)
 
@@ -284,11 +284,11 @@ def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
 def test_a_missing_model_opens_its_own_route_only() -> None:
     """A fatal failure that says nothing about the account leaves the sibling model in use."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
+        result = await scenario.ask()
         assert (result.provider, result.model) == ("google", "gemini-nano-banana-2.1")
-        assert (world.breaker(0), world.breaker(1)) == ("open", "closed")
+        assert (scenario.breaker(0), scenario.breaker(1)) == ("open", "closed")
 
     run_scenario(scene, routes=CHAIN)
 
@@ -296,10 +296,10 @@ def test_a_missing_model_opens_its_own_route_only() -> None:
 def test_a_sibling_model_stands_between() -> None:
     """The chain is tried in order, each route reached by fallback with at most one retry."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        result = await world.ask()
-        models = [sent.model for sent in world.google.sent]
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        result = await scenario.ask()
+        models = [sent.model for sent in scenario.google.sent]
         assert models == ["gemini-3-pro-image"] * 3 + ["gemini-nano-banana-2.1"] * 2
         assert (result.provider, result.fallback_reason) == ("openai", "overloaded")
 
@@ -309,17 +309,17 @@ def test_a_sibling_model_stands_between() -> None:
 def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
     """No request is sent; the error has the soonest retry_after and the cause of the opening."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
-        world.openai.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
+        scenario.openai.fail(Reason.OVERLOADED, status=503)
         for _ in range(2):
             with pytest.raises(AllProvidersFailedError):
-                await world.ask()
-        started, sent = now(), len(world.openai.sent)
+                await scenario.ask()
+        started, sent = now(), len(scenario.openai.sent)
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert now() == started
-        assert len(world.openai.sent) == sent
+        assert len(scenario.openai.sent) == sent
         assert caught.value.retry_after == pytest.approx(60, abs=10)
         assert str(caught.value).startswith("google gemini-3-pro-image: skipped after 429 ")
         assert "503" in str(caught.value)
@@ -330,16 +330,16 @@ def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
 def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
     """The caller asked to wait: it becomes the probe of the first route that is due."""
 
-    async def scene(world: PipelineScenario) -> None:
-        for provider in (world.google, world.openai):
+    async def scene(scenario: PipelineScenario) -> None:
+        for provider in (scenario.google, scenario.openai):
             provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
-        due = min(breaker.blocked_until() or 0.0 for breaker in world.client.breakers.values())
-        result = await world.ask()
+            await scenario.ask()
+        due = min(breaker.blocked_until() or 0.0 for breaker in scenario.client.breakers.values())
+        result = await scenario.ask()
         assert result.attempts == 1
         assert 600 <= now() <= 670
-        sent = (*world.google.sent, *world.openai.sent)
+        sent = (*scenario.google.sent, *scenario.openai.sent)
         assert max(request.at for request in sent) == pytest.approx(due)
 
     run_scenario(scene, when_all_open="wait", **FAST)
@@ -348,14 +348,14 @@ def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
 def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
     """A wait that cannot succeed in time is not begun."""
 
-    async def scene(world: PipelineScenario) -> None:
-        for provider in (world.google, world.openai):
+    async def scene(scenario: PipelineScenario) -> None:
+        for provider in (scenario.google, scenario.openai):
             provider.fail(Reason.QUOTA_EXHAUSTED, times=1, status=429)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
+            await scenario.ask()
         started = now()
         with pytest.raises(CircuitOpenError):
-            await world.ask(deadline=30)
+            await scenario.ask(deadline=30)
         assert now() == started
 
     run_scenario(scene, when_all_open="wait", **FAST)
@@ -364,15 +364,15 @@ def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
 def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
     """With the other route closed to all, a second caller waits for the probe and is served."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
-        world.google.latency = 20
+            await scenario.ask()
+        scenario.google.latency = 20
         await asyncio.sleep(100)
-        results = await asyncio.gather(*(world.ask() for _ in range(3)))
+        results = await asyncio.gather(*(scenario.ask() for _ in range(3)))
         assert {result.provider for result in results} == {"google"}
-        assert world.google.sent[4].at - world.google.sent[3].at > 19.99
+        assert scenario.google.sent[4].at - scenario.google.sent[3].at > 19.99
 
     run_scenario(scene, force_open="openai", **FAST)
 
@@ -380,13 +380,13 @@ def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
 def test_the_deadline_leaves_the_fallback_its_share() -> None:
     """Google hangs; of a 40 s deadline OpenAI still gets half, and the image comes in time."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        result = await world.ask(deadline=40)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        result = await scenario.ask(deadline=40)
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert world.openai.sent[0].at == pytest.approx(20, abs=0.01)
-        assert world.breaker() == "closed"
-        breaker = world.client.snapshot()["routes"][0]["breaker"]
+        assert scenario.openai.sent[0].at == pytest.approx(20, abs=0.01)
+        assert scenario.breaker() == "closed"
+        breaker = scenario.client.snapshot()["routes"][0]["breaker"]
         assert breaker["consecutive"] == 0  # cut short: no vote
 
     run_scenario(scene, **FAST)
@@ -395,17 +395,17 @@ def test_the_deadline_leaves_the_fallback_its_share() -> None:
 def test_the_deadline_holds_to_the_moment() -> None:
     """Both hang: the caller hears of it when its time is up, not later, and nothing leaks."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        world.openai.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        scenario.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=40)
+            await scenario.ask(deadline=40)
         assert now() == pytest.approx(40, abs=0.01)
         assert isinstance(caught.value, TimeoutError)
         reasons = [attempt.reason for attempt in caught.value.attempts]
         assert reasons == [Reason.TIMEOUT, Reason.DEADLINE]
         assert str(caught.value).startswith("google gemini-3-pro-image: timed out")
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -413,8 +413,8 @@ def test_the_deadline_holds_to_the_moment() -> None:
 def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
     """The eighth of a batch does not wait 42 s for Google when it has 30 s in all."""
 
-    async def scene(world: PipelineScenario) -> None:
-        results = await asyncio.gather(*(world.ask(deadline=30) for _ in range(8)))
+    async def scene(scenario: PipelineScenario) -> None:
+        results = await asyncio.gather(*(scenario.ask(deadline=30) for _ in range(8)))
         reasons = [result.fallback_reason for result in results]
         assert reasons == [None, None, None] + ["saturated"] * 5
         assert now() <= 30
@@ -425,8 +425,8 @@ def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
 def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
     """One waiting caller allowed: the rest are served elsewhere, reason saturated."""
 
-    async def scene(world: PipelineScenario) -> None:
-        results = await asyncio.gather(*(world.ask() for _ in range(4)))
+    async def scene(scenario: PipelineScenario) -> None:
+        results = await asyncio.gather(*(scenario.ask() for _ in range(4)))
         assert [r.fallback_reason for r in results] == [None, None, "saturated", "saturated"]
 
     run_scenario(scene, ipm=10, openai_ipm=6000, max_queue=1)
@@ -435,11 +435,11 @@ def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
 def test_a_saturated_only_route_says_so() -> None:
     """With no other route and no time to wait, the error names the queue and when to come back."""
 
-    async def scene(world: PipelineScenario) -> None:
-        first = asyncio.create_task(world.ask())
+    async def scene(scenario: PipelineScenario) -> None:
+        first = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0)
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask(deadline=3)
+            await scenario.ask(deadline=3)
         (full, _) = caught.value.errors
         assert isinstance(full, SaturatedError)
         assert (full.provider, full.model) == ("google", "gemini-3-pro-image")
@@ -453,11 +453,11 @@ def test_a_saturated_only_route_says_so() -> None:
 def test_narrowing_fallback_on_keeps_the_error() -> None:
     """A reason that is not listed does not go on to the next route."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         with pytest.raises(ProviderTimeoutError):
-            await world.ask()
-        assert world.openai.sent == []
+            await scenario.ask()
+        assert scenario.openai.sent == []
 
     run_scenario(scene, fallback_on="overloaded,circuit_open")
 
@@ -465,9 +465,9 @@ def test_narrowing_fallback_on_keeps_the_error() -> None:
 def test_widening_fallback_on_sends_refused_prompts_on() -> None:
     """With content_blocked in IMAGE_GEN_FALLBACK_ON, a blocked prompt goes to the other vendor."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED)
-        assert (await world.ask()).fallback_reason == "content_blocked"
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED)
+        assert (await scenario.ask()).fallback_reason == "content_blocked"
 
     run_scenario(scene, fallback_on="content_blocked")
 
@@ -475,14 +475,14 @@ def test_widening_fallback_on_sends_refused_prompts_on() -> None:
 def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
     """A local trouble casts no vote, is not retried and is not hidden behind a fallback."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.crash(KeyError("bug"))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.crash(KeyError("bug"))
         for _ in range(5):
             with pytest.raises(KeyError):
-                await world.ask()
-        assert len(world.google.sent) == 5
-        assert world.breaker() == "closed"
-        assert world.idle()
+                await scenario.ask()
+        assert len(scenario.google.sent) == 5
+        assert scenario.breaker() == "closed"
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -490,10 +490,10 @@ def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
 def test_a_model_for_one_call_replaces_the_first_routes() -> None:
     """The call gets a new route with a separate breaker; the other routes stay."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(model="gemini-nano-banana-2.1")
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(model="gemini-nano-banana-2.1")
         assert result.model == "gemini-nano-banana-2.1"
-        assert len(world.client.snapshot()["routes"]) == 3
+        assert len(scenario.client.snapshot()["routes"]) == 3
 
     run_scenario(scene)
 
@@ -501,10 +501,10 @@ def test_a_model_for_one_call_replaces_the_first_routes() -> None:
 def test_a_model_of_the_other_vendor_is_refused() -> None:
     """The error names the model's vendor and the setting for the order of routes."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(ValueError, match=r"belongs to openai.*IMAGE_GEN_ROUTES"):
-            await world.ask(model="gpt-image-2")
-        assert world.google.sent == world.openai.sent == []
+            await scenario.ask(model="gpt-image-2")
+        assert scenario.google.sent == scenario.openai.sent == []
 
     run_scenario(scene)
 
@@ -512,11 +512,11 @@ def test_a_model_of_the_other_vendor_is_refused() -> None:
 def test_breaker_off_asks_the_primary_every_time() -> None:
     """Without the breaker, each image tries the failing primary again."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         for _ in range(3):
-            assert (await world.ask()).fallback_reason == "overloaded"
-        assert len(world.google.sent) == 9
+            assert (await scenario.ask()).fallback_reason == "overloaded"
+        assert len(scenario.google.sent) == 9
 
     run_scenario(scene, breaker_mode="off", **FAST)
 
@@ -524,14 +524,14 @@ def test_breaker_off_asks_the_primary_every_time() -> None:
 def test_daily_quota_is_not_asked_again() -> None:
     """quota_exhausted opens at once; one request, not three."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
-        world.openai.fail(Reason.NO_IMAGE)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
+        scenario.openai.fail(Reason.NO_IMAGE)
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert isinstance(caught.value.errors[0], QuotaExhaustedError)
         assert isinstance(caught.value.errors[1], NoImageError)
-        assert len(world.google.sent) == 1
+        assert len(scenario.google.sent) == 1
 
     run_scenario(scene)
 
@@ -550,11 +550,11 @@ def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
 ) -> None:
     """A provider that is itself an ImageClient has separate breakers, queues and deadlines."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(raised)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(raised)
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", taken_for)
-        ended = [e for e in world.told.of(AttemptEnded) if e.provider == "google"]
+        ended = [e for e in scenario.events.of(AttemptEnded) if e.provider == "google"]
         assert {e.reason for e in ended} == {taken_for}
         assert {e.counted for e in ended} == {"failure"}
         assert len(ended) == (1 if taken_for is Reason.TIMEOUT else 3)
@@ -594,11 +594,11 @@ def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again
 def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
     """Code looks at the class, operators at the reason: both are the provider's."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
-        world.openai.crash(DeadlineExceededError("x", reason=Reason.SERVER_ERROR))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
+        scenario.openai.crash(DeadlineExceededError("x", reason=Reason.SERVER_ERROR))
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert [type(error).__name__ for error in caught.value.errors] == [
             "ProviderOverloadedError",
             "ProviderError",
@@ -610,19 +610,19 @@ def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
 def test_a_passed_deadline_says_when_to_come_back() -> None:
     """When the first of the routes may serve: after its open circuit, or the server's hint."""
 
-    async def opened(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def opened(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(100, cause="overloaded", summary="503")
-        world.openai.hang()
+        scenario.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=40)
+            await scenario.ask(deadline=40)
         assert caught.value.retry_after == pytest.approx(60)
 
-    async def silent(world: PipelineScenario) -> None:
-        world.google.hang()
-        world.openai.hang()
+    async def silent(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        scenario.openai.hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=30)
+            await scenario.ask(deadline=30)
         assert caught.value.retry_after is None, "nothing is known"
 
     run_scenario(opened, **FAST)
@@ -634,11 +634,11 @@ def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
 ) -> None:
     """Operators work from other threads: usable a moment ago need not be usable now."""
 
-    async def scene(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["openai:gpt-image-2.5-flare"]
+    async def scene(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["openai:gpt-image-2.5-flare"]
         answers = iter([True])
         monkeypatch.setattr(breaker, "allows_calls", lambda: next(answers, False))
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2.0, times=1)
-        assert (await world.ask()).provider == "google"
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2.0, times=1)
+        assert (await scenario.ask()).provider == "google"
 
     run_scenario(scene, **FAST)

@@ -20,7 +20,7 @@ from resilient_imagen import (
 )
 from resilient_imagen.testing import FakeProvider
 
-PICTURE = 20.0
+IMAGE_LATENCY = 20.0
 """Seconds of a successful request."""
 
 
@@ -28,7 +28,7 @@ def alone(scene: Callable[[ImageClient, FakeProvider], Awaitable[None]], **chose
     """Run ``scene`` with one provider and one route, whose latency is measured."""
 
     async def main() -> None:
-        local = FakeProvider("local", latency=PICTURE)
+        local = FakeProvider("local", latency=IMAGE_LATENCY)
         made = Settings(**{"routes": "local:m", **chosen})
         async with ImageClient(made, providers=[local]) as client:
             await asyncio.gather(*(client.generate("x") for _ in range(5)))
@@ -60,9 +60,9 @@ def test_of_a_burst_those_are_served_that_can_be_and_all_others_fail_at_once(
     interval, sent = 60 / per_minute, [0.0] * 40
     for caller in range(40):
         paced = sent[caller - 1] + interval if caller else 0.0
-        slot = sent[caller - slots] + PICTURE if caller >= slots else 0.0
+        slot = sent[caller - slots] + IMAGE_LATENCY if caller >= slots else 0.0
         sent[caller] = max(paced, slot)
-    possible = sum(at + PICTURE < deadline - 0.1 for at in sent)
+    possible = sum(at + IMAGE_LATENCY < deadline - 0.1 for at in sent)
 
     async def scene(client: ImageClient, local: FakeProvider) -> None:
         ends = await asyncio.gather(*(ask(client, deadline) for _ in range(40)))
@@ -118,8 +118,8 @@ def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
 def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
     """The model table's latency alone does not reject a caller: images may be faster."""
 
-    async def scene(world: PipelineScenario) -> None:
-        results = await asyncio.gather(*(world.ask(deadline=40) for _ in range(3)))
+    async def scene(scenario: PipelineScenario) -> None:
+        results = await asyncio.gather(*(scenario.ask(deadline=40) for _ in range(3)))
         assert [result.provider for result in results] == ["google"] * 3
 
     run_scenario(scene, ipm=10)
@@ -128,16 +128,16 @@ def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
 def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
     """Half of 60 s is Google's: those are sent there that will be done by then."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = PICTURE
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = IMAGE_LATENCY
         for _ in range(4):
-            await world.ask()
+            await scenario.ask()
         await asyncio.sleep(100)
         asked = now()
-        results = await asyncio.gather(*(world.ask(deadline=60) for _ in range(5)))
+        results = await asyncio.gather(*(scenario.ask(deadline=60) for _ in range(5)))
         assert [result.fallback_reason for result in results] == [None, None] + ["saturated"] * 3
-        assert [sent.at for sent in world.openai.sent] == pytest.approx([asked] * 3, abs=0.1)
-        assert world.idle()
+        assert [sent.at for sent in scenario.openai.sent] == pytest.approx([asked] * 3, abs=0.1)
+        assert scenario.idle()
 
     run_scenario(scene, ipm=10, openai_ipm=6000)
 
@@ -145,18 +145,18 @@ def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route(
 def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
     """The queue has grown meanwhile: on to the next route at once."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 10.0
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 10.0
         for _ in range(4):
-            await world.ask()
+            await scenario.ask()
         await asyncio.sleep(100)
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
         asked = now()
-        first = asyncio.create_task(world.ask(deadline=60))
+        first = asyncio.create_task(scenario.ask(deadline=60))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(world.ask()) for _ in range(3)]
+        others = [asyncio.create_task(scenario.ask()) for _ in range(3)]
         assert (await first).provider == "openai"
-        assert world.openai.sent[0].at == pytest.approx(asked + 0.1, abs=0.01)
+        assert scenario.openai.sent[0].at == pytest.approx(asked + 0.1, abs=0.01)
         await asyncio.gather(*others)
 
     run_scenario(scene, ipm=10, openai_ipm=6000)
@@ -217,7 +217,7 @@ def test_a_failed_request_does_not_count_its_own_slot_against_its_retry() -> Non
 
     async def scene(client: ImageClient, local: FakeProvider) -> None:
         local.fail(Reason.OVERLOADED, times=1, latency=1.0)
-        result = await client.generate("x", deadline=1.5 * PICTURE)
+        result = await client.generate("x", deadline=1.5 * IMAGE_LATENCY)
         assert result.attempts == 2
 
     alone(scene, max_concurrent=1, retry_base_delay=0.1, **FAST)

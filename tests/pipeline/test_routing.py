@@ -32,11 +32,11 @@ def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[
     """The names of a client's routes, and what it warned of."""
 
     async def main() -> tuple[list[str], list[str]]:
-        told = RecordingSink()
+        sink = RecordingSink()
         chosen = Settings(**{**KEYS, **settings})
-        async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
+        async with ImageClient(chosen, providers=providers, sinks=[sink]) as client:
             names = [route["route"] for route in client.snapshot()["routes"]]
-            return names, [warned.message for warned in told.of(OperatorWarning)]
+            return names, [warned.message for warned in sink.of(OperatorWarning)]
 
     return run_virtual(main())
 
@@ -137,14 +137,14 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
     """Call sites that name Google's model go on working with OpenAI's key alone."""
 
     async def main() -> None:
-        told = RecordingSink()
+        sink = RecordingSink()
         openai = FakeProvider("openai")
         settings = Settings(openai_api_key="sk-fake")
-        async with ImageClient(settings, providers=[openai], sinks=[told]) as client:
+        async with ImageClient(settings, providers=[openai], sinks=[sink]) as client:
             for _ in range(2):
                 result = await client.generate("x", model="gemini-3-pro-image-preview")
                 assert result.provider == "openai"
-        off = [w for w in told.of(OperatorWarning) if w.code == "model_not_used"]
+        off = [w for w in sink.of(OperatorWarning) if w.code == "model_not_used"]
         assert [w.message for w in off] == [
             "routes to google are off, so that model gemini-3-pro-image is not used"
         ]
@@ -158,9 +158,9 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
 def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
     """Before it becomes part of an address."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="model must be a model's name"):
-            await world.ask(model=model)
+            await scenario.ask(model=model)
 
     run_scenario(scene)
 
@@ -168,9 +168,9 @@ def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
 def test_half_a_character_is_refused_before_it_is_sent() -> None:
     """No vendor's JSON can hold it."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="unpaired surrogate"):
-            await world.client.generate("a" + chr(0xD800))
+            await scenario.client.generate("a" + chr(0xD800))
 
     run_scenario(scene)
 
@@ -178,13 +178,13 @@ def test_half_a_character_is_refused_before_it_is_sent() -> None:
 def test_what_closed_the_account_closes_routes_that_come_later() -> None:
     """A wrong key is not tried again with another model's name."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        await world.ask()
-        sent = len(world.google.sent)
-        result = await world.ask(model="gemini-nano-banana-2.1")
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await scenario.ask()
+        sent = len(scenario.google.sent)
+        result = await scenario.ask(model="gemini-nano-banana-2.1")
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
-        assert len(world.google.sent) == sent
+        assert len(scenario.google.sent) == sent
 
     run_scenario(scene, **FAST)
 
@@ -209,12 +209,12 @@ def test_a_kept_request_is_noticed_at_shorter_deadlines() -> None:
 def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
     """Every call may bring such a deadline, and one warning is enough."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(deadline=300)
-        assert world.told.of(OperatorWarning) == []
-        await world.ask(deadline=50)
-        await world.ask(deadline=40)
-        [warned] = world.told.of(OperatorWarning)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(deadline=300)
+        assert scenario.events.of(OperatorWarning) == []
+        await scenario.ask(deadline=50)
+        await scenario.ask(deadline=40)
+        [warned] = scenario.events.of(OperatorWarning)
         assert warned.code == "hanging_goes_unseen"
         assert warned.message.startswith("with deadline=50 google:gemini-3-pro-image gets 25 s")
 
@@ -265,11 +265,11 @@ def test_a_time_limit_below_the_typical_seconds_is_warned_of_at_startup(
 def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
     """The advice works: three calls pay, the fourth goes straight to OpenAI."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for _ in range(3):
-            assert (await world.ask()).fallback_reason == "timeout"
-        assert (await world.ask()).fallback_reason == "circuit_open"
+            assert (await scenario.ask()).fallback_reason == "timeout"
+        assert (await scenario.ask()).fallback_reason == "circuit_open"
 
     run_scenario(scene, deadline=100, breaker_slow_call=45, **FAST)
 
@@ -289,10 +289,10 @@ def test_a_snapshot_can_be_taken_outside_the_loop() -> None:
 def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
     """As what it is."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
         with pytest.raises(AuthenticationError):
-            await world.ask()
+            await scenario.ask()
 
     run_scenario(scene, fallback_on="overloaded")
 
@@ -300,8 +300,8 @@ def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
 def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
     """Asked for 4K, made in 1K."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(model="gemini-3.1-flash-lite-image", resolution="4K")
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(model="gemini-3.1-flash-lite-image", resolution="4K")
         assert result.adjustments == ("google:gemini-3.1-flash-lite-image makes 1K, not 4K",)
 
     run_scenario(scene)
@@ -311,15 +311,15 @@ def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
 def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
     """However many models callers name meanwhile, a route that is known to be down is not asked."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask(model="gemini-nano-banana-2.1")
-        world.google.heal()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask(model="gemini-nano-banana-2.1")
+        scenario.google.heal()
         for number in range(others):
-            await world.ask(model=f"gemini-9-image-{number}")
-        sent = len(world.google.sent)
-        result = await world.ask(model="gemini-nano-banana-2.1")
-        assert (result.fallback_reason, len(world.google.sent)) == ("circuit_open", sent)
+            await scenario.ask(model=f"gemini-9-image-{number}")
+        sent = len(scenario.google.sent)
+        result = await scenario.ask(model="gemini-nano-banana-2.1")
+        assert (result.fallback_reason, len(scenario.google.sent)) == ("circuit_open", sent)
 
     run_scenario(
         scene,
@@ -333,31 +333,31 @@ def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
 def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
     """Forty models that all fail open forty circuits: none is forgotten between two failures."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
         for _ in range(4):
             for number in range(40):
-                await world.ask(model=f"gemini-9-image-{number}")
-        assert len(world.google.sent) == 3 * 40
+                await scenario.ask(model=f"gemini-9-image-{number}")
+        assert len(scenario.google.sent) == 3 * 40
 
     run_scenario(
         scene, max_retries=0, ipm=1_000_000, breaker_reset_timeout=3600, breaker_reset_max=3600
     )
 
 
-def dynamic_routes(world: PipelineScenario) -> list[int]:
+def dynamic_routes(scenario: PipelineScenario) -> list[int]:
     """Return the numbers of the made-up models that have a route."""
-    names = (name.partition("gemini-9-image-")[2] for name in world.client.breakers)
+    names = (name.partition("gemini-9-image-")[2] for name in scenario.client.breakers)
     return [int(number) for number in names if number]
 
 
 def test_names_of_callers_do_not_pile_up() -> None:
     """The 32 models that were asked for last keep their routes."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         for number in (*range(32), 0, *range(32, 40)):
-            await world.ask(model=f"gemini-9-image-{number}")
-        assert dynamic_routes(world) == [*range(9, 32), 0, *range(32, 40)]
+            await scenario.ask(model=f"gemini-9-image-{number}")
+        assert dynamic_routes(scenario) == [*range(9, 32), 0, *range(32, 40)]
 
     run_scenario(scene, ipm=1_000_000)
 
@@ -365,20 +365,22 @@ def test_names_of_callers_do_not_pile_up() -> None:
 def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> None:
     """256 of each are remembered, and the oldest are forgotten first."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.MODEL_NOT_FOUND, status=404)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404)
         for number in range(260):
-            await world.ask(model=f"gemini-9-image-{number}")
-        assert dynamic_routes(world) == list(range(4, 260))
+            await scenario.ask(model=f"gemini-9-image-{number}")
+        assert dynamic_routes(scenario) == list(range(4, 260))
 
         def warned() -> list[str]:
-            found = (w.message for w in world.told.of(OperatorWarning) if w.code == "unknown_model")
+            found = (
+                w.message for w in scenario.events.of(OperatorWarning) if w.code == "unknown_model"
+            )
             return [re.sub("[^0-9]*9-image-([0-9]+) .*", r"\1", message) for message in found]
 
         assert warned() == [str(number) for number in range(260)]
-        await world.ask(model="gemini-9-image-259")
-        await world.ask(model="gemini-9-image-4")
-        await world.ask(model="gemini-9-image-0")
+        await scenario.ask(model="gemini-9-image-259")
+        await scenario.ask(model="gemini-9-image-4")
+        await scenario.ask(model="gemini-9-image-0")
         assert warned()[260:] == ["0"]
 
     run_scenario(scene, ipm=1_000_000)
@@ -387,10 +389,10 @@ def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> 
 def test_a_models_name_has_an_end() -> None:
     """It becomes part of addresses, routes and metrics."""
 
-    async def scene(world: PipelineScenario) -> None:
-        assert (await world.ask(model="gemini-" + "9" * 193)).provider == "google"
+    async def scene(scenario: PipelineScenario) -> None:
+        assert (await scenario.ask(model="gemini-" + "9" * 193)).provider == "google"
         with pytest.raises(InvalidRequestError, match="at most 200 characters"):
-            await world.ask(model="gemini-" + "9" * 194)
+            await scenario.ask(model="gemini-" + "9" * 194)
 
     run_scenario(scene)
 
@@ -398,14 +400,14 @@ def test_a_models_name_has_an_end() -> None:
 def test_a_route_that_an_operator_forces_open_does_not_block_other_models_for_ever() -> None:
     """A caller-named model of a tripped account is asked again once the operator lets go."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, times=1, account_wide=True)
-        await world.ask()
-        primary = world.client.breakers["google:gemini-3-pro-image"]
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, times=1, account_wide=True)
+        await scenario.ask()
+        primary = scenario.client.breakers["google:gemini-3-pro-image"]
         primary.force_open = True
-        await world.ask(model="gemini-9-image")
+        await scenario.ask(model="gemini-9-image")
         primary.force_open = False
-        until = world.client.breakers["google:gemini-9-image"].blocked_until()
+        until = scenario.client.breakers["google:gemini-9-image"].blocked_until()
         assert until is None or until < math.inf
 
     run_scenario(scene, **FAST)

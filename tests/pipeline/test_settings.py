@@ -164,7 +164,7 @@ def watch(breaker: CircuitBreaker, waiting: list[asyncio.Future[None]]) -> None:
     breaker.wait_for_change = noted  # type: ignore[method-assign]
 
 
-async def play(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
+async def run_callers(made: Settings, plans: Sequence[Any], crowd: Sequence[Caller]) -> None:
     """Run the callers; check how each call ends and that nothing leaks."""
     names = ("google", "openai", "local")
     used = {route.provider for route in made.routes}
@@ -244,10 +244,10 @@ def check(values: dict[str, Any], plans: Sequence[Any], crowd: Sequence[Caller])
     made = startable(values)
     assume(made is not None)
     assert made is not None
-    run_guarded(play(made, plans, crowd))
+    run_guarded(run_callers(made, plans, crowd))
 
 
-any_world = given(values=chosen, plans=st.tuples(scripts, scripts, scripts), crowd=callers)
+any_scenario = given(values=chosen, plans=st.tuples(scripts, scripts, scripts), crowd=callers)
 
 DEFAULTS: dict[str, Any] = {
     **{name: Settings.model_fields[name].get_default() for name in CHOICES},
@@ -275,7 +275,7 @@ ONE_CALLER = [Caller(0.0, None, None, None, "1K")]
     crowd=[Caller(142.06691290343926, None, None, "another-1", "1K")],
 )
 @settings(max_examples=200, deadline=None)
-@any_world
+@any_scenario
 def test_any_settings_end_every_call(
     values: dict[str, Any], plans: Sequence[Any], crowd: list[Caller]
 ) -> None:
@@ -285,7 +285,7 @@ def test_any_settings_end_every_call(
 
 @pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
-@any_world
+@any_scenario
 def test_any_settings_end_every_call_thousands_of_times(
     values: dict[str, Any], plans: Sequence[Any], crowd: list[Caller]
 ) -> None:

@@ -32,11 +32,11 @@ def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
     """However long each 503 takes to come, OpenAI is asked at most 15 s after the first."""
     monkeypatch.setattr(random, "random", random.Random(seed).random)
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=latency)
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=latency)
+        result = await scenario.ask()
         assert result.attempts == 4
-        assert world.openai.sent[0].at - (world.google.sent[0].at + latency) <= 15.0
+        assert scenario.openai.sent[0].at - (scenario.google.sent[0].at + latency) <= 15.0
 
     run_scenario(scene, openai_ipm=6000)
 
@@ -44,18 +44,18 @@ def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
 def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
     """An hour's hint on the only route is the caller's to know, not to sit through."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
         with pytest.raises(RateLimitedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert now() < 1.0
         assert caught.value.retry_after is not None
 
-    async def both(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        world.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
+    async def both(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
+            await scenario.ask()
         assert now() <= 25.0
 
     run_scenario(scene, **OPENAI_OFF)
@@ -65,9 +65,9 @@ def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
 def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None:
     """Half a minute until the next place costs less than giving up."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=30, times=1)
-        assert (await world.ask()).attempts == 2
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=30, times=1)
+        assert (await scenario.ask()).attempts == 2
         assert 30 < now() < 33
 
     run_scenario(scene, **OPENAI_OFF)
@@ -76,11 +76,11 @@ def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None
 def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> None:
     """Google is open for a minute and OpenAI for ten: come back in a minute."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        world.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert caught.value.retry_after == pytest.approx(60, abs=7)
 
     run_scenario(scene, **FAST)
@@ -89,15 +89,15 @@ def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> 
 def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() -> None:
     """The error of the request that opened the breaker has the retry_after of the open period."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
+            await scenario.ask()
 
-    async def alone(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
+    async def alone(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(ProviderOverloadedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert caught.value.retry_after == pytest.approx(60, abs=7)
 
     run_scenario(scene, **FAST, force_open="openai")
@@ -107,17 +107,17 @@ def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() ->
 def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> None:
     """Both are half-open; OpenAI's probe succeeds while Google's hangs: go to OpenAI at once."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await _open_both(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        await _open_both(scenario)
         await asyncio.sleep(70)
-        world.google.heal().hang()
-        world.openai.heal()
-        first = asyncio.create_task(world.ask())  # Google's probe
+        scenario.google.heal().hang()
+        scenario.openai.heal()
+        first = asyncio.create_task(scenario.ask())  # Google's probe
         await asyncio.sleep(0.01)
-        second = asyncio.create_task(world.ask())  # OpenAI's, 2 s
+        second = asyncio.create_task(scenario.ask())  # OpenAI's, 2 s
         await asyncio.sleep(0.01)
         asked = now()
-        assert (await world.ask()).provider == "openai"
+        assert (await scenario.ask()).provider == "openai"
         assert now() - asked <= 5.0
         await asyncio.gather(first, second)
 
@@ -127,45 +127,45 @@ def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> Non
 def test_a_probe_is_not_waited_for_beyond_the_next_routes_turn() -> None:
     """Google's probe hangs for a minute; OpenAI may be asked in a few seconds: wait for that."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        assert (await world.ask()).provider == "openai"
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        assert (await scenario.ask()).provider == "openai"
         opened = now()
-        world.google.hang()
-        world.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=70)
+        scenario.google.hang()
+        scenario.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=70)
         with pytest.raises(ImageGenerationError):
-            await world.ask()  # opens OpenAI for 70 s
-        world.openai.heal()
+            await scenario.ask()  # opens OpenAI for 70 s
+        scenario.openai.heal()
         await asyncio.sleep(67 - (now() - opened))
-        first = asyncio.create_task(world.ask())  # Google's probe, which hangs
+        first = asyncio.create_task(scenario.ask())  # Google's probe, which hangs
         await asyncio.sleep(0.01)
         asked = now()
-        assert (await world.ask()).provider == "openai"
+        assert (await scenario.ask()).provider == "openai"
         assert now() - asked < 20
         await first
 
     run_scenario(scene, **FAST)
 
 
-async def _open_both(world: PipelineScenario) -> None:
-    world.google.fail(Reason.OVERLOADED, status=503)
-    world.openai.fail(Reason.OVERLOADED, status=503)
-    while "closed" in (world.breaker(0), world.breaker(1)):
+async def _open_both(scenario: PipelineScenario) -> None:
+    scenario.google.fail(Reason.OVERLOADED, status=503)
+    scenario.openai.fail(Reason.OVERLOADED, status=503)
+    while "closed" in (scenario.breaker(0), scenario.breaker(1)):
         with pytest.raises(ImageGenerationError):
-            await world.ask()
+            await scenario.ask()
 
 
 def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
     """OpenAI's circuit is open when the call begins and due long before its deadline."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
         with pytest.raises(ImageGenerationError):
-            await world.ask(model=None, deadline=3)
-        world.openai.heal()
-        world.google.heal().hang()
-        result = await world.ask(deadline=50)
+            await scenario.ask(model=None, deadline=3)
+        scenario.openai.heal()
+        scenario.google.heal().hang()
+        result = await scenario.ask(deadline=50)
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
 
     run_scenario(scene, max_retries=0, **FAST)
@@ -174,13 +174,13 @@ def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
 def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
     """With eight callers queued the second request would come too late: go on at once."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        first = asyncio.create_task(world.ask(deadline=60))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        first = asyncio.create_task(scenario.ask(deadline=60))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(world.ask()) for _ in range(8)]
+        others = [asyncio.create_task(scenario.ask()) for _ in range(8)]
         assert (await first).provider == "openai"
-        assert world.openai.sent[0].at < 1.0
+        assert scenario.openai.sent[0].at < 1.0
         for other in others:
             other.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -191,19 +191,19 @@ def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
 def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
     """The route's own failure first, else the route that the time went by on."""
 
-    async def failed(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
+    async def failed(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=20)
+            await scenario.ask(deadline=20)
         assert str(caught.value) == (
             "google gemini-3-pro-image: 503 temporarily unavailable; "
             "out of time, mostly spent waiting for answers"
         )
 
-    async def silent(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def silent(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=20)
+            await scenario.ask(deadline=20)
         assert str(caught.value) == (
             "google gemini-3-pro-image: out of time, mostly spent waiting for answers"
         )
@@ -215,12 +215,12 @@ def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
 def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
     """A refusal is raised even if earlier and later routes fail for other reasons."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        world.openai.fail(Reason.CONTENT_BLOCKED, status=400, times=1)
-        world.openai.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.CONTENT_BLOCKED, status=400, times=1)
+        scenario.openai.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(ContentBlockedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert len(caught.value.attempts) > 4
 
     run_scenario(
@@ -234,11 +234,11 @@ def test_a_refusal_on_a_route_in_the_middle_is_not_lost() -> None:
 def test_a_retry_that_was_never_sent_is_not_counted() -> None:
     """If the breaker opens during the back-off, the retry that was not sent is not counted."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500)
-        await asyncio.gather(*(world.ask() for _ in range(3)))
-        retries = [ended.retries for ended in world.told.of(RequestEnded)]
-        assert sum(retries) == len(world.google.sent) - 3
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500)
+        await asyncio.gather(*(scenario.ask() for _ in range(3)))
+        retries = [ended.retries for ended in scenario.events.of(RequestEnded)]
+        assert sum(retries) == len(scenario.google.sent) - 3
 
     run_scenario(scene, **FAST)
 
@@ -246,12 +246,12 @@ def test_a_retry_that_was_never_sent_is_not_counted() -> None:
 def test_a_slot_that_comes_too_late_is_not_taken() -> None:
     """With one slot and a hanging request, the queued caller does not send a request too late."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
-        served = await asyncio.gather(*(world.ask(deadline=60) for _ in range(4)))
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        served = await asyncio.gather(*(scenario.ask(deadline=60) for _ in range(4)))
         assert [result.provider for result in served] == ["openai"] * 4
-        assert len(world.google.sent) == 1
-        assert world.idle()
+        assert len(scenario.google.sent) == 1
+        assert scenario.idle()
 
     run_scenario(scene, max_concurrent=1, openai_ipm=6000, **FAST)
 
@@ -266,14 +266,14 @@ def test_a_route_forced_open_is_never_waited_for(
     The second route is free, but a call that may not leave an open route cannot reach it.
     """
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         if fallback_on is None:
-            assert (await world.ask()).provider == "openai"
+            assert (await scenario.ask()).provider == "openai"
         else:
             with pytest.raises(CircuitOpenError):
-                await world.ask()
+                await scenario.ask()
             assert now() == 0.0
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(
         scene, force_open="google", when_all_open=when_all_open, fallback_on=fallback_on, **FAST
@@ -283,30 +283,30 @@ def test_a_route_forced_open_is_never_waited_for(
 def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() -> None:
     """Waiting ends when the first route's breaker is due, whatever the routes behind it do."""
 
-    async def scene(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def scene(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(60, cause="overloaded", summary="503")
-        assert (await world.ask()).provider == "google"
-        assert world.google.sent[0].at == pytest.approx(60, abs=0.01)
+        assert (await scenario.ask()).provider == "google"
+        assert scenario.google.sent[0].at == pytest.approx(60, abs=0.01)
         breaker.open_for(60, cause="overloaded", summary="503")
         asked = now()
         with pytest.raises(CircuitOpenError):
-            await world.ask(deadline=30)
+            await scenario.ask(deadline=30)
         assert now() == asked, "a wait that cannot end in time is not begun"
-        leaving = asyncio.create_task(world.ask(deadline=90))
+        leaving = asyncio.create_task(scenario.ask(deadline=90))
         await asyncio.sleep(10)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert now() == pytest.approx(asked + 10)
-        assert world.openai.sent == []
-        assert world.idle()
+        assert scenario.openai.sent == []
+        assert scenario.idle()
 
-    async def refused(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def refused(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(60, cause="overloaded", summary="503")
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert caught.value.retry_after == pytest.approx(60)
 
     run_scenario(scene, when_all_open="wait", fallback_on="overloaded,timeout", **FAST)
@@ -316,16 +316,16 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
 def test_a_route_is_not_entered_when_the_time_is_up() -> None:
     """Left with the deadline itself, a route hands nothing on: no probe is taken in vain."""
 
-    async def scene(world: PipelineScenario) -> None:
-        google, openai = world.client.breakers.values()
+    async def scene(scenario: PipelineScenario) -> None:
+        google, openai = scenario.client.breakers.values()
         openai.open_for(25.0, cause="overloaded", summary=None)
-        world.google.latency = 29.9995
-        first = asyncio.create_task(world.ask())
+        scenario.google.latency = 29.9995
+        first = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceededError):
-            await world.ask(deadline=30.0)
+            await scenario.ask(deadline=30.0)
         await first
         assert google.allows_calls()
-        assert world.breaker(1) == "open", "a probe would have made it half-open"
+        assert scenario.breaker(1) == "open", "a probe would have made it half-open"
 
     run_scenario(scene, max_concurrent=1, **FAST)

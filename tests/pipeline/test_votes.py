@@ -28,27 +28,27 @@ from resilient_imagen.tuning.scenario import ScenarioOutcomes
 from resilient_imagen.tuning.simulation_run import SimulationResult
 
 
-def numbers(world: PipelineScenario) -> BreakerSnapshot:
-    return world.client.snapshot()["routes"][0]["breaker"]
+def numbers(scenario: PipelineScenario) -> BreakerSnapshot:
+    return scenario.client.snapshot()["routes"][0]["breaker"]
 
 
 def test_a_caller_that_leaves_casts_no_vote() -> None:
     """Neither for nor against, while closed and as a probe; and its place is free at once."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for _ in range(5):
-            await _leave(world)
-        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
-        assert numbers(world)["window"]["calls"] == 0
-        await _open_google(world)
-        world.google.heal().hang()
+            await _leave(scenario)
+        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
+        assert numbers(scenario)["window"]["calls"] == 0
+        await _open_google(scenario)
+        scenario.google.heal().hang()
         await asyncio.sleep(70)
-        await _leave(world)
-        assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
-        world.google.heal()
-        assert (await world.ask()).provider == "google"
-        assert world.breaker() == "closed"
+        await _leave(scenario)
+        assert (scenario.breaker(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
+        scenario.google.heal()
+        assert (await scenario.ask()).provider == "google"
+        assert scenario.breaker() == "closed"
 
     run_scenario(scene, **FAST)
 
@@ -56,12 +56,12 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
 def test_what_was_cut_short_early_casts_no_vote() -> None:
     """A probe that ran for less than a healthy request may take leaves the circuit half-open."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await _open_google(world)
-        world.google.heal().hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        await _open_google(scenario)
+        scenario.google.heal().hang()
         await asyncio.sleep(70)
-        assert (await world.ask(deadline=40)).provider == "openai"
-        assert (world.breaker(), numbers(world)["probes_in_flight"]) == ("half_open", 0)
+        assert (await scenario.ask(deadline=40)).provider == "openai"
+        assert (scenario.breaker(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
 
     run_scenario(scene, **FAST)
 
@@ -70,16 +70,16 @@ def test_what_was_cut_short_early_casts_no_vote() -> None:
 def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: float) -> None:
     """A request that hangs until its share of the deadline is over counts as a failure in a row."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for number in (1, 2):
-            assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
-            assert numbers(world)["consecutive"] == number
-            assert numbers(world)["window"]["calls"] == 0, "the failure rate leaves it out"
-        assert (await world.ask(deadline=deadline)).fallback_reason == "timeout"
-        assert (world.breaker(), numbers(world)["why"]) == ("open", "timeout")
-        assert (await world.ask(deadline=deadline)).fallback_reason == "circuit_open"
-        assert [e.vote for e in world.told.of(AttemptEnded) if e.provider == "google"] == [
+            assert (await scenario.ask(deadline=deadline)).fallback_reason == "timeout"
+            assert numbers(scenario)["consecutive"] == number
+            assert numbers(scenario)["window"]["calls"] == 0, "the failure rate leaves it out"
+        assert (await scenario.ask(deadline=deadline)).fallback_reason == "timeout"
+        assert (scenario.breaker(), numbers(scenario)["why"]) == ("open", "timeout")
+        assert (await scenario.ask(deadline=deadline)).fallback_reason == "circuit_open"
+        assert [e.vote for e in scenario.events.of(AttemptEnded) if e.provider == "google"] == [
             BreakerOutcome.THROTTLED
         ] * 3
 
@@ -89,14 +89,14 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
 def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None:
     """The last route has no reserve: its hanging requests end with the caller's time."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for _ in range(3):
             with pytest.raises(DeadlineExceededError):
-                await world.ask(deadline=50)
-        assert (world.breaker(), numbers(world)["why"]) == ("open", "timeout")
+                await scenario.ask(deadline=50)
+        assert (scenario.breaker(), numbers(scenario)["why"]) == ("open", "timeout")
         with pytest.raises(CircuitOpenError, match="gemini-3-pro-image: skipped after timed out"):
-            await world.ask(deadline=50)
+            await scenario.ask(deadline=50)
 
     run_scenario(scene, fallback_on="overloaded", **FAST)
 
@@ -104,12 +104,12 @@ def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None
 def test_a_probe_that_is_cut_short_late_has_failed() -> None:
     """The circuit opens again instead of sending the next caller into the hang."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await _open_google(world)
-        world.google.heal().hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        await _open_google(scenario)
+        scenario.google.heal().hang()
         await asyncio.sleep(70)
-        assert (await world.ask(deadline=105)).provider == "openai"
-        assert world.breaker() == "open"
+        assert (await scenario.ask(deadline=105)).provider == "openai"
+        assert scenario.breaker() == "open"
 
     run_scenario(scene, **FAST)
 
@@ -117,15 +117,15 @@ def test_a_probe_that_is_cut_short_late_has_failed() -> None:
 def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
     """Cancellation is the caller's, however long the request ran."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for _ in range(4):
-            task = asyncio.create_task(world.ask(deadline=100))
+            task = asyncio.create_task(scenario.ask(deadline=100))
             await asyncio.sleep(49)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
+        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
 
     run_scenario(scene, **FAST)
 
@@ -133,17 +133,17 @@ def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
 def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() -> None:
     """Four successes of 10 s make 15 s late at their resolution, and at no other."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 10.0
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 10.0
         for _ in range(4):
-            await world.ask(resolution="1K")
-        world.google.hang()
-        await world.ask(resolution="1K", deadline=28)
-        assert numbers(world)["consecutive"] == 0, "14 s of 15"
-        await world.ask(resolution="4K", deadline=32)
-        assert numbers(world)["consecutive"] == 0, "16 s, and nothing is known about 4K"
-        await world.ask(resolution="1K", deadline=32)
-        assert numbers(world)["consecutive"] == 1
+            await scenario.ask(resolution="1K")
+        scenario.google.hang()
+        await scenario.ask(resolution="1K", deadline=28)
+        assert numbers(scenario)["consecutive"] == 0, "14 s of 15"
+        await scenario.ask(resolution="4K", deadline=32)
+        assert numbers(scenario)["consecutive"] == 0, "16 s, and nothing is known about 4K"
+        await scenario.ask(resolution="1K", deadline=32)
+        assert numbers(scenario)["consecutive"] == 1
 
     run_scenario(scene, **FAST)
 
@@ -151,14 +151,14 @@ def test_late_is_measured_against_the_routes_own_latency_at_that_resolution() ->
 def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
     """With three successes, the limit is 1.5 times the 20 s of the model table."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         for _ in range(3):
-            await world.ask(resolution="1K")
-        world.google.hang()
-        await world.ask(resolution="1K", deadline=58)
-        assert numbers(world)["consecutive"] == 0
-        await world.ask(resolution="1K", deadline=60)
-        assert numbers(world)["consecutive"] == 1
+            await scenario.ask(resolution="1K")
+        scenario.google.hang()
+        await scenario.ask(resolution="1K", deadline=58)
+        assert numbers(scenario)["consecutive"] == 0
+        await scenario.ask(resolution="1K", deadline=60)
+        assert numbers(scenario)["consecutive"] == 1
 
     run_scenario(scene, **FAST)
 
@@ -183,12 +183,12 @@ def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> Non
 def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one_does() -> None:
     """Beside a live breaker that opens at the third, one with fail_max=2 opens at the second."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
         for deadline in (40, 105, 105):
-            await world.ask(deadline=deadline)
-        assert world.breaker() == "closed"
-        shadow = world.client.snapshot()["shadow"]
+            await scenario.ask(deadline=deadline)
+        assert scenario.breaker() == "closed"
+        shadow = scenario.client.snapshot()["shadow"]
         assert shadow is not None
         candidate = shadow["routes"][0]
         assert (candidate["state"], candidate["why"]) == ("open", "timeout")
@@ -203,12 +203,12 @@ SERVICES = {
 }
 
 
-def traffic(deadline: float, *troubles: Outage) -> SimulationResult:
+def traffic(deadline: float, *outages: Outage) -> SimulationResult:
     """Ten calls a minute for one and a half hours, each with this deadline."""
     scenario = Scenario(
         traffic=Traffic(per_minute=10, duration=HOURS * 3600, spacing="even"),
         services=SERVICES,
-        troubles=troubles,
+        troubles=outages,
     )
     chosen = Settings(deadline=deadline, ipm=20, max_concurrent=16)
     truth = ScenarioOutcomes(scenario, ["google", "openai"])
@@ -218,42 +218,44 @@ def traffic(deadline: float, *troubles: Outage) -> SimulationResult:
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> None:
     """Of 300 calls in half an hour few wait for Google, and nearly all get their image."""
-    played = traffic(deadline, Outage(start=1800, duration=1800, reason=Reason.TIMEOUT))
-    during = [number for number, at in enumerate(played.started) if 1800 <= at < 3600]
-    wasted = [s for s in played.sent if s.reason and s.route == 0 and 1800 <= s.at < 3600]
+    simulated = traffic(deadline, Outage(start=1800, duration=1800, reason=Reason.TIMEOUT))
+    during = [number for number, at in enumerate(simulated.started) if 1800 <= at < 3600]
+    wasted = [s for s in simulated.sent if s.reason and s.route == 0 and 1800 <= s.at < 3600]
     assert len(during) == 300
     assert len(wasted) <= 20
-    assert sum(played.seconds[number] for number in during) / 300 < 26
-    assert list(played.served).count(-1) <= 5, "OpenAI takes longer than the reserve now and then"
+    assert sum(simulated.seconds[number] for number in during) / 300 < 26
+    assert list(simulated.served).count(-1) <= 5, (
+        "OpenAI takes longer than the reserve now and then"
+    )
 
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) -> None:
     """Images that are slow now and then, and are cut short, do not open the breaker."""
-    played = traffic(deadline)
-    assert [s for s in played.sent if s.reason is not None] or deadline == 105
-    assert played.changes == []
+    simulated = traffic(deadline)
+    assert [s for s in simulated.sent if s.reason is not None] or deadline == 105
+    assert simulated.changes == []
 
 
 def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
     """A permit that was carried into the queue and back is no success."""
 
-    async def scene(world: PipelineScenario) -> None:
-        first = asyncio.create_task(world.ask())
+    async def scene(scenario: PipelineScenario) -> None:
+        first = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0)
-        await _trip_google(world)
+        await _trip_google(scenario)
         await first
         await asyncio.sleep(70 - now() % 1)
-        spent = asyncio.create_task(world.ask())  # takes the place in this minute
+        spent = asyncio.create_task(scenario.ask())  # takes the place in this minute
         await asyncio.sleep(0.1)
         spent.cancel()
         await asyncio.gather(spent, return_exceptions=True)
-        waiting = asyncio.create_task(world.ask())
+        waiting = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0.1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert world.breaker() == "half_open"
-        assert numbers(world)["probes_in_flight"] == 0
+        assert scenario.breaker() == "half_open"
+        assert numbers(scenario)["probes_in_flight"] == 0
 
     run_scenario(scene, ipm=10, openai_ipm=6000)
 
@@ -261,15 +263,15 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
     """A caller that backs off notices the opening at once, not at the end of its sleep."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        sleeper = asyncio.create_task(world.ask())
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        sleeper = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0.2)  # it has failed once and sleeps
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(100, cause="overloaded", summary="503")
         opened = now()
         assert (await sleeper).attempts == 2
-        assert world.openai.sent[0].at == opened
+        assert scenario.openai.sent[0].at == opened
 
     run_scenario(scene, **FAST)
 
@@ -277,16 +279,16 @@ def test_a_back_off_ends_the_moment_the_route_opens() -> None:
 def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
     """On the only route, a caller that waits for a probe is served right after its success."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await _trip_google(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        await _trip_google(scenario)
         await asyncio.sleep(700)
-        world.google.latency = 3.0
+        scenario.google.latency = 3.0
         asked = now()
-        first = asyncio.create_task(world.ask())
+        first = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0)
-        second = asyncio.create_task(world.ask())
+        second = asyncio.create_task(scenario.ask())
         await asyncio.gather(first, second)
-        assert world.google.sent[-1].at - asked == pytest.approx(3.0, abs=0.05)
+        assert scenario.google.sent[-1].at - asked == pytest.approx(3.0, abs=0.05)
 
     run_scenario(scene, force_open="openai", **FAST)
 
@@ -323,27 +325,27 @@ def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("resilient_imagen.pipeline.fitter.fit", slow_fit)
 
-    async def probe(world: PipelineScenario) -> None:
-        await _open_google(world)
-        world.google.heal().latency = 59.0
+    async def probe(scenario: PipelineScenario) -> None:
+        await _open_google(scenario)
+        scenario.google.heal().latency = 59.0
         await asyncio.sleep(70)
-        assert (await world.ask()).provider == "google"
-        assert world.breaker() == "closed"
+        assert (await scenario.ask()).provider == "google"
+        assert scenario.breaker() == "closed"
 
-    async def watched(world: PipelineScenario) -> None:
-        world.google.latency = 29.0
-        await asyncio.gather(*(world.ask() for _ in range(4)))
-        assert (world.breaker(), numbers(world)["consecutive"]) == ("closed", 0)
+    async def watched(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 29.0
+        await asyncio.gather(*(scenario.ask() for _ in range(4)))
+        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
 
-    async def leaver(world: PipelineScenario) -> None:
-        await _open_google(world)
-        world.google.heal().latency = 1.0
+    async def leaver(scenario: PipelineScenario) -> None:
+        await _open_google(scenario)
+        scenario.google.heal().latency = 1.0
         await asyncio.sleep(70)
-        task = asyncio.create_task(world.ask())
+        task = asyncio.create_task(scenario.ask())
         await asyncio.sleep(5)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert world.breaker() == "closed"  # the service had answered
+        assert scenario.breaker() == "closed"  # the service had answered
 
     run_scenario(probe, **FAST)
     run_scenario(watched, breaker_slow_call=30, **FAST)
@@ -382,18 +384,18 @@ def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller()
 def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
     """Five short waits that the server asked for are neither failures nor failed probes."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
         for _ in range(5):
-            await world.ask()
+            await scenario.ask()
             await asyncio.sleep(6)
-            assert numbers(world)["state"] == "closed"
-        world.google.heal().fail(Reason.OVERLOADED, status=503)
+            assert numbers(scenario)["state"] == "closed"
+        scenario.google.heal().fail(Reason.OVERLOADED, status=503)
         for _ in range(2):
-            await world.ask()
-            assert numbers(world)["state"] == "closed"
-        await world.ask()
-        assert numbers(world)["retry_after"] == pytest.approx(60, rel=0.11)
+            await scenario.ask()
+            assert numbers(scenario)["state"] == "closed"
+        await scenario.ask()
+        assert numbers(scenario)["retry_after"] == pytest.approx(60, rel=0.11)
 
     run_scenario(scene, max_retries=0, **FAST)
 
@@ -401,15 +403,15 @@ def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
 def test_a_mended_account_is_forgotten() -> None:
     """A later overload is an overload, for models that are named for the first time, too."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        await world.ask()
-        world.google.heal()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await scenario.ask()
+        scenario.google.heal()
         await asyncio.sleep(700)
-        assert (await world.ask()).provider == "google"
-        await _open_google(world)
-        world.google.heal()
-        assert (await world.ask(model="gemini-nano-banana-2.1")).provider == "google"
+        assert (await scenario.ask()).provider == "google"
+        await _open_google(scenario)
+        scenario.google.heal()
+        assert (await scenario.ask(model="gemini-nano-banana-2.1")).provider == "google"
 
     run_scenario(scene, **FAST)
 
@@ -417,15 +419,15 @@ def test_a_mended_account_is_forgotten() -> None:
 def test_a_latecomer_waits_no_longer_than_its_account() -> None:
     """Thirty seconds that are left are thirty seconds."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        await world.ask()
-        left = numbers(world)["retry_after"]
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await scenario.ask()
+        left = numbers(scenario)["retry_after"]
         assert left is not None
-        world.google.heal()
+        scenario.google.heal()
         await asyncio.sleep(left - 30)
-        await world.ask(model="gemini-nano-banana-2.1")
-        late = world.client.breakers["google:gemini-nano-banana-2.1"].snapshot()
+        await scenario.ask(model="gemini-nano-banana-2.1")
+        late = scenario.client.breakers["google:gemini-nano-banana-2.1"].snapshot()
         assert late["retry_after"] == pytest.approx(28, abs=0.5)  # OpenAI took two
 
     run_scenario(scene, **FAST)
@@ -434,9 +436,9 @@ def test_a_latecomer_waits_no_longer_than_its_account() -> None:
 def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
     """Where a timeout ends the call, the first route gets all of the time."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 25.0
-        assert (await world.ask(deadline=40)).provider == "google"
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 25.0
+        assert (await scenario.ask(deadline=40)).provider == "google"
 
     run_scenario(scene, fallback_on="overloaded", **FAST)
 
@@ -444,11 +446,11 @@ def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
 def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
     """A probe is in flight, and leaving is not wanted: its verdict decides."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await _open_google(world)
-        world.google.heal()
+    async def scene(scenario: PipelineScenario) -> None:
+        await _open_google(scenario)
+        scenario.google.heal()
         await asyncio.sleep(70)
-        results = await asyncio.gather(world.ask(), world.ask())
+        results = await asyncio.gather(scenario.ask(), scenario.ask())
         assert [result.provider for result in results] == ["google", "google"]
 
     run_scenario(scene, fallback_on="overloaded", **FAST)
@@ -485,8 +487,8 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
     known = {name for name in Settings.model_fields if name.startswith("breaker_")}
     assert known <= chosen.keys()
 
-    async def scene(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def scene(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         assert breaker._machine.config == expected
 
     run_scenario(scene, **chosen)
@@ -495,34 +497,34 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
 def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
     """Forced open and let go, with other numbers, from the client at hand."""
 
-    async def scene(world: PipelineScenario) -> None:
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def scene(scenario: PipelineScenario) -> None:
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.force_open = True
-        assert (await world.ask()).fallback_reason == "circuit_open"
+        assert (await scenario.ask()).fallback_reason == "circuit_open"
         breaker.force_open = False
         breaker.reconfigure(BreakerConfig(fail_max=1))
-        world.google.fail(Reason.OVERLOADED, status=503)
-        assert (await world.ask()).attempts == 2
-        assert world.breaker() == "open"
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        assert (await scenario.ask()).attempts == 2
+        assert scenario.breaker() == "open"
 
     run_scenario(scene, **FAST)
 
 
-async def _leave(world: PipelineScenario) -> None:
+async def _leave(scenario: PipelineScenario) -> None:
     """Ask, and go away after a second."""
-    task: asyncio.Task[ImageResult] = asyncio.create_task(world.ask())
+    task: asyncio.Task[ImageResult] = asyncio.create_task(scenario.ask())
     await asyncio.sleep(1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def _open_google(world: PipelineScenario) -> None:
-    world.google.heal().fail(Reason.OVERLOADED, status=503)
-    await world.ask()
-    assert world.breaker() == "open"
+async def _open_google(scenario: PipelineScenario) -> None:
+    scenario.google.heal().fail(Reason.OVERLOADED, status=503)
+    await scenario.ask()
+    assert scenario.breaker() == "open"
 
 
-async def _trip_google(world: PipelineScenario) -> None:
-    breaker = world.client.breakers["google:gemini-3-pro-image"]
+async def _trip_google(scenario: PipelineScenario) -> None:
+    breaker = scenario.client.breakers["google:gemini-3-pro-image"]
     breaker.open_for(60, cause="overloaded", summary="503")

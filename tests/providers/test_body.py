@@ -148,8 +148,8 @@ def test_a_body_that_ends_within_a_picture_is_invalid(vendor: str) -> None:
 
 def test_a_picture_is_held_once() -> None:
     """Parsing a response takes little more memory than the image's bytes."""
-    picture = PNG + bytes(8_000_000)
-    parts = answer("google", base64.b64encode(picture).decode())
+    image = PNG + bytes(8_000_000)
+    parts = answer("google", base64.b64encode(image).decode())
     pieces = [parts[at : at + 2**16] for at in range(0, len(parts), 2**16)]
     del parts
     outcome("google", body_of(answer("google", PNG64)))  # builds the decoder
@@ -160,5 +160,5 @@ def test_a_picture_is_held_once() -> None:
     finally:
         tracemalloc.stop()
     assert isinstance(read, ProviderResult)
-    assert read.images[0].data == picture
-    assert peak < 1.3 * len(picture)
+    assert read.images[0].data == image
+    assert peak < 1.3 * len(image)

@@ -146,9 +146,9 @@ def test_a_look_up_that_hangs_is_not_joined_for_ever(
     assert server.most_running == 2
 
 
-@pytest.mark.parametrize("trouble", ["hangs", "fails"])
+@pytest.mark.parametrize("fault", ["hangs", "fails"])
 def test_the_last_good_addresses_serve_on(
-    server: NameServer, trouble: str, monkeypatch: pytest.MonkeyPatch
+    server: NameServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name server that hangs or fails for a while does not stop a name that was known."""
     monkeypatch.setattr(dns, "_STALE_AFTER", 0.01)
@@ -156,7 +156,7 @@ def test_the_last_good_addresses_serve_on(
     async def main() -> Any:
         resolver = HostResolver()
         await resolver.resolve("b.test", 1)
-        if trouble == "hangs":
+        if fault == "hangs":
             server.hanging = {"b.test"}
         else:
             server.names["b.test"] = socket.gaierror(socket.EAI_AGAIN, "try again")

@@ -183,16 +183,16 @@ def test_a_ratio_the_model_does_not_know_becomes_its_nearest() -> None:
 def test_references_arrive_byte_for_byte(operation: Any) -> None:
     """The prompt comes first, then all references in order with their types."""
     big = PNG + os.urandom(1_500_001)
-    pictures = [(PNG, "image/png"), (JPEG, "image/jpeg"), (big, "image/png"), (PNG, "image/png")]
-    references = tuple(Reference(data, mime, at) for at, (data, mime) in enumerate(pictures))
+    samples = [(PNG, "image/png"), (JPEG, "image/jpeg"), (big, "image/png"), (PNG, "image/png")]
+    references = tuple(Reference(data, mime, at) for at, (data, mime) in enumerate(samples))
     request = sent(ImageRequest(PROMPT, references=references, operation=operation))
     first, *parts = request.json["contents"][0]["parts"]
     assert first["text"].startswith(PROMPT)
     assert "portrait" in first["text"]
     blobs = [part.get("inlineData") for part in parts]
     types = [blob.get("mimeType") or blob.get("mime_type") for blob in blobs]
-    assert types == [mime for _, mime in pictures]
-    assert [base64.b64decode(blob["data"]) for blob in blobs] == [data for data, _ in pictures]
+    assert types == [mime for _, mime in samples]
+    assert [base64.b64decode(blob["data"]) for blob in blobs] == [data for data, _ in samples]
 
 
 def test_the_environment_does_not_change_where_it_sends(

@@ -365,19 +365,19 @@ def test_only_connecting_has_a_time_limit_of_its_own() -> None:
 
 def test_a_rewritten_body_is_sent_with_its_length() -> None:
     """The body that an SDK built is replaced, and base64 is encoded while it is sent."""
-    pictures = [bytes(range(256)) * 2000, b"", b"a"]
+    uploads = [bytes(range(256)) * 2000, b"", b"a"]
 
     def rewrite(body: bytes) -> list[BodyPart]:
         document = json.loads(body)
         writer = JsonWriter()
-        document["images"] = [writer.upload(each) for each in pictures]
+        document["images"] = [writer.upload(each) for each in uploads]
         return writer.parts(document)
 
     def handle(request: httpx2.Request) -> httpx2.Response:
         assert int(request.headers["content-length"]) == len(request.content)
         document = json.loads(request.content)
         assert document["prompt"] == "a \N{FOX FACE}"
-        assert [base64.b64decode(each) for each in document["images"]] == pictures
+        assert [base64.b64decode(each) for each in document["images"]] == uploads
         return httpx2.Response(200, text="received")
 
     async def main() -> None:

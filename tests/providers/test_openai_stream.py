@@ -394,8 +394,10 @@ def test_a_cancelled_stream_closes_its_connection(events: int) -> None:
 
 def test_secrets_of_an_event_stay_out_of_errors() -> None:
     """An error event that repeats key and prompt is redacted."""
-    told = event("error", error={"code": "server_error", "message": f"{PROMPT} by {KEY} failed"})
-    one = answered(told)
+    error_event = event(
+        "error", error={"code": "server_error", "message": f"{PROMPT} by {KEY} failed"}
+    )
+    one = answered(error_event)
     assert one.error is not None
     for text in (str(one.error), repr(one.error), str(one.error.vendor_message)):
         assert PROMPT not in text

@@ -45,14 +45,14 @@ class Throttled:
 def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
     """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         provider = Throttled(wait, later=later)
-        world.google.generate = provider.generate  # type: ignore[method-assign]
-        result = await world.ask()
+        scenario.google.generate = provider.generate  # type: ignore[method-assign]
+        result = await scenario.ask()
         assert (result.provider, result.attempts) == ("google", 2)
         assert 3.5 - 0.01 <= now() <= 5.1
-        assert [event.retry_after for event in world.told.of(AttemptEnded)] == [None, None]
-        assert world.breaker() == "closed"
+        assert [event.retry_after for event in scenario.events.of(AttemptEnded)] == [None, None]
+        assert scenario.breaker() == "closed"
 
     run_scenario(scene, **FAST)
 
@@ -61,12 +61,12 @@ def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
 def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
     """It is in the error and in the attempt; more than a day is taken for one."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         provider = Throttled(wait, later=False)
-        world.google.generate = provider.generate  # type: ignore[method-assign]
-        world.openai.fail(Reason.INVALID_REQUEST, status=400)
+        scenario.google.generate = provider.generate  # type: ignore[method-assign]
+        scenario.openai.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(ImageGenerationError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert [attempt.retry_after for attempt in caught.value.attempts] == [heard, None]
 
     run_scenario(scene, **FAST, max_retries=0)

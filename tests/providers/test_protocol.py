@@ -51,25 +51,25 @@ ANSWERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def answering(world: PipelineScenario, answer: Callable[[], Any]) -> None:
+def answering(scenario: PipelineScenario, answer: Callable[[], Any]) -> None:
     """Let the primary answer so, in one moment."""
 
     async def generate(*_: object) -> Any:
         await asyncio.sleep(1)
         return answer()
 
-    world.google.generate = generate  # type: ignore[method-assign,assignment]
+    scenario.google.generate = generate  # type: ignore[method-assign,assignment]
 
 
-async def bug_of(world: PipelineScenario) -> TypeError:
+async def bug_of(scenario: PipelineScenario) -> TypeError:
     """The TypeError that a call ends with: a local bug, which casts no vote."""
     with pytest.raises(TypeError) as caught:
-        await world.ask()
-    numbers = world.client.snapshot()["routes"][0]["breaker"]
+        await scenario.ask()
+    numbers = scenario.client.snapshot()["routes"][0]["breaker"]
     assert numbers["state"] == "closed"
     assert numbers["consecutive"] == 0
-    assert world.openai.sent == []
-    assert world.idle()
+    assert scenario.openai.sent == []
+    assert scenario.idle()
     return caught.value
 
 
@@ -77,9 +77,9 @@ async def bug_of(world: PipelineScenario) -> TypeError:
 def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
     """The error names the provider, the returned type and the required type."""
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, ANSWERS[kind])
-        error = await bug_of(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, ANSWERS[kind])
+        error = await bug_of(scenario)
         assert str(error) == (f"provider google: generate must return a ProviderResult, not {kind}")
 
     run_scenario(scene, **FAST)
@@ -88,9 +88,9 @@ def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
 def test_an_answer_that_nobody_awaited_is_named() -> None:
     """A forgotten await is the most likely mistake; the coroutine is closed without a warning."""
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, later)
-        assert "not coroutine; is an await missing?" in str(await bug_of(world))
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, later)
+        assert "not coroutine; is an await missing?" in str(await bug_of(scenario))
 
     run_scenario(scene, **FAST)
 
@@ -98,9 +98,9 @@ def test_an_answer_that_nobody_awaited_is_named() -> None:
 def test_a_generate_that_is_not_async_is_named() -> None:
     """An ordinary function returns its answer, where an awaitable is wanted."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.generate = lambda *_: GOOD  # type: ignore[method-assign,assignment]
-        error = await bug_of(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.generate = lambda *_: GOOD  # type: ignore[method-assign,assignment]
+        error = await bug_of(scenario)
         assert str(error) == (
             "provider google: generate must be an async function; it returned ProviderResult"
         )
@@ -139,9 +139,9 @@ def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any
     """The traceback ends in the code of the provider's author."""
     kind, name = field.split(".")
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(HOLDERS[kind], **{name: value}))
-        error = await bug_of(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, lambda: replace(HOLDERS[kind], **{name: value}))
+        error = await bug_of(scenario)
         assert f"{field} must be " in str(error)
         assert f"not {type(value).__name__}" in str(error)
 
@@ -151,10 +151,10 @@ def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any
 def test_adjustments_are_sentences() -> None:
     """What ends up in results and their JSON is checked where it is set, too."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         wrong: Any = ("no mask", None)
-        answering(world, lambda: replace(GOOD, adjustments=wrong))
-        assert str(await bug_of(world)) == "ProviderResult.adjustments must hold only str"
+        answering(scenario, lambda: replace(GOOD, adjustments=wrong))
+        assert str(await bug_of(scenario)) == "ProviderResult.adjustments must hold only str"
 
     run_scenario(scene, **FAST)
 
@@ -163,9 +163,9 @@ def test_adjustments_are_sentences() -> None:
 def test_a_result_has_at_least_one_image(images: Any) -> None:
     """A result without an image, or with something else among its images, is a bug."""
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, images=images))
-        error = await bug_of(world)
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, lambda: replace(GOOD, images=images))
+        error = await bug_of(scenario)
         assert str(error) == "ProviderResult.images must hold at least one ProviderImage"
 
     run_scenario(scene, **FAST)
@@ -177,9 +177,9 @@ def test_a_result_has_at_least_one_image(images: Any) -> None:
 def test_bytes_that_are_no_picture_are_the_services_fault(data: bytes) -> None:
     """An unusable answer is retried once and left for the next route."""
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, images=(ProviderImage(data, "image/png"),)))
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, lambda: replace(GOOD, images=(ProviderImage(data, "image/png"),)))
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "invalid_response")
 
     run_scenario(scene, **FAST)
@@ -190,9 +190,9 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
     """The result has the type of the bytes, not the claimed type."""
     jpeg = encoded(Image.new("RGB", (90, 160)), "JPEG")
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, images=(ProviderImage(jpeg, claimed),)))
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, lambda: replace(GOOD, images=(ProviderImage(jpeg, claimed),)))
+        result = await scenario.ask()
         assert (result.mime_type, result.image_bytes) == ("image/jpeg", jpeg)
 
     run_scenario(scene, **FAST)
@@ -214,13 +214,13 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
 def test_an_error_made_wrongly_says_so(wrong: dict[str, Any], text: str) -> None:
     """And not something about the library's inside, three modules further."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         def raising() -> None:
             raise ProviderError(**wrong)
 
-        answering(world, raising)
+        answering(scenario, raising)
         with pytest.raises((TypeError, ValueError)) as caught:
-            await world.ask()
+            await scenario.ask()
         assert not isinstance(caught.value, ImageGenerationError)
         assert text in str(caught.value)
 
@@ -323,9 +323,9 @@ def test_options_that_a_vendor_lacks_are_listed(
 def test_adjustments_of_a_provider_reach_the_caller() -> None:
     """The result of the client lists them after the changes to the image."""
 
-    async def scene(world: PipelineScenario) -> None:
-        answering(world, lambda: replace(GOOD, adjustments=("google does not support mask",)))
-        result = await world.ask()
+    async def scene(scenario: PipelineScenario) -> None:
+        answering(scenario, lambda: replace(GOOD, adjustments=("google does not support mask",)))
+        result = await scenario.ask()
         assert "google does not support mask" in result.adjustments
 
     run_scenario(scene, **FAST)

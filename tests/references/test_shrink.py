@@ -22,10 +22,10 @@ JPEG = encoded(noise(700, 700), "JPEG", quality=92)
 
 
 def shrunk(
-    limit: int, *pictures: bytes
+    limit: int, *images: bytes
 ) -> tuple[tuple[Reference, ...], tuple[str, ...], tuple[Reference, ...]]:
     given_in = tuple(
-        Reference(data, sniff_mime(data) or "", index) for index, data in enumerate(pictures)
+        Reference(data, sniff_mime(data) or "", index) for index, data in enumerate(images)
     )
     references, notes = asyncio.run(shrink_to_total(given_in, limit))
     assert [each.index for each in references] == [each.index for each in given_in]
@@ -117,12 +117,12 @@ def test_each_may_have_so_many_bytes() -> None:
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize("pictures", [(), (JPEG,)])
-def test_a_limit_of_nothing_ends(pictures: tuple[bytes, ...]) -> None:
+@pytest.mark.parametrize("images", [(), (JPEG,)])
+def test_a_limit_of_nothing_ends(images: tuple[bytes, ...]) -> None:
     """No limit, however small, makes it run for ever."""
-    references, _, _ = shrunk(0, *pictures)
+    references, _, _ = shrunk(0, *images)
 
-    assert len(references) == len(pictures)
+    assert len(references) == len(images)
 
 
 @settings(max_examples=15, deadline=None)
@@ -130,9 +130,9 @@ def test_a_limit_of_nothing_ends(pictures: tuple[bytes, ...]) -> None:
     st.lists(st.sampled_from([PHOTO, SMALL_PHOTO, CLEAR_RGBA, JPEG]), max_size=4),
     st.integers(0, 6_000_000),
 )
-def test_it_fits_or_says_so(pictures: list[bytes], limit: int) -> None:
+def test_it_fits_or_says_so(images: list[bytes], limit: int) -> None:
     """Whatever is given: within the limit, or a note; never larger than before."""
-    references, notes, given_in = shrunk(limit, *pictures)
+    references, notes, given_in = shrunk(limit, *images)
 
     assert total(references) <= limit or notes[-1].endswith("over the limit")
     pairs = zip(references, given_in, strict=True)

@@ -28,7 +28,7 @@ class HandClock:
         self.now += seconds
 
 
-def make_gate(
+def make_breaker(
     clock: HandClock | None = None, *, jitter: float = 0.0, **numbers: Any
 ) -> tuple[CircuitBreaker, HandClock]:
     """Return a breaker and its manual clock; its random source always returns `jitter`."""
@@ -69,7 +69,7 @@ def fail(breaker: CircuitBreaker, times: int = 1, **details: Any) -> None:
 
 def opened(clock: HandClock | None = None, **numbers: Any) -> tuple[CircuitBreaker, HandClock]:
     """Return a breaker that failures have just opened."""
-    breaker, clock = make_gate(clock, **numbers)
+    breaker, clock = make_breaker(clock, **numbers)
     fail(
         breaker, breaker.metrics().failure_threshold, cause="overloaded", summary="503 UNAVAILABLE"
     )

@@ -50,7 +50,7 @@ class BreakerOracle:
         self.successes = 0
         self.calls: list[Call] = []
         self.would_reject = 0
-        self.told: list[tuple[str, str, bool]] = []
+        self.transitions: list[tuple[str, str, bool]] = []
         self.met_before = "closed"
         self.last_moment = 0.0
         self.orders = count()
@@ -122,7 +122,7 @@ class BreakerOracle:
 
     def move(self, state: str, *, keep_counts: bool = False) -> None:
         if self.config.mode is BreakerMode.SHADOW:
-            self.told.append((self.state, state, True))
+            self.transitions.append((self.state, state, True))
         self.state = state
         self.state_number += 1
         for call in self.calls:
@@ -132,11 +132,11 @@ class BreakerOracle:
             self.openings = 0
             if not keep_counts:
                 self.row, self.outcomes = 0, []
-        self.tell()
+        self.record_transition()
 
-    def tell(self) -> None:
+    def record_transition(self) -> None:
         if self.met != self.met_before:
-            self.told.append((self.met_before, self.met, False))
+            self.transitions.append((self.met_before, self.met, False))
             self.met_before = self.met
 
     def open(self, now: float, seconds: float, *, hint_only: bool = False) -> None:
@@ -230,7 +230,7 @@ class BreakerOracle:
             return call.early or "stale"
         call.place = call.watched = False
         if at_once:
-            self.told_outright(call, verdict, now, hint)
+            self._apply_hint_or_trip(call, verdict, now, hint)
         elif call.early is None and self.is_slow(call, now):
             self.failure(now, call)
             return "slow"
@@ -244,7 +244,7 @@ class BreakerOracle:
         slow_call = self.config.slow_call
         return call.sent and slow_call is not None and call.time + slow_call <= now
 
-    def told_outright(
+    def _apply_hint_or_trip(
         self, call: Call, verdict: BreakerOutcome, now: float, hint: float | None
     ) -> None:
         if verdict is BreakerOutcome.THROTTLED:
@@ -289,7 +289,7 @@ class BreakerOracle:
 
     def force(self, *, forced: bool) -> None:
         self.forced = forced
-        self.tell()
+        self.record_transition()
 
     def reconfigure(self, config: BreakerConfig) -> None:
         self.config = config
@@ -301,4 +301,4 @@ class BreakerOracle:
             self.state_number += 1
             for call in self.calls:
                 call.place = call.watched = False
-        self.tell()
+        self.record_transition()

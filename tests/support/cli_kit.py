@@ -87,6 +87,8 @@ def cli(capsys: pytest.CaptureFixture[str], *arguments: object) -> Ended:
         patch.setenv("no_proxy", "")
         with pytest.raises(SystemExit) as ended:
             main()
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     code = ended.value.code
-    return Ended(code if isinstance(code, int) else 0 if code is None else 1, told.out, told.err)
+    return Ended(
+        code if isinstance(code, int) else 0 if code is None else 1, output.out, output.err
+    )

@@ -19,42 +19,42 @@ PROBE = 1.0
 """Seconds of a successful request."""
 
 
-def live(world: LoopScenario, number: int, together: Any, told: Any) -> None:
+def live(scenario: LoopScenario, number: int, together: Any, results: Any) -> None:
     """Run one child process."""
 
     async def main() -> None:
         async def meet() -> None:
             await asyncio.to_thread(together.wait, PATIENCE)
 
-        async with world.client:
-            await world.client.warm_up()
+        async with scenario.client:
+            await scenario.client.warm_up()
             await meet()
             if number == 0:
-                await world.outage()
-            await until(lambda: world.state == "open")
-            world.google.latency = PROBE
-            world.google.sent.clear()
+                await scenario.outage()
+            await until(lambda: scenario.state == "open")
+            scenario.google.latency = PROBE
+            scenario.google.sent.clear()
             await asyncio.sleep(1.2)  # until the open period is over
             await meet()
-            await world.ask()
-            coordinator = world.client.snapshot()["fleet"]
+            await scenario.ask()
+            coordinator = scenario.client.snapshot()["fleet"]
             assert coordinator is not None
-            told.put({**coordinator, "sent": [each.at for each in world.google.sent]})
+            results.put({**coordinator, "sent": [each.at for each in scenario.google.sent]})
 
     asyncio.run(main())
 
 
 if __name__ == "__main__":
-    world = LoopScenario(sys.argv[1], breaker_reset_timeout=1.0)
-    asyncio.run(world.ask())
+    scenario = LoopScenario(sys.argv[1], breaker_reset_timeout=1.0)
+    asyncio.run(scenario.ask())
     fork = multiprocessing.get_context("fork")
-    together, told = fork.Barrier(CHILDREN), fork.Queue()
+    together, results = fork.Barrier(CHILDREN), fork.Queue()
     children = [
-        fork.Process(target=live, args=(world, number, together, told))
+        fork.Process(target=live, args=(scenario, number, together, results))
         for number in range(CHILDREN)
     ]
     for child in children:
         child.start()
-    sys.stdout.write(json.dumps([told.get(timeout=2 * PATIENCE) for _ in children]) + "\n")
+    sys.stdout.write(json.dumps([results.get(timeout=2 * PATIENCE) for _ in children]) + "\n")
     for child in children:
         child.join()

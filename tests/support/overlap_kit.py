@@ -32,7 +32,7 @@ class OverlapScenario:
     openai: FakeProvider
     local: FakeProvider
     client: ImageClient
-    told: RecordingSink
+    events: RecordingSink
 
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
@@ -62,7 +62,7 @@ class OverlapScenario:
 
     def requests(self, provider: str) -> list[AttemptEnded]:
         """Return the requests of a provider that have ended."""
-        return [each for each in self.told.attempts if each.provider == provider]
+        return [each for each in self.events.attempts if each.provider == provider]
 
     def request(self, provider: str = "google") -> AttemptEnded:
         """Return the only request of a provider that has ended."""
@@ -71,7 +71,7 @@ class OverlapScenario:
 
     def outcomes(self) -> list[tuple[str, Reason | None]]:
         """Return provider and reason of every request that has ended, in that order."""
-        return [(each.provider, each.reason) for each in self.told.attempts]
+        return [(each.provider, each.reason) for each in self.events.attempts]
 
 
 def run_overlap(
@@ -84,12 +84,12 @@ def run_overlap(
 
     async def main() -> T:
         openai = FakeProvider("openai", latency=2.0)
-        local, told = FakeProvider("local", latency=2.0), RecordingSink()
+        local, sink = FakeProvider("local", latency=2.0), RecordingSink()
         chosen = Settings(**{"routes": TWO_ROUTES, **FAST, **settings})
         used = {route.provider for route in chosen.routes}
         providers = [each for each in (google, openai, local) if each.name in used]
-        async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
-            answer = await scene(OverlapScenario(google, openai, local, client, told))
+        async with ImageClient(chosen, providers=providers, sinks=[sink]) as client:
+            answer = await scene(OverlapScenario(google, openai, local, client, sink))
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
         assert google.in_flight + openai.in_flight + local.in_flight == 0

@@ -29,7 +29,12 @@ class PipelineScenario:
     google: FakeProvider
     openai: FakeProvider
     client: ImageClient
-    told: RecordingSink
+    events: RecordingSink
+
+    @property
+    def told(self) -> RecordingSink:
+        """Return ``events`` by its earlier name."""
+        return self.events
 
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
@@ -154,10 +159,10 @@ def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: 
 
     async def main() -> T:
         google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
-        told = RecordingSink()
+        sink = RecordingSink()
         async with ImageClient(
-            Settings(**{**ONE_AT_A_TIME, **settings}), providers=[google, openai], sinks=[told]
+            Settings(**{**ONE_AT_A_TIME, **settings}), providers=[google, openai], sinks=[sink]
         ) as client:
-            return await scene(PipelineScenario(google, openai, client, told))
+            return await scene(PipelineScenario(google, openai, client, sink))
 
     return run_guarded(main())

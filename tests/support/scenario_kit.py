@@ -85,11 +85,11 @@ def run_outage_scenario(
         )
         providers = [google, openai]
         async with ImageClient(Settings(**settings), providers=providers) as client:
-            world = OutageScenario(app.google, app.openai, client)
-            await scene(world)
+            scenario = OutageScenario(app.google, app.openai, client)
+            await scene(scenario)
             app.heal()
             asked = now()
-            await world.ask()
+            await scenario.ask()
             assert now() - asked <= HEALTHY + 60.0 / client.settings.ipm + SLACK
             assert (app.google.in_flight, app.openai.in_flight) == (0, 0)
 
@@ -100,37 +100,37 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def refused(world: OutageScenario) -> None:
+async def refused(scenario: OutageScenario) -> None:
     """Both vendors block the prompt; the primary's refusal ends the call."""
-    for vendor in (world.google, world.openai):
+    for vendor in (scenario.google, scenario.openai):
         vendor.set(faults.blocked())
     with pytest.raises(ContentBlockedError, match="blocked by safety filters") as caught:
-        await world.ask()
+        await scenario.ask()
     assert caught.value.reason is Reason.CONTENT_BLOCKED
-    assert len(world.google.requests) + len(world.openai.requests) == 1
+    assert len(scenario.google.requests) + len(scenario.openai.requests) == 1
     assert len(caught.value.attempts) == 1
 
 
-async def nowhere_to_go(world: OutageScenario) -> None:
+async def nowhere_to_go(scenario: OutageScenario) -> None:
     """Both vendors are overloaded: the error has the primary's status and names both, in time."""
-    for vendor in (world.google, world.openai):
+    for vendor in (scenario.google, scenario.openai):
         vendor.set(faults.overload())
     with pytest.raises(AllProvidersFailedError, match="503 UNAVAILABLE") as caught:
-        await world.ask()
+        await scenario.ask()
     assert now() <= 25.0
     assert caught.value.reason is Reason.OVERLOADED
     assert {attempt.provider for attempt in caught.value.attempts} == {"google", "openai"}
-    assert len(world.google.requests) <= BUDGET
+    assert len(scenario.google.requests) <= BUDGET
 
 
 def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
     """The primary never answers: it times out once, and the call falls back."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.set(faults.hang())
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.set(faults.hang())
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert len(world.google.requests) == 1
+        assert len(scenario.google.requests) == 1
         assert now() <= timeout + HEALTHY + SLACK
 
     return scene
@@ -139,11 +139,11 @@ def silence(timeout: float) -> Callable[[OutageScenario], Awaitable[None]]:
 def passing(fault: Fault, longest: float) -> Callable[[OutageScenario], Awaitable[None]]:
     """A fault of one request: the primary's retry succeeds within ``longest`` seconds."""
 
-    async def scene(world: OutageScenario) -> None:
-        world.google.fail(fault)
-        result = await world.ask()
+    async def scene(scenario: OutageScenario) -> None:
+        scenario.google.fail(fault)
+        result = await scenario.ask()
         assert (result.provider, result.attempts) == ("google", 2)
-        assert world.openai.requests == ()
+        assert scenario.openai.requests == ()
         assert now() <= longest
 
     return scene

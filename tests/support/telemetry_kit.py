@@ -110,15 +110,15 @@ def run_telemetry_scenario(
     """Run ``scene`` on virtual time with these settings."""
 
     async def main() -> T:
-        telemetry, told = Telemetry(), RecordingSink()
+        telemetry, sink = Telemetry(), RecordingSink()
         google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
         async with ImageClient(
             Settings(**{**pipeline_kit.ONE_AT_A_TIME, **settings}),
             providers=[google, openai],
-            sinks=[told],
+            sinks=[sink],
             tracer_provider=telemetry.tracers,
             meter_provider=telemetry.meters,
         ) as client:
-            return await scene(TelemetryScenario(google, openai, client, told, telemetry))
+            return await scene(TelemetryScenario(google, openai, client, sink, telemetry))
 
     return run_virtual(main())

@@ -29,15 +29,15 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
     """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        tracer = world.telemetry.tracers.get_tracer("app")
+    async def scene(scenario: TelemetryScenario) -> None:
+        tracer = scenario.telemetry.tracers.get_tracer("app")
         with tracer.start_as_current_span("handler") as mine:
             before = otel_context.get_current()
-            await world.ask()
+            await scenario.ask()
             assert otel_context.get_current() == before
             assert trace.get_current_span() is mine
-        handler = world.telemetry.spans("handler")[0]
-        assert world.telemetry.roots()[0].parent == handler.context
+        handler = scenario.telemetry.spans("handler")[0]
+        assert scenario.telemetry.roots()[0].parent == handler.context
 
     run_telemetry_scenario(scene)
 
@@ -45,9 +45,9 @@ def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
 def test_what_happens_during_the_call_becomes_a_child() -> None:
     """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        tracer = world.telemetry.tracers.get_tracer("app")
-        generate = world.google.generate
+    async def scene(scenario: TelemetryScenario) -> None:
+        tracer = scenario.telemetry.tracers.get_tracer("app")
+        generate = scenario.google.generate
 
         async def over_http(request: Any, model: str) -> Any:
             with tracer.start_as_current_span("POST"):
@@ -57,10 +57,12 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
             with tracer.start_as_current_span("told"):
                 await asyncio.sleep(0)
 
-        world.google.generate = over_http  # type: ignore[method-assign]
-        await world.ask(on_start=on_start)
-        assert world.telemetry.spans("POST")[0].parent == world.telemetry.attempts()[0].context
-        assert world.telemetry.spans("told")[0].parent == world.telemetry.roots()[0].context
+        scenario.google.generate = over_http  # type: ignore[method-assign]
+        await scenario.ask(on_start=on_start)
+        assert (
+            scenario.telemetry.spans("POST")[0].parent == scenario.telemetry.attempts()[0].context
+        )
+        assert scenario.telemetry.spans("told")[0].parent == scenario.telemetry.roots()[0].context
 
     run_telemetry_scenario(scene)
 
@@ -68,12 +70,12 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
 def test_calls_at_the_same_time_have_a_trace_each() -> None:
     """Every attempt belongs to its own call's root, however the calls interleave."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500, times=2)
-        await asyncio.gather(*(world.ask() for _ in range(8)))
-        roots = {span.context.trace_id: span.context for span in world.telemetry.roots()}
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500, times=2)
+        await asyncio.gather(*(scenario.ask() for _ in range(8)))
+        roots = {span.context.trace_id: span.context for span in scenario.telemetry.roots()}
         assert len(roots) == 8
-        attempts = world.telemetry.attempts()
+        attempts = scenario.telemetry.attempts()
         assert len(attempts) == 10
         for span in attempts:
             assert span.parent == roots[span.context.trace_id]
@@ -84,14 +86,14 @@ def test_calls_at_the_same_time_have_a_trace_each() -> None:
 def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
     """on_start asks for another image: its root is a child of the first call's."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         async def on_start() -> None:
-            await world.ask()
+            await scenario.ask()
 
-        await world.ask(on_start=on_start)
-        inner, outer = world.telemetry.roots()
+        await scenario.ask(on_start=on_start)
+        inner, outer = scenario.telemetry.roots()
         assert inner.parent == outer.context
-        parents = [span.parent for span in world.telemetry.attempts()]
+        parents = [span.parent for span in scenario.telemetry.attempts()]
         assert parents in ([inner.context, outer.context], [outer.context, inner.context])
 
     run_telemetry_scenario(scene, **FAST)
@@ -145,12 +147,12 @@ def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
     """A sink ignores events of calls that began before it was added, or outside any trace."""
     telemetry = Telemetry()
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        await scenario.ask()
         late = SpanSink(telemetry.tracers)
-        for event in world.told.events:
+        for event in scenario.events.events:
             if not isinstance(event, RequestStarted):
                 late.handle(event)
 
@@ -174,13 +176,13 @@ def test_sdk_instrumentations_are_told_during_the_attempt_alone(
         monkeypatch.setitem(sys.modules, "opentelemetry.util.genai.invocation", util)
     seen: list[object] = []
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         async def generate(request: Any, model: str) -> ProviderResult:
             seen.append(otel_context.get_value("the key"))
             return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model)
 
-        world.google.generate = generate  # type: ignore[method-assign]
-        await world.ask(on_start=lambda: seen.append(otel_context.get_value("the key")))
+        scenario.google.generate = generate  # type: ignore[method-assign]
+        await scenario.ask(on_start=lambda: seen.append(otel_context.get_value("the key")))
         seen.append(otel_context.get_value("the key"))
 
     run_telemetry_scenario(scene)

@@ -114,10 +114,10 @@ def test_a_slow_sink_sees_the_callers_context() -> None:
     slow = SlowSink()
     slow.go.set()
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         who.set("caller")
-        world.client._dispatcher._background = dispatcher._background
-        await world.ask()
+        scenario.client._dispatcher._background = dispatcher._background
+        await scenario.ask()
         await dispatcher.close(10)
 
     dispatcher = SinkDispatcher([slow])
@@ -169,11 +169,11 @@ def test_events_beyond_the_queue_are_dropped_and_counted(
     assert len(messages) == 2
 
 
-def pictured(picture: bytes) -> RequestEnded:
+def ended_with(image: bytes) -> RequestEnded:
     return RequestEnded(
         at=0.0, outcome="success", latency_s=1.0, attempts=1, retries=0, short_circuits=0,
         queue_s=0.0, backoff_s=0.0, fallback_cause=None, fallback_from=None,
-        result=delivered(picture), error=None,
+        result=delivered(image), error=None,
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
         at=0.0, request=ImageRequest("a lighthouse"), provider="google", model="m"
     )
     for _ in range(50):
-        background.put(pictured(bytes(3_000_000)))
+        background.put(ended_with(bytes(3_000_000)))
         background.put(warned(1))
         background.put(asked)
     assert background.dropped == 47
@@ -197,7 +197,7 @@ def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
     assert [type(event) for event in slow.handled].count(OperatorWarning) == 50
     assert [type(event) for event in slow.handled].count(RequestStarted) == 50
     assert caplog.messages[0] == "slow sinks: events are being dropped"
-    background.put(pictured(bytes(30_000_000)))
+    background.put(ended_with(bytes(30_000_000)))
     background.close(10)
     assert len(slow.handled) == 3 + 50 + 50 + 1, "handled events count no longer"
 
@@ -207,7 +207,7 @@ def test_a_handled_event_is_not_kept() -> None:
     slow = SlowSink()
     slow.go.set()
     background = BackgroundSink([slow], pass_to)
-    event = pictured(bytes(10))
+    event = ended_with(bytes(10))
     gone = weakref.ref(event.result)
     background.put(event)
     del event

@@ -35,7 +35,7 @@ class Evidence:
 
     backend: Backend
     service: str
-    told: RecordingSink
+    events: RecordingSink
 
     def spans(self, **tags: str) -> list[StoredTrace]:
         """The spans that a search by these tags is about; ``__`` stands for a dot."""
@@ -46,14 +46,14 @@ class Evidence:
         return {span.tags["imagegen.call_id"] for span in self.spans(**tags)}
 
     def really(self, question: Callable[[RequestEnded], bool]) -> set[str]:
-        return {ended.call_id for ended in self.told.of(RequestEnded) if question(ended)}
+        return {ended.call_id for ended in self.events.of(RequestEnded) if question(ended)}
 
 
-async def a_bad_day(told: RecordingSink, tracers: TracerProvider) -> None:
+async def a_bad_day(sink: RecordingSink, tracers: TracerProvider) -> None:
     """An outage, its end, a hiccup, a timeout, and callers in a row."""
     google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
     async with ImageClient(
-        Settings(), providers=[google, openai], sinks=[told], tracer_provider=tracers
+        Settings(), providers=[google, openai], sinks=[sink], tracer_provider=tracers
     ) as client:
         google.fail(Reason.OVERLOADED, status=503, times=3)
         await client.generate("opens the breaker, is served by OpenAI")
@@ -79,12 +79,12 @@ def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
         tracers = TracerProvider(resource=Resource({"service.name": service}))
         exporter = OTLPSpanExporter(endpoint=f"{backend.otlp}/v1/traces", timeout=10)
         tracers.add_span_processor(BatchSpanProcessor(exporter))
-        told = RecordingSink()
-        run_virtual(a_bad_day(told, tracers))
+        sink = RecordingSink()
+        run_virtual(a_bad_day(sink, tracers))
         tracers.shutdown()
-        found = Evidence(backend, service, told)
+        found = Evidence(backend, service, sink)
         give_up = time.monotonic() + 60
-        while len(found.calls(imagegen__provider__primary="google")) != len(told.calls):
+        while len(found.calls(imagegen__provider__primary="google")) != len(sink.calls):
             assert time.monotonic() < give_up, "the backend does not show what it was sent"
             time.sleep(0.05)  # it stores in its own time
         yield found
@@ -93,7 +93,7 @@ def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
 def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
     """As many traces as calls; every other span hangs below its root, none is odd."""
     traces = evidence.backend.find(evidence.service, {})
-    assert len(traces) == len(evidence.told.of(RequestStarted)) == 8
+    assert len(traces) == len(evidence.events.of(RequestStarted)) == 8
     for trace in traces:
         (root,) = [span for span in trace if span.name == "imagegen.generate"]
         others = [span for span in trace if span is not root]

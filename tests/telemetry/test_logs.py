@@ -52,11 +52,11 @@ def records() -> Iterator[list[logging.LogRecord]]:
     logger.setLevel(logging.NOTSET)
 
 
-async def outage(world: TelemetryScenario) -> None:
+async def outage(scenario: TelemetryScenario) -> None:
     """An outage, a fallback, a refusal."""
-    world.google.fail(Reason.OVERLOADED, status=503, times=3, retry_after=4)
-    await world.ask()
-    await world.ask()
+    scenario.google.fail(Reason.OVERLOADED, status=503, times=3, retry_after=4)
+    await scenario.ask()
+    await scenario.ask()
 
 
 STORY = [
@@ -128,8 +128,8 @@ def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
 def test_a_call_that_goes_well_leaves_one_line(lines: Lines) -> None:
     """With the request that brought the image in it."""
     run_telemetry_scenario(TelemetryScenario.ask)
-    told = [line for line in lines if line["level"] != "debug"]
-    assert [line["event"] for line in told] == ["imagegen.request.completed"]
+    visible = [line for line in lines if line["level"] != "debug"]
+    assert [line["event"] for line in visible] == ["imagegen.request.completed"]
 
 
 def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None:
@@ -166,17 +166,17 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
     What a call's line says of the request that brought the image stands on that request's span.
     """
 
-    async def scene(world: TelemetryScenario) -> None:
-        await outage(world)
-        world.google.heal()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await outage(scenario)
+        scenario.google.heal()
         await asyncio.sleep(100)
-        await world.ask()
-        world.google.crash(KeyError("x"))
+        await scenario.ask()
+        scenario.google.crash(KeyError("x"))
         with pytest.raises(KeyError):
-            await world.ask()
+            await scenario.ask()
         spans = {
             format(span.context.span_id, "016x"): dict(span.attributes or {})
-            for span in world.telemetry.spans()
+            for span in scenario.telemetry.spans()
             if span.context is not None
         }
         kinds = {"attempt.failed", "request.failed", "request.completed",
@@ -198,8 +198,8 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
                 own = span.get(f"imagegen.{key}", span.get(key))
                 found = request.get(f"imagegen.{key}", request.get(key)) if own is None else own
                 assert found == (tuple(line[key]) if isinstance(line[key], list) else line[key])
-            told = {name.removeprefix("imagegen.") for name in span}
-            assert told - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
+            visible = {name.removeprefix("imagegen.") for name in span}
+            assert visible - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
         assert seen == kinds
 
     run_telemetry_scenario(scene, **FAST)
@@ -208,11 +208,11 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
 def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
     """W3C hex, the attempt's own for the attempt and the root's for the call."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask()
         by_event = {line["event"]: line for line in lines}
-        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        root, attempt = scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]
         for event, span in (
             ("imagegen.request.started", root),
             ("imagegen.attempt.failed", attempt),
@@ -229,15 +229,15 @@ def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
 def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -> None:
     """A rejection refers to its own span; an opening to the request that caused it."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.drag()
-        world.client._routing.routes[1].breaker.force_trip(cause="forbidden")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.drag()
+        scenario.client._routing.routes[1].breaker.force_trip(cause="forbidden")
         rejected = [line for line in lines if line["event"].endswith("rejected")]
-        assert rejected[0]["span_id"] == hexed(world.telemetry.rejects()[0])
+        assert rejected[0]["span_id"] == hexed(scenario.telemetry.rejects()[0])
         by_request, by_hand = [line for line in lines if line["event"].endswith("opened")]
         (opener,) = [
             span
-            for span in world.telemetry.attempts()
+            for span in scenario.telemetry.attempts()
             if "imagegen.circuit_breaker.transition" in attributes(span)
         ]
         assert by_request["span_id"] == hexed(opener)
@@ -253,9 +253,9 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
 def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
     """A key that is not accepted is loud, once for each time it happened."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
+        await scenario.ask()
 
     run_telemetry_scenario(scene)
     failed = [line for line in lines if line["event"] == "imagegen.attempt.failed"]
@@ -265,10 +265,10 @@ def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
 def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -> None:
     """Formatters that show a traceback's local variables would show the prompt."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.INVALID_REQUEST, status=400)
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(ImageGenerationError):
-            await world.ask()
+            await scenario.ask()
 
     run_telemetry_scenario(scene)
     last = lines[-1]
@@ -282,9 +282,9 @@ def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -
 def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
     """Openings in shadow mode are logged as information, not as errors."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
 
     run_telemetry_scenario(scene, breaker_mode="shadow", **FAST)
     opened = [line for line in lines if line["event"] == "imagegen.circuit_breaker.opened"]
@@ -294,9 +294,9 @@ def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
 def test_warnings_reach_the_log(lines: Lines) -> None:
     """A model that is not in the table is passed on with one line."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask(model="gemini-9-ultra-image")
-        await world.ask(model="gemini-9-ultra-image")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask(model="gemini-9-ultra-image")
+        await scenario.ask(model="gemini-9-ultra-image")
 
     run_telemetry_scenario(scene)
     warned = [line for line in lines if line["event"] == "imagegen.warning"]
@@ -307,8 +307,8 @@ def test_warnings_reach_the_log(lines: Lines) -> None:
 def test_a_call_with_thousands_of_references_leaves_a_line_of_bounded_length(lines: Lines) -> None:
     """Fifty dropped references are listed; the summary counts all of them."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.client.generate("x", references=["?"] * 2000)
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.client.generate("x", references=["?"] * 2000)
 
     run_telemetry_scenario(scene, **FAST)
 
@@ -323,11 +323,11 @@ def test_a_call_with_thousands_of_references_leaves_a_line_of_bounded_length(lin
 def test_each_level_of_logging_gets_exactly_its_records(level: int) -> None:
     """A level of the logger filters records, and changes no other."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await outage(world)
-        world.openai.fail(Reason.INVALID_REQUEST, status=400)
+    async def scene(scenario: TelemetryScenario) -> None:
+        await outage(scenario)
+        scenario.openai.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(ImageGenerationError):
-            await world.ask()
+            await scenario.ask()
 
     logger = logging.getLogger("imagegen")
 
@@ -349,9 +349,9 @@ def test_each_level_of_logging_gets_exactly_its_records(level: int) -> None:
     assert levels_and_names(level) == [record for record in everything if record[0] >= level]
 
 
-async def fallback(world: TelemetryScenario) -> None:
-    world.google.fail(Reason.OVERLOADED, status=503)
-    await world.ask()
+async def fallback(scenario: TelemetryScenario) -> None:
+    scenario.google.fail(Reason.OVERLOADED, status=503)
+    await scenario.ask()
 
 
 FALLBACK = ["imagegen.attempt.failed", "imagegen.fallback"]
@@ -496,8 +496,8 @@ def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
     """If structlog is configured during a call, the call's further lines go to its pipeline."""
     caught = structlog.testing.CapturingLogger()
 
-    async def scene(world: TelemetryScenario) -> None:
-        asking = asyncio.create_task(world.ask())
+    async def scene(scenario: TelemetryScenario) -> None:
+        asking = asyncio.create_task(scenario.ask())
         await asyncio.sleep(0.5)
         structlog.configure(
             processors=[structlog.processors.JSONRenderer()], logger_factory=lambda: caught

@@ -29,11 +29,11 @@ PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
     """Retries, fallbacks, breaker votes, transitions, refusals, durations and tokens."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        await world.ask()
-        points = world.telemetry.points
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        await scenario.ask()
+        points = scenario.telemetry.points
         gemini = {"gen_ai.provider.name": "gcp.gemini", "error.type": "overloaded"}
         assert points("imagegen.retries") == [(gemini, 2)]
         edge = {"imagegen.fallback.from": PRIMARY, "imagegen.fallback.to": SECOND}
@@ -88,17 +88,17 @@ def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
 def test_a_slow_bucket_leads_to_its_trace() -> None:
     """The durations carry exemplars: of the call its root, of the request its own span."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask()
         leads = {
             metric.name: [
                 exemplar.span_id
                 for point in metric.data.data_points
                 for exemplar in getattr(point, "exemplars", ())
             ]
-            for metric in world.telemetry.metrics()
+            for metric in scenario.telemetry.metrics()
         }
-        (root,), (attempt,) = world.telemetry.roots(), world.telemetry.attempts()
+        (root,), (attempt,) = scenario.telemetry.roots(), scenario.telemetry.attempts()
         assert leads.pop("imagegen.operation.duration") == [root.context.span_id]
         assert leads.pop("gen_ai.client.operation.duration") == [attempt.context.span_id]
         assert {name for name, spans in leads.items() if spans} == set()
@@ -142,24 +142,24 @@ def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
 def test_gauges_show_the_breakers_as_they_are_now() -> None:
     """The gauge is 1 for the present state and 0 for the others, and is read at collection."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
 
         def state() -> dict[str, int]:
             return {
                 found["imagegen.circuit_breaker.state"]: value
-                for found, value in world.telemetry.points("imagegen.circuit_breaker.state")
+                for found, value in scenario.telemetry.points("imagegen.circuit_breaker.state")
                 if found["imagegen.circuit_breaker.name"] == PRIMARY
             }
 
         assert state() == {"closed": 0, "open": 1, "half_open": 0, "forced_open": 0}
-        rates = world.telemetry.points("imagegen.circuit_breaker.failure_rate")
+        rates = scenario.telemetry.points("imagegen.circuit_breaker.failure_rate")
         assert [value for _, value in rates] == [1.0, 0.0] or [v for _, v in rates] == [0.0, 1.0]
-        calls = world.telemetry.points("imagegen.circuit_breaker.window.calls")
+        calls = scenario.telemetry.points("imagegen.circuit_breaker.window.calls")
         assert sorted(value for _, value in calls) == [1, 3]
         await asyncio.sleep(100)
-        await world.ask()
+        await scenario.ask()
         assert state() == {"closed": 1, "open": 0, "half_open": 0, "forced_open": 0}
 
     run_telemetry_scenario(scene, **FAST)
@@ -248,12 +248,12 @@ def test_two_clients_with_the_same_route_are_one_series() -> None:
 def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
     """The window slides between calls, too; on the loop and off it the numbers are the same."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await scenario.ask()
 
         def calls() -> int:
-            points = world.telemetry.points("imagegen.circuit_breaker.window.calls")
+            points = scenario.telemetry.points("imagegen.circuit_breaker.window.calls")
             return sum(value for _, value in points)
 
         assert await asyncio.to_thread(calls) == calls() == 2
@@ -280,20 +280,20 @@ def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
 def test_a_model_that_only_a_caller_named_is_other() -> None:
     """Whatever names callers come up with, there is one more value at most."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         for name in ("flux-1", "flux-2", "flux-3"):
-            await world.ask(model=name)
+            await scenario.ask(model=name)
         models = {
             found["gen_ai.request.model"]
-            for found, _ in world.telemetry.points("gen_ai.client.operation.duration")
+            for found, _ in scenario.telemetry.points("gen_ai.client.operation.duration")
         }
         assert models == {"other"}
         gauges = {
             found["imagegen.circuit_breaker.name"]
-            for found, _ in world.telemetry.points("imagegen.circuit_breaker.state")
+            for found, _ in scenario.telemetry.points("imagegen.circuit_breaker.state")
         }
         assert gauges == {"google:gemini-3-pro-image", "google:other", "custom:m"}
-        served = world.telemetry.attempts()[0].attributes or {}
+        served = scenario.telemetry.attempts()[0].attributes or {}
         assert served["gen_ai.request.model"] == "flux-1"
 
     async def main() -> None:
@@ -313,23 +313,23 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
 def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
     """Such models share one name in the gauges, which has the worst of their states."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask(model="gemini-2.5-flash-image")
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask(model="gemini-3.1-flash-image")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask(model="gemini-2.5-flash-image")
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask(model="gemini-3.1-flash-image")
 
         def shown(metric: str) -> list[Any]:
             return [
                 (found.get("imagegen.circuit_breaker.state"), value)
-                for found, value in world.telemetry.points(f"imagegen.circuit_breaker.{metric}")
+                for found, value in scenario.telemetry.points(f"imagegen.circuit_breaker.{metric}")
                 if found["imagegen.circuit_breaker.name"] == "google:other"
             ]
 
         assert dict(shown("state")) == {"closed": 0, "open": 1, "half_open": 0, "forced_open": 0}
         assert shown("failure_rate") == [(None, 1.0)]
         assert shown("window.calls") == [(None, 4)]
-        await world.client.aclose()
-        assert world.telemetry.points("imagegen.circuit_breaker.state") == []
+        await scenario.client.aclose()
+        assert scenario.telemetry.points("imagegen.circuit_breaker.state") == []
 
     run_telemetry_scenario(scene, **FAST)
 
@@ -337,19 +337,19 @@ def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
 def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixture) -> None:
     """A thread that exports metrics is not disturbed by routes that callers add meanwhile."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         ended = threading.Event()
 
         def read() -> int:
             readings = 0
             while not ended.is_set() or not readings:
-                readings += bool(world.telemetry.points("imagegen.circuit_breaker.state"))
+                readings += bool(scenario.telemetry.points("imagegen.circuit_breaker.state"))
             return readings
 
         with ThreadPoolExecutor(1) as exporter:
             reading = exporter.submit(read)
             for number in range(200):
-                await world.ask(model=f"gemini-{number}-image")
+                await scenario.ask(model=f"gemini-{number}-image")
             ended.set()
             assert reading.result() > 0
 
@@ -369,15 +369,15 @@ def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixtu
 def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str) -> None:
     """The error type is the reason; the type of an unexpected exception is not an attribute."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         if isinstance(error, Reason):
-            world.google.fail(error, status=400)
+            scenario.google.fail(error, status=400)
         else:
-            world.google.crash(error)
+            scenario.google.crash(error)
         with pytest.raises((ImageGenerationError, KeyError)):
-            await world.ask()
+            await scenario.ask()
         for metric in ("gen_ai.client.operation.duration", "imagegen.operation.duration"):
-            ((found, _),) = world.telemetry.points(metric)
+            ((found, _),) = scenario.telemetry.points(metric)
             assert found["error.type"] == word
 
     run_telemetry_scenario(scene)
@@ -386,17 +386,17 @@ def test_error_types_come_from_a_fixed_list(error: Reason | Exception, word: str
 def test_a_cancelled_request_is_no_quick_success() -> None:
     """A cancelled request's duration has a separate error type; its vote is neutral."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.leave()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.leave()
         with pytest.raises(TimeoutError):
-            await world.ask(deadline=1)
-        durations = world.telemetry.points("gen_ai.client.operation.duration")
+            await scenario.ask(deadline=1)
+        durations = scenario.telemetry.points("gen_ai.client.operation.duration")
         assert [found["error.type"] for found, _ in durations] == [
             "cancelled",
             "timeout",  # cut short for the next route's sake
             "deadline",
         ]
-        votes = world.telemetry.points("imagegen.circuit_breaker.calls")
+        votes = scenario.telemetry.points("imagegen.circuit_breaker.calls")
         assert [(found["imagegen.circuit_breaker.result"], n) for found, n in votes] == [
             ("neutral", 2),
             ("neutral", 1),
@@ -408,14 +408,14 @@ def test_a_cancelled_request_is_no_quick_success() -> None:
 def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
     """A throttled request counts as failure; a slow request has a separate value."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, times=1)
-        await world.ask()
-        world.google.latency = 20.0
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, times=1)
+        await scenario.ask()
+        scenario.google.latency = 20.0
+        await scenario.ask()
         votes = {
             found["imagegen.circuit_breaker.result"]: count
-            for found, count in world.telemetry.points("imagegen.circuit_breaker.calls")
+            for found, count in scenario.telemetry.points("imagegen.circuit_breaker.calls")
             if found["imagegen.circuit_breaker.name"] == PRIMARY
         }
         assert votes == {"failure": 1, "slow": 1}
@@ -426,14 +426,14 @@ def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
 def test_a_retry_names_the_service_that_its_attempt_named() -> None:
     """Vertex is not the Gemini API: the address decides for both."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         url = "https://europe-west4-aiplatform.googleapis.com"
-        world.google.endpoint = Endpoint("google", url)
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        await world.ask()
-        ((found, count),) = world.telemetry.points("imagegen.retries")
+        scenario.google.endpoint = Endpoint("google", url)
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await scenario.ask()
+        ((found, count),) = scenario.telemetry.points("imagegen.retries")
         assert (found["gen_ai.provider.name"], count) == ("gcp.vertex_ai", 1)
-        attempt = world.telemetry.attempts()[0].attributes or {}
+        attempt = scenario.telemetry.attempts()[0].attributes or {}
         assert attempt["gen_ai.provider.name"] == "gcp.vertex_ai"
 
     run_telemetry_scenario(scene, **FAST)
@@ -442,16 +442,16 @@ def test_a_retry_names_the_service_that_its_attempt_named() -> None:
 def test_vendors_cannot_fill_the_metrics_with_names() -> None:
     """The number of distinct response model names is limited."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         served = (f"gemini-{number}" for number in range(100))
 
         async def generate(request: object, model: str) -> ProviderResult:
             return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), next(served))
 
-        world.google.generate = generate  # type: ignore[method-assign]
+        scenario.google.generate = generate  # type: ignore[method-assign]
         for _ in range(100):
-            await world.ask()
-        durations = world.telemetry.points("gen_ai.client.operation.duration")
+            await scenario.ask()
+        durations = scenario.telemetry.points("gen_ai.client.operation.duration")
         named = {found["gen_ai.response.model"] for found, _ in durations}
         assert len(named) == 33
         assert "other" in named
@@ -462,13 +462,13 @@ def test_vendors_cannot_fill_the_metrics_with_names() -> None:
 def test_shadow_decisions_are_no_transitions() -> None:
     """Decisions of shadow mode are logged, but not counted as transitions."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        assert world.telemetry.points("imagegen.circuit_breaker.transitions") == []
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        assert scenario.telemetry.points("imagegen.circuit_breaker.transitions") == []
         votes = {
             found["imagegen.circuit_breaker.result"]
-            for found, _ in world.telemetry.points("imagegen.circuit_breaker.calls")
+            for found, _ in scenario.telemetry.points("imagegen.circuit_breaker.calls")
         }
         assert "not_permitted" not in votes
 

@@ -25,40 +25,40 @@ KEEPS: dict[str, Any] = {**FAST, "on_timeout": "keep", "per_call_timeout": 60}
 SLOW: dict[str, Any] = {**FAST, "hedge_after": 10}
 
 
-async def open_google(world: TelemetryScenario) -> None:
+async def open_google(scenario: TelemetryScenario) -> None:
     """Open Google's circuit, and wait until the next request to it is a probe."""
-    world.google.fail(Reason.OVERLOADED, status=503, times=1)
-    await world.ask()
+    scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+    await scenario.ask()
     await asyncio.sleep(70)
-    world.telemetry.exporter.clear()
+    scenario.telemetry.exporter.clear()
 
 
-async def slow_google(world: TelemetryScenario) -> None:
+async def slow_google(scenario: TelemetryScenario) -> None:
     """Make a request to Google that is slow, so that OpenAI is asked beside it."""
-    world.google.latency = 100
-    await world.ask()
+    scenario.google.latency = 100
+    await scenario.ask()
 
 
-async def probe_beside_openai(world: TelemetryScenario) -> None:
+async def probe_beside_openai(scenario: TelemetryScenario) -> None:
     """Send a slow probe to Google, so that OpenAI is asked beside it; wait for its end."""
-    await open_google(world)
-    world.google.latency = 20
-    await world.ask()
+    await open_google(scenario)
+    scenario.google.latency = 20
+    await scenario.ask()
     await asyncio.sleep(30)
 
 
-async def keep_google(world: TelemetryScenario) -> None:
+async def keep_google(scenario: TelemetryScenario) -> None:
     """Let a request to Google exceed its time limit, and OpenAI deliver beside it."""
-    world.google.hang(times=1)
-    world.openai.latency = 40
-    await world.ask()
+    scenario.google.hang(times=1)
+    scenario.openai.latency = 40
+    await scenario.ask()
 
 
-def attempt_of(world: TelemetryScenario, provider: str) -> ReadableSpan:
+def attempt_of(scenario: TelemetryScenario, provider: str) -> ReadableSpan:
     """Return the only finished span of a request to this provider."""
     [found] = [
         span
-        for span in world.telemetry.attempts()
+        for span in scenario.telemetry.attempts()
         if attributes(span)["imagegen.provider"] == provider
     ]
     return found
@@ -73,15 +73,15 @@ def duration(span: ReadableSpan) -> float:
 def test_a_hedged_probe_has_a_span_of_its_whole_duration() -> None:
     """It ends after the root span of its call, as a child of it."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await open_google(world)
-        world.google.latency = 20
-        await world.ask()
-        root, served = world.telemetry.roots()[0], attempt_of(world, "openai")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await open_google(scenario)
+        scenario.google.latency = 20
+        await scenario.ask()
+        root, served = scenario.telemetry.roots()[0], attempt_of(scenario, "openai")
         assert duration(root) == pytest.approx(5)
         assert duration(served) == pytest.approx(2)
         await asyncio.sleep(30)
-        probe = attempt_of(world, "google")
+        probe = attempt_of(scenario, "google")
         assert duration(probe) == pytest.approx(20)
         assert probe.parent == served.parent == root.context
         assert attributes(probe)["imagegen.attempt.outcome"] == "success"
@@ -95,13 +95,13 @@ def test_a_hedged_probe_has_a_span_of_its_whole_duration() -> None:
 def test_an_opening_by_a_probe_without_its_caller_is_linked_to_the_probe() -> None:
     """The next call's rejection leads to the request that failed after its own call."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await open_google(world)
-        world.google.fail(Reason.OVERLOADED, status=503, latency=20)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await open_google(scenario)
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=20)
+        await scenario.ask()
         await asyncio.sleep(30)
-        await world.ask()
-        probe, [reject] = attempt_of(world, "google"), world.telemetry.rejects()
+        await scenario.ask()
+        probe, [reject] = attempt_of(scenario, "google"), scenario.telemetry.rejects()
         assert [link.context for link in reject.links] == [probe.context]
         assert attributes(probe)["imagegen.circuit_breaker.transition"] == "half_open_to_open"
 
@@ -111,14 +111,14 @@ def test_an_opening_by_a_probe_without_its_caller_is_linked_to_the_probe() -> No
 def test_an_opening_is_linked_to_the_request_of_that_route() -> None:
     """Not to another request of the same call that is in flight as well."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.hang(times=1)
-        world.openai.latency = 40
-        call = asyncio.create_task(world.ask())
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.hang(times=1)
+        scenario.openai.latency = 40
+        call = asyncio.create_task(scenario.ask())
         await asyncio.sleep(70)  # Google's circuit opens at 60 s, beside a request to OpenAI
-        await world.ask()
+        await scenario.ask()
         await call
-        kept, [reject] = attempt_of(world, "google"), world.telemetry.rejects()
+        kept, [reject] = attempt_of(scenario, "google"), scenario.telemetry.rejects()
         assert [link.context for link in reject.links] == [kept.context]
         assert attributes(kept)["imagegen.circuit_breaker.transition"] == "closed_to_open"
 
@@ -128,11 +128,11 @@ def test_an_opening_is_linked_to_the_request_of_that_route() -> None:
 def test_each_of_two_requests_in_flight_ends_its_own_span() -> None:
     """A request past its limit fails beside the next route, and then the next route delivers."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
-        world.openai.latency = 40
-        await world.ask()
-        failed, served = attempt_of(world, "google"), attempt_of(world, "openai")
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
+        scenario.openai.latency = 40
+        await scenario.ask()
+        failed, served = attempt_of(scenario, "google"), attempt_of(scenario, "openai")
         assert duration(failed) == pytest.approx(70)
         assert attributes(failed)["error.type"] == "server_error"
         assert duration(served) == pytest.approx(40)
@@ -144,11 +144,11 @@ def test_each_of_two_requests_in_flight_ends_its_own_span() -> None:
 def test_a_log_record_names_the_span_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
     """Two requests are in flight; the record about the one that fails has its span's id."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
-        world.openai.latency = 40
-        await world.ask()
-        context = attempt_of(world, "google").context
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
+        scenario.openai.latency = 40
+        await scenario.ask()
+        context = attempt_of(scenario, "google").context
         assert context is not None
         [record] = [each for each in caplog.records if vars(each)["event"].endswith(".failed")]
         assert vars(record)["span_id"] == format(context.span_id, "016x")
@@ -161,15 +161,15 @@ def test_a_log_record_names_the_span_of_its_request(caplog: pytest.LogCaptureFix
 def test_a_request_that_ends_after_its_call_is_measured() -> None:
     """Duration, tokens and the breaker's count of a hedged probe are recorded when it ends."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await open_google(world)
-        world.google.latency = 20
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await open_google(scenario)
+        scenario.google.latency = 20
+        await scenario.ask()
 
         def probes() -> list[Any]:
             return [
                 value
-                for found, value in world.telemetry.points("gen_ai.client.operation.duration")
+                for found, value in scenario.telemetry.points("gen_ai.client.operation.duration")
                 if found["gen_ai.provider.name"] == "gcp.gemini" and "error.type" not in found
             ]
 
@@ -178,7 +178,7 @@ def test_a_request_that_ends_after_its_call_is_measured() -> None:
         assert probes() == [(1, 20.0)]
         counted = {
             found["imagegen.circuit_breaker.result"]: value
-            for found, value in world.telemetry.points("imagegen.circuit_breaker.calls")
+            for found, value in scenario.telemetry.points("imagegen.circuit_breaker.calls")
             if found["imagegen.circuit_breaker.name"] == GOOGLE
         }
         assert counted == {"failure": 1, "success": 1}
@@ -202,9 +202,9 @@ def test_spans_and_metrics_have_the_kind_of_overlap(
 ) -> None:
     """The root span, its event, the span of the second request, and a counter have it."""
 
-    async def whole(world: TelemetryScenario) -> None:
-        await scene(world)
-        root = world.telemetry.roots()[0]
+    async def whole(scenario: TelemetryScenario) -> None:
+        await scene(scenario)
+        root = scenario.telemetry.roots()[0]
         assert attributes(root)["imagegen.hedged"] == kind
         assert attributes(root)["imagegen.fallback.cause"] == cause
         assert [dict(event.attributes or {}) for event in root.events] == [
@@ -215,9 +215,9 @@ def test_spans_and_metrics_have_the_kind_of_overlap(
                 "imagegen.event.hedged": kind,
             }
         ]
-        assert attributes(attempt_of(world, "openai"))["imagegen.attempt.overlap"] == kind
-        assert "imagegen.attempt.overlap" not in attributes(attempt_of(world, "google"))
-        assert world.telemetry.points("imagegen.hedges") == [
+        assert attributes(attempt_of(scenario, "openai"))["imagegen.attempt.overlap"] == kind
+        assert "imagegen.attempt.overlap" not in attributes(attempt_of(scenario, "google"))
+        assert scenario.telemetry.points("imagegen.hedges") == [
             ({"imagegen.hedged": kind, "gen_ai.provider.name": "openai"}, 1)
         ]
 
@@ -227,20 +227,20 @@ def test_spans_and_metrics_have_the_kind_of_overlap(
 def test_a_call_without_overlap_has_no_kind() -> None:
     """Neither has a request that was sent after the one past its limit had failed."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
-        world.openai.fail(Reason.SERVER_ERROR, status=500, latency=5, times=1)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
+        scenario.openai.fail(Reason.SERVER_ERROR, status=500, latency=5, times=1)
+        await scenario.ask()
         first, second = (
             span
-            for span in world.telemetry.attempts()
+            for span in scenario.telemetry.attempts()
             if attributes(span)["imagegen.provider"] == "openai"
         )
         assert attributes(first)["imagegen.attempt.overlap"] == "timeout"
         assert "imagegen.attempt.overlap" not in attributes(second)
-        world.telemetry.exporter.clear()
-        await world.ask()
-        assert "imagegen.hedged" not in attributes(world.telemetry.roots()[0])
+        scenario.telemetry.exporter.clear()
+        await scenario.ask()
+        assert "imagegen.hedged" not in attributes(scenario.telemetry.roots()[0])
 
     run_telemetry_scenario(scene, retry_base_delay=20, **KEEPS)
 
@@ -248,9 +248,9 @@ def test_a_call_without_overlap_has_no_kind() -> None:
 def test_a_request_cancelled_by_another_routes_image_may_have_been_billed() -> None:
     """Its span has the outcome and the cause, and is not an error."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await slow_google(world)
-        cancelled = attempt_of(world, "google")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await slow_google(scenario)
+        cancelled = attempt_of(scenario, "google")
         found = attributes(cancelled)
         assert found["imagegen.attempt.outcome"] == "cancelled"
         assert found["imagegen.attempt.cancel_cause"] == "delivered"
@@ -264,9 +264,9 @@ def test_a_request_cancelled_by_another_routes_image_may_have_been_billed() -> N
 def test_a_kept_request_timed_out_and_may_have_been_billed() -> None:
     """It was cancelled when the next route delivered, after its time limit."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await keep_google(world)
-        kept = attempt_of(world, "google")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await keep_google(scenario)
+        kept = attempt_of(scenario, "google")
         found = attributes(kept)
         assert found["imagegen.attempt.outcome"] == found["error.type"] == "timeout"
         assert found["imagegen.attempt.cancel_cause"] == "delivered"
@@ -283,7 +283,7 @@ def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("scene", "settings", "told"),
+    ("scene", "settings", "sentences"),
     [
         (
             probe_beside_openai,
@@ -321,15 +321,15 @@ def records(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 def test_log_records_say_what_overlapped_and_what_was_cancelled(
     scene: Callable[[TelemetryScenario], Awaitable[None]],
     settings: dict[str, Any],
-    told: list[str],
+    sentences: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """One sentence about each step, in order."""
 
-    async def whole(world: TelemetryScenario) -> None:
-        await scene(world)
+    async def whole(scenario: TelemetryScenario) -> None:
+        await scene(scenario)
         summaries = [record["summary"] for record in records(caplog)]
-        assert summaries[-len(told) :] == told
+        assert summaries[-len(sentences) :] == sentences
 
     caplog.set_level(logging.INFO, logger="imagegen")
     run_telemetry_scenario(whole, **settings)
@@ -338,8 +338,8 @@ def test_log_records_say_what_overlapped_and_what_was_cancelled(
 def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixture) -> None:
     """The fallback, the cancelled request, and the call with the request that served it."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await slow_google(world)
+    async def scene(scenario: TelemetryScenario) -> None:
+        await slow_google(scenario)
         fallback, cancelled, completed = records(caplog)
         assert (fallback["event"], fallback["hedged"]) == ("imagegen.fallback", "slow")
         assert fallback["after_s"] == 10.0
@@ -359,9 +359,9 @@ def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixtu
 def test_the_image_of_a_hedged_probe_has_a_record(caplog: pytest.LogCaptureFixture) -> None:
     """No record of a call describes it; the record has the span and the price."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await probe_beside_openai(world)
-        record, probe = records(caplog)[-1], attempt_of(world, "google")
+    async def scene(scenario: TelemetryScenario) -> None:
+        await probe_beside_openai(scenario)
+        record, probe = records(caplog)[-1], attempt_of(scenario, "google")
         assert record["event"] == "imagegen.attempt.completed"
         assert (record["attempt.unused"], record["circuit_breaker.probe"]) == (True, True)
         assert record["cost_usd"] > 0
@@ -376,9 +376,9 @@ def test_the_image_of_a_hedged_probe_has_a_record(caplog: pytest.LogCaptureFixtu
 def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptureFixture) -> None:
     """The caller gets the image whose request the record of the call describes."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.latency, world.openai.latency = 15, 5
-        result = await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.latency, scenario.openai.latency = 15, 5
+        result = await scenario.ask()
         unused, completed = records(caplog)[-2:]
         assert (unused["event"], unused["attempt.unused"]) == ("imagegen.attempt.completed", True)
         assert completed["circuit_breaker.name"] == f"{result.provider}:{result.model}"
@@ -392,27 +392,27 @@ def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptur
 def test_the_snapshot_counts_calls_hedges_and_requests_in_the_background() -> None:
     """Of the last hour; only slow requests use up the budget."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         for _ in range(3):
-            await world.ask()
-        await slow_google(world)
-        assert world.client.snapshot()["hedging"] == {
+            await scenario.ask()
+        await slow_google(scenario)
+        assert scenario.client.snapshot()["hedging"] == {
             "calls_last_hour": 4,
             "hedged_last_hour": 1,
             "budget": 0.05,
             "in_background": 0,
         }
-        world.google.heal().latency = 1
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        await world.ask()
+        scenario.google.heal().latency = 1
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await scenario.ask()
         await asyncio.sleep(70)
-        world.google.latency = 20
-        await world.ask()
-        hedging = world.client.snapshot()["hedging"]
+        scenario.google.latency = 20
+        await scenario.ask()
+        hedging = scenario.client.snapshot()["hedging"]
         assert (hedging["calls_last_hour"], hedging["hedged_last_hour"]) == (6, 1)
         assert hedging["in_background"] == 1
         await asyncio.sleep(3600)
-        hedging = world.client.snapshot()["hedging"]
+        hedging = scenario.client.snapshot()["hedging"]
         assert (hedging["calls_last_hour"], hedging["hedged_last_hour"]) == (0, 0)
         assert hedging["in_background"] == 0
 
@@ -422,14 +422,14 @@ def test_the_snapshot_counts_calls_hedges_and_requests_in_the_background() -> No
 def test_the_totals_have_the_cost_of_both_requests_once() -> None:
     """The image has its price; the cancelled request counts as possibly billed, at a price."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await slow_google(world)
-        snapshot = world.client.snapshot()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await slow_google(scenario)
+        snapshot = scenario.client.snapshot()
         assert (snapshot["images"], snapshot["unpriced_images"]) == (1, 0)
         assert snapshot["cost_usd"] == pytest.approx(OPENAI_USD)
         assert snapshot["maybe_billed"] == {"requests": 1, "cost_usd": 0.134, "unpriced": 0}
         await asyncio.sleep(200)
-        assert world.client.snapshot()["maybe_billed"]["requests"] == 1
+        assert scenario.client.snapshot()["maybe_billed"]["requests"] == 1
 
     run_telemetry_scenario(scene, **SLOW)
 
@@ -437,16 +437,16 @@ def test_the_totals_have_the_cost_of_both_requests_once() -> None:
 def test_the_cost_of_a_hedged_probe_is_added_when_it_ends() -> None:
     """Its image counts, although no caller gets it."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await open_google(world)
-        before = world.client.snapshot()
-        world.google.latency = 20
-        await world.ask()
-        served = world.client.snapshot()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await open_google(scenario)
+        before = scenario.client.snapshot()
+        scenario.google.latency = 20
+        await scenario.ask()
+        served = scenario.client.snapshot()
         assert served["images"] - before["images"] == 1
         assert served["cost_usd"] - before["cost_usd"] == pytest.approx(OPENAI_USD)
         await asyncio.sleep(30)
-        ended = world.client.snapshot()
+        ended = scenario.client.snapshot()
         assert ended["images"] - served["images"] == 1
         assert ended["cost_usd"] - served["cost_usd"] == pytest.approx(0.134)
         assert ended["maybe_billed"]["requests"] == 0

@@ -29,16 +29,16 @@ from resilient_imagen.testing import run_virtual
 CASES = [json.loads(line) for line in (DATA / "failure_cases.jsonl").read_text().splitlines()]
 GOOGLE_KEY, OPENAI_KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm", "gw_planted.9f8e7d6c5b4a32"
 PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct, vellichor mood"
-PICTURE = random.Random(7).randbytes(3000)
-PICTURE64 = base64.b64encode(PICTURE).decode()
+IMAGE = random.Random(7).randbytes(3000)
+IMAGE64 = base64.b64encode(IMAGE).decode()
 NEEDLES = (
     GOOGLE_KEY, "Planted0Qw3r", OPENAI_KEY, "9f8e7d6c5b4a32",
     PROMPT, "Zebrafish", "zebrafish", "obsidian aqueduct", "vellichor",
-    PICTURE64[:60], PICTURE64[2000:2040],
+    IMAGE64[:60], IMAGE64[2000:2040],
 )  # fmt: skip
 ECHO = (
     f" key={GOOGLE_KEY} Incorrect API key provided: {OPENAI_KEY}. Your prompt was: {PROMPT!r}."
-    f" Input: data:image/png;base64,{PICTURE64} and again {PICTURE64} for {PROMPT.lower()}"
+    f" Input: data:image/png;base64,{IMAGE64} and again {IMAGE64} for {PROMPT.lower()}"
 )
 
 
@@ -123,8 +123,8 @@ async def catalogue(telemetry: Telemetry) -> str:
                     continue
                 vendors.case = case
                 shown.append(await shown_of(client))
-                picture = {"image_base64": PICTURE64, "mime_type": "image/png"}
-                shown.append(await shown_of(client, references=[picture]))
+                reference = {"image_base64": IMAGE64, "mime_type": "image/png"}
+                shown.append(await shown_of(client, references=[reference]))
                 shown += [json.dumps(client.snapshot()), repr(client.settings), repr(client)]
                 await asyncio.sleep(3600)  # every breaker is due again
     return "\n".join(shown)
@@ -192,13 +192,13 @@ def test_what_callers_pass_wrongly_is_not_repeated(logged: Callable[[], str]) ->
         async with client_for(Vendors(), telemetry, "google", "openai") as client:
             mistakes: list[dict[str, Any]] = [
                 {"aspect_ratio": PROMPT},
-                {"resolution": PICTURE64},
-                {"references": [PICTURE64, PROMPT, {"image_base64": PICTURE64 + "!"}]},
+                {"resolution": IMAGE64},
+                {"references": [IMAGE64, PROMPT, {"image_base64": IMAGE64 + "!"}]},
                 {"references": [{"image_url": f"https://{OPENAI_KEY}@127.0.0.1/{PROMPT}"}]},
             ]
             shown = [await shown_of(client, **mistake) for mistake in mistakes]
             try:
-                await client.edit(PICTURE64, PROMPT)
+                await client.edit(IMAGE64, PROMPT)
             except ImageGenerationError as error:
                 shown += [*traceback.format_exception(error), repr(vars(error))]
         return "\n".join(shown)

@@ -26,9 +26,9 @@ from resilient_imagen.testing import TINY_PNG
 def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
     """Both spans carry the agreed names, kinds and values, and no status."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask()
-        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask()
+        root, attempt = scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]
         assert (root.name, root.kind, root.status.status_code) == (
             "imagegen.generate",
             SpanKind.INTERNAL,
@@ -94,10 +94,10 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
 def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
     """The root span lists that the image was cropped, as the result does."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        result = await world.ask(aspect_ratio="1:1")
+    async def scene(scenario: TelemetryScenario) -> None:
+        result = await scenario.ask(aspect_ratio="1:1")
         assert result.adjustments
-        found = attributes(world.telemetry.roots()[0])
+        found = attributes(scenario.telemetry.roots()[0])
         assert found["imagegen.adjustments"] == "; ".join(result.adjustments)
 
     run_telemetry_scenario(scene)
@@ -106,10 +106,10 @@ def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
 def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
     """Failed attempts have status error, the root has not; the third opened the breaker."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        root = world.telemetry.roots()[0]
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        root = scenario.telemetry.roots()[0]
         assert root.status.status_code is StatusCode.UNSET
         found = attributes(root)
         assert found["imagegen.fallback.used"] is True
@@ -128,7 +128,7 @@ def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
             "imagegen.event.to": "openai:gpt-image-2.5-flare",
             "imagegen.event.cause": "overloaded",
         }
-        *failed, served = world.telemetry.attempts()
+        *failed, served = scenario.telemetry.attempts()
         for number, span in enumerate(failed, 1):
             found = attributes(span)
             assert span.status.status_code is StatusCode.ERROR
@@ -148,13 +148,13 @@ def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
 def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> None:
     """The link crosses traces; attributes have the breaker's numbers and retry_after."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
         await asyncio.sleep(10)
-        await world.ask()
-        opener = world.telemetry.attempts()[2]
-        (reject,) = world.telemetry.rejects()
+        await scenario.ask()
+        opener = scenario.telemetry.attempts()[2]
+        (reject,) = scenario.telemetry.rejects()
         assert reject.name == "circuit_breaker reject google"
         assert (reject.kind, reject.status.status_code) == (SpanKind.INTERNAL, StatusCode.ERROR)
         assert reject.start_time is not None
@@ -172,7 +172,7 @@ def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> No
         assert found["imagegen.circuit_breaker.state"] == "open"
         assert found["error.type"] == "circuit_open"
         assert not any(key.startswith("gen_ai.") for key in found)
-        root = world.telemetry.roots()[1]
+        root = scenario.telemetry.roots()[1]
         assert reject.parent == root.context
         assert attributes(root)["imagegen.fallback.cause"] == "circuit_open"
         assert attributes(root)["imagegen.short_circuits"] == 1
@@ -183,11 +183,11 @@ def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> No
 def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> None:
     """A breaker that another route's failure opened points to that failure."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, times=1)
-        await world.ask()
-        opener = world.telemetry.attempts()[0]
-        (reject,) = world.telemetry.rejects()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, times=1)
+        await scenario.ask()
+        opener = scenario.telemetry.attempts()[0]
+        (reject,) = scenario.telemetry.rejects()
         assert attributes(reject)["imagegen.model"] == "gemini-3.1-flash-image"
         assert [link.context for link in reject.links] == [opener.context]
 
@@ -200,14 +200,14 @@ def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> N
 def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
     """It opened the breaker by its silence, while it was still in flight."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.latency = 20.0
-        slow = asyncio.create_task(world.ask())
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.latency = 20.0
+        slow = asyncio.create_task(scenario.ask())
         await asyncio.sleep(15)
-        await world.ask()
+        await scenario.ask()
         await slow
-        (reject,) = world.telemetry.rejects()
-        (silent,) = openers(world)
+        (reject,) = scenario.telemetry.rejects()
+        (silent,) = openers(scenario)
         assert attributes(silent)["imagegen.circuit_breaker.counted"] == "failure"
         assert attributes(silent)["imagegen.circuit_breaker.counted_as"] == "slow"
         assert [link.context for link in reject.links] == [silent.context]
@@ -215,21 +215,23 @@ def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
-def openers(world: TelemetryScenario) -> list[ReadableSpan]:
+def openers(scenario: TelemetryScenario) -> list[ReadableSpan]:
     """Return the requests with the tag of an opening."""
     tag = "imagegen.circuit_breaker.transition"
     return [
-        span for span in world.telemetry.attempts() if attributes(span).get(tag) == "closed_to_open"
+        span
+        for span in scenario.telemetry.attempts()
+        if attributes(span).get(tag) == "closed_to_open"
     ]
 
 
 def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> None:
     """It is no failure, but it opened the breaker all the same."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.latency = 20.0
-        await world.ask()
-        found = attributes(world.telemetry.attempts()[0])
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.latency = 20.0
+        await scenario.ask()
+        found = attributes(scenario.telemetry.attempts()[0])
         wanted = {
             "imagegen.attempt.outcome": "success",
             "imagegen.circuit_breaker.counted_as": "slow",
@@ -245,18 +247,18 @@ def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> N
 def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to() -> None:
     """An opening links to the silent request, whichever task noticed its time-out."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.latency = 5.0
-        first = asyncio.create_task(world.ask())
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.latency = 5.0
+        first = asyncio.create_task(scenario.ask())
         await asyncio.sleep(3)
-        world.google.latency = 20.0
-        silent = asyncio.create_task(world.ask())
+        scenario.google.latency = 20.0
+        silent = asyncio.create_task(scenario.ask())
         await asyncio.sleep(12)
-        await world.ask()
+        await scenario.ask()
         await asyncio.gather(first, silent)
-        await world.ask()
-        early, late = world.telemetry.rejects()
-        (slow,) = openers(world)
+        await scenario.ask()
+        early, late = scenario.telemetry.rejects()
+        (slow,) = openers(scenario)
         assert attributes(slow)["imagegen.circuit_breaker.counted_as"] == "slow"
         assert [link.context for link in (*early.links, *late.links)] == [slow.context] * 2
 
@@ -266,21 +268,21 @@ def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to()
 def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
     """Both were watched by the timer that the first one set, and both ended after the opening."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.drag()
-        (opener,) = openers(world)
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.drag()
+        (opener,) = openers(scenario)
         earlier, later = (
             span
-            for span in world.telemetry.attempts()
+            for span in scenario.telemetry.attempts()
             if attributes(span)["imagegen.provider"] == "google"
         )
         assert opener is later
         assert earlier.start_time is not None
         assert opener.start_time is not None
         assert opener.start_time > earlier.start_time
-        for reject in world.telemetry.rejects():
+        for reject in scenario.telemetry.rejects():
             assert [link.context for link in reject.links] == [opener.context]
-        assert world.telemetry.rejects()
+        assert scenario.telemetry.rejects()
 
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
@@ -288,22 +290,24 @@ def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
 def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
     """Its own time limit has not come yet; refusals link to it and not to the first opener."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        await world.ask()
-        world.google.hang(times=1)
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        await scenario.ask()
+        scenario.google.hang(times=1)
         await asyncio.sleep(70)
-        probe = asyncio.create_task(world.ask())
+        probe = asyncio.create_task(scenario.ask())
         await asyncio.sleep(15)
-        await world.ask()
+        await scenario.ask()
         await probe
         (reopener,) = [
             span
-            for span in world.telemetry.attempts()
+            for span in scenario.telemetry.attempts()
             if attributes(span).get("imagegen.circuit_breaker.transition") == "half_open_to_open"
         ]
         assert attributes(reopener)["imagegen.circuit_breaker.probe"] is True
-        assert [link.context for link in world.telemetry.rejects()[-1].links] == [reopener.context]
+        assert [link.context for link in scenario.telemetry.rejects()[-1].links] == [
+            reopener.context
+        ]
 
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, max_retries=0, **FAST)
 
@@ -311,9 +315,9 @@ def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
 def test_a_breaker_forced_open_links_to_nothing() -> None:
     """A breaker that is forced open has no request to link to."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask()
-        (reject,) = world.telemetry.rejects()
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask()
+        (reject,) = scenario.telemetry.rejects()
         assert attributes(reject)["imagegen.circuit_breaker.state"] == "forced_open"
         assert reject.links == ()
 
@@ -323,10 +327,10 @@ def test_a_breaker_forced_open_links_to_nothing() -> None:
 def test_spans_last_as_long_as_what_they_stand_for() -> None:
     """Durations are the loop's, so they are right on virtual time, too."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.latency = 33.0
-        await world.ask()
-        for span in (world.telemetry.roots()[0], world.telemetry.attempts()[0]):
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.latency = 33.0
+        await scenario.ask()
+        for span in (scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]):
             assert span.start_time is not None
             assert span.end_time is not None
             assert (span.end_time - span.start_time) / 1e9 == pytest.approx(33, abs=0.01)
@@ -337,13 +341,13 @@ def test_spans_last_as_long_as_what_they_stand_for() -> None:
 def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
     """Seconds for people, yes or nothing for searches."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await asyncio.gather(world.ask(), world.ask())
-        for spans in (world.telemetry.roots(), world.telemetry.attempts()):
+    async def scene(scenario: TelemetryScenario) -> None:
+        await asyncio.gather(scenario.ask(), scenario.ask())
+        for spans in (scenario.telemetry.roots(), scenario.telemetry.attempts()):
             waited = [attributes(span).get("imagegen.queue.waited") for span in spans]
             assert waited == [None, True]
-        assert attributes(world.telemetry.roots()[1])["imagegen.queue_s"] == 6.0
-        assert attributes(world.telemetry.attempts()[1])["imagegen.queue_s"] == 6.0
+        assert attributes(scenario.telemetry.roots()[1])["imagegen.queue_s"] == 6.0
+        assert attributes(scenario.telemetry.attempts()[1])["imagegen.queue_s"] == 6.0
 
     run_telemetry_scenario(scene, ipm=10)
 
@@ -351,11 +355,11 @@ def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
 def test_a_failed_call_is_an_error_with_its_reason() -> None:
     """The root's status text is the error's, and its type the reason."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED, status=200)
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED, status=200)
         with pytest.raises(ImageGenerationError):
-            await world.ask()
-        root = world.telemetry.roots()[0]
+            await scenario.ask()
+        root = scenario.telemetry.roots()[0]
         assert root.status.status_code is StatusCode.ERROR
         assert "blocked by safety filters" in (root.status.description or "")
         assert attributes(root)["error.type"] == "content_blocked"
@@ -369,15 +373,15 @@ def test_a_failed_call_is_an_error_with_its_reason() -> None:
 def test_running_out_of_time_is_told_on_every_span() -> None:
     """Outcome and error type are the deadline's; the attempt was cut short and may cost money."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.hang()
-        world.openai.hang()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.hang()
+        scenario.openai.hang()
         with pytest.raises(TimeoutError):
-            await world.ask(deadline=30)
-        root = world.telemetry.roots()[0]
+            await scenario.ask(deadline=30)
+        root = scenario.telemetry.roots()[0]
         assert attributes(root)["imagegen.outcome"] == "deadline"
         assert attributes(root)["error.type"] == "deadline"
-        first, second = (attributes(span) for span in world.telemetry.attempts())
+        first, second = (attributes(span) for span in scenario.telemetry.attempts())
         assert first["imagegen.attempt.outcome"] == "timeout"
         assert first["imagegen.attempt.cut_short"] is True
         assert first["imagegen.attempt.may_be_billed"] is True
@@ -391,9 +395,9 @@ def test_running_out_of_time_is_told_on_every_span() -> None:
 def test_a_cancelled_call_is_no_error() -> None:
     """Both spans of a cancelled call are marked as cancelled, neither as error nor as success."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.leave()
-        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.leave()
+        root, attempt = scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]
         assert attributes(root)["imagegen.outcome"] == "cancelled"
         assert attributes(attempt)["imagegen.attempt.outcome"] == "cancelled"
         for span in (root, attempt):
@@ -408,16 +412,16 @@ def test_a_cancelled_call_is_no_error() -> None:
 def test_a_call_that_is_thrown_away_was_cancelled() -> None:
     """Its coroutine is closed in the middle of a request, as by a loop that ends."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.hang()
-        call = world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.hang()
+        call = scenario.ask()
         context = otel_context.get_current()
         call.send(None)
         await asyncio.sleep(1)
         otel_context.attach(context)
         call.close()
         await asyncio.sleep(0.1)  # its request ends after it
-        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+        root, attempt = scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]
         assert attributes(root)["imagegen.outcome"] == "cancelled"
         assert attributes(attempt)["imagegen.attempt.outcome"] == "cancelled"
         assert attributes(attempt)["imagegen.circuit_breaker.counted"] == "neutral"
@@ -429,11 +433,11 @@ def test_a_call_that_is_thrown_away_was_cancelled() -> None:
 def test_our_own_bug_is_told_by_its_type() -> None:
     """A bug in a provider has no reason and no vote, but its exception type is an attribute."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.crash(ZeroDivisionError("a lighthouse"))
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.crash(ZeroDivisionError("a lighthouse"))
         with pytest.raises(ZeroDivisionError):
-            await world.ask()
-        root, attempt = world.telemetry.roots()[0], world.telemetry.attempts()[0]
+            await scenario.ask()
+        root, attempt = scenario.telemetry.roots()[0], scenario.telemetry.attempts()[0]
         for span in (root, attempt):
             assert span.status.status_code is StatusCode.ERROR
             assert attributes(span)["error.type"] == "ZeroDivisionError"
@@ -447,16 +451,16 @@ def test_our_own_bug_is_told_by_its_type() -> None:
 
 def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> None:
     """OpenTelemetry's variable enables prompts on spans; they are bounded and contain no images."""
-    picture = "data:image/png;base64," + "iVBORw0KGgo" * 50
+    data_url = "data:image/png;base64," + "iVBORw0KGgo" * 50
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.client.generate(f"a lighthouse like {picture} at night " + "waves " * 2000)
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.client.generate(f"a lighthouse like {data_url} at night " + "waves " * 2000)
 
     def captured(**settings: Any) -> str | None:
-        async def run(world: TelemetryScenario) -> str | None:
-            await scene(world)
-            found = attributes(world.telemetry.attempts()[0]).get("gen_ai.input.messages")
-            assert "lighthouse" not in world.telemetry.roots()[0].to_json()
+        async def run(scenario: TelemetryScenario) -> str | None:
+            await scene(scenario)
+            found = attributes(scenario.telemetry.attempts()[0]).get("gen_ai.input.messages")
+            assert "lighthouse" not in scenario.telemetry.roots()[0].to_json()
             return None if found is None else str(found)
 
         return run_telemetry_scenario(run, **settings)
@@ -499,7 +503,7 @@ def test_the_provider_is_named_as_the_conventions_name_it(
 def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
     """Model, id and finish reason of the answer; a name that looks like a key is not passed on."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         answers = [
             ("resp_1", "STOP", "gemini-3-pro-image-001"),
             ("sk-" + "x" * 40, "A lighthouse", "m"),
@@ -514,10 +518,10 @@ def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
                 finish_reason=finish,
             )
 
-        world.google.generate = generate  # type: ignore[method-assign]
-        await world.ask()
-        await world.ask()
-        first, second = (attributes(span) for span in world.telemetry.attempts())
+        scenario.google.generate = generate  # type: ignore[method-assign]
+        await scenario.ask()
+        await scenario.ask()
+        first, second = (attributes(span) for span in scenario.telemetry.attempts())
         assert first["gen_ai.response.model"] == "gemini-3-pro-image-001"
         assert first["gen_ai.response.id"] == "resp_1"
         assert first["gen_ai.response.finish_reasons"] == ("stop",)
@@ -531,13 +535,13 @@ def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
 def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
     """A traceback would show source lines at best, and local variables at worst."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         error = RateLimitedError(
             vendor_message="slow down, sk-" + "k" * 30, vendor_error="APIError"
         )
-        world.google.generate = raising(error)  # type: ignore[method-assign]
-        await world.ask()
-        (event,) = world.telemetry.attempts()[0].events
+        scenario.google.generate = raising(error)  # type: ignore[method-assign]
+        await scenario.ask()
+        (event,) = scenario.telemetry.attempts()[0].events
         assert event.name == "exception"
         assert dict(event.attributes or {}) == {
             "exception.type": "APIError",

@@ -51,10 +51,10 @@ def sentences() -> Iterator[Sentences]:
 def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
     """Failures, retries, the opening, the fallback, a skipped route, both images."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
+        await scenario.ask()
 
     run_telemetry_scenario(scene, **FAST)
     assert sentences == [
@@ -95,13 +95,13 @@ def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
 def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
     """A failed probe, a successful one, and the circuit closed."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=2)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=2)
+        await scenario.ask()
         await asyncio.sleep(70)
-        await world.ask()
+        await scenario.ask()
         await asyncio.sleep(200)
-        await world.ask()
+        await scenario.ask()
 
     run_telemetry_scenario(scene, max_retries=0, breaker_fail_max=1, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
@@ -118,11 +118,11 @@ def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
 def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None:
     """By the failure rate: so many of so many requests."""
 
-    async def scene(world: TelemetryScenario) -> None:
+    async def scene(scenario: TelemetryScenario) -> None:
         for _ in range(3):
-            await world.ask()
-            world.google.fail(Reason.SERVER_ERROR, status=500, times=1)
-            await world.ask()
+            await scenario.ask()
+            scenario.google.fail(Reason.SERVER_ERROR, status=500, times=1)
+            await scenario.ask()
 
     run_telemetry_scenario(scene, max_retries=0, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
@@ -133,11 +133,11 @@ def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None
 def test_no_other_route_serves(sentences: Sentences) -> None:
     """The next route is down too; or no call may go on to it; or an operator forces both open."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.openai.fail(Reason.FORBIDDEN, status=403)
-        world.google.fail(Reason.FORBIDDEN, status=403)
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.openai.fail(Reason.FORBIDDEN, status=403)
+        scenario.google.fail(Reason.FORBIDDEN, status=403)
         with pytest.raises(ImageGenerationError):
-            await world.ask()
+            await scenario.ask()
 
     run_telemetry_scenario(scene, **FAST)
     assert sentences.of("circuit_breaker.opened") == [
@@ -151,12 +151,12 @@ def test_no_other_route_serves(sentences: Sentences) -> None:
     )
     sentences.clear()
 
-    async def force(world: TelemetryScenario) -> None:
+    async def force(scenario: TelemetryScenario) -> None:
         for route in (OPENAI, GOOGLE):
-            world.client.breakers[route].force_open = True
+            scenario.client.breakers[route].force_open = True
         with pytest.raises(ImageGenerationError):
-            await world.ask()
-        world.client.breakers[GOOGLE].force_open = False
+            await scenario.ask()
+        scenario.client.breakers[GOOGLE].force_open = False
 
     run_telemetry_scenario(force)
     assert sentences.of("circuit_breaker.opened") == [
@@ -181,9 +181,9 @@ def test_a_model_that_a_caller_names_is_replaced_by_the_route_behind_the_first(
 ) -> None:
     """Its breaker is no configured one."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.FORBIDDEN, status=403)
-        await world.ask(model="gemini-2.5-flash-image")
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.FORBIDDEN, status=403)
+        await scenario.ask(model="gemini-2.5-flash-image")
 
     run_telemetry_scenario(scene)
     assert sentences.of("circuit_breaker.opened") == [
@@ -214,9 +214,9 @@ def test_routes_of_one_provider_are_told_apart(sentences: Sentences) -> None:
 def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
     """The summary of a shadow breaker states that it has no effect, and no fallback."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        await world.ask()
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        await scenario.ask()
 
     run_telemetry_scenario(scene, breaker_mode="shadow", **FAST)
     assert sentences.of("circuit_breaker.opened") == [
@@ -235,18 +235,18 @@ def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
 def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
     """A caller that leaves, a deadline, a bug, a hint, a network failure."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.leave()
-        world.google.heal()
-        world.google.hang()
-        await world.ask(deadline=20)
-        world.google.heal()
-        world.google.crash(KeyError("x"))
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.leave()
+        scenario.google.heal()
+        scenario.google.hang()
+        await scenario.ask(deadline=20)
+        scenario.google.heal()
+        scenario.google.crash(KeyError("x"))
         with pytest.raises(KeyError):
-            await world.ask()
+            await scenario.ask()
         refused = ProviderConnectionError(vendor_message="Connection refused")
-        world.google.crash(refused)
-        await world.ask()
+        scenario.google.crash(refused)
+        await scenario.ask()
 
     run_telemetry_scenario(scene, max_retries=0, **FAST)
     assert sentences.of("attempt.failed") == [
@@ -261,9 +261,9 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
     ]
     sentences.clear()
 
-    async def throttled(world: TelemetryScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2, times=1)
-        await world.ask()
+    async def throttled(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=2, times=1)
+        await scenario.ask()
 
     run_telemetry_scenario(throttled, **FAST)
     assert sentences.of("retry.scheduled") == [
@@ -274,9 +274,9 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
 def test_dropped_references_are_described(sentences: Sentences) -> None:
     """The first three, and how many more there are."""
 
-    async def scene(world: TelemetryScenario) -> None:
-        await world.ask(references=[1, 2, 3, 4, 5])
-        await world.ask(references=[1])
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask(references=[1, 2, 3, 4, 5])
+        await scenario.ask(references=[1])
 
     run_telemetry_scenario(scene, **FAST)
     kind = "is of type int, not an image"
