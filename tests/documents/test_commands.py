@@ -41,6 +41,7 @@ NOT_RUN = {
     "python benchmarks/": "takes long; test_benchmarks.py runs its parts",
     "python tests/support/": "writes the guides; test_guides.py compares their tables",
     "resilient-imagen --install-completion": "changes the user's shell; see tests/cli",
+    "resilient-imagen demo --vertex": "takes as long as the other demo; see tests/cli",
     "python -m resilient_imagen": "starts the same command line; see tests/cli",
 }
 QUERY, OTLP = "http://127.0.0.1:16686", "http://127.0.0.1:4318"

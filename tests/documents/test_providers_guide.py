@@ -33,7 +33,7 @@ def test_a_second_account(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample's client has a third route, by the second account of OpenAI."""
     monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "made-up")
     monkeypatch.setenv("OPENAI_API_KEY", "made-up")
-    (code,) = GUIDE.samples(heading="A second account")
+    (code,) = GUIDE.samples(heading="A second account or a compatible service")
 
     async def routes() -> list[str]:
         async with executed(code)["two_accounts"]("another-key") as client:

@@ -210,7 +210,7 @@ def test_faults_of_the_token_server(
     asyncio.run(main())
 
 
-def test_two_projects_serve_twice_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_projects_have_limits_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each provider has its own pace, concurrency and time limit."""
     monkeypatch.setenv("IMAGE_GEN_VERTEX_IPM", "20")
     monkeypatch.setenv("IMAGE_GEN_VERTEX_MAX_CONCURRENT", "2")
