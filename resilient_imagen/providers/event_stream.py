@@ -63,9 +63,9 @@ class EventReader(Protocol):
 class EventStream:
     """An incremental parser of the ``text/event-stream`` format.
 
-    Lines may end with CR, LF or both. Comments and other fields than ``event`` and ``data`` are
-    ignored. Unlike browsers, it keeps an event that the end of the stream completes instead of an
-    empty line: its image has been paid for.
+    Lines may end with CR, LF or both. Comments, fields other than ``event`` and ``data``, and
+    events without data are ignored. Unlike browsers, it keeps an event that the end of the stream
+    completes instead of an empty line: its image has been paid for.
     """
 
     def __init__(self) -> None:
@@ -145,4 +145,4 @@ class EventStream:
         if data is None:
             return None
         data.close()
-        return ServerSentEvent(name, data)
+        return ServerSentEvent(name, data) if data.text else None

@@ -38,7 +38,7 @@ _END: Final = b"[DONE]"
 class ImageStream:
     """The `EventReader` of one request with ``partial_images``.
 
-    Events of types that are not known are ignored.
+    Events of types that are not known are ignored, also if their data is not JSON.
     """
 
     def __init__(self, request: ImageRequest, model: str) -> None:
@@ -82,7 +82,12 @@ class ImageStream:
         )
 
     def _read(self, name: str, data: StreamingJsonBody) -> None:
-        event = {} if name == "error" else parse_json(data, failure_of)
+        try:
+            event = {} if name == "error" else parse_json(data, failure_of)
+        except ResponseError as caught:
+            if caught.failure.reason is Reason.INVALID_RESPONSE and _is_unknown(name):
+                return  # such as a relay's keep-alive
+            raise
         kind = get_text(event, "type") or name
         if kind == "error":
             error = VendorError.read(200, {}, data.text, self._request.prompt)
@@ -123,6 +128,11 @@ class ImageStream:
             input_image_tokens=_sum(each.input_image_tokens for each in events),
             billed_images=len(events),
         )
+
+
+def _is_unknown(name: str) -> bool:
+    """Return whether an event has a name, and one that this API does not use."""
+    return not (name in ("", "message") or name.endswith((".partial_image", ".completed")))
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

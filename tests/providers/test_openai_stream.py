@@ -197,13 +197,15 @@ def test_a_server_without_streams_is_understood() -> None:
     [
         f"{PREVIEW}{COMPLETED}data: [DONE]\n\n",
         f": ping\n\n{event('keepalive')}{PREVIEW}{COMPLETED}",
+        f"event: ping\ndata: still working\n\n{PREVIEW}event: ping\ndata:\n\n{COMPLETED}",
+        f"data:\n\n{PREVIEW}{COMPLETED}",
         f"{PREVIEW}{COMPLETED}".replace("\n", "\r\n"),
         f"{PREVIEW}{COMPLETED}".replace("event: ", "x: "),
         f"{PREVIEW}{COMPLETED.rstrip()}",
         f"{PREVIEW}{COMPLETED}{event('error', error={'code': 'server_error'})}",
         f"{PREVIEW}{COMPLETED}{COMPLETED}",
     ],
-    ids=["done", "others", "crlf", "no-names", "no-end", "late-error", "twice"],
+    ids=["done", "others", "pings", "empty", "crlf", "no-names", "no-end", "late-error", "twice"],
 )
 def test_variants_of_a_stream_are_understood(events: str) -> None:
     """Relays add and leave out parts; each stream gives one image and one preview."""
