@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import os
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
@@ -113,6 +114,8 @@ class BackgroundCall(Generic[_T]):
         """Work for the calling thread; None when the coroutine has ended."""
         self.ended: Future[None] = Future()
         """Resolved when the coroutine has ended."""
+        self.ended_at: float | None = None
+        """When the coroutine ended, by ``time.monotonic``."""
         self.ended.set_running_or_notify_cancel()  # so that a waiter's end does not cancel it
 
     def run(
@@ -180,6 +183,7 @@ class BackgroundCall(Generic[_T]):
             self._error = RuntimeError("the call was cancelled on the background event loop")
         if self._abandoned:
             self._error = None  # a cycle: its traceback holds the call
+        self.ended_at = time.monotonic()
         self.ended.set_result(None)
         self._inbox.put(None)
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from contextvars import copy_context
 from functools import partial
 from inspect import isawaitable
@@ -690,23 +691,31 @@ class _ProgressRelay:
         self._on_progress = on_progress
         self._call = call
         self._waiting = ProgressBuffer()
+        self._gave_up = False
 
     def __call__(self, event: Progress) -> None:
         if self._waiting.put(event):
             self._call.do_in_caller(self._deliver)
 
     def _deliver(self) -> None:
-        while (event := self._waiting.take()) is not None:
+        while not self._gave_up and (event := self._waiting.take()) is not None:
             try:
                 answer = self._on_progress(event)
                 if isawaitable(answer):
                     _await_here(
-                        answer, self._call.ended, name="on_progress", patience=SECONDS_AFTER_CALL
+                        answer, self._call.ended, name="on_progress", patience=self._patience()
                     )
+                    self._gave_up = not self._patience()
             except BaseException as error:
                 if ends_the_program(error):
                     raise
                 log_callback_failure(error)
+
+    def _patience(self) -> float:
+        """Return the seconds after the call that are left for an async callback's events."""
+        if self._call.ended_at is None:
+            return SECONDS_AFTER_CALL
+        return max(0.0, self._call.ended_at + SECONDS_AFTER_CALL - time.monotonic())
 
 
 def _run(function: Callable[[], Coroutine[Any, Any, _T]]) -> _T:

@@ -189,6 +189,21 @@ def test_a_callback_of_a_thread_that_raises_affects_nothing(
     assert "on_progress failed: ValueError" in caplog.text
 
 
+def test_a_callback_of_a_thread_that_hangs_is_given_up_once(
+    client: sync.ImageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time after the call is for all events together, not for each one that waits."""
+    monkeypatch.setattr(sync, "SECONDS_AFTER_CALL", 0.1)
+    seen: list[str] = []
+
+    async def hang(event: Progress) -> None:
+        seen.append(event.kind)
+        await asyncio.Event().wait()
+
+    assert client.generate("a fox", on_progress=hang).provider == "openai"
+    assert len(seen) == 1
+
+
 def test_a_thread_iterates_over_a_stream(client: sync.ImageClient) -> None:
     """Events, result and errors are those of the asynchronous stream."""
     with client.stream("a fox", partial_images=2) as events:

@@ -185,6 +185,11 @@ class ProgressReporter:
             if answer is not None:
                 try:
                     await answer
+                except asyncio.CancelledError as error:
+                    task = asyncio.current_task()
+                    if task is None or task.cancelling():
+                        raise
+                    log_callback_failure(error)  # the callback raised it by itself
                 except Exception as error:  # noqa: BLE001 - it must not fail the call
                     log_callback_failure(error)
             if (event := self._waiting.take()) is None:

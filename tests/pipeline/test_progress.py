@@ -375,6 +375,24 @@ def test_a_slow_callback_gets_its_events_one_by_one_and_delays_nothing() -> None
     run_scenario(scene, **FAST)
 
 
+def test_a_slow_callback_that_raises_a_cancellation_gets_its_other_events() -> None:
+    """Nobody cancelled the callback's task, so this is a failure like any other."""
+    seen: list[str] = []
+
+    async def slow(event: Progress) -> None:
+        seen.append(event.kind)
+        await asyncio.sleep(3)
+        raise asyncio.CancelledError
+
+    async def scene(world: PipelineScenario) -> None:
+        await world.ask(on_progress=slow)
+        await asyncio.sleep(20)
+        assert seen == ["sending", "finishing", "done"]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_scenario(scene, **FAST)
+
+
 def test_a_callback_that_hangs_is_cancelled_after_its_call() -> None:
     """Ten seconds later; nothing of it is left."""
 
