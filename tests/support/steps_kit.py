@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from resilient_imagen import ImageClient, ImageResult, Settings
 from resilient_imagen.circuitbreaker import CircuitBreaker
 from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.telemetry.events import AccountChanged
+from resilient_imagen.telemetry.sink import EventSink
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
 T = TypeVar("T")
@@ -60,7 +61,12 @@ class StepScenario:
         ) and not (self.google.in_flight + self.google_b.in_flight + self.openai.in_flight)
 
 
-def run_steps(scene: Callable[[StepScenario], Awaitable[T]], **settings: Any) -> T:
+def run_steps(
+    scene: Callable[[StepScenario], Awaitable[T]],
+    *,
+    sinks: Sequence[EventSink] = (),
+    **settings: Any,
+) -> T:
     """Run ``scene`` on virtual time with these settings, without overlap unless they ask for it."""
 
     async def main() -> T:
@@ -70,7 +76,7 @@ def run_steps(scene: Callable[[StepScenario], Awaitable[T]], **settings: Any) ->
         google_b.endpoint = Endpoint("google")
         used = {route.provider for route in chosen.accounts}
         providers = [each for each in (google, google_b, openai) if each.name in used]
-        async with ImageClient(chosen, providers=providers, sinks=[told]) as client:
+        async with ImageClient(chosen, providers=providers, sinks=[told, *sinks]) as client:
             answer = await scene(StepScenario(google, google_b, openai, client, told))
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
