@@ -1,6 +1,6 @@
 """Images from request to result over loopback: time, CPU, stalls of the event loop, memory.
 
-Each design runs in a process of its own, the emulator in this one, and the designs take turns.
+Each design runs in a separate process, the emulator in this one, and the designs take turns.
 Google's images end as base64 to hand on, OpenAI's as bytes to store: the form that the vendor's SDK
 does not return by itself.
 

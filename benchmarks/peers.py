@@ -1,4 +1,4 @@
-"""Other libraries in the same measurements, each in an environment of its own.
+"""Other libraries in the same measurements, each in a separate environment.
 
     <its python> benchmarks/peers.py cost LIBRARY [CALLS]          # JSON, as call_cost.py
     <its python> benchmarks/peers.py outages LIBRARY [VARIANTS]    # JSON by outage

@@ -56,7 +56,7 @@ class RouteSnapshot(TypedDict):
     """Measured seconds of a success, by resolution; None while there are too few successes."""
     last_fallback: FallbackSnapshot | None
     step: NotRequired[str]
-    """The step that it is an account of, as in IMAGE_GEN_ROUTES; absent for a step of its own."""
+    """Its step, as in IMAGE_GEN_ROUTES; absent if the step has one account."""
 
 
 class MaybeBilled(TypedDict):

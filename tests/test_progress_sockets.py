@@ -37,12 +37,12 @@ def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
 
 async def reported(**options: Any) -> tuple[list[Progress], ri.ImageResult, RecordingSink]:
     """Make an image; return every event, the result and the requests."""
-    told, seen = RecordingSink(), list[Progress]()
-    async with asyncio.timeout(PATIENCE), ri.ImageClient(sinks=[told]) as client:
+    recorded, seen = RecordingSink(), list[Progress]()
+    async with asyncio.timeout(PATIENCE), ri.ImageClient(sinks=[recorded]) as client:
         result = await client.generate(
             "a fox", on_progress=seen.append, **{"partial_images": 2, **options}
         )
-    return seen, result, told
+    return seen, result, recorded
 
 
 def kinds(seen: list[Progress]) -> list[tuple[str, str | None]]:
@@ -68,16 +68,16 @@ def test_a_stream_cut_at_every_event_is_retried_until_its_image_is_there(
 ) -> None:
     """A request that was cut may be billed; its previews are delivered, and one image at last."""
     vendors.openai.fail(faults.cut_stream(events))
-    seen, result, told = asyncio.run(reported())
+    seen, result, recorded = asyncio.run(reported())
     again = [("sending", "openai"), PREVIEW, PREVIEW, *ENDS]
     if events == 3:
         assert kinds(seen) == again
-        assert [each.reason for each in told.attempts] == [None]
+        assert [each.reason for each in recorded.attempts] == [None]
     else:
         first = [("sending", "openai"), *[PREVIEW] * events, ("retrying", "openai")]
         assert kinds(seen) == [*first, *again]
-        assert [each.reason for each in told.attempts] == [Reason.CONNECTION, None]
-        assert told.attempts[0].may_have_been_billed
+        assert [each.reason for each in recorded.attempts] == [Reason.CONNECTION, None]
+        assert recorded.attempts[0].may_have_been_billed
     assert [event.kind for event in seen].count("done") == 1
     assert result.attempts == len(vendors.openai.requests)
 
@@ -96,7 +96,7 @@ def test_previews_come_through_a_fallback(
 ) -> None:
     """Google delivers after OpenAI's previews, without its own, and the result says so."""
     vendors.openai.set(fault)
-    seen, result, told = asyncio.run(reported())
+    seen, result, recorded = asyncio.run(reported())
     assert PREVIEW in kinds(seen)
     assert kinds(seen)[-4:] == [
         ("falling_back", "google"), ("sending", "google"), ("finishing", "google"),
@@ -104,7 +104,7 @@ def test_previews_come_through_a_fallback(
     ]  # fmt: skip
     assert result.fallback_reason is reason
     assert any("partial_images" in note for note in result.adjustments)
-    failed = [each for each in told.attempts if each.provider == "openai"]
+    failed = [each for each in recorded.attempts if each.provider == "openai"]
     assert {each.reason for each in failed} == {reason}
     assert all(each.may_have_been_billed for each in failed)
 

@@ -87,19 +87,10 @@ class Pipeline:
         self._keeps = settings.on_timeout == "keep"
         self.budget: HedgeBudget = HedgeBudget(settings.hedge_budget)
         self.background: BackgroundRequests = BackgroundRequests()
-        self._fallback = self._new_fallback()
-        self._several_images = SeveralImages(self._fallback.run)
-
-    def _new_fallback(self) -> Fallback:
-        """Return the stage across routes."""
-        return Fallback(
-            self._settings,
-            self._dispatcher,
-            self._on_step,
-            self._next_state,
-            self.budget,
-            self.background,
+        self._fallback = Fallback(
+            settings, dispatcher, self._on_step, self._next_state, self.budget, self.background
         )
+        self._several_images = SeveralImages(self._fallback.run)
 
     def snapshot(self, now: float) -> HedgingSnapshot:
         """Return the numbers about calls with two requests in flight, as plain JSON."""
@@ -128,7 +119,7 @@ class Pipeline:
             RuntimeError: The call was ended through ``in_flight``.
         """
         loop = asyncio.get_running_loop()
-        self._count(call)
+        self.budget.count_call(call.started)
         timer = asyncio.timeout_at(call.deadline.timer_at)
         with in_flight.watch(timer):
             try:
@@ -144,10 +135,6 @@ class Pipeline:
         if not call.deadline.has_passed(loop.time()):
             raise RuntimeError("the ImageClient was closed during the call")
         raise call.deadline_error()
-
-    def _count(self, call: CallState) -> None:
-        """Count the call for the budget of hedges."""
-        self.budget.count_call(call.started)
 
     # -- across routes ----------------------------------------------------------------------------
 
@@ -428,7 +415,7 @@ class Pipeline:
         wait = limiter.shortest_wait(latency)
         # A caller that need not wait is sent, however little time is left.
         waits = wait > CLOCK_TOLERANCE
-        if wait - self.max_wait(state.later_routes) > CLOCK_TOLERANCE:
+        if wait - self._max_wait_before(state.later_routes) > CLOCK_TOLERANCE:
             raise _saturated(state.route, wait)
         if not state.deadline.is_worth_starting(joined + wait, latency if waits else None):
             if waits or state.last_error is not None:
@@ -453,7 +440,7 @@ class Pipeline:
             state.retry_queue_wait = limiter.shortest_wait(state.measured_latency)
         return outcome
 
-    def max_wait(self, later_routes: Sequence[Route]) -> float:
+    def _max_wait_before(self, later_routes: Sequence[Route]) -> float:
         """Return the seconds in a queue after which the call goes to a later route.
 
         They are infinite if no later route lets calls through now.
@@ -470,13 +457,13 @@ class Pipeline:
         """
         step = state.step
         if step.deadline is None or not step.attempt_number:
-            step.deadline = self.route_deadline(call.deadline, step.later_routes)
+            step.deadline = self._route_deadline(call.deadline, step.later_routes)
         if step.has_accounts and step.deadline == call.deadline:
             now = asyncio.get_running_loop().time()
-            return self.route_deadline(call.deadline, step.untried(now))
+            return self._route_deadline(call.deadline, step.untried(now))
         return step.deadline
 
-    def route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
+    def _route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
         """Return when a route must be done, so that a later one still has a chance."""
         if not self._settings.falls_back_on(Reason.TIMEOUT):
             return deadline
@@ -491,7 +478,7 @@ class Pipeline:
         while not slot.granted.done():
             if state.permit is None and state.route.rejects_at(loop.time()):
                 raise PermitRevokedError  # wait for the probe's outcome outside the queue
-            leaves_at = min(slot.useful_until, joined + self.max_wait(state.later_routes))
+            leaves_at = min(slot.useful_until, joined + self._max_wait_before(state.later_routes))
             left = leaves_at - loop.time()
             if left <= 0:
                 raise _saturated(state.route, state.route.limiter.shortest_wait())

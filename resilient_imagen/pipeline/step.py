@@ -1,7 +1,7 @@
 """Steps: the routes that serve one step of the chain, and the choice between them.
 
 Most steps have one route. ``google+google_b:gemini-3-pro-image`` in IMAGE_GEN_ROUTES is one step
-with two: the same model at two accounts, each with a queue and a circuit breaker of its own. The
+with two: the same model at two accounts, each with its queue and circuit breaker. The
 state of a call on a step is shared by all requests that the call sends to the step's accounts, so
 that retries and the reserve of the deadline count per step.
 """

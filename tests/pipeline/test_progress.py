@@ -67,8 +67,8 @@ def test_a_call_that_succeeds_at_once_has_three_steps() -> None:
     """The last one has the image."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(on_progress=seen.append)
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(on_progress=seen.append)
         assert steps(seen) == [("sending", "google"), ("finishing", "google"), ("done", "google")]
         assert seen[-1].image_bytes is result.image_bytes
         assert {event.model for event in seen} == {"gemini-3-pro-image"}
@@ -80,8 +80,8 @@ def test_a_call_that_queues_learns_its_place_and_its_wait() -> None:
     """Places are counted from 1; the estimate is that of the limiter."""
     seen: list[list[Progress]] = [[], [], []]
 
-    async def scene(world: PipelineScenario) -> None:
-        await asyncio.gather(*(world.ask(on_progress=each.append) for each in seen))
+    async def scene(scenario: PipelineScenario) -> None:
+        await asyncio.gather(*(scenario.ask(on_progress=each.append) for each in seen))
         assert kinds(seen[0]) == ["sending", "finishing", "done"]
         for place, events in enumerate(seen[1:], 1):
             assert kinds(events) == ["queued", "sending", "finishing", "done"]
@@ -95,9 +95,9 @@ def test_retries_and_the_fallback_have_their_reasons() -> None:
     """Each retry names its wait; the fallback names the next route."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask(on_progress=seen.append)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask(on_progress=seen.append)
         assert steps(seen) == [
             ("sending", "google"), ("retrying", "google"),
             ("sending", "google"), ("retrying", "google"),
@@ -118,9 +118,9 @@ def test_a_skipped_route_is_a_fallback() -> None:
     """An open circuit sends nothing to the first route."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        next(iter(world.client.breakers.values())).force_trip(cause="overloaded")
-        await world.ask(on_progress=seen.append)
+    async def scene(scenario: PipelineScenario) -> None:
+        next(iter(scenario.client.breakers.values())).force_trip(cause="overloaded")
+        await scenario.ask(on_progress=seen.append)
         assert steps(seen)[:2] == [("falling_back", "openai"), ("sending", "openai")]
         assert seen[0].reason is Reason.CIRCUIT_OPEN
 
@@ -131,10 +131,10 @@ def test_waiting_for_an_open_circuit_is_queueing() -> None:
     """There is no place in a queue; the wait is that until the probe."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        for breaker in world.client.breakers.values():
+    async def scene(scenario: PipelineScenario) -> None:
+        for breaker in scenario.client.breakers.values():
             breaker.force_trip(cause="overloaded")
-        await world.ask(on_progress=seen.append)
+        await scenario.ask(on_progress=seen.append)
         waiting = [event for event in seen if event.kind == "queued"]
         assert len(waiting) == 1
         assert (waiting[0].reason, waiting[0].position) == (Reason.CIRCUIT_OPEN, None)
@@ -161,17 +161,17 @@ def test_an_overlap_is_a_fallback_beside_the_request(
     google = Previewing("google", latency=100.0)
     google.previews_at = (1.0, 4.0)
 
-    async def scene(world: OverlapScenario) -> None:
+    async def scene(scenario: OverlapScenario) -> None:
         if settings.get("hedge_probe_after"):
-            await world.make_probe_due()
-        await world.ask(on_progress=seen.append, partial_images=2)
+            await scenario.make_probe_due()
+        await scenario.ask(on_progress=seen.append, partial_images=2)
         assert steps(seen) == [
             ("sending", "google"), ("partial_image", "google"), ("falling_back", "openai"),
             ("sending", "openai"), ("partial_image", "google"), ("finishing", "openai"),
             ("done", "openai"),
         ]  # fmt: skip
         assert seen[2].reason is reason
-        await world.client._pipeline.background.aclose()
+        await scenario.client._pipeline.background.aclose()
 
     run_overlap(scene, google, **settings)
 
@@ -180,8 +180,8 @@ def test_each_of_several_images_has_its_steps() -> None:
     """The first image is requested alone; the call is done once."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(n=3, on_progress=seen.append)
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(n=3, on_progress=seen.append)
         assert len(result.images) == 3
         others = [kind for kind in kinds(seen)[2:-1] if kind != "queued"]
         assert sorted(others) == ["finishing", "finishing", "sending", "sending"]
@@ -196,10 +196,10 @@ def test_a_call_that_fails_has_no_last_step() -> None:
     """The error is the end."""
     seen: list[Progress] = []
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED, status=400)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED, status=400)
         with pytest.raises(ImageGenerationError):
-            await world.ask(on_progress=seen.append)
+            await scenario.ask(on_progress=seen.append)
         assert kinds(seen) == ["sending"]
 
     run_scenario(scene, **FAST)
@@ -211,8 +211,8 @@ def test_a_call_that_fails_has_no_last_step() -> None:
 def play_previews(scene: Callable[[OverlapScenario, Previewing], Any], **settings: Any) -> None:
     google = Previewing("google")
 
-    async def main(world: OverlapScenario) -> None:
-        await scene(world, google)
+    async def main(scenario: OverlapScenario) -> None:
+        await scene(scenario, google)
 
     run_overlap(main, google, **{"hedge_probe_after": None, "on_timeout": "abandon", **settings})
 
@@ -221,8 +221,8 @@ def test_previews_come_while_the_request_runs() -> None:
     """They are numbered from 1, and come as the provider sent them."""
     seen: list[tuple[float, Progress]] = []
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
-        await world.ask(partial_images=2, on_progress=lambda each: seen.append((now(), each)))
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
+        await scenario.ask(partial_images=2, on_progress=lambda each: seen.append((now(), each)))
         assert [at for at, _ in seen[1:3]] == [pytest.approx(0.6), pytest.approx(0.8)]
         assert [each.position for _, each in seen[1:3]] == [1, 2]
         assert [each.image_bytes for _, each in seen[1:3]] == [b"0 of google", b"1 of google"]
@@ -235,8 +235,8 @@ def test_previews_come_while_the_request_runs() -> None:
 def test_without_previews_the_provider_gets_no_listener(number: int | None) -> None:
     """The request is the same object that a call without progress sends."""
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
-        await world.ask(partial_images=number, on_progress=lambda _: None)
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
+        await scenario.ask(partial_images=number, on_progress=lambda _: None)
         request = google.sent[0].request
         assert request.partial_images is None
         assert request.on_partial_image is None
@@ -248,11 +248,11 @@ def test_without_previews_the_provider_gets_no_listener(number: int | None) -> N
 def test_previews_without_a_receiver_are_refused() -> None:
     """They would be paid for and thrown away."""
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         with pytest.raises(InvalidRequestError, match="partial_images 2 has no receiver"):
-            await world.ask(partial_images=2)
+            await scenario.ask(partial_images=2)
         with pytest.raises(InvalidRequestError, match="on_progress must be callable"):
-            await world.ask(on_progress=3)
+            await scenario.ask(on_progress=3)
         assert google.sent == []
 
     play_previews(scene)
@@ -262,13 +262,13 @@ def test_previews_of_each_request_are_numbered_from_1() -> None:
     """A retry begins again; a request that failed after a preview may have been billed."""
     seen: list[Progress] = []
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         google.fail(Reason.OVERLOADED, latency=0.7, status=503)
-        await world.ask(partial_images=2, on_progress=seen.append)
+        await scenario.ask(partial_images=2, on_progress=seen.append)
         assert [(e.provider, e.position) for e in seen if e.kind == "partial_image"] == [
             ("google", 1), ("google", 1)
         ]  # fmt: skip
-        assert [each.may_have_been_billed for each in world.requests("google")] == [True, True]
+        assert [each.may_have_been_billed for each in scenario.requests("google")] == [True, True]
 
     play_previews(scene, max_retries=1)
 
@@ -285,16 +285,16 @@ def test_a_silent_request_is_told_from_a_slow_one(
 ) -> None:
     """Without a response for 10 seconds it is silent, whether it fails or delivers later."""
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
         google.headers, google.previews_at, google.latency = headers, (), latency
-        await world.ask(partial_images=1, on_progress=lambda _: None)
+        await scenario.ask(partial_images=1, on_progress=lambda _: None)
         google.fail(Reason.TIMEOUT, latency=latency, times=1)
-        await world.ask(partial_images=1, on_progress=lambda _: None)
-        delivered, failed = world.requests("google")[:2]
+        await scenario.ask(partial_images=1, on_progress=lambda _: None)
+        delivered, failed = scenario.requests("google")[:2]
         assert [delivered.silent, failed.silent] == [silent, silent]
         google.latency = 30.0
-        await world.ask()  # not a stream, so nothing can be said
-        assert not world.requests("google")[-1].silent
+        await scenario.ask()  # not a stream, so nothing can be said
+        assert not scenario.requests("google")[-1].silent
 
     play_previews(scene, per_call_timeout=60)
 
@@ -302,10 +302,10 @@ def test_a_silent_request_is_told_from_a_slow_one(
 def test_only_providers_that_stream_can_be_silent() -> None:
     """A provider without previews has no early sign of life."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 30.0
-        await world.ask(partial_images=1, on_progress=lambda _: None)
-        assert [each.silent for each in world.told.attempts] == [False]
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 30.0
+        await scenario.ask(partial_images=1, on_progress=lambda _: None)
+        assert [each.silent for each in scenario.events.attempts] == [False]
 
     run_scenario(scene, **FAST)
 
@@ -332,14 +332,14 @@ def test_a_callback_that_raises_affects_nothing(
 ) -> None:
     """Each failure is logged by its type; the call is the same, and gets all its steps."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
         with caplog.at_level(logging.WARNING, "resilient_imagen"):
-            result = await world.ask(on_progress=callback)
+            result = await scenario.ask(on_progress=callback)
         assert result.provider == "google"
         assert "on_progress failed" in caplog.text
         assert "secret" not in caplog.text
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -350,10 +350,10 @@ def test_an_exit_of_the_program_is_not_caught() -> None:
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(KeyboardInterrupt):
-            await world.ask(on_progress=interrupt)
-        assert world.idle()
+            await scenario.ask(on_progress=interrupt)
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -366,8 +366,8 @@ def test_a_slow_callback_gets_its_events_one_by_one_and_delays_nothing() -> None
         seen.append((now(), event.kind))
         await asyncio.sleep(3)
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_progress=slow)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_progress=slow)
         assert now() == pytest.approx(1.0)
         await asyncio.sleep(20)
         assert seen == [(0.0, "sending"), (3.0, "finishing"), (6.0, "done")]
@@ -384,8 +384,8 @@ def test_a_slow_callback_that_raises_a_cancellation_gets_its_other_events() -> N
         await asyncio.sleep(3)
         raise asyncio.CancelledError
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_progress=slow)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_progress=slow)
         await asyncio.sleep(20)
         assert seen == ["sending", "finishing", "done"]
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -399,8 +399,8 @@ def test_a_callback_that_hangs_is_cancelled_after_its_call() -> None:
     async def hang(_: Progress) -> None:
         await asyncio.Event().wait()
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_progress=hang)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_progress=hang)
         assert now() == pytest.approx(1.0)
         await asyncio.sleep(9.9)
         assert len(asyncio.all_tasks()) == 2
@@ -418,8 +418,8 @@ def test_a_quick_async_callback_has_all_events_when_its_call_returns() -> None:
         await asyncio.sleep(0)
         seen.append(event)
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(on_progress=quick)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(on_progress=quick)
         assert kinds(seen) == ["sending", "finishing", "done"]
 
     run_scenario(scene, **FAST)
@@ -453,26 +453,26 @@ def test_the_number_of_waiting_events_is_limited() -> None:
 def test_cancelled_at_every_await_nothing_leaks(streams: bool) -> None:
     """A call with progress is cancelled one suspension later each time, callback or stream."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         async def on_progress(_: Progress) -> None:
             await asyncio.sleep(0.01)
 
         async def stream() -> None:
-            async with world.client.stream("a fox") as events:
+            async with scenario.client.stream("a fox") as events:
                 async for _ in events:
                     pass
                 await events.result()
 
         step = 1
         while step < 100:
-            world.google.fail(Reason.OVERLOADED, status=503, times=1)
+            scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
             canceller = CancelAtStep(step)
-            call = stream() if streams else world.ask(on_progress=on_progress)
+            call = stream() if streams else scenario.ask(on_progress=on_progress)
             task = await canceller.run(call)
             assert task.cancelled() or task.exception() is None
-            assert world.idle(), step
+            assert scenario.idle(), step
             reached = task.cancelled() or canceller.steps >= step
-            world.google.heal()
+            scenario.google.heal()
             await asyncio.sleep(1300)
             assert asyncio.all_tasks() == {asyncio.current_task()}
             if not reached:
@@ -489,14 +489,14 @@ def test_cancelled_at_every_await_nothing_leaks(streams: bool) -> None:
 def test_a_stream_yields_the_steps_and_has_the_result() -> None:
     """With and without its block."""
 
-    async def scene(world: PipelineScenario) -> None:
-        async with world.client.stream("a fox") as events:
+    async def scene(scenario: PipelineScenario) -> None:
+        async with scenario.client.stream("a fox") as events:
             seen = [event async for event in events]
             result = await events.result()
         assert kinds(seen) == ["sending", "finishing", "done"]
         assert seen[-1].image_bytes is result.image_bytes == TINY_PNG
-        assert [each.kind async for each in world.client.stream("a fox")] == kinds(seen)
-        edited = world.client.stream_edit(TINY_PNG, "more red")
+        assert [each.kind async for each in scenario.client.stream("a fox")] == kinds(seen)
+        edited = scenario.client.stream_edit(TINY_PNG, "more red")
         assert (await edited.result()).image_bytes == TINY_PNG
         assert [each.kind async for each in edited] == kinds(seen)
 
@@ -506,9 +506,9 @@ def test_a_stream_yields_the_steps_and_has_the_result() -> None:
 def test_a_stream_raises_the_error_of_its_call() -> None:
     """Once by the iteration, and by each request for the result."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED, status=400)
-        async with world.client.stream("a fox") as events:
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED, status=400)
+        async with scenario.client.stream("a fox") as events:
             assert (await anext(events)).kind == "sending"
             with pytest.raises(ImageGenerationError):
                 await anext(events)
@@ -516,7 +516,7 @@ def test_a_stream_raises_the_error_of_its_call() -> None:
             with pytest.raises(ImageGenerationError):
                 await events.result()
         with pytest.raises(InvalidRequestError):
-            await anext(world.client.stream(""))
+            await anext(scenario.client.stream(""))
 
     run_scenario(scene, **FAST)
 
@@ -524,17 +524,17 @@ def test_a_stream_raises_the_error_of_its_call() -> None:
 def test_leaving_the_block_cancels_the_call() -> None:
     """Its connection is closed before the block has been left."""
 
-    async def scene(world: PipelineScenario) -> None:
-        async with world.client.stream("a fox") as events:
+    async def scene(scenario: PipelineScenario) -> None:
+        async with scenario.client.stream("a fox") as events:
             await anext(events)
-            assert world.google.in_flight == 1
-        assert world.idle()
+            assert scenario.google.in_flight == 1
+        assert scenario.idle()
         with pytest.raises(RuntimeError, match="closed before"):
             await events.result()
         assert [each async for each in events] == []
-        async with world.client.stream("a fox"):
+        async with scenario.client.stream("a fox"):
             pass
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -542,11 +542,11 @@ def test_leaving_the_block_cancels_the_call() -> None:
 def test_dropping_a_stream_cancels_its_call() -> None:
     """A loop that breaks without a block leaves nothing behind."""
 
-    async def scene(world: PipelineScenario) -> None:
-        async for _ in world.client.stream("a fox"):
+    async def scene(scenario: PipelineScenario) -> None:
+        async for _ in scenario.client.stream("a fox"):
             break
         await asyncio.sleep(0.1)
-        assert world.idle()
+        assert scenario.idle()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run_scenario(scene, **FAST)
@@ -555,8 +555,8 @@ def test_dropping_a_stream_cancels_its_call() -> None:
 def test_a_slow_consumer_does_not_hold_up_the_call() -> None:
     """The image is made meanwhile, and only the newest preview is kept."""
 
-    async def scene(world: OverlapScenario, google: Previewing) -> None:
-        async with world.client.stream("a fox", partial_images=2) as events:
+    async def scene(scenario: OverlapScenario, google: Previewing) -> None:
+        async with scenario.client.stream("a fox", partial_images=2) as events:
             await anext(events)
             await asyncio.sleep(100)
             rest = [event async for event in events]

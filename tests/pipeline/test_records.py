@@ -52,20 +52,20 @@ STAYING: dict[str, Any] = {"fallback_on": "invalid_request", **FAST}
 PNG = encoded(picture(), "PNG")
 
 
-def ended(world: PipelineScenario) -> RequestEnded:
+def ended(scenario: PipelineScenario) -> RequestEnded:
     """Return the event of the latest call."""
-    return world.told.of(RequestEnded)[-1]
+    return scenario.events.of(RequestEnded)[-1]
 
 
 def test_every_request_that_was_sent_is_on_the_error() -> None:
     """With the vendor's status and hint, its time, and whether it may be billed."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=2.0, times=1)
-        world.google.fail(Reason.RATE_LIMITED, status=429, latency=0.5, retry_after=300.0)
-        world.openai.fail(Reason.SERVER_ERROR, status=500, latency=4.0)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=2.0, times=1)
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, latency=0.5, retry_after=300.0)
+        scenario.openai.fail(Reason.SERVER_ERROR, status=500, latency=4.0)
         with pytest.raises(AllProvidersFailedError) as caught:
-            await world.ask()
+            await scenario.ask()
         attempts = [
             Attempt(a.provider, a.model, a.reason, a.status, round(a.latency_s, 3), a.retry_after)
             for a in caught.value.attempts
@@ -78,8 +78,8 @@ def test_every_request_that_was_sent_is_on_the_error() -> None:
         ]
         billed = [attempt.may_have_been_billed for attempt in caught.value.attempts]
         assert billed == [False, False, True, True]
-        assert (ended(world).attempts, ended(world).retries) == (4, 2)
-        assert ended(world).fallback_from == f"google:{PRO}"
+        assert (ended(scenario).attempts, ended(scenario).retries) == (4, 2)
+        assert ended(scenario).fallback_from == f"google:{PRO}"
 
     run_scenario(scene, **FAST)
 
@@ -87,10 +87,10 @@ def test_every_request_that_was_sent_is_on_the_error() -> None:
 def test_usage_and_latency_of_an_image_are_on_its_event_and_its_result() -> None:
     """The vendor's counts, with the price from the model table."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 7.0
-        result = await world.ask()
-        served = ended(world).served
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 7.0
+        result = await scenario.ask()
+        served = ended(scenario).served
         assert isinstance(served, AttemptEnded)
         assert served.usage == result.usage
         assert result.usage == {
@@ -116,11 +116,11 @@ def test_the_times_of_a_call_are_counted_apart() -> None:
 
     async def main() -> None:
         google = Built("google").fail(Reason.OVERLOADED, status=503, latency=0.0, times=2)
-        told = RecordingSink()
+        events = RecordingSink()
         settings = Settings(routes=f"google:{PRO}", ipm=6)
-        async with ImageClient(settings, providers=[google], sinks=[told]) as client:
+        async with ImageClient(settings, providers=[google], sinks=[events]) as client:
             await client.generate("x")
-        (event,) = told.of(RequestEnded)
+        (event,) = events.of(RequestEnded)
         sent = [request.at for request in google.sent]
         assert sent[0] == pytest.approx(3.0)
         assert sent[1] == pytest.approx(13.0, abs=0.01)
@@ -137,19 +137,19 @@ def test_the_times_of_a_call_are_counted_apart() -> None:
 def test_a_skipped_route_is_counted_and_named() -> None:
     """The text says what opened the circuit, or that an operator did."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
         with pytest.raises(ProviderOverloadedError):
-            await world.ask()
+            await scenario.ask()
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert str(caught.value) == f"google {PRO}: skipped after 503 temporarily unavailable"
         assert (caught.value.provider, caught.value.model) == ("google", PRO)
         assert caught.value.retry_after == pytest.approx(63, abs=3)
-        assert (ended(world).short_circuits, ended(world).attempts) == (1, 0)
-        world.client.breakers[f"google:{PRO}"].force_open = True
+        assert (ended(scenario).short_circuits, ended(scenario).attempts) == (1, 0)
+        scenario.client.breakers[f"google:{PRO}"].force_open = True
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert str(caught.value) == f"google {PRO}: skipped by the operator"
         assert caught.value.retry_after is None
 
@@ -159,13 +159,13 @@ def test_a_skipped_route_is_counted_and_named() -> None:
 def test_skipped_routes_are_all_in_the_error() -> None:
     """The first route's name leads, and the soonest way back is the wait."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
-        world.openai.fail(Reason.QUOTA_EXHAUSTED, status=429, latency=0.0)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+        scenario.openai.fail(Reason.QUOTA_EXHAUSTED, status=429, latency=0.0)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
+            await scenario.ask()
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert str(caught.value) == (
             f"google {PRO}: skipped after 503 temporarily unavailable; "
             f"openai {FLARE}: skipped after 429 quota used up"
@@ -173,7 +173,7 @@ def test_skipped_routes_are_all_in_the_error() -> None:
         assert (caught.value.provider, caught.value.model) == ("google", PRO)
         assert caught.value.retry_after == pytest.approx(63, abs=3)
         assert caught.value.attempts == ()
-        assert ended(world).short_circuits == 2
+        assert ended(scenario).short_circuits == 2
 
     run_scenario(scene, **FAST)
 
@@ -191,24 +191,24 @@ def test_a_passed_deadline_says_what_took_most_of_the_time(
 ) -> None:
     """The error of a call with one route."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         busy: list[asyncio.Task[Any]] = []
         await asyncio.sleep(1000)
         if script == "fail":
-            world.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
+            scenario.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
         elif script == "queue":
-            world.google.fail(Reason.OVERLOADED, status=503, latency=25.0, times=1).hang()
-            busy = [asyncio.create_task(world.ask())]
+            scenario.google.fail(Reason.OVERLOADED, status=503, latency=25.0, times=1).hang()
+            busy = [asyncio.create_task(scenario.ask())]
         else:
-            world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+            scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
             with pytest.raises(ProviderOverloadedError):
-                await world.ask()
+                await scenario.ask()
             await asyncio.sleep(70)
-            world.google.hang()
-            busy = [asyncio.create_task(world.ask())]
+            scenario.google.hang()
+            busy = [asyncio.create_task(scenario.ask())]
         await asyncio.sleep(1)
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=40)
+            await scenario.ask(deadline=40)
         assert str(caught.value).endswith(f"out of time, mostly spent {most}")
         for task in busy:
             task.cancel()
@@ -220,10 +220,10 @@ def test_a_passed_deadline_says_what_took_most_of_the_time(
 def test_a_passed_deadline_says_when_the_vendor_wants_to_be_asked_again() -> None:
     """The hint of the route that the call was on when its time was up."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=0.5, times=1).hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=0.5, times=1).hang()
         with pytest.raises(DeadlineExceededError) as caught:
-            await world.ask(deadline=40)
+            await scenario.ask(deadline=40)
         assert caught.value.retry_after == 0.5
         assert [attempt.reason for attempt in caught.value.attempts] == ["rate_limited", "deadline"]
 
@@ -233,16 +233,18 @@ def test_a_passed_deadline_says_when_the_vendor_wants_to_be_asked_again() -> Non
 def test_a_route_for_one_call_inherits_why_its_account_is_closed() -> None:
     """The error of the skipped route names the failure that closed the account."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        await world.ask()
-        await world.ask(model="gemini-9-image")
-        routes = {route["model"]: route["breaker"] for route in world.client.snapshot()["routes"]}
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await scenario.ask()
+        await scenario.ask(model="gemini-9-image")
+        routes = {
+            route["model"]: route["breaker"] for route in scenario.client.snapshot()["routes"]
+        }
         assert routes["gemini-9-image"]["why"] == "unauthenticated"
         assert routes["gemini-9-image"]["retry_after"] == routes[PRO]["retry_after"]
-        world.openai.fail(Reason.OVERLOADED, status=503)
+        scenario.openai.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError, match="gemini-9-image: skipped after 401"):
-            await world.ask(model="gemini-9-image")
+            await scenario.ask(model="gemini-9-image")
 
     run_scenario(scene, **FAST)
 
@@ -250,14 +252,14 @@ def test_a_route_for_one_call_inherits_why_its_account_is_closed() -> None:
 def test_a_route_for_one_call_inherits_a_closed_account_from_any_sibling() -> None:
     """Also where an operator holds the first sibling open, which says nothing about the account."""
 
-    async def scene(world: PipelineScenario) -> None:
-        await world.ask(model="gemini-nano-banana-2.1")
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        await world.ask()
-        sent = len(world.google.sent)
-        world.client.breakers[f"google:{PRO}"].force_open = True
-        result = await world.ask(model="gemini-9-image")
-        assert (result.fallback_reason, len(world.google.sent)) == ("circuit_open", sent)
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask(model="gemini-nano-banana-2.1")
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        await scenario.ask()
+        sent = len(scenario.google.sent)
+        scenario.client.breakers[f"google:{PRO}"].force_open = True
+        result = await scenario.ask(model="gemini-9-image")
+        assert (result.fallback_reason, len(scenario.google.sent)) == ("circuit_open", sent)
 
     run_scenario(scene, **FAST)
 
@@ -265,13 +267,13 @@ def test_a_route_for_one_call_inherits_a_closed_account_from_any_sibling() -> No
 def test_the_snapshot_of_a_route() -> None:
     """Its names, what it takes usually, and how a call last left it."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         for _ in range(4):
-            await world.ask(resolution="1K")
-        world.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
-        await world.ask()
+            await scenario.ask(resolution="1K")
+        scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
+        await scenario.ask()
         await asyncio.sleep(10)
-        google, openai = world.client.snapshot()["routes"]
+        google, openai = scenario.client.snapshot()["routes"]
         assert (google["route"], google["provider"]) == (f"google:{PRO}", "google")
         assert (google["model"], google["off"]) == (PRO, None)
         assert google["usual_latency_s"] == {"1K": 1.0}
@@ -287,22 +289,22 @@ def test_the_snapshot_of_a_route() -> None:
 def test_the_usual_latency_is_the_median_of_the_latest_sixteen() -> None:
     """Known from the fourth success on, for each resolution by itself."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         def usual() -> Any:
-            return world.client.snapshot()["routes"][0]["usual_latency_s"]
+            return scenario.client.snapshot()["routes"][0]["usual_latency_s"]
 
         for number, latency in enumerate([1.0, 3.0, 5.0, 7.0]):
             assert usual() == ({"1K": None} if number else {})
-            world.google.latency = latency
-            await world.ask(resolution="1K")
+            scenario.google.latency = latency
+            await scenario.ask(resolution="1K")
         assert usual() == {"1K": 4.0}
-        world.google.latency = 9.0
+        scenario.google.latency = 9.0
         for _ in range(13):
-            await world.ask(resolution="1K")
+            await scenario.ask(resolution="1K")
         assert usual() == {"1K": 9.0}
-        world.google.latency = 2.0
+        scenario.google.latency = 2.0
         for _ in range(9):
-            await world.ask(resolution="1K")
+            await scenario.ask(resolution="1K")
         assert usual() == {"1K": 2.0}
 
     run_scenario(scene, **FAST)
@@ -311,15 +313,15 @@ def test_the_usual_latency_is_the_median_of_the_latest_sixteen() -> None:
 def test_references_beyond_what_a_model_takes_are_named() -> None:
     """The first ones in the caller's order are sent."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(references=[PNG] * 16)
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(references=[PNG] * 16)
         assert list(result.dropped_references) == [
             {"index": 14, "why": f"google:{PRO} takes 14 references"},
             {"index": 15, "why": f"google:{PRO} takes 14 references"},
         ]
-        (sent,) = world.google.sent
+        (sent,) = scenario.google.sent
         assert [reference.index for reference in sent.request.references] == list(range(14))
-        result = await world.ask(references=[PNG] * 14)
+        result = await scenario.ask(references=[PNG] * 14)
         assert result.dropped_references == ()
 
     run_scenario(scene, **FAST)
@@ -329,15 +331,15 @@ def test_references_together_are_no_larger_than_the_operator_allows() -> None:
     """IMAGE_GEN_MAX_REFERENCE_MB counts all of a request; what fits is sent as it is."""
     sample = encoded(noise(600, 600), "PNG")
 
-    async def tight(world: PipelineScenario) -> None:
-        result = await world.ask(references=[sample, sample])
-        (sent,) = world.google.sent
+    async def tight(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(references=[sample, sample])
+        (sent,) = scenario.google.sent
         assert sum(len(each.data) for each in sent.request.references) <= 1.5 * len(sample)
         assert any("made smaller" in note for note in result.adjustments)
 
-    async def wide(world: PipelineScenario) -> None:
-        result = await world.ask(references=[sample, sample])
-        (sent,) = world.google.sent
+    async def wide(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(references=[sample, sample])
+        (sent,) = scenario.google.sent
         assert [each.data for each in sent.request.references] == [sample] * 2
         assert result.adjustments == ()
 
@@ -419,10 +421,10 @@ def configured(providers: tuple[Provider, ...] = (), **settings: Any) -> list[tu
     """Return the warnings of a client that is made, as codes and texts."""
 
     async def main() -> list[tuple[str, str]]:
-        told = RecordingSink()
-        async with ImageClient(Settings(**settings), providers=providers, sinks=[told]):
+        events = RecordingSink()
+        async with ImageClient(Settings(**settings), providers=providers, sinks=[events]):
             pass
-        return [(warned.code, warned.message) for warned in told.of(OperatorWarning)]
+        return [(warned.code, warned.message) for warned in events.of(OperatorWarning)]
 
     return run_virtual(main())
 
@@ -477,15 +479,15 @@ def test_warnings_about_routes_have_codes() -> None:
 def test_a_model_of_another_vendor_is_refused_with_what_to_change() -> None:
     """The text names the model, its vendor, the first route and the setting."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError) as caught:
-            await world.ask(model=" gpt-image-2 ")
+            await scenario.ask(model=" gpt-image-2 ")
         assert str(caught.value) == (
             "model gpt-image-2 belongs to openai, and the first route is "
             f"google:{PRO}; change IMAGE_GEN_ROUTES to put another vendor first"
         )
         with pytest.raises(InvalidRequestError) as caught:
-            await world.ask(model=7)
+            await scenario.ask(model=7)
         assert str(caught.value) == (
             "model must be a model's name of at most 200 characters, or None"
         )
@@ -496,11 +498,11 @@ def test_a_model_of_another_vendor_is_refused_with_what_to_change() -> None:
 def test_a_model_for_one_call_is_not_asked_twice() -> None:
     """It replaces the first route, and a later route with the same model is left out."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.MODEL_NOT_FOUND, status=404)
-        result = await world.ask(model="gemini-nano-banana-2.1")
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404)
+        result = await scenario.ask(model="gemini-nano-banana-2.1")
         assert result.provider == "openai"
-        assert [sent.model for sent in world.google.sent] == ["gemini-nano-banana-2.1"]
+        assert [sent.model for sent in scenario.google.sent] == ["gemini-nano-banana-2.1"]
 
     run_scenario(
         scene,
@@ -509,10 +511,10 @@ def test_a_model_for_one_call_is_not_asked_twice() -> None:
     )
 
 
-def changes(world: PipelineScenario) -> list[tuple[str, str, str]]:
+def changes(scenario: PipelineScenario) -> list[tuple[str, str, str]]:
     """Return route, new state and the call that caused it, of every change of a breaker."""
     found: list[tuple[str, str, str]] = []
-    for event in world.told.of(BreakerChanged):
+    for event in scenario.events.of(BreakerChanged):
         change, sent = event.transition, event.transition.origin
         assert isinstance(sent, AttemptStarted)
         found.append((change.name, change.to_state, sent.call_id))
@@ -523,30 +525,32 @@ def test_an_opening_names_the_call_that_caused_it() -> None:
     """The last failure, a slow call, or the failure of a sibling that closed the account."""
     sibling = "gemini-nano-banana-2.1"
 
-    async def failures(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask()
-        assert changes(world) == [(f"google:{PRO}", "open", ended(world).call_id)]
+    async def failures(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask()
+        assert changes(scenario) == [(f"google:{PRO}", "open", ended(scenario).call_id)]
 
-    async def slow(world: PipelineScenario) -> None:
-        world.google.hang()
-        await world.ask(deadline=100)
-        assert changes(world) == [(f"google:{PRO}", "open", ended(world).call_id)]
+    async def slow(scenario: PipelineScenario) -> None:
+        scenario.google.hang()
+        await scenario.ask(deadline=100)
+        assert changes(scenario) == [(f"google:{PRO}", "open", ended(scenario).call_id)]
 
-    async def account(world: PipelineScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, retry_after=7200.0)
-        await world.ask()
-        assert changes(world) == [
-            (f"google:{PRO}", "open", ended(world).call_id),
-            (f"google:{sibling}", "open", ended(world).call_id),
+    async def account(scenario: PipelineScenario) -> None:
+        scenario.google.fail(
+            Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, retry_after=7200.0
+        )
+        await scenario.ask()
+        assert changes(scenario) == [
+            (f"google:{PRO}", "open", ended(scenario).call_id),
+            (f"google:{sibling}", "open", ended(scenario).call_id),
         ]
-        routes = world.client.snapshot()["routes"][:2]
+        routes = scenario.client.snapshot()["routes"][:2]
         assert [route["breaker"]["why"] for route in routes] == ["quota_exhausted"] * 2
         waits = [route["breaker"]["retry_after"] for route in routes]
         assert waits == [pytest.approx(7198.0)] * 2
-        world.openai.fail(Reason.INVALID_REQUEST, status=400)
+        scenario.openai.fail(Reason.INVALID_REQUEST, status=400)
         with pytest.raises(InvalidRequestError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert caught.value.attempts[-1].provider == "openai"
 
     run_scenario(failures, **FAST)
@@ -558,8 +562,8 @@ def test_an_error_keeps_its_vendors_message_without_the_prompt() -> None:
     """The route is on it, too, and a hint that nobody can believe is not."""
     prompt = "a lighthouse on a cliff in a storm at night"
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.crash(
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.crash(
             provider_failure(
                 Reason.INVALID_REQUEST,
                 status=400,
@@ -568,7 +572,7 @@ def test_an_error_keeps_its_vendors_message_without_the_prompt() -> None:
             )
         )
         with pytest.raises(InvalidRequestError) as caught:
-            await world.client.generate(prompt)
+            await scenario.client.generate(prompt)
         error = caught.value
         assert (error.provider, error.model, error.retry_after) == ("google", PRO, None)
         assert error.vendor_message == "cannot draw […] today"
@@ -579,10 +583,10 @@ def test_an_error_keeps_its_vendors_message_without_the_prompt() -> None:
 def test_a_fallback_is_reported_with_its_cause() -> None:
     """From where, to where and why."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        await world.ask()
-        (fell,) = world.told.of(RouteFallback)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        await scenario.ask()
+        (fell,) = scenario.events.of(RouteFallback)
         assert (fell.from_route, fell.to_route) == (f"google:{PRO}", f"openai:{FLARE}")
         assert fell.cause is Reason.OVERLOADED
 
@@ -592,19 +596,19 @@ def test_a_fallback_is_reported_with_its_cause() -> None:
 def test_a_call_that_waited_for_an_open_circuit_begins_again() -> None:
     """Served by the first route then, it was no fallback; its earlier rejections are forgotten."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503, times=3)
-        world.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        scenario.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
-        result = await world.ask()
+            await scenario.ask()
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason, result.attempts) == ("google", None, 1)
-        world.google.fail(Reason.OVERLOADED, status=503)
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError):
-            await world.ask()
-        world.google.heal().fail(Reason.CONTENT_BLOCKED, status=400)
+            await scenario.ask()
+        scenario.google.heal().fail(Reason.CONTENT_BLOCKED, status=400)
         with pytest.raises(ContentBlockedError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert len(caught.value.attempts) == 1
 
     run_scenario(scene, when_all_open="wait", **FAST)
@@ -620,13 +624,13 @@ def test_a_provider_may_have_an_address_and_something_to_build() -> None:
             self.built += 1
 
     async def main() -> None:
-        told = RecordingSink()
+        events = RecordingSink()
         google = Built("google")
         google.endpoint = Endpoint("google", base_url="https://relay.example")
-        async with ImageClient(Settings(**ALONE), providers=[google], sinks=[told]) as client:
+        async with ImageClient(Settings(**ALONE), providers=[google], sinks=[events]) as client:
             await client.generate("x")
         assert google.built == 1
-        urls = [event.base_url for event in told.of(AttemptStarted)]
+        urls = [event.base_url for event in events.of(AttemptStarted)]
         assert urls == ["https://relay.example"]
 
     run_virtual(main())

@@ -25,22 +25,22 @@ COST = 0.134
 _OK = _Step(1.0, None)
 
 
-async def after_the_first(world: PipelineScenario, **options: Any) -> asyncio.Task[ImageResult]:
+async def after_the_first(scenario: PipelineScenario, **options: Any) -> asyncio.Task[ImageResult]:
     """Start a call and return when its first request is in flight."""
-    task = asyncio.create_task(world.ask(**options))
+    task = asyncio.create_task(scenario.ask(**options))
     await asyncio.sleep(0.5)
     return task
 
 
-def assert_paid(world: PipelineScenario, images: int) -> None:
-    snapshot = world.client.snapshot()
+def assert_paid(scenario: PipelineScenario, images: int) -> None:
+    snapshot = scenario.client.snapshot()
     assert snapshot["images"] == images
     assert snapshot["cost_usd"] == pytest.approx(images * COST)
 
 
-def end_slowly(world: PipelineScenario) -> None:
+def end_slowly(scenario: PipelineScenario) -> None:
     """Let requests to Google end half a second after they were cancelled."""
-    usual = world.google.generate
+    usual = scenario.google.generate
 
     async def slow_to_end(request: ImageRequest, model: str) -> ProviderResult:
         try:
@@ -49,26 +49,26 @@ def end_slowly(world: PipelineScenario) -> None:
             await asyncio.sleep(0.5)
             raise
 
-    world.google.generate = slow_to_end  # type: ignore[method-assign]
+    scenario.google.generate = slow_to_end  # type: ignore[method-assign]
 
 
 def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> None:
     """All images are delivered, and the result has the sums of requests, tokens and cost."""
 
-    async def scene(world: PipelineScenario) -> None:
-        result = await world.ask(n=4)
+    async def scene(scenario: PipelineScenario) -> None:
+        result = await scenario.ask(n=4)
 
-        assert [sent.at for sent in world.google.sent] == pytest.approx([0, 1, 1, 1], abs=0.1)
-        assert [sent.request.n for sent in world.google.sent] == [4, None, None, None]
+        assert [sent.at for sent in scenario.google.sent] == pytest.approx([0, 1, 1, 1], abs=0.1)
+        assert [sent.request.n for sent in scenario.google.sent] == [4, None, None, None]
         assert result.images == (TINY_PNG,) * 4
         assert (result.image_bytes, result.n, result.attempts) == (TINY_PNG, 4, 4)
         assert result.usage["output_tokens"] == 400
         assert result.usage["cost_usd"] == pytest.approx(4 * COST)
         assert result.adjustments == ()
-        assert_paid(world, 4)
-        assert world.told.last(RequestEnded).attempts == 4
-        assert len({sent.call_id for sent in world.told.of(AttemptStarted)}) == 1
-        assert len(world.told.of(AttemptEnded)) == 4
+        assert_paid(scenario, 4)
+        assert scenario.events.last(RequestEnded).attempts == 4
+        assert len({sent.call_id for sent in scenario.events.of(AttemptStarted)}) == 1
+        assert len(scenario.events.of(AttemptEnded)) == 4
 
     run_scenario(scene, **FAST)
 
@@ -76,8 +76,8 @@ def test_the_others_are_requested_at_the_same_time_once_the_first_has_come() -> 
 def test_the_dict_has_all_images_if_more_than_one_was_requested() -> None:
     """The first is also where it always is; a call for one image gets the dict of today."""
 
-    async def scene(world: PipelineScenario) -> None:
-        one, several = (await world.ask(n=1)).to_dict(), (await world.ask(n=2)).to_dict()
+    async def scene(scenario: PipelineScenario) -> None:
+        one, several = (await scenario.ask(n=1)).to_dict(), (await scenario.ask(n=2)).to_dict()
         assert "images" not in one
         assert (
             several["images"]
@@ -92,16 +92,16 @@ def test_the_dict_has_all_images_if_more_than_one_was_requested() -> None:
 def test_each_is_paced_and_takes_a_slot() -> None:
     """Others wait for the places of a minute like any other request."""
 
-    async def scene(world: PipelineScenario) -> None:
-        assert len((await world.ask(n=3)).images) == 3
-        assert [sent.at for sent in world.google.sent] == pytest.approx([0, 10, 20], abs=0.1)
-        assert world.told.last(RequestEnded).queue_s == pytest.approx(19, abs=0.1)
+    async def scene(scenario: PipelineScenario) -> None:
+        assert len((await scenario.ask(n=3)).images) == 3
+        assert [sent.at for sent in scenario.google.sent] == pytest.approx([0, 10, 20], abs=0.1)
+        assert scenario.events.last(RequestEnded).queue_s == pytest.approx(19, abs=0.1)
 
         await asyncio.sleep(60)
-        world.google.latency = 15.0
-        world.google.max_in_flight = 0
-        assert len((await world.ask(n=4)).images) == 4
-        assert world.google.max_in_flight == 2
+        scenario.google.latency = 15.0
+        scenario.google.max_in_flight = 0
+        assert len((await scenario.ask(n=4)).images) == 4
+        assert scenario.google.max_in_flight == 2
 
     run_scenario(scene, ipm=6, max_concurrent=2)
 
@@ -109,19 +109,19 @@ def test_each_is_paced_and_takes_a_slot() -> None:
 def test_fewer_images_than_requested_are_a_success_that_says_so() -> None:
     """Of four two fail: two are delivered and paid, and the reasons are in the adjustments."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=4)
-        world.google.fail(Reason.OVERLOADED, status=503, times=1)
-        world.google.fail(Reason.CONTENT_BLOCKED, times=1)
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=4)
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
+        scenario.google.fail(Reason.CONTENT_BLOCKED, times=1)
         result = await task
 
         assert len(result.images) == 2
         assert result.attempts == 4
         assert result.adjustments == ("2 of 4 images were delivered: content_blocked, overloaded",)
         assert result.usage["cost_usd"] == pytest.approx(2 * COST)
-        assert_paid(world, 2)
+        assert_paid(scenario, 2)
         assert result.fallback_reason is None
-        assert not world.openai.sent
+        assert not scenario.openai.sent
         assert result.to_dict()["images"][1]["mime_type"] == "image/png"
 
     run_scenario(scene, **FAST, max_retries=0)
@@ -130,15 +130,15 @@ def test_fewer_images_than_requested_are_a_success_that_says_so() -> None:
 def test_others_are_retried_on_their_route() -> None:
     """They are retried by the same rules, and do not fall back."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=3)
-        world.google.fail(Reason.OVERLOADED, status=503, times=2)
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=3)
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=2)
         result = await task
         assert len(result.images) == 3
         assert result.attempts == 5
-        assert world.told.last(RequestEnded).retries == 2
-        assert world.told.last(RequestEnded).backoff_s < 5
-        assert not world.openai.sent
+        assert scenario.events.last(RequestEnded).retries == 2
+        assert scenario.events.last(RequestEnded).backoff_s < 5
+        assert not scenario.openai.sent
 
     run_scenario(scene, **FAST)
 
@@ -146,12 +146,12 @@ def test_others_are_retried_on_their_route() -> None:
 def test_others_come_from_the_route_that_served_the_first() -> None:
     """After a fallback nothing more is asked of the first route."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        result = await world.ask(n=3)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        result = await scenario.ask(n=3)
         assert (result.provider, len(result.images)) == ("openai", 3)
         assert result.fallback_reason is Reason.OVERLOADED
-        assert (len(world.google.sent), len(world.openai.sent)) == (1, 3)
+        assert (len(scenario.google.sent), len(scenario.openai.sent)) == (1, 3)
 
     run_scenario(scene, **FAST, max_retries=0)
 
@@ -160,18 +160,18 @@ def test_others_come_from_the_route_that_served_the_first() -> None:
 def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> None:
     """The others follow when the breaker lets them through: all are delivered."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.client.breakers["google:gemini-3-pro-image"].open_for(60, cause=None, summary=None)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.client.breakers["google:gemini-3-pro-image"].open_for(60, cause=None, summary=None)
         await asyncio.sleep(70)
-        result = await world.ask(n=4)
+        result = await scenario.ask(n=4)
         assert (result.provider, len(result.images)) == ("google", 4)
-        assert [sent.at for sent in world.google.sent] == sorted(
-            sent.at for sent in world.google.sent
+        assert [sent.at for sent in scenario.google.sent] == sorted(
+            sent.at for sent in scenario.google.sent
         )
-        assert world.google.sent[1].at >= world.google.sent[0].at + 1
-        assert world.breaker() == "closed"
-        assert [sent.probe for sent in world.told.of(AttemptStarted)].count(True) >= 1
-        assert world.idle()
+        assert scenario.google.sent[1].at >= scenario.google.sent[0].at + 1
+        assert scenario.breaker() == "closed"
+        assert [sent.probe for sent in scenario.events.of(AttemptStarted)].count(True) >= 1
+        assert scenario.idle()
 
     run_scenario(scene, **FAST, breaker_half_open_calls=probes)
 
@@ -179,13 +179,13 @@ def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> N
 def test_others_wait_for_the_probe_among_them() -> None:
     """A breaker that is half-open after the first image delays the others; none is dropped."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=3)
-        breaker = world.client.breakers["google:gemini-3-pro-image"]
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=3)
+        breaker = scenario.client.breakers["google:gemini-3-pro-image"]
         breaker.open_for(0.1, cause=None, summary=None)
         result = await task
         assert len(result.images) == 3
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -193,17 +193,17 @@ def test_others_wait_for_the_probe_among_them() -> None:
 def test_a_breaker_that_opens_stops_the_others() -> None:
     """Requests that wait behind failures are not sent; the result names both reasons."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=10)
-        world.google.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=10)
+        scenario.google.fail(Reason.OVERLOADED, status=503)
         result = await task
         assert len(result.images) == 1
         assert result.adjustments == ("1 of 10 images were delivered: circuit_open, overloaded",)
-        assert 4 <= len(world.google.sent) < 10
-        short_circuits = world.told.last(RequestEnded).short_circuits
-        assert short_circuits == 10 - len(world.google.sent)
-        assert world.breaker() == "open"
-        assert world.idle()
+        assert 4 <= len(scenario.google.sent) < 10
+        short_circuits = scenario.events.last(RequestEnded).short_circuits
+        assert short_circuits == 10 - len(scenario.google.sent)
+        assert scenario.breaker() == "open"
+        assert scenario.idle()
 
     run_scenario(scene, **FAST, max_retries=0, max_concurrent=3, breaker_fail_max=3)
 
@@ -211,20 +211,20 @@ def test_a_breaker_that_opens_stops_the_others() -> None:
 def test_a_deadline_that_holds_two_images_delivers_two() -> None:
     """The third is cancelled in time and may have been billed; the fourth leaves the queue."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.latency = 10.0
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.latency = 10.0
         async with asyncio.timeout(25):  # the caller's own, which must not be missed
-            result = await world.ask(n=4, deadline=25)
+            result = await scenario.ask(n=4, deadline=25)
         assert len(result.images) == 2
-        assert (result.attempts, len(world.google.sent)) == (3, 3)
+        assert (result.attempts, len(scenario.google.sent)) == (3, 3)
         assert result.adjustments == ("2 of 4 images were delivered: deadline, saturated",)
         assert result.latency_s < 25
-        ended = world.told.of(AttemptEnded)
+        ended = scenario.events.of(AttemptEnded)
         assert [each.reason for each in ended] == [None, None, Reason.DEADLINE]
-        assert_paid(world, 2)
-        assert world.client.snapshot()["maybe_billed"]["requests"] == 1
-        assert world.told.last(RequestEnded).outcome == "success"
-        assert world.idle()
+        assert_paid(scenario, 2)
+        assert scenario.client.snapshot()["maybe_billed"]["requests"] == 1
+        assert scenario.events.last(RequestEnded).outcome == "success"
+        assert scenario.idle()
 
     run_scenario(scene, **FAST, max_concurrent=1)
 
@@ -232,19 +232,19 @@ def test_a_deadline_that_holds_two_images_delivers_two() -> None:
 def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_deadline() -> None:
     """Its end is recorded and paid for later; nothing is left then."""
 
-    async def scene(world: PipelineScenario) -> None:
-        end_slowly(world)
-        task = await after_the_first(world, n=3, deadline=25)
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        end_slowly(scenario)
+        task = await after_the_first(scenario, n=3, deadline=25)
+        scenario.google.hang()
         result = await task
         assert now() == pytest.approx(25, abs=0.01)
         assert (len(result.images), result.attempts) == (1, 1)
         assert result.adjustments == ("1 of 3 images were delivered: deadline",)
-        assert world.client.snapshot()["maybe_billed"]["requests"] == 0
+        assert scenario.client.snapshot()["maybe_billed"]["requests"] == 0
         await asyncio.sleep(2)
-        assert world.client.snapshot()["maybe_billed"]["requests"] == 2
-        assert len(world.told.of(AttemptEnded)) == 3
-        assert world.idle()
+        assert scenario.client.snapshot()["maybe_billed"]["requests"] == 2
+        assert len(scenario.events.of(AttemptEnded)) == 3
+        assert scenario.idle()
         assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
 
     run_scenario(scene, **FAST)
@@ -254,15 +254,15 @@ def test_a_request_that_is_slow_to_end_does_not_delay_the_images_beyond_the_dead
 def test_a_caller_that_leaves_at_the_deadline_is_not_given_a_result(leaves_at: float) -> None:
     """Its cancellation wins over the images that have come."""
 
-    async def scene(world: PipelineScenario) -> None:
-        end_slowly(world)
-        task = await after_the_first(world, n=3, deadline=25)
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        end_slowly(scenario)
+        task = await after_the_first(scenario, n=3, deadline=25)
+        scenario.google.hang()
         asyncio.get_running_loop().call_at(leaves_at, task.cancel)
         await asyncio.wait({task})
         assert task.cancelled()
         await asyncio.sleep(2)
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -270,10 +270,10 @@ def test_a_caller_that_leaves_at_the_deadline_is_not_given_a_result(leaves_at: f
 def test_no_further_image_is_requested_when_no_time_is_left() -> None:
     """The first image came just in time, and is delivered."""
 
-    async def scene(world: PipelineScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, latency=0.0, status=503)
-        result = await world.ask(n=4, deadline=2.03)
-        assert (len(result.images), len(world.openai.sent)) == (1, 1)
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, latency=0.0, status=503)
+        result = await scenario.ask(n=4, deadline=2.03)
+        assert (len(result.images), len(scenario.openai.sent)) == (1, 1)
         assert result.adjustments == ("1 of 4 images were delivered: deadline",)
 
     run_scenario(scene, **FAST, max_retries=0)
@@ -282,18 +282,18 @@ def test_no_further_image_is_requested_when_no_time_is_left() -> None:
 def test_a_client_that_is_closed_delivers_the_images_that_have_come() -> None:
     """Nothing goes on afterwards."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=3)
-        world.google.hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=3)
+        scenario.google.hang()
         await asyncio.sleep(1)
-        assert world.google.in_flight == 2
+        assert scenario.google.in_flight == 2
         closed_at = now()
-        await world.client.aclose()
+        await scenario.client.aclose()
         result = await task
         assert now() == pytest.approx(closed_at, abs=0.1)
         assert len(result.images) == 1
         assert result.adjustments == ("1 of 3 images were delivered: cancelled",)
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -301,13 +301,13 @@ def test_a_client_that_is_closed_delivers_the_images_that_have_come() -> None:
 def test_a_local_bug_surfaces_unchanged() -> None:
     """It is not mistaken for an image that is missing; the other requests are ended."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=3)
-        world.google.crash(ZeroDivisionError("ours"), times=1).hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=3)
+        scenario.google.crash(ZeroDivisionError("ours"), times=1).hang()
         with pytest.raises(ZeroDivisionError, match="ours"):
             await task
         assert now() == pytest.approx(1, abs=0.1)
-        assert world.idle()
+        assert scenario.idle()
 
     run_scenario(scene, **FAST)
 
@@ -315,12 +315,12 @@ def test_a_local_bug_surfaces_unchanged() -> None:
 def test_an_exception_that_ends_the_program_reaches_the_caller() -> None:
     """It does not leave the event loop from a task."""
 
-    async def scene(world: PipelineScenario) -> None:
-        task = await after_the_first(world, n=3)
-        world.google.crash(SystemExit(3), times=1).hang()
+    async def scene(scenario: PipelineScenario) -> None:
+        task = await after_the_first(scenario, n=3)
+        scenario.google.crash(SystemExit(3), times=1).hang()
         with pytest.raises(SystemExit):
             await task
-        assert world.idle()
+        assert scenario.idle()
 
     with pytest.raises(SystemExit):
         run_scenario(scene, **FAST)
@@ -331,18 +331,18 @@ def test_an_exception_that_ends_the_program_reaches_the_caller() -> None:
 def test_cancelled_at_every_await_nothing_leaks(script: str, deadline: float | None) -> None:
     """The caller gets its cancellation, and no request, slot, permit or task is left."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         for step in range(1, 400):
-            world.google.heal()
+            scenario.google.heal()
             if script == "failing":
-                world.google._steps.append(_OK)
-                world.google.fail(Reason.OVERLOADED, times=2)
+                scenario.google._steps.append(_OK)
+                scenario.google.fail(Reason.OVERLOADED, times=2)
             elif script == "hanging":
-                world.google._steps.append(_OK)
-                world.google.hang(times=1)
+                scenario.google._steps.append(_OK)
+                scenario.google.hang(times=1)
             canceller = CancelAtStep(step)
-            task = await canceller.run(world.ask(n=3, deadline=deadline or 40))
-            assert world.idle(), step
+            task = await canceller.run(scenario.ask(n=3, deadline=deadline or 40))
+            assert scenario.idle(), step
             assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()], step
             await asyncio.sleep(1300)
             if canceller.steps < step:
@@ -351,7 +351,7 @@ def test_cancelled_at_every_await_nothing_leaks(script: str, deadline: float | N
             # A cancellation that comes with the result may be too late.
             assert task.cancelled() or task.exception() is None
         assert 5 < step < 399
-        assert len((await world.ask(n=3)).images) == 3
+        assert len((await scenario.ask(n=3)).images) == 3
 
     run_scenario(scene, **FAST)
 
@@ -367,8 +367,8 @@ def test_whatever_happens_everything_is_accounted_for(
 ) -> None:
     """Images and requests of the result are those that the provider saw, and nothing is held."""
 
-    async def scene(world: PipelineScenario) -> None:
-        google = world.google
+    async def scene(scenario: PipelineScenario) -> None:
+        google = scenario.google
         for outcome in outcomes:
             if outcome in {"ok", "slow"}:
                 google._steps.append(_Step(1.0 if outcome == "ok" else 5.0, None))
@@ -377,18 +377,18 @@ def test_whatever_happens_everything_is_accounted_for(
             else:
                 reason = Reason.OVERLOADED if outcome == "fail" else Reason.CONTENT_BLOCKED
                 google.fail(reason, times=1)
-        task = asyncio.create_task(world.ask(n=n, deadline=deadline or 60))
+        task = asyncio.create_task(scenario.ask(n=n, deadline=deadline or 60))
         if leaves_after is not None:
             await asyncio.wait({task}, timeout=leaves_after)
             task.cancel()
         await asyncio.wait({task})
-        assert world.idle()
+        assert scenario.idle()
         assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
-        sent = len(google.sent) + len(world.openai.sent)
-        ended = world.told.of(AttemptEnded)
+        sent = len(google.sent) + len(scenario.openai.sent)
+        ended = scenario.events.of(AttemptEnded)
         assert len(ended) == sent
         delivered = [each for each in ended if each.reason is None]
-        assert world.client.snapshot()["images"] == len(delivered)
+        assert scenario.client.snapshot()["images"] == len(delivered)
         if task.cancelled():
             assert leaves_after is not None
         elif (error := task.exception()) is not None:
@@ -408,9 +408,9 @@ def test_whatever_happens_everything_is_accounted_for(
 def test_a_number_that_is_not_allowed_is_refused(n: Any) -> None:
     """Nothing is sent."""
 
-    async def scene(world: PipelineScenario) -> None:
+    async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match=r"^n "):
-            await world.ask(n=n)
-        assert not world.google.sent
+            await scenario.ask(n=n)
+        assert not scenario.google.sent
 
     run_scenario(scene, **FAST)

@@ -30,10 +30,10 @@ from resilient_imagen.telemetry.events import (
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 
-async def batch(world: StepScenario, count: int) -> tuple[float, list[str]]:
+async def batch(scenario: StepScenario, count: int) -> tuple[float, list[str]]:
     """Ask for images at the same time; return the seconds they took, and who served them."""
     started = now()
-    results = await asyncio.gather(*(world.ask() for _ in range(count)))
+    results = await asyncio.gather(*(scenario.ask() for _ in range(count)))
     return now() - started, [result.provider for result in results]
 
 
@@ -43,11 +43,11 @@ async def batch(world: StepScenario, count: int) -> tuple[float, list[str]]:
 def test_two_accounts_of_ten_images_per_minute_give_twenty_together() -> None:
     """Forty images at once take as long as twenty with one account."""
 
-    async def scene(world: StepScenario) -> None:
-        seconds, served = await batch(world, 40)
+    async def scene(scenario: StepScenario) -> None:
+        seconds, served = await batch(scenario, 40)
         assert seconds == pytest.approx(19 * 6 + 1, abs=0.1)
         assert served.count("google") == served.count("google_b") == 20
-        assert world.openai.sent == []
+        assert scenario.openai.sent == []
 
     run_steps(scene, ipm=10, max_concurrent=20)
 
@@ -55,8 +55,8 @@ def test_two_accounts_of_ten_images_per_minute_give_twenty_together() -> None:
 def test_a_busy_slot_counts_although_no_latency_is_known() -> None:
     """A call goes to the account with a free slot, not into the queue of the other one."""
 
-    async def scene(world: StepScenario) -> None:
-        seconds, served = await batch(world, 2)
+    async def scene(scenario: StepScenario) -> None:
+        seconds, served = await batch(scenario, 2)
         assert sorted(served) == ["google", "google_b"]
         assert seconds == pytest.approx(1.0)
 
@@ -66,16 +66,16 @@ def test_a_busy_slot_counts_although_no_latency_is_known() -> None:
 def test_a_caller_compares_queues_again_after_the_set_up() -> None:
     """Two calls choose the same account before one of them queues; the later one moves on."""
 
-    async def scene(world: StepScenario) -> None:
+    async def scene(scenario: StepScenario) -> None:
         async def warm_up() -> None:
             await asyncio.sleep(1)
 
-        world.google.warm_up = warm_up  # type: ignore[attr-defined]
-        world.google.latency = world.google_b.latency = 20.0
-        both = await asyncio.gather(world.ask(), world.ask())
+        scenario.google.warm_up = warm_up  # type: ignore[attr-defined]
+        scenario.google.latency = scenario.google_b.latency = 20.0
+        both = await asyncio.gather(scenario.ask(), scenario.ask())
         assert [each.provider for each in both] == ["google", "google_b"]
         assert [each.latency_s for each in both] == pytest.approx([21, 21], abs=0.1)
-        assert world.changes() == [("google", "google_b", "saturated")]
+        assert scenario.changes() == [("google", "google_b", "saturated")]
 
     run_steps(scene, max_concurrent=1)
 
@@ -83,9 +83,9 @@ def test_a_caller_compares_queues_again_after_the_set_up() -> None:
 def test_a_rate_limited_account_leaves_its_callers_to_the_other_one() -> None:
     """No call fails, and none waits longer than the other account's pace requires."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=500.0)
-        seconds, served = await batch(world, 20)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=500.0)
+        seconds, served = await batch(scenario, 20)
         assert served == ["google_b"] * 20
         assert seconds <= 20 * 6 + 1
 
@@ -95,9 +95,9 @@ def test_a_rate_limited_account_leaves_its_callers_to_the_other_one() -> None:
 def test_waiting_callers_return_to_an_account_that_serves_again() -> None:
     """After a short rate limit the queue of the other account is shared between both."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=20.0, times=1)
-        seconds, served = await batch(world, 40)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=20.0, times=1)
+        seconds, served = await batch(scenario, 40)
         assert served.count("google") > 15
         assert seconds < 130  # 40 images at 6 s from one account alone take 235 s
 
@@ -107,13 +107,13 @@ def test_waiting_callers_return_to_an_account_that_serves_again() -> None:
 def test_a_caller_leaves_the_queue_of_an_account_that_hangs() -> None:
     """Its turn is overdue, and the other account could send at once."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google_b.latency = 10.0
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google_b.latency = 10.0
         for _ in range(4):  # measure both accounts
-            await asyncio.gather(world.ask(), world.ask())
-        world.google.hang()
-        world.google_b.latency = 10.0
-        tasks = [asyncio.create_task(world.ask()) for _ in range(3)]
+            await asyncio.gather(scenario.ask(), scenario.ask())
+        scenario.google.hang()
+        scenario.google_b.latency = 10.0
+        tasks = [asyncio.create_task(scenario.ask()) for _ in range(3)]
         await asyncio.sleep(25)
         assert [task.done() for task in tasks[1:]] == [True, True]
         for task in tasks:
@@ -129,13 +129,13 @@ def test_a_caller_leaves_the_queue_of_an_account_that_hangs() -> None:
 def test_an_open_account_is_skipped() -> None:
     """The call is not a fallback, and its trace says why the account got nothing."""
 
-    async def scene(world: StepScenario) -> None:
-        world.breaker("google").force_trip(cause="overloaded", summary="503")
-        result = await world.ask()
+    async def scene(scenario: StepScenario) -> None:
+        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("google_b", None)
-        assert [each.provider for each in world.told.of(ShortCircuited)] == ["google"]
-        assert world.changes() == [("google", "google_b", "circuit_open")]
-        assert world.google.sent == []
+        assert [each.provider for each in scenario.events.of(ShortCircuited)] == ["google"]
+        assert scenario.changes() == [("google", "google_b", "circuit_open")]
+        assert scenario.google.sent == []
 
     run_steps(scene)
 
@@ -143,13 +143,16 @@ def test_an_open_account_is_skipped() -> None:
 def test_the_next_step_follows_when_both_accounts_are_open() -> None:
     """The call falls back, for the reason circuit_open."""
 
-    async def scene(world: StepScenario) -> None:
+    async def scene(scenario: StepScenario) -> None:
         for provider in ("google", "google_b"):
-            world.breaker(provider).force_trip(cause="overloaded", summary="503")
-        result = await world.ask()
+            scenario.breaker(provider).force_trip(cause="overloaded", summary="503")
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
-        assert [each.provider for each in world.told.of(ShortCircuited)] == ["google", "google_b"]
-        assert len(world.told.of(RouteFallback)) == 1
+        assert [each.provider for each in scenario.events.of(ShortCircuited)] == [
+            "google",
+            "google_b",
+        ]
+        assert len(scenario.events.of(RouteFallback)) == 1
 
     run_steps(scene)
 
@@ -158,15 +161,15 @@ def test_the_next_step_follows_when_both_accounts_are_open() -> None:
 def test_the_only_step_with_both_accounts_open(when_all_open: str) -> None:
     """The error names both accounts; or the call waits for the first one that is due."""
 
-    async def scene(world: StepScenario) -> None:
-        world.breaker("google").open_for(300, cause="overloaded", summary="503")
-        world.breaker("google_b").open_for(30, cause="overloaded", summary="503")
+    async def scene(scenario: StepScenario) -> None:
+        scenario.breaker("google").open_for(300, cause="overloaded", summary="503")
+        scenario.breaker("google_b").open_for(30, cause="overloaded", summary="503")
         if when_all_open == "wait":
-            assert (await world.ask()).provider == "google_b"
+            assert (await scenario.ask()).provider == "google_b"
             assert now() == pytest.approx(31, abs=5)
             return
         with pytest.raises(CircuitOpenError) as caught:
-            await world.ask()
+            await scenario.ask()
         assert "google " in str(caught.value)
         assert "google_b " in str(caught.value)
         assert caught.value.retry_after == pytest.approx(30, abs=5)
@@ -177,11 +180,11 @@ def test_the_only_step_with_both_accounts_open(when_all_open: str) -> None:
 def test_a_failure_of_one_account_opens_its_own_routes_only() -> None:
     """A key that is refused says nothing about the other account."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
-        assert (await world.ask()).provider == "google_b"
-        assert not world.breaker("google").allows_calls()
-        assert world.breaker("google_b").allows_calls()
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
+        assert (await scenario.ask()).provider == "google_b"
+        assert not scenario.breaker("google").allows_calls()
+        assert scenario.breaker("google_b").allows_calls()
 
     run_steps(scene)
 
@@ -189,13 +192,13 @@ def test_a_failure_of_one_account_opens_its_own_routes_only() -> None:
 def test_a_probe_in_flight_is_waited_for_if_no_account_is_usable() -> None:
     """The outcome of the probe decides; the open account does not end the call."""
 
-    async def scene(world: StepScenario) -> None:
-        world.breaker("google").force_trip(cause="overloaded", summary="503")
-        world.breaker("google_b").force_trip(cause="overloaded", summary="503")
+    async def scene(scenario: StepScenario) -> None:
+        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        scenario.breaker("google_b").force_trip(cause="overloaded", summary="503")
         await asyncio.sleep(1300)
-        world.breaker("google").force_trip(cause="overloaded", summary="503")
-        world.google_b.latency = 5.0
-        first, second = await asyncio.gather(world.ask(), world.ask())
+        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        scenario.google_b.latency = 5.0
+        first, second = await asyncio.gather(scenario.ask(), scenario.ask())
         assert {first.provider, second.provider} == {"google_b"}
 
     run_steps(scene, routes=STEP)
@@ -218,16 +221,16 @@ def test_a_reason_that_leads_on_tries_the_other_account_at_once(
 ) -> None:
     """It is neither a fallback nor a retry, and takes no back-off."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(reason)
-        result = await world.ask()
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(reason)
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("google_b", None)
         assert result.attempts == 2
         assert now() == pytest.approx(1.1)
-        assert world.changes() == [("google", "google_b", str(reason))]
-        assert not world.told.of(RouteFallback)
-        assert not world.told.of(RetryScheduled)
-        (ended,) = world.told.of(RequestEnded)
+        assert scenario.changes() == [("google", "google_b", str(reason))]
+        assert not scenario.events.of(RouteFallback)
+        assert not scenario.events.of(RetryScheduled)
+        (ended,) = scenario.events.of(RequestEnded)
         assert (ended.retries, ended.fallback_cause, ended.fallback_from) == (0, None, None)
 
     run_steps(scene, max_retries=max_retries)
@@ -236,11 +239,11 @@ def test_a_reason_that_leads_on_tries_the_other_account_at_once(
 def test_a_refusal_is_not_sent_to_the_other_account() -> None:
     """The prompt would be refused there, too."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.CONTENT_BLOCKED)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.CONTENT_BLOCKED)
         with pytest.raises(ContentBlockedError):
-            await world.ask()
-        assert world.asked() == ["google"]
+            await scenario.ask()
+        assert scenario.asked() == ["google"]
 
     run_steps(scene)
 
@@ -257,13 +260,13 @@ def test_a_refusal_is_not_sent_to_the_other_account() -> None:
 def test_retries_count_per_step(max_retries: int, asked: list[str]) -> None:
     """Both accounts together get as many requests as one account; each is asked at least once."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.SERVER_ERROR, status=500)
-        world.google_b.fail(Reason.SERVER_ERROR, status=500)
-        result = await world.ask()
-        assert world.asked() == [*asked, "openai"]
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.SERVER_ERROR, status=500)
+        scenario.google_b.fail(Reason.SERVER_ERROR, status=500)
+        result = await scenario.ask()
+        assert scenario.asked() == [*asked, "openai"]
         assert (result.provider, result.fallback_reason) == ("openai", "server_error")
-        assert len(world.told.of(RetryScheduled)) == max(0, max_retries - 1)
+        assert len(scenario.events.of(RetryScheduled)) == max(0, max_retries - 1)
 
     run_steps(scene, max_retries=max_retries, breaker_fail_max=10)
 
@@ -271,12 +274,12 @@ def test_retries_count_per_step(max_retries: int, asked: list[str]) -> None:
 def test_a_retry_goes_to_the_account_whose_hint_is_over_first() -> None:
     """The longer hint of the account asked last does not end the step."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=1)
-        world.google_b.fail(Reason.RATE_LIMITED, status=429, retry_after=300.0)
-        result = await world.ask()
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0, times=1)
+        scenario.google_b.fail(Reason.RATE_LIMITED, status=429, retry_after=300.0)
+        result = await scenario.ask()
         assert result.provider == "google"
-        assert world.asked() == ["google", "google_b", "google"]
+        assert scenario.asked() == ["google", "google_b", "google"]
         assert 3 < now() < 6
 
     run_steps(scene)
@@ -285,11 +288,11 @@ def test_a_retry_goes_to_the_account_whose_hint_is_over_first() -> None:
 def test_the_error_of_a_step_names_every_account() -> None:
     """An operator sees which key to look at."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.UNAUTHENTICATED, status=401)
-        world.google_b.fail(Reason.OVERLOADED, status=503)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
+        scenario.google_b.fail(Reason.OVERLOADED, status=503)
         with pytest.raises(AllProvidersFailedError, match=r"google .*401.*google_b .*503"):
-            await world.ask()
+            await scenario.ask()
 
     run_steps(scene, routes=STEP, max_retries=1)
 
@@ -300,13 +303,13 @@ def test_the_error_of_a_step_names_every_account() -> None:
 def test_a_step_leaves_one_reserve_of_the_deadline() -> None:
     """The next step gets half of the time, whether the first one has one account or two."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.hang()
-        world.google_b.hang()
-        result = await world.ask(deadline=40)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.hang()
+        scenario.google_b.hang()
+        result = await scenario.ask(deadline=40)
         assert result.provider == "openai"
         assert result.latency_s == pytest.approx(22, abs=0.1)
-        assert world.asked() == ["google", "openai"]
+        assert scenario.asked() == ["google", "openai"]
 
     run_steps(scene, per_call_timeout=60)
 
@@ -314,9 +317,9 @@ def test_a_step_leaves_one_reserve_of_the_deadline() -> None:
 def test_the_only_step_leaves_a_reserve_for_its_other_account() -> None:
     """One account that hangs does not take all of the time."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.hang()
-        result = await world.ask(deadline=40)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.hang()
+        result = await scenario.ask(deadline=40)
         assert result.provider == "google_b"
         assert result.latency_s == pytest.approx(21, abs=0.1)
 
@@ -329,17 +332,17 @@ def test_the_only_step_leaves_a_reserve_for_its_other_account() -> None:
 def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
     """The call is not a fallback, and the span event says which request was hedged."""
 
-    async def scene(world: StepScenario) -> None:
-        world.breaker("google").force_trip(cause="overloaded", summary="503")
+    async def scene(scenario: StepScenario) -> None:
+        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
         await asyncio.sleep(1300)
-        world.google.latency, started = 20.0, now()
-        result = await world.ask()
+        scenario.google.latency, started = 20.0, now()
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("google_b", None)
         assert now() - started == pytest.approx(4)
-        assert world.changes() == [("google", "google_b", "circuit_open")]
-        assert not world.told.of(RouteFallback)
+        assert scenario.changes() == [("google", "google_b", "circuit_open")]
+        assert not scenario.events.of(RouteFallback)
         await asyncio.sleep(20)
-        assert world.breaker("google").allows_calls()
+        assert scenario.breaker("google").allows_calls()
 
     run_steps(scene, hedge_probe_after=3, on_timeout="keep")
 
@@ -347,12 +350,12 @@ def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
 def test_a_request_past_its_limit_is_kept_beside_the_other_account_and_then_the_next_step() -> None:
     """Never more than two requests are in flight; the third displaces the first."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.hang()
-        world.google_b.hang()
-        result = await world.ask()
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.hang()
+        scenario.google_b.hang()
+        result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
-        assert world.asked() == ["google", "openai", "google_b"]
+        assert scenario.asked() == ["google", "openai", "google_b"]
         assert now() == pytest.approx(22, abs=0.1)
 
     run_steps(scene, on_timeout="keep", per_call_timeout=10)
@@ -391,8 +394,8 @@ def test_a_span_says_why_the_call_changed_the_account() -> None:
 def test_the_snapshot_names_the_step_of_its_accounts() -> None:
     """Routes with a step of their own have no such key."""
 
-    async def scene(world: StepScenario) -> None:
-        rows = world.client.snapshot()["routes"]
+    async def scene(scenario: StepScenario) -> None:
+        rows = scenario.client.snapshot()["routes"]
         assert [(row["route"], row.get("step")) for row in rows] == [
             (f"google:{PRO}", STEP),
             (f"google_b:{PRO}", STEP),
@@ -454,11 +457,11 @@ def test_a_malformed_step_is_refused(routes: str, why: str) -> None:
 def test_a_call_may_name_its_own_chain(routes: Any) -> None:
     """The chain is in the syntax of the variable, or a sequence of its entries."""
 
-    async def scene(world: StepScenario) -> None:
-        world.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
-        result = await world.ask(routes=routes)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.openai.fail(Reason.QUOTA_EXHAUSTED, status=429)
+        result = await scenario.ask(routes=routes)
         assert (result.provider, result.fallback_reason) == ("google", "quota_exhausted")
-        assert (await world.ask()).provider == "google"
+        assert (await scenario.ask()).provider == "google"
 
     run_steps(scene)
 
@@ -466,13 +469,13 @@ def test_a_call_may_name_its_own_chain(routes: Any) -> None:
 def test_routes_of_calls_keep_their_breakers_and_queues() -> None:
     """A route that a call names for the second time is still open."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.QUOTA_EXHAUSTED, status=429, times=1)
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, times=1)
         name = "google+google_b:gemini-nano-banana-2.1"
-        assert (await world.ask(routes=name)).provider == "google_b"
-        assert (await world.ask(routes=name)).provider == "google_b"
-        assert len(world.google.sent) == 1
-        assert (await world.ask(routes=f"google:{PRO}")).provider == "google"
+        assert (await scenario.ask(routes=name)).provider == "google_b"
+        assert (await scenario.ask(routes=name)).provider == "google_b"
+        assert len(scenario.google.sent) == 1
+        assert (await scenario.ask(routes=f"google:{PRO}")).provider == "google"
 
     run_steps(scene)
 
@@ -480,9 +483,9 @@ def test_routes_of_calls_keep_their_breakers_and_queues() -> None:
 def test_a_model_replaces_that_of_all_accounts_of_the_first_step() -> None:
     """Both accounts are asked for the caller's model."""
 
-    async def scene(world: StepScenario) -> None:
-        world.google.fail(Reason.OVERLOADED, status=503)
-        result = await world.ask(model="gemini-nano-banana-2.1")
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503)
+        result = await scenario.ask(model="gemini-nano-banana-2.1")
         assert (result.provider, result.model) == ("google_b", "gemini-nano-banana-2.1")
 
     run_steps(scene)
@@ -508,10 +511,10 @@ def test_a_model_replaces_that_of_all_accounts_of_the_first_step() -> None:
 def test_a_chain_that_cannot_be_used_is_refused(routes: Any, why: str) -> None:
     """The caller gets an InvalidRequestError before anything is sent."""
 
-    async def scene(world: StepScenario) -> None:
+    async def scene(scenario: StepScenario) -> None:
         with pytest.raises(InvalidRequestError, match=why):
-            await world.ask(routes=routes)
-        assert world.asked() == []
+            await scenario.ask(routes=routes)
+        assert scenario.asked() == []
 
     run_steps(scene)
 
@@ -539,18 +542,18 @@ def test_a_call_may_name_a_provider_that_no_configured_route_leads_to(
 # -- cancellation ---------------------------------------------------------------------------------
 
 
-def _overloaded(world: StepScenario) -> None:
-    world.google.fail(Reason.OVERLOADED, status=503)
+def _overloaded(scenario: StepScenario) -> None:
+    scenario.google.fail(Reason.OVERLOADED, status=503)
 
 
-def _throttled(world: StepScenario) -> None:
-    world.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0)
-    world.google_b.fail(Reason.SERVER_ERROR, status=500)
+def _throttled(scenario: StepScenario) -> None:
+    scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=3.0)
+    scenario.google_b.fail(Reason.SERVER_ERROR, status=500)
 
 
-def _hanging(world: StepScenario) -> None:
-    world.google.hang()
-    world.google_b.hang()
+def _hanging(scenario: StepScenario) -> None:
+    scenario.google.hang()
+    scenario.google_b.hang()
 
 
 @pytest.mark.parametrize("script", [_overloaded, _throttled, _hanging])
@@ -558,26 +561,26 @@ def _hanging(world: StepScenario) -> None:
 def test_a_call_cancelled_at_every_await_leaks_nothing(script: Any, probing: bool) -> None:
     """Each call is cancelled one suspension later than the previous one."""
 
-    async def scene(world: StepScenario) -> None:
+    async def scene(scenario: StepScenario) -> None:
         step = 1
         while step < 100:
             if probing:
-                world.breaker("google").force_trip(cause="overloaded")
+                scenario.breaker("google").force_trip(cause="overloaded")
                 await asyncio.sleep(1300)
-            script(world)
+            script(scenario)
             canceller = CancelAtStep(step)
-            task = await canceller.run(world.ask(deadline=60))
+            task = await canceller.run(scenario.ask(deadline=60))
             if not task.cancelled():
                 error = task.exception()
                 assert error is None or isinstance(error, ImageGenerationError), error
-            assert world.idle(), step
-            for provider in (world.google, world.google_b, world.openai):
+            assert scenario.idle(), step
+            for provider in (scenario.google, scenario.google_b, scenario.openai):
                 provider.heal()
             await asyncio.sleep(1300)
             if not task.cancelled() and canceller.steps < step:
                 break
             step += 1
         assert 3 < step < 100
-        assert (await world.ask()).provider in {"google", "google_b"}
+        assert (await scenario.ask()).provider in {"google", "google_b"}
 
     run_steps(scene, ipm=60, hedge_probe_after=3, on_timeout="keep")

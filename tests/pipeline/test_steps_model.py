@@ -115,7 +115,7 @@ class _Rules:
         self._started: dict[str, float] = {}
         self._sent: Counter[tuple[str, str]] = Counter()
         self._round: Counter[tuple[str, str]] = Counter()
-        self.world: StepScenario | None = None
+        self.scenario: StepScenario | None = None
         self.broken: list[str] = []
 
     def handle(self, event: Event) -> None:
@@ -143,12 +143,12 @@ class _Rules:
 
     def _check_left(self, event: RouteFallback) -> None:
         """Check that a call that leaves the step early has asked every usable account."""
-        assert self.world is not None
+        assert self.scenario is not None
         elapsed = event.at - self._started[event.call_id]
         if elapsed >= SHORTEST_SHARE or event.cause in {Reason.SATURATED, Reason.TIMEOUT}:
             return
         for name in ACCOUNTS:
-            if not self._sent[event.call_id, name] and self.world.breaker(name).allows_calls():
+            if not self._sent[event.call_id, name] and self.scenario.breaker(name).allows_calls():
                 self.broken.append(f"{event}: {name} was usable and got no request")
 
 
@@ -160,10 +160,10 @@ def _play(
 ) -> None:
     rules = _Rules(settings)
 
-    async def one(world: StepScenario, caller: Caller) -> None:
+    async def one(scenario: StepScenario, caller: Caller) -> None:
         await asyncio.sleep(caller.start)
         started = now()
-        task = asyncio.create_task(world.ask(deadline=caller.deadline))
+        task = asyncio.create_task(scenario.ask(deadline=caller.deadline))
         if (await asyncio.wait({task}, timeout=min(caller.leaves_after, 1000)))[1]:
             task.cancel()
             await asyncio.wait({task})
@@ -176,21 +176,21 @@ def _play(
         result = task.result()
         assert (result.fallback_reason is None) is (result.provider in ACCOUNTS), result
 
-    async def scene(world: StepScenario) -> None:
-        rules.world = world
+    async def scene(scenario: StepScenario) -> None:
+        rules.scenario = scenario
         for name, outcomes_of in script.items():
-            provider = getattr(world, name)
+            provider = getattr(scenario, name)
             for step in outcomes_of:
                 if step.reason is None:
                     provider.hang(times=step.times)
                 else:
                     provider.fail(step.reason, times=step.times, retry_after=step.retry_after)
         for name, seconds in opened_for.items():
-            world.breaker(name).open_for(seconds, cause="overloaded", summary="503")
-        await asyncio.gather(*(one(world, caller) for caller in calls))
+            scenario.breaker(name).open_for(seconds, cause="overloaded", summary="503")
+        await asyncio.gather(*(one(scenario, caller) for caller in calls))
         await asyncio.sleep(200)
-        assert world.idle(), "no permit, slot or place is left"
-        assert len(world.told.of(RequestEnded)) == len(calls)
+        assert scenario.idle(), "no permit, slot or place is left"
+        assert len(scenario.events.of(RequestEnded)) == len(calls)
         assert not rules.broken
 
     run_steps(scene, sinks=[rules], **settings)

@@ -24,7 +24,7 @@ PRO = "gemini-3-pro-image"
 
 
 def serve(
-    answer: Any, monkeypatch: pytest.MonkeyPatch, told: RecordingSink, **variables: str
+    answer: Any, monkeypatch: pytest.MonkeyPatch, events: RecordingSink, **variables: str
 ) -> tuple[ImageResult, RawServer]:
     """Generate one image with these variables, in which SERVER is a server's address."""
 
@@ -32,7 +32,7 @@ def serve(
         async with raw_server(answer) as server:
             for name, value in variables.items():
                 monkeypatch.setenv(name, value.replace("SERVER", server.url))
-            async with ImageClient(sinks=[told]) as client:
+            async with ImageClient(sinks=[events]) as client:
                 return await client.generate("a lighthouse"), server
 
     return asyncio.run(main())
@@ -40,9 +40,9 @@ def serve(
 
 def test_a_declared_account_serves_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its own key, address and limits; telemetry names the API that it speaks."""
-    told = RecordingSink()
+    events = RecordingSink()
     result, server = serve(
-        GOOD["google"], monkeypatch, told,
+        GOOD["google"], monkeypatch, events,
         IMAGE_GEN_PROVIDER_GOOGLE_B="google",
         GOOGLE_B_API_KEY="second-key",
         GOOGLE_B_BASE_URL="SERVER",
@@ -52,18 +52,18 @@ def test_a_declared_account_serves_under_its_own_name(monkeypatch: pytest.Monkey
     )  # fmt: skip
     assert (result.provider, result.model) == ("google_b", PRO)
     assert server.requests[0].headers["x-goog-api-key"] == "second-key"
-    (sent,) = told.of(AttemptStarted)
+    (sent,) = events.of(AttemptStarted)
     assert (sent.telemetry_name, sent.time_limit_s) == ("gcp.gemini", 33)
-    assert not told.of(OperatorWarning)
+    assert not events.of(OperatorWarning)
 
 
 def test_a_deployment_is_sent_under_its_name_and_treated_as_its_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The endpoint gets the deployment; size, quality, price and telemetry are the model's."""
-    told = RecordingSink()
+    events = RecordingSink()
     result, server = serve(
-        GOOD["openai"], monkeypatch, told,
+        GOOD["openai"], monkeypatch, events,
         IMAGE_GEN_PROVIDER_PROXY="OpenAI",
         PROXY_API_KEY="k",
         PROXY_BASE_URL="SERVER/v1",
@@ -72,7 +72,7 @@ def test_a_deployment_is_sent_under_its_name_and_treated_as_its_model(
     body = server.requests[0].json
     assert (body["model"], body["size"]) == ("my-images", "1024x1536")
     assert result.model == "gpt-image-1.5"
-    assert told.of(AttemptStarted)[0].model == "gpt-image-1.5"
+    assert events.of(AttemptStarted)[0].model == "gpt-image-1.5"
 
 
 def test_a_billing_error_opens_the_routes_of_that_account_only(
@@ -85,9 +85,9 @@ def test_a_billing_error_opens_the_routes_of_that_account_only(
         rich = request.headers["authorization"] == "Bearer rich"
         return GOOD["openai"] if rich else http(429, poor)
 
-    told = RecordingSink()
+    events = RecordingSink()
     result, server = serve(
-        answer, monkeypatch, told,
+        answer, monkeypatch, events,
         OPENAI_API_KEY="poor",
         OPENAI_BASE_URL="SERVER/v1",
         IMAGE_GEN_PROVIDER_OPENAI_B="openai",
@@ -103,9 +103,9 @@ def test_a_declared_provider_without_a_key_is_off(monkeypatch: pytest.MonkeyPatc
     """The warning names the variable to set."""
     monkeypatch.setenv("IMAGE_GEN_PROVIDER_XAI", "openai")
     monkeypatch.setenv("IMAGE_GEN_ROUTES", "mine:m,xai:grok-2-image")
-    told = RecordingSink()
-    client = ImageClient(providers=[FakeProvider("mine")], sinks=[told])
-    assert [event.message for event in told.of(OperatorWarning)] == [
+    events = RecordingSink()
+    client = ImageClient(providers=[FakeProvider("mine")], sinks=[events])
+    assert [event.message for event in events.of(OperatorWarning)] == [
         "XAI_API_KEY is not set: routes to xai are off"
     ]
     assert client.snapshot()["routes"][1]["off"] == "XAI_API_KEY is not set"

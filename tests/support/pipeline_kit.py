@@ -31,11 +31,6 @@ class PipelineScenario:
     client: ImageClient
     events: RecordingSink
 
-    @property
-    def told(self) -> RecordingSink:
-        """Return ``events`` by its earlier name."""
-        return self.events
-
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
 

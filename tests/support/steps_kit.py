@@ -32,7 +32,7 @@ class StepScenario:
     google_b: FakeProvider
     openai: FakeProvider
     client: ImageClient
-    told: RecordingSink
+    events: RecordingSink
 
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
@@ -44,12 +44,12 @@ class StepScenario:
         """Return the changes of account so far: from, to and cause."""
         return [
             (each.from_route.split(":")[0], each.to_route.split(":")[0], str(each.cause))
-            for each in self.told.of(AccountChanged)
+            for each in self.events.of(AccountChanged)
         ]
 
     def asked(self) -> list[str]:
         """Return the providers of all requests that have ended."""
-        return [each.provider for each in self.told.attempts]
+        return [each.provider for each in self.events.attempts]
 
     def idle(self) -> bool:
         """Return whether no request is in flight or queued, and no probe is sent."""
@@ -72,12 +72,12 @@ def run_steps(
     async def main() -> T:
         chosen = Settings(**{"routes": CHAIN, "ipm": 6000, **ONE_AT_A_TIME, **settings})
         google, google_b = FakeProvider("google"), FakeProvider("google_b")
-        openai, told = FakeProvider("openai", latency=2.0), RecordingSink()
+        openai, events = FakeProvider("openai", latency=2.0), RecordingSink()
         google_b.endpoint = Endpoint("google")
         used = {route.provider for route in chosen.accounts}
         providers = [each for each in (google, google_b, openai) if each.name in used]
-        async with ImageClient(chosen, providers=providers, sinks=[told, *sinks]) as client:
-            answer = await scene(StepScenario(google, google_b, openai, client, told))
+        async with ImageClient(chosen, providers=providers, sinks=[events, *sinks]) as client:
+            answer = await scene(StepScenario(google, google_b, openai, client, events))
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
         return answer
