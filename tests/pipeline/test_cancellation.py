@@ -46,7 +46,7 @@ def breaker_of(scenario: PipelineScenario) -> CircuitBreaker:
 
 
 async def settled(scenario: PipelineScenario, probes: int = 1) -> None:
-    """After every caller is gone, nothing may be held and a healthy call must work."""
+    """Check that nothing is held after every caller is gone, and that a healthy call works."""
     assert scenario.idle()
     assert not [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
     scenario.google.heal()
@@ -59,7 +59,7 @@ async def settled(scenario: PipelineScenario, probes: int = 1) -> None:
 
 
 async def cancelled_at_step(scenario: PipelineScenario, step: int, options: dict[str, Any]) -> bool:
-    """Run one call and cancel it when it suspends for the ``step``-th time; True if it did."""
+    """Cancel one call when it suspends for the ``step``-th time; return whether it did."""
     canceller = CancelAtStep(step)
     task = await canceller.run(scenario.ask(**options))
     if task.cancelled():
@@ -108,7 +108,7 @@ Caller = tuple[float, float | None, float | None]
 
 
 def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
-    """The permit was carried through the queue; the caller that gave up hands it back."""
+    """A caller that gives up in the queue returns its permit; the next caller probes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker, limiter = breaker_of(scenario), scenario.client._routing.routes[0].limiter
@@ -127,7 +127,7 @@ def test_a_probe_whose_holder_leaves_the_queue_is_free_for_the_next() -> None:
 
 
 def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
-    """The slot comes free because the request failed that opened the circuit: it stays unused."""
+    """A slot that the failure that opens the circuit frees is not used for a request."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
@@ -139,7 +139,7 @@ def test_a_grant_and_an_opening_in_the_same_moment_send_nothing() -> None:
 
 
 def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
-    """The breaker is asked again after every wait, however the caller spent it."""
+    """A call checks the breaker again after every wait and sends nothing if it is open."""
 
     async def scene(scenario: PipelineScenario) -> None:
         async def warm_up() -> None:
@@ -166,13 +166,13 @@ def test_a_route_that_opens_while_its_sdk_is_built_gets_nothing() -> None:
     max_concurrent=st.integers(1, 4),
     half_open=st.integers(1, 2),
 )
-def test_a_crowd_that_comes_and_goes_leaves_everything_as_it_was(
+def test_random_cancellations_and_deadlines_leak_nothing(
     callers: list[Caller],
     script: Script,
     max_concurrent: int,
     half_open: int,
 ) -> None:
-    """Random arrivals, cancellations and deadlines: each call ends in time, and nothing leaks."""
+    """With random arrivals, cancellations and deadlines, calls end in time and nothing leaks."""
 
     async def caller(scenario: PipelineScenario, one: Caller) -> None:
         start, leave, deadline = one

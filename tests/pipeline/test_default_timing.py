@@ -1,4 +1,4 @@
-"""What a caller waits for in an outage when nothing is set but, for some, the pace."""
+"""Duration of calls during outages at the default settings."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from resilient_imagen.emulator import faults
 # -- faults of test_scenarios.py, without its settings --------------------------------------------
 
 
-def test_openais_filter_is_not_gone_around_either() -> None:
-    """S13 with the chain the other way round."""
+def test_a_refusal_by_openai_as_primary_is_not_sent_to_google() -> None:
+    """A content refusal by the primary OpenAI is not sent on to Google."""
     run_outage_scenario(
         refused, routes="openai:gpt-image-2.5-flare,google:gemini-3-pro-image", **UNPACED
     )
 
 
-def test_where_no_reason_leads_on_the_primarys_own_error_surfaces() -> None:
-    """What it said reaches the caller as it is."""
+def test_with_an_empty_fallback_on_the_primarys_error_is_raised() -> None:
+    """If no reason allows a fallback, the primary's error is raised unchanged."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.overload())
@@ -47,12 +47,12 @@ def test_where_no_reason_leads_on_the_primarys_own_error_surfaces() -> None:
 
 
 def test_no_answer_costs_a_minute() -> None:
-    """Waited for once, and never repeated where there is a way on."""
+    """A request without a response costs one time limit and is not repeated if a route is left."""
     run_outage_scenario(silence(60.0), **UNPACED)
 
 
-def test_a_picture_that_takes_20_seconds_is_waited_for() -> None:
-    """A picture has no first token, and 20 s is an ordinary time for one."""
+def test_an_image_that_takes_20_seconds_is_waited_for() -> None:
+    """A response whose image arrives after 20 s is not a timeout."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.drip(20.0))
@@ -66,7 +66,7 @@ def test_a_picture_that_takes_20_seconds_is_waited_for() -> None:
 def test_a_body_that_stalls_is_left_within_the_deadline(
     deadline: float | None, longest: float
 ) -> None:
-    """The fallback gets its share of the caller's time; without a deadline each try has its own."""
+    """With a deadline, a stalled body leaves time for the fallback; without one, limits apply."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(DRIES_UP)
@@ -77,7 +77,7 @@ def test_a_body_that_stalls_is_left_within_the_deadline(
 
 
 def test_a_request_at_fault_goes_nowhere_else() -> None:
-    """One that is too long is the caller's to shorten, unless IMAGE_GEN_FALLBACK_ON says more."""
+    """At the default settings, a request that is too long is not sent to the fallback."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(TOO_LONG)
@@ -88,12 +88,12 @@ def test_a_request_at_fault_goes_nowhere_else() -> None:
     run_outage_scenario(scene, **UNPACED)
 
 
-# -- the timing table: a picture takes 3 to 10 seconds -----------------------------------------
+# -- the timing table: an image takes 3 to 10 seconds ------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", [3.0, 10.0])
 def test_row_google_healthy(seconds: float) -> None:
-    """3 to 10 s: what the picture takes, and nothing on top."""
+    """A healthy Google adds nothing to the 3 to 10 s of its image."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set_latency(seconds)
@@ -106,12 +106,12 @@ def test_row_google_healthy(seconds: float) -> None:
 
 
 def test_row_google_503_retry_works() -> None:
-    """About 10 s: one pause, then the picture."""
+    """A retried 503 adds one back-off: about 10 s."""
     run_outage_scenario(passing(faults.overload(), 10.0 + SLACK))
 
 
 def test_row_google_down_for_more_than_30_minutes() -> None:
-    """Only the first image takes 15 to 20 s; the others take as long as OpenAI does."""
+    """Only the first image takes 15 to 20 s; later ones take as long as OpenAI."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.overload())
@@ -123,7 +123,7 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
             seconds.append(now() - asked)
             await asyncio.sleep(60.0 - seconds[-1])
         assert seconds[0] <= 20.0
-        # A probe that fails costs the one call that carried it nothing but its own instant.
+        # A probe that fails at once does not delay the call that sent it.
         assert max(seconds[1:]) <= HEALTHY + 1.0
         # Three requests trip the breaker. Each failed probe costs the next call of its minute.
         assert len(scenario.google.requests) <= 3 + 40 // 2
@@ -132,5 +132,5 @@ def test_row_google_down_for_more_than_30_minutes() -> None:
 
 
 def test_row_both_down() -> None:
-    """About 25 s until the failure, and it names both."""
+    """If both vendors are down, the call fails after about 25 s and names both."""
     run_outage_scenario(nowhere_to_go)

@@ -50,7 +50,7 @@ def test_a_request_at_its_own_limit_is_a_timeout_and_a_failure() -> None:
 def test_a_request_cut_short_by_the_share_votes_if_it_ran_long(
     ended: float, vote: BreakerOutcome
 ) -> None:
-    """A healthy request would have been answered after 30 seconds."""
+    """A request that its share ends after 30 s votes as a failure."""
     failure = classify(TimeoutError(), timed_out=True, limit=SHARE, now=ended)
     assert (failure.reason, failure.vote, failure.cut_short) == (Reason.TIMEOUT, vote, True)
 
@@ -71,20 +71,20 @@ def test_a_request_cut_short_by_the_deadline_votes_if_it_ran_long(
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()])
 @pytest.mark.parametrize("timed_out", [False, True])
 def test_a_caller_that_leaves_casts_no_vote(error: BaseException, *, timed_out: bool) -> None:
-    """Even if the request's own timer has fired at the same moment."""
+    """A cancelled call casts no vote, even if its request's timer fired at the same moment."""
     failure = classify(error, timed_out=timed_out, call_deadline=Deadline(61.0))
     assert (failure.reason, failure.vote, failure.cut_short) == (Reason.CANCELLED, NEUTRAL, False)
     assert failure.error is error
 
 
 def test_an_abandoned_request_is_cancelled_even_past_the_deadline() -> None:
-    """A coroutine that is thrown away was not ended by the call's timer."""
+    """Closing a call's coroutine is a cancellation, not the end of its deadline."""
     assert classify(GeneratorExit(), call_deadline=Deadline(59.0)).reason is Reason.CANCELLED
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt()])
 def test_a_local_bug_has_no_reason_and_no_vote(error: BaseException) -> None:
-    """It is raised as it is, and no other route is asked."""
+    """A local bug is raised unchanged, and no other route is asked."""
     failure = classify(error)
     assert failure == FailureClass(None, NEUTRAL, error)
     assert (failure.provider_error, failure.status, failure.summary) == (None, None, None)
@@ -101,7 +101,7 @@ def test_a_local_bug_has_no_reason_and_no_vote(error: BaseException) -> None:
     ],
 )
 def test_a_providers_error_votes_as_its_reason_says(reason: Reason, vote: BreakerOutcome) -> None:
-    """The error is passed on as it is."""
+    """A provider's error is passed on unchanged and votes by its reason."""
     error = provider_failure(reason, status=418)
     failure = classify(error)
     assert (failure.reason, failure.vote, failure.status) == (reason, vote, 418)
@@ -118,7 +118,7 @@ def test_a_providers_error_votes_as_its_reason_says(reason: Reason, vote: Breake
         (ImageGenerationError("theirs", reason=Reason.CANCELLED), Reason.OVERLOADED),
     ],
 )
-def test_a_providers_error_about_its_own_guards_is_an_outage(
+def test_a_nested_clients_circuit_error_is_an_outage(
     error: ImageGenerationError, reason: Reason
 ) -> None:
     """A provider that is itself an ImageClient has separate breakers, queues and deadlines."""
@@ -129,8 +129,8 @@ def test_a_providers_error_about_its_own_guards_is_an_outage(
     assert failure.provider_error.vendor_error == type(error).__name__
 
 
-def test_a_providers_error_about_its_own_guards_keeps_everything_that_it_says() -> None:
-    """Only the reason is replaced."""
+def test_a_nested_clients_error_keeps_its_details() -> None:
+    """Only the reason of an error from a nested client is replaced."""
     usage: Any = {"provider": "x", "model": "m", "cost_usd": None, **used(30, 20)}
     error = ImageGenerationError(
         "theirs",
@@ -188,7 +188,7 @@ def test_a_failed_request_may_be_billed(failure: FailureClass, *, billed: bool) 
 
 
 def test_after_delivery_the_service_has_answered() -> None:
-    """A caller that leaves then casts a vote for success; a bad image remains a failure."""
+    """After delivery, a caller that leaves votes for success; a bad image remains a failure."""
     usage: Any = used(30, 20)
     left = classify(asyncio.CancelledError()).after_delivery(usage)
     assert (left.reason, left.vote, left.delivered) == (Reason.CANCELLED, SUCCESS, True)

@@ -1,4 +1,4 @@
-"""The whole pipeline against rules written from the specification, over random worlds.
+"""Compare the whole pipeline with rules from the specification, over random scenarios.
 
 Retry, breaker, timeout, deadline and fallback together: providers follow random scripts, callers
 come, wait, leave and set deadlines at random. What was really sent is then held against the rules.
@@ -158,7 +158,7 @@ def run_callers(google: Any, openai: Any, crowd: list[Caller], **options: Any) -
 
 
 def check_each_call(seen: ObservedCalls) -> None:
-    """Time, honesty and retries of every single call."""
+    """Check duration, result and retries of each call."""
     by_call: dict[str, list[AttemptEnded]] = {}
     for event in seen.events:
         if isinstance(event, AttemptEnded):
@@ -198,7 +198,7 @@ def check_deadlines(seen: ObservedCalls) -> None:
 
 
 def check_vote(event: AttemptEnded, took: list[float]) -> None:
-    """A cancelled call casts no vote; a request cut short votes if it ran for long enough."""
+    """Check the vote: cancelled calls cast none, requests cut short one if they ran long."""
     if event.cut_short:
         typical = models.typical_latency(event.provider, event.model, "2K")
         assert typical is not None
@@ -214,7 +214,7 @@ def check_vote(event: AttemptEnded, took: list[float]) -> None:
 
 
 def check_breakers(seen: ObservedCalls, half_open: int) -> None:
-    """No request leaves for an open route; after it was due, only so many probes at a time."""
+    """Check that open routes get no request and due ones no more probes than allowed."""
     open_until: dict[str, float] = {}
     probes: dict[str, int] = {}
     took: dict[str, list[float]] = {}
@@ -259,7 +259,7 @@ random_scenarios = given(
 
 @settings(max_examples=150, deadline=None)
 @random_scenarios
-def test_random_worlds_follow_the_rules(
+def test_random_scenarios_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
     """With random failures and cancellations, all rules hold and nothing leaks."""
@@ -270,9 +270,9 @@ def test_random_worlds_follow_the_rules(
 @pytest.mark.slow
 @settings(max_examples=5000, deadline=None)
 @random_scenarios
-def test_many_random_worlds_follow_the_rules(
+def test_many_random_scenarios_follow_the_rules(
     google: Any, openai: Any, crowd: list[Caller], half_open: int, slots: int, ipm: int
 ) -> None:
-    """The same, thousands of times."""
+    """All rules hold for thousands of random scenarios."""
     options = {"breaker_half_open_calls": half_open, "max_concurrent": slots, "ipm": ipm}
     check_all(run_callers(google, openai, crowd, **options), half_open)

@@ -1,4 +1,4 @@
-"""``on_start``: once, just before the first request is sent, and never in the way."""
+"""``on_start`` is called once, just before the first request, and does not affect the call."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from resilient_imagen.request import ImageRequest
 
 
 def others() -> set[asyncio.Task[Any]]:
-    """Tasks that run beside the test's own."""
+    """Return the tasks that run beside the test's task."""
     return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> None:
-    """The second of two callers is told after its turn in the queue has come."""
+    """``on_start`` of a queued caller is called when its first request is sent."""
     started: list[float] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -36,7 +36,7 @@ def test_it_fires_when_the_first_request_leaves_not_when_the_caller_queues() -> 
 
 
 def test_it_fires_once_whatever_follows() -> None:
-    """Retries and the fallback are the same generation."""
+    """Retries and the fallback do not call ``on_start`` again."""
     started: list[float] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -48,7 +48,7 @@ def test_it_fires_once_whatever_follows() -> None:
 
 
 def test_it_is_called_with_slot_and_permit_held() -> None:
-    """A function sees its own call in flight, and nothing sent yet."""
+    """``on_start`` sees its call in flight before any request is sent."""
     seen: list[tuple[int, int]] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -64,7 +64,7 @@ def test_it_is_called_with_slot_and_permit_held() -> None:
 
 @pytest.mark.parametrize("takes", [0.0, 0.5, 30.0])
 def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
-    """It starts in the same moment as the request, and slot and permit are not held for it."""
+    """The request starts at the same moment as an async callback and is not delayed by it."""
     started: list[float] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -82,7 +82,7 @@ def test_the_request_does_not_wait_for_an_async_callback(takes: float) -> None:
 
 
 def test_it_is_not_called_for_a_request_that_the_breaker_refuses_meanwhile() -> None:
-    """The breaker opens while the caller queues: the caller is told when the fallback is asked."""
+    """If the breaker opens during queueing, ``on_start`` is called for the fallback's request."""
     started: list[float] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -107,7 +107,7 @@ def raises() -> None:
 
 
 class Odd(BaseException):
-    """Neither an Exception nor one of the program's ends."""
+    """A BaseException that neither is an Exception nor ends the program."""
 
 
 def raises_odd() -> None:
@@ -166,7 +166,7 @@ CALLBACKS = [
 def test_its_failure_never_touches_the_generation(
     callback: Callable[[], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever it raises or waits for costs no time, leaves no task behind and is logged."""
+    """A failing or slow ``on_start`` costs no time, leaves no task and is logged."""
 
     async def scene(scenario: PipelineScenario) -> None:
         result = await scenario.ask(on_start=callback)
@@ -200,7 +200,7 @@ def fails_at_once() -> None:
 def test_the_log_names_the_type_of_its_failure_and_not_its_text(
     callback: Callable[[], object], line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line for each call, as a warning of the library's logger."""
+    """A failure is logged once per call, as a warning with the exception's type only."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await scenario.ask(on_start=callback)
@@ -220,7 +220,7 @@ def test_the_log_names_the_type_of_its_failure_and_not_its_text(
     ids=repr,
 )
 def test_the_end_of_the_program_passes(ending: BaseException) -> None:
-    """KeyboardInterrupt and SystemExit are not for us to keep, and nothing stays held."""
+    """KeyboardInterrupt and SystemExit propagate from ``on_start``, and nothing stays held."""
 
     def ends() -> None:
         raise ending
@@ -235,7 +235,7 @@ def test_the_end_of_the_program_passes(ending: BaseException) -> None:
 
 
 async def stubborn() -> None:
-    """Ignores a first cancellation, for an hour."""
+    """Ignore the first cancellation for an hour."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
@@ -243,8 +243,8 @@ async def stubborn() -> None:
 
 
 @pytest.mark.parametrize("how", ["deadline", "cancelled", "served", "failed"])
-def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
-    """Deadline, cancellation, result and failure come at the moment at which they would without."""
+def test_a_callback_that_ignores_cancellation_does_not_delay_the_call(how: str) -> None:
+    """A callback that ignores cancellation delays neither results, errors nor cancellation."""
 
     complaints: list[object] = []
 
@@ -276,7 +276,7 @@ def test_one_that_ignores_cancellation_delays_nobody(how: str) -> None:
 
 
 def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
-    """An async callback that does not wait for anything is done when the call is."""
+    """An async callback without awaits completes even if the request fails at once."""
     started: list[str] = []
 
     async def on_start() -> None:
@@ -295,10 +295,10 @@ def test_it_begins_even_if_the_request_fails_in_the_same_moment() -> None:
     run_scenario(scene)
 
 
-def test_one_that_is_done_in_time_is_not_complained_about(
+def test_a_callback_that_ends_in_time_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The usual callback, which writes a state, leaves no line."""
+    """A callback that ends before its call is not logged."""
 
     async def on_start() -> None:
         await asyncio.sleep(0.5)
@@ -311,8 +311,8 @@ def test_one_that_is_done_in_time_is_not_complained_about(
     assert [line for line in caplog.records if line.name == "resilient_imagen"] == []
 
 
-def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
-    """Nothing can be awaited any more when a coroutine is closed."""
+def test_a_call_whose_coroutine_is_closed_leaves_no_task() -> None:
+    """Closing a call's coroutine during on_start leaves no task and holds nothing."""
     calls: list[Coroutine[Any, Any, Any]] = []
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -330,7 +330,7 @@ def test_a_call_thrown_away_with_its_loop_leaves_quietly() -> None:
 
 
 def test_it_does_not_fire_when_nothing_is_sent() -> None:
-    """All routes skipped: the caller is not told of a start that never came."""
+    """``on_start`` is not called if all routes are skipped."""
     started: list[float] = []
 
     async def scene(scenario: PipelineScenario) -> None:

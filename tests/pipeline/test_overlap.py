@@ -34,7 +34,7 @@ async def error_of(call: asyncio.Task[ImageResult]) -> ImageGenerationError:
 
 
 class Stubborn(FakeProvider):
-    """Takes some seconds to end when it is cancelled."""
+    """A provider that takes some seconds to end when it is cancelled."""
 
     def __init__(self, name: str, seconds: float) -> None:
         super().__init__(name)
@@ -89,7 +89,7 @@ def test_the_three_seconds_of_a_probe_do_not_include_its_queue() -> None:
 
 
 def test_a_hedged_probe_goes_on_after_delivery_and_votes() -> None:
-    """It holds its slot and its permit, closes the circuit, and its cost reaches the totals."""
+    """A hedged probe keeps slot and permit, closes the circuit, and its cost is counted."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -118,7 +118,7 @@ def test_a_hedged_probe_goes_on_after_delivery_and_votes() -> None:
 
 
 def test_a_hedged_probe_ends_at_its_limit_and_fails() -> None:
-    """Its limit is IMAGE_GEN_PER_CALL_TIMEOUT, kept or not, whatever deadline its call had."""
+    """A hedged probe ends at IMAGE_GEN_PER_CALL_TIMEOUT, independent of its call's deadline."""
 
     async def scene(scenario: OverlapScenario) -> None:
         for deadline in (None, 20.0, 70.0):
@@ -139,7 +139,7 @@ def test_a_hedged_probe_ends_at_its_limit_and_fails() -> None:
 
 
 def test_a_hedged_probe_that_fails_after_delivery_is_not_retried() -> None:
-    """Its caller has an image; the failure opens the circuit, and nothing more is sent."""
+    """A hedged probe that fails after delivery opens the circuit without another request."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -153,7 +153,7 @@ def test_a_hedged_probe_that_fails_after_delivery_is_not_retried() -> None:
 
 
 def test_closing_the_client_cancels_a_hedged_probe_without_a_vote() -> None:
-    """The request is recorded as cancelled, and counts for nothing, however long it ran."""
+    """A closed client records its hedged probe as cancelled, without a vote."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -193,7 +193,7 @@ def test_a_caller_that_leaves_before_delivery_cancels_its_hedged_probe() -> None
 
 
 def test_a_hedged_probe_is_cancelled_when_its_round_has_ended() -> None:
-    """The failure of another probe ends the round; the one in the background has no vote left."""
+    """Another probe's failure ends the half-open round and cancels the hedged probe."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -215,7 +215,7 @@ def test_a_hedged_probe_is_cancelled_when_its_round_has_ended() -> None:
 
 
 def test_a_probe_whose_round_has_ended_does_not_outlive_its_call() -> None:
-    """Another probe failed before the next route delivered."""
+    """A probe whose half-open round has ended is cancelled when its call ends."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -248,7 +248,7 @@ def test_several_hedged_probes_close_the_circuit_together() -> None:
 
 
 def test_a_probe_that_delivers_first_cancels_the_next_route() -> None:
-    """The result names no fallback; the other request is an attempt, and may be billed."""
+    """If the probe delivers first, the next route's request is cancelled and may be billed."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -266,13 +266,13 @@ def test_a_probe_that_delivers_first_cancels_the_next_route() -> None:
 
 
 def test_a_request_that_ran_long_beside_the_first_image_counts_as_cut_short() -> None:
-    """It is a failure in a row, outside the failure rate, from 1.5 times the usual latency on."""
+    """A request cancelled after 1.5 times the usual latency is a failure in a row only."""
 
     async def scene(scenario: OverlapScenario) -> None:
         for latency, consecutive in ((29.0, 0), (31.0, 1)):
             scenario.openai.latency = 20.0
             scenario.circuit().force_open = True
-            for _ in range(4):  # this makes its usual latency
+            for _ in range(4):  # the first success sets the usual latency
                 await scenario.ask()
             scenario.circuit().force_open = False
             await scenario.make_probe_due()
@@ -286,7 +286,7 @@ def test_a_request_that_ran_long_beside_the_first_image_counts_as_cut_short() ->
 
 
 def test_a_probe_beside_which_no_route_was_started_ends_with_its_call() -> None:
-    """The slow request before it delivers; the place of the probe is free, without a vote."""
+    """A probe without a hedge is cancelled when the slow request delivers, without a vote."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due(1)
@@ -312,7 +312,7 @@ def test_without_a_delay_a_probe_is_not_hedged() -> None:
 
 
 def test_a_probe_that_fails_within_three_seconds_is_no_overlap() -> None:
-    """The fallback has the reason of the failed probe."""
+    """A probe that fails before the hedge delay leads to an ordinary fallback."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -325,7 +325,7 @@ def test_a_probe_that_fails_within_three_seconds_is_no_overlap() -> None:
 
 
 def test_a_probe_that_fails_after_its_hedge_leaves_the_hedge_running() -> None:
-    """One request goes to each route, and the fallback remains one past an open circuit."""
+    """After the probe fails, its hedge goes on; each route gets one request."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -339,7 +339,7 @@ def test_a_probe_that_fails_after_its_hedge_leaves_the_hedge_running() -> None:
 
 
 def test_a_hedged_probe_skips_routes_whose_circuit_is_open() -> None:
-    """The first usable route starts beside the probe."""
+    """The hedge of a probe starts on the first route that allows calls."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -354,7 +354,7 @@ def test_a_hedged_probe_skips_routes_whose_circuit_is_open() -> None:
 
 
 def test_a_probe_without_a_usable_next_route_is_waited_for() -> None:
-    """Nothing is skipped, left or counted, and the probe serves its caller."""
+    """Without a usable next route, the probe runs alone and serves its caller."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -372,7 +372,7 @@ def test_a_probe_without_a_usable_next_route_is_waited_for() -> None:
 
 
 def test_the_next_route_starts_at_the_limit_and_the_request_is_kept() -> None:
-    """The first image wins: here the late one, and the call has not fallen back."""
+    """A kept request that delivers first serves the call, without a fallback."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency, scenario.openai.latency = 65.0, 30.0
@@ -387,7 +387,7 @@ def test_the_next_route_starts_at_the_limit_and_the_request_is_kept() -> None:
 
 
 def test_a_kept_request_is_a_timeout_even_if_it_is_cancelled_later() -> None:
-    """The next route delivers first; the kept request is recorded, and may be billed."""
+    """A kept request that is cancelled later is recorded as a timeout that may be billed."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -406,7 +406,7 @@ def test_a_kept_request_is_a_timeout_even_if_it_is_cancelled_later() -> None:
 
 
 def test_a_kept_request_whose_caller_leaves_is_a_timeout() -> None:
-    """The vote at the limit stays; the departure adds none."""
+    """A caller that leaves does not change the vote that its kept request cast at the limit."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -472,7 +472,7 @@ def test_the_failure_vote_comes_when_the_request_ends_if_that_is_earlier() -> No
 
 
 def test_a_late_image_before_the_vote_is_a_success() -> None:
-    """A route with a latency of 50 s may take 70 s, although its limit is 60 s."""
+    """On a route with a latency of 50 s, an image after 70 s is a success despite a 60 s limit."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.learn_latency(50)
@@ -485,7 +485,7 @@ def test_a_late_image_before_the_vote_is_a_success() -> None:
 
 
 def test_a_probe_fails_at_its_limit_however_slow_its_route_usually_is() -> None:
-    """Its place must not stay taken; the call of the probe is kept beside the next route."""
+    """A probe fails at its limit even on a slow route, and its request is kept."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.learn_latency(50)
@@ -506,7 +506,7 @@ def test_a_probe_fails_at_its_limit_however_slow_its_route_usually_is() -> None:
 
 
 def test_a_kept_request_ends_at_twice_its_limit() -> None:
-    """The next route goes on alone."""
+    """A kept request is cancelled at twice its limit; the next route continues."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -521,7 +521,7 @@ def test_a_kept_request_ends_at_twice_its_limit() -> None:
 
 
 def test_a_kept_request_ends_at_the_deadline() -> None:
-    """Both requests are recorded, and the text is led by the primary's timeout."""
+    """At the deadline both requests are recorded; the error begins with the primary's timeout."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -537,7 +537,7 @@ def test_a_kept_request_ends_at_the_deadline() -> None:
 
 @pytest.mark.parametrize("deadline", [50, 90, 105])
 def test_the_next_route_starts_at_the_end_of_the_reserve(deadline: float) -> None:
-    """Half of the deadline is left for OpenAI, and the primary's request is not cut."""
+    """At half of the deadline OpenAI is asked, and the primary's request continues."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = deadline / 2 + 5
@@ -550,7 +550,7 @@ def test_the_next_route_starts_at_the_end_of_the_reserve(deadline: float) -> Non
 
 
 def test_an_error_at_the_deadline_names_the_primary_that_was_left_at_the_reserve() -> None:
-    """The primary is still within its limit of 60 s when the deadline of 50 s passes."""
+    """The deadline error names a primary that is still within its limit."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -564,7 +564,7 @@ def test_an_error_at_the_deadline_names_the_primary_that_was_left_at_the_reserve
 
 
 def test_a_request_that_the_next_route_beats_at_the_reserve_counts_as_cut_short() -> None:
-    """After 47 s without an answer, of a typical 30 s, it is a failure in a row."""
+    """A request cancelled after 47 s, with a usual latency of 30 s, is a failure in a row."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -578,7 +578,7 @@ def test_a_request_that_the_next_route_beats_at_the_reserve_counts_as_cut_short(
 
 
 def test_a_kept_request_returns_its_slot_and_not_its_place_in_the_pace() -> None:
-    """A queued caller is sent at that moment, as far as the pace allows."""
+    """A kept request frees its slot for a queued caller, which is still paced."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang(times=1)
@@ -606,7 +606,7 @@ def test_a_kept_request_returns_its_slot_and_not_its_place_in_the_pace() -> None
 
 
 def test_at_most_max_concurrent_requests_are_kept_per_provider() -> None:
-    """The oldest one has ended when another one reaches its limit, however many callers wait."""
+    """A provider has at most max_concurrent kept requests, however many callers wait."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -623,7 +623,7 @@ def test_at_most_max_concurrent_requests_are_kept_per_provider() -> None:
 
 
 def test_a_timeout_is_not_retried_on_the_only_route() -> None:
-    """One request runs to twice its limit, and its own error reaches the caller."""
+    """On the only route, a request runs to twice its limit, and its error is raised."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -637,7 +637,7 @@ def test_a_timeout_is_not_retried_on_the_only_route() -> None:
 
 
 def test_the_only_route_may_deliver_after_its_limit() -> None:
-    """A request of 100 s serves its caller, and counts as failed since 60 s."""
+    """A request of 100 s serves its caller, and has counted as a failure since 60 s."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 100.0
@@ -650,7 +650,7 @@ def test_the_only_route_may_deliver_after_its_limit() -> None:
 
 
 def test_a_retry_after_a_late_failure_has_its_own_limit() -> None:
-    """A request that fails past its limit leaves no mark on the next one of that route."""
+    """A retry after a request that failed past its limit gets a new time limit."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=70.0, times=1)
@@ -667,7 +667,7 @@ def test_a_retry_after_a_late_failure_has_its_own_limit() -> None:
 
 @pytest.mark.parametrize("overlaps", [{"hedge_probe_after": 3}, {"hedge_after": 5}])
 def test_abandoned_requests_end_at_their_limit(overlaps: dict[str, Any]) -> None:
-    """With IMAGE_GEN_ON_TIMEOUT=abandon the next route starts after the request has ended."""
+    """With IMAGE_GEN_ON_TIMEOUT=abandon, the next route starts after the request has ended."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -687,7 +687,7 @@ def test_abandoned_requests_end_at_their_limit(overlaps: dict[str, Any]) -> None
 
 
 def test_a_slow_request_is_hedged_after_the_given_seconds() -> None:
-    """The first image wins; the fallback has the reason timeout, the request none of its own."""
+    """If the hedge delivers first, the fallback has the reason timeout, and the request none."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 30.0
@@ -712,7 +712,7 @@ def test_the_95th_percentile_needs_twenty_latencies_of_the_route_at_that_resolut
     successes: int,
     hedged: bool,
 ) -> None:
-    """All images took 10 s, so that one at that resolution is slow from 10 s on."""
+    """Only after 20 latencies at a resolution does the percentile start a hedge, here at 10 s."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 10.0
@@ -742,7 +742,7 @@ def test_the_95th_percentile_is_that_of_the_measured_latencies() -> None:
 
 
 def test_the_usual_latency_is_that_of_the_latest_sixteen_successes() -> None:
-    """Latencies that only the 95th percentile looks at do not change it."""
+    """The usual latency ignores older latencies, which only the 95th percentile uses."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.learn_latency(50, times=30)
@@ -761,7 +761,7 @@ def hedges(scenario: OverlapScenario) -> int:
     ("budget", "calls", "hedged"), [(0, 100, 0), (0.05, 19, 1), (0.05, 100, 5), (1, 30, 30)]
 )
 def test_a_budget_limits_the_share_of_hedged_calls(budget: float, calls: int, hedged: int) -> None:
-    """One call an hour may be hedged at least, unless the budget is 0."""
+    """The budget allows at least one hedge an hour, unless it is 0."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 12.0
@@ -773,7 +773,7 @@ def test_a_budget_limits_the_share_of_hedged_calls(budget: float, calls: int, he
 
 
 def test_the_budget_is_that_of_the_last_hour() -> None:
-    """An hour after a hedge the next one is allowed, however few calls there are."""
+    """An hour after a hedge another one is allowed, even with few calls."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 20.0
@@ -786,7 +786,7 @@ def test_the_budget_is_that_of_the_last_hour() -> None:
 
 
 def test_calls_and_hedges_leave_the_budget_an_hour_later_minute_by_minute() -> None:
-    """The counts of a minute are those of its own calls, and go when that minute is an hour ago."""
+    """Calls and hedges expire from the budget one hour after their minute."""
     budget = HedgeBudget(1.0)
     for minute, calls in ((0, 3), (1, 5), (30, 7)):
         for _ in range(calls):
@@ -810,7 +810,7 @@ def test_a_budget_is_never_exceeded_by_the_hedge_that_it_allows() -> None:
 
 
 def test_probes_and_kept_requests_need_no_budget() -> None:
-    """Only a hedge of a slow request may cost more than the call would have otherwise."""
+    """Only hedges of slow requests use up the budget."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -823,7 +823,7 @@ def test_probes_and_kept_requests_need_no_budget() -> None:
 
 @pytest.mark.parametrize(("deadline", "sent"), [(70, 0), (80, 1)])
 def test_a_hedge_that_the_deadline_cannot_hold_is_not_started(deadline: float, sent: int) -> None:
-    """OpenAI usually takes 60 s for 2K; the slow request is 15 s old."""
+    """A slow request is not hedged if OpenAI's usual 60 s exceed the remaining deadline."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency, scenario.openai.latency = 20.0, 30.0
@@ -834,7 +834,7 @@ def test_a_hedge_that_the_deadline_cannot_hold_is_not_started(deadline: float, s
 
 
 def test_a_request_that_is_slow_at_its_limit_is_kept_beside_the_next_route() -> None:
-    """Two reasons at the same moment: the one without budget does not hide the other one."""
+    """A request that becomes slow at its limit is kept even without a hedge budget."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -846,7 +846,7 @@ def test_a_request_that_is_slow_at_its_limit_is_kept_beside_the_next_route() -> 
 
 
 def test_a_hedge_that_came_due_as_its_request_failed_is_forgotten() -> None:
-    """Both happen in one round of the event loop; the retry is hedged at its own time."""
+    """If a request fails when its hedge is due, only the retry is hedged, at its own time."""
 
     async def scene(scenario: OverlapScenario) -> None:
         just_before = 5.0 - 5e-10  # less than the resolution of the clock
@@ -863,7 +863,7 @@ def test_a_hedge_that_came_due_as_its_request_failed_is_forgotten() -> None:
 
 
 def test_a_third_route_cancels_the_request_that_has_run_longest() -> None:
-    """Two requests of a call are in flight at most, whatever passes its limit."""
+    """Starting a third route cancels the oldest request, so at most two are in flight."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -886,7 +886,7 @@ def test_a_third_route_cancels_the_request_that_has_run_longest() -> None:
 
 
 def test_a_request_displaced_before_its_limit_is_cancelled_and_recorded() -> None:
-    """A slow first request makes room for the third route, and the call goes on."""
+    """A slow first request is cancelled for the third route, and the call continues."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -907,7 +907,7 @@ def test_a_request_displaced_before_its_limit_is_cancelled_and_recorded() -> Non
 
 
 def test_a_hedge_that_fails_leads_on_to_the_third_route() -> None:
-    """The slow first request stays in flight, and the event of the third one says why."""
+    """After a hedge fails, the third route starts beside the slow first request."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -921,7 +921,7 @@ def test_a_hedge_that_fails_leads_on_to_the_third_route() -> None:
 
 
 def test_a_displaced_request_counts_as_cut_short_even_if_its_caller_leaves_then() -> None:
-    """The first cause of its cancellation remains: it ran for 45 s, and made room."""
+    """A request displaced after 45 s counts as cut short even if its caller leaves then."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -949,7 +949,7 @@ def test_a_displaced_request_counts_as_cut_short_even_if_its_caller_leaves_then(
 
 
 def test_a_refusal_by_the_primary_ends_the_call_at_once() -> None:
-    """The other request is cancelled without a vote, and is among the attempts of the error."""
+    """A primary's refusal cancels the other request without a vote and lists both attempts."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, latency=10.0)
@@ -967,7 +967,7 @@ def test_a_refusal_by_the_primary_ends_the_call_at_once() -> None:
 
 
 def test_a_refusal_by_the_primary_is_not_hidden_behind_a_failed_hedge() -> None:
-    """The caller gets the refusal, with both attempts."""
+    """The refusal is raised with both attempts even if the hedge fails."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, latency=30.0)
@@ -983,7 +983,7 @@ def test_a_refusal_by_the_primary_is_not_hidden_behind_a_failed_hedge() -> None:
 
 
 def test_a_later_routes_refusal_waits_for_the_other_request() -> None:
-    """The primary delivers, and the caller gets its image."""
+    """If a later route refuses, the primary's request continues and delivers."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 20.0
@@ -996,7 +996,7 @@ def test_a_later_routes_refusal_waits_for_the_other_request() -> None:
 
 
 def test_a_later_routes_refusal_is_raised_when_no_other_request_runs() -> None:
-    """The primary fails afterwards; the refusal is not hidden behind its 503."""
+    """A later route's refusal is raised if the primary fails afterwards."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=20.0)
@@ -1010,7 +1010,7 @@ def test_a_later_routes_refusal_is_raised_when_no_other_request_runs() -> None:
 
 
 def test_of_two_images_in_the_same_instant_that_of_the_primary_is_delivered() -> None:
-    """Both are recorded and paid for; the event names the request that served."""
+    """Of two simultaneous images the primary's is delivered; both are recorded and paid for."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency, scenario.openai.latency = 10.0, 5.0
@@ -1025,7 +1025,7 @@ def test_of_two_images_in_the_same_instant_that_of_the_primary_is_delivered() ->
 
 
 def test_an_image_in_the_same_instant_as_a_refusal_is_delivered() -> None:
-    """It is paid for."""
+    """An image that arrives together with a refusal is delivered."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, latency=10.0)
@@ -1037,7 +1037,7 @@ def test_an_image_in_the_same_instant_as_a_refusal_is_delivered() -> None:
 
 
 def test_an_error_is_led_by_the_primary_and_has_every_attempt_once() -> None:
-    """Both routes fail while both are in flight."""
+    """If both routes fail, the error begins with the primary's and lists each attempt once."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=30.0)
@@ -1053,7 +1053,7 @@ def test_an_error_is_led_by_the_primary_and_has_every_attempt_once() -> None:
 
 
 def test_a_hedge_whose_circuit_opened_is_asked_again_when_the_first_request_fails() -> None:
-    """OpenAI's circuit closes again in the meantime, and OpenAI serves the call."""
+    """A hedge rejected by an open circuit is tried again when the first request fails."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, latency=30.0)
@@ -1072,7 +1072,7 @@ def test_a_hedge_whose_circuit_opened_is_asked_again_when_the_first_request_fail
 
 
 def test_a_hedge_that_is_saturated_is_asked_again_when_the_first_request_fails() -> None:
-    """The queue of OpenAI is full at the moment of the hedge, and free later."""
+    """A hedge rejected by a full queue is tried again when the first request fails."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, latency=30.0)
@@ -1089,7 +1089,7 @@ def test_a_hedge_that_is_saturated_is_asked_again_when_the_first_request_fails()
 
 
 def test_a_primary_that_serves_after_its_hedge_was_turned_away_has_not_been_left() -> None:
-    """There was no second request, so that the call reports no overlap."""
+    """A hedge that sent no request is not reported as overlap."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 30.0
@@ -1102,7 +1102,7 @@ def test_a_primary_that_serves_after_its_hedge_was_turned_away_has_not_been_left
 
 
 def test_a_request_that_is_alone_when_it_is_sent_is_no_overlap() -> None:
-    """The hedge waited in its queue until the slow request had failed."""
+    """A hedge that leaves its queue after the slow request failed is not an overlap."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, latency=8.0)
@@ -1117,7 +1117,7 @@ def test_a_request_that_is_alone_when_it_is_sent_is_no_overlap() -> None:
 
 
 def test_closing_the_client_ends_both_requests_of_a_call() -> None:
-    """Both are recorded as cancelled, and no task is left."""
+    """Closing the client records both requests as cancelled, and no task is left."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -1133,7 +1133,7 @@ def test_closing_the_client_ends_both_requests_of_a_call() -> None:
 
 
 def test_a_local_bug_in_one_request_reaches_the_caller_and_ends_the_other() -> None:
-    """The error is raised unchanged."""
+    """A bug in one request is raised unchanged and cancels the other request."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -1146,7 +1146,7 @@ def test_a_local_bug_in_one_request_reaches_the_caller_and_ends_the_other() -> N
 
 
 def test_an_interrupt_in_one_request_reaches_the_caller() -> None:
-    """It does not pass the caller by through the event loop."""
+    """KeyboardInterrupt in a request is raised by the call."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -1165,7 +1165,7 @@ def test_an_interrupt_in_one_request_reaches_the_caller() -> None:
 def test_a_provider_that_ignores_its_cancellation_delays_the_image_for_a_second(
     deadline: float | None, seconds: float
 ) -> None:
-    """The image does not miss the deadline for it; the request is counted when it ends."""
+    """A request that ignores cancellation delays the image for at most a second."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.hang()
@@ -1210,7 +1210,7 @@ def test_reasons_that_may_not_lead_on_start_no_overlap(allowed: str) -> None:
 
 
 def test_an_image_that_arrives_while_a_probe_ends_at_its_limit_is_delivered() -> None:
-    """The probe takes a second to end after 60 s, and OpenAI delivers after 60.5 s."""
+    """An image that arrives while the timed-out probe is still ending is delivered."""
 
     async def scene(scenario: OverlapScenario) -> None:
         await scenario.make_probe_due()
@@ -1245,7 +1245,7 @@ def test_sibling_routes_share_the_slots_of_their_provider() -> None:
 
 
 def test_a_caller_that_would_queue_for_too_long_goes_to_the_next_route_at_once() -> None:
-    """Of eight scenes at ten images per minute, two are worth waiting for."""
+    """Of eight callers at ten images per minute, two wait; the others go to the next route."""
 
     async def scene(scenario: OverlapScenario) -> None:
         results = await asyncio.gather(*(scenario.ask() for _ in range(8)))
@@ -1258,7 +1258,7 @@ def test_a_caller_that_would_queue_for_too_long_goes_to_the_next_route_at_once()
 
 
 def test_a_wait_that_turns_out_too_long_ends_at_the_maximum() -> None:
-    """The slots are taken by requests of unknown length."""
+    """A queued caller goes to the next route when its maximum wait has passed."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.google.latency = 30.0
@@ -1273,7 +1273,7 @@ def test_a_wait_that_turns_out_too_long_ends_at_the_maximum() -> None:
 
 
 def test_the_maximum_does_not_apply_to_the_last_usable_route() -> None:
-    """The circuit of the next route is open, and so the caller waits."""
+    """A caller waits beyond the maximum if the next route's circuit is open."""
 
     async def scene(scenario: OverlapScenario) -> None:
         scenario.circuit(1).force_trip(cause="quota_exhausted")
@@ -1285,7 +1285,7 @@ def test_the_maximum_does_not_apply_to_the_last_usable_route() -> None:
 
 
 def test_sibling_routes_behind_one_queue_pass_a_caller_on_to_the_last_of_them() -> None:
-    """The last route is waited for, although its queue is the same."""
+    """The last route is waited for even if it shares the queue of the earlier routes."""
 
     async def scene(scenario: OverlapScenario) -> None:
         results = await asyncio.gather(*(scenario.ask() for _ in range(3)))
@@ -1296,7 +1296,7 @@ def test_sibling_routes_behind_one_queue_pass_a_caller_on_to_the_last_of_them() 
 
 
 def test_a_maximum_of_zero_lets_a_caller_through_that_need_not_wait() -> None:
-    """Callers that arrive as the pace allows are all served by the primary."""
+    """With a maximum wait of zero, callers within the pace are served by the primary."""
 
     async def scene(scenario: OverlapScenario) -> None:
         for _ in range(50):
@@ -1306,8 +1306,8 @@ def test_a_maximum_of_zero_lets_a_caller_through_that_need_not_wait() -> None:
     run_overlap(scene, ipm=7, max_wait=0)
 
 
-def test_without_saturated_among_the_reasons_nobody_is_passed_on() -> None:
-    """IMAGE_GEN_FALLBACK_ON keeps callers in the queue."""
+def test_without_saturated_in_fallback_on_callers_stay_in_the_queue() -> None:
+    """Callers stay in the queue if IMAGE_GEN_FALLBACK_ON does not list saturated."""
 
     async def scene(scenario: OverlapScenario) -> None:
         results = await asyncio.gather(*(scenario.ask() for _ in range(3)))

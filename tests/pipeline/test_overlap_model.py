@@ -1,4 +1,4 @@
-"""Overlap under random scripts, settings and callers, held against rules of the specification.
+"""Compare overlap with the rules of the specification, over random scripts and callers.
 
 Three routes, two of which share a provider, follow random scripts. Callers come, leave and have
 deadlines. The providers observe the requests of each call by its prompt.
@@ -50,7 +50,7 @@ FAILURES = [
 
 @dataclass(frozen=True)
 class Step:
-    """What a route does with its next requests."""
+    """A route's behavior for its next requests."""
 
     outcome: Reason | None
     """None delivers an image."""
@@ -118,7 +118,7 @@ choices = st.fixed_dictionaries({name: st.sampled_from(values) for name, values 
 
 @dataclass
 class Watched:
-    """The providers' side of all calls."""
+    """All requests of all calls, as observed by the providers."""
 
     in_flight: Counter[str] = field(default_factory=Counter)
     """Requests in flight, by prompt."""
@@ -170,7 +170,7 @@ class ScriptedProvider:
         return ProviderResult((ProviderImage(TINY_PNG, "image/png"),), model, usage)
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Do nothing."""
 
 
 async def _pass(seconds: float) -> None:
@@ -182,7 +182,7 @@ async def _pass(seconds: float) -> None:
 
 @dataclass
 class Observed:
-    """What happened, in events and by call."""
+    """Observed events and calls."""
 
     made: Settings
     watched: Watched
@@ -193,7 +193,7 @@ class Observed:
 
 
 def watch_permits(breaker: CircuitBreaker, permits: list[Permit]) -> None:
-    """Note every permit that the breaker hands out."""
+    """Record every permit that the breaker grants."""
     for name in ("acquire", "try_acquire_early"):
         original: Callable[[], Any] = getattr(breaker, name)
 
@@ -207,7 +207,7 @@ def watch_permits(breaker: CircuitBreaker, permits: list[Permit]) -> None:
 
 
 async def one_call(client: ImageClient, seen: Observed, number: int, caller: Caller) -> None:
-    """Call, perhaps leave, and check the end of the call against its own events."""
+    """Run one call, perhaps cancel it, and check its end against its events."""
     await asyncio.sleep(caller.start)
     began, prompt = now(), f"image {number}"
     task = asyncio.create_task(client.generate(prompt, deadline=caller.deadline, resolution="1K"))
@@ -276,7 +276,7 @@ async def run_model(
 def check_limits(
     seen: Observed, client: ImageClient, providers: Sequence[ScriptedProvider]
 ) -> None:
-    """No slot, place or probe is lost, and there were never more requests than allowed."""
+    """Check that no slot, place or probe is lost and that limits were kept."""
     made = seen.made
     kept = made.max_concurrent if made.on_timeout == "keep" else 0
     for provider in providers:
@@ -291,7 +291,7 @@ def check_limits(
 
 
 def check_requests(seen: Observed) -> None:
-    """Every request is recorded and settled once, within its time."""
+    """Check that every request is recorded and settled once, within its time."""
     started = [event for event in seen.events if isinstance(event, AttemptStarted)]
     ended = [event for event in seen.events if isinstance(event, AttemptEnded)]
     assert len(started) == len(ended) == sum(seen.watched.sent.values())
@@ -307,7 +307,7 @@ def check_requests(seen: Observed) -> None:
 
 
 def check_costs(seen: Observed, client: ImageClient) -> None:
-    """The totals have every request once, also those that ended after their call."""
+    """Check that the totals include every request once, even after its call has ended."""
     ended = [event for event in seen.events if isinstance(event, AttemptEnded)]
     costs = [event.usage["cost_usd"] or 0.0 for event in ended if event.usage is not None]
     totals = client.snapshot()
@@ -319,7 +319,7 @@ def check_costs(seen: Observed, client: ImageClient) -> None:
 
 
 def check_call(seen: Observed, ended: RequestEnded) -> None:
-    """The result or the error has the requests that ended before it, and says what happened."""
+    """Check that the result or error lists all requests that ended before it."""
     mine = [event for event in seen.events if event.call_id == ended.call_id]
     before = mine[: mine.index(ended)]
     attempts = [event.attempt for event in before if isinstance(event, AttemptEnded)]
@@ -338,7 +338,7 @@ def check_call(seen: Observed, ended: RequestEnded) -> None:
 
 
 def check_overlap(seen: Observed, mine: Sequence[Event], ended: RequestEnded) -> None:
-    """Routes are asked in order, as often as allowed, and overlap for an allowed reason."""
+    """Check order and number of requests per route, and the reasons for overlap."""
     names = [str(route) for route in seen.made.routes]
     asked: list[int] = []
     in_flight: list[AttemptStarted] = []
@@ -397,7 +397,7 @@ def test_overlap_keeps_the_rules(
     crowd: list[Caller],
     closes_after: float | None,
 ) -> None:
-    """Two requests per call at most, each settled, recorded and paid for once, and none left."""
+    """At most two requests of a call are in flight, and each is settled and recorded once."""
     check(routes, chosen, scripts, crowd, closes_after)
 
 
@@ -411,7 +411,7 @@ def test_overlap_keeps_the_rules_thousands_of_times(
     crowd: list[Caller],
     closes_after: float | None,
 ) -> None:
-    """The rules hold for as many examples as there is time for."""
+    """The rules hold for thousands of examples."""
     check(routes, chosen, scripts, crowd, closes_after)
 
 
@@ -481,7 +481,7 @@ def test_a_call_cancelled_at_any_await_leaves_nothing_behind(
 
 
 def check_idle(scenario: OverlapScenario) -> None:
-    """No request, slot, place of a probe or task is left."""
+    """Check that no request, slot, probe or task is left."""
     assert not any(each.in_flight for each in (scenario.google, scenario.openai, scenario.local))
     for route in scenario.client.snapshot()["routes"]:
         assert (route["queue"]["in_flight"], route["queue"]["waiting"]) == (0, 0)

@@ -24,7 +24,7 @@ HOUR = 3600.0
 
 
 class TypicalProvider(FakeProvider):
-    """Takes as long as the model table says, with a spread; it hangs for a while if told to."""
+    """A provider with the model table's latencies that can hang for a while."""
 
     def __init__(self, name: str, seed: int, hangs: Callable[[], bool] = lambda: False) -> None:
         super().__init__(name)
@@ -68,7 +68,7 @@ async def send_traffic(
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_calm_day_of_mixed_resolutions_opens_no_circuit(deadline: float) -> None:
-    """2K and 4K take longer than the reserve and the limit now and then, and that is no outage."""
+    """Slow 2K and 4K images that exceed reserve or limit do not open a circuit."""
 
     async def main() -> None:
         providers = [TypicalProvider(name, 1) for name in ("google", "openai")]

@@ -1,4 +1,4 @@
-"""One call's way through: deadline, routes, retry, pace, breaker, attempt timeout."""
+"""The pipeline of one call: deadline, routes, retry, pace, breaker, attempt timeout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GOOGLE_ONLY: SettingsArguments = {"routes": "google:gemini-3-pro-image"}
 
 
 def test_a_healthy_primary_serves() -> None:
-    """One request, no fallback, and the result names provider and model."""
+    """A healthy primary serves with one request, and the result names provider and model."""
 
     async def scene(scenario: PipelineScenario) -> None:
         result = await scenario.ask()
@@ -48,7 +48,7 @@ def test_a_healthy_primary_serves() -> None:
 
 
 def test_an_overloaded_primary_is_left_within_fifteen_seconds() -> None:
-    """Three requests with back-off, then OpenAI; at the default settings, pacing included."""
+    """An overloaded primary gets three requests, then OpenAI serves, at the default settings."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
@@ -111,7 +111,7 @@ def test_during_an_outage_only_the_first_image_pays() -> None:
 
 
 def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
-    """Every one by OpenAI; nothing is left at Google, which serves again once it is back."""
+    """OpenAI serves 16 callers while Google hangs; Google serves again after its recovery."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -140,7 +140,7 @@ def test_callers_in_the_queue_and_in_back_off_leave_when_the_route_opens() -> No
 
 
 def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
-    """A thousand callers arrive at a recovering provider: one asks it, the rest do not wait."""
+    """Of a thousand callers after the open period, one sends a probe, and no other waits."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -159,7 +159,7 @@ def test_after_the_reset_timeout_exactly_one_probe_is_sent() -> None:
 
 
 def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> None:
-    """A refusal is an answer: one request, one error, no vote for the breaker."""
+    """A refusal causes one request, one error and no vote."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, status=200)
@@ -173,7 +173,7 @@ def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> Non
 
 
 def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
-    """Google is down and OpenAI refuses the prompt: the caller learns of the refusal."""
+    """If Google is down and OpenAI refuses the prompt, the refusal is raised."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -186,7 +186,7 @@ def test_a_refusal_by_the_fallback_is_not_lost_behind_the_outage() -> None:
 
 
 def test_no_image_is_tried_once_more_then_elsewhere() -> None:
-    """A flaky empty answer gets one retry and no vote."""
+    """A response without an image gets one retry and no vote."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.NO_IMAGE, status=200)
@@ -199,7 +199,7 @@ def test_no_image_is_tried_once_more_then_elsewhere() -> None:
 
 
 def test_with_one_route_its_own_error_reaches_the_caller() -> None:
-    """No wrapper around the only failure there is."""
+    """With one route, its error is raised without a wrapper."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -215,7 +215,7 @@ def test_with_one_route_its_own_error_reaches_the_caller() -> None:
 
 
 def test_a_timeout_is_repeated_only_when_there_is_no_other_route() -> None:
-    """With OpenAI skipped by the operator, Google's timeout gets one more try."""
+    """If OpenAI is forced open, Google's timeout is retried once."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -269,7 +269,7 @@ def test_a_long_hint_is_not_waited_for_and_holds_the_breaker_open_for_as_long() 
 
 
 def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
-    """A billing failure of one model is not asked again through its sibling."""
+    """A billing failure opens the circuits of all models of that account."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True)
@@ -282,7 +282,7 @@ def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
 
 
 def test_a_missing_model_opens_its_own_route_only() -> None:
-    """A fatal failure that says nothing about the account leaves the sibling model in use."""
+    """A missing model opens its route; the sibling model stays in use."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
@@ -293,8 +293,8 @@ def test_a_missing_model_opens_its_own_route_only() -> None:
     run_scenario(scene, routes=CHAIN)
 
 
-def test_a_sibling_model_stands_between() -> None:
-    """The chain is tried in order, each route reached by fallback with at most one retry."""
+def test_a_sibling_model_is_tried_before_the_other_vendor() -> None:
+    """Routes are tried in order, each with at most one retry after a fallback."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -328,7 +328,7 @@ def test_all_open_fails_at_once_with_the_soonest_retry_after() -> None:
 
 
 def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
-    """The caller asked to wait: it becomes the probe of the first route that is due."""
+    """With on_all_open=wait, the caller sends the probe of the first route that is due."""
 
     async def scene(scenario: PipelineScenario) -> None:
         for provider in (scenario.google, scenario.openai):
@@ -346,7 +346,7 @@ def test_when_all_open_wait_serves_as_soon_as_a_probe_may_leave() -> None:
 
 
 def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
-    """A wait that cannot succeed in time is not begun."""
+    """A call does not begin a wait for a breaker that would exceed its deadline."""
 
     async def scene(scenario: PipelineScenario) -> None:
         for provider in (scenario.google, scenario.openai):
@@ -362,7 +362,7 @@ def test_when_all_open_wait_does_not_outlast_the_deadline() -> None:
 
 
 def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
-    """With the other route closed to all, a second caller waits for the probe and is served."""
+    """With the other route open, a second caller waits for the probe and is served."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -378,7 +378,7 @@ def test_the_last_usable_route_waits_for_the_probes_verdict() -> None:
 
 
 def test_the_deadline_leaves_the_fallback_its_share() -> None:
-    """Google hangs; of a 40 s deadline OpenAI still gets half, and the image comes in time."""
+    """If Google hangs, OpenAI gets half of a 40 s deadline and delivers in time."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -393,7 +393,7 @@ def test_the_deadline_leaves_the_fallback_its_share() -> None:
 
 
 def test_the_deadline_holds_to_the_moment() -> None:
-    """Both hang: the caller hears of it when its time is up, not later, and nothing leaks."""
+    """If both routes hang, the call fails exactly at its deadline, and nothing leaks."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -411,7 +411,7 @@ def test_the_deadline_holds_to_the_moment() -> None:
 
 
 def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
-    """The eighth of a batch does not wait 42 s for Google when it has 30 s in all."""
+    """A caller with a 30 s deadline does not queue 42 s for Google but goes on."""
 
     async def scene(scenario: PipelineScenario) -> None:
         results = await asyncio.gather(*(scenario.ask(deadline=30) for _ in range(8)))
@@ -423,7 +423,7 @@ def test_a_queue_that_would_eat_the_reserve_goes_on_at_once() -> None:
 
 
 def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
-    """One waiting caller allowed: the rest are served elsewhere, reason saturated."""
+    """Callers beyond max_queue=1 are served by the next route, with reason saturated."""
 
     async def scene(scenario: PipelineScenario) -> None:
         results = await asyncio.gather(*(scenario.ask() for _ in range(4)))
@@ -433,7 +433,7 @@ def test_a_bounded_queue_sends_the_surplus_to_the_next_route() -> None:
 
 
 def test_a_saturated_only_route_says_so() -> None:
-    """With no other route and no time to wait, the error names the queue and when to come back."""
+    """Without another route, the error states that the queue is full, and has retry_after."""
 
     async def scene(scenario: PipelineScenario) -> None:
         first = asyncio.create_task(scenario.ask())
@@ -451,7 +451,7 @@ def test_a_saturated_only_route_says_so() -> None:
 
 
 def test_narrowing_fallback_on_keeps_the_error() -> None:
-    """A reason that is not listed does not go on to the next route."""
+    """A reason that is not in IMAGE_GEN_FALLBACK_ON does not fall back."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -473,7 +473,7 @@ def test_widening_fallback_on_sends_refused_prompts_on() -> None:
 
 
 def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
-    """A local trouble casts no vote, is not retried and is not hidden behind a fallback."""
+    """A local error is raised unchanged, without a vote, a retry or a fallback."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.crash(KeyError("bug"))
@@ -522,7 +522,7 @@ def test_breaker_off_asks_the_primary_every_time() -> None:
 
 
 def test_daily_quota_is_not_asked_again() -> None:
-    """quota_exhausted opens at once; one request, not three."""
+    """quota_exhausted opens the circuit after one request, without retries."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429)
@@ -563,13 +563,13 @@ def test_a_providers_own_limits_are_not_taken_for_the_pipelines(
 
 
 @pytest.mark.parametrize("when_all_open", ["fail", "wait"])
-def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again(
+def test_a_nested_client_with_an_open_circuit_gets_its_retries_only(
     when_all_open: Literal["fail", "wait"],
 ) -> None:
-    """Only our own breakers are waited for; a provider gets its retries, and its words are kept."""
+    """Calls wait for their own client's breakers only; a nested client's error is kept."""
 
     class Nested(FakeProvider):
-        """Serves by another ImageClient whose only route is open."""
+        """A provider that serves by another ImageClient whose only route is open."""
 
         async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
             self.sent.append(Sent(now(), model, request))
@@ -591,8 +591,8 @@ def test_a_client_inside_of_a_provider_that_is_open_is_not_asked_again_and_again
     run_guarded(main())
 
 
-def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
-    """Code looks at the class, operators at the reason: both are the provider's."""
+def test_a_providers_call_error_becomes_a_provider_error() -> None:
+    """CircuitOpenError and DeadlineExceededError of a provider become errors of their reason."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.crash(CircuitOpenError("x", reason=Reason.OVERLOADED))
@@ -608,7 +608,7 @@ def test_an_odd_mix_of_class_and_reason_is_no_word_of_ours_either() -> None:
 
 
 def test_a_passed_deadline_says_when_to_come_back() -> None:
-    """When the first of the routes may serve: after its open circuit, or the server's hint."""
+    """The deadline error's retry_after is that of the first route that may serve again."""
 
     async def opened(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers["google:gemini-3-pro-image"]
@@ -629,10 +629,10 @@ def test_a_passed_deadline_says_when_to_come_back() -> None:
     run_scenario(silent, **FAST)
 
 
-def test_a_route_that_closes_while_a_retry_is_planned_is_no_bug_of_ours(
+def test_a_fallback_that_opens_during_a_retry_decision_is_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Operators work from other threads: usable a moment ago need not be usable now."""
+    """The call is retried and served if the fallback opens while the retry is decided."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers["openai:gpt-image-2.5-flare"]

@@ -84,8 +84,8 @@ def test_a_caller_that_need_not_wait_is_always_sent() -> None:
     alone(scene)
 
 
-def test_a_caller_that_has_to_wait_is_told_when_to_come_back() -> None:
-    """The only slot is free again after the usual latency."""
+def test_a_rejected_caller_gets_retry_after() -> None:
+    """A rejected caller's retry_after is the usual latency, when the only slot is free again."""
 
     async def scene(client: ImageClient, local: FakeProvider) -> None:
         first = asyncio.create_task(client.generate("x"))
@@ -115,7 +115,7 @@ def test_a_slot_that_comes_later_than_expected_is_not_taken() -> None:
     alone(scene, max_concurrent=1, **FAST)
 
 
-def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
+def test_a_latency_from_the_model_table_rejects_no_caller() -> None:
     """The model table's latency alone does not reject a caller: images may be faster."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -126,7 +126,7 @@ def test_nobody_is_turned_away_for_what_others_have_measured() -> None:
 
 
 def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route() -> None:
-    """Half of 60 s is Google's: those are sent there that will be done by then."""
+    """Callers that Google cannot serve within half of 60 s go to the next route."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = IMAGE_LATENCY
@@ -143,7 +143,7 @@ def test_a_queue_that_leaves_too_little_of_the_share_is_left_for_the_next_route(
 
 
 def test_a_retry_that_would_be_turned_away_is_not_slept_for() -> None:
-    """The queue has grown meanwhile: on to the next route at once."""
+    """If the queue has grown, a call goes to the next route instead of backing off."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 10.0
@@ -196,7 +196,7 @@ def test_an_sdk_that_is_built_slowly_takes_its_time_from_all_routes(deadline: fl
 
 
 def test_the_loop_of_these_tests_stops_what_spins() -> None:
-    """With and without an await: the test fails instead of hanging."""
+    """A busy loop, with or without an await, fails the test instead of hanging it."""
 
     async def without_await() -> None:
         while asyncio.get_running_loop().time() < math.inf:

@@ -44,7 +44,7 @@ def test_the_back_off_doubles_with_each_request() -> None:
 
 @pytest.mark.parametrize(("chance", "delay"), [(0.0, 2.0), (0.5, 1.7), (1.0, 1.4)])
 def test_jitter_shortens_a_back_off_by_up_to_three_tenths(chance: float, delay: float) -> None:
-    """Chance decides by how much; it never makes a back-off longer."""
+    """Jitter shortens a back-off by up to 30 % and never lengthens it."""
     assert decide(chance=chance) == pytest.approx(delay)
 
 
@@ -98,7 +98,7 @@ def test_the_reason_limits_the_retries(
 
 
 def test_no_retry_at_all_when_none_is_configured() -> None:
-    """One retry of a reason that allows one needs a second request to be allowed, too."""
+    """With max_retries=0, a reason that allows one retry gets none."""
     assert decide(max_retries=0) is None
     assert decide(max_retries=0, retry=Retry.ONCE) is None
 
@@ -121,14 +121,14 @@ def test_a_retry_that_would_queue_needs_time_for_its_answer() -> None:
 
 
 def test_a_circuit_that_is_open_at_wake_up_makes_a_retry_useless() -> None:
-    """One that closes until then does not."""
+    """A retry is not planned if the circuit is still open at its time."""
     assert decide(blocked_until=NOW + 1.9) == 2.0
     assert decide(blocked_until=NOW + 2.0) == 2.0
     assert decide(blocked_until=NOW + 2.1) is None
 
 
 def test_later_routes_get_one_retry_and_wait_for_short_hints_only() -> None:
-    """A call has spent its time on the first route already."""
+    """Routes after the first get one retry and wait for short hints only."""
     policy = RetryPolicy(3, 2.0, lambda: 0.0)
     assert [policy.max_attempts(is_first_route=first) for first in (True, False)] == [4, 2]
     waits = [policy.max_server_wait(60.0, is_first_route=first) for first in (True, False)]

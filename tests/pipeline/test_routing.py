@@ -1,4 +1,4 @@
-"""Which routes there are: what configuration may name, and what one call may."""
+"""Routes that configuration may name, and models that a call may name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS: dict[str, Any] = {"google_api_key": "AIzaFAKE", "openai_api_key": "sk-fake
 
 
 def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[str], list[str]]:
-    """The names of a client's routes, and what it warned of."""
+    """Return the names of a client's routes, and its warnings."""
 
     async def main() -> tuple[list[str], list[str]]:
         sink = RecordingSink()
@@ -43,13 +43,13 @@ def routes(providers: tuple[Provider, ...] = (), **settings: Any) -> tuple[list[
 
 @pytest.mark.parametrize("route", ["google:gpt-image-2", "openai:gemini-3-pro-image"])
 def test_a_vendors_route_cannot_lead_to_the_others_model(route: str) -> None:
-    """Found at the start, with the variable to change."""
+    """A route to another vendor's model is rejected at startup, with the variable to change."""
     with pytest.raises(ConfigurationError, match=rf"IMAGE_GEN_ROUTES: {route} is not valid"):
         routes(routes=route)
 
 
-def test_a_relay_may_serve_anybodys_models() -> None:
-    """Who stands in for a vendor at an address of its own knows what it has."""
+def test_a_relay_may_serve_models_of_any_vendor() -> None:
+    """A route with a custom base URL may name models of any vendor."""
     found, _ = routes(
         routes="openai:gemini-3-pro-image", openai_base_url="https://relay.example/v1"
     )
@@ -66,7 +66,7 @@ def test_a_relay_may_serve_anybodys_models() -> None:
 def test_a_route_that_is_off_is_in_the_snapshot_with_the_cause(
     key: str, off: str, variable: str
 ) -> None:
-    """It comes last, and has all that readers of a route in use look at."""
+    """The snapshot lists an unconfigured route last, with all keys and the cause."""
 
     async def main() -> Snapshot:
         client = ImageClient(Settings(**{key: KEYS[key]}))
@@ -86,12 +86,12 @@ def test_a_route_that_is_off_is_in_the_snapshot_with_the_cause(
 
 
 def keys_of(found: object) -> object:
-    """The shape of a JSON object."""
+    """Return the shape of a JSON object."""
     return {key: keys_of(value) for key, value in found.items()} if isinstance(found, dict) else 0
 
 
 def test_a_route_that_is_off_is_neither_asked_nor_measured() -> None:
-    """It has no breaker to operate, and no gauge."""
+    """An unconfigured route has no breaker and no gauge."""
 
     async def main() -> None:
         telemetry = Telemetry()
@@ -107,7 +107,7 @@ def test_a_route_that_is_off_is_neither_asked_nor_measured() -> None:
 
 
 def test_a_retired_name_beside_its_successor_is_one_route() -> None:
-    """One breaker, one set of retries."""
+    """A retired model name and its successor share one route."""
     chain = "google:gemini-3-pro-image-preview, google:gemini-3-pro-image, openai:gpt-image-2"
     found, warned = routes(routes=chain, openai_timeout=300)
     assert found == ["google:gemini-3-pro-image", "openai:gpt-image-2"]
@@ -115,26 +115,26 @@ def test_a_retired_name_beside_its_successor_is_one_route() -> None:
 
 
 def test_an_unknown_model_is_passed_on_with_one_warning() -> None:
-    """Ids come and go faster than tables."""
+    """A model that is not in the table is sent unchanged and causes one warning."""
     found, warned = routes(routes="google:gemini-9-image, openai:gpt-image-2", openai_timeout=300)
     assert found[0] == "google:gemini-9-image"
     assert warned == ["model gemini-9-image is not in the model table; passed on as is"]
 
 
 def test_a_custom_providers_models_are_its_own() -> None:
-    """What a vendor retired may live on elsewhere."""
+    """Retired models of a vendor are not replaced for custom providers."""
     found, warned = routes((FakeProvider("local"),), routes="local:dall-e-3")
     assert (found, warned) == (["local:dall-e-3"], [])
 
 
 def test_only_the_keys_of_named_routes_are_asked_for() -> None:
-    """Google's key is there, and no route leads to Google."""
+    """A key of a vendor without a route is not required."""
     with pytest.raises(ConfigurationError, match=r"set OPENAI_API_KEY$"):
         routes(routes="openai:gpt-image-2", openai_api_key=None)
 
 
 def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
-    """Call sites that name Google's model go on working with OpenAI's key alone."""
+    """A call that names Google's model is served by OpenAI if only its key is set."""
 
     async def main() -> None:
         sink = RecordingSink()
@@ -156,7 +156,7 @@ def test_a_model_of_the_primary_that_is_off_is_not_used() -> None:
     "model", ["", "../x", "a b", "x?key=y", "a" + chr(0xD800), "/m", "m/", "sk-abcdefgh"]
 )
 def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
-    """Before it becomes part of an address."""
+    """An invalid model name is rejected before a URL is built from it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="model must be a model's name"):
@@ -165,8 +165,8 @@ def test_what_cannot_be_a_models_name_is_refused(model: str) -> None:
     run_scenario(scene)
 
 
-def test_half_a_character_is_refused_before_it_is_sent() -> None:
-    """No vendor's JSON can hold it."""
+def test_an_unpaired_surrogate_is_refused_before_it_is_sent() -> None:
+    """A prompt with an unpaired surrogate is rejected, because JSON cannot contain it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         with pytest.raises(InvalidRequestError, match="unpaired surrogate"):
@@ -176,7 +176,7 @@ def test_half_a_character_is_refused_before_it_is_sent() -> None:
 
 
 def test_what_closed_the_account_closes_routes_that_come_later() -> None:
-    """A wrong key is not tried again with another model's name."""
+    """A rejected key is not tried again with another model of the account."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
@@ -190,7 +190,7 @@ def test_what_closed_the_account_closes_routes_that_come_later() -> None:
 
 
 def test_a_deadline_that_hides_hangs_is_reported_once() -> None:
-    """A share that is shorter than late is warned of, with the setting to change."""
+    """A deadline whose share is too short to detect hangs causes one warning with the setting."""
     _, warned = routes(on_timeout="abandon", deadline=50)
     assert len(warned) == 1
     assert re.search(r"gets 25 s, and .* from 30 s on.*IMAGE_GEN_BREAKER_SLOW_CALL", warned[0])
@@ -200,14 +200,14 @@ def test_a_deadline_that_hides_hangs_is_reported_once() -> None:
 
 
 def test_a_kept_request_is_noticed_at_shorter_deadlines() -> None:
-    """It goes on until the second route delivers, so that less of the deadline is enough."""
+    """With kept requests, hangs are detected at shorter deadlines."""
     assert routes(deadline=50)[1] == []
     [warned] = routes(deadline=25)[1]
     assert "gets 25 s" in warned
 
 
 def test_a_calls_own_deadline_that_hides_hangs_is_warned_of_once() -> None:
-    """Every call may bring such a deadline, and one warning is enough."""
+    """A deadline argument that hides hangs causes one warning for all calls."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await scenario.ask(deadline=300)
@@ -263,7 +263,7 @@ def test_a_time_limit_below_the_typical_seconds_is_warned_of_at_startup(
 
 
 def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadline() -> None:
-    """The advice works: three calls pay, the fourth goes straight to OpenAI."""
+    """With a slow-call threshold, three hanging calls open the circuit; the fourth skips it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -275,7 +275,7 @@ def test_with_slow_calls_watched_a_hanging_primary_is_found_out_within_the_deadl
 
 
 def test_a_snapshot_can_be_taken_outside_the_loop() -> None:
-    """A synchronous health route or a debugger may ask, too."""
+    """A snapshot can be taken from synchronous code."""
 
     async def main() -> ImageClient:
         client = ImageClient(Settings(**KEYS), providers=[FakeProvider("google")])
@@ -287,7 +287,7 @@ def test_a_snapshot_can_be_taken_outside_the_loop() -> None:
 
 
 def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
-    """As what it is."""
+    """With one route, a rejected key raises its own error class."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
@@ -297,8 +297,8 @@ def test_a_refused_key_reaches_a_caller_with_one_route() -> None:
     run_scenario(scene, fallback_on="overloaded")
 
 
-def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
-    """Asked for 4K, made in 1K."""
+def test_a_downgraded_resolution_is_listed_in_the_result() -> None:
+    """The result lists that 4K was requested and 1K was made."""
 
     async def scene(scenario: PipelineScenario) -> None:
         result = await scenario.ask(model="gemini-3.1-flash-lite-image", resolution="4K")
@@ -309,7 +309,7 @@ def test_a_picture_that_the_model_makes_smaller_is_told_in_the_result() -> None:
 
 @pytest.mark.parametrize("others", [31, 32, 33, 60, 200])
 def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
-    """However many models callers name meanwhile, a route that is known to be down is not asked."""
+    """An open circuit is kept however many other models callers name."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -331,7 +331,7 @@ def test_an_open_circuit_is_not_forgotten_for_other_names(others: int) -> None:
 
 
 def test_failures_of_many_names_in_turn_are_counted_for_each() -> None:
-    """Forty models that all fail open forty circuits: none is forgotten between two failures."""
+    """Failures of forty models in turn open forty circuits."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, latency=0.0)
@@ -352,7 +352,7 @@ def dynamic_routes(scenario: PipelineScenario) -> list[int]:
 
 
 def test_names_of_callers_do_not_pile_up() -> None:
-    """The 32 models that were asked for last keep their routes."""
+    """Only the 32 most recently used caller-named models keep their routes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         for number in (*range(32), 0, *range(32, 40)):
@@ -363,7 +363,7 @@ def test_names_of_callers_do_not_pile_up() -> None:
 
 
 def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> None:
-    """256 of each are remembered, and the oldest are forgotten first."""
+    """At most 256 open circuits and warnings of caller-named models are kept."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404)
@@ -387,7 +387,7 @@ def test_open_circuits_and_warnings_of_made_up_names_do_not_pile_up_either() -> 
 
 
 def test_a_models_name_has_an_end() -> None:
-    """It becomes part of addresses, routes and metrics."""
+    """The length of a model name is limited, because it is part of URLs and metrics."""
 
     async def scene(scenario: PipelineScenario) -> None:
         assert (await scenario.ask(model="gemini-" + "9" * 193)).provider == "google"

@@ -1,4 +1,4 @@
-"""The pipeline under every combination of settings that a start accepts.
+"""The pipeline under every combination of settings that startup accepts.
 
 Settings, provider behaviour and callers are drawn at random. Whatever they are, every call ends in
 time, with an image or a documented error, and leaves nothing behind.
@@ -194,7 +194,7 @@ async def run_callers(made: Settings, plans: Sequence[Any], crowd: Sequence[Call
 async def one_call(
     client: ImageClient, made: Settings, caller: Caller, crowd: Sequence[Caller]
 ) -> None:
-    """Call, perhaps leave, and check the end."""
+    """Run one call, perhaps cancel it, and check its end."""
     await asyncio.sleep(caller.start)
     began = now()
     task = asyncio.create_task(
@@ -235,7 +235,7 @@ def startable(values: dict[str, Any]) -> Settings | None:
 
 
 def test_every_setting_that_a_call_depends_on_is_drawn() -> None:
-    """A new setting must be drawn here, or listed as irrelevant for a call."""
+    """Every setting is either drawn in this test or listed as irrelevant for a call."""
     drawn = {*CHOICES, "max_retries", "retry_base_delay", "routes", "force_open", "fallback_on"}
     assert drawn | NO_PART == set(Settings.model_fields)
 
@@ -289,5 +289,5 @@ def test_any_settings_end_every_call(
 def test_any_settings_end_every_call_thousands_of_times(
     values: dict[str, Any], plans: Sequence[Any], crowd: list[Caller]
 ) -> None:
-    """The same, as often as there is time for."""
+    """Every call ends within its bound for thousands of examples."""
     check(values, plans, crowd)

@@ -29,7 +29,7 @@ OPENAI_OFF = {"force_open": "openai", "fallback_on": "overloaded", **FAST}
 def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
     monkeypatch: pytest.MonkeyPatch, latency: float, seed: int
 ) -> None:
-    """However long each 503 takes to come, OpenAI is asked at most 15 s after the first."""
+    """OpenAI is asked at most 15 s after the first 503, however slow each 503 is."""
     monkeypatch.setattr(random, "random", random.Random(seed).random)
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -41,8 +41,8 @@ def test_slow_failures_do_not_delay_the_fallback_beyond_fifteen_seconds(
     run_scenario(scene, openai_ipm=6000)
 
 
-def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
-    """An hour's hint on the only route is the caller's to know, not to sit through."""
+def test_a_long_hint_on_the_only_route_is_raised_at_once() -> None:
+    """A hint of one hour on the only route is raised as retry_after and not waited for."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=LONG_AWAY)
@@ -63,7 +63,7 @@ def test_a_long_hint_is_not_slept_where_nobody_else_can_serve() -> None:
 
 
 def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None:
-    """Half a minute until the next place costs less than giving up."""
+    """On the only route, a hint of half a minute is waited for."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=30, times=1)
@@ -73,8 +73,8 @@ def test_a_hint_that_can_be_waited_for_is_waited_for_on_the_only_route() -> None
     run_scenario(scene, **OPENAI_OFF)
 
 
-def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> None:
-    """Google is open for a minute and OpenAI for ten: come back in a minute."""
+def test_retry_after_is_that_of_the_route_that_is_due_first() -> None:
+    """With Google open for one minute and OpenAI for ten, retry_after is one minute."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -86,7 +86,7 @@ def test_the_soonest_way_back_is_told_even_when_a_later_route_takes_longer() -> 
     run_scenario(scene, **FAST)
 
 
-def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() -> None:
+def test_the_error_that_opens_the_only_route_has_retry_after() -> None:
     """The error of the request that opened the breaker has the retry_after of the open period."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -105,7 +105,7 @@ def test_the_only_routes_error_tells_when_its_breaker_lets_somebody_through() ->
 
 
 def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> None:
-    """Both are half-open; OpenAI's probe succeeds while Google's hangs: go to OpenAI at once."""
+    """If OpenAI's probe succeeds while Google's hangs, OpenAI is asked at once."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await _open_both(scenario)
@@ -125,7 +125,7 @@ def test_a_probe_elsewhere_is_not_waited_for_once_another_route_is_free() -> Non
 
 
 def test_a_probe_is_not_waited_for_beyond_the_next_routes_turn() -> None:
-    """Google's probe hangs for a minute; OpenAI may be asked in a few seconds: wait for that."""
+    """While Google's probe hangs, the call waits until OpenAI is due, not longer."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -156,7 +156,7 @@ async def _open_both(scenario: PipelineScenario) -> None:
 
 
 def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
-    """OpenAI's circuit is open when the call begins and due long before its deadline."""
+    """Time is reserved for OpenAI if its circuit is due long before the deadline."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.openai.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
@@ -172,7 +172,7 @@ def test_a_fallback_that_is_due_in_time_gets_its_reserve() -> None:
 
 
 def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
-    """With eight callers queued the second request would come too late: go on at once."""
+    """With eight queued callers a retry would be late, so the call goes on at once."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
@@ -188,8 +188,8 @@ def test_a_retry_that_the_queue_makes_hopeless_is_not_slept_for() -> None:
     run_scenario(scene, ipm=10, openai_ipm=6000, max_concurrent=20)
 
 
-def test_a_deadlines_text_tells_what_went_wrong_and_where() -> None:
-    """The route's own failure first, else the route that the time went by on."""
+def test_a_deadline_error_names_the_failure_and_its_route() -> None:
+    """The deadline error names the route's last failure, else the route that was waited for."""
 
     async def failed(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1).hang()
@@ -314,7 +314,7 @@ def test_a_call_that_may_not_leave_an_open_route_waits_for_that_route_alone() ->
 
 
 def test_a_route_is_not_entered_when_the_time_is_up() -> None:
-    """Left with the deadline itself, a route hands nothing on: no probe is taken in vain."""
+    """If a route ends at the deadline, the next route's probe is not taken."""
 
     async def scene(scenario: PipelineScenario) -> None:
         google, openai = scenario.client.breakers.values()

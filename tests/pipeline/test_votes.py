@@ -33,7 +33,7 @@ def numbers(scenario: PipelineScenario) -> BreakerSnapshot:
 
 
 def test_a_caller_that_leaves_casts_no_vote() -> None:
-    """Neither for nor against, while closed and as a probe; and its place is free at once."""
+    """A cancelled call casts no vote, closed or half-open, and frees its place at once."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -87,7 +87,7 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
 
 
 def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None:
-    """The last route has no reserve: its hanging requests end with the caller's time."""
+    """A hanging request on the last route votes as a failure when the deadline ends it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -102,7 +102,7 @@ def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None
 
 
 def test_a_probe_that_is_cut_short_late_has_failed() -> None:
-    """The circuit opens again instead of sending the next caller into the hang."""
+    """A probe that is cut short late opens the circuit again."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await _open_google(scenario)
@@ -115,7 +115,7 @@ def test_a_probe_that_is_cut_short_late_has_failed() -> None:
 
 
 def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
-    """Cancellation is the caller's, however long the request ran."""
+    """A cancelled call casts no vote, however long its request ran."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.hang()
@@ -164,7 +164,7 @@ def test_with_few_successes_late_is_measured_against_the_model_table() -> None:
 
 
 def test_of_a_provider_that_no_table_knows_late_is_a_share_of_the_limit() -> None:
-    """Seven tenths of the time limit."""
+    """For a custom provider, a request is late after 70 % of its time limit."""
 
     async def main() -> None:
         local = FakeProvider("local").hang()
@@ -204,7 +204,7 @@ SERVICES = {
 
 
 def traffic(deadline: float, *outages: Outage) -> SimulationResult:
-    """Ten calls a minute for one and a half hours, each with this deadline."""
+    """Simulate ten calls a minute for 90 minutes with this deadline."""
     scenario = Scenario(
         traffic=Traffic(per_minute=10, duration=HOURS * 3600, spacing="even"),
         services=SERVICES,
@@ -231,14 +231,14 @@ def test_a_hanging_primary_is_found_out_under_any_deadline(deadline: float) -> N
 
 @pytest.mark.parametrize("deadline", [60, 90, 105])
 def test_a_healthy_primary_is_not_suspected_under_any_deadline(deadline: float) -> None:
-    """Images that are slow now and then, and are cut short, do not open the breaker."""
+    """Occasional slow images that are cut short do not open the breaker."""
     simulated = traffic(deadline)
     assert [s for s in simulated.sent if s.reason is not None] or deadline == 105
     assert simulated.changes == []
 
 
 def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
-    """A permit that was carried into the queue and back is no success."""
+    """A probe's permit that is returned from the queue casts no vote."""
 
     async def scene(scenario: PipelineScenario) -> None:
         first = asyncio.create_task(scenario.ask())
@@ -261,7 +261,7 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
 
 
 def test_a_back_off_ends_the_moment_the_route_opens() -> None:
-    """A caller that backs off notices the opening at once, not at the end of its sleep."""
+    """A caller that backs off goes on at the moment at which the route opens."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -293,8 +293,8 @@ def test_a_verdict_is_acted_on_the_moment_it_falls() -> None:
     run_scenario(scene, force_open="openai", **FAST)
 
 
-def test_who_comes_to_the_queue_after_the_route_opened_does_not_stand_in_it() -> None:
-    """It opened while the call prepared itself: on to the next route, whatever the queue."""
+def test_a_caller_does_not_queue_at_a_route_that_has_opened() -> None:
+    """If the route opens while a call is prepared, the call goes on without queueing."""
 
     class Slow(FakeProvider):
         async def warm_up(self) -> None:
@@ -316,8 +316,8 @@ def test_who_comes_to_the_queue_after_the_route_opened_does_not_stand_in_it() ->
     run_virtual(main())
 
 
-def test_time_spent_on_the_picture_is_not_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe answers in time, and fitting takes long: it succeeded; so does a slow-watched one."""
+def test_the_time_of_fitting_an_image_is_not_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow fitting of an image does not make a probe or a watched call slow."""
 
     async def slow_fit(data: bytes, **_: Any) -> Fitted:
         await asyncio.sleep(10)
@@ -382,7 +382,7 @@ def test_a_provider_that_hides_a_cancellation_does_not_keep_it_from_its_caller()
 
 
 def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
-    """Five short waits that the server asked for are neither failures nor failed probes."""
+    """Five short hints count neither as failures nor as failed probes."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.RATE_LIMITED, status=429, retry_after=5)
@@ -400,8 +400,8 @@ def test_hints_in_a_row_do_not_make_the_next_opening_long() -> None:
     run_scenario(scene, max_retries=0, **FAST)
 
 
-def test_a_mended_account_is_forgotten() -> None:
-    """A later overload is an overload, for models that are named for the first time, too."""
+def test_a_recovered_account_does_not_open_new_routes() -> None:
+    """After an account has recovered, newly named models start with a closed circuit."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
@@ -416,8 +416,8 @@ def test_a_mended_account_is_forgotten() -> None:
     run_scenario(scene, **FAST)
 
 
-def test_a_latecomer_waits_no_longer_than_its_account() -> None:
-    """Thirty seconds that are left are thirty seconds."""
+def test_a_new_route_inherits_the_remaining_open_period() -> None:
+    """A new route of an account with 30 s left stays open for 30 s."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
@@ -434,7 +434,7 @@ def test_a_latecomer_waits_no_longer_than_its_account() -> None:
 
 
 def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
-    """Where a timeout ends the call, the first route gets all of the time."""
+    """If timeouts do not fall back, the first route gets the whole deadline."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.latency = 25.0
@@ -444,7 +444,7 @@ def test_without_fallback_for_timeouts_no_reserve_is_cut_off() -> None:
 
 
 def test_without_fallback_for_open_circuits_the_verdict_is_waited_for() -> None:
-    """A probe is in flight, and leaving is not wanted: its verdict decides."""
+    """If open circuits do not fall back, the call waits for the probe in flight."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await _open_google(scenario)
@@ -495,7 +495,7 @@ def test_every_breaker_setting_reaches_the_breaker() -> None:
 
 
 def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
-    """Forced open and let go, with other numbers, from the client at hand."""
+    """An operator can force, release and reconfigure a breaker during calls."""
 
     async def scene(scenario: PipelineScenario) -> None:
         breaker = scenario.client.breakers["google:gemini-3-pro-image"]
@@ -511,7 +511,7 @@ def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
 
 
 async def _leave(scenario: PipelineScenario) -> None:
-    """Ask, and go away after a second."""
+    """Start a call and cancel it after a second."""
     task: asyncio.Task[ImageResult] = asyncio.create_task(scenario.ask())
     await asyncio.sleep(1)
     task.cancel()
