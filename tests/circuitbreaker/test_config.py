@@ -1,4 +1,4 @@
-"""The breaker's numbers are checked before anything is built on them."""
+"""The breaker's configuration is validated when it is created."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """Without arguments, the numbers are those that the settings promise."""
+    """The defaults equal those of the settings."""
     config = BreakerConfig()
 
     assert config == BreakerConfig(
@@ -32,7 +32,7 @@ def test_defaults_are_the_documented_ones() -> None:
 @pytest.mark.parametrize("name", ["fail_max", "min_calls", "half_open_calls"])
 @pytest.mark.parametrize("value", [0, -3, 1.0, True, "3", None])
 def test_counts_are_whole_and_positive(name: str, value: Any) -> None:
-    """A count that is no whole number of 1 or more is refused by name."""
+    """A count that is not an integer of 1 or more is rejected by name."""
     with pytest.raises(ValueError, match=rf"^{name} must be a whole number of 1 or more, not"):
         BreakerConfig(**{name: value})
 
@@ -42,14 +42,14 @@ def test_counts_are_whole_and_positive(name: str, value: Any) -> None:
 )
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
 def test_seconds_are_finite_and_positive(name: str, value: Any) -> None:
-    """A time that is not a finite number above 0 is refused by name."""
+    """A time that is not a finite number above 0 is rejected by name."""
     with pytest.raises(ValueError, match=rf"^{name} must be a finite number of seconds above 0"):
         BreakerConfig(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.0001, math.nan])
 def test_failure_rate_is_a_share(value: float) -> None:
-    """A failure rate outside of 0 to 1, or of 0, is refused."""
+    """A failure rate of 0, or outside of 0 to 1, is rejected."""
     with pytest.raises(ValueError, match=r"^failure_rate must be above 0 and at most 1, not"):
         BreakerConfig(failure_rate=value)
 
@@ -62,7 +62,7 @@ def test_reset_factor_is_finite_and_not_negative(value: float) -> None:
 
 
 def test_the_smallest_and_largest_values_are_allowed() -> None:
-    """The bounds are allowed: one call, every call failed, open periods that are all the same."""
+    """The bounds of each value are accepted."""
     config = BreakerConfig(
         fail_max=1,
         min_calls=1,
@@ -77,7 +77,7 @@ def test_the_smallest_and_largest_values_are_allowed() -> None:
 
 
 def test_reset_max_is_not_below_reset_timeout() -> None:
-    """A maximum below the first opening would make no sense, and is refused."""
+    """A reset_max below reset_timeout is rejected."""
     with pytest.raises(ValueError, match=r"^reset_max \(9\.0 s\) must not be below reset_timeout"):
         BreakerConfig(reset_timeout=10.0, reset_max=9.0)
 

@@ -30,7 +30,7 @@ class ThingError(Exception):
 
 
 class Stop(BaseException):
-    """Something that ends a program."""
+    """A BaseException that ends a program."""
 
 
 async def call(breaker: CircuitBreaker, error: BaseException | None = None, **options: Any) -> str:
@@ -42,7 +42,7 @@ async def call(breaker: CircuitBreaker, error: BaseException | None = None, **op
 
 
 def test_the_example_of_the_documentation() -> None:
-    """Three failures in a row and the fourth call is not made at all."""
+    """After three failures in a row the fourth call is not made."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker("thumbnails", BreakerConfig(fail_max=3), random=lambda: 0.0)
@@ -68,7 +68,7 @@ def test_the_example_of_the_documentation() -> None:
 
 
 def test_a_call_that_returns_is_a_success() -> None:
-    """It closes a half-open breaker."""
+    """A call that returns closes a half-open breaker."""
     breaker, clock = opened()
     clock.pass_(60.0)
 
@@ -93,7 +93,7 @@ def test_a_call_that_returns_is_a_success() -> None:
 def test_every_way_out_is_judged_and_passed_on_as_it_is(
     error: BaseException, calls: int, failures: int, consecutive: int
 ) -> None:
-    """The very same exception reaches the caller, and counts as its kind demands."""
+    """The same exception object reaches the caller, and votes by its type."""
     breaker, _ = make_breaker()
 
     async def scenario() -> BaseException | None:
@@ -113,7 +113,7 @@ def test_every_way_out_is_judged_and_passed_on_as_it_is(
 
 
 def test_our_own_errors_carry_cause_text_and_hint() -> None:
-    """Cause, summary and hint of the error are those of later rejections."""
+    """Cause, summary and hint of an error appear in later rejections."""
     breaker, _ = make_breaker(fail_max=1)
     error = RateLimitedError(retry_after=42.0, status=429, status_word="RESOURCE_EXHAUSTED")
 
@@ -130,7 +130,7 @@ def test_our_own_errors_carry_cause_text_and_hint() -> None:
 
 
 def test_an_exhausted_quota_opens_at_once() -> None:
-    """The verdict of the reason holds: one is enough, for long."""
+    """One quota_exhausted error trips the breaker for reset_max."""
     breaker, _ = make_breaker()
 
     async def scenario() -> None:
@@ -143,7 +143,7 @@ def test_an_exhausted_quota_opens_at_once() -> None:
 
 
 def test_the_caller_may_classify() -> None:
-    """An exception that the caller calls a success counts as one."""
+    """An exception that `classify` declares a success counts as one."""
     breaker, _ = make_breaker(fail_max=1)
 
     missing, seen = KeyError("not there"), []
@@ -177,7 +177,7 @@ def test_classify_never_sees_a_cancellation() -> None:
 
 
 def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """The call's own error reaches the caller, nothing is counted, and the place is free again."""
+    """If `classify` raises, the call's error propagates, and the place is freed without a vote."""
     breaker, clock = opened()
     clock.pass_(60.0)
 
@@ -199,7 +199,7 @@ def test_a_classify_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_rejected_call_settles_nothing() -> None:
-    """A caller that is rejected in half-open leaves the probe's round alone."""
+    """A caller rejected in half-open does not affect the probe's round."""
     breaker, _, probe = half_open()
 
     async def scenario() -> None:
@@ -211,8 +211,8 @@ def test_a_rejected_call_settles_nothing() -> None:
     assert probe.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 
-def test_guards_of_one_task_may_nest() -> None:
-    """Two breakers around one call each get their own outcome."""
+def test_protect_blocks_of_one_task_may_nest() -> None:
+    """Two breakers around one call each record its outcome."""
     outer, _ = make_breaker(fail_max=1)
     inner, _ = make_breaker(fail_max=1)
 
@@ -233,8 +233,8 @@ async def hang_for_three_seconds(breaker: CircuitBreaker) -> None:
         await asyncio.sleep(60.0)
 
 
-def test_a_timeout_around_the_guard_stays_a_timeout() -> None:
-    """asyncio.timeout sees its own cancellation come back, and the caller its TimeoutError."""
+def test_a_timeout_around_protect_stays_a_timeout() -> None:
+    """asyncio.timeout around `protect` raises TimeoutError to the caller."""
 
     async def scenario() -> CircuitBreaker:
         breaker = CircuitBreaker("google:pro", BreakerConfig(fail_max=1))
@@ -249,8 +249,8 @@ def test_a_timeout_around_the_guard_stays_a_timeout() -> None:
     assert breaker.metrics().state is BreakerState.CLOSED
 
 
-def test_a_timeout_around_the_guard_is_slow_past_the_threshold() -> None:
-    """With a slow threshold below the timeout, the hanging service is found out."""
+def test_a_timeout_around_protect_is_slow_past_the_threshold() -> None:
+    """A slow threshold below the timeout counts the hanging call as a failure."""
 
     async def scenario() -> CircuitBreaker:
         breaker = CircuitBreaker("google:pro", BreakerConfig(fail_max=2, slow_call=2.0))
@@ -281,7 +281,7 @@ async def waits(steps: list[str]) -> None:
 
 
 async def patient(breaker: CircuitBreaker, steps: list[str]) -> None:
-    """Waits for a verdict if it has to, then calls."""
+    """Wait for a probe's outcome if necessary, then call."""
     while True:
         try:
             async with breaker.protect():
@@ -322,7 +322,7 @@ class CancelledAt:
 
 
 async def cancel_at(work: Coroutine[Any, Any, None], step: int) -> bool:
-    """Whether the work was cancelled: False once it has fewer suspensions than `step`."""
+    """Return whether the work was cancelled, False once it has fewer suspensions than `step`."""
     driven = CancelledAt(work, step)
 
     async def run() -> None:
@@ -335,7 +335,7 @@ async def cancel_at(work: Coroutine[Any, Any, None], step: int) -> bool:
 
 
 async def every_step(prepare: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    """Cancel at each suspension in turn, on fresh ground each time; how many there were."""
+    """Cancel a new run at each suspension in turn; return the number of suspensions."""
     step = 1
     while await cancel_at(prepare(), step):
         step += 1
@@ -343,7 +343,7 @@ async def every_step(prepare: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 
 def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
-    """At whichever await of a closed breaker's call the caller leaves, no count moves."""
+    """Cancelling a call of a closed breaker at any await changes no count."""
 
     async def scenario() -> int:
         breaker = CircuitBreaker("google:pro", BreakerConfig())
@@ -358,7 +358,7 @@ def test_cancelling_a_call_at_every_await_changes_nothing() -> None:
 
 
 def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
-    """At whichever await the probe's caller leaves, the next caller is the probe."""
+    """After a probe is cancelled at any await, the next caller sends the probe."""
 
     async def scenario() -> int:
         breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
@@ -377,7 +377,7 @@ def test_cancelling_a_probe_at_every_await_frees_its_place() -> None:
 
 
 def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
-    """A caller that waits for a probe's verdict may leave at any await; the probe goes on."""
+    """A caller that waits for a probe may be cancelled at any await; the probe goes on."""
 
     async def scenario() -> int:
         step = 1
@@ -402,7 +402,7 @@ def test_cancelling_a_waiter_at_every_await_leaves_nothing_behind() -> None:
 
 
 def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
-    """Wherever the probe is cancelled, a waiting caller takes its place, and all are served."""
+    """If the probe is cancelled at any await, a waiting caller takes its place."""
 
     async def scenario() -> None:
         for step in range(1, 7):
@@ -419,8 +419,8 @@ def test_cancelling_the_probe_while_others_wait_hands_the_place_on() -> None:
     run_virtual(scenario())
 
 
-def test_one_guard_guards_one_call_at_a_time() -> None:
-    """Concurrent use of one context raises, because a permit would be lost; reuse is allowed."""
+def test_one_context_protects_one_call_at_a_time() -> None:
+    """Concurrent use of one context raises an error; reuse is allowed."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker("thumbnails", BreakerConfig(), random=lambda: 0.0)

@@ -26,7 +26,7 @@ def steps(transitions: list[Transition]) -> list[tuple[str, str]]:
     return [(each.from_state.value, each.to_state.value) for each in transitions]
 
 
-def test_a_transition_says_everything() -> None:
+def test_a_transition_has_all_fields() -> None:
     """A transition has cause, time, duration, metrics and origin."""
     breaker, clock = make_breaker(fail_max=2)
     transitions: list[Transition] = []
@@ -50,7 +50,7 @@ def test_a_transition_says_everything() -> None:
     ]
 
 
-def test_a_whole_outage_is_told_in_order() -> None:
+def test_listeners_receive_a_whole_outage_in_order() -> None:
     """Listeners receive each transition: open, probe, open again, probe, closed."""
     breaker, clock = make_breaker()
     transitions: list[Transition] = []
@@ -103,7 +103,7 @@ def test_a_settlement_is_final_when_a_listener_runs() -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("secret prompt"), asyncio.CancelledError(), AssertionError()]
 )
-def test_a_listener_that_raises_harms_nobody(
+def test_a_listener_that_raises_has_no_effect(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If a listener raises, the breaker opens, others are called, and the type is logged."""
@@ -144,7 +144,7 @@ def test_ending_the_program_from_a_listener_is_not_swallowed() -> None:
     assert steps(transitions) == [("open", "forced_open")]
 
 
-def test_a_listener_that_changes_the_state_is_heard_after_the_others() -> None:
+def test_transitions_made_by_a_listener_are_queued() -> None:
     """A transition made by a listener is queued, so all listeners get both in the same order."""
     breaker, _ = make_breaker()
     first: list[Transition] = []
@@ -177,8 +177,8 @@ def test_unsubscribing_ends_one_subscription() -> None:
     assert len(transitions) == 3
 
 
-def test_subscribing_while_telling_does_not_disturb() -> None:
-    """A listener may leave, and another join, in the middle of a transition."""
+def test_subscribing_during_a_transition_is_allowed() -> None:
+    """Listeners may be added and removed during a transition."""
     breaker, _ = make_breaker()
     transitions: list[str] = []
 
@@ -208,7 +208,7 @@ def test_subscribing_while_telling_does_not_disturb() -> None:
         lambda _, probe: probe.settle(BreakerOutcome.NEUTRAL),
     ],
 )
-def test_what_time_has_decided_is_told_by_whoever_comes_first(
+def test_a_time_out_is_reported_by_the_first_call_that_detects_it(
     look: Callable[[CircuitBreaker, Permit], object],
 ) -> None:
     """A probe's time-out is reported by the first call of any method that detects it."""
@@ -222,7 +222,7 @@ def test_what_time_has_decided_is_told_by_whoever_comes_first(
     assert transitions[0].at == 121.0
 
 
-def test_an_opening_found_before_queueing_is_told_at_once() -> None:
+def test_an_opening_found_before_queueing_is_reported_at_once() -> None:
     """An opening by a slow call, detected before queueing, is reported at once."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     let_in(breaker)
@@ -235,7 +235,7 @@ def test_an_opening_found_before_queueing_is_told_at_once() -> None:
 
 
 def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
-    """While a listener hangs in one thread, another one asks and settles freely."""
+    """While a listener blocks one thread, another thread acquires and settles permits."""
     breaker, _ = opened()
     entered, leave = threading.Event(), threading.Event()
 
@@ -255,7 +255,7 @@ def test_a_slow_listener_in_one_thread_delays_no_other_thread() -> None:
     assert entered.wait(timeout=30)
     breaker.force_open = False
     breaker.metrics()
-    assert transitions == [], "in order: the one that hangs is told to all first"
+    assert transitions == [], "in order: the blocked transition is delivered to all first"
     leave.set()
     thread.join(timeout=60)
 
@@ -284,7 +284,7 @@ def test_no_event_is_lost_or_out_of_order_among_threads() -> None:
 
 
 def test_listeners_are_no_part_of_the_state() -> None:
-    """With a listener that always raises and without any, the same calls end in the same state."""
+    """A listener that always raises does not change the final state."""
 
     def run(breaker: CircuitBreaker) -> BreakerMetrics:
         fail(breaker, 2)
@@ -302,7 +302,7 @@ def test_listeners_are_no_part_of_the_state() -> None:
     assert run(disturbed) == run(plain)
 
 
-def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
+def test_a_slow_listener_delays_no_call_and_receives_all_in_order() -> None:
     """A listener that blocks in the first transition does not delay calls, and misses none."""
     breaker, _ = make_breaker()
     entered, leave = threading.Event(), threading.Event()
@@ -316,7 +316,7 @@ def test_a_slow_listener_delays_nobody_and_hears_everything_in_order() -> None:
     breaker.subscribe(slow)
     fail(breaker, 3)
     assert entered.wait(timeout=30)
-    breaker.force_open = True  # nobody waits for the listener
+    breaker.force_open = True  # calls do not wait for the listener
     breaker.force_open = False
     assert transitions == []
     leave.set()
@@ -343,7 +343,7 @@ def test_a_coroutine_function_is_no_listener() -> None:
         breaker.subscribe(listen)  # type: ignore[arg-type]
 
 
-def test_a_listener_that_fails_in_its_thread_harms_nobody(
+def test_an_error_in_a_listeners_thread_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """An error in a listener's thread is logged, and later transitions are still delivered."""

@@ -1,4 +1,4 @@
-"""Random lives of a breaker, each step compared with an oracle written from the specification."""
+"""Random sequences of steps, each compared with an oracle written from the specification."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from resilient_imagen.circuitbreaker import (
 )
 from resilient_imagen.reasons import BreakerOutcome
 
-# Times are multiples of a power of two, so that sums are exact and moments really coincide.
+# Times are multiples of a power of two, so that sums are exact and moments coincide.
 TICKS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 8.0, 16.0, 40.0])
 HINTS = st.sampled_from([None, 0.5, 8.0, 33.0, 300.0, 2e6])
 NEWS = st.tuples(st.sampled_from([BreakerOutcome.THROTTLED, BreakerOutcome.TRIP]), HINTS)
@@ -58,7 +58,7 @@ STRAGGLERS: Counter[bool] = Counter()
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """Callers, operators and time do as they like to a breaker and to the oracle alike."""
+    """Applies the same random steps to a breaker and to the oracle."""
 
     @initialize(config=CONFIGS, jitter=st.sampled_from([0.0, 0.5, 1.0]))
     def begin_life(self, config: BreakerConfig, jitter: float) -> None:
@@ -77,7 +77,7 @@ class BreakerMachine(RuleBasedStateMachine):
         )
 
     def step(self) -> float:
-        """Count the step by the state it finds, and let the oracle catch up with the clock."""
+        """Count the step by the current state, and advance the oracle to the clock's time."""
         STEPS["hint" if self.oracle.closes_at < math.inf else self.oracle.state] += 1
         self.half_open_steps += self.oracle.state == "half_open"
         self.oracle.pass_to(self.clock.now)
@@ -163,7 +163,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(hair=st.sampled_from([-0.25, 0.0, 0.0, 0.25]))
     def pass_to_the_next_moment(self, hair: float) -> None:
-        """To where something happens by time alone, a little before it, or after."""
+        """Advance to the next timed change, a little before it, or after it."""
         self.step()
         moments = [when for when, _, _ in self.oracle.pending()]
         if self.oracle.state == "open":
@@ -175,7 +175,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.oracle.state == "closed")
     @rule()
     def outage(self) -> None:
-        """Failures until it opens."""
+        """Fail calls until the breaker opens."""
         for _ in range(self.oracle.config.fail_max):
             now = self.step()
             call = self.oracle.ask(now)
@@ -189,7 +189,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def rate_limit(
         self, hint: float, others: int, late: list[tuple[BreakerOutcome, float | None]]
     ) -> None:
-        """A hint, while others are in flight, some of which end right after it."""
+        """Settle a call with a hint while others are in flight; some of them end right after it."""
         for _ in range(others + 1):
             self.admit(send=True)
         for verdict, more in [(BreakerOutcome.THROTTLED, hint), *late[:others]]:
@@ -201,7 +201,7 @@ class BreakerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(news=NEWS)
     def settle_the_oldest(self, news: tuple[BreakerOutcome, float | None]) -> None:
-        """Often one of an earlier state, with news that may lengthen the present opening."""
+        """Settle the oldest call, often one of an earlier state that may lengthen the opening."""
         self.count_straggler()
         self.settle_one(0, *news)
         self.calls.pop(0)
@@ -239,7 +239,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        """State, counts, times, places and transitions equal those of the oracle."""
+        """Check that state, counts, times and transitions equal those of the oracle."""
         if not hasattr(self, "oracle"):
             return
         now, oracle = self.clock.now, self.oracle
@@ -278,7 +278,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 def live(examples: int) -> None:
-    """Run so many lives of up to a hundred steps each."""
+    """Run this many sequences of up to a hundred steps each."""
     run_state_machine_as_test(
         BreakerMachine,
         settings=settings(
@@ -290,9 +290,9 @@ def live(examples: int) -> None:
     )
 
 
-@pytest.mark.timeout(900)  # a difference, once found, takes a while to be made small
-def test_every_step_of_many_lives_is_as_specified() -> None:
-    """Some 20 000 random steps, many of them in half-open, without one difference."""
+@pytest.mark.timeout(900)  # shrinking a failing example takes a while
+def test_random_steps_follow_the_specification() -> None:
+    """Some 20 000 random steps, many of them in half-open, show no difference."""
     STEPS.clear()
     STRAGGLERS.clear()
     live(examples=230)
@@ -305,8 +305,8 @@ def test_every_step_of_many_lives_is_as_specified() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_every_step_of_very_many_lives_is_as_specified() -> None:
-    """At least 200 000 random steps without one difference."""
+def test_many_random_steps_follow_the_specification() -> None:
+    """At least 200 000 random steps show no difference."""
     STEPS.clear()
     while STEPS.total() < 200_000:
         live(examples=500)

@@ -38,7 +38,7 @@ def modes(**numbers: Any) -> dict[BreakerMode, BreakerConfig]:
 
 
 def test_off_lets_everything_through_and_counts_nothing() -> None:
-    """Whatever happens in mode off, no number changes."""
+    """In mode off, all calls pass and no count changes."""
     breaker, _ = make_breaker(mode=BreakerMode.OFF)
     before = breaker.metrics()
     permit = breaker.acquire()
@@ -67,7 +67,7 @@ def test_switching_off_and_on_keeps_the_opening() -> None:
 
 
 def test_calls_in_flight_when_it_was_off_never_vote() -> None:
-    """Neither those begun before it was off nor those begun meanwhile count once it is on again."""
+    """Calls that began before or during mode off do not vote after it is on again."""
     config = modes(fail_max=1)
     breaker, _ = make_breaker(fail_max=1)
     before = let_in(breaker)
@@ -80,8 +80,8 @@ def test_calls_in_flight_when_it_was_off_never_vote() -> None:
     assert breaker.allows_calls()
 
 
-def test_switching_off_begins_a_generation_of_its_own() -> None:
-    """Numbers of states are never used twice, so calls after it count and those before do not."""
+def test_switching_off_begins_a_new_generation() -> None:
+    """Mode off starts a new generation, so only calls after it count."""
     breaker, clock = make_breaker(fail_max=1)
     fail(breaker)
     clock.pass_(60.0)
@@ -112,7 +112,7 @@ def test_switching_off_frees_the_places_of_probes() -> None:
 
 
 def test_shadow_decides_reports_and_lets_through() -> None:
-    """A breaker lives its whole life in shadow, and callers meet a closed one throughout."""
+    """In shadow mode the breaker changes state and reports it, but rejects no call."""
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     transitions: list[Transition] = []
     breaker.subscribe(transitions.append, inline=True)
@@ -150,7 +150,7 @@ def test_shadow_decides_reports_and_lets_through() -> None:
 
 
 def test_shadow_simulates_recovery_that_fails() -> None:
-    """A failed probe of the shadow opens it again, by the probe's duration."""
+    """A failed probe opens a shadow breaker again, by the probe's duration."""
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     transitions: list[Transition] = []
     fail(breaker, 3)
@@ -164,7 +164,7 @@ def test_shadow_simulates_recovery_that_fails() -> None:
 
 
 def test_what_the_shadow_learned_holds_when_it_is_switched_on() -> None:
-    """From shadow to on, an open shadow becomes an open breaker, and listeners hear of it."""
+    """Switching from shadow to on keeps the open state and reports it to listeners."""
     config = modes()
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW)
     seen = changes(breaker)
@@ -203,7 +203,7 @@ def test_forced_open_rejects_in_every_mode(mode: BreakerMode) -> None:
 
 
 def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
-    """Forced while open, the rejection carries no cause of the outage underneath."""
+    """A rejection by a forced-open breaker has no cause of an earlier outage."""
     breaker, _ = opened()
     assert refused(breaker).cause == "overloaded"
     transitions: list[Transition] = []
@@ -221,7 +221,7 @@ def test_a_forced_rejection_is_not_blamed_on_an_old_failure() -> None:
 
 
 def test_requests_in_flight_still_count_under_force() -> None:
-    """When force is taken back, the breaker is in the state that the requests in flight proved."""
+    """Outcomes during forced open determine the state after its release."""
     breaker, _ = make_breaker(fail_max=2)
     first, second = let_in(breaker), let_in(breaker)
     breaker.force_open = True
@@ -240,7 +240,7 @@ def test_requests_in_flight_still_count_under_force() -> None:
 
 
 def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
-    """Two failures before, one after: the third in a row opens, or the second by a lower limit."""
+    """After a reconfiguration the counts stay, and the new limit applies to the next failure."""
     breaker, _ = make_breaker(fail_max=5, min_calls=100)
     fail(breaker, 2)
     breaker.reconfigure(BreakerConfig(fail_max=3, min_calls=100))
@@ -257,7 +257,7 @@ def test_other_numbers_keep_the_counts_and_hold_from_the_next_failure() -> None:
 
 
 def test_another_window_keeps_its_outcomes() -> None:
-    """A window made longer does not forget, so an outage in progress is not missed."""
+    """A longer window keeps its outcomes, so an outage in progress is still detected."""
     breaker, _ = make_breaker(fail_max=100, min_calls=6, failure_rate=0.5, window=300.0)
     fail(breaker, 5)
     breaker.reconfigure(BreakerConfig(fail_max=100, min_calls=6, failure_rate=0.5, window=600.0))
@@ -277,7 +277,7 @@ def test_other_open_times_do_not_move_the_present_opening() -> None:
 
 
 def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
-    """Two of three successes are enough once only two are asked for."""
+    """Two of three successes close the circuit once only two are required."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     succeed(breaker, 2)
@@ -293,7 +293,7 @@ def test_fewer_places_close_a_round_that_has_enough_successes() -> None:
 
 
 def test_more_places_let_more_probes_in() -> None:
-    """A second place is there at once, and two successes are needed then."""
+    """With a second place, a second probe is admitted at once and two successes close."""
     breaker, _, probe = half_open(half_open_calls=1)
     breaker.reconfigure(BreakerConfig(half_open_calls=2))
     second = let_in(breaker)
@@ -303,7 +303,7 @@ def test_more_places_let_more_probes_in() -> None:
 
 
 def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
-    """A probe older than the new deadline has failed, now and not in the past."""
+    """A probe older than a new, shorter deadline fails at the time of the change."""
     breaker, clock, _ = half_open(probe_deadline=61.0)
     clock.pass_(30.0)
     breaker.reconfigure(BreakerConfig(probe_deadline=10.0))
@@ -315,7 +315,7 @@ def test_another_probe_deadline_holds_for_the_probe_in_flight() -> None:
 # Watching
 
 
-def test_snapshot_of_a_fresh_gate() -> None:
+def test_snapshot_of_an_unused_breaker() -> None:
     """The snapshot of an unused breaker is complete, with empty values."""
     breaker, clock = make_breaker()
     clock.pass_(12.5)
@@ -336,7 +336,7 @@ def test_snapshot_of_a_fresh_gate() -> None:
     }
 
 
-def test_snapshot_of_an_open_and_of_a_half_open_gate() -> None:
+def test_snapshot_of_an_open_and_of_a_half_open_breaker() -> None:
     """The snapshot has the time and cause of the opening, the counts and retry_after."""
     breaker, clock = make_breaker(min_calls=100)
     succeed(breaker)
@@ -365,7 +365,7 @@ def test_snapshot_of_an_open_and_of_a_half_open_gate() -> None:
 @pytest.mark.parametrize("mode", list(BreakerMode))
 @pytest.mark.parametrize("forced", [True, False])
 def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
-    """In every mode and state it survives strict JSON unchanged, infinite times included."""
+    """Every snapshot, with infinite times too, survives strict JSON unchanged."""
     breaker, clock = make_breaker(mode=mode)
     breaker.force_open = forced
     shots = [breaker.snapshot()]
@@ -378,8 +378,8 @@ def test_every_snapshot_is_json(mode: BreakerMode, forced: bool) -> None:
     assert [json.loads(json.dumps(each, allow_nan=False)) for each in shots] == shots
 
 
-def test_looking_takes_no_place() -> None:
-    """Asking whether it is usable, for numbers or for a snapshot leaves the probe to a caller."""
+def test_reading_the_state_takes_no_place() -> None:
+    """Reading `allows_calls`, metrics or a snapshot does not take the probe's place."""
     breaker, clock = opened()
     clock.pass_(60.0)
     for _ in range(10):

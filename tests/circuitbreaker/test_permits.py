@@ -34,7 +34,7 @@ THROTTLED, TRIP = BreakerOutcome.THROTTLED, BreakerOutcome.TRIP
 # Closed
 
 
-def test_a_closed_gate_lets_everybody_through() -> None:
+def test_a_closed_breaker_admits_all_calls() -> None:
     """In the closed state, the check before queueing passes, and the permit is not a probe."""
     breaker, _ = make_breaker()
     permit = breaker.acquire()
@@ -63,8 +63,8 @@ def test_failures_in_a_row_open_it_at_the_last_of_them() -> None:
     )
 
 
-def test_a_success_between_failures_begins_the_row_anew() -> None:
-    """Two failures, a success and two failures are no three in a row."""
+def test_a_success_resets_the_consecutive_failures() -> None:
+    """Two failures, a success and two failures are not three consecutive failures."""
     breaker, _ = make_breaker(fail_max=3, min_calls=100)
     fail(breaker, 2)
     succeed(breaker)
@@ -75,8 +75,8 @@ def test_a_success_between_failures_begins_the_row_anew() -> None:
     assert breaker.metrics().state is OPEN
 
 
-def test_alternating_failures_open_it_by_the_share() -> None:
-    """Half of the calls failing opens at the first failure with enough calls in the window."""
+def test_alternating_failures_open_it_by_the_failure_rate() -> None:
+    """A failure rate of one half opens at the first failure with enough calls in the window."""
     breaker, _ = make_breaker(fail_max=3, failure_rate=0.5, min_calls=6)
     for _ in range(3):
         succeed(breaker)
@@ -87,7 +87,7 @@ def test_alternating_failures_open_it_by_the_share() -> None:
 
 
 def test_a_success_never_opens_it() -> None:
-    """The success that brings the window to its minimum opens nothing; the next failure does."""
+    """A success that fills the window to its minimum does not open; the next failure does."""
     breaker, _ = make_breaker(fail_max=100, failure_rate=0.5, min_calls=6)
     fail(breaker, 5)
     succeed(breaker)
@@ -97,7 +97,7 @@ def test_a_success_never_opens_it() -> None:
 
 
 def test_old_outcomes_leave_the_window() -> None:
-    """Failures of ten minutes ago do not count towards the share."""
+    """Failures of ten minutes ago do not count in the failure rate."""
     breaker, clock = make_breaker(fail_max=100, failure_rate=0.5, min_calls=6, window=300.0)
     fail(breaker, 5)
     clock.pass_(300.0)
@@ -118,8 +118,8 @@ def test_throttling_without_a_hint_counts_in_a_row_only() -> None:
     assert settlements[-1].metrics.retry_after == 60.0
 
 
-def test_throttling_never_opens_it_by_the_share() -> None:
-    """A share that became too large by age alone is not acted on at a 429."""
+def test_throttling_never_opens_it_by_the_failure_rate() -> None:
+    """A 429 does not open the breaker even if ageing has raised the failure rate too high."""
     breaker, clock = make_breaker(fail_max=100, failure_rate=0.9, min_calls=2, window=60.0)
     succeed(breaker, 10)
     clock.pass_(30.0)
@@ -144,7 +144,7 @@ def test_throttling_with_a_hint_opens_for_exactly_that_long(hint: float, length:
     assert (settlement.metrics.window_calls, settlement.metrics.consecutive) == (0, 0)
 
 
-def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
+def test_a_hints_open_period_ends_without_a_probe() -> None:
     """After a hint the breaker closes exactly at its end, without a probe."""
     breaker, clock = make_breaker(jitter=1.0)
     seen = changes(breaker)
@@ -165,7 +165,7 @@ def test_a_hint_is_over_when_it_said_so_and_everybody_is_let_through() -> None:
     assert breaker.snapshot()["why"] is None
 
 
-def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
+def test_the_closing_after_a_hint_has_the_hints_end_as_its_time() -> None:
     """The closing after a hint has the time of the hint's end, however late it is detected."""
     breaker, clock = make_breaker()
     transitions: list[Transition] = []
@@ -180,7 +180,7 @@ def test_the_end_of_a_hint_is_told_with_its_own_moment() -> None:
 
 
 def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
-    """Two failures, a hint and one failure are three in a row; the window stays, too."""
+    """A hint between failures changes neither the consecutive count nor the window."""
     breaker, clock = make_breaker(fail_max=3, min_calls=100)
     succeed(breaker)
     fail(breaker, 2)
@@ -195,8 +195,8 @@ def test_a_hint_neither_adds_to_nor_resets_what_was_counted() -> None:
 
 
 @pytest.mark.parametrize("hint", [0.0, -1.0, math.nan])
-def test_a_hint_that_says_nothing_is_none(hint: float) -> None:
-    """A 429 that asks to wait no time is one without a hint."""
+def test_a_hint_of_no_seconds_is_ignored(hint: float) -> None:
+    """A 429 with a hint of zero or less counts as one without a hint."""
     breaker, _ = make_breaker(fail_max=2)
     outcome(breaker, BreakerOutcome.THROTTLED, retry_after=hint)
     assert breaker.metrics().state is CLOSED
@@ -218,7 +218,7 @@ def test_a_trip_opens_at_once_for_long(hint: float | None, length: float) -> Non
 
 
 def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
-    """The failure that opens may carry a hint: it lengthens the opening, up to reset_max."""
+    """A hint of the failure that opens lengthens the open period, up to reset_max."""
     breaker, _ = make_breaker(fail_max=2)
     fail(breaker, retry_after=500.0)
     assert breaker.metrics().state is CLOSED
@@ -227,7 +227,7 @@ def test_a_failure_with_a_hint_opens_for_at_least_that_long() -> None:
 
 
 def test_neutral_counts_nowhere() -> None:
-    """Any number of neutral outcomes changes no count."""
+    """Neutral outcomes change no count."""
     breaker, _ = make_breaker()
     fail(breaker, 2)
     before = breaker.metrics()
@@ -240,7 +240,7 @@ def test_neutral_counts_nowhere() -> None:
 # Open
 
 
-def test_a_rejection_says_who_why_and_how_long() -> None:
+def test_a_rejection_has_all_values() -> None:
     """A rejection has all values that errors, spans and log lines need."""
     breaker, clock = make_breaker(fail_max=2)
     fail(breaker, cause="timeout", summary="timed out", origin="span one")
@@ -260,7 +260,7 @@ def test_a_rejection_says_who_why_and_how_long() -> None:
     assert breaker.try_acquire_early() == refused(breaker)
 
 
-def test_it_rejects_until_its_time_and_not_at_it() -> None:
+def test_it_rejects_until_the_end_of_the_open_period() -> None:
     """Just before the end of the open period all calls are rejected; at the end one probes."""
     breaker, clock = opened(reset_timeout=60.0)
     clock.now = math.nextafter(60.0, 0.0)
@@ -271,8 +271,8 @@ def test_it_rejects_until_its_time_and_not_at_it() -> None:
     assert let_in(breaker).probe
 
 
-def test_being_due_changes_nothing_until_somebody_asks() -> None:
-    """An opening that is over is still an opening: looking at it begins no round."""
+def test_reading_a_due_breaker_does_not_start_a_round() -> None:
+    """Reading the state after the open period does not start a half-open round."""
     breaker, clock = opened()
     seen = changes(breaker)
     clock.pass_(100_000.0)
@@ -369,8 +369,8 @@ def test_a_hint_after_a_fatal_failure_does_not_let_it_close() -> None:
 
 
 @pytest.mark.parametrize(("verdict", "hint"), [(THROTTLED, 30.0), (TRIP, 7200.0)])
-def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
-    """Half-open or closed again, an outcome of the time before the opening changes nothing."""
+def test_a_late_outcome_opens_no_later_state(verdict: BreakerOutcome, hint: float) -> None:
+    """An outcome from before the opening changes neither a half-open nor a closed state."""
     breaker, clock = make_breaker(fail_max=2, half_open_calls=2)
     first, second = let_in(breaker), let_in(breaker)
     fail(breaker, 2)
@@ -383,8 +383,8 @@ def test_a_straggler_opens_no_later_state(verdict: BreakerOutcome, hint: float) 
     assert breaker.metrics().state is CLOSED
 
 
-def test_a_sibling_trips_a_closed_gate() -> None:
-    """An opening by another route opens this breaker at once, and is the cause of rejections."""
+def test_a_sibling_trips_a_closed_breaker() -> None:
+    """A trip by another route opens this breaker at once and is the cause of rejections."""
     breaker, _ = make_breaker()
     breaker.force_trip(cause="quota_exhausted", summary="402 billing", origin="span")
     rejection = refused(breaker)
@@ -398,8 +398,8 @@ def test_a_sibling_trips_a_closed_gate() -> None:
 
 
 @pytest.mark.parametrize(("hint", "length"), [(7200.0, 7200.0), (60.0, 600.0), (math.nan, 600.0)])
-def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
-    """The sibling's hint holds here as it does there: longer than reset_max, or not at all."""
+def test_a_siblings_hint_may_exceed_reset_max(hint: float, length: float) -> None:
+    """A sibling's hint sets the open period only if it is longer than reset_max."""
     breaker, _ = make_breaker()
     breaker.force_trip(cause="quota_exhausted", retry_after=hint)
 
@@ -407,7 +407,7 @@ def test_a_sibling_may_know_a_longer_time(hint: float, length: float) -> None:
 
 
 def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
-    """If it is open already, the later end applies with its cause, without a transition."""
+    """A sibling's trip replaces an earlier end and cause of an open period, not a later one."""
     breaker, clock = opened(reset_timeout=60.0, reset_max=600.0)
     seen = changes(breaker)
     clock.pass_(10.0)
@@ -427,8 +427,8 @@ def test_a_sibling_lengthens_an_opening_but_never_shortens_it() -> None:
     assert seen == []
 
 
-def test_a_sibling_trips_a_half_open_gate() -> None:
-    """It ends the round: the probe in flight has no vote any more."""
+def test_a_sibling_trips_a_half_open_breaker() -> None:
+    """A sibling's trip ends the half-open round; the probe in flight casts no vote."""
     breaker, clock, probe = half_open()
     breaker.force_trip(cause="quota_exhausted")
 
@@ -471,7 +471,7 @@ def test_a_probe_that_succeeds_closes_it() -> None:
 
 
 def test_as_many_successes_as_probes_close_it() -> None:
-    """With three places, three successes close; two leave room for no more than the third."""
+    """With three places, the third success closes the breaker; no fourth probe is admitted."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
@@ -482,7 +482,7 @@ def test_as_many_successes_as_probes_close_it() -> None:
 
 
 def test_probes_may_come_one_after_the_other() -> None:
-    """The places are no burst: three callers in turn close it as well."""
+    """Three probes in sequence close a breaker with three places."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     for _ in range(3):
@@ -524,7 +524,7 @@ def test_successes_of_an_earlier_round_do_not_count() -> None:
     ("hint", "length"), [(None, 60.0), (7.0, 60.0), (300.0, 300.0), (5000.0, 600.0)]
 )
 def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> None:
-    """For the time of a failed probe, or for a longer hint; then the next caller is a probe."""
+    """A throttled probe opens for the time of a failed probe, or for a longer hint."""
     breaker, clock, probe = half_open()
     settlement = probe.settle(THROTTLED, retry_after=hint)
 
@@ -536,7 +536,7 @@ def test_a_throttled_probe_opens_it_again(hint: float | None, length: float) -> 
 
 
 def test_a_refused_probe_gives_its_place_back() -> None:
-    """A refusal may be a front door's, so it does not close; closed, it counts as a success."""
+    """A refused probe does not close the circuit; in the closed state it is a success."""
     breaker, _, probe = half_open(fail_max=2)
     settlement = probe.settle(BreakerOutcome.REFUSED, cause="invalid_request")
     assert (settlement.counted, settlement.transition) == ("ignored", None)
@@ -568,7 +568,7 @@ def test_a_neutral_probe_gives_its_place_back() -> None:
 
 
 def test_a_hung_probe_is_taken_as_failed_at_its_deadline() -> None:
-    """Nothing hears from the probe: at its deadline it is open again, as if it had failed then."""
+    """A probe without an outcome fails at its deadline."""
     breaker, clock, probe = half_open(probe_deadline=61.0)
     began = clock.now
     clock.now = math.nextafter(began + 61.0, 0.0)
@@ -656,7 +656,7 @@ def test_the_origin_given_at_sending_names_a_hung_probe() -> None:
 
 
 def test_a_reserved_probe_counts_its_deadline_from_sending() -> None:
-    """Time spent in the queue is not held against the service."""
+    """A probe's deadline does not include its time in the queue."""
     breaker, clock = opened(probe_deadline=61.0)
     clock.pass_(60.0)
     probe = breaker.try_acquire_early()
@@ -704,7 +704,7 @@ def test_a_probe_that_left_the_queue_late_takes_its_place_again() -> None:
 
 
 def test_a_reserved_probe_whose_state_is_over_is_stale() -> None:
-    """A probe that waits while another one fails comes too late, and can see it."""
+    """A queued probe whose round has ended reports itself as stale."""
     breaker, clock = opened(half_open_calls=2)
     clock.pass_(60.0)
     held = breaker.try_acquire_early()
@@ -750,7 +750,7 @@ def test_only_the_first_settlement_counts(second: BreakerOutcome) -> None:
 
 
 def test_a_permit_need_not_be_begun() -> None:
-    """Without begin, outcomes count all the same."""
+    """An outcome of a permit without `begin` counts."""
     breaker, _ = make_breaker(fail_max=1)
     permit = breaker.acquire()
     assert isinstance(permit, Permit)
@@ -769,7 +769,7 @@ def test_beginning_after_the_settlement_does_nothing() -> None:
 
 
 def test_generations_number_the_states() -> None:
-    """Each state has its own number, so that an outcome of another one can be told."""
+    """Each state has its own generation number, which identifies late outcomes."""
     breaker, clock = make_breaker(fail_max=1)
     numbers = [let_in(breaker).generation]
     fail(breaker)
@@ -782,8 +782,8 @@ def test_generations_number_the_states() -> None:
     assert numbers == [0, 2, 3]
 
 
-def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
-    """A recovered breaker is not opened again by failures that began before the outage."""
+def test_a_late_outcome_cannot_vote_in_a_later_closed_state() -> None:
+    """Failures that began before the outage do not open a recovered breaker."""
     breaker, clock = make_breaker(fail_max=2)
     stragglers = [let_in(breaker) for _ in range(5)]
     fail(breaker, 2)
@@ -796,7 +796,7 @@ def test_a_straggler_cannot_vote_in_a_later_closed_time() -> None:
 
 
 def test_a_clock_that_steps_back_is_not_followed() -> None:
-    """Time never runs backwards for a breaker: an opening does not grow by a step of the clock."""
+    """A clock that steps back does not lengthen an open period."""
     breaker, clock = opened(HandClock(1000.0))
     clock.now = 1.0
     assert refused(breaker).retry_after == 60.0
@@ -805,7 +805,7 @@ def test_a_clock_that_steps_back_is_not_followed() -> None:
 
 
 def test_a_clock_may_count_from_anywhere() -> None:
-    """Nothing depends on the clock's zero, not even its sign."""
+    """The breaker works with any zero of the clock, negative times included."""
     breaker, clock = opened(HandClock(-1000.0))
     assert breaker.blocked_until() == -940.0
     clock.pass_(25.0)
@@ -813,7 +813,7 @@ def test_a_clock_may_count_from_anywhere() -> None:
     assert breaker.snapshot()["since_s"] == 25.0
 
 
-def test_an_opening_for_a_time_is_remembered_by_what_it_was_given() -> None:
+def test_open_for_records_cause_summary_and_origin() -> None:
     """Rejections have cause, summary and origin, and the open period has the given length."""
     breaker, clock = make_breaker()
     breaker.open_for(30, cause="quota_exhausted", summary="429", origin="call 7")
@@ -840,7 +840,7 @@ def test_an_answer_to_a_request_of_an_earlier_state_changes_no_times() -> None:
     assert breaker.metrics().state is OPEN
 
 
-def test_a_probe_that_was_answered_has_its_time_anew() -> None:
+def test_an_answered_probe_gets_a_new_deadline() -> None:
     """After `answered`, a probe has a new deadline for processing the response."""
     breaker, clock, probe = half_open(probe_deadline=10.0, slow_call=9.0)
     clock.pass_(8)

@@ -1,4 +1,4 @@
-"""pybreaker really is the state machine, and only the breaker's clock ends an opening."""
+"""pybreaker is the state machine; only the breaker's clock ends an open period."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def circuit_of(breaker: CircuitBreaker) -> pybreaker.CircuitBreaker:
 
 
 def test_pybreaker_holds_the_state() -> None:
-    """Its state and counters are those that the breaker reports, all the way round."""
+    """pybreaker's state and counters equal the reported ones in every state."""
     breaker, clock = make_breaker(half_open_calls=2)
     circuit = circuit_of(breaker)
     assert (circuit.current_state, circuit.fail_max, circuit.success_threshold) == ("closed", 3, 2)
@@ -34,7 +34,7 @@ def test_pybreaker_holds_the_state() -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, 1e9])
 def test_a_stray_call_through_pybreaker_never_ends_an_opening(seconds: float) -> None:
-    """However long it has been open, the breaker and not pybreaker's clock begins the round."""
+    """A call through pybreaker itself does not end an open period."""
     breaker, clock = opened()
     clock.pass_(seconds)
     with pytest.raises(pybreaker.CircuitBreakerError):
@@ -57,7 +57,7 @@ def test_transitions_made_on_pybreaker_itself_are_followed() -> None:
 
 
 def test_importing_the_breaker_does_not_load_pybreaker() -> None:
-    """Only making a breaker loads pybreaker, so that importing the library stays light."""
+    """Only creating a breaker imports pybreaker."""
     code = (
         "import sys, resilient_imagen.circuitbreaker as b; print('pybreaker' in sys.modules);"
         "b.CircuitBreaker('x', b.BreakerConfig()); print('pybreaker' in sys.modules)"

@@ -53,7 +53,7 @@ async def opened() -> CircuitBreaker:
 
 
 def test_1_clients_that_cancel_do_not_open_it() -> None:
-    """Five callers leave, one after another; the breaker stays closed and each sees its own end."""
+    """Five cancelled callers leave the breaker closed, and each gets its own cancellation."""
 
     async def scenario() -> CircuitBreaker:
         breaker = CircuitBreaker("service", BreakerConfig(fail_max=3))
@@ -65,7 +65,7 @@ def test_1_clients_that_cancel_do_not_open_it() -> None:
 
 
 def test_2_a_cancellation_is_neither_failure_nor_success() -> None:
-    """Between two failures and the third, a cancelled call changes nothing."""
+    """A cancelled call between the second and third failure changes nothing."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker("service", BreakerConfig(fail_max=3))
@@ -83,7 +83,7 @@ def test_2_a_cancellation_is_neither_failure_nor_success() -> None:
 
 
 def test_3_of_200_callers_one_enters_half_open() -> None:
-    """All come in the moment the time is over; one is let through."""
+    """Of 200 callers at the end of the open period, one is admitted."""
 
     async def scenario() -> list[BaseException | None]:
         breaker = await opened()
@@ -99,7 +99,7 @@ def test_3_of_200_callers_one_enters_half_open() -> None:
 
 
 def test_4_a_late_failure_does_not_delay_recovery() -> None:
-    """A call from before the outage fails while it is open; the probe comes when it was due."""
+    """A late failure of a call from before the outage does not delay the probe."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker(
@@ -118,8 +118,8 @@ def test_4_a_late_failure_does_not_delay_recovery() -> None:
     run_virtual(scenario())
 
 
-def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> None:
-    """Only the probe's own outcome decides."""
+def test_5_a_late_success_does_not_close_it_while_a_probe_is_in_flight() -> None:
+    """Only the probe's own outcome closes the breaker."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker(
@@ -142,7 +142,7 @@ def test_5_a_late_success_does_not_close_it_while_a_probe_is_on_its_way() -> Non
 
 
 def test_6_a_cancelled_probe_leaves_it_half_open() -> None:
-    """It is neither closed nor opened by a caller that left, and the next caller is the probe."""
+    """After a cancelled probe the breaker is half-open, and the next caller probes."""
 
     async def scenario() -> None:
         breaker = await opened()
@@ -155,8 +155,8 @@ def test_6_a_cancelled_probe_leaves_it_half_open() -> None:
     run_virtual(scenario())
 
 
-def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
-    """A probe that ends in a neutral error leaves it half-open; nothing is taken for a success."""
+def test_7_a_neutral_error_does_not_close_it() -> None:
+    """A probe that ends in a neutral error leaves the breaker half-open."""
 
     async def scenario() -> None:
         breaker = await opened()
@@ -170,8 +170,8 @@ def test_7_an_error_that_says_nothing_does_not_close_it() -> None:
     run_virtual(scenario())
 
 
-def test_8_a_probe_that_hangs_wedges_nothing() -> None:
-    """After the probe's deadline it is open, and after that a new probe closes it."""
+def test_8_a_hanging_probe_does_not_block_recovery() -> None:
+    """A hanging probe opens the breaker at its deadline, and a later probe closes it."""
 
     async def scenario() -> None:
         breaker = await opened()

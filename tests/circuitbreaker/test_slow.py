@@ -19,7 +19,7 @@ from resilient_imagen.virtualtime import run_virtual
 
 
 def test_slow_calls_in_flight_open_it_before_they_end() -> None:
-    """Three calls sent together and not back after 20 s open the breaker, at that very second."""
+    """Three calls in flight for 20 s open the breaker at that moment."""
     breaker, clock = make_breaker(slow_call=20.0)
     calls = [let_in(breaker) for _ in range(3)]
     clock.pass_(19.999)
@@ -66,7 +66,7 @@ def test_a_slow_call_counts_once_whatever_it_says_later(
     "verdict", [BreakerOutcome.SUCCESS, BreakerOutcome.FAILURE, BreakerOutcome.NEUTRAL]
 )
 def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> None:
-    """Every outcome at the threshold is slow, even without calls in between."""
+    """Every outcome exactly at the threshold is slow."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
     clock.pass_(20.0)
@@ -76,7 +76,7 @@ def test_a_call_that_ends_at_the_threshold_is_slow(verdict: BreakerOutcome) -> N
 
 
 def test_a_call_that_ends_in_time_leaves_nothing_behind() -> None:
-    """Once settled, no later moment counts it as slow."""
+    """A settled call does not become slow later."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=1)
     outcome(breaker, BreakerOutcome.SUCCESS)
     outcome(breaker, BreakerOutcome.NEUTRAL)
@@ -96,7 +96,7 @@ def test_a_cancelled_call_is_slow_only_when_it_was_sent() -> None:
 
 
 def test_beginning_again_counts_from_then() -> None:
-    """The clock of a call begins at its last sending, and the order of the others is not lost."""
+    """A call that is sent again is timed from its last sending."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     first, second = let_in(breaker), let_in(breaker)
     clock.pass_(15.0)
@@ -122,7 +122,7 @@ def test_a_slow_call_that_finds_the_quota_gone_still_trips(
     assert settlement.metrics.window_calls == 1
 
 
-def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
+def test_a_slow_call_with_a_hint_opens_for_the_hint() -> None:
     """A 429 with a hint after the threshold opens for exactly that long."""
     breaker, clock = make_breaker(slow_call=20.0, fail_max=100)
     call = let_in(breaker)
@@ -134,7 +134,7 @@ def test_a_slow_call_that_is_told_to_wait_still_opens_for_the_hint() -> None:
 
 
 def test_a_slow_probe_has_failed() -> None:
-    """A probe past the slow threshold opens it again before its own deadline."""
+    """A probe past the slow threshold opens the breaker before its own deadline."""
     breaker, clock, probe = half_open(slow_call=20.0, probe_deadline=61.0)
     began = clock.now
     clock.pass_(20.0)
@@ -144,7 +144,7 @@ def test_a_slow_probe_has_failed() -> None:
 
 
 def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
-    """Cancelling a probe that was already slow is evidence, not silence."""
+    """A probe that is cancelled after the slow threshold counts as failed."""
     breaker, clock, probe = half_open(slow_call=20.0)
     clock.pass_(30.0)
     settlement = probe.settle(BreakerOutcome.NEUTRAL)
@@ -154,7 +154,7 @@ def test_a_probe_cancelled_after_the_threshold_has_failed() -> None:
 
 
 def test_a_deadline_shorter_than_the_threshold_decides_first() -> None:
-    """Whichever of the two times comes first decides about a probe."""
+    """A probe fails at the earlier of its deadline and the slow threshold."""
     breaker, clock, probe = half_open(slow_call=50.0, probe_deadline=30.0)
     began = clock.now
     clock.pass_(45.0)
@@ -191,7 +191,7 @@ def test_the_threshold_can_be_switched_on_while_calls_are_in_flight() -> None:
 
 
 def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
-    """A call not watched in flight that finds the quota gone opens for long, not for being slow."""
+    """A call sent before the threshold was set that finds the quota exhausted trips."""
     breaker, clock = make_breaker(fail_max=1)
     call = let_in(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1, slow_call=20.0))
@@ -202,7 +202,7 @@ def test_a_trip_after_the_threshold_was_switched_on_is_a_trip() -> None:
 
 
 def test_the_threshold_can_be_switched_off_while_calls_are_in_flight() -> None:
-    """From then on no call becomes slow."""
+    """After the threshold is removed, no call becomes slow."""
     breaker, clock = make_breaker(fail_max=1, slow_call=20.0)
     call = let_in(breaker)
     breaker.reconfigure(BreakerConfig(fail_max=1))
@@ -223,7 +223,7 @@ def test_a_lower_threshold_counts_calls_in_flight_now_not_in_the_past() -> None:
 
 
 def test_slow_calls_count_in_shadow_too() -> None:
-    """The shadow learns from calls in flight as the real one would."""
+    """Slow calls open a shadow breaker."""
     breaker, clock = make_breaker(mode=BreakerMode.SHADOW, slow_call=20.0)
     for _ in range(3):
         let_in(breaker)
@@ -233,7 +233,7 @@ def test_slow_calls_count_in_shadow_too() -> None:
 
 
 def test_calls_of_an_earlier_state_never_become_slow() -> None:
-    """Calls in flight when it opened cannot fail the round of probes that follows."""
+    """Calls from before the opening cannot fail the half-open round."""
     breaker, clock = make_breaker(slow_call=90.0, reset_timeout=60.0)
     straggler = let_in(breaker)
     fail(breaker, 3)
@@ -246,8 +246,8 @@ def test_calls_of_an_earlier_state_never_become_slow() -> None:
     assert straggler.settle(BreakerOutcome.FAILURE).counted == "stale"
 
 
-def test_a_timer_counts_slow_calls_without_anybody_asking() -> None:
-    """On a loop, listeners hear of the opening at the very second, while all calls still hang."""
+def test_a_timer_detects_slow_calls() -> None:
+    """On a loop, listeners receive the opening at the threshold while all calls still hang."""
 
     async def scenario() -> tuple[list[tuple[str, str]], float]:
         breaker = CircuitBreaker("google:pro", BreakerConfig(slow_call=20.0), random=lambda: 0.0)

@@ -1,4 +1,4 @@
-"""The arithmetic of when to open and for how long."""
+"""The trip conditions and the length of open periods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_window_counts_exactly_the_outcomes_of_its_buckets(
 
 
 def test_an_outcome_never_counts_longer_than_the_window_nor_much_shorter() -> None:
-    """It is still counted after 59/60 of the window and gone once all of it has passed."""
+    """An outcome counts for at least 59/60 of the window and at most all of it."""
     for begin in (0.0, 0.1, 4.99, 1234.5):
         window = Window(60.0)
         window.add(begin, failed=True)
@@ -51,8 +51,8 @@ def test_an_outcome_never_counts_longer_than_the_window_nor_much_shorter() -> No
         assert window.calls == 0, begin
 
 
-def test_old_failures_and_old_successes_leave_each_on_its_own() -> None:
-    """With time the oldest go first, and the shares are those of the outcomes that remain."""
+def test_old_outcomes_leave_in_order_of_age() -> None:
+    """The failure rate is that of the outcomes that remain in the window."""
     window = Window(60.0)
     for moment, failed in ((0.0, True), (10.0, True), (20.0, False), (30.0, True)):
         window.add(moment, failed=failed)
@@ -65,7 +65,7 @@ def test_old_failures_and_old_successes_leave_each_on_its_own() -> None:
 
 
 def test_window_of_a_clock_below_zero_counts_too() -> None:
-    """Clocks may count from anywhere: nothing depends on the sign of the time."""
+    """The window works with negative clock times."""
     window = Window(60.0)
     window.add(-1000.25, failed=True)
     window.add(-999.75, failed=False)
@@ -76,7 +76,7 @@ def test_window_of_a_clock_below_zero_counts_too() -> None:
 
 
 def test_clearing_forgets_everything_and_counting_goes_on() -> None:
-    """After a clear only later outcomes count."""
+    """After `clear` only later outcomes count."""
     window = Window(60.0)
     window.add(100.0, failed=True)
     window.clear()
@@ -87,7 +87,7 @@ def test_clearing_forgets_everything_and_counting_goes_on() -> None:
 
 @pytest.mark.parametrize("factor", [2.0, 1.0, 3.7])
 def test_a_longer_window_keeps_every_outcome(factor: float) -> None:
-    """Resizing to the same or a longer time loses nothing that still counts."""
+    """Resizing to the same or a longer time keeps all outcomes."""
     window = Window(300.0)
     for second in range(300):
         window.add(1000.0 + second, failed=second % 3 == 0)
@@ -98,7 +98,7 @@ def test_a_longer_window_keeps_every_outcome(factor: float) -> None:
 
 
 def test_a_shorter_window_keeps_the_youngest_outcomes() -> None:
-    """Resizing to a tenth keeps about the last tenth, and ages it as before."""
+    """Resizing to a tenth keeps about the last tenth with its age."""
     window = Window(300.0)
     for second in range(300):
         window.add(float(second), failed=second < 150)
@@ -111,7 +111,7 @@ def test_a_shorter_window_keeps_the_youngest_outcomes() -> None:
 
 
 def test_resizing_keeps_the_age_of_outcomes() -> None:
-    """An outcome goes over at the middle of its old bucket's time, and grows old from there."""
+    """Resizing moves an outcome to the bucket at the middle of its old bucket."""
     window = Window(6000.0)  # buckets of 100 s
     window.add(1010.0, failed=True)  # goes over as one of 1050 s
     resized = window.resized(1200.0, 2000.0)  # buckets of 20 s
@@ -136,8 +136,8 @@ def test_resizing_does_not_move_outcomes_into_the_future() -> None:
     assert resized.calls == 0
 
 
-def test_failures_in_a_row_trip_and_a_success_begins_anew() -> None:
-    """The count in a row is met at fail_max, and a success resets it."""
+def test_consecutive_failures_trip_and_a_success_resets_them() -> None:
+    """The consecutive count trips at fail_max, and a success resets it."""
     rule = TripRule(BreakerConfig(fail_max=2, min_calls=100))
     met = []
     rule.failure(0.0)
@@ -152,8 +152,8 @@ def test_failures_in_a_row_trip_and_a_success_begins_anew() -> None:
     assert (rule.window.calls, rule.window.failures) == (3, 2)
 
 
-def test_the_share_needs_enough_calls_and_is_met_when_equal() -> None:
-    """Half of five calls is not looked at, half of six is enough."""
+def test_the_failure_rate_needs_enough_calls() -> None:
+    """Half of five calls does not trip; half of six does."""
     rule = TripRule(BreakerConfig(fail_max=100, failure_rate=0.5, min_calls=6))
     for _ in range(3):
         rule.failure(0.0)
@@ -176,7 +176,7 @@ def test_metrics_show_both_thresholds() -> None:
 
 
 def test_other_numbers_keep_what_was_counted() -> None:
-    """Reconfiguring keeps the count in a row and the window, and compares with the new numbers."""
+    """Reconfiguring keeps all counts and compares them with the new limits."""
     rule = TripRule(BreakerConfig(fail_max=5, min_calls=100))
     for _ in range(3):
         rule.failure(10.0)
@@ -194,13 +194,13 @@ def test_other_numbers_keep_what_was_counted() -> None:
     ("hint", "expected"),
     [(None, None), (0.0, None), (-5.0, None), (math.nan, None), (0.2, 0.2), (math.inf, math.inf)],
 )
-def test_only_a_hint_above_zero_says_something(hint: float | None, expected: float | None) -> None:
-    """A wait of nothing, less than nothing, or no number is no hint."""
+def test_only_a_hint_above_zero_is_valid(hint: float | None, expected: float | None) -> None:
+    """A hint that is zero, negative or not a number is ignored."""
     assert valid_hint(hint) == expected
 
 
 def test_jitter_lengthens_by_up_to_a_tenth_even_the_maximum() -> None:
-    """Jitter is upward only, at most 10 %, and comes on top of the maximum."""
+    """Jitter lengthens an open period by up to 10 %, even beyond the maximum."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
     dice = random.Random(7)
     lengths = [open_duration(config, 0.0, None, dice.random) for _ in range(2000)]
@@ -212,7 +212,7 @@ def test_jitter_lengthens_by_up_to_a_tenth_even_the_maximum() -> None:
 
 
 def test_a_hint_makes_an_opening_no_shorter_and_counts_up_to_the_maximum() -> None:
-    """With a failure's hint the opening lasts at least that long, at most reset_max."""
+    """A failure's hint lengthens the open period, up to reset_max."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
 
     assert open_duration(config, 0.0, 30.0, lambda: 0.0) == 60.0
@@ -222,7 +222,7 @@ def test_a_hint_makes_an_opening_no_shorter_and_counts_up_to_the_maximum() -> No
 
 
 def test_a_trip_lasts_the_maximum_or_a_longer_hint_up_to_a_day() -> None:
-    """A longer hint is taken exactly, a shorter one ignored, one beyond 24 hours cut there."""
+    """A trip lasts reset_max, or a longer hint of up to 24 hours."""
     config = BreakerConfig(reset_timeout=60.0, reset_max=600.0)
 
     assert trip_duration(config, None, lambda: 0.0) == 600.0

@@ -1,4 +1,4 @@
-"""Waiting for a verdict, on loops that come and go; timers leave nothing behind."""
+"""Waiting for a probe's outcome across event loops; timers leave nothing behind."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ async def until_due(breaker: CircuitBreaker) -> None:
 
 
 def timers(loop: asyncio.AbstractEventLoop) -> int:
-    """Timers that are still going to ring on `loop`."""
+    """Return the active timers of `loop`."""
     return sum(not each.cancelled() for each in loop._scheduled)  # type: ignore[attr-defined]
 
 
-def test_waiters_hear_the_verdict_of_the_probe() -> None:
-    """Of 50 callers one is the probe; the 49 others wait, and all get through once it is back."""
+def test_waiters_are_woken_by_the_probes_success() -> None:
+    """Of 50 callers one probes and 49 wait; all are admitted after its success."""
 
     async def caller(breaker: CircuitBreaker) -> str:
         while isinstance(answer := breaker.acquire(), Rejection):
@@ -68,7 +68,7 @@ def test_waiters_hear_the_verdict_of_the_probe() -> None:
     assert sorted(ways) == ["probe"] + ["through"] * 49
 
 
-def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
+def test_waiters_are_woken_by_a_cancelled_probe() -> None:
     """A cancelled probe wakes the waiting callers, and one of them is the next probe."""
 
     async def scenario() -> None:
@@ -85,8 +85,8 @@ def test_waiters_hear_when_the_probe_left_without_a_verdict() -> None:
 
 
 @pytest.mark.parametrize("sent", [True, False])
-def test_waiters_hear_of_a_probe_that_hangs(sent: bool) -> None:
-    """By a timer, at the deadline: of the failure if it was sent, else of the free place."""
+def test_waiters_are_woken_at_the_deadline_of_a_hanging_probe(sent: bool) -> None:
+    """A timer wakes waiters at the deadline: sent probes fail, unsent ones free their place."""
 
     async def scenario() -> tuple[float, BreakerState]:
         breaker = loop_breaker(probe_deadline=61.0)
@@ -106,8 +106,8 @@ def test_waiters_hear_of_a_probe_that_hangs(sent: bool) -> None:
     assert state is (BreakerState.OPEN if sent else BreakerState.HALF_OPEN)
 
 
-def test_mere_dueness_wakes_nobody() -> None:
-    """The end of an opening is no change: the future is still pending long after it."""
+def test_the_end_of_an_open_period_wakes_no_waiter() -> None:
+    """The future of `wait_for_change` stays pending at the end of an open period."""
 
     async def scenario() -> None:
         breaker = loop_breaker()
@@ -122,8 +122,8 @@ def test_mere_dueness_wakes_nobody() -> None:
     run_virtual(scenario())
 
 
-def test_every_change_that_callers_meet_wakes() -> None:
-    """Opening, forcing and taking it back, other numbers, and a sibling's trip all wake."""
+def test_every_change_of_state_wakes() -> None:
+    """Opening, forcing, releasing, reconfiguring and a sibling's trip wake waiters."""
 
     async def scenario() -> None:
         breaker = loop_breaker(fail_max=1)
@@ -147,7 +147,7 @@ def test_every_change_that_callers_meet_wakes() -> None:
 
 
 def test_a_cancelled_waiter_is_forgotten_and_disturbs_no_other() -> None:
-    """After 99 of 100 waiters are cancelled, none of their state is left, and the last is woken."""
+    """After 99 of 100 waiters are cancelled, no state of them is left, and the last is woken."""
 
     async def scenario() -> None:
         breaker = loop_breaker(fail_max=1)
@@ -210,8 +210,8 @@ def test_asking_without_a_loop_or_a_clock_is_an_error() -> None:
         breaker.try_acquire_early()
 
 
-def test_looking_and_settling_without_a_loop_stand_still_in_time() -> None:
-    """After the loop has ended a snapshot shows the last moment, and a late settle does no harm."""
+def test_without_a_loop_the_time_is_that_of_the_last_call() -> None:
+    """After the loop has ended, snapshots show the last moment, and settling is allowed."""
     breaker = loop_breaker(fail_max=1)
 
     async def scenario() -> Permit:
@@ -250,7 +250,7 @@ def test_state_goes_over_from_one_loop_to_the_next() -> None:
 
 
 def test_a_loop_that_begins_a_little_earlier_loses_no_time() -> None:
-    """Half a second behind the last moment of the loop before, time goes on from that moment."""
+    """On a loop that is half a second behind, time continues from the last moment."""
     breaker = loop_breaker(fail_max=1)
 
     async def first() -> None:
@@ -333,7 +333,7 @@ def test_a_caller_waits_for_no_probe_of_a_closed_loop() -> None:
 
 
 def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
-    """Its time ended with its loop."""
+    """A call of a closed loop does not become slow."""
     breaker = loop_breaker(fail_max=1, slow_call=20.0)
 
     async def first() -> None:
@@ -350,7 +350,7 @@ def test_a_call_left_behind_by_a_closed_loop_is_never_slow() -> None:
 
 
 def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
-    """Nothing need change for that: a future keeps its caller alive, with all that it holds."""
+    """The next acquisition on another loop releases futures of a closed loop."""
     breaker = loop_breaker()
     loop = VirtualTimeLoop()
 
@@ -370,7 +370,7 @@ def test_waiters_of_a_closed_loop_are_let_go_when_another_one_asks() -> None:
 
 
 def test_a_timer_left_on_another_loop_does_no_harm() -> None:
-    """A loop that runs again after the breaker has moved on disturbs neither it nor its timer."""
+    """A timer on a loop that runs again later affects neither the breaker nor its new timer."""
     breaker = loop_breaker(slow_call=20.0)
     one, other = VirtualTimeLoop(), VirtualTimeLoop()
 
@@ -394,7 +394,7 @@ def test_a_timer_left_on_another_loop_does_no_harm() -> None:
 
 
 def test_no_timer_is_left_when_nothing_is_pending() -> None:
-    """Timers are cancelled with the verdict, and calls that come and go keep at most one."""
+    """Timers are cancelled with the probe's outcome, and calls keep at most one."""
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -418,8 +418,8 @@ def test_no_timer_is_left_when_nothing_is_pending() -> None:
     run_virtual(scenario())
 
 
-def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
-    """The first call ends in time, so the timer set for it goes on to the second."""
+def test_a_timer_moves_on_to_the_next_call() -> None:
+    """If the first call ends in time, the timer fires for the second call."""
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=20.0, fail_max=1)
@@ -433,8 +433,8 @@ def test_a_timer_rings_for_the_next_after_the_first_has_ended() -> None:
     assert run_virtual(scenario()) == pytest.approx(35.0)
 
 
-def test_a_timer_rings_in_time_for_a_short_while() -> None:
-    """A quarter of a second is not rounded up to anything."""
+def test_a_timer_fires_after_a_quarter_of_a_second() -> None:
+    """A delay of a quarter of a second is not rounded."""
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=0.25, fail_max=1)
@@ -445,8 +445,8 @@ def test_a_timer_rings_in_time_for_a_short_while() -> None:
     assert run_virtual(scenario()) == pytest.approx(0.25)
 
 
-def test_an_earlier_moment_sets_the_timer_anew() -> None:
-    """A lower threshold wakes at its own time, not at that of the old timer."""
+def test_an_earlier_moment_resets_the_timer() -> None:
+    """A lower threshold fires at its own time, not at that of the old timer."""
 
     async def scenario() -> float:
         breaker = loop_breaker(slow_call=500.0, fail_max=1)
@@ -458,8 +458,8 @@ def test_an_earlier_moment_sets_the_timer_anew() -> None:
     assert run_virtual(scenario()) == pytest.approx(20.0)
 
 
-def test_a_gate_nobody_uses_any_more_is_collected() -> None:
-    """Neither its listeners nor a loop keep it alive once its last timer is gone."""
+def test_an_unused_breaker_is_garbage_collected() -> None:
+    """Neither listeners nor a loop keep a breaker alive after its last timer."""
 
     async def scenario() -> weakref.ref[CircuitBreaker]:
         breaker = loop_breaker(slow_call=20.0)
@@ -475,8 +475,8 @@ def test_a_gate_nobody_uses_any_more_is_collected() -> None:
     assert gone() is None
 
 
-def test_a_clock_of_its_own_works_on_a_loop_too() -> None:
-    """With an injected clock the timer looks again until that clock shows the moment."""
+def test_an_injected_clock_works_on_a_loop() -> None:
+    """With an injected clock, the timer is re-armed until that clock reaches the moment."""
 
     async def scenario() -> None:
         breaker, clock = opened(HandClock(), probe_deadline=5.0)
@@ -491,8 +491,8 @@ def test_a_clock_of_its_own_works_on_a_loop_too() -> None:
     run_virtual(scenario())
 
 
-def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
-    """Misused from four threads at once, every outcome is counted once and probes stay capped."""
+def test_threads_with_separate_loops_corrupt_nothing() -> None:
+    """With four threads, every outcome counts once and the limit on probes holds."""
     breaker = loop_breaker(fail_max=10**9, min_calls=10**9, window=3600.0)
     rounds, errors = 2000, []
     barrier = threading.Barrier(4)
@@ -523,7 +523,7 @@ def test_threads_with_loops_of_their_own_corrupt_nothing() -> None:
 
 
 def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
-    """The cap on probes holds when callers of several threads ask in the same moment."""
+    """The limit on probes holds for simultaneous callers of several threads."""
     breaker, clock = opened(half_open_calls=3)
     clock.pass_(60.0)
     barrier, answers = threading.Barrier(8), []
@@ -543,7 +543,7 @@ def test_of_many_threads_at_once_only_the_probes_get_in() -> None:
 
 
 def test_a_waiter_is_woken_from_another_thread() -> None:
-    """A future of a loop in another thread is resolved there, not from here."""
+    """A future of another thread's loop is resolved on that loop."""
     breaker, _ = make_breaker(fail_max=1)
     waiting = threading.Event()
     woken = []
@@ -564,7 +564,7 @@ def test_a_waiter_is_woken_from_another_thread() -> None:
 
 
 def test_many_waiters_of_other_threads_are_all_woken() -> None:
-    """All waiters of many threads are woken, while some of them are already cancelled."""
+    """All waiters of many threads are woken while some of them are cancelled."""
     breaker, _ = make_breaker(fail_max=1)
     ready, woken = threading.Barrier(5), []
 
@@ -586,7 +586,7 @@ def test_many_waiters_of_other_threads_are_all_woken() -> None:
 
 
 def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
-    """A change after a loop was closed with a waiter on it goes by without an error."""
+    """A change after a loop with a waiter was closed raises no error."""
     breaker, _ = make_breaker(fail_max=1)
     loop = VirtualTimeLoop()
 
@@ -601,8 +601,8 @@ def test_a_waiter_of_a_closed_loop_is_dropped() -> None:
     assert len(breaker._waiters) == 0
 
 
-def test_who_reads_from_another_thread_sees_the_running_loops_time() -> None:
-    """A gauge read by an exporter's thread is as old as the loop is, not as the last call."""
+def test_reading_from_another_thread_uses_the_running_loops_time() -> None:
+    """A reading from an exporter's thread uses the loop's time, not that of the last call."""
 
     async def scenario() -> None:
         breaker = CircuitBreaker(

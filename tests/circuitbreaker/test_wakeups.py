@@ -18,7 +18,7 @@ Way = Literal["await", "wait", "wait_for", "task"]
 
 
 async def due(places: int = 1) -> CircuitBreaker:
-    """A breaker that is due for its first probe."""
+    """Return a breaker that is due for its first probe."""
     breaker = CircuitBreaker(
         "google:pro", BreakerConfig(half_open_calls=places, reset_max=600.0), random=lambda: 0.0
     )
@@ -34,7 +34,7 @@ def probes(breaker: CircuitBreaker, count: int) -> list[Permit]:
 
 
 async def settle_down() -> None:
-    """Let everything run that needs no time."""
+    """Run everything that needs no time."""
     await asyncio.sleep(0.001)
 
 
@@ -85,7 +85,7 @@ class Caller:
 
 
 def test_cancelled_probes_wake_one_caller_each() -> None:
-    """Of 2000 waiting callers, 50 cancelled probes wake 50, in the order in which they came."""
+    """Of 2000 waiting callers, 50 cancelled probes wake 50, in order of arrival."""
 
     async def scenario() -> list[int]:
         errors: list[object] = []
@@ -212,8 +212,8 @@ def test_no_place_is_free_while_a_caller_waits_for_one(
     run_virtual(scenario())
 
 
-def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> None:
-    """A loop left in the middle holds a waiter; the running loop's caller is woken as well."""
+def test_a_stopped_loops_waiter_takes_no_wake_up() -> None:
+    """A waiter on a stopped loop does not prevent the running loop's caller from waking."""
     breaker = CircuitBreaker("google:pro", BreakerConfig(), random=lambda: 0.0)
     idle, busy = VirtualTimeLoop(), VirtualTimeLoop()
 
@@ -244,7 +244,7 @@ def test_callers_of_a_loop_that_stands_still_take_no_wake_up_from_others() -> No
 
 
 def test_a_place_freed_outside_any_loop_wakes_all() -> None:
-    """A permit may be settled in a thread; no loop runs there that could wake the next caller."""
+    """A permit settled in a thread without a loop wakes all waiting callers."""
 
     async def scenario() -> None:
         breaker = await due()
