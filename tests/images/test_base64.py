@@ -1,4 +1,4 @@
-"""Base64, with the liberties that people take."""
+"""Base64 decoding accepts the variants that are in use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGE = random.Random(7).randbytes(2**20 * 2 + 1)
 
 @given(st.binary(max_size=500), st.sampled_from(["", "data:image/png;base64,", "DATA:;BASE64, "]),
        st.booleans(), st.booleans(), st.booleans())  # fmt: skip
-def test_all_liberties_are_understood(
+def test_all_variants_of_base64_are_decoded(
     data: bytes, prefix: str, urlsafe: bool, padded: bool, wrapped: bool
 ) -> None:
     """Data URLs, both alphabets, lost padding and line breaks decode to the same bytes."""
@@ -40,7 +40,7 @@ def test_all_liberties_are_understood(
 
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60)))
 def test_anything_else_is_refused_clearly(junk: str | bytes) -> None:
-    """Whatever is passed in is decoded, or refused with the one documented error."""
+    """Input is decoded, or rejected with the documented error."""
     with suppress(UnusableImageError):
         assert isinstance(decode_base64(junk), bytes)
 
@@ -49,7 +49,7 @@ def test_anything_else_is_refused_clearly(junk: str | bytes) -> None:
     "text", ["QU=JD", "Q", "QUJ!", "QUJD=QUJD", "schön", b"\xff\xfe", "\ud800"]
 )
 def test_an_error_carries_no_content(text: str | bytes) -> None:
-    """Neither the error nor one behind it holds the text that was refused."""
+    """Neither the error nor its causes contain the rejected input."""
     with pytest.raises(UnusableImageError) as caught:
         decode_base64(text)
 
@@ -61,14 +61,14 @@ def test_an_error_carries_no_content(text: str | bytes) -> None:
     "url", ["data:image/png,abc", "data:image/png;base64", "data:" + "a" * 2000]
 )
 def test_a_data_url_must_hold_base64(url: str) -> None:
-    """Percent-encoded data URLs, and headers without end, are refused by name."""
+    """Percent-encoded data URLs, and headers without end, are rejected by name."""
     with pytest.raises(UnusableImageError, match="data URL without base64"):
         decode_base64(url)
 
 
 @pytest.mark.parametrize("extra", range(-4, 5))
 def test_pieces_join_up(extra: int) -> None:
-    """Lengths around the piece boundaries decode and encode as one call would."""
+    """Lengths around the piece boundaries decode and encode as a single call does."""
     data = LARGE[: base64_codec._BYTES_PIECE * 2 + extra]
     text = base64.b64encode(data).decode()
 
@@ -78,7 +78,7 @@ def test_pieces_join_up(extra: int) -> None:
 
 
 def test_long_wrapped_text_decodes() -> None:
-    """Line breaks that shift the piece boundaries do no harm."""
+    """Line breaks that shift the piece boundaries do not change the result."""
     assert decode_base64(base64.encodebytes(LARGE)) == LARGE
 
 
@@ -86,7 +86,7 @@ def test_long_wrapped_text_decodes() -> None:
 def test_only_long_work_goes_to_a_thread(
     size: int, off_loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The event loop's thread does the short ones itself and none of the long ones."""
+    """Short inputs are decoded on the event loop, long ones in a thread."""
     data, seen = LARGE[:size], []
     pieces = base64_codec._yielding_gil
 

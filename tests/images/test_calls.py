@@ -1,4 +1,4 @@
-"""What becomes of pictures on a call's way: references in time, edits in words, notes in order."""
+"""Images in a call: references, edits, and the order of adjustments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URL = "https://pictures.test/a.png"
 
 
 class SlowProvider:
-    """Stands for a Fetcher whose server never answers."""
+    """A fetcher whose server never answers."""
 
     async def fetch(self, _url: str) -> bytes:
         await asyncio.sleep(3600)
@@ -42,7 +42,7 @@ def slow(client: ImageClient) -> None:
 def test_a_slow_address_does_not_take_the_callers_time(
     deadline: float | None, waited: float
 ) -> None:
-    """After a quarter of it the picture is made without that reference, which is listed."""
+    """A slow reference is dropped and listed after a quarter of the deadline."""
 
     async def scene(scenario: PipelineScenario) -> None:
         slow(scenario.client)
@@ -74,7 +74,7 @@ def test_a_slow_address_does_not_take_the_callers_time(
     ],
 )
 def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> None:
-    """By the name of the argument, and before anything is sent."""
+    """An invalid image is rejected by the argument's name before anything is sent."""
 
     async def scene(scenario: PipelineScenario) -> None:
         slow(scenario.client)
@@ -87,7 +87,7 @@ def test_an_edit_says_what_is_wrong_with_its_image(image: Any, words: str) -> No
 
 
 def test_strict_references_say_which_one_it_was() -> None:
-    """A reference that is late is one that cannot be read."""
+    """With strict references, one that is late raises an error with its index."""
 
     async def scene(scenario: PipelineScenario) -> None:
         slow(scenario.client)
@@ -98,7 +98,7 @@ def test_strict_references_say_which_one_it_was() -> None:
 
 
 def test_as_many_references_are_read_as_any_route_takes() -> None:
-    """Sixteen for the fallback's sake; each route then sends what it takes itself."""
+    """References up to the largest limit of all routes are read; each route sends its own limit."""
 
     async def scene(scenario: PipelineScenario) -> None:
         result = await scenario.ask(references=[PNG] * 40)
@@ -114,7 +114,7 @@ def test_as_many_references_are_read_as_any_route_takes() -> None:
 def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What Google takes may be too much for OpenAI, and is made smaller on the way there."""
+    """A reference that is too large for OpenAI is shrunk for OpenAI only."""
     photo = encoded(noise(600, 600), "PNG")
     limits = {"google": len(photo), "openai": len(photo) // 2}
     monkeypatch.setattr(models, "max_reference_bytes", lambda vendor, _name: limits[vendor])
@@ -136,8 +136,8 @@ def test_a_reference_is_as_large_as_the_route_that_gets_it_allows(
     run_scenario(fallback, **FAST, force_open="google")
 
 
-def test_what_fitting_did_is_the_first_thing_said() -> None:
-    """On the span, too, where the notes of many references would push it out."""
+def test_the_adjustment_by_fitting_comes_first() -> None:
+    """The note about fitting precedes those about references, on the span too."""
     google = Settings(**FAST, routes="google:gemini-3-pro-image")
 
     async def main() -> None:
@@ -158,7 +158,7 @@ def test_what_fitting_did_is_the_first_thing_said() -> None:
 
 @pytest.mark.parametrize("kind", ["path", "base64", "data URL", "bytes", "result", "dict"])
 def test_edit_takes_an_image_in_every_form(kind: str, tmp_path: Path) -> None:
-    """As the documentation lists them."""
+    """`edit` accepts each documented form of an image."""
     path = tmp_path / "fox.png"
     path.write_bytes(PNG)
     text = base64.b64encode(PNG).decode()

@@ -1,4 +1,4 @@
-"""No picture costs more than its pixels: decoders see nothing else."""
+"""Decoders receive only pixel data, so no image costs more than its pixels."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def load(*items: object) -> LoadedReferences:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_hostile_reference_is_dropped_with_its_reason(case: str) -> None:
-    """No pixel of it is decoded."""
+    """A hostile reference is dropped without decoding a pixel."""
     (dropped,) = load(refused(case)).dropped
 
     assert REFUSED[case][1] in dropped["why"]
 
 
 @pytest.mark.parametrize("case", HARMLESS)
-def test_a_picture_with_hostile_metadata_is_still_used(case: str) -> None:
-    """Only its pixels are read, and nothing is warned of."""
+def test_an_image_with_hostile_metadata_is_still_used(case: str) -> None:
+    """Only the pixels are decoded, and no warning is emitted."""
     data = HARMLESS[case]()
 
     with warnings.catch_warnings():
@@ -84,35 +84,35 @@ def test_a_picture_with_hostile_metadata_is_still_used(case: str) -> None:
 @pytest.mark.parametrize("case", ["many scans", "many scans of a plain jpeg", "narrow png", "tiff",
                                   "gif frame", "avif that claims little"])  # fmt: skip
 @pytest.mark.parametrize("mode", ["none", "crop"])
-def test_a_hostile_result_is_refused_alike(case: str, mode: Any) -> None:
-    """A provider may be a relay; nor is such a picture handed on undecoded."""
+def test_a_hostile_result_is_refused(case: str, mode: Any) -> None:
+    """A hostile image from a provider is rejected, also if it need not be decoded."""
     with pytest.raises(UnusableImageError):
         asyncio.run(fit(refused(case), ratio="9:16", mode=mode))
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_a_plain_picture_is_not_copied(case: str) -> None:
-    """A picture without metadata goes to its decoder as it is."""
+def test_an_image_without_metadata_is_not_copied(case: str) -> None:
+    """An image without metadata is passed to its decoder as the same object."""
     data = PLAIN[case]()
 
     assert decodable(data, sniff_mime(data) or "", 10**8) is data
 
 
 def test_a_progressive_jpeg_as_encoders_write_it_passes() -> None:
-    """Ten scans or so, at any size that may be read."""
+    """A progressive JPEG of about ten scans is accepted at any allowed size."""
     data = encoded(noise(1500, 1000), "JPEG", progressive=True, quality=95)
 
     assert load(data).references[0].data is data
 
 
 def test_a_small_jpeg_may_have_32_scans() -> None:
-    """Ten are its own."""
+    """A small JPEG may have 22 scans beyond its own ten."""
     assert load(many_scans(100, 22)).dropped == ()
     assert "scans" in load(many_scans(100, 23)).dropped[0]["why"]
 
 
-def test_what_looks_like_scans_outside_the_picture_is_not_counted() -> None:
-    """In metadata, and behind the end, where phones put films."""
+def test_scans_outside_the_image_are_not_counted() -> None:
+    """Scan markers in metadata and after the end of the image are not counted."""
     data = encoded(noise(64, 64), "JPEG", progressive=True)
     looks = b"\xff\xda\0\x08" * 500
     decorated = with_segments(data, segment(0xE5, looks)) + looks
@@ -122,8 +122,8 @@ def test_what_looks_like_scans_outside_the_picture_is_not_counted() -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
-def test_the_turn_is_read_though_decoders_see_no_exif(form: str, turn: int) -> None:
-    """The picture is upright afterwards."""
+def test_the_exif_orientation_is_applied_without_exif_in_the_decoder(form: str, turn: int) -> None:
+    """The image is upright although its decoder gets no EXIF data."""
     data = encoded(picture(48, 80), form, exif=exif(turn))
 
     (reference,) = load(data).references
@@ -132,15 +132,15 @@ def test_the_turn_is_read_though_decoders_see_no_exif(form: str, turn: int) -> N
 
 
 def test_a_colour_profile_is_kept_unless_it_is_huge() -> None:
-    """Real ones have a megabyte or two."""
+    """A color profile of 3 MB is kept, and one of 5 MB is dropped."""
     for size, kept in ((3_000_000, True), (5_000_000, False)):
         data = encoded(picture(), "JPEG", icc_profile=bytes(size), exif=exif(6))
         (reference,) = load(data).references
         assert ("icc_profile" in opened(reference.data).info) == kept
 
 
-def test_a_profile_of_any_number_of_steps_is_not_followed() -> None:
-    """A CMYK picture is then converted by the plain formula."""
+def test_a_profile_with_many_steps_is_ignored() -> None:
+    """A CMYK image with such a profile is converted by the plain formula."""
     data = encoded(picture(mode="CMYK"), "JPEG", icc_profile=b"acsp mpet" * 100)
 
     (reference,) = load(data).references
@@ -149,7 +149,7 @@ def test_a_profile_of_any_number_of_steps_is_not_followed() -> None:
 
 
 def test_a_gif_shows_its_first_frame_with_its_transparency() -> None:
-    """Whatever extensions stand before it."""
+    """The first frame is used, with its transparency, after any extensions."""
     first = flat(8, 8, "P")
     data = encoded(first, "GIF", save_all=True, append_images=[picture(8, 8)], transparency=0,
                    comment=b"hello", duration=100)  # fmt: skip
@@ -162,21 +162,21 @@ def test_a_gif_shows_its_first_frame_with_its_transparency() -> None:
         assert shown.getpixel((4, 4)) == (0, 0, 0, 0)
 
 
-def test_a_gif_frame_of_bearable_size_is_read() -> None:
-    """Some tools claim too small a screen."""
+def test_a_gif_frame_larger_than_its_screen_is_read() -> None:
+    """A frame within the limits is read even if the GIF claims a smaller screen."""
     assert "damaged" in load(gif_frame(20, 30)).dropped[0]["why"]  # it holds one pixel only
 
 
 @pytest.mark.parametrize("size", [(1, 65_500), (65_500, 1), (2, 40_000)])
-def test_long_pictures_are_read_up_to_the_longest_side(size: tuple[int, int]) -> None:
-    """Strips are rare, and harmless."""
+def test_long_images_are_read_up_to_the_longest_side(size: tuple[int, int]) -> None:
+    """Images of extreme ratio are read up to the maximum side."""
     (reference,) = load(narrow_png(*size)).references
 
     assert opened(reference.data).size == size
 
 
 def test_an_animated_avif_is_refused() -> None:
-    """Its frames are not counted."""
+    """An AVIF with several frames is rejected."""
     two = [picture(64, 64), picture(64, 64).rotate(90)]
     data = encoded(two[0], "AVIF", save_all=True, append_images=two[1:])
 
@@ -185,7 +185,7 @@ def test_an_animated_avif_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [b"grid", b"iovl"])
 def test_an_avif_put_together_from_others_is_refused(kind: bytes) -> None:
-    """One tile may be named any number of times."""
+    """A grid AVIF is rejected, because it may refer to one tile any number of times."""
     data = encoded(picture(), "AVIF").replace(b"av01", kind, 2)
     item = data.index(b"infe")
     data = data[:item] + data[item:].replace(b"av01", kind, 1)
@@ -199,7 +199,7 @@ AVIF = encoded(picture(), "AVIF", exif=exif(6))
 
 @given(st.data())
 def test_any_damage_to_an_avif_gives_an_answer(data: st.DataObject) -> None:
-    """A picture or the documented error, and no frame larger than allowed."""
+    """A damaged AVIF gives an image within the limits, or the documented error."""
     damaged = bytearray(AVIF)
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -212,8 +212,8 @@ def test_any_damage_to_an_avif_gives_an_answer(data: st.DataObject) -> None:
     assert len(result) == len(torn)
 
 
-def test_an_avif_of_endless_places_is_given_up() -> None:
-    """Numbers of no bytes take no space, however many there are."""
+def test_an_avif_with_too_many_extents_is_refused() -> None:
+    """Parsing stops even if the extents take no space in the file."""
     at = AVIF.index(b"iloc")
     (size,) = struct.unpack_from(">I", AVIF, at - 4)
     empty = struct.pack(">IBBH", 0, 0, 0, 65_535) + struct.pack(">HHH", 1, 0, 65_535) * 10
@@ -227,7 +227,7 @@ def test_an_avif_of_endless_places_is_given_up() -> None:
 
 
 def test_nothing_writes_to_the_standard_error(tmp_path: Path) -> None:
-    """Neither decoders nor warnings: some would write a line for each row."""
+    """Neither decoders nor warnings write to standard error."""
     damaged = {
         "tiff": bad_tiff("group4"),
         "deflated tiff": bad_tiff("tiff_deflate"),

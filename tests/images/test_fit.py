@@ -1,4 +1,4 @@
-"""Delivered pictures get the ratio that was asked for."""
+"""Delivered images are fitted to the requested ratio."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_ratio_comes_out_of_every_size(ratio: str, size: tuple[int, int]) 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(ASPECT_RATIOS))
 def test_exact_is_the_largest_there_is(width: int, height: int, ratio: str) -> None:
-    """One step more would not fit; a picture too small for any is cropped to the nearest."""
+    """`exact` gives the largest exact size; an image too small for any is cropped."""
     across, down = numbers(ratio)
     result = fitted(encoded(picture(width, height), "PNG"), ratio=ratio, mode="exact")
 
@@ -80,7 +80,7 @@ def test_exact_is_the_largest_there_is(width: int, height: int, ratio: str) -> N
 def test_within_two_percent_the_very_same_bytes_pass(
     size: tuple[int, int], passes: bool, mode: FitMode
 ) -> None:
-    """Vendors' sizes are a little off the ratio; that is no reason to encode anew."""
+    """An image within 2 % of the ratio is returned unchanged."""
     data = encoded(Image.new("RGB", size), "PNG")
 
     result = fitted(data, ratio="9:16", mode=mode)
@@ -89,8 +89,8 @@ def test_within_two_percent_the_very_same_bytes_pass(
     assert (not result.notes) == passes
 
 
-def test_a_picture_that_passes_is_not_decoded() -> None:
-    """A PNG whose pixels are rubbish still passes: only its header is looked at."""
+def test_an_image_that_passes_is_not_decoded() -> None:
+    """A PNG with invalid pixels passes, because only its header is read."""
     data = raw_png(90, 160, 8, 2, b"rubbish")
 
     assert fitted(data, ratio="9:16", mode="crop").data is data
@@ -99,7 +99,7 @@ def test_a_picture_that_passes_is_not_decoded() -> None:
 
 
 def test_none_changes_nothing() -> None:
-    """Whatever the ratio, the very same bytes come back with their size."""
+    """With fit=none, the same bytes are returned with their size."""
     data = encoded(picture(50, 50), "JPEG")
 
     result = fitted(data, ratio="9:16", mode="none", target=(9, 16))
@@ -109,7 +109,7 @@ def test_none_changes_nothing() -> None:
 
 
 def test_cropping_is_centred_and_exact_to_the_pixel() -> None:
-    """What stays is the middle, every pixel as it was."""
+    """Cropping keeps the center, and every kept pixel is unchanged."""
     source = noise(100, 60)
 
     result = opened(fitted(encoded(source, "PNG"), ratio="1:1", mode="crop").data)
@@ -118,8 +118,8 @@ def test_cropping_is_centred_and_exact_to_the_pixel() -> None:
 
 
 @pytest.mark.parametrize("size", [(100, 60), (60, 100)])
-def test_padding_keeps_the_whole_picture_in_the_middle(size: tuple[int, int]) -> None:
-    """What is added lies around it, and looks like its surroundings rather than black."""
+def test_padding_keeps_the_whole_image_in_the_middle(size: tuple[int, int]) -> None:
+    """Padding surrounds the image and resembles its edges rather than black."""
     source = picture(*size)
 
     result = opened(fitted(encoded(source, "PNG"), ratio="1:1", mode="pad").data)
@@ -130,8 +130,8 @@ def test_padding_keeps_the_whole_picture_in_the_middle(size: tuple[int, int]) ->
     assert result.getpixel((0, 0)) != (0, 0, 0)
 
 
-def test_padding_of_a_transparent_picture_is_transparent() -> None:
-    """Nothing is painted where nothing was."""
+def test_padding_of_a_transparent_image_is_transparent() -> None:
+    """The padding of a translucent image is fully transparent."""
     data = encoded(Image.new("RGBA", (60, 100), (9, 8, 7, 200)), "PNG")
 
     result = opened(fitted(data, ratio="1:1", mode="pad").data)
@@ -140,8 +140,8 @@ def test_padding_of_a_transparent_picture_is_transparent() -> None:
     assert result.getpixel((50, 50)) == (9, 8, 7, 200)
 
 
-def test_padding_that_would_be_monstrous_becomes_cropping() -> None:
-    """A paid picture is not lost, and memory not exhausted, for an extreme ratio."""
+def test_padding_beyond_the_pixel_limit_becomes_cropping() -> None:
+    """An extreme ratio is cropped instead of exceeding the memory limit."""
     data = encoded(picture(100, 60), "PNG")
 
     result = fitted(data, ratio="1:8", mode="pad", limits=ImageLimits(max_pixels=10_000))
@@ -161,7 +161,7 @@ def test_padding_that_would_be_monstrous_becomes_cropping() -> None:
 def test_type_and_mode_are_kept(
     form: str, mode: str, options: dict[str, Any], how: FitMode
 ) -> None:
-    """Fitting changes the frame only; a palette cannot be blurred and becomes RGB when padded."""
+    """Fitting keeps type and mode, except that a padded palette image becomes RGB."""
     source = picture(61, 97, mode=mode)
     if mode == "RGBA":
         source.putalpha(77)
@@ -175,7 +175,7 @@ def test_type_and_mode_are_kept(
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "AVIF"])
 def test_other_types_become_png(form: str) -> None:
-    """Types that no caller expects are not written."""
+    """An image of a type that is not written becomes a PNG."""
     result = fitted(encoded(picture(), form), ratio="1:1", mode="crop")
 
     assert result.mime_type == "image/png"
@@ -184,7 +184,7 @@ def test_other_types_become_png(form: str) -> None:
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 def test_a_jpeg_keeps_subsampling_profile_and_quality(subsampling: int) -> None:
-    """Colours are neither coarsened nor reinterpreted, and hardly changed."""
+    """A fitted JPEG keeps subsampling and profile, and its colors hardly change."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(picture(), "JPEG", subsampling=subsampling, quality=95, icc_profile=profile)
 
@@ -201,7 +201,7 @@ def test_a_jpeg_keeps_subsampling_profile_and_quality(subsampling: int) -> None:
 @pytest.mark.parametrize("progressive", [True, False])
 @pytest.mark.parametrize("quality", [40, 75, 92, 100])
 def test_a_jpeg_keeps_its_own_quality(mode: str, progressive: bool, quality: int) -> None:
-    """To the number: its tables are written again, and it stays as progressive as it was."""
+    """A fitted JPEG keeps its quantization tables and stays progressive."""
     source = picture(mode=mode)
     data = encoded(source, "JPEG", quality=quality, progressive=progressive)
 
@@ -212,7 +212,7 @@ def test_a_jpeg_keeps_its_own_quality(mode: str, progressive: bool, quality: int
 
 
 def test_a_very_dense_progressive_jpeg_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow cannot write its like; it is fitted all the same."""
+    """A JPEG that Pillow cannot re-encode alike is still fitted."""
     with monkeypatch.context() as patch:
         patch.setattr(ImageFile, "MAXBLOCK", 2**24)
         data = encoded(noise(400, 400), "JPEG", quality=100, subsampling=0, progressive=True)
@@ -224,7 +224,7 @@ def test_a_very_dense_progressive_jpeg_is_not_lost(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_jpeg_with_many_tables_is_still_fitted() -> None:
-    """Four of them are no reason to lose a paid picture."""
+    """A JPEG with four quantization tables is fitted."""
     tables = [[each] * 64 for each in (1, 9, 3, 5)]
     data = encoded(picture(), "JPEG", qtables=tables)
 
@@ -233,7 +233,7 @@ def test_a_jpeg_with_many_tables_is_still_fitted() -> None:
 
 @pytest.mark.parametrize("how", ["crop", "pad"])
 def test_a_lossless_webp_stays_lossless(how: FitMode) -> None:
-    """Its middle is the same to the bit."""
+    """The kept pixels of a cropped lossless WebP are unchanged."""
     source = noise(60, 60)
     result = fitted(encoded(source, "WEBP", lossless=True), ratio="2:3", mode=how)
 
@@ -242,8 +242,8 @@ def test_a_lossless_webp_stays_lossless(how: FitMode) -> None:
     assert opened(result.data).crop(box).tobytes() == source.crop((20, 20, 40, 40)).tobytes()
 
 
-def test_a_turned_jpeg_is_judged_and_cut_as_shown() -> None:
-    """A stored 160x90 that EXIF turns is a 9:16 picture."""
+def test_a_jpeg_with_exif_orientation_is_fitted_as_displayed() -> None:
+    """A stored 160x90 that EXIF rotates is treated as 9:16."""
     data = encoded(picture(160, 90), "JPEG", exif=exif(6))
 
     assert fitted(data, ratio="9:16", mode="crop").data is data
@@ -254,7 +254,7 @@ def test_a_turned_jpeg_is_judged_and_cut_as_shown() -> None:
 @pytest.mark.parametrize("mode", ["crop", "pad", "exact"])
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
 def test_a_target_is_met_to_the_pixel(mode: FitMode, form: str) -> None:
-    """With a target the delivered size is that size; at that size nothing is touched."""
+    """With a target, the delivered size is exact; at that size nothing is changed."""
     data = encoded(picture(200, 200), form)
 
     result = fitted(data, ratio="9:16", mode=mode, target=(90, 160))
@@ -271,7 +271,7 @@ def test_a_target_is_met_to_the_pixel(mode: FitMode, form: str) -> None:
     ids=["empty", "text", "torn png", "torn jpeg", "bomb"],
 )  # fmt: skip
 def test_what_cannot_be_decoded_raises_the_documented_error(data: bytes) -> None:
-    """The caller can tell a useless answer from a bug of ours."""
+    """An image that cannot be decoded raises the documented error."""
     with pytest.raises(UnusableImageError):
         fitted(data, ratio="9:16", mode="crop")
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_decoded_raises_the_documented_error(data: bytes) -> None
     ids=str,
 )  # fmt: skip
 def test_senseless_arguments_are_refused(options: dict[str, Any]) -> None:
-    """A typing error is told, as a ValueError that is not about the picture."""
+    """Invalid arguments raise ValueError, not an image error."""
     with pytest.raises(ValueError, match="must") as caught:
         fitted(encoded(picture(), "PNG"), **{"ratio": "9:16", "mode": "crop", **options})
 
@@ -291,7 +291,7 @@ def test_senseless_arguments_are_refused(options: dict[str, Any]) -> None:
 
 
 def test_pillows_own_limit_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture over the application's limit for Pillow is fitted, without a warning."""
+    """An image above the application's Pillow limit is fitted without a warning."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
 
     for mode in ("crop", "pad", "exact"):
@@ -299,10 +299,10 @@ def test_pillows_own_limit_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]), st.data())
-def test_any_damage_leads_to_a_picture_or_the_documented_error(
+def test_any_damage_leads_to_an_image_or_the_documented_error(
     form: str, data: st.DataObject
 ) -> None:
-    """Nothing else comes out of damaged bytes."""
+    """Damaged bytes give an image or the documented error."""
     damaged = bytearray(encoded(picture(40, 60), form))
     for _ in range(data.draw(st.integers(0, 3))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -316,7 +316,7 @@ def test_any_damage_leads_to_a_picture_or_the_documented_error(
 
 
 def test_sixteen_bit_grey_is_cut_losslessly() -> None:
-    """Sixteen bits stay sixteen bits."""
+    """A cropped 16-bit grey image keeps 16 bits."""
     rows = b"".join(b"\0" + struct.pack(">HHHH", 1, 40000, 50000, 65535) for _ in range(2))
 
     result = opened(fitted(raw_png(4, 2, 16, 0, rows), ratio="1:1", mode="crop").data)
@@ -328,7 +328,7 @@ def test_sixteen_bit_grey_is_cut_losslessly() -> None:
 @pytest.mark.parametrize("wanted", ["image/png", "image/jpeg", "image/webp"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_an_image_is_delivered_in_the_requested_type(kind: str, wanted: str, ratio: str) -> None:
-    """It is converted, cropped or not; one that has the type and the ratio is not touched."""
+    """It is converted, cropped or not; an image of that type and ratio is unchanged."""
     data = encoded(picture(64, 64), kind)
 
     result = fitted(data, ratio=ratio, mode="crop", encoding=Encoding(wanted))
@@ -342,7 +342,7 @@ def test_an_image_is_delivered_in_the_requested_type(kind: str, wanted: str, rat
 
 
 def test_transparency_is_kept_where_the_type_has_it_and_is_white_where_not() -> None:
-    """A WebP keeps the alpha channel of a PNG; a JPEG has a white page below it."""
+    """A WebP keeps the alpha channel of a PNG; in a JPEG it becomes white."""
     data = encoded(Image.new("RGBA", (32, 32), (255, 0, 0, 0)), "PNG")
 
     webp = fitted(data, ratio="1:1", mode="crop", encoding=Encoding("image/webp"))

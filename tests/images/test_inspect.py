@@ -1,4 +1,4 @@
-"""Type and size of a picture from its header."""
+"""Type and size of an image from its header."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ SIZELESS = {
 
 
 @pytest.mark.parametrize("case", [*ENCODINGS, *SIZELESS])
-def test_type_is_told_from_the_bytes(case: str) -> None:
-    """Every type the library knows is recognised."""
+def test_type_is_detected_from_the_bytes(case: str) -> None:
+    """Every known type is detected."""
     data, mime = (ENCODINGS | SIZELESS)[case]
 
     assert mime == sniff_mime(data)
@@ -56,15 +56,15 @@ def test_type_is_told_from_the_bytes(case: str) -> None:
 
 @pytest.mark.parametrize("case", ENCODINGS)
 def test_size_is_read_from_the_header(case: str) -> None:
-    """Width and height come in that order, as stored, from a header cut off behind them."""
+    """Width and height are read as stored, even if the header is cut off after them."""
     data, _ = ENCODINGS[case]
 
     assert pixel_size(data) == (48, 80)
 
 
 @pytest.mark.parametrize("case", SIZELESS)
-def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
-    """None, not a guess, for containers that only a decoder understands."""
+def test_types_without_a_plain_header_have_no_size(case: str) -> None:
+    """The size is None for containers that only a decoder can read."""
     assert pixel_size(SIZELESS[case][0]) is None
 
 
@@ -73,15 +73,15 @@ def test_no_size_is_told_of_types_without_a_plain_header(case: str) -> None:
     [b"", b"\x89PNG", b"<svg/>", b"<html>", b"BM and other words", b"RIFF\0\0\0\0WAVE",
      b"\xff\xd8\0", b"%PDF-1.7", b"\0\0\0\x18ftypisom\0\0\0\0mp42"],
 )  # fmt: skip
-def test_what_is_no_picture_has_no_type(data: bytes) -> None:
-    """Text, sound, video and stumps are not taken for pictures."""
+def test_data_other_than_images_has_no_type(data: bytes) -> None:
+    """Text, sound, video and truncated headers are not detected as images."""
     assert sniff_mime(data) is None
     assert pixel_size(data) is None
 
 
 @given(st.sampled_from([data for data, _ in ENCODINGS.values()]), st.data())
 def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
-    """A header cut anywhere and overwritten anywhere leads to a size or to None, never an error."""
+    """A truncated or overwritten header gives a size or None, never an error."""
     cut = data.draw(st.integers(0, min(len(good), 700)))
     at = data.draw(st.integers(0, cut))
     damaged = good[:at] + data.draw(st.binary(max_size=12)) + good[at:cut]
@@ -94,7 +94,7 @@ def test_any_damage_gives_an_answer(good: bytes, data: st.DataObject) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_answer(data: bytes) -> None:
-    """No bytes at all make the readers fail."""
+    """No bytes make the readers raise an error."""
     assert pixel_size(data) is None or sniff_mime(data) is not None
 
 
@@ -103,13 +103,13 @@ def test_any_bytes_give_an_answer(data: bytes) -> None:
              b"GIF89a" + bytes(10), b"\x89PNG\r\n\x1a\n" + bytes(30), b"\xff\xd8\xff\xe0\0\4abcd"],
 )  # fmt: skip
 def test_a_header_that_makes_no_sense_has_no_size(data: bytes) -> None:
-    """The type may be told, a size is not made up."""
+    """A nonsensical header may have a type, but has no size."""
     assert sniff_mime(data) is not None
     assert pixel_size(data) is None
 
 
 def test_a_jpeg_of_endless_segments_is_given_up() -> None:
-    """Millions of empty segments cost no more time than a few thousand."""
+    """A JPEG of millions of empty segments takes no longer than one of a few thousand."""
     segments = b"\xff\xe0\x00\x02" * 2_000_000
     frame = b"\xff\xc0" + struct.pack(">HBHH", 17, 8, 80, 48)
 
@@ -118,8 +118,8 @@ def test_a_jpeg_of_endless_segments_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("case", ENCODINGS)
-def test_a_whole_picture_is_intact(case: str) -> None:
-    """No good encoding is mistaken for a torn one, not even with bytes after its end."""
+def test_a_complete_image_is_detected_as_complete(case: str) -> None:
+    """Every valid encoding is complete, also with bytes after its end."""
     data, _ = ENCODINGS[case]
 
     assert is_intact(data)
@@ -127,18 +127,18 @@ def test_a_whole_picture_is_intact(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [name for name in ENCODINGS if name[:3] in {"png", "jpe", "web"}])
-def test_a_torn_picture_is_noticed_wherever_it_was_torn(case: str) -> None:
-    """Bytes missing at the end are noticed without decoding, be it one or nearly all."""
+def test_a_truncated_image_is_detected(case: str) -> None:
+    """One or nearly all missing bytes at the end are detected without decoding."""
     data, mime = ENCODINGS[case]
 
     torn = [data[:at] for at in range(len(data)) if sniff_mime(data[:at]) == mime]
 
-    assert len(torn) > len(data) - 13  # of fewer bytes nobody can tell what they are
+    assert len(torn) > len(data) - 13  # the type of fewer bytes is unknown
     assert not any(is_complete(each) or is_intact(each) for each in torn)
 
 
-def test_looking_for_the_end_of_a_picture_takes_no_time() -> None:
-    """It is done on the event loop: a few chunks or segments are looked at, whatever they hold."""
+def test_finding_the_end_of_an_image_is_fast() -> None:
+    """Only a few chunks or segments are read, because the event loop does it."""
     steps = 0
 
     def count(*_: object) -> None:
@@ -159,8 +159,8 @@ def test_looking_for_the_end_of_a_picture_takes_no_time() -> None:
     assert steps < 500
 
 
-def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
-    """A torn JPEG with a whole thumbnail in its header counts as torn."""
+def test_a_thumbnails_end_is_not_the_images_end() -> None:
+    """A truncated JPEG with a complete thumbnail is detected as truncated."""
     thumbnail = encoded(picture(8, 8), "JPEG")
     whole = encoded(picture(), "JPEG", exif=b"Exif\0\0" + thumbnail)
 
@@ -169,7 +169,7 @@ def test_a_thumbnails_end_is_not_the_pictures_end() -> None:
 
 
 def test_a_flipped_bit_in_a_png_is_noticed() -> None:
-    """PNG has checksums: damage in the middle is found too."""
+    """A flipped bit in the middle of a PNG is detected by its checksum."""
     data = bytearray(ENCODINGS["png"][0])
     data[len(data) // 2] ^= 1
 
@@ -177,8 +177,8 @@ def test_a_flipped_bit_in_a_png_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
-    """As Pillow writes it, and as cameras with the other byte order do."""
+def test_the_exif_orientation_is_read_in_both_byte_orders(turn: int) -> None:
+    """Little-endian and big-endian EXIF data are read."""
     big = b"MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, turn, 0) + bytes(4)
 
     assert exif_orientation(exif(turn)) == turn
@@ -186,13 +186,13 @@ def test_the_turn_is_read_in_both_byte_orders(turn: int) -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0", b"MM\0*", b"Exif\0\0II*\0"]))
-def test_broken_exif_means_upright_or_some_turn(data: bytes, start: bytes) -> None:
-    """No EXIF data make the reader fail."""
+def test_broken_exif_gives_some_orientation(data: bytes, start: bytes) -> None:
+    """No EXIF data make the reader raise an error."""
     assert exif_orientation(start + data) in range(1, 9)
 
 
 @pytest.mark.parametrize("header", [12, 40, 52, 56, 108, 124])
 def test_every_bmp_header_that_pillow_reads_is_known(header: int) -> None:
-    """Photoshop writes 56 bytes where there is an alpha channel."""
+    """All BMP header sizes that Pillow reads are known, Photoshop's 56 bytes too."""
     data = b"BM" + bytes(12) + header.to_bytes(4, "little") + bytes(header)
     assert sniff_mime(data) == "image/bmp"

@@ -1,4 +1,4 @@
-"""References that providers refuse are mended; good ones pass untouched."""
+"""References that providers would refuse are normalized; valid ones stay unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def normalized(data: bytes) -> NormalizedImage:
 
 
 def near(left: Image.Image, right: Image.Image, tolerance: int = 12) -> bool:
-    """Whether two pictures look the same, as far as lossy encoding allows."""
+    """Return whether two images look the same, within the error of lossy encoding."""
     if left.size != right.size:
         return False
     pairs = zip(left.convert("RGB").tobytes(), right.convert("RGB").tobytes(), strict=True)
@@ -54,8 +54,8 @@ GOOD = {
 
 
 @pytest.mark.parametrize("case", GOOD)
-def test_a_good_picture_passes_as_the_very_same_object(case: str) -> None:
-    """Byte for byte, without even a copy."""
+def test_a_valid_image_is_returned_as_the_same_object(case: str) -> None:
+    """A valid image is not copied."""
     data = GOOD[case]
 
     result = normalized(data)
@@ -65,8 +65,8 @@ def test_a_good_picture_passes_as_the_very_same_object(case: str) -> None:
     assert result.note is None
 
 
-def test_a_good_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its header and structure are enough: a decoder that fails is never asked."""
+def test_a_valid_image_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Header and structure of a valid image suffice; its decoder is not called."""
     from PIL import ImageFile
 
     def fail(_self: object) -> None:
@@ -96,7 +96,7 @@ def sixteen_bit_rgb() -> bytes:
     return raw_png(48, 80, 16, 2, bytes(rows))
 
 
-# name: the encoded picture, the type it becomes, the mode it becomes, words in the note
+# name: the encoded image, the type it becomes, the mode it becomes, words in the note
 BAD: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
     "mpo": (mpo, "image/jpeg", "RGB", "several images"),
     "cmyk jpeg": (lambda: encoded(picture(mode="CMYK"), "JPEG", quality=95),
@@ -117,8 +117,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_picture_is_mended(case: str) -> None:
-    """It becomes a plain one that passes from then on, and the note says what was wrong."""
+def test_an_unsupported_image_is_normalized(case: str) -> None:
+    """The result needs no further change, and the note has the cause."""
     make, mime, mode, words = BAD[case]
     data = make()
 
@@ -136,13 +136,13 @@ def test_a_bad_picture_is_mended(case: str) -> None:
     [("mpo", 12), ("cmyk jpeg", 20), ("animated png", 0), ("animated webp", 0),
      ("bmp", 0), ("avif", 20), ("palette png", 60), ("animated gif", 60)],
 )  # fmt: skip
-def test_a_mended_picture_shows_the_same(case: str, tolerance: int) -> None:
-    """Mending changes the encoding, not what is seen; of several frames it is the first."""
+def test_a_normalized_image_looks_the_same(case: str, tolerance: int) -> None:
+    """Normalizing keeps the appearance; of several frames it uses the first."""
     assert near(opened(normalized(BAD[case][0]()).data), picture(), tolerance)
 
 
 def bad_exif(orientation: int) -> bytes:
-    """Says how to turn the picture, and then promises a text that is not there."""
+    """Return EXIF data with an orientation and a reference to missing text."""
     tags = ((0x0112, 3, 1, orientation), (0x010F, 2, 5000, 4000), (0x011A, 5, 1, 4000))
     entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -150,7 +150,7 @@ def bad_exif(orientation: int) -> bytes:
 
 @pytest.mark.parametrize("turn", [1, 6])
 def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> None:
-    """A good JPEG passes whatever its EXIF promises, and its turn is read all the same."""
+    """A JPEG with broken EXIF data is accepted, and its orientation is read."""
     data = encoded(picture(), "JPEG", exif=bad_exif(turn))
 
     with warnings.catch_warnings():
@@ -164,7 +164,7 @@ def test_broken_metadata_are_no_fault_where_warnings_are_errors(turn: int) -> No
 
 
 def test_a_png_with_a_long_text_passes() -> None:
-    """Pillow refuses to unpack it; nobody needs it."""
+    """A PNG with a text chunk that Pillow refuses to unpack is accepted."""
     good = encoded(picture(), "PNG")
     text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2 * 2**20)))
 
@@ -174,7 +174,7 @@ def test_a_png_with_a_long_text_passes() -> None:
 
 
 def test_sixteen_bit_grey_is_scaled_not_cut_off() -> None:
-    """Half of 65535 becomes half of 255."""
+    """A 16-bit value of one half becomes half of 255."""
     rows = b"".join(b"\0" + struct.pack(">HHH", 0, 32768, 65535) for _ in range(2))
 
     result = opened(normalized(raw_png(3, 2, 16, 0, rows)).data)
@@ -183,7 +183,7 @@ def test_sixteen_bit_grey_is_scaled_not_cut_off() -> None:
 
 
 def test_sixteen_bit_colour_keeps_its_high_bytes() -> None:
-    """What is lost is the lower half of each value."""
+    """Each 16-bit color value keeps its high byte."""
     result = opened(normalized(sixteen_bit_rgb()).data)
 
     assert result.getpixel((0, 0)) == (0, 0, 90)
@@ -191,7 +191,7 @@ def test_sixteen_bit_colour_keeps_its_high_bytes() -> None:
 
 
 def test_transparency_of_a_palette_survives() -> None:
-    """A palette with a transparent entry becomes RGBA."""
+    """A palette image with a transparent entry becomes RGBA."""
     source = Image.new("P", (4, 4), 1)
     source.putpalette([255, 0, 0, 0, 255, 0])
     source.putpixel((0, 0), 0)
@@ -204,8 +204,8 @@ def test_transparency_of_a_palette_survives() -> None:
 
 @pytest.mark.parametrize("turn", range(2, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_turned_picture_is_set_upright(form: str, turn: int) -> None:
-    """All turns that EXIF knows are applied to the pixels, in all three types, type kept."""
+def test_exif_orientation_is_applied(form: str, turn: int) -> None:
+    """Each EXIF orientation is applied to the pixels of all three types."""
     options = {"lossless": True} if form == "WEBP" else {"quality": 95}
     data = encoded(picture(), form, exif=exif(turn), **options)
 
@@ -219,7 +219,7 @@ def test_a_turned_picture_is_set_upright(form: str, turn: int) -> None:
 
 
 def test_an_upright_jpeg_keeps_subsampling_and_profile() -> None:
-    """Turning upright neither coarsens the colours nor loses what they mean."""
+    """Applying the orientation keeps a JPEG's subsampling and color profile."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(picture(), "JPEG", exif=exif(3), subsampling=0, icc_profile=profile)
 
@@ -232,14 +232,14 @@ def test_an_upright_jpeg_keeps_subsampling_and_profile() -> None:
 
 
 def test_a_profile_for_greys_does_not_stay_on_colours() -> None:
-    """Grey with alpha becomes RGBA, for which its profile makes no sense."""
+    """A grey image with alpha becomes RGBA and loses its grey profile."""
     data = encoded(picture(mode="LA"), "PNG", icc_profile=b"a profile for greys")
 
     assert "icc_profile" not in opened(normalized(data).data).info
 
 
-def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
-    """EXIF does not survive mending, but for nothing else than that it is not copied."""
+def test_a_normalized_photo_has_no_location() -> None:
+    """EXIF data are not copied, so the location is lost."""
     tags = Image.Exif()
     tags[0x0112] = 6
     tags[0x010F] = "a camera's maker"
@@ -250,7 +250,7 @@ def test_a_mended_photo_no_longer_tells_where_it_was_taken() -> None:
 
 
 def cmyk_profile() -> bytes:
-    """A press that knows greys only: the more ink, the darker, whatever the ink's colour."""
+    """Return a profile that converts all inks to grey."""
     levels = [255 - 60 * corner.bit_count() for corner in range(16)]
     colours = bytes(each for level in levels for each in (level, 128, 128))
     ramp = bytes(range(256))
@@ -264,7 +264,7 @@ def cmyk_profile() -> bytes:
 
 
 def test_cmyk_is_converted_by_its_own_profile() -> None:
-    """Pure cyan is grey on a press that prints greys; the plain formula would show it cyan."""
+    """Pure cyan becomes grey by such a profile, and cyan by the plain formula."""
     cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
 
     by_formula = opened(normalized(encoded(cyan, "JPEG")).data).getpixel((8, 8))
@@ -276,8 +276,8 @@ def test_cmyk_is_converted_by_its_own_profile() -> None:
     assert "icc_profile" not in by_profile.info
 
 
-def test_cmyk_with_a_broken_profile_is_still_mended() -> None:
-    """A profile that cannot be read is left out, the plain formula serves."""
+def test_cmyk_with_a_broken_profile_is_still_normalized() -> None:
+    """A CMYK image with an invalid profile is converted by the plain formula."""
     data = encoded(picture(mode="CMYK"), "JPEG", icc_profile=b"no profile at all" * 20)
 
     result = opened(normalized(data).data)
@@ -307,7 +307,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
-    """The reason is told shortly, and is the right one."""
+    """The error has the right reason in few words."""
     data, words = REFUSED[case]
 
     with pytest.raises(UnusableImageError, match=words):
@@ -317,7 +317,7 @@ def test_what_cannot_be_used_is_refused_in_plain_words(case: str) -> None:
 def test_the_pixel_limit_is_ours_and_the_applications_stays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A picture over Pillow's own limit is mended without a warning, and that limit is not ours."""
+    """An image above Pillow's limit is normalized without a warning or a change of it."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
 
     assert normalized(encoded(picture(mode="P"), "PNG")).mime_type == "image/png"
@@ -335,7 +335,7 @@ def test_the_pixel_limit_is_ours_and_the_applications_stays(
 def test_too_many_pixels_become_half_of_each_side(
     form: str, mode: str, strip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one piece or in strips, it shows the same."""
+    """An image with too many pixels is halved, in one piece or in strips."""
     monkeypatch.setattr(codec, "_STRIP_PIXELS", strip)
     source = picture(201, 330, mode=mode)
 
@@ -349,8 +349,8 @@ def test_too_many_pixels_become_half_of_each_side(
         assert near(small, source.resize(small.size, Image.Resampling.BOX), 16)
 
 
-def test_a_turned_picture_of_too_many_pixels_is_set_upright() -> None:
-    """Both flaws are mended at once."""
+def test_a_large_image_with_exif_orientation_is_normalized() -> None:
+    """Size and orientation are normalized in one step."""
     data = encoded(picture(200, 100), "JPEG", exif=exif(6))
 
     result = normalize(data, max_pixels=10_000, max_read_pixels=20_000)
@@ -359,7 +359,7 @@ def test_a_turned_picture_of_too_many_pixels_is_set_upright() -> None:
 
 
 def test_a_giant_jpeg_is_never_decoded_at_full_size() -> None:
-    """It comes out of its decoder small enough; nothing larger was ever there."""
+    """The JPEG decoder scales a giant image down while decoding."""
     source = codec.open_picture(encoded(picture(200, 100), "JPEG"), 20_000)
 
     assert codec.reduced(source, 10_000) is source
@@ -367,7 +367,7 @@ def test_a_giant_jpeg_is_never_decoded_at_full_size() -> None:
 
 
 def test_a_png_of_endless_chunks_is_given_up() -> None:
-    """Hundreds of thousands of chunks cost no more time than the first thousands."""
+    """A PNG of hundreds of thousands of chunks takes no longer than one of thousands."""
     good = encoded(picture(), "PNG")
     data = good[:33] + png_chunk(b"teXt", b"") * 300_000 + good[33:]
 
@@ -376,7 +376,7 @@ def test_a_png_of_endless_chunks_is_given_up() -> None:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Put right a damaged PNG's checksums, as an attacker would, so that decoders see the rest."""
+    """Correct the checksums of a damaged PNG, so that decoders read the rest."""
     fixed, at = bytearray(data), 8
     while at + 12 <= len(fixed):
         end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")
@@ -388,10 +388,10 @@ def with_checksums(data: bytes) -> bytes:
 
 
 @given(st.sampled_from([*GOOD, *BAD]), st.data())
-def test_any_damage_leads_to_a_picture_or_the_documented_error(
+def test_any_damage_leads_to_an_image_or_the_documented_error(
     case: str, data: st.DataObject
 ) -> None:
-    """Whatever happens to the bytes of any type, only UnusableImageError comes out."""
+    """Damaged bytes of any type give an image or UnusableImageError."""
     damaged = bytearray(GOOD[case] if case in GOOD else SAMPLES[case])
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -408,13 +408,13 @@ def test_any_damage_leads_to_a_picture_or_the_documented_error(
 
 
 def resident(name: str) -> float:
-    """Megabytes, from the kernel: VmRSS now, VmHWM at the most since it was reset."""
+    """Return megabytes of memory: VmRSS, and VmHWM since its reset."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1000
 
 
 def claiming(data: bytes, width: int, height: int) -> bytes:
-    """The same picture, whose header tells another size."""
+    """Return the same image with another size in its header."""
     changed = bytearray(data)
     if data[:4] == b"\x89PNG":
         changed[16:24] = struct.pack(">II", width, height)
@@ -432,7 +432,7 @@ def claiming(data: bytes, width: int, height: int) -> bytes:
     st.integers(1, 5000),
     st.integers(1, 5000),
 )
-def claims_lead_to_a_picture_or_the_documented_error(case: str, width: int, height: int) -> None:
+def claims_lead_to_an_image_or_the_documented_error(case: str, width: int, height: int) -> None:
     with suppress(UnusableImageError):
         normalize(
             claiming(SAMPLES[case], width, height), max_pixels=10**5, max_read_pixels=2 * 10**5
@@ -441,12 +441,12 @@ def claims_lead_to_a_picture_or_the_documented_error(case: str, width: int, heig
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks Linux")
 def test_no_claim_takes_more_memory_than_the_limits_allow() -> None:
-    """Whatever size a header tells, what is decoded keeps to what may be read."""
-    claims_lead_to_a_picture_or_the_documented_error()  # what is loaded once is loaded
+    """Decoding keeps to the memory limits, whatever size a header claims."""
+    claims_lead_to_an_image_or_the_documented_error()  # what is loaded once is loaded
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = resident("VmRSS")
 
-    claims_lead_to_a_picture_or_the_documented_error()
+    claims_lead_to_an_image_or_the_documented_error()
 
     assert resident("VmHWM") - before < 30
 

@@ -1,4 +1,4 @@
-"""Memory and CPU time of a call are bounded, whatever pictures a caller or a provider sends.
+"""Memory and CPU time of a call are bounded for all images of callers and providers.
 
 The bounds are those of images/limits.py. They hold for CPU time and not for the time of day, so
 that a busy machine changes nothing.
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for 
 
 
 def measured(group: str) -> dict[str, dict[str, Any]]:
-    """Figures of each case of a group, measured one after the other in a process of their own."""
+    """Return the figures of each case of a group, measured in a separate process."""
     done = subprocess.run(
         [sys.executable, str(METER), group], capture_output=True, text=True, timeout=900, check=True
     )
@@ -30,12 +30,12 @@ def measured(group: str) -> dict[str, dict[str, Any]]:
 
 
 def beyond(figures: dict[str, dict[str, Any]], cpu: float, megabytes: float) -> list[Any]:
-    """The cases that took more."""
+    """Return the cases that exceed the bound."""
     return [each for each in figures.values() if each["cpu"] > cpu or each["megabytes"] > megabytes]
 
 
 def test_a_hostile_reference_costs_nothing() -> None:
-    """It is refused by its structure, and the call goes on without it."""
+    """A hostile reference is rejected by its structure, and the call continues without it."""
     figures = measured("refused")
 
     assert beyond(figures, cpu=1.5, megabytes=100) == []
@@ -43,7 +43,7 @@ def test_a_hostile_reference_costs_nothing() -> None:
 
 
 def test_hostile_metadata_costs_nothing() -> None:
-    """The picture is used without them; at most a copy is made of it."""
+    """An image is used without its hostile metadata, with one copy at most."""
     figures = measured("harmless")
 
     assert beyond(figures, cpu=3, megabytes=250) == []
@@ -51,7 +51,7 @@ def test_hostile_metadata_costs_nothing() -> None:
 
 
 def test_a_reference_at_the_limits_keeps_to_its_bounds() -> None:
-    """Of each type, one of as many pixels, or bytes, as are read, that has to be decoded."""
+    """Decoding a reference of the maximum pixels or bytes stays within its bounds."""
     figures = measured("at limits")
 
     assert beyond(figures, cpu=20, megabytes=1500) == []
@@ -59,7 +59,7 @@ def test_a_reference_at_the_limits_keeps_to_its_bounds() -> None:
 
 
 def test_a_result_at_the_limits_keeps_to_its_bounds() -> None:
-    """One that must be cropped."""
+    """Cropping a result of the maximum size stays within its bounds."""
     figures = measured("results")
 
     assert beyond(figures, cpu=20, megabytes=1500) == []
@@ -67,7 +67,7 @@ def test_a_result_at_the_limits_keeps_to_its_bounds() -> None:
 
 
 def test_many_references_and_a_long_prompt_keep_to_the_same_bounds() -> None:
-    """As many photos as a model takes, all turned, and a million characters."""
+    """The maximum number of rotated photos and a million characters stay within bounds."""
     figures = measured("many")
 
     assert beyond(figures, cpu=20, megabytes=1500) == []

@@ -1,4 +1,4 @@
-"""Work on pictures stands in nobody's way, and leaves nothing behind."""
+"""Image processing in worker threads: shares, cancellation and memory."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
 class Holder:
-    """Something whose end can be watched, as bytes cannot."""
+    """An object whose end can be observed, unlike that of bytes."""
 
 
 def test_work_runs_elsewhere_and_its_result_comes_back() -> None:
-    """In a thread of ours, by name."""
+    """Work runs in a named thread of the library, and its result is returned."""
     name = asyncio.run(off_loop(lambda: threading.current_thread().name))
 
     assert name.startswith("resilient-imagen-images")
 
 
 def test_an_error_comes_back_as_it_is() -> None:
-    """Type and text."""
+    """An error in a worker thread keeps type and message."""
     with pytest.raises(ValueError, match="12a"):
         asyncio.run(off_loop(int, "12a"))
 
 
 def test_cancellation_returns_at_once_and_drops_what_has_not_begun() -> None:
-    """The caller does not wait for threads; queued work of cancelled callers never runs."""
+    """A cancelled caller returns at once, and its queued work never runs."""
     begun, release = threading.Semaphore(0), threading.Event()
     ran: list[int] = []
 
@@ -72,7 +72,7 @@ def test_cancellation_returns_at_once_and_drops_what_has_not_begun() -> None:
 
 
 def test_the_number_of_threads_is_bounded() -> None:
-    """However many pictures come at once."""
+    """The number of worker threads is limited, however many images arrive."""
 
     async def run() -> None:
         await asyncio.gather(*(off_loop(sum, range(1000)) for _ in range(200)))
@@ -85,7 +85,7 @@ def test_the_number_of_threads_is_bounded() -> None:
 
 
 def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """References that keep every thread of theirs busy let a plain call be served and fitted."""
+    """A call is served and fitted while references keep all their threads busy."""
     begun, release = threading.Semaphore(0), threading.Event()
 
     def endless(*_: object, **__: object) -> None:
@@ -116,7 +116,7 @@ def test_a_reference_never_delays_a_result_of_another_call(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("pool", [Pool.REFERENCES, Pool.LARGE, Pool.FILES])
 def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
-    """What it has begun leaves room in the queue, or in the threads, for other calls."""
+    """The work of one call leaves threads or queue positions to other calls."""
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -146,7 +146,7 @@ def test_one_call_gets_a_share_of_the_threads(pool: Pool) -> None:
 
 
 def test_large_references_are_worked_on_in_a_thread_apart() -> None:
-    """By the size in the header; what tells none may be large."""
+    """References that are large, or of unknown size, are processed in a separate thread."""
     assert pool_for(TINY_PNG) is Pool.REFERENCES
     assert pool_for(narrow_png(5001, 5000)) is Pool.LARGE
     assert pool_for(narrow_png(5000, 5000)) is Pool.REFERENCES
@@ -154,7 +154,7 @@ def test_large_references_are_worked_on_in_a_thread_apart() -> None:
 
 
 def test_nothing_holds_a_result() -> None:
-    """Once the caller lets go, the picture is gone: idle threads keep none."""
+    """Idle threads do not keep the result of their last work."""
 
     async def run() -> weakref.ref[Holder]:
         given = Holder()
@@ -171,7 +171,7 @@ def test_nothing_holds_a_result() -> None:
 
 
 def test_it_works_on_virtual_time() -> None:
-    """Time stands still while a thread works."""
+    """Virtual time does not advance while a thread works."""
 
     async def run() -> float:
         await off_loop(sum, range(100_000))
@@ -181,8 +181,8 @@ def test_it_works_on_virtual_time() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_gets_threads_of_its_own() -> None:
-    """A server that forks after warming up must not hang on its first picture."""
+def test_a_forked_child_gets_new_threads() -> None:
+    """A child that is forked after warm-up processes its first image."""
     script = (
         "import asyncio, os\n"
         "from resilient_imagen.images.worker_pool import off_loop\n"
@@ -199,7 +199,7 @@ def test_a_forked_child_gets_threads_of_its_own() -> None:
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    """Importing the package costs no Pillow, pydantic or network library."""
+    """Importing the package loads neither Pillow, pydantic nor a network library."""
     script = (
         "import sys\n"
         "from resilient_imagen.images import base64_codec, fit, inspect, normalize\n"
@@ -214,10 +214,10 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     assert done.stderr.strip() == ""
 
 
-def test_memory_is_given_back_once_when_nothing_is_left_to_do(
+def test_the_heap_is_trimmed_once_when_all_work_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After pictures were decoded, and only then; not while others are still worked on."""
+    """The heap is trimmed after images were decoded and no work is left."""
     given_back: list[int] = []
     begun, release = threading.Event(), threading.Event()
     monkeypatch.setattr(worker_pool, "trim_heap", lambda: given_back.append(1))
@@ -255,8 +255,8 @@ def test_memory_is_given_back_once_when_nothing_is_left_to_do(
 
 
 @pytest.mark.skipif(worker_pool._malloc_trim() is None, reason="another C library")
-def test_a_burst_of_fitted_pictures_leaves_nothing_to_give_back() -> None:
-    """Measured in a process of its own: free memory that a trim would return is returned."""
+def test_a_burst_of_fitted_images_leaves_no_free_memory_untrimmed() -> None:
+    """A separate process measures the memory that another trim would return."""
     script = (
         "import asyncio, sys, time\n"
         "from resilient_imagen.images import worker_pool\n"
