@@ -1,4 +1,4 @@
-"""Pictures come from public addresses only, within limits, whatever servers and names try."""
+"""References are loaded from public addresses only, within limits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def answer(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 class Server:
-    """A loopback server that answers each path with the bytes it was given for it."""
+    """A loopback server that answers each path with the configured bytes."""
 
     def __init__(self, pages: dict[str, bytes]) -> None:
         self.pages = pages
@@ -60,7 +60,7 @@ class Server:
         try:
             writer.write(page.replace(b"PORT", str(self.port).encode()))
             if page.endswith(b"...for ever"):
-                await reader.read()  # until the other side goes away
+                await reader.read()  # until the client closes the connection
             await writer.drain()
         except OSError:
             pass
@@ -88,7 +88,7 @@ def load(path: str, pages: dict[str, bytes], limits: ImageLimits = LOCAL) -> byt
 
 
 def names(**table: str) -> Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]:
-    """A resolver that knows these names; underscores stand for dots."""
+    """Return a resolver with these names; underscores are dots."""
     known = {name.replace("_", "."): address.split() for name, address in table.items()}
 
     async def resolve(host: str, _port: int) -> Sequence[str]:
@@ -98,7 +98,7 @@ def names(**table: str) -> Callable[[str, int], Coroutine[Any, Any, Sequence[str
 
 
 class RecordingBackend(httpcore2.AsyncNetworkBackend):
-    """Stands for the network: notes where connections go, and answers them from a script."""
+    """A network backend that records connections and answers them from a script."""
 
     def __init__(
         self, answers: Sequence[bytes], *, lands_at: str | None = None, refuses: int = 0
@@ -134,8 +134,8 @@ def recorded(fetcher: Fetcher, network: RecordingBackend) -> Fetcher:
     return fetcher
 
 
-def test_a_picture_is_loaded_from_a_real_server() -> None:
-    """Where private addresses and http are allowed, loopback works, redirects included."""
+def test_an_image_is_loaded_from_a_real_server() -> None:
+    """With private addresses and http allowed, loopback and redirects work."""
     pages = {
         "/start": answer("302 Found", b"", "Location: /next?a=1#part"),
         "/next?a=1": answer("307 Temporary Redirect", b"", "Location: http://127.0.0.1:PORT/end"),
@@ -145,8 +145,8 @@ def test_a_picture_is_loaded_from_a_real_server() -> None:
     assert load("/start", pages) == PNG
 
 
-def test_requests_carry_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cookies, no credentials; proxies of the environment are not used."""
+def test_requests_carry_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests have no cookies and no credentials, and ignore the environment's proxies."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
 
@@ -166,7 +166,7 @@ def test_requests_carry_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_fetcher_serves_several_event_loops() -> None:
-    """Nothing in it is bound to the loop it was first used on."""
+    """A fetcher is not bound to the loop of its first use."""
     fetcher = Fetcher(LOCAL)
 
     async def run() -> bytes:
@@ -178,7 +178,7 @@ def test_one_fetcher_serves_several_event_loops() -> None:
 
 @pytest.fixture
 def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context, and a client's that trusts it."""
+    """Return TLS contexts of a server and of a client that trusts it."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
@@ -198,7 +198,7 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 def test_tls_verifies_the_name_though_a_number_is_connected_to(
     name: str, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
-    """The certificate's name is accepted, and no other one at the same address."""
+    """TLS accepts the certificate's name only, although the connection is to an address."""
     resolve = names(pictures_test="127.0.0.1", other_test="127.0.0.1")
     fetcher = Fetcher(LOCAL, resolve=resolve, ssl_context=tls[1])
 
@@ -248,7 +248,7 @@ PAGES = {
 
 @pytest.mark.parametrize("path", PAGES)
 def test_what_cannot_be_loaded_says_why(path: str) -> None:
-    """Every way to fail has its plain words, and none of them holds the address."""
+    """Every failure has a plain reason that does not contain the address."""
     page, words = PAGES[path]
     limits = replace(LOCAL, fetch_seconds=0.3) if path == "/slow" else LOCAL
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_loaded_says_why(path: str) -> None:
 
 
 def test_redirects_are_counted() -> None:
-    """As many as allowed are followed, and not one more."""
+    """Redirects up to the limit are followed."""
     pages = {f"/{at}": answer("301 Moved", b"", f"Location: /{at + 1}") for at in range(3)}
     pages["/3"] = answer("200 OK", PNG)
 
@@ -293,7 +293,7 @@ BAD_URLS = {
 
 @pytest.mark.parametrize("case", BAD_URLS)
 def test_bad_addresses_are_refused_unasked(case: str) -> None:
-    """No name is looked up for what is not plain https."""
+    """A URL that is not plain https is rejected without a lookup."""
     asked = []
 
     async def resolve(host: str, _port: int) -> Sequence[str]:
@@ -325,19 +325,19 @@ PUBLIC = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_inner_addresses_are_not_public(address: str) -> None:
-    """Nor those that carry one inside."""
+    """Private addresses are rejected, also those embedded in other addresses."""
     assert not is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_outer_addresses_are_public(address: str) -> None:
-    """The neighbours of refused ranges, and IPv4 in a dress that networks really use."""
+    """Neighbors of private ranges, and common IPv6 forms of public IPv4, are accepted."""
     assert is_public(address)
 
 
 @given(st.one_of(st.ip_addresses(), st.text(max_size=30)))
 def test_nothing_inner_is_ever_public(address: object) -> None:
-    """Against the standard library's own judgement, for all addresses and for any text."""
+    """The check agrees with the standard library for all addresses and any str."""
     if not is_public(str(address)):
         return
     parsed = ipaddress.ip_address(str(address))
@@ -350,7 +350,7 @@ def test_nothing_inner_is_ever_public(address: object) -> None:
 @pytest.mark.parametrize("address", PRIVATE)
 @pytest.mark.parametrize("by_name", [True, False])
 def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
-    """Written out or behind a name, alone or beside a public one."""
+    """A private address is not connected to, literal or resolved, alone or among public ones."""
     host = "trap.test" if by_name else (f"[{address}]" if ":" in address else address)
     network = RecordingBackend([])
     fetcher = recorded(Fetcher(resolve=names(trap_test=f"8.8.8.8 {address}")), network)
@@ -363,7 +363,7 @@ def test_no_inner_address_is_connected_to(address: str, by_name: bool) -> None:
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "127.1", "017700000001", "localhost"])
 def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
-    """The system's own lookup decides what they mean, and the meaning is judged."""
+    """Unusual notations of loopback are resolved by the system and then checked."""
     network = RecordingBackend([])
 
     with pytest.raises(FetchError, match=r"not public|not a valid|unknown"):
@@ -377,7 +377,7 @@ def test_odd_ways_to_write_loopback_are_seen_through(host: str) -> None:
                "https://inner.test/", "//127.0.0.1/"],
 )  # fmt: skip
 def test_a_redirect_inside_is_not_followed(target: str) -> None:
-    """Each hop is judged anew; a relative scheme, a number and a name alike."""
+    """Each redirect's target is checked: relative scheme, address or name."""
     network = RecordingBackend([answer("302 Found", b"", f"Location: {target}")])
     resolve = names(outer_test="8.8.8.8", inner_test="192.168.0.7")
 
@@ -388,7 +388,7 @@ def test_a_redirect_inside_is_not_followed(target: str) -> None:
 
 
 def test_a_redirect_to_plain_http_is_not_followed() -> None:
-    """Https stays https."""
+    """A redirect from https to http is rejected."""
     network = RecordingBackend([answer("302 Found", b"", "Location: http://outer.test/")])
 
     with pytest.raises(FetchError, match="not an https address"):
@@ -400,7 +400,7 @@ def test_a_redirect_to_plain_http_is_not_followed() -> None:
 
 
 def test_a_name_that_changes_its_answer_gains_nothing() -> None:
-    """One lookup a connection, and exactly the address that was checked is connected to."""
+    """Each connection has one lookup and goes to exactly the checked address."""
     asked = []
 
     async def rebinding(host: str, _port: int) -> Sequence[str]:
@@ -421,7 +421,7 @@ def test_a_name_that_changes_its_answer_gains_nothing() -> None:
 
 
 def test_a_connection_that_lands_elsewhere_is_dropped() -> None:
-    """Whatever happens below us: the socket's own peer is judged before a byte is sent."""
+    """The socket's peer address is checked before a byte is sent."""
     network = RecordingBackend([], lands_at="127.0.0.1")
 
     with pytest.raises(FetchError, match="not public"):
@@ -431,7 +431,7 @@ def test_a_connection_that_lands_elsewhere_is_dropped() -> None:
 
 
 def test_the_next_address_is_tried_when_one_is_dead() -> None:
-    """A name with a dead first address still serves."""
+    """A name whose first address is unreachable is loaded from the next one."""
 
     async def run() -> bytes:
         async with serving({"/": answer("200 OK", PNG)}) as server:
@@ -441,16 +441,16 @@ def test_the_next_address_is_tried_when_one_is_dead() -> None:
     assert asyncio.run(run()) == PNG
 
 
-def test_dead_addresses_all_are_told() -> None:
-    """Nobody listening is a plain reason."""
+def test_only_unreachable_addresses_give_a_reason() -> None:
+    """If no address accepts a connection, the reference has a plain reason."""
     resolve = names(dead_test="127.0.0.1 127.0.0.2")
 
     with pytest.raises(FetchError, match="could not be reached"):
         asyncio.run(Fetcher(LOCAL, resolve=resolve).fetch("http://dead.test:1/"))
 
 
-def test_names_are_looked_up_in_threads_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead name server must not fill the threads that the application waits for."""
+def test_names_are_looked_up_in_separate_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging name server does not fill the application's default executor."""
     threads = []
 
     def lookup(*_: object, **__: object) -> list[object]:
@@ -467,7 +467,7 @@ def test_names_are_looked_up_in_threads_of_our_own(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".test", "a..test", "xn--a." + "b" * 70])
 def test_a_name_that_the_system_cannot_ask_for_is_a_reason(host: str) -> None:
-    """Python refuses such names with an error of its own."""
+    """A name that Python cannot encode gives a reason."""
     with pytest.raises(FetchError, match="name is unknown"):
         asyncio.run(Fetcher().fetch(f"https://{host}/"))
 
@@ -476,7 +476,7 @@ def test_a_name_that_the_system_cannot_ask_for_is_a_reason(host: str) -> None:
     "error", [RuntimeError(), OverflowError(), ExceptionGroup("many", [RuntimeError()])], ids=repr
 )
 def test_whatever_goes_wrong_with_an_address_is_a_reason(error: Exception) -> None:
-    """A network that raises anything costs a reference, not the call."""
+    """Any exception of the network drops the reference, not the call."""
 
     class Network(RecordingBackend):
         async def connect_tcp(self, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
@@ -489,7 +489,7 @@ def test_whatever_goes_wrong_with_an_address_is_a_reason(error: Exception) -> No
 
 
 def test_a_call_with_an_impossible_port_is_served_without_that_reference() -> None:
-    """The reference is dropped with a reason, as are its like."""
+    """A reference with an invalid port is dropped with a reason."""
 
     async def run() -> ImageResult:
         provider = FakeProvider("google", latency=0)
@@ -508,7 +508,7 @@ def test_a_call_with_an_impossible_port_is_served_without_that_reference() -> No
 
 
 def test_names_that_hang_leave_threads_for_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three calls with 28 of them each do not keep a fourth from looking a name up."""
+    """Three calls with 28 hanging names each do not block the lookup of a fourth call."""
     release, hanging, hung = threading.Event(), [], threading.Semaphore(0)
 
     def lookup(host: str, port: int, **_: object) -> list[Any]:
@@ -549,7 +549,7 @@ def test_names_that_hang_leave_threads_for_other_calls(monkeypatch: pytest.Monke
 
 
 def test_a_lookup_that_hangs_ends_in_time() -> None:
-    """The time limit covers the name's lookup too."""
+    """The time limit includes the name lookup."""
 
     async def hanging(_host: str, _port: int) -> Sequence[str]:
         await asyncio.sleep(3600)
@@ -560,8 +560,8 @@ def test_a_lookup_that_hangs_ends_in_time() -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no such name"), UnicodeError("label too long")])
-def test_a_lookup_that_fails_is_told(error: Exception) -> None:
-    """A name that nobody knows is a plain reason."""
+def test_a_failed_lookup_gives_a_reason(error: Exception) -> None:
+    """An unknown name gives a plain reason."""
 
     async def failing(_host: str, _port: int) -> Sequence[str]:
         raise error
@@ -571,7 +571,7 @@ def test_a_lookup_that_fails_is_told(error: Exception) -> None:
 
 
 def test_the_callers_cancellation_stays_a_cancellation() -> None:
-    """It is neither swallowed nor renamed."""
+    """A cancellation during loading propagates as CancelledError."""
 
     async def hanging(_host: str, _port: int) -> Sequence[str]:
         await asyncio.sleep(3600)
@@ -586,7 +586,7 @@ def test_the_callers_cancellation_stays_a_cancellation() -> None:
 
 
 def test_a_closed_fetcher_refuses() -> None:
-    """With the documented error."""
+    """A closed fetcher raises the documented error."""
 
     async def run() -> bytes:
         fetcher = Fetcher()
@@ -640,7 +640,7 @@ LONG = [answer("200 OK", bytes(MOST + 1)), answer("200 OK", bytes(MOST))]
 def test_nothing_leads_inside_and_nothing_else_is_raised(
     url: str, lookups: list[list[str]], replies: list[bytes], allow_http: bool, refuses: int
 ) -> None:
-    """Any address, any name server, any server: no inner connection, no undocumented error."""
+    """No address, name server or server causes a private connection or other errors."""
     answers = iter(lookups)
 
     async def resolve(_host: str, _port: int) -> Sequence[str]:
@@ -656,7 +656,7 @@ def test_nothing_leads_inside_and_nothing_else_is_raised(
 
 
 def test_ipv4_is_tried_beside_many_ipv6_addresses() -> None:
-    """Where IPv6 leads nowhere, four such addresses do not hide the one that works."""
+    """Four unreachable IPv6 addresses do not prevent a connection by IPv4."""
     found = [f"2606:4700::{number}" for number in range(1, 5)] + ["93.184.216.34"]
 
     async def resolve(_host: str, _port: int) -> Sequence[str]:

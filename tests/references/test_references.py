@@ -1,4 +1,4 @@
-"""Whatever callers pass as references becomes pictures, or is dropped with its reason."""
+"""References become images, or are dropped with their reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESULT = delivered(PNG)
 
 
 class Pages:
-    """Stands for a Fetcher: gives what it was told to, and counts how many load at a time."""
+    """A fetcher that returns scripted results and counts concurrent loads."""
 
     def __init__(self, page: bytes | UnusableImageError = PNG) -> None:
         self.page = page
@@ -95,7 +95,7 @@ KINDS: dict[str, object] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_item_is_understood(kind: str) -> None:
-    """It becomes the same picture, its type told from the bytes."""
+    """Each kind of item gives the same image, with the type detected from its bytes."""
     loaded = load(KINDS[kind], fetch=Pages())
 
     assert [(each.data, each.mime_type, each.index) for each in loaded.references] == [
@@ -106,7 +106,7 @@ def test_every_kind_of_item_is_understood(kind: str) -> None:
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
-    """From a Path, and from anything else that names a file explicitly."""
+    """A Path, or another path-like object, is read as a file."""
 
     class Named:
         def __fspath__(self) -> str:
@@ -118,12 +118,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 
 def test_good_bytes_are_not_copied() -> None:
-    """The caller's own object is what will be sent."""
+    """Valid bytes are sent as the caller's own object."""
     assert load(PNG).references[0].data is PNG
 
 
-def test_a_text_is_never_a_path(tmp_path: Path) -> None:
-    """Texts may come from strangers, who must not read files of ours."""
+def test_a_str_is_never_a_path(tmp_path: Path) -> None:
+    """A str may come from a stranger, so it is never read as a path."""
     (tmp_path / "a.png").write_bytes(PNG)
 
     loaded = load(str(tmp_path / "a.png"), f"file://{tmp_path}/a.png")
@@ -172,7 +172,7 @@ UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_an_unusable_item_is_dropped_with_its_reason(case: str, tmp_path: Path) -> None:
-    """The others are kept, each with its own place; nothing of the content is in the reason."""
+    """Other items keep their index; the reason has no content of the dropped one."""
     item, why = UNUSABLE[case]
     item = item(tmp_path) if callable(item) else item
     pages = Pages(UnusableImageError("was not found"))
@@ -198,12 +198,12 @@ def test_strict_raises_for_the_first_unusable_item(case: str, tmp_path: Path) ->
 
 
 def test_addresses_are_dropped_where_loading_is_off() -> None:
-    """Without a Fetcher nothing is loaded."""
+    """Without a Fetcher, URLs are dropped."""
     assert "loading from addresses is off" in load(URL).dropped[0]["why"]
 
 
 def test_image_base64_comes_before_image_url() -> None:
-    """What is there need not be loaded."""
+    """If an item has image_base64, its image_url is not loaded."""
     pages = Pages()
 
     load({"image_base64": TEXT, "image_url": URL}, fetch=pages)
@@ -211,16 +211,16 @@ def test_image_base64_comes_before_image_url() -> None:
     assert pages.urls == []
 
 
-def test_a_mended_reference_is_noted_with_its_place() -> None:
-    """The caller can tell which one was changed, and why."""
+def test_a_normalized_reference_is_noted_with_its_index() -> None:
+    """The note has the index and the reason of the change."""
     loaded = load(PNG, encoded(picture(mode="CMYK"), "JPEG"))
 
     assert loaded.notes == ("reference 1 normalized: mode CMYK: sent as image/jpeg",)
     assert loaded.references[1].mime_type == "image/jpeg"
 
 
-def test_a_mended_reference_that_has_grown_is_made_small_enough() -> None:
-    """A GIF of a photo becomes a far larger PNG; what is sent keeps to the limit all the same."""
+def test_a_normalized_reference_that_has_grown_is_shrunk() -> None:
+    """A GIF that becomes a far larger PNG is shrunk to the limit."""
     gif = encoded(noise(1400, 1400, "L").point(lambda value: value & 0xC0), "GIF")
 
     loaded = load(gif, max_reference_bytes=len(gif))
@@ -233,7 +233,7 @@ def test_a_mended_reference_that_has_grown_is_made_small_enough() -> None:
 
 
 def test_order_is_kept_and_few_load_at_a_time() -> None:
-    """However many there are, at most so many are loaded side by side."""
+    """The order is kept, and the number of concurrent loads is limited."""
     pages = Pages()
 
     loaded = load(*[URL] * 16, fetch=pages, max_loading=3)
@@ -243,7 +243,7 @@ def test_order_is_kept_and_few_load_at_a_time() -> None:
 
 
 def test_no_more_are_read_than_can_be_sent() -> None:
-    """The first usable ones are; what comes after them is listed, and not even asked for."""
+    """After the first usable references, the rest is listed and not loaded."""
     pages = Pages()
 
     loaded = load(7, URL, 7, *[URL] * 300, fetch=pages, most=3)
@@ -255,7 +255,7 @@ def test_no_more_are_read_than_can_be_sent() -> None:
 
 
 def test_more_than_can_be_sent_is_no_fault_when_strict() -> None:
-    """Only what cannot be used is; the rest is listed as always."""
+    """With strict references, too many are listed, not an error."""
     loaded = load(PNG, JPEG, 7, strict=True, most=2)
 
     assert [each["index"] for each in loaded.dropped] == [2]
@@ -264,7 +264,7 @@ def test_more_than_can_be_sent_is_no_fault_when_strict() -> None:
 @pytest.mark.parametrize("item", [URL, b"no image"])
 @pytest.mark.parametrize("most", [14, None])
 def test_no_more_are_tried_than_can_be_of_use(item: object, most: int | None) -> None:
-    """Not even if none is usable: a stranger may name fifty thousand addresses."""
+    """The number of tried references is limited even if none is usable."""
     pages = Pages(UnusableImageError("was not found"))
 
     loaded = load(*[item] * 50_000, fetch=pages, most=most)
@@ -278,7 +278,7 @@ def test_no_more_are_tried_than_can_be_of_use(item: object, most: int | None) ->
 
 
 def test_unusable_ones_do_not_take_the_place_of_usable_ones() -> None:
-    """Up to the limit."""
+    """Unusable references do not count toward the limit."""
     loaded = load(*[b"no image"] * 18, *[PNG] * 20, fetch=None, most=14)
 
     assert [each.index for each in loaded.references] == list(range(18, 32))
@@ -286,7 +286,7 @@ def test_unusable_ones_do_not_take_the_place_of_usable_ones() -> None:
 
 
 class SlowPages(Pages):
-    """Gives each page after its own number of seconds."""
+    """A fetcher that returns each page after its own delay."""
 
     async def fetch(self, url: str) -> bytes:
         await asyncio.sleep(float(url.rpartition("/")[2]))
@@ -295,7 +295,7 @@ class SlowPages(Pages):
 
 @pytest.mark.parametrize(("seconds", "expected"), [(60.0, 20.0), (5.0, 5.0)])
 def test_waiting_for_addresses_is_bounded_for_all_together(seconds: float, expected: float) -> None:
-    """What has come by then is used, as is what was there all along; the rest says why."""
+    """References loaded within the common time limit are used; others have a reason."""
 
     async def run() -> tuple[LoadedReferences, float]:
         pages: Any = SlowPages()
@@ -313,7 +313,7 @@ def test_waiting_for_addresses_is_bounded_for_all_together(seconds: float, expec
 
 
 def test_a_reference_of_too_many_bytes_is_made_smaller() -> None:
-    """Up to what is read at all; beyond that it is refused unread."""
+    """A large reference is shrunk; one above the reading limit is rejected unread."""
     photo = encoded(noise(700, 700), "PNG")
     most = len(photo) // 2
 
@@ -324,7 +324,7 @@ def test_a_reference_of_too_many_bytes_is_made_smaller() -> None:
 
 
 def test_a_reference_of_too_many_pixels_is_made_smaller() -> None:
-    """Up to what is read at all; beyond that it is refused by its header."""
+    """A large reference is shrunk; one above the limit is rejected by its header."""
     loaded = load(PNG, max_pixels=2000)
 
     assert opened(loaded.references[0].data).size == (24, 40)
@@ -336,8 +336,8 @@ def test_a_reference_of_too_many_pixels_is_made_smaller() -> None:
 
 
 @pytest.mark.parametrize("raw", [TEXT, PNG, bytearray(PNG), {"image_base64": TEXT}, None, 7])
-def test_one_image_instead_of_a_list_is_told(raw: Any) -> None:
-    """A single item is a mistake that would otherwise be taken apart letter by letter."""
+def test_a_single_image_instead_of_a_list_is_an_error(raw: Any) -> None:
+    """A single item would otherwise be iterated letter by letter."""
     with pytest.raises(InvalidRequestError, match="must be a list"):
         asyncio.run(load_references(raw, limits=ImageLimits(), fetch=None, strict=False))
 
@@ -352,7 +352,7 @@ ITEMS = st.recursive(
 
 @given(st.lists(ITEMS, max_size=5))
 def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
-    """Nothing raises, nothing is lost, order is kept."""
+    """Every item is used or dropped, in order, without an exception."""
     loaded = load(*items, fetch=Pages())
 
     used = [each.index for each in loaded.references]
@@ -369,6 +369,6 @@ def test_every_item_is_either_used_or_dropped(items: list[object]) -> None:
     ids=str,
 )  # fmt: skip
 def test_bounds_that_nothing_meets_are_refused(bounds: dict[str, Any]) -> None:
-    """A limit of zero is a typing error."""
+    """A limit of zero is rejected."""
     with pytest.raises(ValueError, match="must"):
         ImageLimits(**bounds)

@@ -1,4 +1,4 @@
-"""References are made smaller until a request may carry them."""
+"""References are shrunk until they fit into a request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def total(references: tuple[Reference, ...]) -> int:
 
 
 def test_what_fits_is_not_touched() -> None:
-    """The very same objects come back, without a note."""
+    """References that fit are returned as the same objects, without a note."""
     references, notes, given_in = shrunk(len(PHOTO) + len(JPEG), PHOTO, JPEG)
 
     assert all(left is right for left, right in zip(references, given_in, strict=True))
@@ -46,7 +46,7 @@ def test_what_fits_is_not_touched() -> None:
 
 
 def test_the_largest_goes_first_and_no_more_than_needed() -> None:
-    """One large PNG as JPEG is enough: the smaller PNG and all pixels are kept."""
+    """Converting one large PNG to JPEG suffices; the smaller PNG and all pixels stay."""
     limit = len(PHOTO) + len(SMALL_PHOTO) - 1000
 
     references, notes, given_in = shrunk(limit, SMALL_PHOTO, PHOTO)
@@ -60,7 +60,7 @@ def test_the_largest_goes_first_and_no_more_than_needed() -> None:
 
 
 def test_pixels_are_given_up_last() -> None:
-    """Only when all are JPEG, sides shrink."""
+    """Pixels are reduced only after all references are JPEG."""
     as_jpeg = [len(encoded(opened(data), "JPEG", quality=92)) for data in (SMALL_PHOTO, PHOTO)]
 
     references, _, _ = shrunk(sum(as_jpeg) - 1, SMALL_PHOTO, PHOTO)
@@ -70,22 +70,22 @@ def test_pixels_are_given_up_last() -> None:
 
 
 def test_opaque_alpha_is_no_reason_to_stay_png() -> None:
-    """An alpha channel that hides nothing is left out."""
+    """An opaque alpha channel is removed."""
     references, _, _ = shrunk(len(OPAQUE_RGBA) - 1, OPAQUE_RGBA)
 
     assert references[0].mime_type == "image/jpeg"
 
 
 def test_transparency_is_kept() -> None:
-    """A picture with holes stays PNG, with fewer pixels."""
+    """An image with transparency stays PNG, with fewer pixels."""
     references, _, _ = shrunk(len(CLEAR_RGBA) - 1000, CLEAR_RGBA)
 
     assert references[0].mime_type == "image/png"
     assert opened(references[0].data).mode == "RGBA"
 
 
-def test_what_cannot_fit_is_said() -> None:
-    """It stops at 512 pixels and tells that it is still too much."""
+def test_references_that_cannot_fit_are_noted() -> None:
+    """Shrinking stops at 512 pixels, with a note that the size is still too large."""
     references, notes, _ = shrunk(1000, PHOTO, encoded(Image.new("RGB", (30, 30)), "PNG"))
 
     assert max(opened(references[0].data).size) == 525
@@ -94,7 +94,7 @@ def test_what_cannot_fit_is_said() -> None:
 
 
 def test_what_cannot_be_decoded_stays_as_it_is() -> None:
-    """Damage that no header shows is the provider's to refuse, not a reason to fail here."""
+    """An image that cannot be decoded is passed on unchanged."""
     torn = PHOTO[: len(PHOTO) // 2]
 
     references, notes, given_in = shrunk(10, torn)
@@ -104,7 +104,7 @@ def test_what_cannot_be_decoded_stays_as_it_is() -> None:
 
 
 def test_each_may_have_so_many_bytes() -> None:
-    """However little the others have."""
+    """The limit per reference applies independent of the others' size."""
     given_in = tuple(
         Reference(data, sniff_mime(data) or "", index)
         for index, data in enumerate((PHOTO, SMALL_PHOTO))
@@ -119,7 +119,7 @@ def test_each_may_have_so_many_bytes() -> None:
 
 @pytest.mark.parametrize("images", [(), (JPEG,)])
 def test_a_limit_of_nothing_ends(images: tuple[bytes, ...]) -> None:
-    """No limit, however small, makes it run for ever."""
+    """Shrinking ends for any limit."""
     references, _, _ = shrunk(0, *images)
 
     assert len(references) == len(images)
@@ -130,8 +130,8 @@ def test_a_limit_of_nothing_ends(images: tuple[bytes, ...]) -> None:
     st.lists(st.sampled_from([PHOTO, SMALL_PHOTO, CLEAR_RGBA, JPEG]), max_size=4),
     st.integers(0, 6_000_000),
 )
-def test_it_fits_or_says_so(images: list[bytes], limit: int) -> None:
-    """Whatever is given: within the limit, or a note; never larger than before."""
+def test_references_fit_or_have_a_note(images: list[bytes], limit: int) -> None:
+    """The total is within the limit or noted, and no reference grows."""
     references, notes, given_in = shrunk(limit, *images)
 
     assert total(references) <= limit or notes[-1].endswith("over the limit")
