@@ -1,4 +1,4 @@
-"""Pacing: in flight, images per minute, first in, first out; leaving costs nothing."""
+"""Rate limiter: concurrency, images per minute, order, and callers that leave."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def times_of(limiter: RateLimiter, callers: int, busy: float) -> list[float]:
 
 
 def test_requests_are_evenly_spaced() -> None:
-    """Ten images a minute leave six seconds apart, the first at once."""
+    """Ten images a minute start six seconds apart, the first at once."""
     sent = times_of(RateLimiter(max_concurrent=4, per_minute=10), 8, busy=1)
 
     assert [pytest.approx(6.0 * n, abs=1e-3) for n in range(8)] == sent
 
 
 def test_a_burst_leaves_together_after_a_quiet_time_and_no_more() -> None:
-    """burst=3 lets three out at once; the fourth keeps the pace."""
+    """burst=3 starts three at once; the fourth keeps the pace."""
     sent = times_of(RateLimiter(max_concurrent=9, per_minute=10, burst=3), 5, busy=1)
 
     assert [pytest.approx(t, abs=1e-3) for t in (0, 0, 0, 6, 12)] == sent
 
 
 def test_no_more_than_allowed_are_in_flight() -> None:
-    """A third caller waits for a slot although its place is due."""
+    """A third caller waits for a slot although the pace allows it."""
     sent = times_of(RateLimiter(max_concurrent=2, per_minute=6000), 4, busy=50)
 
     assert [pytest.approx(t, abs=0.1) for t in (0, 0, 50, 50)] == sent
@@ -99,8 +99,8 @@ def test_the_queue_is_bounded_when_asked() -> None:
     run_virtual(main())
 
 
-def test_max_queue_zero_serves_whoever_need_not_wait() -> None:
-    """No queue at all still lets a caller through that finds everything free."""
+def test_max_queue_zero_serves_callers_that_need_not_wait() -> None:
+    """Without a queue, a caller is admitted if a slot is free."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=1, per_minute=600, max_queue=0)
@@ -113,7 +113,7 @@ def test_max_queue_zero_serves_whoever_need_not_wait() -> None:
 
 
 def test_a_place_that_was_not_spent_goes_back() -> None:
-    """Leaving after the grant, without a request, does not delay the next caller."""
+    """A caller that leaves after its grant, without a request, does not delay the next one."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=1, per_minute=10)
@@ -127,7 +127,7 @@ def test_a_place_that_was_not_spent_goes_back() -> None:
 
 
 def test_a_place_is_not_given_back_past_a_later_one() -> None:
-    """Two requests never leave together because an earlier caller changed its mind late."""
+    """A place returned late does not let two requests start together."""
     sent: list[float] = []
 
     async def main() -> None:
@@ -142,7 +142,7 @@ def test_a_place_is_not_given_back_past_a_later_one() -> None:
 
 
 def test_a_cancelled_caller_that_was_just_granted_leaves_nothing_behind() -> None:
-    """The grant and the cancellation in the same moment: slot and place are free again."""
+    """A caller that is granted and cancelled at the same moment frees slot and place."""
 
     async def main() -> None:
         limiter = RateLimiter(max_concurrent=1, per_minute=600)
@@ -195,7 +195,7 @@ def test_successive_loops_share_the_pace_and_no_dead_callers() -> None:
     assert limiter.in_flight == 0
 
 
-def test_shortest_wait_tells_how_long_the_queue_is() -> None:
+def test_shortest_wait_includes_the_queue() -> None:
     """The estimated wait includes all callers in the queue."""
 
     async def main() -> None:
@@ -278,7 +278,7 @@ def test_a_cancelled_caller_that_has_not_left_yet_is_passed_over() -> None:
 
 
 def test_a_new_loop_forgets_the_clock_and_the_timer_of_the_old_one() -> None:
-    """The clock begins at 0 again: places taken before and a timer set before count no more."""
+    """On a new loop the clock begins at 0; earlier places and timers do not count."""
     limiter = RateLimiter(max_concurrent=9, per_minute=10)
 
     async def leave_a_timer() -> None:
@@ -293,8 +293,8 @@ def test_a_new_loop_forgets_the_clock_and_the_timer_of_the_old_one() -> None:
     assert times_of(limiter, 3, busy=1) == [pytest.approx(6.0 * n, abs=1e-3) for n in range(3)]
 
 
-def test_a_timer_of_an_older_loop_does_not_stand_for_one_of_this_loop() -> None:
-    """The old timer is due earlier, but its loop is closed and will never fire it."""
+def test_a_timer_of_a_closed_loop_is_replaced() -> None:
+    """The earlier timer of a closed loop never fires, so the new loop needs its own."""
     limiter = RateLimiter(max_concurrent=9, per_minute=10)
 
     async def leave_a_timer() -> None:
@@ -348,7 +348,7 @@ def test_shortest_wait_counts_slots_where_a_latency_is_known() -> None:
 def test_shortest_wait_is_what_a_newcomer_waits(
     arrivals: list[float], slots: int, per_minute: float, burst: int, latency: float
 ) -> None:
-    """If all take equally long it is exact; with a burst it is never too long."""
+    """The estimate is exact for equal latencies, and with a burst never too long."""
     limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
     async def caller(at: float) -> None:
@@ -390,7 +390,7 @@ Plan = list[tuple[float, float, float | None]]
 def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
     plan: Plan, slots: int, per_minute: float, burst: int
 ) -> None:
-    """Random arrivals, durations and cancellations: never too many, never too fast, never stuck."""
+    """With random arrivals, durations and cancellations, limits hold and nothing leaks."""
     sent: list[float] = []
     limiter = RateLimiter(max_concurrent=slots, per_minute=per_minute, burst=burst)
 
@@ -420,7 +420,7 @@ def test_whatever_callers_do_the_limits_hold_and_nothing_leaks(
         assert last - first >= interval - 1e-3  # no burst+1 requests within one interval
 
 
-def test_a_timer_that_does_not_know_its_moment_is_enough() -> None:
+def test_a_timer_without_when_is_supported() -> None:
     """The limiter works with loops such as uvloop, whose expired timers have no ``when()``."""
 
     class Timer(asyncio.Handle):
