@@ -1,4 +1,4 @@
-"""Spans nest as code does: in the caller's trace, around the provider's work, leaving nothing."""
+"""Spans nest in the caller's trace and around the provider's work, and leave no context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
 
 
 def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
-    """One trace: the caller's span, ours below it; afterwards nothing of ours is left."""
+    """The root span is a child of the caller's span, which is current again afterwards."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         tracer = scenario.telemetry.tracers.get_tracer("app")
@@ -43,7 +43,7 @@ def test_the_callers_own_span_is_the_parent_and_is_current_again() -> None:
 
 
 def test_what_happens_during_the_call_becomes_a_child() -> None:
-    """on_start's spans hang below the root, a provider's own (HTTP) below its attempt."""
+    """Spans of on_start are children of the root, those of a provider of its attempt."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         tracer = scenario.telemetry.tracers.get_tracer("app")
@@ -54,7 +54,7 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
                 return await generate(request, model)
 
         async def on_start() -> None:
-            with tracer.start_as_current_span("told"):
+            with tracer.start_as_current_span("callback"):
                 await asyncio.sleep(0)
 
         scenario.google.generate = over_http  # type: ignore[method-assign]
@@ -62,13 +62,15 @@ def test_what_happens_during_the_call_becomes_a_child() -> None:
         assert (
             scenario.telemetry.spans("POST")[0].parent == scenario.telemetry.attempts()[0].context
         )
-        assert scenario.telemetry.spans("told")[0].parent == scenario.telemetry.roots()[0].context
+        assert (
+            scenario.telemetry.spans("callback")[0].parent == scenario.telemetry.roots()[0].context
+        )
 
     run_telemetry_scenario(scene)
 
 
 def test_calls_at_the_same_time_have_a_trace_each() -> None:
-    """Every attempt belongs to its own call's root, however the calls interleave."""
+    """Attempts of concurrent calls belong to their own call's root."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.SERVER_ERROR, status=500, times=2)
@@ -84,7 +86,7 @@ def test_calls_at_the_same_time_have_a_trace_each() -> None:
 
 
 def test_a_call_inside_a_call_keeps_both_traces_straight() -> None:
-    """on_start asks for another image: its root is a child of the first call's."""
+    """A call that on_start makes has a root span below that of the first call."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         async def on_start() -> None:
@@ -128,7 +130,7 @@ def test_a_call_that_is_thrown_away_leaves_nothing_behind() -> None:
 def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
     sampler: sampling.Sampler | None,
 ) -> None:
-    """Sampled out or no SDK at all: the image comes, and nothing stays attached."""
+    """Without sampling, or without an SDK, the call works and the context is unchanged."""
     provider = TracerProvider(sampler=sampler) if sampler else trace.NoOpTracerProvider()
 
     async def main() -> None:
@@ -143,7 +145,7 @@ def test_without_a_recording_sdk_calls_work_and_the_context_is_untouched(
     run_virtual(main())
 
 
-def test_events_of_calls_that_nobody_traces_are_passed_over() -> None:
+def test_events_of_untraced_calls_are_ignored() -> None:
     """A sink ignores events of calls that began before it was added, or outside any trace."""
     telemetry = Telemetry()
 
@@ -168,10 +170,10 @@ class Util(ModuleType):
 
 
 @pytest.mark.parametrize("util", [Util("util"), ModuleType("of another version"), None])
-def test_sdk_instrumentations_are_told_during_the_attempt_alone(
+def test_sdk_instrumentations_are_suppressed_during_the_attempt_only(
     util: ModuleType | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The key is there while the provider works, nowhere else; any version will do."""
+    """The context key is set while the provider works, with any version of the package."""
     if util is not None:
         monkeypatch.setitem(sys.modules, "opentelemetry.util.genai.invocation", util)
     seen: list[object] = []

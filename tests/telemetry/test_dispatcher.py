@@ -130,7 +130,7 @@ def test_a_slow_sink_sees_the_callers_context() -> None:
 def test_an_error_of_a_slow_sink_is_logged_once_and_later_events_reach_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its thread goes on."""
+    """The sink's thread continues after an error."""
 
     class Failing(SlowSink):
         def handle(self, event: Event) -> None:
@@ -177,7 +177,7 @@ def ended_with(image: bytes) -> RequestEnded:
     )  # fmt: skip
 
 
-def test_a_slow_sink_does_not_fill_the_memory_with_pictures(
+def test_a_slow_sink_does_not_fill_the_memory_with_images(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Queued events with images are bounded by bytes; events without images are not dropped."""
@@ -218,7 +218,7 @@ def test_a_handled_event_is_not_kept() -> None:
 
 
 def test_closing_waits_for_a_limited_time() -> None:
-    """A sink that hangs costs the time bound, no more, and the process can end."""
+    """A hanging sink delays closing up to the time limit, and the process can end."""
     slow = SlowSink()
     dispatcher = SinkDispatcher([slow])
 
@@ -232,7 +232,7 @@ def test_closing_waits_for_a_limited_time() -> None:
 
 
 def test_closing_without_slow_sinks_takes_no_thread() -> None:
-    """Nothing was started, so nothing is waited for."""
+    """Closing without background sinks starts no thread and waits for nothing."""
     before = threading.active_count()
 
     async def main() -> None:
@@ -267,7 +267,7 @@ def test_inline_sinks_get_events_in_order_and_endings_in_reverse() -> None:
     ]
 
 
-def test_the_recording_sink_answers_questions() -> None:
+def test_the_recording_sink_selects_events() -> None:
     """It returns events by type, the latest of a type, attempts and calls, until it is cleared."""
     record = RecordingSink()
     run_virtual(ask(record))
@@ -308,7 +308,7 @@ run_virtual(main())
 
 
 def test_providers_may_be_set_after_the_client_was_made() -> None:
-    """From the next call on there are spans and metrics."""
+    """From the next call on, spans and metrics use the new providers."""
     done = subprocess.run(
         [sys.executable, "-c", LATER], capture_output=True, text=True, timeout=60, check=True
     )
@@ -343,7 +343,7 @@ def test_an_attempt_has_the_fields_of_the_objects_that_it_carries() -> None:
 
 
 def test_an_event_without_a_time_happens_now() -> None:
-    """In loop time where a loop runs, else by the monotonic clock."""
+    """The default time is that of the running loop, else of the monotonic clock."""
 
     async def main() -> tuple[float, float]:
         await asyncio.sleep(1000)

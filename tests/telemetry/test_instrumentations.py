@@ -112,7 +112,7 @@ def test_http_spans_are_children_of_their_attempt(
 def test_a_model_call_has_one_inference_span(
     name: str, instrumentor: Callable[[], Any], telemetry: Telemetry, instrument: Instrument
 ) -> None:
-    """The SDK's instrumentation leaves the telling to us, and HTTP spans stay where they were."""
+    """The SDK's instrumentation adds no second span, and HTTP spans keep their parent."""
     instrument(instrumentor())
     instrument(http_instrumentor())
     use(name, telemetry)
@@ -122,13 +122,15 @@ def test_a_model_call_has_one_inference_span(
     assert {span.kind for span in inference} == {SpanKind.CLIENT}
     assert [span.parent for span in telemetry.spans("POST")] == [s.context for s in inference]
     durations = telemetry.points("gen_ai.client.operation.duration")
-    assert sum(count for _, (count, _) in durations) == 2, "the metric is not told twice, either"
+    assert sum(count for _, (count, _) in durations) == 2, (
+        "the metric is not recorded twice, either"
+    )
 
 
-def test_the_googles_own_span_would_be_there_without_us(
+def test_the_sdk_alone_has_its_instrumentations_span(
     telemetry: Telemetry, instrument: Instrument
 ) -> None:
-    """The instrumentation is really on: the SDK called without us has its span."""
+    """The instrumentation is active: a call of the SDK without the library has its span."""
     instrument(google_instrumentor())
 
     async def main() -> None:

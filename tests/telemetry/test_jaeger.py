@@ -1,4 +1,4 @@
-"""An operator's questions, asked of a real Jaeger and of a collector in memory, by tags alone."""
+"""Operators' searches by tags, in a real Jaeger and in a collector in memory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MADE: dict[str, Callable[[], AbstractContextManager[Backend]]] = {
 
 @dataclass
 class Evidence:
-    """A backend that was sent the spans of a bad day, and what really happened on it."""
+    """A backend with the spans of an outage, and the events of the same calls."""
 
     backend: Backend
     service: str
     events: RecordingSink
 
     def spans(self, **tags: str) -> list[StoredTrace]:
-        """The spans that a search by these tags is about; ``__`` stands for a dot."""
+        """Return the spans that a search by these tags is for; ``__`` is a dot."""
         wanted = {key.replace("__", "."): value for key, value in tags.items()}
         return matching(self.backend.find(self.service, wanted), wanted)
 
@@ -49,8 +49,8 @@ class Evidence:
         return {ended.call_id for ended in self.events.of(RequestEnded) if question(ended)}
 
 
-async def a_bad_day(sink: RecordingSink, tracers: TracerProvider) -> None:
-    """An outage, its end, a hiccup, a timeout, and callers in a row."""
+async def run_outage(sink: RecordingSink, tracers: TracerProvider) -> None:
+    """Run an outage, its end, a retried error, a timeout, and queued callers."""
     google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
     async with ImageClient(
         Settings(), providers=[google, openai], sinks=[sink], tracer_provider=tracers
@@ -71,7 +71,7 @@ async def a_bad_day(sink: RecordingSink, tracers: TracerProvider) -> None:
 
 @pytest.fixture(scope="module", params=["memory", pytest.param("jaeger", marks=pytest.mark.jaeger)])
 def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
-    """The bad day, exported over OTLP."""
+    """Export the outage over OTLP, and provide the backend."""
     with pytest.MonkeyPatch.context() as patch, MADE[request.param]() as backend:
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             patch.delenv(name, raising=False)
@@ -80,18 +80,18 @@ def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
         exporter = OTLPSpanExporter(endpoint=f"{backend.otlp}/v1/traces", timeout=10)
         tracers.add_span_processor(BatchSpanProcessor(exporter))
         sink = RecordingSink()
-        run_virtual(a_bad_day(sink, tracers))
+        run_virtual(run_outage(sink, tracers))
         tracers.shutdown()
         found = Evidence(backend, service, sink)
         give_up = time.monotonic() + 60
         while len(found.calls(imagegen__provider__primary="google")) != len(sink.calls):
             assert time.monotonic() < give_up, "the backend does not show what it was sent"
-            time.sleep(0.05)  # it stores in its own time
+            time.sleep(0.05)  # it stores asynchronously
         yield found
 
 
 def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
-    """As many traces as calls; every other span hangs below its root, none is odd."""
+    """There are as many traces as calls, and every other span is below its call's root."""
     traces = evidence.backend.find(evidence.service, {})
     assert len(traces) == len(evidence.events.of(RequestStarted)) == 8
     for trace in traces:
@@ -104,7 +104,7 @@ def test_every_call_is_one_trace_with_one_root(evidence: Evidence) -> None:
 
 @pytest.mark.parametrize("cause", [Reason.OVERLOADED, Reason.CIRCUIT_OPEN, Reason.TIMEOUT])
 def test_fallbacks_are_found_by_their_cause(evidence: Evidence, cause: Reason) -> None:
-    """The reason the primary was left, and who served: both on the root, in one search."""
+    """The root span has the reason of the fallback and the serving provider."""
     expected = evidence.really(lambda ended: ended.fallback_cause is cause)
     assert expected
     assert evidence.calls(imagegen__fallback__cause=str(cause)) == expected
@@ -114,7 +114,7 @@ def test_fallbacks_are_found_by_their_cause(evidence: Evidence, cause: Reason) -
 
 
 def test_calls_served_by_openai_are_found(evidence: Evidence) -> None:
-    """By who served, whatever the way there."""
+    """Calls are found by the provider that served, with or without fallback."""
     expected = evidence.really(
         lambda ended: ended.result is not None and ended.result.provider == "openai"
     )
@@ -123,7 +123,7 @@ def test_calls_served_by_openai_are_found(evidence: Evidence) -> None:
 
 
 def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
-    """Seconds cannot be searched, so a yes stands beside them."""
+    """A boolean tag finds calls that waited, because durations cannot be searched."""
     expected = evidence.really(lambda ended: ended.queue_s >= 0.01)
     assert len(expected) >= 2
     roots = [
@@ -135,8 +135,8 @@ def test_calls_that_waited_for_pacing_are_found(evidence: Evidence) -> None:
     assert all(float(span.tags["imagegen.queue_s"]) >= 0.01 for span in roots)
 
 
-def test_a_retried_call_is_told_from_a_fallen_back_one(evidence: Evidence) -> None:
-    """One retry, no fallback."""
+def test_a_retried_call_differs_from_a_fallback(evidence: Evidence) -> None:
+    """A search finds calls with one retry and no fallback."""
     found = evidence.spans(imagegen__retries="1", imagegen__fallback__used="false")
     assert [span.tags["imagegen.provider.served"] for span in found] == ["google"]
     (failed,) = evidence.spans(error__type="server_error", imagegen__attempt__will_retry="true")
@@ -144,7 +144,7 @@ def test_a_retried_call_is_told_from_a_fallen_back_one(evidence: Evidence) -> No
 
 
 def test_the_attempt_that_opened_the_breaker_is_found(evidence: Evidence) -> None:
-    """It carries the transition and what the breaker counted."""
+    """The attempt has the transition and the breaker's counts."""
     (opener,) = evidence.spans(imagegen__circuit_breaker__transition="closed_to_open")
     assert opener.name == "generate_content gemini-3-pro-image"
     assert opener.tags["imagegen.attempt.number"] == "3"
@@ -154,7 +154,7 @@ def test_the_attempt_that_opened_the_breaker_is_found(evidence: Evidence) -> Non
 
 
 def test_short_circuits_are_linked_to_the_attempt_that_opened(evidence: Evidence) -> None:
-    """From the red row in one trace to its origin in another."""
+    """A rejected span links to the attempt in another trace that opened the circuit."""
     (opener,) = evidence.spans(imagegen__circuit_breaker__transition="closed_to_open")
     (reject,) = evidence.spans(error__type="circuit_open", imagegen__provider="google")
     assert reject.name == "circuit_breaker reject google"
@@ -164,7 +164,7 @@ def test_short_circuits_are_linked_to_the_attempt_that_opened(evidence: Evidence
 
 
 def test_the_probe_that_closed_the_breaker_is_found(evidence: Evidence) -> None:
-    """Recovery can be searched for like the outage."""
+    """A search finds the attempt that closed the circuit."""
     (probe,) = evidence.spans(
         imagegen__circuit_breaker__transition="half_open_to_closed",
         imagegen__circuit_breaker__probe="true",

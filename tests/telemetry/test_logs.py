@@ -1,4 +1,4 @@
-"""Log lines: silent without a handler, and complete with one."""
+"""Log records: none without a handler, complete with one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
 
 
 async def outage(scenario: TelemetryScenario) -> None:
-    """An outage, a fallback, a refusal."""
+    """Run an outage with a fallback and a rejection."""
     scenario.google.fail(Reason.OVERLOADED, status=503, times=3, retry_after=4)
     await scenario.ask()
     await scenario.ask()
@@ -76,14 +76,14 @@ STORY = [
 ]
 
 
-def test_an_outage_reads_as_a_story(lines: Lines) -> None:
-    """Every event has its agreed name and level, in the order it happened."""
+def test_an_outage_has_its_events_in_order(lines: Lines) -> None:
+    """Every event has its documented name and level, in order."""
     run_telemetry_scenario(outage, **FAST)
     assert [(line["level"], line["event"]) for line in lines] == STORY
 
 
 def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
-    """One line contains time, route, latency, reason, hint, breaker state and cost."""
+    """An attempt's line has time, route, latency, reason, hint, breaker state and cost."""
     began = time.time()
     run_telemetry_scenario(outage, **FAST)
     failed = next(line for line in lines if line["event"] == "imagegen.attempt.failed")
@@ -126,14 +126,14 @@ def test_an_attempt_line_can_be_replayed(lines: Lines) -> None:
 
 
 def test_a_call_that_goes_well_leaves_one_line(lines: Lines) -> None:
-    """With the request that brought the image in it."""
+    """A successful call has one line, which includes the request that served it."""
     run_telemetry_scenario(TelemetryScenario.ask)
     visible = [line for line in lines if line["level"] != "debug"]
     assert [line["event"] for line in visible] == ["imagegen.request.completed"]
 
 
-def test_on_an_ordinary_loop_time_is_the_clock_on_the_wall(lines: Lines) -> None:
-    """Seconds since the epoch."""
+def test_on_an_ordinary_loop_times_are_unix_times(lines: Lines) -> None:
+    """Times are seconds since the epoch."""
     import asyncio
 
     from resilient_imagen import ImageClient, Settings
@@ -161,7 +161,7 @@ NOT_ON_SPANS = {
 
 
 def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
-    """Each pair of a line about a request, a refusal or a call is a tag of the span it names.
+    """Each key and value of a line is an attribute of the span that the line names.
 
     What a call's line says of the request that brought the image stands on that request's span.
     """
@@ -199,14 +199,16 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
                 found = request.get(f"imagegen.{key}", request.get(key)) if own is None else own
                 assert found == (tuple(line[key]) if isinstance(line[key], list) else line[key])
             visible = {name.removeprefix("imagegen.") for name in span}
-            assert visible - line.keys() <= {"gen_ai.output.type"}, "nor does the span know more"
+            assert visible - line.keys() <= {"gen_ai.output.type"}, (
+                "the span has no other attributes"
+            )
         assert seen == kinds
 
     run_telemetry_scenario(scene, **FAST)
 
 
 def test_lines_carry_the_ids_of_the_current_span(lines: Lines) -> None:
-    """W3C hex, the attempt's own for the attempt and the root's for the call."""
+    """A line has the W3C ids of the attempt's span, or of the call's root span."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503)
@@ -250,8 +252,8 @@ def test_lines_about_a_breaker_name_the_span_that_they_are_about(lines: Lines) -
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
-def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
-    """A key that is not accepted is loud, once for each time it happened."""
+def test_a_failure_that_needs_an_operator_is_an_error(lines: Lines) -> None:
+    """Each rejected key is logged once, as an error."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401)
@@ -262,8 +264,8 @@ def test_somebody_has_to_act_is_an_error(lines: Lines) -> None:
     assert [line["level"] for line in failed] == ["error"]
 
 
-def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -> None:
-    """Formatters that show a traceback's local variables would show the prompt."""
+def test_a_failed_call_is_logged_without_a_traceback(lines: Lines) -> None:
+    """Formatters that show local variables of a traceback would show the prompt."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.INVALID_REQUEST, status=400)
@@ -279,7 +281,7 @@ def test_a_failed_call_says_what_the_caller_got_but_no_traceback(lines: Lines) -
     assert "exc_info" not in last
 
 
-def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
+def test_shadow_openings_are_logged_as_information(lines: Lines) -> None:
     """Openings in shadow mode are logged as information, not as errors."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -292,7 +294,7 @@ def test_shadow_openings_are_told_quietly(lines: Lines) -> None:
 
 
 def test_warnings_reach_the_log(lines: Lines) -> None:
-    """A model that is not in the table is passed on with one line."""
+    """A model that is not in the table causes one warning in the log."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask(model="gemini-9-ultra-image")
@@ -321,7 +323,7 @@ def test_a_call_with_thousands_of_references_leaves_a_line_of_bounded_length(lin
     "level", [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL]
 )
 def test_each_level_of_logging_gets_exactly_its_records(level: int) -> None:
-    """A level of the logger filters records, and changes no other."""
+    """The logger's level filters records and changes no other."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await outage(scenario)
@@ -360,7 +362,7 @@ FALLBACK = ["imagegen.attempt.failed", "imagegen.fallback"]
 
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[logging.LogRecord]]:
-    """Records that are made where the root logger is as Python starts: it has no handler."""
+    """Provide records with a root logger without handlers, as at the start of Python."""
     # pytest adds its handlers to the real one when the test starts.
     monkeypatch.setattr(
         logging.getLogger("imagegen"), "parent", logging.RootLogger(logging.WARNING)
@@ -385,7 +387,7 @@ def names_of(records: list[logging.LogRecord]) -> list[str]:
 def test_no_record_is_made_while_no_handler_would_receive_it(
     unconfigured: list[logging.LogRecord],
 ) -> None:
-    """The library's own NullHandler does not count; a handler above does, if records go there."""
+    """A record is made only if a handler other than the NullHandler would receive it."""
     logger = logging.getLogger("imagegen")
     run_telemetry_scenario(fallback, max_retries=0)
     assert names_of(unconfigured) == []
@@ -402,12 +404,12 @@ def test_no_record_is_made_while_no_handler_would_receive_it(
 
 
 @pytest.mark.parametrize("handler", [logging.StreamHandler(io.StringIO()), None])
-def test_a_configuration_may_replace_our_handler(
+def test_a_configuration_may_replace_the_null_handler(
     handler: logging.Handler | None,
     unconfigured: list[logging.LogRecord],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By its own, or by nothing, so that Python prints warnings by its last resort."""
+    """It may remove the handler, so that Python prints warnings by its last resort."""
     handlers = [] if handler is None else [handler]
     monkeypatch.setattr(logging.getLogger("imagegen"), "handlers", handlers)
     run_telemetry_scenario(fallback, max_retries=0)
@@ -417,7 +419,7 @@ def test_a_configuration_may_replace_our_handler(
 def test_a_tool_that_replaces_how_handlers_are_called_gets_the_records(
     unconfigured: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sentry listens so, without any handler."""
+    """Tools that patch callHandlers, such as Sentry, receive records without a handler."""
     heard: list[logging.LogRecord] = []
     original = logging.Logger.callHandlers
 
@@ -432,7 +434,7 @@ def test_a_tool_that_replaces_how_handlers_are_called_gets_the_records(
 
 
 def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None:
-    """Name, level, a message that can be read alone, and every key as an attribute."""
+    """A record has name, level, a readable message, and every key as an attribute."""
     run_telemetry_scenario(outage, **FAST)
     assert [(record.levelname.lower(), record.event) for record in records] == STORY  # type: ignore[attr-defined]
     failed = next(record for record in records if record.levelno == logging.WARNING)
@@ -446,7 +448,7 @@ def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None
 
 
 def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
-    """structlog's own level filter is asked before a line is put together."""
+    """structlog's level filter is checked before a line is built."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         processors=structlog.get_config()["processors"],
@@ -456,7 +458,7 @@ def test_a_level_that_is_filtered_costs_no_line(lines: Lines) -> None:
 
 
 def test_any_configured_wrapper_will_do() -> None:
-    """Also structlog over logging, with its own filter and renderer."""
+    """structlog over logging, with its filter and renderer, is supported."""
     caught: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: caught.append(record.getMessage())  # type: ignore[method-assign]
@@ -514,7 +516,7 @@ def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(
 
 
 def test_what_is_not_known_is_left_out(lines: Lines) -> None:
-    """A model without a price, an answer without its tokens: no key is better than a null."""
+    """Unknown values, such as a price, have no key instead of null."""
 
     async def main() -> None:
         google = FakeProvider("google")
@@ -530,7 +532,7 @@ def test_what_is_not_known_is_left_out(lines: Lines) -> None:
 def test_another_configuration_holds_from_the_next_line_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The logger is kept while it is the same; so does one that prints know today's stream."""
+    """The logger is cached until structlog's configuration or output stream changes."""
     try:
         structlog.configure(processors=[structlog.processors.JSONRenderer()])
         run_telemetry_scenario(TelemetryScenario.ask)
@@ -571,7 +573,7 @@ run_virtual(main())
 
 @pytest.mark.parametrize("imports", ["", "import structlog"])
 def test_nothing_is_printed_when_nothing_is_configured(imports: str) -> None:
-    """Unconfigured structlog would print to standard output, where results go."""
+    """Without configuration, nothing is printed to standard output."""
     done = subprocess.run(
         [sys.executable, "-c", _QUIET.format(imports=imports)],
         capture_output=True,

@@ -27,7 +27,7 @@ PRIMARY, SECOND = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
 
 
 def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
-    """Retries, fallbacks, breaker votes, transitions, refusals, durations and tokens."""
+    """A fallback is counted in retries, votes, transitions, rejections, durations and tokens."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -86,7 +86,7 @@ def test_a_fallback_is_counted_everywhere_it_should_be() -> None:
 
 
 def test_a_slow_bucket_leads_to_its_trace() -> None:
-    """The durations carry exemplars: of the call its root, of the request its own span."""
+    """Durations have exemplars: the call's of its root, the request's of its span."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask()
@@ -110,7 +110,7 @@ def test_a_slow_bucket_leads_to_its_trace() -> None:
 def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
     preferred: AggregationTemporality,
 ) -> None:
-    """Counters of the API's, with whatever the SDK offers for them."""
+    """Counters work with the temporality that the backend prefers."""
     reader = InMemoryMetricReader({Counter: preferred})
 
     def votes() -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_counters_are_sums_in_the_manner_that_the_backend_prefers(
 
 
 def test_gauges_show_the_breakers_as_they_are_now() -> None:
-    """The gauge is 1 for the present state and 0 for the others, and is read at collection."""
+    """The gauge of the current state is 1 and of the others 0, as read at collection."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -166,7 +166,7 @@ def test_gauges_show_the_breakers_as_they_are_now() -> None:
 
 
 def test_two_clients_share_one_set_of_instruments() -> None:
-    """Gauges are registered once per meter, and forget the breakers of clients that are gone."""
+    """Gauges are registered once per meter, and omit breakers of deleted clients."""
     telemetry = Telemetry()
 
     async def use(name: str) -> None:
@@ -207,7 +207,7 @@ def test_a_closed_clients_breakers_are_not_reported() -> None:
 
 
 def test_two_clients_with_the_same_route_are_one_series() -> None:
-    """The worse state, the higher rate and the sum of the calls: no reading hides the other."""
+    """The series has the worse state, the higher rate and the sum of the calls."""
     telemetry = Telemetry()
 
     async def main() -> None:
@@ -245,8 +245,8 @@ def test_two_clients_with_the_same_route_are_one_series() -> None:
     run_virtual(main())
 
 
-def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
-    """The window slides between calls, too; on the loop and off it the numbers are the same."""
+def test_gauges_read_by_an_exporters_thread_are_current() -> None:
+    """The window slides between calls, on the loop and in other threads."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
@@ -264,8 +264,8 @@ def test_gauges_grow_old_where_an_exporters_thread_reads_them() -> None:
     run_telemetry_scenario(scene, max_retries=0, breaker_window=10, **FAST)
 
 
-def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
-    """Nothing global grows with the providers that tests and applications make."""
+def test_instruments_are_freed_with_their_meter() -> None:
+    """No global state grows with the number of meter providers."""
     gc.collect()
     before = len(instruments._per_meter)
     provider: MeterProvider = SdkMeterProvider()
@@ -278,7 +278,7 @@ def test_a_meter_that_is_gone_takes_its_instruments_along() -> None:
 
 
 def test_a_model_that_only_a_caller_named_is_other() -> None:
-    """Whatever names callers come up with, there is one more value at most."""
+    """All caller-named models share one attribute value."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         for name in ("flux-1", "flux-2", "flux-3"):
@@ -311,7 +311,7 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
 
 
 def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
-    """Such models share one name in the gauges, which has the worst of their states."""
+    """Caller-named models share one gauge, which has the worst of their states."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask(model="gemini-2.5-flash-image")
@@ -335,7 +335,7 @@ def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
 
 
 def test_breakers_are_read_while_callers_add_more(caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that exports metrics is not disturbed by routes that callers add meanwhile."""
+    """An exporter's thread can read the gauges while callers add routes."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         ended = threading.Event()
@@ -393,7 +393,7 @@ def test_a_cancelled_request_is_no_quick_success() -> None:
         durations = scenario.telemetry.points("gen_ai.client.operation.duration")
         assert [found["error.type"] for found, _ in durations] == [
             "cancelled",
-            "timeout",  # cut short for the next route's sake
+            "timeout",  # cut short by the reserve for the next route
             "deadline",
         ]
         votes = scenario.telemetry.points("imagegen.circuit_breaker.calls")
@@ -405,7 +405,7 @@ def test_a_cancelled_request_is_no_quick_success() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
+def test_breaker_votes_have_documented_values() -> None:
     """A throttled request counts as failure; a slow request has a separate value."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -424,7 +424,7 @@ def test_breakers_votes_are_counted_in_the_agreed_words() -> None:
 
 
 def test_a_retry_names_the_service_that_its_attempt_named() -> None:
-    """Vertex is not the Gemini API: the address decides for both."""
+    """Attempt and retry name Vertex AI or the Gemini API by the address."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         url = "https://europe-west4-aiplatform.googleapis.com"

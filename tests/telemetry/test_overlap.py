@@ -71,7 +71,7 @@ def duration(span: ReadableSpan) -> float:
 
 
 def test_a_hedged_probe_has_a_span_of_its_whole_duration() -> None:
-    """It ends after the root span of its call, as a child of it."""
+    """The span of a hedged probe ends after its call's root span, its parent."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await open_google(scenario)
@@ -93,7 +93,7 @@ def test_a_hedged_probe_has_a_span_of_its_whole_duration() -> None:
 
 
 def test_an_opening_by_a_probe_without_its_caller_is_linked_to_the_probe() -> None:
-    """The next call's rejection leads to the request that failed after its own call."""
+    """A later rejection links to the probe that failed after its call."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await open_google(scenario)
@@ -109,7 +109,7 @@ def test_an_opening_by_a_probe_without_its_caller_is_linked_to_the_probe() -> No
 
 
 def test_an_opening_is_linked_to_the_request_of_that_route() -> None:
-    """Not to another request of the same call that is in flight as well."""
+    """An opening does not link to another route's request of the same call."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.hang(times=1)
@@ -126,7 +126,7 @@ def test_an_opening_is_linked_to_the_request_of_that_route() -> None:
 
 
 def test_each_of_two_requests_in_flight_ends_its_own_span() -> None:
-    """A request past its limit fails beside the next route, and then the next route delivers."""
+    """Of two requests in flight, each that ends closes its own span."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
@@ -142,7 +142,7 @@ def test_each_of_two_requests_in_flight_ends_its_own_span() -> None:
 
 
 def test_a_log_record_names_the_span_of_its_request(caplog: pytest.LogCaptureFixture) -> None:
-    """Two requests are in flight; the record about the one that fails has its span's id."""
+    """With two requests in flight, a record has the id of its own request's span."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
@@ -225,7 +225,7 @@ def test_spans_and_metrics_have_the_kind_of_overlap(
 
 
 def test_a_call_without_overlap_has_no_kind() -> None:
-    """Neither has a request that was sent after the one past its limit had failed."""
+    """A request sent after the kept one failed has no kind of overlap, nor has its call."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.SERVER_ERROR, status=500, latency=70, times=1)
@@ -246,7 +246,7 @@ def test_a_call_without_overlap_has_no_kind() -> None:
 
 
 def test_a_request_cancelled_by_another_routes_image_may_have_been_billed() -> None:
-    """Its span has the outcome and the cause, and is not an error."""
+    """The cancelled request's span has outcome and cause, and is not an error."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await slow_google(scenario)
@@ -324,7 +324,7 @@ def test_log_records_say_what_overlapped_and_what_was_cancelled(
     sentences: list[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One sentence about each step, in order."""
+    """Each step of an overlap has one sentence, in order."""
 
     async def whole(scenario: TelemetryScenario) -> None:
         await scene(scenario)
@@ -336,7 +336,7 @@ def test_log_records_say_what_overlapped_and_what_was_cancelled(
 
 
 def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixture) -> None:
-    """The fallback, the cancelled request, and the call with the request that served it."""
+    """Records of fallback, cancelled request and call have the keys of the overlap."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await slow_google(scenario)
@@ -357,7 +357,7 @@ def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixtu
 
 
 def test_the_image_of_a_hedged_probe_has_a_record(caplog: pytest.LogCaptureFixture) -> None:
-    """No record of a call describes it; the record has the span and the price."""
+    """An image after the end of its call has a separate record with span and price."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await probe_beside_openai(scenario)
@@ -390,7 +390,7 @@ def test_of_two_images_at_the_same_moment_one_is_unused(caplog: pytest.LogCaptur
 
 
 def test_the_snapshot_counts_calls_hedges_and_requests_in_the_background() -> None:
-    """Of the last hour; only slow requests use up the budget."""
+    """The snapshot has the last hour's hedges; only slow requests use up the budget."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         for _ in range(3):

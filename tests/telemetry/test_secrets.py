@@ -1,4 +1,4 @@
-"""Secrets: keys, prompts and images that a vendor echoes appear in no output."""
+"""Keys, prompts and images that a vendor echoes appear in no output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ECHO = (
 
 
 def planted(body: Any) -> Any:
-    """The body, with everything echoed in each text that a vendor writes for people."""
+    """Return the body with all secrets echoed in each of its messages."""
     if isinstance(body, str):
         try:
             return json.dumps(planted(json.loads(body)))
@@ -65,7 +65,7 @@ def planted(body: Any) -> Any:
 
 
 class Vendors:
-    """Both vendors at once: the case's own fails as reported, the other one serves."""
+    """Both vendors: one fails as the case says, the other one serves."""
 
     def __init__(self) -> None:
         self.case: dict[str, Any] = CASES[0]
@@ -86,7 +86,7 @@ class Vendors:
 
 
 def client_for(vendors: Vendors, telemetry: Telemetry, *names: str) -> ImageClient:
-    """A client of both vendors, in this order."""
+    """Return a client of both vendors, in this order."""
     transport = httpx2.MockTransport(vendors)
     return ImageClient(
         Settings(
@@ -106,7 +106,7 @@ def client_for(vendors: Vendors, telemetry: Telemetry, *names: str) -> ImageClie
 
 
 async def shown_of(client: ImageClient, **options: Any) -> str:
-    """One call; all that a caller could print about it."""
+    """Run one call, and return everything about it that a caller could print."""
     try:
         return repr(await client.generate(PROMPT, **options))
     except ImageGenerationError as error:
@@ -114,7 +114,7 @@ async def shown_of(client: ImageClient, **options: Any) -> str:
 
 
 async def catalogue(telemetry: Telemetry) -> str:
-    """Live through every failure, with and without a reference, each vendor's as the primary's."""
+    """Run every failure with and without a reference, for each vendor as the primary."""
     vendors, shown = Vendors(), []
     for names in (("google", "openai"), ("openai", "google")):
         async with client_for(vendors, telemetry, *names) as client:
@@ -144,7 +144,7 @@ def exported(telemetry: Telemetry) -> str:
 
 @pytest.fixture(params=["structlog", "logging"])
 def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
-    """All that an application's logs get to see, of us and of the SDKs."""
+    """Return all log output of the library and of the SDKs."""
     lines: list[str] = []
     if request.param == "structlog":
 
@@ -224,11 +224,11 @@ class Talkative:
         )
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
-def test_a_provider_of_ones_own_may_quote_the_prompt(logged: Callable[[], str]) -> None:
-    """An error of an application's provider reaches the caller and all sinks without the prompt."""
+def test_an_applications_provider_may_quote_the_prompt(logged: Callable[[], str]) -> None:
+    """Its error reaches the caller and all sinks without the prompt."""
     telemetry = Telemetry()
 
     async def main() -> str:

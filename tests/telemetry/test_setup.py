@@ -1,4 +1,4 @@
-"""Our own commands honour OTEL_*; a dead collector costs them one line of output and no time."""
+"""The commands honor OTEL_* variables; an unreachable collector causes one line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         {"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
     ],
 )
-def test_nothing_happens_when_nobody_asked(
+def test_without_a_variable_no_provider_is_set(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a variable, or with one that disables tracing, no provider is set.
@@ -89,10 +89,10 @@ def test_nothing_happens_when_nobody_asked(
         ),
     ],
 )
-def test_a_refusal_is_one_warning(
+def test_an_invalid_variable_causes_one_warning(
     variables: dict[str, str], warning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the variable and what is allowed."""
+    """The warning names the variable and the allowed values."""
     warnings: list[str] = []
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -101,7 +101,7 @@ def test_a_refusal_is_one_warning(
 
 
 def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user who asked for tracing reads what to install."""
+    """If the SDK is missing, the message names the extra to install."""
     warnings: list[str] = []
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     assert setup_tracing("x", endpoint="http://127.0.0.1:9", warn=warnings.append) is None
@@ -120,7 +120,7 @@ def test_without_the_sdk_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_spans_arrive_under_the_right_name(
     variables: dict[str, str], service: str, by: str
 ) -> None:
-    """OTEL_SERVICE_NAME overrides our service name; both variables for the endpoint work."""
+    """OTEL_SERVICE_NAME replaces the default name; both endpoint variables work."""
     with collector() as backend:
         if by == "argument":
             done = run(backend.otlp, **variables)
@@ -131,7 +131,7 @@ def test_spans_arrive_under_the_right_name(
 
 
 def test_console_spans_stay_off_standard_output() -> None:
-    """Results go there."""
+    """Spans for the console are not written to standard output, which has the results."""
     done = run(OTEL_TRACES_EXPORTER="console")
     assert done.stdout == "tracing True\n"
     assert done.stderr.count('"name": "imagegen.generate"') == 3000
@@ -168,7 +168,7 @@ class Flaky(SpanExporter):
         self.closed = True
 
 
-def test_a_dead_collector_is_left_alone_for_a_while() -> None:
+def test_an_unreachable_collector_causes_a_pause() -> None:
     """After a failure, batches are dropped for a while; then the export is tried again."""
     now, warnings, flaky = [1000.0], list[str](), Flaky()
     patient = BackoffExporter(flaky, "http://somewhere", warnings.append, clock=lambda: now[0])
@@ -199,19 +199,19 @@ def test_a_dead_collector_is_left_alone_for_a_while() -> None:
         ("True", True),
     ],
 )
-def test_content_is_captured_by_opentelemetrys_own_words(
+def test_opentelemetrys_values_control_content_capture(
     word: str, captured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Today's and yesterday's; only spans are a place that we know."""
+    """The current and the earlier values are accepted, for spans only."""
     monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", word)
     assert Settings().capture_content is captured
 
 
 @pytest.mark.parametrize("word", ["1", "yes", "ALWAYS"])
-def test_other_packages_words_for_content_capture_nothing_and_stop_nothing(
+def test_other_packages_values_capture_no_content(
     word: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They read the variable, too; one warning names it and the words that are known here."""
+    """An unknown value causes one warning with the allowed values."""
     name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
     _settings_types._warn_unknown_capture_word.cache_clear()
     monkeypatch.setenv(name, word)

@@ -1,4 +1,4 @@
-"""One trace a call, that explains by itself why the image came from there."""
+"""The trace of a call explains which provider served it and why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resilient_imagen.testing import TINY_PNG
 
 
 def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
-    """Both spans carry the agreed names, kinds and values, and no status."""
+    """Both spans have the documented names, kinds and attributes, and no status."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask()
@@ -91,7 +91,7 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
+def test_adjustments_are_attributes_of_the_root() -> None:
     """The root span lists that the image was cropped, as the result does."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -104,7 +104,7 @@ def test_what_was_done_to_the_picture_stands_on_the_root() -> None:
 
 
 def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
-    """Failed attempts have status error, the root has not; the third opened the breaker."""
+    """Failed attempts have status error, the root has none; the third opened the breaker."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -145,8 +145,8 @@ def test_retries_fallback_and_the_opening_attempt_are_visible() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> None:
-    """The link crosses traces; attributes have the breaker's numbers and retry_after."""
+def test_a_rejection_is_an_error_span_linked_to_the_opening_attempt() -> None:
+    """The link crosses traces; attributes have the breaker's counts and retry_after."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -181,7 +181,7 @@ def test_a_short_circuit_is_a_red_span_linked_to_the_attempt_that_opened() -> No
 
 
 def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> None:
-    """A breaker that another route's failure opened points to that failure."""
+    """A circuit that another route's failure opened links to that failure."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.QUOTA_EXHAUSTED, status=429, account_wide=True, times=1)
@@ -198,7 +198,7 @@ def test_an_account_wide_trip_links_the_sibling_route_to_the_same_attempt() -> N
 
 
 def test_a_request_too_slow_for_the_breaker_is_the_one_linked_to() -> None:
-    """It opened the breaker by its silence, while it was still in flight."""
+    """The link is to the slow request, which opened the circuit while in flight."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.latency = 20.0
@@ -225,8 +225,8 @@ def openers(scenario: TelemetryScenario) -> list[ReadableSpan]:
     ]
 
 
-def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> None:
-    """It is no failure, but it opened the breaker all the same."""
+def test_a_slow_image_has_the_breakers_counts() -> None:
+    """A slow image that opened the circuit is not an error, and has its counts."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.latency = 20.0
@@ -244,7 +244,7 @@ def test_an_image_that_came_too_slowly_tells_what_the_breaker_had_counted() -> N
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=1, **FAST)
 
 
-def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to() -> None:
+def test_a_slow_request_is_linked_to_whichever_task_detected_it() -> None:
     """An opening links to the silent request, whichever task noticed its time-out."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -266,7 +266,7 @@ def test_a_slow_request_that_another_ones_timer_gave_away_is_the_one_linked_to()
 
 
 def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
-    """Both were watched by the timer that the first one set, and both ended after the opening."""
+    """Of two slow requests under one timer, the link is to the later one."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.drag()
@@ -287,8 +287,8 @@ def test_of_two_slow_requests_the_later_one_opened_the_breaker() -> None:
     run_telemetry_scenario(scene, breaker_slow_call=10, breaker_fail_max=2, **FAST)
 
 
-def test_a_probe_that_hangs_says_that_it_opened_the_breaker_again() -> None:
-    """Its own time limit has not come yet; refusals link to it and not to the first opener."""
+def test_a_hanging_probe_is_linked_to_as_the_opener() -> None:
+    """Rejections link to the hanging probe before its time limit, not to the first opener."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=1)
@@ -324,8 +324,8 @@ def test_a_breaker_forced_open_links_to_nothing() -> None:
     run_telemetry_scenario(scene, force_open="google")
 
 
-def test_spans_last_as_long_as_what_they_stand_for() -> None:
-    """Durations are the loop's, so they are right on virtual time, too."""
+def test_spans_have_the_durations_of_the_loop() -> None:
+    """Durations are correct on virtual time."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.latency = 33.0
@@ -338,8 +338,8 @@ def test_spans_last_as_long_as_what_they_stand_for() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
-    """Seconds for people, yes or nothing for searches."""
+def test_queueing_is_an_attribute_of_root_and_attempt() -> None:
+    """A boolean accompanies the seconds and is set only when true."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await asyncio.gather(scenario.ask(), scenario.ask())
@@ -353,7 +353,7 @@ def test_waiting_for_the_turn_is_told_on_root_and_attempt() -> None:
 
 
 def test_a_failed_call_is_an_error_with_its_reason() -> None:
-    """The root's status text is the error's, and its type the reason."""
+    """The root's status has the error's message, and its error type is the reason."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.CONTENT_BLOCKED, status=200)
@@ -370,8 +370,8 @@ def test_a_failed_call_is_an_error_with_its_reason() -> None:
     run_telemetry_scenario(scene)
 
 
-def test_running_out_of_time_is_told_on_every_span() -> None:
-    """Outcome and error type are the deadline's; the attempt was cut short and may cost money."""
+def test_a_passed_deadline_is_an_attribute_of_every_span() -> None:
+    """Outcome and error type are the deadline's; the cut attempt may be billed."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.hang()
@@ -410,7 +410,7 @@ def test_a_cancelled_call_is_no_error() -> None:
 
 
 def test_a_call_that_is_thrown_away_was_cancelled() -> None:
-    """Its coroutine is closed in the middle of a request, as by a loop that ends."""
+    """A call whose coroutine is closed during a request is marked as cancelled."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.hang()
@@ -430,7 +430,7 @@ def test_a_call_that_is_thrown_away_was_cancelled() -> None:
     run_telemetry_scenario(scene, **FAST)
 
 
-def test_our_own_bug_is_told_by_its_type() -> None:
+def test_a_bug_has_its_exception_type() -> None:
     """A bug in a provider has no reason and no vote, but its exception type is an attribute."""
 
     async def scene(scenario: TelemetryScenario) -> None:
@@ -490,7 +490,7 @@ def test_prompts_are_captured_only_when_asked_for_and_never_long_or_base64() -> 
 def test_the_provider_is_named_as_the_conventions_name_it(
     provider: str, base_url: str, expected: str
 ) -> None:
-    """The address decides between a vendor's services; credentials in it never leave."""
+    """The provider's name depends on the address, whose credentials are not exported."""
     from resilient_imagen.telemetry.attributes import route
 
     assert route(provider, "m", base_url)["gen_ai.provider.name"] == expected
@@ -500,8 +500,8 @@ def test_the_provider_is_named_as_the_conventions_name_it(
     assert "sesame" not in str(with_password)
 
 
-def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
-    """Model, id and finish reason of the answer; a name that looks like a key is not passed on."""
+def test_the_vendors_names_are_bounded() -> None:
+    """Model, id and finish reason are limited; a name that looks like a key is omitted."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         answers = [
@@ -533,7 +533,7 @@ def test_what_the_vendor_calls_it_is_told_in_bounds() -> None:
 
 
 def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
-    """A traceback would show source lines at best, and local variables at worst."""
+    """A stack trace could contain source lines or local variables."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         error = RateLimitedError(
@@ -557,7 +557,7 @@ def test_the_exception_event_has_the_redacted_message_and_no_stack() -> None:
     run_telemetry_scenario(scene, max_retries=0)
 
 
-def test_openers_are_remembered_for_so_many_routes_only() -> None:
+def test_the_number_of_remembered_openers_is_limited() -> None:
     """The remembered openers are bounded, although callers choose the names of models."""
     sink = SpanSink(Telemetry().tracers)
     for number in range(200):

@@ -1,4 +1,4 @@
-"""Every log line has a sentence for people."""
+"""Every log record has a readable sentence."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def sentences() -> Iterator[Sentences]:
     structlog.reset_defaults()
 
 
-def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
-    """Failures, retries, the opening, the fallback, a skipped route, both images."""
+def test_an_outage_has_sentences(sentences: Sentences) -> None:
+    """Failures, retries, opening, fallback, rejection and images have sentences."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
@@ -92,8 +92,8 @@ def test_an_outage_is_told_in_sentences(sentences: Sentences) -> None:
     ]
 
 
-def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
-    """A failed probe, a successful one, and the circuit closed."""
+def test_a_recovery_has_sentences(sentences: Sentences) -> None:
+    """A failed probe, a successful one and the closed circuit have sentences."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, times=2)
@@ -116,7 +116,7 @@ def test_a_recovery_is_told_in_sentences(sentences: Sentences) -> None:
 
 
 def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None:
-    """By the failure rate: so many of so many requests."""
+    """An opening by failure rate states the failures and requests."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         for _ in range(3):
@@ -131,7 +131,7 @@ def test_the_rule_that_opened_the_circuit_is_named(sentences: Sentences) -> None
 
 
 def test_no_other_route_serves(sentences: Sentences) -> None:
-    """The next route is down too; or no call may go on to it; or an operator forces both open."""
+    """The sentence has the reason: next route down, no fallback allowed, or both forced open."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.openai.fail(Reason.FORBIDDEN, status=403)
@@ -179,7 +179,7 @@ def test_no_other_route_serves(sentences: Sentences) -> None:
 def test_a_model_that_a_caller_names_is_replaced_by_the_route_behind_the_first(
     sentences: Sentences,
 ) -> None:
-    """Its breaker is no configured one."""
+    """The fallback of a caller-named model is the second configured route."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         scenario.google.fail(Reason.FORBIDDEN, status=403)
@@ -191,8 +191,8 @@ def test_a_model_that_a_caller_names_is_replaced_by_the_route_behind_the_first(
     ]
 
 
-def test_routes_of_one_provider_are_told_apart(sentences: Sentences) -> None:
-    """By their models."""
+def test_routes_of_one_provider_are_named_by_model(sentences: Sentences) -> None:
+    """Sentences name the models if both routes have one provider."""
 
     async def main() -> None:
         google = FakeProvider("google").fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
@@ -232,8 +232,8 @@ def test_a_shadow_breaker_has_no_effect(sentences: Sentences) -> None:
     ]
 
 
-def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
-    """A caller that leaves, a deadline, a bug, a hint, a network failure."""
+def test_other_endings_have_sentences(sentences: Sentences) -> None:
+    """Cancellation, deadline, bug, hint and network failure have sentences."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.leave()
@@ -272,7 +272,7 @@ def test_other_endings_are_told_in_sentences(sentences: Sentences) -> None:
 
 
 def test_dropped_references_are_described(sentences: Sentences) -> None:
-    """The first three, and how many more there are."""
+    """The sentence has the first three dropped references and the number of others."""
 
     async def scene(scenario: TelemetryScenario) -> None:
         await scenario.ask(references=[1, 2, 3, 4, 5])
@@ -289,10 +289,10 @@ def test_dropped_references_are_described(sentences: Sentences) -> None:
     ]
 
 
-def test_a_missing_key_is_told_in_a_sentence(
+def test_a_warnings_sentence_is_its_message(
     sentences: Sentences, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sentence of a warning is the warning."""
+    """The sentence about a missing key is the warning's message."""
     monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "made-up")
     ImageClient()
     assert sentences == [
@@ -301,13 +301,13 @@ def test_a_missing_key_is_told_in_a_sentence(
 
 
 def test_every_kind_of_line_has_a_sentence() -> None:
-    """And no other event has one."""
+    """Every logged event has a sentence, and no other event has one."""
     assert LINES.keys() == _SENTENCES.keys()
     assert summary(Event(at=0.0)) == ""
 
 
 def test_a_line_that_is_filtered_costs_no_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is made after the level was found to be let through."""
+    """The sentence is built only after the level filter."""
     made: list[Event] = []
 
     def note(event: Event) -> str:
