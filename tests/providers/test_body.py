@@ -56,10 +56,8 @@ def outcome(vendor: str, body: StreamingJsonBody) -> ProviderResult | Reason:
     ],
     ids=str.split("plain unpadded html url late excess slashes spaced data-url wrapped"),
 )
-def test_every_way_of_writing_a_picture_is_read(
-    vendor: str, written: str, on_the_way: bool
-) -> None:
-    """Escapes, alphabets, line breaks and padding do not matter but for the time they take."""
+def test_every_notation_of_an_image_is_read(vendor: str, written: str, on_the_way: bool) -> None:
+    """Escapes, alphabets, line breaks and padding do not change the decoded image."""
     body = body_of(answer(vendor, written))
     read = outcome(vendor, body)
     assert isinstance(read, ProviderResult)
@@ -70,8 +68,8 @@ def test_every_way_of_writing_a_picture_is_read(
 @VENDORS
 @pytest.mark.parametrize("broken", ["!", "=", "é", "\\u0000", '", "x": "'])
 @pytest.mark.parametrize("at", [70_001, len(LARGE64) - 11])
-def test_no_broken_picture_is_delivered(vendor: str, broken: str, at: int) -> None:
-    """A string that is not base64 is rejected, wherever the error is in it."""
+def test_no_broken_image_is_delivered(vendor: str, broken: str, at: int) -> None:
+    """An image string with invalid base64 is rejected, wherever the error is in it."""
     body = body_of(answer(vendor, LARGE64[:at] + broken + LARGE64[at:]))
     assert outcome(vendor, body) is Reason.INVALID_RESPONSE
 
@@ -116,7 +114,7 @@ SHAPES = st.one_of(
 def test_what_is_decoded_on_the_way_changes_no_answer(
     value: Any, long: int, cuts: list[int], ascii_only: bool
 ) -> None:
-    """Any JSON, cut anywhere, is read as if it had been parsed as a whole."""
+    """JSON that is cut into any parts gives the same result as parsed as a whole."""
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     parts = [data[start:end] for start, end in pairwise(edges)]
@@ -129,7 +127,7 @@ def test_what_is_decoded_on_the_way_changes_no_answer(
 @settings(max_examples=300)
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b'"', b"\\", PNG64.encode()]))))
 def test_any_bytes_are_taken_in(parts: list[bytes]) -> None:
-    """No bytes make it stumble, and those that cannot be base64 are kept to the last one."""
+    """No bytes raise an error, and bytes that cannot be base64 are kept completely."""
     body = body_of(*parts, long=8)
     given_bytes = b"".join(parts)
     assert len(body.text) <= len(given_bytes) + 32 * (given_bytes.count(b'"') + 1)
@@ -138,7 +136,7 @@ def test_any_bytes_are_taken_in(parts: list[bytes]) -> None:
 
 
 @VENDORS
-def test_a_body_that_ends_within_a_picture_is_invalid(vendor: str) -> None:
+def test_a_body_that_ends_within_an_image_is_invalid(vendor: str) -> None:
     """A body that ends inside an image is invalid, and its text has the received base64."""
     cut = answer(vendor, LARGE64)[:300_000]
     body = body_of(cut)
@@ -146,7 +144,7 @@ def test_a_body_that_ends_within_a_picture_is_invalid(vendor: str) -> None:
     assert outcome(vendor, body) is Reason.INVALID_RESPONSE
 
 
-def test_a_picture_is_held_once() -> None:
+def test_an_image_is_in_memory_once() -> None:
     """Parsing a response takes little more memory than the image's bytes."""
     image = PNG + bytes(8_000_000)
     parts = answer("google", base64.b64encode(image).decode())

@@ -1,4 +1,4 @@
-"""The tables beyond the reported cases: whole families of failures, wrappings and echoes."""
+"""Classification of failures by family, wrapping and echo."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ WITHOUT_WORDS = ("", "{}", "null", "[]", '""', "<html><title>x</title></html>", 
 @VENDORS
 @pytest.mark.parametrize("body", WITHOUT_WORDS, ids=range(len(WITHOUT_WORDS)))
 @pytest.mark.parametrize("status", BY_STATUS)
-def test_the_status_decides_where_nothing_is_said(vendor: str, status: int, body: str) -> None:
+def test_the_status_decides_without_a_code_or_message(vendor: str, status: int, body: str) -> None:
     """Every status has a reason if the body has no code and no known message."""
     assert look_up(vendor, status, body).reason is BY_STATUS[status]
 
@@ -372,14 +372,14 @@ def test_an_error_is_found_in_any_wrapping(vendor: str, body: Any) -> None:
 
 
 def test_words_beside_an_error_that_is_one_word_are_the_message() -> None:
-    """A relay that sends ``error`` as a code has its sentence in the field beside it."""
+    """If ``error`` is a code, the field beside it is the message."""
     failure = look_up("openai", 429, {"error": "insufficient_quota", "message": "gone wrong"})
     assert (failure.reason, failure.message) == (Reason.QUOTA_EXHAUSTED, "gone wrong")
 
 
 @pytest.mark.parametrize("field", ["message", "detail", "msg", "error_message"])
 def test_a_relays_sentence_is_found_in_any_field(field: str) -> None:
-    """Web frameworks have several names for it; an empty field is passed over."""
+    """A relay's message is read from several fields, of which empty ones are skipped."""
     body = {"message": "", "code": "insufficient_quota", field: "gone wrong"}
     assert look_up("openai", 429, body).message == "gone wrong"
     assert look_up("openai", 429, {"error": body}).message == "gone wrong"
@@ -407,7 +407,7 @@ def test_an_error_in_more_wrappings_than_any_relay_adds_is_not_looked_for(
 
 
 def test_a_rule_applies_where_all_of_its_conditions_are_met() -> None:
-    """Status, word, phrase that begins a sentence, predicate; the first such rule decides."""
+    """The first rule with a matching status, code, phrase and predicate applies."""
     rules = (
         ClassificationRule(
             Reason.OVERLOADED,
@@ -449,7 +449,7 @@ def test_a_rule_applies_where_all_of_its_conditions_are_met() -> None:
     ["Invalid prompt: {}", "{}", "Could not read {} as a prompt. {}", "Bad value '{}'.", "A\n{}"],
 )
 def test_an_echoed_prompt_decides_nothing(vendor: str, sentence: str, message: str) -> None:
-    """A 400 stays a bad request, whatever the prompt that it quotes is about."""
+    """A 400 stays a bad request, whatever the echoed prompt contains."""
     body = error(message.format(sentence, sentence), code=None, type="invalid_request_error")
     assert look_up(vendor, 400, body, prompt=sentence).reason is Reason.INVALID_REQUEST
 
@@ -481,7 +481,7 @@ def test_an_echoed_prompt_sets_no_hint_and_no_code(vendor: str, prompt: str, mes
 @VENDORS
 @pytest.mark.parametrize("prompt", ["moderation_blocked", '{"error"'])
 def test_a_prompt_that_is_a_code_takes_no_code_away(vendor: str, prompt: str) -> None:
-    """The vendor's fields count, also where the prompt has the same words."""
+    """The vendor's fields count even if the prompt equals a code."""
     assert look_up(vendor, 400, BLOCKED, prompt=prompt).reason is Reason.CONTENT_BLOCKED
 
 
@@ -498,7 +498,7 @@ def test_a_prompt_that_is_a_code_takes_no_code_away(vendor: str, prompt: str) ->
     ],
 )
 def test_what_else_was_not_found_is_not_the_model(body: Any) -> None:
-    """A bad request must not close the route for ten minutes."""
+    """A 400 about something else that was not found is not reported as a missing model."""
     assert look_up("openai", 400, body).reason is Reason.INVALID_REQUEST
 
 
@@ -511,12 +511,12 @@ def test_what_else_was_not_found_is_not_the_model(body: Any) -> None:
     ],
 )
 def test_a_relays_500_is_what_its_code_says(vendor: str, code: str, reason: Reason) -> None:
-    """A refusal or an empty account dressed as an outage is neither retried nor counted as one."""
+    """A refusal or an exhausted account with a 500 is classified by its code."""
     assert look_up(vendor, 500, error("x", code=code)).reason is reason
 
 
-def test_a_quota_of_zero_is_believed_no_hint() -> None:
-    """However long it is: nothing will be there afterwards, either."""
+def test_a_hint_with_a_quota_of_zero_is_ignored() -> None:
+    """A quota of zero does not recover, so its hint is ignored."""
     body = error("x", status="RESOURCE_EXHAUSTED", details=[quota({"quotaValue": "0"})])
     assert look_up("google", 429, body, headers={"retry-after": "72000"}).retry_after is None
     daily = [quota({"quotaId": "GenerateRequestsPerDayPerProjectPerModel"}), retry("47s")]
@@ -567,13 +567,13 @@ def test_an_error_inside_a_200_counts_as_what_it_is(vendor: str, body: Any, reas
 
 @VENDORS
 def test_a_redirection_stays_one(vendor: str) -> None:
-    """Only a success can hold an error of another status."""
+    """Only a 2xx response can contain an error of another status."""
     assert look_up(vendor, 300, error("x", code=503)).reason is Reason.INVALID_RESPONSE
 
 
 @VENDORS
 def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
-    """A hint goes with waiting; a used-up quota's short one and a refusal's are dropped."""
+    """Short hints of an exhausted quota and hints of a refusal are ignored."""
     hint = {"retry-after": "7"}
     assert look_up(vendor, 503, error("x"), headers=hint).retry_after == 7
     assert look_up(vendor, 429, error("x"), headers=hint).retry_after == 7
@@ -604,7 +604,7 @@ def test_hints_count_only_where_they_can_be_believed(vendor: str) -> None:
 def test_status_words_come_from_a_fixed_vocabulary(
     vendor: str, status: int, body: Any, word: str | None
 ) -> None:
-    """The vendor's word if it is a known one, else the status's; never prose or a reason."""
+    """The status word is the vendor's if known, else that of the status."""
     assert look_up(vendor, status, body).status_word == word
 
 
@@ -634,7 +634,7 @@ HEADERS = st.dictionaries(
 def test_any_json_gets_a_reason(
     vendor: str, status: int, body: Any, headers: dict[str, str], prompt: str
 ) -> None:
-    """No JSON value makes a table stumble, and hints stay within bounds."""
+    """Any JSON value gives a reason, and hints stay within bounds."""
     failure = look_up(vendor, status, body, prompt, headers)
     assert isinstance(failure.reason, Reason)
     assert failure.retry_after is None or 0 < failure.retry_after <= 86_400
@@ -644,14 +644,14 @@ def test_any_json_gets_a_reason(
 @settings(max_examples=200)
 @given(status=st.integers(200, 599), body=st.binary(max_size=200))
 def test_any_bytes_get_a_reason(vendor: str, status: int, body: bytes) -> None:
-    """No bytes do, either."""
+    """Any bytes give a reason."""
     assert isinstance(TABLES[vendor](VendorError.read(status, {}, body)).reason, Reason)
 
 
 @VENDORS
 @pytest.mark.parametrize("start", ["[", '{"error":', '"', "\\", "data: [", "a-", "1h"])
 def test_hostile_bodies_take_no_time(vendor: str, start: str) -> None:
-    """Half a megabyte made to be slow is read in an instant (the test's own time limit proves)."""
+    """Half a megabyte of hostile input is classified within the test's time limit."""
     failure = look_up(vendor, 400, start * (2**19 // len(start)))
     assert failure.reason is Reason.INVALID_REQUEST
 
@@ -668,7 +668,7 @@ LOCAL = {httpx2.PoolTimeout, httpx2.LocalProtocolError, httpx2.UnsupportedProtoc
 
 @pytest.mark.parametrize("kind", sorted(_subclasses(httpx2.RequestError), key=str), ids=str)
 def test_every_transport_exception_has_its_place(kind: type[httpx2.RequestError]) -> None:
-    """Each of httpx2's request errors is a reason or, on purpose, a local trouble."""
+    """Each httpx2 request error has a reason or is explicitly a local failure."""
     reason = transport_reason(kind("x"))
     if kind in LOCAL:
         assert reason is None
@@ -693,7 +693,7 @@ def test_every_transport_exception_has_its_place(kind: type[httpx2.RequestError]
 def test_a_wrapped_exception_counts_as_its_cause(
     cause: BaseException, reason: Reason | None
 ) -> None:
-    """Google's SDK raises httpx2's exceptions, OpenAI's wraps them; both give the same reason."""
+    """An httpx2 exception has the same reason if an SDK wraps it."""
     wrapped: Exception = openai.APIConnectionError(request=REQUEST)
     wrapped.__cause__ = cause
     assert transport_reason(wrapped) is reason
@@ -745,7 +745,7 @@ BAD_CERTIFICATE = ssl.SSLError(1, "bad certificate")
 def test_a_transport_failure_is_described_by_the_system_first(
     failed: BaseException, words: str
 ) -> None:
-    """The system's and TLS library's words, once each, else httpx2's."""
+    """The description has the messages of system and TLS library once, else httpx2's."""
     assert description(failed) == words
 
 
@@ -762,7 +762,7 @@ def test_a_transport_failure_is_described_by_the_system_first(
 def test_a_request_was_never_sent_if_no_connection_was_made(
     failed: BaseException, unsent: bool
 ) -> None:
-    """Only then nothing can have been charged."""
+    """Only a request without a connection cannot have been billed."""
     assert never_sent(failed) is unsent
 
 
@@ -771,21 +771,21 @@ def test_a_request_was_never_sent_if_no_connection_was_made(
     [("short", "short"), ("sixsix", ""), ("exactly sixteen!", "a , b")],
 )
 def test_how_long_a_prompt_must_be_to_be_known_as_an_echo(prompt: str, left: str) -> None:
-    """From 6 characters on where it is a sentence, from 16 on anywhere; shorter ones are words."""
+    """A prompt is an echo from 6 characters as a sentence, and from 16 anywhere."""
     message = prompt if len(prompt) < 16 else f"a {prompt}, b"
     found = VendorError.read(400, {}, json.dumps(error(message)).encode(), prompt)
     assert re.sub(r"\[…\]", "", found.normalized_message).replace("  ", " ") == left
 
 
 @pytest.mark.parametrize(("length", "kept"), [(64, True), (65, False)])
-def test_a_word_longer_than_any_code_is_none(length: int, *, kept: bool) -> None:
-    """A field for codes that holds prose or data counts for nothing."""
+def test_a_word_longer_than_any_code_is_ignored(length: int, *, kept: bool) -> None:
+    """A code field that contains prose or data is ignored."""
     word = "x" * length
     found = VendorError.read(400, {}, json.dumps(error("y", code=word)).encode())
     assert found.raw_codes == ((word,) if kept else ())
 
 
 def test_only_what_begins_a_line_is_taken_off_as_a_prefix() -> None:
-    """A status within a sentence stays part of it."""
+    """A status within a sentence is not removed as a prefix."""
     body = json.dumps(error("HTTP 400: the http 500 rule\n[x] status: none\n-http 5")).encode()
     assert VendorError.read(400, {}, body).normalized_message == "the http 500 rule\nnone\n-http 5"

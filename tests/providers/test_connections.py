@@ -99,7 +99,7 @@ def unused_port() -> int:
         return int(unused.getsockname()[1])
 
 
-def test_a_hanging_name_server_delays_nobody_else(names: Names) -> None:
+def test_a_hanging_name_server_delays_no_other_caller(names: Names) -> None:
     """Google's name hangs: OpenAI serves all callers, and the application's threads are free."""
     names.known = {"openai.test": ["127.0.0.1"]}
     names.hanging = {"google.test"}
@@ -134,7 +134,7 @@ def test_a_hanging_name_server_delays_nobody_else(names: Names) -> None:
 def test_the_last_good_address_serves_on(
     vendor: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A vendor that was reached before is reached while the name server hangs."""
+    """A vendor's last good address is used while the name server hangs."""
     monkeypatch.setattr("resilient_imagen.dns._STALE_AFTER", 0.01)
     names.known = {"vendor.test": ["127.0.0.1"]}
 
@@ -162,7 +162,7 @@ def test_the_last_good_address_serves_on(
     ids=["refused", "refused over IPv6", "silent", "several silent", "twice"],
 )
 def test_every_address_of_a_name_is_tried(names: Names, addresses: list[str]) -> None:
-    """Addresses that refuse, cannot be routed to or never answer do not hide one that does."""
+    """Addresses that refuse, are unroutable or never answer do not hide a working one."""
     names.known = {"vendor.test": addresses}
 
     async def main() -> None:
@@ -173,7 +173,7 @@ def test_every_address_of_a_name_is_tried(names: Names, addresses: list[str]) ->
     run(main())
 
 
-def test_a_refused_connection_says_so(names: Names) -> None:
+def test_a_refused_connection_has_the_systems_message(names: Names) -> None:
     """The operating system's message is the vendor message; equal messages appear once."""
     names.known = {"vendor.test": ["127.0.0.1", "127.0.0.2"]}
     refused = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
@@ -188,8 +188,8 @@ def test_a_refused_connection_says_so(names: Names) -> None:
         assert error.__context__ is None
 
 
-def test_an_unknown_name_says_so(names: Names) -> None:
-    """The resolver's words are the vendor's message."""
+def test_an_unknown_name_has_the_resolvers_message(names: Names) -> None:
+    """The vendor message is that of the resolver."""
     error = failure("openai", "http://nowhere.test")
     assert (error.reason, error.not_sent) == (Reason.CONNECTION, True)
     expected = str(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
@@ -209,7 +209,7 @@ def silent_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_connection_that_takes_too_long_says_what_did(names: Names, silent_port: int) -> None:
+def test_a_connect_timeout_names_its_cause(names: Names, silent_port: int) -> None:
     """The error names the name server or the vendor, whichever took too long. Nothing was sent."""
     names.hanging = {"slow.test"}
     names.known = {"vendor.test": ["127.0.0.1"]}
@@ -219,8 +219,8 @@ def test_a_connection_that_takes_too_long_says_what_did(names: Names, silent_por
         assert error.vendor_message == f"could not {step} {host} in time"
 
 
-def test_a_reset_connection_says_so() -> None:
-    """Also a connection that ends later is described in the system's words."""
+def test_a_reset_connection_has_the_systems_message() -> None:
+    """A connection that is reset is described by the system's message."""
 
     async def main() -> None:
         async with raw_server(GOOD["google"], reset=True) as server:
@@ -232,7 +232,7 @@ def test_a_reset_connection_says_so() -> None:
     assert os.strerror(errno.ECONNRESET) in caught.value.vendor_message
 
 
-def test_logs_and_spans_tell_why_a_connection_failed() -> None:
+def test_logs_and_spans_have_the_cause_of_a_connection_failure() -> None:
     """The description reaches the event's log line and the span of the request."""
     telemetry = Telemetry()
     settings = Settings(routes=f"google:{MODELS['google']}", max_retries=0, ipm=600_000)
@@ -260,7 +260,7 @@ def test_logs_and_spans_tell_why_a_connection_failed() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for vendor.test, signed by itself, with its key in one file."""
+    """Return a self-signed certificate for vendor.test with its key in one file."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
@@ -308,7 +308,7 @@ def test_tls_verifies_the_name_and_not_the_address(
 
 
 @VENDORS
-def test_a_missing_authority_says_so(
+def test_an_unknown_authority_has_the_tls_message(
     vendor: str, certificate: Path, names: Names, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The error contains the TLS library's message that the authority is unknown."""
@@ -332,10 +332,10 @@ def test_a_missing_authority_says_so(
 
 
 @VENDORS
-def test_a_proxy_is_used_and_its_name_resolved_by_us(
+def test_a_proxy_is_used_and_its_name_is_resolved(
     vendor: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HTTP_PROXY's name is looked up, the vendor's never; NO_PROXY leads around it."""
+    """HTTP_PROXY's name is looked up, the vendor's is not; NO_PROXY bypasses the proxy."""
     names.known = {"proxy.test": ["127.0.0.1"], "near.test": ["127.0.0.1"]}
 
     async def main() -> None:
@@ -367,7 +367,7 @@ def test_a_proxy_is_used_and_its_name_resolved_by_us(
 def test_no_proxy_names_a_host_in_any_notation(
     host: str, bypassing: str, variable: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With or without the port, in upper or lower case, IPv6 with or without brackets."""
+    """NO_PROXY accepts a port, any case, and IPv6 with or without brackets."""
     port = unused_port()
     names.hanging = {"proxy.test"}
     monkeypatch.setenv("http_proxy", "http://proxy.test:3128")
@@ -379,7 +379,7 @@ def test_no_proxy_names_a_host_in_any_notation(
 def test_no_proxy_may_name_the_port_that_the_address_leaves_out(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``host:443`` is the host of ``https://host``; another port is another server."""
+    """``host:443`` matches ``https://host``; another port does not."""
     names.hanging = {"proxy.test"}
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.test:3128")
 
@@ -418,7 +418,7 @@ def test_a_proxy_that_cannot_be_used_is_a_wrong_setting(
 def test_blanks_around_a_proxys_address_are_ignored(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those around a key; a variable of blanks alone names no proxy."""
+    """White space around a proxy is ignored; a blank variable names no proxy."""
     names.known = {"proxy.test": ["127.0.0.1"]}
 
     async def main() -> None:
@@ -440,7 +440,7 @@ def test_blanks_around_a_proxys_address_are_ignored(
 def test_a_file_for_tls_that_cannot_be_used_is_a_wrong_setting(
     variable: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python's own error names neither the file nor the variable."""
+    """The error names file and variable, which Python's error does not."""
     file = tmp_path / "missing" / "file"
     if content is not None:
         file.parent.mkdir()
@@ -471,7 +471,7 @@ def test_a_proxys_refusal_says_so_without_its_password(
 
 
 def test_a_proxy_whose_name_hangs_is_bounded(names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connect timeout holds for the proxy's name, too."""
+    """The connect timeout includes the lookup of the proxy's name."""
     names.hanging = {"proxy.test"}
     monkeypatch.setenv("ALL_PROXY", "http://proxy.test:3128")
     error = failure("google", "https://far.test", connect_timeout=0.05)
@@ -479,8 +479,8 @@ def test_a_proxy_whose_name_hangs_is_bounded(names: Names, monkeypatch: pytest.M
 
 
 @VENDORS
-def test_the_password_in_a_relays_address_is_never_told(vendor: str) -> None:
-    """Credentials in a base URL are secrets like the key."""
+def test_the_password_in_a_relays_address_is_redacted(vendor: str) -> None:
+    """Credentials in a base URL are redacted like the key."""
     answer = http(400, {"error": {"message": "no such user: relay-user / relay-password"}})
 
     async def main() -> None:
@@ -495,7 +495,7 @@ def test_the_password_in_a_relays_address_is_never_told(vendor: str) -> None:
 
 @VENDORS
 def test_one_vendors_message_never_shows_the_others_key(vendor: str) -> None:
-    """A relay's log, a mixed-up setting: each message is free of every key of the process."""
+    """A message contains no key of any provider of the process."""
     other = "openai" if vendor == "google" else "google"
     kind = OpenAIProvider if other == "openai" else GoogleProvider
     provider = kind(api_key="gw_planted.9f8e7d6c5b4a32")

@@ -1,4 +1,4 @@
-"""Host names are resolved apart from all other threads, also while the name server hangs."""
+"""Host names are resolved in separate threads, which a hanging name server cannot exhaust."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass
 class NameServer:
-    """Stands in for the system's resolver: answers by name, at once or when it is let."""
+    """A resolver that answers by name, at once or when released."""
 
     names: dict[str, list[str] | Exception] = field(default_factory=dict)
     hanging: set[str] = field(default_factory=set)
@@ -91,8 +91,8 @@ def test_callers_of_one_name_share_a_look_up(server: NameServer) -> None:
     assert server.asked["a.test"] == 1
 
 
-def test_a_caller_that_leaves_takes_nobody_along(server: NameServer) -> None:
-    """Cancelling one caller leaves the look-up to the others."""
+def test_a_cancelled_caller_does_not_cancel_the_look_up(server: NameServer) -> None:
+    """Other callers of the same look-up get its addresses."""
     server.hanging = {"a.test"}
 
     async def main() -> Any:
@@ -109,7 +109,7 @@ def test_a_caller_that_leaves_takes_nobody_along(server: NameServer) -> None:
 
 
 def test_a_name_server_that_hangs_uses_up_nothing_but_its_own_threads(server: NameServer) -> None:
-    """The loop's default executor, other names and other resolvers are served meanwhile."""
+    """The default executor, other names and other resolvers work meanwhile."""
     server.hanging = {"a.test"}
 
     async def main() -> None:
@@ -128,7 +128,7 @@ def test_a_name_server_that_hangs_uses_up_nothing_but_its_own_threads(server: Na
 def test_a_look_up_that_hangs_is_not_joined_for_ever(
     server: NameServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After some seconds the next caller asks again, up to the number of threads."""
+    """After some seconds the next caller starts another look-up, up to the thread limit."""
     server.hanging = {"a.test"}
     monkeypatch.setattr(dns, "_GIVEN_UP", -1)
 
@@ -150,7 +150,7 @@ def test_a_look_up_that_hangs_is_not_joined_for_ever(
 def test_the_last_good_addresses_serve_on(
     server: NameServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name server that hangs or fails for a while does not stop a name that was known."""
+    """A known name keeps its addresses while the name server hangs or fails."""
     monkeypatch.setattr(dns, "_STALE_AFTER", 0.01)
 
     async def main() -> Any:
@@ -166,7 +166,7 @@ def test_the_last_good_addresses_serve_on(
 
 
 def test_a_name_that_no_longer_exists_fails(server: NameServer) -> None:
-    """An authoritative no is an answer."""
+    """An authoritative negative answer is an error, even for a known name."""
 
     async def main() -> None:
         resolver = HostResolver()
@@ -183,8 +183,8 @@ def test_a_name_that_no_longer_exists_fails(server: NameServer) -> None:
     [socket.gaierror(socket.EAI_FAIL, "no"), UnicodeError("label too long"), ValueError("odd")],
     ids=lambda value: type(value).__name__,
 )
-def test_each_caller_gets_an_error_of_its_own(server: NameServer, failure: Exception) -> None:
-    """Whatever the system raises is an OSError, and no two callers share one, or its traceback."""
+def test_each_caller_gets_a_separate_error(server: NameServer, failure: Exception) -> None:
+    """Every failure is an OSError, and no two callers share one or its traceback."""
     server.names["a.test"] = failure
     server.hanging = {"a.test"}
 
@@ -212,8 +212,10 @@ def test_addresses_need_no_look_up(server: NameServer) -> None:
     assert not server.asked
 
 
-def test_a_forked_child_asks_anew(server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up under way in the parent has no thread in the child, which starts its own."""
+def test_a_forked_child_starts_a_new_look_up(
+    server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent's look-up has no thread in the child, which starts another one."""
     server.hanging = {"a.test"}
     resolver = HostResolver()
 
@@ -229,7 +231,7 @@ def test_a_forked_child_asks_anew(server: NameServer, monkeypatch: pytest.Monkey
 
 
 def test_successive_loops_share_a_resolver(server: NameServer) -> None:
-    """A loop that was closed while its caller waited holds nobody up."""
+    """A loop closed during a look-up does not block callers of the next loop."""
     server.hanging = {"a.test"}
     resolver = HostResolver()
 
@@ -270,7 +272,7 @@ print("ended")
 
 
 def test_a_hung_look_up_does_not_keep_the_interpreter_from_exiting() -> None:
-    """The process ends although a thread still waits for the name server."""
+    """The process ends although a thread waits for the name server."""
     done = subprocess.run(
         [sys.executable, "-c", HUNG_AT_EXIT],
         capture_output=True,
@@ -291,7 +293,7 @@ def test_a_hung_look_up_does_not_keep_the_interpreter_from_exiting() -> None:
 def test_every_caller_is_answered_and_nothing_is_left(
     callers: list[tuple[str, str]], failing: set[str], threads: int
 ) -> None:
-    """However callers come and go: few threads run, who stays is answered, all state is gone."""
+    """With random cancellations, few threads run, remaining callers get results, nothing leaks."""
     server = NameServer(hanging=set("abcdef"))
     for name in "abcdef":
         server.names[name] = (

@@ -1,4 +1,4 @@
-"""The providers against the emulator, in memory: every answer shape and every status it knows."""
+"""The providers against the in-memory emulator: every response shape and status."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def outcomes() -> dict[tuple[str, str], Outcome]:
 
 
 @pytest.mark.parametrize(("vendor", "shape"), SHAPES)
-def test_every_shape_is_a_picture_or_its_reason(
+def test_every_shape_is_an_image_or_its_reason(
     vendor: str, shape: str, outcomes: dict[tuple[str, str], Outcome]
 ) -> None:
-    """Whatever form a 200 takes, it is delivered or refused for the right reason."""
+    """Each form of a 200 is delivered or rejected with the right reason."""
     expected = BAD.get(shape)
     if shape == "body_object":
         expected = Reason.NO_IMAGE if vendor == "google" else Reason.INVALID_RESPONSE
@@ -100,7 +100,7 @@ def test_every_shape_is_a_picture_or_its_reason(
     ],
 )
 def test_every_ratio_is_accepted_by_every_model(vendor: str, model: str) -> None:
-    """Sizes, ratios and qualities that a model refuses are never sent to it."""
+    """No size, ratio or quality is sent that a model rejects."""
 
     async def main() -> None:
         provider = _provider(vendor, Emulator())

@@ -1,4 +1,4 @@
-"""Event streams: parsed as they arrive, however they are cut into parts."""
+"""Event streams are parsed incrementally, independent of the parts of the stream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parsed(*parts: bytes) -> list[Event]:
     ],
 )
 def test_fields_are_read_by_the_standard(text: str, events: list[Event]) -> None:
-    """Whole or byte by byte, a text gives the same events."""
+    """Whole or byte by byte, a stream gives the same events."""
     raw = text.encode()
     assert parsed(raw) == events
     assert parsed(*(raw[at : at + 1] for at in range(len(raw)))) == events
@@ -65,7 +65,7 @@ _LINES = st.lists(st.text("ab:é \x85\u2028", max_size=9), min_size=1, max_size=
 def test_events_do_not_depend_on_the_parts(
     events: list[tuple[str, list[str]]], end: str, cuts: list[int]
 ) -> None:
-    """Any line ends, and any cuts, inside a character or between CR and LF, too."""
+    """Any line endings and cuts are accepted, inside a character or between CR and LF too."""
     lines = []
     for name, data in events:
         lines += [f"event: {name}", *(f"data: {line}" for line in data), ""]
@@ -88,7 +88,7 @@ def test_an_image_is_decoded_while_it_arrives() -> None:
 
 
 def test_the_text_of_an_event_so_far_is_measured() -> None:
-    """A server that never ends an event is noticed by its size."""
+    """The size of an unfinished event is known, so an endless one is detected."""
     stream = EventStream()
     assert list(stream.feed(b"data: " + b'{"a"' * 1000)) == []
     assert stream.size == 4000

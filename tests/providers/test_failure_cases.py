@@ -1,4 +1,4 @@
-"""Every reported failure that a server can send, through the real SDKs and a real socket."""
+"""Every reported failure of a server, through the real SDKs and a real socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def outcomes() -> dict[str, ImageGenerationError | str]:
 def test_reason_and_hint_are_as_reported(
     case: dict[str, Any], outcomes: dict[str, ImageGenerationError | str]
 ) -> None:
-    """A failure seen in the wild gets its reason and its hint, and its error leaks nothing."""
+    """Each reported failure has its reason and hint, and its error contains no secret."""
     outcome = outcomes[case["id"]]
     if isinstance(outcome, str):
         assert outcome == case["reason"]
@@ -43,7 +43,7 @@ def test_reason_and_hint_are_as_reported(
 def test_no_text_holds_a_reason_word_or_vendor_prose(
     outcomes: dict[str, ImageGenerationError | str],
 ) -> None:
-    """Error texts keep to provider, model, code and a status word from a fixed vocabulary."""
+    """Error messages have provider, model, code and a known status word only."""
     shape = re.compile(
         r"(google gemini-3-pro-image|openai gpt-image-2\.5-flare): "
         r"(\d{3} )?(\w+|[a-z ]+)"
@@ -58,7 +58,7 @@ def test_no_text_holds_a_reason_word_or_vendor_prose(
 def test_error_texts_are_those_that_applications_search(
     outcomes: dict[str, ImageGenerationError | str],
 ) -> None:
-    """The class and the text of each failure's error are as the contract's snapshot has them."""
+    """Class and message of each failure's error equal the contract's snapshot."""
     assert {case: error_text(outcome) for case, outcome in outcomes.items()} == snapshot()[
         "error_texts"
     ]

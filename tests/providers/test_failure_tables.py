@@ -91,7 +91,7 @@ BY_WORD = cases(
 def test_codes_that_every_vendor_and_relay_uses(
     vendor: str, status: int, body: dict[str, Any], reason: Reason, account_wide: bool
 ) -> None:
-    """They decide whatever the status is."""
+    """These codes determine the reason at any status."""
     failure = look_up(vendor, status, body)
     assert (failure.reason, failure.account_wide) == (reason, account_wide)
 
@@ -119,10 +119,10 @@ RELAYED = cases(
 
 @VENDORS
 @pytest.mark.parametrize(("status", "body", "reason", "account_wide"), RELAYED)
-def test_phrases_with_which_relays_say_that_they_cannot_serve(
+def test_phrases_of_relays_for_final_failures(
     vendor: str, status: int, body: dict[str, Any], reason: Reason, account_wide: bool
 ) -> None:
-    """A relay answers with a 5xx for what is final."""
+    """A relay's phrase for a final failure takes precedence over its 5xx status."""
     failure = look_up(vendor, status, body)
     assert (failure.reason, failure.account_wide) == (reason, account_wide)
     assert look_up(vendor, ANOTHER_STATUS, body).reason is Reason.INVALID_REQUEST
@@ -166,7 +166,7 @@ STATUSES = {
 @VENDORS
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_status_has_a_reason_and_a_word(vendor: str, status: int) -> None:
-    """They hold where the body has neither a code nor a known phrase."""
+    """The status applies if the body has neither a code nor a known phrase."""
     failure = look_up(vendor, status, phrase("x"))
     found = failure.reason, failure.account_wide, failure.status_word
     assert found == STATUSES[status]
@@ -178,7 +178,7 @@ WAITS = {400: False, 401: False, 404: False, 429: True, 500: True, 502: True, 50
 @VENDORS
 @pytest.mark.parametrize("status", WAITS)
 def test_a_hint_counts_for_what_passes_by_itself(vendor: str, status: int) -> None:
-    """Waiting helps against overload, limits, errors of the server and its timeouts."""
+    """Hints count for overload, rate limits, server errors and timeouts."""
     failure = look_up(vendor, status, phrase("x"), {"retry-after": "7"})
     assert failure.retry_after == (7 if WAITS[status] else None)
 
@@ -199,15 +199,15 @@ def test_a_hint_counts_for_what_passes_by_itself(vendor: str, status: int) -> No
         ("x", 200),
     ],
 )
-def test_an_error_in_a_200_has_the_status_that_its_code_stands_for(word: str, status: int) -> None:
-    """Of several codes the one with the highest status decides."""
+def test_an_error_in_a_200_has_the_status_of_its_code(word: str, status: int) -> None:
+    """Of several codes, the one with the highest status applies."""
     assert VendorError.read(200, {}, json.dumps(code(word)).encode()).status == status
     both = {"error": {"code": word, "type": "rate_limit_error"}}
     assert VendorError.read(200, {}, json.dumps(both).encode()).status == max(status, 429)
 
 
-def test_a_hint_beside_a_quota_of_zero_is_not_believed() -> None:
-    """The quota will be zero then, too; the hint beside a daily quota counts if it is long."""
+def test_a_hint_beside_a_quota_of_zero_is_ignored() -> None:
+    """A hint with a quota of zero is ignored; one with a daily quota counts if it is long."""
     hint = {"retry-after": "7200"}
     assert look_up("google", 429, quota(quotaValue="0"), hint).retry_after is None
     assert look_up("google", 429, quota(quotaId="RequestsPerDay"), hint).retry_after == 7200
@@ -323,7 +323,7 @@ GOOGLE = cases(
 def test_codes_and_phrases_of_google(
     status: int, body: dict[str, Any], reason: Reason, account_wide: bool
 ) -> None:
-    """Each decides at its statuses, and at no other."""
+    """Each code and phrase applies at its statuses only."""
     failure = look_up("google", status, body)
     assert (failure.reason, failure.account_wide) == (reason, account_wide)
     assert look_up("google", ANOTHER_STATUS, body).reason is Reason.INVALID_REQUEST
@@ -407,21 +407,21 @@ OPENAI = cases(
 def test_codes_and_phrases_of_openai(
     status: int, body: dict[str, Any], reason: Reason, account_wide: bool
 ) -> None:
-    """Each decides at its statuses, and at no other."""
+    """Each code and phrase applies at its statuses only."""
     failure = look_up("openai", status, body)
     assert (failure.reason, failure.account_wide) == (reason, account_wide)
     assert look_up("openai", ANOTHER_STATUS, body).reason is Reason.INVALID_REQUEST
 
 
 def test_a_rate_limits_code_comes_before_words_about_a_quota() -> None:
-    """OpenAI's code for the minute's limit is certain; a phrase beside it is not."""
+    """OpenAI's code for a rate limit takes precedence over a phrase about a quota."""
     body = {"error": {"message": "You exceeded your current quota.", "code": "rate_limit_exceeded"}}
     assert look_up("openai", 429, body).reason is Reason.RATE_LIMITED
     assert look_up("openai", 400, body).reason is Reason.QUOTA_EXHAUSTED
 
 
 def test_a_retry_info_makes_a_rate_limit_of_words_about_the_load() -> None:
-    """Google sends it for limits that pass, whatever the text says."""
+    """With RetryInfo, a message about load is a rate limit."""
     kind = "type.googleapis.com/google.rpc.RetryInfo"
     details = [{"@type": kind, "retryDelay": "3s"}]
     body = {"error": {"message": "The model is overloaded.", "details": details}}
@@ -447,7 +447,7 @@ STATUS_WORDS = {
     [(vendor, word) for vendor, words in STATUS_WORDS.items() for word in words.split()],
 )
 def test_a_vendors_own_status_word_is_kept(vendor: str, word: str) -> None:
-    """The words that may stand in an error's text."""
+    """A known status word of the vendor is part of the error message."""
     assert look_up(vendor, ANOTHER_STATUS, code(word)).status_word == word
 
 
@@ -466,5 +466,5 @@ REFUSALS = (
     ],
 )
 def test_finish_reasons_of_google(words: str, reason: Reason) -> None:
-    """Refusals are known by name, and everything else has brought no image."""
+    """Known refusals are content_blocked; other finish reasons are no_image."""
     assert {finish_reason(word) for word in words.split()} == {reason}

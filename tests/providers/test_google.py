@@ -30,7 +30,7 @@ sent = partial(arrived, "google")
 
 
 def test_a_plain_request() -> None:
-    """The pinned version, the key in its header, the prompt led in, size and ratio as fields."""
+    """The request has the pinned version, the key header, the prompt, size and ratio."""
     request = sent(ImageRequest(PROMPT, aspect_ratio="9:16", resolution="2K"))
     assert request.path == "/v1/models/gemini-3-pro-image:generateContent"
     assert request.headers["x-goog-api-key"] == KEY
@@ -61,14 +61,14 @@ def test_a_plain_request() -> None:
         ("1:1", "painted in oil"),
     ],
 )
-def test_the_orientation_is_said_in_words_too(ratio: AspectRatio, ending: str) -> None:
-    """Models follow the words better than the field; a square has no orientation."""
+def test_the_prompt_states_the_orientation(ratio: AspectRatio, ending: str) -> None:
+    """The prompt states the orientation, except for a square."""
     text = sent(ImageRequest(PROMPT, aspect_ratio=ratio)).json["contents"][0]["parts"][0]["text"]
     assert text.endswith(ending)
 
 
 def text_for(request: ImageRequest, **options: Any) -> str:
-    """The prompt as it arrives at the server."""
+    """Return the prompt as it arrives at the server."""
     text = sent(request, **options).json["contents"][0]["parts"][0]["text"]
     assert isinstance(text, str)
     return text
@@ -138,7 +138,7 @@ def test_results_list_what_was_added_to_the_prompt() -> None:
 
 
 def test_spans_record_the_prompt_as_sent_where_content_is_captured() -> None:
-    """The hints are part of it; without capture no prompt is recorded."""
+    """The recorded prompt includes the hints; without capture none is recorded."""
 
     def recorded(**settings: Any) -> str | None:
         telemetry = Telemetry()
@@ -168,13 +168,13 @@ def test_the_built_in_provider_takes_its_hints_from_the_settings() -> None:
 
 
 def test_models_without_image_sizes_get_none() -> None:
-    """2.5-flash-image answers imageSize with a 500, every time."""
+    """No imageSize is sent to 2.5-flash-image, which answers it with a 500."""
     request = sent(ImageRequest(PROMPT), "gemini-2.5-flash-image")
     assert request.json["generationConfig"]["imageConfig"] == {"aspectRatio": "9:16"}
 
 
 def test_a_ratio_the_model_does_not_know_becomes_its_nearest() -> None:
-    """1:8 is for the newer models only."""
+    """A ratio such as 1:8 becomes the nearest one that the model supports."""
     config = sent(ImageRequest(PROMPT, aspect_ratio="1:8")).json["generationConfig"]
     assert config["imageConfig"]["aspectRatio"] == "9:16"
 
@@ -221,7 +221,7 @@ def test_the_environment_does_not_change_where_it_sends(
 def test_a_transport_that_the_sdk_cannot_import_is_a_wrong_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The SDK looks for the package even though it gets a client of another one."""
+    """The error names the variable that selects a package which is not installed."""
     monkeypatch.setattr("google.genai._api_client.httpx", None)
     monkeypatch.setenv("GOOGLE_GENAI_HTTP_CLIENT", "httpx")
     with pytest.raises(ConfigurationError, match="google: GOOGLE_GENAI_HTTP_CLIENT names a"):
@@ -256,7 +256,7 @@ except ImageGenerationError as error:
 
 
 def test_aiohttp_in_the_environment_changes_nothing() -> None:
-    """Where it can be imported the SDK would change its transport, its errors and its retries."""
+    """An installed aiohttp does not change the SDK's transport, errors and retries."""
     done = subprocess.run(
         [sys.executable, "-c", FAKE_AIOHTTP],
         cwd=SUPPORT,
@@ -270,7 +270,7 @@ def test_aiohttp_in_the_environment_changes_nothing() -> None:
 
 
 def test_a_relays_path_is_kept() -> None:
-    """An address may have a path before the version."""
+    """A path of the base URL precedes the version."""
     request = sent(ImageRequest(PROMPT), path="/relay/")
     assert request.path == "/relay/v1/models/gemini-3-pro-image:generateContent"
 

@@ -47,8 +47,8 @@ def failing(vendor: str, answer: Any, request: ImageRequest | None = None) -> Im
 
 
 @VENDORS
-def test_a_picture_comes_back(vendor: str) -> None:
-    """The plain good case; and a built-in provider is a Provider."""
+def test_an_image_is_returned(vendor: str) -> None:
+    """A successful request returns its image, and a built-in provider is a Provider."""
     image = run(ask(vendor, GOOD[vendor]))
     assert isinstance(image, ProviderResult)
     assert (image.images, image.model) == ((ProviderImage(PNG, "image/png"),), MODELS[vendor])
@@ -58,7 +58,7 @@ def test_a_picture_comes_back(vendor: str) -> None:
 @VENDORS
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_one_call_is_one_request(vendor: str, status: int) -> None:
-    """No retry by an SDK, whatever the answer and its headers ask for."""
+    """The SDK does not retry, whatever the response and its headers contain."""
 
     async def main() -> int:
         answer = http(status, {"error": {}}, {"retry-after": "0", "x-should-retry": "true"})
@@ -128,7 +128,7 @@ def test_a_cut_body_is_a_connection_failure(vendor: str) -> None:
 
 @VENDORS
 def test_badly_compressed_answers_are_invalid(vendor: str) -> None:
-    """The body arrives and cannot be unpacked."""
+    """A response that cannot be decompressed is invalid."""
     error = failing(vendor, http(200, b"not gzip at all", {"content-encoding": "gzip"}))
     assert error.reason is Reason.INVALID_RESPONSE
 
@@ -138,14 +138,14 @@ def test_badly_compressed_answers_are_invalid(vendor: str) -> None:
     "body", [b"\xff\xfe\x00\x81", b"[" * 200_000, b'"\xed\xa0\x80"'], ids=["bytes", "deep", "utf8"]
 )
 def test_bodies_that_sdks_stumble_over(vendor: str, body: bytes) -> None:
-    """A 503 is an overload, even if the SDK dies over the body that came with it."""
+    """A 503 is an overload even if the SDK fails to parse its body."""
     error = failing(vendor, http(503, body))
     assert (error.reason, error.status) == (Reason.OVERLOADED, 503)
 
 
 @VENDORS
 def test_redirects_are_not_followed(vendor: str) -> None:
-    """The key goes nowhere but to where it was configured to go."""
+    """The key is sent to the configured address only."""
 
     async def main() -> int:
         async with raw_server(GOOD[vendor]) as other:
@@ -163,7 +163,7 @@ def test_redirects_are_not_followed(vendor: str) -> None:
 
 @VENDORS
 def test_errors_carry_facts_and_no_secrets(vendor: str) -> None:
-    """Status, word, hint and SDK type are there; key and prompt are not, nor the SDK's error."""
+    """An error has status, word, hint and SDK type, but neither key, prompt nor SDK error."""
     echo = f"Key {KEY} refused {PROMPT!r}: {PROMPT}"
     error = failing(vendor, http(429, {"error": {"message": echo}}, {"retry-after": "4"}))
     assert error.reason is Reason.RATE_LIMITED
@@ -179,7 +179,7 @@ def test_errors_carry_facts_and_no_secrets(vendor: str) -> None:
 
 @VENDORS
 def test_nothing_secret_is_logged(vendor: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Not even with every logger at DEBUG."""
+    """No logger has a secret, even at level DEBUG."""
     caplog.set_level(logging.DEBUG)
     run(ask(vendor, GOOD[vendor], ImageRequest(PROMPT, references=(reference(),))))
     failing(vendor, http(400, {"error": {"message": PROMPT}}))
@@ -191,14 +191,14 @@ def test_nothing_secret_is_logged(vendor: str, caplog: pytest.LogCaptureFixture)
 
 @VENDORS
 def test_leaving_closes_the_connection(vendor: str) -> None:
-    """A caller out of time takes the connection down at once, and its TimeoutError is not ours."""
+    """A caller that runs out of time closes the connection and gets its own TimeoutError."""
 
     async def main() -> None:
         async with raw_server(None) as server:
             provider = provider_for(vendor, server.url)
             await provider.warm_up()
             limit = asyncio.timeout(None)
-            server.answer = lambda _: limit.reschedule(0)  # time is up when the request arrives
+            server.answer = lambda _: limit.reschedule(0)  # time is up on arrival
             with pytest.raises(TimeoutError) as caught:
                 async with limit:
                     await provider.generate(ImageRequest(PROMPT), MODELS[vendor])
@@ -212,7 +212,7 @@ def test_leaving_closes_the_connection(vendor: str) -> None:
 
 @VENDORS
 def test_connections_are_kept_and_closed(vendor: str) -> None:
-    """Requests in a row share a connection; aclose closes it."""
+    """Sequential requests share a connection; aclose closes it."""
 
     async def main() -> int:
         async with raw_server(GOOD[vendor]) as server:
@@ -229,7 +229,7 @@ def test_connections_are_kept_and_closed(vendor: str) -> None:
 
 @VENDORS
 def test_what_takes_long_is_read_in_a_thread(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does an answer stop the event loop that could not be decoded as it arrived."""
+    """A response that could not be decoded incrementally does not block the event loop."""
     big = PNG + bytes(1_000_000)
     threads: list[str] = []
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
@@ -271,7 +271,7 @@ class RaisingTransport(httpx2.AsyncBaseTransport):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_local_trouble_surfaces_without_secrets(
+def test_a_local_failure_is_raised_without_secrets(
     vendor: str, error: Exception, shown: str | None
 ) -> None:
     """A local failure is not an ImageGenerationError, and its text has no secrets."""
@@ -289,7 +289,7 @@ def test_local_trouble_surfaces_without_secrets(
 @VENDORS
 @pytest.mark.parametrize("key", ["", "  \n", "AIza\u2028ключ", "AIza key", "AIza\nkey", "AIza\x00"])
 def test_keys_that_cannot_be_sent_are_refused_at_once(vendor: str, key: str) -> None:
-    """A bad key is a matter of configuration, and the error does not show it."""
+    """An invalid key is a configuration error, which does not contain the key."""
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
     with pytest.raises(ConfigurationError) as caught:
         kind(api_key=key)
@@ -298,7 +298,7 @@ def test_keys_that_cannot_be_sent_are_refused_at_once(vendor: str, key: str) -> 
 
 @VENDORS
 def test_white_space_around_a_key_is_not_part_of_it(vendor: str) -> None:
-    """A copied line break does not end up in a header."""
+    """A line break around a key is removed."""
 
     async def main() -> str:
         async with raw_server(GOOD[vendor]) as server:
@@ -314,8 +314,8 @@ def test_white_space_around_a_key_is_not_part_of_it(vendor: str) -> None:
 
 @VENDORS
 @pytest.mark.parametrize("url", ["api.example.com", "ftp://example.com", "https://", "nonsense"])
-def test_addresses_that_are_none_are_refused_at_once(vendor: str, url: str) -> None:
-    """The scheme is not guessed."""
+def test_invalid_addresses_are_refused_at_once(vendor: str, url: str) -> None:
+    """A base URL without a valid scheme is rejected."""
     kind = GoogleProvider if vendor == "google" else OpenAIProvider
     with pytest.raises(ConfigurationError, match="https://"):
         kind(api_key=KEY, base_url=url)
@@ -345,7 +345,7 @@ def test_the_answer_is_kept_from_the_sdk() -> None:
     run(main())
 
 
-def test_only_connecting_has_a_time_limit_of_its_own() -> None:
+def test_only_connecting_has_a_separate_time_limit() -> None:
     """The client replaces the time-outs of an SDK; only connecting has one."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""An answer of any size is read within bounded memory, and never keeps the event loop busy."""
+"""Responses of any size are read in bounded memory without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_answer_that_is_too_large_is_invalid(
 def test_json_that_is_too_large_is_never_parsed(
     vendor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lists of lists take sixty times their size in memory."""
+    """Large JSON is rejected unparsed, because nested lists take sixty times its size."""
     monkeypatch.setattr(http_client, "_MAX_JSON", 4_000_000)
     error = failing(vendor, http(200, b"[" + b"[]," * 2_000_000))
     assert error.reason is Reason.INVALID_RESPONSE
@@ -66,7 +66,7 @@ def test_json_that_is_too_large_is_never_parsed(
 
 
 @VENDORS
-def test_a_large_picture_is_no_large_json(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_not_counted_as_json(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images decoded on arrival count for the limit of a response, but not for that of JSON."""
     monkeypatch.setattr(http_client, "_MAX_JSON", 200_000)
     big = PNG + bytes(3_000_000)
@@ -80,7 +80,7 @@ def test_a_large_picture_is_no_large_json(vendor: str, monkeypatch: pytest.Monke
 def test_a_bomb_is_unpacked_within_bounded_memory(
     vendor: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixty kilobytes that become 64 million bytes never fill more than a few of them."""
+    """Sixty kilobytes that expand to 64 million bytes use a few megabytes at a time."""
     monkeypatch.setattr(http_client, "_MAX_ANSWER", 4_000_000)
     failing(vendor, http(503, ""))  # the SDK's own imports and schemas
     tracemalloc.start()
@@ -94,7 +94,7 @@ def test_a_bomb_is_unpacked_within_bounded_memory(
 
 
 class Chunks(httpx2.AsyncByteStream):
-    """A body in these pieces, each there at once."""
+    """A body in these parts, all available at once."""
 
     def __init__(self, *pieces: bytes) -> None:
         self.pieces = pieces
@@ -112,7 +112,7 @@ def transport(status: int, headers: dict[str, str], *pieces: bytes) -> httpx2.Mo
 
 @VENDORS
 def test_unpacking_leaves_the_event_loop_free(vendor: str) -> None:
-    """Between two megabytes that one piece becomes, other tasks run."""
+    """Other tasks run after each megabyte of decompressed data."""
     turns = 0
 
     async def others() -> None:
@@ -138,7 +138,7 @@ def test_unpacking_leaves_the_event_loop_free(vendor: str) -> None:
 @VENDORS
 @pytest.mark.parametrize("status", [200, 429])
 def test_what_was_compressed_twice_is_not_unpacked(vendor: str, status: int) -> None:
-    """A second decompressor may be fed for hours without an output that could be counted."""
+    """Double compression is rejected, because its cost cannot be bounded by its output."""
     empty = zlib.compressobj(wbits=31)
     silent = empty.compress(b"") + b"\0\0\0\xff\xff" * 100
     headers = {"content-encoding": "gzip, gzip", "retry-after": "7"}
@@ -171,7 +171,7 @@ async def _serve_without_end(head: bytes, piece: bytes) -> tuple[asyncio.Server,
 
 
 def endless(vendor: str, head: bytes, piece: bytes) -> ImageGenerationError:
-    """The failure that an answer without an end becomes, once its connection is closed."""
+    """Return the error for an endless response after its connection is closed."""
 
     async def main() -> ImageGenerationError:
         server, gone = await _serve_without_end(head, piece)
@@ -190,7 +190,7 @@ def endless(vendor: str, head: bytes, piece: bytes) -> ImageGenerationError:
 
 @VENDORS
 def test_an_answer_without_an_end_is_left(vendor: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is closed as soon as the limit is passed."""
+    """The connection is closed when the limit is exceeded."""
     monkeypatch.setattr(http_client, "_MAX_ANSWER", 1_000_000)
     error = endless(vendor, b"HTTP/1.1 200 OK", b" " * 65536)
     assert error.reason is Reason.INVALID_RESPONSE
@@ -237,7 +237,7 @@ def test_an_error_that_trickles_counts_by_its_status(
 
 @VENDORS
 def test_an_error_that_is_compressed_twice_gives_its_connection_back(vendor: str) -> None:
-    """More such errors than the provider has connections leave it usable."""
+    """Such errors do not use up the provider's connections."""
     twice = http(500, b"x" * 100, {"content-encoding": "gzip, gzip"})
 
     async def main() -> int:

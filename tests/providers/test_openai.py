@@ -56,13 +56,13 @@ def test_a_relays_path_and_query_are_kept(references: Any) -> None:
     ],
 )
 def test_quality_is_what_the_model_has(model: str, asked: str, used: str) -> None:
-    """Finer qualities count as high where they do not exist."""
+    """Qualities above high are sent as high if the model does not have them."""
     assert sent(ImageRequest(PROMPT), model, quality=asked).json["quality"] == used
 
 
 @pytest.mark.parametrize("operation", ["generate", "edit"])
 def test_references_are_uploaded_byte_for_byte(operation: Any) -> None:
-    """One file each under image[], with a name and a type that agree, and the fields beside."""
+    """Each reference is a file under image[] with a matching name and type."""
     references = (
         Reference(PNG, "image/png", 0),
         Reference(JPEG, "image/jpeg", 3),
@@ -97,7 +97,7 @@ def test_references_are_uploaded_byte_for_byte(operation: Any) -> None:
 
 
 def test_the_environment_does_not_change_where_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another address, organization, project or key in the environment does not count."""
+    """Variables for address, organization, project or key have no effect."""
     for name, value in {
         "OPENAI_BASE_URL": "http://127.0.0.1:1",
         "OPENAI_ORG_ID": "org-another",

@@ -1,4 +1,4 @@
-"""Partial images: OpenAI's event streams through the real SDK, with every way to go wrong."""
+"""Partial images: OpenAI's event streams and their failures through the real SDK."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PATIENCE = 60.0
 
 @dataclass
 class Streamed:
-    """One request with previews, and all that came of it."""
+    """One request with previews, and its results."""
 
     heard: list[PartialImage | str] = field(default_factory=list)
     """Previews, and ``begun`` for the first sign of life, in order."""
@@ -74,7 +74,7 @@ class Streamed:
 
 
 def streamed(*faulty: Fault, app: Emulator | None = None, **options: Any) -> list[Streamed]:
-    """Send a request for each fault, to the emulator over sockets."""
+    """Send one request per fault to the emulator over sockets."""
 
     async def main() -> list[Streamed]:
         emulator = app or Emulator(picture="tiny")
@@ -95,7 +95,7 @@ def streamed(*faulty: Fault, app: Emulator | None = None, **options: Any) -> lis
 def answered(
     events: bytes | str, headers: dict[str, str] | None = None, **options: Any
 ) -> Streamed:
-    """Send a request to a server that answers with these events."""
+    """Send a request to a server that responds with these events."""
     kind = {"content-type": "text/event-stream; charset=utf-8", **(headers or {})}
     raw = events.encode() if isinstance(events, str) else events
     one = Streamed()
@@ -117,7 +117,7 @@ PREVIEW = event("image_generation.partial_image", b64_json=PNG64, partial_image_
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("operation", ["generate", "edit"])
 def test_previews_come_before_the_image(operation: str, count: int) -> None:
-    """The first sign of life comes first; each preview is a complete image of its own."""
+    """Headers precede previews, each of which is a complete image."""
     references = (reference(),) if operation == "edit" else ()
     (one,) = streamed(partial_images=count, operation=operation, references=references)
     assert one.heard[0] == "begun"
@@ -131,7 +131,7 @@ def test_previews_come_before_the_image(operation: str, count: int) -> None:
 
 
 def test_the_usage_of_a_stream_includes_its_previews() -> None:
-    """The completed event carries the counts, and they have a price."""
+    """The completed event has the token counts, which have a price."""
     (one,) = streamed()
     assert one.result is not None
     usage = one.result.usage
@@ -143,7 +143,7 @@ def test_the_usage_of_a_stream_includes_its_previews() -> None:
 
 @pytest.mark.parametrize("operation", ["generate", "edit"])
 def test_the_request_asks_for_the_stream(operation: str) -> None:
-    """Both fields are sent; the rest of the request is that of a request without a stream."""
+    """Two fields are added; the rest equals the request without a stream."""
     references = (reference(),) if operation == "edit" else ()
     plain = ImageRequest(PROMPT, operation=operation, references=references)  # type: ignore[arg-type]
     sent = arrived("openai", replace(plain, partial_images=3))
@@ -159,7 +159,7 @@ def test_the_request_asks_for_the_stream(operation: str) -> None:
 
 @pytest.mark.parametrize("vendor", MODELS)
 def test_without_previews_the_request_is_the_plain_one(vendor: str) -> None:
-    """No previews, in whichever form, change no byte and no header."""
+    """Without previews, in any notation, the request is unchanged."""
     plain = arrived(vendor, ImageRequest(PROMPT))
     for options in ({"partial_images": 0}, {"partial_images": None}):
         sent = arrived(vendor, ImageRequest(PROMPT, **options))
@@ -169,7 +169,7 @@ def test_without_previews_the_request_is_the_plain_one(vendor: str) -> None:
 
 
 def test_google_serves_a_request_for_previews_without_them() -> None:
-    """The loss is listed; a fallback between the vendors works in both directions."""
+    """The missing previews are listed; a fallback works in both directions."""
     request = ImageRequest(PROMPT, partial_images=2)
     result = run(ask("google", GOOD["google"], request))
     assert result.ignored_options == ("partial_images",)
@@ -178,13 +178,13 @@ def test_google_serves_a_request_for_previews_without_them() -> None:
 
 @pytest.mark.parametrize("name", ["stream", "partial_images"])
 def test_vendor_options_cannot_start_a_stream(name: str) -> None:
-    """The answer would be in a form that nobody expects."""
+    """Vendor options for a stream are rejected."""
     with pytest.raises(InvalidRequestError, match=f"must not contain {name}"):
         run(ask("openai", None, ImageRequest(PROMPT, vendor_options={"openai": {name: 1}})))
 
 
 def test_a_server_without_streams_is_understood() -> None:
-    """A relay that ignores the parameter sends the image in one piece, as ever."""
+    """A relay that ignores the parameter returns the image in one response."""
     one = Streamed()
     run(one.wait_for(ask("openai", GOOD["openai"], one.request())))
     assert one.result is not None
@@ -208,7 +208,7 @@ def test_a_server_without_streams_is_understood() -> None:
     ids=["done", "others", "pings", "empty", "crlf", "no-names", "no-end", "late-error", "twice"],
 )
 def test_variants_of_a_stream_are_understood(events: str) -> None:
-    """Relays add and leave out parts; each stream gives one image and one preview."""
+    """Streams of relays, with added and missing parts, give one image and one preview."""
     one = answered(events)
     assert one.result is not None, one.error
     assert [image.data for image in one.result.images] == [PNG]
@@ -217,7 +217,7 @@ def test_variants_of_a_stream_are_understood(events: str) -> None:
 
 
 def test_a_preview_that_cannot_be_decoded_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and costs nobody the image."""
+    """An invalid preview is logged and does not fail the request."""
     broken = event("image_generation.partial_image", b64_json="*", partial_image_index=0)
     with caplog.at_level(logging.WARNING, "resilient_imagen"):
         one = answered(broken + PREVIEW + COMPLETED)
@@ -234,7 +234,7 @@ def test_a_preview_that_cannot_be_decoded_is_left_out(caplog: pytest.LogCaptureF
 def test_a_stream_that_is_cut_is_a_broken_connection_until_the_image_is_there(
     events: int, abrupt: bool
 ) -> None:
-    """Cut before the image, it is a connection failure; behind it, the image is delivered."""
+    """A cut before the image is a connection failure; after it, the image is delivered."""
     (one,) = streamed(faults.cut_stream(events, abrupt=abrupt))
     if events == 3 and one.result is not None:
         assert one.error is None
@@ -249,7 +249,7 @@ def test_a_stream_that_is_cut_is_a_broken_connection_until_the_image_is_there(
 
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.99])
 def test_a_stream_that_is_cut_inside_an_event_is_a_broken_connection(at: float) -> None:
-    """Half an event is never delivered."""
+    """An incomplete event is not delivered."""
     (one,) = streamed(faults.cut(at))
     assert (one.result, one.reason) == (None, Reason.CONNECTION)
 
@@ -290,7 +290,7 @@ def test_an_error_in_a_stream_has_the_reason_of_the_same_error_without_one(
     ],
 )  # fmt: skip
 def test_a_stream_without_an_image_fails_for_its_reason(events: str, reason: Reason) -> None:
-    """The first event that reports a failure decides."""
+    """The first event that reports a failure determines the reason."""
     one = answered(events)
     assert (one.result, one.reason) == (None, reason)
     assert one.error is not None
@@ -298,7 +298,7 @@ def test_a_stream_without_an_image_fails_for_its_reason(events: str, reason: Rea
 
 
 def test_no_completed_event_is_an_invalid_response() -> None:
-    """A stream that ends properly, after its previews, violates the API."""
+    """A stream that ends after its previews is an invalid response."""
     (one,) = streamed(faults.no_completed())
     assert (one.reason, len(one.previews)) == (Reason.INVALID_RESPONSE, 2)
     assert one.error is not None
@@ -306,7 +306,7 @@ def test_no_completed_event_is_an_invalid_response() -> None:
 
 
 def test_a_refusal_of_the_stream_is_an_ordinary_error() -> None:
-    """An HTTP error keeps its status, and its headers are a sign of life."""
+    """An HTTP error keeps its status, and its headers count as progress."""
     (one,) = streamed(faults.overload())
     assert one.error is not None
     assert (one.reason, one.error.status) == (Reason.OVERLOADED, 503)
@@ -314,7 +314,7 @@ def test_a_refusal_of_the_stream_is_an_ordinary_error() -> None:
 
 
 def test_several_images_come_as_one_result() -> None:
-    """Their counts are added; if the stream breaks between them, those that came are delivered."""
+    """Token counts are added; if the stream breaks, the received images are delivered."""
     whole, cut = streamed(faults.silent(0.0), faults.cut_stream(4), n=3, partial_images=2)
     assert whole.result is not None
     assert cut.result is not None
@@ -324,7 +324,7 @@ def test_several_images_come_as_one_result() -> None:
 
 
 def test_counts_that_an_event_lacks_are_not_guessed() -> None:
-    """A sum with an unknown part is unknown."""
+    """A sum with a missing count is unknown."""
     one = answered(COMPLETED + event(b64_json=PNG64), n=2)
     assert one.result is not None
     assert one.result.usage.output_tokens is None
@@ -347,7 +347,7 @@ def with_server(scene: Callable[[Emulator, EmulatorServer, Any], Awaitable[None]
 
 
 def test_the_connection_of_a_stream_is_used_again() -> None:
-    """A stream that was read to its end leaves a connection for the next request."""
+    """A stream that was read completely leaves a reusable connection."""
 
     async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
         for _ in range(3):
@@ -358,7 +358,7 @@ def test_the_connection_of_a_stream_is_used_again() -> None:
 
 
 def test_an_image_is_delivered_although_its_stream_does_not_end() -> None:
-    """The rest of the stream is not waited for; the connection is closed."""
+    """The image is delivered without the rest of the stream, whose connection is closed."""
 
     async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
         app.openai.fail(faults.stall(3))
@@ -371,7 +371,7 @@ def test_an_image_is_delivered_although_its_stream_does_not_end() -> None:
 
 @pytest.mark.parametrize("events", [0, 1, 2])
 def test_a_cancelled_stream_closes_its_connection(events: int) -> None:
-    """Wherever it is, and nothing is sent to its listener afterwards."""
+    """A stream cancelled at any point closes its connection and then calls no listener."""
 
     async def scene(app: Emulator, server: EmulatorServer, provider: Any) -> None:
         app.openai.fail(faults.stall(events))

@@ -1,4 +1,4 @@
-"""One SDK client per event loop, and no trace of loops that are gone."""
+"""One SDK client per event loop, without references to closed loops."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VENDORS = pytest.mark.parametrize("vendor", MODELS)
 
 
 class Builds:
-    """Builds that are counted, can be held up and can fail."""
+    """A factory that counts builds, can be blocked and can fail."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -51,7 +51,7 @@ class Builds:
         return object(), self.made[-1]
 
 
-def test_all_who_wait_share_one_build() -> None:
+def test_concurrent_callers_share_one_build() -> None:
     """Concurrent first requests share one build, even if the first caller is cancelled."""
     builds = Builds()
     builds.go.clear()
@@ -73,7 +73,7 @@ def test_all_who_wait_share_one_build() -> None:
 
 
 def test_a_failed_build_is_tried_again() -> None:
-    """A passing trouble at start does not last for ever."""
+    """A failed build does not prevent the next one."""
     builds = Builds()
     builds.fail = True
 
@@ -124,7 +124,7 @@ def test_closing_while_building() -> None:
 
 @contextmanager
 def served(vendor: str) -> Iterator[RawServer]:
-    """A server in a thread, outliving the loops of its clients."""
+    """Run a server in a thread that outlives the loops of its clients."""
     body = google_body() if vendor == "google" else openai_body()
     ready: Future[RawServer] = Future()
     stopping = threading.Event()
@@ -144,15 +144,15 @@ def served(vendor: str) -> Iterator[RawServer]:
 
 
 @VENDORS
-def test_successive_loops_need_not_know_of_each_other(vendor: str) -> None:
-    """The same provider serves one asyncio.run after another, each with its own connections."""
+def test_successive_loops_have_separate_connections(vendor: str) -> None:
+    """The same provider serves successive asyncio.run calls."""
     with served(vendor) as server:
         provider = provider_for(vendor, server.url)
         for _ in range(3):
             asyncio.run(_once(provider, vendor))
         gc.collect()  # an unclosed transport would be an error here
         assert server.connections == 3
-        assert len(provider._sessions._sessions) == 1  # the dead ones are forgotten
+        assert len(provider._sessions._sessions) == 1  # closed loops have no entry
 
 
 async def _once(provider: Any, vendor: str) -> None:
@@ -161,7 +161,7 @@ async def _once(provider: Any, vendor: str) -> None:
 
 @VENDORS
 def test_loops_in_several_threads_at_once(vendor: str) -> None:
-    """Each thread's loop has its own connections; closing reaches those that still run."""
+    """Each thread's loop has separate connections; closing reaches all running loops."""
     body = google_body() if vendor == "google" else openai_body()
 
     async def main() -> None:

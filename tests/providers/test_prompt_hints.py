@@ -1,4 +1,4 @@
-"""Waits that a provider of the application's asks for are checked like those of the vendors."""
+"""Retry hints of an application's provider are checked like those of the vendors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONSENSE: list[Any] = [
 
 
 class Throttled:
-    """Raises once, with the given wait, and serves then."""
+    """A provider that fails once with the given hint, then serves."""
 
     name = "google"
 
@@ -37,13 +37,13 @@ class Throttled:
         raise error
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["argument", "attribute"])
 @pytest.mark.parametrize("wait", NONSENSE, ids=lambda wait: repr(wait)[:12])
 def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
-    """The retry backs off by itself, and neither attempts, events nor the breaker show the wait."""
+    """For an invalid hint the retry backs off, and no attempt, event or breaker has it."""
 
     async def scene(scenario: PipelineScenario) -> None:
         provider = Throttled(wait, later=later)
@@ -58,8 +58,8 @@ def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
 
 
 @pytest.mark.parametrize(("wait", "heard"), [(2, 2.0), (0.5, 0.5), (200_000, 86_400.0)])
-def test_a_wait_that_makes_sense_is_heard(wait: float, heard: float) -> None:
-    """It is in the error and in the attempt; more than a day is taken for one."""
+def test_a_valid_wait_is_used(wait: float, heard: float) -> None:
+    """Error and attempt have the hint, limited to a day."""
 
     async def scene(scenario: PipelineScenario) -> None:
         provider = Throttled(wait, later=False)

@@ -52,7 +52,7 @@ ANSWERS: dict[str, Callable[[], Any]] = {
 
 
 def answering(scenario: PipelineScenario, answer: Callable[[], Any]) -> None:
-    """Let the primary answer so, in one moment."""
+    """Let the primary respond with this value after a second."""
 
     async def generate(*_: object) -> Any:
         await asyncio.sleep(1)
@@ -62,7 +62,7 @@ def answering(scenario: PipelineScenario, answer: Callable[[], Any]) -> None:
 
 
 async def bug_of(scenario: PipelineScenario) -> TypeError:
-    """The TypeError that a call ends with: a local bug, which casts no vote."""
+    """Return the TypeError that a call raises, a local bug without a vote."""
     with pytest.raises(TypeError) as caught:
         await scenario.ask()
     numbers = scenario.client.snapshot()["routes"][0]["breaker"]
@@ -85,8 +85,8 @@ def test_another_type_than_a_provider_image_is_named(kind: str) -> None:
     run_scenario(scene, **FAST)
 
 
-def test_an_answer_that_nobody_awaited_is_named() -> None:
-    """A forgotten await is the most likely mistake; the coroutine is closed without a warning."""
+def test_a_result_that_was_not_awaited_is_named() -> None:
+    """The error names the missing await; the coroutine is closed without a warning."""
 
     async def scene(scenario: PipelineScenario) -> None:
         answering(scenario, later)
@@ -96,7 +96,7 @@ def test_an_answer_that_nobody_awaited_is_named() -> None:
 
 
 def test_a_generate_that_is_not_async_is_named() -> None:
-    """An ordinary function returns its answer, where an awaitable is wanted."""
+    """An ordinary function whose result is not awaitable is named in the error."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.generate = lambda *_: GOOD  # type: ignore[method-assign,assignment]
@@ -136,7 +136,7 @@ HOLDERS: dict[str, Any] = {
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any) -> None:
-    """The traceback ends in the code of the provider's author."""
+    """The traceback ends in the provider's code that sets the field."""
     kind, name = field.split(".")
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -149,7 +149,7 @@ def test_a_field_of_a_wrong_type_is_named_where_it_is_set(field: str, value: Any
 
 
 def test_adjustments_are_sentences() -> None:
-    """What ends up in results and their JSON is checked where it is set, too."""
+    """Adjustments are validated when they are set."""
 
     async def scene(scenario: PipelineScenario) -> None:
         wrong: Any = ("no mask", None)
@@ -174,8 +174,8 @@ def test_a_result_has_at_least_one_image(images: Any) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"not a picture", TINY_PNG[:40], b"<html>busy</html>", b"\0" * 100]
 )
-def test_bytes_that_are_no_picture_are_the_services_fault(data: bytes) -> None:
-    """An unusable answer is retried once and left for the next route."""
+def test_bytes_that_are_no_image_are_a_failure_of_the_service(data: bytes) -> None:
+    """An unusable response is retried once and then falls back."""
 
     async def scene(scenario: PipelineScenario) -> None:
         answering(scenario, lambda: replace(GOOD, images=(ProviderImage(data, "image/png"),)))
@@ -211,8 +211,8 @@ def test_a_claimed_type_is_not_believed(claimed: str) -> None:
         ({"usage": 3}, "usage must be None or a dict"),
     ],
 )
-def test_an_error_made_wrongly_says_so(wrong: dict[str, Any], text: str) -> None:
-    """And not something about the library's inside, three modules further."""
+def test_an_error_with_invalid_arguments_is_named(wrong: dict[str, Any], text: str) -> None:
+    """The message is about the arguments, not about the library's internals."""
 
     async def scene(scenario: PipelineScenario) -> None:
         def raising() -> None:
@@ -227,7 +227,7 @@ def test_an_error_made_wrongly_says_so(wrong: dict[str, Any], text: str) -> None
     run_scenario(scene, **FAST)
 
 
-def test_a_reason_may_be_given_as_its_word() -> None:
+def test_a_reason_may_be_given_as_a_str() -> None:
     """The str ``overloaded`` is accepted as Reason.OVERLOADED."""
     error = ProviderError(reason="overloaded")  # type: ignore[arg-type]
     assert error.reason is Reason.OVERLOADED
@@ -271,20 +271,20 @@ class Mute:
     ],
 )
 def test_what_is_no_provider_is_refused_at_once(provider: Any, text: str) -> None:
-    """When the client is made, and not with the first call or at shutdown."""
+    """An object that is not a provider is rejected when the client is created."""
     with pytest.raises(TypeError, match=text):
         ImageClient(Settings(routes="google:gemini-3-pro-image"), providers=[provider])
 
 
 def test_two_providers_of_one_name_are_refused() -> None:
-    """One of them would never be asked, and never be closed."""
+    """Two providers with the same name are rejected, as one would not be used or closed."""
     settings = Settings(routes="google:gemini-3-pro-image")
     with pytest.raises(ConfigurationError, match="two providers are named google"):
         ImageClient(settings, providers=[FakeProvider("google"), FakeProvider("google")])
 
 
 def test_warm_up_and_close_may_be_ordinary_functions() -> None:
-    """There may be nothing in them to wait for."""
+    """`warm_up` and `aclose` need not be coroutine functions."""
     calls: list[str] = []
 
     async def main() -> None:
@@ -343,7 +343,7 @@ def test_vendor_options_cannot_replace_fields_of_the_request(vendor: str, name: 
 
 
 def nested(depth: int) -> dict[str, Any]:
-    """Return an object in an object, and so on."""
+    """Return objects nested to this depth."""
     inner: dict[str, Any] = {}
     for _ in range(depth):
         inner = {"a": inner}
@@ -389,7 +389,7 @@ def test_a_wrong_option_is_rejected_with_the_allowed_values(
 
 
 def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
-    """Its name is free; limits, prices and sizes come from the rows of the vendor."""
+    """The account's name is free; limits, prices and sizes are the vendor's."""
     provider = GoogleProvider(api_key="key-of-b", name="google_b")
     assert provider.endpoint.vendor == "google"
     assert provider.endpoint.account != GoogleProvider(api_key="key-of-a").endpoint.account
@@ -400,7 +400,7 @@ def test_a_second_account_of_a_vendor_uses_the_vendors_models() -> None:
 
 
 def test_the_settings_for_a_vendor_hold_for_its_second_account() -> None:
-    """OpenAI's time limit and images per minute do not depend on the provider's name."""
+    """OpenAI's time limit and pace apply to a provider of any name for its account."""
 
     async def main() -> None:
         provider = FakeProvider("openai_b", latency=100)
@@ -417,7 +417,7 @@ def test_the_settings_for_a_vendor_hold_for_its_second_account() -> None:
 
 
 def test_a_model_of_another_vendor_is_an_error_for_a_second_account() -> None:
-    """A relay under a name of its own may serve any model."""
+    """Only a relay may serve models of another vendor under a custom name."""
 
     async def main() -> None:
         for any_vendor in (False, True):

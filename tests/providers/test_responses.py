@@ -68,10 +68,8 @@ TEXT = {"text": "Here you are:"}
         ([image(PNG64[:20] + "\n" + PNG64[20:])], PNG),
     ],
 )
-def test_google_picks_the_last_finished_picture(
-    parts: list[dict[str, Any]], expected: bytes
-) -> None:
-    """The last that is no thought, else the last thought; parts without data do not count."""
+def test_google_uses_the_last_final_image(parts: list[dict[str, Any]], expected: bytes) -> None:
+    """The last final image counts, else the last thought; parts without data are skipped."""
     assert delivered("google", google_body(*parts)) == expected
 
 
@@ -83,19 +81,19 @@ def test_google_reads_all_candidates() -> None:
 
 
 def test_google_never_delivers_a_draft_of_what_was_refused() -> None:
-    """A refusal stays one, even if its drafts were sent along."""
+    """A refused candidate's drafts are not delivered."""
     body = google_body(image(thought=True), finishReason="IMAGE_SAFETY")
     assert reason("google", body) is Reason.CONTENT_BLOCKED
 
 
-def test_the_type_is_sniffed_and_not_believed() -> None:
+def test_the_type_is_detected_from_the_bytes() -> None:
     """JPEG bytes that are declared as image/png get the type image/jpeg."""
     outcome = read("google", google_body(image(JPEG64)))
     assert isinstance(outcome, ProviderResult)
     assert outcome.images[0].mime_type == "image/jpeg"
 
 
-def test_google_tells_what_was_used() -> None:
+def test_google_usage_is_read() -> None:
     """Token counts, model, id and finish reason are passed on."""
     body = google_body() | {
         "usageMetadata": {
@@ -119,7 +117,7 @@ def test_google_tells_what_was_used() -> None:
     )
 
 
-def test_openai_tells_what_was_used() -> None:
+def test_openai_usage_is_read() -> None:
     """OpenAI's token counts are read; the model is the requested one."""
     usage = {
         "input_tokens": 50,
@@ -136,8 +134,8 @@ def test_openai_tells_what_was_used() -> None:
 
 @VENDORS
 @pytest.mark.parametrize("usage", [None, [], "x", {"promptTokenCount": -1}, {"input_tokens": "9"}])
-def test_no_picture_is_refused_over_its_bill(vendor: str, usage: Any) -> None:
-    """Unreadable usage is unknown usage."""
+def test_invalid_usage_does_not_reject_the_image(vendor: str, usage: Any) -> None:
+    """Invalid usage is unknown usage."""
     body = google_body() if vendor == "google" else openai_body()
     outcome = read(vendor, body | {"usage": usage, "usageMetadata": usage})
     assert isinstance(outcome, ProviderResult)
@@ -167,7 +165,7 @@ def test_google_finish_reasons(finish: str, content: Any) -> None:
 
 
 def test_every_finish_reason_of_the_sdk_was_decided_on() -> None:
-    """A new value in the SDK shows up here, to be thought about."""
+    """A new finish reason in the SDK fails this test until it is classified."""
     from google.genai.types import FinishReason
 
     assert {str(value.value) for value in FinishReason} <= {
@@ -178,7 +176,7 @@ def test_every_finish_reason_of_the_sdk_was_decided_on() -> None:
 
 
 def test_a_limited_account_is_no_matter_of_the_prompt() -> None:
-    """The account's own block reaches the operator, not the author of the prompt."""
+    """A block of the account is not reported as a refusal of the prompt."""
     body = {"candidates": [{"finishReason": "PUP_LIMITED_DISABLED"}]}
     assert reason("google", body) is Reason.FORBIDDEN
 
@@ -198,12 +196,12 @@ def test_a_limited_account_is_no_matter_of_the_prompt() -> None:
 def test_google_feedback_without_candidates_is_a_refusal(
     feedback: dict[str, Any], candidates: dict[str, Any]
 ) -> None:
-    """With or without a block reason."""
+    """Feedback without candidates is a refusal, with or without a block reason."""
     assert reason("google", {"promptFeedback": feedback, **candidates}) is Reason.CONTENT_BLOCKED
 
 
 def test_google_refusals_are_explained_by_their_message() -> None:
-    """finishMessage and blockReasonMessage, which the SDK drops, are kept to be redacted."""
+    """finishMessage and blockReasonMessage, which the SDK drops, are kept for redaction."""
     finished = read("google", {"candidates": [{"finishReason": "SAFETY", "finishMessage": "why"}]})
     blocked = read("google", {"promptFeedback": {"blockReason": "X", "blockReasonMessage": "why"}})
     for failure in (finished, blocked):
@@ -230,8 +228,8 @@ def test_google_refusals_are_explained_by_their_message() -> None:
         ({"images": []}, Reason.INVALID_RESPONSE),
     ],
 )
-def test_google_answers_without_a_picture(body: Any, expected: Reason) -> None:
-    """Empty in any form is no_image; another shape is an invalid response."""
+def test_google_responses_without_an_image(body: Any, expected: Reason) -> None:
+    """An empty response is no_image; another shape is an invalid response."""
     assert reason("google", body) is expected
 
 
@@ -250,12 +248,12 @@ def test_google_answers_without_a_picture(body: Any, expected: Reason) -> None:
         ({}, Reason.INVALID_RESPONSE),
     ],
 )
-def test_openai_answers_without_a_picture(body: Any, expected: Reason) -> None:
+def test_openai_responses_without_an_image(body: Any, expected: Reason) -> None:
     """OpenAI's responses without an image have the reason no_image."""
     assert reason("openai", body) is expected
 
 
-def test_openai_data_urls_are_pictures() -> None:
+def test_openai_data_urls_are_images() -> None:
     """An image in a data URL is delivered, as some relays send it."""
     body = {"created": 1, "data": [{"url": f"data:image/png;base64,{PNG64}"}]}
     assert delivered("openai", body) == PNG
@@ -291,7 +289,7 @@ def test_bodies_that_are_no_answer(vendor: str, body: bytes, expected: Reason) -
 
 @VENDORS
 @pytest.mark.parametrize("data", ["!!!", "AAAA", "QUJD" * 10, base64.b64encode(b"x" * 99).decode()])
-def test_data_that_is_no_picture(vendor: str, data: str) -> None:
+def test_data_that_is_no_image(vendor: str, data: str) -> None:
     """Invalid base64, and bytes of an unknown type, are invalid_response."""
     body = google_body(image(data)) if vendor == "google" else {"data": [{"b64_json": data}]}
     assert reason(vendor, body) is Reason.INVALID_RESPONSE
@@ -317,15 +315,15 @@ JSON = st.recursive(
 @VENDORS
 @settings(max_examples=300)
 @given(body=JSON)
-def test_any_json_is_a_picture_or_a_failure(vendor: str, body: Any) -> None:
-    """No JSON value makes a reader stumble."""
+def test_any_json_is_an_image_or_a_failure(vendor: str, body: Any) -> None:
+    """Any JSON value gives an image or a classified failure."""
     assert isinstance(read(vendor, body), ProviderResult | ClassifiedError)
 
 
 @VENDORS
 @given(body=st.binary(max_size=300))
-def test_any_bytes_are_a_picture_or_a_failure(vendor: str, body: bytes) -> None:
-    """No bytes do, either."""
+def test_any_bytes_are_an_image_or_a_failure(vendor: str, body: bytes) -> None:
+    """Any bytes give an image or a classified failure."""
     assert isinstance(read(vendor, body), ProviderResult | ClassifiedError)
 
 
@@ -334,19 +332,19 @@ def test_any_bytes_are_a_picture_or_a_failure(vendor: str, body: bytes) -> None:
     [b"Bad gateway: {{'error': {'code': 502}}}", b"oops {[]: 1}"],
 )
 def test_an_error_page_that_looks_like_python_is_only_text(body: bytes) -> None:
-    """Unhashable keys in a literal are no error of ours."""
+    """Unhashable keys in a Python literal raise no error."""
     assert VendorError.read(502, {}, body, "").status == 502
 
 
 @pytest.mark.parametrize("delay", ["5\u017f", "1 minute and 5 \u017fec"])
 def test_a_wait_in_letters_that_fold_to_others_is_no_hint(delay: str) -> None:
-    """The long s equals an s when case is ignored, and is no unit."""
+    """A long s, which case folding turns into s, is not a unit of seconds."""
     body = json.dumps({"error": {"message": f"Please try again in {delay}."}}).encode()
     assert VendorError.read(429, {}, body, "").hint in {None, 60}
 
 
 def test_several_images_are_delivered_without_those_that_are_broken() -> None:
-    """One that can be decoded is enough; all of them are billed."""
+    """One valid image suffices; all images are billed."""
     body = openai_body(data=[{"b64_json": "!"}, {"b64_json": PNG64}, {"b64_json": JPEG64}])
     answer = openai_response.read_answer(body_of(json.dumps(body).encode()), "asked-model", 3)
     assert [each.data for each in answer.images] == [PNG, JPEG]

@@ -1,4 +1,4 @@
-"""Hints about when to come back, in every spelling seen."""
+"""Retry hints in all known notations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from resilient_imagen.providers.retry_after import MAX_HINT, retry_hint
     ],
 )
 def test_hints_in_text(text: str, seconds: float | None) -> None:
-    """All units and their compounds, and nothing that only resembles them."""
+    """All units and their compounds are read, but no similar words."""
     found = retry_hint({}, [], text)
     assert found == (None if seconds is None else pytest.approx(seconds))
 
@@ -77,7 +77,7 @@ def test_hints_in_text(text: str, seconds: float | None) -> None:
     ],
 )
 def test_hints_in_headers(headers: dict[str, str], seconds: float | None) -> None:
-    """Seconds, milliseconds and dates; nonsense and the past are no hints."""
+    """Seconds, milliseconds and dates are read; invalid and past values are not hints."""
     assert retry_hint(headers, [], "") == seconds
 
 
@@ -98,7 +98,7 @@ def test_a_date_without_a_zone_is_in_utc(zone: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_date_without_the_servers_clock_is_measured_by_ours() -> None:
-    """The Date header may be missing."""
+    """Without a Date header, the local clock is used."""
     found = retry_hint({"retry-after": formatdate(time.time() + 60, usegmt=True)}, [], "")
     assert found is not None
     assert 50 < found <= 60
@@ -121,14 +121,14 @@ def test_a_date_without_the_servers_clock_is_measured_by_ours() -> None:
     ],
 )
 def test_hints_in_retry_info(delay: Any, seconds: float | None) -> None:
-    """Google's detail, with the duration in protobuf's spelling."""
+    """RetryInfo is read with protobuf's notation of durations."""
     detail = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
     assert retry_hint({}, [detail], "") == seconds
 
 
 @pytest.mark.parametrize("name", ["retryDelay", "retry_delay"])
 def test_retry_info_in_json_and_in_protobufs_own_spelling(name: str) -> None:
-    """Relays pass the field's name on as their library has it; the first such detail counts."""
+    """Both spellings of the field name are read; the first such detail counts."""
     kind = "type.googleapis.com/google.rpc.RetryInfo"
     other = {"@type": "type.googleapis.com/google.rpc.Help", name: "9s"}
     details = [other, {name: "8s"}, {"@type": kind, name: "7s"}, {"@type": kind, name: "6s"}]
@@ -136,7 +136,7 @@ def test_retry_info_in_json_and_in_protobufs_own_spelling(name: str) -> None:
 
 
 def test_the_exact_hint_wins() -> None:
-    """RetryInfo before headers before text."""
+    """RetryInfo takes precedence over headers, and headers over text."""
     detail = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3s"}
     assert retry_hint({"retry-after": "2"}, [detail], "try again in 1s") == 3
     assert retry_hint({"retry-after": "2"}, [], "try again in 1s") == 2
@@ -150,7 +150,7 @@ def test_the_exact_hint_wins() -> None:
     text=st.text("0123456789.hms truyainefo", max_size=60),
 )
 def test_hints_stay_within_bounds(header: str, date: str, delay: Any, text: str) -> None:
-    """Whatever is sent, a hint is a number above 0 and at most a day."""
+    """Any hint is above 0 and at most one day."""
     detail = {"@type": "google.rpc.RetryInfo", "retryDelay": delay}
     headers = {"retry-after": header, "date": date}
     found = retry_hint(headers, [detail], f"try again in {text}")
