@@ -55,7 +55,7 @@ class BreakerOracle:
         self.last_moment = 0.0
         self.orders = count()
 
-    # What callers meet
+    # Admission
 
     @property
     def met(self) -> str:
@@ -174,7 +174,7 @@ class BreakerOracle:
         if self.state == "half_open" or self.row >= self.config.fail_max or share:
             self.open(now, self.own_pause(now, call, hint))
 
-    # What callers do
+    # Calls
 
     def ask(self, now: float) -> Call | None:
         if self.forced:
@@ -276,7 +276,7 @@ class BreakerOracle:
             if self.successes >= self.config.half_open_calls:
                 self.move("closed")
 
-    # What operators and siblings do
+    # Operators and siblings
 
     def trip(self, now: float, hint: float | None) -> None:
         if self.config.mode is BreakerMode.OFF:

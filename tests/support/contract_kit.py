@@ -70,7 +70,7 @@ def _described(value: Any) -> Any:
 
 
 def _class(cls: type) -> dict[str, str]:
-    """Signatures of the public methods that the project defines, and the names of attributes."""
+    """Return the signatures of public methods of the project, and names of attributes."""
     # An enumeration's signature is the standard library's, and depends on Python's version.
     members = {} if issubclass(cls, BaseException | Enum) else {"()": _signature(cls)}
     for name in sorted(set(dir(cls)) | set(getattr(cls, "__annotations__", ()))):
@@ -93,7 +93,7 @@ def _is_ours(cls: type, name: str) -> bool:
 
 
 def _signature(function: Any) -> str:
-    """The parameters with their defaults; annotations are held by the type checks instead."""
+    """Return the parameters with their defaults; type checks cover the annotations."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -127,7 +127,7 @@ def _policy(reason: Reason) -> dict[str, Any]:
 
 
 def _errors() -> dict[str, list[str]]:
-    """Each error class with its base classes."""
+    """Return each error class with its base classes."""
     kinds: list[type[ImageGenerationError]] = [ImageGenerationError]
     for kind in kinds:
         kinds += [each for each in kind.__subclasses__() if each not in kinds]
@@ -141,7 +141,7 @@ def error_text(outcome: ImageGenerationError | str) -> str:
 
 
 def _telemetry_names() -> list[str]:
-    """Every name that telemetry exports: attributes, span names, events, metrics."""
+    """Return every name that telemetry exports: attributes, spans, events, metrics."""
     constants = {name: value for name, value in vars(names).items() if name.isupper()}
     return sorted({value for value in constants.values() if isinstance(value, str)})
 
@@ -164,7 +164,7 @@ class _RecordingMeter:
 
 
 def _metrics() -> dict[str, Any]:
-    """Kind, unit and buckets of each instrument."""
+    """Return kind, unit and buckets of each instrument."""
     recording = _RecordingMeter()
     meter: Any = recording
     Instruments(meter)

@@ -45,4 +45,4 @@ async def _outcome(
         return error
     except TimeoutError:
         return "timeout"
-    raise AssertionError("the failure was taken for a picture")
+    raise AssertionError("the failure was parsed as an image")

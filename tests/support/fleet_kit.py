@@ -46,7 +46,7 @@ class Worker:
 
     @property
     def link(self) -> FakeConnection:
-        """Return its present connection."""
+        """Return the current connection."""
         mine = self.sea.links_of[self.fleet.worker]
         return mine[-1]
 

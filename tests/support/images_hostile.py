@@ -31,7 +31,7 @@ def with_segments(jpeg: bytes, segments: bytes) -> bytes:
 
 
 def many_scans(side: int, scans: int, *, restarts: bool = False) -> bytes:
-    """A progressive JPEG with so many scans behind its own that each say nothing of all pixels."""
+    """Return a progressive JPEG with ``count`` additional empty scans over all pixels."""
     jpeg = encoded(flat(side, side), "JPEG", progressive=True, subsampling=0, exif=TURNED)
     interval = segment(0xDD, struct.pack(">H", 1)) if restarts else b""
     scan = segment(0xDA, bytes([3, 1, 0, 2, 0, 3, 0, 0, 0, 0x10])) + b"\0"
@@ -39,7 +39,7 @@ def many_scans(side: int, scans: int, *, restarts: bool = False) -> bytes:
 
 
 def hidden_scans(side: int, scans: int) -> bytes:
-    """As many_scans, behind a comment that holds what looks like the end of the image."""
+    """Return many_scans after a comment that contains an end-of-image marker."""
     jpeg = many_scans(side, scans)
     end = jpeg.index(b"\xff\xd9") if b"\xff\xd9" in jpeg[:-2] else len(jpeg) - 2
     first = next(at for code, at in jpeg_segments(jpeg) if code == 0xDA)
@@ -49,7 +49,7 @@ def hidden_scans(side: int, scans: int) -> bytes:
 
 
 def skipped_scans(side: int, scans: int) -> bytes:
-    """As many_scans, behind a marker without a meaning that seems to reach beyond them all."""
+    """Return many_scans after a meaningless marker whose length covers them all."""
     jpeg = many_scans(side, scans, restarts=True)
     interval = jpeg.rindex(b"\xff\xdd\0\4\0\1") + 6
     first = jpeg.index(b"\xff\xda", interval)
@@ -58,7 +58,7 @@ def skipped_scans(side: int, scans: int) -> bytes:
 
 
 def scans_of_a_plain_jpeg(side: int, scans: int) -> bytes:
-    """A baseline JPEG whose components come one by one, again and again."""
+    """Return a baseline JPEG that repeats its components, one by one."""
     jpeg = encoded(flat(side, side), "JPEG", subsampling=0, exif=TURNED)
     scan = next(at for code, at in jpeg_segments(jpeg) if code == 0xDA)
     one = segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\0"
@@ -66,25 +66,25 @@ def scans_of_a_plain_jpeg(side: int, scans: int) -> bytes:
 
 
 def coded(jpeg: bytes, kind: int) -> bytes:
-    """The same JPEG, said to be coded in another way: 0xC3 lossless, 0xC9 arithmetic ..."""
+    """Return the JPEG marked as coded differently: 0xC3 lossless, 0xC9 arithmetic ..."""
     frame = next(at for code, at in jpeg_segments(jpeg) if code in {0xC0, 0xC2})
     return jpeg[: frame + 1] + bytes([kind]) + jpeg[frame + 2 :]
 
 
 def endless_segments(count: int) -> bytes:
-    """A progressive JPEG with so many empty comments between its scans."""
+    """Return a progressive JPEG with many empty comments between its scans."""
     jpeg = encoded(flat(16, 16), "JPEG", progressive=True, exif=TURNED)
     return jpeg[:-2] + segment(0xFE, b"") * count + b"\xff\xd9"
 
 
 def long_exif(segments: int) -> bytes:
-    """EXIF data in so many pieces, which a reader may put together again at each of them."""
+    """Return EXIF data in many parts, which a reader may concatenate again for each part."""
     jpeg = encoded(picture(), "JPEG")
     return with_segments(jpeg, segment(0xE1, b"Exif\0\0" + bytes(65_000)) * segments)
 
 
 def directory(entries: int, size: int) -> bytes:
-    """EXIF data whose entries all lead to the same bytes."""
+    """Return EXIF data whose entries all refer to the same bytes."""
     values = 8 + 2 + 12 * entries + 4
     each = [struct.pack(">HHII", 0x400 + n, 3, size // 2, values) for n in range(entries)]
     head = b"MM\0*" + struct.pack(">IH", 8, entries)
@@ -126,7 +126,7 @@ def overlong_png(megabytes: int) -> bytes:
 
 
 def narrow_png(width: int, height: int) -> bytes:
-    """A palette PNG, in which a row costs far more than its pixels."""
+    """Return a palette PNG in which a row costs far more than its pixels."""
     packer = zlib.compressobj(1)
     row = bytes(1 + width)
     step = min(height, max(1, 10**7 // len(row)))
@@ -137,7 +137,7 @@ def narrow_png(width: int, height: int) -> bytes:
 
 
 def frames(count: int, form: str) -> bytes:
-    """An animation of so many small frames."""
+    """Return an animation of many small frames."""
     images = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     data = encoded(images[0], form, save_all=True, append_images=images[1:], lossless=True)
     if form == "PNG":
@@ -161,7 +161,7 @@ def frames(count: int, form: str) -> bytes:
 
 
 def gif_frame(width: int, height: int) -> bytes:
-    """A GIF that claims one pixel and holds a frame of another size."""
+    """Return a GIF that claims one pixel and has a frame of another size."""
     control = b"!\xf9\x04\x08\0\0\0\0"
     frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\0;"
     return b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6) + control + frame
@@ -175,7 +175,7 @@ def gif_comment(megabytes: int) -> bytes:
 
 
 def packed_bmp(side: int) -> bytes:
-    """A run-length encoded BMP of runs of one pixel, which Pillow decodes in Python."""
+    """Return a run-length encoded BMP of runs of one pixel, which Pillow decodes in Python."""
     bmp = bytearray(encoded(flat(side, side, "L"), "BMP"))
     bmp[30:34] = struct.pack("<I", 1)
     (start,) = struct.unpack_from("<I", bmp, 10)
@@ -183,14 +183,14 @@ def packed_bmp(side: int) -> bytes:
 
 
 def avif_claiming(side: int, claimed: int) -> bytes:
-    """An AVIF whose container tells another size than its frame has."""
+    """Return an AVIF whose container states another size than its frame."""
     avif = encoded(flat(side, side, "L"), "AVIF", speed=10)
     at = avif.index(b"ispe") + 8
     return avif[:at] + struct.pack(">II", claimed, claimed) + avif[at + 8 :]
 
 
 def avif_repeating(times: int) -> bytes:
-    """An AVIF whose item holds its frame several times."""
+    """Return an AVIF whose item refers to its frame several times."""
     avif = encoded(flat(64, 64), "AVIF", speed=10)
     start, end = avif.index(b"mdat") + 4, len(avif)
     at = avif.index(b"iloc")
@@ -203,7 +203,7 @@ def avif_repeating(times: int) -> bytes:
 
 
 def bad_tiff(compression: str) -> bytes:
-    """A TIFF whose content libtiff complains of, line by line."""
+    """Return a TIFF about which libtiff prints a message per row."""
     tiff = bytearray(encoded(flat(64, 64, "1"), "TIFF", compression=compression))
     tiff[8:40] = b"\xa5" * 32
     return bytes(tiff)

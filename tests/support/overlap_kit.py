@@ -55,7 +55,7 @@ class OverlapScenario:
         await asyncio.sleep(1300)
 
     async def learn_latency(self, seconds: float, times: int = 4) -> None:
-        """Let the primary serve images that take so long, with its limit out of the way."""
+        """Let the primary serve images with this latency, ``times`` times."""
         self.google.latency = seconds
         for _ in range(times):
             await self.ask()

@@ -132,7 +132,7 @@ def collector() -> Iterator[Collector]:
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
-            """Keep quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Collector(f"http://127.0.0.1:{server.server_port}")
