@@ -1,4 +1,4 @@
-"""What a request may have cost, with a picture or without one."""
+"""The cost of requests, with and without an image."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def used(vendor: str, cost: float | None, *tokens: int) -> Usage:
         ({"candidates": "oops"}, Reason.INVALID_RESPONSE),
     ],
 )
-def test_google_counts_what_brought_no_picture(body: dict[str, Any], reason: Reason) -> None:
-    """The tokens stand on the error; the price of a picture that did not come does not."""
+def test_google_failures_without_an_image_have_token_counts(
+    body: dict[str, Any], reason: Reason
+) -> None:
+    """The error has the token counts, but no price for the missing image."""
     error = error_of("google", body | {"usageMetadata": GOOGLE_USAGE})
     assert error.reason is reason
     assert error.usage == used("google", None, 12, 30, 42)
@@ -71,21 +73,21 @@ def test_google_counts_what_brought_no_picture(body: dict[str, Any], reason: Rea
     ("data", "reason"),
     [([], Reason.NO_IMAGE), ([{"b64_json": "!!!"}], Reason.INVALID_RESPONSE)],
 )
-def test_openai_counts_and_charges_what_brought_no_picture(data: Any, reason: Reason) -> None:
-    """Tokens have a price there, whatever became of them."""
+def test_openai_failures_without_an_image_have_a_price(data: Any, reason: Reason) -> None:
+    """OpenAI's tokens have a price even if no image was returned."""
     error = error_of("openai", openai_body(data=data, usage=OPENAI_USAGE))
     assert error.reason is reason
     assert error.usage == used("openai", pytest.approx(OPENAI_PRICE), 100, 2000, 2100)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"total_tokens": 0}, {"input_tokens": "9"}])
-def test_nothing_told_is_nothing_known(usage: Any) -> None:
-    """No usage is made up."""
+def test_missing_usage_is_unknown(usage: Any) -> None:
+    """Missing usage is not replaced by an estimate."""
     assert error_of("openai", openai_body(data=[], usage=usage)).usage is None
 
 
 def test_the_contract_of_an_attempt_comes_first() -> None:
-    """Code that builds one from six values goes on working."""
+    """An attempt can still be built from six values."""
     names = [field.name for field in fields(Attempt)]
     first = ["provider", "model", "reason", "status", "latency_s", "retry_after"]
     assert names[:6] == first
@@ -100,7 +102,7 @@ ONE_ROUTE: dict[str, Any] = {**FAST, "routes": ROUTE, "max_retries": 0}
 
 
 def failing_with(error: ImageGenerationError | None) -> tuple[ImageGenerationError, float]:
-    """The error of a call whose only request fails so (None: hangs), and the client's total."""
+    """Return the error of a call whose request fails (None: hangs), and the client's total."""
 
     async def main() -> tuple[ImageGenerationError, float]:
         openai = FakeProvider("openai")
@@ -134,14 +136,14 @@ def failing_with(error: ImageGenerationError | None) -> tuple[ImageGenerationErr
 def test_a_failure_without_a_count_is_judged_by_its_kind(
     reason: Reason, status: int | None, billed: bool
 ) -> None:
-    """Who never answered, or answered uselessly, may have gone on and billed; who refused not."""
+    """A missing or unusable response may be billed; a rejection is not."""
     raised, total = failing_with(provider_failure(reason, status=status))
     (attempt,) = raised.attempts
     assert (attempt.may_have_been_billed, attempt.usage, total) == (billed, None, 0.0)
 
 
 def test_an_attempt_that_timed_out_may_have_been_billed() -> None:
-    """By our own clock, too."""
+    """A request that exceeds the client's time limit may be billed."""
     raised, _ = failing_with(None)
     (attempt,) = raised.attempts
     assert (attempt.reason, attempt.may_have_been_billed) == (Reason.TIMEOUT, True)
@@ -151,7 +153,7 @@ def test_an_attempt_that_timed_out_may_have_been_billed() -> None:
     ("tokens", "billed"), [((10, 5, 15), True), ((10, 0, 10), False), ((10, 0, 60), True)]
 )
 def test_a_count_decides(tokens: tuple[int, int, int], billed: bool) -> None:
-    """Output tokens are work done; so are thoughts, which only the total shows."""
+    """Output tokens are billed, and so are thoughts, which only the total includes."""
     usage = used("openai", 0.06, *tokens)
     raised, total = failing_with(provider_failure(Reason.NO_IMAGE, status=200, usage=usage))
     (attempt,) = raised.attempts
@@ -160,7 +162,7 @@ def test_a_count_decides(tokens: tuple[int, int, int], billed: bool) -> None:
 
 
 def test_the_total_of_a_client_holds_what_failures_cost() -> None:
-    """A picture from the next route does not hide what the first one charged for none."""
+    """The total has the cost of failed requests of calls that another route served."""
     usage = used("google", 0.02, 10, 5, 15)
 
     async def main() -> None:
@@ -195,10 +197,10 @@ THOUGHT = IMAGE_PART | {"thought": True}
         ([THOUGHT, THOUGHT], 1),
     ],
 )
-def test_every_picture_of_an_answer_is_charged_but_thoughts(
+def test_every_image_of_a_response_is_charged_except_thoughts(
     parts: list[dict[str, Any]], images: int
 ) -> None:
-    """Drafts that Google returns beside the picture cost as much as the picture does."""
+    """Drafts that Google returns beside the image have the price of an image."""
     answer = run(ask("google", http(200, google_body(*parts))))
     assert answer.usage.billed_images == images
     cost = cost_usd("gemini-3-pro-image", answer.usage, "4K")
@@ -206,7 +208,7 @@ def test_every_picture_of_an_answer_is_charged_but_thoughts(
 
 
 async def spent(provider: FakeProvider, route: str, *resolutions: Resolution) -> Snapshot:
-    """What a client's totals are after one call for each of the resolutions."""
+    """Return a client's totals after one call for each of the resolutions."""
     knobs: dict[str, Any] = {**FAST, "routes": route, "max_retries": 0, "breaker_mode": "off"}
     async with ImageClient(Settings(**knobs), providers=[provider]) as client:
         for resolution in resolutions:
@@ -215,14 +217,14 @@ async def spent(provider: FakeProvider, route: str, *resolutions: Resolution) ->
         return client.snapshot()
 
 
-def test_a_picture_without_a_price_is_not_counted_as_free() -> None:
-    """It is counted beside the dollars."""
+def test_an_image_without_a_price_is_not_counted_as_free() -> None:
+    """The totals count it separately from the dollars."""
     totals = run_virtual(spent(FakeProvider("mine"), "mine:model", "1K", "1K"))
     assert (totals["images"], totals["cost_usd"], totals["unpriced_images"]) == (2, 0.0, 2)
 
 
-def test_what_may_have_been_billed_is_told_at_the_price_of_a_picture() -> None:
-    """By the table where it has one, for the resolution that was asked for."""
+def test_possibly_billed_requests_have_the_price_of_an_image() -> None:
+    """The price is that of the table for the requested resolution."""
     google = FakeProvider("google").crash(provider_failure(Reason.SERVER_ERROR, status=500))
     totals = run_virtual(spent(google, "google:gemini-3-pro-image", "2K", "4K"))
     assert totals["maybe_billed"] == {
@@ -234,7 +236,7 @@ def test_what_may_have_been_billed_is_told_at_the_price_of_a_picture() -> None:
 
 
 def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
-    """Until something was delivered, nothing but the count is known."""
+    """Without a table price, the average of delivered images applies, else only the count."""
     failure = provider_failure(Reason.SERVER_ERROR, status=500)
     openai = FakeProvider("openai").crash(failure, times=1)
     first = run_virtual(spent(openai, ROUTE, "1K"))["maybe_billed"]
@@ -255,7 +257,7 @@ def test_where_tokens_are_charged_the_average_so_far_is_taken() -> None:
 
 
 def test_the_total_of_the_process_is_that_of_all_its_clients() -> None:
-    """Also of those that are closed."""
+    """The total of the process includes closed clients."""
     before = PROCESS_COSTS.snapshot()
     totals = [run_virtual(spent(FakeProvider("openai"), ROUTE, "1K")) for _ in range(2)]
     after = totals[-1]["process"]
@@ -265,8 +267,8 @@ def test_the_total_of_the_process_is_that_of_all_its_clients() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_begins_its_own_total() -> None:
-    """What the parent spent would otherwise be counted once more by each worker."""
+def test_a_forked_child_starts_with_an_empty_total() -> None:
+    """Otherwise each worker would count the parent's cost again."""
     script = (
         "import os\n"
         "from resilient_imagen.cost import PROCESS_COSTS\n"
@@ -295,8 +297,8 @@ def test_names_that_callers_choose_do_not_fill_the_ledger() -> None:
     assert ledger.snapshot()["cost_usd"] == 150.0
 
 
-def test_a_picture_that_cannot_be_used_was_paid_for() -> None:
-    """It came, so it is charged for, although it cannot be made to fit."""
+def test_an_unusable_image_was_paid_for() -> None:
+    """An image that cannot be fitted is charged."""
 
     async def main() -> None:
         openai = FakeProvider("openai", image=b"\x89PNG\r\n\x1a\n" + bytes(50))
@@ -314,7 +316,7 @@ def test_a_picture_that_cannot_be_used_was_paid_for() -> None:
 
 @pytest.mark.parametrize("by", ["caller", "deadline"])
 def test_leaving_may_have_been_billed(by: str) -> None:
-    """A request that the caller left, or that ran out of time, may be finished without us."""
+    """A request that was cancelled or timed out may be billed."""
 
     async def main() -> None:
         sink = RecordingSink()

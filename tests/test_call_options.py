@@ -1,4 +1,4 @@
-"""``call_options``: for call sites that cannot change, wherever the block begins and ends."""
+"""``call_options`` sets options for call sites that cannot be changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resilient_imagen.testing import FakeProvider, run_virtual
 
 
 class Asked:
-    """What the default client is asked for: it stands in for one, and makes nothing."""
+    """A default client that records its requests."""
 
     def __init__(self) -> None:
         self.deadlines: list[float | None] = []
@@ -37,7 +37,7 @@ class Asked:
     edit = generate
 
     async def retire(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def ask(**options: Any) -> None:
 
 
 def test_a_block_may_end_in_another_context(asked: Asked) -> None:
-    """Async fixtures and generators do that; the options hold for the block, and no longer."""
+    """Async fixtures and generators end a block elsewhere; its options apply until then."""
 
     async def fixture() -> AsyncIterator[None]:
         with call_options(deadline=7):
@@ -76,7 +76,7 @@ def test_a_block_may_end_in_another_context(asked: Asked) -> None:
 
 
 def test_a_block_that_ends_in_a_copy_of_its_context_ends_there(asked: Asked) -> None:
-    """The copy knows the options, and afterwards the outer ones."""
+    """The copied context has the options, and afterwards the outer ones."""
 
     def block() -> Iterator[None]:
         with call_options(deadline=7):
@@ -97,7 +97,7 @@ def test_a_block_that_ends_in_a_copy_of_its_context_ends_there(asked: Asked) -> 
 
 
 def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
-    """Its block is ended by whoever collects it, in whatever context."""
+    """The garbage collector may end a block in any context."""
 
     async def forever() -> AsyncIterator[int]:
         with call_options(deadline=7):
@@ -115,7 +115,7 @@ def test_a_generator_that_is_thrown_away_ends_quietly(asked: Asked) -> None:
 
 
 def test_a_call_wins_over_its_block_and_an_inner_block_over_an_outer_one(asked: Asked) -> None:
-    """That holds for each option by itself; None requests nothing."""
+    """Each option takes precedence separately; None does not set an option."""
 
     async def main() -> None:
         with call_options(seed=1, quality="low", output_format="png"):
@@ -136,7 +136,7 @@ def test_a_call_wins_over_its_block_and_an_inner_block_over_an_outer_one(asked: 
 
 
 def test_an_unknown_option_is_a_wrong_argument(asked: Asked) -> None:
-    """A block reports it where it begins."""
+    """An unknown option raises an error where the block begins."""
     options: dict[str, Any] = {"colour": "red"}
     with (
         pytest.raises(TypeError, match="'colour'; options are n, background"),
@@ -147,7 +147,7 @@ def test_an_unknown_option_is_a_wrong_argument(asked: Asked) -> None:
 
 
 def test_an_outer_deadline_can_be_lifted(asked: Asked) -> None:
-    """``math.inf`` means no limit; None means that nothing was said."""
+    """``math.inf`` means no limit; None means that no deadline is given."""
 
     async def main() -> None:
         with call_options(deadline=5):
@@ -166,7 +166,7 @@ def test_an_outer_deadline_can_be_lifted(asked: Asked) -> None:
 
 
 def test_a_lifted_deadline_is_none_at_all() -> None:
-    """A client waits as long as its providers may take, IMAGE_GEN_DEADLINE or not."""
+    """Without a limit, a call waits for its providers, whatever IMAGE_GEN_DEADLINE is."""
 
     async def main() -> None:
         google = FakeProvider("google", latency=50)
@@ -185,7 +185,7 @@ def test_a_lifted_deadline_is_none_at_all() -> None:
 def test_an_outer_deadline_is_lifted_for_the_drop_in_functions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Over sockets, with the default client, from its very first call on."""
+    """The first call of the default client over sockets has no deadline."""
     with BackgroundEmulator(Emulator(picture="tiny")) as vendors:
         monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
         monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", vendors.google_url)
@@ -221,7 +221,7 @@ async def on_the_loop() -> AsyncIterator[None]:
 
 
 def test_a_fastapi_dependency_must_be_async(asked: Asked) -> None:
-    """An ordinary function runs in a thread, where it sets options that no endpoint sees."""
+    """A synchronous dependency runs in a thread, whose options no endpoint sees."""
 
     app = FastAPI()
 

@@ -28,7 +28,7 @@ LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, VirtualTime
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Python complains of tasks that were never finished: here, and not in a later test."""
+    """Collect unfinished tasks here, so that Python does not warn of them in a later test."""
     yield
     gc.collect()
 
@@ -74,7 +74,7 @@ def client_of(google: Google, **settings: Any) -> ImageClient:
 def leave_behind(
     client: ImageClient, new_loop: Loops, calls: int, ready: Callable[[], bool]
 ) -> list[weakref.ref[HeldImage]]:
-    """Start calls on a loop of their own, and close it as soon as `ready`."""
+    """Start calls on a new loop, and close it as soon as `ready`."""
     loop = new_loop()
     images = [HeldImage() for _ in range(calls)]
 
@@ -99,7 +99,7 @@ async def serve(client: ImageClient) -> None:
 
 
 def run(new_loop: Loops, client: ImageClient, calls: int = 1) -> None:
-    """Serve so many calls on a loop of their own, one after the other."""
+    """Serve this many calls on a new loop, in sequence."""
     loop = new_loop()
     try:
         for _ in range(calls):
@@ -109,7 +109,7 @@ def run(new_loop: Loops, client: ImageClient, calls: int = 1) -> None:
 
 
 async def look(client: ImageClient) -> None:
-    """Let the client know what time it is: a virtual loop that follows begins at 0 again."""
+    """Let the client read the time: a later virtual loop begins at 0 again."""
     client.snapshot()
 
 
@@ -119,7 +119,7 @@ def queue_of(client: ImageClient) -> QueueSnapshot:
 
 @LOOPS
 def test_slots_of_closed_loops_are_free_for_the_next_one(new_loop: Loops) -> None:
-    """Four loops leave a request in flight each, one per slot; the fifth loop's call is served."""
+    """Four loops close with a request per slot in flight; the fifth loop's call is served."""
     google = Google()
     client = client_of(google, max_concurrent=4)
     for number in range(1, 5):
@@ -132,8 +132,8 @@ def test_slots_of_closed_loops_are_free_for_the_next_one(new_loop: Loops) -> Non
 
 
 @LOOPS
-def test_callers_left_in_the_queue_hold_up_nobody(new_loop: Loops) -> None:
-    """Twenty waited for a slot, at a place each; the next loop's caller is not saturated."""
+def test_callers_left_in_the_queue_delay_no_later_caller(new_loop: Loops) -> None:
+    """Twenty queued callers of a closed loop do not saturate the next loop's caller."""
     google = Google()
     client = client_of(google, max_concurrent=1, max_queue=20, ipm=6)
     leave_behind(client, new_loop, 21, lambda: queue_of(client)["waiting"] == 20)
@@ -145,7 +145,7 @@ def test_callers_left_in_the_queue_hold_up_nobody(new_loop: Loops) -> None:
 
 @LOOPS
 def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) -> None:
-    """In flight, or in the queue: their pictures go with them."""
+    """The next loop frees images of calls that were in flight or queued."""
     google = Google()
     client = client_of(google, max_concurrent=2)
     images = leave_behind(client, new_loop, 10, lambda: queue_of(client)["waiting"] == 8)
@@ -158,7 +158,7 @@ def test_what_dead_calls_held_is_freed_when_the_next_loop_asks(new_loop: Loops) 
 
 @LOOPS
 def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
-    """A loop is closed over a probe in flight and nine callers that wait for its verdict.
+    """A loop is closed with a probe in flight and nine callers that wait for its outcome.
 
     The next loop's first caller is the probe, and nothing has failed meanwhile.
     """
@@ -185,7 +185,7 @@ def test_a_dead_probe_and_its_waiters_are_let_go(new_loop: Loops) -> None:
 
 @pytest.mark.redis
 def test_the_shared_pace_keeps_nothing_of_closed_loops(server: RedisServer) -> None:
-    """Slots, queue and places of the fleet: the next loop's callers are served."""
+    """The shared limiter frees slots and queue of a closed loop for the next one."""
     google = Google()
     client = client_of(google, max_concurrent=2, redis_url=server.url)
     for number in (2, 4):

@@ -34,7 +34,7 @@ async def in_flight(vendors: BackgroundEmulator, number: int) -> None:
 
 
 def test_calls_in_flight_survive_a_reset(vendors: BackgroundEmulator) -> None:
-    """They go on with the old client until they end, and the last one closes its connections."""
+    """Calls in flight continue with the old client, and the last one closes it."""
 
     async def main() -> None:
         vendors.google.set(faults.hang())
@@ -71,7 +71,7 @@ async def new_scenario(settings: ri.Settings) -> PipelineScenario:
 
 
 def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
-    """Also a call that is about to fall back; its providers are closed after the last one."""
+    """A retired client finishes its calls, fallbacks included, and then closes its providers."""
 
     async def main() -> None:
         scenario = await new_scenario(ri.Settings(**FAST))
@@ -90,7 +90,7 @@ def test_a_retired_client_serves_what_it_has_and_closes_itself() -> None:
 
 
 def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
-    """asyncio.run cancels what is left: the calls, and then nothing is open."""
+    """asyncio.run cancels the remaining calls, and the client closes its providers."""
     scenarios: list[PipelineScenario] = []
     calls: list[asyncio.Task[ri.ImageResult]] = []
 
@@ -110,7 +110,7 @@ def test_a_retired_client_is_closed_when_its_loop_ends_first() -> None:
 @pytest.mark.parametrize("deadline", [None, 50.0])
 @pytest.mark.parametrize("when", [0.0, 1.0, 4.0])
 def test_closing_ends_calls_with_an_error_that_says_so(when: float, deadline: float | None) -> None:
-    """In flight, queueing or pausing: a RuntimeError, no vote, and nothing is held."""
+    """Calls in flight, queued or backing off raise RuntimeError without a vote."""
 
     async def main() -> None:
         scenario = await new_scenario(ri.Settings(ipm=10, max_concurrent=1))
@@ -137,7 +137,7 @@ def test_closing_ends_calls_with_an_error_that_says_so(when: float, deadline: fl
 
 
 def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> None:
-    """Its own cancellation is not swallowed by ours."""
+    """Closing does not replace a caller's own cancellation."""
 
     async def main() -> None:
         scenario = await new_scenario(ri.Settings(**FAST))
@@ -154,7 +154,7 @@ def test_a_caller_that_is_cancelled_while_the_client_closes_is_cancelled() -> No
 
 
 class Stubborn(FakeProvider):
-    """Does not let itself be cancelled."""
+    """A provider that ignores cancellation."""
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         while True:
@@ -165,7 +165,7 @@ class Stubborn(FakeProvider):
 
 
 def test_closing_does_not_wait_for_a_provider_that_ignores_cancellation() -> None:
-    """A second at most, for the call and for the client."""
+    """Closing delays the call and the client by a second at most."""
 
     async def main() -> None:
         google = Stubborn("google", latency=100)
@@ -181,8 +181,8 @@ def test_closing_does_not_wait_for_a_provider_that_ignores_cancellation() -> Non
     run_virtual(main())
 
 
-def test_a_call_that_a_dead_loop_took_along_keeps_nobody_waiting() -> None:
-    """A loop closed without ending its tasks leaves calls that never end."""
+def test_closing_does_not_wait_for_calls_of_closed_loops() -> None:
+    """Calls of a loop that was closed without ending its tasks never end."""
     loop = asyncio.new_event_loop()
     google = FakeProvider("google").hang()
     settings = ri.Settings(routes="google:gemini-3-pro-image")
@@ -198,7 +198,7 @@ def test_a_call_that_a_dead_loop_took_along_keeps_nobody_waiting() -> None:
 
 @pytest.mark.parametrize("step", range(1, 12))
 def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> None:
-    """The client is closed after so many rounds of the loop."""
+    """The client is closed after each number of iterations of the loop."""
 
     async def main() -> None:
         scenario = await new_scenario(ri.Settings(**FAST))
@@ -216,7 +216,7 @@ def test_closing_at_any_step_of_a_call_leaves_everything_in_order(step: int) -> 
 
 
 class SlowToEnd(FakeProvider):
-    """Takes half a second to end when it is cancelled."""
+    """A provider that takes half a second to end when cancelled."""
 
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         try:
@@ -227,7 +227,7 @@ class SlowToEnd(FakeProvider):
 
 
 def test_closing_that_is_cancelled_closes_the_connections_all_the_same() -> None:
-    """The caller waits no longer for calls to end; the providers are closed nevertheless."""
+    """A cancelled `aclose` does not wait for calls, but closes the providers."""
 
     async def main() -> None:
         google = SlowToEnd("google").hang()
@@ -244,7 +244,7 @@ def test_closing_that_is_cancelled_closes_the_connections_all_the_same() -> None
 
 
 def test_a_call_past_its_deadline_keeps_its_own_error_when_the_client_closes() -> None:
-    """Its time limit has ended; an ``on_start`` that still runs keeps it in flight."""
+    """The deadline error is raised although a running ``on_start`` keeps the call in flight."""
 
     async def main() -> str:
         closed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The public contract changes only on purpose: it equals the snapshot in ``data/contract.json``."""
+"""The public contract equals the snapshot in ``data/contract.json``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _present() -> dict[str, Any]:
 
 @pytest.mark.parametrize("part", [part for part in AGREED if part != "error_texts"])
 def test_the_contract_equals_its_snapshot(part: str) -> None:
-    """Names, signatures, defaults, reasons, telemetry and commands are as they were agreed on.
+    """Names, signatures, defaults, reasons, telemetry and commands equal the snapshot.
 
     After a deliberate change run ``python tests/support/contract_kit.py``, and describe it in
     CHANGELOG.md.
@@ -29,5 +29,5 @@ def test_the_contract_equals_its_snapshot(part: str) -> None:
 
 
 def test_the_snapshot_has_every_part() -> None:
-    """A part that is added to the contract is added to the snapshot."""
+    """Each part of the contract is in the snapshot."""
     assert set(AGREED) == {*_present(), "error_texts"}

@@ -1,4 +1,4 @@
-"""The time that first use takes: within the deadline, in telemetry, and told in errors."""
+"""The duration of the first use: within the deadline, in telemetry and in errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 
 class Slow(FakeProvider):
-    """A provider whose SDK takes its time to be built, once."""
+    """A provider whose SDK is built slowly, once."""
 
     def __init__(self, name: str, *, setup: float = 0.0, error: Exception | None = None) -> None:
         super().__init__(name)
@@ -93,7 +93,7 @@ SCRIPT = """
 def test_a_deadline_passes_while_the_library_is_loaded(
     options: str, argument: str, variable: str
 ) -> None:
-    """The first call ends in time although an import has not, and says what the time went on."""
+    """The first call ends in time during an import, and the error states the cause."""
     environment = {
         **os.environ, "GOOGLE_GENAI_API_KEY": "made-up", "IMAGE_GEN_DEADLINE": variable,
     }  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_deadline_passes_while_the_library_is_loaded(
 
 
 def test_a_deadline_passes_while_an_sdk_is_built() -> None:
-    """The error names the route and what the time was spent on, and has no number in it."""
+    """The error names the route and the cause of the delay, without a number."""
 
     async def main() -> None:
         sink = RecordingSink()
@@ -126,7 +126,7 @@ def test_a_deadline_passes_while_an_sdk_is_built() -> None:
 
 
 def test_a_cold_client_sends_a_request_if_any_time_is_left() -> None:
-    """Building takes most of the time: what is left is shared anew, and the primary is asked."""
+    """After a slow build, the remaining time is shared again, and the primary is asked."""
 
     async def main() -> None:
         google, openai = Slow("google", setup=3), Slow("openai", setup=3)
@@ -143,13 +143,13 @@ ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
 
 
 async def text_of(scenario: PipelineScenario, **options: Any) -> str:
-    """The end of the error of a call whose deadline passes."""
+    """Return the end of the error message of a call whose deadline passes."""
     with pytest.raises(DeadlineExceededError) as caught:
         await scenario.ask(**options)
     return str(caught.value).rpartition(", ")[2]
 
 
-def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
+def test_the_deadline_error_names_waiting_for_answers() -> None:
     """The vendor was asked and did not answer."""
 
     async def scene(scenario: PipelineScenario) -> None:
@@ -159,8 +159,8 @@ def test_the_error_says_that_most_of_the_time_went_on_answers() -> None:
     run_scenario(scene, **FAST, **ALONE)
 
 
-def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
-    """The caller was sent late, and had too little time left."""
+def test_the_deadline_error_names_queueing() -> None:
+    """The request was sent late, with too little time left."""
 
     async def scene(scenario: PipelineScenario) -> None:
         await scenario.ask()
@@ -170,8 +170,8 @@ def test_the_error_says_that_most_of_the_time_went_on_the_queue() -> None:
     run_scenario(scene, ipm=3, **ALONE)
 
 
-def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
-    """The server asked to wait, and then did not answer."""
+def test_the_deadline_error_names_backing_off() -> None:
+    """The server asked for a wait, and then did not answer."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, status=503, retry_after=20, times=1).hang()
@@ -180,8 +180,8 @@ def test_the_error_says_that_most_of_the_time_went_on_a_pause() -> None:
     run_scenario(scene, **FAST, **ALONE)
 
 
-def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
-    """Another caller's probe was waited for."""
+def test_the_deadline_error_names_waiting_for_a_circuit() -> None:
+    """The call waited for another caller's probe."""
 
     async def scene(scenario: PipelineScenario) -> None:
         scenario.client.breakers["google:gemini-3-pro-image"].open_for(5, cause=None, summary=None)
@@ -200,7 +200,7 @@ def test_the_error_says_that_most_of_the_time_went_on_a_circuit() -> None:
 
 
 def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
-    """``imagegen.setup_s`` on the root span and the event; ``queue_s`` is queueing only."""
+    """``imagegen.setup_s`` on root span and event has it; ``queue_s`` is queueing only."""
 
     async def scene(scenario: telemetry_kit.TelemetryScenario) -> None:
         async def warm_up() -> None:
@@ -220,7 +220,7 @@ def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
 
 
 def test_the_fallback_is_built_after_the_first_image_and_delays_no_call() -> None:
-    """Not before, not twice, and never in a call's way."""
+    """The fallback's SDK is built once, after the first image, in the background."""
 
     async def main() -> None:
         google, openai = Slow("google", setup=2), Slow("openai", setup=50)
@@ -241,7 +241,7 @@ def test_the_fallback_is_built_after_the_first_image_and_delays_no_call() -> Non
 
 
 def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
-    """An operator learns of it before it is needed; calls are not touched."""
+    """An operator gets a warning before the fallback is needed; calls are not affected."""
 
     async def main() -> None:
         sink = RecordingSink()
@@ -258,7 +258,7 @@ def test_a_fallback_that_cannot_be_built_is_reported_early() -> None:
 
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 30.0])
 def test_closing_leaves_no_build_behind(after: float) -> None:
-    """Closed before, during or after it, the client leaves no task."""
+    """A client that is closed before, during or after the build leaves no task."""
 
     async def main() -> None:
         openai = Slow("openai", setup=10)
@@ -273,7 +273,7 @@ def test_closing_leaves_no_build_behind(after: float) -> None:
 
 
 def test_successive_loops_each_build_it() -> None:
-    """SDK clients belong to a loop; a loop that ends takes the task with it."""
+    """Each loop builds its SDK clients, and cancels the build when it ends."""
     google, openai = Slow("google"), Slow("openai", setup=10)
     client = clients(google, openai, RecordingSink())
 
@@ -288,7 +288,7 @@ def test_successive_loops_each_build_it() -> None:
 
 
 def test_the_real_sdk_is_ready_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first image, the fallback's client exists and its first use builds nothing."""
+    """After the first image, the fallback's client is complete and builds nothing later."""
 
     async def main() -> None:
         app = Emulator(picture="tiny")

@@ -1,4 +1,4 @@
-"""The right frame, whoever made it: every ratio, resolution and model, through the real SDKs."""
+"""Every ratio, resolution and model, through the real SDKs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def results(
     *,
     edit: bool = False,
 ) -> list[ImageResult]:
-    """Ask for each ratio and resolution in turn."""
+    """Request each ratio and resolution in turn."""
     settings = Settings(routes=f"{row.vendor}:{row.name}", ipm=1_000_000, fit=mode)
     kind = GoogleProvider if row.vendor == "google" else OpenAIProvider
     provider = kind(api_key="made-up-key", transport=app.transport())
@@ -74,7 +74,7 @@ def sizes(found: Sequence[ImageResult]) -> list[tuple[int, int]]:
 
 
 def off(size: tuple[int, int], ratio: str) -> float:
-    """By what share a size misses a ratio."""
+    """Return the relative difference between a size and a ratio."""
     wide, high = map(int, ratio.split(":"))
     return abs(size[0] * high / (size[1] * wide) - 1)
 
@@ -84,18 +84,18 @@ def off(size: tuple[int, int], ratio: str) -> float:
 def test_every_ratio_and_resolution_arrives_within_two_percent(
     row: models.ModelInfo, mode: Fit
 ) -> None:
-    """Cut off or added to, the picture has the ratio that was asked for."""
+    """The delivered image has the requested ratio, cropped or padded."""
     found = asyncio.run(results(Emulator(picture="tiny"), row, mode, EVERYTHING))
 
     assert {result.model for result in found} == {row.name}
     for asked, size in zip(EVERYTHING, sizes(found), strict=True):
-        # A picture of a sixteenth of the size cannot be nearer than half a pixel.
+        # An image of a sixteenth of the size cannot be nearer than half a pixel.
         assert off(size, asked[0]) <= 0.0201 + 0.51 / min(size), asked
 
 
 @pytest.mark.parametrize("row", LIVING)
 def test_exact_is_exact_to_the_pixel(row: models.ModelInfo) -> None:
-    """Video frames: width and height are whole multiples of the ratio."""
+    """With `exact`, width and height are integer multiples of the ratio."""
     found = asyncio.run(results(Emulator(picture="tiny"), row, "exact", EVERYTHING))
 
     for asked, size in zip(EVERYTHING, sizes(found), strict=True):
@@ -104,7 +104,7 @@ def test_exact_is_exact_to_the_pixel(row: models.ModelInfo) -> None:
 
 @pytest.mark.parametrize("row", KINDS)
 def test_edits_keep_to_the_frame_as_well(row: models.ModelInfo) -> None:
-    """The vendors' other endpoint, or the same one with a picture in it."""
+    """Edits have the requested ratio exactly."""
     asked: list[tuple[AspectRatio, Resolution]] = [(ratio, "2K") for ratio in ASPECT_RATIOS]
     found = asyncio.run(results(Emulator(picture="tiny"), row, "exact", asked, edit=True))
 
@@ -113,10 +113,10 @@ def test_edits_keep_to_the_frame_as_well(row: models.ModelInfo) -> None:
 
 
 @pytest.mark.parametrize("row", KINDS)
-def test_pictures_of_their_real_size(
+def test_images_of_the_vendors_real_sizes(
     row: models.ModelInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the model has by name passes untouched, at the size that vendors really make it."""
+    """An image of the size that vendors return for a ratio is unchanged."""
     monkeypatch.setattr(renderer, "_SHRINK", 1)
     asked: list[tuple[AspectRatio, Resolution]] = [
         *((ratio, "1K") for ratio in ASPECT_RATIOS),
@@ -134,7 +134,7 @@ def test_pictures_of_their_real_size(
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "none", "exact"])
 def test_a_vendor_that_ignores_the_ratio(mode: Fit) -> None:
-    """crop, pad and exact mend it, none hands it on."""
+    """crop, pad and exact correct the ratio; none does not."""
     app = Emulator()
     app.google.set(faults.answer("wrong_aspect"))
     row = models.MODELS["gemini-3-pro-image"]

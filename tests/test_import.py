@@ -1,4 +1,4 @@
-"""Importing the library is cheap: what is heavy is loaded by whoever needs it, when needed."""
+"""Importing the library is fast: heavy dependencies are loaded when needed."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_nothing_heavy_is_imported(use: str) -> None:
-    """In a fresh interpreter none of the big libraries is loaded, nor is asyncio's loop started."""
+    """In a new interpreter the import loads no large library and starts no loop."""
     code = f"{USES[use]}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     assert printed(code) == "[]"
 
 
-def test_every_public_name_can_be_had() -> None:
-    """Those that are found when first asked for, too; an unknown one is an AttributeError."""
+def test_every_public_name_is_available() -> None:
+    """Lazily loaded names are available; an unknown one raises AttributeError."""
     code = (
         "import resilient_imagen as r\n"
         "for name in r.__all__: getattr(r, name)\n"
@@ -49,7 +49,7 @@ def test_every_public_name_can_be_had() -> None:
 
 
 def test_no_file_imports_the_package_that_it_lies_in() -> None:
-    """Import-linter sees cycles between neighbours, but not those through an ``__init__``."""
+    """Import-linter does not detect cycles through an ``__init__``."""
     root = Path(resilient_imagen.__file__).parent
     found = []
     for file in root.rglob("*/*.py"):
@@ -72,7 +72,7 @@ def _is_file(module: Path) -> bool:
     ids=" ".join,
 )
 def test_the_first_line_of_a_command_needs_no_sdk(arguments: list[str]) -> None:
-    """Help, which reads all commands' docstrings, and complaints appear within a second."""
+    """Help and usage errors appear within a second."""
     code = (
         "import sys\n"
         "from resilient_imagen.cli import main\n"
@@ -85,7 +85,7 @@ def test_the_first_line_of_a_command_needs_no_sdk(arguments: list[str]) -> None:
 
 
 def test_generate_shows_its_status_before_an_sdk_is_loaded() -> None:
-    """Loading both SDKs takes longer than everything before it."""
+    """The status line is printed first, because both SDKs load slowly."""
     code = (
         "import sys\n"
         "from resilient_imagen.cli import generate_command, main\n"
@@ -101,7 +101,7 @@ def test_generate_shows_its_status_before_an_sdk_is_loaded() -> None:
 
 @pytest.mark.parametrize("shared", [{}, {"IMAGE_GEN_REDIS_URL": "redis://127.0.0.1:1/0"}])
 def test_the_loop_has_nothing_left_to_import_for_the_first_call(shared: dict[str, str]) -> None:
-    """What the default client is made of was loaded in a thread before."""
+    """The default client's modules were imported in a thread before."""
     code = (
         "import sys\n"
         "from resilient_imagen import api\n"

@@ -23,7 +23,7 @@ def answer(**usage: Any) -> TokenUsage:
 
 
 def test_every_successor_is_a_living_model_of_the_same_vendor() -> None:
-    """A retired name never leads to another retired one, nor to the other vendor."""
+    """A successor is an available model of the same vendor."""
     for row in models.MODELS.values():
         assert (row.retired_on is None) == (row.successor is None), row.name
         if row.successor is not None:
@@ -51,7 +51,7 @@ def test_a_name_is_replaced_from_the_day_of_its_retirement_on(name: str, last_da
 
 
 def test_living_and_unknown_names_have_no_successor() -> None:
-    """What may still work is passed on unchanged."""
+    """Available and unknown models are passed on unchanged."""
     for name in (*DEFAULTS.values(), "gemini-9-image", "somebody-elses-model"):
         assert models.successor(name, date(2030, 1, 1)) is None
 
@@ -74,7 +74,7 @@ def test_living_and_unknown_names_have_no_successor() -> None:
     ],
 )
 def test_the_vendor_is_known_by_table_or_family(name: str, vendor: str | None) -> None:
-    """Rows first, then the families that vendors use in their names."""
+    """The vendor is that of the row, else of the name's family."""
     assert models.vendor_of(name) == vendor
 
 
@@ -84,7 +84,7 @@ def test_the_vendor_is_known_by_table_or_family(name: str, vendor: str | None) -
     model=st.sampled_from([row.name for row in models.MODELS.values() if row.vendor == "openai"]),
 )
 def test_openai_sizes_keep_every_limit(ratio: str, resolution: str, model: str) -> None:
-    """Whatever is asked for, the size is one that the model accepts."""
+    """Every request gets a size that the model accepts."""
     width, height = models.openai_size(model, ratio, resolution)
     row = models.MODELS[model]
     if row.sizes:
@@ -102,13 +102,13 @@ def test_openai_sizes_keep_every_limit(ratio: str, resolution: str, model: str) 
 
 
 def test_openai_sizes_of_the_default_ratio() -> None:
-    """9:16, which the application asks for, comes out exact at each resolution."""
+    """The sizes of 9:16 are exact at each resolution."""
     sizes = [models.openai_size(FREE, "9:16", resolution) for resolution in RESOLUTIONS]
     assert sizes == [(720, 1280), (1584, 2816), (2160, 3840)]
 
 
 def test_openai_sizes_of_models_with_three_sizes() -> None:
-    """Models without free sizes get the nearest of theirs, told apart by factors."""
+    """Models with fixed sizes get the nearest one by ratio."""
     sizes = {ratio: models.openai_size("gpt-image-1.5", ratio, "2K") for ratio in ASPECT_RATIOS}
     assert sizes["9:16"] == sizes["4:5"] == sizes["1:8"] == (1024, 1536)
     assert sizes["16:9"] == sizes["5:4"] == sizes["21:9"] == (1536, 1024)
@@ -116,7 +116,7 @@ def test_openai_sizes_of_models_with_three_sizes() -> None:
 
 
 def test_unknown_models_behave_like_their_vendors_newest() -> None:
-    """A name that came out yesterday gets what its vendor's newest row gets."""
+    """An unknown model gets the properties of its vendor's newest row."""
     assert models.openai_size("gpt-image-9", "9:16", "1K") == (720, 1280)
     assert models.google_aspect("gemini-9-image", "1:8") == "1:8"
     assert models.google_image_size("gemini-9-image", "4K") == "4K"
@@ -144,15 +144,15 @@ def test_image_size_is_kept_from_models_that_fail_over_it() -> None:
 
 
 def test_quality_is_clamped_to_what_the_model_has() -> None:
-    """xhigh and max exist on 2.5 only; nonsense becomes high as well."""
+    """xhigh and max exist on 2.5 only; unknown qualities become high."""
     assert models.clamp_quality(FREE, "max") == "max"
     assert models.clamp_quality("gpt-image-2", "xhigh") == "high"
     assert models.clamp_quality("gpt-image-2", "medium") == "medium"
     assert models.clamp_quality("gpt-image-2", "hd") == "high"
 
 
-def test_costs_by_picture_and_by_token() -> None:
-    """Google's models charge by picture and resolution, OpenAI's by kind of token."""
+def test_costs_by_image_and_by_token() -> None:
+    """Google's models charge by image and resolution, OpenAI's by kind of token."""
     assert cost_usd("gemini-3-pro-image", answer(), "2K") == 0.134
     assert cost_usd("gemini-3-pro-image", answer(), "4K") == 0.24
     assert cost_usd("gemini-2.5-flash-image", answer(), "4K") == 0.039
@@ -169,14 +169,14 @@ def test_costs_by_picture_and_by_token() -> None:
 
 
 def test_an_unknown_cost_is_none_and_never_zero() -> None:
-    """No price, no token counts or no such resolution: nobody is told that it was free."""
+    """Without a price, token counts or resolution, the cost is None."""
     assert cost_usd("gemini-9-image", answer(), "2K") is None
     assert cost_usd("gemini-nano-banana-2.1", answer(), "4K") is None
     assert cost_usd(FREE, answer(input_tokens=3), "2K") is None
 
 
 def test_prices_name_their_source() -> None:
-    """A price without a source and a date could not be checked."""
+    """Every price has a source and a date."""
     for row in models.MODELS.values():
         if row.prices is not None:
             assert row.prices.source.startswith("https://") or "not seen on" in row.prices.source
@@ -199,7 +199,7 @@ def test_the_row_for_a_vendors_model() -> None:
 
 
 def test_how_many_and_how_large_references_may_be() -> None:
-    """The most that one route takes is worth loading; who is unknown is treated with care."""
+    """The limits are the largest of all routes, and conservative for unknown models."""
     routes = [("google", "gemini-3-pro-image"), ("openai", "gpt-image-2")]
     assert models.max_references(routes) == 16
     assert models.max_references(routes[:1]) == 14
@@ -210,7 +210,7 @@ def test_how_many_and_how_large_references_may_be() -> None:
 
 
 def test_every_living_model_has_a_price_for_some_resolution() -> None:
-    """A bill without prices is none."""
+    """Every available model has a price for at least one resolution."""
     for row in models.MODELS.values():
         if row.retired_on is None or row.retired_on > date(2026, 11, 23):
             assert row.prices is not None, row.name
@@ -228,16 +228,16 @@ def test_every_living_model_has_a_price_for_some_resolution() -> None:
         ("local", "sdxl", "4K", None),
     ],
 )
-def test_a_model_that_makes_less_says_so(
+def test_a_downgraded_resolution_is_reported(
     vendor: str, model: str, resolution: str, best: str | None
 ) -> None:
-    """A smaller picture than the asked one is no secret."""
+    """A smaller image than requested is reported."""
     assert models.downgraded_resolution(vendor, model, resolution) == best
 
 
 @pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)
 def test_living_models_have_a_typical_latency_at_every_resolution(row: models.ModelInfo) -> None:
-    """The slower the larger; a resolution that a model does not make takes as long as its best."""
+    """Latency increases with resolution; missing resolutions have that of the largest one."""
     seconds = [models.typical_latency(row.vendor, row.name, each) for each in RESOLUTIONS]
     if row.prices is None:
         assert seconds == [None] * 3, "its name is refused, so that nothing was measured"
@@ -250,7 +250,7 @@ def test_living_models_have_a_typical_latency_at_every_resolution(row: models.Mo
 
 @pytest.mark.parametrize("row", models.MODELS.values(), ids=lambda row: row.name)
 def test_each_typical_latency_has_its_source(row: models.ModelInfo) -> None:
-    """No vendor publishes a figure, so that each one is second-hand or an estimate."""
+    """Each latency is marked as second-hand or as an estimate."""
     for typical in (row.typical_seconds or {}).values():
         assert typical.basis in {"second-hand", "estimate"}
         assert typical.source
@@ -259,7 +259,7 @@ def test_each_typical_latency_has_its_source(row: models.ModelInfo) -> None:
 
 
 def test_an_unknown_model_takes_as_long_as_its_vendors_newest() -> None:
-    """Of a vendor that is not in the table nothing is known."""
+    """Models of an unknown vendor have no typical latency."""
     newest = models.typical_latency("google", "gemini-nano-banana-2.1", "1K")
     assert models.typical_latency("google", "gemini-9-image", "1K") == newest
     assert models.typical_latency("local", "gemini-3-pro-image", "1K") is None

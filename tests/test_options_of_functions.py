@@ -69,7 +69,7 @@ def test_options_reach_the_vendor_by_every_function(
     module: Any,
     vendors: BackgroundEmulator,
 ) -> None:
-    """Those of the call win over those of its block; all images come in the requested format."""
+    """Options of the call override those of the block; all images have the requested type."""
     options = {"n": 2, "output_format": "webp", "resolution": "1K", **more}
     result = call(module, name, arguments, options)
 
@@ -96,7 +96,7 @@ def test_options_reach_the_vendor_by_every_function(
 def test_wrong_options_are_refused_by_the_functions(
     options: dict[str, Any], error: type[Exception], text: str, module: Any, vendors: Any
 ) -> None:
-    """A name that is unknown is a wrong argument; a value that is not allowed is a bad request."""
+    """An unknown name raises TypeError; a value that is not allowed is an invalid request."""
     with pytest.raises(error, match=text):
         call(module, "generate_image", ("a fox",), options)
     assert not vendors.google.requests

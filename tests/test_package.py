@@ -1,4 +1,4 @@
-"""The package's metadata: what an index page and an installer show agrees with the project."""
+"""The package's metadata agree with the project."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_guides_name_everything_that_is_installed() -> None:
 
 
 def test_the_index_page_has_no_relative_link() -> None:
-    """Pictures and files of README are given by addresses there, and headings as they are."""
+    """Images and files of README have absolute URLs; links to headings are unchanged."""
     page = README.text
     for each in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"][
         "substitutions"
@@ -53,12 +53,12 @@ def test_the_index_page_has_no_relative_link() -> None:
 
 @pytest.mark.parametrize("name", ["Documentation", "Source", "Issues", "Changelog"])
 def test_the_project_has_links(name: str) -> None:
-    """All lie in one place."""
+    """All links are in one repository."""
     assert PROJECT["urls"][name].startswith(PROJECT["urls"]["Source"])
 
 
 def test_the_versions_of_python_are_those_of_the_tests() -> None:
-    """What is claimed is what the test script looks for."""
+    """The declared versions are those that the test script uses."""
     claimed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
     assert PROJECT["requires-python"] == f">={claimed[0]}"
     script = ROOT / ".ci" / "run"

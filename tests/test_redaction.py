@@ -1,4 +1,4 @@
-"""Nothing secret survives redaction."""
+"""Redaction removes all secrets."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ KINDS = (str.islower, str.isupper, str.isdigit)
 
 
 @given(before=PROSE, key=KEYS, after=PROSE)
-def test_keys_are_known_by_their_looks(before: str, key: str, after: str) -> None:
-    """A key that nobody named is found between any other text."""
+def test_keys_are_detected_by_their_format(before: str, key: str, after: str) -> None:
+    """An unregistered key is found within any other text."""
     secret = key.rpartition(" ")[2]
     assume(secret not in before + after)
     assert secret not in redact(f"{before} {key} {after}", limit=10_000)
@@ -35,7 +35,7 @@ def test_keys_are_known_by_their_looks(before: str, key: str, after: str) -> Non
 
 @given(before=PROSE, secret=st.text(min_size=6, max_size=200), after=PROSE)
 def test_named_secrets_are_taken_out_whole(before: str, secret: str, after: str) -> None:
-    """A named secret does not survive, whatever stands around it."""
+    """A registered secret is removed, whatever surrounds it."""
     plain = " ".join(secret.split())
     left = redact(before + secret + after, secrets=[secret], limit=10_000)
     if len(plain) >= 6:
@@ -48,7 +48,7 @@ def test_named_secrets_are_taken_out_whole(before: str, secret: str, after: str)
     before=st.text("ABC.! ", max_size=30),
 )
 def test_long_pieces_of_a_prompt_are_taken_out(prompt: str, start: int, before: str) -> None:
-    """An echo that was cut short, written in capitals or spaced differently is one all the same."""
+    """A truncated, capitalized or differently spaced echo is removed."""
     piece = " ".join(prompt.split())[start : start + 40]
     echoed = piece.upper().replace(" ", "\n  ")
     left = redact(before + echoed, secrets=[prompt], limit=10_000).lower()
@@ -58,17 +58,17 @@ def test_long_pieces_of_a_prompt_are_taken_out(prompt: str, start: int, before: 
 
 
 @given(data=st.binary(min_size=60, max_size=5000), before=PROSE)
-def test_pictures_are_taken_out(data: bytes, before: str) -> None:
-    """Neither base64 nor a data URL of a picture is kept."""
+def test_images_are_removed(data: bytes, before: str) -> None:
+    """Base64 and data URLs of an image are removed."""
     encoded = base64.b64encode(data).decode()
     for text in (encoded, f"data:image/png;base64,{encoded}", f'{{"b64_json": "{encoded}"}}'):
         assert encoded[8:40] not in redact(f"{before} {text}", limit=10_000)
 
 
 @given(data=st.binary(min_size=200, max_size=2000), width=st.sampled_from([48, 60, 76]))
-def test_pictures_in_lines_are_taken_out(data: bytes, width: int) -> None:
-    """As mail and PEM files wrap base64: each line is too short for a picture, and is one."""
-    assume(len(set(data)) > 60)  # a picture's bytes; not a page of one letter
+def test_wrapped_images_are_removed(data: bytes, width: int) -> None:
+    """Base64 that is wrapped as in mail and PEM files is removed."""
+    assume(len(set(data)) > 60)  # an image's bytes; not a page of one letter
     encoded = base64.b64encode(data).decode()
     lines = [encoded[at : at + width] for at in range(0, len(encoded), width)]
     assume(all(any(map(kind, line)) for line in lines for kind in KINDS if len(line) == width))
@@ -78,7 +78,7 @@ def test_pictures_in_lines_are_taken_out(data: bytes, width: int) -> None:
 
 @given(text=st.text(max_size=2000), limit=st.integers(1, 400))
 def test_the_result_is_one_bounded_printable_line(text: str, limit: int) -> None:
-    """However long or odd the text is, what is kept is short and of one line."""
+    """The result of any input is a short printable line."""
     left = redact(text, limit=limit)
     assert len(left) <= limit
     assert left.splitlines() in ([], [left])
@@ -101,7 +101,7 @@ def test_the_result_is_one_bounded_printable_line(text: str, limit: int) -> None
     ],
 )
 def test_examples(text: str, expected: str | None) -> None:
-    """Pages become their title, keys go, ids and addresses that help stay."""
+    """Pages become their title, keys are removed, useful ids and addresses stay."""
     assert redact(text) == (text if expected is None else expected)
 
 
@@ -125,7 +125,7 @@ ESCAPES: dict[str, Callable[[str], str]] = {
 def test_escaped_echoes_are_taken_out_like_plain_ones(
     escape: Callable[[str], str], secret: str
 ) -> None:
-    """A prompt that came back inside an address, a page or a string of JSON is still the prompt."""
+    """A prompt echoed inside a URL, a page or a JSON string is removed."""
     secret += "z"  # a lone backslash at its end would be taken for the escape of what follows
     assume(len(" ".join(secret.split())) >= 16)
     left = redact(f"Bad: {escape(secret)}", secrets=[secret], limit=10_000).lower()
@@ -144,7 +144,7 @@ BREAKS = (
     cuts=st.dictionaries(st.integers(0, 39), st.sampled_from(BREAKS), min_size=1, max_size=6),
 )
 def test_broken_keys_are_removed(secret: str, cuts: dict[int, str]) -> None:
-    """Line ends, soft hyphens, zero-width letters and their escapes within a key do not save it."""
+    """Line ends, soft hyphens, zero-width characters and escapes in a key do not hide it."""
     broken = "".join(cuts.get(place, "") + letter for place, letter in enumerate(secret))
     left = redact(f"<<{broken}>>", secrets=[secret], limit=10_000)
     assert left.strip("<> ") == "[…]"
@@ -156,7 +156,7 @@ def test_broken_keys_are_removed(secret: str, cuts: dict[int, str]) -> None:
     form=st.sampled_from(["\\x{:02x}", "%{:02x}", "&#{};", "&#x{:X};", "\\u{:04x}", "\\u{{{:x}}}"]),
 )
 def test_partly_escaped_keys_are_removed(secret: str, mask: list[bool], form: str) -> None:
-    """Any letters of a key may have been escaped."""
+    """A key with any escaped characters is removed."""
     escaped = "".join(
         form.format(ord(letter)) if hidden else letter
         for letter, hidden in zip(secret, mask, strict=False)
@@ -169,7 +169,7 @@ def test_partly_escaped_keys_are_removed(secret: str, mask: list[bool], form: st
     secret=st.text("abcABC +\n\u200b\u00adİΣςß", max_size=60),
 )
 def test_what_remains_has_no_piece_of_the_secret(text: str, secret: str) -> None:
-    """By a slow and simple definition: nothing found is left, and nothing else is removed."""
+    """No piece of the secret is left, and texts without a piece of it are unchanged."""
 
     def words_of(value: str) -> list[str]:
         seen = "".join(letter for letter in value if letter not in "\u200b\u00ad")
@@ -208,7 +208,7 @@ def _lower(letter: str) -> str:
 def test_pieces_are_found_wherever_they_are_in_either_string(
     prompt: str, start: int, length: int, swap: bool
 ) -> None:
-    """A piece of the longer string is found in the shorter one, whichever of them is the secret."""
+    """A piece of the longer string is found in the shorter one, in either role."""
     words = " ".join(prompt.split())
     piece = words[start : start + length].strip()
     assume(len(piece) >= 16)
@@ -217,7 +217,7 @@ def test_pieces_are_found_wherever_they_are_in_either_string(
 
 
 def test_known_secrets_are_removed_from_every_text_while_they_live() -> None:
-    """One vendor's message may hold another one's key."""
+    """A message of one vendor may contain another vendor's key."""
     message = "upstream refused gw_9f8e7d6c5b4a32"
     assert redact(message) == message
     known = KnownSecret("gw_9f8e7d6c5b4a32")
@@ -227,14 +227,14 @@ def test_known_secrets_are_removed_from_every_text_while_they_live() -> None:
 
 
 def test_known_secrets_that_could_be_words_are_left() -> None:
-    """A made-up key such as ``k`` or ``none`` would take every message apart."""
+    """A key such as ``k`` or ``none`` is not removed, because messages would be unreadable."""
     known = KnownSecret("on")
     assert redact("connection refused") == "connection refused"
     del known
 
 
 def test_a_known_secret_does_not_show_itself() -> None:
-    """Neither its repr nor its attributes print the key."""
+    """Neither repr nor attributes contain the key."""
     known = KnownSecret("gw_9f8e7d6c5b4a32")
     assert "9f8e" not in repr(known)
 
@@ -251,7 +251,7 @@ def test_a_known_secret_does_not_show_itself() -> None:
     ids=["prose", "near", "one letter", "escapes", "invisible"],
 )
 def test_a_prompt_of_a_million_characters_is_no_burden(letters: str, message: str) -> None:
-    """The work grows with the sum of both lengths: their product would exceed the time limit."""
+    """The duration grows with the sum of both lengths, not with their product."""
     prompt = (letters * (1_000_000 // len(letters) + 1))[:1_000_000]
     for _ in range(10):
         assert len(redact(message, secrets=[prompt], limit=10_000)) <= len(message)
@@ -259,18 +259,18 @@ def test_a_prompt_of_a_million_characters_is_no_burden(letters: str, message: st
 
 @pytest.mark.parametrize("text", ["&#" + "9" * 5000 + ";", "\\u{ffffff}", "\\UFFFFFFFF", "\\ud800"])
 def test_numbers_that_are_no_letters_do_no_harm(text: str) -> None:
-    """Escapes beyond Unicode, half surrogates and numbers of thousands of digits are only text."""
+    """Escapes beyond Unicode, surrogates and huge numbers are kept as text."""
     assert redact(text, limit=10_000).isprintable()
 
 
 @pytest.mark.parametrize("kind", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF", b"GIF89a"])
-def test_the_beginning_of_a_picture_is_known_however_short(kind: bytes) -> None:
-    """An echo that was cut after a few dozen letters is a picture all the same."""
+def test_the_beginning_of_an_image_is_removed(kind: bytes) -> None:
+    """An image's echo that is cut after a few dozen characters is removed."""
     encoded = base64.b64encode(kind + bytes(range(24))).decode()
     assert encoded[8:] not in redact(f"cannot read {encoded}")
 
 
 @pytest.mark.parametrize("text", [r"bad \U0000D800 here", "bad \ud800 here", r"bad \u{DFFF} here"])
 def test_what_is_kept_can_be_encoded(text: str) -> None:
-    """Unpaired surrogates, also escaped ones, would fail in a log handler or an exporter."""
+    """The result has no unpaired surrogates, which log handlers cannot encode."""
     assert redact(text).encode().startswith(b"bad")

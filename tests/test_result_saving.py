@@ -1,4 +1,4 @@
-"""A result becomes what people use: a file of the type that its name says, pixels, a picture."""
+"""Results become files of the type in their name, Pillow images and notebook images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ NAMES = [("a.png", "image/png"), ("a.jpg", "image/jpeg"), ("a.JPEG", "image/jpeg
          ("a.webp", "image/webp")]  # fmt: skip
 
 
-def test_the_fallbacks_picture_is_saved_as_its_name_says(tmp_path: Path) -> None:
-    """A PNG from the fallback becomes a JPEG in a file called .jpg."""
+def test_the_fallbacks_image_is_saved_as_the_type_of_its_name(tmp_path: Path) -> None:
+    """A PNG of the fallback becomes a JPEG in a file with .jpg."""
 
     async def run() -> Path:
         google = FakeProvider("google").fail(Reason.QUOTA_EXHAUSTED, status=429)
@@ -48,7 +48,7 @@ def test_the_fallbacks_picture_is_saved_as_its_name_says(tmp_path: Path) -> None
 def test_every_type_becomes_what_the_name_says(
     form: str, name: str, mime: str, tmp_path: Path
 ) -> None:
-    """A picture that has the type already is written byte for byte."""
+    """An image of the right type is written unchanged."""
     data = encoded(picture(), form)
     result = replace(delivered(data), mime_type=f"image/{form.lower()}")
 
@@ -59,7 +59,7 @@ def test_every_type_becomes_what_the_name_says(
 
 
 def test_a_name_without_extension_gets_the_types_own(tmp_path: Path) -> None:
-    """The path that is returned is that of the file written, whether or not one was there."""
+    """The returned path is that of the written file."""
     result = replace(delivered(JPEG), mime_type="image/jpeg")
 
     for _ in range(2):
@@ -82,25 +82,25 @@ def test_an_unknown_extension_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mime_type", "name"), [("image/gif", "a.GIF"), ("image/avif", "a.avif"), ("image/x", "a.img")]
 )
-def test_the_extension_of_the_pictures_own_type_keeps_the_bytes(
+def test_the_extension_of_the_images_type_keeps_the_bytes(
     mime_type: str, name: str, tmp_path: Path
 ) -> None:
-    """Also of types that nothing is converted to, and of unknown ones."""
+    """This includes types without a converter, and unknown ones."""
     result = replace(delivered(PNG), mime_type=mime_type)
 
     assert result.save(tmp_path / name).read_bytes() == PNG
     assert result.save(tmp_path / "b").suffix == name[1:].lower()
 
 
-def test_a_picture_that_cannot_be_converted_is_kept(tmp_path: Path) -> None:
-    """It is paid for."""
+def test_an_image_that_cannot_be_converted_is_kept(tmp_path: Path) -> None:
+    """A damaged image is saved unchanged, because it is paid for."""
     torn = PNG[: len(PNG) // 2]
 
     assert delivered(torn).save(tmp_path / "a.jpg").read_bytes() == torn
 
 
 def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path) -> None:
-    """And a turned picture is set upright."""
+    """A JPEG has white for transparency, and its EXIF orientation is applied."""
     clear = encoded(Image.new("RGBA", (8, 16), (255, 0, 0, 0)), "PNG", exif=exif(6))
 
     saved = opened(delivered(clear).save(tmp_path / "a.jpg").read_bytes())
@@ -110,7 +110,7 @@ def test_transparency_becomes_white_in_a_jpeg(tmp_path: Path) -> None:
 
 
 def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
-    """And only that one."""
+    """No other file is changed."""
     (tmp_path / "a.png").write_bytes(b"old")
 
     assert delivered(PNG).save(tmp_path / "a.png").read_bytes() == PNG
@@ -119,19 +119,19 @@ def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 def test_a_device_keeps_its_name() -> None:
-    """No file is made beside it."""
+    """No file is created beside a device."""
     assert str(delivered(PNG).save("/dev/null")) == "/dev/null"
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    """The system's own."""
+    """The system's error is raised."""
     with pytest.raises(OSError, match="No such file"):
         delivered(PNG).save(tmp_path / "missing" / "a.png")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_a_result_becomes_a_pillow_image(form: str) -> None:
-    """It is decoded, so that Pillow has nothing left to read."""
+    """The Pillow image is already decoded."""
     image = delivered(encoded(picture(), form)).to_pil()
 
     assert isinstance(image, Image.Image)
@@ -142,7 +142,7 @@ def test_a_result_becomes_a_pillow_image(form: str) -> None:
 
 
 def test_a_pillow_image_is_turned_upright_once() -> None:
-    """EXIF asks for a turn; afterwards nothing asks for another one."""
+    """The EXIF orientation is applied, and removed from the result."""
     turned = encoded(picture(8, 16), "JPEG", exif=exif(6))
 
     image = delivered(turned).to_pil()
@@ -155,15 +155,15 @@ def test_a_pillow_image_is_turned_upright_once() -> None:
     ("data", "message"),
     [(PNG[: len(PNG) // 2], "google is damaged"), (b"no picture", "google is not an image")],
 )
-def test_what_is_no_picture_becomes_no_pillow_image(data: bytes, message: str) -> None:
-    """The error says whose picture it is and what is wrong with it."""
+def test_data_that_is_no_image_raises_an_error(data: bytes, message: str) -> None:
+    """The error names the provider and the cause."""
     with pytest.raises(ValueError, match=message):
         delivered(data).to_pil()
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
 def test_a_notebook_shows_every_type(form: str) -> None:
-    """As PNG, the one type that notebooks ask for; a PNG as it was delivered."""
+    """Notebooks get a PNG; a delivered PNG is unchanged."""
     data = encoded(picture(), form)
     shown = replace(delivered(data), mime_type=f"image/{form.lower()}")._repr_png_()
 
@@ -173,15 +173,15 @@ def test_a_notebook_shows_every_type(form: str) -> None:
     assert (shown == data) == (form == "PNG")
 
 
-def test_a_notebook_shows_text_for_a_picture_that_cannot_be_converted() -> None:
-    """Notebooks take None for "no picture" and print the result instead."""
+def test_a_notebook_shows_text_for_an_image_that_cannot_be_converted() -> None:
+    """Notebooks interpret None as "no image", and print the result instead."""
     result = replace(delivered(JPEG[: len(JPEG) // 2]), mime_type="image/jpeg")
 
     assert result._repr_png_() is None
 
 
 def test_several_images_are_saved_beside_each_other(tmp_path: Path) -> None:
-    """The first has the name, the others are numbered; each is converted by itself."""
+    """The first file has the given name, others a number; each is converted separately."""
     result = replace(delivered(PNG), more_images=(JPEG, PNG), n=3)
 
     assert result.save(tmp_path / "fox.webp") == tmp_path / "fox.webp"
@@ -212,7 +212,7 @@ def test_each_of_several_images_becomes_a_pillow_image_and_a_notebook_shows_all(
 
 
 def test_the_dict_of_several_images_has_each_ones_type() -> None:
-    """It names the type of each image, as they may differ."""
+    """The dict has the type of each image."""
     found = replace(delivered(PNG), more_images=(JPEG,), n=3).to_dict()
     assert [each["mime_type"] for each in found["images"]] == ["image/png", "image/jpeg"]
     assert base64.b64decode(found["images"][1]["image_base64"]) == JPEG

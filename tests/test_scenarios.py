@@ -1,8 +1,8 @@
-"""The sixteen provider faults of failoverbench, all played with the same settings, BENCH.
+"""The sixteen provider faults of failoverbench, all run with the same settings, BENCH.
 
 They demand what the scenarios of github.com/failoverbench/failoverbench (methodology 0.1) demand
-of a gateway for chat, put into images: a picture has no tokens, so a stream that is cut, stalls or
-loses its end is a body that does. Written anew from what each scenario asks for. After each, a
+of a gateway for chat, put into images: an image has no tokens, so a stream that is cut, stalls or
+loses its end is a body that does. Written from the requirements of each scenario. After each, a
 healthy call must still be served. What the defaults do stands in test_default_timing.py.
 """
 
@@ -46,7 +46,7 @@ BENCH: dict[str, Any] = {
 
 
 def test_the_guide_states_these_settings() -> None:
-    """Sixteen scenarios, and what they are played with."""
+    """The guide has the number of scenarios and their settings."""
     assert len({name[:8] for name in globals() if re.match(r"test_s\d\d_", name)}) == 16
     (claim,) = re.findall(r"^.*16 of 16.*$", GUIDES["benchmarks/README.md"].text, re.MULTILINE)
     assert f"`IMAGE_GEN_IPM={BENCH['ipm']}`" in claim
@@ -62,7 +62,7 @@ def test_the_guide_states_these_settings() -> None:
     ids=["in the body", "in the header"],
 )
 def test_s01_429_with_retry_after(fault: Fault) -> None:
-    """The hint is waited for, once, and the primary serves."""
+    """The hint is waited for once, and the primary serves."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.fail(fault)
@@ -74,7 +74,7 @@ def test_s01_429_with_retry_after(fault: Fault) -> None:
 
 
 def test_s02_429_without_retry_after_persistent() -> None:
-    """Backed off from, then left; never hammered."""
+    """The call backs off and then falls back, within the budget of requests."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.rate_limited())
@@ -88,12 +88,12 @@ def test_s02_429_without_retry_after_persistent() -> None:
 
 
 def test_s03_500_once_then_healthy() -> None:
-    """Asked once more, the same provider serves."""
+    """One retry succeeds at the same provider."""
     run_outage_scenario(passing(faults.status(500), 20.0), **BENCH)
 
 
 def test_s04_503_persistent() -> None:
-    """Left within the budget of tries; with nowhere to go, the original error surfaces."""
+    """The call falls back within the budget; without a fallback, the error is raised."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.overload())
@@ -108,17 +108,17 @@ def test_s04_503_persistent() -> None:
 
 @pytest.mark.parametrize("fault", [faults.reset(), faults.disconnect()], ids=["reset", "closed"])
 def test_s05_tcp_reset_before_headers(fault: Fault) -> None:
-    """The request is sent again, and answered."""
+    """The request is sent again and answered."""
     run_outage_scenario(passing(fault, 20.0), **BENCH)
 
 
 def test_s06_no_response_at_all() -> None:
-    """A silent provider costs one timeout: it is not asked again, the other one is."""
+    """A silent provider costs one timeout, without a retry, before the fallback."""
     run_outage_scenario(silence(10.0), **BENCH)
 
 
 def test_s07_slow_first_byte() -> None:
-    """Headers at once, the picture after 20 s: left in time where 10 s is the limit."""
+    """An image after 20 s exceeds the limit of 10 s and falls back."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.drip(20.0))
@@ -130,7 +130,7 @@ def test_s07_slow_first_byte() -> None:
 
 @pytest.mark.parametrize("abrupt", [False, True], ids=["closed", "reset"])
 def test_s08_body_cut_in_the_middle(abrupt: bool) -> None:
-    """The whole picture comes from elsewhere; never two thirds of one."""
+    """A complete image is delivered by the fallback, never a truncated one."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.cut(40 / 60, abrupt=abrupt))
@@ -142,7 +142,7 @@ def test_s08_body_cut_in_the_middle(abrupt: bool) -> None:
 
 
 def test_s09_body_stalls() -> None:
-    """A body that dries up costs one timeout."""
+    """A stalled body costs one timeout."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(DRIES_UP)
@@ -155,11 +155,11 @@ def test_s09_body_stalls() -> None:
 @pytest.mark.parametrize(
     "fault",
     [faults.bad_json(), faults.bad_base64(), faults.html(), faults.answer("picture_cut")],
-    ids=["json", "base64", "web page", "half a picture"],
+    ids=["json", "base64", "web page", "half an image"],
 )
 @pytest.mark.parametrize("times", [1, 20], ids=["once", "always"])
 def test_s10_malformed_body(fault: Fault, times: int) -> None:
-    """Asked once more, then left; nothing partial leaks to the caller."""
+    """The request is retried once and then falls back; no partial data is delivered."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.fail(fault, times=times)
@@ -172,7 +172,7 @@ def test_s10_malformed_body(fault: Fault, times: int) -> None:
 
 
 def test_s11_answer_without_its_end_mark() -> None:
-    """A picture without finishReason, content length or details of usage is a picture: at once."""
+    """An image without finishReason, content length or usage details is delivered at once."""
     part = {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(TINY_PNG).decode()}}
     body = {
         "candidates": [{"content": {"role": "model", "parts": [part]}}],
@@ -190,7 +190,7 @@ def test_s11_answer_without_its_end_mark() -> None:
 
 
 def test_s12_context_length_exceeded() -> None:
-    """Never sent again as it was: on to a model that takes more."""
+    """The request is not retried unchanged; a model with a larger limit gets it."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(TOO_LONG)
@@ -201,12 +201,12 @@ def test_s12_context_length_exceeded() -> None:
 
 
 def test_s13_content_filter_rejection() -> None:
-    """One request, the provider's reason, and no way around it through the other vendor."""
+    """A refusal costs one request, has the provider's reason, and does not fall back."""
     run_outage_scenario(refused, **BENCH)
 
 
 def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
-    """The fallback starts afresh, with a request of its own kind, and has nothing to reject.
+    """The fallback gets a request in its own format and accepts it.
 
     In chat the trap is an answer half given that is to be continued; here it is what the primary
     takes and the fallback does not: words in the prompt, a ratio, its kind of references.
@@ -227,7 +227,7 @@ def test_s14_fallback_takes_other_requests_than_the_primary() -> None:
 
 
 def test_s15_primary_flaps() -> None:
-    """Down for a minute, then healthy; twenty requests, 4 s apart, none of them lost.
+    """The primary is down for a minute; all twenty requests, 4 s apart, are served.
 
     The primary is asked fewer times than there are requests while it is down, and serves again
     within 30 s of its recovery.
@@ -257,7 +257,7 @@ def test_s15_primary_flaps() -> None:
 
 
 def test_s16_failover_accounting() -> None:
-    """The result names who served and what that cost; failed attempts cost nothing."""
+    """The result names provider and cost; failed attempts cost nothing."""
 
     async def scene(scenario: OutageScenario) -> None:
         scenario.google.set(faults.overload())

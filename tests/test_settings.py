@@ -25,7 +25,7 @@ VARIABLES = [
 
 
 def test_the_defaults_are_the_documented_ones() -> None:
-    """With an empty environment."""
+    """An empty environment gives the documented defaults."""
     settings = Settings()
 
     assert list(settings.routes) == ["google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"]
@@ -37,7 +37,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
 
 def test_a_keyword_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the field's name, even while the environment sets the same thing."""
+    """A keyword argument overrides the environment variable."""
     monkeypatch.setenv("IMAGE_GEN_IPM", "7")
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
 
@@ -48,7 +48,7 @@ def test_a_keyword_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"])
 def test_googles_key_has_three_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """White space around a key is not part of it, and no text shows it."""
+    """White space around a key is removed, and no output shows the key."""
     monkeypatch.setenv(name, "  AIza-secret\n")
     settings = Settings()
 
@@ -58,7 +58,7 @@ def test_googles_key_has_three_names(monkeypatch: pytest.MonkeyPatch, name: str)
 
 
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``VARIABLE=`` in an env file leaves the default, and the next name of a key counts."""
+    """``VARIABLE=`` in an env file gives the default, and the next name of a key counts."""
     monkeypatch.setenv("IMAGE_GEN_IPM", "")
     monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "")
     monkeypatch.setenv("GEMINI_API_KEY", "k")
@@ -72,7 +72,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_variable_switches_hedged_probes_off(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """The setting has a default, so that only an empty value can say that there is no delay."""
+    """An empty value means no delay, because the setting has a default."""
     monkeypatch.setenv("IMAGE_GEN_HEDGE_PROBE_AFTER", value)
 
     assert Settings().hedge_probe_after is None
@@ -104,7 +104,7 @@ def test_an_empty_variable_switches_hedged_probes_off(
 def test_a_value_that_is_not_allowed_names_the_variable_and_what_is(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
 ) -> None:
-    """The value is shown, too."""
+    """The error has variable, value and allowed values."""
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(ConfigurationError) as caught:
@@ -121,7 +121,7 @@ def test_a_value_that_is_not_allowed_names_the_variable_and_what_is(
 def test_a_secret_in_the_wrong_variable_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, secret: str
 ) -> None:
-    """Values that look like a key or an address with a password are left out, and long ones."""
+    """Long values, and those like a key or an address with a password, are omitted."""
     monkeypatch.setenv("IMAGE_GEN_IPM", secret)
 
     with pytest.raises(ConfigurationError) as caught:
@@ -141,7 +141,7 @@ _ANYTHING = st.one_of(
 
 @given(field=st.sampled_from(list(Settings.model_fields)), value=_ANYTHING)
 def test_no_value_leads_to_words_of_pydantic(field: str, value: object) -> None:
-    """Whatever a keyword is given, it is accepted or refused in words of this library."""
+    """Every value of a keyword is accepted, or rejected in the library's own message."""
     given_values: dict[str, Any] = {field: value}
     refusal = ""
     try:
@@ -154,7 +154,7 @@ def test_no_value_leads_to_words_of_pydantic(field: str, value: object) -> None:
 
 
 def test_an_unknown_keyword_is_an_error() -> None:
-    """A typing error is not silently the default."""
+    """A misspelled keyword raises an error."""
     with pytest.raises(ConfigurationError, match="ipmm: no such setting; did you mean ipm"):
         Settings(ipmm=3)  # type: ignore[call-arg]
 
@@ -168,7 +168,7 @@ MADE_OF_MORE = {
 
 
 def test_the_typed_keywords_are_those_of_the_fields() -> None:
-    """Every field has one, of the field's own type or of a wider one that is listed here."""
+    """Each field has a keyword of its type, or of a wider one listed here."""
     keywords = get_type_hints(SettingsArguments)
     assert list(keywords) == list(Settings.model_fields), "add new settings in the same order"
     fields = get_type_hints(Settings)
@@ -181,14 +181,14 @@ def test_the_typed_keywords_are_those_of_the_fields() -> None:
 
 
 def test_wrong_types_are_still_refused_at_run_time() -> None:
-    """With the variable's name, for callers that use no type checker."""
+    """The error names the variable."""
     with pytest.raises(ConfigurationError, match="IMAGE_GEN_IPM: must be a number, not 'x'"):
         Settings(ipm="x")  # type: ignore[arg-type]
     assert Settings(IMAGE_GEN_IPM=3).ipm == 3  # type: ignore[call-arg]
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With or without spaces."""
+    """White space around commas is ignored."""
     monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", "overloaded, timeout")
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", " google ,openai")
 
@@ -215,7 +215,7 @@ def test_prompt_hints_are_both_one_or_none(
 
 
 def test_a_fields_own_name_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DEADLINE, REDIS_URL and the like belong to somebody else."""
+    """Variables such as DEADLINE and REDIS_URL without the prefix are ignored."""
     aliases: set[str] = set()
     for field in Settings.model_fields.values():
         assert isinstance(field.validation_alias, AliasChoices)
@@ -227,7 +227,7 @@ def test_a_fields_own_name_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_blank_key_does_not_hide_the_next_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space in a deployment's template is no key."""
+    """A key of white space only is ignored."""
     monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "  ")
     monkeypatch.setenv("GEMINI_API_KEY", "k")
     key = Settings().google_api_key
@@ -237,7 +237,7 @@ def test_a_blank_key_does_not_hide_the_next_name(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("value", [" true ", "TRUE", "on"])
 def test_white_space_and_case_decide_nothing(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """Words are words however they are typed."""
+    """Values are independent of case and white space."""
     monkeypatch.setenv("IMAGE_GEN_STRICT_REFERENCES", value)
     monkeypatch.setenv("IMAGE_GEN_FIT", " Crop ")
     monkeypatch.setenv("IMAGE_GEN_BREAKER_MODE", "SHADOW")
@@ -250,7 +250,7 @@ def test_white_space_and_case_decide_nothing(monkeypatch: pytest.MonkeyPatch, va
 def test_an_empty_list_of_reasons_narrows_nothing(
     monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """Nothing between commas is not the wish to never fall back."""
+    """A list without a reason does not disable the fallback."""
     monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", value)
     assert Settings().falls_back_on(Reason.OVERLOADED)
 
@@ -259,27 +259,27 @@ def test_an_empty_list_of_reasons_narrows_nothing(
 @pytest.mark.parametrize(
     "value", ["foo", "ftp://host", "http://[::1", "http://x:99999", "http://x:abc", "https://"]
 )
-def test_an_address_that_is_none_is_found_at_the_start(
+def test_an_invalid_address_is_rejected_at_startup(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """With the variable's name, before anything is sent there."""
+    """The error names the variable before anything is sent."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=f"{variable}: must be an address such as"):
         Settings()
 
 
 def test_an_address_must_not_hold_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Addresses are logged; the text does not repeat what was given."""
+    """Addresses are logged; the error does not repeat the address."""
     monkeypatch.setenv("OPENAI_BASE_URL", "https://me:hunter2@relay.example/v1")
     with pytest.raises(ConfigurationError, match="OPENAI_BASE_URL: must not hold") as caught:
         Settings()
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_key_that_no_header_can_hold_is_found_at_the_start(
+def test_a_key_that_no_header_can_hold_is_rejected_at_startup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By the name that was set, without the key."""
+    """The error names the variable that was set, without the key."""
     monkeypatch.setenv("GEMINI_API_KEY", "AIza two words")
     with pytest.raises(ConfigurationError, match="GEMINI_API_KEY: holds characters") as caught:
         Settings()
@@ -287,7 +287,7 @@ def test_a_key_that_no_header_can_hold_is_found_at_the_start(
 
 
 def warnings() -> list[str]:
-    """What a new client warns of."""
+    """Return the warnings of a new client."""
     heard = RecordingSink()
     ImageClient(Settings(routes="mine:m"), providers=[FakeProvider("mine")], sinks=[heard])
     return [event.message for event in heard.events if isinstance(event, OperatorWarning)]
@@ -324,7 +324,7 @@ def test_known_blank_and_foreign_variables_are_not_warned_of(
 def test_an_unknown_variable_that_is_like_no_other_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a guess; a name of any length and content makes one short line."""
+    """The warning has no suggestion, and is short for a name of any length and content."""
     monkeypatch.setenv("IMAGE_GEN_\x1b[31m" + "Z" * 1000, "7")
 
     (warning,) = warnings()
@@ -334,10 +334,8 @@ def test_an_unknown_variable_that_is_like_no_other_is_warned_of(
 
 
 @given(st.sampled_from([name for name in VARIABLES if len(name) > 14]), st.data())
-def test_a_slip_of_the_finger_leads_to_the_name_that_was_meant(
-    name: str, data: st.DataObject
-) -> None:
-    """Two letters in the wrong order, one left out, one too many, one wrong."""
+def test_a_misspelled_variable_gets_a_suggestion(name: str, data: st.DataObject) -> None:
+    """Swapped, missing, added and wrong letters lead to the right name."""
     at = data.draw(st.integers(11, len(name) - 2))
     letter = data.draw(st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ_"))
     slip = data.draw(

@@ -42,14 +42,14 @@ def google() -> FakeProvider:
 
 @pytest.fixture
 def images(google: FakeProvider) -> Iterator[sync.ImageClient]:
-    """A client whose only provider is ``google``."""
+    """Return a client whose only provider is ``google``."""
     with sync.ImageClient(ri.Settings(**SETTINGS), providers=[google]) as made:
         yield made
 
 
 @pytest.fixture
 def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on loopback with small pictures, and the default client of all threads."""
+    """Both vendors on loopback with small images, and the default client of all threads."""
     with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
         monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
         monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
@@ -62,13 +62,13 @@ def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
-    """Results of ``work`` in so many threads at once."""
+    """Return the results of ``work`` in this many concurrent threads."""
     with ThreadPoolExecutor(count) as threads:
         return list(threads.map(work, range(count)))
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait until a condition holds that nobody announces."""
+    """Wait until a condition without a notification is true."""
     for _ in range(int(PATIENCE / 0.01)):
         if true():
             return
@@ -85,7 +85,7 @@ def parameters(function: Any) -> list[inspect.Parameter]:
 
 @pytest.mark.parametrize("name", sorted(api.__all__))
 def test_the_functions_have_the_async_ones_signatures(name: str) -> None:
-    """Names, order, defaults and annotations; and none of them is a coroutine function."""
+    """Names, order, defaults and annotations are equal; none is a coroutine function."""
     ours = getattr(sync, name)
     assert parameters(ours) == parameters(getattr(api, name))
     assert not inspect.iscoroutinefunction(ours)
@@ -96,7 +96,7 @@ def public(cls: type) -> set[str]:
 
 
 def test_the_client_has_the_async_ones_methods() -> None:
-    """With the same signatures; ``aclose`` is called ``close``."""
+    """The signatures are equal; ``aclose`` is called ``close``."""
     assert public(sync.ImageClient) - {"settings"} == (public(ri.ImageClient) - {"aclose"}) | {
         "close"
     }
@@ -107,7 +107,7 @@ def test_the_client_has_the_async_ones_methods() -> None:
 
 
 def test_the_functions_return_what_the_async_ones_return(vendors: BackgroundEmulator) -> None:
-    """Through both real SDKs: an image, one with references, an edit and a fallback."""
+    """Both real SDKs return an image, one with references, an edit and a fallback."""
     first = sync.generate_image("a red dragon", "16:9")
     assert (first["provider"], first["mime_type"]) == ("google", "image/jpeg")
     sync.generate_image_with_references("the same", [as_dict(png())], "9:16", "2K")
@@ -122,7 +122,7 @@ def test_the_functions_return_what_the_async_ones_return(vendors: BackgroundEmul
 
 
 def test_errors_are_the_async_ones(vendors: BackgroundEmulator) -> None:
-    """Class, text, reason and attempts reach the caller."""
+    """Class, message, reason and attempts of errors are those of the async API."""
     vendors.google.set(faults.status(503))
     vendors.openai.set(faults.status(500))
     with pytest.raises(ri.AllProvidersFailedError, match="503 UNAVAILABLE") as caught:
@@ -138,7 +138,7 @@ def test_errors_are_the_async_ones(vendors: BackgroundEmulator) -> None:
 def test_a_reset_forgets_everything_and_reads_the_environment_again(
     vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections are closed, and a changed variable counts from the next use on."""
+    """Connections are closed, and a changed variable applies from the next use on."""
     sync.generate_image("x")
     assert vendors.open_connections == 1
     monkeypatch.setenv("IMAGE_GEN_BREAKER_FAIL_MAX", "7")
@@ -149,14 +149,14 @@ def test_a_reset_forgets_everything_and_reads_the_environment_again(
 
 
 def test_a_missing_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the functions and by ``default_client``, as in the async API."""
+    """Functions and ``default_client`` raise the async API's error."""
     for use in (sync.default_client, lambda: sync.generate_image("x")):
         with pytest.raises(ri.ConfigurationError, match="GOOGLE_GENAI_API_KEY or OPENAI_API_KEY"):
             use()
 
 
 def test_a_closed_client_takes_no_calls(images: sync.ImageClient) -> None:
-    """Closing twice does no harm; a retired client is closed, too."""
+    """Closing twice is allowed; a retired client is closed, too."""
     images.warm_up()
     images.generate("x")
     images.retire()
@@ -168,7 +168,7 @@ def test_a_closed_client_takes_no_calls(images: sync.ImageClient) -> None:
 def test_closing_ends_the_calls_of_other_threads(
     images: sync.ImageClient, google: FakeProvider
 ) -> None:
-    """Each gets a RuntimeError that says so."""
+    """Each call raises a RuntimeError with the cause."""
     google.hang()
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(images.generate, "x")
@@ -179,7 +179,7 @@ def test_closing_ends_the_calls_of_other_threads(
 
 
 def test_operators_reach_the_breakers(images: sync.ImageClient, google: FakeProvider) -> None:
-    """They force one open, reconfigure it, open it for a while and listen, from any thread."""
+    """An operator can force open, reconfigure and observe breakers from any thread."""
     (breaker,) = images.breakers.values()
     seen: list[Transition] = []
     unsubscribe = breaker.subscribe(seen.append)
@@ -213,7 +213,7 @@ def test_all_threads_share_one_pace(vendors: BackgroundEmulator) -> None:
 
 
 def test_all_threads_share_one_breaker(vendors: BackgroundEmulator) -> None:
-    """An outage opens it once; requests in vain are those of one client."""
+    """An outage opens it once, after as many failures as for one client."""
     vendors.google.set(faults.status(503))
     seen: list[Transition] = []
     breaker = sync.default_client().breakers["google:gemini-3-pro-image"]
@@ -227,7 +227,7 @@ def test_all_threads_share_one_breaker(vendors: BackgroundEmulator) -> None:
 
 
 def test_each_call_is_one_trace_below_the_callers_span(google: FakeProvider) -> None:
-    """Sixteen threads, each in a span of its own."""
+    """Each of sixteen threads has its call's trace below its own span."""
     telemetry = Telemetry()
     tracer = telemetry.tracers.get_tracer("application")
     made = sync.ImageClient(
@@ -250,7 +250,7 @@ def test_each_call_is_one_trace_below_the_callers_span(google: FakeProvider) -> 
 
 
 def test_the_callers_context_variables_are_in_force(google: FakeProvider) -> None:
-    """In the provider, and in structlog's lines; each thread has its own."""
+    """Provider and structlog see the context variables of the calling thread."""
     tenant: ContextVar[int] = ContextVar("tenant")
     seen: list[tuple[str, int]] = []
 
@@ -281,7 +281,7 @@ def test_the_callers_context_variables_are_in_force(google: FakeProvider) -> Non
 
 
 def test_call_options_cross_to_the_shared_loop(vendors: BackgroundEmulator) -> None:
-    """A deadline and a callback from outside; an argument of the call itself wins."""
+    """Deadline and callback of a block apply; an argument of the call overrides them."""
     sync.generate_image("first, so that nothing is loaded below")
     vendors.google.set(faults.hang())
     vendors.openai.set(faults.hang())
@@ -302,7 +302,7 @@ def test_call_options_cross_to_the_shared_loop(vendors: BackgroundEmulator) -> N
 def test_many_calls_of_many_threads_leave_nothing_behind(
     images: sync.ImageClient, google: FakeProvider
 ) -> None:
-    """1,000 calls of 50 threads, some of which fail: no task, no thread, no request in flight."""
+    """1,000 calls of 50 threads, some failing, leave no task, thread or request."""
     google.latency = 0.001
     images.generate("first, which starts what stays")
     (shared,) = [each for each in threading.enumerate() if each.name == "resilient-imagen-loop"]
@@ -325,7 +325,7 @@ def test_many_calls_of_many_threads_leave_nothing_behind(
 
 
 def tasks() -> int:
-    """Tasks on the shared loop, but for the one that counts them and clients' own."""
+    """Return the tasks on the shared loop, except this one and those of clients."""
 
     async def count() -> int:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -358,7 +358,7 @@ def test_a_failing_or_hanging_callback_does_not_touch_the_call(
     inside: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The image is returned; one line says that ``on_start`` failed or was cancelled."""
+    """The image is returned; one record states that ``on_start`` failed or was cancelled."""
 
     def call() -> ri.ImageResult:
         return images.generate("x", on_start=callback)
@@ -377,7 +377,7 @@ def test_a_failing_or_hanging_callback_does_not_touch_the_call(
 
 
 def test_an_async_callback_runs_in_the_calling_thread(images: sync.ImageClient) -> None:
-    """On a loop of its own, with the thread's current loop left as it was."""
+    """It runs on a separate loop, and the thread's current loop is unchanged."""
     current = asyncio.new_event_loop()
     asyncio.set_event_loop(current)
     seen: list[threading.Thread] = []
@@ -396,7 +396,7 @@ def test_an_async_callback_runs_in_the_calling_thread(images: sync.ImageClient) 
 
 
 def test_an_async_callback_runs_beside_a_running_loop(images: sync.ImageClient) -> None:
-    """In a thread with the caller's context variables, as a loop cannot run inside another."""
+    """It runs in a thread with the caller's context, because loops cannot be nested."""
     tenant: ContextVar[str] = ContextVar("tenant")
     seen: list[str] = []
 
@@ -414,7 +414,7 @@ def test_an_async_callback_runs_beside_a_running_loop(images: sync.ImageClient) 
 def test_the_image_is_made_while_a_callback_blocks(
     images: sync.ImageClient, google: FakeProvider
 ) -> None:
-    """A slow callback delays the return of its call, and nothing else."""
+    """A slow callback delays only the return of its call."""
 
     def on_start() -> None:
         until(lambda: bool(google.sent) and google.in_flight == 0)
@@ -425,7 +425,7 @@ def test_the_image_is_made_while_a_callback_blocks(
 
 
 def test_a_callback_may_end_the_program(images: sync.ImageClient, google: FakeProvider) -> None:
-    """SystemExit passes, and the request is cancelled."""
+    """SystemExit propagates, and the request is cancelled."""
     google.hang()
 
     def on_start() -> None:
@@ -440,13 +440,13 @@ def test_a_callback_may_end_the_program(images: sync.ImageClient, google: FakePr
 
 
 class Enough(Exception):  # noqa: N818 - as applications name theirs
-    """Raised into a waiting thread."""
+    """An exception that is raised into a waiting thread."""
 
 
 def test_an_exception_raised_into_the_thread_cancels_its_call(
     images: sync.ImageClient, google: FakeProvider
 ) -> None:
-    """And only its call: that of another thread goes on."""
+    """The call of another thread continues."""
     google.hang()
     caught: list[BaseException] = []
 
@@ -504,7 +504,7 @@ def test_an_exception_at_any_moment_leaves_nothing_behind(
 
 
 def test_a_call_on_the_shared_loop_is_refused() -> None:
-    """A provider that calls the synchronous functions would wait for itself."""
+    """A provider that calls the synchronous functions would deadlock."""
 
     class Nested(FakeProvider):
         async def generate(self, request: ImageRequest, model: str) -> ri.ProviderResult:
@@ -520,7 +520,7 @@ def test_a_call_on_the_shared_loop_is_refused() -> None:
 def test_a_provider_that_ends_the_program_ends_one_call(
     images: sync.ImageClient, google: FakeProvider, ending: type[BaseException]
 ) -> None:
-    """The shared loop goes on for all others."""
+    """The shared loop continues for all other calls."""
     google.crash(ending(), times=1)
     with pytest.raises(RuntimeError if ending is asyncio.CancelledError else ending):
         images.generate("x")
@@ -531,7 +531,7 @@ def test_a_provider_that_ends_the_program_ends_one_call(
 
 
 def rendered(error: BaseException) -> str:
-    """The traceback with local variables, without this file's own frames."""
+    """Return the traceback with local variables, without this file's own frames."""
     stack = traceback.TracebackException.from_exception(error, capture_locals=True).stack
     return "".join(f"{each.name} {each.locals}" for each in stack if each.filename != __file__)
 
@@ -544,7 +544,7 @@ def interrupt() -> None:
 def test_an_error_shows_and_keeps_nothing_of_the_call(
     images: sync.ImageClient, google: FakeProvider, how: str
 ) -> None:
-    """Neither its frames nor the shared loop hold the prompt."""
+    """Neither its frames nor the shared loop keep the prompt."""
     google.fail(ri.Reason.OVERLOADED, status=503, latency=0)
     options: dict[str, Any] = {"on_start": interrupt} if how == "interrupted" else {}
     if how == "refused":
@@ -571,7 +571,7 @@ def test_an_error_shows_and_keeps_nothing_of_the_call(
 def test_the_second_default_client_of_a_process_is_warned_of_once(
     vendors: BackgroundEmulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the way out; a thread that has ended, or reset its client, does not count."""
+    """The warning has the remedy; ended threads and reset clients do not count."""
 
     def warnings() -> list[str]:
         lines = [each.getMessage() for each in caplog.records]
@@ -606,8 +606,8 @@ def test_the_second_default_client_of_a_process_is_warned_of_once(
     assert "resilient_imagen.sync" in warnings()[0]
 
 
-def test_the_sinks_of_a_client_hear_of_its_calls(google: FakeProvider) -> None:
-    """Sinks and meters are passed on."""
+def test_sinks_and_meters_are_passed_to_the_client(google: FakeProvider) -> None:
+    """The client's sinks receive the events of its calls."""
     sink = RecordingSink()
     with sync.ImageClient(ri.Settings(**SETTINGS), providers=[google], sinks=[sink]) as made:
         made.generate("x")

@@ -1,4 +1,4 @@
-"""The synchronous API in processes of its own: Ctrl-C, forks and the end of the program."""
+"""The synchronous API in separate processes: Ctrl-C, forks and exit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def vendors() -> Iterator[BackgroundEmulator]:
 
 
 def settings(vendors: BackgroundEmulator) -> dict[str, str]:
-    """Lead a process to the emulator. Warnings of what is left open are shown."""
+    """Direct a process to the emulator, and show warnings of open resources."""
     return {
         "GOOGLE_GENAI_API_KEY": "emulated",
         "GOOGLE_GEMINI_BASE_URL": vendors.google_url,
@@ -37,7 +37,7 @@ def settings(vendors: BackgroundEmulator) -> dict[str, str]:
 
 
 def ran(code: str, tmp_path: Path, vendors: BackgroundEmulator) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end."""
+    """Run a script until it exits."""
     return python("-c", textwrap.dedent(code), cwd=tmp_path, env=settings(vendors))
 
 
@@ -45,7 +45,7 @@ def ran(code: str, tmp_path: Path, vendors: BackgroundEmulator) -> subprocess.Co
 def running(
     code: str, tmp_path: Path, vendors: BackgroundEmulator
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start a script whose standard streams can be used; kill it in the end."""
+    """Start a script with piped standard streams; kill it in the end."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", textwrap.dedent(code)],
         cwd=tmp_path,
@@ -81,7 +81,7 @@ WAITS_FOR_AN_IMAGE = """
 
 
 def seconds_to_return(vendors: BackgroundEmulator, tmp_path: Path) -> float:
-    """Seconds from Ctrl-C to its exception, with the connection closed while the program runs."""
+    """Return the seconds from Ctrl-C to its exception, with the connection closed by then."""
     vendors.google.set(faults.hang())
     with running(WAITS_FOR_AN_IMAGE, tmp_path, vendors) as process:
         assert line(process) == "sent"
@@ -99,13 +99,13 @@ def seconds_to_return(vendors: BackgroundEmulator, tmp_path: Path) -> float:
 def test_ctrl_c_cancels_the_call_and_closes_its_connection(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """A real signal in the main thread; its KeyboardInterrupt is raised there."""
+    """A real signal raises KeyboardInterrupt in the main thread."""
     seconds_to_return(vendors, tmp_path)
 
 
 @pytest.mark.slow
 def test_ctrl_c_returns_within_a_second(vendors: BackgroundEmulator, tmp_path: Path) -> None:
-    """The best of five, as the machine may be busy."""
+    """The fastest of five attempts counts, because the machine may be busy."""
     took = min(seconds_to_return(vendors, tmp_path) for _ in range(5))
     sys.stdout.write(f"\nCtrl-C returned after {took * 1000:.1f} ms\n")
     assert took < 1
@@ -142,7 +142,7 @@ def test_the_process_ends_although_nothing_was_closed(
 def test_the_process_ends_although_a_provider_cannot_be_closed(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """And although daemon threads wait for images, and default threads of the loop are in use."""
+    """It ends although daemon threads wait for images and default threads are busy."""
     vendors.google.set(faults.hang())
     done = ran(
         """
@@ -266,7 +266,7 @@ FORKS = """
 def test_a_forked_child_begins_with_its_own_loop_and_clients(
     vendors: BackgroundEmulator, tmp_path: Path
 ) -> None:
-    """The parent's connections serve on, also one with a call in flight; nothing is left open."""
+    """The parent's connections keep working, one with a call in flight too."""
     vendors.google.set_latency(3, model="gemini-2.5-flash-image")
     with running(FORKS, tmp_path, vendors) as process:
         assert line(process) == "forked", process.communicate("")[1]

@@ -1,4 +1,4 @@
-"""An error that leaves keeps the lines of its traceback and none of the call's data."""
+"""A raised error keeps the lines of its traceback and none of the call's data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HARMLESS = {"function", "running", "handled"}
 
 
 def stored_png(side: int = 40) -> bytes:
-    """A PNG of ``3 * side * side`` bytes and a few more: its pixels are not compressed."""
+    """Return a PNG of slightly more than ``3 * side * side`` bytes with uncompressed pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -63,7 +63,7 @@ NEEDLES = (PROMPT, "Zebrafish", KEY, MESSAGE, PICTURE64[200:260], r"\x01\x02\x03
 
 
 def kept_by(error: BaseException) -> Iterator[FrameType]:
-    """Every frame that can be reached from an error, suppressed contexts included."""
+    """Return every frame that is reachable from an error, by suppressed contexts too."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -81,7 +81,7 @@ def kept_by(error: BaseException) -> Iterator[FrameType]:
 
 
 def assert_clean(error: BaseException, *, outermost: str | None = None) -> None:
-    """Nothing of the call in any frame that is not the caller's, in whatever tool shows them."""
+    """Check that no frame but the caller's has data of the call, in any tool."""
     frames = [frame for frame in kept_by(error) if frame.f_code.co_filename != __file__]
     for frame in frames:
         code = frame.f_code
@@ -100,7 +100,7 @@ def assert_clean(error: BaseException, *, outermost: str | None = None) -> None:
 
 
 async def failure_of(work: Awaitable[object]) -> BaseException:
-    """What the awaitable raises."""
+    """Return the exception that the awaitable raises."""
     try:
         await work
     except BaseException as error:  # noqa: BLE001 - cancellation is one of them
@@ -112,7 +112,7 @@ async def failure_of(work: Awaitable[object]) -> BaseException:
 
 
 class Vendors:
-    """Answers in memory, as each test wants it."""
+    """In-memory vendors that respond as each test wants."""
 
     def __init__(self, answer: Callable[[httpx2.Request], httpx2.Response | None]) -> None:
         self.answer = answer
@@ -133,7 +133,7 @@ def refusal(status: int, word: str = "UNAVAILABLE") -> Callable[[httpx2.Request]
 
 
 def hang(_request: httpx2.Request) -> None:
-    """No answer."""
+    """Send no response."""
 
 
 def torn(request: httpx2.Request) -> httpx2.Response:
@@ -181,7 +181,7 @@ def client_of(
 def test_no_frame_of_a_failed_call_keeps_its_data(
     kind: str, entry: str, vendors: tuple[str, ...]
 ) -> None:
-    """Each failure leaves each method of the client with lines and without variables."""
+    """Each failure of each client method has lines, but no variables."""
 
     async def main() -> None:
         async with client_of(FAILURES[kind], *vendors) as client:
@@ -201,7 +201,7 @@ def test_no_frame_of_a_failed_call_keeps_its_data(
 def test_a_passed_deadline_and_a_cancelled_call_keep_nothing(
     vendors: tuple[str, ...], references: list[Any]
 ) -> None:
-    """The call ends in the middle of a request, by the deadline or by its caller."""
+    """The deadline or the caller ends the call during a request."""
 
     async def main() -> None:
         async with client_of(hang, *vendors) as client:
@@ -221,7 +221,7 @@ def test_a_passed_deadline_and_a_cancelled_call_keep_nothing(
 
 
 def test_arguments_that_are_refused_stay_out_of_the_frames() -> None:
-    """Wrong values, wrong names and images that cannot be read."""
+    """Invalid values, names and images are in no frame."""
 
     async def main() -> None:
         async with client_of(hang, "google", strict_references=True) as client:
@@ -243,7 +243,7 @@ def test_arguments_that_are_refused_stay_out_of_the_frames() -> None:
 
 
 class Broken:
-    """A provider of the application's with a bug, which knows what it was asked for."""
+    """An application's provider with a bug and with the request's data."""
 
     name = "google"
 
@@ -255,7 +255,7 @@ class Broken:
         raise KeyError(model_of(len(prompt + key)))
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def model_of(number: int) -> int:
@@ -263,7 +263,7 @@ def model_of(number: int) -> int:
 
 
 def test_a_bug_keeps_its_lines() -> None:
-    """Somebody has to find it: function names and lines of all frames stay."""
+    """Function names and lines of all frames stay for debugging."""
 
     async def main() -> None:
         settings = ri.Settings(routes="google:gemini-3-pro-image")
@@ -281,7 +281,7 @@ def test_a_bug_keeps_its_lines() -> None:
 @pytest.mark.parametrize("vendor", ["google", "openai"])
 @pytest.mark.parametrize("kind", [kind for kind in FAILURES if kind != "hangs"])
 def test_a_provider_that_is_asked_directly_keeps_nothing_either(kind: str, vendor: str) -> None:
-    """The built-in providers are public, too."""
+    """Built-in providers that are called directly keep no data either."""
 
     async def main() -> None:
         provider = provider_of(vendor, FAILURES[kind])
@@ -307,13 +307,13 @@ WRONG: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_key_that_is_refused_is_in_no_frame(kind: str) -> None:
-    """Constructors show it as little as calls do."""
+    """Constructors keep a rejected key in no frame."""
     with pytest.raises(ri.ConfigurationError) as caught:
         WRONG[kind]()
     assert_clean(caught.value)
 
 
-def test_an_sdk_that_cannot_be_loaded_is_told_to_each_caller_anew(
+def test_each_caller_gets_a_new_error_for_a_missing_sdk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Callers that wait for the same import share no exception, and so no list of attempts."""
@@ -334,7 +334,7 @@ def test_an_sdk_that_cannot_be_loaded_is_told_to_each_caller_anew(
 
 
 def test_an_exception_that_the_caller_handles_stays_whole() -> None:
-    """It becomes the context of ours, and its frames belong to the caller."""
+    """The caller's exception becomes the context, and its frames are unchanged."""
 
     def step(detail: str) -> None:
         raise ValueError(len(detail))
@@ -355,7 +355,7 @@ def test_an_exception_that_the_caller_handles_stays_whole() -> None:
 
 
 def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
-    """Clearing the frames of a shared exception ends nobody who still works with it."""
+    """Clearing the frames of a shared exception does not end a suspended coroutine."""
     shared = ValueError("shared")
 
     async def other(go_on: asyncio.Event) -> str:
@@ -378,7 +378,7 @@ def test_a_suspended_coroutine_in_a_traceback_goes_on() -> None:
 
 
 def test_decorated_functions_are_what_they_were() -> None:
-    """Frameworks ask whether a function is a coroutine function, and for its signature."""
+    """Decorated functions keep signature and coroutine flag, which frameworks inspect."""
     for function in (ri.generate_image, ri.ImageClient.generate, GoogleProvider.generate):
         assert asyncio.iscoroutinefunction(function)
         assert function.__doc__
@@ -415,7 +415,7 @@ ENTRIES: dict[str, Callable[..., Awaitable[Any]]] = {
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: str) -> None:
-    """A refusal, a failure of all, a deadline, a cancellation and a wrong argument."""
+    """Refusal, failure, deadline, cancellation and invalid argument keep no data."""
     ask = ENTRIES[entry]
 
     async def main() -> None:
@@ -445,7 +445,7 @@ def test_the_drop_in_functions_keep_nothing(vendors: BackgroundEmulator, entry: 
 
 
 def alive() -> int:
-    """Bytes of reference images of this test that anything still holds."""
+    """Return the bytes of this test's reference images that are still referenced."""
     kinds = {Reference, CapturedExchange}
     kept = [each for each in gc.get_objects() if type(each) in kinds]
     sending = [each for each in kept if type(each) is CapturedExchange and each.rewrite]
@@ -453,7 +453,7 @@ def alive() -> int:
 
 
 def test_an_error_that_is_kept_keeps_nothing() -> None:
-    """An application may collect its errors; neither frames nor their functions hold the call."""
+    """Neither frames nor functions of a stored error keep the call's data."""
 
     async def main() -> None:
         async with client_of(hang, "google") as client:
@@ -462,7 +462,7 @@ def test_an_error_that_is_kept_keeps_nothing() -> None:
                 watch = weakref.ref(prompt)
                 errors = [
                     await failure_of(client.generate(prompt, references=[{}, b"x"], deadline=5)),
-                    await failure_of(client.edit(b"not a picture", prompt)),
+                    await failure_of(client.edit(b"not an image", prompt)),
                 ]
                 del prompt
                 assert watch() is None
@@ -472,7 +472,7 @@ def test_an_error_that_is_kept_keeps_nothing() -> None:
 
 
 async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[WatchedPrompt]:
-    """One call with a large reference, whatever becomes of it."""
+    """Run one call with a large reference, and ignore its outcome."""
     prompt = WatchedPrompt(PROMPT)
     watch = weakref.ref(prompt)
     work = asyncio.ensure_future(client.generate(prompt, references=[stored_png(2600)], **options))
@@ -489,7 +489,7 @@ async def let_go(client: ri.ImageClient, **options: Any) -> weakref.ref[WatchedP
 def once(
     first: Callable[[httpx2.Request], httpx2.Response | None],
 ) -> Callable[[httpx2.Request], httpx2.Response | None]:
-    """Fail the first request, serve the others."""
+    """Fail the first request, and serve the others."""
     answers = iter([first])
 
     def answer(request: httpx2.Request) -> httpx2.Response | None:
@@ -511,7 +511,7 @@ MEMORY: dict[str, tuple[Callable[[httpx2.Request], Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("vendors", [("google", "openai"), ("openai", "google")])
 @pytest.mark.parametrize("kind", MEMORY)
 def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]) -> None:
-    """References of 20 MB and the prompt are freed without the cyclic collector's help."""
+    """Reference counting frees the prompt and references of 20 MB."""
     answer, options = MEMORY[kind]
 
     async def main() -> None:
@@ -527,7 +527,7 @@ def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]
 
 
 def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
-    """One call after another, each cancelled one suspension later than the one before."""
+    """Each call is cancelled one suspension later than the previous one."""
 
     async def main() -> None:
         async def warm_up() -> None:
@@ -564,7 +564,7 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
 @pytest.mark.parametrize("vendor", ["google", "openai"])
 @pytest.mark.parametrize("kind", [*FAILURES, "served"])
 def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
-    """Timers and connections keep the context in which they were made, some for minutes."""
+    """Timers and connections keep the context of their creation for minutes."""
     contexts: list[Context] = []
     good = google_body() if vendor == "google" else openai_body()
 
@@ -594,7 +594,7 @@ def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:
 
 
 def test_an_idle_connection_keeps_no_references(vendors: BackgroundEmulator) -> None:
-    """The transport keeps the context in which it connected, and so what is reached from there."""
+    """The transport keeps the context in which it connected."""
 
     async def main() -> None:
         async with ri.ImageClient() as client:

@@ -1,4 +1,4 @@
-"""Type checkers and editors see the whole package: every public symbol has a known type."""
+"""Every public symbol has a type that type checkers know."""
 
 from __future__ import annotations
 

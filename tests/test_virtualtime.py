@@ -1,4 +1,4 @@
-"""The virtual-time loop: no waiting, no lost threads, no clock that stands still for ever."""
+"""The virtual-time loop does not wait, lose threads or stop its clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def now() -> float:
 
 
 def test_a_day_of_sleep_takes_no_time() -> None:
-    """Timers fire in order, at their times."""
+    """Timers fire in order, at their virtual times."""
     fired: list[float] = []
 
     async def sleeper(seconds: float) -> None:
@@ -31,8 +31,8 @@ def test_a_day_of_sleep_takes_no_time() -> None:
     assert fired == [pytest.approx(t) for t in (60, 3600, 86_400)]
 
 
-def test_time_stands_still_while_a_thread_works() -> None:
-    """A pending timer does not overtake work in a thread."""
+def test_time_does_not_advance_while_a_thread_works() -> None:
+    """A pending timer does not fire before the thread's work is done."""
 
     async def main() -> None:
         release = threading.Event()
@@ -50,7 +50,7 @@ def test_time_stands_still_while_a_thread_works() -> None:
 
 
 def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
-    """Every task waits and no timer is left: the test fails at once and says so."""
+    """If every task waits and no timer is left, the loop raises an error."""
 
     async def main() -> None:
         await asyncio.Event().wait()
@@ -61,7 +61,7 @@ def test_waiting_for_nothing_is_an_error_not_a_hang() -> None:
 
 @given(start=st.floats(0, 1e6), left=st.floats(1e-15, 1e-6))
 def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
-    """A loop that sleeps until a moment arrives there, however near it is."""
+    """A loop that sleeps until a moment reaches it, even a very near one."""
 
     async def main() -> None:
         await asyncio.sleep(start)
