@@ -83,9 +83,9 @@ def leave_behind(
 
     async def start() -> None:
         for image in images:
-            asyncio.ensure_future(call(image))  # noqa: RUF006 - nobody may hold it
+            asyncio.ensure_future(call(image))  # noqa: RUF006 - the test must not reference it
         async with asyncio.timeout(20):
-            while not ready():  # noqa: ASYNC110 - what is waited for tells nobody
+            while not ready():  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.001)
 
     loop.run_until_complete(start())

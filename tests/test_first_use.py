@@ -139,7 +139,7 @@ def test_a_cold_client_sends_a_request_if_any_time_is_left() -> None:
 
 
 ALONE: dict[str, Any] = {"force_open": "openai", "fallback_on": ""}
-"""Nobody to fall back on."""
+"""Settings without a fallback."""
 
 
 async def text_of(scenario: PipelineScenario, **options: Any) -> str:

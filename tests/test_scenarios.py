@@ -3,7 +3,7 @@
 They demand what the scenarios of github.com/failoverbench/failoverbench (methodology 0.1) demand
 of a gateway for chat, put into images: an image has no tokens, so a stream that is cut, stalls or
 loses its end is a body that does. Written from the requirements of each scenario. After each, a
-healthy call must still be served. What the defaults do stands in test_default_timing.py.
+healthy call must still be served. test_default_timing.py tests the defaults.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_the_smallest_sleep_moves_the_clock(start: float, left: float) -> None:
             if now() >= then:
                 return
             await asyncio.sleep(then - now())
-        pytest.fail("the clock stands still")
+        pytest.fail("the clock does not advance")
 
     run_virtual(main())
 

@@ -134,7 +134,7 @@ def test_shadow_decides_reports_and_lets_through() -> None:
     assert probe.settle(BreakerOutcome.SUCCESS).counted == "success"
 
     assert [each.transition for each in settlements] == [None] * 3
-    assert [each.metrics.retry_after for each in settlements] == [None] * 3, "nobody is rejected"
+    assert [each.metrics.retry_after for each in settlements] == [None] * 3, "no call is rejected"
     assert [(each.from_state, each.to_state, each.shadow) for each in transitions] == [
         ("closed", "open", True),
         ("open", "half_open", True),

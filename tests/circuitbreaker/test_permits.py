@@ -477,7 +477,7 @@ def test_as_many_successes_as_probes_close_it() -> None:
     first, second, third = let_in(breaker), let_in(breaker), let_in(breaker)
     assert first.settle(BreakerOutcome.SUCCESS).transition is None
     assert second.settle(BreakerOutcome.SUCCESS).transition is None
-    assert not breaker.allows_calls(), "two have succeeded and the third is on its way"
+    assert not breaker.allows_calls(), "two have succeeded and the third is in flight"
     assert third.settle(BreakerOutcome.SUCCESS).transition == "half_open_to_closed"
 
 

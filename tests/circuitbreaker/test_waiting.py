@@ -612,7 +612,7 @@ def test_reading_from_another_thread_uses_the_running_loops_time() -> None:
         fail(breaker, 2)
         assert breaker.metrics().window_calls == 2
         async with asyncio.timeout(20):
-            while (await asyncio.to_thread(breaker.metrics)).window_calls:  # noqa: ASYNC110 - no event tells
+            while (await asyncio.to_thread(breaker.metrics)).window_calls:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.02)
 
     asyncio.run(scenario())

@@ -266,7 +266,7 @@ def test_a_target_is_met_to_the_pixel(mode: FitMode, form: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"not a picture", encoded(noise(60, 60), "PNG")[:2000],
+    [b"", b"not an image", encoded(noise(60, 60), "PNG")[:2000],
      encoded(noise(60, 60), "JPEG")[:900], raw_png(60_000, 60_000, 8, 2, b"")],
     ids=["empty", "text", "torn png", "torn jpeg", "bomb"],
 )  # fmt: skip

@@ -35,7 +35,7 @@ class NameServer:
     running: int = 0
     most_running: int = 0
     free: threading.Event = field(default_factory=threading.Event)
-    """Set: whoever hangs hangs no longer."""
+    """Set to release all hanging look-ups."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def getaddrinfo(self, host: str, port: int, **_options: Any) -> list[Any]:

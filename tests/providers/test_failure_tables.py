@@ -18,7 +18,7 @@ from resilient_imagen.reasons import Reason
 TABLES = {"google": google_failure, "openai": openai_failure}
 VENDORS = pytest.mark.parametrize("vendor", TABLES)
 ANOTHER_STATUS = 418
-"""A status without a meaning of its own: codes and phrases of other statuses decide nothing."""
+"""A status without a meaning, at which codes and phrases of other statuses do not apply."""
 
 
 def look_up(

@@ -172,7 +172,7 @@ def test_a_result_has_at_least_one_image(images: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"not a picture", TINY_PNG[:40], b"<html>busy</html>", b"\0" * 100]
+    "data", [b"", b"not an image", TINY_PNG[:40], b"<html>busy</html>", b"\0" * 100]
 )
 def test_bytes_that_are_no_image_are_a_failure_of_the_service(data: bytes) -> None:
     """An unusable response is retried once and then falls back."""

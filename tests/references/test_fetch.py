@@ -111,7 +111,7 @@ class RecordingBackend(httpcore2.AsyncNetworkBackend):
     async def connect_tcp(self, host: str, *_: Any, **__: Any) -> httpcore2.AsyncNetworkStream:
         self.connected.append(host)
         if len(self.connected) <= self.refuses:
-            raise httpcore2.ConnectError("nobody listens")
+            raise httpcore2.ConnectError("connection refused")
         reply = self.answers.pop(0) if self.answers else answer("200 OK", PNG)
         return RecordedStream(reply, self.lands_at or host)
 

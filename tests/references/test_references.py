@@ -154,7 +154,7 @@ UNUSABLE: dict[str, tuple[object | Callable[[Path], Path], str]] = {
     "bad base64": ({"image_base64": "secret!"}, "is not valid base64"),
     "empty text": ("", "is not an image of a known type"),
     "empty bytes": (b"", "is not an image of a known type"),
-    "page instead of a picture": (b"<html>secret</html>", "is not an image of a known type"),
+    "page instead of an image": (b"<html>secret</html>", "is not an image of a known type"),
     "torn": (JPEG[:-50], "is truncated or damaged"),
     "torn base64": (base64.b64encode(PNG[:-30]).decode(), "is truncated or damaged"),
     "bomb": (raw_png(50_000, 50_000, 8, 2, b""), "has more than 250 megapixels"),

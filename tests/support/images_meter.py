@@ -67,7 +67,7 @@ RESULTS: Final[dict[str, Maker]] = {
     "png": lambda: encoded(flat(9990, 9990), "PNG", compress_level=1),
 }
 MANY: Final[dict[str, Maker]] = {
-    "14 references to be mended": lambda: encoded(noise(2048, 2048), "JPEG", exif=TURNED),
+    "14 references to normalize": lambda: encoded(noise(2048, 2048), "JPEG", exif=TURNED),
     "a prompt of a megabyte": lambda: b"a fox " * 175_000,
 }
 GROUPS: Final[dict[str, dict[str, Maker]]] = {

@@ -163,7 +163,7 @@ NOT_ON_SPANS = {
 def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
     """Each key and value of a line is an attribute of the span that the line names.
 
-    What a call's line says of the request that brought the image stands on that request's span.
+    Fields of a call's line about the request that served it are attributes of that request's span.
     """
 
     async def scene(scenario: TelemetryScenario) -> None:
