@@ -194,6 +194,7 @@ class Pipeline:
         state = RouteState(
             step=step,
             route=route,
+            deadline=call.deadline,
             max_server_wait=self._retry_policy.max_server_wait(
                 route.timeout, is_first_route=step.index == 0
             ),
@@ -409,7 +410,9 @@ class Pipeline:
         if (sooner := state.sooner_account()) is not None:  # others have queued since the choice
             self._change_account(call, state, sooner, Reason.SATURATED)
             raise AccountChangedError
-        if not state.step.sent[state.route]:  # the route gets a share of what is left by now
+        # A route gets a share of what is left when the call first queues for it. Another task of the
+        # call may have asked the same account before.
+        if state.deadline is call.deadline or not state.step.sent[state.route]:
             state.deadline = self._share(call, state)
         latency = state.measured_latency
         wait = limiter.shortest_wait(latency)

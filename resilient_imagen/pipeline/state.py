@@ -341,11 +341,11 @@ class RouteState:
     """The step that the route belongs to."""
     route: Route
     """The route; of a step with several accounts, the one that the call is on now."""
+    deadline: Deadline
+    """When this route must be done: the call's deadline, less the reserve for the next route. It is
+    the call's deadline itself until the call first queues for the route."""
     adapted: AdaptedRequest = field(init=False)
     """The request, cut to what the route's model takes. Set when the breaker let the call in."""
-    deadline: Deadline = field(init=False)
-    """When this route must be done: the call's deadline, less the reserve for the next route.
-    Set when the call first queues for the route."""
     max_server_wait: float = math.inf
     """Longest hint of a server, in seconds, that is waited for if no other route can serve."""
     sent_at: float = 0.0

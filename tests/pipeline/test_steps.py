@@ -361,6 +361,31 @@ def test_a_request_past_its_limit_is_kept_beside_the_other_account_and_then_the_
     run_steps(scene, on_timeout="keep", per_call_timeout=10)
 
 
+def test_a_kept_request_and_one_to_the_same_account_after_it_end_by_the_deadline() -> None:
+    """The second task of a call may join the queue of an account that the first one has asked."""
+
+    async def scene(scenario: StepScenario) -> None:
+        scenario.google_b.hang(times=1)
+        calls = [asyncio.ensure_future(scenario.ask(deadline=2.0)) for _ in range(2)]
+        done, _ = await asyncio.wait(calls)
+        results = [call.exception() or call.result().provider for call in done]
+        assert results.count("google") >= 1, results
+        assert all(isinstance(each, str | ImageGenerationError) for each in results), results
+        assert now() <= 2.01
+        await asyncio.sleep(10)
+        assert scenario.idle()
+
+    run_steps(
+        scene,
+        routes=STEP,
+        max_concurrent=1,
+        max_retries=0,
+        per_call_timeout=5.0,
+        breaker_fail_max=1,
+        on_timeout="keep",
+    )
+
+
 # -- telemetry and settings -----------------------------------------------------------------------
 
 
