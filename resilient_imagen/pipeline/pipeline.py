@@ -410,8 +410,8 @@ class Pipeline:
         if (sooner := state.sooner_account()) is not None:  # others have queued since the choice
             self._change_account(call, state, sooner, Reason.SATURATED)
             raise AccountChangedError
-        # A route gets a share of what is left when the call first queues for it. Another task of the
-        # call may have asked the same account before.
+        # A route gets a share of what is left when the call first queues for it. Another task of
+        # the call may have asked the same account before.
         if state.deadline is call.deadline or not state.step.sent[state.route]:
             state.deadline = self._share(call, state)
         latency = state.measured_latency
