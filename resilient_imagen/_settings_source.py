@@ -36,6 +36,7 @@ __all__ = [
 
 _PREFIX: Final = "IMAGE_GEN_"
 """Prefix of the variables that only this package reads."""
+_PROVIDERS_ALIAS: Final = f"{DECLARATION}<NAME>"
 _NOT_IN_NAMES: Final = re.compile(r"\W", re.ASCII)
 _MAX_NAME: Final = 60
 """Characters of an unknown variable's name that a warning shows."""
@@ -63,8 +64,10 @@ class EnvironmentSource(EnvSettingsSource):
         Providers have as many variables as there are names, so they have no alias each.
         """
         found = super().__call__()
-        if "providers" not in self.current_state and (given := read_providers(self.env_vars)):
-            found["providers"] = given
+        # Values, also those of keyword arguments, are collected by their first alias.
+        given = read_providers(self.env_vars)
+        if given and _PROVIDERS_ALIAS not in self.current_state:
+            found[_PROVIDERS_ALIAS] = given
         return found
 
 
@@ -95,7 +98,7 @@ def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) ->
 def _location(path: tuple[int | str, ...]) -> str:
     """Return the field, its first alias, or the variable of a provider's field."""
     first, *rest = map(str, path or ("",))
-    if not rest or first not in {"providers", f"{DECLARATION}<NAME>"}:
+    if not rest or first not in {"providers", _PROVIDERS_ALIAS}:
         return first
     name, field, *_ = (*rest, "kind")
     variables = {} if name in BUILT_IN and field == "kind" else provider_variables(name, "")
