@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         reset_default_client,
     )
     from resilient_imagen.client import ImageClient
+    from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.progress import OnProgress, Progress
     from resilient_imagen.providers.base import (
@@ -83,6 +84,7 @@ __all__ = [
     "DroppedReference",
     "EditOptions",
     "Endpoint",
+    "Health",
     "ImageClient",
     "ImageDict",
     "ImageGenerationError",
@@ -137,6 +139,7 @@ _LAZY = {
     "DroppedReference": "resilient_imagen.result",
     "EditOptions": "resilient_imagen.request",
     "Endpoint": "resilient_imagen.providers.base",
+    "Health": "resilient_imagen.health",
     "ImageClient": "resilient_imagen.client",
     "ImageDict": "resilient_imagen.result",
     "ImageInput": "resilient_imagen.result",

@@ -21,6 +21,7 @@ from resilient_imagen.errors import (
     ImageGenerationError,
     InvalidRequestError,
 )
+from resilient_imagen.health import assess
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
 from resilient_imagen.pipeline.deadline import Deadline
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.progress import OnProgress
@@ -502,6 +504,17 @@ class ImageClient:
             "fleet": None if self._coordinator is None else self._coordinator.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
         }
+
+    def health(self) -> Health:
+        """Return whether images can be delivered, for a health check; it sends no request.
+
+        ``status`` is ``ok``, ``degraded`` (the primary does not serve, but another route does) or
+        ``down``; ``reasons`` has a sentence about each route that does not serve. Routes for models
+        that callers name do not count.
+        """
+        if self._closed:
+            return {"status": "down", "reasons": ["the client is closed"]}
+        return assess(self._routing.configured_snapshot(), self._routing.primary)
 
     async def retire(self) -> None:
         """Take no more calls; close once those in flight are over, at once if there are none.

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.circuitbreaker.config import BreakerConfig
     from resilient_imagen.circuitbreaker.types import BreakerMetrics, BreakerSnapshot, Transition
+    from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.progress import OnProgress, Progress
     from resilient_imagen.providers.base import Provider
@@ -485,6 +486,10 @@ class ImageClient:
         the totals of all clients of this process.
         """
         return _on_loop(lambda: self._client().snapshot())
+
+    def health(self) -> Health:
+        """Return whether images can be delivered, for a health check; see the async client."""
+        return _on_loop(lambda: self._client().health())
 
     def retire(self) -> None:
         """Take no more calls; close once those in flight are over, at once if there are none.

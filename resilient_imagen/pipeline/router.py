@@ -267,6 +267,18 @@ class Router:
                 row["step"] = step
         return rows
 
+    def configured_snapshot(self) -> list[RouteSnapshot]:
+        """Return the rows of ``snapshot`` without routes for models that callers named."""
+        return [row for row in self.snapshot() if row["route"] not in self._dynamic_routes]
+
+    @property
+    def primary(self) -> tuple[str, ...]:
+        """The names of the routes of the first configured step, also of one that is off."""
+        first = self._settings.routes[0].accounts
+        if all(account in self._off for account in first):
+            return tuple(account.key for account in first)
+        return tuple(route.name for route in self.steps[0])
+
     def _absent(self, route: RouteName) -> RouteSnapshot:
         """Describe a route that is off, with everything that a route in use has."""
         return {

@@ -115,7 +115,8 @@ async def main():
         "made": [made.status_code, image["by"], image["usd"], len(image["image"]) > 1000],
         "empty": [empty.status_code, empty.json()["detail"]],
         "other": other.status_code,
-        "health": [route["breaker"]["state"] for route in health.json()["routes"]],
+        "health": [health.status_code, health.json()["status"], health.json()["reasons"]],
+        "routes": [row["breaker"]["state"] for row in health.json()["details"]["routes"]],
         "jobs": application.jobs,
     }))
 
@@ -137,7 +138,8 @@ def test_the_fastapi_page(tmp_path: Path) -> None:
     assert seen["made"] == [200, "google", 0.134, True]
     assert seen["empty"] == [422, "prompt must be a str that is not empty"]
     assert seen["other"] == 422
-    assert seen["health"] == ["closed", "closed"]
+    assert seen["health"] == [200, "ok", []]
+    assert seen["routes"] == ["closed", "closed"]
     assert seen["jobs"] == {"one": "done", "two": "refused", "three": "failed"}
     outcomes = [
         span.tags["imagegen.attempt.outcome"]
