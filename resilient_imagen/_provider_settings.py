@@ -34,6 +34,7 @@ __all__ = [
     "check_project",
     "colliding_variable",
     "declared_names",
+    "ignored_variables",
     "is_provider_name",
     "limit_variables",
     "provider_variables",
@@ -297,6 +298,27 @@ def read_providers(environment: Mapping[str, str | None]) -> dict[str, dict[str,
     return found
 
 
+def ignored_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield a warning for each variable of a declared provider that its kind does not have.
+
+    Args:
+        environment: The variables.
+    """
+    given = {variable.upper(): value.strip() for variable, value in environment.items()}
+    for name in sorted(declared_names(given)):
+        kind = given[f"{DECLARATION}{name.upper()}"].lower()
+        if kind not in _KINDS or name in BUILT_IN:
+            continue
+        for field in _CHECKS:
+            variable = f"{name.upper()}_{field.upper()}"
+            if field not in _KINDS[kind].account and given.get(variable):
+                having = [each for each in _KINDS if field in _KINDS[each].account]
+                yield (
+                    f"{variable} is ignored: {DECLARATION}{name.upper()} is of kind {kind}, and "
+                    f"only kind {_any_of(having)} has {field}"
+                )
+
+
 def _any_of(names: Iterable[str]) -> str:
     *most, last = names
-    return f"{', '.join(most)} or {last}"
+    return f"{', '.join(most)} or {last}" if most else last

@@ -14,6 +14,7 @@ from resilient_imagen._provider_settings import (
     BUILT_IN,
     DECLARATION,
     declared_names,
+    ignored_variables,
     limit_variables,
     provider_variables,
     read_providers,
@@ -31,6 +32,7 @@ __all__ = [
     "complain_of",
     "describe_errors",
     "field_variables",
+    "ignored_provider_variables",
     "unknown_variables",
 ]
 
@@ -147,6 +149,11 @@ def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:
             and os.environ.get(name, "").strip()
         )
     )
+
+
+def ignored_provider_variables() -> tuple[str, ...]:
+    """Return a warning for each variable of a declared provider that its kind does not have."""
+    return tuple(ignored_variables(os.environ))
 
 
 def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:

@@ -41,6 +41,7 @@ from resilient_imagen._settings_source import (
     complain_of,
     describe_errors,
     field_variables,
+    ignored_provider_variables,
     unknown_variables,
 )
 from resilient_imagen._settings_types import (
@@ -362,6 +363,7 @@ class Settings(BaseSettings):
     )
 
     _unknown: tuple[str, ...] = PrivateAttr(())
+    _ignored: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def settings_customise_sources(
@@ -384,11 +386,17 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigurationError(describe_errors(error, Settings)) from None
         self._unknown = unknown_variables(Settings)
+        if "providers" not in values:
+            self._ignored = ignored_provider_variables()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return a warning for each IMAGE_GEN_* variable that was set and is not a setting."""
-        return tuple(complain_of(name, Settings) for name in self._unknown)
+        """Return a warning for each variable that was set and has no effect.
+
+        These are unknown IMAGE_GEN_* variables, and variables of a declared provider that its kind
+        does not have.
+        """
+        return (*(complain_of(name, Settings) for name in self._unknown), *self._ignored)
 
     @field_validator("providers", mode="before")
     @classmethod

@@ -10,6 +10,8 @@ import typer
 from resilient_imagen.cli.command_errors import CommandError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
@@ -31,7 +33,8 @@ def status(
     from resilient_imagen.distributed.fleet_status import read_status
     from resilient_imagen.settings import Settings
 
-    url = (Settings(redis_url=redis_url) if redis_url else Settings()).redis_url
+    settings = Settings(redis_url=redis_url) if redis_url else Settings()
+    url = settings.redis_url
     if url is None:
         raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
     from resilient_imagen.cli.terminal import Console, echo_json
@@ -44,26 +47,44 @@ def status(
             f"Redis at {address.shown} holds a record that this library did not write, below "
             f"{address.namespace}:"
         ) from None
+    steps = {
+        account.key: str(step)
+        for step in settings.routes
+        for account in step.accounts
+        if len(step.accounts) > 1
+    }
     if as_json:
-        echo_json(view.to_json(), indent=2)
+        document = view.to_json()
+        for route in document["routes"]:
+            if (step := _step_of(route["route"], steps)) is not None:
+                route["step"] = step
+        echo_json(document, indent=2)
         return
     console = Console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return
-    console.print(_routes(view))
+    console.print(_routes(view, steps))
     for pace in view.paces:
         returned = f", {pace.returned} given back" if pace.returned else ""
         console.print(f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}")
 
 
-def _routes(view: FleetStatus) -> Table:
+def _step_of(route: str, steps: Mapping[str, str]) -> str | None:
+    """Return the step that a route shares with other accounts by this machine's settings."""
+    return steps.get(route) or steps.get(route.rpartition("@")[0])
+
+
+def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
-    for route in view.routes:
+    shared = [_step_of(route.route, steps) for route in view.routes]
+    if any(shared):
+        table.add_column("step")
+    for route, step in zip(view.routes, shared, strict=True):
         colour = _COLOURS.get(route.state, "default")
         table.add_row(
             route.route,
@@ -74,6 +95,7 @@ def _routes(view: FleetStatus) -> Table:
             f"{route.window_failures}/{route.window_calls}",
             str(route.probes),
             str(route.workers),
+            *([step or ""] if any(shared) else []),
         )
     return table
 

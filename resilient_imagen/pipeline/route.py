@@ -68,6 +68,8 @@ class Route:
     """Cause and short text of what last closed the whole account to us."""
     last_fallback: tuple[float, Reason] | None = None
     """When (loop time) and why a call last left this route for the next."""
+    step: str | None = None
+    """The step that it shares with other accounts, as in IMAGE_GEN_ROUTES; None if it is alone."""
 
     @property
     def name(self) -> str:
@@ -146,7 +148,7 @@ class Route:
     def snapshot(self, now: float) -> RouteSnapshot:
         """The route's breaker, queue and latest fallback, as plain JSON."""
         last = self.last_fallback
-        return {
+        found: RouteSnapshot = {
             "route": self.name,
             "provider": self.provider.name,
             "model": self.model,
@@ -160,6 +162,9 @@ class Route:
             if last is None
             else {"reason": str(last[1]), "seconds_ago": round(max(0.0, now - last[0]), 3)},
         }
+        if self.step is not None:
+            found["step"] = self.step
+        return found
 
     async def warm_up(self) -> None:
         """Let the provider build what it needs; not every provider has something to build."""

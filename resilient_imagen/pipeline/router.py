@@ -25,7 +25,7 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
-from resilient_imagen.providers import build, needed_variable
+from resilient_imagen.providers import build, needed_variable, unknown_providers
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
 from resilient_imagen.reasons import Reason
@@ -95,8 +95,6 @@ class Router:
             keys = (needed_variable(name, settings) for name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
         self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
-        self._step_names: dict[str, str] = {}
-        """The step of each configured route that shares it with others, by the route's name."""
         self.routes: tuple[Route, ...] = ()
         self.steps: tuple[Step, ...] = self._configured_steps()
         self.routes = tuple(chain.from_iterable(self.steps))
@@ -122,17 +120,16 @@ class Router:
         """
         steps, known = [], set()
         for name in self._settings.routes:
-            found = []
-            for account in name.accounts:
-                if account.provider in self._providers:
-                    found.append((account.provider, self._resolve_configured_model(account)))
-                elif name.accounts != (name,):
-                    self._step_names[account.key] = name
+            found = [
+                (account.provider, self._resolve_configured_model(account))
+                for account in name.accounts
+                if account.provider in self._providers
+            ]
             new = [route for route in found if route not in known]
             known.update(new)
             step = tuple(self._new_route(*route, configured=True) for route in new)
-            if name.accounts != (name,):
-                self._step_names.update(dict.fromkeys((route.name for route in step), name))
+            for route in step:
+                route.step = _shared_step(name)
             steps.append(step)
         return tuple(step for step in steps if step)
 
@@ -174,6 +171,7 @@ class Router:
         if all(model == route.model for route in steps[0]):
             return steps
         step = tuple(self._route_named(route.provider.name, model) for route in steps[0])
+        self._name_step(step)
         later = (tuple(route for route in other if route not in step) for other in steps[1:])
         return (step, *filter(None, later))
 
@@ -193,6 +191,7 @@ class Router:
             found = [self._route_of_call(account) for account in name.accounts]
             step = tuple(route for route in found if route is not None and route not in seen)
             seen.update(step)
+            self._name_step(step)
             steps.append(step)
         if not seen:
             missing = dict.fromkeys(
@@ -202,6 +201,13 @@ class Router:
             )
             raise InvalidRequestError(f"routes: none can be used; set {' or '.join(missing)}")
         return tuple(filter(None, steps))
+
+    def _name_step(self, step: Step) -> None:
+        """Name the step of routes that are not configured: the step of the latest call."""
+        providers = "+".join(route.provider.name for route in step)
+        for route in step:
+            if route.name in self._dynamic_routes:
+                route.step = f"{providers}:{route.model}" if len(step) > 1 else None
 
     def _route_of_call(self, name: RouteName) -> Route | None:
         """Return the route with a name that a caller gave; None if its provider lacks its key."""
@@ -223,10 +229,8 @@ class Router:
             return self._providers[name]
         known = {*self._providers, *BUILT_IN, *self._settings.providers}
         if name not in known:
-            raise InvalidRequestError(
-                f"routes names the provider {redact(name, limit=_MAX_NAME)}; known providers: "
-                f"{', '.join(sorted(known))}; IMAGE_GEN_PROVIDER_<NAME> declares another one"
-            )
+            unknown = unknown_providers([redact(name, limit=_MAX_NAME)], known)
+            raise InvalidRequestError(f"routes names the provider {unknown}")
         provider = build(name, self._settings)
         if provider is None:
             variable = needed_variable(name, self._settings)
@@ -261,11 +265,7 @@ class Router:
         Configured routes that are off come last, so that the first is still the one asked first.
         """
         now = events.now()
-        rows = [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
-        for row in rows:
-            if (step := self._step_names.get(row["route"])) is not None:
-                row["step"] = step
-        return rows
+        return [*(route.snapshot(now) for route in self.all_routes), *map(self._absent, self._off)]
 
     def configured_snapshot(self) -> list[RouteSnapshot]:
         """Return the rows of ``snapshot`` without routes for models that callers named."""
@@ -281,7 +281,7 @@ class Router:
 
     def _absent(self, route: RouteName) -> RouteSnapshot:
         """Describe a route that is off, with everything that a route in use has."""
-        return {
+        found: RouteSnapshot = {
             "route": route.key,
             "provider": route.provider,
             "model": route.model,
@@ -291,6 +291,10 @@ class Router:
             "usual_latency_s": {},
             "last_fallback": None,
         }
+        step = next(step for step in self._settings.routes if route in step.accounts)
+        if (shared := _shared_step(step)) is not None:
+            found["step"] = shared
+        return found
 
     def _resolve_configured_model(self, route: RouteName) -> str:
         """The model to ask for on a configured route.
@@ -491,6 +495,11 @@ class Router:
         self._warned.move_to_end(message)
         if len(self._warned) > _MAX_WARNINGS:
             self._warned.popitem(last=False)
+
+
+def _shared_step(name: RouteName) -> str | None:
+    """Return the name of a step with several accounts; None if it has one."""
+    return None if name.accounts == (name,) else str(name)
 
 
 def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:

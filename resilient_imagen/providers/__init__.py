@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.settings import Settings
 
-__all__ = ["build", "collect_providers", "needed_variable"]
+__all__ = ["build", "collect_providers", "needed_variable", "unknown_providers"]
 
 _NEEDED: Final[Mapping[str, str]] = {
     "google": "api_key",
@@ -116,13 +116,22 @@ def collect_providers(
     return found
 
 
+def unknown_providers(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Return the end of an error: the unknown names of providers, and those that are allowed."""
+    shown, names = sorted(unknown), sorted(known)
+    meant = [name.lower() for name in shown if name.lower() in names]
+    hint = f" (a name is in lower case here: {', '.join(meant)})" if meant else ""
+    return (
+        f"{', '.join(shown)}{hint}; known providers: {', '.join(names)}; "
+        "IMAGE_GEN_PROVIDER_<NAME> declares another one"
+    )
+
+
 def _check_names(named: set[str], given: set[str], known: set[str], forced_open: set[str]) -> None:
     for variable, names in (("ROUTES", named), ("FORCE_OPEN", forced_open)):
         if unknown := names - known:
             raise ConfigurationError(
-                f"IMAGE_GEN_{variable} names {', '.join(sorted(unknown))}; "
-                f"known providers: {', '.join(sorted(known))}; "
-                "IMAGE_GEN_PROVIDER_<NAME> declares another one"
+                f"IMAGE_GEN_{variable} names {unknown_providers(unknown, known)}"
             )
     if idle := given - named:
         raise ConfigurationError(

@@ -76,6 +76,11 @@ class TokenCache:
         self._token: AccessToken | None = None
         self._fetching = DaemonThreadCall(self._outcome, thread_name)
 
+    @property
+    def kept(self) -> AccessToken | None:
+        """The token of earlier requests; None before the first one and after ``discard``."""
+        return self._token
+
     async def get(self) -> AccessToken:
         """Return a usable token; renew it in the background if it expires soon.
 
@@ -94,7 +99,7 @@ class TokenCache:
         # A new exception for each caller, because a traceback holds its caller's frames.
         raise TokenError(*outcome)
 
-    def discard(self, token: AccessToken) -> None:
+    def discard(self, token: AccessToken | None) -> None:
         """Fetch a new token for the next request, because the server rejected this one."""
         if self._token is token:
             self._token = None

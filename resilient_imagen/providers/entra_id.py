@@ -49,26 +49,65 @@ def entra_tokens(name: str, credential: TokenCredential | None) -> Callable[[], 
             f"{name}: there is no API key, and Entra ID needs azure-identity; set the key, or "
             "install resilient-imagen[azure]"
         )
-    made: list[TokenCredential] = [] if credential is None else [credential]
 
     def fetch() -> AccessToken:
-        if not made:
-            from azure.identity import DefaultAzureCredential
-
-            made.append(
-                DefaultAzureCredential(
-                    connection_timeout=_SECONDS, read_timeout=_SECONDS, retry_total=1
-                )
-            )
-        try:
-            found = made[0].get_token(_SCOPE)
-        except Exception as error:  # noqa: BLE001 - a credential of any library
-            failure = TokenError(*_described(error))
-        else:
-            return AccessToken(found.token, found.expires_on)
-        raise failure
+        found = _from_default_chain() if credential is None else _get(credential)
+        if isinstance(found, TokenError):
+            raise found
+        return found
 
     return fetch
+
+
+def _from_default_chain() -> AccessToken | TokenError:
+    """Return a token of DefaultAzureCredential.
+
+    A new credential is made for each token, about once an hour: a kept one would return a token
+    that Azure has rejected again from its cache.
+    """
+    from azure.identity import DefaultAzureCredential
+
+    with DefaultAzureCredential(
+        connection_timeout=_SECONDS, read_timeout=_SECONDS, retry_total=1
+    ) as chain:
+        members = tuple(map(_Member, chain.credentials))
+        chain.credentials = members
+        found = _get(chain)
+    if isinstance(found, TokenError) and any(member.was_unreachable for member in members):
+        found.reason = Reason.CONNECTION
+    return found
+
+
+class _Member:
+    """A credential of a chain. The chain keeps only the text of its failure."""
+
+    def __init__(self, credential: Any) -> None:
+        self._credential = credential
+        self.was_unreachable = False
+        """Whether no server answered. A credential that is not set up on this machine is not asked
+        for a token, and does not count."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._credential, name)
+
+    def get_token(self, *scopes: str, **options: Any) -> _Token:
+        """Return a token; may block."""
+        try:
+            found: _Token = self._credential.get_token(*scopes, **options)
+        except Exception as error:
+            unavailable = type(error).__name__ == "CredentialUnavailableError"
+            self.was_unreachable = not unavailable and _is_unreachable(error)
+            raise
+        return found
+
+
+def _get(credential: TokenCredential) -> AccessToken | TokenError:
+    """Return a credential's token, or its failure without a context."""
+    try:
+        found = credential.get_token(_SCOPE)
+    except Exception as error:  # noqa: BLE001 - a credential of any library
+        return TokenError(*_described(error))
+    return AccessToken(found.token, found.expires_on)
 
 
 def _is_installed() -> bool:
@@ -79,18 +118,19 @@ def _is_installed() -> bool:
 
 
 def _described(error: Any) -> tuple[Reason, str, str]:
-    """Return reason, message and type name of a credential's failure.
-
-    ServiceRequestError and ServiceResponseError mean that no server answered. A chain of
-    credentials reports them only in its message.
-    """
+    """Return reason, message and type name of a credential's failure."""
     message = getattr(error, "message", "")
-    chain = (error, error.__cause__, error.__context__)
-    unreachable = {"ServiceRequestError", "ServiceResponseError"}
-    if any(base.__name__ in unreachable for cause in chain for base in type(cause).__mro__):
+    if _is_unreachable(error):
         reason = Reason.CONNECTION
     elif getattr(error, "status_code", None) in range(500, 600):
         reason = Reason.SERVER_ERROR
     else:
         reason = Reason.UNAUTHENTICATED
     return reason, message if isinstance(message, str) else "", type(error).__name__
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    """Return whether no server answered: ServiceRequestError and ServiceResponseError."""
+    chain = (error, error.__cause__, error.__context__)
+    names = {"ServiceRequestError", "ServiceResponseError"}
+    return any(base.__name__ in names for cause in chain for base in type(cause).__mro__)

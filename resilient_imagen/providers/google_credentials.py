@@ -72,11 +72,13 @@ class GoogleCredentials:
             return google.auth.default(scopes=_SCOPES, request=request)
         if hasattr(source, "refresh"):
             return source, getattr(source, "project_id", None)
-        with warnings.catch_warnings():
-            # The warning is about files from untrusted sources; this one is the operator's.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            load: Any = google.auth.load_credentials_from_file
-            found: tuple[Any, str | None] = load(source, scopes=_SCOPES, request=request)
+        # The warning is about files from untrusted sources; this one is the operator's. The filter
+        # remains, because catch_warnings would change the filters of all threads for a moment.
+        warnings.filterwarnings(
+            "ignore", "The load_credentials_from_file method", DeprecationWarning
+        )
+        load: Any = google.auth.load_credentials_from_file
+        found: tuple[Any, str | None] = load(source, scopes=_SCOPES, request=request)
         return found
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, NoReturn
 from urllib.parse import urlsplit
 
 import httpx2
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.access_token import AccessToken, TokenCache
     from resilient_imagen.providers.base import ProviderResult, TokenUsage
     from resilient_imagen.providers.classification import ClassifiedError
+    from resilient_imagen.providers.event_stream import EventReader
     from resilient_imagen.providers.http import CapturedExchange
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest
@@ -170,6 +171,9 @@ class SdkProvider(ABC):
     async def generate(self, request: ImageRequest, model: str) -> ProviderResult:
         """Send one request.
 
+        If the server rejects an access token that was kept from an earlier request, the request is
+        sent once more with a new one.
+
         Raises:
             InvalidRequestError: ``vendor_options`` contains a protected field.
             ImageGenerationError: The request failed; its reason is by the vendor's rules.
@@ -178,7 +182,41 @@ class SdkProvider(ABC):
         check_protected_fields(request, self.vendor, self.protected_fields)
         handled = id(sys.exception())
         sdk = await self._session()
+        kept = None if self._tokens is None else self._tokens.kept
         token = await self._token(model)
+        exchange = await self._exchange(sdk, request, model, token, handled)
+        if exchange.rejects_token and token is not None and token is kept:
+            # It may have been revoked before it expired, and then a new one is accepted.
+            renewed = await self._token(model)
+            if renewed is not None and renewed.value != token.value:
+                exchange = await self._exchange(sdk, request, model, renewed, handled)
+        response, body, events, sdk_failure, _ = exchange
+        parse = partial(self._parse, body, request, model) if events is None else events.result
+        result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
+        ignored = tuple(
+            name
+            for name in _OPTIONS
+            if name not in self.supported_options and getattr(request, name) is not None
+        )
+        changes = self._adjustments(request, model)
+        if not ignored and not changes:
+            return result
+        return replace(result, ignored_options=ignored, adjustments=changes)
+
+    async def _exchange(
+        self,
+        sdk: Any,
+        request: ImageRequest,
+        model: str,
+        token: AccessToken | None,
+        handled: int,
+    ) -> _Exchange:
+        """Send the request, and return the response; ``handled`` is for ``clear_frame_locals``.
+
+        Raises:
+            ImageGenerationError: No response arrived.
+            RuntimeError: A local failure.
+        """
         sdk_failure: _SdkFailure | None = None
         with capture_exchange() as sent:
             if token is not None:
@@ -193,19 +231,10 @@ class SdkProvider(ABC):
         response, body, events = sent.take()
         if response is None:
             self._no_answer(sdk_failure, model)
-        if token is not None and self._tokens is not None and response.status_code == _UNAUTHORIZED:
+        rejects_token = token is not None and response.status_code == _UNAUTHORIZED
+        if rejects_token and self._tokens is not None:
             self._tokens.discard(token)
-        parse = partial(self._parse, body, request, model) if events is None else events.result
-        result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
-        ignored = tuple(
-            name
-            for name in _OPTIONS
-            if name not in self.supported_options and getattr(request, name) is not None
-        )
-        changes = self._adjustments(request, model)
-        if not ignored and not changes:
-            return result
-        return replace(result, ignored_options=ignored, adjustments=changes)
+        return _Exchange(response, body, events, sdk_failure, rejects_token)
 
     def _adjustments(self, request: ImageRequest, model: str) -> tuple[str, ...]:
         """Describe options that the vendor supports, but not with the requested value."""
@@ -343,6 +372,17 @@ class SdkProvider(ABC):
         if sdk_failure.harmless is not None:
             raise sdk_failure.harmless from None
         raise RuntimeError(f"{self.name}: {sdk_failure.name} on this side of the connection")
+
+
+class _Exchange(NamedTuple):
+    """A response, and the SDK's failure because of it."""
+
+    response: httpx2.Response
+    body: StreamingJsonBody
+    events: EventReader | None
+    sdk_failure: _SdkFailure | None
+    rejects_token: bool
+    """Whether the server did not accept the access token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,24 @@ def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path
     assert {pace["provider"] for pace in told["paces"]} == {"google", "openai"}
 
 
+def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Path) -> None:
+    """By IMAGE_GEN_ROUTES of the machine that the command runs on, in the table and in the JSON."""
+    share_an_outage(server.url, account="1f")
+    env = {
+        "IMAGE_GEN_REDIS_URL": server.url,
+        "IMAGE_GEN_ROUTES": "google+vertex:pro,openai:flare",
+        "COLUMNS": "170",
+    }
+    shown = run("status", cwd=tmp_path, env=env)
+    assert shown.returncode == 0, shown.stderr
+    assert "google+vertex:pro" in shown.stdout
+    routes = json.loads(run("status", "--json", cwd=tmp_path, env=env).stdout)["routes"]
+    assert {each["route"]: each.get("step") for each in routes} == {
+        "google:pro@1f": "google+vertex:pro",
+        "openai:flare": None,
+    }
+
+
 def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
     """Each namespace is shown by itself, and named; two accounts' routes stand in two rows."""
     url = f"{server.url}?namespace=book-reels"

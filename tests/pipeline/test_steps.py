@@ -430,6 +430,24 @@ def test_the_snapshot_names_the_step_of_its_accounts() -> None:
     run_steps(scene)
 
 
+def test_the_snapshot_names_the_step_of_routes_that_a_call_names() -> None:
+    """Also of a model in place of the configured one; a configured route keeps its own step."""
+
+    async def scene(scenario: StepScenario) -> None:
+        await scenario.ask(routes=f"google+google_b:gemini-nano-banana-2.1,google:{PRO}")
+        await scenario.ask(model="gemini-2.5-flash-image")
+        steps = {row["route"]: row.get("step") for row in scenario.client.snapshot()["routes"]}
+        assert steps[f"google:{PRO}"] == STEP
+        for model in ("gemini-nano-banana-2.1", "gemini-2.5-flash-image"):
+            for provider in ("google", "google_b"):
+                assert steps[f"{provider}:{model}"] == f"google+google_b:{model}"
+        await scenario.ask(routes="google:gemini-nano-banana-2.1")
+        steps = {row["route"]: row.get("step") for row in scenario.client.snapshot()["routes"]}
+        assert steps["google:gemini-nano-banana-2.1"] is None
+
+    run_steps(scene)
+
+
 def test_accounts_come_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each account has its own limits; one without its key is off, and the other serves."""
     for name, value in {

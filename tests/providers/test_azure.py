@@ -189,6 +189,56 @@ def test_azure_identity_fetches_tokens_of_a_managed_identity(
     assert requests[1].headers["authorization"] == f"Bearer {ENTRA_TOKEN}"
 
 
+@pytest.mark.parametrize(
+    ("selected", "reason"),
+    [("ManagedIdentityCredential", "connection"), ("EnvironmentCredential", "unauthenticated")],
+)
+def test_a_chain_of_credentials_that_reaches_no_server_is_a_connection_failure(
+    monkeypatch: pytest.MonkeyPatch, selected: str, reason: str
+) -> None:
+    """Only if a member asked for a token: one that is not set up says nothing about the network."""
+    monkeypatch.setenv("IDENTITY_ENDPOINT", "http://127.0.0.1:9/msi/token")
+    monkeypatch.setenv("IDENTITY_HEADER", "identity-secret")
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", selected)
+    error = failing(GOOD["openai"], credential=None)
+    assert (error.reason, error.account_wide) == (reason, reason == "unauthenticated")
+    assert error.vendor_error == "ClientAuthenticationError"
+    assert error.__context__ is None
+
+
+def test_a_token_that_azure_rejects_is_replaced_by_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real DefaultAzureCredential would return the rejected one again from its cache."""
+    issued: list[str] = []
+    sent: list[str] = []
+
+    def answer(request: Received) -> bytes:
+        if request.path.startswith("/msi/token"):
+            issued.append(f"entra-token-{len(issued)}")
+            expires = str(int(time.time()) + 3600)
+            return http(
+                200, {"access_token": issued[-1], "expires_on": expires, "token_type": "Bearer"}
+            )
+        sent.append(request.headers["authorization"].removeprefix("Bearer "))
+        if sent == ["entra-token-0"] * 3:
+            return http(401, {"error": {"code": "401", "message": "Token was revoked."}})
+        return GOOD["openai"]
+
+    async def main() -> None:
+        async with raw_server(answer) as server:
+            monkeypatch.setenv("IDENTITY_ENDPOINT", f"{server.url}/msi/token")
+            monkeypatch.setenv("IDENTITY_HEADER", "identity-secret")
+            monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+            provider = AzureProvider(endpoint=server.url)
+            for _ in range(3):
+                await provider.generate(ImageRequest(PROMPT), MODEL)
+            await provider.aclose()
+
+    asyncio.run(main())
+    assert sent == ["entra-token-0", "entra-token-0", "entra-token-0", "entra-token-1"]
+
+
 def test_without_azure_identity_the_error_names_key_and_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

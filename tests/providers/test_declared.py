@@ -12,13 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from providers_kit import GOOD, RawServer, Received, http, raw_server
 
-from resilient_imagen import ConfigurationError, ImageClient, ImageResult, Settings
+from resilient_imagen import (
+    ConfigurationError,
+    ImageClient,
+    ImageResult,
+    InvalidRequestError,
+    Settings,
+)
 from resilient_imagen._provider_settings import colliding_variable
 from resilient_imagen._settings_source import field_variables
 from resilient_imagen._settings_types import ProviderArguments
 from resilient_imagen.models import ModelName, deployment_of
 from resilient_imagen.telemetry.events import AttemptStarted, OperatorWarning
-from resilient_imagen.testing import FakeProvider, RecordingSink
+from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 PRO = "gemini-3-pro-image"
 
@@ -186,6 +192,41 @@ def test_an_undeclared_name_in_a_route_is_an_error() -> None:
     """The text lists the known names and the way to declare another one."""
     with pytest.raises(ConfigurationError, match=r"names b; known.*a, azure.*IMAGE_GEN_PROVIDER_"):
         ImageClient(Settings(routes="b:m", providers={"a": {"kind": "google"}}))
+
+
+def test_a_name_in_upper_case_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are in upper case only in variables."""
+    message = r"names Google \(a name is in lower case here: google\); known providers: azure, goo"
+    with pytest.raises(ConfigurationError, match=f"IMAGE_GEN_ROUTES {message}"):
+        ImageClient(Settings(routes=f"Google:{PRO}"))
+
+    async def main() -> None:
+        async with ImageClient(Settings(google_api_key="k", openai_api_key="k")) as client:
+            with pytest.raises(InvalidRequestError) as caught:
+                await client.generate("a lighthouse", routes=f"Google:{PRO}")
+            assert "a name is in lower case here: google" in str(caught.value)
+
+    run_virtual(main())
+
+
+def test_a_variable_that_the_kind_does_not_have_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the kind that has it, and without the value."""
+    monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "Google")
+    monkeypatch.setenv("GOOGLE_B_PROJECT", "planted-project")
+    monkeypatch.setenv("GOOGLE_B_LOCATION", " ")
+    monkeypatch.setenv("GOOGLE_B_API_KEY", "k")
+    (warning,) = Settings().warnings
+    assert warning == (
+        "GOOGLE_B_PROJECT is ignored: IMAGE_GEN_PROVIDER_GOOGLE_B is of kind google, and only kind "
+        "vertex has project"
+    )
+    assert Settings(providers={}).warnings == ()
+    events = RecordingSink()
+    routes = f"google_b:{PRO}"
+    ImageClient(Settings(routes=routes), sinks=[events])
+    assert [event.message for event in events.of(OperatorWarning)] == [warning]
 
 
 _NAMES = st.from_regex("[a-z][a-z0-9_]{0,12}", fullmatch=True)

@@ -8,6 +8,8 @@ import asyncio
 import logging
 import threading
 import traceback
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,29 +178,85 @@ def test_a_token_is_fetched_once_for_concurrent_requests(tmp_path: Path) -> None
     assert "resilient-imagen-vertex" in threads
 
 
-def test_a_rejected_token_is_replaced(tmp_path: Path) -> None:
-    """A 401 is ``unauthenticated`` for the account, and the next request has a new token."""
-    tokens = iter(["first-token-of-two", "second-token-of-two"])
+class RevokingServer:
+    """A server that issues tokens in order, and rejects those in ``revoked``."""
 
-    def answer(request: Received) -> bytes:
+    def __init__(self, *tokens: str, revoked: Iterable[str] = ()) -> None:
+        self.tokens = iter(tokens)
+        self.revoked = set(revoked)
+        self.answers: list[str] = []
+
+    def __call__(self, request: Received) -> bytes:
         if request.path == "/token":
-            return google_token(next(tokens))
-        if "first" in request.headers["authorization"]:
+            self.answers.append("token")
+            return google_token(next(self.tokens))
+        if request.headers["authorization"].removeprefix("Bearer ") in self.revoked:
+            self.answers.append("401")
             body = {"code": 401, "status": "UNAUTHENTICATED", "message": "Token has expired"}
             return http(401, {"error": body})
+        self.answers.append("200")
         return GOOD["google"]
 
+
+def test_a_revoked_token_is_replaced_within_the_request(tmp_path: Path) -> None:
+    """A kept token that the server rejects is renewed once, also for concurrent requests."""
+    server_side = RevokingServer("first-token-of-two", "second-token-of-two")
+
     async def main() -> None:
-        async with raw_server(answer) as server:
+        async with raw_server(server_side) as server:
+            provider = vertex(server.url, tmp_path)
+            await provider.generate(ImageRequest(PROMPT), PRO)
+            server_side.answers.clear()
+            server_side.revoked.add("first-token-of-two")
+            both = (provider.generate(ImageRequest(PROMPT), PRO) for _ in range(2))
+            for result in await asyncio.gather(*both):
+                assert result.images
+            await provider.aclose()
+
+    asyncio.run(main())
+    assert sorted(server_side.answers) == ["200", "200", "401", "401", "token"]
+
+
+def test_a_new_token_that_is_rejected_is_unauthenticated(tmp_path: Path) -> None:
+    """The account is at fault; the request is sent once, and the next request has a new token."""
+    server_side = RevokingServer("first-token", "second-token", revoked=["first-token"])
+
+    async def main() -> None:
+        async with raw_server(server_side) as server:
             provider = vertex(server.url, tmp_path)
             with pytest.raises(ImageGenerationError) as caught:
                 await provider.generate(ImageRequest(PROMPT), PRO)
             assert (caught.value.reason, caught.value.account_wide) == ("unauthenticated", True)
-            await asyncio.sleep(0)
             await provider.generate(ImageRequest(PROMPT), PRO)
             await provider.aclose()
 
     asyncio.run(main())
+    assert server_side.answers == ["token", "401", "token", "200"]
+
+
+def test_a_renewed_token_that_is_rejected_too_is_unauthenticated(tmp_path: Path) -> None:
+    """Neither a second renewal nor a loop follows."""
+    both = "first-token", "second-token"
+    server_side = RevokingServer(*both, "third-token", revoked=both)
+
+    async def main() -> None:
+        async with raw_server(server_side) as server:
+            provider = vertex(server.url, tmp_path)
+            await provider.warm_up()
+            with pytest.raises(ImageGenerationError) as caught:
+                await provider.generate(ImageRequest(PROMPT), PRO)
+            assert caught.value.reason is Reason.UNAUTHENTICATED
+            await provider.aclose()
+
+    asyncio.run(main())
+    assert server_side.answers == ["token", "401", "token", "401"]
+
+
+def test_the_look_up_of_a_file_leaves_the_filters_of_other_threads(tmp_path: Path) -> None:
+    """The filters of warnings are not replaced for a moment: other threads share them."""
+    filters = warnings.filters
+    asyncio.run(one_request(tmp_path))
+    assert warnings.filters is filters
 
 
 def test_a_token_that_expires_soon_serves_while_it_is_renewed(tmp_path: Path) -> None:
