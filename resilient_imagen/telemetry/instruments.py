@@ -67,6 +67,15 @@ class Instruments:
             "Requests sent for one call.",
             explicit_bucket_boundaries_advisory=_ATTEMPTS,
         )
+        self.queue: Histogram = meter.create_histogram(
+            names.QUEUE_DURATION,
+            "s",
+            "Time that one call waited in the queues of its routes.",
+            explicit_bucket_boundaries_advisory=_CALL_S,
+        )
+        self.cost: Counter = meter.create_counter(
+            names.COST, "{USD}", "Known cost of the requests, at the prices of the model table."
+        )
         self.retries: Counter = meter.create_counter(
             names.RETRY_COUNT, "{retry}", "Retries of the same route, by what went wrong."
         )

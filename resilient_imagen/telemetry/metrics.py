@@ -106,6 +106,9 @@ class MetricSink:
         if event.usage is not None:
             self._count_tokens(common, "input", event.usage["input_tokens"])
             self._count_tokens(common, "output", event.usage["output_tokens"])
+            if (cost := event.usage["cost_usd"]) is not None:
+                paid = {names.PROVIDER: event.provider, names.MODEL: model}
+                self._to.cost.add(cost, paid, _OF_NO_SPAN)
         error = attributes.attempt_error(event)
         if error is not None:
             common[names.ERROR_TYPE] = _listed(error)
@@ -179,6 +182,7 @@ class MetricSink:
     def _request_ended(self, event: events.RequestEnded) -> None:
         short = {names.OPERATION: event.operation, names.OUTCOME: event.outcome}
         self._to.attempts.record(event.attempts, short, _OF_NO_SPAN)
+        self._to.queue.record(event.queue_s, short, _OF_NO_SPAN)
         whole: dict[str, str | bool] = {
             **short,
             names.FALLBACK_USED: event.fallback_cause is not None,

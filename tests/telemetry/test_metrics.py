@@ -310,6 +310,22 @@ def test_a_model_that_only_a_caller_named_is_other() -> None:
     run_virtual(main())
 
 
+def test_queue_time_and_cost_are_recorded() -> None:
+    """The second call waits for its place; each request costs what its response states."""
+
+    async def scene(scenario: TelemetryScenario) -> None:
+        await asyncio.gather(scenario.ask(), scenario.ask())
+        points = scenario.telemetry.points
+        labels = {"imagegen.operation": "generate", "imagegen.outcome": "success"}
+        ((found, queue),) = points("imagegen.queue.duration")
+        assert found == labels
+        assert queue == (2, pytest.approx(10))
+        paid = {"imagegen.provider": "google", "imagegen.model": "gemini-3-pro-image"}
+        assert points("imagegen.cost") == [(paid, pytest.approx(2 * 0.134))]
+
+    run_telemetry_scenario(scene, ipm=6)
+
+
 def test_an_open_breaker_of_a_model_that_only_a_caller_named_is_shown() -> None:
     """Caller-named models share one gauge, which has the worst of their states."""
 
