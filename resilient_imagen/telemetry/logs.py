@@ -15,18 +15,19 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import trace
 
-from resilient_imagen.telemetry import names
+from resilient_imagen.reasons import Reason
+from resilient_imagen.telemetry import events, names
 from resilient_imagen.telemetry.log_records import LINES
 from resilient_imagen.telemetry.summaries import summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from resilient_imagen.telemetry import events
     from resilient_imagen.telemetry.spans import SpanSink
 
 __all__ = ["LogSink"]
@@ -36,6 +37,10 @@ _NAME: Final = "imagegen"
 _logger = logging.getLogger(_NAME)
 _silence: Final = logging.NullHandler()
 _logger.addHandler(_silence)
+
+_ABOUT_REJECTIONS: Final = frozenset(
+    {events.ShortCircuited, events.RouteFallback, events.BreakerChanged}
+)
 
 _METHODS: Final[Mapping[int, str]] = {
     logging.DEBUG: "debug",
@@ -53,6 +58,8 @@ class LogSink:
     retry.after and the breaker's state. The request that brought the image is described in the
     record of its call, ``imagegen.request.completed`` (info): a successful call leaves one record.
     An image that came too late for its call has a record, ``imagegen.attempt.completed`` (info).
+    While a circuit is open, only the first call that it rejects leaves a warning; the record about
+    the end of that time has the number of rejected calls.
 
     Args:
         spans: Knows which span an event is about; without it, the current one.
@@ -62,6 +69,8 @@ class LogSink:
 
     def __init__(self, spans: SpanSink | None = None) -> None:
         self._spans = spans
+        self._rejected: Counter[str] = Counter()
+        """Calls that each open breaker has rejected, by its name."""
 
     def handle(self, event: events.Event) -> None:
         """Write a record about the event, if its level is enabled."""
@@ -70,17 +79,34 @@ class LogSink:
         if composed is None:
             return
         level, name, details = composed
+        rejected = self._count_rejected(event) if type(event) in _ABOUT_REJECTIONS else 0
+        if isinstance(event, events.RouteFallback) and rejected > 1:
+            level = min(level, logging.INFO)
         write = _writer(level)
         if write is not None:
             described = {_KEYS[key]: value for key, value in details().items()}
-            write(name, self._common(event) | described)
+            common = self._common(event)
+            if isinstance(event, events.BreakerChanged) and rejected:
+                common["summary"] += f"; it rejected {rejected} call{'s'[: rejected > 1]}"
+                described[_KEYS[names.CIRCUIT_BREAKER_REJECTED]] = rejected
+            write(name, common | described)
+
+    def _count_rejected(self, event: events.Event) -> int:
+        """Return how many calls the breaker of an event has rejected since it opened."""
+        if isinstance(event, events.ShortCircuited):
+            self._rejected[f"{event.provider}:{event.model}"] += 1
+        elif isinstance(event, events.RouteFallback):
+            return self._rejected[event.from_route] if event.cause is Reason.CIRCUIT_OPEN else 0
+        elif isinstance(event, events.BreakerChanged) and not event.transition.shadow:
+            return self._rejected.pop(event.transition.name, 0)
+        return 0
 
     def _common(self, event: events.Event) -> dict[str, Any]:
-        """Return the keys of every record: time, summary, and the ids of the call and its trace."""
+        """Return the keys of every record: summary, time, and the ids of the call and its trace."""
         # Loop time, as seconds since the epoch: events keep their distance in virtual time.
         found: dict[str, Any] = {
-            "time": round(event.at + time.time() - time.monotonic(), 6),
             "summary": summary(event),
+            "time": round(event.at + time.time() - time.monotonic(), 6),
         }
         if event.call_id:
             found["call_id"] = event.call_id

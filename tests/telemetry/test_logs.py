@@ -440,7 +440,7 @@ def test_logging_gets_ordinary_records(records: list[logging.LogRecord]) -> None
     failed = next(record for record in records if record.levelno == logging.WARNING)
     assert failed.name == "imagegen"
     message = failed.getMessage()
-    assert message.startswith("imagegen.attempt.failed time=")
+    assert message.startswith('imagegen.attempt.failed summary="google overloaded (503)')
     assert " route=google:gemini-3-pro-image " in message
     assert " reason=overloaded " in message
     assert failed.__dict__["circuit_breaker.consecutive"] == 1
@@ -582,3 +582,25 @@ def test_nothing_is_printed_when_nothing_is_configured(imports: str) -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_rejections_of_an_open_circuit_are_summarized(lines: Lines) -> None:
+    """One warning for an open period; the line about its end has the number of rejected calls."""
+
+    async def scene(scenario: TelemetryScenario) -> None:
+        scenario.google.fail(Reason.OVERLOADED, status=503, times=3)
+        for _ in range(6):
+            await scenario.ask()
+        await asyncio.sleep(100)
+        await scenario.ask()
+
+    run_telemetry_scenario(scene, **FAST)
+    skipped = [
+        line["level"]
+        for line in lines
+        if line["event"] == "imagegen.fallback" and line["fallback.cause"] == "circuit_open"
+    ]
+    assert skipped == ["warning", "info", "info", "info", "info"]
+    (ended,) = [line for line in lines if line["event"].endswith("half_opened")]
+    assert ended["circuit_breaker.rejected_calls"] == 5
+    assert ended["summary"].endswith("; it rejected 5 calls")

@@ -167,7 +167,9 @@ def test_no_other_route_serves(sentences: Sentences) -> None:
         "google skipped: circuit forced open by an operator",
         "openai skipped: circuit forced open by an operator",
     ]
-    assert sentences.of("circuit_breaker.closed") == ["google: circuit no longer forced open"]
+    assert sentences.of("circuit_breaker.closed") == [
+        "google: circuit no longer forced open; it rejected 1 call"
+    ]
     assert sentences.of("request.failed") == [
         (
             "no image after N s and 0 requests: google gemini-3-pro-image: skipped by the operator;"
