@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "status": "resilient_imagen.cli.status:status",
     "tune": "resilient_imagen.cli.tune:tune",
     "cost": "resilient_imagen.cli.cost:cost",
+    "monitoring": "resilient_imagen.cli.monitoring:monitoring",
 }
 """Name: ``module:function``. A module imports what is heavy inside its function: ``--help`` reads
 the docstrings of all of them."""

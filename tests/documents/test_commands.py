@@ -60,9 +60,14 @@ def to_run(guide: Guide) -> list[str]:
     return [line for line in guide.commands() if not line.startswith(tuple(NOT_RUN))]
 
 
-CLI, TELEMETRY, TUNING, DISTRIBUTED = map(guide_of, ("cli", "telemetry", "tuning", "distributed"))
+CLI, TELEMETRY, TUNING, DISTRIBUTED, MONITORING = map(
+    guide_of, ("cli", "telemetry", "tuning", "distributed", "monitoring")
+)
 COMMAND_LINE = [line for block in CLI.samples("bash") for line in block.splitlines()]
-RUN = [*COMMAND_LINE, *to_run(TELEMETRY), *to_run(TUNING), *to_run(DISTRIBUTED)]
+RUN = [
+    *COMMAND_LINE,
+    *(line for guide in (TELEMETRY, TUNING, DISTRIBUTED, MONITORING) for line in to_run(guide)),
+]
 """Commands that the tests below run."""
 
 
@@ -170,6 +175,14 @@ def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
         # The guide's service is an application's; the demo's is our own.
         told = shell(tune.replace(QUERY, backend.url).replace("book-reels", "resilient-imagen"))
         assert "# fast" in told
+
+
+def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
+    """The command writes both files."""
+    (write,) = to_run(MONITORING)
+    written = shell(write).split()
+    assert [Path(name).name for name in written] == ["alerts.yml", "dashboard.json"]
+    assert all((tmp_path / name).stat().st_size for name in written)
 
 
 @pytest.mark.redis
