@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
@@ -234,6 +235,7 @@ class SettingsArguments(TypedDict, total=False):
     openai_base_url: str | None
     providers: Mapping[str, ProviderArguments]
     routes: str | Iterable[str]
+    models: str | Path | None
     max_concurrent: int
     ipm: float
     openai_ipm: float | None

@@ -44,6 +44,7 @@ _MESSAGES: Final = {
     "missing_argument": "is missing",
     "missing_keyword_only_argument": "is missing",
     "model_type": _OBJECT,
+    "path_type": "must be the path of a file",
     "set_type": _LIST,
     "string_type": "must be a string",
     "string_unicode": "must be a string of valid characters",

@@ -33,7 +33,7 @@ from resilient_imagen.pipeline.progress import ProgressReporter
 from resilient_imagen.pipeline.router import Router
 from resilient_imagen.pipeline.state import CallState, new_id
 from resilient_imagen.providers import collect_providers
-from resilient_imagen.providers.base import endpoint_of, supports
+from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.providers.vendor_options import check_protected_fields, check_vendors
 from resilient_imagen.references.loading import load_references
 from resilient_imagen.references.masks import load_mask
@@ -243,7 +243,7 @@ class ImageClient:
         check_option_names(options, EditOptions)
         mask = options.pop("mask", None)
         steps = self._routing.steps_for(model, options.pop("routes", None))
-        steps = steps if mask is None else _mask_steps(steps)
+        steps = _edit_steps(steps) if mask is None else _mask_steps(_edit_steps(steps))
         others = cast("RequestOptions", options)
         request = ImageRequest(feedback, aspect_ratio, resolution, operation="edit", **others)
         return await self._serve(request, [image], steps, deadline, on_start, on_progress, mask)
@@ -595,6 +595,23 @@ def _checked_deadline(seconds: float | None) -> float:
     return seconds
 
 
+def _edit_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Return the steps without routes whose model takes no images: they would draw another one.
+
+    Raises:
+        InvalidRequestError: No route is left.
+    """
+    able = tuple(tuple(route for route in step if route.takes_references) for step in steps)
+    if not any(able):
+        names = ", ".join(route.name for route in chain.from_iterable(steps))
+        raise InvalidRequestError(
+            f"an edit is possible on none of the routes {names}, which take no images; add "
+            "another one to IMAGE_GEN_ROUTES, or max_references to the model's row in "
+            "IMAGE_GEN_MODELS"
+        )
+    return tuple(filter(None, able))
+
+
 def _mask_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
     """Return the steps for an edit with a mask: those with routes that support masks first.
 
@@ -614,8 +631,7 @@ def _mask_steps(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 def _filtered(steps: tuple[Step, ...], *, supports_mask: bool) -> tuple[Step, ...]:
     """Return the steps without the routes whose support of masks is another."""
     kept = (
-        tuple(route for route in step if supports(route.provider, "mask") is supports_mask)
-        for step in steps
+        tuple(route for route in step if route.supports("mask") is supports_mask) for step in steps
     )
     return tuple(filter(None, kept))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
 
 from resilient_imagen import models
@@ -23,13 +22,10 @@ _MAX_MODELS: Final = 256
 """Models whose average price is kept; bounded because callers choose the names."""
 
 
-@lru_cache(maxsize=256)
 def image_price(model: str, resolution: str) -> float | None:
     """Return the price of one image in US dollars, for a model that charges by image; else None."""
     row = models.find_model(model)
-    if row is None or row.prices is None or row.prices.per_image is None:
-        return None
-    return row.prices.per_image.get(models.google_image_size(model, resolution) or "1K")
+    return None if row is None else models.price_per_image(row, resolution)
 
 
 class BilledCounts(Protocol):

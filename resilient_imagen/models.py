@@ -1,7 +1,11 @@
 """Model table: all facts that depend on a model's name, one row per model.
 
 A model that is not in the table, but whose name shows its vendor, is treated like that vendor's
-newest model. For a model past its ``retired_on`` date, the row has its successor.
+newest model. Any other model is that of a service with OpenAI's API, and gets only the parameters
+that every such service takes. For a model past its ``retired_on`` date, the row has its successor.
+
+``model_file`` reads further rows. They belong to one client, so its routes carry them in the
+model's name.
 """
 
 from __future__ import annotations
@@ -9,11 +13,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 __all__ = [
     "MODELS",
@@ -33,7 +37,9 @@ __all__ = [
     "max_reference_bytes",
     "max_references",
     "openai_size",
+    "price_per_image",
     "successor",
+    "supported_options",
     "typical_latency",
     "vendor_of",
 ]
@@ -42,19 +48,24 @@ __all__ = [
 class ModelName(str):
     """A model's name in the table, and the name by which an endpoint knows it."""
 
-    __slots__ = ("deployment",)
+    __slots__ = ("deployment", "row")
     deployment: str
     """The name to send: of a deployment on Azure, of an alias at a proxy; else the model's."""
+    row: ModelInfo | None
+    """The model's row in IMAGE_GEN_MODELS; None if it has none there."""
 
-    def __new__(cls, model: str, deployment: str | None = None) -> Self:
+    def __new__(
+        cls, model: str, deployment: str | None = None, row: ModelInfo | None = None
+    ) -> Self:
         """Make a name that compares as ``model`` and is sent as ``deployment``."""
         name = super().__new__(cls, model)
         name.deployment = model if deployment is None else deployment
+        name.row = row
         return name
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        """Keep the deployment in copies."""
-        return type(self), (str(self), self.deployment)
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str, ModelInfo | None]]:
+        """Keep deployment and row in copies."""
+        return type(self), (str(self), self.deployment, self.row)
 
 
 def deployment_of(model: str) -> str:
@@ -84,8 +95,9 @@ class TypicalLatency:
     """Typical time from request to image, for one model at one resolution."""
 
     seconds: float
-    basis: Literal["vendor", "second-hand", "estimate"]
-    """Whether the vendor published it, somebody else measured it, or it is a guess."""
+    basis: Literal["vendor", "second-hand", "estimate", "operator"]
+    """Whether the vendor published it, somebody else measured it, it is a guess, or it is from
+    IMAGE_GEN_MODELS."""
     source: str
     """Who published or measured it, or the figure that the guess is based on."""
 
@@ -109,10 +121,17 @@ class ModelInfo:
     resolutions: tuple[str, ...] = ()
     """Google: the supported values of imageSize. If empty, the field must not be sent, because the
     vendor answers with a 500."""
-    sizes: tuple[tuple[int, int], ...] = ()
-    """OpenAI: the supported sizes in pixels. If empty, any size within the limits below."""
+    sizes: tuple[tuple[int, int], ...] | None = ()
+    """OpenAI: the supported sizes in pixels. If empty, any size within the limits below. None if
+    size must not be sent."""
     qualities: tuple[str, ...] = ()
-    """OpenAI: the supported values of quality."""
+    """OpenAI: the supported values of quality. If empty, quality must not be sent."""
+    options: frozenset[str] | None = None
+    """The options of a request that the model supports, beside quality; None for all that its
+    provider supports."""
+    response_format: str | None = None
+    """OpenAI: the value of response_format that makes the service return the image itself, and not
+    its address; None if the field must not be sent."""
     prices: Prices | None = None
     typical_seconds: Mapping[str, TypicalLatency] | None = None
     """Typical seconds from request to image, by resolution, with their source; OpenAI: at quality
@@ -295,6 +314,11 @@ _NEWEST: Final[Mapping[str, ModelInfo]] = {
     "google": MODELS["gemini-nano-banana-2.1"],
     "openai": MODELS["gpt-image-2.6-flare"],
 }
+_COMPATIBLE: Final = ModelInfo(
+    "", vendor="openai", max_references=0, sizes=None, options=frozenset()
+)
+"""A model of another vendor with OpenAI's API. Such services refuse parameters of GPT Image, and
+few of them take references."""
 VENDORS: Final = frozenset(_NEWEST)
 """Vendors with models in the table."""
 _LEAST_REFERENCE_BYTES: Final = min(
@@ -311,8 +335,9 @@ _FAMILIES: Final = (
 
 
 def find_model(name: str) -> ModelInfo | None:
-    """Return the row of a model; None if the table has none."""
-    return MODELS.get(name)
+    """Return the row of a model, its own before that of the table; None if there is none."""
+    own = name.row if isinstance(name, ModelName) else None
+    return MODELS.get(name) if own is None else own
 
 
 def vendor_of(name: str) -> str | None:
@@ -337,7 +362,7 @@ def successor(name: str, today: date) -> str | None:
 
 
 def get_model(vendor: str, name: str) -> ModelInfo | None:
-    """Return the row of a vendor's model, else the row of the vendor's newest model.
+    """Return the row of a vendor's model, else a row that suits its name.
 
     Return None for a vendor that is not in the table.
     """
@@ -373,23 +398,35 @@ def google_image_size(model: str, resolution: str) -> str | None:
 
     For a model without the requested resolution, it is the model's largest.
     """
-    known = _row(model, "google").resolutions
+    return _image_size(_row(model, "google"), resolution)
+
+
+def _image_size(row: ModelInfo, resolution: str) -> str | None:
+    known = row.resolutions
     if not known:
         return None
     return resolution if resolution in known else known[-1]
 
 
-@lru_cache(maxsize=256)
 def downgraded_resolution(vendor: str, model: str, resolution: str) -> str | None:
     """Return the lower resolution that a model delivers instead of the requested one, else None."""
     row = get_model(vendor, model)
-    if row is None:
-        return None
-    if row.vendor == "google":
-        best = google_image_size(model, resolution) or "1K"
-    else:
-        best = "1K" if row.sizes else resolution
+    best = resolution if row is None else _best_resolution(row, resolution)
     return None if best == resolution else best
+
+
+def _best_resolution(row: ModelInfo, resolution: str) -> str:
+    """Return the resolution that a model delivers if ``resolution`` is requested."""
+    if row.vendor == "google":
+        return _image_size(row, resolution) or "1K"
+    return resolution if row.sizes == () else "1K"
+
+
+def price_per_image(row: ModelInfo, resolution: str) -> float | None:
+    """Return the dollars for one image; None if the model does not charge by image."""
+    if row.prices is None or row.prices.per_image is None:
+        return None
+    return row.prices.per_image.get(_best_resolution(row, resolution))
 
 
 def find_latency(vendor: str, model: str, resolution: str) -> TypicalLatency | None:
@@ -400,7 +437,6 @@ def find_latency(vendor: str, model: str, resolution: str) -> TypicalLatency | N
     return row.typical_seconds.get(downgraded_resolution(vendor, model, resolution) or resolution)
 
 
-@lru_cache(maxsize=256)
 def typical_latency(vendor: str, model: str, resolution: str) -> float | None:
     """Return the typical seconds for an image by the table; None if unknown."""
     found = find_latency(vendor, model, resolution)
@@ -415,8 +451,8 @@ _MAX_RATIO: Final = 3
 _SIDES: Final = {"1K": 1024, "2K": 2048, "4K": 4096}
 
 
-def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, int]:
-    """Return the width and height in pixels to request.
+def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, int] | None:
+    """Return the width and height in pixels to request; None if the field must not be sent.
 
     For models that accept any size: exactly the requested ratio, in the size nearest to the
     resolution's area within their limits; ratios beyond 3:1 become 3:1. For other models: the
@@ -424,6 +460,8 @@ def openai_size(model: str, aspect_ratio: str, resolution: str) -> tuple[int, in
     """
     width, height = _numbers(aspect_ratio)
     sizes = _row(model, "openai").sizes
+    if sizes is None:
+        return None
     if sizes:
         wanted = _log_ratio(width, height)
         return min(sizes, key=lambda size: abs(_log_ratio(*size) - wanted))
@@ -443,15 +481,32 @@ def _free_size(width: int, height: int, area: int) -> tuple[int, int]:
     return unit[0] * times, unit[1] * times
 
 
-def clamp_quality(model: str, quality: str) -> str:
-    """Return the quality to send: the requested one if the model supports it, else ``high``."""
-    return quality if quality in _row(model, "openai").qualities else "high"
+def clamp_quality(model: str, quality: str) -> str | None:
+    """Return the quality to send; None if the field must not be sent.
+
+    It is the requested one if the model supports it, else ``high``, or the model's last.
+    """
+    known = _row(model, "openai").qualities
+    if not known or quality in known:
+        return quality if known else None
+    return "high" if "high" in known else known[-1]
+
+
+def supported_options(vendor: str, model: str, options: Collection[str]) -> frozenset[str]:
+    """Return those of a provider's options that the model supports, too."""
+    row = get_model(vendor, model)
+    if row is None or row.options is None:
+        return frozenset(options)
+    own = row.options | {"quality"} if row.qualities else row.options
+    return own.intersection(options)
 
 
 def _row(model: str, vendor: str) -> ModelInfo:
-    """Return the model's row, else the row of the vendor's newest model."""
+    """Return the model's row, else the row that a model of such a name is treated by."""
     row = find_model(model)
-    return row if row is not None and row.vendor == vendor else _NEWEST[vendor]
+    if row is not None and row.vendor == vendor:
+        return row
+    return _COMPATIBLE if vendor == "openai" and vendor_of(model) != vendor else _NEWEST[vendor]
 
 
 def _numbers(aspect_ratio: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ Each field has its variable, default and unit; the README's table is generated f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, Unpack
 
 from pydantic import (
@@ -28,6 +29,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from resilient_imagen._model_file import read_model_file
 from resilient_imagen._provider_settings import (
     BUILT_IN,
     ProviderSettings,
@@ -68,6 +70,7 @@ from resilient_imagen._settings_types import (
 )
 from resilient_imagen._validation import explain
 from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.models import ModelInfo  # noqa: TC001 - typing.get_type_hints needs it
 from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.tracebacks import hide_frame_locals
 
@@ -135,6 +138,12 @@ class Settings(BaseSettings):
         "provider:deployment=model where the endpoint knows the model by another name. "
         "google+google_b:model is one step with two accounts: each call goes to the account that "
         "can send soonest, and the other one is tried before the next step.",
+    )
+    models: Annotated[Path | None, BeforeValidator(blank_to_none)] = Field(
+        None,
+        validation_alias=_variable("IMAGE_GEN_MODELS"),
+        description="A TOML file with further rows of the model table: limits, sizes, qualities, "
+        "prices and typical seconds of models that this version does not know.",
     )
     max_concurrent: int = Field(
         4,
@@ -362,6 +371,7 @@ class Settings(BaseSettings):
         description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
     )
 
+    _model_rows: Mapping[str, ModelInfo] = PrivateAttr(default_factory=dict)
     _unknown: tuple[str, ...] = PrivateAttr(())
     _ignored: tuple[str, ...] = PrivateAttr(())
 
@@ -385,6 +395,11 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(describe_errors(error, Settings)) from None
+        if self.models is not None:
+            try:
+                self._model_rows = read_model_file(self.models)
+            except ValueError as error:
+                raise ConfigurationError(f"IMAGE_GEN_MODELS: {error}") from None
         self._unknown = unknown_variables(Settings)
         if "providers" not in values:
             self._ignored = ignored_provider_variables()
@@ -482,6 +497,11 @@ class Settings(BaseSettings):
     def accounts(self) -> tuple[RouteName, ...]:
         """Every account's route, in order: ``routes`` without grouping by steps."""
         return tuple(account for step in self.routes for account in step.accounts)
+
+    @property
+    def model_rows(self) -> Mapping[str, ModelInfo]:
+        """The rows of ``models``, the file, by the model's name."""
+        return self._model_rows
 
     def falls_back_on(self, reason: Reason) -> bool:
         """Return whether a call continues on the next route after a failure with ``reason``."""

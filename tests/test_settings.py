@@ -163,6 +163,7 @@ MADE_OF_MORE = {
     "google_api_key": str, "openai_api_key": str, "redis_url": str,
     "routes": str, "force_open": str, "fallback_on": str, "prompt_hints": str, "shadow": str,
     "providers": str,
+    "models": str,
 }  # fmt: skip
 """Fields whose keyword also takes text: a secret, or a comma list."""
 

@@ -49,7 +49,7 @@ def usage_message(error: Exception) -> str:
 
 
 def check_model(model: str | None, settings: Settings) -> None:
-    """Refuse a model that is in neither the model table nor IMAGE_GEN_ROUTES.
+    """Refuse a model that is in neither the model table, IMAGE_GEN_MODELS nor IMAGE_GEN_ROUTES.
 
     The library passes an unknown name on, since vendors bring out new models. On the command line
     it is more likely a typing error, and the request would be answered by the fallback.
@@ -60,9 +60,11 @@ def check_model(model: str | None, settings: Settings) -> None:
     from resilient_imagen.models import MODELS, find_model
 
     name = (model or "").strip()
-    if model is None or find_model(name) or name in {route.model for route in settings.routes}:
+    known = {*(route.model for route in settings.routes), *settings.model_rows}
+    if model is None or find_model(name) or name in known:
         return
-    living = [row for row in MODELS.values() if row.successor is None]
+    rows = [*MODELS.values(), *settings.model_rows.values()]
+    living = [row for row in rows if row.successor is None]
     first = [row.name for row in living if row.vendor == settings.routes[0].provider]
     hint = suggestion(name, [row.name for row in living]) or f"use one of {', '.join(first)}."
     raise CommandError(

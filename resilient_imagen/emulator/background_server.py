@@ -54,6 +54,11 @@ class BackgroundEmulator:
         return self.app.azure
 
     @property
+    def compatible(self) -> Vendor:
+        """A strict vendor with OpenAI's API: its faults and the requests that it received."""
+        return self.app.compatible
+
+    @property
     def tokens(self) -> Vendor:
         """The token server: its faults and the requests that it received."""
         return self.app.tokens
@@ -77,6 +82,11 @@ class BackgroundEmulator:
     def azure_url(self) -> str:
         """The value for AZURE_OPENAI_ENDPOINT."""
         return self._server.azure_url
+
+    @property
+    def compatible_url(self) -> str:
+        """The address of a strict vendor with OpenAI's API, for <NAME>_BASE_URL."""
+        return self._server.compatible_url
 
     @property
     def token_url(self) -> str:

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.emulator.azure import Azure
+from resilient_imagen.emulator.compatible import Compatible
 from resilient_imagen.emulator.exchange import Exchange
 from resilient_imagen.emulator.faults import Latency
 from resilient_imagen.emulator.gemini import Gemini
@@ -35,7 +36,8 @@ MAX_BODY: Final = 256 * 1024 * 1024
 class Emulator:
     """Gemini's and OpenAI's image APIs as one application, to serve over sockets or in memory.
 
-    It also speaks the paths of Vertex AI and Azure, and answers as a token server.
+    It also speaks the paths of Vertex AI and Azure, and answers as a token server, and as a strict
+    vendor with OpenAI's API.
 
     Args:
         seed: Seed of all random choices: which requests fail, and the latencies.
@@ -77,6 +79,7 @@ class Emulator:
         self.azure: Vendor = Vendor(
             Azure(azure_deployments), seed=seed, keys=azure_keys, latency=usual
         )
+        self.compatible: Vendor = Vendor(Compatible(), seed=seed, keys=None, latency=usual)
         self.tokens: Vendor = Vendor(
             TokenServer(token_lifetime), seed=seed, keys=None, latency=Latency(0.0)
         )
@@ -91,7 +94,7 @@ class Emulator:
     @property
     def services(self) -> tuple[Vendor, ...]:
         """Everything that is served: the vendors' APIs, both clouds and the token server."""
-        return (*self.vendors, self.vertex, self.azure, self.tokens)
+        return (*self.vendors, self.vertex, self.azure, self.compatible, self.tokens)
 
     @property
     def picture(self) -> PictureMode:

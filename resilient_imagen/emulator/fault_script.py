@@ -122,7 +122,7 @@ class _VendorScript(_Part):
 
 
 class Script(_Part):
-    """A valid script. All parts are optional, for each of google, openai, vertex, azure, tokens::
+    """A valid script. All parts are optional, for each of the services, such as google or azure::
 
         {"seed": 7,
          "google": {"latency": {"median": 20, "p95": 60},
@@ -144,6 +144,7 @@ class Script(_Part):
     openai: _VendorScript = _VendorScript()
     vertex: _VendorScript = _VendorScript()
     azure: _VendorScript = _VendorScript()
+    compatible: _VendorScript = _VendorScript()
     tokens: _VendorScript = _VendorScript()
 
     def apply(self, app: Emulator) -> None:

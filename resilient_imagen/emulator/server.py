@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import h11
 
+from resilient_imagen.emulator.compatible import Compatible
 from resilient_imagen.emulator.http_messages import (
     ConnectionLost,
     HttpRequest,
@@ -88,6 +89,11 @@ class EmulatorServer:
     def azure_url(self) -> str:
         """The value for AZURE_OPENAI_ENDPOINT."""
         return self.url
+
+    @property
+    def compatible_url(self) -> str:
+        """The address of a strict vendor with OpenAI's API, for <NAME>_BASE_URL."""
+        return f"{self.url}{Compatible.prefix}"
 
     @property
     def token_url(self) -> str:

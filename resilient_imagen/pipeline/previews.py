@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.providers.base import supports
-
 if TYPE_CHECKING:
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.request import ImageRequest, PartialImage
@@ -35,7 +33,7 @@ class PreviewWatch:
 
     def is_silent(self) -> bool:
         """Return whether the provider streams and sent nothing for ``SILENT_AFTER`` seconds."""
-        if not supports(self._state.route.provider, "partial_images"):
+        if not self._state.route.supports("partial_images"):
             return False
         heard_at = self._call.loop.time() if self._responded_at is None else self._responded_at
         return heard_at - self._sent_at >= SILENT_AFTER

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from resilient_imagen import models
 from resilient_imagen.circuitbreaker import BreakerState
 from resilient_imagen.cost import cost_usd
-from resilient_imagen.providers.base import endpoint_of
+from resilient_imagen.providers.base import endpoint_of, supports
 from resilient_imagen.result import DroppedReference
 
 if TYPE_CHECKING:
@@ -166,6 +166,18 @@ class Route:
             found["step"] = self.step
         return found
 
+    def supports(self, option: str) -> bool:
+        """Return whether provider and model support an option of the request."""
+        if not supports(self.provider, option):
+            return False
+        return option in models.supported_options(self.vendor, self.model, (option,))
+
+    @property
+    def takes_references(self) -> bool:
+        """Return whether requests may contain images, as edits do."""
+        row = models.get_model(self.vendor, self.model)
+        return row is None or row.max_references > 0
+
     async def warm_up(self) -> None:
         """Let the provider build what it needs; not every provider has something to build."""
         warm_up = getattr(self.provider, "warm_up", None)
@@ -198,7 +210,8 @@ class Route:
         if info is not None and len(references) > info.max_references:
             dropped = tuple(
                 DroppedReference(
-                    index=reference.index, why=f"{self.name} takes {info.max_references} references"
+                    index=reference.index,
+                    why=f"{self.name} takes {info.max_references or 'no'} references",
                 )
                 for reference in references[info.max_references :]
             )

@@ -149,11 +149,12 @@ class Router:
         steps = self.steps if routes is None else self._steps_named(routes)
         if model is None:
             return steps
-        model = model.strip() if isinstance(model, str) else ""
-        if len(model) > _MAX_NAME or not _NAME.fullmatch(model):
+        given = model.strip() if isinstance(model, str) else ""
+        if len(given) > _MAX_NAME or not _NAME.fullmatch(given):
             raise InvalidRequestError(
                 f"model must be a model's name of at most {_MAX_NAME} characters, or None"
             )
+        model = self._named(given)
         for first in filter(self._has_own_models_only, steps[0]):
             model = self._resolve_retired_model(model)
             vendor = models.vendor_of(model)
@@ -309,10 +310,15 @@ class Router:
             )
         return model
 
+    def _named(self, model: str) -> models.ModelName:
+        """Return a model's name with its row of IMAGE_GEN_MODELS, if it has one there."""
+        row = self._settings.model_rows.get(model)
+        return models.ModelName(model, models.deployment_of(model), row)
+
     def _resolve_model(self, route: RouteName) -> tuple[str, str | None]:
         """Return the model to ask for, and its vendor if the provider is sure not to have it."""
         endpoint = endpoint_of(self._providers[route.provider])
-        model: str = route.model
+        model = self._named(route.model)
         if endpoint.vendor not in models.VENDORS:
             return model, None
         if models.deployment_of(model) == model:  # else the name says nothing about the server's
@@ -371,13 +377,13 @@ class Router:
                 f"IMAGE_GEN_BREAKER_SLOW_CALL to less than {share:g}",
             )
 
-    def _resolve_retired_model(self, model: str) -> str:
+    def _resolve_retired_model(self, model: models.ModelName) -> models.ModelName:
         """The model that serves for a retired name, with one warning."""
         successor = models.successor(model, datetime.now(UTC).date())
         if successor is None:
             return model
         self._warn("retired_model", f"model {model} was retired; using {successor}")
-        return successor
+        return self._named(successor)
 
     def _route_named(self, provider: str, model: str) -> Route:
         name = f"{provider}:{model}"

@@ -19,7 +19,6 @@ from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.on_start import OnStartHook
 from resilient_imagen.pipeline.outcome import AttemptSuccess
 from resilient_imagen.pipeline.state import CallState
-from resilient_imagen.providers.base import supports
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import MAX_SEED
 
@@ -67,7 +66,7 @@ class SeveralImages:
             return first
         others: list[AttemptSuccess] = []
         reasons: set[Reason] = set()
-        if not supports(first.route.provider, "n"):  # else the vendor chose to deliver fewer
+        if not first.route.supports("n"):  # else the vendor chose to deliver fewer
             for outcome in await self._request(call, first, missing, timer):
                 if isinstance(outcome, AttemptSuccess):
                     others.append(outcome)

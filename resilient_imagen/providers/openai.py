@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
-from resilient_imagen.models import clamp_quality, deployment_of, openai_size
+from resilient_imagen.errors import provider_failure
+from resilient_imagen.images.image_errors import UnusableImageError
+from resilient_imagen.models import clamp_quality, deployment_of, get_model, openai_size
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.providers.openai_errors import failure_of
-from resilient_imagen.providers.openai_response import read_answer
+from resilient_imagen.providers.openai_response import LinkedImagesError, read_answer
 from resilient_imagen.providers.openai_stream import ImageStream
 from resilient_imagen.providers.sdk import SdkProvider, missing_dependency
+from resilient_imagen.reasons import Reason
 from resilient_imagen.tracebacks import hide_frame_locals
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import httpx2
 
-    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.error_body import VendorError
     from resilient_imagen.providers.http import CapturedExchange, CapturingClient
+    from resilient_imagen.providers.sdk import SdkFailure
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest, Reference
 
@@ -127,22 +134,8 @@ class OpenAIProvider(SdkProvider):
     async def _send(
         self, sdk: Any, request: ImageRequest, model: str, sent: CapturedExchange
     ) -> None:
-        width, height = openai_size(model, request.aspect_ratio, request.resolution)
-        options: dict[str, Any] = {
-            "model": deployment_of(model),
-            "prompt": request.prompt,
-            "n": request.n or 1,
-            "size": f"{width}x{height}",
-            "quality": clamp_quality(model, request.quality or self._quality),
-        }
-        for name in ("background", "output_format", "output_compression"):
-            if (value := getattr(request, name)) is not None:
-                options[name] = value
-        if extra := request.vendor_fields(self.vendor):
-            options["extra_body"] = extra
-        if request.mask is not None:
-            options["mask"] = ("mask.png", request.mask.data, "image/png")
-        if request.partial_images:
+        options = self._parameters(request, model)
+        if request.partial_images and "partial_images" in self._options_of(model):
             sent.events = ImageStream(request, model)
             options.update(stream=True, partial_images=request.partial_images)
         # The SDK sends files piece by piece and does not copy them. The stream that it returns is
@@ -153,14 +146,88 @@ class OpenAIProvider(SdkProvider):
         else:
             await sdk.images.generate(**options)
 
+    def _parameters(self, request: ImageRequest, model: str) -> dict[str, Any]:
+        """Return the parameters of both endpoints that the model has."""
+        supported = self._options_of(model)
+        options: dict[str, Any] = {"model": deployment_of(model), "prompt": request.prompt}
+        if "n" in supported:
+            options["n"] = request.n or 1
+        if (size := openai_size(model, request.aspect_ratio, request.resolution)) is not None:
+            options["size"] = f"{size[0]}x{size[1]}"
+        quality = clamp_quality(model, request.quality or self._quality)
+        if quality is not None:
+            options["quality"] = quality
+        for name in ("background", "output_format", "output_compression"):
+            if (value := getattr(request, name)) is not None and name in supported:
+                options[name] = value
+        row = get_model(self.vendor, model)
+        if row is not None and row.response_format is not None:
+            options["response_format"] = row.response_format
+        if extra := request.vendor_fields(self.vendor):
+            options["extra_body"] = extra
+        if request.mask is not None and "mask" in supported:
+            options["mask"] = ("mask.png", request.mask.data, "image/png")
+        return options
+
     def _adjustments(self, request: ImageRequest, model: str) -> tuple[str, ...]:
         wanted = request.quality
-        if wanted is None or (sent := clamp_quality(model, wanted)) == wanted:
+        sent = None if wanted is None else clamp_quality(model, wanted)
+        if sent is None or sent == wanted:
             return ()
         return (f"{model} does not support quality {wanted}; {sent} was used",)
 
     def _parse(self, body: StreamingJsonBody, request: ImageRequest, model: str) -> ProviderResult:
-        return read_answer(body, model, request.n or 1)
+        row = get_model(self.vendor, model)
+        other_vendor = row is not None and row.options is not None
+        return read_answer(body, model, request.n or 1, allow_links=other_vendor)
+
+    async def _answer(
+        self,
+        response: httpx2.Response,
+        size: int,
+        parse: Callable[[], ProviderResult],
+        request: ImageRequest,
+        model: str,
+        sdk_failure: SdkFailure | None,
+    ) -> ProviderResult:
+        try:
+            return await super()._answer(response, size, parse, request, model, sdk_failure)
+        except LinkedImagesError as error:
+            links = error
+        failure = ""
+        try:
+            images = tuple([await self._downloaded(url) for url in links.urls])
+        except UnusableImageError as error:
+            failure = str(error)  # without the address
+        else:
+            usage = replace(links.tokens, billed_images=len(images))
+            return ProviderResult(images, model, usage)
+        raise provider_failure(
+            Reason.CONNECTION,
+            provider=self.name,
+            model=model,
+            status=response.status_code,
+            vendor_message=f"the image at the address in the response {failure}",
+        )
+
+    async def _downloaded(self, url: str) -> ProviderImage:
+        """Load an image that the service returned by its address; without the account's key.
+
+        Only the service's own host may be in a private network, or speak plain http.
+
+        Raises:
+            UnusableImageError: It cannot be loaded.
+        """
+        from resilient_imagen.images.inspect import sniff_mime
+        from resilient_imagen.images.limits import ImageLimits
+        from resilient_imagen.references.fetch import Fetcher
+
+        own = urlsplit(url).netloc == urlsplit(self.base_url).netloc
+        data = await Fetcher(ImageLimits(allow_private=own, allow_http=own)).fetch(url)
+        mime_type = sniff_mime(data)
+        if mime_type is None:
+            raise UnusableImageError("is not an image")
+        return ProviderImage(data, mime_type)
 
     def _classify(self, error: VendorError) -> ClassifiedError:
         return failure_of(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
 from resilient_imagen.providers.openai_errors import failure_of
@@ -20,14 +20,32 @@ from resilient_imagen.providers.response_parsing import (
 from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
-__all__ = ["read_answer", "read_tokens"]
+__all__ = ["LinkedImagesError", "read_answer", "read_tokens"]
+
+_LINKS: Final = ("https://", "http://")
 
 
-def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResult:
+class LinkedImagesError(Exception):
+    """The service returned addresses in place of the images.
+
+    Args:
+        urls: The addresses, at least one.
+        tokens: The token counts of the response.
+    """
+
+    def __init__(self, urls: Sequence[str], tokens: TokenUsage) -> None:
+        super().__init__("the images are to be downloaded")
+        self.urls = urls
+        self.tokens = tokens
+
+
+def read_answer(
+    body: StreamingJsonBody, model: str, n: int = 1, *, allow_links: bool = False
+) -> ProviderResult:
     """Return the images in the body of a 200.
 
     Args:
@@ -35,16 +53,21 @@ def read_answer(body: StreamingJsonBody, model: str, n: int = 1) -> ProviderResu
         model: The requested model; responses do not name the model.
         n: Number of images requested. If the body has more, the last ``n`` are returned, because
             relays put drafts first.
+        allow_links: Whether the response may have addresses of images; a data URL it may always
+            have, as it contains the image.
 
     Raises:
+        LinkedImagesError: The response has only addresses, and may have them.
         ResponseError: The body has no image, or only images that cannot be delivered.
     """
     answer = parse_json(body, failure_of)
     tokens = read_tokens(answer)
     with attach_usage(tokens):
         images = get_list(answer, "data")
-        # A relay may return a URL instead; only a data URL contains the image.
         encoded = [get_text(image, "b64_json") or get_text(image, "url") for image in images]
+        links = [each for each in encoded if each.startswith(_LINKS)]
+        if allow_links and links and len(links) == len(images):
+            raise LinkedImagesError(links[-n:], tokens)
         if delivered := [each for each in encoded if each][-n:]:
             return ProviderResult(
                 _decoded(delivered, body),

@@ -21,6 +21,7 @@ from resilient_imagen.cost import cost_usd
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
+from resilient_imagen.models import supported_options
 from resilient_imagen.providers.access_token import TokenError
 from resilient_imagen.providers.base import Endpoint, account_id
 from resilient_imagen.providers.connections import credentials
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.result import Usage
 
-__all__ = ["SdkProvider", "missing_dependency"]
+__all__ = ["SdkFailure", "SdkProvider", "missing_dependency"]
 
 _LARGE: Final = 2**18
 """Bytes of a response's JSON, without decoded base64, from which on it is parsed in a thread."""
@@ -193,10 +194,11 @@ class SdkProvider(ABC):
         response, body, events, sdk_failure, _ = exchange
         parse = partial(self._parse, body, request, model) if events is None else events.result
         result = await self._answer(response, len(body.text), parse, request, model, sdk_failure)
+        supported = self._options_of(model)
         ignored = tuple(
             name
             for name in _OPTIONS
-            if name not in self.supported_options and getattr(request, name) is not None
+            if name not in supported and getattr(request, name) is not None
         )
         changes = self._adjustments(request, model)
         if not ignored and not changes:
@@ -217,7 +219,7 @@ class SdkProvider(ABC):
             ImageGenerationError: No response arrived.
             RuntimeError: A local failure.
         """
-        sdk_failure: _SdkFailure | None = None
+        sdk_failure: SdkFailure | None = None
         with capture_exchange() as sent:
             if token is not None:
                 sent.authorize = partial(self._authorize, token)
@@ -225,7 +227,7 @@ class SdkProvider(ABC):
                 await self._send(sdk, request, model, sent)
             except Exception as error:  # noqa: BLE001 - classified, and raised outside this block
                 clear_frame_locals(error, up_to=handled)
-                sdk_failure = _SdkFailure.of(error, partial(self._redacted, request))
+                sdk_failure = SdkFailure.of(error, partial(self._redacted, request))
         # Errors raised outside the except block have no context. The SDK's exception must not be
         # chained: it holds keys, prompts and whole response bodies.
         response, body, events = sent.take()
@@ -235,6 +237,10 @@ class SdkProvider(ABC):
         if rejects_token and self._tokens is not None:
             self._tokens.discard(token)
         return _Exchange(response, body, events, sdk_failure, rejects_token)
+
+    def _options_of(self, model: str) -> frozenset[str]:
+        """Return the options of ``supported_options`` that the model supports, too."""
+        return supported_options(self.vendor, model, self.supported_options)
 
     def _adjustments(self, request: ImageRequest, model: str) -> tuple[str, ...]:
         """Describe options that the vendor supports, but not with the requested value."""
@@ -316,7 +322,7 @@ class SdkProvider(ABC):
         parse: Callable[[], ProviderResult],
         request: ImageRequest,
         model: str,
-        sdk_failure: _SdkFailure | None,
+        sdk_failure: SdkFailure | None,
     ) -> ProviderResult:
         try:
             if not response.is_success:
@@ -357,7 +363,7 @@ class SdkProvider(ABC):
             "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
         }
 
-    def _no_answer(self, sdk_failure: _SdkFailure | None, model: str) -> NoReturn:
+    def _no_answer(self, sdk_failure: SdkFailure | None, model: str) -> NoReturn:
         if sdk_failure is None:
             raise RuntimeError(f"{self.name}: the SDK sent nothing")
         if sdk_failure.reason is not None:
@@ -380,13 +386,13 @@ class _Exchange(NamedTuple):
     response: httpx2.Response
     body: StreamingJsonBody
     events: EventReader | None
-    sdk_failure: _SdkFailure | None
+    sdk_failure: SdkFailure | None
     rejects_token: bool
     """Whether the server did not accept the access token."""
 
 
 @dataclass(frozen=True, slots=True)
-class _SdkFailure:
+class SdkFailure:
     """The parts of an SDK's exception that are safe to keep."""
 
     name: str
@@ -400,7 +406,7 @@ class _SdkFailure:
     """The exception itself, if its text cannot contain parts of the request."""
 
     @classmethod
-    def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> _SdkFailure:
+    def of(cls, error: Exception, redacted: Callable[[str], str | None]) -> SdkFailure:
         """Extract the safe parts of an exception; ``redacted`` removes secrets from a str."""
         return cls(
             type(error).__name__,

@@ -68,6 +68,7 @@ RETRIES = ((0, 5.0), (1, 5.0), (2, 5.0), (2, 0.0), (5, 60.0), (20, 0.001), (20, 
 
 NO_PART = {
     *("google_api_key", "openai_api_key", "google_base_url", "openai_base_url", "providers"),
+    "models",
     *("openai_quality", "prompt_hints", "strict_references", "max_reference_mb"),
     *("reference_http_urls", "reference_private_urls", "redis_url", "capture_content"),
 }
