@@ -83,6 +83,8 @@ class _Member:
 
     def __init__(self, credential: Any) -> None:
         self._credential = credential
+        self._credential_name = getattr(credential, "_credential_name", type(credential).__name__)
+        """The name in the chain's error."""
         self.was_unreachable = False
         """Whether no server answered. A credential that is not set up on this machine is not asked
         for a token, and does not count."""

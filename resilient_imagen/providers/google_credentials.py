@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.providers.access_token import AccessToken, TokenError
 from resilient_imagen.reasons import Reason
+from resilient_imagen.redaction import KnownSecret
 
 if TYPE_CHECKING:
     import os
@@ -40,6 +41,8 @@ class GoogleCredentials:
         self._source = source
         self._project = project
         self._found: tuple[Any, str | None] | None = None
+        self._secret: KnownSecret | None = None
+        """Keeps the credentials' own project out of every text, too: token servers quote it."""
 
     def fetch(self) -> AccessToken:
         """Return a new token.
@@ -56,6 +59,8 @@ class GoogleCredentials:
             if self._found is None:
                 self._found = self._look_up(request)
             credentials, project = self._found
+            if project:
+                self._secret = KnownSecret(project)
             credentials.refresh(request)
             return _token(credentials, self._project or project)
         except TokenError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 from pipeline_kit import CancelAtStep, now
-from steps_kit import GPT, PRO, STEP, StepScenario, run_steps
+from steps_kit import CHAIN, GPT, PRO, STEP, StepScenario, run_steps
 from telemetry_kit import Telemetry
 
 from resilient_imagen import (
@@ -17,10 +18,12 @@ from resilient_imagen import (
     ContentBlockedError,
     ImageClient,
     ImageGenerationError,
+    ImageResult,
     InvalidRequestError,
     Reason,
     Settings,
 )
+from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.telemetry.events import (
     RequestEnded,
     RetryScheduled,
@@ -446,6 +449,50 @@ def test_the_snapshot_names_the_step_of_routes_that_a_call_names() -> None:
         assert steps["google:gemini-nano-banana-2.1"] is None
 
     run_steps(scene)
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["both serve", "one is rate limited"])
+def test_two_projects_set_up_by_variables_share_the_load(
+    monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    """Ten images per minute are the default of each account, so both have twenty together.
+
+    While one account is rate limited no call fails, and none waits longer than the other account's
+    pace requires.
+    """
+    for name, value in {
+        "IMAGE_GEN_ROUTES": CHAIN,
+        "IMAGE_GEN_PROVIDER_GOOGLE_B": "google",
+        "GOOGLE_GENAI_API_KEY": "AIza-a",
+        "GOOGLE_B_API_KEY": "AIza-b",
+        "OPENAI_API_KEY": "sk-c",
+        "IMAGE_GEN_GOOGLE_IPM": "10",
+        "IMAGE_GEN_GOOGLE_B_IPM": "10",
+        "IMAGE_GEN_MAX_CONCURRENT": "20",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    async def main() -> tuple[list[ImageResult], float]:
+        google, google_b = FakeProvider("google"), FakeProvider("google_b")
+        google_b.endpoint = Endpoint("google")
+        if limited:
+            google.fail(Reason.RATE_LIMITED, status=429, retry_after=500.0)
+        async with ImageClient(providers=[google, google_b]) as client:
+            count = 20 if limited else 40
+            results = await asyncio.gather(*(client.generate("a lighthouse") for _ in range(count)))
+            return results, now()
+
+    results, seconds = run_virtual(main())
+    served = Counter(result.provider for result in results)
+    assert {result.fallback_reason for result in results} == {None}
+    if limited:
+        assert served == {"google_b": 20}
+        assert seconds <= 20 * 6 + 1
+        waits = sorted(result.latency_s for result in results)
+        assert all(wait <= place * 6 + 1.1 for place, wait in enumerate(waits))
+    else:
+        assert served == {"google": 20, "google_b": 20}
+        assert seconds == pytest.approx(19 * 6 + 1, abs=0.1)
 
 
 def test_accounts_come_from_variables(monkeypatch: pytest.MonkeyPatch) -> None:

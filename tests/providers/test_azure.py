@@ -203,6 +203,7 @@ def test_a_chain_of_credentials_that_reaches_no_server_is_a_connection_failure(
     error = failing(GOOD["openai"], credential=None)
     assert (error.reason, error.account_wide) == (reason, reason == "unauthenticated")
     assert error.vendor_error == "ClientAuthenticationError"
+    assert f"Attempted credentials: {selected}: " in " ".join(str(error.vendor_message).split())
     assert error.__context__ is None
 
 

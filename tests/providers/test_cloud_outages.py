@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud_kit import AZURE_KEY, PROJECT, service_account
+from cloud_kit import AZURE_KEY, EMAIL, ENTRA_TOKEN, PROJECT, azure, service_account
 from failure_cases import CASES, failures
+from providers_kit import KEY
 from telemetry_kit import Telemetry
 
 from resilient_imagen import (
@@ -19,9 +20,10 @@ from resilient_imagen import (
     ProviderError,
     Settings,
 )
-from resilient_imagen.emulator import Emulator, EmulatorServer, faults
+from resilient_imagen.emulator import BackgroundEmulator, Emulator, EmulatorServer, faults
 from resilient_imagen.emulator.faults import Fault
 from resilient_imagen.providers.azure import AzureProvider
+from resilient_imagen.providers.sdk import SdkProvider
 from resilient_imagen.providers.vertex import VertexProvider
 
 PRO, FLARE = "gemini-3-pro-image", "gpt-image-2.5-flare"
@@ -223,22 +225,34 @@ def test_two_projects_have_limits_of_their_own(monkeypatch: pytest.MonkeyPatch) 
     assert (azure.limiter.snapshot()["max_concurrent"], azure.timeout) == (4, 99)
 
 
-def _vertex(url: str) -> VertexProvider:
-    return VertexProvider(api_key="AIza-test-key-0123456789abcdef", base_url=url, name="google")
+def _with_keys(vendor: str, url: str) -> SdkProvider:
+    """Return a provider with a key, of express mode for Vertex AI."""
+    if vendor == "google":
+        return VertexProvider(api_key=KEY, base_url=url, name="google")
+    return AzureProvider(endpoint=url, api_key=KEY, name="openai")
 
 
-def _azure(url: str) -> AzureProvider:
-    return AzureProvider(endpoint=url, api_key="AIza-test-key-0123456789abcdef", name="openai")
+@pytest.mark.parametrize("access", ["keys", "tokens"])
+def test_the_failure_catalogue_has_the_same_reasons(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, access: str
+) -> None:
+    """Every reported failure, through the paths of Vertex AI and Azure.
 
+    With tokens, Vertex AI has a project and a service account whose tokens come from a server.
+    """
 
-def test_the_failure_catalogue_has_the_same_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every reported failure, through the paths of Vertex AI and Azure."""
+    with BackgroundEmulator() as emulator:
+        account = service_account(tmp_path, emulator.token_url)
 
-    def cloud(vendor: str, url: str, **_: Any) -> Any:
-        return _vertex(url) if vendor == "google" else _azure(url)
+        def with_tokens(vendor: str, url: str) -> SdkProvider:
+            if vendor == "google":
+                return VertexProvider(credentials=account, base_url=url, name="google")
+            return azure(url, name="openai")
 
-    monkeypatch.setattr("failure_cases.provider_for", cloud)
-    outcomes = asyncio.run(failures())
+        chosen = _with_keys if access == "keys" else with_tokens
+        monkeypatch.setattr("failure_cases.provider_for", chosen)
+        outcomes = asyncio.run(failures())
+        assert bool(emulator.tokens.requests) == (access == "tokens")
     for case in CASES:
         outcome = outcomes[case["id"]]
         if isinstance(outcome, str):
@@ -247,3 +261,5 @@ def test_the_failure_catalogue_has_the_same_reasons(monkeypatch: pytest.MonkeyPa
         assert outcome.reason == case["reason"], case["id"]
         hint = case["retry_after_s"]
         assert outcome.retry_after == (None if hint is None else pytest.approx(hint)), case["id"]
+        shown = f"{outcome} {outcome.vendor_message}"
+        assert not [each for each in (KEY, PROJECT, ENTRA_TOKEN, EMAIL) if each in shown]

@@ -8,26 +8,34 @@ import json
 import logging
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
 import structlog
+from cloud_kit import ENTRA_TOKEN, PROJECT, TOKEN, FixedCredential
+from google.auth.credentials import Credentials
 from opentelemetry.sdk.trace import ReadableSpan
 from paths import DATA
 from providers_kit import MODELS, google_body, openai_body
 from telemetry_kit import Telemetry
 
 from resilient_imagen import ImageClient, ImageGenerationError, ProviderError, Reason, Settings
+from resilient_imagen._settings_types import ProviderArguments
+from resilient_imagen.providers.azure import AzureProvider
 from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.openai import OpenAIProvider
+from resilient_imagen.providers.sdk import SdkProvider
+from resilient_imagen.providers.vertex import VertexProvider
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import run_virtual
 
 CASES = [json.loads(line) for line in (DATA / "failure_cases.jsonl").read_text().splitlines()]
 GOOGLE_KEY, OPENAI_KEY = "AIzaSyPlanted0Qw3rTy4567890zxcvbnm", "gw_planted.9f8e7d6c5b4a32"
+NUMBER = "480912345678"  # a project's
 PROMPT = "Zebrafish quartet rehearsing beneath an obsidian aqueduct, vellichor mood"
 IMAGE = random.Random(7).randbytes(3000)
 IMAGE64 = base64.b64encode(IMAGE).decode()
@@ -35,10 +43,13 @@ NEEDLES = (
     GOOGLE_KEY, "Planted0Qw3r", OPENAI_KEY, "9f8e7d6c5b4a32",
     PROMPT, "Zebrafish", "zebrafish", "obsidian aqueduct", "vellichor",
     IMAGE64[:60], IMAGE64[2000:2040],
+    TOKEN, "planted-access", ENTRA_TOKEN, "entra-token", PROJECT, "planted-project", NUMBER,
 )  # fmt: skip
 ECHO = (
     f" key={GOOGLE_KEY} Incorrect API key provided: {OPENAI_KEY}. Your prompt was: {PROMPT!r}."
     f" Input: data:image/png;base64,{IMAGE64} and again {IMAGE64} for {PROMPT.lower()}"
+    f" Token {TOKEN} or {ENTRA_TOKEN} has no permission on projects/{PROJECT}, projects/{NUMBER}"
+    f" or '//aiplatform.googleapis.com/projects/{PROJECT}/locations/global'"
 )
 
 
@@ -85,21 +96,66 @@ class Vendors:
         return httpx2.Response(case["http_status"], headers=headers, content=content)
 
 
-def client_for(vendors: Vendors, telemetry: Telemetry, *names: str) -> ImageClient:
+class Refreshing(Credentials):
+    """Google Cloud credentials whose token needs no token server."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.project_id = PROJECT
+        self._quota_project_id = NUMBER
+
+    def refresh(self, _request: Any) -> None:
+        self.token = TOKEN
+        self.expiry = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=1)
+
+
+ENDPOINTS = {
+    "vendors": {"google": "google", "openai": "openai"},
+    "clouds": {"google": "vertex", "openai": "azure"},
+    "declared": {"google": "google_b", "openai": "proxy"},
+}
+"""The name of each vendor's provider."""
+
+
+def providers_of(names: Mapping[str, str], transport: httpx2.MockTransport) -> list[SdkProvider]:
+    """Return the provider of each vendor with this name."""
+    if "vertex" in names.values():
+        return [
+            VertexProvider(credentials=Refreshing(), transport=transport),
+            AzureProvider(
+                endpoint="https://r.openai.azure.com",
+                credential=FixedCredential(),
+                transport=transport,
+            ),
+        ]
+    return [
+        GoogleProvider(api_key=GOOGLE_KEY, transport=transport, name=names["google"]),
+        OpenAIProvider(api_key=OPENAI_KEY, transport=transport, name=names["openai"]),
+    ]
+
+
+def client_for(
+    vendors: Vendors, telemetry: Telemetry, *order: str, endpoints: str = "vendors"
+) -> ImageClient:
     """Return a client of both vendors, in this order."""
     transport = httpx2.MockTransport(vendors)
+    names = ENDPOINTS[endpoints]
+    declared: dict[str, ProviderArguments] = {
+        "google_b": {"kind": "google", "api_key": GOOGLE_KEY},
+        "proxy": {"kind": "openai", "api_key": OPENAI_KEY, "base_url": "https://proxy.example/v1"},
+        "vertex": {"project": PROJECT},
+        "azure": {"api_key": OPENAI_KEY, "base_url": "https://r.openai.azure.com"},
+    }
     return ImageClient(
         Settings(
-            routes=",".join(f"{name}:{MODELS[name]}" for name in names),
+            routes=",".join(f"{names[vendor]}:{MODELS[vendor]}" for vendor in order),
             google_api_key=GOOGLE_KEY,
             openai_api_key=OPENAI_KEY,
+            providers=declared,
             max_retries=1,
             ipm=600_000,
         ),
-        providers=[
-            GoogleProvider(api_key=GOOGLE_KEY, transport=transport),
-            OpenAIProvider(api_key=OPENAI_KEY, transport=transport),
-        ],
+        providers=providers_of(names, transport),
         tracer_provider=telemetry.tracers,
         meter_provider=telemetry.meters,
     )
@@ -113,11 +169,11 @@ async def shown_of(client: ImageClient, **options: Any) -> str:
         return "\n".join([*traceback.format_exception(error), repr(error), repr(vars(error))])
 
 
-async def catalogue(telemetry: Telemetry) -> str:
+async def catalogue(telemetry: Telemetry, endpoints: str) -> str:
     """Run every failure with and without a reference, for each vendor as the primary."""
     vendors, shown = Vendors(), []
     for names in (("google", "openai"), ("openai", "google")):
-        async with client_for(vendors, telemetry, *names) as client:
+        async with client_for(vendors, telemetry, *names, endpoints=endpoints) as client:
             for case in CASES:
                 if case["provider"] != names[0]:
                     continue
@@ -169,11 +225,14 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     structlog.reset_defaults()
 
 
-def test_no_secret_leaves_over_the_whole_catalogue(logged: Callable[[], str]) -> None:
+@pytest.mark.parametrize("endpoints", ENDPOINTS)
+def test_no_secret_leaves_over_the_whole_catalogue(
+    logged: Callable[[], str], endpoints: str
+) -> None:
     """Spans, metrics, logs, error texts and tracebacks of every reported failure are clean."""
     telemetry = Telemetry()
 
-    shown = run_virtual(catalogue(telemetry))
+    shown = run_virtual(catalogue(telemetry, endpoints))
     places = {"errors": shown, "telemetry": exported(telemetry), "logs": logged()}
     assert len(telemetry.roots()) == 2 * len(CASES)
     assert places["logs"].count("imagegen.attempt.failed") >= len(CASES)
