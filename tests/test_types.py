@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from cli_kit import python
 
 REQUIRED = 0.98
 
 
+@pytest.mark.ci
 def test_pyright_knows_the_type_of_public_symbols(tmp_path: Path) -> None:
     """Pyright's score of type completeness stays above 98 %.
 

@@ -14,7 +14,7 @@ from worker_processes import CALLERS, WorkerGroup, note, worker_group
 
 from resilient_imagen.emulator import faults
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ci, pytest.mark.redis, pytest.mark.timeout(300)]
 
 WORKERS = 8
 STALL = 0.05

@@ -16,7 +16,10 @@ from paths import SUPPORT
 
 METER = SUPPORT / "images_meter.py"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what was used")
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for what was used"),
+]
 
 
 def measured(group: str) -> dict[str, dict[str, Any]]:
