@@ -79,6 +79,7 @@ def off(size: tuple[int, int], ratio: str) -> float:
     return abs(size[0] * high / (size[1] * wide) - 1)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("mode", ["crop", "pad"])
 @pytest.mark.parametrize("row", LIVING)
 def test_every_ratio_and_resolution_arrives_within_two_percent(
@@ -93,6 +94,7 @@ def test_every_ratio_and_resolution_arrives_within_two_percent(
         assert off(size, asked[0]) <= 0.0201 + 0.51 / min(size), asked
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("row", LIVING)
 def test_exact_is_exact_to_the_pixel(row: models.ModelInfo) -> None:
     """With `exact`, width and height are integer multiples of the ratio."""

@@ -239,6 +239,7 @@ def test_a_known_secret_does_not_show_itself() -> None:
     assert "9f8e" not in repr(known)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("letters", "message"),
     [

@@ -469,6 +469,7 @@ def test_an_exception_raised_into_the_thread_cancels_its_call(
     threads[1].join(PATIENCE)
 
 
+@pytest.mark.no_cover
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exception_at_any_moment_leaves_nothing_behind(
     images: sync.ImageClient, google: FakeProvider

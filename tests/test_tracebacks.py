@@ -508,6 +508,7 @@ MEMORY: dict[str, tuple[Callable[[httpx2.Request], Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("vendors", [("google", "openai"), ("openai", "google")])
 @pytest.mark.parametrize("kind", MEMORY)
 def test_a_call_that_is_over_keeps_no_memory(kind: str, vendors: tuple[str, ...]) -> None:
@@ -561,6 +562,7 @@ def test_a_call_cancelled_at_any_await_keeps_no_memory() -> None:
     run_virtual(main())
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("vendor", ["google", "openai"])
 @pytest.mark.parametrize("kind", [*FAILURES, "served"])
 def test_a_context_that_is_kept_keeps_no_memory(kind: str, vendor: str) -> None:

@@ -30,6 +30,8 @@ from resilient_imagen.circuitbreaker import (
 )
 from resilient_imagen.reasons import BreakerOutcome
 
+pytestmark = pytest.mark.no_cover
+
 # Times are multiples of a power of two, so that sums are exact and moments coincide.
 TICKS = st.sampled_from([0.0, 0.25, 1.0, 3.5, 8.0, 16.0, 40.0])
 HINTS = st.sampled_from([None, 0.5, 8.0, 33.0, 300.0, 2e6])

@@ -98,6 +98,7 @@ def test_a_page_is_saved_somewhere(capsys: Capsys) -> None:
     sheet.parent.rmdir()
 
 
+@pytest.mark.ci
 def test_traces_can_be_found(tmp_path: Path) -> None:
     """--jaeger exports every call, and links the four that tell the story."""
     with collector() as traces:

@@ -143,6 +143,7 @@ def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
     run_with_fake_redis(scene)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(12))
 def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one place
     """Losses, cut connections and outages at random, and then nothing more goes wrong.

@@ -47,6 +47,8 @@ from resilient_imagen.distributed.scripts import (
     ScriptCall,
 )
 
+pytestmark = pytest.mark.no_cover
+
 KEYS = ("circuit", "leases", "workers", "seen")
 WORKERS = ("a", "b", "c", "d")
 DEADLINE = 61.0

@@ -14,6 +14,8 @@ from redis_kit import binary
 
 from resilient_imagen.testing import run_virtual
 
+pytestmark = pytest.mark.no_cover
+
 FILE = ROOT / "benchmarks" / "redis_ops.py"
 
 

@@ -106,6 +106,7 @@ def shell(tmp_path: Path) -> Shell:
     return run
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(400)  # five processes and a demo, on a machine that may be busy
 def test_the_command_line(tmp_path: Path) -> None:
     """The commands of the block run one after the other, in an empty directory."""
@@ -128,6 +129,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(400)  # a demo, and more processes
 @pytest.mark.usefixtures("imagen_emulator")
 def test_commands_that_send_traces(shell: Shell, tmp_path: Path) -> None:
@@ -151,6 +153,7 @@ def pointing(query: str, otlp: str) -> dict[str, str]:
     return {"OTEL_EXPORTER_OTLP_ENDPOINT": otlp, **demo, **only_traces}
 
 
+@pytest.mark.ci
 @pytest.mark.jaeger
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 @pytest.mark.timeout(400)
@@ -185,6 +188,7 @@ def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
     assert all((tmp_path / name).stat().st_size for name in written)
 
 
+@pytest.mark.ci
 @pytest.mark.redis
 @pytest.mark.usefixtures("imagen_emulator")
 def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
@@ -216,6 +220,7 @@ def a_log(tmp_path: Path) -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.mark.ci
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("a_log")
 def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def load(*items: object) -> LoadedReferences:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_hostile_reference_is_dropped_with_its_reason(case: str) -> None:
     """A hostile reference is dropped without decoding a pixel."""

@@ -34,6 +34,8 @@ from resilient_imagen.telemetry.events import (
 )
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
+pytestmark = pytest.mark.no_cover
+
 RESET = 60.0
 RETRIES = 2
 TIMEOUT = {"google": 60.0, "openai": 180.0}

@@ -27,6 +27,8 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted, Event, RequestEnded
 from resilient_imagen.testing import TINY_PNG, RecordingSink
 
+pytestmark = pytest.mark.no_cover
+
 PRO, FLASH, GPT = "gemini-3-pro-image", "gemini-nano-banana-2.1", "gpt-image-2.5-flare"
 ROUTES = [
     [f"google:{PRO}", f"google:{FLASH}", f"openai:{GPT}"],

@@ -17,6 +17,8 @@ from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import BreakerChanged
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
+pytestmark = pytest.mark.no_cover
+
 RESOLUTIONS: tuple[Resolution, ...] = ("1K", "2K", "4K")
 SPREAD = 0.27
 """Sigma of the logarithm of the latency: the 95th percentile is 1.56 times the median."""

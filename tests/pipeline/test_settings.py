@@ -29,6 +29,8 @@ from resilient_imagen import (
 from resilient_imagen.circuitbreaker import CircuitBreaker
 from resilient_imagen.testing import FakeProvider
 
+pytestmark = pytest.mark.no_cover
+
 ROUTES = (
     "google:gemini-3-pro-image",
     "google:gemini-nano-banana-2.1",

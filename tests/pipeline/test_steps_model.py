@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_kit import now
@@ -26,6 +27,8 @@ from resilient_imagen.telemetry.events import (
     RetryScheduled,
     RouteFallback,
 )
+
+pytestmark = pytest.mark.no_cover
 
 REASONS = [
     Reason.OVERLOADED,

@@ -628,6 +628,7 @@ HEADERS = st.dictionaries(
 )
 
 
+@pytest.mark.no_cover
 @VENDORS
 @settings(max_examples=200)
 @given(status=st.integers(200, 599), body=JSON, headers=HEADERS, prompt=st.text(max_size=40))

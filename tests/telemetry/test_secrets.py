@@ -225,6 +225,7 @@ def logged(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
     structlog.reset_defaults()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("endpoints", ENDPOINTS)
 def test_no_secret_leaves_over_the_whole_catalogue(
     logged: Callable[[], str], endpoints: str

@@ -29,7 +29,7 @@ SWEEPING = import_module("resilient_imagen.tuning.sweep")  # whose name the pack
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved recording."""
     rows: list[Row] = []
-    play(world(bad(0.2, 8), hours=0.7), Settings(), seed=1, sinks=[Recorder(rows.append)])
+    play(world(bad(0.1, 6), hours=0.35), Settings(), seed=1, sinks=[Recorder(rows.append)])
     path = tmp_path_factory.mktemp("log") / "calls.jsonl"
     path.write_text("".join(to_json(row) + "\n" for row in rows))
     return path

@@ -33,8 +33,8 @@ QUIET = (
 def tuned() -> tuple[Sweep, Recording, Settings]:
     """A small sweep over a recording with an outage."""
     settings = Settings(**ROOMY, breaker_reset_timeout=240)
-    recording = record(world(bad(0.5, 15), bad(1.4, 10), hours=2), settings)
-    return sweep(recording, settings, count=14, workers=1), recording, settings
+    recording = record(world(bad(0.2, 10), bad(0.6, 8), hours=0.9), settings)
+    return sweep(recording, settings, count=8, workers=1), recording, settings
 
 
 def test_the_page_needs_no_network(tuned: tuple[Sweep, Recording, Settings]) -> None:

@@ -29,6 +29,8 @@ from resilient_imagen.tuning import Measures, simulate
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.run_metrics import measure
 
+pytestmark = pytest.mark.no_cover
+
 OTHERS: dict[str, dict[str, Any]] = {
     "patient": {"breaker_fail_max": 8, "breaker_reset_timeout": 30, "max_retries": 1},
     "eager": {"breaker_fail_max": 2, "breaker_reset_max": 120, "max_retries": 3},

@@ -467,6 +467,7 @@ def test_a_hostile_line_of_others_is_passed_over(line: str) -> None:
     assert notes == {FOREIGN: 1}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
 @pytest.mark.parametrize("document", [False, True], ids=["one line", "many lines"])
 def test_an_endless_line_is_not_held(
