@@ -153,15 +153,16 @@ SHORTFALLS = [
 ]  # fmt: skip
 
 
+WITHOUT_IMAGE = None, {}, {"role": "model"}, {"parts": None}, {"parts": []}, {"parts": [TEXT]}
+
+
 @pytest.mark.parametrize("finish", [*REFUSALS, *SHORTFALLS])
-@pytest.mark.parametrize(
-    "content", [None, {}, {"role": "model"}, {"parts": None}, {"parts": []}, {"parts": [TEXT]}]
-)
-def test_google_finish_reasons(finish: str, content: Any) -> None:
+def test_google_finish_reasons(finish: str) -> None:
     """Refusals are content_blocked; every other finishReason without an image is no_image."""
-    body = {"candidates": [{"finishReason": finish, "content": content}]}
     expected = Reason.CONTENT_BLOCKED if finish in REFUSALS else Reason.NO_IMAGE
-    assert reason("google", body) is expected
+    for content in WITHOUT_IMAGE:
+        body = {"candidates": [{"finishReason": finish, "content": content}]}
+        assert reason("google", body) is expected, content
 
 
 def test_every_finish_reason_of_the_sdk_was_decided_on() -> None:
