@@ -16,7 +16,10 @@ from cli_kit import environment, python
 
 from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX")
+pytestmark = [
+    pytest.mark.ci,
+    pytest.mark.skipif(sys.platform == "win32", reason="signals and forks of POSIX"),
+]
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ def here(
     ("number", "code", "name"),
     [
         (signal.SIGINT, 130, "Ctrl-C"),
-        (signal.SIGTERM, 143, "SIGTERM"),
-        (signal.SIGHUP, 129, "SIGHUP"),
+        pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.ci),
+        pytest.param(signal.SIGHUP, 129, "SIGHUP", marks=pytest.mark.ci),
     ],
 )
 def test_what_was_sent_is_waited_for(

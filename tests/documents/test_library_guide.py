@@ -124,6 +124,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("imagen_emulator")
 def test_the_fastapi_page(tmp_path: Path) -> None:
     """It serves a scene, rejects bad ones, notices disconnects, shows its health, sends spans."""

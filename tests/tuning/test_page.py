@@ -103,6 +103,7 @@ def test_the_plot_of_trades_names_the_settings(tuned: tuple[Sweep, Recording, Se
     assert all(word in names for word in ("today", "fast", "cheap", "stay"))
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
 def test_a_real_browser_shows_it(tuned: tuple[Sweep, Recording, Settings], tmp_path: Path) -> None:
     """Chromium, cut off from any network, draws every chart and logs no error."""
