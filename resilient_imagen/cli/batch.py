@@ -1,140 +1,216 @@
-"""Many images: a few at a time, each kept as soon as it is there, nothing begun after a stop."""
+"""``generate --from``: request the images of a prompt file, a few at a time, and save each one."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from dataclasses import asdict, dataclass, field
+import signal
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
 from resilient_imagen import ImageGenerationError, Reason
-from resilient_imagen.cli import image_files
-from resilient_imagen.cli.command_errors import system_words
+from resilient_imagen.cli.batch_journal import Journal
+from resilient_imagen.cli.batch_prompts import read_prompts
+from resilient_imagen.cli.batch_summary import print_summary, summarize
+from resilient_imagen.cli.client_session import open_client
+from resilient_imagen.cli.command_errors import FAILED, system_words, warn
 from resilient_imagen.cli.error_hints import advised
-from resilient_imagen.cli.journal import unsaved
-from resilient_imagen.images.inspect import sniff_mime
+from resilient_imagen.cli.terminal import Console, echo_json, one_line
+from resilient_imagen.telemetry.recording_sink import RecordingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from resilient_imagen import ImageClient, ImageResult
-    from resilient_imagen.cli.journal import Entry, Journal
-    from resilient_imagen.cli.prompts import PromptRow
+    from resilient_imagen import ImageClient
+    from resilient_imagen.cli.batch_journal import Entry
+    from resilient_imagen.cli.batch_prompts import PromptRow
+    from resilient_imagen.cli.image_spec import ImageSpec
+    from resilient_imagen.emulator import Emulator
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "run_batch"]
 
+_USUAL: Final = {
+    "strict_references": True,  # an image without its references would be paid for in vain
+    "when_all_open": "wait",  # rows wait for the end of an outage instead of failing in it
+}
 _HOPELESS: Final = frozenset(
-    {
-        Reason.UNAUTHENTICATED,
-        Reason.FORBIDDEN,
-        Reason.MODEL_NOT_FOUND,
-        Reason.QUOTA_EXHAUSTED,
-    }
+    {Reason.UNAUTHENTICATED, Reason.FORBIDDEN, Reason.MODEL_NOT_FOUND, Reason.QUOTA_EXHAUSTED}
 )
-"""What the next row would fail for as well, until somebody acts."""
+"""Reasons for which every further row would fail."""
+_SIGNALS: Final = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 
 
-@dataclass(slots=True)
+async def run_batch(
+    prompts: Path,
+    folder: Path,
+    defaults: ImageSpec,
+    given: Mapping[str, Any],
+    *,
+    emulator: Emulator | None,
+    as_json: bool,
+) -> None:
+    """Request the images that the folder does not have yet, and print a summary.
+
+    Args:
+        prompts: The prompt file.
+        folder: Where images and journal are saved.
+        defaults: Values of keys that a row does not have.
+        given: Settings of the command line.
+        emulator: Used instead of the vendors.
+        as_json: Print the summary as JSON.
+
+    Raises:
+        CommandError: The file is wrong, there is no key, or another run uses the folder.
+        SystemExit: 1 if rows have no image; 128 and the signal's number if one stopped the run.
+    """
+    rows = await asyncio.to_thread(read_prompts, prompts, defaults)  # it reads references, too
+    events = RecordingSink()
+    session = open_client(given, _USUAL, emulator=emulator, sinks=[events], model=defaults.model)
+    async with session as client:
+        with closing(Journal(folder)) as journal:
+            before = {row.id: entry for row in rows if (entry := journal.settled(row))}
+            with _progress(len(rows), len(before)) as report:
+                batch = Batch(journal, report)
+                await batch.run(client, [row for row in rows if row.id not in before])
+        bill = client.snapshot()
+    summary = summarize(rows, [*before.values(), *batch.entries], events.attempts, bill)
+    if as_json:
+        echo_json({**summary, "stopped": batch.stopped})
+    else:
+        print_summary(summary, folder, batch.stopped, charged=emulator is None)
+    if batch.signal is not None:
+        raise SystemExit(128 + signal.Signals[batch.signal])
+    if summary["failed"] or summary["left"]:
+        raise SystemExit(FAILED)
+
+
 class Batch:
-    """What is to be done, and what came of it in this run."""
+    """The rows of one run.
 
-    rows: Sequence[PromptRow]
-    journal: Journal
-    tell: Callable[[PromptRow, Entry], None]
-    """Hears of each row that is settled."""
-    entries: list[Entry] = field(default_factory=list)
-    """Of this run, in the order in which they ended."""
-    stopped: str | None = None
-    """Why rows were left for another run."""
-    _waiting: deque[PromptRow] = field(default_factory=deque)
-    _workers: list[asyncio.Task[None]] = field(default_factory=list)
-    _unsent: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Workers with a row for which no request has been sent yet."""
+    A stop starts no further requests. Those that were sent are paid for, so the run waits for them.
 
-    async def run(self, client: ImageClient, at_once: int) -> None:
-        """Work until nothing is left or stopped."""
-        self._waiting.extend(self.rows)
-        self._workers = [asyncio.create_task(self._work(client)) for _ in self.rows[:at_once]]
-        try:
-            if self._workers:
-                await asyncio.wait(self._workers)
-        finally:
-            for worker in self._workers:
-                worker.cancel()
-            ended = await asyncio.gather(*self._workers, return_exceptions=True)
-        for each in ended:
-            if isinstance(each, Exception):
-                raise each
+    Args:
+        journal: Saves images and failures.
+        report: Called with the entry of each row that ended.
+    """
 
-    def stop(self, why: str, *, at_once: bool = False) -> None:
-        """Begin nothing more. What was sent is paid for, so it is waited for.
+    def __init__(self, journal: Journal, report: Callable[[Entry], None]) -> None:
+        self._journal = journal
+        self._report = report
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unsent: set[asyncio.Task[None] | None] = set()
+        """Tasks of rows for which no request was sent yet."""
+        self._bug: Exception | None = None
+        self.entries: list[Entry] = []
+        """Outcomes in the order in which the rows ended."""
+        self.stopped: str | None = None
+        """Why rows are left for another run."""
+        self.signal: str | None = None
+        """The signal that stopped the run."""
 
-        Args:
-            why: For the summary; the first one counts.
-            at_once: Wait for nothing.
-        """
+    async def run(self, client: ImageClient, rows: Sequence[PromptRow]) -> None:
+        """Request the images of all rows, until all ended or something stops the run."""
+        providers = {route.partition(":")[0] for route in client.breakers}
+        # Enough to keep every provider busy; more would only hold references in memory.
+        slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
+        with self._handled_signals():
+            async with asyncio.TaskGroup() as group:
+                self._tasks = [group.create_task(self._row(client, row, slots)) for row in rows]
+                self._unsent.update(self._tasks)
+        if self._bug is not None:
+            raise self._bug
+
+    def stop(self, why: str, *, drop: bool = False) -> None:
+        """Start nothing more; with ``drop`` also cancel requests that were sent."""
         self.stopped = self.stopped or why
-        self._waiting.clear()
-        for worker in self._workers if at_once else tuple(self._unsent):
-            worker.cancel()
+        for task in self._tasks if drop else tuple(self._unsent):
+            if task is not None:
+                task.cancel()
 
-    async def _work(self, client: ImageClient) -> None:
-        me = asyncio.current_task()
-        assert me is not None  # noqa: S101 - it runs as one
-        while self._waiting:
-            row = self._waiting.popleft()
-            self._unsent.add(me)
+    async def _row(self, client: ImageClient, row: PromptRow, slots: asyncio.Semaphore) -> None:
+        async with slots:
             try:
-                await self._make(client, row, sent=lambda: self._unsent.discard(me))
-            except Exception:
-                self.stop("an internal error")  # no reason to drop what others have under way
-                raise
-            finally:
-                self._unsent.discard(me)
+                entry = await self._outcome(client, row)
+                self.entries.append(entry)
+                self._report(entry)
+            except Exception as error:  # noqa: BLE001 - raised when requests in flight have ended
+                self._bug = self._bug or error
+                self.stop("an internal error")
 
-    async def _make(self, client: ImageClient, row: PromptRow, sent: Callable[[], None]) -> None:
+    async def _outcome(self, client: ImageClient, row: PromptRow) -> Entry:
+        task = asyncio.current_task()
         try:
-            result = await row.order.place(client, on_start=sent)
+            result = await row.spec.place(client, lambda: self._unsent.discard(task))
+            save = partial(self._journal.done, row, result)
         except ImageGenerationError as error:
-            entry = self._kept(row, partial(self.journal.failed, row, _why(error)))
             if error.reason in _HOPELESS:
                 self.stop(advised(str(error), error))
-        else:
-            # On the loop's own thread: nothing can be cancelled between the picture and its line.
-            suffix = image_files.extension(result.mime_type)
-            keep = partial(
-                self.journal.done, row, suffix, result.image_bytes, _how(result), _more(result)
-            )
-            entry = self._kept(row, keep)
-        self.entries.append(entry)
-        self.tell(row, entry)
-
-    def _kept(self, row: PromptRow, keep: Callable[[], Entry]) -> Entry:
-        """The entry; with the disk full, or gone, nothing more is begun."""
+            save = partial(self._journal.failed, row, error)
+        finally:
+            self._unsent.discard(task)
         try:
-            return keep()
+            return save()  # on the event loop's thread, so that nothing can cancel it
         except OSError as error:
-            self.stop(system_words(error))
-            return unsaved(row, system_words(error))
+            why = system_words(error)
+            self.stop(why)
+            failure = {"status": "failed", "reason": "not_saved", "error": why}
+            return {"id": row.id, "line": row.line, **failure}
+
+    @contextmanager
+    def _handled_signals(self) -> Iterator[None]:
+        """Let signals stop the run, except those that the process ignores, as with ``nohup``."""
+        loop, handled = asyncio.get_running_loop(), []
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                with suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(number, self._on_signal, name)
+                    handled.append(number)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, name: str) -> None:
+        again = self.signal is not None
+        if not again:
+            self.signal = name
+            drop = "" if name == "SIGHUP" else f"; {_SIGNALS[name]} again drops it"
+            warn(f"finishing what was sent, as it is paid for{drop}")
+        # A terminal that closes sends SIGHUP more than once.
+        self.stop(_SIGNALS[name], drop=again and name != "SIGHUP")
 
 
-def _why(error: ImageGenerationError) -> Entry:
-    return {
-        "reason": str(error.reason),
-        "error": advised(str(error), error),
-        "attempts": [asdict(attempt) for attempt in error.attempts],
-    }
+@contextmanager
+def _progress(total: int, before: int) -> Iterator[Callable[[Entry], None]]:
+    """Show a bar on a terminal, else a line for each row, on standard error."""
 
+    def line(entry: Entry) -> str:
+        failure = entry.get("error")
+        return f"{entry['id']}: {failure or '{provider}, {latency_s:.1f} s'.format(**entry)}"
 
-def _how(result: ImageResult) -> Entry:
-    pictures = {"image_base64", "images"}
-    return {key: value for key, value in result.to_dict().items() if key not in pictures}
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda entry: warn(line(entry))
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress("images", *columns, console=console) as bar:
+        task = bar.add_task("", total=total, completed=before)
 
+        def show(entry: Entry) -> None:
+            with suppress(OSError):  # images are saved even if the terminal is gone
+                if "error" in entry:
+                    console.print(one_line(line(entry)), style="red")
+                bar.advance(task)
 
-def _more(result: ImageResult) -> list[tuple[str, bytes]]:
-    """Return the further pictures, each with its type's extension."""
-    return [
-        (image_files.extension(sniff_mime(data) or result.mime_type), data)
-        for data in result.more_images
-    ]
+        yield show

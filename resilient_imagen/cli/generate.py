@@ -119,9 +119,10 @@ def generate(
         Path | None,
         typer.Option(
             "--from",
-            help="Make many: a file with a JSON object a line, of prompt and, if you like, id, "
-            "aspect_ratio, resolution and references (a list of paths, addresses or data URLs). "
-            "Run it again to go on after Ctrl-C, SIGTERM or a crash: what is finished is kept.",
+            help="Make many images: a file with a JSON object per line. Its keys are prompt, id, "
+            "aspect_ratio, resolution, references (a list of paths, addresses or data URLs), n, "
+            "output_format, background, quality and seed. Run it again to continue after Ctrl-C, "
+            "SIGTERM or a crash: finished images are kept.",
             exists=True,
             dir_okay=False,
         ),
@@ -164,9 +165,9 @@ def generate(
             raise CommandError("--mask belongs to the one picture of --ref, not to --from")
         if output is None:
             raise CommandError("--from needs -o: the directory for the images")
-        from resilient_imagen.cli.batch_command import run_many
+        from resilient_imagen.cli.batch import run_batch
 
-        many = partial(run_many, prompts, output, order, given, emulator=vendors, as_json=as_json)
+        many = partial(run_batch, prompts, output, order, given, emulator=vendors, as_json=as_json)
         run_traced(many)
         return
     if prompt is None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from resilient_imagen import ImageResult
 
 __all__ = [
-    "KNOWN_EXTENSIONS",
     "TYPICAL",
     "as_named",
     "extension",
@@ -25,8 +24,6 @@ __all__ = [
     "numbered",
 ]
 
-KNOWN_EXTENSIONS: Final[frozenset[str]] = frozenset({".img"}.union(*EXTENSIONS.values()))
-"""Every extension that a picture may be kept under."""
 TYPICAL: Final = (".jpg", ".png", ".webp")
 """Extensions of what vendors deliver."""
 

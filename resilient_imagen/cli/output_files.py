@@ -7,12 +7,8 @@ other file is touched and no symbolic link is followed.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import io
 import os
 import secrets
-import stat
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -25,12 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "check_target",
     "check_writable",
-    "digest_of",
     "is_device",
     "is_output",
     "naming",
     "obstacle",
-    "open_regular",
     "refusing",
     "replacing",
     "write_whole",
@@ -181,38 +175,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def open_regular(path: Path, mode: str = "rb") -> io.FileIO:
-    """Open a file, without buffer, if it is an ordinary one and no symbolic link.
-
-    Raises:
-        OSError: It cannot be opened, or is something else.
-    """
-    if path.is_symlink():  # beside the flag, which not every system has
-        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
-    file = io.FileIO(path, mode, opener=_open_without_waiting)
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise OSError(errno.EINVAL, "is no ordinary file", str(path))
-
-
-def _open_without_waiting(name: str, flags: int) -> int:
-    """Open it as `open` would, but follow no link, and wait for no writer of a pipe."""
-    for wanted in ("O_NOFOLLOW", "O_NONBLOCK"):
-        flags |= getattr(os, wanted, 0)
-    return os.open(name, flags, 0o666)
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

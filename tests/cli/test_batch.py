@@ -1,4 +1,4 @@
-"""``generate --from``: kept at once, gone on with after any interruption, never paid twice."""
+"""``generate --from``: every image is saved at once, and a second run requests only the rest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from batch_kit import COMMAND, QUICK, asked, batch, journal, prepare, scene, scenes, write
@@ -16,11 +17,11 @@ from images_samples import encoded
 from PIL import Image
 
 from resilient_imagen import ImageClient, ImageResult, NoImageError, Settings
-from resilient_imagen.cli.summary import Spent
+from resilient_imagen.cli.batch_summary import summarize
 from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.result import Usage
-from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+from resilient_imagen.testing import TINY_PNG, FakeProvider, RecordingSink, run_virtual
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
@@ -35,8 +36,8 @@ def here(
     prepare(tmp_path, monkeypatch, imagen_emulator)
 
 
-def test_every_row_becomes_a_picture(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """With the ratio, size and references of its row, under its id, and a line in the journal."""
+def test_every_row_becomes_an_image(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """Each row's image has its ratio, size, references and id, and a line in the journal."""
     Path("refs").mkdir()
     Path("refs/fox.png").write_bytes(TINY_PNG)
     write(
@@ -53,7 +54,7 @@ def test_every_row_becomes_a_picture(capsys: Capsys, imagen_emulator: Background
     assert (first.aspect_ratio, first.resolution) == ("16:9", "4K")
     assert (second.aspect_ratio, second.resolution) == ("1:1", "1K")
     assert [len(seen.references) for seen in (first, second, third)] == [0, 1, 0]
-    names = {entry["file"] for entry in journal()}
+    names = {file for entry in journal() for file in entry["files"]}
     assert {name.rpartition("-")[0] for name in names} == {"", "scene-2"}
     assert names > {"first.jpg", "2.jpg"}
     for name in names:
@@ -64,10 +65,10 @@ def test_every_row_becomes_a_picture(capsys: Capsys, imagen_emulator: Background
     assert summary["cost_usd"] == pytest.approx(0.134 * 2 + 0.24)
 
 
-def test_several_pictures_of_a_row_are_kept_together(
+def test_several_images_of_a_row_are_kept_together(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """A second run asks for nothing; a row that lacks one of its pictures is made again."""
+    """A second run requests nothing; a row that lacks one of its images is made again."""
     write([{"prompt": "scene 1", "id": "a"}, {"prompt": "scene 2", "id": "b"}])
     flags = ("--n", "3", "--format", "png")
     assert batch(capsys, *flags).code == 0
@@ -86,10 +87,8 @@ def test_several_pictures_of_a_row_are_kept_together(
     assert json.loads(batch(capsys, *flags, "--seed", "3").out)["made"] == 2
 
 
-def test_the_summary_counts_pictures_and_those_that_are_missing(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row with fewer pictures than requested is done; the summary counts the missing ones."""
+def test_the_summary_counts_missing_images(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with fewer images than requested is done; the summary counts the missing ones."""
     usual = ImageClient.generate
 
     async def one_fewer(*arguments: Any, **options: Any) -> ImageResult:
@@ -103,24 +102,25 @@ def test_the_summary_counts_pictures_and_those_that_are_missing(
     assert summary["providers"]["google"]["images"] == 4
 
     ended = cli(capsys, *COMMAND, "--n", "3", "--seed", "1")
-    assert "missing pictures: 2 (see results.jsonl)" in ended.out
+    assert "missing images: 2 (see results.jsonl)" in ended.out
 
 
 @pytest.mark.parametrize("ids", [("a", "a-3"), ("a-3", "a")])
-def test_no_picture_of_a_row_can_take_the_name_of_another_row(
+def test_no_image_takes_the_name_of_another_rows(
     ids: tuple[str, str], capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """The second row is refused before anything is paid for; with fewer pictures it is fine."""
+    """The second row is refused before anything is sent; with fewer images it is allowed."""
     write([{"prompt": "x", "id": each} for each in ids])
     ended = batch(capsys, "--n", "3")
     assert ended.code == 2
-    assert "of line 1" in ended.err
+    assert "line 2: the image a" in ended.err
+    assert "is also of line 1" in ended.err
     assert batch(capsys, "--n", "2").code == 0
     assert len(imagen_emulator.google.requests) == 4
 
 
-def test_a_second_run_asks_for_nothing(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """What is there stays there, wherever its row now stands and wherever one starts from."""
+def test_a_second_run_requests_nothing(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """Finished rows are kept, also when they are moved within the file."""
     rows = [{"prompt": "scene 1"}, {"prompt": "scene 1"}, {"prompt": "scene 2"}]
     write(rows)
     assert batch(capsys).code == 0
@@ -131,7 +131,7 @@ def test_a_second_run_asks_for_nothing(capsys: Capsys, imagen_emulator: Backgrou
 
 
 def test_what_changed_is_made_again(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """A row that asks for something else, and a picture that somebody deleted."""
+    """A row whose request changed, and one whose image was deleted, are made again."""
     write(scenes(3))
     batch(capsys)
     Path("out/s0.jpg").unlink()
@@ -141,10 +141,10 @@ def test_what_changed_is_made_again(capsys: Capsys, imagen_emulator: BackgroundE
     assert asked(imagen_emulator) == {"scene 0": 2, "scene 1": 1, "scene 2": 2}
 
 
-def test_what_a_reference_holds_is_part_of_what_is_asked(
+def test_a_references_content_is_part_of_the_request(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Another picture under the same name makes another one; the same one elsewhere does not."""
+    """A row is made again if a reference's content changes, not if the file is renamed."""
     Path("fox.png").write_bytes(TINY_PNG)
     write([{"prompt": "scene 0", "id": "s0", "references": ["fox.png"]}])
     batch(capsys)
@@ -158,7 +158,7 @@ def test_what_a_reference_holds_is_part_of_what_is_asked(
 
 
 def test_a_reference_may_be_a_data_url(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """It arrives as it is; one that is no picture fails its row, and its content is not told."""
+    """Its bytes are sent unchanged; one that is not an image fails its row and is never shown."""
     good, bad = (base64.b64encode(data).decode() for data in (TINY_PNG, b"no picture" * 2000))
     rows = [
         {"prompt": f"scene {number}", "references": [f"data:image/png;base64,{content}"]}
@@ -173,10 +173,10 @@ def test_a_reference_may_be_a_data_url(capsys: Capsys, imagen_emulator: Backgrou
     assert bad[:16] not in ended.out + ended.err + Path("out/results.jsonl").read_text()
 
 
-def test_failures_are_told_and_tried_again(
+def test_failures_are_tried_again_but_refusals_are_not(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Unless the request itself was refused: asking the same again would only cost again."""
+    """The next run repeats a failed row, but not one that was blocked, which may cost again."""
     write(scenes(2))
     imagen_emulator.google.fail(faults.blocked(), times=1)
     imagen_emulator.google.set(faults.status(400))
@@ -200,7 +200,7 @@ def test_failures_are_told_and_tried_again(
 def test_a_hopeless_case_stops_the_rest(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """With every key wrong the other rows are left for a run after somebody acted."""
+    """A run stops when every key is refused; after a correction the next run makes all rows."""
     imagen_emulator.google.set(faults.status(401))
     imagen_emulator.openai.set(faults.status(401))
     write(scenes(30))
@@ -216,40 +216,50 @@ def test_a_hopeless_case_stops_the_rest(
     assert {path.stem for path in Path("out").glob("*.jpg")} == {row["id"] for row in scenes(30)}
 
 
-def test_an_outage_is_fallen_back_from(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """All rows are served, and the summary says by whom and why."""
+def test_an_outage_is_served_by_the_fallback(
+    capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """All rows are served, and the summary has the provider and the reason."""
     imagen_emulator.google.set(faults.overload())
     write(scenes(8))
     ended = cli(capsys, *COMMAND)
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert lines[0].split() == ["provider", "images", "median", "s", "longest", "s", "cost"]
-    assert lines[1].split()[:2] == ["openai", "8"]
+    assert [line.split()[:3] for line in lines[1:3]] == [["google", "0", "-"], ["openai", "8", ANY]]
     assert any("by fallback: overloaded" in line for line in lines)
-    assert lines[-1] == "out: 8 made, 0 there before, 0 failed, 0 left"
+    assert lines[-1] == "out: 8 made, 0 made before, 0 failed, 0 left"
     assert len(ended.err.splitlines()) == 8
 
 
-def test_a_run_that_goes_on_tells_the_two_apart(capsys: Capsys) -> None:
-    """Images, seconds and cost are this run's; what was there before has a line of its own."""
+def test_images_of_earlier_runs_are_counted_apart(capsys: Capsys) -> None:
+    """Images, seconds and costs are those of this run; images of earlier runs are counted."""
     write(scenes(2))
     batch(capsys)
     write(scenes(3))
-    ended = cli(capsys, *COMMAND)
-    table, before, closing = ended.out.splitlines()[1:]
+    table, closing = cli(capsys, *COMMAND).out.splitlines()[1:]
     assert table.split()[:2] == ["google", "1"]
-    assert before == "there before, not counted above: 2 by google, which cost $0.2680"
-    assert closing == "out: 1 made, 2 there before, 0 failed, 0 left"
-    assert json.loads(batch(capsys).out)["before"] == {
-        "providers": {"google": 3},
-        "cost_usd": pytest.approx(0.134 * 3),
-    }
+    assert closing == "out: 1 made, 2 made before, 0 failed, 0 left"
 
 
-def test_requests_in_vain_are_paid_for_and_counted(
+def test_a_row_may_have_its_own_options(
+    capsys: Capsys, imagen_emulator: BackgroundEmulator
+) -> None:
+    """Options of a row replace those of the command line."""
+    own = {"output_format": "webp", "n": 2, "seed": 7}
+    write([{"prompt": "scene 1", "id": "a", **own}, {"prompt": "scene 2", "id": "b"}])
+    assert batch(capsys, "--format", "png").code == 0
+    images = {path.name: sniff_mime(path.read_bytes()) for path in Path("out").glob("*.*p*g*")}
+    assert images == {"b.png": "image/png"}
+    assert {path.name for path in Path("out").glob("*.webp")} == {"a.webp", "a-2.webp"}
+    write([{"prompt": "scene 1", "id": "a", **own, "seed": 8}, {"prompt": "scene 2", "id": "b"}])
+    assert json.loads(batch(capsys, "--format", "png").out)["made"] == 1
+
+
+def test_requests_without_an_image_are_counted(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Whoever delivered in the end."""
+    """The cost of a provider includes requests that brought no image."""
     monkeypatch.setenv("IMAGE_GEN_ROUTES", "openai:gpt-image-2.5-flare,google:gemini-3-pro-image")
     imagen_emulator.openai.set(faults.bad_base64())
     write(scenes(1))
@@ -261,18 +271,18 @@ def test_requests_in_vain_are_paid_for_and_counted(
     assert float(openai[4].removeprefix("$")) > 0
 
 
-def test_what_may_be_billed_unseen_is_told(
+def test_requests_that_may_be_billed_are_listed(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """A request that broke off may have made a picture all the same."""
+    """A request whose connection broke may have made an image, so the summary has its price."""
     imagen_emulator.google.fail(faults.reset(), times=1)
     write(scenes(1))
     lines = cli(capsys, *COMMAND).out.splitlines()
-    assert lines[-2] == "1 requests without a picture may be billed as well: $0.1340"
+    assert lines[-2] == "1 requests without an image may be billed as well: $0.1340"
 
 
 def test_only_deliveries_have_times() -> None:
-    """An answer without a picture is paid for, and says nothing of how long pictures take."""
+    """A response without an image counts in the cost, not in the seconds per image."""
     usage = Usage(
         provider="google",
         model="m",
@@ -283,23 +293,25 @@ def test_only_deliveries_have_times() -> None:
     )
     google = FakeProvider("google", latency=7.0)
     google.crash(NoImageError(provider="google", usage=usage), times=1)
-    spent = Spent()
 
-    async def make() -> float:
+    async def run() -> dict[str, Any]:
+        events = RecordingSink()
         settings = Settings(google_api_key="made-up", openai_api_key=None, ipm=6000)
-        async with ImageClient(settings, providers=[google], sinks=[spent]) as client:
-            result = await client.generate("a fox")
-            assert spent.cost_usd["google"] == client.snapshot()["cost_usd"]
-            return 0.5 + (result.usage["cost_usd"] or 0.0)
+        async with ImageClient(settings, providers=[google], sinks=[events]) as client:
+            await client.generate("a fox")
+            return summarize([], [], events.attempts, client.snapshot())
 
-    assert run_virtual(make()) == spent.cost_usd["google"]
-    assert spent.seconds == {"google": [7.0]}
+    summary = run_virtual(run())
+    google_totals = summary["providers"]["google"]
+    assert (google_totals["median_s"], google_totals["max_s"]) == (7.0, 7.0)
+    assert google_totals["cost_usd"] == pytest.approx(summary["cost_usd"])
+    assert summary["cost_usd"] > 0.5
 
 
 def test_failures_are_listed_for_people(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """One by one with line and cause, but no more than a screen of them."""
+    """Failures are listed with line and cause, but at most 20 of them."""
     imagen_emulator.google.set(faults.blocked())
     write(scenes(25))
     ended = cli(capsys, *COMMAND)
@@ -310,8 +322,8 @@ def test_failures_are_listed_for_people(
     assert "and 5 more: see results.jsonl" in ended.out
 
 
-def test_a_killed_run_is_gone_on_with(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
-    """Only what was in flight when the process died is asked for again."""
+def test_a_killed_run_is_continued(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
+    """After a SIGKILL, only requests that were in flight are sent again."""
     write(scenes(12))
     imagen_emulator.google.set_latency(0.3)
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
@@ -331,7 +343,7 @@ def test_a_killed_run_is_gone_on_with(tmp_path: Path, imagen_emulator: Backgroun
 def test_a_terminal_gets_a_bar(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """It counts every row; a failure stands above it as soon as it happens."""
+    """The bar counts every row, and each failure is printed once above it."""
     monkeypatch.setenv("FORCE_COLOR", "1")  # how a terminal is pretended to be
     imagen_emulator.google.fail(faults.blocked())
     write(scenes(3))

@@ -1,4 +1,4 @@
-"""A batch that is asked to stop: what was sent is kept, whoever asks, and the rest is for later."""
+"""Signals during ``generate --from``: sent requests are awaited, the other rows are left."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> Iterator[None]:
-    """Also where these tests were themselves started with nohup, which children inherit."""
+    """Restore SIGHUP's default, which child processes inherit, if the tests run under nohup."""
     prepare(tmp_path, monkeypatch, imagen_emulator)
     usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
@@ -34,11 +34,11 @@ def here(
         pytest.param(signal.SIGHUP, 129, "SIGHUP", marks=pytest.mark.ci),
     ],
 )
-def test_what_was_sent_is_waited_for(
+def test_a_signal_waits_for_what_was_sent(
     number: signal.Signals, code: int, name: str, tmp_path: Path,
     imagen_emulator: BackgroundEmulator,
 ) -> None:  # fmt: skip
-    """What was sent is kept, nothing else is begun, and the next run does only the rest."""
+    """Images of sent requests are saved, no more are sent, and the next run requests the rest."""
     write(scenes(10))
     imagen_emulator.google.set_latency(1.5)
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
@@ -50,7 +50,7 @@ def test_what_was_sent_is_waited_for(
     assert "Traceback" not in err
     assert len(imagen_emulator.google.requests) == len(journal()) == 4
     assert out.endswith(
-        f"out: 4 made, 0 there before, 0 failed, 6 left\nstopped: {name}; run it again to go on\n"
+        f"out: 4 made, 0 made before, 0 failed, 6 left\nstopped: {name}; run it again to continue\n"
     )
     imagen_emulator.google.set_latency(0)
     again = run(*COMMAND, cwd=tmp_path, env=QUICK)
@@ -61,11 +61,11 @@ def test_what_was_sent_is_waited_for(
 @pytest.mark.parametrize(
     ("number", "code", "name"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
 )
-def test_the_same_again_waits_for_nothing(
+def test_the_signal_again_drops_what_was_sent(
     number: signal.Signals, code: int, name: str, tmp_path: Path,
     imagen_emulator: BackgroundEmulator,
 ) -> None:  # fmt: skip
-    """It ends at once, cleanly, with nothing half written."""
+    """The second signal ends the run at once and leaves no partial file."""
     write(scenes(10))
     imagen_emulator.google.set(faults.hang())
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
@@ -84,7 +84,7 @@ def test_the_same_again_waits_for_nothing(
 def test_a_terminal_that_closes_drops_nothing(
     tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """It sends its signal more than once, and takes no more words: what was sent is kept."""
+    """A closing terminal sends SIGHUP twice and breaks the pipe; sent requests are still saved."""
     write(scenes(6))
     imagen_emulator.google.set_latency(1.5)
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
@@ -98,7 +98,7 @@ def test_a_terminal_that_closes_drops_nothing(
 
 
 def test_nohup_is_respected(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
-    """Where that signal was ignored from the start, it stops nothing."""
+    """A SIGHUP that the process ignored from the start does not stop the run."""
     write(scenes(5))
     imagen_emulator.google.set_latency(0.5)
     usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as its child inherits it
@@ -113,10 +113,8 @@ def test_nohup_is_respected(tmp_path: Path, imagen_emulator: BackgroundEmulator)
     assert "out: 5 made" in out
 
 
-def test_a_listener_that_leaves_stops_nothing(
-    tmp_path: Path, imagen_emulator: BackgroundEmulator
-) -> None:
-    """As with ``2>&1 | head``: pictures are under way, and are kept in silence."""
+def test_a_broken_pipe_stops_nothing(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
+    """A run whose standard error is closed, as by ``2>&1 | head``, still saves all images."""
     write(scenes(6))
     imagen_emulator.google.fail(faults.blocked(), times=2)
     with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:

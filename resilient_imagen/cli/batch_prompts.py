@@ -1,0 +1,153 @@
+"""Prompt files of ``generate --from``: JSON Lines, checked in full before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_spec import ImageSpec, is_file, is_text, shown
+from resilient_imagen.request import ImageRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PromptRow", "read_prompts"]
+
+_OPTIONS: Final = ("n", "output_format", "output_compression", "background", "quality", "seed")
+_KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references", *_OPTIONS)
+_NOT_IN_NAMES: Final = frozenset('/\\:*?"<>|')
+_MAX_ID_BYTES: Final = 150
+"""File systems allow 255 bytes; a number and an extension are added."""
+_MAX_PROBLEMS: Final = 5
+"""Wrong lines that are listed; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """One line of a prompt file."""
+
+    id: str
+    """Name of the row's image file, without extension; the same in every run."""
+    line: int
+    spec: ImageSpec
+    asked: str
+    """Fingerprint of the request; it changes if another image is requested."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the row's image files, without extensions."""
+        count = self.spec.options.get("n") or 1
+        return [self.id, *(f"{self.id}-{number}" for number in range(2, count + 1))]
+
+
+def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
+    """Read all rows of a file. Empty lines are skipped.
+
+    Args:
+        path: The file. References in it are relative to its directory.
+        defaults: Values of keys that a row does not have.
+
+    Raises:
+        CommandError: Lines are wrong; the message lists the first of them.
+        OSError: The file cannot be read.
+    """
+    rows: list[PromptRow] = []
+    problems: list[str] = []
+    taken: dict[str, int] = {}
+    copies = Counter[str]()
+    digest = cache(_digest)  # many rows share a few references
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            given, spec = _parsed(line, path.parent, defaults)
+            asked = _fingerprint(spec, digest)
+            copies[asked] += 1
+            row = PromptRow(given or _derived_id(spec, asked, copies[asked]), number, spec, asked)
+            problems += [
+                f"line {number}: the image {name} is also of line {other}"
+                for name in row.names
+                if (other := taken.setdefault(name.casefold(), number)) != number
+            ]
+            rows.append(row)
+        except (ValueError, OSError) as error:
+            problems.append(f"line {number}: {error}")
+    if len(problems) > _MAX_PROBLEMS:
+        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
+    if problems or not rows:
+        raise CommandError(f"{path}: {'; '.join(problems) or 'contains no prompts'}")
+    return rows
+
+
+def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str, ImageSpec]:
+    """Return a line's id, which is empty if it has none, and its request.
+
+    Raises:
+        ValueError: The line is wrong; the message says how.
+    """
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is not valid JSON") from None
+    if not isinstance(fields, dict) or "prompt" not in fields:
+        raise ValueError('is not an object with a prompt, like {"prompt": "..."}')
+    if unknown := sorted(fields.keys() - set(_KEYS)):
+        raise ValueError(f"has the unknown key {unknown[0][:40]!r}; keys are {', '.join(_KEYS)}")
+    given = {key: value for key, value in fields.items() if value is not None}
+    references = given.get("references", [])
+    if not isinstance(references, list) or not all(isinstance(each, str) for each in references):
+        raise ValueError("references must be a list of paths, addresses or data URLs")
+    for each in references:
+        if not is_text(each) and not is_file(folder / each):
+            raise ValueError(f"there is no file at the reference {shown(each)}")
+    options: Any = {key: given[key] for key in _OPTIONS if key in given}
+    spec = replace(
+        defaults,
+        prompt=fields["prompt"],
+        aspect_ratio=given.get("aspect_ratio", defaults.aspect_ratio),
+        resolution=given.get("resolution", defaults.resolution),
+        references=tuple(each if is_text(each) else str(folder / each) for each in references),
+        options={**defaults.options, **options},
+    )
+    ImageRequest(spec.prompt, spec.aspect_ratio, spec.resolution, **spec.options)  # checks them
+    return _id(given.get("id", "")), spec
+
+
+def _fingerprint(spec: ImageSpec, digest: Callable[[Path], str]) -> str:
+    """Return a hash of the request: the contents of references count, their paths do not."""
+    references = [each if is_text(each) else digest(Path(each)) for each in spec.references]
+    asked: list[object] = [spec.prompt, spec.aspect_ratio, spec.resolution, spec.model, references]
+    if spec.options:
+        asked.append(dict(sorted(spec.options.items())))
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _id(given: object) -> str:
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise ValueError("id must be a string or a whole number")  # noqa: TRY004 - of a bad line
+    name = unicodedata.normalize("NFC", str(given))
+    if not name.isprintable() or name.startswith((".", "-")) or _NOT_IN_NAMES & set(name):
+        raise ValueError('id must be a file name: no dot or dash first, none of / \\ : * ? " < > |')
+    if len(name.encode()) > _MAX_ID_BYTES:
+        raise ValueError(f"id is longer than {_MAX_ID_BYTES} bytes")
+    return name
+
+
+def _derived_id(spec: ImageSpec, asked: str, copy: int) -> str:
+    """Return an id made from the request, so that rows may be moved within the file."""
+    words = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:40].strip("-")
+    name = f"{words}-{asked[:8]}".lstrip("-")
+    return name if copy == 1 else f"{name}_{copy}"

@@ -1,0 +1,271 @@
+"""Journal of ``generate --from``: crashes, damaged lines, full disks and concurrent runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batch_kit import asked, batch, journal, prepare, scenes, write
+from images_samples import delivered
+
+from resilient_imagen import ImageClient, Settings
+from resilient_imagen.cli import batch_journal, output_files
+from resilient_imagen.cli.batch import Batch
+from resilient_imagen.cli.batch_journal import Entry, Journal
+from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.image_spec import ImageSpec
+from resilient_imagen.emulator import BackgroundEmulator
+from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
+
+Capsys = pytest.CaptureFixture[str]
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the test's own directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def emulator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+) -> BackgroundEmulator:
+    prepare(tmp_path, monkeypatch, imagen_emulator)
+    return imagen_emulator
+
+
+def rows(count: int = 1) -> list[PromptRow]:
+    return read_prompts(write(scenes(count)), ImageSpec("", "9:16", "2K"))
+
+
+def opened() -> closing[Journal]:
+    return closing(Journal(Path("out")))
+
+
+# -- after a crash ----------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The end of the process."""
+
+
+@pytest.mark.parametrize("function", ["fsync", "write", "replace"])
+@pytest.mark.parametrize("call", range(3))
+def test_a_row_is_finished_in_full_or_not_at_all(
+    function: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies at any step leaves a row that is done or that the next run makes."""
+    (row,) = rows()
+    calls = iter(range(9))
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise Crash
+        return usual(*arguments, **options)
+
+    with opened() as kept:
+        usual = getattr(os, function)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, dying)
+            with suppress(Crash):
+                kept.done(row, delivered(TINY_PNG))
+    with opened() as kept:
+        if kept.settled(row) is None:
+            kept.done(row, delivered(TINY_PNG))
+    with opened() as kept:
+        assert kept.settled(row) is not None
+    assert Path("out/s0.png").read_bytes() == TINY_PNG
+
+
+DAMAGE = ['{"id": "s0", "sta', "[]", '{"id": []}', '{"i": "s0"}', "\x00", "[" * 100_000]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=[damage[:20] for damage in DAMAGE])
+def test_a_damaged_line_affects_only_itself(damage: str, capsys: Capsys) -> None:
+    """A line that a crash cut off is reported, and the next line starts a new one."""
+    first, second = rows(2)
+    with opened() as kept:
+        kept.done(first, delivered(TINY_PNG))
+    with Path("out/results.jsonl").open("a") as file:
+        file.write(damage)
+    with opened() as kept:
+        assert kept.settled(first) is not None
+        kept.done(second, delivered(TINY_PNG))
+    assert "ignoring damaged lines: 1, first line 2" in capsys.readouterr().err
+    with opened() as kept:
+        assert kept.settled(first) is not None
+        assert kept.settled(second) is not None
+
+
+def test_the_last_line_of_a_row_counts() -> None:
+    """An earlier failure, and lines of other requests and rows, change nothing."""
+    first, second = rows(2)
+    with opened() as kept:
+        kept.done(first, delivered(TINY_PNG))
+    done = journal()[0]
+    lines = [{**done, "status": "failed", "reason": "timeout"}, done, {**done, "id": "s9"}]
+    Path("out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with opened() as kept:
+        assert kept.settled(first) is not None
+        assert kept.settled(second) is None
+
+
+def test_journals_of_earlier_versions_are_read() -> None:
+    """A row is kept whose line names a single file, as earlier versions wrote it."""
+    (row,) = rows()
+    with opened() as kept:
+        kept.done(row, delivered(TINY_PNG))
+    (line,) = journal()
+    (line["file"],) = line.pop("files")
+    Path("out/results.jsonl").write_text(json.dumps(line) + "\n")
+    with opened() as kept:
+        assert kept.settled(row) is not None
+
+
+def test_one_run_at_a_time() -> None:
+    """A second run in the same directory is refused: both would pay for every image."""
+    with opened(), pytest.raises(CommandError, match="another run is at work here"), opened():
+        pass
+    with opened():
+        pass
+
+
+# -- files that cannot be written -------------------------------------------------------------
+
+
+def test_a_directory_that_cannot_be_written_costs_nothing(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, emulator: BackgroundEmulator
+) -> None:
+    """A full disk is found before anything is sent."""
+    monkeypatch.setattr(os, "fsync", _full)
+    write(scenes(2))
+    ended = batch(capsys)
+    assert ended.code == 2
+    assert ended.complaint == "out/results.jsonl cannot be written: No space left on device"
+    assert emulator.google.requests == ()
+
+
+def test_a_file_in_place_of_the_directory_is_refused(
+    capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """The command reports it as bad input and sends nothing."""
+    write(scenes(1))
+    Path("out").write_text("a file")
+    ended = batch(capsys)
+    assert (ended.code, ended.complaint) == (
+        2, "out is not a directory; --from needs one for images"
+    )  # fmt: skip
+    assert emulator.google.requests == ()
+
+
+def test_a_link_in_place_of_the_journal_is_not_followed(
+    tmp_path: Path, capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """A file outside the directory is never appended to."""
+    write(scenes(1))
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    Path("out").mkdir()
+    Path("out/results.jsonl").symlink_to(victim)
+    assert batch(capsys).code == 2
+    assert victim.read_bytes() == b"precious"
+    assert emulator.google.requests == ()
+
+
+def test_an_image_that_cannot_be_saved_stops_the_run(
+    capsys: Capsys, emulator: BackgroundEmulator
+) -> None:
+    """The summary has the cause, and the next run makes the row."""
+    write(scenes(1))
+    Path("out/s0.jpg").mkdir(parents=True)
+    ended = batch(capsys)
+    assert ended.code == 1
+    summary = json.loads(ended.out)
+    (failed,) = summary["failed"]
+    assert (failed["id"], failed["line"], failed["reason"]) == ("s0", 1, "not_saved")
+    assert failed["error"] == summary["stopped"] == "out/s0.jpg: Is a directory"
+    Path("out/s0.jpg").rmdir()
+    assert json.loads(batch(capsys).out)["made"] == 1
+    assert asked(emulator) == {"scene 0": 2}
+
+
+def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more requests are sent; images of those in flight are saved if there is room again."""
+    saved, usual = 0, output_files.write_whole
+
+    def filling(path: Path, data: bytes) -> None:
+        nonlocal saved
+        saved += 1
+        if saved > 2:
+            raise OSError(FULL.errno, FULL.strerror, str(path))
+        usual(path, data)
+
+    monkeypatch.setattr(batch_journal, "write_whole", filling)
+    google = FakeProvider("google")
+    run = make(rows(20), google, lambda _: None)
+    assert len(google.sent) == 6
+    assert run.stopped == "out/s2.png: No space left on device"
+    assert {entry["id"] for entry in journal()} == {"s0", "s1"}
+    unsaved = {entry["id"]: entry["reason"] for entry in run.entries[2:]}
+    assert unsaved == dict.fromkeys(("s2", "s3", "s4", "s5"), "not_saved")
+
+
+def test_half_a_line_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that the disk has no room for is not left in part."""
+    first, second = rows(2)
+    usual, calls = os.write, iter(range(9))
+
+    def filling(file: int, data: bytes) -> int:
+        if next(calls):
+            raise FULL
+        return usual(file, data[:10])
+
+    with opened() as kept:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", filling)
+            with pytest.raises(OSError, match="No space left on device"):
+                kept.done(first, delivered(TINY_PNG))
+        assert Path("out/results.jsonl").read_bytes() == b""
+        kept.done(second, delivered(TINY_PNG))
+    assert [entry["id"] for entry in journal()] == ["s1"]
+
+
+def test_a_bug_drops_nothing_that_is_in_flight() -> None:
+    """An internal error ends the run when requests in flight have ended."""
+
+    def failing(entry: Entry) -> None:
+        if entry["id"] == "s0":
+            raise ZeroDivisionError
+
+    google = FakeProvider("google")
+    with pytest.raises(ZeroDivisionError):
+        make(rows(9), google, failing)
+    assert len(google.sent) == 4
+    assert {entry["id"] for entry in journal()} == {"s0", "s1", "s2", "s3"}
+
+
+def make(every: list[PromptRow], google: FakeProvider, report: Callable[[Entry], None]) -> Batch:
+    """Run a batch on virtual time; requests are sent one after the other."""
+
+    async def run() -> Batch:
+        settings = Settings(routes="google:gemini-3-pro-image", google_api_key="made-up", ipm=6000)
+        async with ImageClient(settings, providers=[google]) as client:
+            with opened() as kept:
+                work = Batch(kept, report)
+                await work.run(client, every)
+        return work
+
+    return run_virtual(run())
+
+
+def _full(file: int) -> None:
+    raise FULL
