@@ -88,11 +88,11 @@ def test_generate_shows_its_status_before_an_sdk_is_loaded() -> None:
     """The status line is printed first, because both SDKs load slowly."""
     code = (
         "import sys\n"
-        "from resilient_imagen.cli import generate_command, main\n"
+        "from resilient_imagen.cli import generate_one, main\n"
         "def status():\n"
         "    print([n for n in ('google.genai', 'openai', 'PIL') if n in sys.modules])\n"
         "    sys.exit()\n"
-        "generate_command._status = status\n"
+        "generate_one._status = status\n"
         "sys.argv = ['resilient-imagen', 'generate', 'a fox', '--emulator']\n"
         "main()"
     )

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-
-from resilient_imagen.cli.interrupts import end_at_once
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command named on the command line; ends the process with its exit code."""
+    """Run the command line of this process, and end it with the command's exit code."""
+    usual = signal.getsignal(signal.SIGINT)
     try:
-        with end_at_once():
-            _run()
-    except KeyboardInterrupt:  # between the command and its end
-        sys.exit(130)
-
-
-def _run() -> None:
-    try:
+        if usual is signal.default_int_handler:
+            # An import may swallow an exception, so Ctrl-C ends the process until a command runs.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         import rich
         import typer
-    except ImportError:
-        sys.exit("resilient-imagen: the command line needs pip install 'resilient-imagen[cli]'")
-    del rich, typer
-    from resilient_imagen.cli.command_line import run
 
-    run()
+        del rich, typer
+        from resilient_imagen.cli.command_line import run
+
+        run()
+    except ModuleNotFoundError as error:
+        if error.name not in {"rich", "typer"}:
+            raise
+        sys.exit("resilient-imagen: the command line needs pip install 'resilient-imagen[cli]'")
+    except KeyboardInterrupt:  # between the command and the end of the process
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGINT, usual)

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.cli import image_files
 from resilient_imagen.cli.command_errors import CommandError, warn
 from resilient_imagen.cli.error_hints import advised
-from resilient_imagen.cli.output_files import check_writable, refusing, write_whole
+from resilient_imagen.cli.files import check_writable, write_whole
+from resilient_imagen.images.convert import extension
 from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.reasons import Reason
 
@@ -47,15 +47,16 @@ class Journal:
         self._folder = folder
         self._path = folder / "results.jsonl"
         self._entries: dict[str, Entry] = {}
-        with refusing(self._path):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             self._file = os.open(self._path, flags, 0o666)
+        except OSError as error:
+            raise CommandError(f"{self._path} cannot be written: {error.strerror}") from None
         try:
             _lock(self._file, self._path)
             check_writable(self._path)
-            with refusing(self._path):
-                self._read()
+            self._read()
         except BaseException:
             self.close()
             raise
@@ -88,7 +89,7 @@ class Journal:
         """
         files = []
         for name, data in zip(row.names, result.images, strict=False):
-            files.append(name + image_files.extension(sniff_mime(data) or result.mime_type))
+            files.append(name + extension(sniff_mime(data) or result.mime_type))
             write_whole(self._folder / files[-1], data)
         images = {"image_base64", "images"}
         details = {key: value for key, value in result.to_dict().items() if key not in images}

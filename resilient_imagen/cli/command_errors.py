@@ -1,18 +1,18 @@
-"""How a command ends: with one clear line on standard error and an exit code, never a traceback."""
+"""Errors of commands: one line on standard error and an exit code, never a traceback."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 import typer
 
 from resilient_imagen.cli.error_hints import advised, keys_to_check
-from resilient_imagen.cli.interrupts import allow_cleanup
 from resilient_imagen.cli.terminal import echo, one_line
 from resilient_imagen.errors import (
     ConfigurationError,
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BAD_INPUT",
     "FAILED",
-    "INTERRUPTED",
     "CommandError",
-    "describe",
     "system_words",
     "warn",
     "with_error_messages",
@@ -37,9 +35,9 @@ __all__ = [
 FAILED: Final = 1
 """Exit code: no image, or not all of them."""
 BAD_INPUT: Final = 2
-"""Exit code: something about the command, its files or a setting is wrong; nothing was sent."""
-INTERRUPTED: Final = 130
-"""Exit code: Ctrl-C, as shells count it."""
+"""Exit code: the command, its files or a setting is wrong; nothing was sent."""
+_INTERRUPTED: Final = 130
+"""Exit code: Ctrl-C, as shells report it."""
 
 _EXTRAS: Final = {
     "h11": "emulator",
@@ -52,85 +50,70 @@ _P = ParamSpec("_P")
 
 
 class CommandError(Exception):
-    """Ends the command with this line and exit code."""
-
-    def __init__(self, message: str, code: int = BAD_INPUT) -> None:
-        super().__init__(message)
-        self.code = code
+    """Bad input: ends the command with this line and exit code 2."""
 
 
 def warn(line: str) -> None:
-    """Tell people something that is no result, in one line; nothing ends because none listens."""
+    """Print one line on standard error; a closed one is ignored."""
     with contextlib.suppress(OSError):
         echo(f"resilient-imagen: {one_line(line)}", err=True)
 
 
-def describe(error: ImageGenerationError) -> str:
-    """An error's text, with its reason, what was spent on it, and what to do about it."""
-    details = [str(error.reason)]
-    if error.attempts:
-        sent = len(error.attempts)
-        details.append(f"{sent} request{'s' if sent > 1 else ''} sent")
-    if error.retry_after is not None and not keys_to_check(error):  # waiting does not correct a key
-        details.append(f"try again in {error.retry_after:.0f} s")
-    return advised(f"{error} ({', '.join(details)})", error)
-
-
 def system_words(error: OSError) -> str:
-    """The system's own words, with the file."""
+    """Return the system's description of an error, with the file."""
+    if isinstance(error, BrokenPipeError):
+        return "broken pipe: nothing reads the output"
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or type(error).__name__}"
 
 
 def with_error_messages(command: Callable[_P, None]) -> Callable[_P, None]:
-    """The command with every way of failing turned into a line and an exit code."""
+    """Return the command with every error turned into a line and an exit code."""
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
-            allow_cleanup()
+            if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # since the start, see main
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except KeyboardInterrupt:
-            _end("stopped", INTERRUPTED)
-        except CommandError as error:
-            _end(str(error), error.code)
-        except ImageGenerationError as error:
-            _end(*_generation_failure(error))
-        except ImportError as error:
-            _end(*_missing(error))
-        except BrokenPipeError:
-            _end("nobody reads the output any more", FAILED)
-        except OSError as error:
-            _end(system_words(error), FAILED)
-        except Exception as error:  # noqa: BLE001 - a bug of ours; its text may hold a prompt
-            _end(_bug(error), FAILED)
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - each has its line
+            line, code = _line_and_code(error)
+            warn(line)
+            sys.exit(code)
 
     return run
 
 
-def _end(line: str, code: int) -> NoReturn:
-    warn(line)
-    sys.exit(code)
-
-
-def _generation_failure(error: ImageGenerationError) -> tuple[str, int]:
-    ours = isinstance(error, ConfigurationError | InvalidRequestError) and not error.attempts
-    return (str(error), BAD_INPUT) if ours else (describe(error), FAILED)
-
-
-def _missing(error: ImportError) -> tuple[str, int]:
-    extra = _EXTRAS.get(error.name or "")
-    if extra is None:
-        return _bug(error), FAILED
-    return f"{error.name} is missing: pip install 'resilient-imagen[{extra}]'", BAD_INPUT
-
-
-def _bug(error: BaseException) -> str:
-    """What and where, for a report; never the text."""
+def _line_and_code(error: BaseException) -> tuple[str, int]:
+    match error:
+        case KeyboardInterrupt():
+            return "stopped", _INTERRUPTED
+        case CommandError():
+            return str(error), BAD_INPUT
+        case ImageGenerationError():
+            bad_input = isinstance(error, ConfigurationError | InvalidRequestError)
+            unsent = bad_input and not error.attempts
+            return (str(error), BAD_INPUT) if unsent else (_described(error), FAILED)
+        case ImportError() if error.name in _EXTRAS:
+            extra = _EXTRAS[error.name]
+            return f"{error.name} is missing: pip install 'resilient-imagen[{extra}]'", BAD_INPUT
+        case OSError():
+            return system_words(error), FAILED
+    # A bug. Its text may contain a prompt, so a report gets its type and place only.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
-    return f"internal error, please report it: {type(error).__name__} at {place}"
+    return f"internal error, please report it: {type(error).__name__} at {place}", FAILED
+
+
+def _described(error: ImageGenerationError) -> str:
+    """Return an error's text with its reason, the requests sent, and what to do about it."""
+    details = [str(error.reason)]
+    if sent := len(error.attempts):
+        details.append(f"{sent} request{'s' if sent > 1 else ''} sent")
+    if error.retry_after is not None and not keys_to_check(error):  # waiting does not correct a key
+        details.append(f"try again in {error.retry_after:.0f} s")
+    return advised(f"{error} ({', '.join(details)})", error)

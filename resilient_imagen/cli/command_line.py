@@ -129,8 +129,7 @@ def _flushed(code: Any) -> Any:
             sys.stdout.flush()
     except OSError as error:
         if not code:
-            broken = isinstance(error, BrokenPipeError)
-            warn("nobody reads the output any more" if broken else system_words(error))
+            warn(system_words(error))
         with suppress(OSError, ValueError):  # the buffer is kept, and written once more at the end
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code or FAILED

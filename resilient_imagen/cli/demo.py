@@ -1,14 +1,16 @@
-"""``resilient-imagen demo``: an outage from its beginning to its end, without any key."""
+"""``resilient-imagen demo``: an outage from beginning to end, without a key."""
 
 from __future__ import annotations
 
 import os
 import re
 import socket
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import typer
 
@@ -57,64 +59,63 @@ def demo(
     """
     from resilient_imagen.cli.client_session import run_traced
     from resilient_imagen.cli.demo_scenario import DemoRun, demo_emulator
+    from resilient_imagen.cli.demo_view import draw_contact_sheet, show_breaker, show_times
+    from resilient_imagen.cli.files import check_target, write_whole
     from resilient_imagen.cli.terminal import Console
 
-    target = _target(output)
-    collector = (jaeger_otlp_url or _otlp(jaeger_url)) if jaeger else None
+    if output is None:
+        output = Path(tempfile.mkdtemp(prefix="resilient-imagen-")) / "contact-sheet.png"
+    elif output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
+        raise CommandError(f"{output}: the contact sheet is a .png or a .jpg")
+    check_target("-o", output)
+    collector = (jaeger_otlp_url or _otlp_address(jaeger_url)) if jaeger else None
     if jaeger:
         _check_listening(collector)
     console = Console()
-    play = DemoRun(demo_emulator())
-    perform = partial(_perform, console, play, vertex=vertex)
-    arrived = run_traced(perform, collector=collector, asked=jaeger)
-    _close(console, play, target)
-    if jaeger and arrived:
-        _show_traces(console, play, jaeger_url.rstrip("/"))
-    elif jaeger:
+    run = DemoRun(demo_emulator())
+    main = partial(_run, console, run, vertex=vertex)
+    arrived = run_traced(main, collector=collector, asked=jaeger)
+    console.print()
+    show_times(console, run)
+    console.print()
+    show_breaker(console, run)
+    write_whole(output, draw_contact_sheet(run, output.suffix))
+    console.print(f"Contact sheet: {output}", soft_wrap=True)
+    if jaeger and not arrived:
         console.print("No links: not all traces arrived.")
-    if any(panel.result is None for panel in play.panels):
+    elif jaeger:
+        for what, image in run.landmarks.items():
+            if image.trace_id is not None:
+                link = f"{jaeger_url.rstrip('/')}/trace/{image.trace_id}"
+                console.print(f"Call that {what}: {link}", soft_wrap=True)
+    if any(image.result is None for image in run.images):
         raise SystemExit(FAILED)
 
 
-def _target(output: Path | None) -> Path:
-    from resilient_imagen.cli.output_files import check_target
-
-    if output is None:
-        import tempfile
-
-        return Path(tempfile.mkdtemp(prefix="resilient-imagen-")) / "contact-sheet.png"
-    if output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
-        raise CommandError(f"{output}: the contact sheet is a .png or a .jpg")
-    check_target(output)
-    return output
-
-
-def _otlp(jaeger_url: str) -> str | None:
-    """Beside the pages, unless the environment says where traces go."""
+def _otlp_address(jaeger_url: str) -> str | None:
+    """Return the usual address beside Jaeger's pages, or None if the environment has one."""
     if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")):
         return None
-    return f"http://{_parsed(jaeger_url).hostname or 'localhost'}:4318"
+    return f"http://{_host_and_port(jaeger_url)[0]}:4318"
 
 
-def _parsed(url: str) -> SplitResult:
+def _host_and_port(url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
     except ValueError:
-        raise _malformed(url) from None
-    return parts
-
-
-def _malformed(url: str) -> CommandError:
-    shown = re.sub(r"//[^/]*@", "//", url)
-    return CommandError(
-        f"{shown} is not an address such as http://localhost:4318: see --jaeger-url and "
-        "--jaeger-otlp-url"
-    )
+        host = port = None
+    if host is None or port is None:
+        shown = re.sub(r"//[^/]*@", "//", url)
+        raise CommandError(
+            f"{shown} is not an address such as http://localhost:4318: see --jaeger-url and "
+            "--jaeger-otlp-url"
+        )
+    return host, port
 
 
 def _check_listening(collector: str | None) -> None:
-    """Refuse to begin if nothing would take the traces; exporting them would show it at the end.
+    """Check that something accepts traces, which the exporter would only report at the end.
 
     Args:
         collector: Base address of the collector; None for the environment's.
@@ -122,19 +123,14 @@ def _check_listening(collector: str | None) -> None:
     Raises:
         CommandError: The address is malformed, or no connection to it can be opened.
     """
-    from urllib.request import getproxies, proxy_bypass
-
     from resilient_imagen.telemetry.setup import otlp_address, without_credentials
 
     address = otlp_address(collector)
     if address is None:
         return
-    parts = _parsed(address)
-    host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
-    if host is None or port is None:
-        raise _malformed(address)
-    if parts.scheme in getproxies() and not proxy_bypass(host):
-        return  # the exporter does not connect to the collector itself
+    host, port = _host_and_port(address)
+    if urlsplit(address).scheme in getproxies() and not proxy_bypass(host):
+        return  # the proxy connects to the collector
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
@@ -145,7 +141,7 @@ def _check_listening(collector: str | None) -> None:
         ) from None
 
 
-async def _perform(console: Console, play: DemoRun, *, vertex: bool) -> None:
+async def _run(console: Console, run: DemoRun, *, vertex: bool) -> None:
     from resilient_imagen.cli.client_session import open_client
     from resilient_imagen.cli.demo_scenario import demo_settings
     from resilient_imagen.cli.demo_view import watching
@@ -156,26 +152,7 @@ async def _perform(console: Console, play: DemoRun, *, vertex: bool) -> None:
         f"of {settings['per_call_timeout']:.0f} s here instead of 60, the breaker stays open for "
         f"{settings['breaker_reset_timeout']} s instead of 60."
     )
-    async with open_client(settings, {}, emulator=play.app, sinks=[play]) as client:
+    async with open_client(settings, {}, emulator=run.app, sinks=[run]) as client:
         await client.warm_up()
-        with watching(console, play, client):
-            await play.run(client)
-
-
-def _close(console: Console, play: DemoRun, target: Path) -> None:
-    from resilient_imagen.cli.contact_sheet import draw_contact_sheet
-    from resilient_imagen.cli.demo_view import show_breaker, show_times
-    from resilient_imagen.cli.output_files import write_whole
-
-    console.print()
-    show_times(console, play)
-    console.print()
-    show_breaker(console, play)
-    write_whole(target, draw_contact_sheet(play.panels, target.suffix))
-    console.print(f"Contact sheet: {target}", soft_wrap=True)
-
-
-def _show_traces(console: Console, play: DemoRun, jaeger_url: str) -> None:
-    for what, panel in play.landmarks.items():
-        if panel.trace_id is not None:
-            console.print(f"Call that {what}: {jaeger_url}/trace/{panel.trace_id}", soft_wrap=True)
+        with watching(console, run, client):
+            await run.run(client)

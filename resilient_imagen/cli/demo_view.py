@@ -1,20 +1,21 @@
-"""The demo on a terminal, or in a file: the table while it grows, and the closing words."""
+"""The demo's output: the live table, the closing words, and the contact sheet."""
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
+from PIL import Image, ImageDraw, ImageFont
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resilient_imagen.circuitbreaker import BreakerState
-from resilient_imagen.cli.demo_scenario import ACTS, SCENES
+from resilient_imagen.cli.demo_scenario import PHASES, SCENES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from rich.console import Console
 
@@ -23,126 +24,159 @@ if TYPE_CHECKING:
     from resilient_imagen.snapshots import BreakerSnapshot
     from resilient_imagen.telemetry.events import BreakerChanged
 
-__all__ = ["show_breaker", "show_times", "watching"]
+__all__ = ["draw_contact_sheet", "show_breaker", "show_times", "watching"]
 
 _STYLES: Final = {"google": "blue", "vertex": "cyan", "openai": "green"}
 _WIDEST: Final = 52
 _CELL: Final = 13
-"""Characters of ``openai 12.3 s``; where the terminal is narrow, the scene's words make room."""
+"""Characters of ``openai 12.3 s``. On a narrow terminal the scene's column is shortened."""
+_TRANSITIONS: Final = {
+    "closed_to_open": "opened for {after:.1f} s, after {failures} failures in a row ({cause})",
+    "open_to_half_open": "let one call through as a probe",
+    "half_open_to_open": "the probe failed ({cause}): opened for {after:.1f} s",
+    "half_open_to_closed": "the probe was served: closed",
+    "open_to_closed": "the server's hint expired: closed",
+}
+_THUMB: Final = (144, 256)
+_GAP: Final = 10
+_LABEL: Final = 150
+_CAPTION: Final = 22
+_INK: Final = (30, 32, 38)
+_PAPER: Final = (250, 249, 246)
+_COLOURS: Final = {"google": (45, 92, 190), "openai": (22, 128, 92)}
 
 
 @contextmanager
-def watching(console: Console, play: DemoRun, client: ImageClient) -> Iterator[None]:
-    """The table, live; where nobody can watch, a line an image, and the table at the end."""
+def watching(console: Console, run: DemoRun, client: ImageClient) -> Iterator[None]:
+    """Show the table live; without a terminal, a line for each image and the table at the end."""
 
     def table() -> Table:
         breaker = client.snapshot()["routes"][0]["breaker"]
-        return _table(play, breaker, room=console.width - len(ACTS) * (_CELL + 3) - 4)
+        return _table(run, breaker, room=console.width - len(PHASES) * (_CELL + 3) - 4)
 
     if console.is_terminal:
         with Live(get_renderable=table, console=console, refresh_per_second=8):
             yield
         return
-    play.changed = lambda panel: console.print(_line(panel))
+    run.on_image = lambda image: console.print(_line(image))
     yield
     console.print()
     console.print(table())
 
 
-def _table(play: DemoRun, breaker: BreakerSnapshot, room: int) -> Table:
-    table = Table(caption=_caption(play, breaker), caption_justify="left")
-    table.add_column(
-        "Google is", no_wrap=True, overflow="ellipsis", width=max(9, min(_WIDEST, room))
-    )
-    for index, act in enumerate(ACTS):
-        now = "reverse" if index == play.act else ""
-        table.add_column(Text(act.title, style=now), no_wrap=True, width=_CELL)
+def _table(run: DemoRun, breaker: BreakerSnapshot, room: int) -> Table:
+    table = Table(caption=_caption(run, breaker), caption_justify="left")
+    width = max(9, min(_WIDEST, room))
+    table.add_column("Google is", no_wrap=True, overflow="ellipsis", width=width)
+    for phase in PHASES:
+        style = "reverse" if phase == run.phase else ""
+        table.add_column(Text(phase, style=style), no_wrap=True, width=_CELL)
     for number, scene in enumerate(SCENES):
-        cells = [_cell(panel) for panel in play.panels if panel.scene == number]
+        cells = [_cell(image) for image in run.images if image.scene == number]
         table.add_row(f"{number + 1} {scene}", *cells)
     return table
 
 
-def _cell(panel: DemoImage) -> Text:
-    if panel.failure is not None:
-        return Text(panel.failure, style="red")
-    if panel.result is None:
-        return Text(f"{panel.asking} ..." if panel.asking else "", style="dim")
-    provider = panel.result.provider
-    return Text(f"{provider} {panel.result.latency_s:.1f} s", style=_STYLES.get(provider, ""))
+def _cell(image: DemoImage) -> Text:
+    if image.failure is not None:
+        return Text(image.failure, style="red")
+    if image.result is None:
+        return Text(f"{image.asking} ..." if image.asking else "", style="dim")
+    return Text(_served(image), style=_STYLES.get(image.result.provider, ""))
 
 
-def _caption(play: DemoRun, breaker: BreakerSnapshot) -> str:
+def _served(image: DemoImage) -> str:
+    result = image.result
+    return f"{result.provider} {result.latency_s:.1f} s" if result else "no image"
+
+
+def _caption(run: DemoRun, breaker: BreakerSnapshot) -> str:
     words = {"closed": "closed: calls go to Google", "half_open": "half open: one probe is out"}
     state = words.get(breaker["state"], breaker["state"])
     if breaker["retry_after"] is not None:
         state = f"open: Google is skipped, for {breaker['retry_after']:.1f} s more"
-    waiting = "; the next act waits for it" if play.waiting and play.act >= 0 else ""
+    waiting = "; the next phase waits for it" if run.waiting and run.phase else ""
     return f"circuit breaker {state}{waiting}"
 
 
-def _line(panel: DemoImage) -> str:
-    where = f"Google {ACTS[panel.act].title:<10}  scene {panel.scene + 1}"
-    result = panel.result
-    if result is None:
-        return f"{where}  no image: {panel.failure}"
-    why = f"  ({result.fallback_reason})" if result.fallback_reason else ""
-    return f"{where}  {result.provider} {result.latency_s:.1f} s{why}"
+def _line(image: DemoImage) -> str:
+    reason = image.failure or (image.result and image.result.fallback_reason)
+    why = f"  ({reason})" if reason else ""
+    return f"Google {image.phase:<10}  scene {image.scene + 1}  {_served(image)}{why}"
 
 
-def show_times(console: Console, play: DemoRun) -> None:
-    """Seconds per image, by provider and act."""
-    table = Table(title="seconds per image (median / longest)", title_justify="left")
-    table.add_column("")
-    served = {panel.result.provider for panel in play.panels if panel.result is not None}
+def show_times(console: Console, run: DemoRun) -> None:
+    """Print seconds per image, by provider and phase."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for image in run.images:
+        if image.result is not None:
+            key = image.phase, image.result.provider
+            seconds.setdefault(key, []).append(image.result.latency_s)
+    served = {provider for _, provider in seconds}
     providers = [each for each in _STYLES if each in {"google", "openai", *served}]
+    table = Table("", title="seconds per image (median / longest)", title_justify="left")
     for provider in providers:
         table.add_column(provider, justify="right")
-    for index, act in enumerate(ACTS):
-        cells = [_seconds(play, index, provider) for provider in providers]
-        table.add_row(f"Google {act.title}", *cells)
+    for phase in PHASES:
+        found = [seconds.get((phase, provider)) for provider in providers]
+        cells = [f"{len(s)} images: {median(s):.1f} / {max(s):.1f}" if s else "-" for s in found]
+        table.add_row(f"Google {phase}", *cells)
     console.print(table)
 
 
-def _seconds(play: DemoRun, act: int, provider: str) -> str:
-    seconds = [
-        panel.result.latency_s
-        for panel in play.panels
-        if panel.act == act and panel.result is not None and panel.result.provider == provider
-    ]
-    if not seconds:
-        return "-"
-    return f"{len(seconds)} images: {median(seconds):.1f} / {max(seconds):.1f}"
-
-
-def show_breaker(console: Console, play: DemoRun) -> None:
-    """What the breaker did, in the order it happened."""
+def show_breaker(console: Console, run: DemoRun) -> None:
+    """Print what the breaker did, in order."""
     console.print("What the circuit breaker of Google did:")
-    for act, event in play.transitions:
+    for phase, event in run.transitions:
         if event.provider == "google":
-            console.print(f"  Google {ACTS[act].title}: {_told(event)}")
-    ill = [panel for panel in play.panels if ACTS[panel.act].fault is not None]
-    served = sum(panel.result is not None for panel in play.panels)
+            console.print(f"  Google {phase}: {_described(event)}")
+    calls = sum(PHASES[image.phase] is not None for image in run.images)
+    served = sum(image.result is not None for image in run.images)
     console.print(
-        f"{served} of {len(play.panels)} images were delivered. While Google could not serve, "
-        f"{len(ill)} calls cost it {play.wasted} requests; {play.skipped} calls of the demo went "
+        f"{served} of {len(run.images)} images were delivered. While Google could not serve, "
+        f"{calls} calls cost it {run.wasted} requests; {run.skipped} calls of the demo went "
         "straight to the next route."
     )
 
 
-def _told(event: BreakerChanged) -> str:
+def _described(event: BreakerChanged) -> str:
     change = event.transition
-    words: dict[tuple[BreakerState, BreakerState], Callable[[], str]] = {
-        (BreakerState.CLOSED, BreakerState.OPEN): lambda: (
-            f"opened for {change.retry_after:.1f} s, after {change.metrics.consecutive} failures "
-            f"in a row ({change.summary})"
-        ),
-        (BreakerState.OPEN, BreakerState.HALF_OPEN): lambda: "let one call through as a probe",
-        (BreakerState.HALF_OPEN, BreakerState.OPEN): lambda: (
-            f"the probe failed ({change.summary}): opened for {change.retry_after:.1f} s"
-        ),
-        (BreakerState.HALF_OPEN, BreakerState.CLOSED): lambda: "the probe was served: closed",
-        (BreakerState.OPEN, BreakerState.CLOSED): lambda: "the server's hint was over: closed",
-    }
-    tell = words.get((change.from_state, change.to_state))
-    return tell() if tell else f"{change.from_state} to {change.to_state}"
+    name = f"{change.from_state}_to_{change.to_state}"
+    return _TRANSITIONS.get(name, name).format(
+        after=change.retry_after or 0.0, failures=change.metrics.consecutive, cause=change.summary
+    )
+
+
+def draw_contact_sheet(run: DemoRun, extension: str) -> bytes:
+    """Return all images on one page, with phases as rows and scenes as columns.
+
+    Args:
+        run: The run.
+        extension: Of the page's file: .png, .jpg or .jpeg.
+    """
+    column, row = _THUMB[0] + _GAP, _THUMB[1] + _CAPTION + _GAP
+    size = _LABEL + len(SCENES) * column + _GAP, len(PHASES) * row + _GAP
+    page = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(page)
+    large, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    tops = {phase: _GAP + index * row for index, phase in enumerate(PHASES)}
+    for phase, top in tops.items():
+        pen.text((_GAP * 2, top + 90), f"Google is\n{phase}", _INK, font=large)
+    for image in run.images:
+        left, top = _LABEL + image.scene * column, tops[image.phase]
+        colour = _INK
+        if image.result is None:
+            pen.rectangle((left, top, left + _THUMB[0], top + _THUMB[1]), outline=_INK)
+        else:
+            page.paste(_thumbnail(image.result.image_bytes), (left, top))
+            colour = _COLOURS.get(image.result.provider, _INK)
+        pen.text((left, top + _THUMB[1] + 3), _served(image), colour, font=small)
+    out = io.BytesIO()
+    page.save(out, "PNG" if extension.lower() == ".png" else "JPEG")
+    return out.getvalue()
+
+
+def _thumbnail(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", _THUMB)  # a JPEG is decoded no larger than needed
+        return image.convert("RGB").resize(_THUMB, Image.Resampling.LANCZOS)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,36 +14,17 @@ from resilient_imagen.request import (
     MAX_IMAGES,
     MAX_SEED,
     AspectRatio,
+    Background,
+    OutputFormat,
+    Quality,
     RequestOptions,
+    Resolution,
 )
 
+if TYPE_CHECKING:
+    from resilient_imagen.cli.image_spec import ImageSpec
+
 __all__ = ["generate"]
-
-
-class _Resolution(StrEnum):
-    SMALL = "1K"
-    MEDIUM = "2K"
-    LARGE = "4K"
-
-
-class _Format(StrEnum):
-    PNG = "png"
-    JPEG = "jpeg"
-    WEBP = "webp"
-
-
-class _Background(StrEnum):
-    TRANSPARENT = "transparent"
-    OPAQUE = "opaque"
-
-
-class _Quality(StrEnum):
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    XHIGH = "xhigh"
-    MAX = "max"
-    AUTO = "auto"
 
 
 def _model_names() -> list[str]:
@@ -68,7 +48,7 @@ def generate(
     aspect: Annotated[
         str, typer.Option(help=f"Width to height: {', '.join(ASPECT_RATIOS)}.")
     ] = "9:16",
-    resolution: Annotated[_Resolution, typer.Option(help="Size class.")] = _Resolution.MEDIUM,
+    resolution: Annotated[Resolution, typer.Option(help="Size class.")] = "2K",
     ref: Annotated[
         list[str] | None,
         typer.Option(help="Picture to be guided by, a file or https address; repeat for more."),
@@ -80,13 +60,14 @@ def generate(
         ),
     ] = None,
     output_format: Annotated[
-        _Format | None, typer.Option("--format", help="Type to deliver, by whichever provider.")
+        OutputFormat | None,
+        typer.Option("--format", help="Type to deliver, by whichever provider."),
     ] = None,
     background: Annotated[
-        _Background | None, typer.Option(help="Background, if the provider supports it.")
+        Background | None, typer.Option(help="Background, if the provider supports it.")
     ] = None,
     quality: Annotated[
-        _Quality | None, typer.Option(help="Quality level, if the provider supports it.")
+        Quality | None, typer.Option(help="Quality level, if the provider supports it.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=MAX_SEED, help="Seed, if the provider supports it.")
@@ -141,80 +122,72 @@ def generate(
     and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
     from resilient_imagen.cli.client_session import run_traced
-    from resilient_imagen.cli.image_spec import ImageSpec, is_file, is_text, shown
+    from resilient_imagen.cli.image_spec import ImageSpec
 
-    given: dict[str, Any] = {"force_open": force_open}
-    vendors = _emulator() if emulator else None
-    ratio = cast("AspectRatio", aspect)  # checked by the library, whose error lists all ratios
-    order = ImageSpec(
+    options = RequestOptions(
+        n=n, output_format=output_format, background=background, quality=quality, seed=seed
+    )
+    spec = ImageSpec(
         prompt or "",
-        ratio,
-        resolution.value,
+        cast("AspectRatio", aspect),  # checked by the library, whose error lists all ratios
+        resolution,
         tuple(ref or ()),
         model,
         deadline,
-        _requested(
-            n=n, output_format=output_format, background=background, quality=quality, seed=seed
-        ),
+        cast("RequestOptions", {key: value for key, value in options.items() if value is not None}),
         None if mask is None else str(mask),
     )
     if prompts is not None:
         if prompt is not None or ref:
-            raise CommandError("with --from, prompts and references stand in the file")
+            raise CommandError("with --from, the file contains prompts and references")
         if mask is not None:
-            raise CommandError("--mask belongs to the one picture of --ref, not to --from")
+            raise CommandError("--mask edits the image of --ref and cannot be used with --from")
         if output is None:
             raise CommandError("--from needs -o: the directory for the images")
         from resilient_imagen.cli.batch import run_batch
 
-        many = partial(run_batch, prompts, output, order, given, emulator=vendors, as_json=as_json)
-        run_traced(many)
-        return
-    if prompt is None:
+        run: Any = partial(run_batch, prompts, output, spec)
+    elif prompt is None:
         raise CommandError("nothing to draw: give a prompt in quotes, or --from prompts.jsonl")
-    for place in order.references:
-        if not is_text(place) and not is_file(place):
-            raise CommandError(f"--ref {shown(place)}: there is no such file")
-    if mask is not None and len(order.references) != 1:
-        raise CommandError("--mask needs exactly one --ref: the picture to edit")
-    if output is not None:
-        _check_name(output, output_format, background)
-    from resilient_imagen.cli.generate_command import run_single
+    else:
+        _check_single(spec, output)
+        from resilient_imagen.cli.generate_one import run_single
 
-    run_traced(partial(run_single, order, output, given, emulator=vendors, as_json=as_json))
+        run = partial(run_single, spec, output)
+    vendors = None
+    if emulator:
+        from resilient_imagen.emulator import Emulator
 
-
-def _requested(**options: Any) -> RequestOptions:
-    """Return the options that were given, as plain values."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return cast(
-        "RequestOptions", {k: v.value if isinstance(v, StrEnum) else v for k, v in given.items()}
-    )
+        vendors = Emulator()
+    run_traced(partial(run, {"force_open": force_open}, emulator=vendors, as_json=as_json))
 
 
-def _check_name(output: Path, output_format: str | None, background: str | None) -> None:
-    """Check that a file's extension agrees with the options.
+def _check_single(spec: ImageSpec, output: Path | None) -> None:
+    """Check what does not hold for prompt files.
 
     Raises:
-        CommandError: It does not.
+        CommandError: Something is missing, or options contradict each other.
     """
-    if output_format is not None and _contradicts(output, output_format):
-        raise CommandError(f"--format {output_format} contradicts the name {output.name} of -o")
-    if background == "transparent" and _contradicts(output, "png", "webp"):
+    from resilient_imagen.cli.image_spec import is_file, is_text, shown
+
+    for each in spec.references:
+        if not is_text(each) and not is_file(each):
+            raise CommandError(f"--ref {shown(each)}: there is no such file")
+    if spec.mask is not None and len(spec.references) != 1:
+        raise CommandError("--mask needs exactly one --ref: the image to edit")
+    wanted = spec.options.get("output_format")
+    if output is not None and wanted and _contradicts(output, wanted):
+        raise CommandError(f"--format {wanted} contradicts the name {output.name} of -o")
+    transparent = spec.options.get("background") == "transparent"
+    if output is not None and transparent and _contradicts(output, "png", "webp"):
         raise CommandError(
             f"--background transparent contradicts the name {output.name} of -o; use png or webp"
         )
 
 
 def _contradicts(output: Path, *formats: str) -> bool:
-    """Return whether a file's extension asks for a type that is not among ``formats``."""
+    """Return whether a file's extension names a type that is not among ``formats``."""
     from resilient_imagen.images.convert import EXTENSIONS
 
     named = [mime for mime, suffixes in EXTENSIONS.items() if output.suffix.lower() in suffixes]
     return bool(named) and named[0] not in {f"image/{name}" for name in formats}
-
-
-def _emulator() -> Any:
-    from resilient_imagen.emulator import Emulator
-
-    return Emulator()

@@ -1,11 +1,11 @@
-"""What is asked for on the command line or in one row of a file."""
+"""An image that the command line requests: the same for one prompt and for a row of a file."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.errors import InvalidRequestError
 from resilient_imagen.request import RequestOptions
@@ -17,17 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageSpec", "is_file", "is_text", "shown"]
 
-_ADDRESSES: Final = ("http://", "https://")
-_DATA: Final = "data:"
-_LONGEST: Final = 300
-"""Characters of a path that is shown in full; a longer str is probably an image in base64."""
+_MAX_SHOWN: Final = 300
+"""Characters of a path that is shown; a longer string is probably an image in base64."""
 _INDEX: Final = re.compile(r"reference_images\[(\d+)\]")
-"""How the library names a reference that cannot be used: it may not tell paths, we may."""
+"""The library's name of a reference. It does not state paths, but the command line may."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """One image to be made."""
+    """What to request."""
 
     prompt: str
     aspect_ratio: AspectRatio
@@ -38,69 +36,53 @@ class ImageSpec:
     deadline: float | None = None
     """Seconds."""
     options: RequestOptions = field(default_factory=RequestOptions)
-    """Options that are requested; those that are not are absent."""
+    """The options that are requested."""
     mask: str | None = None
     """Path of a mask: the only reference is edited."""
 
     async def place(self, client: ImageClient, on_start: OnStart | None = None) -> ImageResult:
-        """Have it made.
+        """Request the image.
 
         Raises:
-            ImageGenerationError: It was not.
+            ImageGenerationError: There is no image.
         """
-        references = [_reference(each) for each in self.references]
+        references = [each if is_text(each) else Path(each) for each in self.references]
+        options: dict[str, Any] = {
+            "aspect_ratio": self.aspect_ratio,
+            "resolution": self.resolution,
+            "model": self.model,
+            "deadline": self.deadline,
+            "on_start": on_start,
+            **self.options,
+        }
         try:
-            if self.mask is not None:
-                return await client.edit(
-                    references[0],
-                    self.prompt,
-                    aspect_ratio=self.aspect_ratio,
-                    resolution=self.resolution,
-                    model=self.model,
-                    deadline=self.deadline,
-                    on_start=on_start,
-                    mask=Path(self.mask),
-                    **self.options,
-                )
-            return await client.generate(
-                self.prompt,
-                aspect_ratio=self.aspect_ratio,
-                resolution=self.resolution,
-                references=references,
-                model=self.model,
-                deadline=self.deadline,
-                on_start=on_start,
-                **self.options,
-            )
+            if self.mask is None:
+                return await client.generate(self.prompt, references=references, **options)
+            mask = Path(self.mask)
+            return await client.edit(references[0], self.prompt, mask=mask, **options)
         except InvalidRequestError as error:
             if error.attempts:
                 raise
-            raise InvalidRequestError(_INDEX.sub(self._named, str(error))) from None
-
-    def _named(self, index: re.Match[str]) -> str:
-        """The reference as the user named it."""
-        return shown(self.references[int(index[1])])
+            named = _INDEX.sub(lambda index: shown(self.references[int(index[1])]), str(error))
+            raise InvalidRequestError(named) from None
 
 
-def _reference(place: str) -> str | Path:
-    return place if is_text(place) else Path(place)
+def is_text(reference: str) -> bool:
+    """Return whether a reference is an address or a data URL instead of a path."""
+    return reference[:8].lower().startswith(("http://", "https://", "data:"))
 
 
-def is_text(place: str) -> bool:
-    """Whether a reference is an address or a data URL, and no path."""
-    return place[:8].lower().startswith((*_ADDRESSES, _DATA))
-
-
-def is_file(place: str | Path) -> bool:
-    """Whether there is such a file; what can be no path at all is none."""
+def is_file(path: str | Path) -> bool:
+    """Return whether there is such a file; False for an impossible path."""
     try:
-        return Path(place).is_file()
-    except OSError:  # a name that is too long, a folder that may not be looked into
+        return Path(path).is_file()
+    except OSError:  # a name that is too long, a directory that may not be read
         return False
 
 
-def shown(place: str) -> str:
+def shown(reference: str) -> str:
     """Return a reference as it may be shown: short, and without image data."""
-    if place[:8].lower().startswith(_DATA):
+    if reference[:8].lower().startswith("data:"):
         return "a data: URL"
-    return place if len(place) <= _LONGEST else f"a text of {len(place)} characters"
+    short = len(reference) <= _MAX_SHOWN
+    return reference if short else f"a text of {len(reference)} characters"

@@ -1,18 +1,15 @@
-"""Recordings that a command line names: a file or a Jaeger, and the copy that is kept of one."""
+"""Recordings that ``tune`` and ``cost`` read: from a file or a Jaeger, optionally saved as well."""
 
 from __future__ import annotations
 
-import io
-import os
 import re
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
-from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.command_errors import CommandError, system_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +23,6 @@ __all__ = [
     "Service",
     "SkipBroken",
     "Source",
-    "check_writable",
     "recorded",
 ]
 
@@ -64,11 +60,12 @@ def recorded(
     skip_broken: bool,
     save: Path | None = None,
 ) -> Recording:
-    """The recording that the command line names.
+    """Read the recording that the command line names.
 
     Raises:
-        CommandError: It cannot be used, or the command line names none.
+        CommandError: It cannot be used, or the command line does not name one.
     """
+    from resilient_imagen.cli.files import check_target, writing
     from resilient_imagen.tuning.load import kept, refused, rows_of_file
     from resilient_imagen.tuning.recording import RecordingError, gather
 
@@ -83,13 +80,15 @@ def recorded(
     try:
         if save is None:
             return gather(rows, notes)
-        with _written(save, source) as target:
-            return gather(kept(rows, target), notes)
+        if save.exists() and source not in {"", "-"} and save.samefile(source):
+            raise CommandError(f"--save {save} is the recording itself; name another file")
+        check_target("--save", save)
+        with writing(save) as file:
+            return gather(kept(rows, file), notes)
     except RecordingError as error:
         raise CommandError(str(refused(source or jaeger, error, notes))) from None
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        raise CommandError(f"{place}{error.strerror}") from None
+        raise CommandError(system_words(error)) from None
 
 
 def _from_jaeger(url: str, service: str, lookback: str, notes: Counter[str]) -> Iterator[Row]:
@@ -108,43 +107,3 @@ def _seconds(text: str) -> float:
             f"--lookback is a number and s, m, h or d, such as 24h, and at most {_LONGEST}d"
         )
     return seconds
-
-
-@contextmanager
-def _written(path: Path, source: str) -> Iterator[IO[str]]:
-    """A file that takes the path's place when all has been read, and not before."""
-    if path.exists() and source not in {"", "-"} and path.samefile(source):
-        raise CommandError(f"--save {path} is the recording itself; name another file")
-    from resilient_imagen.cli.output_files import writing
-
-    check_writable("--save", path)
-    try:
-        with writing(path) as file:
-            target = io.TextIOWrapper(file, encoding="utf-8", write_through=True)
-            try:
-                yield target
-            finally:
-                target.detach()
-    except OSError as error:
-        if error.filename is not None:  # of what is read
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def check_writable(option: str, path: Path) -> None:
-    """See that a file could be written there, before any work is done for it.
-
-    Raises:
-        CommandError: It could not.
-    """
-    from resilient_imagen.cli import output_files
-
-    folder = path.parent
-    if path.is_dir():
-        raise CommandError(f"{option} {path} is a directory; name a file")
-    if not folder.is_dir():
-        raise CommandError(f"{option}: {folder} is no directory; make it first")
-    if not output_files.is_device(path):
-        output_files.check_writable(path)
-    elif not os.access(path, os.W_OK):
-        raise CommandError(f"{option}: {path} may not be written to")

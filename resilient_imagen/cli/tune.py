@@ -18,7 +18,6 @@ from resilient_imagen.cli.recordings import (
     Service,
     SkipBroken,
     Source,
-    check_writable,
     recorded,
 )
 from resilient_imagen.cli.terminal import echo
@@ -55,10 +54,11 @@ def tune(
 
     The logger imagegen at INFO writes all that is needed, whatever the formatter.
     """
+    from resilient_imagen.cli.files import check_target, write_whole
     from resilient_imagen.settings import Settings
 
     if html is not None:
-        check_writable("--html", html)
+        check_target("--html", html)
         import_module("vl_convert")  # whether it is missing is better known now than afterwards
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     today = _suited(Settings(), loaded)
@@ -69,8 +69,6 @@ def tune(
         report = None if html is None else _report(found, loaded, today)
     _show(found, loaded, today)
     if html is not None and report is not None:
-        from resilient_imagen.cli.output_files import write_whole
-
         write_whole(html, report.encode())
         echo(f"report: {html}", err=True)
 

@@ -63,10 +63,10 @@ def rows_of_file(
         notes[SKIPPED] += 1
 
 
-def kept(rows: Iterable[Row], target: IO[str]) -> Iterator[Row]:
+def kept(rows: Iterable[Row], target: IO[bytes]) -> Iterator[Row]:
     """Yield the rows, and write each to ``target`` in our format."""
     for row in rows:
-        target.write(to_json(row) + "\n")
+        target.write(to_json(row).encode() + b"\n")
         yield row
 
 

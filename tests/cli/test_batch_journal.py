@@ -14,7 +14,7 @@ from batch_kit import asked, batch, journal, prepare, scenes, write
 from images_samples import delivered
 
 from resilient_imagen import ImageClient, Settings
-from resilient_imagen.cli import batch_journal, output_files
+from resilient_imagen.cli import batch_journal, files
 from resilient_imagen.cli.batch import Batch
 from resilient_imagen.cli.batch_journal import Entry, Journal
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
@@ -200,7 +200,7 @@ def test_an_image_that_cannot_be_saved_stops_the_run(
 
 def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No more requests are sent; images of those in flight are saved if there is room again."""
-    saved, usual = 0, output_files.write_whole
+    saved, usual = 0, files.write_whole
 
     def filling(path: Path, data: bytes) -> None:
         nonlocal saved

@@ -1,4 +1,4 @@
-"""``demo``: every scene is delivered, the breaker's story is told as it happened, traces too."""
+"""``demo``: its images, its report of what the breaker did, and its traces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from trace_backends import collector
 
 from resilient_imagen.cli import client_session, demo_scenario
-from resilient_imagen.cli.demo_scenario import ACTS, SCENES, DemoImage, DemoRun
+from resilient_imagen.cli.demo_scenario import PHASES, SCENES, DemoImage, DemoRun
 from resilient_imagen.cli.demo_view import show_breaker, watching
 from resilient_imagen.emulator import Emulator
 
@@ -27,7 +27,7 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same story, told faster."""
+    """Shorten all times of the demo."""
     usual: Callable[..., dict[str, object]] = demo_scenario.demo_settings
 
     def settings(*, vertex: bool) -> dict[str, object]:
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_vertex_ai_serves_while_the_gemini_api_cannot(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same model at a second endpoint comes before OpenAI; the environment does not count."""
+    """Vertex AI, as a second endpoint of the model, serves before OpenAI; variables are ignored."""
     monkeypatch.setenv("VERTEX_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "not-this-one")
     ended = cli(capsys, "demo", "--vertex", "-o", tmp_path / "sheet.png")
@@ -54,10 +54,10 @@ def test_vertex_ai_serves_while_the_gemini_api_cannot(
 
 
 @pytest.mark.usefixtures("quick")
-def test_the_story_is_told_to_a_file(
+def test_the_report_of_a_run(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line an image, the table, the times, the breaker's deeds; the environment has no say."""
+    """Without a terminal it has a line per image, seconds and the breaker's transitions."""
     monkeypatch.setenv("IMAGE_GEN_FORCE_OPEN", "openai")
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -70,7 +70,7 @@ def test_the_story_is_told_to_a_file(
     for ill in ("overloaded", "hanging"):
         assert re.search(rf"Google {ill} +│ +- │ +8 images: ", ended.out)
     story = ended.out.partition("What the circuit breaker of Google did:")[2]
-    deeds = [
+    transitions = [
         "Google overloaded: opened for",
         "after 3 failures in a row (503 UNAVAILABLE)",
         "Google hanging: let one call through as a probe",
@@ -79,17 +79,17 @@ def test_the_story_is_told_to_a_file(
         "Google back: the probe was served: closed",
         "32 of 32 images were delivered.",
     ]
-    found = [story.find(deed) for deed in deeds]
+    found = [story.find(transition) for transition in transitions]
     assert -1 not in found
     assert found == sorted(found)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > len(SCENES) * 100
-        assert sheet.height > len(ACTS) * 200
+        assert sheet.height > len(PHASES) * 200
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_page_is_saved_somewhere(capsys: Capsys) -> None:
-    """Without -o in a directory of its own, whose path is printed."""
+def test_the_contact_sheet_has_a_default_path(capsys: Capsys) -> None:
+    """Without -o the sheet is saved to a new directory, and its path is printed."""
     ended = cli(capsys, "demo")
     (line,) = [line for line in ended.out.splitlines() if line.startswith("Contact sheet: ")]
     sheet = Path(line.removeprefix("Contact sheet: "))
@@ -100,7 +100,7 @@ def test_a_page_is_saved_somewhere(capsys: Capsys) -> None:
 
 @pytest.mark.ci
 def test_traces_can_be_found(tmp_path: Path) -> None:
-    """--jaeger exports every call, and links the four that tell the story."""
+    """--jaeger exports every call and prints links to four of them."""
     with collector() as traces:
         done = run(
             "demo", "--jaeger", "--jaeger-url", "http://jaeger.test:16686",
@@ -129,7 +129,7 @@ def test_traces_can_be_found(tmp_path: Path) -> None:
 def test_the_environment_may_refuse_traces(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The show goes on, without links to what was never sent, and the reason is told."""
+    """The demo runs without links to traces, and the reason is printed."""
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     ended = cli(capsys, "demo", "--jaeger", "-o", tmp_path / "sheet.png")
     assert (ended.code, ended.complaint) == (0, "tracing is off: OTEL_TRACES_EXPORTER=none")
@@ -257,14 +257,14 @@ def test_where_traces_go(
 
 
 def test_an_odd_file_name_is_refused(capsys: Capsys, tmp_path: Path) -> None:
-    """Before the show, not after it."""
+    """It is refused before the demo runs."""
     ended = cli(capsys, "demo", "-o", tmp_path / "sheet.docx")
     assert ended.code == 2
     assert ended.complaint.endswith("sheet.docx: the contact sheet is a .png or a .jpg")
 
 
-class Stage:
-    """A client as far as the view looks at it."""
+class FakeClient:
+    """The part of a client that the view reads."""
 
     def __init__(self, state: str, retry_after: float | None) -> None:
         self.breaker = {"state": state, "retry_after": retry_after}
@@ -273,33 +273,33 @@ class Stage:
         return {"routes": [{"breaker": self.breaker}]}
 
 
-def shown(play: DemoRun, stage: Stage, width: int = 120) -> str:
-    """What a terminal shows in the end."""
+def shown(demo: DemoRun, client: FakeClient, width: int = 120) -> str:
+    """Return what a terminal shows at the end."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, highlight=False)
-    with watching(console, play, stage):  # type: ignore[arg-type]
+    with watching(console, demo, client):  # type: ignore[arg-type]
         pass
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_on_a_terminal(width: int) -> None:
-    """Who is being asked, what failed, and what the breaker is about; it fits the width."""
-    play = DemoRun(Emulator(), act=1, waiting=True)
-    play.panels[0].asking = "google"
-    play.panels[8] = DemoImage(1, 0, failure="out of time")
-    lines = shown(play, Stage("open", 1.25), width).splitlines()
+    """The table has requests in flight, failures and the breaker's state, and fits the width."""
+    demo = DemoRun(Emulator(), phase="overloaded", waiting=True)
+    demo.images[0].asking = "google"
+    demo.images[8] = DemoImage("overloaded", 0, failure="out of time")
+    lines = shown(demo, FakeClient("open", 1.25), width).splitlines()
     assert max(map(len, lines)) <= width
     (first,) = {line for line in lines if "│ 1 " in line}
     assert [cell.strip() for cell in first.split("│")[2:4]] == ["google ...", "out of time"]
     assert any(
-        line.startswith("circuit breaker open: Google is skipped, for 1.2 s more; the next act")
+        line.startswith("circuit breaker open: Google is skipped, for 1.2 s more; the next phase")
         for line in lines
     )
-    assert "half open: one probe is out" in shown(play, Stage("half_open", None))
+    assert "half open: one probe is out" in shown(demo, FakeClient("half_open", None))
 
 
-def test_what_was_not_delivered_is_not_claimed(capsys: Capsys) -> None:
-    """The closing words count what there is."""
+def test_images_that_are_missing_are_not_counted(capsys: Capsys) -> None:
+    """The closing words count delivered images only."""
     show_breaker(Console(file=sys.stdout, width=200), DemoRun(Emulator()))
     assert "0 of 32 images were delivered" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def test_a_directory_at_a_further_name_is_refused_before_anything_is_sent(
     """Otherwise the pictures would be paid for and could not be saved."""
     (tmp_path / "fox-3.png").mkdir()
     ended = cli(capsys, "generate", "a fox", "--n", "3", "-o", output)
-    assert (ended.code, ended.complaint) == (2, "fox-3.png is in the way: it is no file")
+    assert (ended.code, ended.complaint) == (2, "fox-3.png exists and is not a file")
     assert imagen_emulator.google.requests == ()
     assert cli(capsys, "generate", "a fox", "--n", "2", "-o", output).code == 0
 
@@ -254,13 +254,16 @@ BAD = {
     "inner address": (["a fox", "--ref", "https://127.0.0.1/"], "https://127.0.0.1/ leads to"),
     "bad data": (["a fox", "--ref", "data:image/png;base64,QUFB"], "a data: URL is not an image"),
     "no picture": (["a fox", "--ref", "text.png"], "text.png is not an image of a known type"),
-    "no such directory": (["a fox", "-o", "no/fox.png"], "no is no directory; make it first"),
-    "a directory": (["a fox", "-o", "folder"], "folder is a directory; -o needs a file's name"),
+    "no such directory": (
+        ["a fox", "-o", "no/fox.png"],
+        "-o: no is not a directory; create it first",
+    ),
+    "a directory": (["a fox", "-o", "folder"], "-o folder is a directory; name a file"),
     "deadline": (["a fox", "--deadline", "-1"], "deadline must be a number of seconds above zero"),
     "whose model": (["a fox", "--model", "gpt-image-2"], "model gpt-image-2 belongs to openai"),
     "unknown model": (["a fox", "--model", "gemini-3-pro-imag"], "--model gemini-3-pro-imag: no"),
     "provider": (["a fox", "--force-open", "bing"], "IMAGE_GEN_FORCE_OPEN names bing"),
-    "prompts twice": (["a fox", "--from", "text.png"], "with --from, prompts and references stand"),
+    "prompts twice": (["a fox", "--from", "text.png"], "with --from, the file contains prompts"),
     "no folder": (["--from", "text.png"], "--from needs -o: the directory for the images"),
     "unknown option": (["a fox", "--speed", "9"], "No such option"),
 }

@@ -18,7 +18,8 @@ from cli_kit import cli, environment
 from images_samples import delivered, encoded, opened
 from PIL import Image, ImageChops, ImageStat
 
-from resilient_imagen.cli import image_files, output_files
+from resilient_imagen import ImageResult
+from resilient_imagen.cli import files, generate_one
 from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images import convert
@@ -70,38 +71,45 @@ def test_the_right_name_changes_nothing(name: str, capsys: Capsys) -> None:
 def test_a_name_of_no_known_type_keeps_the_bytes(capsys: Capsys) -> None:
     """And is said to be wrong."""
     ended = cli(capsys, *FOX, "-o", "fox.gif", "--emulator")
-    assert ended.complaint == "fox.gif holds image/jpeg, whatever its name says"
+    assert ended.complaint == "fox.gif contains image/jpeg, whatever its name says"
     assert sniff_mime(Path("fox.gif").read_bytes()) == "image/jpeg"
 
 
-def test_what_is_clear_becomes_white() -> None:
-    """A JPEG knows no transparency."""
+def saved(image: bytes, name: str) -> tuple[ImageResult, bytes]:
+    """Save an image under this name; return the result and the file."""
+    result = asyncio.run(generate_one._save(delivered(image), [Path(name)]))
+    return result, Path(name).read_bytes()
+
+
+def test_transparency_becomes_white_in_a_jpeg() -> None:
+    """JPEG does not support transparency."""
     clear = encoded(Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "PNG")
-    saved = asyncio.run(image_files.as_named(delivered(clear), Path("fox.jpg")))
-    assert saved.mime_type == "image/jpeg"
-    with opened(saved.image_bytes) as picture:
+    result, data = saved(clear, "fox.jpg")
+    assert result.mime_type == "image/jpeg"
+    with opened(data) as picture:
         assert picture.getpixel((4, 4)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "I;16", "RGB", "RGBA"])
-@pytest.mark.parametrize("name", ["fox.jpg", "fox.webp"])
-def test_every_kind_of_picture_can_be_converted(mode: str, name: str) -> None:
-    """Grey, palette and deep ones, too."""
-    given = delivered(encoded(Image.new(mode, (9, 16)), "PNG"))
-    saved = asyncio.run(image_files.as_named(given, Path(name)))
-    assert not image_files.misnamed(Path(name), saved.mime_type)
-    with opened(saved.image_bytes) as picture:
+@pytest.mark.parametrize(("name", "mime"), [("fox.jpg", "image/jpeg"), ("fox.webp", "image/webp")])
+def test_every_kind_of_image_can_be_converted(mode: str, name: str, mime: str) -> None:
+    """Images in grey, with a palette and with 16 bits per channel are converted, too."""
+    result, data = saved(encoded(Image.new(mode, (9, 16)), "PNG"), name)
+    assert result.mime_type == sniff_mime(data) == mime
+    with opened(data) as picture:
         assert picture.size == (9, 16)
 
 
-def test_what_cannot_be_converted_is_kept() -> None:
-    """It is paid for."""
-    torn = delivered(TINY_PNG[:45])
-    assert asyncio.run(image_files.as_named(torn, Path("fox.jpg"))) is torn
+def test_an_image_that_cannot_be_converted_is_saved_unchanged(capsys: Capsys) -> None:
+    """A damaged image is paid for, so it is saved, with a warning about its name."""
+    result, data = saved(TINY_PNG[:45], "fox.jpg")
+    assert data == TINY_PNG[:45]
+    assert result.adjustments == ()
+    assert "fox.jpg contains image/png, whatever its name says" in capsys.readouterr().err
 
 
 def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes seconds for a large picture."""
+    """Converting a large image takes seconds, so it runs in a thread."""
     threads = []
 
     def as_named(data: bytes, _mime: str, _path: Path) -> tuple[bytes, str]:
@@ -109,7 +117,7 @@ def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> Non
         return data, "image/webp"
 
     monkeypatch.setattr(convert, "as_named", as_named)
-    asyncio.run(image_files.as_named(delivered(TINY_PNG), Path("fox.webp")))
+    saved(TINY_PNG, "fox.webp")
     assert threads != [threading.main_thread()]
 
 
@@ -159,9 +167,9 @@ def test_nothing_is_left_of_what_could_not_be_written(
     (tmp_path / "fox.png").write_bytes(b"as before")
     monkeypatch.setattr(os, "fsync", stop)
     with pytest.raises(type(error)):
-        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
     with pytest.raises((CommandError, KeyboardInterrupt)):
-        output_files.check_writable(tmp_path / "fox.png")
+        files.check_writable(tmp_path / "fox.png")
     assert [path.name for path in tmp_path.iterdir()] == ["fox.png"]
     assert (tmp_path / "fox.png").read_bytes() == b"as before"
 
@@ -189,7 +197,7 @@ def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> N
     victim, link = tmp_path / "victim", tmp_path / "fox.png"
     victim.write_bytes(b"precious")
     link.symlink_to(victim)
-    output_files.write_whole(link, TINY_PNG)
+    files.write_whole(link, TINY_PNG)
     assert not link.is_symlink()
     assert link.read_bytes() == TINY_PNG
     assert victim.read_bytes() == b"precious"
@@ -203,7 +211,7 @@ def test_a_temporary_name_that_is_taken_is_left_alone(
     planted = tmp_path / f".{'0' * 16}.part"
     planted.symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError):
-        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
     assert planted.is_symlink()
     assert not (tmp_path / "victim").exists()
 
@@ -214,7 +222,7 @@ def test_a_file_has_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_p
     """As any file that the user makes."""
     before = os.umask(mask)
     try:
-        output_files.write_whole(tmp_path / "fox.png", TINY_PNG)
+        files.write_whole(tmp_path / "fox.png", TINY_PNG)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "fox.png").stat().st_mode) == mode
@@ -227,7 +235,7 @@ def test_a_name_that_cannot_be_is_refused(
     assert cli(capsys, *FOX, "-o", "f" * 300).complaint.endswith("File name too long")
     Path("fox.png").mkdir()
     ended = cli(capsys, *FOX, "-o", "fox")
-    assert (ended.code, ended.complaint) == (2, "fox.png is in the way: it is no file")
+    assert (ended.code, ended.complaint) == (2, "fox.png exists and is not a file")
     assert imagen_emulator.google.requests == ()
 
 

@@ -137,9 +137,9 @@ def test_cost_adds_up_what_was_spent(log: Path, tmp_path: Path) -> None:
             (["--jaeger", "y", "--service", "x", "--lookback", text], "--lookback is a number")
             for text in ("soon", "²h", "0h", "99999999d", "1.2.3h")
         ),
-        (["missing.jsonl", "--html", "nowhere/report.html"], "nowhere is no directory"),
+        (["missing.jsonl", "--html", "nowhere/report.html"], "nowhere is not a directory"),
         (["missing.jsonl", "--html", "."], "is a directory"),
-        (["missing.jsonl", "--save", "nowhere/calls.jsonl"], "nowhere is no directory"),
+        (["missing.jsonl", "--save", "nowhere/calls.jsonl"], "nowhere is not a directory"),
     ],
 )
 def test_a_wrong_command_is_one_clear_line(
