@@ -21,8 +21,7 @@ from resilient_imagen.cli.batch_journal import Journal
 from resilient_imagen.cli.batch_prompts import read_prompts
 from resilient_imagen.cli.batch_summary import print_summary, summarize
 from resilient_imagen.cli.client_session import open_client
-from resilient_imagen.cli.command_errors import FAILED, system_words, warn
-from resilient_imagen.cli.error_hints import advised
+from resilient_imagen.cli.command_errors import FAILED, advised, system_words, warn
 from resilient_imagen.cli.terminal import Console, echo_json, one_line
 from resilient_imagen.telemetry.recording_sink import RecordingSink
 
@@ -60,13 +59,8 @@ async def run_batch(
 ) -> None:
     """Request the images that the folder does not have yet, and print a summary.
 
-    Args:
-        prompts: The prompt file.
-        folder: Where images and journal are saved.
-        defaults: Values of keys that a row does not have.
-        given: Settings of the command line.
-        emulator: Used instead of the vendors.
-        as_json: Print the summary as JSON.
+    ``defaults`` has the values of keys that a row does not have, ``given`` the settings of the
+    command line.
 
     Raises:
         CommandError: The file is wrong, there is no key, or another run uses the folder.
@@ -94,13 +88,10 @@ async def run_batch(
 
 
 class Batch:
-    """The rows of one run.
+    """One run: its rows, and what stopped it.
 
     A stop starts no further requests. Those that were sent are paid for, so the run waits for them.
-
-    Args:
-        journal: Saves images and failures.
-        report: Called with the entry of each row that ended.
+    ``report`` is called with the outcome of each row.
     """
 
     def __init__(self, journal: Journal, report: Callable[[Entry], None]) -> None:
@@ -108,7 +99,6 @@ class Batch:
         self._report = report
         self._tasks: list[asyncio.Task[None]] = []
         self._unsent: set[asyncio.Task[None] | None] = set()
-        """Tasks of rows for which no request was sent yet."""
         self._bug: Exception | None = None
         self.entries: list[Entry] = []
         """Outcomes in the order in which the rows ended."""

@@ -14,8 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from resilient_imagen.cli.command_errors import CommandError, warn
-from resilient_imagen.cli.error_hints import advised
+from resilient_imagen.cli.command_errors import CommandError, advised, warn
 from resilient_imagen.cli.files import check_writable, write_whole
 from resilient_imagen.images.convert import extension
 from resilient_imagen.images.inspect import sniff_mime

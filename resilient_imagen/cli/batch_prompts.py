@@ -49,11 +49,7 @@ class PromptRow:
 
 
 def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
-    """Read all rows of a file. Empty lines are skipped.
-
-    Args:
-        path: The file. References in it are relative to its directory.
-        defaults: Values of keys that a row does not have.
+    """Read all rows of a file, whose directory is that of its references.
 
     Raises:
         CommandError: Lines are wrong; the message lists the first of them.

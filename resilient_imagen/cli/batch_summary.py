@@ -33,11 +33,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return a summary as JSON-ready data.
 
-    Args:
-        rows: All rows of the prompt file.
-        entries: Outcomes of rows, of this run and of earlier ones.
-        requests: All requests of this run.
-        bill: The client's snapshot, for costs.
+    ``entries`` are outcomes of this run and of earlier ones, ``requests`` those of this run.
     """
     done = [entry for entry in entries if entry["status"] == "done"]
     made = [entry for entry in done if not entry.get("before")]
@@ -77,14 +73,7 @@ def _totals(requests: Sequence[AttemptEnded]) -> dict[str, float | None]:
 def print_summary(
     summary: Mapping[str, Any], folder: Path, stopped: str | None, *, charged: bool
 ) -> None:
-    """Print a summary for people.
-
-    Args:
-        summary: From ``summarize``.
-        folder: Where the images are.
-        stopped: Why rows were left for another run, or None.
-        charged: False if an emulator served the requests, so that nobody is billed.
-    """
+    """Print a summary; ``charged`` is False if an emulator served the requests."""
     table = Table("provider", box=None)
     for title in ("images", "median s", "longest s", "cost" if charged else "cost if real"):
         table.add_column(title, justify="right")

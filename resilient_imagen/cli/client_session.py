@@ -1,14 +1,15 @@
-"""A client for one command: its settings, the emulator if it is wanted, and its tracing."""
+"""The client of a command, with its settings, the emulator if requested, and tracing."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.cli.command_errors import CommandError, warn
 from resilient_imagen.cli.usage_errors import check_model
+from resilient_imagen.telemetry.events import OperatorWarning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -18,10 +19,7 @@ if TYPE_CHECKING:
     from resilient_imagen.telemetry.events import Event
     from resilient_imagen.telemetry.sink import EventSink
 
-__all__ = ["make_settings", "open_client", "run_traced"]
-
-_UNPACED: Final = {"ipm": 6000}
-"""An emulator has no quota to keep to."""
+__all__ = ["open_client", "run_traced"]
 
 
 def run_traced(
@@ -33,12 +31,12 @@ def run_traced(
     """Run ``main()`` on a new event loop, with tracing if OTEL_* variables ask for it.
 
     Args:
-        main: Makes the coroutine.
-        collector: Base address of an OTLP collector, which wins over the environment.
-        asked: Whether the user asked for traces, so that their absence is explained.
+        main: Returns the coroutine.
+        collector: Base address of an OTLP collector; it replaces the environment's.
+        asked: The user asked for traces, so their absence is explained.
 
     Returns:
-        False when traces were made that did not arrive.
+        False if traces did not arrive.
     """
     from resilient_imagen.telemetry.setup import setup_tracing
 
@@ -52,16 +50,8 @@ def run_traced(
     return arrived
 
 
-def make_settings(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
-    """Settings from the command line, then the environment, then the command's own defaults.
-
-    Args:
-        given: Fields that the command line sets; None means it does not.
-        usual: Fields that the command sets where the environment does not.
-
-    Raises:
-        ConfigurationError: A variable holds what is not allowed.
-    """
+def _settings(given: Mapping[str, Any], usual: Mapping[str, Any]) -> Settings:
+    """Return settings from the command line, then the environment, then the command's defaults."""
     from resilient_imagen import Settings
 
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -79,18 +69,18 @@ async def open_client(
     sinks: Sequence[EventSink] = (),
     model: str | None = None,
 ) -> AsyncIterator[ImageClient]:
-    """A client, closed at the end; see ``make_settings`` for the first two arguments.
+    """Open a client.
 
     Args:
-        given: As in ``make_settings``.
-        usual: As in ``make_settings``.
+        given: Fields of Settings from the command line; None means that it does not set one.
+        usual: Fields of Settings that are the command's defaults.
         emulator: Served on loopback, and used instead of the vendors.
         sinks: Receive events, beside telemetry.
         model: The model that the calls will name, if any.
 
     Raises:
         CommandError: There is no key, or the model is unknown.
-        ConfigurationError: A variable holds what is not allowed.
+        ConfigurationError: A variable has a value that is not allowed.
     """
     from resilient_imagen import ImageClient
     from resilient_imagen.providers import build, needed_variable
@@ -100,10 +90,9 @@ async def open_client(
             from resilient_imagen.emulator import EmulatorServer
 
             server = await stack.enter_async_context(EmulatorServer(emulator))
-            given, usual = {**given, **_leading_to(server)}, {**_UNPACED, **usual}
-            providers = _providers_leading_to(server, make_settings(given, usual))
-            given = {**given, "providers": providers}
-        settings = make_settings(given, usual)
+            usual = {"ipm": 6000, **usual}  # an emulator has no quota
+            given = {**given, **_emulated(server, _settings(given, usual))}
+        settings = _settings(given, usual)
         check_model(model, settings)
         names = dict.fromkeys(route.provider for route in settings.routes)
         if all(build(name, settings) is None for name in names):
@@ -119,11 +108,7 @@ async def open_client(
 
 
 class _WarningSink:
-    """Prints warnings for operators on standard error, such as a missing key or a retired model.
-
-    Args:
-        emulated: Whether an emulator serves the requests. Its latencies are not the vendors'.
-    """
+    """Prints warnings for operators, such as a missing key or a retired model."""
 
     inline = True
 
@@ -131,42 +116,33 @@ class _WarningSink:
         self._omitted = {"time_limit_below_typical"} if emulated else set()
 
     def handle(self, event: Event) -> None:
-        from resilient_imagen.telemetry.events import OperatorWarning
-
         if isinstance(event, OperatorWarning) and event.code not in self._omitted:
             warn(event.message)
 
 
-def _leading_to(server: EmulatorServer) -> dict[str, Any]:
-    from resilient_imagen.emulator.proxies import bypassing
-
-    # A proxy of the environment's cannot reach a server inside this process.
-    os.environ.update(bypassing(os.environ))
-    return {
-        "google_api_key": "emulated",
-        "openai_api_key": "emulated",
-        "google_base_url": server.google_url,
-        "openai_base_url": server.openai_url,
-    }
-
-
-def _providers_leading_to(server: EmulatorServer, settings: Settings) -> dict[str, Any]:
-    """Return the settings of providers, with accounts and addresses of the emulator.
-
-    Google and OpenAI have these in fields of ``Settings``.
-    """
+def _emulated(server: EmulatorServer, settings: Settings) -> dict[str, Any]:
+    """Return the fields that send the requests of all providers to the emulator."""
     from pydantic import SecretStr
 
+    from resilient_imagen.emulator.proxies import bypassing
+
+    os.environ.update(bypassing(os.environ))  # a proxy cannot reach a server on loopback
     urls = {
         "google": server.google_url,
         "openai": server.openai_url,
         "vertex": server.vertex_url,
         "azure": server.azure_url,
     }
-    found: dict[str, Any] = dict(settings.providers)
-    for name in ("vertex", "azure", *settings.providers):
-        if name not in {"google", "openai"} and (chosen := settings.provider(name)) is not None:
+    providers: dict[str, Any] = dict(settings.providers)
+    for name in {"vertex", "azure", *providers} - {"google", "openai"}:
+        if (provider := settings.provider(name)) is not None:
             account = {"project": None, "location": None, "credentials": None}
-            address = {"api_key": SecretStr("emulated"), "base_url": urls[chosen.kind]}
-            found[name] = chosen.model_copy(update={**account, **address})
-    return found
+            address = {"api_key": SecretStr("emulated"), "base_url": urls[provider.kind]}
+            providers[name] = provider.model_copy(update={**account, **address})
+    return {
+        "google_api_key": "emulated",
+        "openai_api_key": "emulated",
+        "google_base_url": server.google_url,
+        "openai_base_url": server.openai_url,
+        "providers": providers,
+    }

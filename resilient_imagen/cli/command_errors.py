@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import sys
 import traceback
@@ -12,21 +13,23 @@ from typing import TYPE_CHECKING, Final, ParamSpec
 
 import typer
 
-from resilient_imagen.cli.error_hints import advised, keys_to_check
 from resilient_imagen.cli.terminal import echo, one_line
 from resilient_imagen.errors import (
     ConfigurationError,
     ImageGenerationError,
     InvalidRequestError,
 )
+from resilient_imagen.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "BAD_INPUT",
     "FAILED",
     "CommandError",
+    "advised",
+    "keys_to_check",
     "system_words",
     "warn",
     "with_error_messages",
@@ -45,6 +48,15 @@ _EXTRAS: Final = {
     "redis": "redis",
     "vl_convert": "tuning",
 }
+
+_VARIABLES: Final = {
+    "google": ("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "vertex": ("VERTEX_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT"),
+    "openai": ("OPENAI_API_KEY",),
+    "azure": ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT"),
+}
+"""In the order in which Settings reads them. Any other provider has <NAME>_API_KEY."""
+_ABOUT_THE_KEY: Final = frozenset({Reason.UNAUTHENTICATED, Reason.FORBIDDEN})
 
 _P = ParamSpec("_P")
 
@@ -117,3 +129,35 @@ def _described(error: ImageGenerationError) -> str:
     if error.retry_after is not None and not keys_to_check(error):  # waiting does not correct a key
         details.append(f"try again in {error.retry_after:.0f} s")
     return advised(f"{error} ({', '.join(details)})", error)
+
+
+def keys_to_check(error: ImageGenerationError) -> list[str]:
+    """Return the variables of the keys that were refused, in the order of the routes."""
+    failures = [(each.provider, each.reason) for each in error.attempts]
+    failures += [(each.provider or "", each.reason) for each in _route_errors(error)]
+    refused = dict.fromkeys(name for name, reason in failures if reason in _ABOUT_THE_KEY)
+    return [
+        _in_use(_VARIABLES.get(name, (f"{name.upper()}_API_KEY",)))
+        for name in refused
+        if name in _VARIABLES or os.environ.get(f"IMAGE_GEN_PROVIDER_{name.upper()}")
+    ]
+
+
+def advised(line: str, error: ImageGenerationError) -> str:
+    """Return the line with the vendors' messages about refused keys, and the keys to check."""
+    words = {
+        each.provider: each.vendor_message
+        for each in _route_errors(error)
+        if each.reason in _ABOUT_THE_KEY and each.vendor_message
+    }
+    keys = keys_to_check(error)
+    said = [f'{provider} says "{message}"' for provider, message in words.items()]
+    return "; ".join([line, *said, *([f"check {' and '.join(keys)}"] if keys else [])])
+
+
+def _route_errors(error: ImageGenerationError) -> Sequence[ImageGenerationError]:
+    return getattr(error, "errors", (error,))
+
+
+def _in_use(variables: tuple[str, ...]) -> str:
+    return next((name for name in variables if os.environ.get(name, "").strip()), variables[0])

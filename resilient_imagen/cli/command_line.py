@@ -1,8 +1,7 @@
-"""The application: which commands there are, each imported when it is asked for."""
+"""The application: its commands, and how the process ends."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from contextlib import suppress
@@ -24,17 +23,9 @@ from resilient_imagen.cli.usage_errors import unknown_command, usage_message
 
 __all__ = ["COMMANDS", "run"]
 
-COMMANDS: Final = {
-    "generate": "resilient_imagen.cli.generate:generate",
-    "demo": "resilient_imagen.cli.demo:demo",
-    "emulate": "resilient_imagen.cli.emulate:emulate",
-    "status": "resilient_imagen.cli.status:status",
-    "tune": "resilient_imagen.cli.tune:tune",
-    "cost": "resilient_imagen.cli.cost:cost",
-    "monitoring": "resilient_imagen.cli.monitoring:monitoring",
-}
-"""Name: ``module:function``. A module imports what is heavy inside its function: ``--help`` reads
-the docstrings of all of them."""
+COMMANDS: Final = ("generate", "demo", "emulate", "status", "tune", "cost", "monitoring")
+"""Each is the function of this name in the module of this name, beside this one. The module imports
+heavy libraries inside the function, because ``--help`` imports the modules of all commands."""
 
 _HELP: Final = (
     "Ask for an image once; get one from the best provider that can serve now.\n\n"
@@ -45,10 +36,10 @@ _HELP: Final = (
 
 
 class _Commands(TyperGroup):
-    """Finds commands in the table."""
+    """Imports a command when it is needed."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Name the nearest command if there is no such one."""
+        """Suggest the nearest command for an unknown one."""
         if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
             ctx.fail(unknown_command(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
@@ -57,27 +48,16 @@ class _Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - as above
-        place = COMMANDS.get(cmd_name)
-        if place is None:
+        if cmd_name not in COMMANDS:
             return None
-        module, name = place.split(":")
-        function = getattr(import_module(module), name)
-        alone = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        alone.command(cmd_name, help=_flowing(function))(with_error_messages(function))
-        return typer.main.get_command(alone)
-
-
-def _flowing(function: object) -> str:
-    """The docstring as paragraphs without line breaks: the terminal has its own width."""
-    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        function = getattr(import_module(f"resilient_imagen.cli.{cmd_name}"), cmd_name)
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(cmd_name)(with_error_messages(function))
+        return typer.main.get_command(app)
 
 
 _app = typer.Typer(
-    cls=_Commands,
-    help=_HELP,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    cls=_Commands, help=_HELP, rich_markup_mode="rich", pretty_exceptions_enable=False
 )
 
 
@@ -96,33 +76,33 @@ def _root(
         typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Nothing of its own: the commands do the work."""
+    """Accept the options that come before a command."""
 
 
 def run() -> None:
-    """Run the command line of this process; ends it with the command's exit code."""
+    """Run the command line of this process, and end it with the command's exit code."""
     accept_any_text()
     arguments = sys.argv[1:] or ["--help"]
     try:
         code = _app(arguments, prog_name="resilient-imagen", standalone_mode=False)
-    except SystemExit as ended:  # the command failed, and has printed why
+    except SystemExit as ended:  # the command failed and printed why
         code = ended.code
-    except OSError as error:  # the output of --help or --version: commands end by themselves
+    except OSError as error:  # writing --help or --version failed
         warn(system_words(error))
         code = FAILED
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        # A usage error: typer's own way of showing it takes six lines.
+        # A usage error, of which typer's own report takes six lines.
         warn(f"{usage_message(error)} See --help.")
         code = getattr(error, "exit_code", BAD_INPUT)
     sys.exit(_flushed(code))
 
 
 def _flushed(code: Any) -> Any:
-    """Write what standard output still buffers, and return the exit code.
+    """Flush standard output and return the exit code.
 
-    The interpreter would write it at its end, and report a failure with a traceback and code 120.
+    If the interpreter did it, a failure would be a traceback and exit code 120.
     """
     try:
         if sys.stdout is not None:
@@ -130,7 +110,7 @@ def _flushed(code: Any) -> Any:
     except OSError as error:
         if not code:
             warn(system_words(error))
-        with suppress(OSError, ValueError):  # the buffer is kept, and written once more at the end
+        with suppress(OSError, ValueError):  # the interpreter flushes the same buffer again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code or FAILED
     return code

@@ -1,9 +1,11 @@
-"""``resilient-imagen cost``: what images, and requests that brought none, cost."""
+"""``resilient-imagen cost``: the cost of images, and of requests that delivered none."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from resilient_imagen.cli.recordings import (
     FromJaeger,
@@ -14,6 +16,7 @@ from resilient_imagen.cli.recordings import (
     Source,
     recorded,
 )
+from resilient_imagen.cli.terminal import Console
 
 if TYPE_CHECKING:
     from resilient_imagen.tuning.recording import RouteLog
@@ -31,19 +34,15 @@ def cost(
     skip_broken: SkipBroken = False,
     save: Save = None,
 ) -> None:
-    """Add up what was spent, route by route, from logs or traces.
+    """Add up the costs of each route, from logs or traces.
 
-    A request that was given up may be billed all the same: it counts at the price of an image in
-    the last line.
+    The last line includes requests that were given up, which may be billed, at the price of an
+    image.
     """
-    from rich.table import Table
-
-    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning.report_text import left_out
 
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
-    table = Table()
-    table.add_column("")
+    table = Table("")
     for name in loaded.routes:
         provider, _, model = name.partition(":")
         table.add_column(f"{provider}:\n{model}", justify="right", overflow="fold")
@@ -59,19 +58,12 @@ def cost(
 def _cells(log: RouteLog) -> tuple[str, ...]:
     from resilient_imagen.tuning.recording import IMAGE
 
-    every = range(len(log))
-    images = [index for index in every if log.reason[index] == IMAGE]
-    priced = [log.cost[index] for index in images if not math.isnan(log.cost[index])]
-    doomed = [index for index in every if log.failed(index)]
-    each = sum(priced) / len(priced) if priced else math.nan
-    maybe = sum(bool(log.given_up[index]) for index in every)
-    spent = sum(priced)
-    return (
-        str(len(log)),
-        str(len(images)),
-        str(len(doomed)),
-        f"{sum(log.latency[index] for index in doomed):.0f}",
-        f"{spent:.2f}" if priced else "-",
-        f"{each:.4f}" if priced else "-",
-        f"{spent + maybe * each:.2f}" if priced else "-",
-    )
+    images = [cost for cost, reason in zip(log.cost, log.reason, strict=True) if reason == IMAGE]
+    priced = [cost for cost in images if not math.isnan(cost)]
+    doomed = [log.latency[index] for index in range(len(log)) if log.failed(index)]
+    counts = str(len(log)), str(len(images)), str(len(doomed)), f"{sum(doomed):.0f}"
+    if not priced:
+        return *counts, "-", "-", "-"
+    spent, each = sum(priced), sum(priced) / len(priced)
+    given_up = sum(map(bool, log.given_up))
+    return *counts, f"{spent:.2f}", f"{each:.4f}", f"{spent + given_up * each:.2f}"

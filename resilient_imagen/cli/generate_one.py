@@ -12,8 +12,7 @@ from rich.text import Text
 
 from resilient_imagen import ImageGenerationError
 from resilient_imagen.cli.client_session import open_client
-from resilient_imagen.cli.command_errors import CommandError, warn
-from resilient_imagen.cli.error_hints import keys_to_check
+from resilient_imagen.cli.command_errors import CommandError, keys_to_check, warn
 from resilient_imagen.cli.files import check_target, is_device, is_output, write_whole
 from resilient_imagen.cli.terminal import Console, echo, echo_json, one_line
 from resilient_imagen.images import convert

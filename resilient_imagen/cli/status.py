@@ -6,13 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.terminal import Console, echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from rich.table import Table
 
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
@@ -37,12 +38,10 @@ def status(
     url = settings.redis_url
     if url is None:
         raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
-    from resilient_imagen.cli.terminal import Console, echo_json
-
     address = Address.parse(url.get_secret_value())
     try:
         view = asyncio.run(read_status(address))
-    except (ValueError, ArithmeticError, LookupError):  # a number that is none, a missing part
+    except (ValueError, ArithmeticError, LookupError):  # a damaged number, a missing part
         raise CommandError(
             f"Redis at {address.shown} holds a record that this library did not write, below "
             f"{address.namespace}:"
@@ -77,9 +76,6 @@ def _step_of(route: str, steps: Mapping[str, str]) -> str | None:
 
 
 def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table("route", "state", "for", "why", "in a row", "window", "probes", "workers")
     shared = [_step_of(route.route, steps) for route in view.routes]
     if any(shared):
@@ -108,7 +104,7 @@ def _state(route: RouteStatus) -> str:
 
 
 def _span(seconds: float) -> str:
-    if seconds < 120:  # noqa: PLR2004 - two minutes
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"  # noqa: PLR2004 - hours
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 120 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} h"

@@ -1,4 +1,4 @@
-"""``resilient-imagen tune``: which thresholds to take, from what really happened."""
+"""``resilient-imagen tune``: recommend breaker thresholds from recorded traffic."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
 
 from resilient_imagen.cli.command_errors import warn
 from resilient_imagen.cli.recordings import (
@@ -20,7 +22,7 @@ from resilient_imagen.cli.recordings import (
     Source,
     recorded,
 )
-from resilient_imagen.cli.terminal import echo
+from resilient_imagen.cli.terminal import Console, echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +61,7 @@ def tune(
 
     if html is not None:
         check_target("--html", html)
-        import_module("vl_convert")  # whether it is missing is better known now than afterwards
+        import_module("vl_convert")  # report a missing one before the sweep
     loaded = recorded(recording, jaeger, service, lookback, skip_broken=skip_broken, save=save)
     today = _suited(Settings(), loaded)
     for warning in today.warnings:
@@ -75,9 +77,10 @@ def tune(
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """A function that ends the work if Ctrl-C was pressed; the second time it is ended at once.
+    """Yield a function that raises KeyboardInterrupt if Ctrl-C was pressed.
 
-    In the midst of a run an exception may come out of any callback, and get lost there.
+    During a simulation the exception could be raised in a callback that swallows it. A second
+    Ctrl-C raises it at once.
     """
     asked = False
     before = signal.getsignal(signal.SIGINT)
@@ -100,7 +103,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 
 
 def _suited(today: Settings, recording: Recording) -> Settings:
-    """Today's settings; where none of their routes was recorded, with the recorded ones."""
+    """Return the settings, with the recorded routes if none of their own was recorded."""
     if any(route.key in recording.routes for route in today.accounts):
         return today
     from resilient_imagen.settings import RouteName
@@ -119,15 +122,12 @@ def _report(found: Sweep, recording: Recording, today: Settings) -> str:
 def _swept(
     recording: Recording, today: Settings, count: int, workers: int, go_on: Callable[[], None]
 ) -> Sweep:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning.sweep import sweep
 
     columns = ("settings", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, transient=True)
-    # Not just disabled where nobody looks: older ones leave an empty line behind even so.
+    # A disabled bar would leave an empty line behind.
     with bar if console.is_terminal else nullcontext():
         task = bar.add_task("", total=count)
 
@@ -139,15 +139,11 @@ def _swept(
 
 
 def _show(found: Sweep, recording: Recording, today: Settings) -> None:
-    from rich.table import Table
-
-    from resilient_imagen.cli.terminal import Console
     from resilient_imagen.tuning import report_text
     from resilient_imagen.tuning.recommendation import Objective
 
     console = Console()
-    table = Table()
-    table.add_column("")
+    table = Table("")
     trials = report_text.shown(found)
     for name in trials:
         table.add_column(name, justify="right")

@@ -254,7 +254,7 @@ def test_a_device_stays_one(capsys: Capsys) -> None:
 @pytest.mark.parametrize("into", ["a pipe", "a file"])
 def test_the_standard_output_is_the_picture(into: str, tmp_path: Path) -> None:
     """And nothing else: what there is to say goes to standard error."""
-    command = [sys.executable, "-m", "resilient_imagen.cli", *FOX, "-o", "/dev/stdout"]
+    command = [sys.executable, "-m", "resilient_imagen", *FOX, "-o", "/dev/stdout"]
     with (tmp_path / "fox").open("wb") as file:
         done = subprocess.run(
             [*command, "--emulator"],
@@ -351,7 +351,7 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], tmp_path
     Path("calls.jsonl").write_text(GOOD)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "resilient_imagen.cli", *arguments],
+            [sys.executable, "-m", "resilient_imagen", *arguments],
             env=environment(),
             stdout=full,
             stderr=subprocess.PIPE,

@@ -84,7 +84,7 @@ def shell(tmp_path: Path) -> Shell:
     """Run a line in an empty directory, with this Python and the command on the path."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, arguments in (("resilient-imagen", "-m resilient_imagen.cli"), ("python", "")):
+    for name, arguments in (("resilient-imagen", "-m resilient_imagen"), ("python", "")):
         file = programs / name
         file.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
         file.chmod(0o755)

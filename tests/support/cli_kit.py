@@ -18,7 +18,7 @@ def run(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``resilient-imagen`` until it exits."""
-    return python("-m", "resilient_imagen.cli", *arguments, cwd=cwd, env=env)
+    return python("-m", "resilient_imagen", *arguments, cwd=cwd, env=env)
 
 
 def python(
@@ -42,7 +42,7 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """Start ``resilient-imagen`` with both outputs piped, and end it after the block."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "resilient_imagen.cli", *arguments],
+        [sys.executable, "-u", "-m", "resilient_imagen", *arguments],
         cwd=cwd,
         env=environment(env),
         stdout=subprocess.PIPE,
