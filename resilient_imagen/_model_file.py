@@ -22,8 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from resilient_imagen._settings_types import Seconds, require_finite
-from resilient_imagen._validation import explain
+from resilient_imagen._validation import Seconds, explain
 from resilient_imagen.models import MODELS, ModelInfo, Prices, TypicalLatency
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def _response_format(value: str) -> str:
 
 
 Resolution: TypeAlias = Literal["1K", "2K", "4K"]
-Price: TypeAlias = Annotated[float, Field(ge=0, le=10_000), AfterValidator(require_finite)]
+Price: TypeAlias = Annotated[float, Field(ge=0, le=10_000)]
 Option: TypeAlias = Literal[
     "n", "mask", "background", "output_format", "output_compression", "partial_images"
 ]
@@ -93,7 +92,7 @@ Quality: TypeAlias = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 class _Model(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        strict=True, extra="forbid", hide_input_in_errors=True
+        strict=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
 
 

@@ -8,19 +8,33 @@ lower case everywhere else.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, NamedTuple, Self
+from itertools import chain
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypedDict,
+)
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from resilient_imagen._settings_types import (
+from resilient_imagen._validation import (
     LowercaseStr,
     OptionalPositiveFloat,
     OptionalSeconds,
-    ProviderKind,
-    blank_secret_to_none,
+    OptionalStr,
+    Secret,
     blank_to_none,
     check_api_key,
     check_base_url,
+    check_location,
+    check_project,
 )
 
 if TYPE_CHECKING:
@@ -29,27 +43,43 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILT_IN",
     "DECLARATION",
+    "OWN_FIELDS",
+    "PREFIX",
+    "ProviderArguments",
     "ProviderSettings",
-    "check_location",
-    "check_project",
-    "colliding_variable",
+    "check_names",
     "declared_names",
     "ignored_variables",
-    "is_provider_name",
     "limit_variables",
     "provider_variables",
     "read_providers",
     "vendor_of",
 ]
 
-_PREFIX: Final = "IMAGE_GEN_"
-DECLARATION: Final = f"{_PREFIX}PROVIDER_"
+PREFIX: Final = "IMAGE_GEN_"
+"""Prefix of the variables that only this package reads."""
+DECLARATION: Final = f"{PREFIX}PROVIDER_"
 """Prefix of the variables that declare a provider; the rest is its name."""
 _NAME: Final = re.compile("[a-z][a-z0-9_]*")
 _MAX_NAME: Final = 40
-_PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,127}")
-_LOCATION: Final = re.compile("[a-z][a-z0-9-]{0,62}")
 _LIMITS: Final = ("ipm", "max_concurrent", "timeout")
+
+
+ProviderKind: TypeAlias = Literal["google", "vertex", "openai", "azure"]
+
+
+class ProviderArguments(TypedDict, total=False):
+    """Settings of one provider as keyword arguments; see ``ProviderSettings``."""
+
+    kind: ProviderKind
+    api_key: str | SecretStr | None
+    base_url: str | None
+    project: str | SecretStr | None
+    location: str | None
+    credentials: str | None
+    ipm: float | None
+    max_concurrent: int | None
+    timeout: float | None
 
 
 class _Kind(NamedTuple):
@@ -83,8 +113,8 @@ BUILT_IN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "openai": {
         "api_key": ("OPENAI_API_KEY",),
         "base_url": ("OPENAI_BASE_URL",),
-        "ipm": (f"{_PREFIX}OPENAI_IPM",),
-        "timeout": (f"{_PREFIX}OPENAI_TIMEOUT",),
+        "ipm": (f"{PREFIX}OPENAI_IPM",),
+        "timeout": (f"{PREFIX}OPENAI_TIMEOUT",),
     },
     "azure": {
         "api_key": ("AZURE_OPENAI_API_KEY",),
@@ -92,7 +122,7 @@ BUILT_IN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
 }
 """The variables of the built-in providers by field. Their kind is their name."""
-_OWN_FIELDS: Final = {
+OWN_FIELDS: Final = {
     "google": {"api_key": "google_api_key", "base_url": "google_base_url"},
     "openai": {
         "api_key": "openai_api_key",
@@ -102,27 +132,6 @@ _OWN_FIELDS: Final = {
     },
 }
 """Fields of ``Settings`` that hold a value of a built-in provider, in place of ``providers``."""
-
-
-def check_project(value: object) -> None:
-    """Check a project of Google Cloud.
-
-    Raises:
-        ValueError: It is neither an ID nor a number. The text does not show it.
-    """
-    project = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if project is not None and not (isinstance(project, str) and _PROJECT.fullmatch(project)):
-        raise ValueError("must be a project's ID or number: small letters, digits and hyphens")
-
-
-def check_location(value: object) -> None:
-    """Check a location of Vertex AI.
-
-    Raises:
-        ValueError: It cannot be a location.
-    """
-    if value is not None and not (isinstance(value, str) and _LOCATION.fullmatch(value)):
-        raise ValueError("must be global, us, eu or a region such as europe-west4")
 
 
 _CHECKS: Final[Mapping[str, Callable[[object], object]]] = {
@@ -139,20 +148,20 @@ class ProviderSettings(BaseModel):
     """Settings of one provider. A limit that is None is that of all providers of the kind."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True
+        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
     )
 
     name: str
     kind: Annotated[ProviderKind, LowercaseStr]
     """The API that it speaks."""
-    api_key: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = None
-    base_url: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    api_key: Secret = None
+    base_url: OptionalStr = None
     """The address of the API; None means the vendor's."""
-    project: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = None
+    project: Secret = None
     """Vertex AI: the project's ID or number. It is kept out of every text, like a key."""
-    location: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    location: OptionalStr = None
     """Vertex AI: ``global``, ``us``, ``eu`` or a region."""
-    credentials: Annotated[str | None, BeforeValidator(blank_to_none)] = None
+    credentials: OptionalStr = None
     """Vertex AI: the path of a credentials file; None means Application Default Credentials."""
     ipm: OptionalPositiveFloat = None
     """Images per minute."""
@@ -194,8 +203,8 @@ class ProviderSettings(BaseModel):
             allowed = {"name", "kind", *known.account, *_LIMITS}
             for field in values.keys() & cls.model_fields.keys() - allowed:
                 raise ValueError(f"kind {kind} has no {field}")
-        for field in values.keys() & _OWN_FIELDS.get(name, {}).keys():
-            raise ValueError(f"set {_OWN_FIELDS[name][field]} in place of {field} for {name}")
+        for field in values.keys() & OWN_FIELDS.get(name, {}).keys():
+            raise ValueError(f"set {OWN_FIELDS[name][field]} in place of {field} for {name}")
         return {**values, "kind": kind}
 
     @model_validator(mode="after")
@@ -228,14 +237,9 @@ def vendor_of(name: str) -> str:
     return _KINDS[name].vendor if name in BUILT_IN else name
 
 
-def is_provider_name(name: object) -> bool:
-    """Return whether ``name`` may be declared as the name of a provider."""
-    return isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name) is not None
-
-
 def limit_variables(name: str) -> dict[str, str]:
     """Return the variables of a provider's limits by field."""
-    return {field: f"{_PREFIX}{name.upper()}_{field.upper()}" for field in _LIMITS}
+    return {field: f"{PREFIX}{name.upper()}_{field.upper()}" for field in _LIMITS}
 
 
 def provider_variables(name: str, kind: str) -> dict[str, tuple[str, ...]]:
@@ -247,26 +251,36 @@ def provider_variables(name: str, kind: str) -> dict[str, tuple[str, ...]]:
     return {**{field: (f"{name.upper()}_{field.upper()}",) for field in account}, **limits}
 
 
-def colliding_variable(name: str, known: Iterable[str]) -> str | None:
-    """Return a variable that would be a provider's and has another meaning, too; else None.
+def check_names(names: Iterable[object], known: Iterable[str]) -> None:
+    """Check that names may be declared, and that the variables of each are its alone.
 
     Args:
-        name: The name to be declared.
-        known: All other variables of the library.
+        names: The names of providers, of which the built-in ones are allowed.
+        known: The variables of all settings.
+
+    Raises:
+        ValueError: A name is malformed, or one of its variables has another meaning, too.
     """
-    taken = {*known, *_variables_of_built_in()}
-    fields = {field for kind in _KINDS.values() for field in kind.account}
-    account = [f"{name.upper()}_{field.upper()}" for field in sorted(fields)]
-    for variable in (*account, *limit_variables(name).values()):
-        if variable in taken or variable.startswith(DECLARATION):
-            return variable
-    return next((each for each in account if each.startswith(_PREFIX)), None)
-
-
-def _variables_of_built_in() -> Iterator[str]:
-    for by_field in BUILT_IN.values():
-        for variables in by_field.values():
-            yield from variables
+    taken = {*known, *(each for fields in BUILT_IN.values() for each in chain(*fields.values()))}
+    for name in names:
+        if name in BUILT_IN:
+            continue
+        if not (isinstance(name, str) and len(name) <= _MAX_NAME and _NAME.fullmatch(name)):
+            raise ValueError(
+                f"a provider's name has at most {_MAX_NAME} small letters, digits and underscores, "
+                f"and begins with a letter, unlike {ascii(name)[:60]}"
+            )
+        account = [f"{name.upper()}_{field.upper()}" for field in sorted(_CHECKS)]
+        limits = limit_variables(name).values()
+        for variable in (*account, *limits):
+            if (
+                variable in taken
+                or variable.startswith(DECLARATION)
+                or (variable in account and variable.startswith(PREFIX))
+            ):
+                raise ValueError(
+                    f"the name {name} is not possible, as {variable} has another meaning, too"
+                )
 
 
 def declared_names(variables: Iterable[str]) -> Iterator[str]:
@@ -288,7 +302,7 @@ def read_providers(environment: Mapping[str, str | None]) -> dict[str, dict[str,
         values: dict[str, Any] = {} if declared is None else {"kind": declared}
         kind = name if declared is None else declared.lower()
         for field, variables in provider_variables(name, kind).items():
-            if field in _OWN_FIELDS.get(name, {}):
+            if field in OWN_FIELDS.get(name, {}):
                 continue
             given = (environment.get(variable.lower()) for variable in variables)
             if (value := next(filter(None, given), None)) is not None:

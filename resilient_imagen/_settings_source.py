@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 from resilient_imagen._provider_settings import (
     BUILT_IN,
     DECLARATION,
+    PREFIX,
     declared_names,
     ignored_variables,
     limit_variables,
@@ -22,8 +23,6 @@ from resilient_imagen._provider_settings import (
 from resilient_imagen._validation import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
 
@@ -31,13 +30,10 @@ __all__ = [
     "EnvironmentSource",
     "complain_of",
     "describe_errors",
+    "environment_warnings",
     "field_variables",
-    "ignored_provider_variables",
-    "unknown_variables",
 ]
 
-_PREFIX: Final = "IMAGE_GEN_"
-"""Prefix of the variables that only this package reads."""
 _PROVIDERS_ALIAS: Final = f"{DECLARATION}<NAME>"
 _NOT_IN_NAMES: Final = re.compile(r"\W", re.ASCII)
 _MAX_NAME: Final = 60
@@ -45,19 +41,23 @@ _MAX_NAME: Final = 60
 
 
 class EnvironmentSource(EnvSettingsSource):
-    """A settings source that reads the variables named by the fields.
+    """A settings source that reads the variables of the fields.
 
     A blank variable is not set, unless the field has a default and may be None: then it is None.
-
-    A field's own name is a keyword argument, not a variable: DEADLINE or REDIS_URL may belong to
-    other software.
     """
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls)
+        # A field with variables of its own has no further one with our prefix.
         self.config = {**self.config, "populate_by_name": False}
+        keep = {
+            name.lower()
+            for field, names in field_variables(settings_cls).items()
+            for name in names
+            if settings_cls.model_fields[field].default is not None
+            and type(None) in get_args(settings_cls.model_fields[field].annotation)
+        }
         stripped = ((name, (value or "").strip()) for name, value in self.env_vars.items())
-        keep = _blank_means_none(settings_cls)
         self.env_vars = {name: value for name, value in stripped if value or name in keep}
 
     def __call__(self) -> dict[str, Any]:
@@ -73,87 +73,72 @@ class EnvironmentSource(EnvSettingsSource):
         return found
 
 
-def _blank_means_none(settings_cls: type[BaseSettings]) -> frozenset[str]:
-    """Return the variables, in lower case, of fields that are None only if they are set to it."""
-    return frozenset(
-        name.lower()
-        for info in settings_cls.model_fields.values()
-        if info.default is not None and type(None) in get_args(info.annotation)
+def field_variables(settings_cls: type[BaseSettings]) -> dict[str, tuple[str, ...]]:
+    """Return the variables of each field; the first one that is set counts."""
+    return {
+        field: tuple(map(str, info.validation_alias.choices))
         if isinstance(info.validation_alias, AliasChoices)
-        for name in map(str, info.validation_alias.choices)
-    )
+        else (f"{PREFIX}{field.upper()}",)
+        for field, info in settings_cls.model_fields.items()
+    }
 
 
 def describe_errors(error: ValidationError, settings_cls: type[BaseSettings]) -> str:
     """Return an error message: each variable, its allowed values, and the value if not secret."""
     lines = []
     for problem in error.errors(include_url=False):
-        location = _location(problem["loc"])
+        info, variables = _location(problem["loc"], settings_cls)
         if problem["type"] == "extra_forbidden":
-            what = f"no such setting{_nearest_field(location, settings_cls)}"
+            what = "no such setting"
+            meant = variables[0].removeprefix(PREFIX).lower()
+            if nearest := get_close_matches(meant, settings_cls.model_fields, n=1):
+                what = f"{what}; did you mean {nearest[0]}?"
         else:
-            what = explain(problem, secret=_is_secret(location, settings_cls))
-        lines.append(f"{_variable_name(location, settings_cls)}: {what}" if location else what)
+            secret = info is not None and SecretStr in get_args(info.annotation)
+            what = explain(problem, secret=secret)
+        name = next((each for each in variables if os.environ.get(each, "").strip()), variables[0])
+        lines.append(f"{name}: {what}" if name else what)
     return "; ".join(dict.fromkeys(lines))
 
 
-def _location(path: tuple[int | str, ...]) -> str:
-    """Return the field, its first alias, or the variable of a provider's field."""
+def _location(
+    path: tuple[int | str, ...], settings_cls: type[BaseSettings]
+) -> tuple[FieldInfo | None, tuple[str, ...]]:
+    """Return the field of an error and its variables, or None and the name of an unknown field.
+
+    Args:
+        path: Begins with the field's name or an alias.
+        settings_cls: The class of the settings.
+    """
     first, *rest = map(str, path or ("",))
-    if not rest or first not in {"providers", _PROVIDERS_ALIAS}:
-        return first
-    name, field, *_ = (*rest, "kind")
-    variables = {} if name in BUILT_IN and field == "kind" else provider_variables(name, "")
-    return variables.get(field, (f"{DECLARATION}{name.upper()}",))[0]
+    if rest and first in {"providers", _PROVIDERS_ALIAS}:
+        name, field, *_ = (*rest, "kind")
+        variables = {} if name in BUILT_IN and field == "kind" else provider_variables(name, "")
+        return None, variables.get(field, (f"{DECLARATION}{name.upper()}",))
+    for field, names in field_variables(settings_cls).items():
+        if first in {field, *names}:
+            return settings_cls.model_fields[field], names
+    return None, (first,)
 
 
-def _nearest_field(unknown: str, settings_cls: type[BaseSettings]) -> str:
-    nearest = get_close_matches(unknown, settings_cls.model_fields, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+def environment_warnings(settings_cls: type[BaseSettings], *, declared: bool) -> tuple[str, ...]:
+    """Return a warning for each variable that is set and has no effect.
 
+    These are unknown variables with our prefix, and variables of a declared provider that its kind
+    does not have. A blank variable counts as not set, and case does not matter, as for known ones.
 
-def _variable_name(location: str, settings_cls: type[BaseSettings]) -> str:
-    """Return the environment variable that sets the field."""
-    _, names = _field(location, settings_cls)
-    return next((name for name in names if os.environ.get(name, "").strip()), names[0])
-
-
-def _is_secret(location: str, settings_cls: type[BaseSettings]) -> bool:
-    field, _ = _field(location, settings_cls)
-    return field is not None and SecretStr in get_args(field.annotation)
-
-
-def _field(location: str, settings_cls: type[BaseSettings]) -> tuple[FieldInfo | None, list[str]]:
-    """Return the field and its variables; ``location`` is the field's name or its first alias."""
-    for field, info in settings_cls.model_fields.items():
-        if not isinstance(info.validation_alias, AliasChoices):
-            continue
-        names = [str(name) for name in info.validation_alias.choices]
-        if location in {field, *names}:
-            return info, names
-    return None, [location]
-
-
-def unknown_variables(settings_cls: type[BaseSettings]) -> tuple[str, ...]:
-    """Return the sorted names of environment variables with our prefix that are not settings.
-
-    A blank variable counts as not set, and case does not matter, as for known variables.
+    Args:
+        settings_cls: The class of the settings.
+        declared: Whether the providers that variables declare are used.
     """
     known = {name.upper() for name in _known(settings_cls)}
-    return tuple(
-        sorted(
-            name
-            for name in os.environ
-            if name.upper().startswith(_PREFIX)
-            and name.upper() not in known
-            and os.environ.get(name, "").strip()
-        )
+    unknown = sorted(
+        name
+        for name, value in os.environ.items()
+        if name.upper().startswith(PREFIX) and name.upper() not in known and value.strip()
     )
-
-
-def ignored_provider_variables() -> tuple[str, ...]:
-    """Return a warning for each variable of a declared provider that its kind does not have."""
-    return tuple(ignored_variables(os.environ))
+    ignored = ignored_variables(os.environ) if declared else ()
+    return (*(complain_of(name, settings_cls) for name in unknown), *ignored)
 
 
 def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
@@ -161,8 +146,8 @@ def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
 
     Names are compared without their common prefix, which would make all of them similar.
     """
-    by_rest = {name.removeprefix(_PREFIX): name for name in _known(settings_cls)}
-    nearest = get_close_matches(unknown.upper().removeprefix(_PREFIX), by_rest, n=1)
+    by_rest = {name.removeprefix(PREFIX): name for name in _known(settings_cls)}
+    nearest = get_close_matches(unknown.upper().removeprefix(PREFIX), by_rest, n=1)
     hint = f"did you mean {by_rest[nearest[0]]}?" if nearest else "no setting has a similar name"
     shown = _NOT_IN_NAMES.sub("?", unknown)[:_MAX_NAME]
     return f"{shown} is not a setting and is ignored; {hint}"
@@ -172,7 +157,7 @@ def _known(settings_cls: type[BaseSettings]) -> list[str]:
     """Return all variables of all fields and of all providers."""
     declared = list(declared_names(os.environ))
     return [
-        *field_variables(settings_cls),
+        *(name for names in field_variables(settings_cls).values() for name in names),
         *(f"{DECLARATION}{name.upper()}" for name in declared),
         *(
             variable
@@ -180,10 +165,3 @@ def _known(settings_cls: type[BaseSettings]) -> list[str]:
             for variable in limit_variables(name).values()
         ),
     ]
-
-
-def field_variables(settings_cls: type[BaseSettings]) -> Iterator[str]:
-    """Yield all variables of all fields."""
-    for info in settings_cls.model_fields.values():
-        if isinstance(info.validation_alias, AliasChoices):
-            yield from map(str, info.validation_alias.choices)

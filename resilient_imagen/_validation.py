@@ -1,15 +1,318 @@
-"""Messages for pydantic's validation errors."""
+"""Validation: checks of values, types that apply them, and messages for pydantic's errors.
+
+A check returns the value in the form that is used. If the value is not allowed, it raises
+ValueError; the text follows a variable's or parameter's name, and never shows a secret.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import SplitResult, urlsplit
 
+from pydantic import BeforeValidator, Field, SecretStr
+
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.models import ModelName
+from resilient_imagen.reasons import Reason
 from resilient_imagen.redaction import redact
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-__all__ = ["explain"]
+__all__ = [
+    "HTTP",
+    "PROMPT_HINTS",
+    "ApiKey",
+    "BaseUrl",
+    "CaptureContentFlag",
+    "CommaList",
+    "HedgeDelay",
+    "LowercaseStr",
+    "OptionalCount",
+    "OptionalPositiveFloat",
+    "OptionalSeconds",
+    "OptionalStr",
+    "OptionalWait",
+    "PositiveFloat",
+    "PromptHints",
+    "Reasons",
+    "RouteChain",
+    "RouteName",
+    "Seconds",
+    "Secret",
+    "blank_to_none",
+    "check_address",
+    "check_api_key",
+    "check_base_url",
+    "check_location",
+    "check_project",
+    "check_prompt_hints",
+    "checked",
+    "explain",
+    "parse_routes",
+    "split_commas",
+    "split_url",
+]
+
+_log = logging.getLogger("resilient_imagen")
+
+HTTP: Final = ("https", "http")
+PROMPT_HINTS: Final = ("quality", "orientation")
+_OFF: Final = frozenset({"", "off", "none", "no", "-"})
+_PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,127}")
+_LOCATION: Final = re.compile("[a-z][a-z0-9-]{0,62}")
+
+# -- checks ---------------------------------------------------------------------------------------
+
+
+def checked(what: str, check: Callable[[Any], Any], value: Any) -> Any:
+    """Return the value as a check returns it.
+
+    Raises:
+        ConfigurationError: The value is not allowed; the text begins with ``what``.
+    """
+    try:
+        return check(value)
+    except ValueError as error:
+        text = str(error)
+    raise ConfigurationError(f"{what} {text}")  # outside, so that no frame of the check is kept
+
+
+def blank_to_none(value: Any) -> Any:
+    """Convert a blank str, ``off``, ``none`` and similar words to None, which means no limit."""
+    return None if isinstance(value, str) and value.strip().lower() in _OFF else value
+
+
+def split_commas(value: object) -> tuple[str, ...]:
+    """Return the parts between commas without blank ones, or the strings of a list.
+
+    Raises:
+        ValueError: The value is neither a string nor a list of strings.
+    """
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    parts = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError("must be a string with commas or a list of strings")
+    return parts
+
+
+def split_url(url: str, schemes: Collection[str]) -> SplitResult:
+    """Split a URL, which must have one of the schemes, a host, and a valid port if any.
+
+    Raises:
+        ValueError: The URL is malformed. The text does not show it, as it may contain a password.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in schemes or not parts.hostname or parts.port == 0:
+        raise ValueError("is not a URL")
+    return parts
+
+
+def check_address(url: str) -> str:
+    """Strip white space from an http or https address, which may contain a password.
+
+    Raises:
+        ValueError: The value is not such an address.
+    """
+    try:
+        split_url(url, HTTP)
+    except ValueError:
+        raise ValueError(
+            "must be an address such as https://host or https://host:port/path"
+        ) from None
+    return url.strip()
+
+
+def check_base_url(value: Any) -> Any:
+    """Check the address of an API, which may be shown; a blank one means None.
+
+    Raises:
+        ValueError: The value is not an address, or contains a user name or a password.
+    """
+    value = blank_to_none(value)
+    if isinstance(value, str) and "@" in urlsplit(value := check_address(value)).netloc:
+        raise ValueError("must not contain a user name or a password")
+    return value
+
+
+def _strip_secret(value: object) -> object:
+    """Strip white space such as a copied line break from a secret; a blank one means None."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    return value.strip() or None if isinstance(value, str) else value
+
+
+def check_api_key(value: object) -> object:
+    """Strip a key; a blank one means None.
+
+    Raises:
+        ValueError: The key cannot be sent as a header.
+    """
+    key = _strip_secret(value)
+    if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(
+            "contains characters that no key has (a space, a line break or a letter beyond ASCII); "
+            "copy it again"
+        )
+    return key
+
+
+def check_project(value: object) -> object:
+    """Check a project of Google Cloud.
+
+    Raises:
+        ValueError: The value is neither an ID nor a number.
+    """
+    project = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if project is not None and not (isinstance(project, str) and _PROJECT.fullmatch(project)):
+        raise ValueError("must be a project's ID or number: small letters, digits and hyphens")
+    return value
+
+
+def check_location(value: object) -> object:
+    """Check a location of Vertex AI.
+
+    Raises:
+        ValueError: The value cannot be a location.
+    """
+    if value is not None and not (isinstance(value, str) and _LOCATION.fullmatch(value)):
+        raise ValueError("must be global, us, eu or a region such as europe-west4")
+    return value
+
+
+def check_prompt_hints(value: Any) -> tuple[str, ...]:
+    """Return the prompt hints, each once; a blank value means no hint.
+
+    Raises:
+        ValueError: A hint is unknown.
+    """
+    value = blank_to_none(value.lower() if isinstance(value, str) else value)
+    hints = tuple(dict.fromkeys(() if value is None else split_commas(value)))
+    if not set(hints).issubset(PROMPT_HINTS):
+        raise ValueError("must be quality, orientation, both of them with a comma, or none")
+    return hints
+
+
+def _parse_reasons(value: object) -> object:
+    """Return the reasons of a list; None if it is empty."""
+    return (None if value is None else split_commas(value)) or None
+
+
+def _lowercase(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _parse_capture_content(value: object) -> object:
+    """Parse OpenTelemetry's words for content capture; return whether spans may record content."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word in {"span_only", "span_and_event", "true"}:
+            return True
+        if word in {"no_content", "event_only", "false"}:
+            return False
+        if word:  # a warning, not an error: other packages read the variable with more words
+            _warn_unknown_capture_word()
+        return False
+    return value
+
+
+@cache
+def _warn_unknown_capture_word() -> None:
+    _log.warning(
+        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
+        "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
+    )
+
+
+# -- routes ---------------------------------------------------------------------------------------
+
+
+class RouteName(str):
+    """``provider:model`` or ``provider:deployment=model``, one entry of IMAGE_GEN_ROUTES.
+
+    ``provider+provider:model`` is one step of the chain with several accounts for the same model.
+    """
+
+    __slots__ = ()
+
+    @property
+    def provider(self) -> str:
+        """The part before the colon; of a step with several accounts, the first one."""
+        return self.partition(":")[0].partition("+")[0]
+
+    @property
+    def accounts(self) -> tuple[RouteName, ...]:
+        """The routes of the step, one for each account, in order."""
+        providers, _, model = self.partition(":")
+        return tuple(RouteName(f"{provider}:{model}") for provider in providers.split("+"))
+
+    @property
+    def model(self) -> ModelName:
+        """The model, with its deployment if the route names one."""
+        deployment, separator, model = self.partition(":")[2].partition("=")
+        return ModelName(model, deployment) if separator else ModelName(deployment)
+
+    @property
+    def key(self) -> str:
+        """``provider:model``, which identifies the route in results, telemetry and recordings."""
+        return f"{self.provider}:{self.model}"
+
+
+def parse_routes(value: object) -> tuple[RouteName, ...]:
+    """Return the steps of a chain of routes, given as a string with commas or as strings.
+
+    Raises:
+        ValueError: An entry is malformed, or two name the same account and model.
+    """
+    steps = tuple(map(RouteName, split_commas(value)))
+    if not steps:
+        raise ValueError("must name at least one provider:model")
+    routes = [route for step in steps for route in step.accounts]
+    for route in routes:
+        parts = (route.provider, route.model, route.model.deployment)
+        if not all(parts) or "=" in route.model or any(c.isspace() for c in route):
+            raise ValueError(
+                "must be provider:model or provider:deployment=model, comma-separated, without "
+                "spaces inside; several accounts of one step are provider+provider:model"
+            )
+    if len({route.key for route in routes}) != len(routes):
+        raise ValueError("names the same provider:model twice")
+    return steps
+
+
+# -- types ----------------------------------------------------------------------------------------
+
+# Limits of numbers are in seconds, images or requests, and include the bounds of ge and le.
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
+HedgeDelay = Annotated[
+    Seconds | Literal["p95"] | None, BeforeValidator(_lowercase), BeforeValidator(blank_to_none)
+]
+OptionalWait = Annotated[
+    Annotated[float, Field(ge=0, le=86_400)] | None, BeforeValidator(blank_to_none)
+]
+OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
+OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
+LowercaseStr = BeforeValidator(_lowercase)
+OptionalStr = Annotated[str | None, BeforeValidator(blank_to_none)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_strip_secret)]
+ApiKey = Annotated[SecretStr | None, BeforeValidator(check_api_key)]
+BaseUrl = Annotated[str | None, BeforeValidator(check_base_url)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
+RouteChain = Annotated[tuple[RouteName, ...], BeforeValidator(parse_routes)]
+Reasons = Annotated[frozenset[Reason] | None, BeforeValidator(_parse_reasons)]
+PromptHints = Annotated[
+    tuple[Literal["quality", "orientation"], ...], BeforeValidator(check_prompt_hints)
+]
+CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
+
+# -- messages -------------------------------------------------------------------------------------
 
 _LONGEST: Final = 20
 """Longest value that is shown, in characters: enough to see a typing error, too few for a key."""

@@ -1,17 +1,19 @@
 """Settings: one class with all settings, and the only reader of the environment.
 
-Each field has its variable, default and unit; the README's table is generated from them.
-``_settings_types`` has the types of values, ``_settings_source`` reads the variables.
+A field's variable is IMAGE_GEN_ and the field's name in upper case, unless ``_variables`` names
+others. Its type has the limits, and its docstring the meaning and the unit; the tables of the
+guides are generated from them. ``_validation`` has the types, ``_settings_source`` reads the
+variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, Unpack
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -22,31 +24,26 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from resilient_imagen._model_file import read_model_file
 from resilient_imagen._provider_settings import (
     BUILT_IN,
+    OWN_FIELDS,
+    PREFIX,
+    ProviderArguments,
     ProviderSettings,
-    colliding_variable,
-    is_provider_name,
+    check_names,
     limit_variables,
     vendor_of,
 )
 from resilient_imagen._settings_source import (
     EnvironmentSource,
-    complain_of,
     describe_errors,
+    environment_warnings,
     field_variables,
-    ignored_provider_variables,
-    unknown_variables,
 )
-from resilient_imagen._settings_types import (
+from resilient_imagen._validation import (
     ApiKey,
     BaseUrl,
     CaptureContentFlag,
@@ -58,17 +55,16 @@ from resilient_imagen._settings_types import (
     OptionalSeconds,
     OptionalWait,
     PositiveFloat,
-    ProviderArguments,
+    PromptHints,
+    Reasons,
+    RouteChain,
     RouteName,
     Seconds,
-    SettingsArguments,
-    blank_secret_to_none,
+    Secret,
     blank_to_none,
-    parse_routes,
-    require_finite,
+    explain,
     split_commas,
 )
-from resilient_imagen._validation import explain
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import ModelInfo  # noqa: TC001 - typing.get_type_hints needs it
 from resilient_imagen.reasons import POLICIES, Reason
@@ -77,11 +73,63 @@ from resilient_imagen.tracebacks import hide_frame_locals
 __all__ = ["ProviderArguments", "ProviderSettings", "RouteName", "Settings", "SettingsArguments"]
 
 
-_NO_PROVIDERS: Mapping[str, ProviderSettings] = {}
+class SettingsArguments(TypedDict, total=False):
+    """Keyword arguments of ``Settings``, for type checkers, editors and forwarding functions.
+
+    If a field's type differs from the type that it is parsed from, both are allowed: a
+    comma-separated str in place of a tuple, a str in place of a secret.
+    """
+
+    google_api_key: str | SecretStr | None
+    openai_api_key: str | SecretStr | None
+    google_base_url: str | None
+    openai_base_url: str | None
+    providers: Mapping[str, ProviderArguments]
+    routes: str | Iterable[str]
+    models: str | Path | None
+    max_concurrent: int
+    ipm: float
+    openai_ipm: float | None
+    burst: int
+    max_queue: int | None
+    max_retries: int
+    retry_base_delay: float
+    per_call_timeout: float
+    openai_timeout: float
+    deadline: float | None
+    breaker_mode: Literal["on", "off", "shadow"]
+    breaker_fail_max: int
+    breaker_failure_rate: float
+    breaker_window: float
+    breaker_min_calls: int
+    breaker_slow_call: float | None
+    breaker_reset_timeout: float
+    breaker_reset_factor: float
+    breaker_reset_max: float
+    breaker_half_open_calls: int
+    hedge_probe_after: float | None
+    hedge_after: float | Literal["p95"] | None
+    hedge_budget: float
+    on_timeout: Literal["keep", "abandon"]
+    max_wait: float | None
+    when_all_open: Literal["fail", "wait"]
+    force_open: str | Iterable[str]
+    fallback_on: str | Iterable[str] | None
+    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    prompt_hints: str | Iterable[str]
+    fit: Literal["crop", "pad", "none", "exact"]
+    strict_references: bool
+    max_reference_mb: float | None
+    reference_http_urls: bool
+    reference_private_urls: bool
+    shadow: str | Mapping[str, object] | None
+    redis_url: str | SecretStr | None
+    capture_content: bool
 
 
-def _variable(*names: str) -> AliasChoices:
-    return AliasChoices(*names)
+def _variables(*names: str) -> Any:
+    """Name the variables of a field, the first of which that is set counts."""
+    return Field(validation_alias=AliasChoices(*names))
 
 
 class Settings(BaseSettings):
@@ -94,6 +142,10 @@ class Settings(BaseSettings):
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix=PREFIX,
+        enable_decoding=False,  # lists are separated by commas, they are not JSON
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
         frozen=True,
         extra="forbid",
         populate_by_name=True,
@@ -101,279 +153,156 @@ class Settings(BaseSettings):
         arbitrary_types_allowed=True,
     )
 
-    google_api_key: ApiKey = Field(
-        None,
-        validation_alias=_variable("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        description="The primary's key; the first of the three that is set. "
-        "Missing: the route is off, with one warning.",
+    # -- providers and routes --
+
+    google_api_key: Annotated[
+        ApiKey, _variables("GOOGLE_GENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY")
+    ] = None
+    """The primary's key; the first of the three that is set. Missing: the route is off, with one
+    warning."""
+    openai_api_key: Annotated[ApiKey, _variables("OPENAI_API_KEY")] = None
+    """The fallback's key. Missing: one warning, and the primary's error reaches the caller."""
+    google_base_url: Annotated[BaseUrl, _variables("GOOGLE_GEMINI_BASE_URL")] = None
+    """Address of the Gemini API; empty means Google's own."""
+    openai_base_url: Annotated[BaseUrl, _variables("OPENAI_BASE_URL")] = None
+    """Address of the OpenAI API; empty means OpenAI's own."""
+    providers: Annotated[
+        Mapping[str, ProviderSettings], _variables("IMAGE_GEN_PROVIDER_<NAME>")
+    ] = {}
+    """Declares a provider for IMAGE_GEN_ROUTES: google, vertex, openai or azure, the API that it
+    speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address;
+    `IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, its
+    limits."""
+    routes: RouteChain = (
+        RouteName("google:gemini-3-pro-image"),
+        RouteName("openai:gpt-image-2.5-flare"),
     )
-    openai_api_key: ApiKey = Field(
-        None,
-        validation_alias=_variable("OPENAI_API_KEY"),
-        description="The fallback's key. Missing: one warning, and the primary's error reaches "
-        "the caller.",
-    )
-    google_base_url: BaseUrl = Field(
-        None,
-        validation_alias=_variable("GOOGLE_GEMINI_BASE_URL"),
-        description="Where the Gemini API is; empty means Google's own.",
-    )
-    openai_base_url: BaseUrl = Field(
-        None,
-        validation_alias=_variable("OPENAI_BASE_URL"),
-        description="Where the OpenAI API is; empty means OpenAI's own.",
-    )
-    providers: Mapping[str, ProviderSettings] = Field(
-        _NO_PROVIDERS,
-        validation_alias=_variable("IMAGE_GEN_PROVIDER_<NAME>"),
-        description="Declares a provider for IMAGE_GEN_ROUTES: google, vertex, openai or azure, "
-        "the API that it speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and "
-        "address; `IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in "
-        "names, its limits.",
-    )
-    routes: Annotated[tuple[RouteName, ...], NoDecode] = Field(
-        (RouteName("google:gemini-3-pro-image"), RouteName("openai:gpt-image-2.5-flare")),
-        validation_alias=_variable("IMAGE_GEN_ROUTES"),
-        description="Ordered list of provider:model, which may include several models of a vendor; "
-        "provider:deployment=model where the endpoint knows the model by another name. "
-        "google+google_b:model is one step with two accounts: each call goes to the account that "
-        "can send soonest, and the other one is tried before the next step.",
-    )
-    models: Annotated[Path | None, BeforeValidator(blank_to_none)] = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_MODELS"),
-        description="A TOML file with further rows of the model table: limits, sizes, qualities, "
-        "prices and typical seconds of models that this version does not know.",
-    )
-    max_concurrent: int = Field(
-        4,
-        ge=1,
-        validation_alias=_variable("IMAGE_GEN_MAX_CONCURRENT"),
-        description="Requests in flight per provider and process.",
-    )
-    ipm: PositiveFloat = Field(
-        10,
-        validation_alias=_variable("IMAGE_GEN_IPM"),
-        description="Images per minute per provider, paced. Every request sent takes a place, "
-        "retries too.",
-    )
-    openai_ipm: OptionalPositiveFloat = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_OPENAI_IPM"),
-        description="The same for OpenAI; empty means as IMAGE_GEN_IPM.",
-    )
-    burst: int = Field(
-        1,
-        ge=1,
-        validation_alias=_variable("IMAGE_GEN_BURST"),
-        description="Places that may be taken at once after a quiet time; 1 is even spacing.",
-    )
-    max_queue: OptionalCount = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_MAX_QUEUE"),
-        description="Callers waiting per provider; one more goes to the next route.",
-    )
-    max_retries: int = Field(
-        2,
-        ge=0,
-        le=20,
-        validation_alias=_variable("IMAGE_GEN_MAX_RETRIES"),
-        description="Retries of the same route after the first try; at most 1 on a route reached "
-        "by fallback.",
-    )
-    retry_base_delay: Annotated[float, Field(ge=0, le=3600), AfterValidator(require_finite)] = (
-        Field(
-            5,
-            validation_alias=_variable("IMAGE_GEN_RETRY_BASE_DELAY"),
-            description="Seconds before the first retry; doubles. Jitter shortens it by up to "
-            "30 %; a server's hint wins.",
-        )
-    )
-    per_call_timeout: Seconds = Field(
-        60,
-        validation_alias=_variable("IMAGE_GEN_PER_CALL_TIMEOUT"),
-        description="Time limit of a request in seconds; see IMAGE_GEN_ON_TIMEOUT.",
-    )
-    openai_timeout: Seconds = Field(
-        180,
-        validation_alias=_variable("IMAGE_GEN_OPENAI_TIMEOUT"),
-        description="The same for OpenAI, whose images of high quality take minutes.",
-    )
-    deadline: OptionalSeconds = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_DEADLINE"),
-        description="Seconds for a whole call, queueing, retries and fallback included, unless "
-        "the call says otherwise.",
-    )
-    breaker_mode: Annotated[Literal["on", "off", "shadow"], LowercaseStr] = Field(
-        "on",
-        validation_alias=_variable("IMAGE_GEN_BREAKER_MODE"),
-        description="on, off, or shadow: decide, record, let through.",
-    )
-    breaker_fail_max: int = Field(
-        3,
-        ge=1,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_FAIL_MAX"),
-        description="Failures in a row that open the circuit.",
-    )
-    breaker_failure_rate: Annotated[float, Field(gt=0, le=1), AfterValidator(require_finite)] = (
-        Field(
-            0.5,
-            validation_alias=_variable("IMAGE_GEN_BREAKER_FAILURE_RATE"),
-            description="Or this share of the requests of the last IMAGE_GEN_BREAKER_WINDOW "
-            "seconds.",
-        )
-    )
-    breaker_window: Seconds = Field(
-        300,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_WINDOW"),
-        description="Seconds over which the failure rate is counted.",
-    )
-    breaker_min_calls: int = Field(
-        6,
-        ge=1,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_MIN_CALLS"),
-        description="Requests in the window before its rate means anything.",
-    )
-    breaker_slow_call: OptionalSeconds = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_SLOW_CALL"),
-        description="Seconds after which a request in flight counts as failed; off by default.",
-    )
-    breaker_reset_timeout: Seconds = Field(
-        60,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_TIMEOUT"),
-        description="Length of an open period in seconds, plus up to 10 % jitter; after a failed "
-        "probe, the minimum.",
-    )
-    breaker_reset_factor: Annotated[float, Field(ge=0), AfterValidator(require_finite)] = Field(
-        5,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_FACTOR"),
-        description="Length of an open period after a failed probe, as a multiple of the seconds "
-        "from sending that probe to its failure; 0: always IMAGE_GEN_BREAKER_RESET_TIMEOUT.",
-    )
-    breaker_reset_max: Seconds = Field(
-        600,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_RESET_MAX"),
-        description="Maximum open period in seconds, before jitter; a fatal failure with a longer "
-        "hint of the server may extend it to 24 hours.",
-    )
-    breaker_half_open_calls: int = Field(
-        1,
-        ge=1,
-        validation_alias=_variable("IMAGE_GEN_BREAKER_HALF_OPEN_CALLS"),
-        description="Probes at a time, also the successes needed to close.",
-    )
-    hedge_probe_after: OptionalSeconds = Field(
-        3,
-        validation_alias=_variable("IMAGE_GEN_HEDGE_PROBE_AFTER"),
-        description="Seconds after which the caller whose request is a probe starts the next route "
-        "beside it; empty or off: only after the probe has failed.",
-    )
-    hedge_after: HedgeDelay = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_HEDGE_AFTER"),
-        description="The same for any request: seconds, or p95 (of the route's latencies at that "
-        "resolution); off by default.",
-    )
-    hedge_budget: Annotated[float, Field(ge=0, le=1), AfterValidator(require_finite)] = Field(
-        0.05,
-        validation_alias=_variable("IMAGE_GEN_HEDGE_BUDGET"),
-        description="Maximum share of the calls of the last hour that IMAGE_GEN_HEDGE_AFTER may "
-        "hedge; at least one, unless it is 0.",
-    )
-    on_timeout: Annotated[Literal["keep", "abandon"], LowercaseStr] = Field(
-        "keep",
-        validation_alias=_variable("IMAGE_GEN_ON_TIMEOUT"),
-        description="When a request exceeds its time limit: keep it beside the next route until "
-        "one delivers, at most until the deadline or twice its limit; or abandon it.",
-    )
-    max_wait: OptionalWait = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_MAX_WAIT"),
-        description="Maximum seconds of queueing at one provider; a caller that would wait longer "
-        "goes to the next route at once, if one is usable.",
-    )
-    when_all_open: Annotated[Literal["fail", "wait"], LowercaseStr] = Field(
-        "fail",
-        validation_alias=_variable("IMAGE_GEN_WHEN_ALL_OPEN"),
-        description="fail at once, or wait for the first circuit to let a probe through, within "
-        "the deadline.",
-    )
-    force_open: CommaList = Field(
-        (),
-        validation_alias=_variable("IMAGE_GEN_FORCE_OPEN"),
-        description="Comma list of providers to skip: tries the fallback without touching code.",
-    )
-    fallback_on: Annotated[frozenset[Reason] | None, NoDecode, BeforeValidator(blank_to_none)] = (
-        Field(
-            None,
-            validation_alias=_variable("IMAGE_GEN_FALLBACK_ON"),
-            description="Comma list of reasons that go on to the next route; empty means every "
-            "reason marked so. Without circuit_open in it an open circuit is the caller's error.",
-        )
-    )
+    """Ordered list of provider:model, which may include several models of a vendor;
+    provider:deployment=model where the endpoint knows the model by another name.
+    google+google_b:model is one step with two accounts: each call goes to the account that can send
+    soonest, and the other one is tried before the next step."""
+
+    models: Annotated[Path | None, BeforeValidator(blank_to_none)] = None
+    """A TOML file with further rows of the model table: limits, sizes, qualities, prices and
+    typical seconds of models that this version does not know."""
+
+    # -- pace --
+
+    max_concurrent: Annotated[int, Field(ge=1)] = 4
+    """Requests in flight per provider and process."""
+    ipm: PositiveFloat = 10
+    """Images per minute per provider, paced. Every request sent takes a place, retries too."""
+    openai_ipm: OptionalPositiveFloat = None
+    """The same for OpenAI; empty means as IMAGE_GEN_IPM."""
+    burst: Annotated[int, Field(ge=1)] = 1
+    """Places that may be taken at once after a quiet time; 1 is even spacing."""
+    max_queue: OptionalCount = None
+    """Callers waiting per provider; one more goes to the next route. Empty: no limit."""
+
+    # -- retries and time limits --
+
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 2
+    """Retries of the same route after the first try; at most 1 on a route reached by fallback."""
+    retry_base_delay: Annotated[float, Field(ge=0, le=3600)] = 5
+    """Seconds before the first retry; doubles. Jitter shortens it by up to 30 %; a server's hint
+    wins."""
+    per_call_timeout: Seconds = 60
+    """Time limit of a request in seconds; see IMAGE_GEN_ON_TIMEOUT."""
+    openai_timeout: Seconds = 180
+    """The same for OpenAI, whose images of high quality take minutes."""
+    deadline: OptionalSeconds = None
+    """Seconds for a whole call, queueing, retries and fallback included, unless the call says
+    otherwise."""
+
+    # -- circuit breaker --
+
+    breaker_mode: Annotated[Literal["on", "off", "shadow"], LowercaseStr] = "on"
+    """on, off, or shadow: decide, record, let through."""
+    breaker_fail_max: Annotated[int, Field(ge=1)] = 3
+    """Failures in a row that open the circuit."""
+    breaker_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of failed requests in the last IMAGE_GEN_BREAKER_WINDOW seconds that opens it, too."""
+    breaker_window: Seconds = 300
+    """Seconds over which the failure rate is counted."""
+    breaker_min_calls: Annotated[int, Field(ge=1)] = 6
+    """Requests in the window below which its failure rate is ignored."""
+    breaker_slow_call: OptionalSeconds = None
+    """Seconds after which a request in flight counts as failed; off by default."""
+    breaker_reset_timeout: Seconds = 60
+    """Length of an open period in seconds, plus up to 10 % jitter; after a failed probe, the
+    minimum."""
+    breaker_reset_factor: Annotated[float, Field(ge=0)] = 5
+    """Length of an open period after a failed probe, as a multiple of the seconds from sending that
+    probe to its failure; 0: always IMAGE_GEN_BREAKER_RESET_TIMEOUT."""
+    breaker_reset_max: Seconds = 600
+    """Maximum open period in seconds, before jitter; a fatal failure with a longer hint of the
+    server may extend it to 24 hours."""
+    breaker_half_open_calls: Annotated[int, Field(ge=1)] = 1
+    """Probes at a time, also the successes needed to close."""
+
+    # -- overlapping requests --
+
+    hedge_probe_after: OptionalSeconds = 3
+    """Seconds after which the caller whose request is a probe starts the next route beside it;
+    empty or off: only after the probe has failed."""
+    hedge_after: HedgeDelay = None
+    """The same for any request: seconds, or p95 (of the route's latencies at that resolution); off
+    by default."""
+    hedge_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Maximum share of the calls of the last hour that IMAGE_GEN_HEDGE_AFTER may hedge; at least
+    one, unless it is 0."""
+    on_timeout: Annotated[Literal["keep", "abandon"], LowercaseStr] = "keep"
+    """When a request exceeds its time limit: keep it beside the next route until one delivers, at
+    most until the deadline or twice its limit; or abandon it."""
+
+    # -- fallback --
+
+    max_wait: OptionalWait = None
+    """Maximum seconds of queueing at one provider; a caller that would wait longer goes to the next
+    route at once, if one is usable."""
+    when_all_open: Annotated[Literal["fail", "wait"], LowercaseStr] = "fail"
+    """fail at once, or wait for the first circuit to let a probe through, within the deadline."""
+    force_open: CommaList = ()
+    """Comma list of providers to skip: tries the fallback without touching code."""
+    fallback_on: Reasons = None
+    """Comma list of reasons that go on to the next route; empty means every reason marked so.
+    Without circuit_open in it an open circuit is the caller's error."""
+
+    # -- images and references --
+
     openai_quality: Annotated[
         Literal["low", "medium", "high", "xhigh", "max", "auto"], LowercaseStr
-    ] = Field(
-        "high",
-        validation_alias=_variable("IMAGE_GEN_OPENAI_QUALITY"),
-        description="Quality asked of OpenAI; xhigh and max where the model has them.",
-    )
-    prompt_hints: Annotated[tuple[Literal["quality", "orientation"], ...], NoDecode] = Field(
-        ("quality", "orientation"),
-        validation_alias=_variable("IMAGE_GEN_PROMPT_HINTS"),
-        description="Text added to the prompt for Google: quality (only without references), "
-        "orientation, both, or none. Results list it in adjustments.",
-    )
-    fit: Annotated[Literal["crop", "pad", "none", "exact"], LowercaseStr] = Field(
-        "crop",
-        validation_alias=_variable("IMAGE_GEN_FIT"),
-        description="What to do with an image more than 2 % off the requested ratio; exact fits to "
-        "the pixel always.",
-    )
-    strict_references: bool = Field(
-        False,
-        validation_alias=_variable("IMAGE_GEN_STRICT_REFERENCES"),
-        description="Raise for a reference that cannot be read, instead of going on without it.",
-    )
-    max_reference_mb: OptionalPositiveFloat = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_MAX_REFERENCE_MB"),
-        description="Megabytes that the references of one request may have together, where that "
-        "is less than the model takes; larger ones are made smaller, and the result says so.",
-    )
-    reference_http_urls: bool = Field(
-        False,
-        validation_alias=_variable("IMAGE_GEN_REFERENCE_HTTP_URLS"),
-        description="Also load references from plain http addresses.",
-    )
-    reference_private_urls: bool = Field(
-        False,
-        validation_alias=_variable("IMAGE_GEN_REFERENCE_PRIVATE_URLS"),
-        description="Also load references from private, loopback and link-local addresses.",
-    )
-    shadow: Annotated[Mapping[str, Any] | None, NoDecode, BeforeValidator(blank_to_none)] = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_SHADOW"),
-        description="Breaker settings to run beside the live ones without effect, such as "
-        "reset_timeout=30,fail_max=5; what they would have done is reported.",
-    )
-    redis_url: Annotated[SecretStr | None, BeforeValidator(blank_secret_to_none)] = Field(
-        None,
-        validation_alias=_variable("IMAGE_GEN_REDIS_URL"),
-        description="Share breakers and pacing between processes.",
-    )
+    ] = "high"
+    """Quality asked of OpenAI; xhigh and max where the model has them."""
+    prompt_hints: PromptHints = ("quality", "orientation")
+    """Text added to the prompt for Google: quality (only without references), orientation, both, or
+    none. Results list it in adjustments."""
+    fit: Annotated[Literal["crop", "pad", "none", "exact"], LowercaseStr] = "crop"
+    """How to fit an image more than 2 % off the requested ratio; exact fits to the pixel always."""
+    strict_references: bool = False
+    """Raise for a reference that cannot be read, instead of going on without it."""
+    max_reference_mb: OptionalPositiveFloat = None
+    """Megabytes that the references of one request may have together, where that is less than the
+    model takes; larger ones are made smaller, and the result says so."""
+    reference_http_urls: bool = False
+    """Also load references from plain http addresses."""
+    reference_private_urls: bool = False
+    """Also load references from private, loopback and link-local addresses."""
 
-    capture_content: CaptureContentFlag = Field(
-        False,
-        validation_alias=_variable("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"),
-        description="SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are.",
-    )
+    # -- operation --
 
     _model_rows: Mapping[str, ModelInfo] = PrivateAttr(default_factory=dict)
-    _unknown: tuple[str, ...] = PrivateAttr(())
-    _ignored: tuple[str, ...] = PrivateAttr(())
+    shadow: Annotated[Mapping[str, Any] | None, BeforeValidator(blank_to_none)] = None
+    """Breaker settings to run beside the live ones without effect, such as
+    reset_timeout=30,fail_max=5; what they would have done is reported."""
+    redis_url: Secret = None
+    """Share breakers and pacing between processes."""
+    capture_content: Annotated[
+        CaptureContentFlag, _variables("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT")
+    ] = False
+    """SPAN_ONLY or SPAN_AND_EVENT: prompts are recorded on spans. Images never are."""
+
+    _warnings: tuple[str, ...] = PrivateAttr(())
 
     @classmethod
     def settings_customise_sources(
@@ -390,7 +319,7 @@ class Settings(BaseSettings):
 
     @hide_frame_locals
     def __init__(self, **values: Unpack[SettingsArguments]) -> None:
-        """Read the environment; keyword arguments, by field name or variable, take precedence."""
+        """Read the environment; keyword arguments take precedence."""
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -400,9 +329,7 @@ class Settings(BaseSettings):
                 self._model_rows = read_model_file(self.models)
             except ValueError as error:
                 raise ConfigurationError(f"IMAGE_GEN_MODELS: {error}") from None
-        self._unknown = unknown_variables(Settings)
-        if "providers" not in values:
-            self._ignored = ignored_provider_variables()
+        self._warnings = environment_warnings(Settings, declared="providers" not in values)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -411,47 +338,19 @@ class Settings(BaseSettings):
         These are unknown IMAGE_GEN_* variables, and variables of a declared provider that its kind
         does not have.
         """
-        return (*(complain_of(name, Settings) for name in self._unknown), *self._ignored)
+        return self._warnings
 
     @field_validator("providers", mode="before")
     @classmethod
     def _named(cls, value: object) -> object:
-        """Give each provider its name, after a check that its variables are its alone."""
+        """Check the providers' names, and give each provider its name."""
         if not isinstance(value, Mapping):
             return value
-        for name in value.keys() - BUILT_IN.keys():
-            if not is_provider_name(name):
-                raise ValueError(
-                    "a provider's name has at most 40 small letters, digits and underscores, and "
-                    f"begins with a letter, unlike {ascii(name)[:60]}"
-                )
-            if (variable := colliding_variable(name, field_variables(cls))) is not None:
-                raise ValueError(
-                    f"the name {name} is not possible, as {variable} has another meaning, too"
-                )
+        check_names(value, chain.from_iterable(field_variables(cls).values()))
         return {
             name: {**given, "name": name} if isinstance(given, Mapping) else given
             for name, given in value.items()
         }
-
-    @field_validator("routes", mode="before")
-    @classmethod
-    def _routes(cls, value: object) -> tuple[RouteName, ...]:
-        return parse_routes(value)
-
-    @field_validator("fallback_on", mode="before")
-    @classmethod
-    def _fallback_on(cls, value: object) -> object:
-        return (None if value is None else split_commas(value)) or None
-
-    @field_validator("prompt_hints", mode="before")
-    @classmethod
-    def _prompt_hints(cls, value: Any) -> tuple[str, ...]:
-        value = blank_to_none(value.lower() if isinstance(value, str) else value)
-        hints = tuple(dict.fromkeys(() if value is None else split_commas(value)))
-        if not {"quality", "orientation"}.issuperset(hints):
-            raise ValueError("must be quality, orientation, both of them with a comma, or none")
-        return hints
 
     @field_validator("shadow", mode="before")
     @classmethod
@@ -521,11 +420,7 @@ class Settings(BaseSettings):
             found = ProviderSettings.model_validate({"name": name})
         if found is None:
             return None
-        own: dict[str, Any] = {}
-        if name == "google":
-            own = {"api_key": self.google_api_key, "base_url": self.google_base_url}
-        elif name == "openai":
-            own = {"api_key": self.openai_api_key, "base_url": self.openai_base_url}
+        own = {field: getattr(self, ours) for field, ours in OWN_FIELDS.get(name, {}).items()}
         found = found.model_copy(update=own)
         try:
             found.check_account()
@@ -540,38 +435,32 @@ class Settings(BaseSettings):
             provider: The provider's name.
             vendor: The vendor whose models it serves; None means by the name.
         """
-        own = self.providers.get(provider)
-        if own is not None and own.timeout is not None:
-            return own.timeout
-        openai = self._vendor(provider, vendor) == "openai"
-        return self.openai_timeout if openai else self.per_call_timeout
+        own: float | None = self._own_limit(provider, "timeout")
+        if own is not None:
+            return own
+        return self.openai_timeout if self._is_openai(provider, vendor) else self.per_call_timeout
 
     def timeout_variable(self, provider: str, vendor: str | None = None) -> str:
         """Return the variable that holds the attempt timeout; arguments as in ``timeout_for``."""
-        own = self.providers.get(provider)
-        if own is not None and own.timeout is not None:
+        if self._own_limit(provider, "timeout") is not None:
             return limit_variables(provider)["timeout"]
-        openai = self._vendor(provider, vendor) == "openai"
-        return "IMAGE_GEN_OPENAI_TIMEOUT" if openai else "IMAGE_GEN_PER_CALL_TIMEOUT"
+        openai = self._is_openai(provider, vendor)
+        return f"{PREFIX}{'OPENAI' if openai else 'PER_CALL'}_TIMEOUT"
 
     def ipm_for(self, provider: str, vendor: str | None = None) -> float:
         """Return the images per minute; arguments as in ``timeout_for``."""
-        own = self.providers.get(provider)
-        if own is not None and own.ipm is not None:
-            return own.ipm
-        if self._vendor(provider, vendor) == "openai" and self.openai_ipm is not None:
-            return self.openai_ipm
-        return self.ipm
+        openai = self.openai_ipm if self._is_openai(provider, vendor) else None
+        return next(filter(None, (self._own_limit(provider, "ipm"), openai)), self.ipm)
 
     def max_concurrent_for(self, provider: str) -> int:
         """Return the maximum number of requests in flight of a provider."""
-        own = self.providers.get(provider)
-        if own is not None and own.max_concurrent is not None:
-            return own.max_concurrent
-        return self.max_concurrent
+        return self._own_limit(provider, "max_concurrent") or self.max_concurrent
 
-    def _vendor(self, provider: str, vendor: str | None) -> str:
-        if vendor is not None:
-            return vendor
+    def _own_limit(self, provider: str, field: str) -> Any:
+        """Return a limit that a provider does not share with others; None if it has none."""
+        return getattr(self.providers.get(provider), field, None)
+
+    def _is_openai(self, provider: str, vendor: str | None) -> bool:
         declared = self.providers.get(provider)
-        return vendor_of(provider) if declared is None else declared.vendor
+        known = vendor_of(provider) if declared is None else declared.vendor
+        return (known if vendor is None else vendor) == "openai"

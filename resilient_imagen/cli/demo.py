@@ -9,7 +9,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import typer
@@ -17,6 +16,8 @@ import typer
 from resilient_imagen.cli.command_errors import FAILED, CommandError
 
 if TYPE_CHECKING:
+    from urllib.parse import SplitResult
+
     from rich.console import Console
 
     from resilient_imagen.cli.demo_scenario import DemoRun
@@ -96,22 +97,20 @@ def _otlp_address(jaeger_url: str) -> str | None:
     """Return the usual address beside Jaeger's pages, or None if the environment has one."""
     if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")):
         return None
-    return f"http://{_host_and_port(jaeger_url)[0]}:4318"
+    return f"http://{_parsed(jaeger_url).hostname or 'localhost'}:4318"
 
 
-def _host_and_port(url: str) -> tuple[str, int]:
+def _parsed(url: str) -> SplitResult:
+    from resilient_imagen._validation import HTTP, split_url
+
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+        return split_url(url, HTTP)
     except ValueError:
-        host = port = None
-    if host is None or port is None:
         shown = re.sub(r"//[^/]*@", "//", url)
         raise CommandError(
             f"{shown} is not an address such as http://localhost:4318: see --jaeger-url and "
             "--jaeger-otlp-url"
-        )
-    return host, port
+        ) from None
 
 
 def _check_listening(collector: str | None) -> None:
@@ -128,9 +127,10 @@ def _check_listening(collector: str | None) -> None:
     address = otlp_address(collector)
     if address is None:
         return
-    host, port = _host_and_port(address)
-    if urlsplit(address).scheme in getproxies() and not proxy_bypass(host):
-        return  # the proxy connects to the collector
+    parts = _parsed(address)
+    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return  # the exporter does not connect to the collector itself
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:

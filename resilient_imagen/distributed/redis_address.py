@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
+from resilient_imagen._validation import split_url
 from resilient_imagen.errors import ConfigurationError
 
 __all__ = ["Address"]
 
-_SCHEMES: Final = {"redis", "rediss", "unix"}
+_SCHEMES: Final = ("redis", "rediss")
 _NAMESPACE: Final = "namespace"
 _NAME: Final = re.compile(r"[\w.-]+", re.ASCII)
 _OURS: Final = "resilient_imagen"
@@ -42,13 +43,11 @@ class Address:
         try:
             parts = urlsplit(url.strip())
             database = parts.path.strip("/")
-            fits = parts.scheme in _SCHEMES and (
-                bool(database)
-                if parts.scheme == "unix"
-                else bool(parts.hostname)
-                and parts.port != 0
-                and (not database or database.isdecimal())
-            )
+            if parts.scheme == "unix":
+                fits = bool(database)
+            else:
+                split_url(url, _SCHEMES)
+                fits = not database or database.isdecimal()
             shown = _shown(parts)
         except ValueError:
             fits = False

@@ -18,6 +18,7 @@ import anyio
 import httpcore2
 import httpx2
 
+from resilient_imagen._validation import split_url
 from resilient_imagen.dns import alternating
 from resilient_imagen.errors import ConfigurationError
 
@@ -164,12 +165,11 @@ def _bypasses_proxies(parts: SplitResult) -> bool:
 def _check_proxy(proxy: str, variable: str) -> None:
     """Check a proxy's address; the error does not show it, as it may contain a password."""
     try:
-        parts = urlsplit(proxy)
-        fine = parts.scheme in _PROXY_SCHEMES and parts.hostname and parts.port != 0
+        parts = split_url(proxy, _PROXY_SCHEMES)
         httpx2.Proxy(proxy)
     except (ValueError, httpx2.InvalidURL):
-        fine = False
-    if not fine:
+        parts = None
+    if parts is None:
         raise ConfigurationError(
             f"{variable} is not the address of a proxy; use http://host:port, https://host:port or "
             "socks5://host:port"

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from resilient_imagen._validation import PROMPT_HINTS, check_prompt_hints, checked
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import deployment_of, google_aspect, google_image_size
 from resilient_imagen.providers.base import PromptHints
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest, Reference
 
-__all__ = ["PROMPT_HINTS", "GoogleProvider", "checked_hints", "split_version"]
+__all__ = ["PROMPT_HINTS", "GoogleProvider", "split_version"]
 
-PROMPT_HINTS: Final = ("quality", "orientation")
 _VERSIONED: Final = re.compile(r"(https?://[^?#]+?)/+(v\d+(?:(?:alpha|beta)\d*)?)/*", re.IGNORECASE)
 _QUALITY: Final = "Generate a high quality image: "
 _PORTRAIT: Final = "The image should be in portrait orientation (taller than wide)."
@@ -89,7 +89,7 @@ class GoogleProvider(SdkProvider):
             connect_timeout=connect_timeout,
             transport=transport,
         )
-        self._prompt_hints = checked_hints(name, prompt_hints)
+        self._prompt_hints = checked(f"{name}: prompt_hints", check_prompt_hints, prompt_hints)
 
     def prompt_hints_for(self, request: ImageRequest) -> PromptHints:
         """Return the text that is added to the caller's prompt.
@@ -169,19 +169,6 @@ class GoogleProvider(SdkProvider):
 
     def _classify(self, error: VendorError) -> ClassifiedError:
         return failure_of(error)
-
-
-def checked_hints(name: str, hints: Collection[str]) -> frozenset[str]:
-    """Return the prompt hints.
-
-    Raises:
-        ConfigurationError: A hint is unknown.
-    """
-    if unknown := sorted(set(hints).difference(PROMPT_HINTS)):
-        raise ConfigurationError(
-            f"{name}: prompt_hints contains {unknown[0]!r}; allowed are {', '.join(PROMPT_HINTS)}"
-        )
-    return frozenset(hints)
 
 
 def split_version(base_url: str) -> tuple[str, str | None]:

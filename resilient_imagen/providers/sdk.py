@@ -13,10 +13,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, NoReturn
-from urllib.parse import urlsplit
 
 import httpx2
 
+from resilient_imagen._validation import check_address, check_api_key, checked
 from resilient_imagen.cost import cost_usd
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
@@ -96,8 +96,12 @@ class SdkProvider(ABC):
         account: str | None = None,
     ) -> None:
         self.name = name
-        self.base_url: str = _address(name, base_url or self.default_base_url)
-        self._api_key = "" if api_key is None and tokens is not None else _key(name, api_key or "")
+        self.base_url: str = checked(
+            f"{name}: the base URL", check_address, base_url or self.default_base_url
+        )
+        self._api_key: str = checked(f"{name}: the API key", check_api_key, api_key) or ""
+        if not self._api_key and tokens is None:
+            raise ConfigurationError(f"{name}: the API key is empty")
         self._tokens = tokens
         self.endpoint: Endpoint = Endpoint(
             self.vendor,
@@ -431,26 +435,3 @@ def missing_dependency(package: str, error: ImportError) -> ConfigurationError:
 def _is_harmless(error: Exception) -> bool:
     """Return whether an exception's text cannot contain parts of the request."""
     return type(error).__module__ == "builtins" and not isinstance(error, UnicodeError)
-
-
-def _key(name: str, api_key: str) -> str:
-    key = api_key.strip()
-    if not key:
-        raise ConfigurationError(f"{name}: the API key is empty")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError(
-            f"{name}: the API key contains characters that no key has (a space, a line break or a "
-            "letter beyond ASCII); copy it again"
-        )
-    return key
-
-
-def _address(name: str, base_url: str) -> str:
-    try:
-        parts = urlsplit(base_url.strip())
-        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
-        raise ConfigurationError(f"{name}: the base URL must begin with https:// or http://")
-    return base_url.strip()

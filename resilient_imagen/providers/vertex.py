@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen._provider_settings import check_location, check_project
-from resilient_imagen.errors import ConfigurationError
+from resilient_imagen._validation import (
+    PROMPT_HINTS,
+    check_location,
+    check_project,
+    check_prompt_hints,
+    checked,
+)
 from resilient_imagen.providers.access_token import TokenCache
-from resilient_imagen.providers.google import PROMPT_HINTS, GoogleProvider, checked_hints
+from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.google_credentials import GoogleCredentials
 from resilient_imagen.providers.sdk import SdkProvider
 from resilient_imagen.redaction import KnownSecret
@@ -75,14 +80,8 @@ class VertexProvider(GoogleProvider):
         name: str = "vertex",
         prompt_hints: Collection[str] = PROMPT_HINTS,
     ) -> None:
-        for what, value, check in (
-            ("project", project, check_project),
-            ("location", location, check_location),
-        ):
-            try:
-                check(value)
-            except ValueError as error:
-                raise ConfigurationError(f"{name}: the {what} {error}") from None
+        checked(f"{name}: the project", check_project, project)
+        checked(f"{name}: the location", check_location, location)
         tokens = None
         if api_key is None:
             self.default_base_url = vertex_address(location)
@@ -102,7 +101,7 @@ class VertexProvider(GoogleProvider):
             account=None if tokens is None else f"{project or os.fspath(file)} {location}",
         )
         self._location = location
-        self._prompt_hints = checked_hints(name, prompt_hints)
+        self._prompt_hints = checked(f"{name}: prompt_hints", check_prompt_hints, prompt_hints)
         if project is not None:
             self._secrets.append(KnownSecret(project))
 

@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from providers_kit import GOOD, RawServer, Received, http, raw_server
 
@@ -19,9 +19,7 @@ from resilient_imagen import (
     InvalidRequestError,
     Settings,
 )
-from resilient_imagen._provider_settings import colliding_variable
-from resilient_imagen._settings_source import field_variables
-from resilient_imagen._settings_types import ProviderArguments
+from resilient_imagen._provider_settings import ProviderArguments
 from resilient_imagen.models import ModelName, deployment_of
 from resilient_imagen.telemetry.events import AttemptStarted, OperatorWarning
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
@@ -153,7 +151,7 @@ def test_a_keyword_replaces_the_providers_of_the_environment(
         ({"IMAGE_GEN_PROVIDER_PROVIDER_A": "google"}, "IMAGE_GEN_PROVIDER_A_IPM has another"),
         ({"IMAGE_GEN_PROVIDER_IMAGE_GEN": "google"}, "IMAGE_GEN_API_KEY has another"),
         ({"IMAGE_GEN_PROVIDER_A": "google", "A_BASE_URL": "a.b"}, "A_BASE_URL must be an address"),
-        ({"IMAGE_GEN_PROVIDER_A": "google", "A_API_KEY": "a b"}, "A_API_KEY holds characters"),
+        ({"IMAGE_GEN_PROVIDER_A": "google", "A_API_KEY": "a b"}, "A_API_KEY contains characters"),
         ({"IMAGE_GEN_PROVIDER_A": "google", "IMAGE_GEN_A_IPM": "0"}, "IMAGE_GEN_A_IPM: must be gr"),
         ({"IMAGE_GEN_GOOGLE_MAX_CONCURRENT": "x"}, "IMAGE_GEN_GOOGLE_MAX_CONCURRENT: must be a"),
         ({"IMAGE_GEN_ROUTES": "a:=m"}, "provider:deployment=model"),
@@ -235,11 +233,12 @@ _NAMES = st.from_regex("[a-z][a-z0-9_]{0,12}", fullmatch=True)
 @given(_NAMES, _NAMES)
 def test_variables_of_two_names_never_meet(one: str, other: str) -> None:
     """No value set for one declared provider is read for another one."""
-    known = list(field_variables(Settings))
-    if one == other or any(colliding_variable(name, known) for name in (one, other)):
-        return
+    assume(one != other)
     fields: ProviderArguments = {"kind": "google", "api_key": "k", "ipm": 5}
-    settings = Settings(providers={one: fields, other: {"kind": "google"}})
+    try:
+        settings = Settings(providers={one: fields, other: {"kind": "google"}})
+    except ConfigurationError:  # a variable of one of them has another meaning
+        reject()
     with pytest.MonkeyPatch.context() as patch:
         for name in (one, other):
             patch.setenv(f"IMAGE_GEN_PROVIDER_{name.upper()}", "google")

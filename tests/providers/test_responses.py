@@ -153,7 +153,14 @@ SHORTFALLS = [
 ]  # fmt: skip
 
 
-WITHOUT_IMAGE = None, {}, {"role": "model"}, {"parts": None}, {"parts": []}, {"parts": [TEXT]}
+WITHOUT_IMAGE: tuple[Any, ...] = (
+    None,
+    {},
+    {"role": "model"},
+    {"parts": None},
+    {"parts": []},
+    {"parts": [TEXT]},
+)
 
 
 @pytest.mark.parametrize("finish", [*REFUSALS, *SHORTFALLS])

@@ -418,9 +418,9 @@ def test_no_log_or_traceback_has_token_or_project(
     [
         ({"project": "My Project"}, "vertex: the project must be a project's ID or number"),
         ({"location": "Europe!"}, "vertex: the location must be global, us, eu or a region"),
-        ({"prompt_hints": ["style"]}, "vertex: prompt_hints contains 'style'"),
+        ({"prompt_hints": ["style"]}, "vertex: prompt_hints must be quality, orientation"),
         ({"api_key": " "}, "vertex: the API key is empty"),
-        ({"base_url": "aiplatform"}, "vertex: the base URL must begin with"),
+        ({"base_url": "aiplatform"}, "vertex: the base URL must be an address"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:

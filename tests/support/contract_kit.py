@@ -19,6 +19,7 @@ import typer
 from paths import DATA
 
 from resilient_imagen import ImageGenerationError, Reason, Settings
+from resilient_imagen._settings_source import field_variables
 from resilient_imagen.cli.command_line import COMMANDS, _app
 from resilient_imagen.errors import provider_failure
 from resilient_imagen.reasons import POLICIES
@@ -105,11 +106,10 @@ def _signature(function: Any) -> str:
 
 def _settings() -> dict[str, Any]:
     found = {}
-    for field, info in Settings.model_fields.items():
-        alias: Any = info.validation_alias
-        default = info.default
+    for field, variables in field_variables(Settings).items():
+        default = Settings.model_fields[field].default
         found[field] = {
-            "variables": list(alias.choices),
+            "variables": list(variables),
             "default": list(default) if isinstance(default, tuple) else default,
         }
     return found

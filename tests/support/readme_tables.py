@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from readme_kit import GUIDES
 
 from resilient_imagen import Reason, Settings
+from resilient_imagen._settings_source import field_variables
 from resilient_imagen.models import MODELS, ModelInfo
 from resilient_imagen.pipeline.fitter import MADE_HERE
 from resilient_imagen.providers.google import GoogleProvider
@@ -68,9 +69,8 @@ def settings_table(fields: Iterable[str] = Settings.model_fields) -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name in fields:
         field = Settings.model_fields[name]
-        alias: Any = field.validation_alias
-        variables = ", else ".join(f"`{choice}`" for choice in alias.choices)
-        meaning = (field.description or "").replace("|", "\\|")
+        variables = ", else ".join(f"`{each}`" for each in field_variables(Settings)[name])
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         rows.append(f"| {variables} | {_default(name, field.default)} | {meaning} |")
     return "\n".join(rows)
 

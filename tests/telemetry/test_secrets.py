@@ -23,7 +23,7 @@ from providers_kit import MODELS, google_body, openai_body
 from telemetry_kit import Telemetry
 
 from resilient_imagen import ImageClient, ImageGenerationError, ProviderError, Reason, Settings
-from resilient_imagen._settings_types import ProviderArguments
+from resilient_imagen._provider_settings import ProviderArguments
 from resilient_imagen.providers.azure import AzureProvider
 from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
