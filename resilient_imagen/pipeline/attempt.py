@@ -21,7 +21,7 @@ from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resilient_imagen.circuitbreaker import Permit, Settlement
+    from resilient_imagen.circuitbreaker import Permit
     from resilient_imagen.pipeline.failure import FailureClass
     from resilient_imagen.pipeline.fitter import ImageFitter
     from resilient_imagen.pipeline.hedge import OverlapPolicy
@@ -141,21 +141,13 @@ class AttemptExecutor:
                 failure = replace(failure, begun=True)
             call.failures += (caught, failure.error)
             silent = previews is not None and previews.is_silent()
-            attempt, settlement = self._record_failure(
+            event = self._record_failure(
                 call, state, sent, permit, failure, now - started, silent=silent
             )
-            outcome = AttemptFailure(
-                failure,
-                sent,
-                attempt,
-                settlement,
-                cancel_cause=state.cancel_cause if failure.provider_error is None else None,
-                delivered_by=_route_of(call.success_event),
-            )
             if failure.provider_error is None:  # neither a retry nor another route makes up for it
-                self._dispatcher.emit(outcome.event(retry_in=None))
+                self._dispatcher.emit(event)
                 raise failure.error  # noqa: B904 - what was caught, or a cancellation in its place
-            return outcome
+            return AttemptFailure(failure.provider_error, event)
         route.record_success(request.resolution, latency)
         settlement = permit.settle(BreakerOutcome.SUCCESS)
         usage = route.usage(answer, request.resolution)
@@ -200,7 +192,7 @@ class AttemptExecutor:
         latency: float,
         *,
         silent: bool,
-    ) -> tuple[Attempt, Settlement]:
+    ) -> AttemptEnded:
         """Settle the permit, open the circuits of the whole account if need be, and record it."""
         error, route = failure.provider_error, state.route
         if error is not None:
@@ -234,7 +226,20 @@ class AttemptExecutor:
             silent=silent,
         )
         call.record(attempt)
-        return attempt, settlement
+        cause = state.cancel_cause if error is None else None
+        return AttemptEnded(
+            call_id=call.id,
+            sent=sent,
+            attempt=attempt,
+            settlement=settlement,
+            status=attempt.status,
+            vote=failure.vote,
+            cut_short=failure.cut_short,
+            cancel_cause=None if cause is None else str(cause),
+            delivered_by=_route_of(call.success_event),
+            error_type=(error and error.vendor_error) or type(failure.error).__name__,
+            vendor_message=None if error is None else error.vendor_message,
+        )
 
 
 def _route_of(event: AttemptEnded | None) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -326,13 +327,13 @@ class Pipeline:
             error = outcome.error
             state.note_failure(error)
             delay = self._decide_retry(call, state, error)
-            self._dispatcher.emit(outcome.event(retry_in=delay))
+            self._dispatcher.emit(replace(outcome.event, retry_in=delay))
             if delay is None:
                 raise error
             self._dispatcher.emit(
                 RetryScheduled(
                     call_id=call.id,
-                    sent=outcome.sent,
+                    sent=outcome.event.sent,
                     reason=error.reason,
                     delay_s=delay,
                     hinted=error.retry_after is not None,
