@@ -30,9 +30,10 @@ from typing import Any
 from stopwatch import best
 
 from resilient_imagen import ImageClient, Settings, sync
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
-from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import TINY_PNG

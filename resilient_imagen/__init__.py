@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         reset_default_client,
     )
     from resilient_imagen.client import ImageClient
+    from resilient_imagen.cost import TokenUsage
     from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.progress import OnProgress, Progress
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
         Provider,
         ProviderImage,
         ProviderResult,
-        TokenUsage,
     )
     from resilient_imagen.request import (
         AspectRatio,
@@ -159,7 +159,7 @@ _LAZY = {
     "Settings": "resilient_imagen.settings",
     "SettingsArguments": "resilient_imagen.settings",
     "Snapshot": "resilient_imagen.snapshots",
-    "TokenUsage": "resilient_imagen.providers.base",
+    "TokenUsage": "resilient_imagen.cost",
     "Usage": "resilient_imagen.result",
     "call_options": "resilient_imagen.api",
     "default_client": "resilient_imagen.api",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -51,6 +51,7 @@ __all__ = [
     "check_location",
     "check_project",
     "check_prompt_hints",
+    "check_types",
     "checked",
     "explain",
     "parse_routes",
@@ -227,6 +228,31 @@ def _warn_unknown_capture_word() -> None:
         "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
         "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
     )
+
+
+def check_types(
+    holder: object, types: Mapping[str, type], optional: frozenset[str] = frozenset()
+) -> None:
+    """Check the types of an object's fields.
+
+    Args:
+        holder: The object.
+        types: The type of each field.
+        optional: The fields that may be None, too.
+
+    Raises:
+        TypeError: A field has another type.
+    """
+    for name, kind in types.items():
+        value = getattr(holder, name)
+        # Compare the exact type first: it is the common case. A bool is an int, but not a count.
+        if type(value) is kind or (value is None and name in optional):
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            allowed = f"{kind.__name__} or None" if name in optional else kind.__name__
+            raise TypeError(
+                f"{type(holder).__name__}.{name} must be {allowed}, not {type(value).__name__}"
+            )
 
 
 # -- routes ---------------------------------------------------------------------------------------

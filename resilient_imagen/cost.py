@@ -1,22 +1,31 @@
-"""Cost: the price of one request, and the totals of a client and of the whole process."""
+"""Cost: what a request used, its price, and the totals of a client and of the whole process."""
 
 from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from resilient_imagen import models
+from resilient_imagen._validation import check_types
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from resilient_imagen.result import Attempt
+    from resilient_imagen.result import Attempt, Usage
     from resilient_imagen.snapshots import SpendingSnapshot
 
-__all__ = ["PROCESS_COSTS", "BilledCounts", "CostLedger", "cost_usd", "image_price"]
-
+__all__ = [
+    "PROCESS_COSTS",
+    "CostLedger",
+    "TokenUsage",
+    "cost_usd",
+    "image_price",
+    "priced_usage",
+    "sum_known",
+]
 
 _MAX_MODELS: Final = 256
 """Models whose average price is kept; bounded because callers choose the names."""
@@ -28,32 +37,33 @@ def image_price(model: str, resolution: str) -> float | None:
     return None if row is None else models.price_per_image(row, resolution)
 
 
-class BilledCounts(Protocol):
-    """The billed counts of a response; None for a count that the vendor does not report."""
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """The token and image counts of a request, as the vendor reported them; None if not reported.
 
-    @property
-    def input_tokens(self) -> int | None:
-        """Tokens of the prompt and the references."""
-        ...
+    Raises:
+        TypeError: A field is neither an int nor None.
+    """
 
-    @property
-    def output_tokens(self) -> int | None:
-        """Tokens that the model generated."""
-        ...
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    input_image_tokens: int | None = None
+    """The part of the input tokens that encodes images; its price differs."""
+    billed_images: int = 1
+    """Images that the vendor charges for, where it charges by the image."""
 
-    @property
-    def input_image_tokens(self) -> int | None:
-        """The part of the input tokens that encodes images."""
-        ...
+    def __post_init__(self) -> None:
+        """Check the types here, where the provider's author sees the mistake."""
+        check_types(self, dict.fromkeys(_COUNTS, int), optional=_OPTIONAL_COUNTS)
 
-    @property
-    def billed_images(self) -> int:
-        """Images that the vendor charges for."""
-        ...
+
+_COUNTS: Final = tuple(each.name for each in fields(TokenUsage))
+_OPTIONAL_COUNTS: Final = frozenset(_COUNTS) - {"billed_images"}
 
 
 def cost_usd(
-    model: str, usage: BilledCounts, resolution: str, *, delivered: bool = True
+    model: str, usage: TokenUsage, resolution: str, *, delivered: bool = True
 ) -> float | None:
     """Return the cost of one response in US dollars; None if a price or a count is unknown.
 
@@ -80,6 +90,44 @@ def cost_usd(
         + usage.output_tokens * (prices.image_out or 0.0)
     )
     return round(millionths / 1_000_000, 6)
+
+
+def priced_usage(
+    tokens: TokenUsage,
+    *,
+    provider: str,
+    model: str,
+    resolution: str,
+    response_model: str | None = None,
+    delivered: bool = True,
+) -> Usage:
+    """Return the counts of a response as results and errors have them, with their cost.
+
+    Args:
+        tokens: The counts.
+        provider: The provider's name.
+        model: The requested model, by which the price is found.
+        resolution: The requested resolution.
+        response_model: The model that the response names; None means the requested one.
+        delivered: Whether an image was delivered.
+    """
+    return {
+        "provider": provider,
+        "model": response_model or model,
+        "input_tokens": tokens.input_tokens,
+        "output_tokens": tokens.output_tokens,
+        "total_tokens": tokens.total_tokens,
+        "cost_usd": cost_usd(model, tokens, resolution, delivered=delivered),
+    }
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def sum_known(values: Iterable[_Number | None]) -> _Number | None:
+    """Return the sum; None if one of the values is unknown."""
+    known = list(values)
+    return None if None in known else sum(filter(None, known))
 
 
 @dataclass(slots=True)

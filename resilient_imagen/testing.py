@@ -21,8 +21,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import ImageGenerationError, provider_failure
-from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult
 from resilient_imagen.telemetry.recording_sink import RecordingSink
 from resilient_imagen.virtualtime import VirtualTimeLoop, run_virtual
 

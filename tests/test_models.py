@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_imagen import models
-from resilient_imagen.cost import cost_usd
-from resilient_imagen.providers.base import TokenUsage
+from resilient_imagen.cost import TokenUsage, cost_usd
 from resilient_imagen.request import ASPECT_RATIOS, RESOLUTIONS
 
 DEFAULTS = {"google": "gemini-3-pro-image", "openai": "gpt-image-2.5-flare"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen import models
 from resilient_imagen.circuitbreaker import BreakerState
-from resilient_imagen.cost import cost_usd
+from resilient_imagen.cost import priced_usage
 from resilient_imagen.providers.base import endpoint_of, supports
 from resilient_imagen.result import DroppedReference
 
@@ -186,14 +186,13 @@ class Route:
 
     def usage(self, answer: ProviderResult, resolution: str) -> Usage:
         """Return the usage of an answer, with its price from the model table."""
-        return {
-            "provider": self.provider.name,
-            "model": answer.model,
-            "input_tokens": answer.usage.input_tokens,
-            "output_tokens": answer.usage.output_tokens,
-            "total_tokens": answer.usage.total_tokens,
-            "cost_usd": cost_usd(self.model, answer.usage, resolution),
-        }
+        return priced_usage(
+            answer.usage,
+            provider=self.provider.name,
+            model=self.model,
+            resolution=resolution,
+            response_model=answer.model,
+        )
 
     async def adapt_request(self, request: ImageRequest) -> AdaptedRequest:
         """Return the request within this model's limits of references and bytes."""

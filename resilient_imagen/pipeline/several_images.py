@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.cost import sum_known
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.on_start import OnStartHook
@@ -215,21 +216,12 @@ def _joined(
 
 def _sum(usages: Sequence[Usage]) -> Usage:
     """Return the sum of usages of one route; None for a count that one of them lacks."""
+    cost = sum_known(usage["cost_usd"] for usage in usages)
     return {
         "provider": usages[0]["provider"],
         "model": usages[0]["model"],
-        "input_tokens": _total([usage["input_tokens"] for usage in usages]),
-        "output_tokens": _total([usage["output_tokens"] for usage in usages]),
-        "total_tokens": _total([usage["total_tokens"] for usage in usages]),
-        "cost_usd": _total_cost([usage["cost_usd"] for usage in usages]),
+        "input_tokens": sum_known(usage["input_tokens"] for usage in usages),
+        "output_tokens": sum_known(usage["output_tokens"] for usage in usages),
+        "total_tokens": sum_known(usage["total_tokens"] for usage in usages),
+        "cost_usd": None if cost is None else round(cost, 6),
     }
-
-
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
-def _total_cost(costs: Sequence[float | None]) -> float | None:
-    known = [cost for cost in costs if cost is not None]
-    return round(sum(known), 6) if len(known) == len(costs) else None

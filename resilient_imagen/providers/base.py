@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+
+from resilient_imagen._validation import check_types
+from resilient_imagen.cost import TokenUsage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +22,6 @@ __all__ = [
     "Provider",
     "ProviderImage",
     "ProviderResult",
-    "TokenUsage",
     "account_id",
     "check_provider",
     "endpoint_of",
@@ -43,32 +45,7 @@ class ProviderImage:
 
     def __post_init__(self) -> None:
         """Check the types here, where the provider's author sees the mistake."""
-        _check_types(self, {"data": bytes, "mime_type": str})
-
-
-@dataclass(frozen=True, slots=True)
-class TokenUsage:
-    """The token and image counts of a request, as the vendor reported them; None if not reported.
-
-    Raises:
-        TypeError: A field is neither an int nor None.
-    """
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    total_tokens: int | None = None
-    input_image_tokens: int | None = None
-    """The part of the input tokens that encodes images; its price differs."""
-    billed_images: int = 1
-    """Images that the vendor charges for, where it charges by the image."""
-
-    def __post_init__(self) -> None:
-        """Check the types here, where the provider's author sees the mistake."""
-        _check_types(self, dict.fromkeys(_COUNTS, int), optional=_OPTIONAL_COUNTS)
-
-
-_COUNTS: Final = tuple(each.name for each in fields(TokenUsage))
-_OPTIONAL_COUNTS: Final = frozenset(_COUNTS) - {"billed_images"}
+        check_types(self, {"data": bytes, "mime_type": str})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +71,7 @@ class ProviderResult:
 
     def __post_init__(self) -> None:
         """Check the types here, where the provider's author sees the mistake."""
-        _check_types(self, _RESULT_TYPES, optional=frozenset({"response_id", "finish_reason"}))
+        check_types(self, _RESULT_TYPES, optional=frozenset({"response_id", "finish_reason"}))
         if not self.images or not all(isinstance(each, ProviderImage) for each in self.images):
             raise TypeError("ProviderResult.images must hold at least one ProviderImage")
         for name in ("adjustments", "ignored_options"):
@@ -252,18 +229,3 @@ async def send_request(provider: Provider, request: ImageRequest, model: str) ->
         f"provider {provider.name}: generate must return a ProviderResult, "
         f"not {type(answer).__name__}{hint}"
     )
-
-
-def _check_types(
-    holder: object, types: Mapping[str, type], optional: frozenset[str] = frozenset()
-) -> None:
-    for name, kind in types.items():
-        value = getattr(holder, name)
-        # Compare the exact type first: it is the common case. A bool is an int, but not a count.
-        if type(value) is kind or (value is None and name in optional):
-            continue
-        if not isinstance(value, kind) or isinstance(value, bool):
-            allowed = f"{kind.__name__} or None" if name in optional else kind.__name__
-            raise TypeError(
-                f"{type(holder).__name__}.{name} must be {allowed}, not {type(value).__name__}"
-            )

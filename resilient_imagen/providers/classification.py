@@ -16,7 +16,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from resilient_imagen.providers.base import TokenUsage
+    from resilient_imagen.cost import TokenUsage
     from resilient_imagen.providers.error_body import VendorError
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.cost import TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.providers.openai_errors import failure_of
 from resilient_imagen.providers.response_parsing import (
     ResponseError,

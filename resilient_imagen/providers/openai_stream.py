@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.cost import TokenUsage, sum_known
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.openai_errors import failure_of
 from resilient_imagen.providers.openai_response import read_tokens
@@ -21,8 +22,6 @@ from resilient_imagen.reasons import Reason
 from resilient_imagen.request import PartialImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from resilient_imagen.providers.event_stream import ServerSentEvent
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest
@@ -122,10 +121,10 @@ class ImageStream:
         """Return the sums of the events' counts."""
         events = self._tokens
         return TokenUsage(
-            input_tokens=_sum(each.input_tokens for each in events),
-            output_tokens=_sum(each.output_tokens for each in events),
-            total_tokens=_sum(each.total_tokens for each in events),
-            input_image_tokens=_sum(each.input_image_tokens for each in events),
+            input_tokens=sum_known(each.input_tokens for each in events),
+            output_tokens=sum_known(each.output_tokens for each in events),
+            total_tokens=sum_known(each.total_tokens for each in events),
+            input_image_tokens=sum_known(each.input_image_tokens for each in events),
             billed_images=len(events),
         )
 
@@ -133,9 +132,3 @@ class ImageStream:
 def _is_unknown(name: str) -> bool:
     """Return whether an event has a name, and one that this API does not use."""
     return not (name in ("", "message") or name.endswith((".partial_image", ".completed")))
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    """Return the sum; None if a count is not known."""
-    known = list(counts)
-    return None if None in known else sum(filter(None, known))

@@ -23,7 +23,7 @@ from resilient_imagen.reasons import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from resilient_imagen.providers.base import TokenUsage
+    from resilient_imagen.cost import TokenUsage
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
 
 __all__ = [

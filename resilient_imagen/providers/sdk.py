@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, NoReturn
 import httpx2
 
 from resilient_imagen._validation import check_address, check_api_key, checked
-from resilient_imagen.cost import cost_usd
+from resilient_imagen.cost import priced_usage
 from resilient_imagen.dns import HostResolver
 from resilient_imagen.errors import ConfigurationError, provider_failure
 from resilient_imagen.images.worker_pool import off_loop
@@ -40,13 +40,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.providers.access_token import AccessToken, TokenCache
-    from resilient_imagen.providers.base import ProviderResult, TokenUsage
+    from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.providers.classification import ClassifiedError
     from resilient_imagen.providers.event_stream import EventReader
     from resilient_imagen.providers.http import CapturedExchange
     from resilient_imagen.providers.streaming_body import StreamingJsonBody
     from resilient_imagen.request import ImageRequest
-    from resilient_imagen.result import Usage
 
 __all__ = ["SdkFailure", "SdkProvider", "missing_dependency"]
 
@@ -347,25 +346,20 @@ class SdkProvider(ABC):
             account_wide=failure.account_wide,
             vendor_message=self._redacted(request, failure.message),
             vendor_error=None if sdk_failure is None else sdk_failure.name,
-            usage=self._usage(failure.tokens, model, request.resolution),
+            usage=None
+            if failure.tokens is None
+            else priced_usage(
+                failure.tokens,
+                provider=self.name,
+                model=model,
+                resolution=request.resolution,
+                delivered=False,
+            ),
         )
 
     def _redacted(self, request: ImageRequest, text: str) -> str | None:
         """Return a vendor's message without secrets; None if nothing is left."""
         return redact(text, secrets=(self._api_key, request.prompt)) or None
-
-    def _usage(self, tokens: TokenUsage | None, model: str, resolution: str) -> Usage | None:
-        """Return the usage of a response without an image."""
-        if tokens is None:
-            return None
-        return {
-            "provider": self.name,
-            "model": model,
-            "input_tokens": tokens.input_tokens,
-            "output_tokens": tokens.output_tokens,
-            "total_tokens": tokens.total_tokens,
-            "cost_usd": cost_usd(model, tokens, resolution, delivered=False),
-        }
 
     def _no_answer(self, sdk_failure: SdkFailure | None, model: str) -> NoReturn:
         if sdk_failure is None:

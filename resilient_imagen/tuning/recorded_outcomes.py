@@ -26,8 +26,7 @@ from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.cost import cost_usd
-from resilient_imagen.providers.base import TokenUsage
+from resilient_imagen.cost import TokenUsage, cost_usd
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog

@@ -9,8 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import provider_failure
-from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest

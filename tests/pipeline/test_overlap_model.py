@@ -21,8 +21,9 @@ from pipeline_kit import CancelAtStep, now, run_guarded
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.circuitbreaker import CircuitBreaker, Permit
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import provider_failure
-from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted, Event, RequestEnded
 from resilient_imagen.testing import TINY_PNG, RecordingSink

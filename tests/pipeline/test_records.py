@@ -26,13 +26,13 @@ from resilient_imagen import (
     Settings,
     models,
 )
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import provider_failure
 from resilient_imagen.providers.base import (
     Endpoint,
     PromptHints,
     ProviderImage,
     ProviderResult,
-    TokenUsage,
 )
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import (

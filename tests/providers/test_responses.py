@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from providers_kit import JPEG, PNG, PNG64, body_of, google_body, openai_body
 
+from resilient_imagen.cost import TokenUsage
 from resilient_imagen.providers import google_response, openai_response
-from resilient_imagen.providers.base import ProviderImage, ProviderResult, TokenUsage
+from resilient_imagen.providers.base import ProviderImage, ProviderResult
 from resilient_imagen.providers.classification import ClassifiedError
 from resilient_imagen.providers.error_body import VendorError
 from resilient_imagen.providers.response_parsing import ResponseError
