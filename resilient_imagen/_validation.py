@@ -313,7 +313,6 @@ def parse_routes(value: object) -> tuple[RouteName, ...]:
 
 # -- types ----------------------------------------------------------------------------------------
 
-# Limits of numbers are in seconds, images or requests, and include the bounds of ge and le.
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
 HedgeDelay = Annotated[

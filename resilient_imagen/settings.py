@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, Unpack
 from pydantic import (
     AliasChoices,
     BeforeValidator,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -73,62 +74,8 @@ from resilient_imagen.tracebacks import hide_frame_locals
 __all__ = ["ProviderArguments", "ProviderSettings", "RouteName", "Settings", "SettingsArguments"]
 
 
-class SettingsArguments(TypedDict, total=False):
-    """Keyword arguments of ``Settings``, for type checkers, editors and forwarding functions.
-
-    If a field's type differs from the type that it is parsed from, both are allowed: a
-    comma-separated str in place of a tuple, a str in place of a secret.
-    """
-
-    google_api_key: str | SecretStr | None
-    openai_api_key: str | SecretStr | None
-    google_base_url: str | None
-    openai_base_url: str | None
-    providers: Mapping[str, ProviderArguments]
-    routes: str | Iterable[str]
-    models: str | Path | None
-    max_concurrent: int
-    ipm: float
-    openai_ipm: float | None
-    burst: int
-    max_queue: int | None
-    max_retries: int
-    retry_base_delay: float
-    per_call_timeout: float
-    openai_timeout: float
-    deadline: float | None
-    breaker_mode: Literal["on", "off", "shadow"]
-    breaker_fail_max: int
-    breaker_failure_rate: float
-    breaker_window: float
-    breaker_min_calls: int
-    breaker_slow_call: float | None
-    breaker_reset_timeout: float
-    breaker_reset_factor: float
-    breaker_reset_max: float
-    breaker_half_open_calls: int
-    hedge_probe_after: float | None
-    hedge_after: float | Literal["p95"] | None
-    hedge_budget: float
-    on_timeout: Literal["keep", "abandon"]
-    max_wait: float | None
-    when_all_open: Literal["fail", "wait"]
-    force_open: str | Iterable[str]
-    fallback_on: str | Iterable[str] | None
-    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
-    prompt_hints: str | Iterable[str]
-    fit: Literal["crop", "pad", "none", "exact"]
-    strict_references: bool
-    max_reference_mb: float | None
-    reference_http_urls: bool
-    reference_private_urls: bool
-    shadow: str | Mapping[str, object] | None
-    redis_url: str | SecretStr | None
-    capture_content: bool
-
-
 def _variables(*names: str) -> Any:
-    """Name the variables of a field, the first of which that is set counts."""
+    """Name the variables of a field, in place of the usual one; the first that is set counts."""
     return Field(validation_alias=AliasChoices(*names))
 
 
@@ -374,9 +321,9 @@ class Settings(BaseSettings):
             raise ValueError(f"must be NAME=VALUE, comma-separated; names: {', '.join(known)}")
         field = cls.model_fields[prefix + name]
         allowed: Any = Annotated[field.annotation, *field.metadata]
-        checked: TypeAdapter[object] = TypeAdapter(allowed)
+        rules: TypeAdapter[object] = TypeAdapter(allowed, config=ConfigDict(allow_inf_nan=False))
         try:
-            return checked.validate_python(given.strip() if isinstance(given, str) else given)
+            return rules.validate_python(given.strip() if isinstance(given, str) else given)
         except ValidationError as error:
             raise ValueError(f"{name}: {explain(error.errors()[0])}") from None
 
@@ -450,7 +397,7 @@ class Settings(BaseSettings):
     def ipm_for(self, provider: str, vendor: str | None = None) -> float:
         """Return the images per minute; arguments as in ``timeout_for``."""
         openai = self.openai_ipm if self._is_openai(provider, vendor) else None
-        return next(filter(None, (self._own_limit(provider, "ipm"), openai)), self.ipm)
+        return self._own_limit(provider, "ipm") or openai or self.ipm
 
     def max_concurrent_for(self, provider: str) -> int:
         """Return the maximum number of requests in flight of a provider."""
@@ -464,3 +411,57 @@ class Settings(BaseSettings):
         declared = self.providers.get(provider)
         known = vendor_of(provider) if declared is None else declared.vendor
         return (known if vendor is None else vendor) == "openai"
+
+
+class SettingsArguments(TypedDict, total=False):
+    """Keyword arguments of ``Settings``, for type checkers, editors and forwarding functions.
+
+    If a field's type differs from the type that it is parsed from, both are allowed: a
+    comma-separated str in place of a tuple, a str in place of a secret.
+    """
+
+    google_api_key: str | SecretStr | None
+    openai_api_key: str | SecretStr | None
+    google_base_url: str | None
+    openai_base_url: str | None
+    providers: Mapping[str, ProviderArguments]
+    routes: str | Iterable[str]
+    models: str | Path | None
+    max_concurrent: int
+    ipm: float
+    openai_ipm: float | None
+    burst: int
+    max_queue: int | None
+    max_retries: int
+    retry_base_delay: float
+    per_call_timeout: float
+    openai_timeout: float
+    deadline: float | None
+    breaker_mode: Literal["on", "off", "shadow"]
+    breaker_fail_max: int
+    breaker_failure_rate: float
+    breaker_window: float
+    breaker_min_calls: int
+    breaker_slow_call: float | None
+    breaker_reset_timeout: float
+    breaker_reset_factor: float
+    breaker_reset_max: float
+    breaker_half_open_calls: int
+    hedge_probe_after: float | None
+    hedge_after: float | Literal["p95"] | None
+    hedge_budget: float
+    on_timeout: Literal["keep", "abandon"]
+    max_wait: float | None
+    when_all_open: Literal["fail", "wait"]
+    force_open: str | Iterable[str]
+    fallback_on: str | Iterable[str] | None
+    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    prompt_hints: str | Iterable[str]
+    fit: Literal["crop", "pad", "none", "exact"]
+    strict_references: bool
+    max_reference_mb: float | None
+    reference_http_urls: bool
+    reference_private_urls: bool
+    shadow: str | Mapping[str, object] | None
+    redis_url: str | SecretStr | None
+    capture_content: bool

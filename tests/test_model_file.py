@@ -14,9 +14,8 @@ import pytest
 from readme_kit import guide_of
 
 from resilient_imagen import ConfigurationError, Settings, models
-from resilient_imagen.cost import cost_usd
+from resilient_imagen.cost import TokenUsage, cost_usd
 from resilient_imagen.models import MODELS, ModelName
-from resilient_imagen.providers.base import TokenUsage
 
 
 def settings_of(folder: Path, text: str) -> Settings:

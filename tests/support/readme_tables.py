@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from functools import partial
-from typing import Final
+from itertools import chain
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from readme_kit import GUIDES
 
@@ -64,15 +66,50 @@ _ESSENTIAL = (
 """Fields of Settings that an application should decide about, in the order of the table."""
 
 
-def settings_table(fields: Iterable[str] = Settings.model_fields) -> str:
-    """Return the table of variables with default and meaning, by default of all."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name in fields:
-        field = Settings.model_fields[name]
-        variables = ", else ".join(f"`{each}`" for each in field_variables(Settings)[name])
-        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        rows.append(f"| {variables} | {_default(name, field.default)} | {meaning} |")
+def settings_table() -> str:
+    """Return the table of all variables with default, allowed values and meaning."""
+    rows = ["| variable | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        variables, default, meaning = _cells(name)
+        allowed = _allowed(field.annotation, field.metadata)
+        rows.append(f"| {variables} | {default} | {allowed} | {meaning} |")
     return "\n".join(rows)
+
+
+def essential_settings_table() -> str:
+    """Return the table of the variables that an application should decide about."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    rows += [f"| {' | '.join(_cells(name))} |" for name in _ESSENTIAL]
+    return "\n".join(rows)
+
+
+def _cells(name: str) -> tuple[str, str, str]:
+    """Return a field's variables, default and meaning."""
+    field = Settings.model_fields[name]
+    variables = ", else ".join(f"`{each}`" for each in field_variables(Settings)[name])
+    meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+    return variables, _default(name, field.default), meaning
+
+
+def _allowed(kind: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return the words or the limits of a type; nothing if the meaning describes its values."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        nested = chain.from_iterable(getattr(each, "metadata", [each]) for each in arguments[1:])
+        return _allowed(arguments[0], nested)
+    if origin is Literal:
+        return ", ".join(arguments)
+    if origin in {Union, UnionType}:
+        return ", or ".join(filter(None, map(_allowed, arguments)))
+    if kind is bool:
+        return "true, false"
+    bounds = [
+        f"{sign} {getattr(each, name)}"
+        for each in metadata
+        for name, sign in (("gt", ">"), ("ge", "≥"), ("le", "≤"))
+        if hasattr(each, name)
+    ]
+    return ", ".join(bounds)
 
 
 def _default(name: str, value: object) -> str:
@@ -188,7 +225,7 @@ def qualities_table() -> str:
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings_table,
-    "essential-settings": partial(settings_table, _ESSENTIAL),
+    "essential-settings": essential_settings_table,
     "reasons": reasons_table,
     "prices-per-image": prices_per_image_table,
     "prices-per-token": prices_per_token_table,
