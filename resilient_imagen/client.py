@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from itertools import chain
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from resilient_imagen import models
@@ -43,7 +42,6 @@ from resilient_imagen.request import (
     ImageRequest,
     check_option_names,
 )
-from resilient_imagen.result import ImageResult
 from resilient_imagen.settings import Settings
 from resilient_imagen.stream import ProgressStream
 from resilient_imagen.telemetry import default_sinks
@@ -62,14 +60,13 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
-    from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.pipeline.progress import OnProgress
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
     from resilient_imagen.references.fetch import Fetcher
     from resilient_imagen.request import AspectRatio, RequestOptions, Resolution
-    from resilient_imagen.result import Attempt, ImageInput
+    from resilient_imagen.result import Attempt, ImageInput, ImageResult
     from resilient_imagen.snapshots import Snapshot
     from resilient_imagen.telemetry.sink import EventSink
 
@@ -324,7 +321,7 @@ class ImageClient:
         try:
             prepare = partial(self._prepare, call, references, mask)
             served = await self._pipeline.run(call, prepare, self._in_flight)
-            result = _result(call, served)
+            result = served.result(call)
             if call.progress is not None:
                 call.progress.done(result)
         except BaseException as error:
@@ -634,27 +631,3 @@ def _filtered(steps: tuple[Step, ...], *, supports_mask: bool) -> tuple[Step, ..
         tuple(route for route in step if route.supports("mask") is supports_mask) for step in steps
     )
     return tuple(filter(None, kept))
-
-
-def _result(call: CallState, served: AttemptSuccess) -> ImageResult:
-    dropped = (*call.dropped_references, *served.adapted.dropped)
-    provider = served.route.provider.name
-    return ImageResult(
-        image_bytes=served.image.data,
-        mime_type=served.image.mime_type,
-        provider=provider,
-        model=served.route.model,
-        attempts=len(call.attempts),
-        fallback_reason=call.fallback_cause,
-        dropped_references=tuple(sorted(dropped, key=itemgetter("index"))) if dropped else (),
-        usage=served.usage,
-        latency_s=asyncio.get_running_loop().time() - call.started,
-        adjustments=(
-            *served.image.notes,
-            *(f"{provider} does not support {name}" for name in served.image.ignored_options),
-            *call.reference_notes,
-            *served.adapted.notes,
-        ),  # telemetry shows the first
-        more_images=tuple(image.data for image in served.image.others),
-        n=call.request.n or 1,
-    )

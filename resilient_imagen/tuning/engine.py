@@ -20,7 +20,6 @@ from resilient_imagen.pipeline.route import Route
 from resilient_imagen.pipeline.router import new_breaker, new_limiter
 from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.pipeline.step import group_by_step
-from resilient_imagen.result import ImageResult
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import BreakerChanged
 from resilient_imagen.tuning.simulation_run import (
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_imagen.circuitbreaker import Transition
-    from resilient_imagen.pipeline.outcome import AttemptSuccess
     from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.request import ImageRequest
     from resilient_imagen.settings import Settings
@@ -135,7 +133,7 @@ class _Simulation:
             error = failed
         call.ended = True
         if self._observed:
-            result = None if success is None else _result(call, success)
+            result = None if success is None else success.result(call)
             self._dispatcher.emit(call.ended_event(result=result, error=error))
         served = -1 if success is None else self._routes.index(success.route)
         for attempt in call.attempts:
@@ -182,21 +180,6 @@ async def _until(at: float) -> None:
 
 async def _nothing_to_prepare() -> None:
     return
-
-
-def _result(call: CallState, success: AttemptSuccess) -> ImageResult:
-    """Return the result that the event about the end of a served call carries."""
-    return ImageResult(
-        image_bytes=success.image.data,
-        mime_type=success.image.mime_type,
-        provider=success.route.provider.name,
-        model=success.route.model,
-        attempts=len(call.attempts),
-        fallback_reason=call.fallback_cause,
-        dropped_references=(),
-        usage=success.usage,
-        latency_s=asyncio.get_running_loop().time() - call.started,
-    )
 
 
 class _NoFitter(ImageFitter):
