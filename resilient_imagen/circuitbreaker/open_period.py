@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker.config import BreakerConfig
 
 __all__ = [
+    "MAX_HINT",
     "NO_CAUSE",
     "OpenPeriod",
     "TripCause",
@@ -22,8 +23,10 @@ __all__ = [
     "valid_hint",
 ]
 
-_MAX_HINT: Final = 86_400.0
-"""Seconds: the longest server hint that is honoured."""
+MAX_HINT: Final = 86_400.0
+"""Seconds; a longer hint of a server is reduced to one day."""
+_ABSURD: Final = 31 * MAX_HINT
+"""Seconds; a longer hint is a mistake, such as a timestamp in place of a duration."""
 _JITTER: Final = 0.1
 _ROUNDING: Final = 0.001
 """Seconds by which a period may grow when another process reports it."""
@@ -54,9 +57,15 @@ class OpenPeriod(NamedTuple):
     """Whether the breaker closes at the end; otherwise the next caller becomes a probe."""
 
 
-def valid_hint(hint: float | None) -> float | None:
-    """Return a server's hint in seconds, or None if it is 0, negative or not a number."""
-    return hint if hint is not None and hint > 0 else None
+def valid_hint(seconds: object) -> float | None:
+    """Return a server's hint in seconds, at most MAX_HINT.
+
+    Returns:
+        None for zero, a negative or absurd number, NaN, infinity, or a value that is not a number.
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return None
+    return min(float(seconds), MAX_HINT) if 0 < seconds <= _ABSURD else None
 
 
 def open_duration(
@@ -92,14 +101,14 @@ def trip_duration(config: BreakerConfig, hint: float | None, random: Callable[[]
     A hint that is longer than `reset_max` is used unchanged instead, up to 24 hours.
     """
     if hint is not None and hint > config.reset_max:
-        return max(min(hint, _MAX_HINT), config.reset_max)
+        return max(min(hint, MAX_HINT), config.reset_max)
     return _jittered(config.reset_max, random)
 
 
 def longest_duration(config: BreakerConfig, cause: str | None) -> float:
     """Return the maximum length of an open period of this cause, in any process."""
     longest = config.reset_max * (1.0 + _JITTER) + _ROUNDING
-    return max(longest, _MAX_HINT) if cause in _FATAL else longest
+    return max(longest, MAX_HINT) if cause in _FATAL else longest
 
 
 def _jittered(seconds: float, random: Callable[[], float]) -> float:

@@ -7,13 +7,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.circuitbreaker.open_period import valid_hint
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.failure import classify_failure
 from resilient_imagen.pipeline.fitter import FittedImage
 from resilient_imagen.pipeline.outcome import AttemptFailure, AttemptSuccess
 from resilient_imagen.pipeline.previews import PreviewWatch
 from resilient_imagen.providers.base import send_request
-from resilient_imagen.providers.retry_after import believable_hint
 from resilient_imagen.reasons import BreakerOutcome
 from resilient_imagen.result import Attempt
 from resilient_imagen.telemetry.events import AttemptEnded, AttemptStarted
@@ -199,7 +199,7 @@ class AttemptExecutor:
             error.set_route(route.provider.name, route.model)
             error.scrub(call.request.prompt)
             error.usage = failure.usage
-            error.retry_after = believable_hint(error.retry_after)
+            error.retry_after = valid_hint(error.retry_after)
         hint = None if error is None else error.retry_after
         settlement = permit.settle(
             failure.vote,

@@ -9,16 +9,12 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.circuitbreaker.open_period import valid_hint
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["MAX_HINT", "believable_hint", "retry_hint"]
-
-MAX_HINT: Final = 86_400.0
-"""Seconds; a longer hint is reduced to one day."""
-
-_ABSURD: Final = 31 * MAX_HINT
-"""Seconds; a longer hint is a mistake, such as a timestamp in place of a duration."""
+__all__ = ["retry_hint"]
 
 _UNIT: Final = r"(?:ms|milliseconds?|hours?|h|minutes?|mins?|m|seconds?|secs?|s)(?![a-z])"
 _AMOUNT: Final = rf"[0-9]{{1,12}}(?:\.[0-9]{{1,12}})?\s*{_UNIT}"
@@ -35,26 +31,14 @@ _SECONDS: Final = {"ms": 0.001, "m": 60.0, "h": 3600.0, "s": 1.0}
 def retry_hint(
     headers: Mapping[str, str], details: Iterable[Mapping[str, Any]], message: str
 ) -> float | None:
-    """Return the seconds to wait, above 0 and at most MAX_HINT; None without a usable hint.
+    """Return the seconds to wait, above 0 and at most one day; None without a usable hint.
 
     The most exact source wins: Google's RetryInfo, then the headers, then the message.
     """
     for seconds in (_retry_info(details), *_headers(headers), _in_text(message)):
-        if (hint := believable_hint(seconds)) is not None:
+        if (hint := valid_hint(seconds)) is not None:
             return hint
     return None
-
-
-def believable_hint(seconds: object) -> float | None:
-    """Check a retry hint from a vendor or from an application's provider.
-
-    Returns:
-        Seconds above 0, at most MAX_HINT; None for zero, a negative or absurd number, NaN,
-        infinity, or a value that is not a number.
-    """
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
-        return None
-    return min(float(seconds), MAX_HINT) if 0 < seconds <= _ABSURD else None
 
 
 def _retry_info(details: Iterable[Mapping[str, Any]]) -> float | None:

@@ -192,10 +192,19 @@ def test_other_numbers_keep_what_was_counted() -> None:
 
 @pytest.mark.parametrize(
     ("hint", "expected"),
-    [(None, None), (0.0, None), (-5.0, None), (math.nan, None), (0.2, 0.2), (math.inf, math.inf)],
+    [
+        (None, None),
+        (0.0, None),
+        (-5.0, None),
+        (math.nan, None),
+        (0.2, 0.2),
+        (1e6, 86_400.0),
+        (1e9, None),
+        (math.inf, None),
+    ],
 )
-def test_only_a_hint_above_zero_is_valid(hint: float | None, expected: float | None) -> None:
-    """A hint that is zero, negative or not a number is ignored."""
+def test_only_a_believable_hint_is_valid(hint: float | None, expected: float | None) -> None:
+    """A hint of zero, less or more than a month is ignored; one of days is reduced to one day."""
     assert valid_hint(hint) == expected
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilient_imagen.providers.retry_after import MAX_HINT, retry_hint
+from resilient_imagen.circuitbreaker.open_period import MAX_HINT
+from resilient_imagen.providers.retry_after import retry_hint
 
 
 @pytest.mark.parametrize(
