@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from difflib import get_close_matches
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import AliasChoices, SecretStr
@@ -23,6 +24,8 @@ from resilient_imagen._provider_settings import (
 from resilient_imagen._validation import explain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
 
@@ -73,7 +76,8 @@ class EnvironmentSource(EnvSettingsSource):
         return found
 
 
-def field_variables(settings_cls: type[BaseSettings]) -> dict[str, tuple[str, ...]]:
+@cache
+def field_variables(settings_cls: type[BaseSettings]) -> Mapping[str, tuple[str, ...]]:
     """Return the variables of each field; the first one that is set counts."""
     return {
         field: tuple(map(str, info.validation_alias.choices))
