@@ -178,6 +178,11 @@ def test_the_typed_keywords_are_those_of_the_fields() -> None:
             assert keyword == fields[name], name
 
 
+def test_each_setting_has_a_meaning() -> None:
+    """The docstring below each field reaches the field, from which tables are generated."""
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
 def test_wrong_types_are_still_refused_at_run_time() -> None:
     """The error names the variable."""
     with pytest.raises(ConfigurationError, match="IMAGE_GEN_IPM: must be a number, not 'x'"):

@@ -421,6 +421,7 @@ def test_no_log_or_traceback_has_token_or_project(
         ({"prompt_hints": ["style"]}, "vertex: prompt_hints must be quality, orientation"),
         ({"api_key": " "}, "vertex: the API key is empty"),
         ({"base_url": "aiplatform"}, "vertex: the base URL must be an address"),
+        ({"base_url": "off"}, "vertex: the base URL must be an address"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
