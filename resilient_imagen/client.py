@@ -86,7 +86,7 @@ class ImageClient:
     client. It belongs to one running event loop at a time; a loop in another thread needs its own.
 
     Args:
-        settings: The knobs; read from the environment when None.
+        settings: The settings; read from the environment when None.
         providers: Providers of your own, found by name in IMAGE_GEN_ROUTES. One named ``google``
             or ``openai`` stands in for the built-in one.
         sinks: More listeners for events, beside OpenTelemetry and structlog.
@@ -96,7 +96,8 @@ class ImageClient:
     Raises:
         ConfigurationError: A setting is not allowed, no route can be used at all, or two providers
             have the same name.
-        TypeError: A provider of your own lacks its name or a method.
+        TypeError: ``settings`` is not Settings, or a provider of your own lacks its name or a
+            method.
     """
 
     @hide_frame_locals
@@ -110,6 +111,8 @@ class ImageClient:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self.settings: Settings = Settings() if settings is None else settings
+        if not isinstance(self.settings, Settings):
+            raise TypeError(f"settings must be Settings, not {type(settings).__name__}")
         built_in = default_sinks(
             tracer_provider, meter_provider, capture_content=self.settings.capture_content
         )

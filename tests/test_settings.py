@@ -191,6 +191,12 @@ def test_wrong_types_are_still_refused_at_run_time() -> None:
         Settings(IMAGE_GEN_IPM=3)  # type: ignore[call-arg]
 
 
+def test_a_client_refuses_a_dict_of_settings() -> None:
+    """The error names the type, for callers that use no type checker."""
+    with pytest.raises(TypeError, match="settings must be Settings, not dict"):
+        ImageClient({"ipm": 3})  # type: ignore[arg-type]
+
+
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     """White space around commas is ignored."""
     monkeypatch.setenv("IMAGE_GEN_FALLBACK_ON", "overloaded, timeout")
