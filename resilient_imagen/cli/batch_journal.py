@@ -48,7 +48,9 @@ class Journal:
         self._entries: dict[str, Entry] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+            for name in ("O_NOFOLLOW", "O_BINARY"):  # of POSIX and of Windows
+                flags |= getattr(os, name, 0)
             self._file = os.open(self._path, flags, 0o666)
         except OSError as error:
             raise CommandError(f"{self._path} cannot be written: {error.strerror}") from None

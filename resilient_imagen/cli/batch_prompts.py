@@ -66,7 +66,8 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
         try:
             given, spec = _parsed(line, path.parent, defaults)
             asked = _fingerprint(spec, digest)
-            copies[asked] += 1
+            if not given:
+                copies[asked] += 1
             row = PromptRow(given or _derived_id(spec, asked, copies[asked]), number, spec, asked)
             problems += [
                 f"line {number}: the image {name} is also of line {other}"

@@ -128,6 +128,13 @@ def test_a_reference_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_by == [tmp_path / "fox.png"]
 
 
+def test_an_id_does_not_depend_on_a_row_that_has_its_own() -> None:
+    """A row without an id keeps its derived one if an equal request with an id is moved."""
+    lines = ['{"prompt": "a", "id": "own"}', '{"prompt": "a"}']
+    ids = [{row.id for row in read("\n".join(each))} for each in (lines, lines[::-1])]
+    assert ids[0] == ids[1]
+
+
 def test_many_wrong_lines_are_not_all_listed() -> None:
     """The message lists five wrong lines and the number of the others."""
     with pytest.raises(CommandError) as caught:
