@@ -55,8 +55,8 @@ def demo(
 ) -> None:
     """Watch an outage: Google is healthy, then overloaded, then hanging, then back.
 
-    A storyboard of eight scenes with reference pictures is made four times, by both vendors' real
-    SDKs, over real sockets, from an emulator inside this process. No key, no bill; 15 seconds.
+    A storyboard of eight scenes with reference images is made four times, with both vendors' real
+    SDKs over real sockets, by an emulator inside this process. No key, no bill; 15 seconds.
     """
     from resilient_imagen.cli.client_session import run_traced
     from resilient_imagen.cli.demo_scenario import DemoRun, demo_emulator

@@ -40,9 +40,9 @@ def generate(
         typer.Option(
             "--output",
             "-o",
-            help="File to write, converted if its extension (png, jpg, webp) names another type; "
-            "without one it gets that of the picture's type. By default image.png or the like. "
-            "With --from: a directory, made if missing.",
+            help="File to write. The image is converted if the extension (png, jpg, webp) names "
+            "another type; a name without one gets that of the image's type. By default image.png "
+            "or similar. With --from: a directory, created if missing.",
         ),
     ] = None,
     aspect: Annotated[
@@ -51,17 +51,17 @@ def generate(
     resolution: Annotated[Resolution, typer.Option(help="Size class.")] = "2K",
     ref: Annotated[
         list[str] | None,
-        typer.Option(help="Picture to be guided by, a file or https address; repeat for more."),
+        typer.Option(help="Reference image: a file or https address; repeat for more."),
     ] = None,
     n: Annotated[
         int | None,
         typer.Option(
-            "--n", min=1, max=MAX_IMAGES, help="Number of pictures: fox.png, fox-2.png, fox-3.png."
+            "--n", min=1, max=MAX_IMAGES, help="Number of images: fox.png, fox-2.png, fox-3.png."
         ),
     ] = None,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="Type to deliver, by whichever provider."),
+        typer.Option("--format", help="Type of the image, from any provider."),
     ] = None,
     background: Annotated[
         Background | None, typer.Option(help="Background, if the provider supports it.")
@@ -75,7 +75,7 @@ def generate(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="Edit the picture of --ref where this picture of the same size is transparent.",
+            help="Edit the image of --ref where this image of the same size is transparent.",
             exists=True,
             dir_okay=False,
         ),
@@ -83,14 +83,14 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Model of the first route, for this run: one that this version knows, or that "
+            help="Model of the first route, for this run: one that this version knows or that "
             "IMAGE_GEN_ROUTES names.",
             autocompletion=_model_names,
         ),
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(help="Seconds for an image, queueing, retries and fallback included."),
+        typer.Option(help="Seconds per image, including queueing, retries and fallback."),
     ] = None,
     force_open: Annotated[
         str | None,
@@ -112,14 +112,12 @@ def generate(
         bool,
         typer.Option("--emulator", help="Use an emulator inside this process: no key, no bill."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the outcome as JSON, for programs.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Make an image from a prompt: by the first provider that can, in the order of the routes.
+    """Make an image from a prompt, with the first provider of the routes that can serve it.
 
-    Says who served it, how many requests that took, why the first provider was left, the seconds
-    and the cost. Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+    Prints the provider, the number of requests, the reason of a fallback, the seconds and the cost.
+    Exit codes: 0 done, 1 no image, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
     """
     from resilient_imagen.cli.client_session import run_traced
     from resilient_imagen.cli.image_spec import ImageSpec

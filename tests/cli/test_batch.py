@@ -344,9 +344,9 @@ def test_a_terminal_gets_a_bar(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
     """The bar counts every row, and each failure is printed once above it."""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # how a terminal is pretended to be
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich assume a terminal
     imagen_emulator.google.fail(faults.blocked())
     write(scenes(3))
-    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", batch(capsys).err)
-    assert "3/3" in told
-    assert len(re.findall(r"s\d: google gemini-3-pro-image: blocked", told)) == 1
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", batch(capsys).err)
+    assert "3/3" in printed
+    assert len(re.findall(r"s\d: google gemini-3-pro-image: blocked", printed)) == 1

@@ -1,4 +1,4 @@
-"""``emulate``: an application that follows its lines meets both vendors, faults included."""
+"""``emulate``: the variables it prints, its script of faults, and its errors."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resilient_imagen.emulator import parse_script
 Capsys = pytest.CaptureFixture[str]
 
 
-def test_its_lines_lead_an_application_to_it(
+def test_its_variables_lead_an_application_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The script's faults strike, the fallback serves, and Ctrl-C is a clean end."""
+    """The script's fault occurs, the fallback serves, and Ctrl-C ends it with code 0."""
     (tmp_path / "faults.json").write_text(
         json.dumps({"google": {"always": [{"fault": {"kind": "status", "code": 503}}]}})
     )
@@ -49,14 +49,14 @@ def test_its_lines_lead_an_application_to_it(
 
 
 def test_the_example_is_a_script(capsys: Capsys) -> None:
-    """What --example prints can be played."""
+    """The output of --example is a valid script."""
     ended = cli(capsys, "emulate", "--example")
     assert ended.code == 0
     assert parse_script(ended.out).seed == 7
 
 
-def test_a_taken_port_is_one_line(capsys: Capsys) -> None:
-    """With the port and the system's word for it."""
+def test_a_used_port_is_reported_in_one_line(capsys: Capsys) -> None:
+    """The line has the port and the system's description."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -66,8 +66,8 @@ def test_a_taken_port_is_one_line(capsys: Capsys) -> None:
     assert ended.complaint.startswith(f"port {port} cannot be used: ")
 
 
-def test_a_wrong_script_is_one_line(capsys: Capsys, tmp_path: Path) -> None:
-    """With the place in it and what is allowed there."""
+def test_a_wrong_script_is_reported_in_one_line(capsys: Capsys, tmp_path: Path) -> None:
+    """The line has the place in the script and the allowed values."""
     path = tmp_path / "faults.json"
     path.write_text('{"google": {"always": [{"fault": "gremlins"}]}}')
     ended = cli(capsys, "emulate", "--script", path)

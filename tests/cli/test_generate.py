@@ -1,4 +1,4 @@
-"""``generate`` with a prompt: what it saves, says and refuses, and how it ends."""
+"""``generate`` with a prompt: its files, its output, its errors and exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files without a directory land in the test's own."""
+    """Use the test's own directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -31,10 +31,10 @@ def emulated(capsys: Capsys, *arguments: object) -> Ended:
 
 
 @pytest.mark.parametrize("name", ["vertex", "google_b"])
-def test_the_emulator_stands_for_every_provider_of_the_routes(
+def test_the_emulator_replaces_every_provider_of_the_routes(
     name: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No request leaves the machine, whatever account and address the environment has."""
+    """Requests go to the emulator, although the environment has accounts and addresses."""
     monkeypatch.setenv("IMAGE_GEN_ROUTES", f"{name}:gemini-3-pro-image")
     monkeypatch.setenv("IMAGE_GEN_PROVIDER_GOOGLE_B", "google")
     monkeypatch.setenv("GOOGLE_B_BASE_URL", "http://127.0.0.1:9")
@@ -45,38 +45,38 @@ def test_the_emulator_stands_for_every_provider_of_the_routes(
     assert f"provider  {name}\nmodel     gemini-3-pro-image\n" in ended.out
 
 
-def test_a_picture_is_saved_and_told_about(capsys: Capsys, tmp_path: Path) -> None:
-    """Who served, how many requests, whether by fallback, seconds and cost: a line each."""
+def test_an_image_is_saved_and_described(capsys: Capsys, tmp_path: Path) -> None:
+    """Provider, model, requests, fallback, seconds and cost each have a line."""
     ended = emulated(capsys, "a fox", "-o", "fox.jpg", "--aspect", "16:9", "--resolution", "1K")
     assert ended.code == 0
     assert ended.err == ""
     width, height = pixel_size((tmp_path / "fox.jpg").read_bytes()) or (0, 0)
     assert width / height == pytest.approx(16 / 9, rel=0.02)
-    told = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
-    assert told["saved"].startswith("fox.jpg (1376 x 768 pixels, image/jpeg, ")
-    assert told["provider"] == "google"
-    assert told["model"] == "gemini-3-pro-image"
-    assert told["requests"] == "1"
-    assert told["fallback"] == "no"
-    assert float(told["seconds"]) < 60
-    assert told["cost"] == "nothing: emulated (else $0.1340)"
+    printed = dict(line.split(maxsplit=1) for line in ended.out.splitlines())
+    assert printed["saved"].startswith("fox.jpg (1376 x 768 pixels, image/jpeg, ")
+    assert printed["provider"] == "google"
+    assert printed["model"] == "gemini-3-pro-image"
+    assert printed["requests"] == "1"
+    assert printed["fallback"] == "no"
+    assert float(printed["seconds"]) < 60
+    assert printed["cost"] == "nothing: emulated (else $0.1340)"
 
 
-def test_the_type_decides_where_the_name_does_not(capsys: Capsys, tmp_path: Path) -> None:
-    """No extension: the true one is added."""
+def test_a_name_without_an_extension_gets_one(capsys: Capsys, tmp_path: Path) -> None:
+    """The extension is that of the image's type."""
     assert emulated(capsys, "a fox", "-o", "fox", "--resolution", "1K").err == ""
     assert sniff_mime((tmp_path / "fox.jpg").read_bytes()) == "image/jpeg"
 
 
-def test_without_a_name_nothing_is_written_over(capsys: Capsys, tmp_path: Path) -> None:
-    """The second picture gets a name beside the first's."""
+def test_a_default_name_replaces_no_file(capsys: Capsys, tmp_path: Path) -> None:
+    """Without -o, a second image gets a name that is free."""
     for _ in range(2):
         assert emulated(capsys, "a fox", "--resolution", "1K").code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"image.jpg", "image-2.jpg"}
 
 
-def test_several_pictures_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
-    """With a name they have it; without one nothing is written over. JSON lists all files."""
+def test_several_images_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
+    """Numbers follow the given name; default names are free ones; JSON lists all files."""
     ended = emulated(capsys, "a fox", "--n", "3", "-o", "fox.webp", "--resolution", "1K")
     assert (ended.code, ended.err) == (0, "")
     assert [line.split()[1] for line in ended.out.splitlines() if line.startswith("saved")] == [
@@ -86,9 +86,9 @@ def test_several_pictures_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
     ]
     (tmp_path / "image-2.jpg").write_bytes(b"mine")
     ended = emulated(capsys, "a fox", "--n", "2", "--json", "--resolution", "1K")
-    told = json.loads(ended.out)
-    assert (told["path"], told["paths"]) == ("image.jpg", ["image.jpg", "image-3.jpg"])
-    assert "images" not in told
+    printed = json.loads(ended.out)
+    assert (printed["path"], printed["paths"]) == ("image.jpg", ["image.jpg", "image-3.jpg"])
+    assert "images" not in printed
     names = ["fox.webp", "fox-2.webp", "fox-3.webp"]
     assert {sniff_mime((tmp_path / name).read_bytes()) for name in names} == {"image/webp"}
     assert (tmp_path / "image-2.jpg").read_bytes() == b"mine"
@@ -98,7 +98,7 @@ def test_several_pictures_are_numbered(capsys: Capsys, tmp_path: Path) -> None:
 def test_a_directory_at_a_further_name_is_refused_before_anything_is_sent(
     output: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Otherwise the pictures would be paid for and could not be saved."""
+    """The names of all images are checked before a request."""
     (tmp_path / "fox-3.png").mkdir()
     ended = cli(capsys, "generate", "a fox", "--n", "3", "-o", output)
     assert (ended.code, ended.complaint) == (2, "fox-3.png exists and is not a file")
@@ -106,10 +106,10 @@ def test_a_directory_at_a_further_name_is_refused_before_anything_is_sent(
     assert cli(capsys, "generate", "a fox", "--n", "2", "-o", output).code == 0
 
 
-def test_options_are_flags(
+def test_options_of_a_request_are_flags(
     capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Each goes to the vendor that has it; the format is delivered in any case."""
+    """Each option is sent to the vendor that supports it; the format is always delivered."""
     flags = ("--format", "webp", "--background", "opaque", "--quality", "low", "--seed", "7")
     imagen_emulator.google.fail(faults.blocked(), times=1)
     ended = cli(capsys, "generate", "a fox", *flags, "-o", "fox")
@@ -133,7 +133,7 @@ def test_options_are_flags(
 def test_options_that_contradict_are_refused(
     arguments: tuple[str, ...], text: str, capsys: Capsys, tmp_path: Path
 ) -> None:
-    """The command says which, before anything is sent."""
+    """The message names the options, and nothing is sent."""
     (tmp_path / "here.png").write_bytes(TINY_PNG)
     ended = emulated(capsys, "a fox", *arguments)
     assert ended.code == 2
@@ -150,7 +150,7 @@ def test_the_number_of_images_is_limited(capsys: Capsys) -> None:
 def test_a_mask_edits_the_reference(
     capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """The route that supports it is asked first."""
+    """The route that supports masks is asked first."""
     picture = Image.new("RGBA", (32, 32))
     picture.save(tmp_path / "mask.png")
     Image.new("RGB", (32, 32), "red").save(tmp_path / "fox.png")
@@ -162,10 +162,10 @@ def test_a_mask_edits_the_reference(
     assert not imagen_emulator.google.requests
 
 
-def test_references_go_along(
+def test_references_are_sent(
     capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Files named by --ref arrive, in their order, byte for byte."""
+    """Files of --ref are sent in their order and unchanged."""
     (tmp_path / "a.png").write_bytes(TINY_PNG)
     ended = cli(capsys, "generate", "a fox", "--ref", "a.png", "--ref", "a.png", "-o", "fox")
     assert ended.code == 0
@@ -174,45 +174,45 @@ def test_references_go_along(
 
 
 def test_a_reference_may_be_a_data_url(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
-    """As in a row of a file."""
+    """A data URL is decoded and sent."""
     url = "data:image/png;base64," + base64.b64encode(TINY_PNG).decode()
     assert cli(capsys, "generate", "a fox", "--ref", url, "-o", "fox").code == 0
     (seen,) = imagen_emulator.google.requests
     assert [each.size for each in seen.references] == [len(TINY_PNG)]
 
 
-def test_json_is_for_programs(capsys: Capsys) -> None:
-    """One object with the result's fields and the file, without the picture itself."""
+def test_json_has_the_result_without_the_image(capsys: Capsys) -> None:
+    """One object has the fields of the result and the path of the file."""
     ended = emulated(capsys, "a fox", "-o", "fox", "--json", "--force-open", "google")
-    told = json.loads(ended.out)
-    assert told["path"] == "fox.png"
-    assert (told["provider"], told["fallback_reason"]) == ("openai", "circuit_open")
-    assert told["usage"]["cost_usd"] > 0
-    assert "image_base64" not in told
-    assert Path(told["path"]).stat().st_size == told["bytes"]
+    printed = json.loads(ended.out)
+    assert printed["path"] == "fox.png"
+    assert (printed["provider"], printed["fallback_reason"]) == ("openai", "circuit_open")
+    assert printed["usage"]["cost_usd"] > 0
+    assert "image_base64" not in printed
+    assert Path(printed["path"]).stat().st_size == printed["bytes"]
 
 
-def test_a_failure_is_one_line(
+def test_a_failure_is_reported_in_one_line(
     capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """With its reason and what was spent; as JSON, too, if that is wanted. No file is left."""
+    """The line has reason and number of requests; --json prints more; no file is left."""
     imagen_emulator.google.set(faults.blocked("PROHIBITED_CONTENT"))
     ended = cli(capsys, "generate", "a secret fox", "-o", "fox.png", "--json")
     assert ended.code == 1
     assert ended.complaint == (
         "google gemini-3-pro-image: blocked by safety filters (content_blocked, 1 request sent)"
     )
-    told = json.loads(ended.out)
-    assert told["reason"] == "content_blocked"
-    assert [attempt["provider"] for attempt in told["attempts"]] == ["google"]
+    printed = json.loads(ended.out)
+    assert printed["reason"] == "content_blocked"
+    assert [attempt["provider"] for attempt in printed["attempts"]] == ["google"]
     assert "secret" not in ended.out + ended.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_later_time_is_passed_on(
+def test_the_servers_hint_is_reported(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """What the servers say about coming back stands in the line."""
+    """The line states when to try again."""
     monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "0")
     for vendor in imagen_emulator.app.vendors:
         vendor.set(faults.rate_limited(retry_after=33))
@@ -223,7 +223,7 @@ def test_a_later_time_is_passed_on(
 
 
 def test_without_a_key(tmp_path: Path) -> None:
-    """One line says which variable to set, and how to go without."""
+    """One line names the variables to set and the option that needs none."""
     done = run("generate", "a fox", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -236,7 +236,7 @@ def test_without_a_key(tmp_path: Path) -> None:
 def test_one_key_is_enough(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Without the fallback's key it works, and is said to have no fallback."""
+    """Without the fallback's key the image is made, with a warning."""
     monkeypatch.delenv("OPENAI_API_KEY")
     ended = cli(capsys, "generate", "a fox", "-o", "fox")
     assert ended.code == 0
@@ -270,10 +270,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_costs_nothing(
+def test_bad_input_is_reported_in_one_line_and_costs_nothing(
     case: str, capsys: Capsys, tmp_path: Path, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Exit code 2, and no request is sent."""
+    """The exit code is 2, and no request is sent."""
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "folder").mkdir()
     arguments, expected = BAD[case]
@@ -284,17 +284,17 @@ def test_bad_input_is_one_line_and_costs_nothing(
 
 
 def test_a_wrong_variable_is_named(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment is checked like everything else that people type."""
+    """A variable with a value that is not allowed is bad input."""
     monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "many")
     ended = emulated(capsys, "a fox")
     assert ended.code == 2
     assert ended.complaint.startswith("IMAGE_GEN_MAX_RETRIES: ")
 
 
-def test_a_bug_is_one_line_without_its_text(
+def test_a_bug_is_reported_without_its_text(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its type and place are for a report; its text might hold the prompt."""
+    """The line has the type and place of the error, but not its text, which has the prompt."""
 
     async def generate(*args: object, **kwargs: object) -> None:
         raise ZeroDivisionError("a secret fox")
@@ -306,10 +306,10 @@ def test_a_bug_is_one_line_without_its_text(
     assert "secret" not in ended.err
 
 
-def test_a_proxy_does_not_stand_before_the_emulator(
+def test_the_emulator_is_not_reached_through_a_proxy(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It could not reach a server inside this process."""
+    """Proxies of the environment are not used for the emulator."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert emulated(capsys, "a fox", "-o", "fox").code == 0
@@ -327,16 +327,14 @@ def test_a_proxy_does_not_stand_before_the_emulator(
     ],
 )
 def test_help(capsys: Capsys, arguments: tuple[str, ...], code: int, expected: str) -> None:
-    """Help and version are on standard output."""
+    """Help and version are printed on standard output."""
     ended = cli(capsys, *arguments)
     assert (ended.code, ended.err) == (code, "")
     assert expected in ended.out
 
 
-def test_without_the_extra_it_says_what_to_install(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One line, for whoever installed only the library; the emulator's extra likewise."""
+def test_a_missing_extra_is_named(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line names the extra to install, for the command line and for the emulator."""
     import builtins
     import sys
 
@@ -364,11 +362,11 @@ def test_without_the_extra_it_says_what_to_install(
     assert ended.complaint == "h11 is missing: pip install 'resilient-imagen[emulator]'"
 
 
-def test_a_terminal_is_told_what_goes_on(
+def test_a_terminal_shows_the_progress(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Retries and the way to the fallback, on standard error, and only while it lasts."""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # how a terminal is pretended to be
+    """Requests, retries and the fallback are shown on standard error."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich assume a terminal
     monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.5")
     monkeypatch.setenv("IMAGE_GEN_IPM", "6000")
     imagen_emulator.google.set(faults.overload().after(0.3))

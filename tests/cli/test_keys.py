@@ -1,4 +1,4 @@
-"""A key that is refused: which variable to look at, and what the vendor says."""
+"""A refused key: the message has its variable and the vendor's explanation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_wrong_key_is_named_by_its_variable(
     monkeypatch: pytest.MonkeyPatch,
     imagen_emulator: BackgroundEmulator,
 ) -> None:
-    """The one that is set, last in the line, after the vendor's own words; as JSON, too."""
+    """The line ends with the variable that is set, after the vendor's message; JSON has both."""
     monkeypatch.setenv(variable, os.environ["GOOGLE_GENAI_API_KEY"])
     if variable != "GOOGLE_GENAI_API_KEY":
         monkeypatch.delenv("GOOGLE_GENAI_API_KEY")
@@ -34,15 +34,15 @@ def test_a_wrong_key_is_named_by_its_variable(
         "google gemini-3-pro-image: 401 UNAUTHENTICATED (unauthenticated, 1 request sent); "
         f'google says "Request had invalid authentication credentials."; check {variable}'
     )
-    told = json.loads(ended.out)
-    assert told["check"] == [variable]
-    assert told["vendor_message"] == "Request had invalid authentication credentials."
+    printed = json.loads(ended.out)
+    assert printed["check"] == [variable]
+    assert printed["vendor_message"] == "Request had invalid authentication credentials."
 
 
 def test_several_wrong_keys_are_all_named(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Each vendor has its say; one that was left for another reason has none."""
+    """Each refused key is named; a vendor that failed for another reason is not."""
     imagen_emulator.google.set(faults.status(403))
     imagen_emulator.openai.set(faults.status(401))
     complaint = cli(capsys, "generate", "a fox").complaint

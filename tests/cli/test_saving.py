@@ -1,4 +1,4 @@
-"""Where a picture goes: as its name says, in full or not at all, and never paid for in vain."""
+"""Files that commands write: their type, their completeness, and checks before anything is sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FOX = ("generate", "a fox", "--resolution", "1K", "--aspect", "1:1")
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files without a directory land in the test's own."""
+    """Use the test's own directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -47,7 +47,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_name_decides_the_type(
     name: str, mime: str, capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """A vendor's JPEG becomes what the extension says, looks the same, and a note says so."""
+    """A JPEG is converted to the type of the extension, looks the same, and a note states it."""
     assert cli(capsys, *FOX, "-o", "fox").code == 0
     ended = cli(capsys, *FOX, "-o", name)
     assert (ended.code, ended.err) == (0, "")
@@ -60,16 +60,16 @@ def test_the_name_decides_the_type(
 
 
 @pytest.mark.parametrize("name", ["fox.jpg", "fox.jpeg"])
-def test_the_right_name_changes_nothing(name: str, capsys: Capsys) -> None:
-    """Byte for byte as delivered."""
+def test_an_image_of_the_right_type_is_not_converted(name: str, capsys: Capsys) -> None:
+    """Its bytes are saved as they were delivered."""
     for target in (name, "other"):
         ended = cli(capsys, *FOX, "-o", target, "--emulator")
         assert "converted" not in ended.out
     assert Path(name).read_bytes() == Path("other.jpg").read_bytes()
 
 
-def test_a_name_of_no_known_type_keeps_the_bytes(capsys: Capsys) -> None:
-    """And is said to be wrong."""
+def test_an_unsupported_extension_keeps_the_bytes(capsys: Capsys) -> None:
+    """The image is saved unchanged, with a warning."""
     ended = cli(capsys, *FOX, "-o", "fox.gif", "--emulator")
     assert ended.complaint == "fox.gif contains image/jpeg, whatever its name says"
     assert sniff_mime(Path("fox.gif").read_bytes()) == "image/jpeg"
@@ -121,7 +121,7 @@ def test_converting_leaves_the_loop_free(monkeypatch: pytest.MonkeyPatch) -> Non
     assert threads != [threading.main_thread()]
 
 
-# -- proven beforehand ------------------------------------------------------------------------
+# -- checks before a request ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", [(), ("-o", "fox.png"), ("-o", "fox")])
@@ -131,7 +131,7 @@ def test_a_full_disk_costs_nothing(
     monkeypatch: pytest.MonkeyPatch,
     imagen_emulator: BackgroundEmulator,
 ) -> None:
-    """What cannot be written is found out before a request is sent."""
+    """A path that cannot be written is found before a request is sent."""
 
     monkeypatch.setattr(os, "fsync", _full)
     ended = cli(capsys, *FOX, *target)
@@ -140,8 +140,10 @@ def test_a_full_disk_costs_nothing(
     assert imagen_emulator.google.requests == ()
 
 
-def test_a_disk_that_fills_up_is_one_line(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's own words, with the file, and no half of it."""
+def test_a_disk_that_fills_up_is_reported_in_one_line(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line has the file and the system's description; no partial file is left."""
     real, calls = os.fsync, []
 
     def filling(file: int) -> None:
@@ -156,10 +158,10 @@ def test_a_disk_that_fills_up_is_one_line(capsys: Capsys, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_of_what_could_not_be_written(
+def test_a_failed_write_leaves_no_file(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither half a file nor a temporary one, after a full disk or Ctrl-C; the old one stays."""
+    """After a full disk or Ctrl-C the old file is unchanged and no temporary file is left."""
 
     def stop(file: int) -> None:
         raise error
@@ -179,7 +181,7 @@ def _full(file: int) -> None:
 
 
 def test_no_other_file_is_touched(tmp_path: Path, capsys: Capsys) -> None:
-    """A file or a link that is named as a temporary file of ours might be stays as it is."""
+    """A file or link whose name resembles a temporary file is not touched."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     Path(".fox.jpg.part").write_bytes(b"mine")
@@ -192,8 +194,8 @@ def test_no_other_file_is_touched(tmp_path: Path, capsys: Capsys) -> None:
     assert victim.read_bytes() == b"precious"
 
 
-def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
-    """The file that it pointed to keeps its content."""
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    """The file that it points to keeps its content."""
     victim, link = tmp_path / "victim", tmp_path / "fox.png"
     victim.write_bytes(b"precious")
     link.symlink_to(victim)
@@ -203,10 +205,10 @@ def test_a_link_under_the_name_is_replaced_and_not_followed(tmp_path: Path) -> N
     assert victim.read_bytes() == b"precious"
 
 
-def test_a_temporary_name_that_is_taken_is_left_alone(
+def test_a_link_in_place_of_a_temporary_file_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if somebody had guessed it: the link is not followed, and not removed."""
+    """A planted link is neither followed nor removed."""
     monkeypatch.setattr(secrets, "token_hex", lambda count: "0" * 2 * count)
     planted = tmp_path / f".{'0' * 16}.part"
     planted.symlink_to(tmp_path / "victim")
@@ -218,8 +220,8 @@ def test_a_temporary_name_that_is_taken_is_left_alone(
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are of POSIX")
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_a_file_has_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_path: Path) -> None:
-    """As any file that the user makes."""
+def test_a_file_has_the_mode_of_the_umask(mask: int, mode: int, tmp_path: Path) -> None:
+    """The umask decides the mode, as for every file that a user creates."""
     before = os.umask(mask)
     try:
         files.write_whole(tmp_path / "fox.png", TINY_PNG)
@@ -228,10 +230,8 @@ def test_a_file_has_the_mode_that_the_umask_asks_for(mask: int, mode: int, tmp_p
     assert stat.S_IMODE((tmp_path / "fox.png").stat().st_mode) == mode
 
 
-def test_a_name_that_cannot_be_is_refused(
-    capsys: Capsys, imagen_emulator: BackgroundEmulator
-) -> None:
-    """Too long a one, or one at which a directory stands once it has its extension."""
+def test_an_impossible_name_is_refused(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """A name that is too long, or that a directory has, is refused before a request."""
     assert cli(capsys, *FOX, "-o", "f" * 300).complaint.endswith("File name too long")
     Path("fox.png").mkdir()
     ended = cli(capsys, *FOX, "-o", "fox")
@@ -239,11 +239,11 @@ def test_a_name_that_cannot_be_is_refused(
     assert imagen_emulator.google.requests == ()
 
 
-# -- what is no file --------------------------------------------------------------------------
+# -- devices --------------------------------------------------------------------------
 
 
-def test_a_device_stays_one(capsys: Capsys) -> None:
-    """It is written to as it is: not replaced, no extension, no word about its name."""
+def test_a_device_is_written_to(capsys: Capsys) -> None:
+    """It is not replaced, gets no extension, and causes no warning about its name."""
     ended = cli(capsys, *FOX, "-o", os.devnull, "--emulator")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"saved     {os.devnull} (1024 x 1024 pixels, image/jpeg, ")
@@ -252,8 +252,8 @@ def test_a_device_stays_one(capsys: Capsys) -> None:
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no such name")
 @pytest.mark.parametrize("into", ["a pipe", "a file"])
-def test_the_standard_output_is_the_picture(into: str, tmp_path: Path) -> None:
-    """And nothing else: what there is to say goes to standard error."""
+def test_an_image_can_go_to_standard_output(into: str, tmp_path: Path) -> None:
+    """Standard output receives the image alone; the report goes to standard error."""
     command = [sys.executable, "-m", "resilient_imagen", *FOX, "-o", "/dev/stdout"]
     with (tmp_path / "fox").open("wb") as file:
         done = subprocess.run(
@@ -271,14 +271,14 @@ def test_the_standard_output_is_the_picture(into: str, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"fox"}
 
 
-# -- what the other commands write ----------------------------------------------------------------
+# -- files of other commands ----------------------------------------------------------------
 
 GOOD = to_json(Attempted(1e9, "c", "google:gemini-3-pro-image", 2.0)) + "\n"
 
 
 @pytest.fixture
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `tune` that sweeps nothing and writes a short report."""
+    """Replace the sweep of `tune` and its report by short ones."""
     monkeypatch.setattr(tune, "_swept", lambda *_: None)
     monkeypatch.setattr(tune, "_report", lambda *_: "<p>report</p>")
     monkeypatch.setattr(tune, "_show", lambda *_: None)
@@ -290,10 +290,10 @@ def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     ("command", "option", "content"),
     [("cost", "--save", GOOD), ("tune", "--save", GOOD), ("tune", "--html", "<p>report</p>")],
 )
-def test_what_is_written_beside_follows_no_link(
+def test_saved_recordings_and_reports_follow_no_link(
     command: str, option: str, content: str, capsys: Capsys, tmp_path: Path
 ) -> None:
-    """A planted link is replaced, and a file named as a temporary one might be stays."""
+    """A planted link is replaced, and a file named like a temporary one is not touched."""
     Path("calls.jsonl").write_text(GOOD)
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -309,10 +309,10 @@ def test_what_is_written_beside_follows_no_link(
 
 @pytest.mark.usefixtures("untuned")
 @pytest.mark.parametrize(("command", "option"), [("cost", "--save"), ("tune", "--html")])
-def test_a_full_disk_leaves_what_was_there(
+def test_a_full_disk_leaves_the_old_file(
     command: str, option: str, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One line with the system's words; the old file stays, and nothing lies beside it."""
+    """One line describes the error; the old file is unchanged and no other file is left."""
     Path("calls.jsonl").write_text(GOOD)
     Path("result").write_text("as before")
     monkeypatch.setattr(os, "fsync", _full)
@@ -326,8 +326,8 @@ def test_a_full_disk_leaves_what_was_there(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no such device")
 @pytest.mark.usefixtures("untuned")
 @pytest.mark.parametrize(("command", "option"), [("cost", "--save"), ("tune", "--html")])
-def test_a_full_device_is_one_line(command: str, option: str, capsys: Capsys) -> None:
-    """A device is written to as it is, and what it says is told."""
+def test_a_full_device_is_reported_in_one_line(command: str, option: str, capsys: Capsys) -> None:
+    """A device is written to directly, and its error is reported."""
     Path("calls.jsonl").write_text(GOOD)
     ended = cli(capsys, command, "calls.jsonl", option, "/dev/full")
     assert ended.code in {1, 2}
@@ -346,8 +346,8 @@ def test_a_full_device_is_one_line(command: str, option: str, capsys: Capsys) ->
     ],
     ids=" ".join,
 )
-def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    """No traceback, whichever part of the command line writes."""
+def test_a_full_output_is_reported_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """A failure to write standard output is one line without a traceback."""
     Path("calls.jsonl").write_text(GOOD)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -363,10 +363,10 @@ def test_an_output_that_is_full_is_one_line(arguments: tuple[str, ...], tmp_path
     assert done.stderr == "resilient-imagen: No space left on device\n"
 
 
-def test_a_report_that_cannot_be_written_is_known_before_the_sweep(
+def test_a_report_that_cannot_be_written_is_refused_before_the_sweep(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep takes minutes: a full disk is found out before it."""
+    """A full disk is reported before a sweep of minutes."""
     Path("calls.jsonl").write_text(GOOD)
     monkeypatch.setattr(tune, "_swept", pytest.fail)
     monkeypatch.setattr(os, "fsync", _full)

@@ -1,4 +1,4 @@
-"""``resilient-imagen status``: what the fleet shares, seen from outside."""
+"""``status``: the state that processes share, as table and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.redis
 
 
 def share_an_outage(url: str, account: str = "") -> None:
-    """Google is well once, then down until its circuit opens; OpenAI serves."""
+    """Let Google serve once and then fail until its circuit opens; OpenAI serves."""
 
     async def main() -> None:
         google, openai = FakeProvider("google", latency=0), FakeProvider("openai", latency=0)
@@ -38,24 +38,24 @@ def share_an_outage(url: str, account: str = "") -> None:
 
 
 def test_every_route_is_shown_as_the_fleet_sees_it(server: RedisServer, tmp_path: Path) -> None:
-    """The table and the JSON name each route, its state, why, and until when."""
+    """Table and JSON have each route's state, its cause and the time left."""
     share_an_outage(server.url)
     shown = run("status", cwd=tmp_path, env={"IMAGE_GEN_REDIS_URL": server.url, "COLUMNS": "150"})
     assert shown.returncode == 0, shown.stderr
     for word in ("google:pro", "open, ", "503", "openai:flare", "closed", "next place in"):
         assert word in shown.stdout
     assert f"Redis at {server.url}, keys resilient_imagen:*" in shown.stdout
-    told = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
-    google, openai = told["routes"]
+    printed = json.loads(run("status", "--json", "--redis-url", server.url, cwd=tmp_path).stdout)
+    google, openai = printed["routes"]
     assert (google["route"], google["state"], google["why"]) == ("google:pro", "open", "overloaded")
     assert 0 < google["left_s"] <= 66
     assert google["openings_in_a_row"] == 1
     assert (openai["state"], openai["left_s"]) == ("closed", 0)
-    assert {pace["provider"] for pace in told["paces"]} == {"google", "openai"}
+    assert {pace["provider"] for pace in printed["paces"]} == {"google", "openai"}
 
 
 def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Path) -> None:
-    """By IMAGE_GEN_ROUTES of the machine that the command runs on, in the table and in the JSON."""
+    """Table and JSON name the step of a route, by this machine's IMAGE_GEN_ROUTES."""
     share_an_outage(server.url, account="1f")
     env = {
         "IMAGE_GEN_REDIS_URL": server.url,
@@ -73,16 +73,16 @@ def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Pa
 
 
 def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
-    """Each namespace is shown by itself, and named; two accounts' routes stand in two rows."""
+    """Each namespace is shown alone, and routes of two accounts have two rows."""
     url = f"{server.url}?namespace=book-reels"
     accounts = {"one", "another"}
     for account in accounts:
         share_an_outage(url, account)
-    told = json.loads(run("status", "--json", "--redis-url", url, cwd=tmp_path).stdout)
-    assert told["namespace"] == "resilient_imagen:book-reels"
-    google = {each["route"] for each in told["routes"] if each["route"].startswith("google")}
+    printed = json.loads(run("status", "--json", "--redis-url", url, cwd=tmp_path).stdout)
+    assert printed["namespace"] == "resilient_imagen:book-reels"
+    google = {each["route"] for each in printed["routes"] if each["route"].startswith("google")}
     assert google == {f"google:pro@{account}" for account in accounts}
-    assert {pace["provider"] for pace in told["paces"]} == {
+    assert {pace["provider"] for pace in printed["paces"]} == {
         "openai",
         *(f"google@{account}" for account in accounts),
     }
@@ -91,14 +91,14 @@ def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path)
 
 
 def test_a_redis_without_a_fleet_says_so(server: RedisServer, tmp_path: Path) -> None:
-    """Nothing was shared yet: an empty view, and no error."""
+    """If nothing was shared yet, the command says so and succeeds."""
     shown = run("status", "--redis-url", server.url, cwd=tmp_path)
     assert shown.returncode == 0
     assert "No process has shared anything" in shown.stdout
 
 
-def test_without_a_url_or_a_redis_it_says_what_is_missing(tmp_path: Path) -> None:
-    """One line on standard error, exit code 2, and no password."""
+def test_a_missing_url_or_server_is_named(tmp_path: Path) -> None:
+    """The message has the variable or the address, without the password; the exit code is 2."""
     missing = run("status", cwd=tmp_path)
     assert missing.returncode == 2
     assert "IMAGE_GEN_REDIS_URL" in missing.stderr

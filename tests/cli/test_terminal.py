@@ -1,4 +1,4 @@
-"""Untrusted text on the terminal: prompts, file names, vendors' words, recordings and Redis."""
+"""Untrusted text on a terminal: prompts, file names, vendors' messages, recordings and Redis."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ NASTY = ESCAPES + MARKUP
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files without a directory land in the test's own."""
+    """Use the test's own directory."""
     monkeypatch.chdir(tmp_path)
 
 
 def harmless(text: str) -> bool:
-    """Whether nothing in it acts on a terminal."""
+    """Return whether the text has no character that acts on a terminal."""
     return all(
         sign == "\n" or unicodedata.category(sign) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
         for sign in text
@@ -46,20 +46,20 @@ def harmless(text: str) -> bool:
 
 
 def assert_shown(ended: Ended, *, markup: bool = True) -> None:
-    """Both outputs are harmless, and the nasty text is visible in one of them."""
+    """Check that both outputs are harmless and that one contains the hostile text."""
     assert harmless(ended.out)
     assert harmless(ended.err)
-    told = (ended.out + ended.err).replace("\n", "")
-    assert "\\x1b]0;owned" in told
-    assert not markup or MARKUP in told
+    printed = (ended.out + ended.err).replace("\n", "")
+    assert "\\x1b]0;owned" in printed
+    assert not markup or MARKUP in printed
 
 
-# -- the one place --------------------------------------------------------------------------------
+# -- printable text --------------------------------------------------------------------------------
 
 
 @given(st.text())
 def test_printable_text_has_no_control_character(text: str) -> None:
-    """Every other character stays, in its place."""
+    """Control characters are escaped, and all other characters are kept."""
     shown = printable(text)
     assert harmless(shown.replace("\t", "").replace("\u200c", "").replace("\u200d", ""))
     assert not harmless(text) or shown == text
@@ -68,18 +68,18 @@ def test_printable_text_has_no_control_character(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["狐", "नमस्ते\u200d", "👩\u200d🚀", "लोमड़ी", "a\u00a0b", "é"])
 def test_text_of_any_language_is_kept(text: str) -> None:
-    """The joiners that spelling needs are no danger."""
+    """Joiners, which Persian, Hindi and emoji need, are kept."""
     assert printable(text) == text
 
 
-def test_a_long_line_is_cut_and_says_so() -> None:
-    """A vendor's page of a megabyte does not fill the terminal."""
+def test_a_long_line_is_shortened() -> None:
+    """A long text becomes one line that states how much was cut."""
     assert one_line("a" * 5000) == "a" * 2000 + " ... (3000 more characters)"
     assert one_line("a\n\nb\r\nc") == "a b c"
 
 
 def test_a_console_takes_no_markup_and_no_escapes() -> None:
-    """Strings, tables, live views and rich's own text classes all come out literally."""
+    """Strings, tables, live views and rich's text classes are printed literally."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=300)
     table = Table(NASTY, title=NASTY, caption=NASTY)
@@ -111,7 +111,7 @@ def test_a_console_takes_no_markup_and_no_escapes() -> None:
     ids=["key", "id", "reference", "aspect ratio"],
 )
 def test_a_row_of_a_file_cannot_reach_the_terminal(row: dict[str, object], capsys: Capsys) -> None:
-    """A mistake in it is named in one harmless line."""
+    """A mistake in a row is reported in one harmless line."""
     write([row])
     ended = cli(capsys, *COMMAND)
     assert ended.code == 2
@@ -120,7 +120,7 @@ def test_a_row_of_a_file_cannot_reach_the_terminal(row: dict[str, object], capsy
 
 
 def test_a_file_name_cannot_reach_the_terminal(capsys: Capsys) -> None:
-    """The name under which a picture is saved is shown with its control characters escaped."""
+    """The name of a saved image is printed with its control characters escaped."""
     name = f"fox{ESCAPES}\n.jpg"
     ended = cli(
         capsys, "generate", "a fox", "-o", name, "--emulator", "--resolution", "1K",
@@ -150,14 +150,14 @@ def test_a_file_name_cannot_reach_the_terminal(capsys: Capsys) -> None:
     ids=lambda arguments: " ".join(arguments)[:16],
 )
 def test_an_argument_cannot_reach_the_terminal(arguments: tuple[str, ...], capsys: Capsys) -> None:
-    """It may be a name that was completed or pasted: the complaint shows it harmlessly."""
+    """A message shows an argument with its control characters escaped."""
     ended = cli(capsys, *arguments)
     assert ended.code == 2
     assert_shown(ended, markup=False)
 
 
 def test_a_script_cannot_reach_the_terminal(capsys: Capsys) -> None:
-    """The place of a mistake in it is named by its own keys."""
+    """The keys in a message about a script of faults are escaped."""
     Path("script.json").write_text(json.dumps({"google": {NASTY: 1}}))
     ended = cli(capsys, "emulate", "--script", "script.json")
     assert ended.code == 2
@@ -167,11 +167,11 @@ def test_a_script_cannot_reach_the_terminal(capsys: Capsys) -> None:
 # -- vendors, recordings, Redis -------------------------------------------------------------------
 
 
-def test_a_vendors_words_cannot_reach_the_terminal(
+def test_a_vendors_message_cannot_reach_the_terminal(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     imagen_emulator: BackgroundEmulator,
 ) -> None:  # fmt: skip
-    """Neither in a single call's error nor in a batch's progress and summary."""
+    """It is escaped in the error of one image and in progress and summary of a prompt file."""
     prepare(tmp_path, monkeypatch, imagen_emulator)
     refusal = {"error": {"code": 403, "message": f"denied {NASTY}", "status": "PERMISSION_DENIED"}}
     for vendor in imagen_emulator.app.vendors:
@@ -187,8 +187,8 @@ def test_a_vendors_words_cannot_reach_the_terminal(
     assert "denied" in many.out
 
 
-def test_an_output_that_lacks_a_character_shows_its_code(tmp_path: Path) -> None:
-    """An encoding such as Latin-1 is no reason for a failure after the picture was paid for."""
+def test_a_character_outside_the_outputs_encoding_is_escaped(tmp_path: Path) -> None:
+    """Printing it as Latin-1 does not fail after the image was paid for."""
     ended = run(
         "generate", "a fox", "-o", "狐.jpg", "--emulator", "--resolution", "1K",
         cwd=tmp_path, env={"PYTHONIOENCODING": "latin-1"},
@@ -199,7 +199,7 @@ def test_an_output_that_lacks_a_character_shows_its_code(tmp_path: Path) -> None
 
 @pytest.mark.redis
 def test_a_shared_record_cannot_reach_the_terminal(server: RedisServer, capsys: Capsys) -> None:
-    """A stranger who can write to Redis writes no escapes to an operator's terminal."""
+    """Records in Redis are printed with their control characters escaped."""
     nasty = f"\x1b]0;owned\x07\x1b[2J{MARKUP}"  # what the kit can send: ASCII
     until = str(int((time.time() + 30) * 1e6))
     for name in (f"google:{nasty}", f"google:{MARKUP}"):
@@ -219,7 +219,7 @@ def test_a_shared_record_cannot_reach_the_terminal(server: RedisServer, capsys: 
 def test_a_damaged_number_of_a_record_is_read_as_its_default(
     value: str, server: RedisServer, capsys: Capsys
 ) -> None:
-    """A number that is none is no internal error of the command."""
+    """A value that is not a number does not fail the command."""
     key = Address.parse(server.url).key("circuit", "google:pro")
     server.ask("HSET", key, "state", "open", "till", value)
     ended = cli(capsys, "status", "--redis-url", server.url)

@@ -1,4 +1,4 @@
-"""What is typed wrong is named, with the nearest right name; shells complete what is typed."""
+"""Usage errors with suggestions, and shell completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files without a directory are made in the test's own."""
+    """Use the test's own directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -45,10 +45,8 @@ def test_the_package_is_a_command(tmp_path: Path) -> None:
         ("generate x --colour 9", "No such option: --colour. See --help."),
     ],
 )
-def test_a_misspelt_name_leads_to_the_nearest_one(
-    arguments: str, complaint: str, capsys: Capsys
-) -> None:
-    """Commands and options; without a near name all commands are listed."""
+def test_a_misspelt_name_gets_a_suggestion(arguments: str, complaint: str, capsys: Capsys) -> None:
+    """The message suggests near commands and options, or lists all commands."""
     ended = cli(capsys, *arguments.split())
     assert (ended.code, ended.complaint) == (2, complaint)
 
@@ -67,7 +65,7 @@ def test_a_misspelt_name_leads_to_the_nearest_one(
 def test_a_wrong_value_is_described_without_phrases_of_pydantic(
     arguments: str, capsys: Capsys
 ) -> None:
-    """The line names the option and the value."""
+    """The line has the option and the value."""
     ended = cli(capsys, *arguments.split())
     assert ended.code == 2
     assert ended.complaint.startswith("Invalid value for '--")
@@ -80,7 +78,7 @@ def test_a_wrong_value_is_described_without_phrases_of_pydantic(
 def test_a_wrong_variable_is_described_without_phrases_of_pydantic(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The value is shown beside what is allowed."""
+    """The message has the value and the allowed ones."""
     monkeypatch.setenv("IMAGE_GEN_FIT", "zoom")
     ended = cli(capsys, "generate", "a fox", "--emulator")
     assert (ended.code, ended.complaint) == (
@@ -92,10 +90,10 @@ def test_a_wrong_variable_is_described_without_phrases_of_pydantic(
 # -- models ---------------------------------------------------------------------------------------
 
 
-def test_a_misspelt_model_leads_to_the_nearest_one(
+def test_a_misspelt_model_gets_a_suggestion(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Nothing is sent: the fallback would answer, and be paid."""
+    """Nothing is sent, because the fallback would answer and be paid."""
     ended = cli(capsys, "generate", "a fox", "--model", "Gemini-3-pro-img")
     assert ended.code == 2
     assert ended.complaint == (
@@ -109,7 +107,7 @@ def test_a_misspelt_model_leads_to_the_nearest_one(
 def test_without_a_near_model_those_of_the_first_route_are_listed(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Only the first route's vendor can be asked for another model; a key is not repeated."""
+    """The message has models of the first route's vendor, and no key that was typed instead."""
     key = "sk-" + "1aB" * 15
     ended = cli(capsys, "generate", "a fox", "--model", key)
     assert ended.code == 2
@@ -122,7 +120,7 @@ def test_without_a_near_model_those_of_the_first_route_are_listed(
 def test_an_unknown_model_of_a_batch_is_refused(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """Before a folder is made."""
+    """It is refused before the directory is created."""
     Path("prompts.jsonl").write_text('{"prompt": "a fox"}\n')
     ended = cli(
         capsys, "generate", "--from", "prompts.jsonl", "-o", "made", "--model", "gemini-4-proo"
@@ -133,10 +131,10 @@ def test_an_unknown_model_of_a_batch_is_refused(
     assert imagen_emulator.google.requests == ()
 
 
-def test_an_unknown_model_that_a_route_names_is_asked(
+def test_an_unknown_model_of_a_route_is_requested(
     capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """A vendor's new model can be used before the table knows it. The emulator knows it neither."""
+    """A new model that a route names is requested, although the model table lacks it."""
     monkeypatch.setenv("IMAGE_GEN_ROUTES", "google:gemini-3-pro-image,google:gemini-9-pro-image")
     ended = cli(capsys, "generate", "a fox", "--model", "gemini-9-pro-image", "-o", "fox")
     assert "404 NOT_FOUND" in ended.err
@@ -173,7 +171,7 @@ printf '%s\n' "${{COMPREPLY[@]}}"
     ids=lambda value: " ".join(value[1:]) if value[0] == "resilient-imagen" else "",
 )
 def test_bash_completes(words: list[str], expected: list[str], tmp_path: Path) -> None:
-    """The script that ``--show-completion`` prints is run by a real bash."""
+    """A real bash runs the script that ``--show-completion`` prints."""
     assert BASH is not None
     command = tmp_path / "resilient-imagen"
     command.write_text(f'#!{BASH}\nexec "{sys.executable}" -m resilient_imagen "$@"\n')
