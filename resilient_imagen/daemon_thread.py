@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, Generic, TypeVar
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 __all__ = ["DaemonThreadCall"]
 
 T = TypeVar("T")
+
+
+class _Started(Executor):
+    """An executor whose only work runs already."""
+
+    def __init__(self, outcome: Future[Any]) -> None:
+        self._outcome = outcome
+
+    def submit(self, *_: object, **_options: object) -> Future[Any]:
+        """Return the future result of that work."""
+        return self._outcome
 
 
 class DaemonThreadCall(Generic[T]):
@@ -35,7 +46,9 @@ class DaemonThreadCall(Generic[T]):
 
     async def __call__(self) -> T:
         """Return the call's result; start the call unless it is running."""
-        return await asyncio.wrap_future(self.start())
+        # Not wrap_future: a loop on virtual time stops its clock for the work of executors only.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_Started(self.start()), self._call)
 
     def start(self) -> Future[T]:
         """Start the call unless it is running, and return its future result."""

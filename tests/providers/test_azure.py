@@ -17,10 +17,12 @@ from cloud_kit import AZURE_KEY, ENTRA_TOKEN, FixedCredential, azure
 from providers_kit import GOOD, PROMPT, RawServer, Received, http, raw_server, reference
 
 from resilient_imagen import ConfigurationError, ImageGenerationError, Settings
+from resilient_imagen.emulator import Emulator
 from resilient_imagen.models import ModelName
 from resilient_imagen.providers import build
 from resilient_imagen.providers.azure import AzureProvider, azure_address
 from resilient_imagen.request import ImageRequest
+from resilient_imagen.testing import run_virtual
 
 MODEL = ModelName("gpt-image-2.5-flare", "my-images")
 
@@ -99,6 +101,27 @@ def test_the_address_of_a_deployment_is_refused(endpoint: str) -> None:
     """The text says which address is needed."""
     with pytest.raises(ConfigurationError, match="azure: the endpoint must be the resource's"):
         AzureProvider(endpoint=endpoint, api_key="k")
+
+
+def test_virtual_time_stands_still_while_a_token_is_fetched() -> None:
+    """As for any other work in a thread: a deadline does not pass meanwhile."""
+
+    class Slow(FixedCredential):
+        def get_token(self, *scopes: str) -> Any:
+            time.sleep(0.05)  # in a thread, where virtual time would pass
+            return super().get_token(*scopes)
+
+    async def main() -> None:
+        emulator = Emulator(picture="tiny")
+        provider = azure(
+            "https://r.openai.azure.com", credential=Slow(), transport=emulator.transport()
+        )
+        async with asyncio.timeout(5):
+            await provider.generate(ImageRequest(PROMPT), ModelName("gpt-image-2"))
+        assert asyncio.get_running_loop().time() < 5
+        await provider.aclose()
+
+    run_virtual(main())
 
 
 @pytest.mark.parametrize(
