@@ -213,7 +213,7 @@ def test_building_is_in_a_root_attribute_and_not_in_the_queue() -> None:
         assert root["imagegen.queue_s"] == 0
         assert scenario.events.last(RequestEnded).setup_s == pytest.approx(7)
 
-    telemetry_kit.run_telemetry_scenario(scene, **telemetry_kit.FAST)
+    telemetry_kit.run_telemetry_scenario(scene, **FAST)
 
 
 # -- the fallback's SDK ---------------------------------------------------------------------------

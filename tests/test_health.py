@@ -129,7 +129,7 @@ def test_a_model_that_a_caller_names_does_not_count() -> None:
     async def scene(scenario: PipelineScenario) -> None:
         scenario.google.fail(Reason.OVERLOADED, times=1)
         await scenario.ask(model="gemini-3.1-flash-image")
-        assert scenario.breaker(2) == "open"
+        assert scenario.state(2) == "open"
         assert scenario.client.health() == {"status": "ok", "reasons": []}
 
     run_scenario(scene, **ONE_TRY)

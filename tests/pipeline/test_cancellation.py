@@ -55,7 +55,7 @@ async def settled(scenario: PipelineScenario, probes: int = 1) -> None:
     for _ in range(probes):
         result = await scenario.ask()
         assert result.provider == "google"
-    assert scenario.breaker() == "closed"
+    assert scenario.state() == "closed"
 
 
 async def cancelled_at_step(scenario: PipelineScenario, step: int, options: dict[str, Any]) -> bool:

@@ -105,7 +105,7 @@ def test_during_an_outage_only_the_first_image_pays() -> None:
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
         assert (result.attempts, len(scenario.google.sent)) == (1, 3)
         assert scenario.openai.sent[-1].at - started < 6.0  # OpenAI's own pacing
-        assert scenario.breaker() == "open"
+        assert scenario.state() == "open"
 
     run_scenario(scene)
 
@@ -121,7 +121,7 @@ def test_sixteen_at_once_while_the_primary_hangs_are_all_served() -> None:
         scenario.google.heal()
         await asyncio.sleep(700)
         assert (await scenario.ask()).provider == "google"
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     run_scenario(scene)
 
@@ -167,7 +167,7 @@ def test_content_that_was_blocked_is_neither_retried_nor_sent_elsewhere() -> Non
             await scenario.ask()
         assert isinstance(caught.value, ValueError)
         assert (len(scenario.google.sent), len(scenario.openai.sent)) == (1, 0)
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     run_scenario(scene)
 
@@ -193,7 +193,7 @@ def test_no_image_is_tried_once_more_then_elsewhere() -> None:
         result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "no_image")
         assert len(scenario.google.sent) == 2
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     run_scenario(scene)
 
@@ -234,7 +234,7 @@ def test_force_open_tries_the_fallback_without_touching_code() -> None:
         result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
         assert scenario.google.sent == []
-        assert scenario.breaker() == "forced_open"
+        assert scenario.state() == "forced_open"
 
     run_scenario(scene, force_open="google")
 
@@ -276,7 +276,7 @@ def test_a_used_up_account_opens_every_route_of_the_provider() -> None:
         result = await scenario.ask()
         assert result.provider == "openai"
         assert len(scenario.google.sent) == 1
-        assert (scenario.breaker(0), scenario.breaker(1)) == ("open", "open")
+        assert (scenario.state(0), scenario.state(1)) == ("open", "open")
 
     run_scenario(scene, routes=CHAIN)
 
@@ -288,7 +288,7 @@ def test_a_missing_model_opens_its_own_route_only() -> None:
         scenario.google.fail(Reason.MODEL_NOT_FOUND, status=404, times=1)
         result = await scenario.ask()
         assert (result.provider, result.model) == ("google", "gemini-nano-banana-2.1")
-        assert (scenario.breaker(0), scenario.breaker(1)) == ("open", "closed")
+        assert (scenario.state(0), scenario.state(1)) == ("open", "closed")
 
     run_scenario(scene, routes=CHAIN)
 
@@ -385,7 +385,7 @@ def test_the_deadline_leaves_the_fallback_its_share() -> None:
         result = await scenario.ask(deadline=40)
         assert (result.provider, result.fallback_reason) == ("openai", "timeout")
         assert scenario.openai.sent[0].at == pytest.approx(20, abs=0.01)
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
         breaker = scenario.client.snapshot()["routes"][0]["breaker"]
         assert breaker["consecutive"] == 0  # cut short: no vote
 
@@ -481,7 +481,7 @@ def test_a_bug_in_a_provider_surfaces_as_what_it_is() -> None:
             with pytest.raises(KeyError):
                 await scenario.ask()
         assert len(scenario.google.sent) == 5
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
         assert scenario.idle()
 
     run_scenario(scene, **FAST)

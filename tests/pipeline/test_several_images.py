@@ -169,7 +169,7 @@ def test_with_a_half_open_breaker_the_first_image_is_the_probe(probes: int) -> N
             sent.at for sent in scenario.google.sent
         )
         assert scenario.google.sent[1].at >= scenario.google.sent[0].at + 1
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
         assert [sent.probe for sent in scenario.events.of(AttemptStarted)].count(True) >= 1
         assert scenario.idle()
 
@@ -202,7 +202,7 @@ def test_a_breaker_that_opens_stops_the_others() -> None:
         assert 4 <= len(scenario.google.sent) < 10
         short_circuits = scenario.events.last(RequestEnded).short_circuits
         assert short_circuits == 10 - len(scenario.google.sent)
-        assert scenario.breaker() == "open"
+        assert scenario.state() == "open"
         assert scenario.idle()
 
     run_scenario(scene, **FAST, max_retries=0, max_concurrent=3, breaker_fail_max=3)

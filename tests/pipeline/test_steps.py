@@ -133,7 +133,7 @@ def test_an_open_account_is_skipped() -> None:
     """The call is not a fallback, and its trace says why the account got nothing."""
 
     async def scene(scenario: StepScenario) -> None:
-        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        scenario.account("google").force_trip(cause="overloaded", summary="503")
         result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("google_b", None)
         assert [each.provider for each in scenario.events.of(ShortCircuited)] == ["google"]
@@ -148,7 +148,7 @@ def test_the_next_step_follows_when_both_accounts_are_open() -> None:
 
     async def scene(scenario: StepScenario) -> None:
         for provider in ("google", "google_b"):
-            scenario.breaker(provider).force_trip(cause="overloaded", summary="503")
+            scenario.account(provider).force_trip(cause="overloaded", summary="503")
         result = await scenario.ask()
         assert (result.provider, result.fallback_reason) == ("openai", "circuit_open")
         assert [each.provider for each in scenario.events.of(ShortCircuited)] == [
@@ -165,8 +165,8 @@ def test_the_only_step_with_both_accounts_open(when_all_open: str) -> None:
     """The error names both accounts; or the call waits for the first one that is due."""
 
     async def scene(scenario: StepScenario) -> None:
-        scenario.breaker("google").open_for(300, cause="overloaded", summary="503")
-        scenario.breaker("google_b").open_for(30, cause="overloaded", summary="503")
+        scenario.account("google").open_for(300, cause="overloaded", summary="503")
+        scenario.account("google_b").open_for(30, cause="overloaded", summary="503")
         if when_all_open == "wait":
             assert (await scenario.ask()).provider == "google_b"
             assert now() == pytest.approx(31, abs=5)
@@ -186,8 +186,8 @@ def test_a_failure_of_one_account_opens_its_own_routes_only() -> None:
     async def scene(scenario: StepScenario) -> None:
         scenario.google.fail(Reason.UNAUTHENTICATED, status=401, account_wide=True)
         assert (await scenario.ask()).provider == "google_b"
-        assert not scenario.breaker("google").allows_calls()
-        assert scenario.breaker("google_b").allows_calls()
+        assert not scenario.account("google").allows_calls()
+        assert scenario.account("google_b").allows_calls()
 
     run_steps(scene)
 
@@ -196,10 +196,10 @@ def test_a_probe_in_flight_is_waited_for_if_no_account_is_usable() -> None:
     """The outcome of the probe decides; the open account does not end the call."""
 
     async def scene(scenario: StepScenario) -> None:
-        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
-        scenario.breaker("google_b").force_trip(cause="overloaded", summary="503")
+        scenario.account("google").force_trip(cause="overloaded", summary="503")
+        scenario.account("google_b").force_trip(cause="overloaded", summary="503")
         await asyncio.sleep(1300)
-        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        scenario.account("google").force_trip(cause="overloaded", summary="503")
         scenario.google_b.latency = 5.0
         first, second = await asyncio.gather(scenario.ask(), scenario.ask())
         assert {first.provider, second.provider} == {"google_b"}
@@ -336,7 +336,7 @@ def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
     """The call is not a fallback, and the span event says which request was hedged."""
 
     async def scene(scenario: StepScenario) -> None:
-        scenario.breaker("google").force_trip(cause="overloaded", summary="503")
+        scenario.account("google").force_trip(cause="overloaded", summary="503")
         await asyncio.sleep(1300)
         scenario.google.latency, started = 20.0, now()
         result = await scenario.ask()
@@ -345,7 +345,7 @@ def test_a_slow_probe_is_hedged_by_the_other_account() -> None:
         assert scenario.changes() == [("google", "google_b", "circuit_open")]
         assert not scenario.events.of(RouteFallback)
         await asyncio.sleep(20)
-        assert scenario.breaker("google").allows_calls()
+        assert scenario.account("google").allows_calls()
 
     run_steps(scene, hedge_probe_after=3, on_timeout="keep")
 
@@ -655,7 +655,7 @@ def test_a_call_cancelled_at_every_await_leaks_nothing(script: Any, probing: boo
         step = 1
         while step < 100:
             if probing:
-                scenario.breaker("google").force_trip(cause="overloaded")
+                scenario.account("google").force_trip(cause="overloaded")
                 await asyncio.sleep(1300)
             script(scenario)
             canceller = CancelAtStep(step)

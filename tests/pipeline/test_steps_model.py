@@ -155,7 +155,7 @@ class _Rules:
         if elapsed >= SHORTEST_SHARE or event.cause in {Reason.SATURATED, Reason.TIMEOUT}:
             return
         for name in ACCOUNTS:
-            if not self._sent[event.call_id, name] and self.scenario.breaker(name).allows_calls():
+            if not self._sent[event.call_id, name] and self.scenario.account(name).allows_calls():
                 self.broken.append(f"{event}: {name} was usable and got no request")
 
 
@@ -193,7 +193,7 @@ def _play(
                 else:
                     provider.fail(step.reason, times=step.times, retry_after=step.retry_after)
         for name, seconds in opened_for.items():
-            scenario.breaker(name).open_for(seconds, cause="overloaded", summary="503")
+            scenario.account(name).open_for(seconds, cause="overloaded", summary="503")
         await asyncio.gather(*(one(scenario, caller) for caller in calls))
         await asyncio.sleep(200)
         assert scenario.idle(), "no permit, slot or place is left"

@@ -150,7 +150,7 @@ def test_a_probe_is_not_waited_for_beyond_the_next_routes_turn() -> None:
 async def _open_both(scenario: PipelineScenario) -> None:
     scenario.google.fail(Reason.OVERLOADED, status=503)
     scenario.openai.fail(Reason.OVERLOADED, status=503)
-    while "closed" in (scenario.breaker(0), scenario.breaker(1)):
+    while "closed" in (scenario.state(0), scenario.state(1)):
         with pytest.raises(ImageGenerationError):
             await scenario.ask()
 
@@ -326,6 +326,6 @@ def test_a_route_is_not_entered_when_the_time_is_up() -> None:
             await scenario.ask(deadline=30.0)
         await first
         assert google.allows_calls()
-        assert scenario.breaker(1) == "open", "a probe would have made it half-open"
+        assert scenario.state(1) == "open", "a probe would have made it half-open"
 
     run_scenario(scene, max_concurrent=1, **FAST)

@@ -39,16 +39,16 @@ def test_a_caller_that_leaves_casts_no_vote() -> None:
         scenario.google.hang()
         for _ in range(5):
             await _leave(scenario)
-        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
+        assert (scenario.state(), numbers(scenario)["consecutive"]) == ("closed", 0)
         assert numbers(scenario)["window"]["calls"] == 0
         await _open_google(scenario)
         scenario.google.heal().hang()
         await asyncio.sleep(70)
         await _leave(scenario)
-        assert (scenario.breaker(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
+        assert (scenario.state(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
         scenario.google.heal()
         assert (await scenario.ask()).provider == "google"
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     run_scenario(scene, **FAST)
 
@@ -61,7 +61,7 @@ def test_what_was_cut_short_early_casts_no_vote() -> None:
         scenario.google.heal().hang()
         await asyncio.sleep(70)
         assert (await scenario.ask(deadline=40)).provider == "openai"
-        assert (scenario.breaker(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
+        assert (scenario.state(), numbers(scenario)["probes_in_flight"]) == ("half_open", 0)
 
     run_scenario(scene, **FAST)
 
@@ -77,7 +77,7 @@ def test_requests_that_the_reserve_cuts_short_late_open_the_circuit(deadline: fl
             assert numbers(scenario)["consecutive"] == number
             assert numbers(scenario)["window"]["calls"] == 0, "the failure rate leaves it out"
         assert (await scenario.ask(deadline=deadline)).fallback_reason == "timeout"
-        assert (scenario.breaker(), numbers(scenario)["why"]) == ("open", "timeout")
+        assert (scenario.state(), numbers(scenario)["why"]) == ("open", "timeout")
         assert (await scenario.ask(deadline=deadline)).fallback_reason == "circuit_open"
         assert [e.vote for e in scenario.events.of(AttemptEnded) if e.provider == "google"] == [
             BreakerOutcome.THROTTLED
@@ -94,7 +94,7 @@ def test_a_request_that_the_deadline_itself_cuts_short_late_counts_too() -> None
         for _ in range(3):
             with pytest.raises(DeadlineExceededError):
                 await scenario.ask(deadline=50)
-        assert (scenario.breaker(), numbers(scenario)["why"]) == ("open", "timeout")
+        assert (scenario.state(), numbers(scenario)["why"]) == ("open", "timeout")
         with pytest.raises(CircuitOpenError, match="gemini-3-pro-image: skipped after timed out"):
             await scenario.ask(deadline=50)
 
@@ -109,7 +109,7 @@ def test_a_probe_that_is_cut_short_late_has_failed() -> None:
         scenario.google.heal().hang()
         await asyncio.sleep(70)
         assert (await scenario.ask(deadline=105)).provider == "openai"
-        assert scenario.breaker() == "open"
+        assert scenario.state() == "open"
 
     run_scenario(scene, **FAST)
 
@@ -125,7 +125,7 @@ def test_a_caller_that_leaves_late_casts_no_vote_either() -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
+        assert (scenario.state(), numbers(scenario)["consecutive"]) == ("closed", 0)
 
     run_scenario(scene, **FAST)
 
@@ -187,7 +187,7 @@ def test_a_candidate_breaker_counts_requests_that_were_cut_short_as_the_live_one
         scenario.google.hang()
         for deadline in (40, 105, 105):
             await scenario.ask(deadline=deadline)
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
         shadow = scenario.client.snapshot()["shadow"]
         assert shadow is not None
         candidate = shadow["routes"][0]
@@ -254,7 +254,7 @@ def test_a_probe_whose_holder_leaves_the_queue_says_nothing() -> None:
         await asyncio.sleep(0.1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        assert scenario.breaker() == "half_open"
+        assert scenario.state() == "half_open"
         assert numbers(scenario)["probes_in_flight"] == 0
 
     run_scenario(scene, ipm=10, openai_ipm=6000)
@@ -330,12 +330,12 @@ def test_the_time_of_fitting_an_image_is_not_the_services(monkeypatch: pytest.Mo
         scenario.google.heal().latency = 59.0
         await asyncio.sleep(70)
         assert (await scenario.ask()).provider == "google"
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     async def watched(scenario: PipelineScenario) -> None:
         scenario.google.latency = 29.0
         await asyncio.gather(*(scenario.ask() for _ in range(4)))
-        assert (scenario.breaker(), numbers(scenario)["consecutive"]) == ("closed", 0)
+        assert (scenario.state(), numbers(scenario)["consecutive"]) == ("closed", 0)
 
     async def leaver(scenario: PipelineScenario) -> None:
         await _open_google(scenario)
@@ -345,7 +345,7 @@ def test_the_time_of_fitting_an_image_is_not_the_services(monkeypatch: pytest.Mo
         await asyncio.sleep(5)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert scenario.breaker() == "closed"  # the service had answered
+        assert scenario.state() == "closed"  # the service had answered
 
     run_scenario(probe, **FAST)
     run_scenario(watched, breaker_slow_call=30, **FAST)
@@ -505,7 +505,7 @@ def test_operators_may_change_a_breaker_while_calls_go_on() -> None:
         breaker.reconfigure(BreakerConfig(fail_max=1))
         scenario.google.fail(Reason.OVERLOADED, status=503)
         assert (await scenario.ask()).attempts == 2
-        assert scenario.breaker() == "open"
+        assert scenario.state() == "open"
 
     run_scenario(scene, **FAST)
 
@@ -522,7 +522,7 @@ async def _leave(scenario: PipelineScenario) -> None:
 async def _open_google(scenario: PipelineScenario) -> None:
     scenario.google.heal().fail(Reason.OVERLOADED, status=503)
     await scenario.ask()
-    assert scenario.breaker() == "open"
+    assert scenario.state() == "open"
 
 
 async def _trip_google(scenario: PipelineScenario) -> None:

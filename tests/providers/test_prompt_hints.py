@@ -52,7 +52,7 @@ def test_a_wait_that_makes_no_sense_is_no_hint(wait: Any, later: bool) -> None:
         assert (result.provider, result.attempts) == ("google", 2)
         assert 3.5 - 0.01 <= now() <= 5.1
         assert [event.retry_after for event in scenario.events.of(AttemptEnded)] == [None, None]
-        assert scenario.breaker() == "closed"
+        assert scenario.state() == "closed"
 
     run_scenario(scene, **FAST)
 

@@ -10,11 +10,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline_kit import FAST, run_guarded
+from pipeline_kit import FAST, PipelineScenario, run_with_client
 
-from resilient_imagen import ImageClient, ImageResult, Reason, Settings
-from resilient_imagen.circuitbreaker import CircuitBreaker
-from resilient_imagen.snapshots import BreakerSnapshot, QueueSnapshot
+from resilient_imagen import Reason, Settings
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -25,29 +23,10 @@ THREE_ROUTES = f"{TWO_ROUTES},local:m"
 
 
 @dataclass
-class OverlapScenario:
-    """A client with scripted providers: a primary, a slower second route, and a third one."""
+class OverlapScenario(PipelineScenario):
+    """A client with a primary, a slower second route, and a third one."""
 
-    google: FakeProvider
-    openai: FakeProvider
     local: FakeProvider
-    client: ImageClient
-    events: RecordingSink
-
-    async def ask(self, **options: Any) -> ImageResult:
-        return await self.client.generate("a lighthouse", **options)
-
-    def start(self, **options: Any) -> asyncio.Task[ImageResult]:
-        return asyncio.create_task(self.ask(**options))
-
-    def circuit(self, index: int = 0) -> CircuitBreaker:
-        return list(self.client.breakers.values())[index]
-
-    def breaker(self, index: int = 0) -> BreakerSnapshot:
-        return self.client.snapshot()["routes"][index]["breaker"]
-
-    def queue(self, index: int = 0) -> QueueSnapshot:
-        return self.client.snapshot()["routes"][index]["queue"]
 
     async def make_probe_due(self, index: int = 0) -> None:
         """Open a circuit, and wait until its next request is a probe."""
@@ -81,18 +60,11 @@ def run_overlap(
 ) -> T:
     """Run ``scene`` on virtual time with these settings, perhaps with another primary."""
     google = FakeProvider("google") if google is None else google
-
-    async def main() -> T:
-        openai = FakeProvider("openai", latency=2.0)
-        local, sink = FakeProvider("local", latency=2.0), RecordingSink()
-        chosen = Settings(**{"routes": TWO_ROUTES, **FAST, **settings})
-        used = {route.provider for route in chosen.routes}
-        providers = [each for each in (google, openai, local) if each.name in used]
-        async with ImageClient(chosen, providers=providers, sinks=[sink]) as client:
-            answer = await scene(OverlapScenario(google, openai, local, client, sink))
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not left, left
-        assert google.in_flight + openai.in_flight + local.in_flight == 0
-        return answer
-
-    return run_guarded(main())
+    openai, local = FakeProvider("openai", latency=2.0), FakeProvider("local", latency=2.0)
+    events = RecordingSink()
+    return run_with_client(
+        lambda client: scene(OverlapScenario(google, openai, client, events, local)),
+        Settings(**{"routes": TWO_ROUTES, **FAST, **settings}),
+        [google, openai, local],
+        sinks=[events],
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen.circuitbreaker import CircuitBreaker
+from resilient_imagen.snapshots import BreakerSnapshot, QueueSnapshot
 from resilient_imagen.testing import FakeProvider, RecordingSink, VirtualTimeLoop
 
 T = TypeVar("T")
@@ -34,10 +36,20 @@ class PipelineScenario:
     async def ask(self, **options: Any) -> ImageResult:
         return await self.client.generate("a lighthouse", **options)
 
-    def breaker(self, index: int = 0) -> str:
-        state = self.client.snapshot()["routes"][index]["breaker"]["state"]
-        assert isinstance(state, str)
-        return state
+    def start(self, **options: Any) -> asyncio.Task[ImageResult]:
+        return asyncio.create_task(self.ask(**options))
+
+    def circuit(self, index: int = 0) -> CircuitBreaker:
+        return list(self.client.breakers.values())[index]
+
+    def breaker(self, index: int = 0) -> BreakerSnapshot:
+        return self.client.snapshot()["routes"][index]["breaker"]
+
+    def state(self, index: int = 0) -> str:
+        return self.breaker(index)["state"]
+
+    def queue(self, index: int = 0) -> QueueSnapshot:
+        return self.client.snapshot()["routes"][index]["queue"]
 
     def idle(self) -> bool:
         """Return whether no request is in flight or queued, and no probe is sent."""
@@ -149,15 +161,41 @@ def run_guarded(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: Any) -> T:
-    """Run ``scene`` on virtual time with these settings."""
+def run_with_client(
+    scene: Callable[[ImageClient], Awaitable[T]],
+    settings: Settings,
+    providers: Sequence[FakeProvider],
+    **options: Any,
+) -> T:
+    """Run ``scene`` with a client on virtual time, and check that no task and no request is left.
+
+    Args:
+        scene: The actions of the test.
+        settings: The client's settings; their routes select the providers that it gets.
+        providers: All scripted providers.
+        **options: The client's sinks and OpenTelemetry providers.
+    """
 
     async def main() -> T:
-        google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
-        sink = RecordingSink()
-        async with ImageClient(
-            Settings(**{**ONE_AT_A_TIME, **settings}), providers=[google, openai], sinks=[sink]
-        ) as client:
-            return await scene(PipelineScenario(google, openai, client, sink))
+        used = {route.provider for route in settings.accounts}
+        chosen = [each for each in providers if each.name in used]
+        async with ImageClient(settings, providers=chosen, **options) as client:
+            answer = await scene(client)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
+        assert [each.name for each in providers if each.in_flight] == []
+        return answer
 
     return run_guarded(main())
+
+
+def run_scenario(scene: Callable[[PipelineScenario], Awaitable[T]], **settings: Any) -> T:
+    """Run ``scene`` on virtual time with these settings."""
+    google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
+    events = RecordingSink()
+    return run_with_client(
+        lambda client: scene(PipelineScenario(google, openai, client, events)),
+        Settings(**{**ONE_AT_A_TIME, **settings}),
+        [google, openai],
+        sinks=[events],
+    )

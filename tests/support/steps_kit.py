@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pipeline_kit import ONE_AT_A_TIME, run_guarded
+from pipeline_kit import FAST, ONE_AT_A_TIME, PipelineScenario, run_with_client
 
-from resilient_imagen import ImageClient, ImageResult, Settings
+from resilient_imagen import Settings
 from resilient_imagen.circuitbreaker import CircuitBreaker
 from resilient_imagen.providers.base import Endpoint
 from resilient_imagen.telemetry.events import AccountChanged
@@ -25,19 +24,13 @@ CHAIN = f"{STEP},openai:{GPT}"
 
 
 @dataclass
-class StepScenario:
+class StepScenario(PipelineScenario):
     """A client whose first step has two accounts."""
 
-    google: FakeProvider
     google_b: FakeProvider
-    openai: FakeProvider
-    client: ImageClient
-    events: RecordingSink
 
-    async def ask(self, **options: Any) -> ImageResult:
-        return await self.client.generate("a lighthouse", **options)
-
-    def breaker(self, provider: str) -> CircuitBreaker:
+    def account(self, provider: str) -> CircuitBreaker:
+        """Return the circuit of an account of the step."""
         return self.client.breakers[f"{provider}:{PRO}"]
 
     def changes(self) -> list[tuple[str, str, str]]:
@@ -52,13 +45,7 @@ class StepScenario:
         return [each.provider for each in self.events.attempts]
 
     def idle(self) -> bool:
-        """Return whether no request is in flight or queued, and no probe is sent."""
-        return all(
-            route["queue"]["in_flight"] == 0
-            and route["queue"]["waiting"] == 0
-            and route["breaker"]["probes_in_flight"] == 0
-            for route in self.client.snapshot()["routes"]
-        ) and not (self.google.in_flight + self.google_b.in_flight + self.openai.in_flight)
+        return super().idle() and not self.google_b.in_flight
 
 
 def run_steps(
@@ -68,18 +55,12 @@ def run_steps(
     **settings: Any,
 ) -> T:
     """Run ``scene`` on virtual time with these settings, without overlap unless they ask for it."""
-
-    async def main() -> T:
-        chosen = Settings(**{"routes": CHAIN, "ipm": 6000, **ONE_AT_A_TIME, **settings})
-        google, google_b = FakeProvider("google"), FakeProvider("google_b")
-        openai, events = FakeProvider("openai", latency=2.0), RecordingSink()
-        google_b.endpoint = Endpoint("google")
-        used = {route.provider for route in chosen.accounts}
-        providers = [each for each in (google, google_b, openai) if each.name in used]
-        async with ImageClient(chosen, providers=providers, sinks=[events, *sinks]) as client:
-            answer = await scene(StepScenario(google, google_b, openai, client, events))
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not left, left
-        return answer
-
-    return run_guarded(main())
+    google, google_b = FakeProvider("google"), FakeProvider("google_b")
+    google_b.endpoint = Endpoint("google")
+    openai, events = FakeProvider("openai", latency=2.0), RecordingSink()
+    return run_with_client(
+        lambda client: scene(StepScenario(google, openai, client, events, google_b)),
+        Settings(**{"routes": CHAIN, **FAST, **ONE_AT_A_TIME, **settings}),
+        [google, google_b, openai],
+        sinks=[events, *sinks],
+    )

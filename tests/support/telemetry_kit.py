@@ -7,23 +7,20 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import pipeline_kit
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pipeline_kit import ONE_AT_A_TIME, PipelineScenario, run_with_client
 
-from resilient_imagen import ImageClient, Settings
-from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
+from resilient_imagen import Settings
+from resilient_imagen.testing import FakeProvider, RecordingSink
 
 T = TypeVar("T")
 
 Attributes = dict[str, Any]
-
-FAST: dict[str, Any] = {"ipm": 600_000}
-"""Settings with a rate limit that tests do not reach."""
 
 
 @dataclass
@@ -75,7 +72,7 @@ class Telemetry:
 
 
 @dataclass
-class TelemetryScenario(pipeline_kit.PipelineScenario):
+class TelemetryScenario(PipelineScenario):
     """A pipeline scenario whose telemetry is recorded."""
 
     telemetry: Telemetry
@@ -108,17 +105,13 @@ def run_telemetry_scenario(
     scene: Callable[[TelemetryScenario], Awaitable[T]], **settings: Any
 ) -> T:
     """Run ``scene`` on virtual time with these settings."""
-
-    async def main() -> T:
-        telemetry, sink = Telemetry(), RecordingSink()
-        google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
-        async with ImageClient(
-            Settings(**{**pipeline_kit.ONE_AT_A_TIME, **settings}),
-            providers=[google, openai],
-            sinks=[sink],
-            tracer_provider=telemetry.tracers,
-            meter_provider=telemetry.meters,
-        ) as client:
-            return await scene(TelemetryScenario(google, openai, client, sink, telemetry))
-
-    return run_virtual(main())
+    telemetry, events = Telemetry(), RecordingSink()
+    google, openai = FakeProvider("google"), FakeProvider("openai", latency=2.0)
+    return run_with_client(
+        lambda client: scene(TelemetryScenario(google, openai, client, events, telemetry)),
+        Settings(**{**ONE_AT_A_TIME, **settings}),
+        [google, openai],
+        sinks=[events],
+        tracer_provider=telemetry.tracers,
+        meter_provider=telemetry.meters,
+    )

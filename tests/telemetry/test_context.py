@@ -12,7 +12,8 @@ import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider, sampling
-from telemetry_kit import FAST, Telemetry, TelemetryScenario, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import Telemetry, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageClient,

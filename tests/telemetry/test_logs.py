@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import structlog
 from opentelemetry.sdk.trace import ReadableSpan
-from telemetry_kit import FAST, TelemetryScenario, attributes, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.testing import FakeProvider, run_virtual

@@ -14,7 +14,8 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.sdk.metrics import Counter
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
-from telemetry_kit import FAST, Telemetry, TelemetryScenario, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import Telemetry, TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, ImageGenerationError, Reason, Settings
 from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
-from telemetry_kit import FAST, TelemetryScenario, attributes, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import Reason
 

@@ -11,7 +11,8 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
-from telemetry_kit import FAST, Telemetry, TelemetryScenario, attributes, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import Telemetry, TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageGenerationError,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import structlog
-from telemetry_kit import FAST, TelemetryScenario, run_telemetry_scenario
+from pipeline_kit import FAST
+from telemetry_kit import TelemetryScenario, run_telemetry_scenario
 
 from resilient_imagen import (
     ImageClient,
