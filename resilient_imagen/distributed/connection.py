@@ -1,20 +1,22 @@
 """Redis connection factory: imports redis-py only for the first connection.
 
-Only `redis_connection` and `redis_errors` use redis-py. They are imported in a thread, which also
-does other slow work: reading certificates and resolving the host's name.
+Only `redis_connection` and `redis_errors` use redis-py. They are imported in a thread, because the
+import and the reading of certificates would block the event loop.
 """
 
 from __future__ import annotations
 
 import contextlib
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_imagen.daemon_thread import DaemonThreadCall
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
 
     from resilient_imagen.distributed.redis_address import Address
     from resilient_imagen.distributed.redis_connection import RedisEndpoint
@@ -49,13 +51,13 @@ class RedisConnectionFactory:
 
     async def open(self) -> StoreConnection:
         """Connect, subscribe and load the scripts. Raises as `ConnectionFactory.open`."""
-        return await (await self._prepared()).link()
+        return await (await self._prepared()).open()
 
     @contextlib.asynccontextmanager
-    async def look(self) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
-        """Open one connection for single read commands. Raises as `open`."""
-        async with (await self._prepared()).look() as ask:
-            yield ask
+    async def reader(self) -> AsyncIterator[Redis]:
+        """Provide a client for read commands; its errors are raised as those of `open`."""
+        async with (await self._prepared()).reader() as client:
+            yield client
 
     async def _prepared(self) -> RedisEndpoint:
         if self._endpoint is None:

@@ -60,7 +60,7 @@ class RedisCoordinator:
         address: The address of Redis.
         warn: Called with a code and a message each time that Redis is lost.
         accounts: The account identifier of each provider; state is shared within an account.
-        door: Opens connections; None means a factory for `address`.
+        factory: Opens connections; None means a factory for `address`.
 
     Raises:
         ConfigurationError: redis-py is not installed.
@@ -72,7 +72,7 @@ class RedisCoordinator:
         warn: Callable[[str, str], None],
         *,
         accounts: Mapping[str, str] | None = None,
-        door: ConnectionFactory | None = None,
+        factory: ConnectionFactory | None = None,
     ) -> None:
         self.address = address
         self.worker: str = _new_worker()
@@ -81,7 +81,7 @@ class RedisCoordinator:
         self._process = os.getpid()
         self._warn = warn
         self._accounts = dict(accounts or {})
-        self._factory = RedisConnectionFactory(address) if door is None else door
+        self._factory = RedisConnectionFactory(address) if factory is None else factory
         self._participants: WeakSet[Participant] = WeakSet()
         self._session: Session | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -13,6 +13,8 @@ from resilient_imagen.distributed.store import JOIN_WITHIN, StoreUnavailableErro
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from resilient_imagen.distributed.redis_address import Address
 
 __all__ = ["FleetStatus", "LimiterStatus", "RouteStatus", "read_status"]
@@ -84,14 +86,15 @@ async def read_status(address: Address) -> FleetStatus:
     Raises:
         ConfigurationError: Redis cannot be read; the text has the cause.
     """
+    factory = RedisConnectionFactory(address)
     try:
-        async with asyncio.timeout(5 * JOIN_WITHIN), RedisConnectionFactory(address).look() as ask:
-            seconds, micros = await ask("TIME")
-            now = int(seconds) * 1_000_000 + int(micros)
-            names = await _keys(ask, address.key("circuit", "*"))
-            routes = [await _route(ask, address, name, now) for name in names]
-            names = await _keys(ask, address.key("pace", "*"))
-            paces = [await _pace(ask, address, name, now) for name in names]
+        async with asyncio.timeout(5 * JOIN_WITHIN), factory.reader() as redis:
+            seconds, micros = await redis.time()
+            now = seconds * 1_000_000 + micros
+            names = await _names(redis, address.key("circuit", "*"))
+            routes = [await _route(redis, address, name, now) for name in names]
+            names = await _names(redis, address.key("pace", "*"))
+            paces = [await _pace(redis, address, name, now) for name in names]
     except TimeoutError:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
     except StoreUnavailableError as error:
@@ -99,59 +102,62 @@ async def read_status(address: Address) -> FleetStatus:
     return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces))
 
 
-async def _keys(ask: Any, pattern: str) -> list[str]:
+async def _names(redis: Redis, pattern: str) -> list[str]:
     """Return the sorted parts of keys that match the star of a pattern."""
     before, _, after = pattern.partition("*")
-    found: set[str] = set()
-    cursor = "0"
-    while True:
-        answer, keys = await ask("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
-        names = (key.decode(errors="replace")[len(before) : -len(after)] for key in keys)
-        found.update(name for name in names if name.isprintable())
-        cursor = answer.decode()
-        if cursor == "0":
-            return sorted(found)
+    found = {
+        _text(key)[len(before) : -len(after)]
+        async for key in redis.scan_iter(match=pattern, count=500)
+    }
+    return sorted(name for name in found if name.isprintable())
 
 
-async def _hash(ask: Any, key: str) -> dict[str, str]:
-    flat = [each.decode(errors="replace") for each in await ask("HGETALL", key)]
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-async def _route(ask: Any, address: Address, name: str, now: int) -> RouteStatus:
-    record = await _hash(ask, address.key("circuit", name))
-    workers = await _hash(ask, address.key("workers", name))
-    live = await ask("ZCOUNT", address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
-    probes = await ask("ZCOUNT", address.key("leases", name), now, "+inf")
+async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteStatus:
+    record = await _hash(redis, address.key("circuit", name))
+    workers = await _hash(redis, address.key("workers", name))
+    live = await redis.zcount(address.key("seen", name), now - int(_LIVE / _MICRO), "+inf")
+    probes = await redis.zcount(address.key("leases", name), now, "+inf")
     state = record.get("state", "closed")
-    counted = [entry.split(":") for entry in workers.values()]
-    present = [entry for entry in counted if entry[0] == record.get("generation")]
+    entries = [entry.split(":") for entry in workers.values()]
+    generation = record.get("generation")
+    counts = [
+        (_integer(calls), _integer(failures))
+        for own, calls, failures in (entry for entry in entries if len(entry) == _COUNTS)
+        if own == generation
+    ]
     why, brief = trusted_texts(record.get("cause", ""), record.get("brief", ""))
+    left = max(0.0, (_integer(record.get("till"), now) - now) * _MICRO)
     return RouteStatus(
         route=name,
         state=state if state in _STATES else "unknown",
-        since_s=max(0.0, (now - _whole(record.get("since"), now)) * _MICRO),
-        left_s=max(0.0, (_whole(record.get("till"), now) - now) * _MICRO)
-        if state == "open"
-        else 0.0,
-        openings_in_a_row=_whole(record.get("openings")),
+        since_s=max(0.0, (now - _integer(record.get("since"), now)) * _MICRO),
+        left_s=left if state == "open" else 0.0,
+        openings_in_a_row=_integer(record.get("openings")),
         why=why,
         brief=brief,
-        failures_in_a_row=_whole(record.get("streak")),
-        window_calls=sum(_whole(entry[1]) for entry in present if len(entry) == _COUNTS),
-        window_failures=sum(_whole(entry[2]) for entry in present if len(entry) == _COUNTS),
-        probes=int(probes),
-        workers=int(live),
+        failures_in_a_row=_integer(record.get("streak")),
+        window_calls=sum(calls for calls, _ in counts),
+        window_failures=sum(failures for _, failures in counts),
+        probes=probes,
+        workers=live,
     )
 
 
-async def _pace(ask: Any, address: Address, name: str, now: int) -> LimiterStatus:
-    pace = await _hash(ask, address.key("pace", name))
-    returned = await ask("ZCOUNT", address.key("free", name), now, "+inf")
-    wait = max(0.0, (_whole(pace.get("next"), now) - now) * _MICRO)
-    return LimiterStatus(name, wait, int(returned))
+async def _pace(redis: Redis, address: Address, name: str, now: int) -> LimiterStatus:
+    pace = await _hash(redis, address.key("pace", name))
+    returned = await redis.zcount(address.key("free", name), now, "+inf")
+    wait = max(0.0, (_integer(pace.get("next"), now) - now) * _MICRO)
+    return LimiterStatus(name, wait, returned)
 
 
-def _whole(text: str | None, default: int = 0) -> int:
+async def _hash(redis: Redis, key: str) -> dict[str, str]:
+    return {_text(k): _text(v) for k, v in (await redis.hgetall(key)).items()}
+
+
+def _text(stored: Any) -> str:
+    return bytes(stored).decode(errors="replace")
+
+
+def _integer(text: str | None, default: int = 0) -> int:
     """Return a stored integer; the default if it is damaged or forged."""
     return int(text) if text is not None and _NUMBER.fullmatch(text) else default

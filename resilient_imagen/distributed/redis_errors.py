@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import socket
 import ssl
 from typing import TYPE_CHECKING, Final
@@ -19,7 +20,6 @@ __all__ = ["translate_redis_errors"]
 
 _NO_CURE: Final = (
     (theirs.AuthenticationError, "", "it refuses the user name or password, or wants one"),
-    (theirs.NoPermissionError, "", "it does not permit this user to use what we need"),
     (theirs.ResponseError, "DB index", "it has no database of that number"),
     (theirs.ResponseError, "SELECT is not allowed", "it has no database of that number"),
     (theirs.AskError, "", "it is one node of a cluster, and our keys are on another"),
@@ -27,6 +27,9 @@ _NO_CURE: Final = (
 )
 """redis-py's error, a part of its text, and our message, for errors of configuration."""
 
+_DENIED: Final = re.compile(r"ACL failure in script|The user executing the script can't run")
+"""Error replies of scripts for missing rights, by Redis 7.2 and later, and by Redis 7.0."""
+_COMMAND: Final = re.compile(r"the '([a-z|]{1,40})' command")
 _MAY_PASS: Final[tuple[tuple[type[Exception], str], ...]] = (
     (theirs.BusyLoadingError, "it is still loading"),
     (theirs.ReadOnlyError, "it is read-only"),
@@ -57,11 +60,23 @@ def _translate(error: Exception) -> StoreUnavailableError:
     for kind, word, text in _NO_CURE:
         if isinstance(error, kind) and word in str(error):
             return MisconfiguredError(text)
+    if isinstance(error, theirs.NoPermissionError) or _DENIED.search(str(error)):
+        return MisconfiguredError(f"it does not permit this user to {_missing_right(str(error))}")
     # redis-py wraps errors of the operating system; an error reply has no cause.
     cause = error.__cause__ or error.__context__
     if isinstance(error, theirs.RedisError) and isinstance(cause, StoreUnavailableError | OSError):
         return cause if isinstance(cause, StoreUnavailableError) else _translate_os_error(cause)
     return _translate_os_error(error)
+
+
+def _missing_right(text: str) -> str:
+    if command := _COMMAND.search(text):
+        return f"run {command[1].upper()}"
+    if "access a channel" in text:
+        return "use the channel <namespace>:news"
+    if "access a key" in text or "can't access at least one of the keys" in text:
+        return "use the keys <namespace>:*"
+    return "run a command that our scripts need"
 
 
 def _translate_os_error(error: Exception) -> StoreUnavailableError:

@@ -143,7 +143,7 @@ class Session:
 
     async def _listen(self) -> None:
         while True:
-            news = await self._link.news()
+            news = await self._link.next_message()
             self._sign_of_life = True
             if news is None:
                 continue

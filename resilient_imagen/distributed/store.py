@@ -32,7 +32,7 @@ class MisconfiguredError(StoreUnavailableError):
 class StoreConnection(Protocol):
     """A connection to the store, as the coordinator uses it."""
 
-    async def run(self, steps: Sequence[ScriptCall]) -> list[Any]:
+    async def run(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Run the commands in this order, in one round trip, and return their answers.
 
         Raises:
@@ -40,8 +40,8 @@ class StoreConnection(Protocol):
         """
         ...
 
-    async def news(self) -> bytes | None:
-        """Return the next record published on the channel; None for the answer to a ping.
+    async def next_message(self) -> bytes | None:
+        """Return the next message of the channel; None for the answer to a ping.
 
         Raises:
             StoreUnavailableError: The connection is lost.
@@ -49,7 +49,7 @@ class StoreConnection(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Send a ping on the channel's connection; `news` receives the answer.
+        """Send a ping on the channel's connection; `next_message` receives the answer.
 
         Raises:
             StoreUnavailableError: The connection is lost.
@@ -57,7 +57,7 @@ class StoreConnection(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close both connections quickly; never raises."""
+        """Close the connection quickly; never raises."""
         ...
 
 

@@ -207,7 +207,7 @@ def test_a_name_server_that_hangs_costs_one_thread_of_our_own(
                 async with asyncio.timeout(0.02):
                     await door.open()
         await until(lambda: lookups != [])
-        assert lookups == ["resilient_imagen fleet"]
+        assert lookups == ["resilient-imagen-dns"]
         assert asyncio.get_running_loop()._default_executor is None  # type: ignore[attr-defined]
         answers.set()
         link = await door.open()

@@ -189,7 +189,7 @@ class FakeRedisCluster:
 
         door = SeaDoor(self)
         self.doors.append(door)
-        coordinator = door.fleet = RedisCoordinator(ADDRESS, warn, door=door)
+        coordinator = door.fleet = RedisCoordinator(ADDRESS, warn, factory=door)
         return coordinator
 
     async def cross(self) -> None:
@@ -279,7 +279,7 @@ class FakeConnection:
             raise StoreUnavailableError("ConnectionError")
         return answers
 
-    async def news(self) -> bytes | None:
+    async def next_message(self) -> bytes | None:
         news = await self._news.get()
         if isinstance(news, StoreUnavailableError):
             raise news
