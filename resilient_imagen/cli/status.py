@@ -66,8 +66,17 @@ def status(
         return
     console.print(_routes(view, steps))
     for pace in view.paces:
-        returned = f", {pace.returned} given back" if pace.returned else ""
-        console.print(f"{pace.provider}: next place in {pace.wait_s:.1f} s{returned}")
+        console.print(
+            f"{pace.provider}: {pace.per_minute:g} images a minute, next place in "
+            f"{pace.wait_s:.1f} s, {pace.waiting} processes waiting"
+        )
+    for worker in view.workers:
+        console.print(
+            f"worker {worker.name}: version {worker.version}, protocol {worker.protocol}",
+            soft_wrap=True,
+        )
+        for resource, words in worker.settings.items():
+            console.print(f"  {resource}: {words}", soft_wrap=True)
 
 
 def _step_of(route: str, steps: Mapping[str, str]) -> str | None:
@@ -86,7 +95,7 @@ def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
             route.route,
             Text(_state(route), colour),
             _span(route.since_s),
-            route.brief or route.why or "",
+            route.summary or route.why or "",
             str(route.failures_in_a_row),
             f"{route.window_failures}/{route.window_calls}",
             str(route.probes),

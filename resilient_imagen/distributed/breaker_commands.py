@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from resilient_imagen.circuitbreaker.config import BreakerMode
 from resilient_imagen.circuitbreaker.open_period import NO_CAUSE
+from resilient_imagen.distributed.fleet_settings import breaker_settings
 from resilient_imagen.distributed.scripts import (
     LEASE,
     LEAVE,
@@ -45,24 +47,24 @@ class SharedBreakerCommands:
 
     Args:
         coordinator: Provides the worker's name, the address and the channel.
-        topic: The route's resource name.
+        resource: The route's resource name.
     """
 
-    __slots__ = ("_coordinator", "_keys", "_topic")
+    __slots__ = ("_coordinator", "_keys", "_resource")
 
-    def __init__(self, coordinator: RedisCoordinator, topic: str) -> None:
+    def __init__(self, coordinator: RedisCoordinator, resource: str) -> None:
         kinds = ("circuit", "leases", "workers", "seen")
-        self._keys = tuple(coordinator.address.key(kind, topic) for kind in kinds)
+        self._keys = tuple(coordinator.address.key(kind, resource) for kind in kinds)
         self._coordinator = coordinator
-        self._topic = topic
+        self._resource = resource
 
     def alive(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
         """Return the heartbeat, with the calls and failures that this worker has counted."""
-        return self._vote(record, circuit, "", 0, 0, 0, 0.0, NO_CAUSE)
+        return self._vote(record, circuit, "")
 
     def succeeded(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
         """Return the report of a success in the closed state."""
-        return self._vote(record, circuit, "success", 0, 0, 1, 0.0, NO_CAUSE)
+        return self._vote(record, circuit, "success", share=True)
 
     def failed(
         self,
@@ -78,8 +80,9 @@ class SharedBreakerCommands:
 
         If it opens the shared breaker, the open period is `pause` seconds.
         """
-        seen = int(answered(why))
-        return self._vote(record, circuit, "failure", weight, seen, int(in_window), pause, why)
+        return self._vote(
+            record, circuit, "failure", weight=weight, share=in_window, pause=pause, why=why
+        )
 
     def opened(
         self, record: BreakerRecord, circuit: BreakerStateMachine, basis: str, *, token: str = ""
@@ -97,81 +100,100 @@ class SharedBreakerCommands:
         opening = circuit.open_period
         why = NO_CAUSE if opening is None else opening.cause
         left = 0.0 if opening is None else max(opening.until - circuit.now, 0.0)
-        return self._fenced(
+        return self._call(
             OPEN,
             record,
-            microseconds(left),
-            str(why.cause or ""),
-            str(why.summary or ""),
-            int(answered(why)),
-            basis,
-            circuit.consecutive_openings,
-            token,
-            int(opening is not None and opening.closes),
+            circuit,
+            **_cause(why, left),
+            basis=basis,
+            openings=circuit.consecutive_openings,
+            token=token,
+            closes=opening is not None and opening.closes,
         )
 
-    def shortened(self, record: BreakerRecord, longest: float) -> ScriptCall:
+    def shortened(
+        self, record: BreakerRecord, circuit: BreakerStateMachine, longest: float
+    ) -> ScriptCall:
         """Return the command that limits an impossibly long open period to `longest` seconds."""
-        return self._fenced(SHORTEN, record, microseconds(longest))
+        return self._call(SHORTEN, record, circuit, longest=microseconds(longest))
 
     def settled(
         self, record: BreakerRecord, circuit: BreakerStateMachine, token: str, successes: int
     ) -> ScriptCall:
         """Return the report of `successes` successful probes."""
         needed = circuit.config.half_open_calls
-        return self._fenced(SETTLE, record, token, successes, needed)
+        return self._call(SETTLE, record, circuit, token=token, successes=successes, needed=needed)
 
-    def wanted(self, circuit: BreakerStateMachine, token: str) -> ScriptCall:
+    def wanted(self, record: BreakerRecord, circuit: BreakerStateMachine, token: str) -> ScriptCall:
         """Return the command that requests or renews a probe's lease."""
-        deadline = microseconds(circuit.config.probe_deadline)
-        return self._step(LEASE, token, deadline, circuit.config.half_open_calls)
+        config = circuit.config
+        deadline = microseconds(config.probe_deadline)
+        places = config.half_open_calls
+        return self._call(LEASE, record, circuit, token=token, deadline=deadline, places=places)
 
-    def released(self, token: str) -> ScriptCall:
+    def released(
+        self, record: BreakerRecord, circuit: BreakerStateMachine, token: str
+    ) -> ScriptCall:
         """Return the command that releases a probe's lease."""
-        return self._step(RELEASE, token)
+        return self._call(RELEASE, record, circuit, token=token)
 
-    def left(self) -> ScriptCall:
+    def left(self, record: BreakerRecord, circuit: BreakerStateMachine) -> ScriptCall:
         """Return the command that removes this worker."""
-        return self._step(LEAVE)
+        return self._call(LEAVE, record, circuit)
 
     def _vote(
         self,
         record: BreakerRecord,
         circuit: BreakerStateMachine,
         vote: str,
-        weight: int,
-        seen: int,
-        in_window: int,
-        pause: float,
-        why: TripCause,
+        *,
+        weight: int = 0,
+        share: bool = False,
+        pause: float = 0.0,
+        why: TripCause = NO_CAUSE,
     ) -> ScriptCall:
         config, window = circuit.config, circuit.rule.window
         window.roll(circuit.now)
-        return self._fenced(
+        counts = config.mode is BreakerMode.ON  # otherwise its decisions must not affect others
+        return self._call(
             VOTE,
             record,
-            vote,
-            weight,
-            seen,
-            in_window,
-            window.calls,
-            window.failures,
-            microseconds(pause),
-            str(why.cause or ""),
-            str(why.summary or ""),
-            config.fail_max,
-            config.failure_rate,
-            config.min_calls,
+            circuit,
+            **_cause(why, pause),
+            vote=vote,
+            weight=weight,
+            share=share,
+            calls=window.calls if counts else 0,
+            failures=window.failures if counts else 0,
+            fail_max=config.fail_max,
+            failure_rate=config.failure_rate,
+            min_calls=config.min_calls,
         )
 
-    def _fenced(
-        self, script: LuaScript, record: BreakerRecord, *arguments: str | float
+    def _call(
+        self,
+        script: LuaScript,
+        record: BreakerRecord,
+        circuit: BreakerStateMachine,
+        **arguments: Any,
     ) -> ScriptCall:
-        return self._step(script, record.epoch, record.generation, *arguments)
+        coordinator = self._coordinator
+        common = {
+            "worker": coordinator.worker,  # read each time: a forked process is a new worker
+            "channel": coordinator.address.channel,
+            "route": self._resource,
+            "settings": breaker_settings(circuit.config),
+            "epoch": record.epoch,
+            "version": record.version,
+            "generation": record.generation,
+        }
+        return ScriptCall(script, self._keys, common | arguments)
 
-    def _step(self, script: LuaScript, *arguments: str | float) -> ScriptCall:
-        coordinator = (
-            self._coordinator
-        )  # the worker's name is read each time, because a forked process is a new worker
-        fixed = (coordinator.worker, coordinator.address.channel, self._topic)
-        return ScriptCall(script, self._keys, (*fixed, *arguments))
+
+def _cause(why: TripCause, pause: float) -> dict[str, Any]:
+    return {
+        "pause": microseconds(pause),
+        "cause": str(why.cause or ""),
+        "summary": str(why.summary or ""),
+        "answered": answered(why),
+    }

@@ -9,38 +9,44 @@ the task has reconnected.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
+import re
+import socket
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 from weakref import WeakSet
 
 from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.participant import Participant, PendingCommand
+from resilient_imagen.distributed.scripts import PROTOCOL, REGISTER, ScriptCall
 from resilient_imagen.distributed.session import ANSWER_WITHIN, Session, by, running_loop
-from resilient_imagen.distributed.store import (
-    JOIN_WITHIN,
-    MisconfiguredError,
-    StoreUnavailableError,
-)
+from resilient_imagen.distributed.store import MisconfiguredError, StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from resilient_imagen.distributed.participant import Answer
     from resilient_imagen.distributed.redis_address import Address
-    from resilient_imagen.distributed.scripts import ScriptCall
     from resilient_imagen.distributed.store import ConnectionFactory
     from resilient_imagen.snapshots import FleetSnapshot
 
-__all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator"]
+__all__ = ["HEARTBEAT_SECONDS", "RedisCoordinator", "registry_keys"]
 
 HEARTBEAT_SECONDS: Final = 1.0
 """Seconds between heartbeats, whose answers make up for lost messages."""
+_REGISTER_EVERY: Final = 10
+"""Number of heartbeats between two registrations."""
 _MAX_HEARTBEATS_PER_SECOND: Final = 500.0
 """Maximum heartbeats per second of all workers; with many workers, each sends fewer."""
+_CONNECT_WITHIN: Final = 5.0
+"""Seconds for connecting, authenticating and the first answers: ten slow round trips."""
+_JOIN_WITHIN: Final = 1.0
+"""Maximum seconds that a call waits for the first attempt to connect."""
 _PAUSES: Final = (0.0, 0.2, 0.5, 1.0, 2.0)
 """Seconds before each attempt to connect; the last value is repeated."""
 _STEADY: Final = 5.0
@@ -49,8 +55,17 @@ _SHARE: Final = 0.1
 """Maximum share of a call's remaining time that it waits for the first connection attempt."""
 
 
+_MAX_WARNINGS: Final = 100
+"""Maximum number of different warnings about other workers."""
+
+
 def _ignore(_: object) -> None:
     """Ignore an answer."""
+
+
+def registry_keys(address: Address) -> tuple[str, ...]:
+    """Return the keys of `register.lua`."""
+    return tuple(address.key(kind, "fleet") for kind in ("topics", "members", "seen"))
 
 
 class RedisCoordinator:
@@ -92,14 +107,15 @@ class RedisCoordinator:
         """Whether the first attempt is over; after it, no error of Redis fails a call."""
         self._joined_at = math.inf
         self._leaving = False
+        self._heartbeats = 0
+        self._warnings: set[str] = set()
 
     @property
     def joined(self) -> bool:
         """Whether Redis is connected."""
         return self._session is not None
 
-    # -- for breakers and limiters
-    # ---------------------------------------------------------------------
+    # For breakers and limiters
 
     def resource_name(self, name: str) -> str:
         """Return the name of the shared state of a provider or a route."""
@@ -124,7 +140,30 @@ class RedisCoordinator:
         session.post(PendingCommand(step, answer))
         return True
 
-    # -- for the client ---------------------------------------------------------------------------
+    def warn_newer_protocol(self, protocol: int) -> None:
+        """Warn once that the data in Redis belong to workers of a newer version."""
+        self._warn_once(
+            "redis_protocol",
+            f"Redis at {self.address.shown}: its processes use protocol {protocol}, but this "
+            f"version supports only {PROTOCOL}: breakers and pacing are local to this process "
+            "until it is updated, or until those processes have been silent for a minute",
+        )
+
+    def warn_different_settings(self, resource: str, differences: str) -> None:
+        """Warn once that another process has other settings; empty differences are ignored."""
+        if differences:
+            self._warn_once(
+                "fleet_settings",
+                f"Redis at {self.address.shown}: processes that share {resource} have different "
+                f"settings: {differences}",
+            )
+
+    def _warn_once(self, code: str, text: str) -> None:
+        if text not in self._warnings and len(self._warnings) < _MAX_WARNINGS:
+            self._warnings.add(text)
+            self._warn(code, text)
+
+    # For the client
 
     async def ready(self, deadline: float = math.inf) -> None:
         """Start the background task, and wait for the first connection attempt.
@@ -133,7 +172,7 @@ class RedisCoordinator:
 
         Args:
             deadline: The caller's deadline in loop time, of which only a small share may be spent
-                waiting. Without a deadline it waits until the attempt is over.
+                waiting. Without a deadline it waits for at most a second once redis-py is loaded.
 
         Raises:
             ConfigurationError: The first attempt shows that the URL or Redis is misconfigured.
@@ -142,8 +181,8 @@ class RedisCoordinator:
         first_try = self._first_try
         if first_try is not None and not first_try.done():
             left = max(deadline - asyncio.get_running_loop().time(), 0.0)
-            patience = None if math.isinf(left) else min(left * _SHARE, JOIN_WITHIN)
-            await asyncio.wait({first_try}, timeout=patience)
+            timeout = None if math.isinf(left) else min(left * _SHARE, _JOIN_WITHIN)
+            await asyncio.wait({first_try}, timeout=timeout)
         if self._refused is not None:
             raise ConfigurationError(
                 f"IMAGE_GEN_REDIS_URL: Redis at {self.address.shown}: {self._refused}"
@@ -160,7 +199,7 @@ class RedisCoordinator:
             return
         self._leaving = True
         if self._session is not None:
-            self._session.leave()
+            self._session.leave(self._last_calls())
         try:
             await asyncio.wait({task}, timeout=ANSWER_WITHIN if self.joined else 0)
         finally:
@@ -177,7 +216,7 @@ class RedisCoordinator:
             "workers": self.workers if self.joined else 1,
         }
 
-    # -- the background task ----------------------------------------------------------------------
+    # The background task
 
     def _start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -241,9 +280,13 @@ class RedisCoordinator:
         loop = asyncio.get_running_loop()
         session: Session | None = None
         await self._factory.prepare()
+        loop.call_later(_JOIN_WITHIN, _done, first_try)
         try:
-            async with by(loop.time() + JOIN_WITHIN):
-                session = Session(await self._factory.open(), self._participants, self._period)
+            async with by(loop.time() + _CONNECT_WITHIN):
+                connection = await self._factory.open()
+                session = Session(
+                    connection, self._participants, self._next_heartbeats, self._period
+                )
                 await session.join()
             self._session = session
             self._started = True
@@ -271,6 +314,34 @@ class RedisCoordinator:
             for member in list(self._participants):
                 member.on_disconnected()
 
+    def _next_heartbeats(self) -> Iterator[PendingCommand]:
+        """Return the heartbeats of all participants and, at intervals, the registration."""
+        if self._session is None or self._heartbeats % _REGISTER_EVERY == 0:
+            yield PendingCommand(self._registration(), _ignore)
+        self._heartbeats += 1
+        for member in list(self._participants):
+            yield member.heartbeat()
+
+    def _last_calls(self) -> Iterator[ScriptCall]:
+        for member in list(self._participants):
+            yield from member.release_commands()
+        yield self._registration(leaving=True)
+
+    def _registration(self, *, leaving: bool = False) -> ScriptCall:
+        settings = {member.resource: member.settings for member in self._participants}
+        description = {
+            "version": version("resilient-imagen"),
+            "protocol": PROTOCOL,
+            "settings": settings,
+        }
+        arguments = {
+            "worker": self.worker,
+            "description": json.dumps(description),
+            "resources": sorted(settings),
+            "leaving": leaving,
+        }
+        return ScriptCall(REGISTER, registry_keys(self.address), arguments)
+
     def _period(self) -> float:
         """Return the seconds until the next heartbeat."""
         return max(HEARTBEAT_SECONDS, self.workers / _MAX_HEARTBEATS_PER_SECOND) * random.uniform(
@@ -284,4 +355,6 @@ def _done(future: asyncio.Future[None]) -> None:
 
 
 def _new_worker() -> str:
-    return uuid4().hex[:12]
+    """Return a name by which workers of one host and of one process are recognized."""
+    host = re.sub(r"[^\w.-]", "-", socket.gethostname(), flags=re.ASCII)[:60]
+    return f"{host}/{os.getpid()}/{uuid4().hex[:6]}"

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from resilient_imagen.circuitbreaker.types import BreakerState
 from resilient_imagen.distributed.breaker_record import trusted_texts
 from resilient_imagen.distributed.connection import RedisConnectionFactory
-from resilient_imagen.distributed.store import JOIN_WITHIN, StoreUnavailableError
+from resilient_imagen.distributed.coordinator import registry_keys
+from resilient_imagen.distributed.store import StoreUnavailableError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from redis.asyncio import Redis
 
     from resilient_imagen.distributed.redis_address import Address
 
-__all__ = ["FleetStatus", "LimiterStatus", "RouteStatus", "read_status"]
+__all__ = ["FleetStatus", "LimiterStatus", "RouteStatus", "WorkerStatus", "read_status"]
 
 _MICRO = 1e-6
 _LIVE = 60.0
+_TIMEOUT: Final = 5.0
 _STATES = frozenset(map(str, BreakerState))
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
-_COUNTS = 3
-"""Numbers in a worker's entry: generation, calls, failures."""
+_WORDS = re.compile(r"[\w.=: @/+-]{0,500}", re.ASCII)
+"""Texts of other workers that may be shown."""
 
 
 class RouteStatus(NamedTuple):
@@ -40,7 +45,7 @@ class RouteStatus(NamedTuple):
     """Remaining seconds of the open period."""
     openings_in_a_row: int
     why: str | None
-    brief: str | None
+    summary: str | None
     failures_in_a_row: int
     window_calls: int
     window_failures: int
@@ -56,9 +61,26 @@ class LimiterStatus(NamedTuple):
     provider: str
     """The provider's name, followed by @ and the account's identifier if there is one."""
     wait_s: float
-    """Seconds until the next new place."""
-    returned: int
-    """Number of future places that were given back and are free."""
+    """Seconds until the next place."""
+    per_minute: float
+    """Images per minute: the lowest setting of all workers; 0 if unknown."""
+    waiting: int
+    """Number of workers that wait for a place."""
+
+
+class WorkerStatus(NamedTuple):
+    """A worker with a heartbeat within the last minute."""
+
+    name: str
+    """``host/process/number``."""
+    version: str
+    """The version of this library."""
+    protocol: int
+    """The version of the data in Redis that it uses."""
+    silent_s: float
+    """Seconds since its last registration, which it sends about every ten seconds."""
+    settings: dict[str, str]
+    """The settings of each route and provider."""
 
 
 class FleetStatus(NamedTuple):
@@ -69,6 +91,7 @@ class FleetStatus(NamedTuple):
     """The prefix of every key."""
     routes: tuple[RouteStatus, ...]
     paces: tuple[LimiterStatus, ...]
+    workers: tuple[WorkerStatus, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain JSON."""
@@ -77,39 +100,32 @@ class FleetStatus(NamedTuple):
             "namespace": self.namespace,
             "routes": [route._asdict() for route in self.routes],
             "paces": [pace._asdict() for pace in self.paces],
+            "workers": [worker._asdict() for worker in self.workers],
         }
 
 
 async def read_status(address: Address) -> FleetStatus:
-    """Read the record of every route and the rate limit of every provider.
+    """Read the record of every route, the rate limit of every provider and all workers.
 
     Raises:
         ConfigurationError: Redis cannot be read; the text has the cause.
     """
     factory = RedisConnectionFactory(address)
     try:
-        async with asyncio.timeout(5 * JOIN_WITHIN), factory.reader() as redis:
+        async with asyncio.timeout(_TIMEOUT), factory.reader() as redis:
             seconds, micros = await redis.time()
             now = seconds * 1_000_000 + micros
-            names = await _names(redis, address.key("circuit", "*"))
-            routes = [await _route(redis, address, name, now) for name in names]
-            names = await _names(redis, address.key("pace", "*"))
-            paces = [await _pace(redis, address, name, now) for name in names]
+            topics, members, seen = registry_keys(address)
+            names = [_text(name) for name in await redis.zrange(topics, 0, -1)]
+            names = sorted(name for name in names if name.isprintable())
+            routes = [await _route(redis, address, name, now) for name in names if ":" in name]
+            paces = [await _pace(redis, address, name, now) for name in names if ":" not in name]
+            workers = await _workers(redis, members, seen, now)
     except TimeoutError:
         raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
     except StoreUnavailableError as error:
         raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
-    return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces))
-
-
-async def _names(redis: Redis, pattern: str) -> list[str]:
-    """Return the sorted parts of keys that match the star of a pattern."""
-    before, _, after = pattern.partition("*")
-    found = {
-        _text(key)[len(before) : -len(after)]
-        async for key in redis.scan_iter(match=pattern, count=500)
-    }
-    return sorted(name for name in found if name.isprintable())
+    return FleetStatus(address.shown, address.namespace, tuple(routes), tuple(paces), workers)
 
 
 async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteStatus:
@@ -122,10 +138,10 @@ async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteSt
     generation = record.get("generation")
     counts = [
         (_integer(calls), _integer(failures))
-        for own, calls, failures in (entry for entry in entries if len(entry) == _COUNTS)
+        for own, calls, failures in (entry for entry in entries if len(entry) == len("gcf"))
         if own == generation
     ]
-    why, brief = trusted_texts(record.get("cause", ""), record.get("brief", ""))
+    why, summary = trusted_texts(record.get("cause", ""), record.get("summary", ""))
     left = max(0.0, (_integer(record.get("till"), now) - now) * _MICRO)
     return RouteStatus(
         route=name,
@@ -134,7 +150,7 @@ async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteSt
         left_s=left if state == "open" else 0.0,
         openings_in_a_row=_integer(record.get("openings")),
         why=why,
-        brief=brief,
+        summary=summary,
         failures_in_a_row=_integer(record.get("streak")),
         window_calls=sum(calls for calls, _ in counts),
         window_failures=sum(failures for _, failures in counts),
@@ -145,12 +161,41 @@ async def _route(redis: Redis, address: Address, name: str, now: int) -> RouteSt
 
 async def _pace(redis: Redis, address: Address, name: str, now: int) -> LimiterStatus:
     pace = await _hash(redis, address.key("pace", name))
-    returned = await redis.zcount(address.key("free", name), now, "+inf")
     wait = max(0.0, (_integer(pace.get("next"), now) - now) * _MICRO)
-    return LimiterStatus(name, wait, returned)
+    interval = _integer(pace.get("interval")) * _MICRO
+    per_minute = round(60.0 / interval, 3) if interval > 0 else 0.0
+    return LimiterStatus(name, wait, per_minute, await redis.zcard(address.key("queue", name)))
 
 
-async def _hash(redis: Redis, key: str) -> dict[str, str]:
+async def _workers(redis: Redis, members: str, seen: str, now: int) -> tuple[WorkerStatus, ...]:
+    described = await _hash(redis, members)
+    since = now - int(_LIVE / _MICRO)
+    live: Any = await redis.zrangebyscore(seen, since, "+inf", withscores=True)
+    return tuple(
+        _worker(_text(name), described.get(_text(name), ""), max(0.0, (now - at) * _MICRO))
+        for name, at in sorted(live)
+        if _WORDS.fullmatch(_text(name))
+    )
+
+
+def _worker(name: str, description: str, silent_s: float) -> WorkerStatus:
+    try:
+        fields = json.loads(description)
+        settings = {str(key): str(value) for key, value in fields["settings"].items()}
+        version, protocol = str(fields["version"]), int(fields["protocol"])
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return WorkerStatus(name, "unknown", 0, silent_s, {})  # damaged or forged
+    shown = {
+        key: value
+        for key, value in settings.items()
+        if _WORDS.fullmatch(key) and _WORDS.fullmatch(value)
+    }
+    return WorkerStatus(
+        name, version if _WORDS.fullmatch(version) else "unknown", protocol, silent_s, shown
+    )
+
+
+async def _hash(redis: Redis, key: str) -> Mapping[str, str]:
     return {_text(k): _text(v) for k, v in (await redis.hgetall(key)).items()}
 
 

@@ -28,6 +28,11 @@ class Participant(Protocol):
     resource: str
     """The name of its shared state; see `RedisCoordinator.resource_name`."""
 
+    @property
+    def settings(self) -> str:
+        """The settings that should be the same in every process, as ``name=value`` words."""
+        ...
+
     def heartbeat(self) -> PendingCommand:
         """Return the command to send on connecting and then periodically."""
         ...

@@ -44,7 +44,12 @@ from resilient_imagen.circuitbreaker.permit import Permit
 from resilient_imagen.circuitbreaker.types import BreakerState
 from resilient_imagen.circuitbreaker.window import trips_at_once
 from resilient_imagen.distributed.breaker_commands import SharedBreakerCommands, answered
-from resilient_imagen.distributed.breaker_record import UNKNOWN_RECORD, BreakerRecord
+from resilient_imagen.distributed.breaker_record import (
+    UNKNOWN_RECORD,
+    BreakerRecord,
+    NewerProtocolError,
+)
+from resilient_imagen.distributed.fleet_settings import breaker_differences, breaker_settings
 from resilient_imagen.distributed.participant import PendingCommand
 from resilient_imagen.distributed.replicated_state_machine import ReplicatedStateMachine
 from resilient_imagen.reasons import BreakerOutcome, Reason
@@ -119,7 +124,7 @@ class RedisCircuitBreaker(CircuitBreaker):
         """Open now, as `CircuitBreaker.force_trip`, and report it to the other processes."""
         super().force_trip(cause=cause, summary=summary, retry_after=retry_after, origin=origin)
         with self._lock:
-            if self._machine.config.mode is not BreakerMode.OFF:
+            if self._votes:
                 self._report(
                     "failure", BreakerOutcome.TRIP, TripCause(cause, summary, origin, retry_after)
                 )
@@ -137,7 +142,17 @@ class RedisCircuitBreaker(CircuitBreaker):
             },
         }
 
+    @property
+    def _votes(self) -> bool:
+        """Whether its outcomes count for other processes; in shadow mode they do not."""
+        return self._machine.config.mode is BreakerMode.ON
+
     # Participant
+
+    @property
+    def settings(self) -> str:
+        """The settings that should be the same in every process."""
+        return breaker_settings(self._machine.config)
 
     def heartbeat(self) -> PendingCommand:
         """Return the local state if Redis has not received it yet, otherwise a plain heartbeat."""
@@ -151,12 +166,12 @@ class RedisCircuitBreaker(CircuitBreaker):
                 )
             if self._knows_better and circuit.state is _OPEN:
                 return PendingCommand(self._commands.opened(record, circuit, "seen"), self._claimed)
-            if record.state is not _CLOSED and circuit.state is not _CLOSED:
+            if self._votes and record.state is not _CLOSED and circuit.state is not _CLOSED:
                 # Restore the record in case Redis has lost its data.
                 return PendingCommand(
-                    self._commands.opened(record, circuit, "memory"), self._heard_back
+                    self._commands.opened(record, circuit, "memory"), self._on_answer
                 )
-            return PendingCommand(self._commands.alive(record, circuit), self._heard_back)
+            return PendingCommand(self._commands.alive(record, circuit), self._on_answer)
 
     def on_update(self, record: BreakerRecord) -> None:
         """Apply a published change of the record."""
@@ -174,8 +189,9 @@ class RedisCircuitBreaker(CircuitBreaker):
     def release_commands(self) -> Iterable[ScriptCall]:
         """Return the commands that release all leases."""
         with self._lock:
-            released = [self._commands.released(token) for token in self._leases.values()]
-        return [*released, self._commands.left()]
+            state = self._record, self._machine
+            released = [self._commands.released(*state, token) for token in self._leases.values()]
+            return [*released, self._commands.left(*state)]
 
     def _believed(self, record: BreakerRecord) -> BreakerRecord:
         """Return the record, treating an impossibly long open period as ended.
@@ -185,17 +201,40 @@ class RedisCircuitBreaker(CircuitBreaker):
         longest = longest_duration(self._machine.config, record.cause)
         if record.state is not _OPEN or record.left <= longest:
             return record
-        self._coordinator.post(self._commands.shortened(record, longest), self._heard_back)
+        shortened = self._commands.shortened(record, self._machine, longest)
+        self._coordinator.post(shortened, self._on_answer)
         return record._replace(left=0.0)
 
     def _claimed(self, answer: Any) -> None:
-        if answer is not None:
+        if (record := self._parse(answer)) is not None:
             self._knows_better = False
-            self._adopt(BreakerRecord.parse(answer))
+            self._adopt(record)
 
-    def _heard_back(self, answer: Any) -> None:
-        if answer is not None:
-            self._adopt(BreakerRecord.parse(answer))
+    def _on_answer(self, answer: Any) -> None:
+        if (record := self._parse(answer)) is not None:
+            self._adopt(record)
+
+    def _parse(self, answer: Any) -> BreakerRecord | None:
+        """Return the record of an answer; None without one, or if it cannot be used."""
+        if answer is None:
+            return None
+        try:
+            record = BreakerRecord.parse(answer)
+        except NewerProtocolError as error:
+            self._work_alone()
+            self._coordinator.warn_newer_protocol(error.protocol)
+            return None
+        except ValueError:
+            return None  # damaged or forged
+        differences = breaker_differences(self.settings, record.settings)
+        self._coordinator.warn_different_settings(self.resource, differences)
+        return record
+
+    def _work_alone(self) -> None:
+        """Continue as a local breaker, beside a fleet that uses a newer protocol."""
+        with self._update():
+            self._record = UNKNOWN_RECORD
+            self._machine.probe_elsewhere(0.0)
 
     def _adopt(self, record: BreakerRecord, *, again: bool = False) -> None:
         with self._lock:
@@ -221,19 +260,19 @@ class RedisCircuitBreaker(CircuitBreaker):
         if old is _OPEN and new is _CLOSED and self._record.state is _OPEN:
             # A hint has ended; the record closes with the next command that is run.
             self._coordinator.post(
-                self._commands.alive(self._record, self._machine), self._heard_back
+                self._commands.alive(self._record, self._machine), self._on_answer
             )
 
     # ReplicationObserver, called with the lock held
 
     def wants_lease(self, probe: InFlightCall) -> bool:
         """Request a lease if the shared record is not closed and Redis is reachable."""
-        if self._record.state is _CLOSED:
+        if self._record.state is _CLOSED or not self._votes:
             return False
         self._tokens += 1
         token = f"{self._coordinator.worker}:{self._tokens}"
         asked = self._coordinator.post(
-            self._commands.wanted(self._machine, token),
+            self._commands.wanted(self._record, self._machine, token),
             lambda answer: self._lease_answered(probe, answer),
         )
         if asked:
@@ -243,13 +282,16 @@ class RedisCircuitBreaker(CircuitBreaker):
     def sent(self, call: InFlightCall) -> None:
         """Renew the lease: it lasts for a probe's deadline, from the sending on."""
         if call in self._leases:
-            self._coordinator.post(self._commands.wanted(self._machine, self._leases[call]))
+            renewal = self._commands.wanted(self._record, self._machine, self._leases[call])
+            self._coordinator.post(renewal, self._on_answer)
 
     def counted(
         self, call: InFlightCall, counted: Counted, verdict: BreakerOutcome, why: TripCause
     ) -> None:
         """Report the outcome to the other processes."""
         token = self._leases.pop(call, None)
+        if not self._votes:
+            return
         if counted not in {"stale", "ignored"}:
             if self._record.state is _CLOSED:
                 self._report(counted, verdict, why)
@@ -257,7 +299,8 @@ class RedisCircuitBreaker(CircuitBreaker):
                 self._conclude(token or "", at_once=trips_at_once(verdict, why.retry_after))
                 return
         if token is not None:
-            self._coordinator.post(self._commands.released(token), self._heard_back)
+            released = self._commands.released(self._record, self._machine, token)
+            self._coordinator.post(released, self._on_answer)
         opening = self._machine.open_period
         if counted == "stale" and opening is not None and opening.cause is why:
             # It has lengthened the local open period, so it may lengthen the shared one.
@@ -266,7 +309,7 @@ class RedisCircuitBreaker(CircuitBreaker):
             self._coordinator.post(late, self._claimed)
 
     def _lease_answered(self, probe: InFlightCall, answer: Any) -> None:
-        record = None if answer is None else BreakerRecord.parse(answer)
+        record = self._parse(answer)
         if record is not None:
             self._adopt(record, again=not record.granted)
         with self._update():
@@ -289,14 +332,14 @@ class RedisCircuitBreaker(CircuitBreaker):
             needed = circuit.config.half_open_calls
             self._claim(commands.settled(record, circuit, token, needed))
         else:
-            self._coordinator.post(commands.settled(record, circuit, token, 1), self._heard_back)
+            self._coordinator.post(commands.settled(record, circuit, token, 1), self._on_answer)
 
     def _report(self, counted: Counted, verdict: BreakerOutcome, why: TripCause) -> None:
         """Report an outcome while the shared record is closed."""
         record, circuit, hint = self._record, self._machine, valid_hint(why.retry_after)
         at_once = trips_at_once(verdict, why.retry_after)
         if counted == "success":
-            self._coordinator.post(self._commands.succeeded(record, circuit), self._heard_back)
+            self._coordinator.post(self._commands.succeeded(record, circuit), self._on_answer)
         elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
             self._claim(self._commands.opened(record, circuit, "told"))
         else:
@@ -312,7 +355,7 @@ class RedisCircuitBreaker(CircuitBreaker):
                 in_window=counted != "throttled",
                 pause=seconds,
             )
-            self._coordinator.post(step, self._heard_back)
+            self._coordinator.post(step, self._on_answer)
 
     def _claim(self, step: ScriptCall) -> None:
         """Send a command that must reach Redis, and repeat it after a reconnect if it is lost."""

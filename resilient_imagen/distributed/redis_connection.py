@@ -177,7 +177,7 @@ class RedisConnection:
         """Send all commands, then read all answers; an error reply is an answer, not raised."""
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
-            pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, *call.arguments)
+            pipeline.evalsha(call.script.sha, len(call.keys), *call.keys, call.encoded())
         return await pipeline.execute(raise_on_error=False)
 
 

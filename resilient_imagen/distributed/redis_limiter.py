@@ -1,30 +1,33 @@
 """Shared rate limiter: images per minute of all processes in Redis, requests in flight local.
 
-A place is requested from Redis only for a caller with a free concurrency slot. So each process has
-at most `max_concurrent` callers in the shared queue, which is served first in, first out, and no
-process can crowd out the others. One round trip requests places for all callers that need one. An
-unused place goes to the next local caller, or back to Redis.
+Redis hands out a place shortly before its time, to one worker after the other (`take.lua`). A
+worker asks only for callers with a free concurrency slot. The answer says when its turn comes, and
+it asks again then. So a place costs one round trip if no other worker waits, a killed worker delays
+the others by seconds, and no process can crowd out the others.
 
-Without Redis it works as a local `RateLimiter`, which counts all requests in any case.
+Without Redis the workers divide the pace: each sends at its share of the last known number of
+workers, beginning at its position among them, so that all together keep the limit.
 
 Why not a limiter library: `limits` (5.8) and `pyrate-limiter` (4.5) count windows by the caller's
 clock. `throttled-py` (3.5) has the same algorithm, by the server's clock. But all of them only
-accept or reject with a time to retry, so each waiting caller needs a round trip for each try, and
-the order is random. None of them reserves a future place, takes one back, or detects that Redis is
-unavailable, and this module consists of exactly that.
+accept or reject with a time to retry, so the order among waiting processes is random. None of them
+has turns, takes a place back, or detects that Redis is unavailable, and this module consists of
+exactly that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from resilient_imagen.distributed.breaker_record import NewerProtocolError
 from resilient_imagen.distributed.participant import PendingCommand
-from resilient_imagen.distributed.scripts import GIVE_BACK, TAKE, ScriptCall, microseconds
-from resilient_imagen.ratelimit.limiter import CLOCK_TOLERANCE, RateLimiter
+from resilient_imagen.distributed.scripts import TAKE, ScriptCall, microseconds
+from resilient_imagen.ratelimit.limiter import CLOCK_TOLERANCE, RateLimiter, TokenSchedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from resilient_imagen.distributed.breaker_record import BreakerRecord
     from resilient_imagen.distributed.coordinator import RedisCoordinator
@@ -32,6 +35,12 @@ if TYPE_CHECKING:
     from resilient_imagen.snapshots import QueueSnapshot
 
 __all__ = ["RedisRateLimiter"]
+
+_OVERDUE = 1.0
+"""Seconds after its time at which a place is lost. A process that was stopped must not use all
+places of that time at once."""
+_SAME_INTERVAL = 1.001
+"""Ratio up to which two intervals count as equal."""
 
 
 class _Place(NamedTuple):
@@ -41,12 +50,31 @@ class _Place(NamedTuple):
     """The name of the place in Redis."""
 
 
+class _Schedule(NamedTuple):
+    """The shared schedule by the last answer. Times are loop times."""
+
+    interval: float
+    """Seconds between places: the longest interval of all workers."""
+    next: float = 0.0
+    """Time of the next place, without bursts."""
+    known_next: float = 0.0
+    """The same, but not later than the true time; reported in case Redis loses its data."""
+    others: int = 0
+    """Number of other workers that wait for a place."""
+    wanted: int = 0
+    """Number of callers of these workers."""
+    workers: int = 1
+    """Number of all workers."""
+    position: int = 0
+    """Position of this worker among them, from 0."""
+
+
 class RedisRateLimiter(RateLimiter):
     """The limiter of one provider, whose images per minute are shared by all processes.
 
     Args:
         name: The provider, the same in every process.
-        fleet: The connection to the other processes.
+        coordinator: The connection to the other processes.
         max_concurrent: Maximum of requests in flight in this process.
         per_minute: Images per minute of all processes.
         burst: Places that may be taken at once after a quiet time.
@@ -68,40 +96,55 @@ class RedisRateLimiter(RateLimiter):
         )
         self.resource: str = coordinator.resource_name(name)
         self._coordinator = coordinator
-        self._keys = tuple(
-            coordinator.address.key(kind, self.resource) for kind in ("pace", "free")
-        )
-        self._interval = microseconds(60.0 / per_minute)
-        self._slack = (burst - 1) * self._interval
+        kinds = ("pace", "queue", "wants", "pacers", "intervals")
+        self._keys = tuple(coordinator.address.key(kind, self.resource) for kind in kinds)
+        self._per_minute = per_minute
+        self._burst = burst
+        self._shared = _Schedule(60.0 / per_minute)
+        self._newer_protocol = False
+        """Whether the data in Redis belong to a newer protocol."""
+        self._was_sharing = False
         self._held: list[_Place] = []
         """Places for local callers, in the order of their times."""
         self._granted: dict[Slot, _Place] = {}
-        self._asked = 0
-        """Number of places that are requested and not yet granted."""
+        self._returned: list[_Place] = []
+        """Unused places that Redis has not received yet."""
+        self._asking = False
+        """Whether a request for places is not answered yet."""
+        self._wanted = 0
+        """Number of places that Redis knows to be wanted."""
+        self._ask_at = 0.0
+        """Loop time at which to ask for them again."""
         self._era = 0
         """Increased to ignore outstanding answers."""
-        self._next = 0.0
-        """Loop time of the next shared place, by the last answer."""
         coordinator.add(self)
 
     def _place_wait(self, now: float, ahead: int) -> float:
         """Return the seconds until a shared place is free for a caller with ``ahead`` before it."""
-        if not self._coordinator.joined:
+        if not self._sharing:
             return super()._place_wait(now, ahead)
-        spare = len(self._held) - ahead
-        if spare > 0:
-            return max(0.0, self._held[-spare].due - now)
-        return max(0.0, self._next - now) + -spare * self._interval / 1e6
+        ahead -= len(self._held)
+        if ahead < 0:
+            return max(0.0, self._held[ahead].due - now)
+        shared = self._shared
+        turns = ahead + min(shared.wanted, shared.others * (ahead + 1))
+        start = max(shared.next, now) + (turns - self._burst + 1) * shared.interval
+        return max(0.0, start - now)
 
     def snapshot(self) -> QueueSnapshot:
         """Return `RateLimiter.snapshot` and whether the limit is shared at present."""
-        return {**super().snapshot(), "shared": self._coordinator.joined}
+        return {**super().snapshot(), "shared": self._sharing}
 
-    # -- participant ------------------------------------------------------------------------------
+    # Participant
+
+    @property
+    def settings(self) -> str:
+        """The settings that should be the same in every process."""
+        return f"per_minute={self._per_minute:g} burst={self._burst}"
 
     def heartbeat(self) -> PendingCommand:
-        """Return the command that reads the shared queue without taking a place."""
-        return PendingCommand(self._take(0), self._heard_back)
+        """Return the command that reads the shared schedule and takes no place."""
+        return PendingCommand(self._take(), self._answer_to(asking=False))
 
     def on_update(self, record: BreakerRecord) -> None:
         """Do nothing: records are about breakers."""
@@ -112,16 +155,19 @@ class RedisRateLimiter(RateLimiter):
 
     def on_disconnected(self) -> None:
         """Begin to take local places; places from Redis that are held remain valid."""
-        self._asked = 0
-        self._era += 1
         self._serve()
 
     def release_commands(self) -> Iterable[ScriptCall]:
-        """Return the commands that give back all held places."""
-        held, self._held = self._held, []
-        return [self._give_back(held)] if held else []
+        """Return the command that gives back all held places and leaves the queue."""
+        self._returned += self._held
+        self._held = []
+        return [self._take(leaving=True)]
 
-    # -- the queue --------------------------------------------------------------------------------
+    # The queue
+
+    @property
+    def _sharing(self) -> bool:
+        return self._coordinator.joined and not self._newer_protocol
 
     def _release(self, slot: Slot) -> None:
         place = self._granted.pop(slot, None)
@@ -130,72 +176,166 @@ class RedisRateLimiter(RateLimiter):
         super()._release(slot)
 
     def _waiting(self) -> int:
-        # A caller whose place is requested does not count as waiting if a place was due already.
-        now = asyncio.get_running_loop().time()
-        on_their_way = self._asked if self._next <= now else 0
-        return len(self._queue) - on_their_way
+        # A caller that a place is being requested for does not count as waiting if one is free.
+        free = self._shared.others == 0 and self._place_wait(self._last_seen, 0) <= CLOCK_TOLERANCE
+        return len(self._queue) - (self._usable_places() if self._sharing and free else 0)
+
+    def _usable_places(self) -> int:
+        """Return the number of waiting callers for which there is a concurrency slot."""
+        return min(len(self._queue), self._max_concurrent - self.in_flight)
 
     def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         now = self._now(loop)
-        while self._queue and self._held and self._held[0].due - now <= CLOCK_TOLERANCE:
-            if self.in_flight == self._max_concurrent:
-                break
+        if self._was_sharing != self._sharing:
+            self._was_sharing = self._sharing
+            self._set_local_schedule(now)
+        self._held = [place for place in self._held if now - place.due <= _OVERDUE]
+        while self._held and self._held[0].due - now <= CLOCK_TOLERANCE and self._usable_places():
             slot = self._grant_first(loop, now)
             if slot is not None:
                 self._granted[slot] = self._held.pop(0)
-        if self._coordinator.joined:
-            self._balance()
+        if self._sharing:
+            self._update_turn(loop, now)
         else:
             super()._serve()
         # Without a caller or a slot, a due place would wake the loop again and again.
-        if self._held and self._queue and self.in_flight < self._max_concurrent:
+        if self._held and self._usable_places():
             self._schedule_wakeup(loop, self._held[0].due)
+
+    def _grant_first(self, loop: asyncio.AbstractEventLoop, now: float) -> Slot | None:
+        slot = super()._grant_first(loop, now)
+        if slot is not None and not self._sharing:
+            shared = self._shared
+            known_next = max(shared.known_next, now + shared.interval)
+            self._shared = shared._replace(known_next=known_next)
+        return slot
+
+    def _set_local_schedule(self, now: float) -> None:
+        """Without Redis, use this worker's share of the pace, at its position among them."""
+        if self._sharing:
+            self._schedule = TokenSchedule(self._per_minute, self._burst)
+            return
+        shared = self._shared
+        if shared.workers == 1:
+            self._schedule = TokenSchedule(self._per_minute, self._burst, first=shared.next)
+            return
+        # One interval more than its position, because another worker may have taken a place since
+        # the last answer.
+        self._schedule = TokenSchedule(
+            60.0 / (shared.interval * shared.workers),
+            burst=1,
+            first=max(shared.next, now) + (shared.position + 1) * shared.interval,
+        )
+
+    def _wake(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._sharing and now - self._timer_at > _OVERDUE:
+            self._set_local_schedule(now)  # all workers of a stopped machine wake at once
+        super()._wake()
+
+    def _drop_closed_loops(self) -> None:
+        super()._drop_closed_loops()
+        self._reset_shared()  # another loop runs: outstanding answers belong to the last one
 
     def _reset_clock(self) -> None:
         super()._reset_clock()
-        self._held, self._asked, self._next = [], 0, 0.0
+        self._reset_shared()
 
-    def _balance(self) -> None:
-        """Request or return places so that there is one for each caller that could get a slot."""
-        wanted = min(len(self._queue), self._max_concurrent - self.in_flight)
-        missing = wanted - len(self._held) - self._asked
-        if missing > 0:
-            taken = self._coordinator.post(self._take(missing), self._answer_to(missing))
-            self._asked += missing if taken else 0
-        elif missing < 0 and self._held:
-            kept = max(0, len(self._held) + missing)
-            surplus, self._held = self._held[kept:], self._held[:kept]
-            self._coordinator.post(self._give_back(surplus))
-            if surplus:
-                self._next = min(self._next, surplus[0].due)
+    def _reset_shared(self) -> None:
+        self._held, self._returned = [], []
+        self._shared = _Schedule(self._shared.interval)
+        self._asking, self._wanted = False, 0
+        self._era += 1
 
-    def _answer_to(self, asked: int) -> Callable[[Any], None]:
+    def _update_turn(self, loop: asyncio.AbstractEventLoop, now: float) -> None:
+        """Tell Redis how many places are wanted if that has changed or the turn has come."""
+        usable = self._usable_places()
+        self._returned += self._held[usable:]
+        self._held = self._held[:usable]
+        if self._asking:
+            return
+        wanted = usable - len(self._held)
+        if self._returned or wanted != self._wanted or (wanted and now >= self._ask_at):
+            self._asking = True
+            loop.call_soon(self._ask, self._era)  # together for all callers of this moment
+        elif wanted:
+            self._schedule_wakeup(loop, self._ask_at)
+
+    def _ask(self, era: int) -> None:
+        if era != self._era:
+            return
+        wanted = self._usable_places() - len(self._held)
+        command = self._take(want=max(wanted, 0))
+        self._asking = self._coordinator.post(command, self._answer_to(asking=True))
+
+    def _answer_to(self, *, asking: bool) -> Callable[[Any], None]:
+        sent_at = self._now(asyncio.get_running_loop())  # which may begin an era
         era = self._era
 
         def answered(answer: Any) -> None:
-            if era == self._era:
-                self._asked -= asked
-                self._heard_back(answer)
-                self._serve()
+            if era != self._era:
+                return
+            if asking:
+                self._asking = False
+            if answer is not None:
+                self._note(json.loads(answer), sent_at)
+            self._serve()
 
         return answered
 
-    def _heard_back(self, answer: Any) -> None:
-        if answer is not None:
-            self._note(answer)
-
-    def _note(self, answer: list[Any]) -> None:
+    def _note(self, answer: dict[str, Any], sent_at: float) -> None:
+        try:
+            NewerProtocolError.check(answer)
+        except NewerProtocolError as error:
+            self._newer_protocol = True
+            self._coordinator.warn_newer_protocol(error.protocol)
+            return
+        self._newer_protocol = False
         now = asyncio.get_running_loop().time()
-        *places, wait = answer
-        for place_wait, name in zip(places[::2], places[1::2], strict=True):
-            self._held.append(_Place(now + int(place_wait) / 1e6, name.decode()))
+        places: Sequence[tuple[int, str]] = answer["places"] or ()
+        for wait, name in places:
+            # An answer that was not read in time may contain places whose time has passed.
+            late = now - sent_at - wait / 1e6 > _OVERDUE
+            self._held += [] if late else [_Place(now + wait / 1e6, name)]
         self._held.sort()
-        self._next = now + int(wait) / 1e6
+        wait = answer["next"] / 1e6
+        self._shared = _Schedule(
+            answer["interval"] / 1e6,
+            now + wait,
+            sent_at + wait,
+            answer["others"],
+            answer["wanted"],
+            max(answer["workers"], 1),
+            answer["position"],
+        )
+        self._wanted = answer["want"]
+        self._ask_at = now + answer["again"] / 1e6
+        self._warn_of_other_limits()
 
-    def _take(self, count: int) -> ScriptCall:
-        return ScriptCall(TAKE, self._keys, (count, self._interval, self._slack))
+    def _warn_of_other_limits(self) -> None:
+        own = 60.0 / self._per_minute
+        if self._shared.interval > own * _SAME_INTERVAL:
+            self._coordinator.warn_different_settings(
+                self.resource,
+                f"{self._per_minute:g} images per minute here and {60.0 / self._shared.interval:g} "
+                "there, and the lower limit applies to all",
+            )
 
-    def _give_back(self, places: list[_Place]) -> ScriptCall:
-        names = [place.name for place in places]
-        return ScriptCall(GIVE_BACK, self._keys, (self._interval, self._slack, *names))
+    def _take(self, *, want: int | None = None, leaving: bool = False) -> ScriptCall:
+        returned, self._returned = self._returned, []
+        interval = self._shared.interval
+        # Half an interval is tolerance: a delayed command must not push the schedule ahead.
+        ahead = self._shared.known_next - asyncio.get_running_loop().time() - interval / 2
+        arguments = {
+            "worker": self._coordinator.worker,
+            "interval": microseconds(60.0 / self._per_minute),
+            "burst": self._burst,
+            "known": self._shared.next > 0,
+            "ahead": microseconds(max(ahead, 0.0)),
+            "returned": [place.name for place in returned],
+            "leaving": leaving,
+        }
+        if want is not None:
+            arguments["want"] = want
+        return ScriptCall(TAKE, self._keys, arguments)

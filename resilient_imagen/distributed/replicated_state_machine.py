@@ -130,7 +130,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             self._observer.counted(probe, "ignored", BreakerOutcome.NEUTRAL, NO_CAUSE)
 
     def _adopt_opening(self, record: BreakerRecord, *, follows: bool) -> None:
-        why = TripCause(record.cause, record.brief)
+        why = TripCause(record.cause, record.summary)
         seconds = max(record.left, _OVERDUE)
         if self.state is _OPEN and not follows:
             self.open(
@@ -156,7 +156,7 @@ class ReplicatedStateMachine(BreakerStateMachine):
             return
         if self.state is _CLOSED:
             self._set_open_period(
-                OpenPeriod(self.now, self.now, TripCause(record.cause, record.brief))
+                OpenPeriod(self.now, self.now, TripCause(record.cause, record.summary))
             )
         self.consecutive_openings = record.openings
         self._pybreaker.half_open()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import sha1
 from importlib import resources
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
-    "GIVE_BACK",
     "LEASE",
     "LEAVE",
     "OPEN",
+    "PROTOCOL",
+    "REGISTER",
     "RELEASE",
     "SCRIPTS",
     "SETTLE",
@@ -22,7 +27,10 @@ __all__ = [
     "microseconds",
 ]
 
-Argument: TypeAlias = str | int | float
+PROTOCOL: Final = 2
+"""Version of the stored data, increased by changes that older workers would misread. A worker that
+finds data of a newer version does not touch them and works locally; it takes over data of an older
+version. New fields need no new version, because unknown fields are kept and ignored."""
 
 
 class LuaScript(NamedTuple):
@@ -34,11 +42,15 @@ class LuaScript(NamedTuple):
 
 
 class ScriptCall(NamedTuple):
-    """A call of a script with its keys and arguments."""
+    """A call of a script with its keys and named arguments."""
 
     script: LuaScript
     keys: tuple[str, ...]
-    arguments: tuple[Argument, ...]
+    arguments: Mapping[str, Any]
+
+    def encoded(self) -> str:
+        """Return the arguments as the JSON object that the script decodes."""
+        return json.dumps({"protocol": PROTOCOL, **self.arguments}, allow_nan=False)
 
 
 def microseconds(seconds: float) -> int:
@@ -59,7 +71,7 @@ SETTLE: Final = _script("clock", "record", "settle")
 RELEASE: Final = _script("clock", "record", "release")
 SHORTEN: Final = _script("clock", "record", "shorten")
 LEAVE: Final = _script("clock", "record", "leave")
-TAKE: Final = _script("clock", "pace", "take")
-GIVE_BACK: Final = _script("clock", "pace", "give_back")
+TAKE: Final = _script("clock", "take")
+REGISTER: Final = _script("clock", "register")
 
-SCRIPTS: Final = (VOTE, OPEN, LEASE, SETTLE, RELEASE, SHORTEN, LEAVE, TAKE, GIVE_BACK)
+SCRIPTS: Final = (VOTE, OPEN, LEASE, SETTLE, RELEASE, SHORTEN, LEAVE, TAKE, REGISTER)

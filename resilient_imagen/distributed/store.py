@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_imagen.distributed.scripts import ScriptCall
 
-__all__ = [
-    "JOIN_WITHIN",
-    "ConnectionFactory",
-    "MisconfiguredError",
-    "StoreConnection",
-    "StoreUnavailableError",
-]
-
-JOIN_WITHIN: Final = 1.0
-"""Seconds for connecting, authenticating and the first answers."""
+__all__ = ["ConnectionFactory", "MisconfiguredError", "StoreConnection", "StoreUnavailableError"]
 
 
 class StoreUnavailableError(Exception):

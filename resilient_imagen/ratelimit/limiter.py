@@ -37,12 +37,17 @@ class TokenSchedule:
     """The schedule of images-per-minute places: evenly spaced, with bursts after a quiet time.
 
     It is the generic cell rate algorithm (GCRA); its state is the time of the next place.
+
+    Args:
+        per_minute: Places per minute.
+        burst: Places that may be taken at once after a quiet time.
+        first: Loop time of the first place.
     """
 
-    def __init__(self, per_minute: float, burst: int) -> None:
+    def __init__(self, per_minute: float, burst: int, *, first: float = 0.0) -> None:
         self.interval: float = 60.0 / per_minute
         self._slack = (burst - 1) * self.interval
-        self._next = 0.0
+        self._next = first
 
     def reset(self) -> None:
         """Forget all places that were taken."""

@@ -202,10 +202,18 @@ def test_a_shared_record_cannot_reach_the_terminal(server: RedisServer, capsys: 
     """Records in Redis are printed with their control characters escaped."""
     nasty = f"\x1b]0;owned\x07\x1b[2J{MARKUP}"  # what the kit can send: ASCII
     until = str(int((time.time() + 30) * 1e6))
-    for name in (f"google:{nasty}", f"google:{MARKUP}"):
-        circuit = Address.parse(server.url).key("circuit", name)
-        server.ask("HSET", circuit, "state", "open", "till", until, "cause", nasty, "brief", nasty)
-    server.ask("HSET", Address.parse(server.url).key("pace", nasty), "next", until)
+    address = Address.parse(server.url)
+    for name in (f"google:{nasty}", f"google:{MARKUP}", nasty):
+        circuit = address.key("circuit", name)
+        server.ask("ZADD", address.key("topics", "fleet"), "1", name)
+        server.ask(
+            "HSET", circuit, "state", "open", "till", until, "cause", nasty, "summary", nasty
+        )
+    server.ask("HSET", address.key("pace", nasty), "next", until)
+    worker = f"host{nasty}/1/2"
+    for member in (worker, "host/1/2"):
+        server.ask("ZADD", address.key("seen", "fleet"), until, member)
+        server.ask("HSET", address.key("members", "fleet"), member, json.dumps({"version": nasty}))
     ended = cli(capsys, "status", "--redis-url", server.url, "--json")
     shown = cli(capsys, "status", "--redis-url", server.url)
     assert (ended.code, shown.code) == (0, 0)
@@ -220,7 +228,9 @@ def test_a_damaged_number_of_a_record_is_read_as_its_default(
     value: str, server: RedisServer, capsys: Capsys
 ) -> None:
     """A value that is not a number does not fail the command."""
-    key = Address.parse(server.url).key("circuit", "google:pro")
+    address = Address.parse(server.url)
+    key = address.key("circuit", "google:pro")
+    server.ask("ZADD", address.key("topics", "fleet"), "1", "google:pro")
     server.ask("HSET", key, "state", "open", "till", value)
     ended = cli(capsys, "status", "--redis-url", server.url)
     assert ended.code == 0

@@ -41,8 +41,30 @@ def forge(server: RedisServer, kind: str, name: str, **fields: object) -> None:
 
 def forge_opening(server: RedisServer, ahead: int, **more: object) -> None:
     now = micros(server)
-    fields = {"state": "open", "till": now + ahead, "cause": "overloaded", "brief": "503", **more}
+    fields = {"state": "open", "till": now + ahead, "cause": "overloaded", "summary": "503", **more}
     forge(server, "circuit", "google:pro", generation=7, version=99, **fields)
+
+
+def message(**fields: object) -> bytes:
+    """Return a published record."""
+    record = {
+        "protocol": 2,
+        "route": "google:pro",
+        "epoch": "e",
+        "version": 1,
+        "generation": 2,
+        "state": "open",
+        "left": 1,
+        "openings": 1,
+        "closes": False,
+        "cause": "overloaded",
+        "summary": "503",
+        "lease": 0,
+        "workers": 1,
+        "settings": "",
+        "granted": False,
+    }
+    return json.dumps({**record, **fields}).encode()
 
 
 async def refused(world: LoopScenario) -> CircuitOpenError | None:
@@ -96,7 +118,7 @@ def test_an_opening_that_may_be_meant_is_believed(server: RedisServer) -> None:
         world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
-            forge_opening(server, 20 * HOUR, cause="quota_exhausted", brief="429 DAILY_LIMIT")
+            forge_opening(server, 20 * HOUR, cause="quota_exhausted", summary="429 DAILY_LIMIT")
             await until(lambda: world.state == "open")
             error = await refused(world)
             assert error is not None
@@ -116,7 +138,7 @@ def test_no_text_of_a_record_reaches_an_error(
         world = LoopScenario(server.url)
         async with world.client:
             await world.ask()
-            forge_opening(server, 60 * 10**6, cause=cause, brief=ESCAPES)
+            forge_opening(server, 60 * 10**6, cause=cause, summary=ESCAPES)
             await until(lambda: world.state == "open")
             error = await refused(world)
             assert error is not None
@@ -128,7 +150,9 @@ def test_no_text_of_a_record_reaches_an_error(
             assert "\\u001b" not in snapshot
 
     run_loop_scenario(scene())
-    server.ask("HSET", "resilient_imagen:{a\x1b[2J}:circuit", "state", "\x1b[2J")
+    server.ask("HSET", "resilient_imagen:{a:\x1b[2J}:circuit", "state", "\x1b[2J")
+    server.ask("ZADD", "resilient_imagen:{fleet}:topics", "1", "a:\x1b[2J")
+    server.ask("HSET", "resilient_imagen:{fleet}:members", "a/1/b", ESCAPES)
     forge(server, "circuit", "google:pro", streak="many", till=ESCAPES)
     for options in ((), ("--json",)):
         shown = run("status", *options, "--redis-url", server.url, cwd=tmp_path)
@@ -139,7 +163,7 @@ def test_no_text_of_a_record_reaches_an_error(
 
 
 @pytest.mark.parametrize(
-    "brief",
+    "summary",
     [
         "503",
         "503 UNAVAILABLE",
@@ -149,13 +173,11 @@ def test_no_text_of_a_record_reaches_an_error(
         "402 quota used up",
     ],
 )
-def test_the_words_of_errors_pass(brief: str) -> None:
+def test_the_words_of_errors_pass(summary: str) -> None:
     """What one worker's error says, another worker's rejection says."""
-    told = {"route": "r", "epoch": "e", "version": 1, "generation": 2, "state": "open", "left": 1}
-    more = {"openings": 1, "cause": "overloaded", "brief": brief, "lease": 0, "workers": 1}
-    record = BreakerRecord.parse(json.dumps({**told, **more, "granted": False}))
+    record = BreakerRecord.parse(message(summary=summary))
 
-    assert (record.cause, record.brief) == ("overloaded", brief)
+    assert (record.cause, record.summary) == ("overloaded", summary)
 
 
 @pytest.mark.parametrize(

@@ -135,14 +135,18 @@ def test_those_who_leave_give_their_places_back() -> None:
     run_with_fake_redis(scene)
 
 
-def test_the_queue_of_all_is_known_to_each() -> None:
-    """Who asks how long it would wait hears of the others' callers, without joining."""
+def test_the_estimate_of_a_wait_includes_the_turns_of_other_processes() -> None:
+    """With three waiting processes, a caller of a fourth one waits for one turn of each."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 4, per_minute=60) as workers:
             tickets = [worker.pacer.join() for worker in workers[:3] for _ in range(4)]
             await asyncio.sleep(1.5)
-            assert workers[3].pacer.shortest_wait() == pytest.approx(10.5, abs=1.2)
+            newcomer = workers[3].pacer
+            assert newcomer.shortest_wait() == pytest.approx(3.5, abs=1.1)
+            began = now()
+            await send(workers[3], [], 3)
+            assert now() - began == pytest.approx(3.5, abs=1.1)
             for ticket in tickets:
                 with ticket:
                     pass
@@ -150,11 +154,11 @@ def test_the_queue_of_all_is_known_to_each() -> None:
     run_with_fake_redis(scene)
 
 
-def test_one_round_trip_for_a_request_and_none_for_asking() -> None:
-    """A caller costs one step, and those who come together share the way there and back."""
+def test_a_request_costs_one_round_trip_and_callers_that_come_together_share_it() -> None:
+    """Estimates and snapshots cost none."""
 
     async def scene(sea: FakeRedisCluster) -> None:
-        async with started_workers(sea, 1, per_minute=600) as (worker,):
+        async with started_workers(sea, 1, per_minute=6000) as (worker,):
             await news()
             steps, trips = sea.store.steps, sea.trips
             sent: list[tuple[float, int]] = []
@@ -164,7 +168,7 @@ def test_one_round_trip_for_a_request_and_none_for_asking() -> None:
             await send(worker, sent, 0)
             assert (sea.store.steps, sea.trips) == (steps + 1, trips + 1)
             await asyncio.gather(*(send(worker, sent, 0) for _ in range(4)))
-            assert (sea.store.steps, sea.trips) == (steps + 5, trips + 2)
+            assert (sea.store.steps, sea.trips) == (steps + 2, trips + 2)
 
     run_with_fake_redis(scene)
 
@@ -299,6 +303,6 @@ def test_the_pace_under_any_callers(
             assert all(worker.pacer.in_flight == 0 for worker in workers)
             await news()
             assert all(worker.pacer._held == [] for worker in workers)
-            assert all(worker.pacer._asked == 0 for worker in workers)
+            assert not any(worker.pacer._asking for worker in workers)
 
     run_with_fake_redis(scene)

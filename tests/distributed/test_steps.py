@@ -1,4 +1,4 @@
-"""The shared steps: the store in memory that tests use does as Redis does."""
+"""The Lua scripts: a real Redis and the store of the fake Redis run them alike."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from redis_kit import RedisServer
 from resilient_imagen.distributed.connection import RedisConnectionFactory
 from resilient_imagen.distributed.redis_address import Address
 from resilient_imagen.distributed.scripts import (
-    GIVE_BACK,
     LEASE,
     LEAVE,
     OPEN,
+    REGISTER,
     RELEASE,
     SETTLE,
     SHORTEN,
@@ -33,6 +33,7 @@ from resilient_imagen.distributed.store import StoreConnection, StoreUnavailable
 
 HOUR = 3600 * 1_000_000
 CIRCUIT = ("circuit", "leases", "workers", "seen")
+PACE = ("pace", "queue", "wants", "pacers", "intervals")
 
 
 async def open_link(server: RedisServer) -> StoreConnection:
@@ -41,8 +42,8 @@ async def open_link(server: RedisServer) -> StoreConnection:
 
 workers = st.sampled_from(["a", "b", "c"])
 tokens = st.sampled_from(["t1", "t2", "t3"])
-fences = st.integers(0, 2)
-"""How many states behind the present one the speaker is."""
+fences = st.integers(-1, 2)
+"""How many states behind the present one the worker is; -1: it knows a newer one."""
 
 actions = st.one_of(
     st.tuples(
@@ -53,61 +54,86 @@ actions = st.one_of(
               st.sampled_from(["seen", "told", "late", "memory"]), st.integers(0, 3), tokens,
               st.booleans()),
     st.tuples(st.just(SHORTEN), workers, fences, st.sampled_from([0, HOUR, 2 * HOUR])),
-    st.tuples(st.just(LEASE), workers, tokens, st.sampled_from([1, 2])),
+    st.tuples(st.just(LEASE), workers, fences, tokens, st.sampled_from([1, 2])),
     st.tuples(st.just(SETTLE), workers, fences, tokens, st.integers(1, 2), st.sampled_from([1, 2])),
-    st.tuples(st.just(RELEASE), workers, tokens),
-    st.tuples(st.just(LEAVE), workers),
-    st.tuples(st.just(TAKE), st.integers(0, 4), st.sampled_from([0, 2])),
-    st.tuples(st.just(GIVE_BACK), st.integers(0, 2), st.sampled_from([0, 2])),
+    st.tuples(st.just(RELEASE), workers, fences, tokens),
+    st.tuples(st.just(LEAVE), workers, fences),
+    st.tuples(st.just(TAKE), workers, st.sampled_from([None, 0, 1, 4]), st.sampled_from([1, 3]),
+              st.sampled_from([HOUR, 2 * HOUR]), st.sampled_from([0, HOUR]), st.integers(0, 2),
+              st.booleans()),
 )  # fmt: skip
 
 
 class Speaker:
-    """Turns actions into steps, with what it heard before."""
+    """Turns actions into script calls, with the last record and places that were received."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.epoch = "?"
-        self.generation = 1
+        self.known: dict[str, Any] = {"epoch": "?", "version": 0, "generation": 1}
         self.places: list[str] = []
 
     def step(self, action: Any) -> ScriptCall:
         script: LuaScript = action[0]
-        if script in {TAKE, GIVE_BACK}:
-            keys = tuple(f"{self.prefix}:{kind}" for kind in ("pace", "free"))
-            if script is TAKE:
-                return ScriptCall(script, keys, (action[1], HOUR, action[2] * HOUR))
-            names = [self.places.pop() for _ in range(min(action[1], len(self.places)))]
-            return ScriptCall(script, keys, (HOUR, action[2] * HOUR, *names))
+        if script is TAKE:
+            return self._take(*action[1:])
+        worker, behind, *more = action[1:]
         keys = tuple(f"{self.prefix}:{kind}" for kind in CIRCUIT)
-        fixed = (action[1], f"{self.prefix}:news", "google:pro")
-        if script in {LEASE, RELEASE, LEAVE}:
-            more = (action[2], HOUR, action[3]) if script is LEASE else action[2:]
-            return ScriptCall(script, keys, (*fixed, *more))
-        fence = (self.epoch, self.generation - action[2])
+        known = {**self.known, "generation": self.known["generation"] - behind}
+        common = {
+            "worker": worker,
+            "channel": f"{self.prefix}:news",
+            "route": "google:pro",
+            "settings": f"fail_max={len(worker)}",
+            **known,
+        }
+        cause = {"pause": HOUR, "cause": "timeout", "summary": "timed out"}
+        names = {
+            VOTE: ("vote", "weight", "answered", "share", "calls", "failures"),
+            OPEN: ("pause", "answered", "basis", "openings", "token", "closes"),
+            SHORTEN: ("longest",),
+            LEASE: ("token", "places"),
+            SETTLE: ("token", "successes", "needed"),
+            RELEASE: ("token",),
+            LEAVE: (),
+        }[script]
+        rules = {"fail_max": 3, "failure_rate": 0.5, "min_calls": 6, "deadline": HOUR}
+        own = dict(zip(names, more, strict=True))
         if script is VOTE:
-            vote, weight, answered, share, calls, failures = action[3:]
-            rest: tuple[Any, ...] = (
-                *(vote, weight, int(answered), int(share), max(calls, failures), failures),
-                *(HOUR, "overloaded", "503", 3, 0.5, 6),
-            )
-        elif script is OPEN:
-            pause, answered, basis, openings, token, closes = action[3:]
-            rest = (pause, "timeout", "timed out", int(answered), basis, openings, token)
-            rest = (*rest, int(closes))
-        else:
-            rest = action[3:]
-        return ScriptCall(script, keys, (*fixed, *fence, *rest))
+            own["calls"] = max(own["calls"], own["failures"])
+        return ScriptCall(script, keys, {**common, **cause, **rules, **own})
+
+    def _take(
+        self,
+        worker: str,
+        want: int | None,
+        burst: int,
+        interval: int,
+        ahead: int,
+        returned: int,
+        leaving: bool,
+    ) -> ScriptCall:
+        keys = tuple(f"{self.prefix}:{kind}" for kind in PACE)
+        arguments = {
+            "worker": worker,
+            "burst": burst,
+            "interval": interval,
+            "known": ahead > 0,
+            "ahead": ahead,
+            "leaving": leaving,
+            "returned": [self.places.pop() for _ in range(min(returned, len(self.places)))],
+        }
+        return ScriptCall(TAKE, keys, arguments if want is None else {**arguments, "want": want})
 
     def hear(self, script: LuaScript, answer: Any) -> Any:
-        """What of the answer does not depend on the clock."""
-        if script is TAKE:
-            self.places += [name.decode() for name in answer[1:-1:2]]
-            return [round(int(wait) / HOUR) for wait in answer[::2]]
-        if script is GIVE_BACK:
-            return answer
+        """Return the parts of the answer that do not depend on the clock."""
         told = json.loads(answer)
-        self.epoch, self.generation = told.pop("epoch"), told["generation"]
+        if script is TAKE:
+            places = told.pop("places") or []
+            self.places += [name for _, name in places]
+            waits = [wait for wait, _ in places] + [told.pop("next"), told.pop("again")]
+            return {**told, "waits": [round(wait / HOUR) for wait in waits]}
+        self.known = {name: told[name] for name in self.known}
+        del told["epoch"]
         return {**told, "left": round(told["left"] / HOUR), "lease": round(told["lease"] / HOUR)}
 
 
@@ -117,9 +143,9 @@ class Speaker:
 )
 @given(script=st.lists(actions, min_size=1, max_size=25))
 def test_the_store_in_memory_does_as_redis_does(server: RedisServer, script: list[Any]) -> None:
-    """Random steps are answered alike by a real Redis and by the same Lua on our own store."""
+    """A real Redis and the store in memory give the same answers to random commands."""
 
-    async def play() -> None:
+    async def scene() -> None:
         link = await open_link(server)
         try:
             server.ask("FLUSHALL")
@@ -133,49 +159,50 @@ def test_the_store_in_memory_does_as_redis_does(server: RedisServer, script: lis
         finally:
             await link.aclose()
 
-    asyncio.run(play())
+    asyncio.run(scene())
 
 
 @pytest.mark.redis
 def test_scripts_that_were_flushed_are_loaded_again(server: RedisServer) -> None:
-    """SCRIPT FLUSH costs one more round trip, and nothing else."""
+    """SCRIPT FLUSH costs one more round trip."""
 
-    async def play() -> None:
+    async def scene() -> None:
         link = await open_link(server)
         try:
             server.ask("SCRIPT", "FLUSH")
-            step = ScriptCall(TAKE, ("p:pace", "p:free"), (1, 1000, 0))
-            assert len((await link.run([step, step]))[1]) == 3
+            step = Speaker("p").step((TAKE, "a", 1, 1, 1000, 0, 0, False))
+            assert len(json.loads((await link.run([step, step]))[1])["places"]) == 1
         finally:
             await link.aclose()
 
-    asyncio.run(play())
+    asyncio.run(scene())
 
 
 @pytest.mark.redis
 def test_every_key_dies_when_nobody_uses_it(server: RedisServer) -> None:
-    """Each step leaves a time to live on every key it wrote."""
+    """Each command sets a time to live on every key that it writes."""
 
-    async def play() -> None:
+    async def scene() -> None:
         link = await open_link(server)
         try:
             speaker = Speaker("ttl")
-            for action in (
+            actions = (
                 (VOTE, "a", 0, "failure", 3, True, True, 1, 1),
-                (TAKE, 3, 0),
-            ):
-                answer = (await link.run([speaker.step(action)]))[0]
-                speaker.hear(action[0], answer)
-            speaker.places = speaker.places[1:2]  # neither the one due now nor the last
-            await link.run([speaker.step((GIVE_BACK, 1, 0))])
+                (TAKE, "a", 3, 1, HOUR, 0, 0, False),
+            )
+            calls = [speaker.step(action) for action in actions]
+            about = {"worker": "a", "description": "{}", "resources": ["r"], "leaving": False}
+            names = tuple(f"ttl:{kind}" for kind in ("topics", "members", "seen"))
+            await link.run([*calls, ScriptCall(REGISTER, names, about)])
         finally:
             await link.aclose()
         keys = [word for word in server.ask("KEYS", "*").decode().split("\r\n") if ":" in word]
-        assert {"ttl:circuit", "ttl:workers", "ttl:seen", "ttl:pace", "ttl:free"} == set(keys)
+        kinds = "circuit workers seen pace queue wants pacers intervals topics members"
+        assert {f"ttl:{kind}" for kind in kinds.split()} == set(keys)
         for key in keys:
             assert int(server.ask("PTTL", key).strip()[1:]) > 0
 
-    asyncio.run(play())
+    asyncio.run(scene())
 
 
 @pytest.mark.redis
@@ -184,33 +211,36 @@ def test_a_step_that_redis_refuses_is_a_link_error(server: RedisServer) -> None:
     source = "return redis.call('SET', KEYS[1], ARGV[1])"
     greedy = LuaScript("greedy", source, sha1(source.encode()).hexdigest())
 
-    async def play() -> None:
+    async def scene() -> None:
         link = await open_link(server)
         server.ask("SCRIPT", "LOAD", source)
         server.ask("CONFIG", "SET", "maxmemory", "1")
         try:
             with pytest.raises(StoreUnavailableError, match=r"^it is full$"):
-                await link.run([ScriptCall(greedy, ("key",), ("value",))])
+                await link.run([ScriptCall(greedy, ("key",), {})])
         finally:
             server.ask("CONFIG", "SET", "maxmemory", "0")
             await link.aclose()
 
-    asyncio.run(play())
+    asyncio.run(scene())
 
 
 @pytest.mark.redis
 def test_our_own_steps_still_work_in_a_full_redis(server: RedisServer) -> None:
-    """They begin by freeing memory, after which Redis lets a script finish: a few bytes each."""
+    """Redis lets a script finish if its first write frees memory."""
 
-    async def play() -> None:
+    async def scene() -> None:
         link = await open_link(server)
         server.ask("CONFIG", "SET", "maxmemory", "1")
         try:
             speaker = Speaker("full")
-            steps = [speaker.step((TAKE, 1, 0)), speaker.step((VOTE, "a", 0, "", 1, 0, 0, 0, 0))]
+            steps = [
+                speaker.step((TAKE, "a", 1, 1, HOUR, 0, 0, False)),
+                speaker.step((VOTE, "a", 0, "", 1, False, False, 0, 0)),
+            ]
             assert len(await link.run(steps)) == 2
         finally:
             server.ask("CONFIG", "SET", "maxmemory", "0")
             await link.aclose()
 
-    asyncio.run(play())
+    asyncio.run(scene())

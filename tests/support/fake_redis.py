@@ -7,6 +7,7 @@ with a real Redis. `FakeRedisCluster` adds latency, message loss and outages.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -48,6 +49,14 @@ class LuaStore:
         self.zsets.clear()
         self.expires.clear()
 
+    def copy_data(self) -> Any:
+        """Return a snapshot of all data."""
+        return copy.deepcopy((self.hashes, self.zsets, self.expires))
+
+    def restore(self, snapshot: Any) -> None:
+        """Replace all data by a snapshot."""
+        self.hashes, self.zsets, self.expires = copy.deepcopy(snapshot)
+
     def take(self, step: ScriptCall) -> Any:
         """Run one script call; return its answer in redis-py's types."""
         self.steps += 1
@@ -55,17 +64,17 @@ class LuaStore:
             self._delete(key)
         table = self._lua.table_from
         run = self._compiled(step.script)
-        keys, arguments = table(list(step.keys)), table([str(each) for each in step.arguments])
-        return _as_redis_py(run(keys, arguments))
+        return _as_redis_py(run(table(list(step.keys)), table([step.encoded()])))
 
     def _compiled(self, script: LuaScript) -> Any:
         if script.sha not in self._scripts:
             make = self._lua.eval(
-                "function(call, encode)\n"
-                "local redis = {call = call}\nlocal cjson = {encode = encode}\n"
+                "function(call, encode, decode)\n"
+                "local redis = {call = call}\n"
+                "local cjson = {encode = encode, decode = decode}\n"
                 f"return function(KEYS, ARGV)\n{script.source}\nend\nend"
             )
-            self._scripts[script.sha] = make(self._call, _encode)
+            self._scripts[script.sha] = make(self._call, _encode, self._decode)
         return self._scripts[script.sha]
 
     def _call(self, command: str, *arguments: Any) -> Any:
@@ -74,6 +83,9 @@ class LuaStore:
         if answer is None:
             return False
         return self._lua.table_from(answer) if isinstance(answer, list) else answer
+
+    def _decode(self, text: str) -> Any:
+        return self._lua.table_from(json.loads(text), recursive=True)
 
     def _delete(self, key: str) -> None:
         for kind in (self.hashes, self.zsets, self.expires):
@@ -95,6 +107,9 @@ class LuaStore:
     def _hset(self, key: str, *pairs: str) -> int:
         self.hashes.setdefault(key, {}).update(zip(pairs[::2], pairs[1::2], strict=True))
         return 0
+
+    def _hvals(self, key: str) -> list[str]:
+        return list(self.hashes.get(key, {}).values())
 
     def _hdel(self, key: str, *names: str) -> int:
         return self._drop(self.hashes, key, names)
@@ -118,6 +133,10 @@ class LuaStore:
         score = self.zsets.get(key, {}).get(member)
         return None if score is None else _text(score)
 
+    def _zrank(self, key: str, member: str) -> int | None:
+        members = [each for _, each in self._sorted(key)]
+        return members.index(member) if member in members else None
+
     def _zrange(self, key: str, start: str, stop: str, *options: str) -> list[str]:
         last = None if int(stop) == -1 else int(stop) + 1
         chosen = self._sorted(key)[int(start) : last]
@@ -136,9 +155,10 @@ class LuaStore:
             self.expires[key] = self._now() + int(milliseconds) / 1000
         return 1
 
-    def _del(self, key: str) -> int:
-        self._delete(key)
-        return 1
+    def _del(self, *keys: str) -> int:
+        for key in keys:
+            self._delete(key)
+        return len(keys)
 
     def _publish(self, channel: str, message: str) -> int:
         self.told.append((channel, message))
@@ -180,8 +200,8 @@ class FakeRedisCluster:
         self.texts: list[str] = []
         """The texts of the warnings."""
 
-    def coordinator(self) -> RedisCoordinator:
-        """Return the coordinator of a new worker."""
+    def coordinator(self, host: str = "") -> RedisCoordinator:
+        """Return the coordinator of a new worker, on a host of its own or on ``host``."""
 
         def warn(code: str, text: str) -> None:
             self.warnings.append(code)
@@ -190,6 +210,8 @@ class FakeRedisCluster:
         door = SeaDoor(self)
         self.doors.append(door)
         coordinator = door.fleet = RedisCoordinator(ADDRESS, warn, factory=door)
+        number = len(self.doors)
+        coordinator.worker = f"{host or f'host-{number}'}/{number}/0"
         return coordinator
 
     async def cross(self) -> None:
@@ -317,11 +339,18 @@ def _within(score: float, low: str, high: str) -> bool:
 
 
 def _encode(table: Any) -> str:
-    return json.dumps({name: _number(value) for name, value in table.items()})
+    return json.dumps(_as_json(table))
 
 
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _as_json(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if lua51.lua_type(value) != "table":
+        return value
+    names = list(value)
+    if names and names == list(range(1, len(names) + 1)):
+        return [_as_json(each) for each in value.values()]
+    return {name: _as_json(each) for name, each in value.items()}  # an empty table, as in Redis
 
 
 def _as_redis_py(answer: Any) -> Any:

@@ -1,24 +1,22 @@
--- A worker wants to send a probe. Granted: its place is kept until the deadline, and no longer.
--- Asking again with a token that is held renews it; asking in vain changes nothing.
--- ARGV  token, deadline (duration), half_open_calls
-local token, deadline = ARGV[4], tonumber(ARGV[5])
-local granted = false
-touch('0', '0')
-record.places = tonumber(ARGV[6])
+-- Request a lease for a probe, or renew it. A granted lease lasts until its deadline. A request that
+-- is not granted changes nothing. The worker that begins the half-open state determines the number
+-- of concurrent probes, so workers with other settings cannot change it meanwhile.
+-- args  token, deadline (duration), places (half_open_calls)
+touch()
 if record.state == 'open' and now >= record.till then
   move('half_open')
+  record.places = args.places
 end
-if record.state == 'closed' then
-  granted = true
-elseif record.state == 'half_open' then
-  if redis.call('ZSCORE', LEASES, token) then
-    redis.call('ZADD', LEASES, whole(now + deadline), token)
-    granted = true
-  elseif not probes_taken() then
-    redis.call('ZADD', LEASES, whole(now + deadline), token)
-    granted = true
+local granted = record.state == 'closed'
+if record.state == 'half_open' then
+  local held = redis.call('ZSCORE', LEASES, args.token)
+  granted = held or not probes_taken()
+  if granted then
+    redis.call('ZADD', LEASES, whole(now + args.deadline), args.token)
+  end
+  if granted and not held then
     publish()
   end
 end
 save()
-return told(granted)
+return reply(granted and true)

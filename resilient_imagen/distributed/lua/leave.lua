@@ -1,5 +1,5 @@
--- A worker says goodbye.
-redis.call('HDEL', WORKERS, WORKER)
-redis.call('ZREM', SEEN, WORKER)
+-- Remove a worker that disconnects.
+redis.call('HDEL', WORKERS, args.worker)
+redis.call('ZREM', SEEN, args.worker)
 save()
-return told()
+return reply()

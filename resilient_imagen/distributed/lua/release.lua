@@ -1,7 +1,7 @@
--- A probe ended without a verdict, or was never sent: its place is free for the next caller.
--- ARGV  token
-if redis.call('ZREM', LEASES, ARGV[4]) == 1 then
+-- Release the lease of a probe that ended without an outcome or was never sent.
+-- args  token
+if redis.call('ZREM', LEASES, args.token) == 1 then
   publish()
 end
 save()
-return told()
+return reply()

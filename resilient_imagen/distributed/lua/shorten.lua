@@ -1,11 +1,10 @@
--- The opening lasts longer than the worker's settings and any believable hint allow, so that no
--- worker can have meant it (damaged or forged): it is over.
--- ARGV  epoch, generation, longest (duration)
-touch('0', '0')
-if same(ARGV[4], ARGV[5]) and record.state == 'open'
-  and record.till - now > tonumber(ARGV[6]) then
+-- End an open period that is longer than the worker's settings and any valid hint allow, because no
+-- worker can have caused it (damaged or forged).
+-- args  longest (duration)
+touch()
+if is_current() and record.state == 'open' and record.till - now > args.longest then
   record.till = now
   publish()
 end
 save()
-return told()
+return reply()

@@ -1,40 +1,139 @@
--- Take the next `count` images-per-minute places of all workers, in the order of asking.
--- Answers with pairs of a wait in microseconds and the place's name; then the wait that the next
--- one to ask would be given.
--- ARGV  count, interval, slack (how far ahead of even spacing a burst may run)
-local count, interval, slack = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Take places from the shared images-per-minute schedule, in turns.
+--
+-- Places are evenly spaced (the generic cell rate algorithm); `next` is the time of the next one. A
+-- place is handed out shortly before its time and only to a worker that asks, so a worker that dies
+-- holds none for longer than that. Workers with waiting callers are in a queue. The first one takes
+-- one place and goes to the end; a worker that is silent for some seconds is removed.
+--
+-- If workers have different settings, the longest interval applies to all.
+--
+-- KEYS  pace (hash), queue (sorted set: worker by turn), wants (hash: waiting callers of each),
+--       seen (sorted set: worker by the time of its last command),
+--       intervals (sorted set: worker by its interval)
+-- args  protocol, worker, interval, burst, known (bool: the worker has used this schedule before),
+--       ahead (duration: the worker knows that the next place is not before that), returned (names of unused places), want (callers without a place; absent
+--       in a heartbeat), leaving (bool)
+local PACE, QUEUE, WANTS, SEEN, INTERVALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local EARLY = 300 * 1000       -- how long before its time a place is handed out
+local SILENCE = 3 * 1000000    -- after which a worker loses its turn; three heartbeats
+local HEARTBEATS = 500         -- a second, of all workers together
+local LOST = 2 * 1000000       -- without a command for so long, places may be unknown here
+local SOON = 50 * 1000         -- the shortest time after which a worker is told to ask again
+local KEEP = 60 * 1000000
 
--- So many places cannot have been taken in advance (damaged or forged): begin at the present.
-if next_place - slack - now > math.max(FURTHEST, 100 * interval) then
-  next_place = now
+local stored = redis.call('HMGET', PACE, 'next', 'at', 'turn', 'protocol')
+local protocol = number_of(stored[4] or '0', 0)
+if is_foreign(protocol, SEEN) then
+  return cjson.encode({protocol = protocol})
+elseif protocol > args.protocol then
+  stored = {}
 end
-redis.call('ZREMRANGEBYSCORE', FREE, '-inf', '(' .. whole(now))
-
--- The earliest place: one that was given back, or a new one.
-local function earliest()
-  local due = math.max(now, next_place - slack)
-  local free = redis.call('ZRANGE', FREE, 0, 0, 'WITHSCORES')
-  if free[1] and tonumber(free[2]) <= due then
-    return tonumber(free[2]), free[1]
+-- On a full server, a script may finish if its first write needs no memory.
+redis.call('PEXPIRE', PACE, whole(KEEP / 1000))
+local next_place = number_of(stored[1] or '0', 0)
+local lost = args.known and now - number_of(stored[2] or '0', 0) > LOST
+local turn = number_of(stored[3] or '0', 0)
+local back = number_of(stored[2] or '0', 0) - now
+if back > 0 then  -- the server's clock was set back, or another server took over
+  next_place = next_place - back
+  for _, worker in ipairs(redis.call('ZRANGE', SEEN, 0, -1)) do
+    redis.call('ZINCRBY', SEEN, whole(-back), worker)
   end
-  return due
 end
 
-local answer = {}
-for _ = 1, count do
-  local due, place = earliest()
-  if place then
-    redis.call('ZREM', FREE, place)
+local function remove(workers)
+  if #workers > 0 then
+    redis.call('ZREM', QUEUE, unpack(workers))
+    redis.call('HDEL', WANTS, unpack(workers))
+    redis.call('ZREM', SEEN, unpack(workers))
+    redis.call('ZREM', INTERVALS, unpack(workers))
+  end
+end
+
+local silence = SILENCE * math.max(1, redis.call('ZCARD', SEEN) / HEARTBEATS)
+remove(redis.call('ZRANGEBYSCORE', SEEN, '-inf', whole(now - silence), 'LIMIT', 0, 1000))
+remove(redis.call('ZRANGEBYSCORE', SEEN, whole(now + SILENCE), '+inf', 'LIMIT', 0, 1000))
+if args.leaving then
+  remove({args.worker})
+else
+  redis.call('ZADD', SEEN, whole(now), args.worker)
+  redis.call('ZADD', INTERVALS, whole(args.interval), args.worker)
+end
+
+local slowest = redis.call('ZRANGE', INTERVALS, -1, -1, 'WITHSCORES')
+while slowest[1] and not redis.call('ZSCORE', SEEN, slowest[1]) do
+  redis.call('ZREM', INTERVALS, slowest[1])
+  slowest = redis.call('ZRANGE', INTERVALS, -1, -1, 'WITHSCORES')
+end
+local interval = slowest[2] and tonumber(slowest[2]) or args.interval
+local slack = (args.burst - 1) * interval
+-- Redis may have lost its data, which the worker then knows better. No place can be further ahead
+-- than the furthest that is handed out (damaged or forged).
+next_place = math.max(next_place, now + args.ahead)
+if lost then  -- other workers may have sent meanwhile
+  next_place = math.max(next_place, now + interval + slack)
+end
+next_place = math.min(next_place, now + EARLY + interval + slack)
+for _, name in ipairs(args.returned) do  -- a place before the last one is lost
+  if tonumber(name) == next_place then
+    next_place = next_place - interval
+  end
+end
+
+local function due()
+  return math.max(now, next_place - slack)
+end
+
+local function enqueue()
+  turn = turn + 1
+  redis.call('ZADD', QUEUE, whole(turn), args.worker)
+end
+
+local function is_first()
+  return redis.call('ZRANGE', QUEUE, 0, 0)[1] == args.worker
+end
+
+local places, want = {}, args.leaving and 0 or args.want
+if want then
+  if want > 0 and not redis.call('ZSCORE', QUEUE, args.worker) then
+    enqueue()
+  end
+  while want > 0 and is_first() and due() - now <= EARLY do
+    local wait = due() - now
+    next_place = math.max(next_place, now) + interval
+    places[#places + 1] = {wait, whole(next_place)}
+    want = want - 1
+    enqueue()
+  end
+  if want > 0 then
+    redis.call('HSET', WANTS, args.worker, whole(want))
   else
-    next_place = math.max(next_place, due) + interval
-    place = whole(next_place)
+    redis.call('ZREM', QUEUE, args.worker)
+    redis.call('HDEL', WANTS, args.worker)
   end
-  answer[#answer + 1] = whole(due - now)
-  answer[#answer + 1] = place
 end
-local due = earliest()
-answer[#answer + 1] = whole(due - now)
-if count > 0 then
-  save()
+
+-- The callers of other workers that wait, for estimates.
+local rank = redis.call('ZRANK', QUEUE, args.worker)
+local others = redis.call('ZCARD', QUEUE) - (rank and 1 or 0)
+local wanted = 0
+if others > 0 then
+  for _, count in ipairs(redis.call('HVALS', WANTS)) do
+    wanted = wanted + number_of(count, 0)
+  end
+  wanted = wanted - number_of(redis.call('HGET', WANTS, args.worker) or '0', 0)
 end
-return answer
+
+redis.call('HSET', PACE, 'protocol', whole(args.protocol), 'next', whole(next_place),
+  'at', whole(now), 'turn', whole(turn), 'interval', whole(interval))
+local keep = whole((math.max(next_place - now, 0) + KEEP) / 1000)
+for _, key in ipairs(KEYS) do
+  redis.call('PEXPIRE', key, keep)
+end
+return cjson.encode({
+  protocol = args.protocol, places = places, interval = interval,
+  want = number_of(redis.call('HGET', WANTS, args.worker) or '0', 0),
+  next = math.max(next_place - now, 0), others = others, wanted = wanted,
+  again = math.max(due() - now + (rank or 0) * interval - EARLY, SOON),
+  workers = redis.call('ZCARD', SEEN), position = redis.call('ZRANK', INTERVALS, args.worker) or 0,
+})

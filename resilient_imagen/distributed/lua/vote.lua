@@ -1,63 +1,57 @@
--- A worker is here and, unless `vote` is empty, has seen how a request ended in the closed state.
+-- A heartbeat, with the outcome of a request in the closed state unless `vote` is empty.
 --
--- The quorum. The circuit opens for everybody when the fleet as a whole meets the rule of one
--- breaker (`fail_max` failures with no success between them, or the share of its window), and it
--- is not one worker's word alone:
---   in a row: at least one of the failures was an answer of the service, which no trouble of the
---     worker's own network can make up; or two workers have failed;
---   by share: the rule holds for the others too, the worker with most failures left out.
--- A worker that is alone (no other one is there, be it idle or still waiting for its first image)
--- decides alone. Where the quorum is missing, only that worker's own breaker opens, for itself; the
--- row stands until a success, so the next failure of any other worker opens for everybody.
+-- The quorum: the breaker opens for all workers when all of them together meet the rule of one
+-- breaker (`fail_max` failures without a success between them, or the failure rate), and if more
+-- than one witness is behind it. A witness is a host, or a process if all workers are on one host.
+--   Consecutive failures: the service itself reported at least one of them, which no problem of a
+--     worker's network can imitate; or two witnesses failed.
+--   Failure rate: the rule also holds without the witness that has the most failures.
+-- If no other process is present, one witness is sufficient. Without a quorum, only the worker's
+-- own breaker opens. The consecutive failures are kept until a success, so the next failure of
+-- another witness opens the breaker for all.
 --
--- ARGV  epoch, generation, vote ('', success, failure), weight, answered (0, 1), share (0, 1),
---       calls and failures in this worker's window, pause, cause, brief,
+-- args  vote ('', success, failure), weight, answered (bool), share (bool: the outcome is in the
+--       window), calls and failures in the worker's window, pause (open period), cause, summary,
 --       fail_max, failure_rate, min_calls
-local vote, weight, answered, share = ARGV[6], tonumber(ARGV[7]), ARGV[8] == '1', ARGV[9] == '1'
-local calls, failures = ARGV[10], ARGV[11]
-local pause, cause, brief = tonumber(ARGV[12]), ARGV[13], ARGV[14]
-local fail_max, rate, min_calls = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local current = is_current()
+touch(current and args.calls, current and args.failures)
 
-local current = same(ARGV[4], ARGV[5])
-if not current then
-  calls, failures = '0', '0'  -- they belong to a state that is over
-end
-touch(calls, failures)
-
--- Whether the share of failures is too large: in all, and without the worker with most of them.
-local function too_large_a_share(lone)
-  local calls, failures, worst = 0, 0, {calls = 0, failures = 0}
-  for _, worker in ipairs(workers()) do
-    if worker.generation == record.generation then
-      calls, failures = calls + worker.calls, failures + worker.failures
-      if worker.failures > worst.failures then
-        worst = worker
+local function failure_rate_exceeded(alone)
+  local several_hosts = others_present()
+  local calls, failures, groups, worst = 0, 0, {}, {calls = 0, failures = 0}
+  local entries = redis.call('HGETALL', WORKERS)
+  for i = 1, #entries, 2 do
+    local generation, its_calls, its_failures = string.match(entries[i + 1], '(%d+):(%d+):(%d+)')
+    if tonumber(generation) == record.generation then
+      local name = witness_of(entries[i], several_hosts)
+      local group = groups[name] or {calls = 0, failures = 0}
+      groups[name] = group
+      group.calls, group.failures = group.calls + its_calls, group.failures + its_failures
+      calls, failures = calls + its_calls, failures + its_failures
+      if group.failures > worst.failures then
+        worst = group
       end
     end
   end
   local rest = calls - worst.calls
-  return calls >= min_calls and failures >= rate * calls
-    and (lone or (rest > 0 and failures - worst.failures >= rate * rest))
-end
-
-local function quorum(sole)
-  local lone = alone()
-  return record.streak >= fail_max and (record.answered == 1 or not sole or lone)
-    or share and too_large_a_share(lone)
+  return calls >= args.min_calls and failures >= args.failure_rate * calls
+    and (alone or (rest > 0 and failures - worst.failures >= args.failure_rate * rest))
 end
 
 if current and record.state == 'closed' then
-  if vote == 'success' then
+  if args.vote == 'success' then
     record.streak, record.witness, record.answered = 0, '', 0
-  elseif vote == 'failure' then
-    record.streak = record.streak + weight
-    if answered then
+  elseif args.vote == 'failure' then
+    record.streak = record.streak + args.weight
+    if args.answered then
       record.answered = 1
     end
-    if quorum(sole_witness()) then
-      open(pause, cause, brief)
+    local sole, alone = add_witness()
+    if record.streak >= args.fail_max and (record.answered == 1 or not sole or alone)
+      or args.share and failure_rate_exceeded(alone) then
+      open(args.pause, args.cause, args.summary)
     end
   end
 end
 save()
-return told()
+return reply()
