@@ -15,6 +15,7 @@ from resilient_imagen.circuitbreaker.listeners import ChangeNotifier, EventDispa
 from resilient_imagen.circuitbreaker.open_period import (
     NO_CAUSE,
     TripCause,
+    is_fatal,
     trip_duration,
     valid_hint,
 )
@@ -25,6 +26,7 @@ from resilient_imagen.circuitbreaker.types import (
     BreakerMetrics,
     BreakerSnapshot,
     BreakerState,
+    Hold,
     Rejection,
     Settlement,
     StateChange,
@@ -80,8 +82,10 @@ class CircuitBreaker:
         self._timer = Timer(self._on_timer)
         self._machine = self._new_machine(config)
         self._forced = False
+        self._hold: Hold | None = None
+        self._hold_ends = math.inf
         self._state = _CLOSED
-        """The state that callers see. The mode and `force_open` override the machine's state."""
+        """The state that callers see. The mode, `force_open` and `hold` override the machine's."""
         self._since = self._clock.now()
         self._would_reject = 0
 
@@ -228,7 +232,37 @@ class CircuitBreaker:
     def force_open(self, forced: bool) -> None:
         with self._update():
             self._forced = forced
-            self._publish_state()
+
+    def hold(self, hold: Hold | None) -> None:
+        """Keep the breaker open or closed for its callers, until this is called with None.
+
+        Outcomes are still counted, so the breaker returns to the state that is then correct.
+        `force_open` has precedence. Held closed, it works like mode shadow. In mode off it cannot
+        be held closed, because it never opens.
+        """
+        with self._update():
+            self._hold = hold
+            self._hold_ends = math.inf if hold is None else self._clock.breaker_time(hold.until)
+
+    def close(self, *, even_if_fatal: bool = False) -> bool:
+        """Close now, whatever opened the breaker; it may trip again.
+
+        Args:
+            even_if_fatal: Close it also after a fatal failure, such as a used-up quota.
+
+        Returns:
+            False if it stays open because of a fatal failure.
+        """
+        with self._update():
+            if self._tripped_fatally and not even_if_fatal:
+                return False
+            self._machine.close()
+        return True
+
+    @property
+    def config(self) -> BreakerConfig:
+        """The settings in use."""
+        return self._machine.config
 
     def reconfigure(self, config: BreakerConfig) -> None:
         """Apply other settings; state, counts, window and the current open period stay.
@@ -240,7 +274,6 @@ class CircuitBreaker:
             self._machine.reconfigure(config)
             if config.mode is BreakerMode.OFF:
                 self._machine.drop_in_flight()
-            self._publish_state()
             self._waiters.wake()  # there may be more places now
 
     # Observation
@@ -317,6 +350,8 @@ class CircuitBreaker:
             change = None if before is after else _CHANGES.get((before, after))
             settlement = Settlement(counted, change, self._metrics(after))
             call.settlement = settlement
+            if self._hold is not None:
+                self._publish_state()  # the cause of an open period may have become fatal
             self._set_timer()
         self._listeners.deliver()
         return settlement
@@ -324,7 +359,7 @@ class CircuitBreaker:
     # Callbacks of the state machine, the clock and the timer
 
     def _on_state_change(self, old: BreakerState, new: BreakerState) -> None:
-        if self._machine.config.mode is BreakerMode.SHADOW:
+        if self._mode is BreakerMode.SHADOW:
             self._listeners.put(self._transition(old, new, shadow=True))
         self._publish_state()
 
@@ -352,6 +387,7 @@ class CircuitBreaker:
         with self._lock:
             self._catch_up()
             yield
+            self._publish_state()
             self._set_timer()
         self._listeners.deliver()
 
@@ -366,10 +402,34 @@ class CircuitBreaker:
         """Whether it is closed and no time-out is pending."""
         return self._state is _CLOSED and self._machine.due == math.inf
 
+    @property
+    def _is_forced_open(self) -> bool:
+        return self._forced or (self._hold is not None and self._hold.opens)
+
+    @property
+    def _tripped_fatally(self) -> bool:
+        period = self._machine.open_period
+        return period is not None and is_fatal(period.cause.cause)
+
+    @property
+    def _mode(self) -> BreakerMode:
+        """The mode, which is shadow while the breaker is held closed."""
+        mode, hold = self._machine.config.mode, self._hold
+        if mode is not BreakerMode.ON or hold is None or hold.opens:
+            return mode
+        held = hold.even_if_fatal or not self._tripped_fatally
+        return BreakerMode.SHADOW if held else mode
+
+    @property
+    def _effective_state(self) -> BreakerState:
+        if self._is_forced_open:
+            return BreakerState.FORCED_OPEN
+        return self._machine.state if self._mode is BreakerMode.ON else _CLOSED
+
     def _admit(self) -> Permit | Rejection:
-        if self._forced:
+        if self._is_forced_open:
             return self._rejection()
-        mode = self._machine.config.mode
+        mode = self._mode
         call = None if mode is BreakerMode.OFF else self._machine.admit()
         self._set_timer()
         if call is None:
@@ -384,14 +444,9 @@ class CircuitBreaker:
 
     def _publish_state(self) -> None:
         """Update the state that callers see, and notify listeners and waiters of a change."""
-        machine = self._machine
-        if self._forced:
-            new = BreakerState.FORCED_OPEN
-        else:
-            new = machine.state if machine.config.mode is BreakerMode.ON else _CLOSED
-        old = self._state
+        old, new = self._state, self._effective_state
         if new is not old:
-            self._state, self._since = new, machine.now
+            self._state, self._since = new, self._machine.now
             self._listeners.put(self._transition(old, new, shadow=False))
             self._waiters.wake()
 
@@ -400,7 +455,9 @@ class CircuitBreaker:
     def _blocked_until(self, state: BreakerState) -> float | None:
         if state is _CLOSED:
             return None
-        return math.inf if state is BreakerState.FORCED_OPEN else self._machine.blocked_until()
+        if state is not BreakerState.FORCED_OPEN:
+            return self._machine.blocked_until()
+        return math.inf if self._forced else max(self._hold_ends, self._machine.now)
 
     def _metrics(self, state: BreakerState) -> BreakerMetrics:
         machine, rule, period = self._machine, self._machine.rule, self._machine.open_period
@@ -455,8 +512,8 @@ class CircuitBreaker:
             self._machine.rule.window,
             self._metrics(self._state),
         )
-        shadowed = machine.config.mode is BreakerMode.SHADOW
-        return {
+        shadowed = self._mode is BreakerMode.SHADOW
+        found: BreakerSnapshot = {
             "name": self.name,
             "state": self._state.value,
             "mode": machine.config.mode.value,
@@ -478,3 +535,6 @@ class CircuitBreaker:
                 "would_reject": self._would_reject,
             },
         }
+        if self._hold is not None:
+            found["held"] = "open" if self._hold.opens else "closed"
+        return found

@@ -17,6 +17,7 @@ __all__ = [
     "OpenPeriod",
     "TripCause",
     "hint_duration",
+    "is_fatal",
     "longest_duration",
     "open_duration",
     "trip_duration",
@@ -55,6 +56,11 @@ class OpenPeriod(NamedTuple):
     cause: TripCause
     closes: bool = False
     """Whether the breaker closes at the end; otherwise the next caller becomes a probe."""
+
+
+def is_fatal(cause: str | None) -> bool:
+    """Return whether a cause is a fatal failure, which waiting does not cure: a key, a quota."""
+    return cause in _FATAL
 
 
 def valid_hint(seconds: object) -> float | None:
@@ -108,7 +114,7 @@ def trip_duration(config: BreakerConfig, hint: float | None, random: Callable[[]
 def longest_duration(config: BreakerConfig, cause: str | None) -> float:
     """Return the maximum length of an open period of this cause, in any process."""
     longest = config.reset_max * (1.0 + _JITTER) + _ROUNDING
-    return max(longest, MAX_HINT) if cause in _FATAL else longest
+    return max(longest, MAX_HINT) if is_fatal(cause) else longest
 
 
 def _jittered(seconds: float, random: Callable[[], float]) -> float:

@@ -190,6 +190,11 @@ class BreakerStateMachine:
         else:
             self._set_open_period(current._replace(closes=closes))
 
+    def close(self) -> None:
+        """Close now, as after successful probes."""
+        if self.state is not _CLOSED:
+            self._pybreaker.close()
+
     def abandon(self) -> None:
         """Forget the calls in flight: their event loop is closed, so they are never settled."""
         probes = bool(self.in_flight.probes)

@@ -71,6 +71,10 @@ class Clock:
         """Convert a time of this clock to the time of the event loop."""
         return moment - self._shift
 
+    def breaker_time(self, moment: float) -> float:
+        """Convert a time of the event loop to a time of this clock; the reverse of `loop_time`."""
+        return moment + self._shift
+
     def _adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         behind = self._last - (loop.time() + self._shift)
         if self._loop is None or behind > 0:

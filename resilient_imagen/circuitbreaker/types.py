@@ -14,6 +14,7 @@ __all__ = [
     "BreakerSnapshot",
     "BreakerState",
     "Counted",
+    "Hold",
     "Rejection",
     "Settlement",
     "ShadowModeSnapshot",
@@ -45,6 +46,17 @@ class BreakerState(StrEnum):
     """Only probes are admitted."""
     FORCED_OPEN = "forced_open"
     """All calls are rejected until an operator ends it."""
+
+
+class Hold(NamedTuple):
+    """An operator's order to keep a breaker open or closed for its callers."""
+
+    opens: bool
+    """Whether it is kept open; otherwise closed."""
+    until: float
+    """Loop time at which the order is expected to end, for `retry_after`."""
+    even_if_fatal: bool = False
+    """Whether it is kept closed also after a fatal failure, such as a used-up quota."""
 
 
 class BreakerMetrics(NamedTuple):
@@ -168,5 +180,7 @@ class BreakerSnapshot(TypedDict):
     probes_in_flight: int
     openings_in_a_row: int
     shadow: ShadowModeSnapshot
+    held: NotRequired[str]
+    """open or closed, while an operator's order keeps it so; absent otherwise."""
     fleet: NotRequired[SharedBreakerSnapshot]
     """Present when breakers are shared between processes."""

@@ -119,6 +119,18 @@ class RedisRateLimiter(RateLimiter):
         """Increased to ignore outstanding answers."""
         coordinator.add(self)
 
+    def reconfigure(self, *, max_concurrent: int, per_minute: float, burst: int) -> None:
+        """Change the limits; see `RateLimiter.reconfigure`. Places that were taken remain valid.
+
+        The pace of all processes follows when Redis has heard of the change from each of them.
+        """
+        self._per_minute, self._burst = per_minute, burst
+        super().reconfigure(max_concurrent=max_concurrent, per_minute=per_minute, burst=burst)
+        if not self._sharing:
+            self._shared = self._shared._replace(interval=60.0 / per_minute)
+            self._set_local_schedule(self._last_seen)
+            self._serve()
+
     def _place_wait(self, now: float, ahead: int) -> float:
         """Return the seconds until a shared place is free for a caller with ``ahead`` before it."""
         if not self._sharing:
@@ -182,7 +194,7 @@ class RedisRateLimiter(RateLimiter):
 
     def _usable_places(self) -> int:
         """Return the number of waiting callers for which there is a concurrency slot."""
-        return min(len(self._queue), self._max_concurrent - self.in_flight)
+        return max(0, min(len(self._queue), self._max_concurrent - self.in_flight))
 
     def _serve(self) -> None:
         loop = asyncio.get_running_loop()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.providers.base import ProviderResult
     from resilient_imagen.ratelimit.limiter import Slot
+    from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
 __all__ = ["AttemptExecutor"]
@@ -60,6 +61,10 @@ class AttemptExecutor:
         self._fitter = fitter
         self._overlap = overlap
         self._siblings = siblings
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use the delays of other settings; see `OverlapPolicy.reconfigure`."""
+        self._overlap.reconfigure(settings)
 
     async def run(  # noqa: PLR0915 - one request from its start to its record
         self, call: CallState, state: RouteState, slot: Slot, permit: Permit

@@ -45,7 +45,7 @@ class HedgeBudget:
     """
 
     def __init__(self, share: float) -> None:
-        self._share = share
+        self.share: float = share
         self._minutes: deque[list[int]] = deque()
         """Minute of the loop's time, calls and hedges in it; oldest first."""
         self._calls = 0
@@ -59,7 +59,7 @@ class HedgeBudget:
     def try_spend(self, now: float) -> bool:
         """Count a hedge and return True, or return False if the budget is used up."""
         minute = self._minute(now)
-        if self._share <= 0 or self._hedges + 1 > max(1.0, self._share * self._calls):
+        if self.share <= 0 or self._hedges + 1 > max(1.0, self.share * self._calls):
             return False
         minute[2] += 1
         self._hedges += 1
@@ -93,10 +93,14 @@ class OverlapPolicy:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._probe_after = settings.hedge_probe_after
-        self._slow_after = settings.hedge_after
+        self.reconfigure(settings)
         self.keeps: bool = settings.on_timeout == "keep"
         """Whether a request goes on past its time limit."""
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use other delays, for requests that are sent from now on."""
+        self._probe_after = settings.hedge_probe_after
+        self._slow_after = settings.hedge_after
 
     def ends_at(
         self, limit: AttemptLimit, started: float, call: CallState, timeout: float

@@ -93,13 +93,18 @@ class Pipeline:
         )
         self._several_images = SeveralImages(self._fallback.run)
 
+    def reconfigure(self, settings: Settings) -> None:
+        """Use the share of hedged calls and the delays of other settings; nothing else changes."""
+        self.budget.share = settings.hedge_budget
+        self._attempts.reconfigure(settings)
+
     def snapshot(self, now: float) -> HedgingSnapshot:
         """Return the numbers about calls with two requests in flight, as plain JSON."""
         calls, hedged = self.budget.snapshot(now)
         return {
             "calls_last_hour": calls,
             "hedged_last_hour": hedged,
-            "budget": self._settings.hedge_budget,
+            "budget": self.budget.share,
             "in_background": len(self.background),
         }
 

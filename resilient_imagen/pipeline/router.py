@@ -16,8 +16,6 @@ from resilient_imagen import models
 from resilient_imagen._provider_settings import BUILT_IN
 from resilient_imagen._validation import parse_routes
 from resilient_imagen.circuitbreaker import (
-    BreakerConfig,
-    BreakerMode,
     BreakerState,
     CircuitBreaker,
 )
@@ -25,6 +23,7 @@ from resilient_imagen.errors import ConfigurationError, InvalidRequestError
 from resilient_imagen.images.limits import ImageLimits
 from resilient_imagen.pipeline.deadline import Deadline
 from resilient_imagen.pipeline.route import Route
+from resilient_imagen.pipeline.route_settings import breaker_config, limits_of, reconfigure_route
 from resilient_imagen.providers import build, needed_variable, unknown_providers
 from resilient_imagen.providers.base import endpoint_of
 from resilient_imagen.ratelimit.limiter import RateLimiter
@@ -35,7 +34,7 @@ from resilient_imagen.telemetry import events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from resilient_imagen.circuitbreaker import Transition
+    from resilient_imagen.circuitbreaker import Hold, Transition
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.pipeline.step import Step
     from resilient_imagen.providers.base import Provider
@@ -95,6 +94,7 @@ class Router:
             keys = (needed_variable(name, settings) for name in named)
             raise ConfigurationError(f"no route can be used: set {' or '.join(keys)}")
         self._dynamic_routes: OrderedDict[str, Route] = OrderedDict()
+        self._hold_for: Callable[[str], Hold | None] = _no_hold
         self.routes: tuple[Route, ...] = ()
         self.steps: tuple[Step, ...] = self._configured_steps()
         self.routes = tuple(chain.from_iterable(self.steps))
@@ -112,6 +112,61 @@ class Router:
     def providers(self) -> Sequence[Provider]:
         """Every provider, to be closed."""
         return tuple(self._providers.values())
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use other limits, thresholds and another order of routes; the providers stay.
+
+        Only what differs from the settings before is changed, so that a breaker that the
+        application has configured by itself keeps its other values.
+
+        Args:
+            settings: Their routes are the configured ones, in any order and grouping.
+
+        Raises:
+            ConfigurationError: None of the routes can be used. Nothing is changed then.
+        """
+        steps = self.steps_in_order(settings)
+        before, self._settings, self.steps = self._settings, settings, steps
+        for route in self.all_routes:
+            reconfigure_route(route, before, settings)
+        for name, limiter in self._limiters.items():
+            vendor = endpoint_of(self._providers[name]).vendor
+            was, limits = (limits_of(each, name, vendor) for each in (before, settings))
+            if was != limits:
+                limiter.reconfigure(**limits)
+
+    def steps_in_order(self, settings: Settings) -> tuple[Step, ...]:
+        """Return the steps in the order of other settings. Raises as ``reconfigure``."""
+        if settings.routes == self._settings.routes:
+            return self.steps
+        routes = {route.name: route for route in self.routes}
+        steps = [
+            [
+                routes.get(f"{account.provider}:{self._resolve_configured_model(account)}")
+                for account in name.accounts
+                if account.provider in self._providers
+            ]
+            for name in settings.routes
+        ]
+        seen: set[Route] = set()
+        ordered: list[Step] = []
+        for found in steps:  # a retired model and its successor are one route
+            step = tuple(route for route in found if route is not None and route not in seen)
+            seen.update(step)
+            ordered.append(step)
+        if not seen:
+            raise ConfigurationError("IMAGE_GEN_ROUTES names no route that can be used")
+        return tuple(filter(None, ordered))
+
+    def hold(self, hold_for: Callable[[str], Hold | None]) -> None:
+        """Hold breakers as an operator orders, also those of routes that are added later.
+
+        Args:
+            hold_for: Returns the hold of a route, given as ``provider:model``; None for no hold.
+        """
+        self._hold_for = hold_for
+        for route in self.all_routes:
+            route.breaker.hold(hold_for(route.name))
 
     def _configured_steps(self) -> tuple[Step, ...]:
         """Build the routes of the settings whose providers are usable, grouped by step.
@@ -419,7 +474,7 @@ class Router:
         now = asyncio.get_running_loop().time()
         for sibling in self.routes_of_provider(provider):
             until = sibling.breaker.blocked_until()
-            if until is None or math.isinf(until):  # closed, or forced open by an operator
+            if until is None or sibling.breaker.metrics().state is BreakerState.FORCED_OPEN:
                 continue
             if sibling.account_failure is not None and until > now:
                 cause, summary = sibling.account_failure
@@ -450,6 +505,7 @@ class Router:
             max_total_bytes=None if most is None else int(most * 1e6),
         )
         breaker.subscribe(route.on_transition, inline=True)
+        breaker.hold(self._hold_for(route.name))
         return route
 
     def _breaker_changed(self, transition: Transition) -> None:
@@ -508,6 +564,10 @@ def _shared_step(name: RouteName) -> str | None:
     return None if name.accounts == (name,) else str(name)
 
 
+def _no_hold(_route: str) -> None:
+    """Hold no breaker."""
+
+
 def _forced_open(breaker: CircuitBreaker) -> CircuitBreaker:
     breaker.force_open = True
     return breaker
@@ -520,12 +580,7 @@ def new_limiter(
     kind: Callable[..., RateLimiter] = RateLimiter,
 ) -> RateLimiter:
     """Return the queue in front of a provider, made by ``kind``; ``vendor`` as in new_breaker."""
-    return kind(
-        max_concurrent=settings.max_concurrent_for(provider),
-        per_minute=settings.ipm_for(provider, vendor),
-        burst=settings.burst,
-        max_queue=settings.max_queue,
-    )
+    return kind(max_queue=settings.max_queue, **limits_of(settings, provider, vendor))
 
 
 def new_breaker(
@@ -546,19 +601,7 @@ def new_breaker(
         kind: Makes it.
         vendor: The vendor whose models the provider serves; None means by its name.
     """
-    config = BreakerConfig(
-        mode=BreakerMode(settings.breaker_mode),
-        fail_max=settings.breaker_fail_max,
-        failure_rate=settings.breaker_failure_rate,
-        window=settings.breaker_window,
-        min_calls=settings.breaker_min_calls,
-        slow_call=settings.breaker_slow_call,
-        reset_timeout=settings.breaker_reset_timeout,
-        reset_factor=settings.breaker_reset_factor,
-        reset_max=settings.breaker_reset_max,
-        half_open_calls=settings.breaker_half_open_calls,
-        probe_deadline=settings.timeout_for(provider, vendor) + 1.0,
-    )
+    config = breaker_config(settings, provider, vendor)
     breaker = kind(f"{provider}:{model}", config, random=random)
     breaker.force_open = provider in settings.force_open
     return breaker

@@ -49,6 +49,12 @@ class TokenSchedule:
         self._slack = (burst - 1) * self.interval
         self._next = first
 
+    def reconfigure(self, now: float, per_minute: float, burst: int) -> None:
+        """Change the pace. The wait until the next place changes in proportion."""
+        before, self.interval = self.interval, 60.0 / per_minute
+        self._slack = (burst - 1) * self.interval
+        self._next = now + (self._next - now) * self.interval / before
+
     def reset(self) -> None:
         """Forget all places that were taken."""
         self._next = 0.0
@@ -139,6 +145,15 @@ class RateLimiter:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0
         self._timer_loop: asyncio.AbstractEventLoop | None = None
+
+    def reconfigure(self, *, max_concurrent: int, per_minute: float, burst: int) -> None:
+        """Change the limits on the running loop; callers in the queue keep their order.
+
+        Requests in flight go on, also if there are more of them than ``max_concurrent`` now.
+        """
+        self._max_concurrent = max_concurrent
+        self._schedule.reconfigure(self._now(asyncio.get_running_loop()), per_minute, burst)
+        self._serve()
 
     @property
     def in_flight(self) -> int:

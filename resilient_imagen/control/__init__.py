@@ -1,0 +1,5 @@
+"""Runtime control: orders of operators, which change breakers and settings for a limited time."""
+
+from resilient_imagen.control.order import Order, parse_duration
+
+__all__ = ["Order", "parse_duration"]

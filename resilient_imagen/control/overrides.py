@@ -1,0 +1,145 @@
+"""Overrides: the settings that may change at runtime, checked by the rules of ``Settings``.
+
+Thresholds of breakers, pace, concurrency, time limits, hedging and the order of routes may change;
+keys and addresses never do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import AliasChoices, TypeAdapter, ValidationError
+
+from resilient_imagen._provider_settings import BUILT_IN, ProviderSettings, limit_variables
+from resilient_imagen._settings_types import parse_routes
+from resilient_imagen._validation import explain
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic.fields import FieldInfo
+
+    from resilient_imagen.settings import RouteName
+
+__all__ = ["FIELDS", "check_value", "current_value", "overridden", "variables_for"]
+
+FIELDS: Final = (
+    "routes", "ipm", "openai_ipm", "burst", "max_concurrent", "per_call_timeout", "openai_timeout",
+    "breaker_fail_max", "breaker_failure_rate", "breaker_window", "breaker_min_calls",
+    "breaker_slow_call", "breaker_reset_timeout", "breaker_reset_factor", "breaker_reset_max",
+    "breaker_half_open_calls", "hedge_probe_after", "hedge_after", "hedge_budget",
+)  # fmt: skip
+"""Fields of ``Settings`` that may change at runtime."""
+_LIMITS: Final = ("ipm", "max_concurrent", "timeout")
+"""Fields of ``ProviderSettings`` that may."""
+
+
+def variables_for(providers: Iterable[str]) -> tuple[str, ...]:
+    """Return the variables that may change at runtime, if these providers are in use."""
+    limits = (limit_variables(name)[field] for name in providers for field in _LIMITS)
+    return tuple(dict.fromkeys((*_FIELD_OF, *limits)))
+
+
+def check_value(variable: str, value: str, providers: Iterable[str] = ()) -> None:
+    """Check a value alone, by the rules of its variable.
+
+    Args:
+        variable: The variable.
+        value: What an environment would hold.
+        providers: Names of declared providers, whose limits may change, too.
+
+    Raises:
+        ConfigurationError: The variable may not change at runtime, or the value is not allowed.
+    """
+    _parsed(variable, value, {*BUILT_IN, *providers})
+
+
+def overridden(settings: Settings, values: Mapping[str, str]) -> Settings:
+    """Return the settings with other values of some variables.
+
+    Raises:
+        ConfigurationError: As ``check_value``; or the values do not fit together, or to the routes.
+    """
+    if not values:
+        return settings
+    known = {route.provider for route in settings.accounts} | settings.providers.keys()
+    changes: dict[str, Any] = {}
+    providers = dict(settings.providers)
+    for variable, value in values.items():
+        provider, field, parsed = _parsed(variable, value, {*BUILT_IN, *known})
+        if provider is None:
+            changes[field] = parsed
+        else:
+            own = providers.get(provider) or ProviderSettings.model_validate({"name": provider})
+            providers[provider] = own.model_copy(update={field: parsed})
+    if "routes" in changes:
+        _check_routes(settings, changes["routes"])
+    changed: Any = settings.model_copy(update={**changes, "providers": providers})
+    try:
+        changed._consistent()  # noqa: SLF001 - the same rules as at start
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    found: Settings = changed
+    return found
+
+
+def current_value(settings: Settings, variable: str) -> object:
+    """Return the value of a variable that may change at runtime; None if it is not set."""
+    if (field := _FIELD_OF.get(variable)) is not None:
+        return getattr(settings, field)
+    for name in {*BUILT_IN, *settings.providers}:
+        for field, own in limit_variables(name).items():
+            if own == variable and name in settings.providers:
+                return getattr(settings.providers[name], field)
+    return None
+
+
+def _parsed(variable: str, value: str, providers: Iterable[str]) -> tuple[str | None, str, Any]:
+    """Return the provider whose limit it is, if any, the field and the value."""
+    provider, field = None, _FIELD_OF.get(variable)
+    info = None if field is None else Settings.model_fields[field]
+    for name in () if field is not None else providers:
+        for limit in _LIMITS:
+            if limit_variables(name)[limit] == variable:
+                provider, field, info = name, limit, ProviderSettings.model_fields[limit]
+    if field is None or info is None:
+        raise ConfigurationError(
+            f"{variable} cannot change at runtime; these can: {', '.join(_FIELD_OF)}, and "
+            "IMAGE_GEN_<NAME>_IPM, _MAX_CONCURRENT and _TIMEOUT of a provider"
+        )
+    try:
+        return provider, field, _validated(field, info, value.strip())
+    except ValidationError as error:
+        raise ConfigurationError(f"{variable} {explain(error.errors()[0])}") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}") from None
+
+
+def _validated(field: str, info: FieldInfo, value: str) -> Any:
+    if field == "routes":
+        return parse_routes(value)
+    allowed: Any = Annotated[info.annotation, *info.metadata]
+    checked: TypeAdapter[Any] = TypeAdapter(allowed)
+    return checked.validate_python(value)
+
+
+def _check_routes(settings: Settings, routes: tuple[RouteName, ...]) -> None:
+    """Allow the configured routes in another order or grouping; some may be left out."""
+    known = {account.key for account in settings.accounts}
+    for step in routes:
+        for account in step.accounts:
+            if account.key not in known:
+                raise ConfigurationError(
+                    "IMAGE_GEN_ROUTES may only name configured routes at runtime: "
+                    + ", ".join(sorted(known))
+                )
+
+
+def _variable(field: str) -> str:
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else field
+
+
+_FIELD_OF: Final = {_variable(field): field for field in FIELDS}
