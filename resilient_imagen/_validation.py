@@ -30,6 +30,7 @@ __all__ = [
     "BaseUrl",
     "CaptureContentFlag",
     "CommaList",
+    "ControlSecret",
     "HedgeDelay",
     "LowercaseStr",
     "OptionalCount",
@@ -48,6 +49,7 @@ __all__ = [
     "check_address",
     "check_api_key",
     "check_base_url",
+    "check_control_secret",
     "check_location",
     "check_project",
     "check_prompt_hints",
@@ -63,6 +65,8 @@ _log = logging.getLogger("resilient_imagen")
 
 HTTP: Final = ("https", "http")
 PROMPT_HINTS: Final = ("quality", "orientation")
+_SHORTEST_SECRET: Final = 16
+"""Characters of a secret for signatures."""
 _OFF: Final = frozenset({"", "off", "none", "no", "-"})
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,127}")
 _LOCATION: Final = re.compile("[a-z][a-z0-9-]{0,62}")
@@ -146,6 +150,18 @@ def _strip_secret(value: object) -> object:
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     return value.strip() or None if isinstance(value, str) else value
+
+
+def check_control_secret(value: object) -> object:
+    """Strip a secret for signatures; a blank one means None.
+
+    Raises:
+        ValueError: The secret is so short that it could be guessed.
+    """
+    secret = _strip_secret(value)
+    if isinstance(secret, str) and len(secret) < _SHORTEST_SECRET:
+        raise ValueError(f"must have at least {_SHORTEST_SECRET} characters")
+    return secret
 
 
 def check_api_key(value: object) -> object:
@@ -327,6 +343,7 @@ OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to
 LowercaseStr = BeforeValidator(_lowercase)
 OptionalStr = Annotated[str | None, BeforeValidator(blank_to_none)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_strip_secret)]
+ControlSecret = Annotated[SecretStr | None, BeforeValidator(check_control_secret)]
 ApiKey = Annotated[SecretStr | None, BeforeValidator(check_api_key)]
 BaseUrl = Annotated[str | None, BeforeValidator(check_base_url)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]

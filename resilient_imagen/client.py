@@ -11,10 +11,12 @@ from dataclasses import replace
 from functools import partial
 from inspect import isawaitable
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from resilient_imagen import models
 from resilient_imagen.candidate import CandidateEvaluator
+from resilient_imagen.control.controller import Controller
 from resilient_imagen.cost import PROCESS_COSTS, CostLedger
 from resilient_imagen.errors import (
     ImageGenerationError,
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
     from resilient_imagen.circuitbreaker import CircuitBreaker
+    from resilient_imagen.control import Order
+    from resilient_imagen.control.control_file import ControlFile
     from resilient_imagen.distributed import RedisCoordinator
     from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
@@ -133,6 +137,8 @@ class ImageClient:
             self._routing.routes_of_provider,
         )
         self._pipeline = Pipeline(self.settings, attempts, self._dispatcher, random.random)
+        self._control = Controller(self.settings, self._routing, self._pipeline, self._dispatcher)
+        self._control_file = self._open_control_file()
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
@@ -162,6 +168,8 @@ class ImageClient:
         Raises:
             ConfigurationError: The Redis of IMAGE_GEN_REDIS_URL is there and refuses us.
         """
+        if self._control_file is not None:
+            self._control_file.start()
         await asyncio.gather(self._join(), *(route.warm_up() for route in self._routing.routes))
 
     async def _join(self, deadline: float = math.inf) -> None:
@@ -375,6 +383,14 @@ class ImageClient:
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
                 self._warn("route_not_ready", f"{route.name} cannot be used: {what}")
 
+    def _open_control_file(self) -> ControlFile | None:
+        if self.settings.control_file is None or not self._control.enabled:
+            return None
+        from resilient_imagen.control.control_file import NAMESPACE, ControlFile
+
+        deliver = partial(self._control.receive, namespace=NAMESPACE)
+        return ControlFile(Path(self.settings.control_file), deliver, self._warn)
+
     def _warn(self, code: str, message: str) -> None:
         self._dispatcher.emit(OperatorWarning(code=code, message=message))
 
@@ -408,6 +424,9 @@ class ImageClient:
                 f"partial_images {request.partial_images} has no receiver; pass on_progress or use "
                 "stream"
             )
+        self._control.catch_up()
+        if self._control_file is not None:
+            self._control_file.start()
         started = asyncio.get_running_loop().time()
         seconds = _checked_deadline(self.settings.deadline if deadline is None else deadline)
         self._routing.check_deadline(seconds)
@@ -421,6 +440,7 @@ class ImageClient:
             on_start=OnStartHook(on_start),
             progress=None if on_progress is None else ProgressReporter(on_progress),
             on_late_attempt=partial(self._count_late, request.resolution),
+            orders=self._control.in_force,
         )
 
     def _check_vendor_options(self, request: ImageRequest) -> None:
@@ -488,7 +508,7 @@ class ImageClient:
 
         To force one open or let it go, to give it other numbers or to listen, while calls go on.
         """
-        return {route.name: route.breaker for route in self._routing.all_routes}
+        return self._routing.breakers
 
     def snapshot(self) -> Snapshot:
         """The state of every route and what was spent, as plain JSON: for a health route.
@@ -503,7 +523,23 @@ class ImageClient:
             "hedging": self._pipeline.snapshot(now()),
             "fleet": None if self._coordinator is None else self._coordinator.snapshot(),
             "shadow": None if self._shadow is None else self._shadow.snapshot(),
+            "control": self._control.snapshot(),
         }
+
+    def obey(self, order: Order) -> None:
+        """Obey an operator's order until its end: hold a circuit, or change a setting.
+
+        It concerns this client only, needs no signature, and is called on the client's event loop.
+        ``snapshot()["control"]`` lists the orders in force.
+
+        Args:
+            order: See ``control.new_order``.
+
+        Raises:
+            ConfigurationError: The order does not fit to this client, IMAGE_GEN_CONTROL is off, or
+                a route stays open after a failure of its account. The text has the cause.
+        """
+        self._control.obey(order)
 
     def health(self) -> Health:
         """Return whether images can be delivered, for a health check; it sends no request.
@@ -544,6 +580,9 @@ class ImageClient:
         if self._closing:
             return
         self._closed = self._closing = True
+        self._control.close()
+        if self._control_file is not None:
+            self._control_file.close()
         try:
             await self._in_flight.end()
             await self._pipeline.background.aclose()

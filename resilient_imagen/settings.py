@@ -49,11 +49,13 @@ from resilient_imagen._validation import (
     BaseUrl,
     CaptureContentFlag,
     CommaList,
+    ControlSecret,
     HedgeDelay,
     LowercaseStr,
     OptionalCount,
     OptionalPositiveFloat,
     OptionalSeconds,
+    OptionalStr,
     OptionalWait,
     PositiveFloat,
     PromptHints,
@@ -244,6 +246,14 @@ class Settings(BaseSettings):
     reset_timeout=30,fail_max=5; what they would have done is reported."""
     redis_url: Secret = None
     """Share breakers and pacing between processes."""
+    control: Annotated[Literal["on", "off"], LowercaseStr] = "on"
+    """off: orders of operators are ignored, wherever they come from."""
+    control_secret: ControlSecret = None
+    """Secret of at least 16 characters with which orders are signed; unsigned ones are ignored
+    then."""
+    control_file: OptionalStr = None
+    """Path of a file with orders for the processes of this machine, read within a second after each
+    change."""
     capture_content: Annotated[
         CaptureContentFlag, _variables("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT")
     ] = False
@@ -464,4 +474,7 @@ class SettingsArguments(TypedDict, total=False):
     reference_private_urls: bool
     shadow: str | Mapping[str, object] | None
     redis_url: str | SecretStr | None
+    control: Literal["on", "off"]
+    control_secret: str | SecretStr | None
+    control_file: str | None
     capture_content: bool

@@ -8,10 +8,12 @@ from resilient_imagen.circuitbreaker.types import BreakerSnapshot
 
 __all__ = [
     "BreakerSnapshot",
+    "ControlSnapshot",
     "FallbackSnapshot",
     "FleetSnapshot",
     "HedgingSnapshot",
     "MaybeBilled",
+    "OrderSnapshot",
     "QueueSnapshot",
     "RouteSnapshot",
     "ShadowSnapshot",
@@ -112,6 +114,35 @@ class ShadowSnapshot(TypedDict):
     routes: list[BreakerSnapshot]
 
 
+class OrderSnapshot(TypedDict):
+    """An operator's order that is in force."""
+
+    order: str
+    """The order as a command, such as ``breaker open google``."""
+    action: str
+    """open, hold or set."""
+    target: str
+    """A route, a provider's name, or a variable."""
+    value: str | None
+    """What the variable is set to; None for a route."""
+    by: str
+    why: str
+    left_s: float
+    """Seconds until it ends."""
+    serial: int
+    """When it was issued, in microseconds since 1970."""
+
+
+class ControlSnapshot(TypedDict):
+    """Operators' orders."""
+
+    enabled: bool
+    """Whether orders are obeyed (IMAGE_GEN_CONTROL)."""
+    signed: bool
+    """Whether orders from outside need a signature (IMAGE_GEN_CONTROL_SECRET)."""
+    orders: list[OrderSnapshot]
+
+
 class Snapshot(SpendingSnapshot):
     """The state and the costs of a client."""
 
@@ -122,3 +153,4 @@ class Snapshot(SpendingSnapshot):
     hedging: HedgingSnapshot
     fleet: FleetSnapshot | None
     shadow: ShadowSnapshot | None
+    control: ControlSnapshot

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.circuitbreaker.config import BreakerConfig
     from resilient_imagen.circuitbreaker.types import BreakerMetrics, BreakerSnapshot, Transition
+    from resilient_imagen.control import Order
     from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.progress import OnProgress, Progress
@@ -486,6 +487,10 @@ class ImageClient:
         the totals of all clients of this process.
         """
         return _on_loop(lambda: self._client().snapshot())
+
+    def obey(self, order: Order) -> None:
+        """Obey an operator's order until its end; see the async client."""
+        _on_loop(lambda: self._client().obey(order))
 
     def health(self) -> Health:
         """Return whether images can be delivered, for a health check; see the async client."""

@@ -157,7 +157,7 @@ def test_an_unknown_keyword_is_an_error() -> None:
 
 
 MADE_OF_MORE = {
-    "google_api_key": str, "openai_api_key": str, "redis_url": str,
+    "google_api_key": str, "openai_api_key": str, "redis_url": str, "control_secret": str,
     "routes": str, "force_open": str, "fallback_on": str, "prompt_hints": str, "shadow": str,
     "providers": str,
     "models": str,

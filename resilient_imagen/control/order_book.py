@@ -43,17 +43,32 @@ class OrderBook:
         """The time at which the next order ends; infinity if there is none."""
         return min((each.until for each in self._orders.values()), default=math.inf)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no order on another topic can be added."""
-        return len(self._serials) >= _MAX_ORDERS
+    def __len__(self) -> int:
+        """Return the number of orders."""
+        return len(self._orders)
 
-    def knows(self, order: Order) -> bool:
-        """Return whether this order, or a later one that replaces it, was added before."""
-        return self._serials.get(order.topic, (0, 0.0))[0] >= order.serial
+    def has(self, order: Order) -> bool:
+        """Return whether this order is in force."""
+        known = self._orders.get(order.topic)
+        return known is not None and known.order.serial == order.serial
+
+    def knows_later(self, order: Order) -> bool:
+        """Return whether this order was in force before, or is replaced by a later one."""
+        topics = {order.topic, f"breaker {order.target.partition(':')[0]}"}
+        return any(self._serials.get(topic, (0, 0.0))[0] >= order.serial for topic in topics)
+
+    def is_full_for(self, order: Order) -> bool:
+        """Return whether there are too many topics to add one for this order."""
+        return order.topic not in self._serials and len(self._serials) >= _MAX_ORDERS
 
     def add(self, order: Order, until: float) -> None:
-        """Add an order, which replaces earlier ones that are about nothing else."""
+        """Add an order, which replaces earlier ones that are about nothing else.
+
+        If it ends an order for all routes of a provider for one of them, it lasts as long as that.
+        """
+        if not order.lasts:
+            wider = [each.until for each in self if each.order.applies_to(order.target)]
+            until = max([until, *wider])
         replaced = [each for each in self._orders.values() if order.replaces(each.order)]
         for each in replaced:
             del self._orders[each.order.topic]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AliasChoices, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from resilient_imagen._provider_settings import BUILT_IN, ProviderSettings, limit_variables
-from resilient_imagen._settings_types import parse_routes
-from resilient_imagen._validation import explain
+from resilient_imagen._settings_source import field_variables
+from resilient_imagen._validation import explain, parse_routes
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.settings import Settings
 
@@ -32,6 +32,7 @@ FIELDS: Final = (
     "breaker_half_open_calls", "hedge_probe_after", "hedge_after", "hedge_budget",
 )  # fmt: skip
 """Fields of ``Settings`` that may change at runtime."""
+_FINITE: Final = ConfigDict(allow_inf_nan=False)
 _LIMITS: Final = ("ipm", "max_concurrent", "timeout")
 """Fields of ``ProviderSettings`` that may."""
 
@@ -121,7 +122,7 @@ def _validated(field: str, info: FieldInfo, value: str) -> Any:
     if field == "routes":
         return parse_routes(value)
     allowed: Any = Annotated[info.annotation, *info.metadata]
-    checked: TypeAdapter[Any] = TypeAdapter(allowed)
+    checked: TypeAdapter[Any] = TypeAdapter(allowed, config=_FINITE)
     return checked.validate_python(value)
 
 
@@ -137,9 +138,4 @@ def _check_routes(settings: Settings, routes: tuple[RouteName, ...]) -> None:
                 )
 
 
-def _variable(field: str) -> str:
-    alias = Settings.model_fields[field].validation_alias
-    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else field
-
-
-_FIELD_OF: Final = {_variable(field): field for field in FIELDS}
+_FIELD_OF: Final = {field_variables(Settings)[field][0]: field for field in FIELDS}

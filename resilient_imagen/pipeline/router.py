@@ -328,6 +328,16 @@ class Router:
         return [row for row in self.snapshot() if row["route"] not in self._dynamic_routes]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all routes, of configured ones that are off, too."""
+        return (*(route.name for route in self.all_routes), *(off.key for off in self._off))
+
+    @property
+    def breakers(self) -> Mapping[str, CircuitBreaker]:
+        """Each route's circuit breaker, by ``provider:model``."""
+        return {route.name: route.breaker for route in self.all_routes}
+
+    @property
     def primary(self) -> tuple[str, ...]:
         """The names of the routes of the first configured step, also of one that is off."""
         first = self._settings.routes[0].accounts

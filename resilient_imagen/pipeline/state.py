@@ -128,6 +128,8 @@ class CallState:
     """The route of the first step that was left, as provider:model."""
     on_late_attempt: Callable[[Attempt], None] | None = None
     """Receives the record of a request that ends after the call."""
+    orders: str | None = None
+    """The operators' orders that were in force at the start of the call."""
     ended: bool = False
     """Whether the caller has got an image or an error."""
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -245,6 +247,7 @@ class CallState:
             error_type=None if error is None else type(error).__name__,
             served=self.success_event,
             hedged=None if self.overlap is None else str(self.overlap),
+            orders=self.orders,
         )
 
     def spending(self, what: str) -> _Spending:

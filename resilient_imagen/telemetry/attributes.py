@@ -85,6 +85,7 @@ def of_request_end(event: events.RequestEnded) -> Attributes:
     if event.queue_s >= WAITED_S:
         found[names.QUEUE_WAITED] = True
     _put(found, names.HEDGED, event.hedged)
+    _put(found, names.CONTROL_ORDERS, event.orders)
     if event.fallback_cause is not None:
         found[names.FALLBACK_CAUSE] = str(event.fallback_cause)
         found[names.FALLBACK_FROM] = event.fallback_from or ""

@@ -36,6 +36,8 @@ __all__ = [
     "CandidateDisagreed",
     "Event",
     "OperatorWarning",
+    "OrderApplied",
+    "OrderEnded",
     "ReferencesChanged",
     "RequestEnded",
     "RequestStarted",
@@ -344,6 +346,28 @@ class RequestEnded(Event):
     """Seconds in which SDKs were loaded and built for the call."""
     hedged: str | None = None
     """Why the call first had two requests in flight: probe, slow or timeout."""
+    orders: str | None = None
+    """The operators' orders that were in force when the call started."""
+
+
+@_event
+class OrderApplied(Event):
+    """An operator's order came into force."""
+
+    order: str
+    """The order as a command, such as ``breaker open google``."""
+    by: str
+    why: str
+    lasts_s: float | None
+    """Seconds until it ends; None if it acts once, or ends an earlier order."""
+
+
+@_event
+class OrderEnded(Event):
+    """The time of an operator's order is over, and its effect is undone."""
+
+    order: str
+    by: str
 
 
 @_event

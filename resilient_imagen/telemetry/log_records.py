@@ -242,6 +242,29 @@ _USED: Final[tuple[tuple[str, Literal["input_tokens", "output_tokens", "cost_usd
 )
 
 
+def _order_applied(event: events.OrderApplied) -> Line:
+    def details() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            names.CONTROL_ORDER: safe(event.order),
+            names.CONTROL_BY: safe(event.by),
+        }
+        if event.why:
+            found[names.CONTROL_WHY] = safe(event.why)
+        if event.lasts_s is not None:
+            found[names.CONTROL_LASTS] = round(event.lasts_s, 3)
+        return found
+
+    return logging.WARNING, names.CONTROL_APPLIED, details
+
+
+def _order_ended(event: events.OrderEnded) -> Line:
+    return (
+        logging.WARNING,
+        names.CONTROL_ENDED,
+        lambda: {names.CONTROL_ORDER: safe(event.order), names.CONTROL_BY: safe(event.by)},
+    )
+
+
 def _warned(event: events.OperatorWarning) -> Line:
     return (
         logging.WARNING,
@@ -261,5 +284,7 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,
     events.RequestEnded: _request_ended,
+    events.OrderApplied: _order_applied,
+    events.OrderEnded: _order_ended,
     events.OperatorWarning: _warned,
 }

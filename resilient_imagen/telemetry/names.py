@@ -70,6 +70,8 @@ QUEUE_WAITED: Final = "imagegen.queue.waited"
 """Jaeger supports equality search only, so a boolean accompanies the wait time. It is set only
 when true."""
 BACKOFF_TOTAL: Final = "imagegen.retry.backoff_total"
+CONTROL_ORDERS: Final = "imagegen.control.orders"
+"""The operators' orders that were in force when the call started. Set only if there were any."""
 COST_USD: Final = "imagegen.cost_usd"
 ADJUSTMENTS: Final = "imagegen.adjustments"
 REFERENCES_DROPPED: Final = "imagegen.references.dropped"
@@ -122,6 +124,13 @@ CIRCUIT_BREAKER_REJECTED: Final = "imagegen.circuit_breaker.rejected_calls"
 """Calls that a breaker rejected before a change of its state. In log records only."""
 CIRCUIT_BREAKER_SHADOW: Final = "imagegen.circuit_breaker.shadow"
 
+# An operator's order.
+CONTROL_ORDER: Final = "imagegen.control.order"
+CONTROL_BY: Final = "imagegen.control.by"
+CONTROL_WHY: Final = "imagegen.control.why"
+CONTROL_LASTS: Final = "imagegen.control.lasts"
+"""Seconds until it ends."""
+
 # Candidate settings that are evaluated beside the live ones.
 SHADOW_WOULD: Final = "imagegen.shadow.would"
 
@@ -153,6 +162,8 @@ BREAKER_HALF_OPENED: Final = "imagegen.circuit_breaker.half_opened"
 BREAKER_CLOSED: Final = "imagegen.circuit_breaker.closed"
 BREAKER_REJECTED: Final = "imagegen.circuit_breaker.rejected"
 SHADOW_DIFFERED: Final = "imagegen.shadow.differed"
+CONTROL_APPLIED: Final = "imagegen.control.applied"
+CONTROL_ENDED: Final = "imagegen.control.ended"
 WARNING: Final = "imagegen.warning"
 
 # -- metrics --------------------------------------------------------------------------------------

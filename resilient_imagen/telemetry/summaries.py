@@ -216,6 +216,16 @@ _LEFT: Final[Mapping[tuple[str | None, str], str]] = {
 """Why the first route was left beside a request in flight, by overlap and cause."""
 
 
+def _order_applied(event: events.OrderApplied) -> str:
+    lasts = "" if event.lasts_s is None else f" for {_seconds(event.lasts_s)}"
+    why = f": {event.why}" if event.why else ""
+    return safe(f"{event.by} ordered {event.order}{lasts}{why}")
+
+
+def _order_ended(event: events.OrderEnded) -> str:
+    return safe(f"{event.order}, ordered by {event.by}, has ended")
+
+
 def _warned(event: events.OperatorWarning) -> str:
     return safe(event.message)
 
@@ -231,6 +241,8 @@ _SENTENCES: Final[Mapping[type[events.Event], Callable[[Any], str]]] = {
     events.BreakerChanged: _breaker_changed,
     events.CandidateDisagreed: _shadow_differed,
     events.RequestEnded: _request_ended,
+    events.OrderApplied: _order_applied,
+    events.OrderEnded: _order_ended,
     events.OperatorWarning: _warned,
 }
 

@@ -73,6 +73,7 @@ NO_PART = {
     "models",
     *("openai_quality", "prompt_hints", "strict_references", "max_reference_mb"),
     *("reference_http_urls", "reference_private_urls", "redis_url", "capture_content"),
+    *("control", "control_secret", "control_file"),
 }
 """Settings of providers, references, shared state and telemetry."""
 

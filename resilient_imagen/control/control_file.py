@@ -1,0 +1,194 @@
+"""Control file: orders for the processes of one machine, in a JSON file that they re-read.
+
+A thread looks at the file once a second, so that a slow disk delays no call. The file contains
+``{"orders": [...]}``, each as in ``Order.to_json``; ends are reckoned by the system's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from resilient_imagen.control.order import Order
+from resilient_imagen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["NAMESPACE", "ControlFile", "FileContent", "read_orders", "write_order"]
+
+NAMESPACE: Final = "file"
+"""The namespace of signatures in control files."""
+PERIOD: float = 1.0
+"""Seconds between two looks at the file."""
+_LARGEST: Final = 1_000_000
+"""Bytes of a control file."""
+
+
+class FileContent(NamedTuple):
+    """The content of a control file."""
+
+    orders: list[Order]
+    problems: list[str]
+    """What could not be read, in words."""
+
+
+def read_orders(path: Path) -> FileContent:
+    """Read a control file; a file that does not exist has no orders.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        return FileContent([], [])
+    try:
+        found = json.loads(text) if len(text) <= _LARGEST else None
+        entries: Any = found["orders"] if isinstance(found, dict) else None
+    except (ValueError, KeyError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
+        return FileContent([], ['the file must be JSON: {"orders": [...]}'])
+    orders, problems = [], []
+    for number, entry in enumerate(entries):
+        try:
+            orders.append(Order.from_dict(entry))
+        except ConfigurationError as error:
+            problems.append(f"orders[{number}]: {error}")
+    return FileContent(orders, problems)
+
+
+def write_order(path: Path, issue: Callable[[Iterable[Order], int], Order]) -> Order:
+    """Add an order to a control file, in one step for its readers.
+
+    Orders that have ended, or are replaced, are removed.
+
+    Args:
+        path: The file; it is created if it does not exist.
+        issue: Returns the order, given those in the file and the time in microseconds since 1970.
+
+    Raises:
+        OSError: The file cannot be read or written.
+        ConfigurationError: The file has a part that is not an order, which would be lost.
+    """
+    import fcntl
+
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of two commands at once, neither loses its order
+        known, problems = read_orders(path)
+        if problems:
+            raise ConfigurationError(f"{path}: {problems[0]}")
+        now = time.time_ns() // 1000
+        order = issue(known, now)
+        kept = [each for each in known if each.ends_at > now and not order.replaces(each)]
+        text = json.dumps({"orders": [each.to_dict() for each in (*kept, order)]}, indent=1)
+        _replace(path, text)
+    finally:
+        os.close(folder)
+    return order
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file anew, with its permissions, so that readers see the old or the new content."""
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(path.stat().st_mode if path.exists() else 0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class ControlFile:
+    """Reads a control file again after each change, in a thread, and delivers its orders.
+
+    Args:
+        path: The file.
+        deliver: Called on the running event loop with orders, and the seconds until each ends.
+        warn: Called there with a code and a message about what cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        deliver: Callable[[list[tuple[Order, float]]], None],
+        warn: Callable[[str, str], None],
+    ) -> None:
+        self._path = path
+        self._deliver = deliver
+        self._warn = warn
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        self._stop = threading.Event()
+        self._seen: object = None
+        """Identifies the content that was delivered to the current loop."""
+        self._problems: set[str] = set()
+
+    def start(self) -> None:
+        """Deliver to the running loop from now on; quick, because every call does it."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._process == os.getpid():
+            return
+        self._loop, self._seen = loop, None
+        if self._process != os.getpid():  # at first, and in a forked process
+            self._process, self._stop = os.getpid(), threading.Event()
+            threading.Thread(
+                target=_watch,
+                args=(weakref.ref(self), self._stop),
+                name="resilient_imagen control file",
+                daemon=True,
+            ).start()
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._stop.set()
+
+    def look(self) -> None:
+        """Read the file if it has changed, and deliver its content to the loop."""
+        loop = self._loop
+        now = time.time_ns() // 1000
+        try:
+            found = self._path.stat()
+            seen: object = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except OSError as error:
+            seen = type(error)
+        if seen == self._seen or loop is None:
+            return
+        try:
+            orders, problems = read_orders(self._path)
+        except OSError as error:
+            orders, problems = [], [f"cannot be read ({type(error).__name__})"]
+        ages = [(order, (order.ends_at - now) / 1e6) for order in orders]
+        try:
+            loop.call_soon_threadsafe(self._hand_over, ages, problems)
+        except RuntimeError:
+            return  # the loop is closed; the next one gets the content
+        if loop is self._loop:
+            self._seen = seen
+
+    def _hand_over(self, orders: list[tuple[Order, float]], problems: list[str]) -> None:
+        for problem in problems:
+            if problem not in self._problems:
+                self._warn("control_file", f"IMAGE_GEN_CONTROL_FILE: {problem}")
+        self._problems = set(problems)
+        self._deliver(orders)
+
+
+def _watch(file: weakref.ref[ControlFile], stop: threading.Event) -> None:
+    """Look at the file until the client is closed or no longer used."""
+    while (watched := file()) is not None and not stop.is_set():
+        watched.look()
+        del watched
+        stop.wait(PERIOD)

@@ -1,0 +1,358 @@
+"""Controller: obeys the orders of operators in one client, and undoes each at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from resilient_imagen import models
+from resilient_imagen.circuitbreaker import Hold
+from resilient_imagen.circuitbreaker.open_period import is_fatal
+from resilient_imagen.control.order import SETTING_ACTIONS, Order
+from resilient_imagen.control.order_book import OrderBook
+from resilient_imagen.control.overrides import overridden
+from resilient_imagen.errors import ConfigurationError
+from resilient_imagen.telemetry import events
+from resilient_imagen.telemetry.sanitize import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from resilient_imagen.pipeline.pipeline import Pipeline
+    from resilient_imagen.pipeline.router import Router
+    from resilient_imagen.settings import Settings
+    from resilient_imagen.snapshots import ControlSnapshot
+    from resilient_imagen.telemetry.dispatcher import SinkDispatcher
+
+__all__ = ["ACTS_WITHIN", "Controller", "Refusal", "new_order"]
+
+ACTS_WITHIN: Final = 60
+"""Seconds after its issue within which an order that acts once is carried out."""
+_CLOCKS_DIFFER: Final = 60
+"""Seconds by which an order may have been issued in the future."""
+_MAX_REFUSALS: Final = 100
+"""Refused orders that are remembered, so that each is reported once."""
+_LONGEST: Final = 255
+"""Characters of the orders on a span: some of Jaeger's stores do not search longer values."""
+
+
+class Refusal(NamedTuple):
+    """Why an order is not obeyed, or not by every route."""
+
+    code: str
+    """off, unsigned, expired, replaced, full, no_route, invalid, account or forced."""
+    message: str
+
+
+class Controller:
+    """Applies orders to the routes and the settings of one client.
+
+    An order is valid until it ends by the event loop's clock, whatever happens to the place that it
+    came from. All methods are called on the client's event loop, and none of them waits.
+
+    Args:
+        settings: The settings of the client, to which it returns.
+        router: Has the routes, breakers and queues.
+        pipeline: Has the settings of hedging.
+        dispatcher: Receives an event for each order that begins or ends.
+    """
+
+    def __init__(
+        self, settings: Settings, router: Router, pipeline: Pipeline, dispatcher: SinkDispatcher
+    ) -> None:
+        self._base = self._effective = settings
+        self._router = router
+        self._pipeline = pipeline
+        self._dispatcher = dispatcher
+        self._book = OrderBook()
+        self._refusals: OrderedDict[int, Refusal] = OrderedDict()
+        """Why orders are not obeyed, by their serials; the latest last."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.in_force: str | None = None
+        """The orders that have an effect now, for spans; None if there are none."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether orders are obeyed at all."""
+        return self._base.control == "on"
+
+    def catch_up(self) -> None:
+        """End the orders whose time is over. Quick, because every call does it."""
+        if self.in_force is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self._book.due <= loop.time():
+            self._end_orders()
+
+    def obey(self, order: Order, left: float | None = None) -> None:
+        """Obey an order of the client's own program, which needs no signature.
+
+        Args:
+            order: The order.
+            left: Seconds until it ends; None for its ``ttl``.
+
+        Raises:
+            ConfigurationError: The order is refused, or a route does not obey it; the text says
+                why.
+        """
+        asyncio.get_running_loop()  # fails before anything is changed
+        refusal = self._receive(order, order.ttl if left is None else left, None)
+        if refusal is not None:
+            raise ConfigurationError(refusal.message)
+
+    def receive(self, found: Iterable[tuple[Order, float]], namespace: str) -> None:
+        """Obey orders from outside, as far as they are valid; warn once of each other one.
+
+        Args:
+            found: Orders with the seconds until each ends.
+            namespace: Where they come from; part of their signature.
+        """
+        for order, left in sorted(found, key=lambda each: each[0].serial):
+            self._receive(order, left, namespace)
+
+    def report(self) -> dict[int, str]:
+        """Return the known serials with ``ok``, or with the code of the refusal."""
+        obeyed = {each.order.serial: "ok" for each in self._book}
+        return {**obeyed, **{serial: each.code for serial, each in self._refusals.items()}}
+
+    def snapshot(self) -> ControlSnapshot:
+        """Return the orders that have an effect, as plain JSON."""
+        now = events.now()
+        return {
+            "enabled": self.enabled,
+            "signed": self._base.control_secret is not None,
+            "orders": [
+                {
+                    "order": safe(order),
+                    "action": order.action,
+                    "target": order.target,
+                    "value": order.value,
+                    "by": safe(order.by),
+                    "why": safe(order.why),
+                    "left_s": round(max(0.0, until - now), 3),
+                    "serial": order.serial,
+                }
+                for order, until in self._book
+                if order.lasts
+            ],
+        }
+
+    # Acceptance
+
+    def _receive(self, order: Order, left: float, namespace: str | None) -> Refusal | None:
+        refusal = self._distrust(order, namespace)
+        if refusal is None:
+            if self._book.has(order):
+                return self._refusals.get(order.serial)  # a route may not obey it
+            refusal = self._outdated(order, left) or self._misfit(order)
+        if refusal is None:
+            refusal = self._accept(order, min(left, order.ttl))
+        if refusal is not None:
+            self._refuse(order, refusal)
+        return refusal
+
+    def _distrust(self, order: Order, namespace: str | None) -> Refusal | None:
+        """Return why an order is not believed, or None; it is trusted without a namespace."""
+        if not self.enabled:
+            return Refusal("off", "IMAGE_GEN_CONTROL is off, so that no order is obeyed")
+        if namespace is None or self._base.control_secret is None:
+            return None
+        if order.is_signed(self._base.control_secret.get_secret_value(), namespace):
+            return None
+        return Refusal("unsigned", "its signature is not that of IMAGE_GEN_CONTROL_SECRET")
+
+    def _outdated(self, order: Order, left: float) -> Refusal | None:
+        if left <= 0:
+            return Refusal("expired", "its time is over")
+        if left > order.ttl + _CLOCKS_DIFFER:
+            return Refusal("invalid", "its serial is a time in the future")
+        if self._book.knows_later(order):
+            return Refusal("replaced", "a later order is known")
+        if self._book.is_full_for(order):
+            return Refusal("full", "too many orders are in force")
+        return None
+
+    def _misfit(self, order: Order) -> Refusal | None:
+        """Return why an order does not fit to this client, or None."""
+        if order.action not in SETTING_ACTIONS:
+            if any(map(order.applies_to, self._router.names)) or self._may_come(order.target):
+                return None
+            known = ", ".join(self._router.names)
+            return Refusal("no_route", f"no such route; routes are {known}")
+        values = {**self._values(), order.target: order.value or ""}
+        if order.action == "unset":
+            del values[order.target]
+        try:
+            self._router.steps_in_order(overridden(self._base, values))
+        except ConfigurationError as error:
+            return Refusal("invalid", str(error))
+        return None
+
+    def _may_come(self, target: str) -> bool:
+        """Return whether a caller may name the route later: a known model of a used provider."""
+        provider, _, model = target.partition(":")
+        used = {name.partition(":")[0] for name in self._router.names}
+        return provider in used and models.find_model(model) is not None
+
+    def _accept(self, order: Order, left: float) -> Refusal | None:
+        """Put an order into force. Return what keeps a route from obeying it, or None."""
+        now = events.now()
+        self._book.add(order, now + left)
+        self._apply()
+        self._dispatcher.emit(
+            events.OrderApplied(
+                order=str(order), by=order.by, why=order.why, lasts_s=left if order.lasts else None
+            )
+        )
+        if order.action not in {"close", "hold"}:
+            return None
+        return self._close(order, acts=order.action == "close" and order.ttl - left <= ACTS_WITHIN)
+
+    def _close(self, order: Order, *, acts: bool) -> Refusal | None:
+        """Close the circuits that an order is about, and return why some stay open."""
+        refusal = None
+        for name, breaker in self._router.breakers.items():
+            if not order.applies_to(name):
+                continue
+            if breaker.force_open:
+                refusal = Refusal("forced", f"{name} is forced open by its process' own settings")
+            elif is_fatal(breaker.snapshot()["why"]) and not order.even_account:
+                refusal = Refusal(
+                    "account",
+                    f"{name} stays open after a failure of its account; add --even-account",
+                )
+            elif acts:
+                breaker.close(even_if_fatal=True)
+        return refusal
+
+    def _refuse(self, order: Order, refusal: Refusal) -> None:
+        if self._refusals.get(order.serial) == refusal:
+            return
+        if refusal.code not in {"replaced", "expired"} and len(self._refusals) < _MAX_REFUSALS:
+            self._warn(order, refusal.message)
+        self._refusals[order.serial] = refusal
+        self._refusals.move_to_end(order.serial)
+        if len(self._refusals) > _MAX_REFUSALS:
+            self._refusals.popitem(last=False)
+
+    def _warn(self, order: Order, why: str) -> None:
+        message = f"order {safe(order)} by {safe(order.by)}: {why}"
+        self._dispatcher.emit(events.OperatorWarning(code="control", message=message))
+
+    # Effect
+
+    def _values(self) -> dict[str, str]:
+        """Return the ordered values of settings, the earliest order first."""
+        return {order.target: order.value or "" for order, _ in self._book if order.action == "set"}
+
+    def _apply(self) -> None:
+        """Bring the client to the state that the orders in force ask for."""
+        effective = self._settings_in_force()
+        if effective is not self._effective:
+            self._router.reconfigure(effective)
+            self._pipeline.reconfigure(effective)
+            self._effective = effective
+        self._router.hold(self._hold_for)
+        lasting = [safe(order) for order, _ in self._book if order.lasts]
+        self.in_force = "; ".join(lasting)[:_LONGEST] or None
+        self._set_timer()
+
+    def _settings_in_force(self) -> Settings:
+        """Return the settings with all ordered values.
+
+        Two orders may fit together only as long as a third one is in force. Then the later one is
+        left out.
+        """
+        values = self._values()
+        if not values:
+            return self._base
+        try:
+            return overridden(self._base, values)
+        except ConfigurationError:
+            return self._settings_that_fit()
+
+    def _settings_that_fit(self) -> Settings:
+        found, fitting = self._base, dict[str, str]()
+        for order, _ in self._book:
+            if order.action != "set":
+                continue
+            tried = {**fitting, order.target: order.value or ""}
+            try:
+                found, fitting = overridden(self._base, tried), tried
+            except ConfigurationError as error:
+                self._refuse(order, Refusal("invalid", str(error)))
+        return found
+
+    def _hold_for(self, route: str) -> Hold | None:
+        newest = self._book.newest_for(route)
+        if newest is None or not newest.order.lasts:
+            return None
+        order = newest.order
+        return Hold(order.action == "open", newest.until, even_if_fatal=order.even_account)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._loop = None, asyncio.get_running_loop()
+        if self._book:
+            self._timer = self._loop.call_at(self._book.due, self._end_orders)
+
+    def _end_orders(self) -> None:
+        ended = self._book.end(events.now())
+        self._apply()
+        for order in ended:
+            if order.lasts:
+                self._dispatcher.emit(events.OrderEnded(order=str(order), by=order.by))
+
+    def close(self) -> None:
+        """Stop the timer, when the client is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def new_order(
+    action: str,
+    target: str,
+    *,
+    by: str,
+    seconds: int = 1800,
+    value: str | None = None,
+    why: str = "",
+    even_account: bool = False,
+) -> Order:
+    """Return an order that is issued now.
+
+    Args:
+        action: open, close, hold or reset for a route; set or unset for a setting.
+        target: A route (``provider:model``, or a provider's name), or a variable.
+        by: The name of the person or the program that gives it.
+        seconds: How long it lasts, at most 24 hours.
+        value: What the variable is set to.
+        why: The reason.
+        even_account: Whether close and hold apply even after a failure of the account.
+
+    Raises:
+        ConfigurationError: A value is not allowed.
+    """
+    return Order(
+        action=action,
+        target=target,
+        value=value,
+        even_account=even_account,
+        ttl=seconds,
+        by=by,
+        why=why,
+        serial=_next_serial(),
+    )
+
+
+def _next_serial() -> int:
+    """Return the time in microseconds since 1970, and a higher number than last time."""
+    _last[0] = max(_last[0] + 1, time.time_ns() // 1000)
+    return _last[0]
+
+
+_last: Final = [0]
