@@ -23,7 +23,9 @@ from resilient_imagen.cli.usage_errors import unknown_command, usage_message
 
 __all__ = ["COMMANDS", "run"]
 
-COMMANDS: Final = ("generate", "demo", "emulate", "status", "tune", "cost", "monitoring")
+COMMANDS: Final = (
+    "generate", "demo", "emulate", "status", "breaker", "settings", "tune", "cost", "monitoring",
+)  # fmt: skip
 """Each is the function of this name in the module of this name, beside this one. The module imports
 heavy libraries inside the function, because ``--help`` imports the modules of all commands."""
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,12 @@ def to_run(guide: Guide) -> list[str]:
     return [line for line in guide.commands() if not line.startswith(tuple(NOT_RUN))]
 
 
-CLI, TELEMETRY, TUNING, DISTRIBUTED, MONITORING = map(
-    guide_of, ("cli", "telemetry", "tuning", "distributed", "monitoring")
-)
+CLI, TELEMETRY, TUNING = map(guide_of, ("cli", "telemetry", "tuning"))
+DISTRIBUTED, CONTROL, MONITORING = map(guide_of, ("distributed", "control", "monitoring"))
 COMMAND_LINE = [line for block in CLI.samples("bash") for line in block.splitlines()]
 RUN = [
     *COMMAND_LINE,
-    *(line for guide in (TELEMETRY, TUNING, DISTRIBUTED, MONITORING) for line in to_run(guide)),
+    *chain.from_iterable(map(to_run, (TELEMETRY, TUNING, DISTRIBUTED, CONTROL, MONITORING))),
 ]
 """Commands that the tests below run."""
 
@@ -204,6 +204,14 @@ def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
         told = shell(line, **env)
     assert "google:gemini-3-pro-image" in told
     assert "closed" in told
+
+
+def test_commands_that_write_a_control_file(shell: Shell) -> None:
+    """The block runs line by line; the last line shows what the others have left in force."""
+    *orders, show = to_run(CONTROL)
+    for line in orders:
+        assert "obey within a second" in shell(line)
+    assert "ordered by" in shell(show)
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""``resilient-imagen breaker``: open or close the circuit of a route in running processes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.orders import FOR, WHY, author, lifetime, open_place, send
+
+__all__ = ["breaker"]
+
+
+class Action(StrEnum):
+    """What to do with a circuit."""
+
+    OPEN = "open"
+    CLOSE = "close"
+    RESET = "reset"
+
+
+def breaker(
+    action: Annotated[
+        Action, typer.Argument(help="open, close, or reset: end what was ordered before.")
+    ],
+    route: Annotated[
+        str, typer.Argument(help="provider:model, or a provider's name for all its routes.")
+    ],
+    lasts: Annotated[str, typer.Option("--for", help=FOR)] = "30m",
+    why: Annotated[str, typer.Option(help=WHY)] = "",
+    hold: Annotated[bool, typer.Option("--hold", help="Keep it closed until --for ends.")] = False,
+    even_account: Annotated[
+        bool,
+        typer.Option("--even-account", help="Also after a used-up quota or a refused key."),
+    ] = False,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(
+            help="The fleet's Redis; IMAGE_GEN_REDIS_URL if not given.", show_default=False
+        ),
+    ] = None,
+    control_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A control file instead; IMAGE_GEN_CONTROL_FILE if not given.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Open or close a circuit in running processes, for a limited time.
+
+    [bold]open[/bold] rejects all calls of the route until --for ends. [bold]close[/bold] closes it
+    now, and it may trip again; with --hold it stays closed until --for ends. [bold]reset[/bold]
+    ends what was ordered before.
+    """
+    from resilient_imagen.control import Order
+
+    if action is not Action.CLOSE and (hold or even_account):
+        raise CommandError("--hold and --even-account belong to close")
+    draft = Order(
+        action="hold" if hold else action.value,
+        target=route,
+        even_account=even_account,
+        ttl=lifetime(lasts),
+        by=author(),
+        why=why,
+        serial=1,
+    )
+    place, _ = open_place(redis_url, control_file)
+    send(place, draft)

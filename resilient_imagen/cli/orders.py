@@ -1,0 +1,135 @@
+"""Orders on the command line: from options to an order, to its place, and the answer for people."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from resilient_imagen import Settings
+    from resilient_imagen.control import Order
+
+__all__ = ["FOR", "WHY", "OrderPlace", "author", "lifetime", "open_place", "send"]
+
+FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
+WHY = "The reason, for the log and for other operators."
+
+
+class OrderPlace(Protocol):
+    """Where orders are left for running processes."""
+
+    @property
+    def shown(self) -> str:
+        """The place in words."""
+        ...
+
+    def read(self) -> list[tuple[Order, float]]:
+        """Return the orders in force, with the seconds that are left."""
+        ...
+
+    def put(self, draft: Order) -> str:
+        """Issue an order there, and return a line about how it is obeyed.
+
+        Raises:
+            CommandError: The order is not there, or not every process obeys it.
+        """
+        ...
+
+
+class _File(NamedTuple):
+    """A control file, for the processes of this machine."""
+
+    path: Path
+    secret: str | None
+
+    @property
+    def shown(self) -> str:
+        return f"control file {self.path}"
+
+    def read(self) -> list[tuple[Order, float]]:
+        from resilient_imagen.control.control_file import NAMESPACE, read_orders
+        from resilient_imagen.control.issue import in_force
+
+        orders, problems = read_orders(self.path)
+        if problems:
+            raise CommandError(f"{self.path}: {problems[0]}")
+        return in_force(trusted(orders, self.secret, NAMESPACE), time.time_ns() // 1000)
+
+    def put(self, draft: Order) -> str:
+        from resilient_imagen.control.control_file import NAMESPACE, write_order
+        from resilient_imagen.control.issue import issued
+
+        def issue(known: Iterable[Order], now: int) -> Order:
+            order = issued(draft, trusted(known, self.secret, NAMESPACE), now)
+            return order if self.secret is None else order.signed(self.secret, NAMESPACE)
+
+        write_order(self.path, issue)
+        return f"written to {self.path}; processes that read it obey within a second"
+
+
+def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:
+    """Return the orders that processes believe: with a secret, the signed ones."""
+    return [order for order in orders if secret is None or order.is_signed(secret, namespace)]
+
+
+def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
+    """Return where orders go, by the options or else by the environment.
+
+    Raises:
+        CommandError: No place is named, or two are.
+        ConfigurationError: A variable holds what is not allowed.
+    """
+    from resilient_imagen import Settings
+
+    if redis_url and control_file:
+        raise CommandError("give --redis-url for a fleet or --control-file for one machine")
+    settings = Settings(redis_url=redis_url) if redis_url else Settings()
+    secret = None
+    if settings.control_secret is not None:
+        secret = settings.control_secret.get_secret_value()
+    path = control_file or (None if settings.control_file is None else Path(settings.control_file))
+    if path is None:
+        raise CommandError(
+            "no process can be reached: set IMAGE_GEN_CONTROL_FILE, or give --control-file"
+        )
+    return _File(path, secret), settings
+
+
+def send(place: OrderPlace, draft: Order) -> None:
+    """Issue an order, and print what it is and how it is obeyed."""
+    answer = place.put(draft)
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + draft.ttl))
+    echo(f"{draft}{f' until {until}' if draft.lasts else ''}: {answer}")
+
+
+def lifetime(text: str) -> int:
+    """Return the seconds of the option --for.
+
+    Raises:
+        CommandError: It is not a time that an order may last.
+    """
+    from resilient_imagen import ConfigurationError
+    from resilient_imagen.control import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ConfigurationError as error:
+        raise CommandError(f"--for {error}") from None
+
+
+def author() -> str:
+    """Return the user and the machine, as the name of an order's author."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        user = str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+    return f"{user}@{socket.gethostname()}"[:80]

@@ -1,0 +1,53 @@
+"""Issue orders: serials and lifetimes that fit to the orders that are known already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from resilient_imagen.control.order import LONGEST, SETTING_ACTIONS, Order
+from resilient_imagen.control.order_book import InForce, OrderBook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["in_force", "issued"]
+
+SHORTEST: Final = 60
+"""Seconds for which an order that acts once is kept, so that every process hears of it."""
+_MICRO: Final = 1_000_000
+
+
+def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
+    """Return an order that replaces the known ones, issued at ``now`` (microseconds since 1970).
+
+    An order that ends others lasts as long as they would have: a process that starts later, or was
+    away, must not obey them.
+    """
+    known = list(known)
+    serial = max([now, *(each.serial + 1 for each in known)])
+    order = replace(draft, serial=serial)
+    if order.lasts:
+        return order
+    left = [each.ends_at - serial for each in known if _concern_each_other(order, each)]
+    longest = -(-max([0, *left]) // _MICRO)  # rounded up
+    return replace(order, ttl=min(max(SHORTEST, longest), LONGEST))
+
+
+def in_force(orders: Iterable[Order], now: int) -> list[tuple[Order, float]]:
+    """Return the orders that a process obeys, with the seconds that are left."""
+    book = OrderBook()
+    for order in sorted(orders, key=lambda each: each.serial):
+        if order.ends_at > now:
+            book.add(order, order.ends_at / _MICRO)
+    return [(each.order, _left(each, now)) for each in book if each.order.lasts]
+
+
+def _left(each: InForce, now: int) -> float:
+    return min(each.until - now / _MICRO, float(each.order.ttl))
+
+
+def _concern_each_other(order: Order, other: Order) -> bool:
+    if order.action in SETTING_ACTIONS or other.action in SETTING_ACTIONS:
+        return order.topic == other.topic
+    return order.applies_to(other.target) or other.applies_to(order.target)
