@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.control import Order
     from resilient_imagen.control.control_file import ControlFile
-    from resilient_imagen.distributed import RedisCoordinator
+    from resilient_imagen.distributed import RedisCoordinator, SharedOrders
     from resilient_imagen.health import Health
     from resilient_imagen.pipeline.on_start import OnStart
     from resilient_imagen.pipeline.progress import OnProgress
@@ -137,8 +137,15 @@ class ImageClient:
             self._routing.routes_of_provider,
         )
         self._pipeline = Pipeline(self.settings, attempts, self._dispatcher, random.random)
-        self._control = Controller(self.settings, self._routing, self._pipeline, self._dispatcher)
+        self._control = Controller(
+            self.settings,
+            self._routing,
+            self._pipeline,
+            self._dispatcher,
+            None if self._coordinator is None else self._coordinator.expect_changes,
+        )
         self._control_file = self._open_control_file()
+        self._shared_orders = self._share_orders()
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
@@ -382,6 +389,16 @@ class ImageClient:
             except Exception as error:  # noqa: BLE001 - whichever call needs the route meets it again
                 what = error if isinstance(error, ImageGenerationError) else type(error).__name__
                 self._warn("route_not_ready", f"{route.name} cannot be used: {what}")
+
+    def _share_orders(self) -> SharedOrders | None:
+        if self._coordinator is None:
+            return None
+        from resilient_imagen.distributed import SharedOrders
+
+        deliver = partial(
+            self._control.receive_stored, namespace=self._coordinator.address.namespace
+        )
+        return SharedOrders(self._coordinator, deliver, self._control.report)
 
     def _open_control_file(self) -> ControlFile | None:
         if self.settings.control_file is None or not self._control.enabled:

@@ -57,7 +57,7 @@ class _File(NamedTuple):
 
     def read(self) -> list[tuple[Order, float]]:
         from resilient_imagen.control.control_file import NAMESPACE, read_orders
-        from resilient_imagen.control.issue import in_force
+        from resilient_imagen.control.issue import in_force, trusted
 
         orders, problems = read_orders(self.path)
         if problems:
@@ -66,7 +66,7 @@ class _File(NamedTuple):
 
     def put(self, draft: Order) -> str:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
-        from resilient_imagen.control.issue import issued
+        from resilient_imagen.control.issue import issued, trusted
 
         def issue(known: Iterable[Order], now: int) -> Order:
             order = issued(draft, trusted(known, self.secret, NAMESPACE), now)
@@ -74,11 +74,6 @@ class _File(NamedTuple):
 
         write_order(self.path, issue)
         return f"written to {self.path}; processes that read it obey within a second"
-
-
-def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:
-    """Return the orders that processes believe: with a secret, the signed ones."""
-    return [order for order in orders if secret is None or order.is_signed(secret, namespace)]
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
@@ -96,10 +91,16 @@ def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderP
     secret = None
     if settings.control_secret is not None:
         secret = settings.control_secret.get_secret_value()
+    if settings.redis_url is not None and control_file is None:
+        from resilient_imagen.cli.fleet_orders import Fleet
+        from resilient_imagen.distributed import Address
+
+        return Fleet(Address.parse(settings.redis_url.get_secret_value()), secret), settings
     path = control_file or (None if settings.control_file is None else Path(settings.control_file))
     if path is None:
         raise CommandError(
-            "no process can be reached: set IMAGE_GEN_CONTROL_FILE, or give --control-file"
+            "no process can be reached: set IMAGE_GEN_REDIS_URL or IMAGE_GEN_CONTROL_FILE, or give "
+            "--redis-url or --control-file"
         )
     return _File(path, secret), settings
 

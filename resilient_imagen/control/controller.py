@@ -18,7 +18,7 @@ from resilient_imagen.telemetry import events
 from resilient_imagen.telemetry.sanitize import safe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from resilient_imagen.pipeline.pipeline import Pipeline
     from resilient_imagen.pipeline.router import Router
@@ -34,6 +34,7 @@ _CLOCKS_DIFFER: Final = 60
 """Seconds by which an order may have been issued in the future."""
 _MAX_REFUSALS: Final = 100
 """Refused orders that are remembered, so that each is reported once."""
+_MAX_WARNINGS: Final = 100
 _LONGEST: Final = 255
 """Characters of the orders on a span: some of Jaeger's stores do not search longer values."""
 
@@ -57,18 +58,26 @@ class Controller:
         router: Has the routes, breakers and queues.
         pipeline: Has the settings of hedging.
         dispatcher: Receives an event for each order that begins or ends.
+        on_change: Called just before settings change.
     """
 
     def __init__(
-        self, settings: Settings, router: Router, pipeline: Pipeline, dispatcher: SinkDispatcher
+        self,
+        settings: Settings,
+        router: Router,
+        pipeline: Pipeline,
+        dispatcher: SinkDispatcher,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self._base = self._effective = settings
         self._router = router
         self._pipeline = pipeline
         self._dispatcher = dispatcher
+        self._on_change = on_change
         self._book = OrderBook()
         self._refusals: OrderedDict[int, Refusal] = OrderedDict()
         """Why orders are not obeyed, by their serials; the latest last."""
+        self._warned: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.in_force: str | None = None
@@ -112,6 +121,22 @@ class Controller:
         """
         for order, left in sorted(found, key=lambda each: each[0].serial):
             self._receive(order, left, namespace)
+
+    def receive_stored(self, texts: Iterable[str], now: int, namespace: str) -> None:
+        """Obey orders that were stored as text, as ``receive``.
+
+        Args:
+            texts: The orders, in the format of ``Order.to_json``.
+            now: The time of the clock that issued them, in microseconds since 1970.
+            namespace: Where they come from.
+        """
+        found = []
+        for text in texts:
+            try:
+                found.append(Order.parse(text))
+            except ConfigurationError as error:
+                self._warn_once(f"a stored order is not valid: {error}")
+        self.receive(((order, (order.ends_at - now) / 1e6) for order in found), namespace)
 
     def report(self) -> dict[int, str]:
         """Return the known serials with ``ok``, or with the code of the refusal."""
@@ -231,16 +256,18 @@ class Controller:
     def _refuse(self, order: Order, refusal: Refusal) -> None:
         if self._refusals.get(order.serial) == refusal:
             return
-        if refusal.code not in {"replaced", "expired"} and len(self._refusals) < _MAX_REFUSALS:
-            self._warn(order, refusal.message)
+        if refusal.code not in {"off", "replaced", "expired"}:
+            self._warn_once(f"order {safe(order)} by {safe(order.by)}: {refusal.message}")
         self._refusals[order.serial] = refusal
         self._refusals.move_to_end(order.serial)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
 
-    def _warn(self, order: Order, why: str) -> None:
-        message = f"order {safe(order)} by {safe(order.by)}: {why}"
-        self._dispatcher.emit(events.OperatorWarning(code="control", message=message))
+    def _warn_once(self, message: str) -> None:
+        """Warn of a refused order, unless there were too many of them: they may be forged."""
+        if message not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(message)
+            self._dispatcher.emit(events.OperatorWarning(code="control", message=message))
 
     # Effect
 
@@ -252,6 +279,8 @@ class Controller:
         """Bring the client to the state that the orders in force ask for."""
         effective = self._settings_in_force()
         if effective is not self._effective:
+            if self._on_change is not None:
+                self._on_change()
             self._router.reconfigure(effective)
             self._pipeline.reconfigure(effective)
             self._effective = effective

@@ -11,11 +11,13 @@ from resilient_imagen.control.order_book import InForce, OrderBook
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["in_force", "issued"]
+__all__ = ["in_force", "issued", "trusted"]
 
 SHORTEST: Final = 60
 """Seconds for which an order that acts once is kept, so that every process hears of it."""
 _MICRO: Final = 1_000_000
+_AHEAD: Final = 60 * _MICRO
+"""Microseconds by which the clocks of two issuers may differ."""
 
 
 def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
@@ -24,7 +26,7 @@ def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
     An order that ends others lasts as long as they would have: a process that starts later, or was
     away, must not obey them.
     """
-    known = list(known)
+    known = [each for each in known if each.serial <= now + _AHEAD]  # others are not obeyed
     serial = max([now, *(each.serial + 1 for each in known)])
     order = replace(draft, serial=serial)
     if order.lasts:
@@ -32,6 +34,11 @@ def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
     left = [each.ends_at - serial for each in known if _concern_each_other(order, each)]
     longest = -(-max([0, *left]) // _MICRO)  # rounded up
     return replace(order, ttl=min(max(SHORTEST, longest), LONGEST))
+
+
+def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:
+    """Return the orders that processes believe: with a secret, the signed ones."""
+    return [order for order in orders if secret is None or order.is_signed(secret, namespace)]
 
 
 def in_force(orders: Iterable[Order], now: int) -> list[tuple[Order, float]]:

@@ -10,5 +10,14 @@ from resilient_imagen.distributed.coordinator import RedisCoordinator
 from resilient_imagen.distributed.participant import Participant
 from resilient_imagen.distributed.redis_address import Address
 from resilient_imagen.distributed.scripts import ScriptCall
+from resilient_imagen.distributed.shared_orders import SharedOrders, order_call
 
-__all__ = ["Address", "BreakerRecord", "Participant", "RedisCoordinator", "ScriptCall"]
+__all__ = [
+    "Address",
+    "BreakerRecord",
+    "Participant",
+    "RedisCoordinator",
+    "ScriptCall",
+    "SharedOrders",
+    "order_call",
+]

@@ -55,6 +55,8 @@ _SHARE: Final = 0.1
 """Maximum share of a call's remaining time that it waits for the first connection attempt."""
 
 
+_CHANGING: Final = 5.0
+"""Seconds in which all processes hear of a changed setting."""
 _MAX_WARNINGS: Final = 100
 """Maximum number of different warnings about other workers."""
 
@@ -93,6 +95,8 @@ class RedisCoordinator:
         self.worker: str = _new_worker()
         self.workers = 1
         """Number of workers with a heartbeat within the last minute, including this one."""
+        self.on_message: Callable[[bytes], None] = _ignore
+        """Called on the loop with each message that is not about a breaker."""
         self._process = os.getpid()
         self._warn = warn
         self._accounts = dict(accounts or {})
@@ -108,6 +112,8 @@ class RedisCoordinator:
         self._joined_at = math.inf
         self._leaving = False
         self._heartbeats = 0
+        self._settled_at = -math.inf
+        """Loop time from which all processes should have the same settings."""
         self._warnings: set[str] = set()
 
     @property
@@ -149,9 +155,13 @@ class RedisCoordinator:
             "until it is updated, or until those processes have been silent for a minute",
         )
 
+    def expect_changes(self) -> None:
+        """Accept other settings of other processes for a while: an operator changes all of them."""
+        self._settled_at = asyncio.get_running_loop().time() + _CHANGING
+
     def warn_different_settings(self, resource: str, differences: str) -> None:
         """Warn once that another process has other settings; empty differences are ignored."""
-        if differences:
+        if differences and asyncio.get_running_loop().time() >= self._settled_at:
             self._warn_once(
                 "fleet_settings",
                 f"Redis at {self.address.shown}: processes that share {resource} have different "
@@ -285,7 +295,11 @@ class RedisCoordinator:
             async with by(loop.time() + _CONNECT_WITHIN):
                 connection = await self._factory.open()
                 session = Session(
-                    connection, self._participants, self._next_heartbeats, self._period
+                    connection,
+                    self._participants,
+                    self._next_heartbeats,
+                    self._period,
+                    self._pass_on,
                 )
                 await session.join()
             self._session = session
@@ -314,6 +328,9 @@ class RedisCoordinator:
             for member in list(self._participants):
                 member.on_disconnected()
 
+    def _pass_on(self, message: bytes) -> None:
+        self.on_message(message)
+
     def _next_heartbeats(self) -> Iterator[PendingCommand]:
         """Return the heartbeats of all participants and, at intervals, the registration."""
         if self._session is None or self._heartbeats % _REGISTER_EVERY == 0:
@@ -328,7 +345,8 @@ class RedisCoordinator:
         yield self._registration(leaving=True)
 
     def _registration(self, *, leaving: bool = False) -> ScriptCall:
-        settings = {member.resource: member.settings for member in self._participants}
+        members = [member for member in self._participants if member.settings]
+        settings = {member.resource: member.settings for member in members}
         description = {
             "version": version("resilient-imagen"),
             "protocol": PROTOCOL,

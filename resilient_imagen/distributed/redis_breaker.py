@@ -129,6 +129,15 @@ class RedisCircuitBreaker(CircuitBreaker):
                     "failure", BreakerOutcome.TRIP, TripCause(cause, summary, origin, retry_after)
                 )
 
+    def close(self, *, even_if_fatal: bool = False) -> bool:
+        """Close now, as `CircuitBreaker.close`, and in the other processes, too."""
+        closed = super().close(even_if_fatal=even_if_fatal)
+        with self._lock:
+            if closed and self._votes and self._record.state is not _CLOSED:
+                needed = self._machine.config.half_open_calls
+                self._claim(self._commands.settled(self._record, self._machine, "", needed))
+        return closed
+
     def snapshot(self) -> BreakerSnapshot:
         """Return the local snapshot with the last known shared record."""
         record = self._record

@@ -14,6 +14,8 @@ __all__ = [
     "LEASE",
     "LEAVE",
     "OPEN",
+    "ORDER",
+    "ORDERS",
     "PROTOCOL",
     "REGISTER",
     "RELEASE",
@@ -73,5 +75,9 @@ SHORTEN: Final = _script("clock", "record", "shorten")
 LEAVE: Final = _script("clock", "record", "leave")
 TAKE: Final = _script("clock", "take")
 REGISTER: Final = _script("clock", "register")
+ORDER: Final = _script("clock", "order")
+ORDERS: Final = _script("clock", "orders")
 
-SCRIPTS: Final = (VOTE, OPEN, LEASE, SETTLE, RELEASE, SHORTEN, LEAVE, TAKE, REGISTER)
+SCRIPTS: Final = (
+    VOTE, OPEN, LEASE, SETTLE, RELEASE, SHORTEN, LEAVE, TAKE, REGISTER, ORDER, ORDERS,
+)  # fmt: skip

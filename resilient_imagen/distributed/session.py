@@ -36,6 +36,7 @@ class Session:
         participants: Receive the messages.
         heartbeats: Returns the commands of the next heartbeat.
         period: Returns the seconds until the next heartbeat; called before each.
+        on_message: Called with each message that is not a record.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Session:
         participants: Collection[Participant],
         heartbeats: Callable[[], Iterable[PendingCommand]],
         period: Callable[[], float],
+        on_message: Callable[[bytes], None],
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._connection = connection
         self._participants = participants
         self._heartbeats = heartbeats
         self._period = period
+        self._on_message = on_message
         self._outbox: deque[PendingCommand] = deque()
         self._in_flight: deque[PendingCommand] = deque()
         self._waiting_since = math.inf
@@ -158,8 +161,9 @@ class Session:
                 continue
             try:
                 record = BreakerRecord.parse(message)
-            except ValueError:
-                continue  # not a record, or of another version
+            except ValueError:  # not a record, or of another version
+                self._on_message(message)
+                continue
             for participant in list(self._participants):
                 if participant.resource == record.route:
                     participant.on_update(record)

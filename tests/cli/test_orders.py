@@ -132,7 +132,7 @@ def test_with_a_secret_orders_are_signed(
 
 
 WRONG: dict[str, str] = {
-    "breaker open google": "no process can be reached: set IMAGE_GEN_CONTROL_FILE, or",
+    "breaker open google": "no process can be reached: set IMAGE_GEN_REDIS_URL or IMAGE_GEN_C",
     "breaker open google --for 3": "--for must be a time such as 20s, 30m or 2h",
     "breaker open google --for 25h": "at most 24h, not '25h'",
     "breaker open google --hold": "--hold and --even-account belong to close",

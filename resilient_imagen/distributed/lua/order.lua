@@ -1,0 +1,32 @@
+-- An operator gives an order. Every worker hears of it; those that do not read it at a check-in.
+-- KEYS  orders (see orders.lua)
+-- args  channel, topic, order (JSON), serial, ends (microseconds since 1970, the server's),
+--       replaced (topics of orders that it replaces)
+-- The answer is 1, or 0 if the serial is not higher than all others, or not of about now: the
+-- caller has read the orders, or the time, before they changed, and tries again.
+local ORDERS = KEYS[1]
+local KEEP = 25 * 3600  -- seconds; an order lasts 24 hours at most
+local MINUTE = 60 * 1000000
+
+local highest = number_of(redis.call('HGET', ORDERS, 'serial') or '0', 0)
+if highest > now + MINUTE then
+  highest = 0  -- damaged, forged, or of a clock that was wrong
+end
+local serial = tonumber(args.serial)
+if serial <= highest or math.abs(serial - now) > MINUTE then
+  return 0
+end
+local stored = redis.call('HGETALL', ORDERS)
+for i = 1, #stored, 2 do
+  local ends = string.match(stored[i + 1], '^(%d+) ')
+  if stored[i] ~= 'serial' and not (ends and tonumber(ends) > now) then
+    redis.call('HDEL', ORDERS, stored[i])
+  end
+end
+for _, topic in ipairs(args.replaced) do
+  redis.call('HDEL', ORDERS, topic)
+end
+redis.call('HSET', ORDERS, args.topic, args.ends .. ' ' .. args.order, 'serial', args.serial)
+redis.call('PEXPIRE', ORDERS, whole(KEEP * 1000))
+redis.call('PUBLISH', args.channel, cjson.encode({orders = args.serial}))
+return 1

@@ -1,0 +1,121 @@
+"""Order board: the operators' view of orders in Redis: give one, and read which workers obey."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from resilient_imagen.distributed.connection import RedisConnectionFactory
+from resilient_imagen.distributed.shared_orders import order_keys
+from resilient_imagen.distributed.store import StoreUnavailableError
+from resilient_imagen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from redis.asyncio import Redis
+
+    from resilient_imagen.distributed.redis_address import Address
+    from resilient_imagen.distributed.scripts import ScriptCall
+
+__all__ = ["Board", "OrderBoard", "WorkerReport", "open_board"]
+
+_MICRO: Final = 1_000_000
+_SILENT: Final = 4.0
+"""Seconds without a check-in after which a worker counts as gone: three heartbeats and more."""
+_WORKERS_PER_SECOND: Final = 500.0
+"""Heartbeats per second of all workers; see `coordinator`."""
+_TIMEOUT: Final = 5.0
+
+
+class WorkerReport(NamedTuple):
+    """The last report of a worker."""
+
+    worker: str
+    silent_s: float
+    """Seconds since its last check-in."""
+    known: int
+    """The serial up to which it has read the orders."""
+    orders: Mapping[int, str]
+    """By serial: `ok`, or the code of the refusal."""
+
+
+class Board(NamedTuple):
+    """All orders and reports at one moment."""
+
+    now: int
+    """The server's time, in microseconds since 1970."""
+    texts: list[str]
+    """The stored orders, as they were given."""
+    reports: list[WorkerReport]
+    """The reports of the workers that are there."""
+
+
+class OrderBoard:
+    """Reads and writes the orders of one Redis.
+
+    Args:
+        redis: A client.
+        address: The address of Redis.
+    """
+
+    def __init__(self, redis: Redis, address: Address) -> None:
+        self._redis: Any = redis  # its annotations allow for answers as text
+        self._keys = order_keys(address)
+
+    async def read(self) -> Board:
+        """Return all orders, and the reports of the workers that have not been silent for long."""
+        orders, obeyed, heard = self._keys
+        seconds, micros = await self._redis.time()
+        now = int(seconds) * _MICRO + int(micros)
+        stored = await self._redis.hgetall(orders)
+        texts = [
+            _text(value).partition(" ")[2] for key, value in stored.items() if key != b"serial"
+        ]
+        reports = await self._redis.hgetall(obeyed)
+        times = await self._redis.zrangebyscore(heard, "-inf", "+inf", withscores=True)
+        longest = _SILENT * max(1.0, len(times) / _WORKERS_PER_SECOND)
+        found = [
+            _report(_text(name), reports.get(name, b""), max(0.0, (now - at) / _MICRO))
+            for name, at in times
+        ]
+        return Board(now, texts, [each for each in found if each.silent_s <= longest])
+
+    async def put(self, call: ScriptCall) -> bool:
+        """Give an order. Return False if the orders, or the time, have changed since `read`."""
+        await self._redis.script_load(call.script.source)
+        answer = await self._redis.evalsha(
+            call.script.sha, len(call.keys), *call.keys, call.encoded()
+        )
+        return int(answer) == 1
+
+
+@contextlib.asynccontextmanager
+async def open_board(address: Address, seconds: float = _TIMEOUT) -> AsyncIterator[OrderBoard]:
+    """Provide the board for at most some seconds.
+
+    Raises:
+        ConfigurationError: Redis cannot be used, or does not answer; the text has the cause.
+    """
+    try:
+        async with asyncio.timeout(seconds), RedisConnectionFactory(address).reader() as redis:
+            yield OrderBoard(redis, address)
+    except TimeoutError:
+        raise ConfigurationError(f"Redis at {address.shown}: no answer") from None
+    except StoreUnavailableError as error:
+        raise ConfigurationError(f"Redis at {address.shown}: {error}") from None
+
+
+def _report(worker: str, text: bytes, silent_s: float) -> WorkerReport:
+    try:
+        found = json.loads(text)
+        orders = {int(serial): str(code) for serial, code in found["orders"].items()}
+        return WorkerReport(worker, silent_s, int(found["known"]), orders)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return WorkerReport(worker, silent_s, 0, {})  # damaged, or of another version
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode(errors="replace")

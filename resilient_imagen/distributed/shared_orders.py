@@ -1,0 +1,123 @@
+"""Shared orders: how operators' orders reach every worker, and how each reports what it obeys.
+
+Redis transports orders as text; their meaning is not known here. An order is published, so that
+workers read it within milliseconds, and read again at the next heartbeat if the message is lost.
+Redis is not needed until an order ends: its serial and its lifetime are part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.distributed.participant import PendingCommand
+from resilient_imagen.distributed.scripts import ORDER, ORDERS, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from resilient_imagen.distributed.breaker_record import BreakerRecord
+    from resilient_imagen.distributed.coordinator import RedisCoordinator
+    from resilient_imagen.distributed.redis_address import Address
+
+__all__ = ["SharedOrders", "order_call", "order_keys"]
+
+_MESSAGE: Final = b'{"orders":'
+
+
+def order_keys(address: Address) -> tuple[str, ...]:
+    """Return the keys of `orders.lua`: orders, reports of workers, and times of check-ins."""
+    return tuple(address.key(kind, "fleet") for kind in ("orders", "obeyed", "heard"))
+
+
+def order_call(
+    address: Address, topic: str, text: str, *, serial: int, ends: int, replaced: Iterable[str]
+) -> ScriptCall:
+    """Return the command that gives an order to all workers; see `order.lua`."""
+    arguments = {
+        "channel": address.channel,
+        "topic": topic,
+        "order": text,
+        "serial": str(serial),
+        "ends": str(ends),
+        "replaced": list(replaced),
+    }
+    return ScriptCall(ORDER, order_keys(address)[:1], arguments)
+
+
+class SharedOrders:
+    """A `Participant` that reads orders and reports which are obeyed.
+
+    Args:
+        coordinator: The connection to Redis.
+        deliver: Called on the loop with the texts of all stored orders, and the server's time in
+            microseconds since 1970.
+        report: Returns the known serials, each with `ok` or the code of a refusal.
+    """
+
+    resource = "orders"
+    settings = ""
+
+    def __init__(
+        self,
+        coordinator: RedisCoordinator,
+        deliver: Callable[[list[str], int], None],
+        report: Callable[[], Mapping[int, str]],
+    ) -> None:
+        self._coordinator = coordinator
+        self._deliver = deliver
+        self._report = report
+        self._keys = order_keys(coordinator.address)
+        self._known = "0"
+        """The highest serial that Redis had when the orders were read."""
+        self._reported = ""
+        coordinator.on_message = self._on_message
+        coordinator.add(self)
+
+    def heartbeat(self) -> PendingCommand:
+        """Return the command that reports, and reads the orders if they have changed."""
+        return PendingCommand(self._check_in(), self._answered)
+
+    def on_update(self, record: BreakerRecord) -> None:
+        """Do nothing: records are about breakers."""
+
+    def on_connected(self) -> None:
+        """Do nothing: the heartbeat was answered."""
+
+    def on_disconnected(self) -> None:
+        """Read all orders after the next connection, which may lead to other data."""
+        self._known = "0"
+
+    def release_commands(self) -> Iterable[ScriptCall]:
+        """Return the command that removes this worker's report."""
+        return [self._check_in(leaving=True)]
+
+    def _check_in(self, *, leaving: bool = False) -> ScriptCall:
+        codes = {str(serial): code for serial, code in self._report().items()}
+        self._reported = json.dumps({"known": self._known, "orders": codes})
+        arguments = {
+            "worker": self._coordinator.worker,
+            "report": self._reported,
+            "known": self._known,
+            "leaving": leaving,
+        }
+        return ScriptCall(ORDERS, self._keys, arguments)
+
+    def _on_message(self, message: bytes) -> None:
+        if message.startswith(_MESSAGE):
+            self._coordinator.post(*self.heartbeat())
+
+    def _answered(self, answer: Any) -> None:
+        if answer is None:
+            return
+        try:
+            found = json.loads(answer)
+            serial, now = str(found["serial"]), int(found["time"])
+            texts = [str(text) for text in found["orders"] or ()]
+        except (ValueError, KeyError, TypeError):
+            return  # damaged or forged; the next heartbeat reads again
+        if serial == self._known:
+            return
+        self._known = serial
+        self._deliver(texts, now)
+        self._coordinator.post(*self.heartbeat())  # the operator's tool waits for the report
