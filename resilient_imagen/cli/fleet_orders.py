@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.cli.command_errors import FAILED, CommandError
 from resilient_imagen.errors import ConfigurationError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.order_board import Board, OrderBoard, WorkerReport
 
-__all__ = ["Fleet", "StoredOrder", "obedience"]
+__all__ = ["Fleet", "StoredOrder", "obedience", "span"]
 
 _WAITS: Final = 6.0
 """Seconds that a command waits for the workers: longer than a killed worker counts as there."""
@@ -45,9 +45,30 @@ class StoredOrder:
     reports: Sequence[WorkerReport]
 
     @property
-    def answer(self) -> str:
-        """Return how many workers obey, in words."""
-        return obedience(self.order.serial, self.reports)
+    def sentence(self) -> str:
+        """Return the order, its author, what is left of it, and how many workers obey."""
+        order = self.order
+        why = f" ({order.why})" if order.why else ""
+        silent = [each.worker for each in self.reports if order.serial not in each.orders]
+        lag = f": {', '.join(silent)}" if silent else ""
+        return (
+            f"{order}, ordered by {order.by}{why}, {span(self.left_s)} left: "
+            f"{obedience(order.serial, self.reports)}{lag}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the order and the report of each worker, as plain JSON; None if it lags."""
+        reports = {each.worker: each.orders.get(self.order.serial) for each in self.reports}
+        signature = {"signature": self.order.signature != ""}  # not for copying
+        return {**self.order.to_dict(), **signature, "left_s": self.left_s, "workers": reports}
+
+
+def span(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 120:  # noqa: PLR2004 - two minutes
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"  # noqa: PLR2004 - hours
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient_imagen.cli.command_errors import CommandError
+from resilient_imagen.cli.fleet_orders import Fleet, span
 from resilient_imagen.cli.terminal import Console, echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
 __all__ = ["status"]
@@ -31,7 +33,6 @@ def status(
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
     from resilient_imagen.distributed import Address
-    from resilient_imagen.distributed.fleet_status import read_status
     from resilient_imagen.settings import Settings
 
     settings = Settings(redis_url=redis_url) if redis_url else Settings()
@@ -39,21 +40,19 @@ def status(
     if url is None:
         raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
     address = Address.parse(url.get_secret_value())
-    try:
-        view = asyncio.run(read_status(address))
-    except (ValueError, ArithmeticError, LookupError):  # a damaged number, a missing part
-        raise CommandError(
-            f"Redis at {address.shown} holds a record that this library did not write, below "
-            f"{address.namespace}:"
-        ) from None
+    view = _read(address)
     steps = {
         account.key: str(step)
         for step in settings.routes
         for account in step.accounts
         if len(step.accounts) > 1
     }
+    secret = settings.control_secret
+    fleet = Fleet(address, None if secret is None else secret.get_secret_value())
+    orders = fleet.stored()
     if as_json:
         document = view.to_json()
+        document["orders"] = [each.to_json() for each in orders]
         for route in document["routes"]:
             if (step := _step_of(route["route"], steps)) is not None:
                 route["step"] = step
@@ -61,6 +60,8 @@ def status(
         return
     console = Console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
+    for each in orders:
+        console.print(each.sentence, soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return
@@ -79,6 +80,18 @@ def status(
             console.print(f"  {resource}: {words}", soft_wrap=True)
 
 
+def _read(address: Address) -> FleetStatus:
+    from resilient_imagen.distributed.fleet_status import read_status
+
+    try:
+        return asyncio.run(read_status(address))
+    except (ValueError, ArithmeticError, LookupError):  # a number that is none, a missing part
+        raise CommandError(
+            f"Redis at {address.shown} holds a record that this library did not write, below "
+            f"{address.namespace}:"
+        ) from None
+
+
 def _step_of(route: str, steps: Mapping[str, str]) -> str | None:
     """Return the step that a route shares with other accounts by this machine's settings."""
     return steps.get(route) or steps.get(route.rpartition("@")[0])
@@ -94,7 +107,7 @@ def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
         table.add_row(
             route.route,
             Text(_state(route), colour),
-            _span(route.since_s),
+            span(route.since_s),
             route.summary or route.why or "",
             str(route.failures_in_a_row),
             f"{route.window_failures}/{route.window_calls}",
@@ -108,12 +121,5 @@ def _routes(view: FleetStatus, steps: Mapping[str, str]) -> Table:
 def _state(route: RouteStatus) -> str:
     if route.state != "open":
         return route.state.replace("_", "-")
-    left = f"{_span(route.left_s)} left" if route.left_s else "probe due"
+    left = f"{span(route.left_s)} left" if route.left_s else "probe due"
     return f"open, {left}"
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("s", 1), ("min", 60)):
-        if seconds < 120 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.0f} h"
