@@ -252,7 +252,8 @@ class ImageClient:
             options: See ``EditOptions``.
 
         Raises:
-            InvalidRequestError: The image or the mask cannot be read, or no route supports a mask.
+            InvalidRequestError: The image or the mask cannot be read, no route takes images, or
+                no route supports a mask.
             ImageGenerationError: No image; ``reason`` says why, ``attempts`` what was tried.
         """
         check_option_names(options, EditOptions)

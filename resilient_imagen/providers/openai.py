@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+from resilient_imagen.cost import priced_usage
 from resilient_imagen.errors import provider_failure
 from resilient_imagen.images.image_errors import UnusableImageError
 from resilient_imagen.models import clamp_quality, deployment_of, get_model, openai_size
@@ -208,6 +209,13 @@ class OpenAIProvider(SdkProvider):
             model=model,
             status=response.status_code,
             vendor_message=f"the image at the address in the response {failure}",
+            usage=priced_usage(
+                links.tokens,
+                provider=self.name,
+                model=model,
+                resolution=request.resolution,
+                delivered=False,
+            ),
         )
 
     async def _downloaded(self, url: str) -> ProviderImage:

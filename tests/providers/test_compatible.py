@@ -18,6 +18,8 @@ from resilient_imagen import (
     Settings,
 )
 from resilient_imagen.emulator import Emulator, EmulatorServer
+from resilient_imagen.telemetry.events import OperatorWarning
+from resilient_imagen.testing import RecordingSink
 
 T = TypeVar("T")
 
@@ -146,7 +148,12 @@ def test_a_row_of_the_model_file_decides_what_is_sent(
             monkeypatch.setenv("XAI_API_KEY", "k")
             monkeypatch.setenv("XAI_BASE_URL", f"{server.url}/v1")
             monkeypatch.setenv("IMAGE_GEN_MODELS", str(tmp_path / "models.toml"))
-            async with ImageClient(Settings(routes=f"{ROUTE},xai:other", ipm=6000)) as client:
+            events = RecordingSink()
+            settings = Settings(routes=f"{ROUTE},xai:other", ipm=6000)
+            async with ImageClient(settings, sinks=[events]) as client:
+                assert [each.message for each in events.of(OperatorWarning)] == [
+                    "model other is not in the model table; passed on as is"
+                ]
                 result = await client.generate(
                     "a lighthouse", aspect_ratio="3:4", quality="max", background="opaque"
                 )
