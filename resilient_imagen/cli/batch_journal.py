@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from resilient_imagen.cli.command_errors import CommandError, advised, warn
-from resilient_imagen.cli.files import check_writable, write_whole
+from resilient_imagen.cli.files import check_writable, remove_abandoned, write_whole
 from resilient_imagen.images.convert import extension
 from resilient_imagen.images.inspect import sniff_mime
 from resilient_imagen.reasons import Reason
@@ -57,6 +57,7 @@ class Journal:
         try:
             _lock(self._file, self._path)
             check_writable(self._path)
+            remove_abandoned(folder)
             self._read()
         except BaseException:
             self.close()

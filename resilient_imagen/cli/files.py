@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from typing import IO, TYPE_CHECKING, Final
 
 from resilient_imagen.cli.command_errors import CommandError
@@ -17,11 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["check_target", "check_writable", "is_device", "is_output", "write_whole", "writing"]
+__all__ = [
+    "check_target",
+    "check_writable",
+    "is_device",
+    "is_output",
+    "remove_abandoned",
+    "write_whole",
+    "writing",
+]
 
 _PROBE: Final = 2**20
 """Bytes of a small image; the size of the real one is not known beforehand."""
 _PART: Final = ".part"
+_ABANDONED_AFTER: Final = 60.0
+"""Seconds without a write after which a temporary file is certain to be of a killed process."""
 _OUTPUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
 
@@ -121,6 +132,18 @@ def _temporary(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
             file.close()
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a directory.
+
+    Raises:
+        OSError: The directory cannot be read, or a file cannot be removed.
+    """
+    for path in folder.glob(f".{'[0-9a-f]' * 16}{_PART}"):
+        with contextlib.suppress(FileNotFoundError):  # renamed by the process that writes it
+            if time.time() - path.lstat().st_mtime > _ABANDONED_AFTER:
+                path.unlink()
 
 
 def _sync(file: IO[bytes]) -> None:

@@ -86,6 +86,22 @@ def test_a_row_is_finished_in_full_or_not_at_all(
     assert Path("out/s0.png").read_bytes() == TINY_PNG
 
 
+def test_temporary_files_of_killed_runs_are_removed() -> None:
+    """Old ones are removed; new ones, which another command may be writing, and others are not."""
+    Path("out").mkdir()
+    old, new, other = (
+        Path("out", name) for name in (f".{'0' * 16}.part", f".{'1' * 16}.part", ".a.part")
+    )
+    for path in (old, new, other):
+        path.write_bytes(b"half an image")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    with opened():
+        assert not old.exists()
+        assert new.exists()
+        assert other.exists()
+
+
 DAMAGE = ['{"id": "s0", "sta', "[]", '{"id": []}', '{"i": "s0"}', "\x00", "[" * 100_000]
 
 
