@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run a single test or file in this process; otherwise xdist chooses the number of workers."""
     single = len(config.args) == 1 and not Path(config.args[0]).is_dir()
     return 0 if single else None
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Run tests with the marker no_cover untraced.
+
+    In a worker of xdist, pytest-cov has two nested measurements, and pausing the inner one resumes
+    the outer one.
+    """
+    if item.get_closest_marker("no_cover") is None:
+        return (yield)
+    tracer, of_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
+        threading.settrace(of_threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
