@@ -113,6 +113,7 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
     from rich.table import Table
 
     from resilient_imagen import Settings
+    from resilient_imagen.cli.fleet_orders import span
     from resilient_imagen.cli.terminal import Console, echo_json
 
     try:
@@ -134,6 +135,9 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    for order, left in orders:
+        if order.action != "set":
+            console.print(f"{order}, ordered by {order.by}, {span(left)} left", soft_wrap=True)
 
 
 def _rows(found: Settings, orders: dict[str, tuple[Order, float]]) -> list[_Row]:

@@ -25,9 +25,9 @@ from redis_kit import redis_server
 from trace_backends import collector, jaeger
 from tuning_kit import ROOMY, bad, world
 
-from resilient_imagen import Settings
+from resilient_imagen import Settings, sync
 from resilient_imagen.telemetry.logs import LogSink
-from resilient_imagen.testing import TINY_PNG
+from resilient_imagen.testing import TINY_PNG, FakeProvider
 from resilient_imagen.tuning.simulation import play
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
@@ -207,11 +207,24 @@ def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
 
 
 def test_commands_that_write_a_control_file(shell: Shell) -> None:
-    """The block runs line by line; the last line shows what the others have left in force."""
-    *orders, show = to_run(CONTROL)
-    for line in orders:
-        assert "obey within a second" in shell(line)
-    assert "ordered by" in shell(show)
+    """The order is written and shown."""
+    write, show = [line for line in to_run(CONTROL) if "--control-file" in line]
+    assert "obey within a second" in shell(write)
+    assert "breaker open google, ordered by" in shell(show)
+
+
+@pytest.mark.redis
+def test_commands_that_a_fleet_obeys(shell: Shell) -> None:
+    """Each line is obeyed by the worker that is there."""
+    *orders, show = CONTROL.samples("bash")[0].splitlines()
+    with redis_server() as server:
+        settings = Settings(redis_url=server.url)
+        providers = [FakeProvider("google"), FakeProvider("openai")]
+        with sync.ImageClient(settings, providers=providers) as client:
+            client.warm_up()
+            for line in orders:
+                assert "1 of 1 worker obeys" in shell(line, IMAGE_GEN_REDIS_URL=server.url)
+            assert "orders of Redis at" in shell(show, IMAGE_GEN_REDIS_URL=server.url)
 
 
 @pytest.fixture

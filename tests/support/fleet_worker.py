@@ -2,8 +2,8 @@
 
 Each line is a numbered command; the answer is one line, with the number, on standard output:
 
-- ``{"do": "open", "settings": {...}}`` creates the client and connects to Redis; the answer is the
-  longest stall of the loop;
+- ``{"do": "open", "settings": {...}, "traced": false}`` creates the client and connects to Redis;
+  the answer is the longest stall of the loop;
 - ``{"do": "load", "callers": 2, "seconds": 5, "pause": 0.05, "rest": 1}`` requests images for that
   time; the answer has the outcomes of the calls and the stalls since the client was opened;
 - ``{"do": "close"}``.
@@ -23,30 +23,51 @@ from collections import Counter
 from typing import Any
 
 from fleet_stalls import StallWatch
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 import resilient_imagen.distributed.redis_breaker
 import resilient_imagen.distributed.redis_limiter  # noqa: F401 - modules are compiled where nobody waits
 from resilient_imagen import ImageClient, ImageGenerationError, Settings
 from resilient_imagen.reasons import Reason
-from resilient_imagen.telemetry.events import BreakerChanged, Event, OperatorWarning
+from resilient_imagen.telemetry.events import (
+    BreakerChanged,
+    Event,
+    OperatorWarning,
+    OrderApplied,
+    OrderEnded,
+)
 
 PROMPT = os.environ["FLEET_PROMPT"]
 
 
 class Notes:
-    """A sink that records changes of the breaker and warnings."""
+    """A sink that records changes of the breaker, orders and warnings."""
 
     inline = True
 
     def __init__(self) -> None:
         self.changes: list[tuple[float, str]] = []
         self.warnings: list[str] = []
+        self.orders: list[tuple[float, str, str]] = []
 
     def handle(self, event: Event) -> None:
         if isinstance(event, BreakerChanged):
             self.changes.append((event.at, event.transition.to_state.value))
         elif isinstance(event, OperatorWarning):
             self.warnings.append(event.code)
+        elif isinstance(event, OrderApplied | OrderEnded):
+            self.orders.append((event.at, type(event).__name__, event.order))
+
+
+class OrdersOnSpans(SpanProcessor):
+    """Counts calls by the orders on their spans."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.name == "imagegen.generate":
+            self.counts[str((span.attributes or {}).get("imagegen.control.orders", ""))] += 1
 
 
 class Process:
@@ -56,6 +77,7 @@ class Process:
         self.stalls = stalls
         self.client: ImageClient | None = None
         self.notes = Notes()
+        self.spans = OrdersOnSpans()
 
     async def prepare(self) -> None:
         """Generate a first image, so that measurements do not include the first use of the SDK."""
@@ -64,11 +86,15 @@ class Process:
         gc.collect()
         gc.freeze()  # garbage of the SDK's import must not be part of the measurement
 
-    async def open(self, settings: dict[str, Any]) -> dict[str, Any]:
+    async def open(self, settings: dict[str, Any], *, traced: bool = False) -> dict[str, Any]:
         await self.close()
+        tracers = None
+        if traced:
+            self.spans, tracers = OrdersOnSpans(), TracerProvider()
+            tracers.add_span_processor(self.spans)
         self.notes = Notes()
         self.stalls.worst = 0.0
-        self.client = ImageClient(Settings(**settings), sinks=[self.notes])
+        self.client = ImageClient(Settings(**settings), sinks=[self.notes], tracer_provider=tracers)
         await self.client.warm_up()
         stall, self.stalls.worst = self.stalls.worst, 0.0
         return {**(self.client.snapshot()["fleet"] or {}), "stall": stall}
@@ -108,6 +134,9 @@ class Process:
             "slowest": slowest,
             "changes": self.notes.changes,
             "warnings": self.notes.warnings,
+            "orders": self.notes.orders,
+            "control": snapshot["control"]["orders"],
+            "spans": self.spans.counts,
             "stall": self.stalls.worst,
             "joined": snapshot["fleet"]["joined"] if snapshot["fleet"] else None,
             "state": snapshot["routes"][0]["breaker"]["state"],

@@ -80,7 +80,7 @@ class WorkerGroup:
         self.redis = redis
         self.workers = [WorkerProcess(google.google_url, index) for index in range(size)]
 
-    def open(self, *, url: str | None = None, **settings: Any) -> list[float]:
+    def open(self, *, url: str | None = None, traced: bool = False, **settings: Any) -> list[float]:
         """Open a new client in each worker, in a new namespace, with a healthy Google.
 
         Return the longest stall of each worker's loop in seconds.
@@ -88,9 +88,10 @@ class WorkerGroup:
         self.google.heal()
         self.google.google.set_latency(0.05)
         name = f"{url or self.redis.url}?namespace={next(_numbers)}"
+        self.url = name
         self._settings = {"ipm": 60_000, "max_retries": 0, "redis_url": name, **settings}
         for worker in self.workers:
-            worker.say(do="open", settings=self._settings)
+            worker.say(do="open", settings=self._settings, traced=traced)
         opened = self.reports()
         assert all(each["joined"] for each in opened)
         self.google.google.forget()
