@@ -39,6 +39,9 @@ __all__ = ["RedisRateLimiter"]
 _OVERDUE = 1.0
 """Seconds after its time at which a place is lost. A process that was stopped must not use all
 places of that time at once."""
+_SHRINKS_AFTER = 5.0
+"""Seconds after which a lower number of workers is believed. A Redis that lost its data counts the
+workers again from one."""
 _SAME_INTERVAL = 1.001
 """Ratio up to which two intervals count as equal."""
 
@@ -101,6 +104,8 @@ class RedisRateLimiter(RateLimiter):
         self._per_minute = per_minute
         self._burst = burst
         self._shared = _Schedule(60.0 / per_minute)
+        self._counted_at = 0.0
+        """Loop time of the last answer that had at least as many workers."""
         self._newer_protocol = False
         """Whether the data in Redis belong to a newer protocol."""
         self._was_sharing = False
@@ -312,14 +317,19 @@ class RedisRateLimiter(RateLimiter):
             self._held += [] if late else [_Place(now + wait / 1e6, name)]
         self._held.sort()
         wait = answer["next"] / 1e6
+        workers, position = max(answer["workers"], 1), answer["position"]
+        if workers < self._shared.workers and now - self._counted_at < _SHRINKS_AFTER:
+            workers, position = self._shared.workers, self._shared.position
+        else:
+            self._counted_at = now
         self._shared = _Schedule(
             answer["interval"] / 1e6,
             now + wait,
             sent_at + wait,
             answer["others"],
             answer["wanted"],
-            max(answer["workers"], 1),
-            answer["position"],
+            workers,
+            position,
         )
         self._wanted = answer["want"]
         self._ask_at = now + answer["again"] / 1e6

@@ -162,6 +162,7 @@ def test_the_slowest_setting_applies_and_both_values_are_named() -> None:
         assert 13 <= fleet.between(began, began + 30) <= 17
         (text,) = {t for t in fleet.redis.texts if "images per minute" in t}
         assert "60 images per minute here and 30 there" in text
+        await slow.fleet.aclose()
         fleet.kill(slow)
         await asyncio.sleep(6)
         began = now()

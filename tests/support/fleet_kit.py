@@ -28,10 +28,11 @@ class Worker:
         per_minute: float = 6000,
         slots: int = 4,
         burst: int = 1,
+        host: str = "",
         **numbers: Any,
     ) -> None:
         self.sea = sea
-        self.fleet = sea.coordinator()
+        self.fleet = sea.coordinator(host)
         config = BreakerConfig(**{"reset_timeout": 60.0, **numbers})
         self.gate = RedisCircuitBreaker(
             "google:pro", config, coordinator=self.fleet, random=lambda: 0.0

@@ -26,7 +26,10 @@ class Proxy:
         """Whether it drops all data."""
         self.delay = 0.0
         """Delay in seconds of data to Redis."""
-        self._target = port
+        self.target = port
+        """The port of Redis; new connections use a changed one."""
+        self._refuses = False
+        self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -48,12 +51,28 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
+    def disconnect(self, seconds: float) -> None:
+        """Close all connections, and refuse new ones for some seconds."""
+
+        async def close() -> None:
+            self._refuses = True
+            for writer in self._connections:
+                writer.close()
+            await asyncio.sleep(seconds)
+            self._refuses = False
+
+        self._on_loop(close())
+
     def _on_loop(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            writer.close()
+            return
+        self._connections.add(writer)
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
             ways = (
                 asyncio.ensure_future(self._pass(reader, far_writer, up=True)),
                 asyncio.ensure_future(self._pass(far_reader, writer, up=False)),
@@ -64,6 +83,7 @@ class Proxy:
                 for way in ways:
                     way.cancel()
                 far_writer.close()
+        self._connections.discard(writer)
         writer.close()
 
     async def _pass(

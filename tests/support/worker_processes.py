@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paths import SUPPORT
@@ -80,8 +80,20 @@ class WorkerGroup:
         self.redis = redis
         self.workers = [WorkerProcess(google.google_url, index) for index in range(size)]
 
-    def open(self, *, url: str | None = None, traced: bool = False, **settings: Any) -> list[float]:
+    def open(
+        self,
+        *,
+        url: str | None = None,
+        traced: bool = False,
+        odd: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> list[float]:
         """Open a new client in each worker, in a new namespace, with a healthy Google.
+
+        Args:
+            url: The URL of Redis, if it is not the group's own.
+            odd: Other settings of every second worker.
+            settings: The settings of all workers.
 
         Return the longest stall of each worker's loop in seconds.
         """
@@ -91,7 +103,8 @@ class WorkerGroup:
         self.url = name
         self._settings = {"ipm": 60_000, "max_retries": 0, "redis_url": name, **settings}
         for worker in self.workers:
-            worker.say(do="open", settings=self._settings, traced=traced)
+            more = odd if odd and worker.index % 2 else {}
+            worker.say(do="open", settings={**self._settings, **more}, traced=traced)
         opened = self.reports()
         assert all(each["joined"] for each in opened)
         self.google.google.forget()
@@ -110,6 +123,16 @@ class WorkerGroup:
     def replace(self, index: int) -> WorkerProcess:
         """Kill a worker by SIGKILL, and start a new one in its place."""
         self.workers[index].kill()
+        return self.start(index)
+
+    def reopen(self, *workers: WorkerProcess) -> None:
+        """Open a new client with the same settings in some workers."""
+        for worker in workers:
+            worker.say(do="open", settings=self._settings)
+        assert all(worker.hear()["joined"] for worker in workers)
+
+    def start(self, index: int) -> WorkerProcess:
+        """Start a new worker in the place of a killed one, with the same settings."""
         self.workers[index] = WorkerProcess(self.google.google_url, index)
         self.workers[index].say(do="open", settings=self._settings)
         return self.workers[index]

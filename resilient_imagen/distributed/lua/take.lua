@@ -3,16 +3,17 @@
 -- Places are evenly spaced (the generic cell rate algorithm); `next` is the time of the next one. A
 -- place is handed out shortly before its time and only to a worker that asks, so a worker that dies
 -- holds none for longer than that. Workers with waiting callers are in a queue. The first one takes
--- one place and goes to the end; a worker that is silent for some seconds is removed.
+-- one place and goes to the end; a worker that is silent for some seconds loses its turn. It counts
+-- as present for a minute, because it may have lost its connection only.
 --
--- If workers have different settings, the longest interval applies to all.
+-- If workers have different settings, the longest interval applies to all that are present.
 --
 -- KEYS  pace (hash), queue (sorted set: worker by turn), wants (hash: waiting callers of each),
 --       seen (sorted set: worker by the time of its last command),
 --       intervals (sorted set: worker by its interval)
 -- args  protocol, worker, interval, burst, known (bool: the worker has used this schedule before),
---       ahead (duration: the worker knows that the next place is not before that), returned (names of unused places), want (callers without a place; absent
---       in a heartbeat), leaving (bool)
+--       ahead (duration: the worker knows that the next place is not before that), returned (names
+--       of unused places), want (callers without a place; absent in a heartbeat), leaving (bool)
 local PACE, QUEUE, WANTS, SEEN, INTERVALS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local EARLY = 300 * 1000       -- how long before its time a place is handed out
 local SILENCE = 3 * 1000000    -- after which a worker loses its turn; three heartbeats
@@ -41,18 +42,29 @@ if back > 0 then  -- the server's clock was set back, or another server took ove
   end
 end
 
-local function remove(workers)
+local function end_turns(workers)
   if #workers > 0 then
     redis.call('ZREM', QUEUE, unpack(workers))
     redis.call('HDEL', WANTS, unpack(workers))
+  end
+end
+
+local function remove(workers)
+  if #workers > 0 then
+    end_turns(workers)
     redis.call('ZREM', SEEN, unpack(workers))
     redis.call('ZREM', INTERVALS, unpack(workers))
   end
 end
 
+local function silent(low, high)
+  return redis.call('ZRANGEBYSCORE', SEEN, low, high, 'LIMIT', 0, 1000)
+end
+
 local silence = SILENCE * math.max(1, redis.call('ZCARD', SEEN) / HEARTBEATS)
-remove(redis.call('ZRANGEBYSCORE', SEEN, '-inf', whole(now - silence), 'LIMIT', 0, 1000))
-remove(redis.call('ZRANGEBYSCORE', SEEN, whole(now + SILENCE), '+inf', 'LIMIT', 0, 1000))
+remove(silent('-inf', whole(now - math.max(LIVE, silence))))
+remove(silent(whole(now + SILENCE), '+inf'))
+end_turns(silent('-inf', whole(now - silence)))
 if args.leaving then
   remove({args.worker})
 else
