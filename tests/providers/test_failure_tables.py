@@ -214,6 +214,7 @@ def test_a_hint_counts_for_what_passes_by_itself(vendor: str, status: int) -> No
         ("PERMISSION_DENIED", 403),
         ("DEADLINE_EXCEEDED", 504),
         ("INVALID_ARGUMENT", 400),
+        ("model_not_found", 404),
         ("x", 200),
     ],
 )
@@ -301,6 +302,11 @@ GOOGLE = cases(
             "User location is not supported for the API use.",
             "Gemini API free tier is not available in your country.",
             "Generative Language API has not been used in project x before.",
+            "Vertex AI API has not been used in project x before.",
+            "Agent Platform API has not been used in project x before.",
+            "Permission 'x' denied on resource 'y'.",
+            "Unsupported region x.",
+            "The location x is not supported.",
         ),
         Reason.FORBIDDEN,
         True,
@@ -398,6 +404,16 @@ OPENAI = cases(
         True,
     ),
     ((400,), phrases("Your organization must be verified."), Reason.FORBIDDEN, False),
+    (
+        (401, 403),
+        phrases(
+            "The principal x lacks the required data action y.",
+            "Access denied due to Virtual Network/Firewall rules.",
+            "Public access is disabled.",
+        ),
+        Reason.FORBIDDEN,
+        True,
+    ),
     (
         (400, 403, 422),
         phrases(
