@@ -1,15 +1,15 @@
 """Recorded outcomes: the outcome model of a recording.
 
-A request has the outcome of the recorded request nearest in time on the same route. Without a
-recorded request nearby (the breaker was open, or the route was not needed), the outcome is an
-assumption and counts as unseen:
+A request has the outcome of the recorded request at about the same time on the same route. Where
+none was recorded (the breaker was open, or the route was not needed), its outcome is an assumption:
 
-- In a gap between two recorded requests, the state of the earlier one continues up to a turning
-  point, and the state of the later one begins there. The turning point is unknown: it is the middle
-  by default, and the start or end of the gap for the best and worst case. On each side, the outcome
-  is that of one of several requests near the gap, so that a single failure does not fill the gap.
-- An abandoned request had no response by then. With a longer timeout it would have had the outcome
-  of a nearby request that took longer, or no response if there is none.
+- Whether it fails is drawn with the failure rate of the regime at that time (`RegimePaths`). One
+  path of regimes is drawn for each ``draw``, so that several draws show how much is unknown.
+- A failure is that of one of the recorded failures nearest in time, of an incident or of a healthy
+  route, as the regime is. A response is drawn from the recorded ones nearest in time.
+- An abandoned request had no response by then, so only a lower bound of its latency is known. With
+  a longer timeout it has the outcome of a nearby request that took longer (the weights of Kaplan
+  and Meier, by redistribution to the right), or no response if there is none.
 - A route without recorded requests responds like a healthy one, after `ASSUMED_LATENCY` seconds.
 
 A recording does not show how the service would have reacted to more or fewer requests. It does not
@@ -21,18 +21,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from itertools import groupby
+from itertools import compress, groupby, pairwise
 from operator import itemgetter
 from statistics import median
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from resilient_imagen.cost import TokenUsage, cost_usd
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
+from resilient_imagen.tuning.regimes import HEALTHY, RegimePaths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
@@ -46,19 +48,21 @@ ASSUMED_LATENCY: Final = 30.0
 _ASSUMED_TOKENS: Final = 6000
 """Output tokens of an image without a recorded cost: a portrait image of high quality."""
 
-_NEARBY: Final = 30.0
-"""Seconds within which the outcome of a recorded request applies to another request."""
-_SIDE: Final = 5
-"""Number of recorded requests that represent one side of a gap."""
+_SAME: Final = 30.0
+"""Maximum seconds between a request and the recorded one whose outcome it has."""
+_GAP: Final = 30.0
+"""Minimum seconds between two recorded requests for the time between them to count as unseen."""
 _TOGETHER: Final = 120.0
 """Maximum seconds between two failures of one incident, if a request succeeded in between."""
 _MANY: Final = 3
 """Minimum failures of an incident."""
 _LASTING: Final = 10.0
 """Minimum seconds between the failures of an incident with only two."""
+_NEAREST: Final = 10
+"""Recorded requests before, and after, from which an outcome is drawn."""
 _TAIL: Final = 40
-"""Number of nearby recorded requests from which the latency of a slow request is taken."""
-_SIDES, _LONGER = range(2)  # salts of random numbers
+"""The same for the latency of a slow request, which few exceed."""
+_FAILS, _DONOR, _LONGER = range(3)  # salts of random numbers
 
 
 class RecordedOutcomes:
@@ -67,60 +71,73 @@ class RecordedOutcomes:
     Args:
         recording: The recording.
         settings: The settings with the routes and timeouts.
-        turning: Turning point in an unseen gap, from 0 (its start) to 1 (its end).
+        draw: Number of the draw of what is not recorded. Equal draws are equal under all settings.
     """
 
-    def __init__(self, recording: Recording, settings: Settings, *, turning: float = 0.5) -> None:
+    def __init__(self, recording: Recording, settings: Settings, *, draw: int = 0) -> None:
         self._routes = [
-            _Route(recording.routes.get(route.key, RouteLog()), route.key, settings, turning)
+            _Route(
+                recording.routes.get(route.key, RouteLog()),
+                route.key,
+                settings.timeout_for(route.provider),
+                recording.duration,
+                draw,
+            )
             for route in settings.accounts
         ]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
-        """Return the outcome of a nearby recorded request, or an assumption."""
-        return self._routes[ask.route].meet(ask.at, ask.coin, ask.before)
+        """Return the outcome of the recorded request at about that time, or an assumption."""
+        return self._routes[ask.route].outcome_for(ask)
 
     def incidents(self) -> Sequence[Incident]:
         """Return the incidents of the first route."""
-        return self._routes[0].troubles()
+        return self._routes[0].incidents()
 
 
 class _Route:
-    def __init__(self, log: RouteLog, name: str, settings: Settings, turning: float) -> None:
-        provider, _, model = name.partition(":")
+    def __init__(
+        self, log: RouteLog, name: str, timeout: float, duration: float, draw: int
+    ) -> None:
         self._at = log.at
         self._log = log
-        self._timeout = settings.timeout_for(provider)
-        self._turning = turning
-        self._image_cost = _image_cost(log, model)
+        self._timeout = timeout
+        self._image_cost = _image_cost(log, name.partition(":")[2])
+        if log.at:
+            evidence = _Evidence.of(log, duration)
+            self._same = evidence.same
+            self._path = evidence.paths.path(draw)
+            self._responses = evidence.responses
+            troubled = [self._path.at(log.at[each]) != HEALTHY for each in evidence.failures]
+            self._failures = [
+                _Indexes(log.at, compress(evidence.failures, map(wanted.__eq__, troubled)))
+                for wanted in (False, True)
+            ]
 
-    def meet(self, at: float, coin: DeterministicRng, before: float | None) -> SimulatedOutcome:
+    def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
         if not self._at:
             return SimulatedOutcome(None, ASSUMED_LATENCY, None, self._image_cost, seen=False)
-        index, seen = self._stand_in(at, coin)
-        if seen and before is not None and index == self._nearest(before):
-            index = self._next_nearest(at, index)  # a retry is not the request it repeats
-        return self._as_met(index, coin, seen=seen)
+        coin = ask.coin
+        index = self._recorded(ask)
+        if index is not None:
+            return self._as_recorded(index, coin, seen=True)
+        seen = self._is_covered(ask.at)
+        regime = self._path.at(ask.at)
+        fails_here = coin.unit(_FAILS) < self._path.rates[regime]
+        donors = self._failures[regime != HEALTHY] if fails_here else self._responses
+        nearest = donors.nearest(ask.at) or [self._nearest(ask.at)]
+        return self._as_recorded(nearest[int(coin.unit(_DONOR) * len(nearest))], coin, seen=seen)
 
     # -- the recorded request ------------------------------------------------------------------
 
-    def _stand_in(self, at: float, coin: DeterministicRng) -> tuple[int, bool]:
-        index = self._nearest(at)
-        if abs(self._at[index] - at) <= _NEARBY:
-            return index, True
-        later = bisect_left(self._at, at)
-        low, high = self._edges(later)
-        first = at < low + self._turning * (high - low) if later else False
-        if later == len(self._at):
-            first = True
-        side = int(coin.unit(_SIDES) * _SIDE)
-        picked = later - 1 - side if first else later + side
-        return min(max(picked, 0), len(self._at) - 1), False
-
-    def _edges(self, later: int) -> tuple[float, float]:
-        low = self._at[later - 1] if later else self._at[0]
-        high = self._at[later] if later < len(self._at) else self._at[-1]
-        return low, high
+    def _recorded(self, ask: SimulatedRequest) -> int | None:
+        """Return the recorded request at about that time; a retry is not the one it repeats."""
+        index = self._nearest(ask.at)
+        if ask.before is not None and index == self._nearest(ask.before):
+            index = self._next_nearest(ask.at, index)
+            if index == self._nearest(ask.before):
+                return None
+        return index if abs(self._at[index] - ask.at) <= self._same else None
 
     def _nearest(self, at: float) -> int:
         later = bisect_left(self._at, at)
@@ -136,15 +153,20 @@ class _Route:
         earlier, later = self._at[index - 1], self._at[index + 1]
         return index - 1 if at - earlier < later - at else index + 1
 
+    def _is_covered(self, at: float) -> bool:
+        """Return whether requests were recorded shortly before and after."""
+        later = bisect_left(self._at, at)
+        return 0 < later < len(self._at) and self._at[later] - self._at[later - 1] <= _GAP
+
     # -- its outcome ---------------------------------------------------------------------------
 
-    def _as_met(self, index: int, coin: DeterministicRng, *, seen: bool) -> SimulatedOutcome:
+    def _as_recorded(self, index: int, coin: DeterministicRng, *, seen: bool) -> SimulatedOutcome:
         log = self._log
         latency, number = log.latency[index], log.reason[index]
         if log.given_up[index]:
             if self._timeout <= latency:
-                return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen)
-            return self._had_we_waited(index, latency, coin)
+                return self._no_response(seen=seen)
+            return self._had_we_waited(index, coin)
         if number == IMAGE:
             cost = log.cost[index]
             return SimulatedOutcome(
@@ -155,25 +177,37 @@ class _Route:
             REASONS[number], latency, None if math.isnan(hint) else hint, 0.0, seen
         )
 
-    def _had_we_waited(self, index: int, waited: float, coin: DeterministicRng) -> SimulatedOutcome:
-        """Return the outcome of a nearby request that took longer, or no response without one."""
+    def _had_we_waited(self, index: int, coin: DeterministicRng) -> SimulatedOutcome:
+        """Return the outcome of a nearby request that took longer, or no response without one.
+
+        If that one was abandoned, too, the same is asked about it.
+        """
         log = self._log
         nearby = range(max(0, index - _TAIL), min(len(log), index + _TAIL + 1))
-        longer = [each for each in nearby if not log.given_up[each] and log.latency[each] > waited]
-        if not longer and REASONS[log.reason[index]] is not Reason.TIMEOUT:
-            # The caller left later than any response nearby took, so a response was due.
-            longer = [each for each in nearby if not log.given_up[each]]
-        if not longer:
-            return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen=False)
-        return self._as_met(longer[int(coin.unit(_LONGER) * len(longer))], coin, seen=False)
+        salt = _LONGER
+        while log.given_up[index]:
+            if self._timeout <= log.latency[index]:
+                return self._no_response()
+            longer = [each for each in nearby if log.latency[each] > log.latency[index]]
+            if not longer and REASONS[log.reason[index]] is not Reason.TIMEOUT:
+                # The caller left later than any response nearby took, so a response was due.
+                longer = [each for each in nearby if not log.given_up[each]]
+            if not longer:
+                return self._no_response()
+            index = longer[int(coin.unit(salt) * len(longer))]
+            salt += 1
+        return self._as_recorded(index, coin, seen=False)
+
+    def _no_response(self, *, seen: bool = False) -> SimulatedOutcome:
+        return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen)
 
     # -- incidents -----------------------------------------------------------------------------
 
-    def troubles(self) -> Sequence[Incident]:
+    def incidents(self) -> Sequence[Incident]:
         """Return intervals with at least three failures that are a third of the requests or more.
 
         Two failures are sufficient if no request succeeded in between. An incident ends at the
-        turning point between its last failure and the next image.
+        middle between its last failure and the next image.
         """
         log = self._log
         failed = [index for index in range(len(log)) if log.failed(index)]
@@ -204,7 +238,51 @@ class _Route:
         low = self._at[last]
         if last + 1 == len(self._at):
             return low + self._log.latency[last]
-        return low + self._turning * (self._at[last + 1] - low)
+        return low + 0.5 * (self._at[last + 1] - low)
+
+
+class _Indexes:
+    """Some recorded requests, by time."""
+
+    def __init__(self, times: Sequence[float], indexes: Iterable[int]) -> None:
+        self._indexes = list(indexes)
+        self._at = [times[index] for index in self._indexes]
+
+    def nearest(self, at: float) -> Sequence[int]:
+        """Return the requests nearest in time, before and after."""
+        later = bisect_left(self._at, at)
+        return self._indexes[max(0, later - _NEAREST) : later + _NEAREST]
+
+
+class _Evidence:
+    """The parts of a route's model that are equal under all settings, computed once."""
+
+    _known: Final[WeakKeyDictionary[RouteLog, _Evidence]] = WeakKeyDictionary()
+
+    def __init__(self, log: RouteLog, duration: float) -> None:
+        self.failures = [index for index in range(len(log)) if log.failed(index)]
+        failed = set(self.failures)
+        neutral = {index for index in range(len(log)) if _says_nothing(log, index)}
+        self.responses = _Indexes(
+            log.at, (index for index in range(len(log)) if index not in failed)
+        )
+        self.paths = RegimePaths(
+            ((at, index in failed) for index, at in enumerate(log.at) if index not in neutral),
+            duration,
+        )
+        apart = [later - earlier for earlier, later in pairwise(log.at)]
+        self.same = min(_SAME, median(apart) / 2) if apart else _SAME
+
+    @classmethod
+    def of(cls, log: RouteLog, duration: float) -> _Evidence:
+        if log not in cls._known:
+            cls._known[log] = cls(log, duration)
+        return cls._known[log]
+
+
+def _says_nothing(log: RouteLog, index: int) -> bool:
+    """Return whether a request ended before it was known whether it would fail."""
+    return bool(log.given_up[index]) and not log.failed(index)
 
 
 def _image_cost(log: RouteLog, model: str) -> float:

@@ -189,7 +189,7 @@ def to_json(row: Row) -> str:
 class RouteLog:
     """Every request to one route, in the order of sending, as columns."""
 
-    __slots__ = ("at", "cost", "given_up", "hint", "latency", "reason", "rejected")
+    __slots__ = ("__weakref__", "at", "cost", "given_up", "hint", "latency", "reason", "rejected")
 
     def __init__(self) -> None:
         self.at: array[float] = array("d")

@@ -16,7 +16,7 @@ __all__ = ["replay"]
 
 
 def replay(
-    recording: Recording, settings: Settings, *, seed: int = 0, turning: float = 0.5
+    recording: Recording, settings: Settings, *, seed: int = 0, draw: int = 0
 ) -> tuple[SimulationResult, RecordedOutcomes]:
     """Replay a recording with other settings.
 
@@ -24,7 +24,7 @@ def replay(
         recording: The recording.
         settings: The settings to try.
         seed: Seed of all random choices.
-        turning: Turning point in an unseen gap, from 0 (its start) to 1 (its end).
+        draw: Number of the draw of what is not recorded (`RecordedOutcomes`).
     """
-    truth = RecordedOutcomes(recording, settings, turning=turning)
+    truth = RecordedOutcomes(recording, settings, draw=draw)
     return run_simulation(settings, truth, recording.asked, seed=seed), truth

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.tuning.prediction import estimate
 from resilient_imagen.tuning.recommendation import Objective, score
 
 if TYPE_CHECKING:
@@ -100,19 +101,22 @@ def advice_line(advice: Recommendation) -> str:
 def rest_line(sweep: Sweep, leaning: Objective) -> str:
     """Return how much a recommendation depends on assumed outcomes."""
     trial = sweep.advice[leaning].trial
-    edges = sorted(score(measures, leaning) for measures in sweep.bounds[leaning])
-    today = sorted(score(measures, leaning) for measures in sweep.today_bounds)
-    digits = 4 if leaning is Objective.CHEAP else 2
-    unit = _WANTS[leaning]
-    if leaning is Objective.STAY:
-        edges, today = [100 * each for each in edges], [100 * each for each in today]
-        unit = f"% {unit}"
+    found = _interval(sweep.draws[leaning], leaning)
+    today = _interval(sweep.today_draws, leaning)
     return (
-        f"{trial.whole.unseen:.1%} of its requests rest on what was not seen. With every gap in"
-        f" the recording turned to the better or to the worse: {edges[0]:.{digits}f} to"
-        f" {edges[1]:.{digits}f} {unit}; today's settings {today[0]:.{digits}f} to"
-        f" {today[1]:.{digits}f}."
+        f"{trial.whole.unseen:.1%} of its requests rest on what was not seen. In 90 % of the cases"
+        f" the true result lies in such a range: {found} {_WANTS[leaning]};"
+        f" today's settings {today}."
     )
+
+
+def _interval(draws: Sequence[Measures], leaning: Objective) -> str:
+    """Return the interval of a score, with its unit where that is a share."""
+    found = estimate([score(measures, leaning) for measures in draws])
+    if leaning is Objective.STAY:
+        return f"{max(0.0, found.low):.1%} to {min(1.0, found.high):.1%}"
+    digits = 4 if leaning is Objective.CHEAP else 2
+    return f"{max(0.0, found.low):.{digits}f} to {found.high:.{digits}f}"
 
 
 def seen_line(recording: Recording) -> Iterator[str]:

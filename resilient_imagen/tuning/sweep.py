@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 from resilient_imagen.settings import Settings
+from resilient_imagen.tuning.prediction import DRAWS
 from resilient_imagen.tuning.recommendation import (
     Evaluation,
     Objective,
@@ -49,17 +50,16 @@ class Sweep:
     front: tuple[Evaluation, ...]
     """The Pareto front."""
     advice: Mapping[Objective, Recommendation]
-    bounds: Mapping[Objective, tuple[Measures, Measures]]
-    """Measures of each recommended setting with the turning point of every unseen gap at its start,
-    and at its end: the best and worst case."""
-    today_bounds: tuple[Measures, Measures]
+    draws: Mapping[Objective, tuple[Measures, ...]]
+    """Measures of each recommended setting in several draws of what is not recorded."""
+    today_draws: tuple[Measures, ...]
 
 
 def try_out(
-    recording: Recording, settings: Settings, knobs: TunableSettings, *, turning: float = 0.5
+    recording: Recording, settings: Settings, knobs: TunableSettings, *, draw: int = 0
 ) -> Evaluation:
     """Replay a recording with one setting, and measure it."""
-    played, truth = replay(recording, knobs.applied(settings), turning=turning)
+    played, truth = replay(recording, knobs.applied(settings), seed=draw, draw=draw)
     troubles, middle = truth.incidents(), recording.duration / 2
     halves = measure(played, troubles, 0.0, middle), measure(played, troubles, middle)
     return Evaluation(knobs, measure(played, troubles), halves)
@@ -97,8 +97,8 @@ def sweep(
     first = [*always, *sample(max(0, int(count * _AT_RANDOM) - len(always)))]
     with _tryer(recording, today, workers) as run:
 
-        def tried(some: Iterable[TunableSettings], turning: float = 0.5) -> Iterator[Evaluation]:
-            for trial in run(some, turning):
+        def tried(some: Iterable[TunableSettings], draw: int = 0) -> Iterator[Evaluation]:
+            for trial in run(some, draw):
                 yield trial
                 tell(len(seen), count)
 
@@ -121,16 +121,16 @@ def sweep(
         trials = tuple(seen.values())
         advice = {each: advise(trials, each, seen[now]) for each in Objective}
         wanted = [now, *(each.trial.knobs for each in advice.values())]
-        edges = [[trial.whole for trial in tried(wanted, turning)] for turning in (0.0, 1.0)]
-    pairs = list(zip(*edges, strict=True))
+        drawn = [[trial.whole for trial in tried(wanted, draw)] for draw in range(DRAWS)]
+    by_settings = list(zip(*drawn, strict=True))
     return Sweep(
         today=seen[now],
         usual=seen[defaults()],
         trials=trials,
         front=tuple(front(trials)),
         advice=advice,
-        bounds=dict(zip(advice, pairs[1:], strict=True)),
-        today_bounds=pairs[0],
+        draws=dict(zip(advice, by_settings[1:], strict=True)),
+        today_draws=by_settings[0],
     )
 
 
@@ -153,31 +153,29 @@ def _prepare(recording: Recording, settings: Settings) -> None:
     _work = recording, settings
 
 
-def _try_prepared(turning: float, knobs: TunableSettings) -> Evaluation:
+def _try_prepared(draw: int, knobs: TunableSettings) -> Evaluation:
     if _work is None:
         raise RuntimeError("a worker that was not prepared")
-    return try_out(*_work, knobs, turning=turning)
+    return try_out(*_work, knobs, draw=draw)
 
 
 @contextmanager
 def _tryer(
     recording: Recording, settings: Settings, workers: int | None
-) -> Iterator[Callable[[Iterable[TunableSettings], float], Iterator[Evaluation]]]:
+) -> Iterator[Callable[[Iterable[TunableSettings], int], Iterator[Evaluation]]]:
     """Provide a function that tries settings, in this process or in worker processes."""
     settings = settings.model_copy(update={"google_api_key": None, "openai_api_key": None})
     count = (os.cpu_count() or 1) if workers is None else workers
     if count == 1:
-        yield lambda some, turning: (
-            try_out(recording, settings, knobs, turning=turning) for knobs in some
-        )
+        yield lambda some, draw: (try_out(recording, settings, knobs, draw=draw) for knobs in some)
         return
     pool = ProcessPoolExecutor(
         count, get_context("spawn"), _prepare, (replace(recording), settings)
     )
 
-    def run(some: Iterable[TunableSettings], turning: float) -> Iterator[Evaluation]:
+    def run(some: Iterable[TunableSettings], draw: int) -> Iterator[Evaluation]:
         with _interrupts_held():  # processes that start here ignore interrupts
-            return pool.map(partial(_try_prepared, turning), some)
+            return pool.map(partial(_try_prepared, draw), some)
 
     try:
         yield run

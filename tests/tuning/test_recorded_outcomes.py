@@ -1,8 +1,11 @@
-"""What a recording says that a request would have met, and what it admits not to know."""
+"""The outcomes of requests by a recording, and those that it assumes where none was recorded."""
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -30,13 +33,12 @@ def recording(*requests: tuple[float, dict[str, Any]], route: str = ROUTE) -> Re
     )
 
 
-def truth(found: Recording, *, turning: float = 0.5, **settings: Any) -> RecordedOutcomes:
-    return RecordedOutcomes(
-        found, Settings(routes=f"{ROUTE},openai:m", **settings), turning=turning
-    )
+def truth(found: Recording, *, draw: int = 0, **settings: Any) -> RecordedOutcomes:
+    return RecordedOutcomes(found, Settings(routes=f"{ROUTE},openai:m", **settings), draw=draw)
 
 
 def ask(at: float, call: int = 0, route: int = 0, before: float | None = None) -> SimulatedRequest:
+    """Return a request; calls draw other random numbers."""
     return SimulatedRequest(route, at, DeterministicRng(1, call, route), before)
 
 
@@ -45,11 +47,17 @@ def every(start: float, end: float, step: float, **rest: Any) -> Iterable[tuple[
 
 
 def share(world: RecordedOutcomes, at: float) -> float:
-    """Of a hundred callers at that moment: how many would have failed."""
+    """Return the share of a hundred requests at a time that fail."""
     return sum(world.outcome_for(ask(at, call)).reason is not None for call in range(100)) / 100
 
 
-def test_a_request_meets_what_the_nearest_one_met() -> None:
+def shares(found: Recording, *times: float, draws: int = 40) -> list[float]:
+    """Return the failing shares at these times, averaged over the draws."""
+    worlds = [truth(found, draw=draw) for draw in range(draws)]
+    return [fmean(share(world, at) for world in worlds) for at in times]
+
+
+def test_a_request_has_the_outcome_of_the_one_recorded_at_that_time() -> None:
     """Outcome, latency, hint and cost are those of the request nearest in time."""
     hinted = {"reason": Reason.RATE_LIMITED, "hint": 7.0, "latency": 0.5}
     world = truth(recording((0, {"cost": 0.2}), (10, hinted), (20, {"latency": 12.0})))
@@ -58,38 +66,66 @@ def test_a_request_meets_what_the_nearest_one_met() -> None:
     assert world.outcome_for(ask(16)) == SimulatedOutcome(None, 12.0, None, 0.2)
 
 
-def test_a_retry_is_not_the_request_that_it_repeats() -> None:
-    """Alone between images, a failure is over; among failures, it is not."""
-    blip = truth(recording((0, {}), (25, FAILED), (50, {})))
-    assert blip.outcome_for(ask(25)).reason is Reason.OVERLOADED
-    assert blip.outcome_for(ask(30, before=25)).reason is None
-    outage = truth(recording((0, FAILED), (25, FAILED), (50, FAILED)))
-    assert outage.outcome_for(ask(30, before=25)).reason is Reason.OVERLOADED
+def test_a_retry_does_not_have_the_outcome_of_the_request_that_it_repeats() -> None:
+    """After a single failure among images a retry succeeds; in an outage it fails."""
+    blip = truth(recording(*every(0, 250, 25), (250, FAILED), *every(275, 500, 25)))
+    assert blip.outcome_for(ask(250)).reason is Reason.OVERLOADED
+    assert share(blip, 255) == 1.0
+    assert sum(blip.outcome_for(ask(255, call, before=250)).reason is None
+               for call in range(100)) >= 90  # fmt: skip
+    outage = truth(recording(*every(0, 500, 25, **FAILED)))
+    assert outage.outcome_for(ask(255, before=250)).reason is Reason.OVERLOADED
 
 
-def test_a_gap_turns_where_it_is_told_to() -> None:
-    """Failures before, images after: in the middle, at the start or at the end, and all unseen."""
-    found = recording(*every(0, 60, 10, **FAILED), *every(600, 660, 10))
-    for turning, fails_at in ((0.5, (200, 300)), (0.0, ()), (1.0, (200, 300, 400, 550))):
-        world = truth(found, turning=turning)
-        for at in (200, 300, 400, 550):
-            assert share(world, at) == (1.0 if at in fails_at else 0.0)
-            assert not world.outcome_for(ask(at)).seen
+def test_the_end_of_an_outage_in_a_gap_differs_by_draw() -> None:
+    """Between failures and images, the outage ends somewhere in the gap, and that is unseen."""
+    found = recording(*every(0, 60, 10, **FAILED), *every(600, 900, 10))
+    early, middle, late = shares(found, 70, 320, 590)
+    assert early > 0.8
+    assert 0.2 < middle < 0.8
+    assert late < 0.2
+    assert not truth(found).outcome_for(ask(320)).seen
     assert truth(found).outcome_for(ask(55)).seen
+    in_each_draw = [share(truth(found, draw=draw), 320) for draw in range(20)]
+    assert min(in_each_draw) < 0.1
+    assert max(in_each_draw) > 0.9
+
+
+def test_an_outage_between_failed_probes_has_no_images_in_it() -> None:
+    """Images before and after an outage do not stand for requests inside it."""
+    found = recording(*every(0, 1200, 10), *every(1200, 4800, 60, **FAILED), *every(4800, 6000, 10))
+    assert min(shares(found, 1530, 3030, 4530, draws=10)) > 0.9
+
+
+def test_a_gap_that_begins_with_failures_fails_no_more_often_than_the_service() -> None:
+    """A breaker opens at three failures in a row; half of the requests in the gap would fail."""
+    chance, at, in_a_row = random.Random(5), 0.0, 0
+    requests, gaps = [*every(-600, 0, 10)], []
+    while at < 7200:
+        failed = chance.random() < 0.5
+        requests.append((at, {**FAILED, "latency": 1.0} if failed else {}))
+        in_a_row = in_a_row + 1 if failed else 0
+        if in_a_row >= 3:
+            gaps.append(600 + at + 30)  # a recording begins with its first request
+            at, in_a_row = at + 60, 2  # the next request is a probe, which opens if it fails
+        else:
+            at += 8
+    found = recording(*requests)
+    assert len(gaps) > 30
+    assert fmean(shares(found, *gaps, draws=10)) == pytest.approx(0.5, abs=0.06)
 
 
 def test_one_failure_before_a_gap_does_not_fill_it() -> None:
-    """A nervous breaker opened at a single failure: most callers would have been served."""
-    found = recording(*every(0, 60, 10), (60, FAILED), *every(180, 240, 10))
-    assert 0.05 < share(truth(found), 100) < 0.45
-    assert share(truth(found), 150) == 0.0
+    """A breaker with FAIL_MAX=1 opened at a single failure: most requests would have succeeded."""
+    found = recording(*every(0, 1200, 10), (1200, FAILED), *every(1320, 2400, 10))
+    assert max(shares(found, 1240, 1290)) < 0.2
 
 
-def test_before_the_first_and_after_the_last_their_like_is_met() -> None:
-    """Beyond the recording's ends there is nothing but its ends."""
-    world = truth(recording(*every(100, 160, 10, **FAILED), *every(500, 560, 10)))
-    assert share(world, 0) == 1.0
-    assert share(world, 900) == 0.0
+def test_outcomes_beyond_the_ends_are_those_of_the_ends() -> None:
+    """Before the first request and after the last, the regime of the end continues."""
+    world = truth(recording(*every(100, 160, 10, **FAILED), *every(500, 900, 10)))
+    assert share(world, -40) > 0.9
+    assert share(world, 900) < 0.1
     assert not world.outcome_for(ask(900)).seen
 
 
@@ -104,6 +140,17 @@ def test_an_answer_that_was_given_up_is_known_to_be_late() -> None:
     others = recording((0, {}), (100, given_up), (200, {"latency": 80.0}))
     longer = truth(others, per_call_timeout=90).outcome_for(ask(100))
     assert (longer.reason, longer.latency, longer.seen) == (None, 80.0, False)
+
+
+def test_abandoned_requests_lengthen_the_latencies_of_those_that_took_longer() -> None:
+    """A request abandoned after 80 seconds has the latency of one that took longer, if any did."""
+    left = {"reason": Reason.TIMEOUT, "given_up": True}
+    some = recording((0, {"latency": 70.0}), (100, {**left, "latency": 60.0}),
+                     (200, {**left, "latency": 80.0}), (300, {"latency": 95.0}))  # fmt: skip
+    met = [truth(some, per_call_timeout=120).outcome_for(ask(100, call)) for call in range(300)]
+    latencies = Counter(each.latency for each in met)
+    assert set(latencies) == {70.0, 95.0}
+    assert latencies[95.0] == pytest.approx(200, abs=40)  # its own third, and that of the abandoned
 
 
 def test_a_caller_that_left_says_only_that_it_was_not_served_yet() -> None:
