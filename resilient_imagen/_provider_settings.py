@@ -8,6 +8,7 @@ lower case everywhere else.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping  # noqa: TC003 - pydantic evaluates the annotations
 from itertools import chain
 from typing import (
     TYPE_CHECKING,
@@ -38,7 +39,7 @@ from resilient_imagen._validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "BUILT_IN",
@@ -62,7 +63,7 @@ DECLARATION: Final = f"{PREFIX}PROVIDER_"
 """Prefix of the variables that declare a provider; the rest is its name."""
 _NAME: Final = re.compile("[a-z][a-z0-9_]*")
 _MAX_NAME: Final = 40
-_LIMITS: Final = ("ipm", "max_concurrent", "timeout")
+_LIMITS: Final = ("ipm", "max_concurrent", "timeout", "breaker")
 
 
 ProviderKind: TypeAlias = Literal["google", "vertex", "openai", "azure"]
@@ -80,6 +81,7 @@ class ProviderArguments(TypedDict, total=False):
     ipm: float | None
     max_concurrent: int | None
     timeout: float | None
+    breaker: str | Mapping[str, object] | None
 
 
 class _Kind(NamedTuple):
@@ -171,6 +173,8 @@ class ProviderSettings(BaseModel):
     """Requests in flight in this process."""
     timeout: OptionalSeconds = None
     """Time limit of a request in seconds."""
+    breaker: Mapping[str, Any] | None = None
+    """Breaker settings that differ from the general ones: ``{"fail_max": 5}``."""
 
     @property
     def vendor(self) -> str:

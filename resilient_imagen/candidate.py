@@ -40,10 +40,17 @@ class CandidateEvaluator:
     inline = True
 
     def __init__(self, settings: Settings) -> None:
+        changes = settings.shadow or {}
         self._settings = settings.model_copy(
             update={
                 "breaker_mode": "on",
-                **{f"breaker_{name}": value for name, value in (settings.shadow or {}).items()},
+                **{f"breaker_{name}": value for name, value in changes.items()},
+                "providers": {
+                    name: provider.model_copy(
+                        update={"breaker": {**(provider.breaker or {}), **changes}}
+                    )
+                    for name, provider in settings.providers.items()
+                },
             }
         )
         self._dispatcher: SinkDispatcher | None = None

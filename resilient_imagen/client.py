@@ -49,6 +49,7 @@ from resilient_imagen.stream import ProgressStream
 from resilient_imagen.telemetry import default_sinks
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 from resilient_imagen.telemetry.events import OperatorWarning, ReferencesChanged, now
+from resilient_imagen.telemetry.settings_report import SettingsReporter
 from resilient_imagen.tracebacks import clear_frame_locals, hide_frame_locals
 
 if TYPE_CHECKING:
@@ -146,6 +147,9 @@ class ImageClient:
         )
         self._control_file = self._open_control_file()
         self._shared_orders = self._share_orders()
+        self._settings_report = SettingsReporter(
+            self.settings, [route.breaker for route in self._routing.routes], self._dispatcher
+        )
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()
@@ -336,6 +340,7 @@ class ImageClient:
             raise RuntimeError("this ImageClient is closed; make a new one")
         handled = id(sys.exception())
         call = self._open(request, steps, deadline, on_start, on_progress)
+        self._settings_report.report_if_due()
         self._dispatcher.emit(call.started_event())
         try:
             prepare = partial(self._prepare, call, references, mask)

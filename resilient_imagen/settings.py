@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     """Declares a provider for IMAGE_GEN_ROUTES: google, vertex, openai or azure, the API that it
     speaks. `<NAME>_API_KEY` and `<NAME>_BASE_URL` select account and address;
     `IMAGE_GEN_<NAME>_IPM`, `_MAX_CONCURRENT` and `_TIMEOUT`, also for the built-in names, its
-    limits."""
+    limits, and `_BREAKER` its breaker: fail_max=5,reset_timeout=30."""
     routes: RouteChain = (
         RouteName("google:gemini-3-pro-image"),
         RouteName("openai:gpt-image-2.5-flare"),
@@ -305,25 +305,37 @@ class Settings(BaseSettings):
             return value
         check_names(value, chain.from_iterable(field_variables(cls).values()))
         return {
-            name: {**given, "name": name} if isinstance(given, Mapping) else given
+            name: cls._of_provider(name, given) if isinstance(given, Mapping) else given
             for name, given in value.items()
         }
+
+    @classmethod
+    def _of_provider(cls, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        breaker = blank_to_none(given.get("breaker"))
+        if breaker is None:
+            return {**given, "name": name}
+        try:
+            return {**given, "name": name, "breaker": cls._breaker_changes(breaker)}
+        except ValueError as error:
+            raise ValueError(f"{limit_variables(name)['breaker']}: {error}") from None
 
     @field_validator("shadow", mode="before")
     @classmethod
     def _shadow(cls, value: Any) -> Any:
+        return None if value is None else cls._breaker_changes(value)
+
+    @classmethod
+    def _breaker_changes(cls, value: Any) -> dict[str, object]:
         """Parse breaker settings without their prefix, each by the live setting's rules."""
-        if value is None:
-            return None
         if isinstance(value, str):
             value = dict(part.partition("=")[::2] for part in split_commas(value))
         if not isinstance(value, Mapping):
             raise ValueError("must be NAME=VALUE, comma-separated, or a dict")  # noqa: TRY004 - pydantic lets a TypeError through
         named = ((str(name).strip(), given) for name, given in value.items())
-        return {name: cls._shadowed(name, given) for name, given in named}
+        return {name: cls._breaker_change(name, given) for name, given in named}
 
     @classmethod
-    def _shadowed(cls, name: str, given: object) -> object:
+    def _breaker_change(cls, name: str, given: object) -> object:
         prefix = "breaker_"
         known = [each.removeprefix(prefix) for each in cls.model_fields if each.startswith(prefix)]
         known.remove("mode")
@@ -347,6 +359,11 @@ class Settings(BaseSettings):
         longest = shadow["reset_max"] or self.breaker_reset_max
         if longest < (shadow["reset_timeout"] or self.breaker_reset_timeout):
             raise ValueError("IMAGE_GEN_SHADOW: reset_max must not be less than reset_timeout")
+        for name in self.providers:
+            own = self.breaker_settings(name)
+            if own["reset_max"] < own["reset_timeout"]:
+                variable = limit_variables(name)["breaker"]
+                raise ValueError(f"{variable}: reset_max must not be less than reset_timeout")
         return self
 
     @property
@@ -384,6 +401,14 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
         return found
+
+    def breaker_settings(self, provider: str) -> dict[str, Any]:
+        """Return the settings of a provider's breakers: those of all, and its own differences."""
+        prefix = "breaker_"
+        fields = [name for name in type(self).model_fields if name.startswith(prefix)]
+        found = {name.removeprefix(prefix): getattr(self, name) for name in fields}
+        own = self.providers.get(provider)
+        return found if own is None or own.breaker is None else {**found, **own.breaker}
 
     def timeout_for(self, provider: str, vendor: str | None = None) -> float:
         """Return the attempt timeout in seconds.

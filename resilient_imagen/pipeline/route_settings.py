@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypedDict
 
-from resilient_imagen.circuitbreaker import BreakerConfig, BreakerMode
+from resilient_imagen.circuitbreaker import BreakerConfig
 
 if TYPE_CHECKING:
     from resilient_imagen.pipeline.route import Route
@@ -31,16 +31,7 @@ def breaker_config(settings: Settings, provider: str, vendor: str | None) -> Bre
         vendor: The vendor whose models it serves; None means by the name.
     """
     return BreakerConfig(
-        mode=BreakerMode(settings.breaker_mode),
-        fail_max=settings.breaker_fail_max,
-        failure_rate=settings.breaker_failure_rate,
-        window=settings.breaker_window,
-        min_calls=settings.breaker_min_calls,
-        slow_call=settings.breaker_slow_call,
-        reset_timeout=settings.breaker_reset_timeout,
-        reset_factor=settings.breaker_reset_factor,
-        reset_max=settings.breaker_reset_max,
-        half_open_calls=settings.breaker_half_open_calls,
+        **settings.breaker_settings(provider),
         probe_deadline=settings.timeout_for(provider, vendor) + 1.0,
     )
 

@@ -15,6 +15,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from resilient_imagen.circuitbreaker import (
         BreakerMetrics,
         CircuitBreaker,
@@ -44,6 +46,7 @@ __all__ = [
     "RetryScheduled",
     "RouteFallback",
     "RouteRegistered",
+    "SettingsReported",
     "ShortCircuited",
     "now",
 ]
@@ -368,6 +371,16 @@ class OrderEnded(Event):
 
     order: str
     by: str
+
+
+@_event
+class SettingsReported(Event):
+    """The settings in effect: with a client's first call, after each change, and once an hour."""
+
+    client_id: str
+    """Identifies the client among those whose events reach the same place."""
+    variables: Mapping[str, str]
+    """Each setting that decides how calls go, by variable. There are no secrets among them."""
 
 
 @_event

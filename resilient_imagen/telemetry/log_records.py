@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.effective_settings import as_text
 from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.telemetry import attributes, events, names
 from resilient_imagen.telemetry.sanitize import safe, safe_name
@@ -265,6 +266,14 @@ def _order_ended(event: events.OrderEnded) -> Line:
     )
 
 
+def _settings_reported(event: events.SettingsReported) -> Line:
+    return (
+        logging.INFO,
+        names.SETTINGS_REPORTED,
+        lambda: {names.CLIENT_ID: event.client_id, names.SETTINGS: as_text(event.variables)},
+    )
+
+
 def _warned(event: events.OperatorWarning) -> Line:
     return (
         logging.WARNING,
@@ -286,5 +295,6 @@ LINES: Final[Mapping[type[events.Event], Callable[[Any], Line | None]]] = {
     events.RequestEnded: _request_ended,
     events.OrderApplied: _order_applied,
     events.OrderEnded: _order_ended,
+    events.SettingsReported: _settings_reported,
     events.OperatorWarning: _warned,
 }

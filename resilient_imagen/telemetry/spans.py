@@ -16,6 +16,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind, StatusCode
 
+from resilient_imagen.effective_settings import DEFAULTS, as_text, changed_from_defaults
 from resilient_imagen.providers.genai_compat import as_inference_span
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import attributes, events, names
@@ -102,6 +103,8 @@ class SpanSink:
         self._requests: dict[int, _Request] = {}
         """Requests in flight, by the identity of the event about their start."""
         self._openers: OrderedDict[str, SpanContext] = OrderedDict()
+        self._settings: attributes.Attributes = {}
+        """The attribute about the settings in effect, once they are known."""
         self._handlers: Mapping[type[events.Event], Callable[[Any], None]] = {
             events.RequestStarted: self._request_started,
             events.ReferencesChanged: self._references_changed,
@@ -113,6 +116,7 @@ class SpanSink:
             events.ShortCircuited: self._short_circuited,
             events.BreakerChanged: self._breaker_changed,
             events.RequestEnded: self._request_ended,
+            events.SettingsReported: self._settings_reported,
         }
 
     def handle(self, event: events.Event) -> None:
@@ -145,13 +149,17 @@ class SpanSink:
         offset = time.time_ns() - int(event.at * 1e9)
         root = self._tracer.start_span(
             names.PREFIX + event.request.operation,
-            attributes=attributes.of_request_start(event),
+            attributes={**attributes.of_request_start(event), **self._settings},
             start_time=offset + int(event.at * 1e9),
         )
         if not root.get_span_context().is_valid:
             return  # there is no tracer provider
         prompt = event.request.prompt if self._capture_content else None
         self._traces[event.call_id] = _Trace(root, offset, prompt)
+
+    def _settings_reported(self, event: events.SettingsReported) -> None:
+        changed = as_text(changed_from_defaults(event.variables))
+        self._settings = {names.SETTINGS: changed or DEFAULTS}
 
     def _references_changed(self, event: events.ReferencesChanged) -> None:
         self._note(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.effective_settings import as_text, changed_from_defaults
 from resilient_imagen.reasons import Reason
 from resilient_imagen.telemetry import events
 from resilient_imagen.telemetry.sanitize import safe
@@ -226,6 +227,11 @@ def _order_ended(event: events.OrderEnded) -> str:
     return safe(f"{event.order}, ordered by {event.by}, has ended")
 
 
+def _settings_reported(event: events.SettingsReported) -> str:
+    changed = changed_from_defaults(event.variables)
+    return f"settings in effect: {as_text(changed) or 'the defaults'}"
+
+
 def _warned(event: events.OperatorWarning) -> str:
     return safe(event.message)
 
@@ -243,6 +249,7 @@ _SENTENCES: Final[Mapping[type[events.Event], Callable[[Any], str]]] = {
     events.RequestEnded: _request_ended,
     events.OrderApplied: _order_applied,
     events.OrderEnded: _order_ended,
+    events.SettingsReported: _settings_reported,
     events.OperatorWarning: _warned,
 }
 

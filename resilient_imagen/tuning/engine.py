@@ -8,6 +8,7 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
+from resilient_imagen.effective_settings import variables_of
 from resilient_imagen.errors import ImageGenerationError
 from resilient_imagen.inflight import CallsInFlight
 from resilient_imagen.pipeline.attempt import AttemptExecutor
@@ -21,7 +22,7 @@ from resilient_imagen.pipeline.router import new_breaker, new_limiter
 from resilient_imagen.pipeline.state import CallState
 from resilient_imagen.pipeline.step import group_by_step
 from resilient_imagen.telemetry.dispatcher import SinkDispatcher
-from resilient_imagen.telemetry.events import BreakerChanged
+from resilient_imagen.telemetry.events import BreakerChanged, SettingsReported
 from resilient_imagen.tuning.simulation_run import (
     Change,
     SimulatedImageRequest,
@@ -86,6 +87,7 @@ class _Simulation:
 
     def __init__(self, settings: Settings, run: SimulationRun, sinks: Sequence[EventSink]) -> None:
         self._run = run
+        self._settings = settings
         self._observed = bool(sinks)
         self._dispatcher = SinkDispatcher(sinks)
         self._seconds = math.inf if settings.deadline is None else settings.deadline
@@ -103,6 +105,9 @@ class _Simulation:
 
     async def run(self, arrivals: Iterable[float]) -> None:
         """Start all calls, and wait until the last one and all its requests have ended."""
+        if self._observed:
+            variables = variables_of(self._settings)
+            self._dispatcher.emit(SettingsReported(client_id="simulated", variables=variables))
         try:
             async with asyncio.TaskGroup() as calls:
                 for number, at in enumerate(arrivals):

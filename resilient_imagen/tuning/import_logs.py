@@ -17,6 +17,7 @@ from resilient_imagen.tuning.recording import (
     MALFORMED,
     Asked,
     Attempted,
+    Configured,
     RecordingError,
     Rejected,
     as_float,
@@ -111,7 +112,7 @@ def _rows_of_line(line: str, notes: Counter[str]) -> Iterator[Row]:
         yield from rows_of_otlp(found, notes)
     elif _is_jaegers(found.get("data")):
         yield from rows_of_jaeger(found, notes)
-    elif _OWN & found.keys() and {"call", "route"} & found.keys():
+    elif _OWN & found.keys() and {"call", "route", "settings"} & found.keys():
         yield _own(found)
     else:
         yield from _logged(found, notes, UNCLEAR if names.PREFIX in text else FOREIGN)
@@ -130,13 +131,18 @@ def _is_jaegers(data: object) -> bool:
 # -- our own format -------------------------------------------------------------------------------
 
 
-_OWN: Final = frozenset({"sent", "asked", "rejected"})
+_OWN: Final = frozenset({"sent", "asked", "rejected", "configured"})
 
 
 def _own(line: Mapping[str, Any]) -> Row:
+    if "configured" in line:
+        client = str(line.get("client", ""))
+        return Configured(_time(line, "configured"), client, _text(line, "settings"))
     call = _text(line, "call")
     if "asked" in line:
-        return Asked(_time(line, "asked"), call)
+        served = checked_route(_text(line, "served")) if line.get("served") is not None else None
+        took, outcome = _maybe(line, "took"), _maybe_text(line, "outcome")
+        return Asked(_time(line, "asked"), call, took, outcome, served)
     if "rejected" in line:
         return Rejected(_time(line, "rejected"), call, _route(line))
     return Attempted(
@@ -149,6 +155,7 @@ def _own(line: Mapping[str, Any]) -> Row:
         cost=_maybe(line, "cost"),
         queue=_maybe(line, "queue") or 0.0,
         given_up=line.get("given_up") is True,
+        probe=line.get("probe") is True,
     )
 
 
@@ -182,14 +189,29 @@ def _logged(found: Mapping[str, Any], notes: Counter[str], otherwise: str) -> It
         )
         yield Rejected(_time(line, "time"), call, checked_route(route))
     elif event in _CALLS:
-        at = _time(line, "time") - _seconds(line, "latency_s")
-        asked = Asked(at, _text(line, _key(names.CALL_ID)))
+        took = _seconds(line, "latency_s")
         served = _served(line) if _SERVED_IN in line else None
+        asked = Asked(
+            at=_time(line, "time") - took,
+            call=_text(line, _key(names.CALL_ID)),
+            took=took,
+            outcome=_outcome(line, event),
+            served=None if served is None or event == names.REQUEST_FAILED else served.route,
+        )
         yield asked
         if served is not None:
             yield served
+    elif event == names.SETTINGS_REPORTED:
+        client = str(line.get(_key(names.CLIENT_ID), ""))
+        yield Configured(_time(line, "time"), client, _text(line, _key(names.SETTINGS)))
     elif not (isinstance(event, str) and event.startswith(names.PREFIX)):
         notes[otherwise] += 1
+
+
+def _outcome(line: Mapping[str, Any], event: object) -> str:
+    if event == names.REQUEST_COMPLETED:
+        return names.SUCCESS
+    return _maybe_text(line, _key(names.OUTCOME)) or "error"
 
 
 def _served(line: Mapping[str, Any]) -> Attempted:
@@ -205,7 +227,12 @@ def _served(line: Mapping[str, Any]) -> Attempted:
         cost=_maybe(line, _key(names.COST_USD)),
         queue=_maybe(line, _key("attempt.queue_s")) or 0.0,
         given_up=False,
+        probe=_is_probe(line),
     )
+
+
+def _is_probe(line: Mapping[str, Any]) -> bool:
+    return line.get(_key(names.CIRCUIT_BREAKER_STATE)) == "half_open"
 
 
 def _attempt(line: Mapping[str, Any]) -> Attempted:
@@ -221,6 +248,7 @@ def _attempt(line: Mapping[str, Any]) -> Attempted:
         cost=_maybe(line, _key(names.COST_USD)),
         queue=_maybe(line, _key(names.QUEUE_S)) or 0.0,
         given_up=reason in _ANSWERLESS and line.get(_key(names.ATTEMPT_STATUS)) is None,
+        probe=_is_probe(line),
     )
 
 
@@ -255,6 +283,10 @@ def _seconds(line: Mapping[str, Any], name: str) -> float:
 
 def _maybe(line: Mapping[str, Any], name: str) -> float | None:
     return None if line.get(name) is None else _number(line, name)
+
+
+def _maybe_text(line: Mapping[str, Any], name: str) -> str | None:
+    return None if line.get(name) is None else _text(line, name)
 
 
 def _text(line: Mapping[str, Any], name: str) -> str:

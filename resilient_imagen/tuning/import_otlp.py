@@ -13,6 +13,7 @@ from resilient_imagen.telemetry import names
 from resilient_imagen.tuning.recording import (
     Asked,
     Attempted,
+    Configured,
     RecordingError,
     Rejected,
     as_float,
@@ -42,6 +43,8 @@ class _Span(NamedTuple):
     start: float
     end: float
     attributes: Mapping[str, Any]
+    resource: Mapping[str, Any]
+    """The attributes of the process."""
 
 
 def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[Row]:
@@ -52,6 +55,7 @@ def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[R
     """
     document = document.get("result", document)
     for resource in document.get("resourceSpans", ()):
+        process = _attributes(resource.get("resource") or {})
         for scope in resource.get("scopeSpans", ()):
             for span in scope.get("spans", ()):
                 yield from _rows(
@@ -61,7 +65,8 @@ def rows_of_otlp(document: Mapping[str, Any], notes: Counter[str]) -> Iterator[R
                         span.get("parentSpanId") or span["traceId"],
                         int(span["startTimeUnixNano"]) / 1e9,
                         int(span["endTimeUnixNano"]) / 1e9,
-                        {each["key"]: _plain(each["value"]) for each in span.get("attributes", ())},
+                        _attributes(span),
+                        process,
                     ),
                     notes,
                 )
@@ -88,7 +93,8 @@ def rows_of_jaeger(document: Mapping[str, Any], notes: Counter[str]) -> Iterator
                     above[0] if above else trace["traceID"],
                     start,
                     start + span["duration"] / 1e6,
-                    {tag["key"]: tag.get("value") for tag in span.get("tags", ())},
+                    _tags(span),
+                    _tags((trace.get("processes") or {}).get(span.get("processID")) or {}),
                 ),
                 notes,
             )
@@ -104,9 +110,32 @@ def _rows(span: _Span, notes: Counter[str]) -> Iterator[Row]:
     elif span.name.startswith(names.REJECT_SPAN) and route is not None:
         yield Rejected(span.start, span.parent, checked_route(str(route)))
     elif span.name in _ROOTS:
-        yield Asked(span.start, span.id)
+        yield from _call(span)
     else:
         notes[OTHERS] += 1
+
+
+def _call(span: _Span) -> Iterator[Row]:
+    settings = span.attributes.get(names.SETTINGS)
+    if settings is not None:
+        yield Configured(span.start, _client(span.resource), str(settings))
+    outcome = span.attributes.get(names.OUTCOME)
+    if span.end < span.start:
+        raise RecordingError("a span ends before it starts")
+    if outcome is None:  # it was exported while the call was running, or by another version
+        yield Asked(span.start, span.id)
+        return
+    provider, model = (span.attributes.get(n) for n in (names.PROVIDER_SERVED, names.MODEL_SERVED))
+    served = None if provider is None or model is None else checked_route(f"{provider}:{model}")
+    yield Asked(span.start, span.id, span.end - span.start, str(outcome), served)
+
+
+def _client(resource: Mapping[str, Any]) -> str:
+    """Identify the process of a span; empty if its resource does not."""
+    instance = resource.get("service.instance.id")
+    if instance is None and "process.pid" in resource:
+        instance = f"{resource.get('host.name', '')}:{resource['process.pid']}"
+    return "" if instance is None else str(instance)
 
 
 def _attempt(span: _Span, route: str) -> Attempted:
@@ -127,6 +156,7 @@ def _attempt(span: _Span, route: str) -> Attempted:
         cost=_number(span.attributes, names.COST_USD),
         queue=_number(span.attributes, names.QUEUE_S) or 0.0,
         given_up=reason in _ANSWERLESS and span.attributes.get(names.ATTEMPT_STATUS) is None,
+        probe=span.attributes.get(names.CIRCUIT_BREAKER_STATE) == "half_open",
     )
 
 
@@ -138,6 +168,14 @@ def _number(attributes: Mapping[str, Any], name: str) -> float | None:
     if number is None:
         raise RecordingError(f"{name} is not a number")
     return number
+
+
+def _attributes(owner: Mapping[str, Any]) -> dict[str, Any]:
+    return {each["key"]: _plain(each["value"]) for each in owner.get("attributes", ())}
+
+
+def _tags(owner: Mapping[str, Any]) -> dict[str, Any]:
+    return {tag["key"]: tag.get("value") for tag in owner.get("tags") or ()}
 
 
 def _plain(value: Mapping[str, Any]) -> Any:

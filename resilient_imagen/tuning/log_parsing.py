@@ -23,7 +23,9 @@ _KEYED: Final = re.compile(r"""(?<!\S)event=["']?(imagegen\.[a-z_.]+)""")
 _PAIR: Final = re.compile(
     r"""(?<![\w.])([\w.]++)=("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+'|\[[^\[\]]*+\]|[^\s"'\[]\S*+)"""
 )
-_OURS: Final = (names.PREFIX, '"sent"', '"asked"', '"rejected"', '"resourceSpans"')
+_OURS: Final = (
+    names.PREFIX, '"sent"', '"asked"', '"rejected"', '"configured"', '"resourceSpans"',
+)  # fmt: skip
 """Strings of which each of our lines contains at least one."""
 _CALL_ID: Final = names.CALL_ID.removeprefix(names.PREFIX)
 _PYTHONS: Final = {"None": None, "True": True, "False": False}

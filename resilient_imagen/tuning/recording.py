@@ -7,14 +7,19 @@ On disk it is JSONL, one object a line, times in seconds since the epoch, of thr
      "reason": "overloaded"}
     {"rejected": 1764000003.0, "call": "c2", "route": "google:gemini-3-pro-image"}
 
-``asked``: a call started. ``sent``: a request was sent; ``reason`` is absent if it delivered an
-image, ``hint`` is the wait that the server asked for, in seconds, ``cost`` is in US dollars,
-``queue`` is the wait before sending in seconds, and ``given_up`` is true if the request was
-abandoned, so that its outcome is unknown. ``rejected``: the breaker rejected the call. ``call``
-identifies the lines of one call. Lines may be in any order (with up to a million other calls
-between the lines of one call).
+``asked``: a call started; of a call that ended, ``took`` has the seconds, ``outcome`` the word
+(success, error, deadline or cancelled) and ``served`` the route that delivered the image.
+``sent``: a request was sent; ``reason`` is absent if it delivered an image, ``hint`` is the wait
+that the server asked for, in seconds, ``cost`` is in US dollars, ``queue`` is the wait before
+sending in seconds, ``given_up`` is true if the request was abandoned, so that its outcome is
+unknown, and ``probe`` is true for a probe of a half-open breaker. ``rejected``: the breaker
+rejected the call. ``call`` identifies the lines of one call. Lines may be in any order (with up to
+100,000 other calls between the lines of one call). A line about settings has those in effect from
+then on, and the client that used them::
 
-In memory it consists of a few number columns for each route.
+    {"configured": 1764000000.0, "client": "c0ffee", "settings": "IMAGE_GEN_IPM=10 …"}
+
+In memory it consists of a few number columns for the calls and for each route.
 """
 
 from __future__ import annotations
@@ -25,18 +30,23 @@ from array import array
 from bisect import bisect_left
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from resilient_imagen.effective_settings import read_text
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import fails
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "LEFT",
+    "LOST",
     "MALFORMED",
     "Asked",
     "Attempted",
+    "Configured",
     "Recording",
     "RecordingError",
     "Rejected",
@@ -53,6 +63,12 @@ REASONS: Final = tuple(Reason)
 IMAGE: Final = -1
 """Value for an image in a column of reasons."""
 
+LOST: Final = -1
+"""In place of a route's index, for a call without an image."""
+LEFT: Final = -2
+"""In place of a route's index, for a call whose caller left."""
+_OUTCOMES: Final = {"error": LOST, "deadline": LOST, "cancelled": LEFT}
+
 _LONGEST_NAME: Final = 200
 """Maximum characters of the name of a route or a call; ours have some dozens."""
 _MAX_ROUTES: Final = 1000
@@ -60,17 +76,21 @@ _NO_TIME: Final = 1e11
 """Seconds since the epoch, in the year 5138: later times are in milliseconds (from 1973 on)."""
 _ROUNDING: Final = 1.0
 """Seconds before the epoch that are accepted, for a recording whose clock began at 0."""
+_HOUR: Final = 3600.0
 _POSSIBLE: Final = {
-    "latency": (0.0, 1e7),
-    "cost": (0.0, 1e6),
-    "queue": (-1e7, 1e7),
-    "hint": (-1e9, 1e9),
-}
-"""Minimum and maximum of each number."""
+    "latency": 1e4, "cost": 1e4, "queue": 24 * _HOUR, "hint": 1e9, "took": 48 * _HOUR,
+}  # fmt: skip
+"""Maximum of each number. A larger one is no believable image, wait or bill."""
+_UNITS: Final = {
+    "latency": "seconds", "cost": "US dollars", "queue": "seconds", "hint": "seconds",
+    "took": "seconds",
+}  # fmt: skip
 
-_MAX_OPEN_CALLS: Final = 1_000_000
-"""Maximum calls whose lines may still follow; beyond it the oldest counts as complete. So many need
-some 300 MB; a day of ten calls a minute needs 5 MB."""
+_MAX_OPEN_CALLS: Final = 100_000
+"""Maximum calls whose lines may still follow; beyond it the oldest counts as complete. It bounds
+the memory: so many need some 50 MB, and are made in a week of ten calls a minute."""
+_MAX_SETTINGS: Final = 10_000
+"""Maximum characters of the settings of one line; ours have a thousand."""
 
 
 class RecordingError(ValueError):
@@ -88,6 +108,12 @@ class Asked(NamedTuple):
 
     at: float
     call: str
+    took: float | None = None
+    """Seconds until it ended; None if that is not known."""
+    outcome: str | None = None
+    """success, error, deadline or cancelled; None if it is not known."""
+    served: str | None = None
+    """The route that delivered the image."""
 
 
 class Attempted(NamedTuple):
@@ -108,6 +134,8 @@ class Attempted(NamedTuple):
     """Seconds in the queue before it was sent."""
     given_up: bool = False
     """Whether it was abandoned, by the timeout, the deadline or because the caller left."""
+    probe: bool = False
+    """Whether it was a probe of a half-open breaker."""
 
 
 class Rejected(NamedTuple):
@@ -118,7 +146,17 @@ class Rejected(NamedTuple):
     route: str
 
 
-Row: TypeAlias = "Asked | Attempted | Rejected"
+class Configured(NamedTuple):
+    """Settings came into effect, or were still in effect."""
+
+    at: float
+    client: str
+    """Identifies the client among those of one recording; empty if that is not known."""
+    settings: str
+    """NAME=VALUE, separated by spaces."""
+
+
+Row: TypeAlias = "Asked | Attempted | Rejected | Configured"
 
 
 def checked_route(route: str) -> str:
@@ -152,19 +190,47 @@ def checked(row: Row) -> Row:
     Raises:
         RecordingError: It has no call, or one of its numbers is out of range.
     """
+    if isinstance(row, Configured):
+        return _checked_settings(row)
     if not isinstance(row.call, str) or not row.call:
         raise RecordingError("call is missing")
     if len(row.call) > _LONGEST_NAME:
         raise RecordingError(f"call is longer than {_LONGEST_NAME} characters")
-    for name in _POSSIBLE if isinstance(row, Attempted) else ():
-        value, (least, most) = getattr(row, name), _POSSIBLE[name]
-        if value is not None and not least <= value <= most:
-            wrong = "negative" if value < 0 <= least else f"not between {least:g} and {most:g}"
-            raise RecordingError(f"{name} is {wrong}")
-    for moment in (row.at, row.at - row.queue if isinstance(row, Attempted) else row.at):
-        if not -_ROUNDING <= moment < _NO_TIME:
-            raise RecordingError("the time is not in seconds since the epoch")
+    _check_time(row.at)
+    for name in _NUMBERS[type(row)]:
+        value, most = getattr(row, name), _POSSIBLE[name]
+        if value is not None and value < 0:
+            raise RecordingError(f"{name} is negative ({value:g}); it is in {_UNITS[name]}")
+        if value is not None and value > most:
+            unit = _UNITS[name]
+            advice = "; is it in milliseconds?" if unit == "seconds" else ""
+            raise RecordingError(f"{name} is {value:g}, more than {most:g} {unit}{advice}")
+    if isinstance(row, Attempted):
+        _check_time(row.at - row.queue)
     return row
+
+
+def _check_time(at: float) -> None:
+    if not -_ROUNDING <= at < _NO_TIME:
+        raise RecordingError(f"the time {at:g} is not in seconds since the epoch")
+
+
+def _checked_settings(row: Configured) -> Configured:
+    _check_time(row.at)
+    if len(row.settings) > _MAX_SETTINGS or len(row.client) > _LONGEST_NAME:
+        raise RecordingError("settings or client are too long")
+    try:
+        read_text(row.settings)
+    except ValueError as error:
+        raise RecordingError(str(error)) from None
+    return row
+
+
+_NUMBERS: Final[Mapping[type, tuple[str, ...]]] = {
+    Asked: ("took",),
+    Attempted: ("latency", "cost", "queue", "hint"),
+    Rejected: (),
+}
 
 
 def to_json(row: Row) -> str:
@@ -173,23 +239,33 @@ def to_json(row: Row) -> str:
     match row:
         case Asked():
             line = {"asked": row.at, "call": row.call}
+            _put_given(line, row, ("took", "outcome", "served"))
+        case Configured():
+            line = {"configured": row.at, "client": row.client, "settings": row.settings}
         case Rejected():
             line = {"rejected": row.at, "call": row.call, "route": row.route}
         case Attempted():
             line = {"sent": row.at, "call": row.call, "route": row.route, "latency": row.latency}
             if row.reason is not None:
                 line["reason"] = str(row.reason)
-            for name in ("hint", "cost", "queue", "given_up"):
-                value = getattr(row, name)
-                if value is not None and value != Attempted._field_defaults[name]:
-                    line[name] = value
+            _put_given(line, row, ("hint", "cost", "queue", "given_up", "probe"))
     return json.dumps(line, separators=(",", ":"))
+
+
+def _put_given(line: dict[str, Any], row: Asked | Attempted, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(row, name)
+        if value is not None and value != row._field_defaults[name]:
+            line[name] = value
+
+
+_COLUMNS: Final = ("latency", "reason", "hint", "cost", "given_up", "probe")
 
 
 class RouteLog:
     """Every request to one route, in the order of sending, as columns."""
 
-    __slots__ = ("__weakref__", "at", "cost", "given_up", "hint", "latency", "reason", "rejected")
+    __slots__ = ("__weakref__", "at", *_COLUMNS, "rejected")
 
     def __init__(self) -> None:
         self.at: array[float] = array("d")
@@ -202,6 +278,7 @@ class RouteLog:
         self.cost: array[float] = array("d")
         """US dollars; nan where unknown."""
         self.given_up: array[int] = array("b")
+        self.probe: array[int] = array("b")
         self.rejected: array[float] = array("d")
         """Times at which the breaker rejected a call."""
 
@@ -217,6 +294,7 @@ class RouteLog:
         self.hint.append(math.nan if row.hint is None else row.hint)
         self.cost.append(math.nan if row.cost is None else row.cost)
         self.given_up.append(row.given_up)
+        self.probe.append(row.probe)
 
     def failed(self, index: int) -> bool:
         """Return whether a request failed because of the service."""
@@ -227,7 +305,7 @@ class RouteLog:
         """Sort all columns by time, and convert times to seconds since ``origin``."""
         order = sorted(range(len(self.at)), key=self.at.__getitem__)
         self.at = array("d", [self.at[index] - origin for index in order])
-        for name in ("latency", "reason", "hint", "cost", "given_up"):
+        for name in _COLUMNS:
             column = getattr(self, name)
             setattr(self, name, array(column.typecode, [column[index] for index in order]))
         self.rejected = array("d", sorted(at - origin for at in self.rejected))
@@ -241,10 +319,17 @@ class Recording:
     """The start in seconds since the epoch. All other times are relative to it."""
     asked: array[float] = field(default_factory=lambda: array("d"))
     """The start of each call, in order."""
+    took: array[float] = field(default_factory=lambda: array("d"))
+    """Seconds from the start of each call to its end."""
+    served: array[int] = field(default_factory=lambda: array("h"))
+    """Index in ``routes`` of the route that served each call, `LOST` or `LEFT`."""
     routes: dict[str, RouteLog] = field(default_factory=dict)
     """Requests by provider:model; the route that calls most often tried first comes first."""
     notes: Counter[str] = field(default_factory=Counter)
     """Counts of skipped data by kind."""
+    settings: list[Configured] = field(default_factory=list)
+    """Settings in effect, in order, with times relative to the start; without repetitions of what
+    the same client reported before."""
 
     @property
     def duration(self) -> float:
@@ -265,11 +350,13 @@ class Recording:
         part = Recording(origin=self.origin + start, notes=Counter(self.notes))
         first, last = bisect_left(self.asked, start), bisect_left(self.asked, end)
         part.asked = array("d", [at - start for at in self.asked[first:last]])
+        part.took, part.served = self.took[first:last], self.served[first:last]
+        part.settings = [row._replace(at=row.at - start) for row in self.settings if row.at < end]
         for name, log in self.routes.items():
             cut = part.routes[name] = RouteLog()
             low, high = bisect_left(log.at, start), bisect_left(log.at, end)
             cut.at = array("d", [at - start for at in log.at[low:high]])
-            for column in ("latency", "reason", "hint", "cost", "given_up"):
+            for column in _COLUMNS:
                 setattr(cut, column, getattr(log, column)[low:high])
             cut.rejected = array("d", [at - start for at in log.rejected if start <= at < end])
         return part
@@ -286,56 +373,152 @@ def gather(rows: Iterable[Row], notes: Counter[str] | None = None) -> Recording:
         RecordingError: There is no request, or there are too many routes.
     """
     recording = Recording(notes=Counter() if notes is None else notes)
-    calls = _Calls()
+    calls, reports = _Calls(), _Reports()
     for row in rows:
+        if isinstance(row, Configured):
+            reports.add(row)
+            continue
         if isinstance(row, Attempted):
             recording.routes.setdefault(row.route, RouteLog()).add(row)
-            calls.note(row.call, row.at - row.queue, row.route)
         elif isinstance(row, Rejected):
             recording.routes.setdefault(row.route, RouteLog()).rejected.append(row.at)
-            calls.note(row.call, row.at, row.route)
-        else:
-            calls.note(row.call, row.at, None)
+        calls.add(row)
         if len(recording.routes) > _MAX_ROUTES:
             raise RecordingError(f"the recording holds more than {_MAX_ROUTES} routes")
     if not any(len(log) for log in recording.routes.values()):
         raise RecordingError("the recording holds no request that was sent")
-    recording.asked = calls.all()
-    recording.origin = recording.asked[0]
-    recording.asked = array("d", [at - recording.origin for at in recording.asked])
+    _check_units(recording)
+    calls.close_all()
+    order = sorted(range(len(calls.asked)), key=calls.asked.__getitem__)
+    origin = recording.origin = calls.asked[order[0]]
+    recording.asked = array("d", [calls.asked[index] - origin for index in order])
+    recording.took = array("d", [calls.took[index] for index in order])
+    recording.settings = [row._replace(at=row.at - origin) for row in reports.in_order()]
     for log in recording.routes.values():
-        log.sort(recording.origin)
+        log.sort(origin)
     first = calls.first_routes
     recording.routes = dict(
         sorted(recording.routes.items(), key=lambda item: -first.get(item[0], 0))
     )
+    places = {name: place for place, name in enumerate(recording.routes)}
+    place_of = [places.get(name, LOST) for name in calls.names]
+    recording.served = array(
+        "h",
+        [place_of[served] if (served := calls.served[index]) >= 0 else served for index in order],
+    )
     return recording
 
 
+_MEDIAN_LATENCY: Final = 1000.0
+"""Maximum median of a route's latencies in seconds: images take seconds or a few minutes."""
+
+
+def _check_units(recording: Recording) -> None:
+    for name, log in recording.routes.items():
+        images = [log.latency[index] for index in range(len(log)) if log.reason[index] == IMAGE]
+        if images and (usual := median(images)) > _MEDIAN_LATENCY:
+            raise RecordingError(
+                f"half of the images of {name} have a latency of {usual:g} seconds or more; is it"
+                " in milliseconds?"
+            )
+
+
+@dataclass(slots=True)
+class _OpenCall:
+    """What the lines of one call say so far."""
+
+    at: float
+    first_route: str | None = None
+    took: float | None = None
+    served: str | None = None
+    outcome: str | None = None
+    delivered: tuple[float, str] | None = None
+    """End and route of the request whose image came first."""
+    last: float = -math.inf
+    """The end of its last request."""
+
+    def add(self, row: Asked | Attempted | Rejected) -> None:
+        at = row.at - row.queue if isinstance(row, Attempted) else row.at
+        if not isinstance(row, Asked) and (at < self.at or self.first_route is None):
+            self.first_route = row.route
+        self.at = min(self.at, at)
+        if isinstance(row, Asked):
+            if row.took is not None or row.outcome is not None:
+                self.took, self.outcome, self.served = row.took, row.outcome, row.served
+            return
+        end = row.at + (row.latency if isinstance(row, Attempted) else 0.0)
+        self.last = max(self.last, end)
+        if isinstance(row, Attempted) and row.reason is None:
+            this = (end, row.route)
+            self.delivered = this if self.delivered is None else min(self.delivered, this)
+
+    def result(self) -> tuple[float, str | int]:
+        """Return the seconds that it took, and the route that served it, `LOST` or `LEFT`."""
+        end, route = self.delivered or (max(self.last, self.at), None)
+        took = end - self.at if self.took is None else self.took
+        if self.outcome in _OUTCOMES:
+            return took, _OUTCOMES[self.outcome]
+        return took, self.served or route or LOST
+
+
 class _Calls:
-    """The start of each call, by its earliest line. Complete calls are dropped."""
+    """The calls, as columns. Complete calls are moved there from memory that is larger."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
-        self._asked = array("d")
+        self._open: OrderedDict[str, _OpenCall] = OrderedDict()
+        self._numbers: dict[str, int] = {}
+        self.asked: array[float] = array("d")
+        self.took: array[float] = array("d")
+        self.served: array[int] = array("h")
+        """Index in ``names``, `LOST` or `LEFT`."""
         self.first_routes: Counter[str] = Counter()
 
-    def note(self, call: str, at: float, route: str | None) -> None:
-        known = self._open.get(call)
-        if known is None:
-            self._open[call] = (at, route)
+    @property
+    def names(self) -> list[str]:
+        """The routes that served calls."""
+        return list(self._numbers)
+
+    def add(self, row: Asked | Attempted | Rejected) -> None:
+        call = self._open.get(row.call)
+        if call is None:
+            call = self._open[row.call] = _OpenCall(row.at)
             if len(self._open) > _MAX_OPEN_CALLS:
-                self._close(*self._open.popitem(last=False)[1])
-        elif at < known[0] or known[1] is None:
-            self._open[call] = (min(at, known[0]), route or known[1])
+                self._close(self._open.popitem(last=False)[1])
+        call.add(row)
 
-    def _close(self, at: float, route: str | None) -> None:
-        self._asked.append(at)
-        if route is not None:
-            self.first_routes[route] += 1
+    def _close(self, call: _OpenCall) -> None:
+        took, served = call.result()
+        self.asked.append(call.at)
+        self.took.append(took)
+        if isinstance(served, str):
+            served = self._numbers.setdefault(served, len(self._numbers))
+        self.served.append(served)
+        if call.first_route is not None:
+            self.first_routes[call.first_route] += 1
 
-    def all(self) -> array[float]:
-        for at, route in self._open.values():
-            self._close(at, route)
-        self._open.clear()
-        return array("d", sorted(self._asked))
+    def close_all(self) -> None:
+        while self._open:
+            self._close(self._open.popitem(last=False)[1])
+
+
+class _Reports:
+    """Reports of settings, without repetitions; they may come out of order."""
+
+    def __init__(self) -> None:
+        self._rows: list[Configured] = []
+        self._limit = 1000
+
+    def add(self, row: Configured) -> None:
+        self._rows.append(row)
+        if len(self._rows) > self._limit:
+            self._rows = self.in_order()
+            self._limit = max(1000, 2 * len(self._rows))
+
+    def in_order(self) -> list[Configured]:
+        latest: dict[str, str] = {}
+        kept = []
+        for row in sorted(self._rows):
+            if latest.get(row.client) != row.settings:
+                latest[row.client] = row.settings
+                kept.append(row)
+        return kept

@@ -123,7 +123,9 @@ def test_a_slow_sink_sees_the_callers_context() -> None:
     dispatcher = SinkDispatcher([slow])
     run_telemetry_scenario(scene)
     assert {name for name, _, _ in slow.seen} == {"caller"}
-    assert all(valid for _, valid, _ in slow.seen)
+    settings, *of_the_call = (valid for _, valid, _ in slow.seen)
+    assert not settings  # it is about the client, and precedes the call's span
+    assert all(of_the_call)
     assert {thread for _, _, thread in slow.seen} == {"resilient_imagen sinks"}
 
 

@@ -25,13 +25,18 @@ from resilient_imagen.testing import FakeProvider, run_virtual
 Lines = list[dict[str, Any]]
 
 
+SETTINGS = "imagegen.settings.reported"
+"""The record about a client's settings, which comes first; see test_settings_report."""
+
+
 @pytest.fixture
 def lines() -> Iterator[Lines]:
     """Return the event dicts that an application's structlog pipeline receives."""
     caught: Lines = []
 
     def catch(_logger: Any, level: str, event: Any) -> Any:
-        caught.append({**event, "level": level})
+        if event["event"] != SETTINGS:
+            caught.append({**event, "level": level})
         raise structlog.DropEvent
 
     structlog.configure(processors=[catch])
@@ -44,6 +49,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
     """Return the records that an application's logging receives without structlog."""
     caught: list[logging.LogRecord] = []
     handler = logging.Handler()
+    handler.addFilter(lambda record: getattr(record, "event", "") != SETTINGS)
     handler.emit = caught.append  # type: ignore[method-assign,assignment]
     logger = logging.getLogger("imagegen")
     logger.addHandler(handler)
@@ -200,7 +206,7 @@ def test_keys_are_the_span_attributes_without_the_prefix(lines: Lines) -> None:
                 found = request.get(f"imagegen.{key}", request.get(key)) if own is None else own
                 assert found == (tuple(line[key]) if isinstance(line[key], list) else line[key])
             visible = {name.removeprefix("imagegen.") for name in span}
-            assert visible - line.keys() <= {"gen_ai.output.type"}, (
+            assert visible - line.keys() <= {"gen_ai.output.type", "settings"}, (
                 "the span has no other attributes"
             )
         assert seen == kinds
@@ -490,7 +496,7 @@ def test_a_logger_factory_need_not_take_a_name() -> None:
     finally:
         structlog.reset_defaults()
     events = [json.loads(call.args[0])["event"] for call in caught.calls]
-    assert events == [name for _, name in STORY]
+    assert events == [SETTINGS, *(name for _, name in STORY)]
 
 
 def test_a_pipeline_that_is_configured_during_a_call_gets_the_rest_of_it(

@@ -341,7 +341,7 @@ def test_log_records_have_the_keys_of_the_overlap(caplog: pytest.LogCaptureFixtu
 
     async def scene(scenario: TelemetryScenario) -> None:
         await slow_google(scenario)
-        fallback, cancelled, completed = records(caplog)
+        _settings, fallback, cancelled, completed = records(caplog)
         assert (fallback["event"], fallback["hedged"]) == ("imagegen.fallback", "slow")
         assert fallback["after_s"] == 10.0
         assert cancelled["event"] == "imagegen.attempt.failed"

@@ -39,6 +39,8 @@ def test_a_healthy_call_is_a_root_with_one_attempt() -> None:
         call_id = found.pop("imagegen.call_id")
         assert len(call_id) == 16
         assert found.pop("imagegen.cost_usd") > 0
+        settings = found.pop("imagegen.settings")
+        assert "IMAGE_GEN_ON_TIMEOUT=abandon" in settings.split()
         assert found == {
             "gen_ai.output.type": "image",
             "imagegen.operation": "generate",

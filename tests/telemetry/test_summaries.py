@@ -41,7 +41,8 @@ def sentences() -> Iterator[Sentences]:
     caught = Sentences()
 
     def catch(_logger: Any, _level: str, line: Any) -> Any:
-        caught.append((line["event"], re.sub(r"[\d.]+ s\b", "N s", line["summary"])))
+        if line["event"] != "imagegen.settings.reported":
+            caught.append((line["event"], re.sub(r"[\d.]+ s\b", "N s", line["summary"])))
         raise structlog.DropEvent
 
     structlog.configure(processors=[catch])

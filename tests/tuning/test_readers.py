@@ -31,6 +31,7 @@ from resilient_imagen.tuning.import_logs import FOREIGN, SKIPPED, UNCLEAR, read_
 from resilient_imagen.tuning.recording import (
     Asked,
     Attempted,
+    Configured,
     Rejected,
     Row,
     gather,
@@ -142,7 +143,7 @@ COMPLETED = {
 }  # fmt: skip
 """A call's line, with the request that brought the image in it."""
 ITS_ROWS = [
-    Asked(1_700_000_006.0, "c1"),
+    Asked(1_700_000_006.0, "c1", 4.0, "success", GOOGLE),
     Attempted(1_700_000_007.5, "c1", GOOGLE, 2.0, cost=0.134, queue=1.25),
 ]
 
@@ -183,6 +184,7 @@ def test_a_calls_id_is_no_number(call: str) -> None:
         f"INFO imagegen: imagegen.attempt.completed time=1.7e9 call_id={call} route={GOOGLE}"
         " latency_s=2.0 reason=null"
     )
+    assert isinstance(row, Attempted)
     assert row.call == call
 
 
@@ -229,7 +231,15 @@ words = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
 routes = st.builds("{}:{}".format, words, words)
 maybe = st.none() | st.floats(0, 1e4)
 rows_of_any_kind = st.one_of(
-    st.builds(Asked, times, words),
+    st.builds(
+        Asked,
+        times,
+        words,
+        took=maybe,
+        outcome=st.none() | st.sampled_from(["success", "error", "deadline", "cancelled"]),
+        served=st.none() | routes,
+    ),
+    st.builds(Configured, times, words, st.just("IMAGE_GEN_IPM=3 IMAGE_GEN_MAX_WAIT=")),
     st.builds(Rejected, times, words, routes),
     st.builds(
         Attempted,
@@ -242,6 +252,7 @@ rows_of_any_kind = st.one_of(
         cost=maybe,
         queue=st.floats(0, 1e4),
         given_up=st.booleans(),
+        probe=st.booleans(),
     ),
 )
 
@@ -408,6 +419,17 @@ def sent(**more: str) -> str:
     return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}"
 
 
+def asked(**more: str) -> str:
+    """Return a line about a call in the recording format, with fields given as JSON."""
+    fields = {"asked": "1e9", "call": '"c"', **more}
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}"
+
+
+def configured(settings: str) -> str:
+    """Return a line about settings in the recording format."""
+    return json.dumps({"configured": 1e9, "client": "a", "settings": settings})
+
+
 HOSTILE = {
     "deep JSON": (DEEP, "nested too deep"),
     "a number of 400 digits": (sent(sent=HUGE), "sent is not a number"),
@@ -415,23 +437,39 @@ HOSTILE = {
     "a latency of 400 digits": (sent(latency=HUGE), "latency is not a number"),
     "a hint of 400 digits": (sent(hint=HUGE), "hint is not a number"),
     "a negative number of 400 digits": (sent(queue="-" + HUGE), "queue is not a number"),
-    "year 0": (sent(sent="-62167219200"), "the time is not in seconds since the epoch"),
-    "year -9999999": (sent(sent="-1e300"), "the time is not in seconds since the epoch"),
+    "year 0": (sent(sent="-62167219200"), "the time -6.* is not in seconds since the epoch"),
+    "year -9999999": (sent(sent="-1e300"), "the time -1e.300 is not in seconds since the epoch"),
     "infinity": (sent(sent="Infinity"), "sent is not a number"),
     "not a number": (sent(latency="NaN"), "latency is not a number"),
     "an overflow": (sent(cost="1e999"), "cost is not a number"),
     "a negative cost": (sent(cost="-0.1"), "cost is negative"),
-    "an impossible cost": (sent(cost="1e9"), "cost is not between 0 and 1e"),
-    "an impossible latency": (sent(latency="1e300"), "latency is not between 0 and 1e"),
-    "an impossible queue": (sent(queue="1e300"), "queue is not between"),
-    "a queue from before all time": (sent(sent="5", queue="1000"), "the time is not in seconds"),
+    "an impossible cost": (sent(cost="1e9"), "cost is 1e.09, more than 10000 US dollars"),
+    "an impossible latency": (
+        sent(latency="1e300"),
+        "latency is 1e.300, more than 10000 seconds; is it in milli",
+    ),
+    "an impossible queue": (sent(queue="1e300"), "queue is 1e.300, more than 86400 seconds"),
+    "a negative queue": (sent(queue="-3"), "queue is negative .-3.; it is in seconds"),
+    "a negative hint": (sent(hint="-20"), "hint is negative"),
+    "a negative duration of a call": (asked(took="-1"), "took is negative"),
+    "a call that took weeks": (asked(took="1e7"), "took is 1e.07, more than 172800 seconds"),
+    "a latency in milliseconds": (sent(latency="21500"), "latency is 21500, .*in milliseconds"),
+    "settings that are no pairs": (configured("always fast"), "settings are not NAME=VALUE"),
+    "endless settings": (configured("A=1 " * 10_000), "settings or client are too long"),
+    "a queue from before all time": (
+        sent(sent="5", queue="1000"),
+        "the time -995 is not in seconds",
+    ),
     "a route with an escape": (sent(route=r'"p:m\u001b[2J"'), "route is not provider:model"),
     "half a character in a route": (sent(route=r'"p:\ud800"'), "route is not provider:model"),
     "a reversed route": (sent(route=r'"p:\u202em"'), "route is not provider:model"),
     "an endless route": (sent(route=f'"p:{"m" * 1000}"'), "route is longer than 200 characters"),
     "an endless call": (sent(call=f'"{"c" * 1000}"'), "call is longer than 200 characters"),
     "a call that is a list": (sent(call="[1]"), "call is missing"),
-    "a span before all time": (SPAN % ('"s"', '"-62167219200000000000"'), "the time is not"),
+    "a span before all time": (
+        SPAN % ('"s"', '"-62167219200000000000"'),
+        "the time -6.* is not",
+    ),
     "a span of 400 digits": (SPAN % ('"s"', f'"{HUGE}"'), "not as it should be"),
     "a span whose id is a list": (SPAN % ("[1]", '"1000000000000000000"'), "call is missing"),
     "a span whose id is an object": (SPAN % ("{}", '"1000000000000000000"'), "call is missing"),

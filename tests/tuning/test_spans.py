@@ -22,7 +22,7 @@ from resilient_imagen.testing import FakeProvider, run_virtual
 from resilient_imagen.tuning import Recording, RecordingError, import_jaeger
 from resilient_imagen.tuning.import_jaeger import rows_of_service
 from resilient_imagen.tuning.import_logs import FOREIGN
-from resilient_imagen.tuning.recording import Asked, Attempted, Row, gather
+from resilient_imagen.tuning.recording import Asked, Attempted, Configured, Row, gather
 
 
 def above(span: ReadableSpan) -> str:
@@ -243,7 +243,9 @@ def test_calls_of_one_trace_are_told_apart(shape: Any) -> None:
     assert len(calls) == len(gather(rows).asked) == 8
     served = [row for row in rows if isinstance(row, Attempted) and row.reason is None]
     assert {row.call for row in served} == calls
-    assert {row.call for row in rows} == calls
+    settings = {row.settings for row in rows if isinstance(row, Configured)}
+    assert settings == {"IMAGE_GEN_IPM=6000 IMAGE_GEN_MAX_RETRIES=1 IMAGE_GEN_BREAKER_FAIL_MAX=4"}
+    assert {row.call for row in rows if not isinstance(row, Configured)} == calls
 
 
 def test_a_jaeger_that_is_none_is_named() -> None:
