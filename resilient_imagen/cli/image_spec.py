@@ -85,4 +85,4 @@ def shown(reference: str) -> str:
     if reference[:8].lower().startswith("data:"):
         return "a data: URL"
     short = len(reference) <= _MAX_SHOWN
-    return reference if short else f"a text of {len(reference)} characters"
+    return reference if short else f"a string of {len(reference)} characters"

@@ -250,7 +250,7 @@ BAD = {
     "empty prompt": ([" "], "prompt must be a str that is not empty"),
     "no prompt": ([], "nothing to draw: give a prompt in quotes, or --from prompts.jsonl"),
     "no such reference": (["a fox", "--ref", "no.png"], "--ref no.png: there is no such file"),
-    "no path": (["a fox", "--ref", "A" * 9000], "--ref a text of 9000 characters: there is no"),
+    "no path": (["a fox", "--ref", "A" * 9000], "--ref a string of 9000 characters: there is no"),
     "inner address": (["a fox", "--ref", "https://127.0.0.1/"], "https://127.0.0.1/ leads to"),
     "bad data": (["a fox", "--ref", "data:image/png;base64,QUFB"], "a data: URL is not an image"),
     "no picture": (["a fox", "--ref", "text.png"], "text.png is not an image of a known type"),
