@@ -1,4 +1,4 @@
-"""Shared fixtures: a clean environment for every test, and a Redis server on request."""
+"""Shared fixtures: a clean environment for every test, emulated vendors and Redis on request."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from redis_kit import RedisServer, redis_server
+
+if TYPE_CHECKING:
+    from resilient_imagen.emulator import BackgroundEmulator
 
 OURS = ("IMAGE_GEN_", "GOOGLE_", "GEMINI_", "VERTEX_", "OPENAI_", "AZURE_", "OTEL_")
 
@@ -78,6 +82,24 @@ def unconfigured_structlog() -> Iterator[None]:
     structlog = sys.modules.get("structlog")
     if structlog is not None and structlog.is_configured():
         structlog.reset_defaults()
+
+
+@pytest.fixture
+def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
+    """Direct both SDKs to emulated vendors on loopback, with small images and no long waits."""
+    from resilient_imagen.emulator import BackgroundEmulator, Emulator
+
+    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
+        for name, value in {
+            "GOOGLE_GENAI_API_KEY": "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE",
+            "OPENAI_API_KEY": "sk-fake-fake-fake-fake-fake",
+            "GOOGLE_GEMINI_BASE_URL": emulator.google_url,
+            "OPENAI_BASE_URL": emulator.openai_url,
+            "IMAGE_GEN_IPM": "60000",
+            "IMAGE_GEN_RETRY_BASE_DELAY": "0.01",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield emulator
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,23 +15,10 @@ from images_samples import as_dict, encoded, png
 from PIL import Image
 
 import resilient_imagen as ri
-from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.inspect import pixel_size
 
 T = TypeVar("T")
-
-
-@pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on loopback with small pictures, and settings without long waits."""
-    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
-        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
-        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
-        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.01")
-        yield emulator
 
 
 def run(scene: Callable[[], Awaitable[T]]) -> T:

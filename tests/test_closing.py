@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 from pipeline_kit import FAST, PipelineScenario, now
 
 import resilient_imagen as ri
-from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.telemetry.events import AttemptEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
-
-
-@pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on loopback."""
-    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
-        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
-        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
-        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0.01")
-        yield emulator
 
 
 async def in_flight(vendors: BackgroundEmulator, number: int) -> None:

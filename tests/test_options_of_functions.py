@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 import resilient_imagen as ri
 from resilient_imagen import sync
-from resilient_imagen.emulator import BackgroundEmulator, Emulator
+from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.images.inspect import sniff_mime
 
 Call = Callable[..., Awaitable[ri.ImageDict] | ri.ImageDict]
@@ -26,17 +26,6 @@ FUNCTIONS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("generate_image_with_references", ("a fox", [PHOTO]), {}),
     ("edit_image", (PHOTO, "more red"), {"mask": MASK}),
 ]
-
-
-@pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    with BackgroundEmulator(Emulator(picture="tiny")) as running:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", running.google_url)
-        monkeypatch.setenv("OPENAI_API_KEY", "made-up")
-        monkeypatch.setenv("OPENAI_BASE_URL", running.openai_url)
-        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
-        yield running
 
 
 def call(module: Any, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

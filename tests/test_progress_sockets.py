@@ -12,7 +12,7 @@ import pytest
 
 import resilient_imagen as ri
 from resilient_imagen import Progress, Reason, sync
-from resilient_imagen.emulator import BackgroundEmulator, Emulator, Fault, faults
+from resilient_imagen.emulator import BackgroundEmulator, Fault, faults
 from resilient_imagen.testing import RecordingSink
 
 ROUTES = "openai:gpt-image-2.5-flare,google:gemini-3-pro-image"
@@ -20,19 +20,9 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
-        for name, value in {
-            "GOOGLE_GENAI_API_KEY": "made-up-key-of-google",
-            "OPENAI_API_KEY": "made-up-key-of-openai",
-            "GOOGLE_GEMINI_BASE_URL": emulator.google_url,
-            "OPENAI_BASE_URL": emulator.openai_url,
-            "IMAGE_GEN_IPM": "60000",
-            "IMAGE_GEN_RETRY_BASE_DELAY": "0.01",
-            "IMAGE_GEN_ROUTES": ROUTES,
-        }.items():
-            monkeypatch.setenv(name, value)
-        yield emulator
+def vendors(vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch) -> BackgroundEmulator:
+    monkeypatch.setenv("IMAGE_GEN_ROUTES", ROUTES)
+    return vendors
 
 
 async def reported(**options: Any) -> tuple[list[Progress], ri.ImageResult, RecordingSink]:

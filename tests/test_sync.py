@@ -26,7 +26,7 @@ from telemetry_kit import Telemetry
 import resilient_imagen as ri
 from resilient_imagen import api, background_loop, client, sync
 from resilient_imagen.circuitbreaker import BreakerState, Transition
-from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -48,17 +48,13 @@ def images(google: FakeProvider) -> Iterator[sync.ImageClient]:
 
 
 @pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on loopback with small images, and the default client of all threads."""
-    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", "AIzaSyFAKEFAKEFAKEFAKEFAKEFAKEFAKEFAKE")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-fake-fake-fake-fake-fake")
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
-        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
-        monkeypatch.setenv("IMAGE_GEN_IPM", "60000")
-        monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "0")
-        yield emulator
-        sync.reset_default_client()
+def vendors(
+    vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BackgroundEmulator]:
+    """Both vendors, and the default client of all threads, which does not retry."""
+    monkeypatch.setenv("IMAGE_GEN_MAX_RETRIES", "0")
+    yield vendors
+    sync.reset_default_client()
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:

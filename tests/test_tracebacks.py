@@ -24,7 +24,7 @@ from pipeline_kit import CancelAtStep
 from providers_kit import MODELS, google_body, openai_body
 
 import resilient_imagen as ri
-from resilient_imagen.emulator import BackgroundEmulator, Emulator, faults
+from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.providers.base import ProviderResult
 from resilient_imagen.providers.google import GoogleProvider
 from resilient_imagen.providers.http import CapturedExchange
@@ -394,16 +394,11 @@ def test_decorated_functions_are_what_they_were() -> None:
 
 
 @pytest.fixture
-def vendors(monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundEmulator]:
-    """Both vendors on loopback."""
-    with BackgroundEmulator(Emulator(picture="tiny")) as emulator:
-        monkeypatch.setenv("GOOGLE_GENAI_API_KEY", KEY)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.google_url)
-        monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_url)
-        monkeypatch.setenv("IMAGE_GEN_IPM", "600000")
-        monkeypatch.setenv("IMAGE_GEN_RETRY_BASE_DELAY", "0")
-        yield emulator
+def vendors(vendors: BackgroundEmulator, monkeypatch: pytest.MonkeyPatch) -> BackgroundEmulator:
+    """Both vendors, with the key that tests look for."""
+    monkeypatch.setenv("GOOGLE_GENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return vendors
 
 
 ENTRIES: dict[str, Callable[..., Awaitable[Any]]] = {
