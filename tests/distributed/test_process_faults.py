@@ -67,6 +67,7 @@ def most(crew: WorkerGroup) -> int:
 def check(crew: WorkerGroup, name: str, *outages: float) -> None:
     """Check that all workers shared the outages and kept the pace together."""
     reports = crew.reports()
+    crew.close()
     for began in outages:
         failed = [r for r in crew.requests if r.status == 503 and began <= r.time < began + OUTAGE]
         opened = [
@@ -203,3 +204,4 @@ def test_new_workers_after_all_others_were_killed(
     assert most(crew) <= max(1.2 * per_minute / 60 * WINDOW, 3)
     for index in range(len(old)):
         crew.start(index).hear()
+    crew.close()

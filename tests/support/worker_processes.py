@@ -120,6 +120,12 @@ class WorkerGroup:
     def reports(self) -> list[dict[str, Any]]:
         return [worker.hear() for worker in self.workers]
 
+    def close(self) -> None:
+        """Close the clients of all workers."""
+        for worker in self.workers:
+            worker.say(do="close")
+        self.reports()
+
     def replace(self, index: int) -> WorkerProcess:
         """Kill a worker by SIGKILL, and start a new one in its place."""
         self.workers[index].kill()
