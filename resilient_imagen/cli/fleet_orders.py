@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from resilient_imagen.cli.command_errors import FAILED, CommandError
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -65,10 +64,10 @@ class StoredOrder:
 
 def span(seconds: float) -> str:
     """Return a time as people say it."""
-    if seconds < 120:  # noqa: PLR2004 - two minutes
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"  # noqa: PLR2004 - hours
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 120 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} h"
 
 
 @dataclass(frozen=True)
@@ -101,18 +100,15 @@ class Fleet:
             for order, left in in_force(self._orders(board.texts), board.now)
         ]
 
-    def put(self, draft: Order) -> str:
-        """Give an order, and return how many workers obey.
+    def put(self, draft: Order) -> tuple[str, bool]:
+        """Give an order; return how many workers obey, and whether all do.
 
         Raises:
-            CommandError: Not every worker obeys, or none is there.
             ConfigurationError: Redis cannot be used.
         """
         order, reports = asyncio.run(self._put(draft))
-        answer = obedience(order.serial, reports)
-        if not reports or any(each.orders.get(order.serial) != "ok" for each in reports):
-            raise CommandError(f"{order}: {answer}", FAILED)
-        return answer
+        codes = {each.orders.get(order.serial) for each in reports}
+        return obedience(order.serial, reports), codes == {"ok"}
 
     async def _read(self) -> Board:
         from resilient_imagen.distributed.order_board import open_board

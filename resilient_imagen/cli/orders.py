@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from resilient_imagen.cli.command_errors import CommandError
+import typer
+
+from resilient_imagen.cli.command_errors import FAILED, CommandError, warn
 from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -36,12 +38,8 @@ class OrderPlace(Protocol):
         """Return the orders in force, with the seconds that are left."""
         ...
 
-    def put(self, draft: Order) -> str:
-        """Issue an order there, and return a line about how it is obeyed.
-
-        Raises:
-            CommandError: The order is not there, or not every process obeys it.
-        """
+    def put(self, draft: Order) -> tuple[str, bool]:
+        """Issue an order there; return how it is obeyed, in words, and whether that is as meant."""
         ...
 
 
@@ -64,7 +62,7 @@ class _File(NamedTuple):
             raise CommandError(f"{self.path}: {problems[0]}")
         return in_force(trusted(orders, self.secret, NAMESPACE), time.time_ns() // 1000)
 
-    def put(self, draft: Order) -> str:
+    def put(self, draft: Order) -> tuple[str, bool]:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
         from resilient_imagen.control.issue import issued, trusted
 
@@ -73,7 +71,7 @@ class _File(NamedTuple):
             return order if self.secret is None else order.signed(self.secret, NAMESPACE)
 
         write_order(self.path, issue)
-        return f"written to {self.path}; processes that read it obey within a second"
+        return f"written to {self.path}; processes that read it obey within a second", True
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:
@@ -107,7 +105,10 @@ def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderP
 
 def send(place: OrderPlace, draft: Order) -> None:
     """Issue an order, and print what it is and how it is obeyed."""
-    answer = place.put(draft)
+    answer, obeyed = place.put(draft)
+    if not obeyed:
+        warn(f"{draft}: {answer}")
+        raise typer.Exit(FAILED)
     until = time.strftime("%H:%M:%S", time.localtime(time.time() + draft.ttl))
     echo(f"{draft}{f' until {until}' if draft.lasts else ''}: {answer}")
 
