@@ -22,7 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from resilient_imagen._validation import Seconds, explain
+from resilient_imagen._settings_types import Seconds  # noqa: TC001 - pydantic evaluates it
+from resilient_imagen._validation import explain
 from resilient_imagen.models import MODELS, ModelInfo, Prices, TypicalLatency
 
 if TYPE_CHECKING:

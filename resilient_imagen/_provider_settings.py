@@ -25,12 +25,14 @@ from typing import (
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
-from resilient_imagen._validation import (
+from resilient_imagen._settings_types import (
     LowercaseStr,
     OptionalPositiveFloat,
     OptionalSeconds,
     OptionalStr,
     Secret,
+)
+from resilient_imagen._validation import (
     blank_to_none,
     check_api_key,
     check_base_url,

@@ -1,4 +1,4 @@
-"""Validation: checks of values, types that apply them, and messages for pydantic's errors.
+"""Validation: checks of values, and messages for pydantic's errors.
 
 A check returns the value in the form that is used. If the value is not allowed, it raises
 ValueError; the text follows a variable's or parameter's name, and never shows a secret.
@@ -6,68 +6,46 @@ ValueError; the text follows a variable's or parameter's name, and never shows a
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import ConfigDict, SecretStr, TypeAdapter, ValidationError
 
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.models import ModelName
-from resilient_imagen.reasons import Reason
 from resilient_imagen.redaction import redact
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 __all__ = [
     "HTTP",
     "PROMPT_HINTS",
-    "ApiKey",
-    "BaseUrl",
-    "CaptureContentFlag",
-    "CommaList",
-    "ControlSecret",
-    "HedgeDelay",
-    "LowercaseStr",
-    "OptionalCount",
-    "OptionalPositiveFloat",
-    "OptionalSeconds",
-    "OptionalStr",
-    "OptionalWait",
-    "PositiveFloat",
-    "PromptHints",
-    "Reasons",
-    "RouteChain",
-    "RouteName",
-    "Seconds",
-    "Secret",
     "blank_to_none",
     "check_address",
     "check_api_key",
     "check_base_url",
     "check_control_secret",
+    "check_field",
     "check_location",
     "check_project",
     "check_prompt_hints",
     "check_types",
     "checked",
     "explain",
-    "parse_routes",
     "split_commas",
     "split_url",
+    "strip_secret",
 ]
-
-_log = logging.getLogger("resilient_imagen")
 
 HTTP: Final = ("https", "http")
 PROMPT_HINTS: Final = ("quality", "orientation")
 _SHORTEST_SECRET: Final = 16
 """Characters of a secret for signatures."""
 _OFF: Final = frozenset({"", "off", "none", "no", "-"})
+_RULES: Final = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 _PROJECT: Final = re.compile(r"[a-z0-9][a-z0-9.:-]{0,127}")
 _LOCATION: Final = re.compile("[a-z][a-z0-9-]{0,62}")
 
@@ -145,7 +123,7 @@ def check_base_url(value: Any) -> Any:
     return value
 
 
-def _strip_secret(value: object) -> object:
+def strip_secret(value: object) -> object:
     """Strip white space such as a copied line break from a secret; a blank one means None."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
@@ -158,7 +136,7 @@ def check_control_secret(value: object) -> object:
     Raises:
         ValueError: The secret is so short that it could be guessed.
     """
-    secret = _strip_secret(value)
+    secret = strip_secret(value)
     if isinstance(secret, str) and len(secret) < _SHORTEST_SECRET:
         raise ValueError(f"must have at least {_SHORTEST_SECRET} characters")
     return secret
@@ -170,7 +148,7 @@ def check_api_key(value: object) -> object:
     Raises:
         ValueError: The key cannot be sent as a header.
     """
-    key = _strip_secret(value)
+    key = strip_secret(value)
     if isinstance(key, str) and not (key.isascii() and key.isprintable() and " " not in key):
         raise ValueError(
             "contains characters that no key has (a space, a line break or a letter beyond ASCII); "
@@ -215,37 +193,6 @@ def check_prompt_hints(value: Any) -> tuple[str, ...]:
     return hints
 
 
-def _parse_reasons(value: object) -> object:
-    """Return the reasons of a list; None if it is empty."""
-    return (None if value is None else split_commas(value)) or None
-
-
-def _lowercase(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _parse_capture_content(value: object) -> object:
-    """Parse OpenTelemetry's words for content capture; return whether spans may record content."""
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word in {"span_only", "span_and_event", "true"}:
-            return True
-        if word in {"no_content", "event_only", "false"}:
-            return False
-        if word:  # a warning, not an error: other packages read the variable with more words
-            _warn_unknown_capture_word()
-        return False
-    return value
-
-
-@cache
-def _warn_unknown_capture_word() -> None:
-    _log.warning(
-        "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT holds no word that is known here, so "
-        "prompts are not recorded; known are NO_CONTENT, SPAN_ONLY, EVENT_ONLY, SPAN_AND_EVENT"
-    )
-
-
 def check_types(
     holder: object, types: Mapping[str, type], optional: frozenset[str] = frozenset()
 ) -> None:
@@ -270,89 +217,6 @@ def check_types(
                 f"{type(holder).__name__}.{name} must be {allowed}, not {type(value).__name__}"
             )
 
-
-# -- routes ---------------------------------------------------------------------------------------
-
-
-class RouteName(str):
-    """``provider:model`` or ``provider:deployment=model``, one entry of IMAGE_GEN_ROUTES.
-
-    ``provider+provider:model`` is one step of the chain with several accounts for the same model.
-    """
-
-    __slots__ = ()
-
-    @property
-    def provider(self) -> str:
-        """The part before the colon; of a step with several accounts, the first one."""
-        return self.partition(":")[0].partition("+")[0]
-
-    @property
-    def accounts(self) -> tuple[RouteName, ...]:
-        """The routes of the step, one for each account, in order."""
-        providers, _, model = self.partition(":")
-        return tuple(RouteName(f"{provider}:{model}") for provider in providers.split("+"))
-
-    @property
-    def model(self) -> ModelName:
-        """The model, with its deployment if the route names one."""
-        deployment, separator, model = self.partition(":")[2].partition("=")
-        return ModelName(model, deployment) if separator else ModelName(deployment)
-
-    @property
-    def key(self) -> str:
-        """``provider:model``, which identifies the route in results, telemetry and recordings."""
-        return f"{self.provider}:{self.model}"
-
-
-def parse_routes(value: object) -> tuple[RouteName, ...]:
-    """Return the steps of a chain of routes, given as a string with commas or as strings.
-
-    Raises:
-        ValueError: An entry is malformed, or two name the same account and model.
-    """
-    steps = tuple(map(RouteName, split_commas(value)))
-    if not steps:
-        raise ValueError("must name at least one provider:model")
-    routes = [route for step in steps for route in step.accounts]
-    for route in routes:
-        parts = (route.provider, route.model, route.model.deployment)
-        if not all(parts) or "=" in route.model or any(c.isspace() for c in route):
-            raise ValueError(
-                "must be provider:model or provider:deployment=model, comma-separated, without "
-                "spaces inside; several accounts of one step are provider+provider:model"
-            )
-    if len({route.key for route in routes}) != len(routes):
-        raise ValueError("names the same provider:model twice")
-    return steps
-
-
-# -- types ----------------------------------------------------------------------------------------
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-OptionalSeconds = Annotated[Seconds | None, BeforeValidator(blank_to_none)]
-HedgeDelay = Annotated[
-    Seconds | Literal["p95"] | None, BeforeValidator(_lowercase), BeforeValidator(blank_to_none)
-]
-OptionalWait = Annotated[
-    Annotated[float, Field(ge=0, le=86_400)] | None, BeforeValidator(blank_to_none)
-]
-OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
-OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
-LowercaseStr = BeforeValidator(_lowercase)
-OptionalStr = Annotated[str | None, BeforeValidator(blank_to_none)]
-Secret = Annotated[SecretStr | None, BeforeValidator(_strip_secret)]
-ControlSecret = Annotated[SecretStr | None, BeforeValidator(check_control_secret)]
-ApiKey = Annotated[SecretStr | None, BeforeValidator(check_api_key)]
-BaseUrl = Annotated[str | None, BeforeValidator(check_base_url)]
-CommaList = Annotated[tuple[str, ...], BeforeValidator(split_commas)]
-RouteChain = Annotated[tuple[RouteName, ...], BeforeValidator(parse_routes)]
-Reasons = Annotated[frozenset[Reason] | None, BeforeValidator(_parse_reasons)]
-PromptHints = Annotated[
-    tuple[Literal["quality", "orientation"], ...], BeforeValidator(check_prompt_hints)
-]
-CaptureContentFlag = Annotated[bool, BeforeValidator(_parse_capture_content)]
 
 # -- messages -------------------------------------------------------------------------------------
 
@@ -399,6 +263,21 @@ _MESSAGES: Final = {
     "value_error": "{error}",
 }
 """Messages by pydantic's error type, with pydantic's placeholders."""
+
+
+def check_field(field: FieldInfo, value: object) -> Any:
+    """Return a value as a field of settings holds it.
+
+    Raises:
+        ValueError: The value is not allowed; the text states what is, and the value.
+    """
+    allowed: Any = Annotated[field.annotation, *field.metadata]
+    rules: TypeAdapter[Any] = TypeAdapter(allowed, config=_RULES)
+    try:
+        return rules.validate_python(value.strip() if isinstance(value, str) else value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    raise ValueError(explain(problem))
 
 
 def explain(problem: ErrorDetails, *, secret: bool = False) -> str:

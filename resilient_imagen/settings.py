@@ -2,7 +2,7 @@
 
 A field's variable is IMAGE_GEN_ and the field's name in upper case, unless ``_variables`` names
 others. Its type has the limits, and its docstring the meaning and the unit; the tables of the
-guides are generated from them. ``_validation`` has the types, ``_settings_source`` reads the
+guides are generated from them. ``_settings_types`` has the types, ``_settings_source`` reads the
 variables.
 """
 
@@ -16,11 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypedDict, Unpack
 from pydantic import (
     AliasChoices,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
-    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -44,7 +42,7 @@ from resilient_imagen._settings_source import (
     environment_warnings,
     field_variables,
 )
-from resilient_imagen._validation import (
+from resilient_imagen._settings_types import (
     ApiKey,
     BaseUrl,
     CaptureContentFlag,
@@ -64,10 +62,8 @@ from resilient_imagen._validation import (
     RouteName,
     Seconds,
     Secret,
-    blank_to_none,
-    explain,
-    split_commas,
 )
+from resilient_imagen._validation import blank_to_none, check_field, split_commas
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.models import ModelInfo  # noqa: TC001 - typing.get_type_hints needs it
 from resilient_imagen.reasons import POLICIES, Reason
@@ -341,13 +337,10 @@ class Settings(BaseSettings):
         known.remove("mode")
         if name not in known:
             raise ValueError(f"must be NAME=VALUE, comma-separated; names: {', '.join(known)}")
-        field = cls.model_fields[prefix + name]
-        allowed: Any = Annotated[field.annotation, *field.metadata]
-        rules: TypeAdapter[object] = TypeAdapter(allowed, config=ConfigDict(allow_inf_nan=False))
         try:
-            return rules.validate_python(given.strip() if isinstance(given, str) else given)
-        except ValidationError as error:
-            raise ValueError(f"{name}: {explain(error.errors()[0])}") from None
+            return check_field(cls.model_fields[prefix + name], given)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,20 +6,17 @@ keys and addresses never do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen._provider_settings import BUILT_IN, ProviderSettings, limit_variables
 from resilient_imagen._settings_source import field_variables
-from resilient_imagen._validation import explain, parse_routes
+from resilient_imagen._validation import check_field, checked
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from pydantic.fields import FieldInfo
 
     from resilient_imagen.settings import RouteName
 
@@ -32,7 +29,6 @@ FIELDS: Final = (
     "breaker_half_open_calls", "hedge_probe_after", "hedge_after", "hedge_budget",
 )  # fmt: skip
 """Fields of ``Settings`` that may change at runtime."""
-_FINITE: Final = ConfigDict(allow_inf_nan=False)
 _LIMITS: Final = ("ipm", "max_concurrent", "timeout")
 """Fields of ``ProviderSettings`` that may."""
 
@@ -110,20 +106,7 @@ def _parsed(variable: str, value: str, providers: Iterable[str]) -> tuple[str | 
             f"{variable} cannot change at runtime; these can: {', '.join(_FIELD_OF)}, and "
             "IMAGE_GEN_<NAME>_IPM, _MAX_CONCURRENT and _TIMEOUT of a provider"
         )
-    try:
-        return provider, field, _validated(field, info, value.strip())
-    except ValidationError as error:
-        raise ConfigurationError(f"{variable} {explain(error.errors()[0])}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{variable} {error}") from None
-
-
-def _validated(field: str, info: FieldInfo, value: str) -> Any:
-    if field == "routes":
-        return parse_routes(value)
-    allowed: Any = Annotated[info.annotation, *info.metadata]
-    checked: TypeAdapter[Any] = TypeAdapter(allowed, config=_FINITE)
-    return checked.validate_python(value)
+    return provider, field, checked(variable, partial(check_field, info), value)
 
 
 def _check_routes(settings: Settings, routes: tuple[RouteName, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from resilient_imagen import models
 from resilient_imagen._provider_settings import BUILT_IN
-from resilient_imagen._validation import parse_routes
+from resilient_imagen._settings_types import parse_routes
 from resilient_imagen.circuitbreaker import (
     BreakerState,
     CircuitBreaker,

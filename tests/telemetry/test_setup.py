@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from trace_backends import collector
 
-from resilient_imagen import Settings, _validation
+from resilient_imagen import Settings, _settings_types
 from resilient_imagen.telemetry.backoff_exporter import BackoffExporter
 from resilient_imagen.telemetry.setup import setup_tracing
 
@@ -213,7 +213,7 @@ def test_other_packages_values_capture_no_content(
 ) -> None:
     """An unknown value causes one warning with the allowed values."""
     name = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
-    _validation._warn_unknown_capture_word.cache_clear()
+    _settings_types._warn_unknown_capture_word.cache_clear()
     monkeypatch.setenv(name, word)
     assert Settings().capture_content is False
     assert Settings().capture_content is False
