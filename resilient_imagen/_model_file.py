@@ -24,7 +24,7 @@ from pydantic import (
 
 from resilient_imagen._settings_types import Seconds  # noqa: TC001 - pydantic evaluates it
 from resilient_imagen._validation import explain
-from resilient_imagen.models import MODELS, ModelInfo, Prices, TypicalLatency
+from resilient_imagen.models import MODELS, ModelInfo, Prices, Quality, Resolution, TypicalLatency
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,12 +83,10 @@ def _response_format(value: str) -> str:
     return value
 
 
-Resolution: TypeAlias = Literal["1K", "2K", "4K"]
 Price: TypeAlias = Annotated[float, Field(ge=0, le=10_000)]
 Option: TypeAlias = Literal[
     "n", "mask", "background", "output_format", "output_compression", "partial_images"
 ]
-Quality: TypeAlias = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 
 class _Model(BaseModel):

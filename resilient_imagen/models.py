@@ -25,6 +25,8 @@ __all__ = [
     "ModelInfo",
     "ModelName",
     "Prices",
+    "Quality",
+    "Resolution",
     "TypicalLatency",
     "clamp_quality",
     "deployment_of",
@@ -43,6 +45,10 @@ __all__ = [
     "typical_latency",
     "vendor_of",
 ]
+
+
+Resolution = Literal["1K", "2K", "4K"]
+Quality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 
 class ModelName(str):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from resilient_imagen.errors import InvalidRequestError
+from resilient_imagen.models import Quality, Resolution
 
 if TYPE_CHECKING:
     from resilient_imagen.result import ImageInput
@@ -39,11 +40,9 @@ AspectRatio = Literal[
     "1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9",
     "1:4", "4:1", "1:8", "8:1",
 ]  # fmt: skip
-Resolution = Literal["1K", "2K", "4K"]
 Operation = Literal["generate", "edit"]
 Background = Literal["transparent", "opaque"]
 OutputFormat = Literal["png", "jpeg", "webp"]
-Quality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 
 ASPECT_RATIOS: Final[tuple[AspectRatio, ...]] = get_args(AspectRatio)
 RESOLUTIONS: Final[tuple[Resolution, ...]] = get_args(Resolution)

@@ -65,7 +65,7 @@ from resilient_imagen._settings_types import (
 )
 from resilient_imagen._validation import blank_to_none, check_field, split_commas
 from resilient_imagen.errors import ConfigurationError
-from resilient_imagen.models import ModelInfo  # noqa: TC001 - typing.get_type_hints needs it
+from resilient_imagen.models import ModelInfo, Quality  # noqa: TC001 - get_type_hints needs it
 from resilient_imagen.reasons import POLICIES, Reason
 from resilient_imagen.tracebacks import hide_frame_locals
 
@@ -215,9 +215,7 @@ class Settings(BaseSettings):
 
     # -- images and references --
 
-    openai_quality: Annotated[
-        Literal["low", "medium", "high", "xhigh", "max", "auto"], LowercaseStr
-    ] = "high"
+    openai_quality: Annotated[Quality, LowercaseStr] = "high"
     """Quality asked of OpenAI; xhigh and max where the model has them."""
     prompt_hints: PromptHints = ("quality", "orientation")
     """Text added to the prompt for Google: quality (only without references), orientation, both, or
@@ -483,7 +481,7 @@ class SettingsArguments(TypedDict, total=False):
     when_all_open: Literal["fail", "wait"]
     force_open: str | Iterable[str]
     fallback_on: str | Iterable[str] | None
-    openai_quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    openai_quality: Quality
     prompt_hints: str | Iterable[str]
     fit: Literal["crop", "pad", "none", "exact"]
     strict_references: bool
