@@ -5,11 +5,12 @@ none was recorded (the breaker was open, or the route was not needed), its outco
 
 - Whether it fails is drawn with the failure rate of the regime at that time (`RegimePaths`). One
   path of regimes is drawn for each ``draw``, so that several draws show how much is unknown.
-- A failure is that of one of the recorded failures nearest in time, of an incident or of a healthy
-  route, as the regime is. A response is drawn from the recorded ones nearest in time.
+- A failure or a response is one of the recorded ones nearest in time, of an incident or of a
+  healthy route, as the regime is. A response before or after an outage is not one inside it.
 - An abandoned request had no response by then, so only a lower bound of its latency is known. With
   a longer timeout it has the outcome of a nearby request that took longer (the weights of Kaplan
-  and Meier, by redistribution to the right), or no response if there is none.
+  and Meier, by redistribution to the right). Beyond the longest one, responses continue at the rate
+  of the late ones; without any, there is no response.
 - A route without recorded requests responds like a healthy one, after `ASSUMED_LATENCY` seconds.
 
 A recording does not show how the service would have reacted to more or fewer requests. It does not
@@ -28,13 +29,14 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
 from resilient_imagen.cost import TokenUsage, cost_usd
+from resilient_imagen.pipeline.hedge import KEPT_FOR
 from resilient_imagen.reasons import Reason
 from resilient_imagen.tuning.outcome_model import NEVER, Incident, SimulatedOutcome
 from resilient_imagen.tuning.recording import IMAGE, REASONS, RouteLog
-from resilient_imagen.tuning.regimes import HEALTHY, RegimePaths
+from resilient_imagen.tuning.regimes import HEALTHY, RegimePath, RegimePaths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from resilient_imagen.settings import Settings
     from resilient_imagen.tuning.outcome_model import DeterministicRng, SimulatedRequest
@@ -50,6 +52,8 @@ _ASSUMED_TOKENS: Final = 6000
 
 _SAME: Final = 30.0
 """Maximum seconds between a request and the recorded one whose outcome it has."""
+_AT_ONCE: Final = 1.0
+"""The same, for requests in bursts."""
 _GAP: Final = 30.0
 """Minimum seconds between two recorded requests for the time between them to count as unseen."""
 _TOGETHER: Final = 120.0
@@ -60,9 +64,11 @@ _LASTING: Final = 10.0
 """Minimum seconds between the failures of an incident with only two."""
 _NEAREST: Final = 10
 """Recorded requests before, and after, from which an outcome is drawn."""
+_FAR: Final = 1800.0
+"""Maximum seconds from these requests."""
 _TAIL: Final = 40
 """The same for the latency of a slow request, which few exceed."""
-_FAILS, _DONOR, _LONGER = range(3)  # salts of random numbers
+_FAILS, _DONOR, _TAIL_WAIT, _LONGER = range(4)  # salts of random numbers
 
 
 class RecordedOutcomes:
@@ -79,7 +85,7 @@ class RecordedOutcomes:
             _Route(
                 recording.routes.get(route.key, RouteLog()),
                 route.key,
-                settings.timeout_for(route.provider),
+                _patience(settings, route.provider),
                 recording.duration,
                 draw,
             )
@@ -97,21 +103,19 @@ class RecordedOutcomes:
 
 class _Route:
     def __init__(
-        self, log: RouteLog, name: str, timeout: float, duration: float, draw: int
+        self, log: RouteLog, name: str, patience: float, duration: float, draw: int
     ) -> None:
         self._at = log.at
         self._log = log
-        self._timeout = timeout
+        self._patience = patience
         self._image_cost = _image_cost(log, name.partition(":")[2])
         if log.at:
             evidence = _Evidence.of(log, duration)
             self._same = evidence.same
             self._path = evidence.paths.path(draw)
-            self._responses = evidence.responses
-            troubled = [self._path.at(log.at[each]) != HEALTHY for each in evidence.failures]
-            self._failures = [
-                _Indexes(log.at, compress(evidence.failures, map(wanted.__eq__, troubled)))
-                for wanted in (False, True)
+            self._donors = [
+                _Donors(log.at, indexes, self._path)
+                for indexes in (evidence.responses, evidence.failures)
             ]
 
     def outcome_for(self, ask: SimulatedRequest) -> SimulatedOutcome:
@@ -124,9 +128,8 @@ class _Route:
         seen = self._is_covered(ask.at)
         regime = self._path.at(ask.at)
         fails_here = coin.unit(_FAILS) < self._path.rates[regime]
-        donors = self._failures[regime != HEALTHY] if fails_here else self._responses
-        nearest = donors.nearest(ask.at) or [self._nearest(ask.at)]
-        return self._as_recorded(nearest[int(coin.unit(_DONOR) * len(nearest))], coin, seen=seen)
+        donors = self._donors[fails_here].near(ask.at, regime) or [self._nearest(ask.at)]
+        return self._as_recorded(donors[int(coin.unit(_DONOR) * len(donors))], coin, seen=seen)
 
     # -- the recorded request ------------------------------------------------------------------
 
@@ -164,7 +167,7 @@ class _Route:
         log = self._log
         latency, number = log.latency[index], log.reason[index]
         if log.given_up[index]:
-            if self._timeout <= latency:
+            if self._patience <= latency:
                 return self._no_response(seen=seen)
             return self._had_we_waited(index, coin)
         if number == IMAGE:
@@ -178,7 +181,7 @@ class _Route:
         )
 
     def _had_we_waited(self, index: int, coin: DeterministicRng) -> SimulatedOutcome:
-        """Return the outcome of a nearby request that took longer, or no response without one.
+        """Return the outcome of a nearby request that took longer, or extrapolate.
 
         If that one was abandoned, too, the same is asked about it.
         """
@@ -186,17 +189,41 @@ class _Route:
         nearby = range(max(0, index - _TAIL), min(len(log), index + _TAIL + 1))
         salt = _LONGER
         while log.given_up[index]:
-            if self._timeout <= log.latency[index]:
+            if self._patience <= log.latency[index]:
                 return self._no_response()
             longer = [each for each in nearby if log.latency[each] > log.latency[index]]
             if not longer and REASONS[log.reason[index]] is not Reason.TIMEOUT:
                 # The caller left later than any response nearby took, so a response was due.
                 longer = [each for each in nearby if not log.given_up[each]]
             if not longer:
-                return self._no_response()
+                return self._extrapolated(index, nearby, coin)
             index = longer[int(coin.unit(salt) * len(longer))]
             salt += 1
         return self._as_recorded(index, coin, seen=False)
+
+    def _extrapolated(
+        self, index: int, nearby: Sequence[int], coin: DeterministicRng
+    ) -> SimulatedOutcome:
+        """Return an outcome later than all that were recorded nearby.
+
+        Responses continue at the rate at which they came after the time limit. Without any, the
+        service hung, and no response would have come.
+        """
+        log = self._log
+        limit = min(
+            log.latency[each]
+            for each in nearby
+            if log.given_up[each] and REASONS[log.reason[each]] is Reason.TIMEOUT
+        )
+        late = [each for each in nearby if log.latency[each] >= limit]
+        answered = [each for each in late if not log.given_up[each]]
+        if not answered:
+            return self._no_response()
+        waited = sum(log.latency[each] - limit for each in late)
+        more = -math.log(1.0 - coin.unit(_TAIL_WAIT)) * waited / len(answered)
+        donor = answered[int(coin.unit(_DONOR) * len(answered))]
+        found = self._as_recorded(donor, coin, seen=False)
+        return found._replace(latency=log.latency[index] + more)
 
     def _no_response(self, *, seen: bool = False) -> SimulatedOutcome:
         return SimulatedOutcome(Reason.TIMEOUT, NEVER, None, self._image_cost, seen)
@@ -241,17 +268,43 @@ class _Route:
         return low + 0.5 * (self._at[last + 1] - low)
 
 
-class _Indexes:
+def _patience(settings: Settings, provider: str) -> float:
+    """Return the seconds after which a request to a provider is abandoned at the latest."""
+    return settings.timeout_for(provider) * (KEPT_FOR if settings.on_timeout == "keep" else 1.0)
+
+
+class _Donors:
+    """Recorded requests from which an outcome is drawn: all failures, or all responses."""
+
+    def __init__(self, times: Sequence[float], indexes: Sequence[int], path: RegimePath) -> None:
+        troubled = [path.at(times[index]) != HEALTHY for index in indexes]
+        self._by_health = [
+            _ByTime(times, list(compress(indexes, map(wanted.__eq__, troubled))))
+            for wanted in (True, False)
+        ]
+        self._all = _ByTime(times, indexes)
+
+    def near(self, at: float, regime: int) -> Sequence[int]:
+        """Return the nearest requests: of an incident or of a healthy route, as the regime is.
+
+        Without one within `_FAR`, the health of the route does not matter.
+        """
+        return self._by_health[regime == HEALTHY].nearest(at, _FAR) or self._all.nearest(at)
+
+
+class _ByTime:
     """Some recorded requests, by time."""
 
-    def __init__(self, times: Sequence[float], indexes: Iterable[int]) -> None:
-        self._indexes = list(indexes)
-        self._at = [times[index] for index in self._indexes]
+    def __init__(self, times: Sequence[float], indexes: Sequence[int]) -> None:
+        self._indexes = indexes
+        self._at = [times[index] for index in indexes]
 
-    def nearest(self, at: float) -> Sequence[int]:
+    def nearest(self, at: float, within: float = math.inf) -> Sequence[int]:
         """Return the requests nearest in time, before and after."""
         later = bisect_left(self._at, at)
-        return self._indexes[max(0, later - _NEAREST) : later + _NEAREST]
+        first = max(later - _NEAREST, bisect_left(self._at, at - within), 0)
+        last = min(later + _NEAREST, bisect_left(self._at, at + within))
+        return self._indexes[first:last]
 
 
 class _Evidence:
@@ -263,15 +316,13 @@ class _Evidence:
         self.failures = [index for index in range(len(log)) if log.failed(index)]
         failed = set(self.failures)
         neutral = {index for index in range(len(log)) if _says_nothing(log, index)}
-        self.responses = _Indexes(
-            log.at, (index for index in range(len(log)) if index not in failed)
-        )
+        self.responses = [index for index in range(len(log)) if index not in failed]
         self.paths = RegimePaths(
             ((at, index in failed) for index, at in enumerate(log.at) if index not in neutral),
             duration,
         )
         apart = [later - earlier for earlier, later in pairwise(log.at)]
-        self.same = min(_SAME, median(apart) / 2) if apart else _SAME
+        self.same = min(_SAME, max(_AT_ONCE, median(apart) / 2)) if apart else _SAME
 
     @classmethod
     def of(cls, log: RouteLog, duration: float) -> _Evidence:

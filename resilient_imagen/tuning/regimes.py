@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_right
 from collections import Counter
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ _HIGHEST_HEALTHY: Final = 0.07
 
 _STEP: Final = 10.0
 """Seconds of a step."""
+_IDLE: Final = 900.0
+"""Minimum seconds between two requests for longer steps; more than most open periods."""
+_IDLE_STEP: Final = 300.0
 _MAX_STEPS: Final = 20_000
-"""Longer recordings have longer steps."""
+"""Recordings with more steps have longer ones."""
+_PATHS: Final = 100
+"""Number of different paths: each one depends on those before it, so all of them are drawn."""
 _WARM_UP: Final = 5
 """Paths that are drawn before the first one that counts."""
 
@@ -55,8 +61,8 @@ _WARM_UP: Final = 5
 class RegimePath(NamedTuple):
     """One possible course of a route's regimes."""
 
-    step: float
-    """Seconds of a step."""
+    starts: Sequence[float]
+    """The start of each step, in seconds."""
     regimes: bytes
     """The regime of each step."""
     rates: Sequence[float]
@@ -64,7 +70,7 @@ class RegimePath(NamedTuple):
 
     def at(self, seconds: float) -> int:
         """Return the regime at a time; beyond the ends, that of the nearest end."""
-        return self.regimes[min(max(int(seconds / self.step), 0), len(self.regimes) - 1)]
+        return self.regimes[max(0, bisect_right(self.starts, seconds) - 1)]
 
 
 class _Model(NamedTuple):
@@ -93,11 +99,11 @@ class RegimePaths:
     def __init__(
         self, outcomes: Iterable[tuple[float, bool]], duration: float, seed: int = 0
     ) -> None:
-        steps = max(1, min(_MAX_STEPS, math.ceil(duration / _STEP)))
-        self._step = max(_STEP, duration / steps)
-        self._counts = [(0, 0)] * steps
-        for at, failed in outcomes:
-            index = min(max(int(at / self._step), 0), steps - 1)
+        found = sorted(outcomes)
+        self._starts, self._lengths = _steps([at for at, _ in found], duration)
+        self._counts = [(0, 0)] * len(self._starts)
+        for at, failed in found:
+            index = max(0, bisect_right(self._starts, at) - 1)
             failures, others = self._counts[index]
             self._counts[index] = (failures + failed, others + (not failed))
         self._random = random.Random(seed)
@@ -113,7 +119,8 @@ class RegimePaths:
             self._draw()
 
     def path(self, number: int) -> RegimePath:
-        """Return a path by its number; equal recordings have equal paths."""
+        """Return a path by its number; equal requests have equal paths, which repeat after 100."""
+        number %= _PATHS
         while len(self._drawn) <= number:
             self._drawn.append(self._draw())
         return self._drawn[number]
@@ -121,7 +128,7 @@ class RegimePaths:
     def _draw(self) -> RegimePath:
         """Draw a path given the rates of change, and then these rates given the path."""
         rates = (self._model.healthy_rate, *_RATES)
-        path = RegimePath(self._step, self._sampled(self._filtered(rates)), rates)
+        path = RegimePath(self._starts, self._sampled(self._filtered(rates)), rates)
         self._model = self._learnt(path)
         return path
 
@@ -129,24 +136,20 @@ class RegimePaths:
 
     def _filtered(self, rates: Sequence[float]) -> list[list[float]]:
         """Return the probability of each regime in each step, given the steps until then."""
-        model, begins, changes = self._model, *self._chances()
-        stays, kinds = 1.0 - changes, model.kinds
-        goes_on = changes * (1.0 - model.ends)
-        likelihoods = {
-            counts: [rate ** counts[0] * (1.0 - rate) ** counts[1] for rate in rates]
-            for counts in set(self._counts)
-        }
+        model, kinds, chances = self._model, self._model.kinds, self._chances()
+        likelihoods = {counts: _likelihoods(rates, *counts) for counts in set(self._counts)}
         # A recording most likely begins in the state in which the route usually is.
-        usual = begins / (begins + changes * model.ends)
+        usual = model.begins / (model.begins + model.changes * model.ends)
         found: list[list[float]] = []
         now = [1.0 - usual, *(usual * kind for kind in kinds)]
-        for counts in self._counts:
+        for counts, length in zip(self._counts, self._lengths, strict=True):
+            begins, changes = chances[length]
             healthy, troubled = now[0], sum(now[1:])
-            arriving = healthy * begins + troubled * goes_on
+            arriving = healthy * begins + troubled * changes * (1.0 - model.ends)
             now = [
                 healthy * (1.0 - begins) + troubled * changes * model.ends,
                 *[
-                    each * stays + arriving * kind
+                    each * (1.0 - changes) + arriving * kind
                     for each, kind in zip(now[1:], kinds, strict=True)
                 ],
             ]
@@ -163,12 +166,12 @@ class RegimePaths:
         path = bytearray(len(filtered))
         after = self._drawn_of(filtered[-1])
         path[-1] = after
-        model, begins, changes = self._model, *self._chances()
-        into_healthy = (1.0 - begins, *[changes * model.ends] * len(_RATES))
+        model, chances = self._model, self._chances()
         for index in range(len(filtered) - 2, -1, -1):
-            now = filtered[index]
+            now, (begins, changes) = filtered[index], chances[self._lengths[index + 1]]
             if after == HEALTHY:
-                weights = [each * into for each, into in zip(now, into_healthy, strict=True)]
+                ends = changes * model.ends
+                weights = [now[0] * (1.0 - begins), *[each * ends for each in now[1:]]]
             else:
                 kind = model.kinds[after - 1]
                 goes_on = changes * (1.0 - model.ends) * kind
@@ -186,18 +189,19 @@ class RegimePaths:
                 return index
         return max(range(len(weights)), key=weights.__getitem__)  # lost by rounding
 
-    def _chances(self) -> tuple[float, float]:
-        """Return the probabilities that an incident begins, or that one changes, in a step."""
-        return (
-            -math.expm1(-self._model.begins * self._step),
-            -math.expm1(-self._model.changes * self._step),
-        )
+    def _chances(self) -> dict[float, tuple[float, float]]:
+        """Return the probabilities that an incident begins, or changes, by the length of a step."""
+        begins, changes = self._model.begins, self._model.changes
+        return {
+            length: (-math.expm1(-begins * length), -math.expm1(-changes * length))
+            for length in set(self._lengths)
+        }
 
     # -- the rates of change, given the path ------------------------------------------------------
 
     def _learnt(self, path: RegimePath) -> _Model:
-        healthy_s = path.regimes.count(HEALTHY) * self._step
-        troubled_s = len(path.regimes) * self._step - healthy_s
+        healthy_s = sum(compress(self._lengths, map(HEALTHY.__eq__, path.regimes)))
+        troubled_s = sum(self._lengths) - healthy_s
         moves = Counter((old, new) for old, new in pairwise(path.regimes) if old != new)
         begun = sum(times for (old, _), times in moves.items() if old == HEALTHY)
         ended = sum(times for (_, new), times in moves.items() if new == HEALTHY)
@@ -231,3 +235,31 @@ class RegimePaths:
         drawn = [self._random.gammavariate(each, 1.0) for each in counts]
         total = sum(drawn)
         return [each / total for each in drawn]
+
+
+def _likelihoods(rates: Sequence[float], failures: int, others: int) -> Sequence[float]:
+    """Return the likelihood of these outcomes for each failure rate, up to a factor."""
+    logs = [failures * math.log(rate) + others * math.log1p(-rate) for rate in rates]
+    highest = max(logs)
+    return [math.exp(each - highest) for each in logs]
+
+
+def _steps(times: Sequence[float], duration: float) -> tuple[list[float], list[float]]:
+    """Return the start and length of each step: short ones, and long ones where nobody asked."""
+    edges = [0.0, *times, duration]
+    gaps = [(low, high) for low, high in pairwise(edges) if high - low > _IDLE]
+    busy = max(duration, times[-1] if times else 0.0) - sum(high - low for low, high in gaps)
+    step = max(_STEP, busy / _MAX_STEPS)
+    starts: list[float] = []
+    lengths: list[float] = []
+    at = 0.0
+    for low, high in [*gaps, (max(duration, step), math.inf)]:
+        while at < low:
+            starts.append(at)
+            lengths.append(step)
+            at += step
+        while at + _IDLE_STEP < high < math.inf:
+            starts.append(at)
+            lengths.append(_IDLE_STEP)
+            at += _IDLE_STEP
+    return starts, lengths

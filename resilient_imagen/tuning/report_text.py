@@ -21,6 +21,7 @@ __all__ = [
     "advice_line",
     "cells",
     "columns",
+    "gap_line",
     "labels",
     "left_out",
     "rest_line",
@@ -28,6 +29,9 @@ __all__ = [
     "set_aside",
     "shown",
 ]
+
+_MANY_REJECTED: Final = 0.1
+"""Share of the calls that a breaker rejected from which recording in shadow mode is advised."""
 
 _WANTS: Final = {
     Objective.FAST: "seconds a call",
@@ -126,7 +130,21 @@ def seen_line(recording: Recording) -> Iterator[str]:
             f"{route}: {len(log)} requests recorded, {len(log.rejected)} callers turned away by"
             " its breaker (what they would have met is not known)."
         )
+    yield from gap_line(recording)
     yield from left_out(recording)
+
+
+def gap_line(recording: Recording) -> Iterator[str]:
+    """Yield the advice to record in shadow mode, if many calls were rejected by a breaker."""
+    for route, log in recording.routes.items():
+        share = len(log.rejected) / max(1, len(recording.asked))
+        if share >= _MANY_REJECTED:
+            yield (
+                f"{route}: its breaker rejected {share:.0%} of the calls, so what requests meet in"
+                " outages is estimated from few of them, and the ranges are wide. A recording with"
+                " IMAGE_GEN_BREAKER_MODE=shadow has no such gaps; meanwhile all calls are admitted,"
+                " and an outage costs each of them its retries."
+            )
 
 
 def left_out(recording: Recording) -> Iterator[str]:

@@ -44,7 +44,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 HALF = {"mean": 0.02, "p95": 0.03, "share": 0.02, "usd": 0.005, "doomed": 6}
 # Requests past their limit go on beside the next route. A recording of slow images therefore has
 # many that were cancelled, whose latency is known in part only.
-CENSORED = {"slow, four times, slowly": {"doomed": 40}}
+CENSORED = {"slow, four times, slowly": {"usd": 0.03, "doomed": 40}}
 MOST = {"mean": 0.08, "p95": 0.16, "share": 0.06, "usd": 0.02, "doomed": 24}
 
 

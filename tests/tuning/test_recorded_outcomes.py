@@ -129,17 +129,37 @@ def test_outcomes_beyond_the_ends_are_those_of_the_ends() -> None:
     assert not world.outcome_for(ask(900)).seen
 
 
-def test_an_answer_that_was_given_up_is_known_to_be_late() -> None:
-    """A shorter limit would have ended it too; a longer one meets those that took longer."""
+def test_a_request_that_was_given_up_has_no_earlier_response() -> None:
+    """A shorter limit would have ended it too; with a longer one, others that took longer count."""
     given_up = {"reason": Reason.TIMEOUT, "latency": 60.0, "given_up": True}
     alone = recording((0, {}), (100, given_up), (200, {}))
-    assert truth(alone, per_call_timeout=30).outcome_for(ask(100))[:2] == (Reason.TIMEOUT, NEVER)
-    assert truth(alone, per_call_timeout=60).outcome_for(ask(100)).seen
-    longer = truth(alone, per_call_timeout=90).outcome_for(ask(100))
-    assert (longer.latency, longer.seen) == (NEVER, False)
+
+    def outcome(found: Recording, limit: float) -> SimulatedOutcome:
+        world = truth(found, per_call_timeout=limit, on_timeout="abandon")
+        return world.outcome_for(ask(100))
+
+    assert outcome(alone, 30)[:2] == (Reason.TIMEOUT, NEVER)
+    assert outcome(alone, 60).seen
+    assert (outcome(alone, 90).latency, outcome(alone, 90).seen) == (NEVER, False)
     others = recording((0, {}), (100, given_up), (200, {"latency": 80.0}))
-    longer = truth(others, per_call_timeout=90).outcome_for(ask(100))
+    longer = outcome(others, 90)
     assert (longer.reason, longer.latency, longer.seen) == (None, 80.0, False)
+    kept = truth(others, per_call_timeout=60).outcome_for(ask(100))
+    assert kept.latency == 80.0, "a request that is kept past its limit may deliver"
+
+
+def test_responses_continue_beyond_the_longest_one_that_was_recorded() -> None:
+    """Some requests responded after their limit, so that the service was slow and did not hang."""
+    left = {"reason": Reason.TIMEOUT, "latency": 80.0, "given_up": True}
+    late = every(0, 400, 40, latency=70.0)
+    kept = every(20, 400, 40, **left)
+    some = recording(*late, *kept, (400, {**left, "latency": 60.0}))
+    world = truth(some, per_call_timeout=300, on_timeout="abandon")
+    met = [world.outcome_for(ask(180, call)) for call in range(200)]
+    assert {each.reason for each in met} == {None}
+    # Ten responses in 300 seconds of waiting after the limit of 60 s: one in 30 seconds.
+    assert fmean(each.latency for each in met) == pytest.approx(80 + 30, abs=6)
+    assert not any(each.seen for each in met)
 
 
 def test_abandoned_requests_lengthen_the_latencies_of_those_that_took_longer() -> None:
