@@ -145,11 +145,13 @@ class ImageClient:
             self._dispatcher,
             None if self._coordinator is None else self._coordinator.expect_changes,
         )
+        self._settings_report = SettingsReporter(
+            lambda: self._control.effective,
+            [route.breaker for route in self._routing.routes],
+            self._dispatcher,
+        )
         self._control_file = self._open_control_file()
         self._shared_orders = self._share_orders()
-        self._settings_report = SettingsReporter(
-            self.settings, [route.breaker for route in self._routing.routes], self._dispatcher
-        )
         self._fetcher: Fetcher | None = None
         self._spending = CostLedger()
         self._in_flight = CallsInFlight()

@@ -84,6 +84,11 @@ class Controller:
         """The orders that have an effect now, for spans; None if there are none."""
 
     @property
+    def effective(self) -> Settings:
+        """The settings with the changes of all orders in force."""
+        return self._effective
+
+    @property
     def enabled(self) -> bool:
         """Whether orders are obeyed at all."""
         return self._base.control == "on"

@@ -6,7 +6,6 @@ logging. Once an hour it is repeated, so that a rotated log file has it, too.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +14,9 @@ from resilient_imagen.effective_settings import value_text, variable_of, variabl
 from resilient_imagen.telemetry.events import SettingsReported, now
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
-    from resilient_imagen.circuitbreaker import BreakerConfig, CircuitBreaker
+    from resilient_imagen.circuitbreaker import CircuitBreaker
     from resilient_imagen.settings import Settings
     from resilient_imagen.telemetry.dispatcher import SinkDispatcher
 
@@ -28,59 +27,69 @@ _EVERY: Final = 3600.0
 
 
 class SettingsReporter:
-    """Reports a client's settings, with the changes that were made to its breakers.
+    """Reports a client's settings, with the changes that were made while it runs.
 
     Args:
-        settings: The client's settings.
+        settings: Returns the settings in effect.
         breakers: The breakers of the configured routes.
         dispatcher: Receives the reports.
     """
 
     def __init__(
-        self, settings: Settings, breakers: Sequence[CircuitBreaker], dispatcher: SinkDispatcher
+        self,
+        settings: Callable[[], Settings],
+        breakers: Sequence[CircuitBreaker],
+        dispatcher: SinkDispatcher,
     ) -> None:
         self._settings = settings
         self._breakers = breakers
-        self._configured = tuple(breaker.config for breaker in breakers)
         self._dispatcher = dispatcher
         self._client_id = token_hex(8)
-        self._reported: tuple[tuple[BreakerConfig, bool], ...] | None = None
-        """What the last report said about the breakers."""
+        self._reported: tuple[object, ...] = (None,)
+        """What the last report was about."""
         self._at = 0.0
 
     def report_if_due(self) -> None:
         """Report the settings if they have changed since the last report, or if that is old."""
-        present = tuple((breaker.config, breaker.force_open) for breaker in self._breakers)
-        at = now()
-        if present == self._reported and 0.0 <= at - self._at < _EVERY:
+        settings, at = self._settings(), now()
+        present = (settings, *((each.config, each.force_open) for each in self._breakers))
+        same = self._reported[0] is settings and self._reported[1:] == present[1:]
+        if same and 0.0 <= at - self._at < _EVERY:
             return
         self._reported, self._at = present, at
+        variables = self._variables(settings)
         self._dispatcher.emit(
-            SettingsReported(at=at, client_id=self._client_id, variables=self._variables())
+            SettingsReported(at=at, client_id=self._client_id, variables=variables)
         )
 
-    def _variables(self) -> dict[str, str]:
-        forced = {_provider(each): None for each in self._breakers if each.force_open}
-        found = variables_of(self._settings.model_copy(update={"force_open": tuple(forced)}))
-        if self._breakers:
-            found[variable_of("breaker_mode")] = self._breakers[0].config.mode.value
-        for breaker, configured in zip(self._breakers, self._configured, strict=True):
-            if breaker.config != configured:
-                name = _provider(breaker)
-                own = self._settings.providers.get(name)
-                changes = {**((own and own.breaker) or {}), **_changes(breaker.config, configured)}
-                found[limit_variables(name)["breaker"]] = value_text(changes)
+    def _variables(self, settings: Settings) -> dict[str, str]:
+        usable = {_provider(each): each.force_open for each in self._breakers}
+        forced = tuple(name for name, is_forced in usable.items() if is_forced)
+        found = variables_of(settings.model_copy(update={"force_open": forced}))
+        found[variable_of("routes")] = ",".join(_usable_steps(settings, usable))
+        for breaker in self._breakers:
+            name, config = _provider(breaker), breaker.config
+            found[variable_of("breaker_mode")] = config.mode.value
+            usual = settings.breaker_settings("")
+            changes = {
+                field: getattr(config, field)
+                for field, value in usual.items()
+                if field != "mode" and getattr(config, field) != value
+            }
+            variable = limit_variables(name)["breaker"]
+            found.pop(variable, None)
+            if changes:
+                found[variable] = value_text(changes)
         return found
+
+
+def _usable_steps(settings: Settings, providers: Container[str]) -> Iterator[str]:
+    """Yield the steps of the chain without accounts that lack their key."""
+    for step in settings.routes:
+        usable = [each.provider for each in step.accounts if each.provider in providers]
+        if usable:
+            yield f"{'+'.join(usable)}:{step.partition(':')[2]}"
 
 
 def _provider(breaker: CircuitBreaker) -> str:
     return breaker.name.partition(":")[0]
-
-
-def _changes(config: BreakerConfig, configured: BreakerConfig) -> dict[str, object]:
-    comparable = replace(config, mode=configured.mode, probe_deadline=configured.probe_deadline)
-    return {
-        field.name: getattr(comparable, field.name)
-        for field in fields(config)
-        if getattr(comparable, field.name) != getattr(configured, field.name)
-    }
