@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.run_metrics import Measures
 
-__all__ = ["DRAWS", "Estimate", "estimate", "predict"]
+__all__ = ["DRAWS", "MEASURES", "Estimate", "estimate", "predict"]
 
 DRAWS: Final = 8
 """Number of replays of a prediction."""
@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-_MEASURES: Final[Mapping[str, Callable[[Measures], float]]] = {
+MEASURES: Final[Mapping[str, Callable[[Measures], float]]] = {
     "mean_s": lambda each: each.mean_s,
     "p50_s": lambda each: each.p50_s,
     "p95_s": lambda each: each.p95_s,
@@ -75,12 +75,14 @@ def predict(
     for draw in range(draws):
         played, truth = replay(recording, settings, seed=draw, draw=draw)
         runs.append(measure(played, truth.incidents()))
-    return {name: estimate([value(run) for run in runs]) for name, value in _MEASURES.items()}
+    return {name: estimate([value(run) for run in runs]) for name, value in MEASURES.items()}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of draws, and the interval in which another draw is in 90 % of the cases."""
     value, count = fmean(values), len(values)
+    if count == 1:
+        return Estimate(value, value, value)  # known, not drawn
     quantile = next((t for least, t in reversed(_T_95.items()) if count >= least), math.inf)
     reach = quantile * stdev(values) * math.sqrt(1.0 + 1.0 / count)
     return Estimate(value, value - reach, value + reach)

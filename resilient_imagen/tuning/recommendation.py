@@ -7,34 +7,51 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.tuning.prediction import Estimate, estimate
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from resilient_imagen.tuning.result import Metrics
     from resilient_imagen.tuning.run_metrics import Measures
     from resilient_imagen.tuning.tunable_settings import TunableSettings
 
 __all__ = [
+    "LEAST_GAIN",
     "MISSED",
+    "Contribution",
     "Evaluation",
     "Objective",
     "Recommendation",
-    "advise",
     "choose",
     "front",
+    "gain_of",
+    "gain_on_draws",
+    "held_out_gain",
+    "judge",
+    "nearly_equal",
     "score",
 ]
 
 MISSED: Final = 600.0
 """Seconds that a call without an image counts, because its caller has to try again."""
+LEAST_GAIN: Final = 0.01
+"""Relative improvement from which a setting is worth changing."""
 
 _SLOWER: Final = 1.25
 """Maximum factor on the present p95 for the objectives ``cheap`` and ``stay``."""
 _MOST_UNSEEN: Final = 0.25
 """Maximum share of requests with assumed outcomes for a recommended setting."""
+_S_PER_WASTED: Final = 1.0
+"""Seconds that a wasted request counts: it takes a place in the pace, and may be billed."""
+_S_PER_USD: Final = 30.0
+"""Seconds that a dollar counts for ``fast``."""
+_USD_PER_WASTED: Final = 0.002
+_STRAYED_PER_WASTED: Final = 0.02
 
 
 class Objective(StrEnum):
-    """The metric to optimize."""
+    """The metric to optimize. Wasted requests and dollars count a little in each."""
 
     FAST = "fast"
     """Average seconds from the call to the image; a call without an image counts `MISSED`."""
@@ -51,7 +68,17 @@ class Evaluation:
     knobs: TunableSettings
     whole: Measures
     halves: tuple[Measures, Measures]
-    """The measures of the first and second half of the run."""
+    """The measures of the two parts of the calls (`folds_of`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """The part of a recommendation's gain that is due to one setting."""
+
+    variable: str
+    value: str
+    gain: float
+    """Relative improvement that is lost without this change alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +87,22 @@ class Recommendation:
 
     leaning: Objective
     trial: Evaluation
-    gain: float
+    """The best setting that was found; the present one if none is better."""
+    metrics: Metrics
+    """Its measures, each with its interval."""
+    gain: Estimate
     """Relative improvement over the present setting on the whole recording, 0.1 for 10 %."""
     held_out: float
-    """Average improvement by two-fold cross-validation on the halves of the recording."""
+    """Average improvement by two-fold cross-validation on parts of the recording."""
+    objection: str
+    """A sentence on why it is not recommended; empty if it is."""
+    contributions: tuple[Contribution, ...] = ()
+    """The changed settings, the most important one first."""
+
+    @property
+    def recommended(self) -> bool:
+        """Whether to use it in place of the present settings."""
+        return not self.objection
 
     @property
     def generalizes(self) -> bool:
@@ -77,18 +116,29 @@ def mean_with_missed(measures: Measures) -> float:
     return spent / max(1, measures.calls)
 
 
+def _wasted(measures: Measures) -> float:
+    return measures.doomed / max(1, measures.calls)
+
+
+def _fast(measures: Measures) -> float:
+    dollars = measures.cost_usd / max(1, measures.calls)
+    return mean_with_missed(measures) + _S_PER_WASTED * _wasted(measures) + _S_PER_USD * dollars
+
+
 def _usd(measures: Measures) -> float:
-    return measures.usd_per_image * (1.0 + measures.failed / max(1, measures.calls))
+    spent = measures.usd_per_image * (1.0 + measures.failed / max(1, measures.calls))
+    return spent + _USD_PER_WASTED * _wasted(measures)
 
 
 def _strayed(measures: Measures) -> float:
     """Return the share of the calls that the first route did not serve."""
     served = measures.first_share * measures.images
-    return 1.0 - served / max(1, measures.calls)
+    strayed = 1.0 - served / max(1, measures.calls)
+    return strayed + _STRAYED_PER_WASTED * _wasted(measures)
 
 
 _SCORES: Final[Mapping[Objective, tuple[Callable[[Measures], float], float]]] = {
-    Objective.FAST: (mean_with_missed, 0.002),
+    Objective.FAST: (_fast, 0.002),
     Objective.CHEAP: (_usd, 0.002),
     Objective.STAY: (_strayed, 0.02),
 }
@@ -113,13 +163,7 @@ def choose(
     quarter longer.
     """
     now = part(today)
-    allowed = [
-        trial
-        for trial in trials
-        if part(trial).failed <= now.failed
-        and part(trial).unseen <= max(_MOST_UNSEEN, now.unseen)
-        and (leaning is Objective.FAST or part(trial).p95_s <= now.p95_s * _SLOWER)
-    ]
+    allowed = [trial for trial in trials if is_allowed(part(trial), now, leaning)]
     value, tolerance = _SCORES[leaning]
     best = min((value(part(trial)) for trial in allowed), default=value(now))
     good = [trial for trial in allowed if value(part(trial)) <= best * (1 + tolerance) + 1e-12]
@@ -135,16 +179,45 @@ def choose(
     )
 
 
-def advise(trials: Sequence[Evaluation], leaning: Objective, today: Evaluation) -> Recommendation:
-    """Return a recommendation with its cross-validated improvement."""
-    chosen = choose(trials, leaning, today)
+def is_allowed(measures: Measures, now: Measures, leaning: Objective) -> bool:
+    """Return whether a setting keeps the limits that the present measures set."""
+    return (
+        measures.failed <= now.failed
+        and measures.unseen <= max(_MOST_UNSEEN, now.unseen)
+        and (leaning is Objective.FAST or measures.p95_s <= now.p95_s * _SLOWER)
+    )
+
+
+def nearly_equal(trial: Evaluation, other: Evaluation, leaning: Objective) -> bool:
+    """Return whether a setting is as good as another one, or better."""
+    value, tolerance = _SCORES[leaning]
+    return (
+        value(trial.whole) <= value(other.whole) * (1 + tolerance) + 1e-12
+        and trial.whole.failed <= other.whole.failed
+    )
+
+
+def gain_of(new: Measures, old: Measures, leaning: Objective) -> float:
+    """Return the relative improvement of the score."""
+    before = score(old, leaning)
+    return (before - score(new, leaning)) / before if before else 0.0
+
+
+def gain_on_draws(
+    new: Sequence[Evaluation], old: Sequence[Evaluation], leaning: Objective
+) -> Estimate:
+    """Return the improvement over several draws, each under both settings."""
+    pairs = zip(new, old, strict=True)
+    return estimate([gain_of(each.whole, before.whole, leaning) for each, before in pairs])
+
+
+def held_out_gain(trials: Sequence[Evaluation], leaning: Objective, today: Evaluation) -> float:
+    """Return the average improvement on the part of the calls that was not used to choose."""
     gains = []
     for learnt, judged in ((_first, _second), (_second, _first)):
         half = choose(trials, leaning, today, learnt)
-        gains.append(_gain(judged(half), judged(today), leaning))
-    return Recommendation(
-        leaning, chosen, _gain(chosen.whole, today.whole, leaning), sum(gains) / len(gains)
-    )
+        gains.append(gain_of(judged(half), judged(today), leaning))
+    return sum(gains) / len(gains)
 
 
 def _first(trial: Evaluation) -> Measures:
@@ -155,9 +228,38 @@ def _second(trial: Evaluation) -> Measures:
     return trial.halves[1]
 
 
-def _gain(new: Measures, old: Measures, leaning: Objective) -> float:
-    before = score(old, leaning)
-    return (before - score(new, leaning)) / before if before else 0.0
+_WANTS: Final[Mapping[Objective, str]] = {
+    Objective.FAST: "seconds a call",
+    Objective.CHEAP: "dollars an image",
+    Objective.STAY: "calls that leave the first route",
+}
+
+
+def judge(leaning: Objective, gain: Estimate, held_out: float, *, changed: bool) -> str:
+    """Return a sentence on why a setting is not recommended; empty if it is.
+
+    Args:
+        leaning: The objective.
+        gain: The improvement over the present settings.
+        held_out: The improvement on calls that were not used to choose.
+        changed: Whether the setting differs from the present one.
+    """
+    wants = _WANTS[leaning]
+    if not changed or gain.value <= 0:
+        return "none that was tried is better."
+    if gain.value < LEAST_GAIN:
+        return f"the best one changes {wants} by {-gain.value:+.1%}, which is not worth a change."
+    if gain.low <= 0:
+        return (
+            f"the best one changes {wants} by {-gain.value:+.1%}, which may be chance"
+            f" ({-gain.high:+.1%} to {-gain.low:+.1%})."
+        )
+    if held_out <= 0:
+        return (
+            "what looked best was no better on the part of the calls that it was not chosen by"
+            f" ({-held_out:+.1%} {wants})."
+        )
+    return ""
 
 
 def front(trials: Sequence[Evaluation]) -> list[Evaluation]:

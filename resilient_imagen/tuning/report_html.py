@@ -12,12 +12,12 @@ from resilient_imagen.tuning.recommendation import Objective
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_text import (
     advice_line,
-    cells,
-    columns,
+    compared,
+    metric_rows,
     rest_line,
     seen_line,
     set_aside,
-    shown,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -86,12 +86,13 @@ def _body(
     )
     for line in (*seen_line(recording), *set_aside(settings)):
         yield f'<p class="note">{escape(line)}</p>'
+    yield f"<p><b>{escape(verdict(sweep))}</b></p>"
     yield _table(sweep)
     yield "<h2>Recommended</h2>"
     for leaning in Objective:
         advice = sweep.advice[leaning]
-        kind = "" if advice.generalizes else ' class="no"'
-        lines = advice.trial.knobs.env_lines(sweep.today.knobs) if advice.generalizes else []
+        kind = "" if advice.recommended else ' class="no"'
+        lines = advice.trial.knobs.env_lines(sweep.today.knobs) if advice.recommended else []
         yield f"<p{kind}><b>{leaning}</b>: {escape(advice_line(advice))}</p>"
         if lines:
             yield f"<pre>{escape(chr(10).join(lines))}</pre>"
@@ -114,7 +115,7 @@ def _pictured(sweep: Sweep) -> Iterator[tuple[str, TunableSettings]]:
     names: dict[TunableSettings, list[str]] = {}
     for leaning in Objective:
         advice = sweep.advice[leaning]
-        if advice.generalizes:
+        if advice.recommended:
             names.setdefault(advice.trial.knobs, []).append(str(leaning))
     names.setdefault(sweep.today.knobs, []).append("today's settings")
     for knobs, leanings in names.items():
@@ -127,12 +128,10 @@ def _chart(charts: list[dict[str, Any]], chart: dict[str, Any]) -> str:
 
 
 def _table(sweep: Sweep) -> str:
-    names = ("", *columns(sweep.today.whole.share))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    columns = compared(sweep)
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
     body = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in (name, *cells(trial.whole)))
-        + "</tr>"
-        for name, trial in shown(sweep).items()
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in metric_rows(columns)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

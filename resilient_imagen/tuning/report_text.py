@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.tuning.prediction import estimate
-from resilient_imagen.tuning.recommendation import Objective, score
+from resilient_imagen.tuning.recommendation import Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from resilient_imagen.settings import Settings
+    from resilient_imagen.tuning.fidelity import Fidelity
+    from resilient_imagen.tuning.prediction import Estimate
     from resilient_imagen.tuning.recommendation import Evaluation, Recommendation
     from resilient_imagen.tuning.recording import Recording
+    from resilient_imagen.tuning.result import Metrics
     from resilient_imagen.tuning.run_metrics import Measures
     from resilient_imagen.tuning.sweep import Sweep
 
@@ -21,13 +23,17 @@ __all__ = [
     "advice_line",
     "cells",
     "columns",
+    "compared",
+    "fidelity_lines",
     "gap_line",
     "labels",
     "left_out",
+    "metric_rows",
     "rest_line",
     "seen_line",
     "set_aside",
     "shown",
+    "verdict",
 ]
 
 _MANY_REJECTED: Final = 0.1
@@ -58,7 +64,7 @@ def columns(routes: Iterable[str]) -> Sequence[str]:
     """Return the table's columns for settings with these routes."""
     return (
         "p50 s", "p95 s", "p99 s", "failed", *(f"by {label}" for label in labels(routes)),
-        "doomed", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
+        "wasted", "s on them", "$ on them", "$/image", "detect s", "recover s", "false openings",
         "unseen",
     )  # fmt: skip
 
@@ -89,38 +95,120 @@ def _maybe(seconds: float | None) -> str:
 def advice_line(advice: Recommendation) -> str:
     """Return whether to take a recommendation, and why."""
     wants = _WANTS[advice.leaning]
-    if advice.gain <= 0:
-        return "keep today's settings; none that was tried is better."
-    if not advice.generalizes:
-        return (
-            "keep today's settings. What looked best was no better on the half of the recording"
-            f" that it was not chosen by ({-advice.held_out:+.1%} {wants})."
-        )
+    if not advice.recommended:
+        return f"keep your settings: {advice.objection}"
+    gain = advice.gain
     return (
-        f"{-advice.gain:+.1%} {wants}; {-advice.held_out:+.1%} on the halves of the recording that"
-        " it was not chosen by."
+        f"{-gain.value:+.1%} {wants} ({-gain.high:+.1%} to {-gain.low:+.1%});"
+        f" {-advice.held_out:+.1%} on the part of the calls that it was not chosen by."
     )
 
 
 def rest_line(sweep: Sweep, leaning: Objective) -> str:
     """Return how much a recommendation depends on assumed outcomes."""
     trial = sweep.advice[leaning].trial
-    found = _interval(sweep.draws[leaning], leaning)
-    today = _interval(sweep.today_draws, leaning)
-    return (
-        f"{trial.whole.unseen:.1%} of its requests rest on what was not seen. In 90 % of the cases"
-        f" the true result lies in such a range: {found} {_WANTS[leaning]};"
-        f" today's settings {today}."
-    )
+    return f"{trial.whole.unseen:.1%} of its requests rest on what was not seen."
 
 
-def _interval(draws: Sequence[Measures], leaning: Objective) -> str:
-    """Return the interval of a score, with its unit where that is a share."""
-    found = estimate([score(measures, leaning) for measures in draws])
-    if leaning is Objective.STAY:
-        return f"{max(0.0, found.low):.1%} to {min(1.0, found.high):.1%}"
-    digits = 4 if leaning is Objective.CHEAP else 2
-    return f"{max(0.0, found.low):.{digits}f} to {found.high:.{digits}f}"
+# -- the verdict ----------------------------------------------------------------------------------
+
+
+def verdict(sweep: Sweep) -> str:
+    """Return the answer in one sentence."""
+    if not sweep.fidelity.matches:
+        return "No recommendation: the replay of your settings does not give what was recorded."
+    if not sweep.evidence.is_enough:
+        return f"No recommendation. {sweep.evidence.missing}"
+    if not sweep.recommended:
+        return "Keep your settings: none of those that were tried is clearly better."
+    if sweep.agreed is None:
+        return "Other settings would be better; which ones depends on what you want."
+    advice = max(sweep.recommended.values(), key=lambda each: each.gain.value)
+    lines = len(sweep.agreed.env_lines(sweep.today.knobs))
+    count = "One line changes" if lines == 1 else f"{lines} lines change"
+    return f"{count} {_traded(sweep, advice)}."
+
+
+def _traded(sweep: Sweep, advice: Recommendation) -> str:
+    """Return what changes by a recommendation, from the present settings to it."""
+    before, after = dict(sweep.replayed.items()), dict(advice.metrics.items())
+    parts = []
+    for name, words, style, unit in _TRADED:
+        old, new = (format(each[name].value, style) for each in (before, after))
+        if old != new:
+            parts.append(f"{words} from {old}{unit} to {new}{unit}")
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+_TRADED: Final = (
+    ("mean_s", "the mean time", ".1f", " s"),
+    ("primary_share", "the first route's share", ".1%", ""),
+    ("cost_usd_per_image", "dollars an image", ".4f", ""),
+    ("wasted_requests", "wasted requests", ".0f", ""),
+    ("lost_calls", "lost calls", ".0f", ""),
+)
+"""Measures that the verdict weighs: name, words, format and unit."""
+
+
+# -- recorded against replayed --------------------------------------------------------------------
+
+_TITLES: Final = {
+    "mean_s": ("mean s", ".1f"),
+    "p50_s": ("p50 s", ".1f"),
+    "p95_s": ("p95 s", ".1f"),
+    "primary_share": ("by the first route", ".1%"),
+    "fallback_share": ("by other routes", ".1%"),
+    "wasted_requests": ("wasted requests", ".0f"),
+    "cost_usd_per_image": ("$ an image", ".4f"),
+    "lost_calls": ("lost calls", ".0f"),
+}
+"""The title and format of each measure."""
+
+
+def compared(sweep: Sweep) -> dict[str, Metrics]:
+    """Return the columns of the table: recorded, replayed, and each recommended setting once."""
+    found = {"recorded": sweep.recorded, "replayed": sweep.replayed}
+    if sweep.agreed is not None:
+        return {**found, "recommended": next(iter(sweep.recommended.values())).metrics}
+    return {**found, **{str(each): advice.metrics for each, advice in sweep.recommended.items()}}
+
+
+def metric_rows(columns: Mapping[str, Metrics]) -> Iterator[Sequence[str]]:
+    """Yield the rows of a table: the title of a measure, and its value in each column."""
+    for name, (title, style) in _TITLES.items():
+        yield title, *(_shown(dict(each.items())[name], style) for each in columns.values())
+
+
+def _shown(found: Estimate, style: str) -> str:
+    value, low, high = (format(each, style) for each in found)
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def fidelity_lines(fidelity: Fidelity, *, recorded: bool) -> Iterator[str]:
+    """Yield how the replay differs from what was recorded, and what to do about it.
+
+    Args:
+        fidelity: The comparison.
+        recorded: Whether the recording has the settings.
+    """
+    for each in fidelity.deviations:
+        title, style = _TITLES[each.metric]
+        numbers = (format(n, style) for n in (each.recorded, each.replayed, each.allowed))
+        yield "{}: recorded {}, replayed {}; a difference of {} is allowed".format(title, *numbers)
+    if fidelity.matches:
+        return
+    for hint in fidelity.hints:
+        yield f"{hint.variable}: {hint.why}. Try --set {hint.variable}={hint.value}"
+    if recorded:
+        yield (
+            "The settings are those of the recording. Callers may pass deadlines or models of"
+            " their own, or several clients may have been recorded as one."
+        )
+    else:
+        yield (
+            "The recording does not have its settings, so those of this shell were replayed. Give"
+            " those of the application by --set NAME=VALUE or --env-file FILE."
+        )
 
 
 def seen_line(recording: Recording) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from array import array
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.simulation_run import SimulationResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from resilient_imagen.tuning.outcome_model import Incident
     from resilient_imagen.tuning.simulation_run import Change, SimulatedAttempt
@@ -80,21 +80,28 @@ class Measures:
 def measure(
     played: SimulationResult,
     troubles: Sequence[Incident],
-    start: float = 0.0,
-    end: float = math.inf,
+    calls: Collection[int] | None = None,
 ) -> Measures:
-    """Return the measures of a run, or of the calls from ``start`` to before ``end``."""
-    if start > 0.0 or end < math.inf:
-        played, troubles = _part(played, start, end), _inside(troubles, start, end)
+    """Return the measures of a run, or of some of its calls.
+
+    Args:
+        played: The run.
+        troubles: The incidents of its first route.
+        calls: The numbers of the calls that count, in order; None means all. Measures about
+            incidents and the breaker are those of the whole run.
+    """
+    changes = played.changes
+    if calls is not None:
+        played = _part(played, calls)
     times = sorted(
         seconds for seconds, route in zip(played.seconds, played.served, strict=True) if route >= 0
     )
-    images, calls = len(times), len(played.started)
+    images = len(times)
     doomed = [sent for sent in played.sent if fails(sent.reason)]
-    detected = _detections(played, troubles)
+    detected = _detections(changes, troubles)
     back = _recoveries(played, troubles)
     return Measures(
-        calls=calls,
+        calls=len(played.started),
         images=images,
         mean_s=sum(times) / images if images else 0.0,
         p50_s=_quantile(times, 0.50),
@@ -115,7 +122,7 @@ def measure(
         detected=len(detected),
         detect_s=sum(detected) / len(detected) if detected else None,
         recover_s=sum(back) / len(back) if back else None,
-        false_openings=_false_openings(played.changes, troubles),
+        false_openings=_false_openings(changes, troubles),
         unseen=sum(not sent.seen for sent in played.sent) / max(1, len(played.sent)),
     )
 
@@ -125,20 +132,15 @@ def _unused(sent: Sequence[SimulatedAttempt], images: int) -> int:
     return delivered - images + sum(each.reason is Reason.CANCELLED for each in sent)
 
 
-def _part(played: SimulationResult, start: float, end: float) -> SimulationResult:
-    first, last = bisect_left(played.started, start), bisect_left(played.started, end)
+def _part(played: SimulationResult, calls: Collection[int]) -> SimulationResult:
+    among = frozenset(calls)
     return SimulationResult(
         routes=played.routes,
-        started=played.started[first:last],
-        seconds=played.seconds[first:last],
-        served=played.served[first:last],
-        sent=[sent for sent in played.sent if first <= sent.call < last],
-        changes=[change for change in played.changes if start <= change.at < end],
+        started=array("d", [played.started[call] for call in calls]),
+        seconds=array("d", [played.seconds[call] for call in calls]),
+        served=array("b", [played.served[call] for call in calls]),
+        sent=[sent for sent in played.sent if sent.call in among],
     )
-
-
-def _inside(troubles: Sequence[Incident], start: float, end: float) -> list[Incident]:
-    return [span for span in troubles if start <= span.start < end]
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
@@ -153,9 +155,9 @@ def _openings(changes: Sequence[Change]) -> list[float]:
     ]
 
 
-def _detections(played: SimulationResult, troubles: Sequence[Incident]) -> list[float]:
+def _detections(changes: Sequence[Change], troubles: Sequence[Incident]) -> list[float]:
     """Return the seconds to the first opening in each incident; 0 if it was open already."""
-    states = [(change.at, change.state) for change in played.changes if change.route == 0]
+    states = [(change.at, change.state) for change in changes if change.route == 0]
     times = [at for at, _ in states]
     found = []
     for span in troubles:

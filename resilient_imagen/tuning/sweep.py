@@ -1,46 +1,63 @@
-"""Sweep: replay a recording with many settings, on all processors, and rank the settings."""
+"""Sweep: replay a recording with many settings, on all processors, and recommend settings."""
 
 from __future__ import annotations
 
-import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from resilient_imagen.effective_settings import settings_from
 from resilient_imagen.settings import Settings
+from resilient_imagen.tuning.diagnosis import explain, with_explanation
+from resilient_imagen.tuning.evidence import Evidence, evidence_of
+from resilient_imagen.tuning.fidelity import Fidelity, compare
 from resilient_imagen.tuning.prediction import DRAWS
 from resilient_imagen.tuning.recommendation import (
+    Contribution,
     Evaluation,
     Objective,
     Recommendation,
-    advise,
     choose,
     front,
+    gain_of,
+    gain_on_draws,
+    held_out_gain,
+    judge,
+    nearly_equal,
 )
-from resilient_imagen.tuning.replay import replay
+from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
+from resilient_imagen.tuning.recorded_run import recorded_run
+from resilient_imagen.tuning.result import Metrics
 from resilient_imagen.tuning.run_metrics import measure
+from resilient_imagen.tuning.trials import draws_of, trying
 from resilient_imagen.tuning.tunable_settings import TunableSettings, neighbours, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from resilient_imagen.tuning.fidelity import Hint
     from resilient_imagen.tuning.recording import Recording
-    from resilient_imagen.tuning.run_metrics import Measures
 
-__all__ = ["Sweep", "sweep", "try_out"]
+__all__ = ["Sweep", "WhatIf", "sweep", "what_if"]
 
-_AT_RANDOM = 0.6
+_FEW_DRAWS: Final = 2
+"""Draws after an interruption."""
+_AT_RANDOM: Final = 0.6
 """Share of the trials that are random on the grid; the others are neighbours of the best ones."""
+_AGREEING: Final = 0.8
+"""Share of each objective's gain that one setting for all of them must have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """The evaluations of all settings, and the recommendations."""
+    """What was recorded, what the same settings give in a replay, and what others would."""
 
+    recorded: Metrics
+    """What happened."""
+    replayed: Metrics
+    """The present settings, replayed."""
+    fidelity: Fidelity
+    """Whether both agree; else nothing is recommended."""
+    evidence: Evidence
     today: Evaluation
     """The present settings."""
     usual: Evaluation
@@ -50,19 +67,57 @@ class Sweep:
     front: tuple[Evaluation, ...]
     """The Pareto front."""
     advice: Mapping[Objective, Recommendation]
-    draws: Mapping[Objective, tuple[Measures, ...]]
-    """Measures of each recommended setting in several draws of what is not recorded."""
-    today_draws: tuple[Measures, ...]
+    wanted: int
+    """Number of settings that were to be tried."""
+    interrupted: bool
+    """Whether ``stop`` ended it before all of them were tried."""
+
+    @property
+    def recommended(self) -> Mapping[Objective, Recommendation]:
+        """The objectives with a recommended setting."""
+        return {each: advice for each, advice in self.advice.items() if advice.recommended}
+
+    @property
+    def agreed(self) -> TunableSettings | None:
+        """The setting that all objectives with a recommendation agree on; None if they differ."""
+        found = {advice.trial.knobs for advice in self.recommended.values()}
+        return found.pop() if len(found) == 1 else None
 
 
-def try_out(
-    recording: Recording, settings: Settings, knobs: TunableSettings, *, draw: int = 0
-) -> Evaluation:
-    """Replay a recording with one setting, and measure it."""
-    played, truth = replay(recording, knobs.applied(settings), seed=draw, draw=draw)
-    troubles, middle = truth.incidents(), recording.duration / 2
-    halves = measure(played, troubles, 0.0, middle), measure(played, troubles, middle)
-    return Evaluation(knobs, measure(played, troubles), halves)
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What was recorded, the same settings replayed, and changed settings replayed."""
+
+    recorded: Metrics
+    replayed: Metrics
+    changed: Metrics
+    fidelity: Fidelity
+    evidence: Evidence
+
+
+def what_if(
+    recording: Recording, settings: Settings, changed: Settings, *, draws: int = DRAWS
+) -> WhatIf:
+    """Compare changed settings with what was recorded.
+
+    Args:
+        recording: The recording.
+        settings: The settings under which it was made.
+        changed: The settings to try.
+        draws: Number of replays of each.
+
+    Raises:
+        RuntimeError: A loop is running in this thread.
+    """
+    recorded, evidence = _recorded(recording, settings)
+    replayed = Metrics.of(draws_of(recording, settings, draws))
+    return WhatIf(
+        recorded=recorded,
+        replayed=replayed,
+        changed=Metrics.of(draws_of(recording, changed, draws)),
+        fidelity=compare(recorded, replayed, recording, settings),
+        evidence=evidence,
+    )
 
 
 def sweep(
@@ -72,6 +127,7 @@ def sweep(
     count: int = 200,
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Sweep:
     """Try many settings on a recording, and recommend settings.
 
@@ -81,116 +137,243 @@ def sweep(
 
     Args:
         recording: The recording.
-        settings: The present settings; None reads them from the environment.
+        settings: The settings under which it was made; None reads them from the environment.
         count: Number of settings to try.
         workers: Number of processes; None means the number of processors.
-        progress: Called after each trial with the numbers of completed trials and of all trials.
+        progress: Called after each replay with the numbers of completed replays and of all.
+        stop: Called after each trial. Once it returns true, no more settings are tried, and the
+            result is about those that were.
 
     Raises:
         RuntimeError: A loop is running in this thread, and ``workers`` is 1.
     """
     today = Settings() if settings is None else settings
-    now, seen = TunableSettings.of(today), dict[TunableSettings, Evaluation]()
-    tell = progress or (lambda _done, _total: None)
-    always = dict.fromkeys([now, replace(now, mode="on"), defaults()])
-    count = max(count, len(always))
-    first = [*always, *sample(max(0, int(count * _AT_RANDOM) - len(always)))]
-    with _tryer(recording, today, workers) as run:
+    with trying(recording, today, workers) as run:
+        return _Sweeper(recording, today, run, count, progress, stop).result()
 
-        def tried(some: Iterable[TunableSettings], draw: int = 0) -> Iterator[Evaluation]:
-            for trial in run(some, draw):
+
+class _Sweeper:
+    def __init__(
+        self,
+        recording: Recording,
+        settings: Settings,
+        run: Callable[[Iterable[TunableSettings], int], Iterator[Evaluation]],
+        count: int,
+        progress: Callable[[int, int], object] | None,
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        self._recording = recording
+        self._settings = settings
+        self._run = run
+        self._now = TunableSettings.of(settings)
+        self._usual = replace(defaults(), fallback=self._now.fallback)
+        self._always = list(dict.fromkeys([self._now, replace(self._now, mode="on"), self._usual]))
+        self._count = max(count, len(self._always))
+        self._progress = progress or (lambda _done, _total: None)
+        self._stop = stop or (lambda: False)
+        self._stopped = False
+        self._seen: dict[TunableSettings, Evaluation] = {}
+        self._done = 0
+        self._total = self._count
+
+    def result(self) -> Sweep:
+        recorded, evidence = _recorded(self._recording, self._settings)
+        for knobs in self._always:
+            self._evaluated(knobs)
+        draws = self._draws([self._now])
+        replayed = Metrics.of([each.whole for each in draws[self._now]])
+        fidelity = compare(recorded, replayed, self._recording, self._settings)
+        chosen = dict.fromkeys(Objective, self._seen[self._now])
+        objection = _objection(fidelity, evidence)
+        if not fidelity.matches:
+            fidelity = with_explanation(fidelity, self._explained(recorded))
+        elif not objection:
+            chosen = self._chosen()
+            draws |= self._draws(each.knobs for each in chosen.values() if each.knobs != self._now)
+        advice = {
+            each: self._advice(each, trial, draws, objection) for each, trial in chosen.items()
+        }
+        trials = tuple(self._seen.values())
+        return Sweep(
+            recorded=recorded,
+            replayed=replayed,
+            fidelity=fidelity,
+            evidence=evidence,
+            today=self._seen[self._now],
+            usual=self._seen[self._usual],
+            trials=trials,
+            front=tuple(front(trials)),
+            advice=advice,
+            wanted=self._count,
+            interrupted=self._interrupted(),
+        )
+
+    def _interrupted(self) -> bool:
+        self._stopped = self._stopped or self._stop()
+        return self._stopped
+
+    def _chosen(self) -> dict[Objective, Evaluation]:
+        """Return the best setting for each objective, as simple as possible."""
+        self._search()
+        trials, today = list(self._seen.values()), self._seen[self._now]
+        simplified = {
+            each: self._simplified(choose(trials, each, today), each) for each in Objective
+        }
+        return self._unified(simplified)
+
+    def _explained(self, recorded: Metrics) -> Sequence[Hint]:
+        def try_out(some: Iterable[TunableSettings]) -> Iterator[Evaluation]:
+            each = list(some)
+            self._total = self._done + len(each)
+            for trial in self._run(each, 0):
+                self._step()
                 yield trial
-                tell(len(seen), count)
+                if self._interrupted():
+                    return
 
-        def add(some: Iterable[TunableSettings]) -> None:
-            new = [knobs for knobs in dict.fromkeys(some) if knobs not in seen]
-            for trial in tried(new[: max(0, count - len(seen))]):
-                seen[trial.knobs] = trial
+        return explain(recorded, self._seen[self._now], try_out)
 
-        add(first)
-        while len(seen) < count:
-            before = len(seen)
-            bests = [choose(list(seen.values()), each, seen[now]).knobs for each in Objective]
-            add(near for best in bests for near in neighbours(best))
-            if len(seen) == before:
-                add(
-                    sample(count * 2, seed=before)
-                )  # no untried neighbours are left: sample more settings
-            if len(seen) == before:
+    # -- trials --------------------------------------------------------------------------------
+
+    def _search(self) -> None:
+        at_random = int(self._count * _AT_RANDOM) - len(self._always)
+        self._add(sample(max(0, at_random), base=self._now))
+        while len(self._seen) < self._count and not self._interrupted():
+            before, trials = len(self._seen), list(self._seen.values())
+            bests = [choose(trials, each, self._seen[self._now]).knobs for each in Objective]
+            self._add(near for best in bests for near in neighbours(best))
+            if len(self._seen) == before:  # no untried neighbours are left
+                self._add(sample(self._count * 2, seed=before, base=self._now))
+            if len(self._seen) == before:
                 break
-        trials = tuple(seen.values())
-        advice = {each: advise(trials, each, seen[now]) for each in Objective}
-        wanted = [now, *(each.trial.knobs for each in advice.values())]
-        drawn = [[trial.whole for trial in tried(wanted, draw)] for draw in range(DRAWS)]
-    by_settings = list(zip(*drawn, strict=True))
-    return Sweep(
-        today=seen[now],
-        usual=seen[defaults()],
-        trials=trials,
-        front=tuple(front(trials)),
-        advice=advice,
-        draws=dict(zip(advice, by_settings[1:], strict=True)),
-        today_draws=by_settings[0],
-    )
+
+    def _add(self, some: Iterable[TunableSettings]) -> None:
+        new = [knobs for knobs in dict.fromkeys(some) if knobs not in self._seen]
+        for trial in self._run(new[: max(0, self._count - len(self._seen))], 0):
+            self._seen[trial.knobs] = trial
+            self._step()
+            if self._interrupted():
+                break
+
+    def _step(self) -> None:
+        self._done += 1
+        self._total = max(self._total, self._done)
+        self._progress(self._done, self._total)
+
+    def _evaluated(self, knobs: TunableSettings) -> Evaluation:
+        if knobs not in self._seen:
+            (self._seen[knobs],) = self._run([knobs], 0)
+            self._step()
+        return self._seen[knobs]
+
+    def _draws(
+        self, wanted: Iterable[TunableSettings]
+    ) -> dict[TunableSettings, Sequence[Evaluation]]:
+        """Return several draws of each setting, the first one of which is known."""
+        each = list(dict.fromkeys(wanted))
+        found = {knobs: [self._seen[knobs]] for knobs in each}
+        draws = _FEW_DRAWS if self._interrupted() else DRAWS
+        self._total = max(self._total, self._done + (draws - 1) * len(each))
+        for draw in range(1, draws):
+            for trial in self._run(each, draw):
+                found[trial.knobs].append(trial)
+                self._step()
+        return {knobs: tuple(trials) for knobs, trials in found.items()}
+
+    # -- advice --------------------------------------------------------------------------------
+
+    def _simplified(self, trial: Evaluation, leaning: Objective) -> Evaluation:
+        """Leave out each changed setting without which the result is as good."""
+        names = trial.knobs.differences(self._now)
+        for name in names:
+            if self._interrupted():
+                break
+            without = replace(trial.knobs, **{name: getattr(self._now, name)})
+            if not without.is_valid or (name == "mode" and self._now.mode != "on"):
+                continue
+            simpler = self._evaluated(without)
+            if nearly_equal(simpler, trial, leaning):
+                trial = simpler
+        return trial
+
+    def _unified(self, chosen: Mapping[Objective, Evaluation]) -> dict[Objective, Evaluation]:
+        """Return one setting for all objectives that gain by any, if it has most of their gains."""
+        today = self._seen[self._now]
+        gains = {each: gain_of(trial.whole, today.whole, each) for each, trial in chosen.items()}
+        gaining = [each for each in Objective if gains[each] > 0]
+        for candidate in sorted(
+            (chosen[each] for each in gaining), key=lambda each: each.knobs.changed_from(self._now)
+        ):
+            shares = [
+                gain_of(candidate.whole, today.whole, each) >= _AGREEING * gains[each]
+                for each in gaining
+            ]
+            if all(shares) and all(
+                choose([candidate], each, today) is candidate for each in gaining
+            ):
+                return {each: candidate if each in gaining else chosen[each] for each in Objective}
+        return dict(chosen)
+
+    def _advice(
+        self,
+        leaning: Objective,
+        trial: Evaluation,
+        draws: Mapping[TunableSettings, Sequence[Evaluation]],
+        objection: str,
+    ) -> Recommendation:
+        count = min(len(draws[self._now]), len(draws[trial.knobs]))
+        today, own = draws[self._now][:count], draws[trial.knobs][:count]
+        gain = gain_on_draws(own, today, leaning)
+        held_out = held_out_gain(list(self._seen.values()), leaning, today[0])
+        changed = trial.knobs != self._now
+        objection = objection or judge(leaning, gain, held_out, changed=changed)
+        return Recommendation(
+            leaning=leaning,
+            trial=trial,
+            metrics=Metrics.of([each.whole for each in own]),
+            gain=gain,
+            held_out=held_out,
+            objection=objection,
+            contributions=() if objection else tuple(self._contributions(trial, leaning)),
+        )
+
+    def _contributions(self, trial: Evaluation, leaning: Objective) -> Sequence[Contribution]:
+        today, found = self._seen[self._now], []
+        whole = gain_of(trial.whole, today.whole, leaning)
+        for line in trial.knobs.env_lines(self._now):
+            variable, _, value = line.partition("=")
+            names = [
+                name
+                for name in trial.knobs.differences(self._now)
+                if replace(self._now, **{name: getattr(trial.knobs, name)})
+                .env_lines(self._now)[0]
+                .startswith(f"{variable}=")
+            ]
+            without = replace(trial.knobs, **{name: getattr(self._now, name) for name in names})
+            if not without.is_valid or without.mode != "on" or self._stopped:
+                found.append(Contribution(variable, value, whole))
+                continue
+            rest = self._evaluated(without)
+            lost = whole - gain_of(rest.whole, today.whole, leaning)
+            found.append(Contribution(variable, value, lost))
+        return sorted(found, key=lambda each: -each.gain)
+
+
+def _objection(fidelity: Fidelity, evidence: Evidence) -> str:
+    """Return a sentence on why nothing can be recommended; empty if something can."""
+    if not fidelity.matches:
+        return "the replay of these settings does not give what was recorded (see above)."
+    return evidence.missing
+
+
+def _recorded(recording: Recording, settings: Settings) -> tuple[Metrics, Evidence]:
+    """Return the measures of what was recorded, and the evidence that it is."""
+    routes = [route.key for route in settings.accounts]
+    incidents = RecordedOutcomes(recording, settings).incidents()
+    happened = measure(recorded_run(recording, routes), incidents)
+    return Metrics.of([happened]), evidence_of(recording, routes[0], incidents)
 
 
 def defaults() -> TunableSettings:
     """Return the library's defaults."""
-    fields = Settings.model_fields
-    return TunableSettings.of(
-        Settings.model_construct(**{name: each.default for name, each in fields.items()})
-    )
-
-
-# -- processes ------------------------------------------------------------------------------------
-
-_work: tuple[Recording, Settings] | None = None
-"""The recording and settings of a worker process."""
-
-
-def _prepare(recording: Recording, settings: Settings) -> None:
-    global _work  # noqa: PLW0603 - data shared by all tasks of a pool's process
-    _work = recording, settings
-
-
-def _try_prepared(draw: int, knobs: TunableSettings) -> Evaluation:
-    if _work is None:
-        raise RuntimeError("a worker that was not prepared")
-    return try_out(*_work, knobs, draw=draw)
-
-
-@contextmanager
-def _tryer(
-    recording: Recording, settings: Settings, workers: int | None
-) -> Iterator[Callable[[Iterable[TunableSettings], int], Iterator[Evaluation]]]:
-    """Provide a function that tries settings, in this process or in worker processes."""
-    settings = settings.model_copy(update={"google_api_key": None, "openai_api_key": None})
-    count = (os.cpu_count() or 1) if workers is None else workers
-    if count == 1:
-        yield lambda some, draw: (try_out(recording, settings, knobs, draw=draw) for knobs in some)
-        return
-    pool = ProcessPoolExecutor(
-        count, get_context("spawn"), _prepare, (replace(recording), settings)
-    )
-
-    def run(some: Iterable[TunableSettings], draw: int) -> Iterator[Evaluation]:
-        with _interrupts_held():  # processes that start here ignore interrupts
-            return pool.map(partial(_try_prepared, draw), some)
-
-    try:
-        yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Block SIGINT during the block; processes that are started in it inherit that."""
-    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return replace(TunableSettings.of(settings_from({})), fallback="")

@@ -246,9 +246,11 @@ def a_log(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("a_log")
 def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:
     """The commands print recommendations, write a report, and add up the costs."""
-    tune, cost = [line for line in to_run(TUNING) if "--jaeger" not in line]
+    tune, compare, cost = [line for line in to_run(TUNING) if "--jaeger" not in line]
     told = shell(tune)
     for leaning in ("fast", "cheap"):
         assert f"# {leaning}" in told
     assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["matches"]
+    assert re.search(r"recorded .* replayed", shell(compare))
     assert re.search(r"\d+ calls in 0\.5 hours\n(?:.*\n)*.* \d+\.\d\d ", shell(cost))

@@ -50,9 +50,9 @@ def test_the_page_says_what_the_sweep_found(tuned: tuple[Sweep, Recording, Setti
     """Every recommended line is there to be pasted, and how much rests on the unseen."""
     found = tuned[0]
     text = html.unescape(page(*tuned))
-    assert any(advice.generalizes for advice in found.advice.values())
+    assert any(advice.recommended for advice in found.advice.values())
     for advice in found.advice.values():
-        if advice.generalizes:
+        if advice.recommended:
             assert "\n".join(advice.trial.knobs.env_lines(found.today.knobs)) in text
     assert text.count("rest on what was not seen") == 3
 
@@ -62,8 +62,8 @@ def test_the_page_shows_what_is_compared_and_what_is_left_out() -> None:
     today = Settings(**ROOMY, breaker_mode="off", breaker_fail_max=2, force_open="openai")
     recording = record(world(bad(0.1, 5), hours=0.4), Settings(**ROOMY))
     text = html.unescape(page(sweep(recording, today, count=4, workers=1), recording, today))
-    assert "<th>by google</th><th>by openai</th>" in text
-    assert "<td>defaults</td>" in text
+    assert "<th>recorded</th><th>replayed</th>" in text
+    assert "<td>by the first route</td>" in text
     assert "IMAGE_GEN_BREAKER_MODE is off: today's settings are played so" in text
     assert "IMAGE_GEN_FORCE_OPEN (openai) is left out" in text
 
