@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from contextlib import suppress
@@ -54,8 +55,14 @@ class _Commands(TyperGroup):
             return None
         function = getattr(import_module(f"resilient_imagen.cli.{cmd_name}"), cmd_name)
         app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        app.command(cmd_name)(with_error_messages(function))
+        app.command(cmd_name, help=_flowing(function))(with_error_messages(function))
         return typer.main.get_command(app)
+
+
+def _flowing(function: object) -> str:
+    """Return the docstring, each paragraph in one line: typer joins lines of the first one only."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 _app = typer.Typer(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -189,3 +192,15 @@ def test_bash_completes(words: list[str], expected: list[str], tmp_path: Path) -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == expected
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_wraps_paragraphs_at_the_terminals_width(command: str, capsys: Capsys) -> None:
+    """A line of a docstring does not end a line of the help."""
+    module = import_module(f"resilient_imagen.cli.{command}")
+    shown = " ".join(cli(capsys, command, "--help").out.split())
+    docstring = inspect.getdoc(getattr(module, command)) or ""
+    for paragraph in docstring.split("\n\n"):
+        assert re.sub(r"\[/?\w+\]", "", " ".join(paragraph.split())) in shown
+    wide = [line for line in cli(capsys, command, "--help").out.splitlines() if len(line) > 80]
+    assert wide or len(docstring) < 200
