@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from emulator_kit import Wired, picture, play_virtually, run_with_emulator
+from emulator_kit import Wired, picture, run_with_emulator, run_with_emulator_virtually
 from images_samples import opened
 
 from resilient_imagen.emulator import Emulator, Fault, faults
@@ -105,7 +105,7 @@ def test_headers_come_at_once_and_events_spread_over_the_latency() -> None:
         assert begun == 0.0
         assert times == [pytest.approx(10.0), pytest.approx(20.0), pytest.approx(30.0)]
 
-    play_virtually(scenario, Emulator(picture="tiny", latency=30.0))
+    run_with_emulator_virtually(scenario, Emulator(picture="tiny", latency=30.0))
 
 
 def test_a_silent_stream_sends_nothing_until_its_latency_is_over() -> None:
@@ -118,7 +118,7 @@ def test_a_silent_stream_sends_nothing_until_its_latency_is_over() -> None:
         assert loop.time() == pytest.approx(25.0)
         assert len([event async for event in stream]) == 3
 
-    play_virtually(scenario, Emulator(picture="tiny"))
+    run_with_emulator_virtually(scenario, Emulator(picture="tiny"))
 
 
 @BOTH_WAYS
@@ -189,7 +189,7 @@ def test_a_stream_may_stall() -> None:
         with pytest.raises(openai.APITimeoutError):  # the SDK's own time limit
             await anext(stream)
 
-    play_virtually(scenario, Emulator(picture="tiny"))
+    run_with_emulator_virtually(scenario, Emulator(picture="tiny"))
 
 
 @pytest.mark.parametrize(

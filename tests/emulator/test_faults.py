@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pydantic
 import pytest
-from emulator_kit import GEMINI, GPT, Wired, play_virtually, run_with_emulator
+from emulator_kit import GEMINI, GPT, Wired, run_with_emulator, run_with_emulator_virtually
 from google.genai import errors, types
 from images_samples import opened
 
@@ -450,7 +450,9 @@ def test_a_day_of_faults_on_virtual_time() -> None:
         assert seen.ended is not None
         assert 5 < seen.ended - seen.time < 80
 
-    play_virtually(scenario, Emulator(picture="tiny", seed=3, latency=Latency(20.0, 0.4)))
+    run_with_emulator_virtually(
+        scenario, Emulator(picture="tiny", seed=3, latency=Latency(20.0, 0.4))
+    )
 
 
 def test_a_share_is_the_same_for_the_same_seed() -> None:
@@ -464,7 +466,8 @@ def test_a_share_is_the_same_for_the_same_seed() -> None:
         return [seen.fault is not None for seen in both.app.openai.requests]
 
     first, again, other = (
-        play_virtually(struck, Emulator(picture="tiny", seed=seed)) for seed in (1, 1, 2)
+        run_with_emulator_virtually(struck, Emulator(picture="tiny", seed=seed))
+        for seed in (1, 1, 2)
     )
     assert first == again != other
     assert 8 < sum(first) < 32
@@ -501,7 +504,7 @@ def test_a_late_error_takes_its_time() -> None:
             await both.gpt()
             assert loop.time() - before == pytest.approx(latency)
 
-    play_virtually(scenario, Emulator(picture="tiny", latency=9))
+    run_with_emulator_virtually(scenario, Emulator(picture="tiny", latency=9))
 
 
 def test_an_unknown_shape_is_refused_when_it_is_set() -> None:

@@ -208,7 +208,7 @@ def test_a_call_that_fails_has_no_last_step() -> None:
 # -- partial images -------------------------------------------------------------------------------
 
 
-def play_previews(scene: Callable[[OverlapScenario, Previewing], Any], **settings: Any) -> None:
+def run_with_previews(scene: Callable[[OverlapScenario, Previewing], Any], **settings: Any) -> None:
     google = Previewing("google")
 
     async def main(scenario: OverlapScenario) -> None:
@@ -228,7 +228,7 @@ def test_previews_come_while_the_request_runs() -> None:
         assert [each.image_bytes for _, each in seen[1:3]] == [b"0 of google", b"1 of google"]
         assert "of google" not in repr(seen[1][1])
 
-    play_previews(scene)
+    run_with_previews(scene)
 
 
 @pytest.mark.parametrize("number", [0, None])
@@ -242,7 +242,7 @@ def test_without_previews_the_provider_gets_no_listener(number: int | None) -> N
         assert request.on_partial_image is None
         assert request.on_response is None
 
-    play_previews(scene)
+    run_with_previews(scene)
 
 
 def test_previews_without_a_receiver_are_refused() -> None:
@@ -255,7 +255,7 @@ def test_previews_without_a_receiver_are_refused() -> None:
             await scenario.ask(on_progress=3)
         assert google.sent == []
 
-    play_previews(scene)
+    run_with_previews(scene)
 
 
 def test_previews_of_each_request_are_numbered_from_1() -> None:
@@ -270,7 +270,7 @@ def test_previews_of_each_request_are_numbered_from_1() -> None:
         ]  # fmt: skip
         assert [each.may_have_been_billed for each in scenario.requests("google")] == [True, True]
 
-    play_previews(scene, max_retries=1)
+    run_with_previews(scene, max_retries=1)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_silent_request_is_told_from_a_slow_one(
         await scenario.ask()  # not a stream, so nothing can be said
         assert not scenario.requests("google")[-1].silent
 
-    play_previews(scene, per_call_timeout=60)
+    run_with_previews(scene, per_call_timeout=60)
 
 
 def test_only_providers_that_stream_can_be_silent() -> None:
@@ -565,4 +565,4 @@ def test_a_slow_consumer_does_not_hold_up_the_call() -> None:
         assert rest[0].position == 2
         assert result.latency_s == pytest.approx(1.0)
 
-    play_previews(scene)
+    run_with_previews(scene)

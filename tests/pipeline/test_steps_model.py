@@ -159,7 +159,7 @@ class _Rules:
                 self.broken.append(f"{event}: {name} was usable and got no request")
 
 
-def _play(
+def _run_traffic(
     script: dict[str, list[Outcome]],
     calls: list[Caller],
     opened_for: dict[str, float],
@@ -211,7 +211,7 @@ def test_calls_on_a_step_keep_the_rules(
     settings: dict[str, Any],
 ) -> None:
     """Each usable account is asked, at most once without a back-off, and nothing leaks."""
-    _play(script, calls, opened_for, settings)
+    _run_traffic(script, calls, opened_for, settings)
 
 
 @given(scripts, callers, opened, sequential, overlapping)
@@ -223,4 +223,4 @@ def test_calls_with_two_requests_in_flight_keep_the_rules(
     overlap: dict[str, Any],
 ) -> None:
     """The rules hold while a request is hedged, or kept beyond its limit."""
-    _play(script, calls, opened_for, {**settings, **overlap})
+    _run_traffic(script, calls, opened_for, {**settings, **overlap})

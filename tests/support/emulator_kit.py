@@ -136,7 +136,7 @@ class _Loop(VirtualTimeLoop):
             self.threads_pending -= 1
 
 
-def play_virtually(scenario: Callable[[Wired], Awaitable[_T]], app: Emulator) -> _T:
+def run_with_emulator_virtually(scenario: Callable[[Wired], Awaitable[_T]], app: Emulator) -> _T:
     """Run a scenario in memory on virtual time."""
 
     async def main() -> _T:
