@@ -56,6 +56,7 @@ __all__ = [
     "limit_variables",
     "provider_variables",
     "read_providers",
+    "variables_of_providers",
     "vendor_of",
 ]
 
@@ -294,6 +295,18 @@ def declared_names(variables: Iterable[str]) -> Iterator[str]:
     for variable in variables:
         if variable.upper().startswith(DECLARATION):
             yield variable[len(DECLARATION) :].lower()
+
+
+def variables_of_providers(variables: Iterable[str]) -> Iterator[str]:
+    """Yield the variables of all providers that are only for this package.
+
+    Args:
+        variables: Some variables, of which those that declare a provider are yielded, too.
+    """
+    declared = set(declared_names(variables))
+    yield from (f"{DECLARATION}{name.upper()}" for name in declared)
+    for name in (*BUILT_IN, *declared):
+        yield from limit_variables(name).values()
 
 
 def read_providers(environment: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:

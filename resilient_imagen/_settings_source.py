@@ -15,11 +15,10 @@ from resilient_imagen._provider_settings import (
     BUILT_IN,
     DECLARATION,
     PREFIX,
-    declared_names,
     ignored_variables,
-    limit_variables,
     provider_variables,
     read_providers,
+    variables_of_providers,
 )
 from resilient_imagen._validation import explain
 
@@ -159,13 +158,5 @@ def complain_of(unknown: str, settings_cls: type[BaseSettings]) -> str:
 
 def _known(settings_cls: type[BaseSettings]) -> list[str]:
     """Return all variables of all fields and of all providers."""
-    declared = list(declared_names(os.environ))
-    return [
-        *(name for names in field_variables(settings_cls).values() for name in names),
-        *(f"{DECLARATION}{name.upper()}" for name in declared),
-        *(
-            variable
-            for name in (*BUILT_IN, *declared)
-            for variable in limit_variables(name).values()
-        ),
-    ]
+    of_fields = (name for names in field_variables(settings_cls).values() for name in names)
+    return [*of_fields, *variables_of_providers(os.environ)]

@@ -15,6 +15,7 @@ from resilient_imagen._provider_settings import (
     DECLARATION,
     limit_variables,
     read_providers,
+    variables_of_providers,
 )
 from resilient_imagen._settings_source import complain_of, field_variables
 from resilient_imagen.errors import ConfigurationError
@@ -85,7 +86,7 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
             others[variable] = value
         elif value.strip() or type(None) in _types_of(field):
             values[field] = value
-    for unknown in others.keys() - _variables_of_providers(others):
+    for unknown in others.keys() - set(variables_of_providers(others)):
         raise ConfigurationError(complain_of(unknown, Settings).replace(" and is ignored", ""))
     if providers := read_providers({name.lower(): value for name, value in others.items()}):
         values["providers"] = providers
@@ -95,7 +96,7 @@ def settings_from(variables: Mapping[str, str]) -> Settings:
 def is_known(variable: str, variables: Iterable[str] = ()) -> bool:
     """Return whether a variable is one of those settings; ``variables`` may declare providers."""
     fields = {variable_of(name) for name in _FIELDS}
-    return variable in fields or variable in _variables_of_providers({*variables, variable})
+    return variable in fields or variable in variables_of_providers({*variables, variable})
 
 
 def as_text(variables: Mapping[str, str]) -> str:
@@ -127,6 +128,8 @@ def value_text(value: object) -> str:
     """Return a setting's value as an environment variable has it; an empty string for None."""
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float | int):
         short = format(value, "g")
         return short if float(short) == value else repr(value)
@@ -145,17 +148,6 @@ def _variables_of_provider(name: str, provider: ProviderSettings) -> dict[str, s
         if getattr(provider, field) is not None
     }
     return {**declared, **limits}
-
-
-def _variables_of_providers(variables: Iterable[str]) -> set[str]:
-    """Return the variables of all providers, of which ``variables`` may declare some."""
-    known: set[str] = set()
-    names = [*BUILT_IN]
-    for variable in variables:
-        if variable.startswith(DECLARATION) and variable != DECLARATION:
-            known.add(variable)
-            names.append(variable.removeprefix(DECLARATION).lower())
-    return known.union(*(limit_variables(name).values() for name in names))
 
 
 def _types_of(field: str) -> tuple[Any, ...]:

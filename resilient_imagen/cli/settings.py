@@ -7,7 +7,7 @@ import time
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
@@ -144,13 +144,14 @@ def _rows(found: Settings, orders: dict[str, tuple[Order, float]]) -> list[_Row]
     from pydantic import SecretStr
 
     from resilient_imagen._settings_source import field_variables
+    from resilient_imagen.effective_settings import value_text
 
     rows = []
     for name, (variable, *_) in field_variables(type(found)).items():
         if name == "providers":
             continue
         value = getattr(found, name)
-        shown = "set, not shown" if isinstance(value, SecretStr) else _text(value)
+        shown = "set, not shown" if isinstance(value, SecretStr) else value_text(value)
         source = "environment" if name in found.model_fields_set else "default"
         rows.append(_Row(variable, shown, source))
     rows += _rows_of_providers(found)
@@ -166,21 +167,12 @@ def _rows(found: Settings, orders: dict[str, tuple[Order, float]]) -> list[_Row]
 
 def _rows_of_providers(found: Settings) -> list[_Row]:
     from resilient_imagen._provider_settings import limit_variables
+    from resilient_imagen.effective_settings import value_text
 
     rows = []
     for name, provider in found.providers.items():
         for field, variable in limit_variables(name).items():
             value = getattr(provider, field, None)
             if value is not None:
-                rows.append(_Row(variable, _text(value), "environment"))
+                rows.append(_Row(variable, value_text(value), "environment"))
     return rows
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple | frozenset):
-        return ",".join(sorted(value) if isinstance(value, frozenset) else map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
