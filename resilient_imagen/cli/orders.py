@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import socket
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from resilient_imagen import Settings
     from resilient_imagen.control import Order
+    from resilient_imagen.control.fleet import FleetOrders
 
-__all__ = ["FOR", "WHY", "OrderPlace", "author", "lifetime", "open_place", "send"]
+__all__ = ["FOR", "WHY", "OrderPlace", "author", "lifetime", "open_place", "send", "span"]
 
 FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
 WHY = "The reason, for the log and for other operators."
@@ -41,6 +43,24 @@ class OrderPlace(Protocol):
     def put(self, draft: Order) -> tuple[str, bool]:
         """Issue an order there; return how it is obeyed, in words, and whether that is as meant."""
         ...
+
+
+class _Fleet(NamedTuple):
+    """The processes that share one Redis."""
+
+    fleet: FleetOrders
+
+    @property
+    def shown(self) -> str:
+        address = self.fleet.address
+        return f"Redis at {address.shown}, keys {address.namespace}:*"
+
+    def read(self) -> list[tuple[Order, float]]:
+        return [(each.order, each.left_s) for each in asyncio.run(self.fleet.read())]
+
+    def put(self, draft: Order) -> tuple[str, bool]:
+        given = asyncio.run(self.fleet.give(draft))
+        return given.answer, given.is_obeyed
 
 
 class _File(NamedTuple):
@@ -90,10 +110,11 @@ def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderP
     if settings.control_secret is not None:
         secret = settings.control_secret.get_secret_value()
     if settings.redis_url is not None and control_file is None:
-        from resilient_imagen.cli.fleet_orders import Fleet
+        from resilient_imagen.control.fleet import FleetOrders
         from resilient_imagen.distributed import Address
 
-        return Fleet(Address.parse(settings.redis_url.get_secret_value()), secret), settings
+        address = Address.parse(settings.redis_url.get_secret_value())
+        return _Fleet(FleetOrders(address, secret)), settings
     path = control_file or (None if settings.control_file is None else Path(settings.control_file))
     if path is None:
         raise CommandError(
@@ -126,6 +147,14 @@ def lifetime(text: str) -> int:
         return parse_duration(text)
     except ConfigurationError as error:
         raise CommandError(f"--for {error}") from None
+
+
+def span(seconds: float) -> str:
+    """Return a time as people say it."""
+    for unit, size in (("s", 1), ("min", 60)):
+        if seconds < 120 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 3600:.0f} h"
 
 
 def author() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import FOR, WHY, author, lifetime, open_place, send
+from resilient_imagen.cli.orders import FOR, WHY, author, lifetime, open_place, send, span
 
 if TYPE_CHECKING:
     from resilient_imagen import Settings
@@ -113,7 +113,6 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
     from rich.table import Table
 
     from resilient_imagen import Settings
-    from resilient_imagen.cli.fleet_orders import span
     from resilient_imagen.cli.terminal import Console, echo_json
 
     try:

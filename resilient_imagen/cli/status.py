@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.fleet_orders import Fleet, span
+from resilient_imagen.cli.orders import span
 from resilient_imagen.cli.terminal import Console, echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from resilient_imagen.control.fleet import SharedOrder
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.fleet_status import FleetStatus, RouteStatus
 
@@ -32,6 +33,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show every route as the fleet sees it, from Redis. Changes nothing."""
+    from resilient_imagen.control.fleet import FleetOrders
     from resilient_imagen.distributed import Address
     from resilient_imagen.settings import Settings
 
@@ -48,8 +50,8 @@ def status(
         if len(step.accounts) > 1
     }
     secret = settings.control_secret
-    fleet = Fleet(address, None if secret is None else secret.get_secret_value())
-    orders = fleet.stored()
+    fleet = FleetOrders(address, None if secret is None else secret.get_secret_value())
+    orders = asyncio.run(fleet.read())
     if as_json:
         document = view.to_json()
         document["orders"] = [each.to_json() for each in orders]
@@ -61,7 +63,7 @@ def status(
     console = Console()
     console.print(f"Redis at {view.redis}, keys {view.namespace}:*", soft_wrap=True)
     for each in orders:
-        console.print(each.sentence, soft_wrap=True)
+        console.print(_sentence(each), soft_wrap=True)
     if not view.routes and not view.paces:
         console.print("No process has shared anything within the last hour.")
         return
@@ -90,6 +92,16 @@ def _read(address: Address) -> FleetStatus:
             f"Redis at {address.shown} holds a record that this library did not write, below "
             f"{address.namespace}:"
         ) from None
+
+
+def _sentence(shared: SharedOrder) -> str:
+    """Return an order, its author, what is left of it, and which workers obey."""
+    order = shared.order
+    why = f" ({order.why})" if order.why else ""
+    names = ", ".join(worker for worker, code in shared.codes.items() if code != "ok")
+    left = span(shared.left_s)
+    found = f"{order}, ordered by {order.by}{why}, {left} left: {shared.answer}"
+    return f"{found} ({names})" if names else found
 
 
 def _step_of(route: str, steps: Mapping[str, str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from cli_kit import run
 from worker_processes import CALLERS, WorkerGroup, note, worker_group
 
-from resilient_imagen.cli.fleet_orders import Fleet
+from resilient_imagen.control.fleet import FleetOrders
 from resilient_imagen.distributed import Address
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -38,8 +39,8 @@ def test_an_order_is_obeyed_by_all_within_two_seconds_and_ends_by_itself(
     done = run("breaker", "open", "google", "--for", "20s", "--redis-url", crew.url, cwd=tmp_path)
     obeyed = time.monotonic()
     assert (done.returncode, f": {WORKERS} of {WORKERS} workers obey" in done.stdout) == (0, True)
-    (stored,) = Fleet(Address.parse(crew.url), None).stored()
-    assert list(stored.to_json()["workers"].values()) == ["ok"] * WORKERS
+    (stored,) = asyncio.run(FleetOrders(Address.parse(crew.url), None).read())
+    assert list(stored.codes.values()) == ["ok"] * WORKERS
     if redis_dies:
         crew.redis.kill()
     reports = crew.reports()

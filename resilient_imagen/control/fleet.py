@@ -1,0 +1,152 @@
+"""Orders for all processes that share one Redis: give one, and see which processes obey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from resilient_imagen.control.issue import in_force, issued, trusted
+from resilient_imagen.control.order import Order
+from resilient_imagen.distributed import order_call
+from resilient_imagen.distributed.order_board import open_board
+from resilient_imagen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from resilient_imagen.distributed import Address
+    from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
+
+__all__ = ["FleetOrders", "SharedOrder"]
+
+_WAITS: Final = 6.0
+"""Seconds to wait for the workers: longer than a killed worker counts as there."""
+_CONNECTS: Final = 5.0
+_PAUSE: Final = 0.05
+_TRIES: Final = 5
+_CODES: Final = {
+    "off": "IMAGE_GEN_CONTROL is off",
+    "unsigned": "the signature is not that of their IMAGE_GEN_CONTROL_SECRET",
+    "expired": "its time was over",
+    "replaced": "a later order was there",
+    "full": "too many orders",
+    "no_route": "no such route",
+    "invalid": "the value does not fit to their settings",
+    "account": "a failure of the account; --even-account includes that",
+    "forced": "forced open by their own settings",
+}
+
+
+@dataclass(frozen=True)
+class SharedOrder:
+    """An order in Redis, and how the workers obey it."""
+
+    order: Order
+    left_s: float
+    """Seconds until it ends."""
+    reports: Sequence[WorkerReport]
+    """The last report of each worker that is there."""
+
+    @property
+    def codes(self) -> dict[str, str | None]:
+        """The answer of each worker: ok, the code of its refusal, or None if it lags."""
+        return {each.worker: each.orders.get(self.order.serial) for each in self.reports}
+
+    @property
+    def is_obeyed(self) -> bool:
+        """Whether there are workers, and all of them obey."""
+        return set(self.codes.values()) == {"ok"}
+
+    @property
+    def answer(self) -> str:
+        """How many workers obey, and why others do not, in words."""
+        codes = Counter(self.codes.values())
+        total, obeys, lag = codes.total(), codes.pop("ok", 0), codes.pop(None, 0)
+        if not total:
+            return "no worker is connected"
+        others = [f"{n} not: {_CODES.get(code or '', 'refused')}" for code, n in codes.items()]
+        if lag:
+            others.append(f"{lag} not yet heard of")
+        are = "worker obeys" if total == 1 else "workers obey"
+        return "; ".join([f"{obeys} of {total} {are}", *others])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the order and the answer of each worker, as plain JSON, without its signature."""
+        found = self.order.to_dict()
+        signed = found.pop("signature") != ""
+        return {**found, "signed": signed, "left_s": self.left_s, "workers": self.codes}
+
+
+@dataclass(frozen=True)
+class FleetOrders:
+    """The orders of one fleet, for an operator's tool.
+
+    Args:
+        address: Redis, with the namespace of the fleet.
+        secret: The value of IMAGE_GEN_CONTROL_SECRET; None if orders are not signed.
+    """
+
+    address: Address
+    secret: str | None
+
+    async def read(self) -> list[SharedOrder]:
+        """Return the orders in force.
+
+        Raises:
+            ConfigurationError: Redis cannot be read.
+        """
+        async with open_board(self.address, _CONNECTS) as board:
+            found = await board.read()
+        orders = in_force(self._believed(found.texts), found.now)
+        return [SharedOrder(order, left, found.reports) for order, left in orders]
+
+    async def give(self, draft: Order) -> SharedOrder:
+        """Give an order to all workers, and wait until each has answered, for 6 seconds at most.
+
+        Args:
+            draft: The order; its serial is replaced, and it is signed.
+
+        Raises:
+            ConfigurationError: Redis cannot be used.
+        """
+        async with open_board(self.address, _CONNECTS + _WAITS) as board:
+            order = await self._put(board, draft)
+            loop = asyncio.get_running_loop()
+            give_up = loop.time() + _WAITS
+            while True:
+                given = SharedOrder(order, order.ttl, (await board.read()).reports)
+                waits = not given.reports or None in given.codes.values()
+                if not waits or loop.time() > give_up:
+                    return given
+                await asyncio.sleep(_PAUSE)
+
+    async def _put(self, board: OrderBoard, draft: Order) -> Order:
+        for _ in range(_TRIES):
+            found = await board.read()
+            known = self._believed(found.texts)
+            order = issued(draft, known, found.now)
+            if self.secret is not None:
+                order = order.signed(self.secret, self.address.namespace)
+            call = order_call(
+                self.address,
+                order.topic,
+                order.to_json(),
+                serial=order.serial,
+                ends=order.ends_at,
+                replaced=[each.topic for each in known if order.replaces(each)],
+            )
+            if await board.put(call):
+                return order
+        raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
+
+    def _believed(self, texts: Iterable[str]) -> list[Order]:
+        """Return the stored orders that workers believe."""
+        found = []
+        for text in texts:
+            try:
+                found.append(Order.parse(text))
+            except ConfigurationError:
+                continue  # damaged or forged: no worker obeys it
+        return trusted(found, self.secret, self.address.namespace)
