@@ -36,6 +36,10 @@ _T_95: Final = {
 }  # fmt: skip
 """Student's t of a two-sided interval of 90 %, by the number of values."""
 
+_REPLAY_ERROR: Final = 0.005
+"""Share of a value by which a replay is wrong without any gap: a request that is sent a moment
+earlier or later than the recorded one has another outcome (`benchmarks/tuning_accuracy.py`)."""
+
 
 class Estimate(NamedTuple):
     """A predicted measure."""
@@ -79,10 +83,14 @@ def predict(
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of draws, and the interval in which another draw is in 90 % of the cases."""
+    """Return the mean of draws, and the interval that contains the truth in 90 % of the cases.
+
+    It is the interval in which another draw would be, and the error that replays have anyway.
+    """
     value, count = fmean(values), len(values)
     if count == 1:
         return Estimate(value, value, value)  # known, not drawn
     quantile = next((t for least, t in reversed(_T_95.items()) if count >= least), math.inf)
-    reach = quantile * stdev(values) * math.sqrt(1.0 + 1.0 / count)
+    drawn = quantile * stdev(values) * math.sqrt(1.0 + 1.0 / count)
+    reach = math.hypot(drawn, _REPLAY_ERROR * value)
     return Estimate(value, value - reach, value + reach)
