@@ -113,6 +113,7 @@ def test_the_rules_pass_their_unit_tests(tmp_path: Path) -> None:
     assert alerts == set(re.findall(r"alertname: (\w+)", RULE_TESTS.read_text()))
 
 
+@pytest.mark.ci
 @needs_prometheus
 def test_a_real_prometheus_fills_every_panel_and_evaluates_every_rule(tmp_path: Path) -> None:
     """Prometheus scrapes a running client whose circuits open; its alert becomes pending."""
