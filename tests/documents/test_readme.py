@@ -89,5 +89,5 @@ def test_the_changelog_states_todays_defaults() -> None:
             else [(names, defaults)]  # the default may be a list
         )
     ]
-    assert len(stated) == 7
+    assert len(stated) == 11
     assert [row for row in stated if row not in TABLES["settings"]()] == []
