@@ -31,6 +31,7 @@ from redis_kit import RedisServer, binary
 
 from resilient_imagen import ImageClient, Settings
 from resilient_imagen.circuitbreaker import Permit, Rejection
+from resilient_imagen.distributed import SharedOrders
 from resilient_imagen.reasons import BreakerOutcome, Reason
 from resilient_imagen.testing import FakeProvider, run_virtual
 
@@ -183,6 +184,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
     cluster = FakeRedisCluster()
     loop = asyncio.get_running_loop()
     workers = [Worker(cluster, per_minute=60_000_000) for _ in range(size)]
+    orders = [SharedOrders(worker.fleet, lambda *_: None, dict) for worker in workers]
     await asyncio.gather(*(worker.fleet.ready() for worker in workers))
     await asyncio.sleep(25)  # until heartbeats are spread
     steps, trips = cluster.store.steps, cluster.trips
@@ -212,6 +214,7 @@ async def agree(size: int, *, deaf: bool) -> Agreement:
         probe.settle(BreakerOutcome.SUCCESS)
     closed = await agreed(workers, "closed")
     await asyncio.gather(*(worker.fleet.aclose() for worker in workers))
+    assert len(orders) == size  # the coordinator itself keeps weak references only
     return Agreement(
         len(traffic.failed), under_way, later, len(probes),
         opened - third, closed - well, messages, idle_steps, idle_trips,
