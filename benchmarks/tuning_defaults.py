@@ -85,7 +85,7 @@ def main() -> None:
     rows: list[Row] = []
     shadow = USUAL.model_copy(update={"breaker_mode": "shadow"})
     play(REPORTED, shadow, seed=1, sinks=[Recorder(rows.append)])
-    found = sweep(gather(rows), USUAL, count=count)
+    found = sweep(gather(rows), shadow, count=count)
     print(f"{'':10}" + "".join(f"{name:>16}" for name in columns(USUAL.routes)))
     for name, trial in shown(found).items():
         print(f"{name:10}" + "".join(f"{cell:>16}" for cell in cells(trial.whole)))

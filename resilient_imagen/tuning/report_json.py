@@ -36,6 +36,7 @@ def as_json(sweep: Sweep, settings: Mapping[str, str]) -> dict[str, Any]:
         "interrupted": sweep.interrupted,
         "recorded": _metrics(sweep.recorded),
         "replayed": _metrics(sweep.replayed),
+        "present": _metrics(sweep.present),
         "objectives": {
             str(objective): {
                 "recommended": advice.recommended,
@@ -45,7 +46,7 @@ def as_json(sweep: Sweep, settings: Mapping[str, str]) -> dict[str, Any]:
                 )
                 if advice.recommended
                 else {},
-                **_metrics(advice.metrics if advice.recommended else sweep.replayed),
+                **_metrics(advice.metrics if advice.recommended else sweep.present),
             }
             for objective, advice in sweep.advice.items()
         },

@@ -131,7 +131,7 @@ def verdict(sweep: Sweep) -> str:
 
 def _traded(sweep: Sweep, advice: Recommendation) -> str:
     """Return what changes by a recommendation, from the present settings to it."""
-    before, after = dict(sweep.replayed.items()), dict(advice.metrics.items())
+    before, after = dict(sweep.present.items()), dict(advice.metrics.items())
     parts = []
     for name, words, style, unit in _TRADED:
         old, new = (format(each[name].value, style) for each in (before, after))
@@ -168,6 +168,8 @@ _TITLES: Final = {
 def compared(sweep: Sweep) -> dict[str, Metrics]:
     """Return the columns of the table: recorded, replayed, and each recommended setting once."""
     found = {"recorded": sweep.recorded, "replayed": sweep.replayed}
+    if sweep.present != sweep.replayed:
+        found["breaker on"] = sweep.present
     if sweep.agreed is not None:
         return {**found, "recommended": next(iter(sweep.recommended.values())).metrics}
     return {**found, **{str(each): advice.metrics for each, advice in sweep.recommended.items()}}
@@ -247,7 +249,7 @@ def set_aside(settings: Settings) -> Iterator[str]:
     """List present settings that the trials ignore."""
     if settings.breaker_mode != "on":
         yield (
-            f"IMAGE_GEN_BREAKER_MODE is {settings.breaker_mode}: today's settings are played so,"
+            f"IMAGE_GEN_BREAKER_MODE is {settings.breaker_mode}: the recording is replayed so,"
             " all others with it on."
         )
     if settings.force_open:

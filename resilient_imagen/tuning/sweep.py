@@ -54,12 +54,15 @@ class Sweep:
     recorded: Metrics
     """What happened."""
     replayed: Metrics
-    """The present settings, replayed."""
+    """The recorded settings, replayed."""
+    present: Metrics
+    """The settings that others are compared with: the recorded ones, but with the breaker on if it
+    was in shadow mode while it was recorded."""
     fidelity: Fidelity
     """Whether both agree; else nothing is recommended."""
     evidence: Evidence
     today: Evaluation
-    """The present settings."""
+    """The present settings, as in ``present``."""
     usual: Evaluation
     """The library's defaults, with the present limits and routes."""
     trials: tuple[Evaluation, ...]
@@ -165,9 +168,13 @@ class _Sweeper:
         self._recording = recording
         self._settings = settings
         self._run = run
-        self._now = TunableSettings.of(settings)
+        self._played = TunableSettings.of(settings)
+        shadow = self._played.mode == "shadow"  # for recording; other settings are compared with on
+        self._now = replace(self._played, mode="on") if shadow else self._played
         self._usual = replace(defaults(), fallback=self._now.fallback)
-        self._always = list(dict.fromkeys([self._now, replace(self._now, mode="on"), self._usual]))
+        self._always = list(
+            dict.fromkeys([self._played, self._now, replace(self._now, mode="on"), self._usual])
+        )
         self._count = max(count, len(self._always))
         self._progress = progress or (lambda _done, _total: None)
         self._stop = stop or (lambda: False)
@@ -180,8 +187,8 @@ class _Sweeper:
         recorded, evidence = _recorded(self._recording, self._settings)
         for knobs in self._always:
             self._evaluated(knobs)
-        draws = self._draws([self._now])
-        replayed = Metrics.of([each.whole for each in draws[self._now]])
+        draws = self._draws([self._played, self._now])
+        replayed = Metrics.of([each.whole for each in draws[self._played]])
         fidelity = compare(recorded, replayed, self._recording, self._settings)
         chosen = dict.fromkeys(Objective, self._seen[self._now])
         objection = _objection(fidelity, evidence)
@@ -197,6 +204,7 @@ class _Sweeper:
         return Sweep(
             recorded=recorded,
             replayed=replayed,
+            present=Metrics.of([each.whole for each in draws[self._now]]),
             fidelity=fidelity,
             evidence=evidence,
             today=self._seen[self._now],
@@ -231,7 +239,7 @@ class _Sweeper:
                 if self._interrupted():
                     return
 
-        return explain(recorded, self._seen[self._now], try_out)
+        return explain(recorded, self._seen[self._played], try_out)
 
     # -- trials --------------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ def test_a_breaker_that_was_off_is_replayed_so(
     plain = without_settings(log, tmp_path / "plain.jsonl")
     given = ("--set", "IMAGE_GEN_BREAKER_MODE=off", "--set", "IMAGE_GEN_FORCE_OPEN=google")
     done = tuned(capsys, plain, *given)
-    assert "IMAGE_GEN_BREAKER_MODE is off: today's settings are played so, all others" in done.out
+    assert "IMAGE_GEN_BREAKER_MODE is off: the recording is replayed so, all others" in done.out
     assert "IMAGE_GEN_FORCE_OPEN (google) is left out." in done.out
 
 

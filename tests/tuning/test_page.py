@@ -13,7 +13,7 @@ import pytest
 from tuning_kit import ROOMY, bad, record, world
 
 from resilient_imagen import Reason, Settings
-from resilient_imagen.tuning import Recording, Sweep, sweep
+from resilient_imagen.tuning import Recording, Sweep, sweep, waves
 from resilient_imagen.tuning.recording import Attempted, Row
 
 pytest.importorskip("vl_convert", reason="needs the tuning extra")
@@ -32,8 +32,9 @@ QUIET = (
 @pytest.fixture(scope="module")
 def tuned() -> tuple[Sweep, Recording, Settings]:
     """A small sweep over a recording with an outage."""
-    settings = Settings(**ROOMY, breaker_reset_timeout=240)
-    recording = record(world(bad(0.2, 10), bad(0.6, 8), hours=0.9), settings)
+    settings = Settings(**ROOMY, breaker_reset_timeout=400)
+    often = world(*waves(bad(0.2, 4), every=1200, times=8), hours=3, per_minute=4)
+    recording = record(often, settings)
     return sweep(recording, settings, count=8, workers=1), recording, settings
 
 
@@ -64,7 +65,7 @@ def test_the_page_shows_what_is_compared_and_what_is_left_out() -> None:
     text = html.unescape(page(sweep(recording, today, count=4, workers=1), recording, today))
     assert "<th>recorded</th><th>replayed</th>" in text
     assert "<td>by the first route</td>" in text
-    assert "IMAGE_GEN_BREAKER_MODE is off: today's settings are played so" in text
+    assert "IMAGE_GEN_BREAKER_MODE is off: the recording is replayed so" in text
     assert "IMAGE_GEN_FORCE_OPEN (openai) is left out" in text
 
 

@@ -30,7 +30,13 @@ from resilient_imagen.tuning.recommendation import (
     score,
 )
 from resilient_imagen.tuning.recording import Attempted, Row, gather
-from resilient_imagen.tuning.report_text import advice_line, labels, rest_line, verdict
+from resilient_imagen.tuning.report_text import (
+    advice_line,
+    compared,
+    labels,
+    rest_line,
+    verdict,
+)
 from resilient_imagen.tuning.settings_in_effect import settings_in_effect
 from resilient_imagen.tuning.simulation import play
 from resilient_imagen.tuning.sweep import defaults, what_if
@@ -323,16 +329,27 @@ def test_a_sweep_that_is_stopped_keeps_what_was_tried(flapping: Recording) -> No
 
 
 @pytest.mark.no_cover
-def test_what_is_tried_has_the_breaker_on() -> None:
-    """A breaker in shadow mode is replayed in shadow mode, and all other settings have it on."""
-    today = Settings(**ROOMY, breaker_mode="shadow")
-    recording = record(FLAPPING, today)
-    found = sweep(recording, today, count=5, workers=1)
+def test_a_recording_in_shadow_mode_is_compared_with_the_breaker_on() -> None:
+    """It is replayed as it was recorded; all other settings have the breaker on."""
+    recorded = Settings(**ROOMY, breaker_mode="shadow")
+    found = sweep(record(FLAPPING, recorded), recorded, count=5, workers=1)
     assert found.fidelity.matches
-    assert found.today.knobs.mode == "shadow"
+    assert found.today.knobs.mode == "on"
+    assert found.today.whole.detected > 0
+    assert found.present.wasted_requests.value < found.replayed.wasted_requests.value / 2
+    modes = [each.knobs.mode for each in found.trials]
+    assert modes.count("shadow") == 1
+    assert list(compared(found))[:3] == ["recorded", "replayed", "breaker on"]
+
+
+@pytest.mark.no_cover
+def test_with_the_breaker_off_all_others_have_it_on() -> None:
+    """The lines to paste switch it on."""
+    today = Settings(**ROOMY, breaker_mode="off")
+    found = sweep(record(FLAPPING, today), today, count=4, workers=1)
+    assert found.fidelity.matches
+    assert found.today.knobs.mode == "off"
     assert {each.knobs.mode for each in found.trials if each is not found.today} == {"on"}
-    assert found.today.whole.detected == 0
-    assert found.usual.whole.detected > 0
     tried = replace(found.usual.knobs, fail_max=5).env_lines(found.today.knobs)
     assert tried == ["IMAGE_GEN_BREAKER_FAIL_MAX=5", "IMAGE_GEN_BREAKER_MODE=on"]
 
