@@ -127,6 +127,11 @@ class Router:
         """
         steps = self.steps_in_order(settings)
         before, self._settings, self.steps = self._settings, settings, steps
+        if settings.routes != before.routes:
+            for step in settings.routes:
+                for account in step.accounts:
+                    if (found := self._configured_route(account)) is not None:
+                        found.step = _shared_step(step)
         for route in self.all_routes:
             reconfigure_route(route, before, settings)
         for name, limiter in self._limiters.items():
@@ -139,24 +144,23 @@ class Router:
         """Return the steps in the order of other settings. Raises as ``reconfigure``."""
         if settings.routes == self._settings.routes:
             return self.steps
-        routes = {route.name: route for route in self.routes}
-        steps = [
-            [
-                routes.get(f"{account.provider}:{self._resolve_configured_model(account)}")
-                for account in name.accounts
-                if account.provider in self._providers
-            ]
-            for name in settings.routes
-        ]
         seen: set[Route] = set()
         ordered: list[Step] = []
-        for found in steps:  # a retired model and its successor are one route
+        for name in settings.routes:  # a retired model and its successor are one route
+            found = map(self._configured_route, name.accounts)
             step = tuple(route for route in found if route is not None and route not in seen)
             seen.update(step)
             ordered.append(step)
         if not seen:
             raise ConfigurationError("IMAGE_GEN_ROUTES names no route that can be used")
         return tuple(filter(None, ordered))
+
+    def _configured_route(self, account: RouteName) -> Route | None:
+        """Return a route of IMAGE_GEN_ROUTES; None if it is off."""
+        if account.provider not in self._providers:
+            return None
+        name = f"{account.provider}:{self._resolve_configured_model(account)}"
+        return next((route for route in self.routes if route.name == name), None)
 
     def hold(self, hold_for: Callable[[str], Hold | None]) -> None:
         """Hold breakers as an operator orders, also those of routes that are added later.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pipeline_kit import FAST, PipelineScenario, now, run_scenario
 from telemetry_kit import Telemetry
 
@@ -210,8 +214,6 @@ def test_other_values_of_a_breaker_that_the_application_configured_stay() -> Non
     """An order changes the value that it names, and its end returns that value only."""
 
     async def scene(scenario: PipelineScenario) -> None:
-        from dataclasses import replace
-
         breaker = scenario.client.breakers[GOOGLE]
         breaker.reconfigure(replace(breaker.config, min_calls=77))
         scenario.client.obey(setting("BREAKER_FAIL_MAX", "9"))
@@ -313,6 +315,24 @@ def test_routes_change_their_order() -> None:
         assert (await scenario.ask()).provider == "google"
 
     run_scenario(scene, **ONE_TRY)
+
+
+def test_accounts_of_a_step_can_be_separated() -> None:
+    """One step of two accounts becomes two steps, and the snapshot names steps as they are."""
+
+    async def main() -> None:
+        accounts = [FakeProvider(name) for name in ("google", "google_b", "openai")]
+        step = "google+google_b:gemini-3-pro-image"
+        async with ImageClient(Settings(routes=f"{step}, {OPENAI}"), providers=accounts) as client:
+            separated = f"google_b:gemini-3-pro-image, {GOOGLE}, {OPENAI}"
+            client.obey(setting("ROUTES", separated))
+            assert [row.get("step") for row in client.snapshot()["routes"]] == [None] * 3
+            assert (await client.generate("a lighthouse")).provider == "google_b"
+            client.obey(setting("ROUTES", None))
+            steps = [row.get("step") for row in client.snapshot()["routes"]]
+            assert steps == [step, step, None]
+
+    run_virtual(main())
 
 
 REFUSED = {
@@ -460,3 +480,68 @@ def test_threads_may_give_orders() -> None:
     with sync.ImageClient(Settings(), providers=[google, openai]) as client:
         client.obey(order("open", "google"))
         assert client.snapshot()["routes"][0]["breaker"]["held"] == "open"
+
+
+VALUES = {
+    "BREAKER_FAIL_MAX": ["1", "9"],
+    "BREAKER_WINDOW": ["60"],
+    "BREAKER_RESET_TIMEOUT": ["30", "900"],
+    "BREAKER_RESET_MAX": ["1200"],
+    "IPM": ["6", "600"],
+    "OPENAI_IPM": ["30"],
+    "GOOGLE_MAX_CONCURRENT": ["1", "16"],
+    "PER_CALL_TIMEOUT": ["5"],
+    "HEDGE_AFTER": ["p95"],
+    "HEDGE_BUDGET": ["0.5"],
+    "ROUTES": [f"{OPENAI},{GOOGLE}", OPENAI],
+    "MAX_RETRIES": ["0"],
+}
+ttls = st.sampled_from([1, 20, 300])
+given_orders = st.one_of(
+    st.builds(
+        order,
+        st.sampled_from(["open", "close", "hold", "reset"]),
+        st.sampled_from(["google", "openai", GOOGLE, "nobody"]),
+        ttls,
+    ),
+    st.sampled_from([(name, value) for name, values in VALUES.items() for value in values]).flatmap(
+        lambda pair: st.builds(setting, st.just(pair[0]), st.just(pair[1]), ttls)
+    ),
+    st.builds(setting, st.sampled_from(sorted(VALUES)), st.none(), ttls),
+)
+
+
+@given(st.lists(st.tuples(given_orders, st.sampled_from([0.0, 0.5, 30.0])), max_size=12))
+def test_after_the_last_order_everything_is_as_before(
+    plan: list[tuple[Order, float]],
+) -> None:
+    """Whatever was ordered, refused, replaced and ended, in any sequence, with calls in between."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        def condition() -> object:
+            client = scenario.client
+            rows = client.snapshot()["routes"]
+            return (
+                [route.name for step in client._routing.steps for route in step],
+                [(row["breaker"]["state"], row["queue"]["interval_s"]) for row in rows],
+                [row["queue"]["max_concurrent"] for row in rows],
+                [breaker.config for breaker in client.breakers.values()],
+                [route.timeout for route in client._routing.routes],
+                client.snapshot()["hedging"]["budget"],
+                client._pipeline._attempts._overlap._slow_after,
+                client.snapshot()["control"],
+            )
+
+        before = condition()
+        for given_order, pause in plan:
+            with contextlib.suppress(ConfigurationError):
+                scenario.client.obey(given_order)
+            with contextlib.suppress(ImageGenerationError):
+                await scenario.ask()
+            await asyncio.sleep(pause)
+        await asyncio.sleep(301)
+        assert condition() == before
+        assert scenario.idle()
+        assert len(scenario.events.of(OrderEnded)) <= len(scenario.events.of(OrderApplied))
+
+    run_scenario(scene, **FAST)
