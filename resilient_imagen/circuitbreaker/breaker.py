@@ -244,6 +244,11 @@ class CircuitBreaker:
             self._hold = hold
             self._hold_ends = math.inf if hold is None else self._clock.breaker_time(hold.until)
 
+    @property
+    def held(self) -> Hold | None:
+        """The hold of an operator that is in force, or None."""
+        return self._hold
+
     def close(self, *, even_if_fatal: bool = False) -> bool:
         """Close now, whatever opened the breaker; it may trip again.
 

@@ -52,7 +52,7 @@ class SettingsReporter:
     def report_if_due(self) -> None:
         """Report the settings if they have changed since the last report, or if that is old."""
         settings, at = self._settings(), now()
-        present = (settings, *((each.config, each.force_open) for each in self._breakers))
+        present = (settings, *((each.config, _is_kept_open(each)) for each in self._breakers))
         same = self._reported[0] is settings and self._reported[1:] == present[1:]
         if same and 0.0 <= at - self._at < _EVERY:
             return
@@ -63,7 +63,7 @@ class SettingsReporter:
         )
 
     def _variables(self, settings: Settings) -> dict[str, str]:
-        usable = {_provider(each): each.force_open for each in self._breakers}
+        usable = {_provider(each): _is_kept_open(each) for each in self._breakers}
         forced = tuple(name for name, is_forced in usable.items() if is_forced)
         found = variables_of(settings.model_copy(update={"force_open": forced}))
         found[variable_of("routes")] = ",".join(_usable_steps(settings, usable))
@@ -89,6 +89,11 @@ def _usable_steps(settings: Settings, providers: Container[str]) -> Iterator[str
         usable = [each.provider for each in step.accounts if each.provider in providers]
         if usable:
             yield f"{'+'.join(usable)}:{step.partition(':')[2]}"
+
+
+def _is_kept_open(breaker: CircuitBreaker) -> bool:
+    """Return whether the settings, the application or an operator's order keep it open."""
+    return breaker.force_open or (breaker.held is not None and breaker.held.opens)
 
 
 def _provider(breaker: CircuitBreaker) -> str:

@@ -25,7 +25,12 @@ from resilient_imagen import (
     sync,
 )
 from resilient_imagen.control import Order
-from resilient_imagen.telemetry.events import OperatorWarning, OrderApplied, OrderEnded
+from resilient_imagen.telemetry.events import (
+    OperatorWarning,
+    OrderApplied,
+    OrderEnded,
+    SettingsReported,
+)
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 GOOGLE, OPENAI = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
@@ -430,6 +435,25 @@ def test_orders_are_in_snapshot_log_and_spans(caplog: pytest.LogCaptureFixture) 
     ]
     assert told[0]["control.by"] == "ana"
     assert told[0]["control.why"] == "incident 7"
+
+
+def test_reported_settings_include_what_was_ordered() -> None:
+    """A recording says under which settings its calls were made, so that a replay fits."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        await scenario.ask()
+        scenario.client.obey(order("open", "google", 20))
+        scenario.client.obey(setting("BREAKER_FAIL_MAX", "7", 20))
+        await scenario.ask()
+        await asyncio.sleep(20)
+        await scenario.ask()
+        reported = [
+            (each.variables["IMAGE_GEN_FORCE_OPEN"], each.variables["IMAGE_GEN_BREAKER_FAIL_MAX"])
+            for each in scenario.events.of(SettingsReported)
+        ]
+        assert reported == [("", "3"), ("google", "7"), ("", "3")]
+
+    run_scenario(scene, **FAST)
 
 
 def test_an_order_is_told_once_and_may_be_repeated() -> None:
