@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.run_metrics import Measures
 
-__all__ = ["DRAWS", "MEASURES", "Estimate", "estimate", "predict"]
+__all__ = ["DRAWS", "MEASURES", "REPLAY_ERROR", "Estimate", "estimate", "predict"]
 
 DRAWS: Final = 8
 """Number of replays of a prediction."""
@@ -36,7 +36,7 @@ _T_95: Final = {
 }  # fmt: skip
 """Student's t of a two-sided interval of 90 %, by the number of values."""
 
-_REPLAY_ERROR: Final = 0.005
+REPLAY_ERROR: Final = 0.005
 """Share of a value by which a replay is wrong without any gap: a request that is sent a moment
 earlier or later than the recorded one has another outcome (`benchmarks/tuning_accuracy.py`)."""
 
@@ -79,18 +79,23 @@ def predict(
     for draw in range(draws):
         played, truth = replay(recording, settings, seed=draw, draw=draw)
         runs.append(measure(played, truth.incidents()))
-    return {name: estimate([value(run) for run in runs]) for name, value in MEASURES.items()}
+    return {
+        name: estimate([value(run) for run in runs], error=REPLAY_ERROR)
+        for name, value in MEASURES.items()
+    }
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of draws, and the interval that contains the truth in 90 % of the cases.
+def estimate(values: Sequence[float], *, error: float = 0.0) -> Estimate:
+    """Return the mean of draws, and the interval in which another draw is in 90 % of the cases.
 
-    It is the interval in which another draw would be, and the error that replays have anyway.
+    Args:
+        values: The draws.
+        error: Share of the mean by which all draws may be wrong.
     """
     value, count = fmean(values), len(values)
     if count == 1:
         return Estimate(value, value, value)  # known, not drawn
     quantile = next((t for least, t in reversed(_T_95.items()) if count >= least), math.inf)
     drawn = quantile * stdev(values) * math.sqrt(1.0 + 1.0 / count)
-    reach = math.hypot(drawn, _REPLAY_ERROR * value)
+    reach = math.hypot(drawn, error * value)
     return Estimate(value, value - reach, value + reach)

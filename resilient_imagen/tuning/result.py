@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from resilient_imagen.tuning.prediction import MEASURES, Estimate, estimate
+from resilient_imagen.tuning.prediction import MEASURES, REPLAY_ERROR, Estimate, estimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ class Metrics:
         """Return the measures of several runs of the same settings."""
         return cls(
             **{
-                name: _within(name, estimate([read(run) for run in runs]))
+                name: _within(name, estimate([read(run) for run in runs], error=REPLAY_ERROR))
                 for name, read in MEASURES.items()
             }
         )
