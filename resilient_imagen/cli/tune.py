@@ -255,6 +255,8 @@ def _show(found: Sweep, used: SettingsInEffect) -> None:
         console.print(line)
     _show_table(console, report_text.compared(found))
     _show_fidelity(console, found.fidelity, used)
+    for line in report_text.limit_lines(found):
+        console.print(line)
     agreed = found.agreed is not None
     for leaning in Objective:
         advice = found.advice[leaning]

@@ -34,6 +34,10 @@ def as_json(sweep: Sweep, settings: Mapping[str, str]) -> dict[str, Any]:
         **_basis(sweep.fidelity, sweep.evidence),
         "tried": len(sweep.trials),
         "interrupted": sweep.interrupted,
+        "limits": [
+            {"variable": each.variable, "value": each.value, "gain": each.gain}
+            for each in sweep.limits
+        ],
         "recorded": _metrics(sweep.recorded),
         "replayed": _metrics(sweep.replayed),
         "present": _metrics(sweep.present),

@@ -28,6 +28,7 @@ __all__ = [
     "gap_line",
     "labels",
     "left_out",
+    "limit_lines",
     "metric_rows",
     "rest_line",
     "seen_line",
@@ -243,6 +244,15 @@ def left_out(recording: Recording) -> Iterator[str]:
         yield "There is no image in it: was the logger imagegen at INFO?"
     for what, count in sorted(recording.notes.items()):
         yield f"{what}: {count}."
+
+
+def limit_lines(sweep: Sweep) -> Iterator[str]:
+    """Yield the limits of the pace that make calls wait."""
+    for each in sweep.limits:
+        yield (
+            f"Calls wait for the pace: with {each.variable}={each.value} alone they would take"
+            f" {each.gain:.0%} less time, if the accounts allow as many requests."
+        )
 
 
 def set_aside(settings: Settings) -> Iterator[str]:

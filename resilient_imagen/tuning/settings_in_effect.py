@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.effective_settings import changed_from_defaults, read_text, settings_from
+from resilient_imagen.effective_settings import (
+    changed_from_defaults,
+    is_known,
+    read_text,
+    settings_from,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -58,8 +63,19 @@ def settings_in_effect(
     elif recording.settings:
         recorded = True
         recording, variables = _longest_part(recording, notes)
+        variables = _known(variables, notes)
     settings = settings_from({**variables, **(changes or {})})
     return SettingsInEffect(settings, recording, recorded, tuple(notes))
+
+
+def _known(variables: Mapping[str, str], notes: list[str]) -> dict[str, str]:
+    """Leave out settings of other versions, and of providers that were made in code."""
+    known = {name: value for name, value in variables.items() if is_known(name, variables)}
+    if unknown := sorted(variables.keys() - known.keys()):
+        notes.append(
+            f"Recorded settings that are not known here are left out: {', '.join(unknown)}."
+        )
+    return known
 
 
 _SILENCE: Final = 86_400.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from resilient_imagen.effective_settings import settings_from
+from resilient_imagen.effective_settings import settings_from, value_text, variable_of
 from resilient_imagen.settings import Settings
 from resilient_imagen.tuning.diagnosis import explain, with_explanation
 from resilient_imagen.tuning.evidence import Evidence, evidence_of
@@ -43,6 +43,8 @@ _FEW_DRAWS: Final = 2
 """Draws after an interruption."""
 _AT_RANDOM: Final = 0.6
 """Share of the trials that are random on the grid; the others are neighbours of the best ones."""
+_BINDING: Final = 0.05
+"""Relative improvement of the mean time from which a limit of the pace is worth mentioning."""
 _AGREEING: Final = 0.8
 """Share of each objective's gain that one setting for all of them must have."""
 
@@ -70,6 +72,9 @@ class Sweep:
     front: tuple[Evaluation, ...]
     """The Pareto front."""
     advice: Mapping[Objective, Recommendation]
+    limits: tuple[Contribution, ...]
+    """Doubled limits of the pace that would make calls quicker, each alone. They are not among the
+    settings that are tried: a recording cannot show whether an account allows more requests."""
     wanted: int
     """Number of settings that were to be tried."""
     interrupted: bool
@@ -212,6 +217,7 @@ class _Sweeper:
             trials=trials,
             front=tuple(front(trials)),
             advice=advice,
+            limits=() if objection or self._interrupted() else tuple(self._binding_limits()),
             wanted=self._count,
             interrupted=self._interrupted(),
         )
@@ -228,6 +234,17 @@ class _Sweeper:
             each: self._simplified(choose(trials, each, today), each) for each in Objective
         }
         return self._unified(simplified)
+
+    def _binding_limits(self) -> Iterator[Contribution]:
+        before = self._seen[self._now].whole
+        present = self._now.applied(self._settings)
+        for field in ("ipm", "max_concurrent"):
+            doubled = 2 * getattr(self._settings, field)
+            settings = present.model_copy(update={field: doubled})
+            (after,) = draws_of(self._recording, settings, 1)
+            gain = gain_of(after, before, Objective.FAST)
+            if gain >= _BINDING:
+                yield Contribution(variable_of(field), value_text(doubled), gain)
 
     def _explained(self, recorded: Metrics) -> Sequence[Hint]:
         def try_out(some: Iterable[TunableSettings]) -> Iterator[Evaluation]:

@@ -99,6 +99,23 @@ def test_the_part_under_the_same_settings_is_used() -> None:
     )
 
 
+def test_recorded_settings_of_other_versions_are_left_out_with_a_note() -> None:
+    """A recording with a setting that is not known here can be used."""
+    rows: list[Row] = []
+    serve(5, Recorder(rows.append, epoch=1.7e9), **IN_CODE)
+    text = next(row.settings for row in rows if isinstance(row, Configured))
+    later = [
+        row._replace(settings=f"{text} IMAGE_GEN_LATER=1 IMAGE_GEN_MINE_BREAKER=fail_max=2")
+        if isinstance(row, Configured)
+        else row
+        for row in rows
+    ]
+    used = settings_in_effect(gather(later), {})
+    assert used.settings.breaker_fail_max == 2
+    (note,) = used.notes
+    assert note.endswith("left out: IMAGE_GEN_LATER, IMAGE_GEN_MINE_BREAKER.")
+
+
 def test_contradicted_settings_are_named() -> None:
     """Pace, time limit and deadline of a recording without settings are compared with its calls."""
     at, rows = 1.7e9, []

@@ -268,6 +268,15 @@ def test_other_settings_than_the_recorded_ones_are_refused_by_name() -> None:
 
 
 @pytest.mark.no_cover
+def test_a_pace_that_makes_calls_wait_is_mentioned(flapping: Recording) -> None:
+    """A doubled limit is not recommended, but its effect is shown where calls wait for it."""
+    settings = Settings(**{**TIGHT, "ipm": 5})
+    waiting = sweep(record(FLAPPING, settings), settings, count=3, workers=1)
+    assert [(each.variable, each.value) for each in waiting.limits] == [("IMAGE_GEN_IPM", "10")]
+    assert sweep(flapping, Settings(**ROOMY), count=3, workers=1).limits == ()
+
+
+@pytest.mark.no_cover
 def test_little_evidence_is_refused() -> None:
     """Nothing is recommended from few calls, or from an incident that is not over."""
     few = record(world(bad(0.05, 3), hours=0.15), Settings(**ROOMY))
