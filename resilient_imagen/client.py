@@ -566,6 +566,13 @@ class ImageClient:
         """
         self._control.obey(order)
 
+    def add_sink(self, sink: EventSink) -> None:
+        """Pass all further events to one more listener, as with ``sinks`` at construction.
+
+        It receives the rest of calls in flight, whose beginning it has missed.
+        """
+        self._dispatcher.add(sink)
+
     def health(self) -> Health:
         """Return whether images can be delivered, for a health check; it sends no request.
 

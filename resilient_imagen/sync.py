@@ -492,6 +492,10 @@ class ImageClient:
         """Obey an operator's order until its end; see the async client."""
         _on_loop(lambda: self._client().obey(order))
 
+    def add_sink(self, sink: EventSink) -> None:
+        """Pass all further events to one more listener; see the async client."""
+        _on_loop(lambda: self._client().add_sink(sink))
+
     def health(self) -> Health:
         """Return whether images can be delivered, for a health check; see the async client."""
         return _on_loop(lambda: self._client().health())

@@ -58,6 +58,10 @@ class BackgroundSink:
         self.dropped: int = 0
         """Events that were dropped because the sinks were too slow."""
 
+    def add(self, sink: EventSink) -> None:
+        """Pass events to ``sink``, too, from the next one that is handled."""
+        self._sinks = (*self._sinks, sink)
+
     def put(self, event: Event) -> None:
         """Queue ``event`` with a copy of the present context; never waits."""
         if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind

@@ -31,13 +31,23 @@ class SinkDispatcher:
     """
 
     def __init__(self, sinks: Sequence[EventSink]) -> None:
-        inline = tuple(sink for sink in sinks if getattr(sink, "inline", False))
-        others = tuple(sink for sink in sinks if not getattr(sink, "inline", False))
-        self._inline = inline
-        self._reversed = tuple(reversed(inline))
-        self._background = BackgroundSink(others, self._pass_to) if others else None
+        self._inline: tuple[EventSink, ...] = ()
+        self._reversed: tuple[EventSink, ...] = ()
+        self._background: BackgroundSink | None = None
         self._failed: set[int] = set()
         """Identities of the sinks whose first failure was logged."""
+        for sink in sinks:
+            self.add(sink)
+
+    def add(self, sink: EventSink) -> None:
+        """Pass all further events to ``sink``, too."""
+        if getattr(sink, "inline", False):
+            self._inline = (*self._inline, sink)
+            self._reversed = tuple(reversed(self._inline))
+        elif self._background is None:
+            self._background = BackgroundSink((sink,), self._pass_to)
+        else:
+            self._background.add(sink)
 
     def emit(self, event: Event) -> None:
         """Pass ``event`` to every sink; never raises."""

@@ -30,6 +30,7 @@ SNAPSHOT: Final = DATA / "contract.json"
 MODULES: Final = (
     "resilient_imagen",
     "resilient_imagen.circuitbreaker",
+    "resilient_imagen.dashboard",
     "resilient_imagen.emulator",
     "resilient_imagen.providers.google",
     "resilient_imagen.providers.openai",

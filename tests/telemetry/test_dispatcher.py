@@ -354,3 +354,27 @@ def test_an_event_without_a_time_happens_now() -> None:
     loop_time, at = run_virtual(main())
     assert at == loop_time
     assert OperatorWarning(code="n", message="x").at <= time.monotonic()
+
+
+def test_a_sink_can_be_added_to_a_client_in_use() -> None:
+    """Inline or not, it receives the events that follow, beside the sinks that were there."""
+
+    async def main() -> None:
+        class Background(RecordingSink):
+            inline = False
+
+        first, inline, background = RecordingSink(), RecordingSink(), Background()
+        providers = [FakeProvider("google"), FakeProvider("openai")]
+        async with ImageClient(Settings(), providers=providers, sinks=[first]) as client:
+            await client.generate("a lighthouse")
+            before = len(first.events)
+            client.add_sink(inline)
+            client.add_sink(background)
+            await client.generate("a lighthouse")
+        assert inline.events
+        assert inline.events == first.events[before:]
+        assert {type(event) for event in background.events} == {
+            type(event) for event in inline.events
+        }
+
+    run_virtual(main())

@@ -1,0 +1,110 @@
+"""The application: the page, its stream and its orders, as one ASGI application to be mounted."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from resilient_imagen.dashboard.security import Guard
+from resilient_imagen.dashboard.stream import Broadcaster, EventStream
+from resilient_imagen.dashboard.view import ClientSource
+from resilient_imagen.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from resilient_imagen.client import ImageClient
+    from resilient_imagen.dashboard.view import Source
+
+__all__ = ["app", "serve"]
+
+_STATIC: Final = Path(__file__).parent / "static"
+_TYPES: Final = {
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
+}  # fmt: skip
+
+
+def app(
+    client: ImageClient,
+    *,
+    jaeger_url: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> ASGIApp:
+    """Return the live page of a client, to be mounted in FastAPI or Starlette.
+
+    Everybody who reaches the page can read it: routes, causes and costs, but neither prompts nor
+    images. It is served on the client's event loop.
+
+    Args:
+        client: The client, also one that is in use already.
+        jaeger_url: Address of Jaeger's pages, such as ``http://localhost:16686``, for links to
+            traces.
+        hosts: Names that the Host header may have; None allows all. It keeps pages of other sites
+            from reading a page on a private address by a forged DNS answer.
+
+    Raises:
+        ConfigurationError: ``jaeger_url`` is not an http(s) address.
+    """
+    return serve(ClientSource(client), jaeger_url=jaeger_url, hosts=hosts)
+
+
+def serve(
+    source: Source,
+    *,
+    jaeger_url: str | None,
+    hosts: Collection[str] | None,
+) -> ASGIApp:
+    """Return the page of any source; arguments are those of ``app``."""
+    broadcaster = Broadcaster(source.read)
+    page = {"jaeger_url": _checked_address(jaeger_url)}
+
+    async def configuration(_: Request) -> Response:
+        return JSONResponse(page)
+
+    async def stream(_: Request) -> ASGIApp:
+        return EventStream(broadcaster)
+
+    return Starlette(
+        routes=[
+            Route("/", _file("page.html")),
+            *(Route(f"/{name}", _file(name)) for name in _FILES),
+            Route("/configuration", configuration),
+            Route("/events", stream),
+        ],
+        middleware=[Middleware(partial(Guard, hosts=hosts))],
+    )
+
+
+_FILES: Final = ("page.css", "page.js", "elements.js", "charts.js", "icon.svg")
+
+
+def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    content = (_STATIC / name).read_bytes()
+    media_type = _TYPES[Path(name).suffix]
+
+    async def send_file(_: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return send_file
+
+
+def _checked_address(url: str | None) -> str | None:
+    if url is None:
+        return None
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+        raise ConfigurationError(
+            "jaeger_url must be an http or https address without credentials, such as "
+            "http://localhost:16686"
+        )
+    return url.rstrip("/")

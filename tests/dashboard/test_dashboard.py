@@ -1,0 +1,185 @@
+"""The live page of a client: its content, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_kit import PATH, request, served, snapshot, watching
+from opentelemetry.sdk.trace import TracerProvider
+
+from resilient_imagen import (
+    ConfigurationError,
+    ImageClient,
+    ImageGenerationError,
+    Reason,
+    dashboard,
+)
+from resilient_imagen.dashboard.view import ClientSource
+from resilient_imagen.testing import FakeProvider
+
+STATIC = Path(dashboard.__file__).parent / "static"
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 100))
+
+
+def test_healthy() -> None:
+    """Both routes are closed; images, requests and costs of the last minute are counted."""
+
+    async def main() -> None:
+        async with served() as page:
+            for _ in range(3):
+                await page.client.generate("a lighthouse")
+            view = await snapshot(page.port)
+            assert (view["status"], view["headline"]) == ("ok", "Images come from google.")
+            assert [route["state"] for route in view["routes"]] == ["closed", "closed"]
+            assert len(view["minutes"]) == 60
+            last = {key: sum(minute[key] for minute in view["minutes"][-2:]) for key in last_keys}
+            assert last == {"calls": 3, "images": 3, "requests": 3, "failed": 0}
+            assert sum(minute["cost_usd"] for minute in view["minutes"]) > 0
+            assert view["fallbacks"] == []
+            assert view["hedging"]["calls_last_hour"] == 3
+            assert {each["provider"] for each in view["queues"]} == {"google", "openai"}
+
+    last_keys = ("calls", "images", "requests", "failed")
+    run(main())
+
+
+def test_outage() -> None:
+    """The page names the cause, the route that serves, and the trace of the last fallback."""
+
+    async def main() -> None:
+        async with served() as page:
+            page.google.fail(Reason.OVERLOADED, status=503, latency=0)
+            for _ in range(5):
+                await page.client.generate("a lighthouse")
+            view = await snapshot(page.port)
+            assert view["status"] == "degraded"
+            assert view["headline"] == "Images come from openai. google is out (overloaded)."
+            google = view["routes"][0]
+            assert (google["state"], google["cause"]) == ("open", "overloaded")
+            assert 0 < google["next_probe_s"] <= 66
+            assert (
+                "5 of 5 images of the last 5 minutes came from a fallback route." in view["notices"]
+            )
+            sentences = {each["sentence"]: each["count"] for each in view["fallbacks"]}
+            assert sum(sentences.values()) == 5
+            assert "google overloaded: openai is next" in sentences
+            assert any("circuit open" in each["sentence"] for each in view["changes"])
+
+    run(main())
+
+
+def test_all_down() -> None:
+    """The headline says that no image comes, and why."""
+
+    async def main() -> None:
+        async with served() as page:
+            page.google.fail(Reason.OVERLOADED, status=503, latency=0)
+            page.openai.fail(Reason.UNAUTHENTICATED, status=401, latency=0)
+            for _ in range(5):
+                with pytest.raises(ImageGenerationError):
+                    await page.client.generate("a lighthouse")
+            view = await snapshot(page.port)
+            assert view["status"] == "down"
+            assert view["headline"] == (
+                "No images. google is out (overloaded); openai is out (unauthenticated)."
+            )
+            assert "5 of 5 calls of the last 5 minutes brought no image." in view["notices"]
+
+    run(main())
+
+
+def test_fallbacks_have_the_ids_of_their_traces() -> None:
+    """The id is that of the call's trace, and the page's configuration has Jaeger's address."""
+
+    async def main() -> None:
+        google = FakeProvider("google", latency=0).fail(Reason.SERVER_ERROR, status=500, latency=0)
+        providers = [google, FakeProvider("openai", latency=0)]
+        tracers = TracerProvider()
+        async with ImageClient(providers=providers, tracer_provider=tracers) as client:
+            source = ClientSource(client)
+            with tracers.get_tracer("test").start_as_current_span("request") as span:
+                await client.generate("a lighthouse")
+            (fallback,) = (await source.read())["fallbacks"] or [{}]
+            assert fallback["traces"] == [f"{span.get_span_context().trace_id:032x}"]
+
+    run(main())
+
+
+def test_one_snapshot_per_second_whatever_happens() -> None:
+    """Thousands of events between two snapshots make no further ones; memory stays bounded."""
+
+    async def main() -> None:
+        async with served() as page, watching(page.port) as views:
+            page.google.fail(Reason.SERVER_ERROR, status=500, latency=0)
+            first = await anext(views)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            for _ in range(300):
+                await page.client.generate("a lighthouse")
+            for _ in range(2):
+                last = await anext(views)
+            # Two more snapshots take a second at least, however fast the events come.
+            assert loop.time() - began >= 1.0
+            assert sum(each["calls"] for each in first["minutes"]) == 0
+            assert sum(each["calls"] for each in last["minutes"]) > 0
+            assert len(last["fallbacks"]) <= 20
+
+    run(main())
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    """The files of the page name no address of another host, and have no inline script or style."""
+    for file in STATIC.iterdir():
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "//" not in text.replace("// ", "").replace('"//"', ""), file.name
+        assert "style=" not in text
+    assert "<script>" not in (STATIC / "page.html").read_text(encoding="utf-8")
+
+
+def test_files_are_served_with_strict_headers() -> None:
+    """Every answer, also an error, forbids framing, storing and content from elsewhere."""
+
+    async def main() -> None:
+        async with served() as page:
+            for name in ("", "page.css", "page.js", "icon.svg", "configuration", "missing"):
+                answer = await request(page.port, PATH + name)
+                assert answer.status == (404 if name == "missing" else 200)
+                policy = answer.headers["content-security-policy"]
+                assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+                assert "unsafe" not in policy
+                assert answer.headers["x-frame-options"] == "DENY"
+                assert answer.headers["cache-control"] == "no-store"
+                assert answer.headers["x-content-type-options"] == "nosniff"
+
+    run(main())
+
+
+def test_a_mounted_page_is_found_without_the_slash() -> None:
+    """The address without the last slash leads to the page."""
+
+    async def main() -> None:
+        async with served() as page:
+            answer = await request(page.port, PATH.rstrip("/"))
+            assert answer.status == 307
+            assert answer.headers["location"] == page.url
+
+    run(main())
+
+
+@pytest.mark.parametrize("url", ["localhost:16686", "javascript:alert(1)", "http://a:b@c"])
+def test_an_address_of_jaeger_is_checked(url: str) -> None:
+    """It must be an http address, because it becomes a link."""
+
+    async def main() -> None:
+        async with ImageClient(providers=[FakeProvider("google")]) as client:
+            with pytest.raises(ConfigurationError, match="jaeger_url must be"):
+                dashboard.app(client, jaeger_url=url)
+
+    run(main())
