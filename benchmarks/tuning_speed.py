@@ -55,13 +55,18 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     recording = recorded()
     clock, work = time.monotonic(), sum(os.times()[:4])
-    sweep(recording, SETTINGS, count=count)
+    replays = 0
+
+    def note(done: int, _total: int) -> None:
+        nonlocal replays
+        replays = done
+
+    sweep(recording, SETTINGS, count=count, progress=note)
     clock, work = time.monotonic() - clock, sum(os.times()[:4]) - work
-    replays = count + 8  # the best and worst case of the present and the recommended settings
     megabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(
-        f"{count} settings, {len(recording.asked)} calls: {clock:.0f} s on {os.cpu_count()}"
-        f" processors, {work:.0f} s of processor"
+        f"{count} settings, {replays} replays, {len(recording.asked)} calls: {clock:.0f} s on"
+        f" {os.cpu_count()} processors, {work:.0f} s of processor"
         f" ({1e6 * work / replays / len(recording.asked):.0f} µs a call), {megabytes:.0f} MB in"
         " the largest worker"
     )

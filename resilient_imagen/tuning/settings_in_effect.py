@@ -121,8 +121,8 @@ def _longest_part(recording: Recording, notes: list[str]) -> tuple[Recording, Ma
     clients = {each.client for each in recording.settings}
     if len(clients) > 1:
         notes.append(
-            f"{len(clients)} clients reported settings. Each has a breaker and a pace of its own"
-            " unless IMAGE_GEN_REDIS_URL is set, but they are replayed as one."
+            f"{len(clients)} clients reported settings, and are replayed as one. If they ran at the"
+            " same time without IMAGE_GEN_REDIS_URL, each had its breakers and pace to itself."
         )
     return recording, variables
 
