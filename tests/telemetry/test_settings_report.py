@@ -10,6 +10,7 @@ import pytest
 from telemetry_kit import TelemetryScenario, attributes, run_telemetry_scenario
 
 from resilient_imagen import ImageClient, Settings
+from resilient_imagen.control import Order
 from resilient_imagen.effective_settings import (
     as_text,
     changed_from_defaults,
@@ -77,6 +78,22 @@ def test_a_change_of_a_breaker_is_reported_with_the_next_call() -> None:
         again = settings_from(forced)
         assert again.breaker_settings("openai")["fail_max"] == 7
         assert again.breaker_settings("google")["fail_max"] == 3
+
+    run_telemetry_scenario(scene)
+
+
+def test_an_operators_order_is_reported_with_the_next_call() -> None:
+    """Limits that an order changes are settings in effect, until the order ends."""
+
+    async def scene(scenario: TelemetryScenario) -> None:
+        await scenario.ask()
+        change = Order(action="set", target="IMAGE_GEN_IPM", value="30", ttl=60, by="ops", serial=1)
+        scenario.client.obey(change)
+        await scenario.ask()
+        await asyncio.sleep(100)
+        await scenario.ask()
+        found = [event.variables["IMAGE_GEN_IPM"] for event in reports(scenario)]
+        assert found == ["10", "30", "10"]
 
     run_telemetry_scenario(scene)
 
