@@ -12,7 +12,9 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from resilient_imagen.dashboard.security import Guard
+from resilient_imagen.control.overrides import variables_for
+from resilient_imagen.dashboard.orders import OrderEndpoint
+from resilient_imagen.dashboard.security import Guard, checked_token
 from resilient_imagen.dashboard.stream import Broadcaster, EventStream
 from resilient_imagen.dashboard.view import ClientSource
 from resilient_imagen.errors import ConfigurationError
@@ -37,6 +39,7 @@ _TYPES: Final = {
 def app(
     client: ImageClient,
     *,
+    token: str | None = None,
     jaeger_url: str | None = None,
     hosts: Collection[str] | None = None,
 ) -> ASGIApp:
@@ -47,26 +50,34 @@ def app(
 
     Args:
         client: The client, also one that is in use already.
+        token: What an operator types to give orders, at least 16 characters. Without one, the page
+            is read-only.
         jaeger_url: Address of Jaeger's pages, such as ``http://localhost:16686``, for links to
             traces.
         hosts: Names that the Host header may have; None allows all. It keeps pages of other sites
             from reading a page on a private address by a forged DNS answer.
 
     Raises:
-        ConfigurationError: ``jaeger_url`` is not an http(s) address.
+        ConfigurationError: The token is too short, or ``jaeger_url`` is not an http(s) address.
     """
-    return serve(ClientSource(client), jaeger_url=jaeger_url, hosts=hosts)
+    return serve(ClientSource(client), token=token, jaeger_url=jaeger_url, hosts=hosts)
 
 
 def serve(
     source: Source,
     *,
+    token: str | None,
     jaeger_url: str | None,
     hosts: Collection[str] | None,
 ) -> ASGIApp:
     """Return the page of any source; arguments are those of ``app``."""
-    broadcaster = Broadcaster(source.read)
-    page = {"jaeger_url": _checked_address(jaeger_url)}
+    token, broadcaster = checked_token(token), Broadcaster(source.read)
+    page = {
+        "controls": token is not None,
+        "jaeger_url": _checked_address(jaeger_url),
+        "variables": [] if token is None else variables_for(()),
+    }
+    orders = OrderEndpoint(source, token)
 
     async def configuration(_: Request) -> Response:
         return JSONResponse(page)
@@ -79,13 +90,14 @@ def serve(
             Route("/", _file("page.html")),
             *(Route(f"/{name}", _file(name)) for name in _FILES),
             Route("/configuration", configuration),
+            Route("/orders", orders.answer, methods=["POST"]),
             Route("/events", stream),
         ],
         middleware=[Middleware(partial(Guard, hosts=hosts))],
     )
 
 
-_FILES: Final = ("page.css", "page.js", "elements.js", "charts.js", "icon.svg")
+_FILES: Final = ("page.css", "page.js", "elements.js", "charts.js", "controls.js", "icon.svg")
 
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:

@@ -1,20 +1,31 @@
-"""Security: the headers of every answer, and the allowed hosts."""
+"""Security: headers of every answer, the allowed hosts, and the checks before an order is taken.
+
+A page of another site can send requests here from an operator's browser, but cannot set the header
+``Authorization``, which the browser adds to nothing by itself. The other checks are further lines
+of defence.
+"""
 
 from __future__ import annotations
 
+import hmac
+import re
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
+
+from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Guard"]
+__all__ = ["SHORTEST_TOKEN", "Guard", "checked_token", "refusal"]
 
+SHORTEST_TOKEN: Final = 16
+"""Characters of a token at least."""
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::[0-9]{1,5})?", re.ASCII)
 _HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
@@ -59,8 +70,41 @@ class Guard:
         await self._app(scope, receive, send_with_headers)
 
 
+def checked_token(token: str | None) -> str | None:
+    """Return the token.
+
+    Raises:
+        ConfigurationError: It is too short, or has characters that a header cannot have.
+    """
+    if token is None:
+        return None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        raise ConfigurationError(
+            f"the dashboard's token must have at least {SHORTEST_TOKEN} printable ASCII "
+            f"characters, not {len(token)}; omit it for a page without controls"
+        )
+    return token
+
+
+def refusal(headers: Headers, token: str | None) -> tuple[int, str] | None:
+    """Return status and text for a request that may not change anything; None if it may."""
+    if token is None:
+        return 403, "The page is read-only: the application gave it no token."
+    host = headers.get("host", "").lower()
+    if headers.get("origin", "").lower() not in {f"http://{host}", f"https://{host}"}:
+        return 403, "The request does not come from this page (Origin)."
+    if headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        return 403, "The request does not come from this page (Sec-Fetch-Site)."
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return 415, "The request must be JSON."
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    expected = token.encode()
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected):
+        return 401, "The token is wrong."
+    return None
+
+
 def _host_name(headers: Headers) -> str:
-    try:
-        return (urlsplit(f"//{headers.get('host', '')}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """Return the name in the header Host, without port; empty if it has another form."""
+    found = _HOST.fullmatch(headers.get("host", ""))
+    return "" if found is None else found[1].strip("[]").lower()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_imagen.client import ImageClient
+    from resilient_imagen.control import Order
     from resilient_imagen.snapshots import HedgingSnapshot, RouteSnapshot
 
 __all__ = ["ClientSource", "OrderView", "QueueView", "RouteView", "Source", "View", "headline"]
@@ -61,6 +62,9 @@ class OrderView(TypedDict):
     """An operator's order in force."""
 
     order: str
+    action: str
+    """open, hold or set."""
+    target: str
     by: str
     why: str
     left_s: float
@@ -73,6 +77,8 @@ class View(TypedDict):
 
     scope: str
     """What the page is about: one process or a fleet, in words."""
+    orders_reach: str
+    """The processes that an order from this page reaches, in words."""
     status: str
     """ok, degraded, down or unknown."""
     headline: str
@@ -90,10 +96,18 @@ class View(TypedDict):
 
 
 class Source(Protocol):
-    """Where the page's content comes from."""
+    """Where the page's content comes from, and where orders go."""
 
     async def read(self) -> View:
         """Return the present content."""
+        ...
+
+    async def give(self, order: Order) -> str:
+        """Give an order, and return how it is obeyed, in words.
+
+        Raises:
+            ConfigurationError: It is not obeyed; the text has the cause.
+        """
         ...
 
 
@@ -116,6 +130,7 @@ class ClientSource:
         routes = [_route(row) for row in snapshot["routes"]]
         return {
             "scope": "this process" if fleet is None else f"process {fleet['worker']}",
+            "orders_reach": "this process only",
             "status": health["status"],
             "headline": headline(health["status"], routes),
             "notices": [*_order_notice(len(snapshot["control"]["orders"])), *_notices(minutes)],
@@ -128,6 +143,8 @@ class ClientSource:
             "orders": [
                 {
                     "order": each["order"],
+                    "action": each["action"],
+                    "target": each["target"],
                     "by": each["by"],
                     "why": each["why"],
                     "left_s": each["left_s"],
@@ -137,6 +154,11 @@ class ClientSource:
             ],
             "workers": [],
         }
+
+    async def give(self, order: Order) -> str:
+        """Let the client obey."""
+        self._client.obey(order)
+        return "obeyed by this process"
 
 
 def headline(status: str, routes: Sequence[RouteView]) -> str:

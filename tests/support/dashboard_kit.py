@@ -16,6 +16,7 @@ from resilient_imagen import ImageClient, Settings, dashboard
 from resilient_imagen.testing import FakeProvider
 
 PATH = "/ops/images/"
+TOKEN = "a-token-for-tests"
 
 
 class Served(NamedTuple):

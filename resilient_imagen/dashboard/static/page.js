@@ -1,6 +1,7 @@
 // The page: receives snapshots as Server-Sent Events, and shows the latest one.
 
 import { showMinutes } from "./charts.js";
+import { endButton, routeButtons, setReach, startControls } from "./controls.js";
 import { byId, listSentences, make, number, reconcile, setText, time } from "./elements.js";
 
 const SILENT = 5000; // milliseconds without data after which the page says so
@@ -49,7 +50,8 @@ function show(view) {
   listSentences(byId("queues"), view.queues.map(queueSentence), "No queue is known.");
   byId("hedging-part").hidden = view.hedging === null;
   if (view.hedging !== null) setText(byId("hedging"), hedgingSentence(view.hedging));
-  listSentences(byId("orders"), view.orders.map(orderSentence), "None is in force.");
+  setReach(view.orders_reach);
+  showOrders(view.orders);
   byId("workers-part").hidden = view.workers.length === 0;
   listSentences(byId("workers"), view.workers);
 }
@@ -90,6 +92,7 @@ function createRoute(route) {
   const state = make("p", "state-line");
   state.append(make("strong", "state"), " ", make("span", "since"));
   card.append(heading, state, make("p", "cause"), make("p", "probe"), make("p", "window"));
+  if (configuration.controls) card.append(routeButtons(route.route));
   return card;
 }
 
@@ -166,6 +169,19 @@ function percent(share) {
   return `${number(Math.round(share * 1000) / 10)} %`;
 }
 
+function showOrders(orders) {
+  const shown = orders.length ? orders : [null];
+  reconcile(byId("orders"), shown, (order) => order?.order ?? "none", createOrder, (row, order) =>
+    setText(row.firstChild, order === null ? "None is in force." : orderSentence(order)));
+}
+
+function createOrder(order) {
+  const row = make("li");
+  row.append(make("span"));
+  if (order !== null && configuration.controls) row.append(" ", endButton(order));
+  return row;
+}
+
 function orderSentence(order) {
   const parts = [`${order.order}, by ${order.by}`, `${time(order.left_s)} left`];
   if (order.why) parts.push(order.why);
@@ -181,4 +197,5 @@ setInterval(() => {
 }, 1000);
 document.addEventListener("visibilitychange", () => { heard = Date.now(); connect(); });
 configuration = await (await fetch("configuration")).json();
+if (configuration.controls) startControls(configuration.variables);
 connect();
