@@ -23,17 +23,17 @@ from typing import (
     TypedDict,
 )
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
 
 from resilient_imagen._settings_types import (
     LowercaseStr,
     OptionalPositiveFloat,
+    OptionalPositiveInt,
     OptionalSeconds,
     OptionalStr,
     Secret,
 )
 from resilient_imagen._validation import (
-    blank_to_none,
     check_api_key,
     check_base_url,
     check_location,
@@ -170,9 +170,7 @@ class ProviderSettings(BaseModel):
     """Vertex AI: the path of a credentials file; None means Application Default Credentials."""
     ipm: OptionalPositiveFloat = None
     """Images per minute."""
-    max_concurrent: Annotated[
-        Annotated[int, Field(ge=1)] | None, BeforeValidator(blank_to_none)
-    ] = None
+    max_concurrent: OptionalPositiveInt = None
     """Requests in flight in this process."""
     timeout: OptionalSeconds = None
     """Time limit of a request in seconds."""

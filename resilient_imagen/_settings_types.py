@@ -30,10 +30,12 @@ __all__ = [
     "LowercaseStr",
     "OptionalCount",
     "OptionalPositiveFloat",
+    "OptionalPositiveInt",
     "OptionalSeconds",
     "OptionalStr",
     "OptionalWait",
     "PositiveFloat",
+    "PositiveInt",
     "PromptHints",
     "Reasons",
     "RouteChain",
@@ -138,7 +140,11 @@ HedgeDelay = Annotated[
 OptionalWait = Annotated[
     Annotated[float, Field(ge=0, le=86_400)] | None, BeforeValidator(blank_to_none)
 ]
-OptionalCount = Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(blank_to_none)]
+OptionalCount = Annotated[
+    Annotated[int, Field(ge=0, le=1_000_000_000)] | None, BeforeValidator(blank_to_none)
+]
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000_000)]
+OptionalPositiveInt = Annotated[PositiveInt | None, BeforeValidator(blank_to_none)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 OptionalPositiveFloat = Annotated[PositiveFloat | None, BeforeValidator(blank_to_none)]
 LowercaseStr = BeforeValidator(_lowercase)

@@ -56,6 +56,7 @@ from resilient_imagen._settings_types import (
     OptionalStr,
     OptionalWait,
     PositiveFloat,
+    PositiveInt,
     PromptHints,
     Reasons,
     RouteChain,
@@ -133,13 +134,13 @@ class Settings(BaseSettings):
 
     # -- pace --
 
-    max_concurrent: Annotated[int, Field(ge=1)] = 4
+    max_concurrent: PositiveInt = 4
     """Requests in flight per provider and process."""
     ipm: PositiveFloat = 10
     """Images per minute per provider, paced. Every request sent takes a place, retries too."""
     openai_ipm: OptionalPositiveFloat = None
     """The same for OpenAI; empty means as IMAGE_GEN_IPM."""
-    burst: Annotated[int, Field(ge=1)] = 1
+    burst: PositiveInt = 1
     """Places that may be taken at once after a quiet time; 1 is even spacing."""
     max_queue: OptionalCount = None
     """Callers waiting per provider; one more goes to the next route. Empty: no limit."""
@@ -163,13 +164,13 @@ class Settings(BaseSettings):
 
     breaker_mode: Annotated[Literal["on", "off", "shadow"], LowercaseStr] = "on"
     """on, off, or shadow: decide, record, let through."""
-    breaker_fail_max: Annotated[int, Field(ge=1)] = 3
+    breaker_fail_max: PositiveInt = 3
     """Failures in a row that open the circuit."""
     breaker_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of failed requests in the last IMAGE_GEN_BREAKER_WINDOW seconds that opens it, too."""
     breaker_window: Seconds = 300
     """Seconds over which the failure rate is counted."""
-    breaker_min_calls: Annotated[int, Field(ge=1)] = 6
+    breaker_min_calls: PositiveInt = 6
     """Requests in the window below which its failure rate is ignored."""
     breaker_slow_call: OptionalSeconds = None
     """Seconds after which a request in flight counts as failed; off by default."""
@@ -182,7 +183,7 @@ class Settings(BaseSettings):
     breaker_reset_max: Seconds = 600
     """Maximum open period in seconds, before jitter; a fatal failure with a longer hint of the
     server may extend it to 24 hours."""
-    breaker_half_open_calls: Annotated[int, Field(ge=1)] = 1
+    breaker_half_open_calls: PositiveInt = 1
     """Probes at a time, also the successes needed to close."""
 
     # -- overlapping requests --

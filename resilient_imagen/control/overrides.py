@@ -61,11 +61,10 @@ def overridden(settings: Settings, values: Mapping[str, str]) -> Settings:
     """
     if not values:
         return settings
-    known = {route.provider for route in settings.accounts} | settings.providers.keys()
     changes: dict[str, Any] = {}
     providers = dict(settings.providers)
     for variable, value in values.items():
-        provider, field, parsed = _parsed(variable, value, {*BUILT_IN, *known})
+        provider, field, parsed = _parsed(variable, value, {*BUILT_IN, *settings.providers})
         if provider is None:
             changes[field] = parsed
         else:
@@ -104,7 +103,7 @@ def _parsed(variable: str, value: str, providers: Iterable[str]) -> tuple[str | 
     if field is None or info is None:
         raise ConfigurationError(
             f"{variable} cannot change at runtime; these can: {', '.join(_FIELD_OF)}, and "
-            "IMAGE_GEN_<NAME>_IPM, _MAX_CONCURRENT and _TIMEOUT of a provider"
+            "IMAGE_GEN_<NAME>_IPM, _MAX_CONCURRENT and _TIMEOUT of a built-in or declared provider"
         )
     return provider, field, checked(variable, partial(check_field, info), value)
 

@@ -346,6 +346,8 @@ REFUSED = {
     "BREAKER_RESET_TIMEOUT=900": "RESET_MAX must not be less than IMAGE_GEN_BREAKER_RESET_TIMEOUT",
     "BREAKER_FAILURE_RATE=nan": "IMAGE_GEN_BREAKER_FAILURE_RATE",
     "IPM=": "IMAGE_GEN_IPM must be a number",
+    "BURST=" + "9" * 400: "IMAGE_GEN_BURST must be at most 1000000000",
+    "OPENAI_MAX_CONCURRENT=1000000001": "IMAGE_GEN_OPENAI_MAX_CONCURRENT must be at most 1000000000",
     "GOOGLE_IPM=-1": "IMAGE_GEN_GOOGLE_IPM must be greater than 0",
     "OTHER_IPM=5": "IMAGE_GEN_OTHER_IPM cannot change at runtime",
     "ROUTES=google:gemini-3.1-flash-image": "may only name configured routes at runtime",
@@ -371,6 +373,17 @@ def test_a_value_is_checked_like_a_variable(assignment: str) -> None:
         assert [each.code for each in warned].count("control") == 1
 
     run_scenario(scene)
+
+
+def test_limits_of_a_provider_that_only_the_application_knows_are_refused() -> None:
+    """IMAGE_GEN_<NAME>_IPM is a variable of built-in and declared providers only."""
+    client = ImageClient(Settings(routes="mine:model"), providers=[FakeProvider("mine")])
+
+    async def main() -> None:
+        with pytest.raises(ConfigurationError, match="IMAGE_GEN_MINE_IPM cannot change at runtime"):
+            client.obey(setting("MINE_IPM", "5"))
+
+    run_virtual(main())
 
 
 def test_two_values_that_fit_only_together_end_one_after_the_other() -> None:
