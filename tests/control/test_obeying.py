@@ -347,7 +347,9 @@ REFUSED = {
     "BREAKER_FAILURE_RATE=nan": "IMAGE_GEN_BREAKER_FAILURE_RATE",
     "IPM=": "IMAGE_GEN_IPM must be a number",
     "BURST=" + "9" * 400: "IMAGE_GEN_BURST must be at most 1000000000",
-    "OPENAI_MAX_CONCURRENT=1000000001": "IMAGE_GEN_OPENAI_MAX_CONCURRENT must be at most 1000000000",
+    "OPENAI_MAX_CONCURRENT=1000000001": (
+        "IMAGE_GEN_OPENAI_MAX_CONCURRENT must be at most 1000000000"
+    ),
     "GOOGLE_IPM=-1": "IMAGE_GEN_GOOGLE_IPM must be greater than 0",
     "OTHER_IPM=5": "IMAGE_GEN_OTHER_IPM cannot change at runtime",
     "ROUTES=google:gemini-3.1-flash-image": "may only name configured routes at runtime",
