@@ -145,8 +145,9 @@ class ImageClient:
             self._dispatcher,
             None if self._coordinator is None else self._coordinator.expect_changes,
         )
+        control = self._control  # not self: a client without cycles is freed with its thread
         self._settings_report = SettingsReporter(
-            lambda: self._control.effective,
+            lambda: control.effective,
             [route.breaker for route in self._routing.routes],
             self._dispatcher,
         )

@@ -12,6 +12,7 @@ import threading
 import types
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_kit import cli, environment
@@ -280,8 +281,10 @@ GOOD = to_json(Attempted(1e9, "c", "google:gemini-3-pro-image", 2.0)) + "\n"
 def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the sweep of `tune` and its report by short ones."""
     monkeypatch.setattr(tune, "_swept", lambda *_: None)
-    monkeypatch.setattr(tune, "_report", lambda *_: "<p>report</p>")
     monkeypatch.setattr(tune, "_show", lambda *_: None)
+    report: Any = types.ModuleType("report_html")
+    report.page = lambda *_: "<p>report</p>"
+    monkeypatch.setitem(sys.modules, "resilient_imagen.tuning.report_html", report)
     monkeypatch.setitem(sys.modules, "vl_convert", types.ModuleType("vl_convert"))
 
 
