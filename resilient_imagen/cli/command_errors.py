@@ -46,6 +46,8 @@ _EXTRAS: Final = {
     "h11": "emulator",
     "python_multipart": "emulator",
     "redis": "redis",
+    "starlette": "dashboard",
+    "uvicorn": "dashboard",
     "vl_convert": "tuning",
 }
 

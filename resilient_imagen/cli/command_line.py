@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "run"]
 
 COMMANDS: Final = (
     "generate", "demo", "emulate", "status", "breaker", "settings", "tune", "cost", "monitoring",
+    "dashboard",
 )  # fmt: skip
 """Each is the function of this name in the module of this name, beside this one. The module imports
 heavy libraries inside the function, because ``--help`` imports the modules of all commands."""

@@ -42,6 +42,7 @@ NOT_RUN = {
     "python benchmarks/": "takes long; test_benchmarks.py runs its parts",
     "python tests/support/": "writes the guides; test_guides.py compares their tables",
     "resilient-imagen --install-completion": "changes the user's shell; see tests/cli",
+    "resilient-imagen dashboard": "serves until it is stopped; see tests/dashboard",
     "resilient-imagen demo --vertex": "takes as long as the other demo; see tests/cli",
     "python -m resilient_imagen": "starts the same command line; see tests/cli",
 }

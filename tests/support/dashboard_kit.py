@@ -99,11 +99,11 @@ async def request(
 
 
 @contextlib.asynccontextmanager
-async def watching(port: int) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+async def watching(port: int, path: str = PATH) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """Open the stream of snapshots."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        writer.write(f"GET {PATH}events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        writer.write(f"GET {path}events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
         yield _events(reader)
     finally:
         writer.close()
@@ -115,9 +115,9 @@ async def _events(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]
             yield json.loads(line[6:])
 
 
-async def snapshot(port: int) -> dict[str, Any]:
+async def snapshot(port: int, path: str = PATH) -> dict[str, Any]:
     """Return what a browser that comes now is shown."""
-    async with watching(port) as views, asyncio.timeout(60):
+    async with watching(port, path) as views, asyncio.timeout(60):
         async for view in views:
             return view
     raise AssertionError("the stream ended")

@@ -1,0 +1,104 @@
+"""``resilient-imagen dashboard``: the live page of all processes that share one Redis."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from resilient_imagen.cli.command_errors import CommandError, system_words
+from resilient_imagen.cli.terminal import echo
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+__all__ = ["dashboard"]
+
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_VARIABLE: Final = "DASHBOARD_TOKEN"
+
+
+def dashboard(
+    redis_url: Annotated[
+        str | None,
+        typer.Option(help="Where Redis is; IMAGE_GEN_REDIS_URL if not given.", show_default=False),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8484,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Allow orders with a token: that of DASHBOARD_TOKEN, or one that is printed.",
+        ),
+    ] = False,
+    jaeger_url: Annotated[
+        str | None,
+        typer.Option(help="Where Jaeger's pages are.", envvar="JAEGER_URL", show_default=False),
+    ] = None,
+) -> None:
+    """Serve a page with the routes, paces and orders of all processes, from Redis.
+
+    The page is read-only without [bold]--controls[/bold]. Everybody who reaches the address can
+    read it. Ctrl-C ends it.
+    """
+    token = _token() if controls else None
+    app = _application(redis_url, host, token, jaeger_url)
+    try:
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise CommandError(f"{host}:{port} cannot be used: {system_words(error)}") from None
+    with listener:
+        shown = f"[{host}]" if ":" in host else host
+        echo(f"http://{shown}:{listener.getsockname()[1]}/")
+        if controls and not os.environ.get(_VARIABLE):
+            echo(f"token for orders: {token}", err=True)
+        echo("serving; Ctrl-C ends it", err=True)
+        _serve(app, listener)
+
+
+def _token() -> str:
+    return os.environ.get(_VARIABLE) or secrets.token_urlsafe(24)
+
+
+def _application(
+    redis_url: str | None, host: str, token: str | None, jaeger_url: str | None
+) -> ASGIApp:
+    from resilient_imagen.control.fleet import FleetOrders
+    from resilient_imagen.dashboard.application import serve
+    from resilient_imagen.dashboard.fleet import FleetSource
+    from resilient_imagen.distributed import Address
+    from resilient_imagen.settings import Settings
+
+    settings = Settings(redis_url=redis_url) if redis_url else Settings()
+    if settings.redis_url is None:
+        raise CommandError("nothing is shared: set IMAGE_GEN_REDIS_URL, or give --redis-url")
+    secret = settings.control_secret
+    fleet = FleetOrders(
+        Address.parse(settings.redis_url.get_secret_value()),
+        None if secret is None else secret.get_secret_value(),
+    )
+    return serve(
+        FleetSource(fleet, [step.accounts for step in settings.routes]),
+        token=token,
+        jaeger_url=jaeger_url,
+        # On this machine's own address, no other name is right; see Security in the guide.
+        hosts=_LOOPBACK if host in _LOOPBACK else None,
+    )
+
+
+def _serve(app: ASGIApp, listener: socket.socket) -> None:
+    import uvicorn
+
+    configuration: Any = uvicorn.Config(
+        app, lifespan="off", log_level="error", server_header=False, timeout_graceful_shutdown=1
+    )
+    try:
+        uvicorn.Server(configuration).run(sockets=[listener])
+    except KeyboardInterrupt:
+        echo("stopped", err=True)  # Ctrl-C is how this command is meant to end

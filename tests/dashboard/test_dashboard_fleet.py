@@ -1,0 +1,191 @@
+"""``dashboard``: the page of all processes that share one Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_kit import cli, started
+from dashboard_kit import TOKEN, request, serving, snapshot, watching
+from redis_kit import RedisServer
+
+from resilient_imagen import ConfigurationError, ImageClient, Reason, Settings
+from resilient_imagen.control import new_order
+from resilient_imagen.control.fleet import FleetOrders
+from resilient_imagen.dashboard.application import serve
+from resilient_imagen.dashboard.fleet import FleetSource
+from resilient_imagen.distributed import Address
+from resilient_imagen.testing import FakeProvider
+
+pytestmark = pytest.mark.redis
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 100))
+
+
+def worker(url: str) -> ImageClient:
+    """Return a client that shares its state; Google fails."""
+    google = FakeProvider("google", latency=0).fail(Reason.OVERLOADED, status=503, latency=0)
+    settings = Settings(redis_url=url, routes="google:pro,openai:flare", max_retries=0, ipm=60_000)
+    return ImageClient(settings, providers=[google, FakeProvider("openai", latency=0)])
+
+
+def page_of(url: str) -> Any:
+    fleet = FleetOrders(Address.parse(url), None)
+    source = FleetSource(
+        fleet, [step.accounts for step in Settings(routes="google:pro,openai:flare").routes]
+    )
+    return serve(source, token=TOKEN, jaeger_url=None, hosts=None)
+
+
+def test_an_outage_and_an_order(server: RedisServer) -> None:
+    """The state is the fleet's, and an order from the page reaches every process."""
+
+    async def main() -> None:
+        async with (
+            worker(server.url) as one,
+            worker(server.url) as other,
+            serving(page_of(server.url)) as port,
+        ):
+            await other.warm_up()
+            for _ in range(5):
+                await one.generate("a lighthouse")
+            view = await until(port, lambda view: view["status"] == "degraded")
+            assert view["headline"] == "Images come from openai. google is out (overloaded)."
+            google = view["routes"][0]
+            assert (google["route"], google["state"]) == ("google:pro", "open")
+            assert 0 < google["next_probe_s"] <= 66
+            assert (view["minutes"], view["fallbacks"], view["hedging"]) == (None, None, None)
+            assert len(view["workers"]) == 2
+
+            order = {"action": "open", "target": "openai", "by": "ana", "seconds": 60}
+            answer = await request(
+                port, "/orders", method="POST", body=json.dumps(order).encode(),
+                headers={
+                    "Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json",
+                    "Authorization": f"Bearer {TOKEN}",
+                },
+            )  # fmt: skip
+            assert json.loads(answer.body)["answer"] == "2 of 2 workers obey"
+            view = await until(port, lambda view: view["status"] == "down")
+            openai = view["routes"][1]
+            assert (openai["state"], openai["cause"]) == ("forced_open", "by an operator")
+            assert view["orders"][0]["obeyed"] == "2 of 2 workers obey"
+            for client in (one, other):
+                assert client.snapshot()["routes"][1]["breaker"]["state"] == "forced_open"
+
+    run(main())
+
+
+async def until(port: int, condition: Any) -> dict[str, Any]:
+    """Return the first view that meets a condition."""
+    async with watching(port, "/") as views:
+        async for view in views:
+            if condition(view):
+                return view
+    raise AssertionError("the stream ended")
+
+
+def test_an_order_that_not_all_obey_is_an_error(server: RedisServer) -> None:
+    """The answer names the cause, as the command ``breaker`` does."""
+
+    async def main() -> None:
+        async with worker(server.url) as client:
+            await client.warm_up()
+            source = FleetSource(FleetOrders(Address.parse(server.url), None), [[]])
+            with pytest.raises(ConfigurationError, match="no such route"):
+                await source.give(new_order("open", "elsewhere", by="ana"))
+
+    run(main())
+
+
+def test_a_redis_that_is_gone_is_named() -> None:
+    """The page has the cause in place of a state, and goes on trying."""
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
+        async with serving(page_of(url)) as port:
+            view = await snapshot(port, "/")
+            assert "Redis at " in view["error"]
+
+    run(main())
+
+
+def test_an_empty_redis_is_no_outage(server: RedisServer) -> None:
+    """The page says that nothing is shared."""
+
+    async def main() -> None:
+        async with serving(page_of(server.url)) as port:
+            view = await snapshot(port, "/")
+            assert view["status"] == "unknown"
+            assert view["headline"] == "No process has shared anything within the last hour."
+
+    run(main())
+
+
+def test_the_command(server: RedisServer, tmp_path: Path) -> None:
+    """It prints its address and a token, serves only its own names, and ends by Ctrl-C with 0."""
+
+    async def main(port: int) -> None:
+        assert "event: " not in str(await snapshot(port, "/"))
+        assert (await request(port, "/")).status == 200
+        assert (await request(port, "/", headers={"Host": "evil.example"})).status == 421
+        assert json.loads((await request(port, "/configuration")).body)["controls"] is True
+
+    arguments = ("dashboard", "--port", "0", "--redis-url", server.url, "--controls")
+    with started(*arguments, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        address = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", process.stdout.readline())
+        assert address is not None
+        assert process.stderr is not None
+        assert re.fullmatch(r"token for orders: [\w-]{32}\n", process.stderr.readline())
+        assert process.stderr.readline() == "serving; Ctrl-C ends it\n"
+        run(main(int(address[1])))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "says"),
+    [
+        ((), {}, "nothing is shared: set IMAGE_GEN_REDIS_URL"),
+        (("--controls",), {"DASHBOARD_TOKEN": "short"}, "at least 16"),
+        (("--jaeger-url", "localhost"), {}, "jaeger_url must be"),
+    ],
+)
+def test_errors_of_the_command(
+    arguments: tuple[str, ...],
+    env: dict[str, str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each is one line with what to do."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    redis = () if says.startswith("nothing") else ("--redis-url", "redis://127.0.0.1:1/0")
+    ended = cli(capsys, "dashboard", "--port", "0", *redis, *arguments)
+    assert ended.code == 2
+    assert says in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_used_port_is_reported(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The line has the port and the system's description."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = cli(capsys, "dashboard", "--port", port, "--redis-url", "redis://127.0.0.1:1/0")
+    assert ended.code == 2
+    assert f"127.0.0.1:{port} cannot be used: Address already in use" in ended.err
