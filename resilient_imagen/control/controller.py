@@ -12,7 +12,7 @@ from resilient_imagen.circuitbreaker import Hold
 from resilient_imagen.circuitbreaker.open_period import is_fatal
 from resilient_imagen.control.order import SETTING_ACTIONS, Order
 from resilient_imagen.control.order_book import OrderBook
-from resilient_imagen.control.overrides import overridden
+from resilient_imagen.control.overrides import fitted, overridden
 from resilient_imagen.errors import ConfigurationError
 from resilient_imagen.telemetry import events
 from resilient_imagen.telemetry.sanitize import safe
@@ -77,6 +77,8 @@ class Controller:
         self._book = OrderBook()
         self._refusals: OrderedDict[int, Refusal] = OrderedDict()
         """Why orders are not obeyed, by their serials; the latest last."""
+        self._unfit: dict[int, Refusal] = {}
+        """Why orders to set a variable have no effect now, although they are in force."""
         self._warned: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -146,7 +148,8 @@ class Controller:
     def report(self) -> dict[int, str]:
         """Return the known serials with ``ok``, or with the code of the refusal."""
         obeyed = {each.order.serial: "ok" for each in self._book}
-        return {**obeyed, **{serial: each.code for serial, each in self._refusals.items()}}
+        refused = {**self._refusals, **self._unfit}
+        return {**obeyed, **{serial: each.code for serial, each in refused.items()}}
 
     def snapshot(self) -> ControlSnapshot:
         """Return the orders that have an effect, as plain JSON."""
@@ -166,7 +169,7 @@ class Controller:
                     "serial": order.serial,
                 }
                 for order, until in self._book
-                if order.lasts
+                if self._has_effect(order)
             ],
         }
 
@@ -175,11 +178,14 @@ class Controller:
     def _receive(self, order: Order, left: float, namespace: str | None) -> Refusal | None:
         refusal = self._distrust(order, namespace)
         if refusal is None:
-            if self._book.has(order):
-                return self._refusals.get(order.serial)  # a route may not obey it
+            if self._book.has(order):  # a route may not obey it
+                return self._refusals.get(order.serial) or self._unfit.get(order.serial)
             refusal = self._outdated(order, left) or self._misfit(order)
-        if refusal is None:
-            refusal = self._accept(order, min(left, order.ttl))
+            if refusal is None:
+                self._refusals.pop(order.serial, None)  # of an earlier delivery
+                refusal = self._accept(order, min(left, order.ttl))
+            elif refusal.code == "expired" and self._misfit(order) is None:
+                self._announce_ends(self._book.withdraw(order))
         if refusal is not None:
             self._refuse(order, refusal)
         return refusal
@@ -212,9 +218,9 @@ class Controller:
                 return None
             known = ", ".join(self._router.names)
             return Refusal("no_route", f"no such route; routes are {known}")
-        values = {**self._values(), order.target: order.value or ""}
         if order.action == "unset":
-            del values[order.target]
+            return None  # like the end of an order: others that do not fit without it are left out
+        values = {**self._values(), order.target: order.value or ""}
         try:
             self._router.steps_in_order(overridden(self._base, values))
         except ConfigurationError as error:
@@ -262,11 +268,18 @@ class Controller:
         if self._refusals.get(order.serial) == refusal:
             return
         if refusal.code not in {"off", "replaced", "expired"}:
-            self._warn_once(f"order {safe(order)} by {safe(order.by)}: {refusal.message}")
+            self._warn_of(order, refusal)
+        if refusal.code == "unsigned" and any(
+            each.order.serial == order.serial for each in self._book
+        ):
+            return  # forged with the serial of an order in force, which is reported
         self._refusals[order.serial] = refusal
         self._refusals.move_to_end(order.serial)
         if len(self._refusals) > _MAX_REFUSALS:
             self._refusals.popitem(last=False)
+
+    def _warn_of(self, order: Order, refusal: Refusal) -> None:
+        self._warn_once(f"order {safe(order)} by {safe(order.by)}: {refusal.message}")
 
     def _warn_once(self, message: str) -> None:
         """Warn of a refused order, unless there were too many of them: they may be forged."""
@@ -277,8 +290,15 @@ class Controller:
     # Effect
 
     def _values(self) -> dict[str, str]:
-        """Return the ordered values of settings, the earliest order first."""
-        return {order.target: order.value or "" for order, _ in self._book if order.action == "set"}
+        """Return the ordered values of settings that have an effect, the earliest order first."""
+        return {
+            order.target: order.value or ""
+            for order, _ in self._book
+            if order.action == "set" and self._has_effect(order)
+        }
+
+    def _has_effect(self, order: Order) -> bool:
+        return order.lasts and order.serial not in self._unfit
 
     def _apply(self) -> None:
         """Bring the client to the state that the orders in force ask for."""
@@ -290,7 +310,7 @@ class Controller:
             self._pipeline.reconfigure(effective)
             self._effective = effective
         self._router.hold(self._hold_for)
-        lasting = [safe(order) for order, _ in self._book if order.lasts]
+        lasting = [safe(order) for order, _ in self._book if self._has_effect(order)]
         self.in_force = "; ".join(lasting)[:_LONGEST] or None
         self._set_timer()
 
@@ -298,27 +318,22 @@ class Controller:
         """Return the settings with all ordered values.
 
         Two orders may fit together only as long as a third one is in force. Then the later one is
-        left out.
+        left out, until it fits again.
         """
-        values = self._values()
-        if not values:
-            return self._base
-        try:
-            return overridden(self._base, values)
-        except ConfigurationError:
-            return self._settings_that_fit()
-
-    def _settings_that_fit(self) -> Settings:
-        found, fitting = self._base, dict[str, str]()
-        for order, _ in self._book:
-            if order.action != "set":
-                continue
-            tried = {**fitting, order.target: order.value or ""}
-            try:
-                found, fitting = overridden(self._base, tried), tried
-            except ConfigurationError as error:
-                self._refuse(order, Refusal("invalid", str(error)))
-        return found
+        before = self._unfit
+        ordered = [order for order, _ in self._book if order.action == "set"]
+        settings, problems = fitted(
+            self._base, {order.target: order.value or "" for order in ordered}
+        )
+        self._unfit = {
+            order.serial: Refusal("invalid", problems[order.target])
+            for order in ordered
+            if order.target in problems
+        }
+        for order in ordered:
+            if order.serial in self._unfit and order.serial not in before:
+                self._warn_of(order, self._unfit[order.serial])
+        return settings
 
     def _hold_for(self, route: str) -> Hold | None:
         newest = self._book.newest_for(route)
@@ -335,8 +350,12 @@ class Controller:
             self._timer = self._loop.call_at(self._book.due, self._end_orders)
 
     def _end_orders(self) -> None:
-        ended = self._book.end(events.now())
-        self._apply()
+        self._announce_ends(self._book.end(events.now()), always=True)
+
+    def _announce_ends(self, ended: list[Order], *, always: bool = False) -> None:
+        """Undo orders that have ended, and report each."""
+        if ended or always:
+            self._apply()
         for order in ended:
             if order.lasts:
                 self._dispatcher.emit(events.OrderEnded(order=str(order), by=order.by))

@@ -77,6 +77,13 @@ class OrderBook:
             self._serials[each.order.topic] = order.serial, max(kept, each.until, until)
         self._orders[order.topic] = InForce(order, until)
 
+    def withdraw(self, later: Order) -> list[Order]:
+        """Remove the orders that a later order had replaced before it ended, and return them."""
+        replaced = [each.order for each in self if later.replaces(each.order)]
+        for order in replaced:
+            del self._orders[order.topic]
+        return replaced
+
     def end(self, now: float) -> list[Order]:
         """Remove the orders that have ended, and return them."""
         ended = [each.order for each in self if each.until <= now]

@@ -6,6 +6,7 @@ keys and addresses never do.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from resilient_imagen.settings import RouteName
 
-__all__ = ["FIELDS", "check_value", "current_value", "overridden", "variables_for"]
+__all__ = ["FIELDS", "check_value", "current_value", "fitted", "overridden", "variables_for"]
 
 FIELDS: Final = (
     "routes", "ipm", "openai_ipm", "burst", "max_concurrent", "per_call_timeout", "openai_timeout",
@@ -79,6 +80,32 @@ def overridden(settings: Settings, values: Mapping[str, str]) -> Settings:
         raise ConfigurationError(str(error)) from None
     found: Settings = changed
     return found
+
+
+def fitted(settings: Settings, values: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:
+    """Return the settings with those values that fit together, and why each other one is left out.
+
+    Args:
+        settings: The settings without the values.
+        values: By variable, in the order of precedence.
+    """
+    with contextlib.suppress(ConfigurationError):
+        return overridden(settings, values), {}
+    found, fitting, left_out = settings, dict[str, str](), dict[str, str]()
+    while True:
+        before = set(fitting)
+        for variable, value in values.items():
+            if variable in fitting:
+                continue
+            try:
+                found = overridden(settings, {**fitting, variable: value})
+            except ConfigurationError as error:
+                left_out[variable] = str(error)
+            else:
+                fitting[variable] = value
+                left_out.pop(variable, None)
+        if fitting.keys() == before:
+            return found, left_out  # otherwise, one that was left out may fit now
 
 
 def current_value(settings: Settings, variable: str) -> object:

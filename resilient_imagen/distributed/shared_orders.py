@@ -110,8 +110,10 @@ class SharedOrders:
     def _answered(self, answer: Any) -> None:
         if answer is None:
             return
+        # A string that is not UTF-8 must not keep the orders beside it from being read.
+        text = answer.decode(errors="replace") if isinstance(answer, bytes) else answer
         try:
-            found = json.loads(answer)
+            found = json.loads(text)
             serial, now = str(found["serial"]), int(found["time"])
             texts = [str(text) for text in found["orders"] or ()]
         except (ValueError, KeyError, TypeError):

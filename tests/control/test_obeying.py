@@ -406,6 +406,32 @@ def test_two_values_that_fit_only_together_end_one_after_the_other() -> None:
     run_scenario(scene)
 
 
+def test_values_that_do_not_fit_keep_no_other_order_out() -> None:
+    """The order that is left out is not shown as in force, and has its effect when it fits again.
+
+    An order that ends an earlier one is obeyed although a third one does not fit without it.
+    """
+
+    async def scene(scenario: PipelineScenario) -> None:
+        client, breaker = scenario.client, scenario.client.breakers[GOOGLE]
+        client.obey(setting("BREAKER_RESET_MAX", "2000", 600))
+        timeout = setting("BREAKER_RESET_TIMEOUT", "1000", 600)
+        client.obey(timeout)
+        client.obey(setting("BREAKER_RESET_MAX", None, 600))
+        assert (breaker.config.reset_max, breaker.config.reset_timeout) == (600, 60)
+        assert orders(client) == []
+        assert client._control.in_force is None
+        assert client._control.report()[timeout.serial] == "invalid"
+        client.obey(setting("BREAKER_FAIL_MAX", "7", 600))
+        assert breaker.config.fail_max == 7
+        client.obey(setting("BREAKER_RESET_MAX", "3000", 600))
+        assert (breaker.config.reset_max, breaker.config.reset_timeout) == (3000, 1000)
+        assert client._control.report()[timeout.serial] == "ok"
+        assert len(orders(client)) == 3
+
+    run_scenario(scene)
+
+
 # What is visible
 
 

@@ -430,6 +430,48 @@ def test_a_damaged_order_changes_nothing(text: str) -> None:
     run(scene, 2)
 
 
+def test_a_worker_that_missed_a_shorter_order_ends_the_longer_one_that_it_replaced() -> None:
+    """The worker was without Redis from before the shorter order until after its end."""
+
+    async def scene(made: Fleet) -> None:
+        cut = made.workers[0]
+        made.give("open", "google", 600)
+        made.give("set", "IMAGE_GEN_BREAKER_FAIL_MAX", 600, value="7")
+        await asyncio.sleep(SOON)
+        made.sea.up = False
+        made.sea.links_of[cut.client._coordinator.worker][-1].break_off()  # type: ignore[union-attr]
+        await asyncio.sleep(1)
+        made.give("open", "google", 5)
+        await asyncio.sleep(6)
+        assert [worker.state for worker in made.workers] == ["forced_open", "closed", "closed"]
+        made.sea.up = True
+        await asyncio.sleep(10)
+        assert made.states == {"closed"}
+        assert cut.orders == ["IMAGE_GEN_BREAKER_FAIL_MAX=7"]
+        assert len(cut.sink.of(OrderEnded)) == 1
+
+    run(scene, 3)
+
+
+def test_a_forged_order_does_not_hide_the_report_about_another_one() -> None:
+    """It has the serial of an order that all workers obey."""
+
+    async def scene(made: Fleet) -> None:
+        good = made.give("open", "google", secret=SECRET)
+        await asyncio.sleep(SOON)
+        forged = Order(
+            action="open", target="openai", ttl=60, by="ops", serial=good.serial, signature="0" * 64
+        )
+        stored = made.sea.store.hashes[order_keys(ADDRESS)[0]]
+        stored["breaker openai"] = f"{forged.ends_at} {forged.to_json()}"
+        made.give("open", GOOGLE, secret=SECRET)
+        await asyncio.sleep(CHECK_IN)
+        assert made.codes(good) == ["ok"] * 2
+        assert all(len(worker.warnings) == 1 for worker in made.workers)
+
+    run(scene, 2, control_secret=SECRET)
+
+
 def test_an_invalid_order_changes_nothing_and_says_why() -> None:
     """A value that does not fit to the worker's settings, and a route that it does not have."""
 
