@@ -59,7 +59,20 @@ class _Fleet(NamedTuple):
         return [(each.order, each.left_s) for each in asyncio.run(self.fleet.read())]
 
     def put(self, draft: Order) -> tuple[str, bool]:
-        given = asyncio.run(self.fleet.give(draft))
+        from resilient_imagen import ConfigurationError
+
+        stored: list[bool] = []
+        unknown = "given, but it is not known which workers obey"
+        try:
+            given = asyncio.run(self.fleet.give(draft, lambda: stored.append(True)))
+        except ConfigurationError as error:
+            if not stored:
+                raise
+            return f"{unknown}: {error}", False
+        except KeyboardInterrupt:
+            if stored:
+                warn(f"{draft}: {unknown}")
+            raise
         return given.answer, given.is_obeyed
 
 

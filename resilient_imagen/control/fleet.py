@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from resilient_imagen.control.issue import in_force, issued, trusted
@@ -14,7 +14,7 @@ from resilient_imagen.distributed.order_board import open_board
 from resilient_imagen.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
@@ -31,6 +31,7 @@ _CODES: Final = {
     "unsigned": "the signature is not that of their IMAGE_GEN_CONTROL_SECRET",
     "expired": "its time was over",
     "replaced": "a later order was there",
+    "over": "it is over there, or a later order has replaced it",
     "full": "too many orders",
     "no_route": "no such route",
     "invalid": "the value does not fit to their settings",
@@ -51,8 +52,15 @@ class SharedOrder:
 
     @property
     def codes(self) -> dict[str, str | None]:
-        """The answer of each worker: ok, the code of its refusal, or None if it lags."""
-        return {each.worker: each.orders.get(self.order.serial) for each in self.reports}
+        """The answer of each worker: ok, the code of its refusal, or None if it lags.
+
+        A worker that has read the order and no longer reports about it has the code over.
+        """
+        serial = self.order.serial
+        return {
+            each.worker: each.orders.get(serial, "over" if each.known >= serial else None)
+            for each in self.reports
+        }
 
     @property
     def is_obeyed(self) -> bool:
@@ -102,43 +110,69 @@ class FleetOrders:
         orders = in_force(self._believed(found.texts), found.now)
         return [SharedOrder(order, left, found.reports) for order, left in orders]
 
-    async def give(self, draft: Order) -> SharedOrder:
+    async def give(
+        self, draft: Order, on_stored: Callable[[], object] | None = None
+    ) -> SharedOrder:
         """Give an order to all workers, and wait until each has answered, for 6 seconds at most.
+
+        If all workers refuse its value, an earlier order about the same setting is stored again.
 
         Args:
             draft: The order; its serial is replaced, and it is signed.
+            on_stored: Called once the order is stored, so that workers obey it whatever follows.
 
         Raises:
             ConfigurationError: Redis cannot be used.
         """
         async with open_board(self.address, _CONNECTS + _WAITS) as board:
-            order = await self._put(board, draft)
-            loop = asyncio.get_running_loop()
-            give_up = loop.time() + _WAITS
-            while True:
-                given = SharedOrder(order, order.ttl, (await board.read()).reports)
-                waits = not given.reports or None in given.codes.values()
-                if not waits or loop.time() > give_up:
-                    return given
-                await asyncio.sleep(_PAUSE)
+            order, known = await self._put(board, draft)
+            if on_stored is not None:
+                on_stored()
+            given = await self._answers(board, order)
+            if set(given.codes.values()) == {"invalid"}:
+                await self._restore(board, order, known)
+        return given
 
-    async def _put(self, board: OrderBoard, draft: Order) -> Order:
+    async def _answers(self, board: OrderBoard, order: Order) -> SharedOrder:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _WAITS
+        while True:
+            given = SharedOrder(order, order.ttl, (await board.read()).reports)
+            waits = not given.reports or None in given.codes.values()
+            if not waits or loop.time() > give_up:
+                return given
+            await asyncio.sleep(_PAUSE)
+
+    async def _restore(self, board: OrderBoard, refused: Order, known: Iterable[Order]) -> None:
+        """Give the order again that one refused by all workers has replaced, for what is left."""
+        found = await board.read()
+        if refused.serial not in (each.serial for each in self._believed(found.texts)):
+            return  # a later order has replaced it
+        for before in known:
+            left = (before.ends_at - found.now) // 1_000_000
+            if refused.replaces(before) and left > 0:
+                await self._put(board, replace(before, ttl=left))
+
+    async def _put(self, board: OrderBoard, draft: Order) -> tuple[Order, list[Order]]:
+        """Store an order, and return it with those that were known before."""
         for _ in range(_TRIES):
             found = await board.read()
             known = self._believed(found.texts)
             order = issued(draft, known, found.now)
             if self.secret is not None:
                 order = order.signed(self.secret, self.address.namespace)
+            replaced = [each for each in known if order.replaces(each)]
             call = order_call(
                 self.address,
                 order.topic,
                 order.to_json(),
                 serial=order.serial,
-                ends=order.ends_at,
-                replaced=[each.topic for each in known if order.replaces(each)],
+                # Kept as long as those, for workers that are away and must not obey them then.
+                ends=max(each.ends_at for each in (order, *replaced)),
+                replaced=[each.topic for each in replaced],
             )
             if await board.put(call):
-                return order
+                return order, known
         raise ConfigurationError(f"Redis at {self.address.shown}: its orders change all the time")
 
     def _believed(self, texts: Iterable[str]) -> list[Order]:

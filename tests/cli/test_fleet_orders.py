@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_kit import Ended, cli
+from redis import Redis
 from redis_kit import RedisServer
 
 from resilient_imagen import Settings, sync
+from resilient_imagen.control import Order
+from resilient_imagen.control.fleet import FleetOrders, SharedOrder
+from resilient_imagen.distributed import Address
+from resilient_imagen.distributed.order_board import open_board
 from resilient_imagen.telemetry.events import OrderApplied, OrderEnded
 from resilient_imagen.testing import FakeProvider, RecordingSink
 
@@ -147,6 +158,85 @@ def test_an_order_outlives_redis_and_ends_by_itself(
             assert ended.at - begun.at >= (begun.lasts_s or 0) - 0.01
         finally:
             server.start()
+
+
+def silent_worker(server: RedisServer) -> None:
+    """Let a worker check in that never reports anything."""
+    seconds = int(time.time()) + 60  # it stays there for as long as the command waits
+    key = "resilient_imagen:{fleet}:heard"
+    assert b":1" in server.ask("ZADD", key, f"{seconds}000000", "host/1/silent")
+
+
+@pytest.mark.parametrize("end", ["killed", "interrupted"])
+def test_an_order_that_was_given_before_the_command_ended_early(
+    end: str, server: RedisServer, tmp_path: Path
+) -> None:
+    """The line says that the order was given, so that nobody takes it for withdrawn."""
+    silent_worker(server)
+    words = ("breaker", "open", "google", "--redis-url", server.url)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "resilient_imagen", *words],
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        until(lambda: b"google" in server.ask("HGETALL", "resilient_imagen:{fleet}:orders"))
+        if end == "killed":
+            server.kill()
+        else:
+            running.send_signal(signal.SIGINT)
+        _, complaint = running.communicate(timeout=PATIENCE)
+    finally:
+        running.kill()
+        if end == "killed":
+            server.start()
+    assert "breaker open google: given, but it is not known which workers obey" in complaint
+    assert running.returncode == (1 if end == "killed" else 130)
+
+
+def test_a_string_that_is_not_utf8_keeps_no_order_from_the_workers(
+    server: RedisServer, command: Callable[[str], Ended]
+) -> None:
+    """It was damaged, or forged, and is beside orders that are valid."""
+    with worker(server) as client:
+        assert command("breaker open openai").code == 0
+        redis = Redis.from_url(server.url)
+        redis.hset("resilient_imagen:{fleet}:orders", "IMAGE_GEN_IPM", b"9999999999999999 \xff\xfe")
+        redis.close()
+        assert command("breaker open google").out.endswith(": 1 of 1 worker obeys\n")
+        assert state(client) == "forced_open"
+
+
+def test_a_value_that_all_workers_refuse_ends_no_earlier_order(
+    server: RedisServer, command: Callable[[str], Ended]
+) -> None:
+    """A worker that starts later obeys the earlier order, too."""
+    with worker(server):
+        assert command("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=90 --for 1h").code == 0
+        assert command("settings set IMAGE_GEN_BREAKER_RESET_TIMEOUT=9000").code == 1
+        assert "RESET_TIMEOUT=90, ordered by " in command("status").out
+        with worker(server) as later:
+            shown = [each["order"] for each in later.snapshot()["control"]["orders"]]
+            assert shown == ["IMAGE_GEN_BREAKER_RESET_TIMEOUT=90"]
+
+
+def test_an_order_that_another_one_replaced_at_once_is_not_waited_for(
+    server: RedisServer,
+) -> None:
+    """The answer says so, not that the workers lag."""
+    draft = Order(action="open", target="google", ttl=60, by="ops", serial=1)
+    fleet = FleetOrders(Address.parse(server.url), None)
+    with worker(server):
+
+        async def replaced() -> SharedOrder:
+            first = await fleet.give(draft)
+            await fleet.give(replace(draft, action="close"))
+            async with open_board(fleet.address) as board:
+                return SharedOrder(first.order, 60, (await board.read()).reports)
+
+        shown = asyncio.run(replaced())
+    assert shown.answer == (
+        "0 of 1 worker obeys; 1 not: it is over there, or a later order has replaced it"
+    )
 
 
 def test_a_redis_that_does_not_answer(server: RedisServer, command: Callable[[str], Ended]) -> None:
