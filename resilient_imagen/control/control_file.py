@@ -7,6 +7,7 @@ A thread looks at the file once a second, so that a slow disk delays no call. Th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
@@ -51,8 +52,10 @@ def read_orders(path: Path) -> FileContent:
             text = file.read(_LARGEST + 1)
     except FileNotFoundError:
         return FileContent([], [])
+    if len(text) > _LARGEST:
+        return FileContent([], [f"the file has more than {_LARGEST} bytes"])
     try:
-        found = json.loads(text) if len(text) <= _LARGEST else None
+        found = json.loads(text)
         entries: Any = found["orders"] if isinstance(found, dict) else None
     except (ValueError, KeyError, RecursionError):
         entries = None
@@ -82,6 +85,7 @@ def write_order(path: Path, issue: Callable[[Iterable[Order], int], Order]) -> O
     """
     import fcntl
 
+    path = path.resolve()  # a symbolic link stays one, and its target is replaced
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)  # of two commands at once, neither loses its order
@@ -99,12 +103,18 @@ def write_order(path: Path, issue: Callable[[Iterable[Order], int], Order]) -> O
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file anew, with its permissions, so that readers see the old or the new content."""
+    """Replace a file's content in one step; its permissions and, where possible, its owner stay."""
     number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(number, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(name).chmod(path.stat().st_mode if path.exists() else 0o644)
+        if path.exists():
+            before = path.stat()
+            with contextlib.suppress(PermissionError):  # only root may give a file to another user
+                os.chown(name, before.st_uid, before.st_gid)
+            Path(name).chmod(before.st_mode & 0o7777)
+        else:
+            Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -170,6 +180,7 @@ class ControlFile:
             orders, problems = read_orders(self._path)
         except OSError as error:
             orders, problems = [], [f"cannot be read ({type(error).__name__})"]
+            seen = None  # the cause may pass without a change of the file: read it again
         ages = [(order, (order.ends_at - now) / 1e6) for order in orders]
         try:
             loop.call_soon_threadsafe(self._hand_over, ages, problems)

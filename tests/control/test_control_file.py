@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import os
 import threading
@@ -211,9 +212,11 @@ def test_control_off_reads_no_file(path: Path) -> None:
     async def main() -> None:
         write_order(path, issue(order("open", "google")))
         client, _ = opened(path, control="off")
+        before = set(threading.enumerate())  # a thread of an earlier test may still end
         async with client:
             await client.warm_up()
-            assert THREAD not in {thread.name for thread in threading.enumerate()}
+            started = set(threading.enumerate()) - before
+            assert THREAD not in {thread.name for thread in started}
             assert (await client.generate("a lighthouse")).provider == "google"
 
     asyncio.run(main())
@@ -227,7 +230,7 @@ def test_control_off_reads_no_file(path: Path) -> None:
         (b"\xff\xfe", 'the file must be JSON: {"orders": [...]}'),
         (b'{"orders": {}}', 'the file must be JSON: {"orders": [...]}'),
         (b'{"orders": [1]}', "orders[0]: an order must be an object with"),
-        (b" " * 1_000_001, 'the file must be JSON: {"orders": [...]}'),
+        (b" " * 1_000_001, "the file has more than 1000000 bytes"),
     ],
 )
 def test_a_damaged_file_is_reported_once(content: bytes, problem: str, path: Path) -> None:
@@ -246,6 +249,54 @@ def test_a_damaged_file_is_reported_once(content: bytes, problem: str, path: Pat
             assert warned.startswith(f"IMAGE_GEN_CONTROL_FILE: {problem}")
 
     asyncio.run(main())
+
+
+def test_a_file_that_could_not_be_read_is_read_once_it_can_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cause may pass without a change of the file, such as too many open files."""
+    reads = control_file.read_orders
+    tries = itertools.count()
+
+    def fails_at_first(path: Path) -> control_file.FileContent:
+        if next(tries) < 3:
+            raise OSError
+        return reads(path)
+
+    async def main() -> None:
+        write_order(path, issue(order("open", "google")))
+        monkeypatch.setattr(control_file, "read_orders", fails_at_first)
+        client, sink = opened(path)
+        async with client:
+            await client.warm_up()
+            await until(lambda: state(client) == "forced_open")
+            assert warnings(sink) == ["IMAGE_GEN_CONTROL_FILE: cannot be read (OSError)"]
+
+    asyncio.run(main())
+
+
+def test_a_link_to_a_file_stays_a_link(path: Path, tmp_path: Path) -> None:
+    """Processes may read the file by either name."""
+    target = tmp_path / "target" / "orders.json"
+    target.parent.mkdir()
+    path.symlink_to(target)
+    for made in (order("open", "google"), order("open", "openai")):
+        write_order(path, issue(made))
+    assert path.is_symlink()
+    assert len(read_orders(target).orders) == 2
+
+
+def test_an_order_of_another_user_leaves_the_file_with_its_owner(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator may be root, and the file readable by the processes' user only."""
+    write_order(path, issue(order("open", "google")))
+    path.chmod(0o600)
+    owners: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "chown", lambda _, *owner: owners.append(owner))
+    write_order(path, issue(order("open", "openai")))
+    assert owners == [(path.stat().st_uid, path.stat().st_gid)]
+    assert path.stat().st_mode & 0o7777 == 0o600
 
 
 def test_valid_orders_beside_a_damaged_one_are_read(path: Path) -> None:
