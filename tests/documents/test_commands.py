@@ -65,6 +65,7 @@ def to_run(guide: Guide) -> list[str]:
 CLI, TELEMETRY, TUNING = map(guide_of, ("cli", "telemetry", "tuning"))
 DISTRIBUTED, CONTROL, MONITORING = map(guide_of, ("distributed", "control", "monitoring"))
 COMMAND_LINE = [line for block in CLI.samples("bash") for line in block.splitlines()]
+RUNBOOK = TELEMETRY.samples("bash", heading="Runbook")[0].splitlines()[1:]  # after the variable
 RUN = [
     *COMMAND_LINE,
     *chain.from_iterable(map(to_run, (TELEMETRY, TUNING, DISTRIBUTED, CONTROL, MONITORING))),
@@ -136,7 +137,7 @@ def test_the_command_line(tmp_path: Path) -> None:
 def test_commands_that_send_traces(shell: Shell, tmp_path: Path) -> None:
     """The demo, one image, and an application without code for tracing send traces."""
     (tmp_path / "app.py").write_text(APPLICATION)
-    sending = [line for line in to_run(TELEMETRY) if not line.startswith("curl")]
+    sending = [line for line in to_run(TELEMETRY) if not line.startswith(("curl", *RUNBOOK))]
     assert len(sending) == 3
     with collector() as traces:
         for line in sending:
@@ -223,6 +224,10 @@ def test_commands_that_a_fleet_obeys(shell: Shell) -> None:
         providers = [FakeProvider("google"), FakeProvider("openai")]
         with sync.ImageClient(settings, providers=providers) as client:
             client.warm_up()
+            for line in orders:
+                assert "1 of 1 worker obeys" in shell(line, IMAGE_GEN_REDIS_URL=server.url)
+            status, *orders = RUNBOOK
+            assert "google:gemini-3-pro-image" in shell(status, IMAGE_GEN_REDIS_URL=server.url)
             for line in orders:
                 assert "1 of 1 worker obeys" in shell(line, IMAGE_GEN_REDIS_URL=server.url)
             assert "orders of Redis at" in shell(show, IMAGE_GEN_REDIS_URL=server.url)
