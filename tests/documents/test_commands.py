@@ -178,7 +178,7 @@ def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
             assert tags["imagegen.fallback.cause"] == "circuit_open"
         assert json.loads(shell(documented.replace(QUERY, backend.url)))["result"]["resourceSpans"]
         # The guide's service is an application's; the demo's is our own.
-        told = shell(tune.replace(QUERY, backend.url).replace("book-reels", "resilient-imagen"))
+        told = shell(tune.replace(QUERY, backend.url).replace("storyboards", "resilient-imagen"))
         assert "# fast" in told
 
 
