@@ -59,7 +59,15 @@ def app(
 
     Raises:
         ConfigurationError: The token is too short, or ``jaeger_url`` is not an http(s) address.
+        TypeError: ``client`` is not an ``ImageClient``, such as one of ``resilient_imagen.sync``.
     """
+    from resilient_imagen.client import ImageClient
+
+    if not isinstance(client, ImageClient):
+        raise TypeError(
+            f"client must be a resilient_imagen.ImageClient, not {type(client).__module__}."
+            f"{type(client).__name__}"
+        )
     return serve(ClientSource(client), token=token, jaeger_url=jaeger_url, hosts=hosts)
 
 

@@ -86,7 +86,7 @@ class FleetSource:
                 }
                 for each in orders
             ],
-            "workers": [_described(worker) for worker in status.workers],
+            "workers": _described(status.workers),
         }
 
     async def give(self, order: Order) -> str:
@@ -182,6 +182,16 @@ def _notices(status: FleetStatus, orders: Sequence[SharedOrder]) -> Iterable[str
         yield f"Processes have different versions: {', '.join(sorted(versions))}."
 
 
-def _described(worker: WorkerStatus) -> str:
-    settings = "; ".join(f"{name}: {words}" for name, words in worker.settings.items())
-    return f"{worker.name}, version {worker.version}. {settings}"
+def _described(workers: Iterable[WorkerStatus]) -> list[str]:
+    """Return a sentence for each set of settings, with the processes that have it."""
+    groups: dict[str, list[str]] = {}
+    for worker in workers:
+        settings = [f"{name}: {words}" for name, words in sorted(worker.settings.items())]
+        groups.setdefault("; ".join([f"version {worker.version}", *settings]), []).append(
+            worker.name
+        )
+    return [
+        f"{len(names)} {'process' if len(names) == 1 else 'processes'} "
+        f"({', '.join(names)}): {words}"
+        for words, names in groups.items()
+    ]

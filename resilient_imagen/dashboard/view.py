@@ -132,7 +132,7 @@ class ClientSource:
             "scope": "this process" if fleet is None else f"process {fleet['worker']}",
             "orders_reach": "this process only",
             "status": health["status"],
-            "headline": headline(health["status"], routes),
+            "headline": headline(health["status"], routes, health["reasons"]),
             "notices": [*_order_notice(len(snapshot["control"]["orders"])), *_notices(minutes)],
             "routes": routes,
             "minutes": as_rows(minutes),
@@ -161,18 +161,26 @@ class ClientSource:
         return "obeyed by this process"
 
 
-def headline(status: str, routes: Sequence[RouteView]) -> str:
-    """Return one sentence about the state: which routes are out and why, and which one serves."""
-    serving = next((each for each in routes if each["state"] == "closed"), None)
+def headline(status: str, routes: Sequence[RouteView], reasons: Sequence[str] = ()) -> str:
+    """Return one sentence about the state: which route serves, and which ones are out and why.
+
+    Args:
+        status: ok, degraded, down or unknown.
+        routes: In the order of calls.
+        reasons: Those of the health, for a state that the routes do not explain.
+    """
     described = "; ".join(_out(each, routes) for each in routes if each["state"] not in _QUIET)
-    if serving is not None:
-        first = f"Images come from {_short(serving, routes)}."
-        if not described and status != "ok":
-            described = "The first route is off"
-        return f"{first} {described}." if described else first
-    if status == "degraded":
+    if status == "down":
+        return f"No images: {described or '; '.join(reasons) or 'no route can be used'}."
+    serving = next((each for each in routes if each["state"] == "closed"), None)
+    if serving is None:
         return f"{described}. The next request is a probe."
-    return f"No images. {described or 'No route can be used'}."
+    if not described and status != "ok":
+        described = "the first route is off"
+    first = f"Images come from {_short(serving, routes)}"
+    if not described:
+        return f"{first}."
+    return f"{first}{'; ' if status == 'ok' else ': '}{described}."
 
 
 _QUIET: Final = frozenset({"closed", "off"})
@@ -187,6 +195,8 @@ def _short(route: RouteView, routes: Sequence[RouteView]) -> str:
 
 def _out(route: RouteView, routes: Sequence[RouteView]) -> str:
     name, cause = _short(route, routes), route["cause"]
+    if route["held"] == "open" or route["state"] == "forced_open":
+        return f"{name} is kept out by an operator"
     if route["state"] == "half_open":
         return f"{name} is being probed" + (f" after {cause}" if cause else "")
     return f"{name} is out" + (f" ({cause})" if cause else "")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_kit import PATH, request, served, snapshot, watching
+from dashboard_kit import PATH, request, served, serving, snapshot, watching
 from opentelemetry.sdk.trace import TracerProvider
+from readme_kit import executed, guide_of
 
 from resilient_imagen import (
     ConfigurationError,
@@ -17,9 +18,12 @@ from resilient_imagen import (
     ImageGenerationError,
     Reason,
     dashboard,
+    sync,
 )
 from resilient_imagen.dashboard.view import ClientSource
 from resilient_imagen.testing import FakeProvider
+
+pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
 STATIC = Path(dashboard.__file__).parent / "static"
 
@@ -60,7 +64,7 @@ def test_outage() -> None:
                 await page.client.generate("a lighthouse")
             view = await snapshot(page.port)
             assert view["status"] == "degraded"
-            assert view["headline"] == "Images come from openai. google is out (overloaded)."
+            assert view["headline"] == "Images come from openai: google is out (overloaded)."
             google = view["routes"][0]
             assert (google["state"], google["cause"]) == ("open", "overloaded")
             assert 0 < google["next_probe_s"] <= 66
@@ -88,7 +92,7 @@ def test_all_down() -> None:
             view = await snapshot(page.port)
             assert view["status"] == "down"
             assert view["headline"] == (
-                "No images. google is out (overloaded); openai is out (unauthenticated)."
+                "No images: google is out (overloaded); openai is out (unauthenticated)."
             )
             assert "5 of 5 calls of the last 5 minutes brought no image." in view["notices"]
 
@@ -181,5 +185,41 @@ def test_an_address_of_jaeger_is_checked(url: str) -> None:
         async with ImageClient(providers=[FakeProvider("google")]) as client:
             with pytest.raises(ConfigurationError, match="jaeger_url must be"):
                 dashboard.app(client, jaeger_url=url)
+
+    run(main())
+
+
+def test_a_closed_client_is_down() -> None:
+    """Its routes are closed circuits, but it takes no calls."""
+
+    async def main() -> None:
+        async with served() as page:
+            await page.client.aclose()
+            view = await snapshot(page.port)
+            assert (view["status"], view["headline"]) == (
+                "down",
+                "No images: the client is closed.",
+            )
+
+    run(main())
+
+
+def test_a_client_that_is_not_one() -> None:
+    """The synchronous client runs on another event loop, so it is refused."""
+    refused = pytest.raises(TypeError, match=r"not resilient_imagen\.sync\.ImageClient")
+    with sync.ImageClient(providers=[FakeProvider("google")]) as client, refused:
+        dashboard.app(client)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("imagen_emulator")
+def test_the_guides_application() -> None:
+    """The sample for FastAPI serves the page, its files and its stream."""
+
+    async def main() -> None:
+        app = executed(guide_of("dashboard").samples()[0])["app"]
+        async with app.router.lifespan_context(app), serving(app) as port:
+            for name in ("", "page.js", "configuration"):
+                assert (await request(port, PATH + name)).status == 200
+            assert (await snapshot(port))["status"] == "ok"
 
     run(main())

@@ -54,7 +54,7 @@ def test_an_order_is_obeyed() -> None:
             assert (await page.client.generate("a lighthouse")).provider == "openai"
             view = await snapshot(page.port)
             assert [each["order"] for each in view["orders"]] == ["breaker open google"]
-            assert view["headline"] == "Images come from openai. google is out (by an operator)."
+            assert view["headline"] == "Images come from openai: google is kept out by an operator."
             assert view["changes"][0]["sentence"].startswith("ana ordered breaker open google")
             reset = await give(page.port, {"action": "reset", "target": "google", "by": "ana"})
             assert reset.status == 200

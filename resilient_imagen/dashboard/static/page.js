@@ -109,7 +109,7 @@ function stateLabel(route, serves) {
 function causeSentence(route) {
   if (route.held === "closed") return "held closed by an operator";
   if (route.cause === null) return "";
-  return route.state === "off" || route.cause.startsWith("by ") ? route.cause : `after ${route.cause}`;
+  return route.state === "off" || route.cause.startsWith("by ") ? route.cause : `cause: ${route.cause}`;
 }
 
 function probeSentence(route) {
