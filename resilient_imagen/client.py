@@ -583,7 +583,8 @@ class ImageClient:
         """
         if self._closed:
             return {"status": "down", "reasons": ["the client is closed"]}
-        return assess(self._routing.configured_snapshot(), self._routing.primary)
+        router = self._routing
+        return assess(router.configured_snapshot(), router.primary, router.names_in_use)
 
     async def retire(self) -> None:
         """Take no more calls; close once those in flight are over, at once if there are none.

@@ -22,7 +22,9 @@ class Health(TypedDict):
     """A sentence about each configured route that does not serve, with the cause."""
 
 
-def assess(routes: Iterable[RouteSnapshot], primary: Collection[str]) -> Health:
+def assess(
+    routes: Iterable[RouteSnapshot], primary: Collection[str], used: Collection[str]
+) -> Health:
     """Return the health of a client.
 
     A route that is due for a probe, or is being probed, counts as able to serve in part: a load
@@ -31,16 +33,21 @@ def assess(routes: Iterable[RouteSnapshot], primary: Collection[str]) -> Health:
     Args:
         routes: The configured routes.
         primary: The names of those that are asked first.
+        used: The names of those that calls take; an operator may leave others out.
     """
     found = {row["route"]: row for row in routes}
-    serving = {name for name, row in found.items() if _serves(row)}
+    serving = {name for name, row in found.items() if name in used and _serves(row)}
     if serving.intersection(primary):
         status: Literal["ok", "degraded", "down"] = "ok"
-    elif serving or any(_may_serve(row) for row in found.values()):
+    elif serving or any(name in used and _may_serve(row) for name, row in found.items()):
         status = "degraded"
     else:
         status = "down"
-    reasons = [_reason(row) for name, row in found.items() if name not in serving]
+    reasons = [
+        _reason(row) if name in used or row["off"] else f"{name} is left out by an operator's order"
+        for name, row in found.items()
+        if name not in serving
+    ]
     return {"status": status, "reasons": reasons}
 
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline_kit import FAST, PipelineScenario, run_scenario
 
 from resilient_imagen import Health, ImageClient, ImageGenerationError, Reason, Settings, sync
+from resilient_imagen.control import new_order
 from resilient_imagen.testing import FakeProvider, run_virtual
 
 GOOGLE, OPENAI = "google:gemini-3-pro-image", "openai:gpt-image-2.5-flare"
@@ -109,6 +110,33 @@ def test_a_route_that_is_off_is_listed_with_the_cause(given: str, status: str, r
             return client.health()
 
     assert run_virtual(main()) == {"status": status, "reasons": [reason]}
+
+
+def test_a_route_that_an_order_leaves_out_does_not_count() -> None:
+    """No call takes it, so that it does not serve in place of the others."""
+
+    async def scene(scenario: PipelineScenario) -> None:
+        client = scenario.client
+        client.obey(new_order("set", "IMAGE_GEN_ROUTES", value=GOOGLE, by="ops"))
+        left_out = f"{OPENAI} is left out by an operator's order"
+        assert client.health() == {"status": "ok", "reasons": [left_out]}
+        await fail(scenario, scenario.google, scenario.openai)
+        assert client.health()["status"] == "down"
+
+    run_scenario(scene, **ONE_TRY)
+
+
+def test_a_route_that_is_off_is_listed_although_an_order_leaves_it_out() -> None:
+    """The snapshot has it, too."""
+
+    async def main() -> None:
+        routes = f"{GOOGLE}, {OPENAI}"
+        async with ImageClient(Settings(routes=routes), providers=[FakeProvider("google")]) as made:
+            made.obey(new_order("set", "IMAGE_GEN_ROUTES", value=GOOGLE, by="ops"))
+            assert [row["route"] for row in made.snapshot()["routes"]] == [GOOGLE, OPENAI]
+            assert made.health()["reasons"] == [f"{OPENAI} is off: OPENAI_API_KEY is not set"]
+
+    run_virtual(main())
 
 
 def test_one_account_of_the_primary_is_enough() -> None:

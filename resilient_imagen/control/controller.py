@@ -231,7 +231,8 @@ class Controller:
         """Return whether a caller may name the route later: a known model of a used provider."""
         provider, _, model = target.partition(":")
         used = {name.partition(":")[0] for name in self._router.names}
-        return provider in used and models.find_model(model) is not None
+        known = model in self._base.model_rows or models.find_model(model) is not None
+        return provider in used and known
 
     def _accept(self, order: Order, left: float) -> Refusal | None:
         """Put an order into force. Return what keeps a route from obeying it, or None."""

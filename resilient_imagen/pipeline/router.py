@@ -342,6 +342,11 @@ class Router:
         return {route.name: route.breaker for route in self.all_routes}
 
     @property
+    def names_in_use(self) -> tuple[str, ...]:
+        """The names of the routes that calls take; an operator may leave configured ones out."""
+        return tuple(route.name for route in chain.from_iterable(self.steps))
+
+    @property
     def primary(self) -> tuple[str, ...]:
         """The names of the routes of the first configured step, also of one that is off."""
         first = self._settings.routes[0].accounts
@@ -361,9 +366,9 @@ class Router:
             "usual_latency_s": {},
             "last_fallback": None,
         }
-        step = next(step for step in self._settings.routes if route in step.accounts)
-        if (shared := _shared_step(step)) is not None:
-            found["step"] = shared
+        for step in self._settings.routes:  # an order may leave the route out
+            if route in step.accounts and (shared := _shared_step(step)) is not None:
+                found["step"] = shared
         return found
 
     def _resolve_configured_model(self, route: RouteName) -> str:

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,18 @@ def test_a_route_is_one_model_and_a_provider_all_of_them() -> None:
         assert scenario.state(2) == scenario.state(3) == "forced_open"
 
     run_scenario(scene, **FAST)
+
+
+def test_a_model_of_the_model_file_may_be_named_before_a_caller_does(tmp_path: Path) -> None:
+    """It is known as those of the built-in table are."""
+    path = tmp_path / "models.toml"
+    path.write_text('[new-model]\nvendor = "google"\n', encoding="utf-8")
+
+    async def scene(scenario: PipelineScenario) -> None:
+        scenario.client.obey(order("open", "google:new-model"))
+        assert (await scenario.ask(model="new-model")).provider == "openai"
+
+    run_scenario(scene, models=path, **FAST)
 
 
 def test_close_closes_now_and_the_breaker_may_trip_again() -> None:
