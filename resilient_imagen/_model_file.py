@@ -157,6 +157,8 @@ def read_model_file(path: Path) -> dict[str, ModelInfo]:
         raise ValueError(f"{path} cannot be read ({cause})") from None
     except UnicodeError:
         raise ValueError(f"{path} is not valid UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{path} is not valid TOML: it is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     rows, problems = {}, []

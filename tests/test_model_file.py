@@ -125,6 +125,7 @@ def test_a_row_may_be_based_on_a_built_in_one(tmp_path: Path) -> None:
         ("[m]\nbased_on = 'gpt-image-22'", "based_on: must be a model of the built-in table; did you mean gpt-image-2"),
         ("[m]\nbased_on = 'gpt-image-2'\nvendor = 'google'", "vendor: must be openai, that of gpt-image-2"),
         ("[m", "models.toml is not valid TOML"),
+        (f"m = {'[' * 2_000}", "models.toml is not valid TOML: it is nested too deeply"),
     ],
 )  # fmt: skip
 def test_an_error_names_file_row_and_field(tmp_path: Path, text: str, message: str) -> None:

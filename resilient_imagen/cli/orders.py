@@ -104,7 +104,8 @@ class _File(NamedTuple):
             return order if self.secret is None else order.signed(self.secret, NAMESPACE)
 
         write_order(self.path, issue)
-        return f"written to {self.path}; processes that read it obey within a second", True
+        answer = "processes that read it obey within a second, or warn why they do not"
+        return f"written to {self.path}; {answer}", True
 
 
 def open_place(redis_url: str | None, control_file: Path | None) -> tuple[OrderPlace, Settings]:

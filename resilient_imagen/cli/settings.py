@@ -72,6 +72,7 @@ def settings(
 def _draft(action: Action, assignment: str, lasts: str, why: str) -> Order:
     from resilient_imagen.control import Order
     from resilient_imagen.control.overrides import check_value, variables_for
+    from resilient_imagen.redaction import redact
 
     variable, separator, value = assignment.partition("=")
     if bool(separator) is (action is Action.UNSET) or not variable:
@@ -86,7 +87,7 @@ def _draft(action: Action, assignment: str, lasts: str, why: str) -> Order:
     if variable not in known:
         near = get_close_matches(variable.upper(), known, n=2)
         hint = f"did you mean {' or '.join(near)}?" if near else f"these can: {', '.join(known)}"
-        raise CommandError(f"{variable} cannot change at runtime; {hint}")
+        raise CommandError(f"{redact(variable)} cannot change at runtime; {hint}")
     if action is Action.SET:
         check_value(variable, value, providers)
     return Order(

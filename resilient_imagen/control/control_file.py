@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -48,6 +50,9 @@ def read_orders(path: Path) -> FileContent:
         OSError: The file cannot be read.
     """
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):  # reading could block for ever
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         with path.open("rb") as file:
             text = file.read(_LARGEST + 1)
     except FileNotFoundError:

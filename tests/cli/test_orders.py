@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from resilient_imagen.control.issue import in_force, issued
 from resilient_imagen.control.order_book import OrderBook
 
 SECRET = "a secret of the operators"
+KEY = "sk-abcdefghijklmnopqrstuvwxyz012345"
 
 
 @pytest.fixture
@@ -156,6 +158,22 @@ def test_each_mistake_has_a_line(line: str, capsys: pytest.CaptureFixture[str]) 
     done: Ended = cli(capsys, *line.split())
     assert done.code == 2
     assert WRONG[line] in done.complaint
+
+
+def test_a_key_in_place_of_a_variable_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A command line that was pasted wrongly may be in a shared terminal or a log."""
+    done = cli(capsys, "settings", "set", f"{KEY}=5", "--control-file", "f")
+    assert done.code == 2
+    assert "cannot change at runtime" in done.complaint
+    assert KEY not in done.complaint
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_no_control_file(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opening it could wait for ever, with the folder locked for other commands."""
+    os.mkfifo(path)
+    done = cli(capsys, "breaker", "open", "google", "--control-file", path)
+    assert (done.code, f"{path}: is not a regular file" in done.complaint) == (1, True)
 
 
 def test_a_damaged_file_is_not_overwritten(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
