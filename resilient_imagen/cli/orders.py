@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from resilient_imagen.control import Order
     from resilient_imagen.control.fleet import FleetOrders
 
-__all__ = ["FOR", "WHY", "OrderPlace", "author", "lifetime", "open_place", "send", "span"]
+__all__ = [
+    "FOR",
+    "WHY",
+    "OrderPlace",
+    "author",
+    "lifetime",
+    "open_place",
+    "send",
+    "span",
+    "warn_of_distrusted",
+]
 
 FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
 WHY = "The reason, for the log and for other operators."
@@ -37,7 +47,7 @@ class OrderPlace(Protocol):
         ...
 
     def read(self) -> list[tuple[Order, float]]:
-        """Return the orders in force, with the seconds that are left."""
+        """Return the orders in force, with the seconds that are left; warn of distrusted ones."""
         ...
 
     def put(self, draft: Order) -> tuple[str, bool]:
@@ -56,7 +66,9 @@ class _Fleet(NamedTuple):
         return f"Redis at {address.shown}, keys {address.namespace}:*"
 
     def read(self) -> list[tuple[Order, float]]:
-        return [(each.order, each.left_s) for each in asyncio.run(self.fleet.read())]
+        found = asyncio.run(self.fleet.read_all())
+        warn_of_distrusted(found.distrusted)
+        return [(each.order, each.left_s) for each in found.orders]
 
     def put(self, draft: Order) -> tuple[str, bool]:
         from resilient_imagen import ConfigurationError
@@ -88,12 +100,14 @@ class _File(NamedTuple):
 
     def read(self) -> list[tuple[Order, float]]:
         from resilient_imagen.control.control_file import NAMESPACE, read_orders
-        from resilient_imagen.control.issue import in_force, trusted
+        from resilient_imagen.control.issue import distrusted, in_force, trusted
 
         orders, problems = read_orders(self.path)
         if problems:
             raise CommandError(f"{self.path}: {problems[0]}")
-        return in_force(trusted(orders, self.secret, NAMESPACE), time.time_ns() // 1000)
+        now = time.time_ns() // 1000
+        warn_of_distrusted(distrusted(orders, self.secret, NAMESPACE, now))
+        return in_force(trusted(orders, self.secret, NAMESPACE), now)
 
     def put(self, draft: Order) -> tuple[str, bool]:
         from resilient_imagen.control.control_file import NAMESPACE, write_order
@@ -146,6 +160,13 @@ def send(place: OrderPlace, draft: Order) -> None:
         raise typer.Exit(FAILED)
     until = time.strftime("%H:%M:%S", time.localtime(time.time() + draft.ttl))
     echo(f"{draft}{f' until {until}' if draft.lasts else ''}: {answer}")
+
+
+def warn_of_distrusted(count: int) -> None:
+    """Print how many orders are not shown for their signatures, if there are any."""
+    if count:
+        orders = "1 order is" if count == 1 else f"{count} orders are"
+        warn(f"{orders} not shown: not signed with the IMAGE_GEN_CONTROL_SECRET of this shell")
 
 
 def lifetime(text: str) -> int:

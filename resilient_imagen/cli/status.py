@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import span
+from resilient_imagen.cli.orders import span, warn_of_distrusted
 from resilient_imagen.cli.terminal import Console, echo_json
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def status(
     }
     secret = settings.control_secret
     fleet = FleetOrders(address, None if secret is None else secret.get_secret_value())
-    orders = asyncio.run(fleet.read())
+    orders, distrusted = asyncio.run(fleet.read_all())
+    warn_of_distrusted(distrusted)
     if as_json:
         document = view.to_json()
         document["orders"] = [each.to_json() for each in orders]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from resilient_imagen.control.issue import in_force, issued, trusted
+from resilient_imagen.control.issue import distrusted, in_force, issued, trusted
 from resilient_imagen.control.order import Order
 from resilient_imagen.distributed import order_call
 from resilient_imagen.distributed.order_board import open_board
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resilient_imagen.distributed import Address
     from resilient_imagen.distributed.order_board import OrderBoard, WorkerReport
 
-__all__ = ["FleetOrders", "SharedOrder"]
+__all__ = ["FleetOrders", "SharedOrder", "StoredOrders"]
 
 _WAITS: Final = 6.0
 """Seconds to wait for the workers: longer than a killed worker counts as there."""
@@ -87,6 +87,15 @@ class SharedOrder:
         return {**found, "signed": signed, "left_s": self.left_s, "workers": self.codes}
 
 
+class StoredOrders(NamedTuple):
+    """The orders in Redis at one moment."""
+
+    orders: list[SharedOrder]
+    """The orders in force."""
+    distrusted: int
+    """How many others are there whose signature is not that of the secret."""
+
+
 @dataclass(frozen=True)
 class FleetOrders:
     """The orders of one fleet, for an operator's tool.
@@ -105,10 +114,21 @@ class FleetOrders:
         Raises:
             ConfigurationError: Redis cannot be read.
         """
+        return (await self.read_all()).orders
+
+    async def read_all(self) -> StoredOrders:
+        """Return the orders in force, and the number of those with another signature.
+
+        Raises:
+            ConfigurationError: Redis cannot be read.
+        """
         async with open_board(self.address, _CONNECTS) as board:
             found = await board.read()
         orders = in_force(self._believed(found.texts), found.now)
-        return [SharedOrder(order, left, found.reports) for order, left in orders]
+        return StoredOrders(
+            [SharedOrder(order, left, found.reports) for order, left in orders],
+            distrusted(_parsed(found.texts), self.secret, self.address.namespace, found.now),
+        )
 
     async def give(
         self, draft: Order, on_stored: Callable[[], object] | None = None
@@ -177,10 +197,14 @@ class FleetOrders:
 
     def _believed(self, texts: Iterable[str]) -> list[Order]:
         """Return the stored orders that workers believe."""
-        found = []
-        for text in texts:
-            try:
-                found.append(Order.parse(text))
-            except ConfigurationError:
-                continue  # damaged or forged: no worker obeys it
-        return trusted(found, self.secret, self.address.namespace)
+        return trusted(_parsed(texts), self.secret, self.address.namespace)
+
+
+def _parsed(texts: Iterable[str]) -> list[Order]:
+    found = []
+    for text in texts:
+        try:
+            found.append(Order.parse(text))
+        except ConfigurationError:
+            continue  # damaged or forged: no worker obeys it
+    return found

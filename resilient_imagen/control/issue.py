@@ -11,7 +11,7 @@ from resilient_imagen.control.order_book import InForce, OrderBook
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["in_force", "issued", "trusted"]
+__all__ = ["distrusted", "in_force", "issued", "trusted"]
 
 SHORTEST: Final = 60
 """Seconds for which an order that acts once is kept, so that every process hears of it."""
@@ -39,6 +39,12 @@ def issued(draft: Order, known: Iterable[Order], now: int) -> Order:
 def trusted(orders: Iterable[Order], secret: str | None, namespace: str) -> list[Order]:
     """Return the orders that processes believe: with a secret, the signed ones."""
     return [order for order in orders if secret is None or order.is_signed(secret, namespace)]
+
+
+def distrusted(orders: Iterable[Order], secret: str | None, namespace: str, now: int) -> int:
+    """Return how many orders, whose time is not over, processes with the secret do not believe."""
+    stored = [order for order in orders if order.ends_at > now]
+    return len(stored) - len(trusted(stored, secret, namespace))
 
 
 def in_force(orders: Iterable[Order], now: int) -> list[tuple[Order, float]]:

@@ -219,6 +219,20 @@ def test_a_value_that_all_workers_refuse_ends_no_earlier_order(
             assert shown == ["IMAGE_GEN_BREAKER_RESET_TIMEOUT=90"]
 
 
+def test_orders_with_another_signature_are_counted(
+    server: RedisServer, command: Callable[[str], Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator with a wrong secret does not take the fleet for one without orders."""
+    monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", SECRET)
+    with worker(server, control_secret=SECRET):
+        assert command("breaker open google").code == 0
+        assert command("status").err == ""
+        monkeypatch.setenv("IMAGE_GEN_CONTROL_SECRET", "another secret of theirs")
+        for line in ("status", "settings show"):
+            assert "1 order is not shown: not signed with the IMAGE_GEN" in command(line).complaint
+        assert json.loads(command("status --json").out)["orders"] == []
+
+
 def test_an_order_that_another_one_replaced_at_once_is_not_waited_for(
     server: RedisServer,
 ) -> None:
