@@ -1,246 +1,294 @@
-"""Charts of a sweep as Vega-Lite JSON: the timeline of a run, and the trade-off of all settings."""
+"""Charts of a sweep as SVG inside HTML: timelines of runs on shared axes, and trade-offs.
+
+The shapes stretch with the page, and labels are HTML beside them, so text has the same size on a
+phone. Colours are CSS classes of the page.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from html import escape
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.circuitbreaker import BreakerState
+from resilient_imagen.tuning.chart_axes import Axis, numbers, times
 from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.recommendation import mean_with_missed
-from resilient_imagen.tuning.report_text import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from resilient_imagen.tuning.outcome_model import Incident
     from resilient_imagen.tuning.recommendation import Evaluation
+    from resilient_imagen.tuning.run_metrics import Measures
     from resilient_imagen.tuning.simulation_run import SimulationResult
     from resilient_imagen.tuning.sweep import Sweep
 
-__all__ = ["pareto", "timeline"]
+__all__ = ["Bin", "Timeline", "binned", "blocked_periods", "timelines", "trade_off"]
 
-_BINS: Final = 240
-_WIDTH: Final = 900
-_COLOURS: Final = ("#4c8bd0", "#e0a030", "#7a5ba8", "#4aa37a")
-_DOOMED: Final = "#c0392b"
-_BANDS: Final = {"open": "#d9534f", "half_open": "#f0ad4e", "closed": "#8cc084"}
-_MAX_DOTS: Final = 2000
+_BINS: Final = 120
+_SHORTEST_BIN: Final = 30.0
+_ONE_PERIOD: Final = 90.0
+"""Maximum seconds between two rejected calls of one period."""
+_NARROWEST: Final = 0.25
+"""Minimum width of a band, in percent of the plot."""
+_MAX_DOTS: Final = 300
+_MARGIN: Final = 0.15
+"""Space around the points between which to decide, as a share of their range."""
 
 
-def timeline(
-    played: SimulationResult, troubles: Sequence[Incident], origin: float
-) -> dict[str, Any]:
-    """Return a chart of images and wasted requests over time, with the first route's breaker.
+class Timeline(NamedTuple):
+    """One run, and the periods in which its first route was blocked by the breaker."""
+
+    title: str
+    run: SimulationResult
+    blocked: Sequence[tuple[float, float]]
+
+
+class Bin(NamedTuple):
+    """The calls that started, and the wasted requests that were sent, in one part of the time."""
+
+    images: tuple[int, int]
+    """Images by the first route, and by others."""
+    wasted: int
+    median_s: float
+    """Median time to the image; 0 without images."""
+    slow_s: float
+    """95th percentile of it."""
+
+
+# -- timelines ------------------------------------------------------------------------------------
+
+
+def blocked_periods(
+    run: SimulationResult, end: float, rejected: Sequence[float] = ()
+) -> Sequence[tuple[float, float]]:
+    """Return the periods in which the first route's breaker was not closed.
 
     Args:
-        played: A run.
-        troubles: The incidents of the first route.
-        origin: The run's start, in seconds since the epoch.
+        run: The run; one that was recorded does not know its breaker's changes.
+        end: The end of the run.
+        rejected: The times at which calls were rejected, in order; only of a recorded run.
     """
-    end = max((sent.at + sent.seconds for sent in played.sent), default=1.0)
-    time = {"field": "t", "type": "temporal", "axis": {"title": None, "format": "%d %b %H:%M"}}
-    # Not "domain", about which Vega-Lite warns if the end of a bar has no type.
-    time["scale"] = {"domainMin": _ms(origin), "domainMax": _ms(origin + end), "type": "utc"}
-    bare = time | {"axis": None}
-    kinds = [*played.routes, "doomed request"]
-    scale = {"domain": kinds, "range": [*_COLOURS[: len(played.routes)], _DOOMED]}
-    return {
-        "vconcat": [
-            {
-                "width": _WIDTH,
-                "height": 26,
-                "layer": [
-                    {
-                        "data": {"values": list(_states(played, origin, end))},
-                        "mark": "rect",
-                        "encoding": {
-                            "x": bare,
-                            "x2": {"field": "until"},
-                            "color": {
-                                "field": "breaker",
-                                "type": "nominal",
-                                "scale": {"domain": list(_BANDS), "range": list(_BANDS.values())},
-                                "legend": {"title": "breaker of the first route"},
-                            },
-                            "tooltip": [{"field": "breaker"}, {"field": "seconds"}],
-                        },
-                    },
-                    {
-                        "data": {
-                            "values": [
-                                {"t": _ms(origin + span.start), "until": _ms(origin + span.end)}
-                                for span in troubles
-                            ]
-                        },
-                        "mark": {"type": "rect", "fill": None, "stroke": "#333"},
-                        "encoding": {
-                            "x": {"field": "t", "type": "temporal"},
-                            "x2": {"field": "until"},
-                        },
-                    },
-                ],
-            },
-            {
-                "width": _WIDTH,
-                "height": 170,
-                "data": {"values": list(_bins(played, origin, end))},
-                "mark": "rect",
-                "encoding": {
-                    "x": bare,
-                    "x2": {"field": "until"},
-                    "y": {"field": "low", "type": "quantitative", "axis": {"title": "requests"}},
-                    "y2": {"field": "high"},
-                    "color": {
-                        "field": "what",
-                        "type": "nominal",
-                        "scale": scale,
-                        "legend": {"title": "images by route; doomed"},
-                    },
-                    "tooltip": [{"field": "what"}, {"field": "count"}],
-                },
-            },
-            {
-                "width": _WIDTH,
-                "height": 130,
-                "data": {"values": _images(played, origin)},
-                "mark": {"type": "circle", "size": 9, "opacity": 0.6},
-                "encoding": {
-                    "x": time,
-                    "y": {
-                        "field": "s",
-                        "type": "quantitative",
-                        "scale": {"type": "log"},
-                        "axis": {"title": "seconds to the image"},
-                    },
-                    "color": {"field": "what", "type": "nominal", "scale": scale, "legend": None},
-                },
-            },
-        ],
-        "resolve": {"scale": {"color": "independent"}},
-        "spacing": 6,
-    }
+    found: list[tuple[float, float]] = []
+    for at in rejected:
+        if found and at - found[-1][1] <= _ONE_PERIOD:
+            found[-1] = (found[-1][0], at)
+        else:
+            found.append((at, at))
+    since: float | None = None
+    for change in run.changes:
+        if change.route == 0 and change.state is BreakerState.CLOSED and since is not None:
+            found.append((since, change.at))
+            since = None
+        elif change.route == 0 and change.state is not BreakerState.CLOSED and since is None:
+            since = change.at
+    return found if since is None else [*found, (since, end)]
 
 
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+def binned(run: SimulationResult, width: float) -> Mapping[int, Bin]:
+    """Return a run in parts of ``width`` seconds; parts in which nothing happened are left out."""
+    times_by_bin: dict[int, list[float]] = {}
+    first: Counter[int] = Counter()
+    for start, seconds, served in zip(run.started, run.seconds, run.served, strict=True):
+        if served >= 0:
+            times_by_bin.setdefault(int(start / width), []).append(seconds)
+            first[int(start / width)] += served == 0
+    wasted = Counter(int(sent.at / width) for sent in run.sent if fails(sent.reason))
+    found = {}
+    for index in sorted({*times_by_bin, *wasted}):
+        took = sorted(times_by_bin.get(index, ()))
+        found[index] = Bin(
+            images=(first[index], len(took) - first[index]),
+            wasted=wasted[index],
+            median_s=took[len(took) // 2] if took else 0.0,
+            slow_s=took[int(0.95 * len(took))] if took else 0.0,
+        )
+    return found
 
 
-def _states(played: SimulationResult, origin: float, end: float) -> Iterator[dict[str, Any]]:
-    since, state = 0.0, BreakerState.CLOSED
-    changes = [(change.at, change.state) for change in played.changes if change.route == 0]
-    for at, following in [*changes, (end, state)]:
-        yield {
-            "t": _ms(origin + since),
-            "until": _ms(origin + at),
-            "breaker": state.value,
-            "seconds": round(at - since),
-        }
-        since, state = at, following
+def timelines(
+    lines: Sequence[Timeline], incidents: Sequence[Incident], origin: float, seconds: float
+) -> str:
+    """Return runs one above the other, with the same axes, as HTML.
+
+    Args:
+        lines: The runs.
+        incidents: The incidents of the first route.
+        origin: The start of the runs, in seconds since the epoch.
+        seconds: Their length.
+    """
+    width = max(_SHORTEST_BIN, seconds / _BINS)
+    bins = [binned(each.run, width) for each in lines]
+    each_bin = [one for found in bins for one in found.values()]
+    up = max((sum(one.images) for one in each_bin), default=1)
+    down = max((one.wasted for one in each_bin), default=0)
+    counts = numbers(-down, max(up, 1), 5)
+    counts = counts._replace(ticks=[(at, label.lstrip("-")) for at, label in counts.ticks])
+    slow = numbers(0.0, max((one.slow_s for one in each_bin), default=1.0), 3)
+    time = times(origin, seconds)
+    down_bands = _bands(((each.start, each.end) for each in incidents), time)
+    return "".join(
+        f"<figure><figcaption>{escape(each.title)}</figcaption>"
+        + _plot(time, None, 14, _path("blocked", _bands(each.blocked, time)), down_bands)
+        + _plot(time, counts, 150, "".join(_bars(found, width, time, counts)), down_bands)
+        + _plot(time, slow, 80, "".join(_times(found, width, time, slow)), down_bands, labels=True)
+        + "</figure>"
+        for each, found in zip(lines, bins, strict=True)
+    )
 
 
-def _bins(played: SimulationResult, origin: float, end: float) -> Iterator[dict[str, Any]]:
-    width = max(60.0, end / _BINS)
-    counts: Counter[tuple[int, int]] = Counter()
-    for sent in played.sent:
-        if sent.reason is None:
-            counts[int(sent.at / width), sent.route] += 1
-        elif fails(sent.reason):
-            counts[int(sent.at / width), len(played.routes)] += 1
-    names = [*played.routes, "doomed request"]
-    low, before = 0, -1
-    for (index, kind), count in sorted(counts.items()):
-        low, before = (low if index == before else 0), index
-        yield {
-            "t": _ms(origin + index * width),
-            "until": _ms(origin + (index + 1) * width),
-            "what": names[kind],
-            "count": count,
-            "low": low,
-            "high": low + count,
-        }
-        low += count
+def _bars(found: Mapping[int, Bin], width: float, time: Axis, counts: Axis) -> Iterator[str]:
+    parts: dict[str, list[str]] = {"first": [], "other": [], "wasted": []}
+    for index, one in found.items():
+        left, right = time.percent(index * width), time.percent((index + 1) * width)
+        both = sum(one.images)
+        for name, low, high in (
+            ("first", 0, one.images[0]), ("other", one.images[0], both), ("wasted", -one.wasted, 0),
+        ):  # fmt: skip
+            if high > low:
+                top, bottom = 100 - counts.percent(high), 100 - counts.percent(low)
+                parts[name].append(_rectangle(left, right, top, bottom))
+    for name, shapes in parts.items():
+        yield _path(name, "".join(shapes))
 
 
-def _images(played: SimulationResult, origin: float) -> list[dict[str, Any]]:
-    """Return the time of each image; an even sample if there are very many."""
-    step = max(1, len(played.started) // _MAX_DOTS)
-    return [
-        {
-            "t": _ms(origin + played.started[call]),
-            "s": round(max(played.seconds[call], 0.1), 1),
-            "what": played.routes[played.served[call]],
-        }
-        for call in range(0, len(played.started), step)
-        if played.served[call] >= 0
-    ]
+def _times(found: Mapping[int, Bin], width: float, time: Axis, slow: Axis) -> Iterator[str]:
+    area, line = [], []
+    for index, one in found.items():
+        if one.slow_s:
+            left, right = time.percent(index * width), time.percent((index + 1) * width)
+            area.append(_rectangle(left, right, 100 - slow.percent(one.slow_s), 100.0))
+            middle = 100 - slow.percent(one.median_s)
+            line.append(f"M{left:.2f} {middle:.1f}H{right:.2f}")
+    yield _path("slow", "".join(area))
+    yield _path("median", "".join(line))
 
 
-def pareto(sweep: Sweep) -> dict[str, Any]:
-    """Return a chart of all settings by seconds, dollars and the first route's share (colour)."""
-    on_front = {trial.knobs for trial in sweep.front}
-    names: dict[Any, list[str]] = {}
-    for name, trial in shown(sweep).items():
-        names.setdefault(trial.knobs, []).append(name)
-    points = [_point(trial, trial.knobs in on_front, names) for trial in sweep.trials]
-    seconds = {"field": "seconds", "type": "quantitative", "scale": {"zero": False, "nice": True}}
-    dollars = {"field": "usd", "type": "quantitative", "scale": {"zero": False, "nice": True}}
-    place: dict[str, Any] = {
-        "x": seconds | {"axis": {"title": "seconds a call, on average"}},
-        "y": dollars | {"axis": {"title": "dollars an image", "format": "$.4f"}},
-    }
-    return {
-        "width": _WIDTH - 120,
-        "height": 360,
-        "data": {"values": points},
-        "layer": [
-            {
-                "mark": {"type": "point", "filled": True, "size": 60},
-                "encoding": place
-                | {
-                    "color": {
-                        "field": "share",
-                        "type": "quantitative",
-                        "scale": {"scheme": "viridis"},
-                        "legend": {"title": "by the first route", "format": ".0%"},
-                    },
-                    "shape": {
-                        "field": "beaten",
-                        "type": "nominal",
-                        "legend": {"title": None},
-                        "scale": {
-                            "domain": ["on the front", "beaten by another"],
-                            "range": ["diamond", "circle"],
-                        },
-                    },
-                    "opacity": {
-                        "condition": {"test": "datum.beaten == 'on the front'", "value": 1},
-                        "value": 0.45,
-                    },
-                    "tooltip": [{"field": name} for name in points[0] if name != "beaten"],
-                },
-            },
-            {
-                "transform": [{"filter": "datum.name != ''"}],
-                "mark": {"type": "text", "dy": -12, "fontWeight": "bold", "fontSize": 12},
-                "encoding": place | {"text": {"field": "name"}},
-            },
-        ],
-    }
+def _bands(periods: Iterable[tuple[float, float]], time: Axis) -> str:
+    """Return periods as shapes of the whole height; those nearer than a hair are joined."""
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(periods):
+        left = time.percent(start)
+        right = max(time.percent(end), left + _NARROWEST)
+        if joined and left <= joined[-1][1] + _NARROWEST / 2:
+            joined[-1] = (joined[-1][0], max(right, joined[-1][1]))
+        else:
+            joined.append((left, right))
+    return "".join(
+        _rectangle(max(0.0, left), min(100.0, right), 0, 100)
+        for left, right in joined
+        if left < 100  # noqa: PLR2004 - percent
+    )
 
 
-def _point(trial: Evaluation, front: bool, names: Mapping[Any, Sequence[str]]) -> dict[str, Any]:  # noqa: FBT001 - private
-    whole = trial.whole
-    return {
-        "seconds": round(mean_with_missed(whole), 3),
-        "usd": round(whole.usd_per_image, 5),
-        "share": round(whole.first_share, 4),
-        "doomed": whole.doomed,
-        "failed": whole.failed,
-        "beaten": "on the front" if front else "beaten by another",
-        "name": ", ".join(names.get(trial.knobs, ())),
-        "setting": " ".join(
-            line.removeprefix("IMAGE_GEN_").removeprefix("BREAKER_").lower()
-            for line in trial.knobs.env_lines()
-        ),
-    }
+# -- trade-offs -----------------------------------------------------------------------------------
+
+
+class _Scale(NamedTuple):
+    title: str
+    value: Callable[[Measures], float]
+    factor: float = 1.0
+    """Factor on values in labels."""
+
+
+_SECONDS: Final = _Scale("seconds a call, on average", mean_with_missed)
+_DOLLARS: Final = _Scale("dollars an image", lambda each: each.usd_per_image)
+_SHARE: Final = _Scale("% of images by the first route", lambda each: each.first_share, 100)
+_WASTED: Final = _Scale("wasted requests", lambda each: each.doomed)
+_PAIRS: Final = ((_SHARE, _WASTED), (_SECONDS, _DOLLARS))
+
+
+def trade_off(sweep: Sweep, named: Mapping[str, Evaluation]) -> str:
+    """Return two charts of all settings as HTML, scaled to those between which to decide.
+
+    These are the named ones, and those of the Pareto front that lose no more calls than the present
+    settings.
+
+    Args:
+        sweep: The sweep.
+        named: Evaluations to mark, by name; the present settings are the first one.
+    """
+    return "".join(_traded(sweep, named, across, along) for across, along in _PAIRS)
+
+
+def _traded(sweep: Sweep, named: Mapping[str, Evaluation], across: _Scale, along: _Scale) -> str:
+    most = sweep.today.whole.failed
+    deciding = [*named.values(), *(each for each in sweep.front if each.whole.failed <= most)]
+    x, y = (_around([one.value(each.whole) for each in deciding], one) for one in (across, along))
+    on_front = {each.knobs for each in sweep.front}
+    dots: list[str] = []
+    hidden = 0
+    for trial in sorted(sweep.trials, key=lambda each: each.knobs not in on_front):
+        at, height = across.value(trial.whole), along.value(trial.whole)
+        if not (x.contains(at) and y.contains(height)):
+            hidden += 1
+        elif len(dots) < _MAX_DOTS:
+            kind = "front" if trial.knobs in on_front else "beaten"
+            changed = "\n".join(trial.knobs.env_lines(sweep.today.knobs)) or "your settings"
+            place = f"M{x.percent(at):.2f} {100 - y.percent(height):.2f}h0"
+            dots.append(f'<path class="{kind}" d="{place}"><title>{escape(changed)}</title></path>')
+    marks = "".join(
+        f'<b class="mark m{number}" style="left:{x.percent(across.value(each.whole)):.2f}%;'
+        f'top:{100 - y.percent(along.value(each.whole)):.2f}%"></b>'
+        for number, each in enumerate(named.values())
+    )
+    keys = "".join(
+        f'<li><b class="mark m{number}"></b> {escape(name)}</li>'
+        for number, name in enumerate(named)
+    )
+    outside = f"<li>Outside of this range: {hidden} of {len(sweep.trials)}</li>" if hidden else ""
+    plot = _plot(x, y, 240, "".join(reversed(dots)), marks=marks, labels=True)
+    return (
+        f'<figure class="trade"><figcaption>{escape(along.title)}</figcaption>{plot}'
+        f'<p class="axis">{escape(across.title)}</p><ul class="keys">{keys}{outside}</ul></figure>'
+    )
+
+
+def _around(values: Sequence[float], scale: _Scale) -> Axis:
+    low, high = min(values), max(values)
+    margin = (high - low) * _MARGIN or abs(high) * 0.05 or 1.0
+    return numbers(low - margin, high + margin, 5, scale=scale.factor)
+
+
+# -- shapes ---------------------------------------------------------------------------------------
+
+
+def _plot(
+    x: Axis,
+    y: Axis | None,
+    height: int,
+    shapes: str,
+    background: str = "",
+    *,
+    marks: str = "",
+    labels: bool = False,
+) -> str:
+    """Return a plot: shapes in percent of its width and height, with labels of the axes."""
+    grid = "".join(f"M{x.percent(at):.2f} 0V100" for at, _ in x.ticks)
+    texts = []
+    if y is not None:
+        grid += "".join(f"M0 {100 - y.percent(at):.2f}H100" for at, _ in y.ticks)
+        texts += [
+            f'<i class="y" style="top:{100 - y.percent(at):.2f}%">{label}</i>'
+            for at, label in y.ticks
+        ]
+    if labels:
+        texts += [
+            f'<i class="x" style="left:{x.percent(at):.2f}%">{label}</i>' for at, label in x.ticks
+        ]
+    bottom = " labelled" if labels else ""
+    return (
+        f'<div class="plot{bottom}" style="height:{height}px">'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
+        f"{_path('down', background)}{_path('grid', grid)}{shapes}</svg>"
+        f"{marks}{''.join(texts)}</div>"
+    )
+
+
+def _path(kind: str, shape: str) -> str:
+    return f'<path class="{kind}" d="{shape}"/>' if shape else ""
+
+
+def _rectangle(left: float, right: float, top: float, bottom: float) -> str:
+    return f"M{left:.2f} {top:.1f}H{right:.2f}V{bottom:.1f}H{left:.2f}z"

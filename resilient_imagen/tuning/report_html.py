@@ -1,43 +1,79 @@
-"""HTML report: a self-contained page that needs no network."""
+"""HTML report: one page without scripts, for people who have one minute. It needs no network."""
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from importlib.resources import files
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from resilient_imagen.tuning.charts import pareto, timeline
+from resilient_imagen.tuning.charts import Timeline, blocked_periods, timelines, trade_off
+from resilient_imagen.tuning.headline import headline, provider_name, trade
 from resilient_imagen.tuning.recommendation import Objective
+from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
+from resilient_imagen.tuning.recorded_run import recorded_run
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_text import (
     advice_line,
     compared,
-    metric_rows,
     rest_line,
     seen_line,
     set_aside,
-    verdict,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from resilient_imagen.settings import Settings
+    from resilient_imagen.tuning.prediction import Estimate
+    from resilient_imagen.tuning.recommendation import Evaluation, Recommendation
     from resilient_imagen.tuning.recording import Recording
     from resilient_imagen.tuning.sweep import Sweep
     from resilient_imagen.tuning.tunable_settings import TunableSettings
 
 __all__ = ["page"]
 
-_STYLE: Final = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;
-color:#222;background:#fff} h1{font-size:1.5rem} h2{font-size:1.15rem;margin-top:2.2rem}
-table{border-collapse:collapse;font-size:13px} td,th{padding:.25rem .6rem;text-align:right;
-border-bottom:1px solid #ddd} td:first-child,th:first-child{text-align:left}
-pre{background:#f4f4f2;padding:.8rem;border-radius:4px;overflow:auto} .no{color:#a33}
-.note{color:#666;font-size:13px} .chart{overflow-x:auto}
-"""
+
+class _Row(NamedTuple):
+    title: str
+    meaning: str
+    style: str
+    wanted: int
+    """1 if more is better, -1 if less is, 0 if neither."""
+
+
+_ROWS: Final[Mapping[str, _Row]] = {
+    "mean_s": _Row("Mean time", "seconds from the call to the image", ".1f", -1),
+    "p50_s": _Row("Median time", "half of the images take longer", ".1f", -1),
+    "p95_s": _Row("Slowest 5 %", "seconds; one of 20 images takes longer", ".1f", -1),
+    "primary_share": _Row("By the first route", "share of the images", ".1%", 1),
+    "fallback_share": _Row("By other routes", "share of the images", ".1%", 0),
+    "wasted_requests": _Row("Wasted requests", "they failed because of the service", ".0f", -1),
+    "cost_usd_per_image": _Row("Dollars an image", "with wasted requests", ".4f", -1),
+    "lost_calls": _Row("Lost calls", "their callers got no image", ".0f", -1),
+}
+_COLUMNS: Final = {
+    "recorded": "What happened.",
+    "replayed": "The same settings, replayed: it should be near what was recorded.",
+    "breaker on": "The recorded settings with the breaker on, which others are compared with.",
+    "recommended": "The lines above, replayed.",
+    str(Objective.FAST): "The settings with the shortest time to the image, replayed.",
+    str(Objective.CHEAP): "The settings with the lowest cost, replayed.",
+    str(Objective.STAY): "The settings with most images by the first route, replayed.",
+}
+_AIMS: Final = {
+    Objective.FAST: "Fast: the shortest time to the image",
+    Objective.CHEAP: "Cheap: the lowest cost",
+    Objective.STAY: "Stay: most images by the first route",
+}
+_LEGEND: Final = (
+    ("first", "images by the first route"), ("other", "images by other routes"),
+    ("wasted", "wasted requests (below the line)"), ("blocked", "first route's breaker blocks"),
+    ("down", "first route fails"), ("median", "median time, s"), ("slow", "up to the slowest 5 %"),
+)  # fmt: skip
+_DOTS: Final = (
+    ("front", "a setting that no other one beats in everything"), ("beaten", "other settings"),
+)  # fmt: skip
 
 
 def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
@@ -47,91 +83,233 @@ def page(sweep: Sweep, recording: Recording, settings: Settings) -> str:
         sweep: The sweep.
         recording: The recording of the sweep.
         settings: The present settings.
-
-    Raises:
-        ImportError: The `tuning` extra is not installed.
     """
-    import vl_convert
-
-    library = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub is too strict
-    charts: list[dict[str, Any]] = []
-    body = "\n".join(_body(sweep, recording, settings, charts))
-    drawn = "\n".join(
-        f'vegaEmbed("#chart{index}", {_script(chart)}, {{actions: false}});'
-        for index, chart in enumerate(charts)
-    )
+    style = files("resilient_imagen.tuning").joinpath("report.css").read_text(encoding="utf-8")
+    body = "\n".join(_body(sweep, recording, settings))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'  # a browser would request one from the network
-        f"<title>Settings for image generation</title><style>{_STYLE}</style></head><body>\n"
-        f"{body}\n<script>{library}</script>\n"
-        f"<script>{drawn}</script></body></html>\n"
+        f"<title>Settings for image generation</title><style>{style}</style></head><body>\n"
+        f"{body}\n</body></html>\n"
     )
 
 
-def _script(chart: dict[str, Any]) -> str:
-    """Return a chart as JSON that is safe inside a script element."""
-    return json.dumps(chart, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _body(
-    sweep: Sweep, recording: Recording, settings: Settings, charts: list[dict[str, Any]]
-) -> Iterator[str]:
-    start = datetime.fromtimestamp(recording.origin, UTC)
-    yield "<h1>What other settings would have done</h1>"
-    yield (
-        f"<p>{len(recording.asked)} calls in {recording.duration / 3600:.1f} hours from"
-        f" {start:%d %B %Y %H:%M} UTC, played again under {len(sweep.trials)} settings with the"
-        " production pipeline, queue and breaker.</p>"
-    )
+def _body(sweep: Sweep, recording: Recording, settings: Settings) -> Iterator[str]:
+    chosen = _chosen(sweep)
+    yield from _verdict(sweep, recording, chosen)
+    if not sweep.fidelity.matches:
+        yield from _what_to_do(sweep, recording)
+    yield from _lines(sweep, chosen)
+    yield from _table(sweep)
+    yield from _over_time(sweep, recording, settings, chosen)
+    if sweep.fidelity.matches and sweep.evidence.is_enough:
+        yield "<h2>What is traded for what</h2>"
+        yield (
+            '<p class="note">Each dot is a setting that was tried, by one replay of it; the table'
+            " has the average of several.</p>"
+        )
+        yield _legend(_DOTS)
+        marked: dict[str, Evaluation] = {"your settings": sweep.today}
+        marked |= {name: advice.trial for name, advice in chosen.items()}
+        yield f'<div class="trades">{trade_off(sweep, marked)}</div>'
+        yield "<h2>Each objective</h2>"
+        for leaning in Objective:
+            advice = sweep.advice[leaning]
+            yield f"<p><b>{_AIMS[leaning]}.</b> {escape(_sentence(advice_line(advice)))}"
+            yield f' <span class="note">{escape(rest_line(sweep, leaning))}</span></p>'
+    yield "<h2>What was recorded</h2>"
     for line in (*seen_line(recording), *set_aside(settings)):
         yield f'<p class="note">{escape(line)}</p>'
-    yield f"<p><b>{escape(verdict(sweep))}</b></p>"
-    yield _table(sweep)
-    yield "<h2>Recommended</h2>"
-    for leaning in Objective:
-        advice = sweep.advice[leaning]
-        kind = "" if advice.recommended else ' class="no"'
-        lines = advice.trial.knobs.env_lines(sweep.today.knobs) if advice.recommended else []
-        yield f"<p{kind}><b>{leaning}</b>: {escape(advice_line(advice))}</p>"
-        if lines:
-            yield f"<pre>{escape(chr(10).join(lines))}</pre>"
-        yield f'<p class="note">{escape(rest_line(sweep, leaning))}</p>'
-    yield "<h2>What is traded for what</h2>"
-    yield _chart(charts, pareto(sweep))
-    for name, knobs in _pictured(sweep):
-        played, truth = replay(recording, knobs.applied(settings))
-        yield f"<h2>Over time: {escape(name)}</h2>"
-        yield (
-            '<p class="note">Top: the breaker of the first route; framed where the route was in'
-            " trouble. Middle: requests that brought an image, by route, and doomed ones. Bottom:"
-            " seconds to the image. Times are UTC.</p>"
-        )
-        yield _chart(charts, timeline(played, truth.incidents(), recording.origin))
 
 
-def _pictured(sweep: Sweep) -> Iterator[tuple[str, TunableSettings]]:
-    """Yield each recommended setting once, and the present one."""
+def _chosen(sweep: Sweep) -> Mapping[str, Recommendation]:
+    """Return each recommended setting once, by the objectives that it is for."""
     names: dict[TunableSettings, list[str]] = {}
-    for leaning in Objective:
-        advice = sweep.advice[leaning]
-        if advice.recommended:
-            names.setdefault(advice.trial.knobs, []).append(str(leaning))
-    names.setdefault(sweep.today.knobs, []).append("today's settings")
-    for knobs, leanings in names.items():
-        yield ", ".join(leanings), knobs
+    best: dict[TunableSettings, Recommendation] = {}
+    for leaning, advice in sweep.recommended.items():
+        knobs = advice.trial.knobs
+        names.setdefault(knobs, []).append(str(leaning))
+        if knobs not in best or advice.gain.value > best[knobs].gain.value:
+            best[knobs] = advice
+    if len(best) == 1:
+        return {"recommended": next(iter(best.values()))}
+    return {", ".join(names[knobs]): advice for knobs, advice in best.items()}
 
 
-def _chart(charts: list[dict[str, Any]], chart: dict[str, Any]) -> str:
-    charts.append(chart)
-    return f'<div class="chart" id="chart{len(charts) - 1}"></div>'
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-def _table(sweep: Sweep) -> str:
-    columns = compared(sweep)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in metric_rows(columns)
+# -- the answer -----------------------------------------------------------------------------------
+
+
+def _verdict(
+    sweep: Sweep, recording: Recording, chosen: Mapping[str, Recommendation]
+) -> Iterator[str]:
+    if not (sweep.fidelity.matches and sweep.evidence.is_enough):
+        look, kind = "stop", "No recommendation"
+    elif chosen:
+        look, kind = "change", "Change your settings"
+    else:
+        look, kind = "keep", "Nothing to do"
+    start = datetime.fromtimestamp(recording.origin, UTC)
+    outages = sweep.evidence.incidents
+    found = f"{outages} {'outage' if outages == 1 else 'outages'} of {provider_name(sweep)}"
+    yield f'<div class="verdict {look}"><p class="kind">{kind}</p>'
+    yield f"<h1>{escape(headline(sweep))}</h1>"
+    yield (
+        f"<p>{len(recording.asked):,} calls in {_length(recording.duration)} from {start.day}"
+        f" {start:%B %Y %H:%M} UTC, with {escape(found)}, replayed under {len(sweep.trials)}"
+        " settings.</p></div>"
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _length(seconds: float) -> str:
+    for unit, name in ((86400.0, "days"), (3600.0, "hours")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds / 60:.0f} minutes"
+
+
+def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
+    yield "<h2>What to do</h2>"
+    yield (
+        "<p>The replayed settings are probably not those of the application, so advice would be"
+        " about another system. Run <code>resilient-imagen tune</code> again with its settings:</p>"
+    )
+    options = [f"--set {hint.variable}={hint.value}" for hint in sweep.fidelity.hints]
+    yield f"<pre>{escape(chr(10).join(options or ['--env-file FILE']))}</pre><ul>"
+    for hint in sweep.fidelity.hints:
+        yield f"<li><b>{escape(hint.variable)}</b>: {escape(hint.why)}.</li>"
+    if recording.settings:
+        yield (
+            "<li>The settings are those of the recording. Callers may pass deadlines or models of"
+            " their own, or several clients may have been recorded as one.</li>"
+        )
+    else:
+        yield (
+            "<li>The recording does not have its settings, so those of the shell were replayed."
+            " <code>--env-file FILE</code> reads the application's.</li>"
+        )
+    yield '</ul><h2>What differs</h2><table class="stack"><thead><tr><th></th>'
+    yield "<th>recorded</th><th>replayed</th><th>allowed difference</th></tr></thead><tbody>"
+    for each in sweep.fidelity.deviations:
+        row = _ROWS[each.metric]
+        values = {"recorded": each.recorded, "replayed": each.replayed, "allowed": each.allowed}
+        cells = "".join(
+            f'<td data-column="{name}">{value:{row.style}}</td>' for name, value in values.items()
+        )
+        yield f"<tr><th>{row.title}<small>{row.meaning}</small></th>{cells}</tr>"
+    yield "</tbody></table>"
+
+
+def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
+    """Yield the lines to paste, and the part of each in the gain."""
+    present = sweep.today.knobs.variables()
+    if chosen:
+        yield "<h2>Put this into the environment</h2>"
+    for name, advice in chosen.items():
+        if len(chosen) > 1:
+            yield f"<h3>{escape(_sentence(name))}: {escape(trade(sweep, advice))}</h3>"
+        lines = advice.trial.knobs.env_lines(sweep.today.knobs)
+        yield f"<pre>{escape(chr(10).join(lines))}</pre>"
+        yield '<table class="stack"><thead><tr><th>Line</th><th>Now</th>'
+        yield "<th>Lost without this line</th></tr></thead><tbody>"
+        most = max((each.gain for each in advice.contributions), default=0.0)
+        for part in advice.contributions:
+            width = round(90 * max(0.0, part.gain) / most) if most > 0 else 0
+            bar = f'<span class="gain" style="width:{width}px"></span>'
+            now = present.get(part.variable) or "not set"
+            yield (
+                f"<tr><th>{escape(part.variable)}={escape(part.value)}</th>"
+                f'<td data-column="now">{escape(now)}</td>'
+                f'<td data-column="lost without it">{bar}{part.gain:.1%}</td></tr>'
+            )
+        yield "</tbody></table>"
+        shadow = advice.trial.knobs.shadow_line(sweep.today.knobs)
+        if shadow is not None:
+            yield "<p>To watch the breaker beside the live one first, without effect:</p>"
+            yield f"<pre>{escape(shadow)}</pre>"
+
+
+# -- the table ------------------------------------------------------------------------------------
+
+
+def _table(sweep: Sweep) -> Iterator[str]:
+    columns = compared(sweep)
+    present = dict(sweep.present.items())
+    yield "<h2>Recorded and replayed</h2><dl>"
+    for name in columns:
+        yield f"<dt>{escape(name)}</dt><dd>{escape(_COLUMNS.get(name, ''))}</dd>"
+    yield "</dl>"
+    yield (
+        '<p class="note">The small numbers are the range that should contain the true value in nine'
+        " of ten cases. Green is better and red is worse than your settings, beyond chance.</p>"
+    )
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
+    yield f'<table class="stack"><thead><tr>{head}</tr></thead><tbody>'
+    measures = {name: dict(each.items()) for name, each in columns.items()}
+    for key, row in _ROWS.items():
+        cells = "".join(
+            _cell(name, each[key], row, present[key]) for name, each in measures.items()
+        )
+        yield f"<tr><th>{row.title}<small>{row.meaning}</small></th>{cells}</tr>"
+    yield "</tbody></table>"
+
+
+def _cell(column: str, found: Estimate, row: _Row, present: Estimate) -> str:
+    value, low, high = (format(each, row.style) for each in found)
+    between = f"<small>{low} to {high}</small>" if low != high else ""
+    look = ""
+    if column not in {"recorded", "replayed", "breaker on"}:
+        more = (found.low > present.high) - (found.high < present.low)
+        look = {1: "better", -1: "worse"}.get(more * row.wanted, "")
+    word = f"<small>{look}</small>" if look else ""
+    return f'<td data-column="{escape(column)}" class="{look}">{value} {word}{between}</td>'
+
+
+# -- timelines ------------------------------------------------------------------------------------
+
+
+def _over_time(
+    sweep: Sweep,
+    recording: Recording,
+    settings: Settings,
+    chosen: Mapping[str, Recommendation],
+) -> Iterator[str]:
+    routes = [route.key for route in settings.accounts]
+    log = recording.routes.get(routes[0])
+    happened = recorded_run(recording, routes)
+    shown: dict[str, TunableSettings] = {
+        f"With the {name} settings" if name == "recommended" else f"With the settings for {name}":
+        advice.trial.knobs
+        for name, advice in chosen.items()
+    }  # fmt: skip
+    if not sweep.fidelity.matches:
+        shown = {"The replayed settings": sweep.today.knobs}
+    runs = {name: replay(recording, knobs.applied(settings))[0] for name, knobs in shown.items()}
+    end = max(
+        (each.at + each.seconds for run in (happened, *runs.values()) for each in run.sent),
+        default=recording.duration,
+    )
+    rejected: Sequence[float] = () if log is None else sorted(log.rejected)
+    lines = [Timeline("What was recorded", happened, blocked_periods(happened, end, rejected))]
+    lines += [Timeline(name, run, blocked_periods(run, end)) for name, run in runs.items()]
+    yield "<h2>Over time</h2>"
+    yield (
+        '<p class="note">Upper part: number of images and of requests. Lower part: seconds to the'
+        f" image. {_span(recording.origin, end)}</p>"
+    )
+    yield _legend(_LEGEND)
+    yield timelines(lines, RecordedOutcomes(recording, settings).incidents(), recording.origin, end)
+
+
+def _span(origin: float, seconds: float) -> str:
+    first, last = (datetime.fromtimestamp(at, UTC) for at in (origin, origin + seconds))
+    return f"UTC, {first.day} {first:%b %H:%M} to {last.day} {last:%b %H:%M}."
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f'<li><b class="{name}"></b>{text}</li>' for name, text in entries)
+    return f'<ul class="legend">{items}</ul>'

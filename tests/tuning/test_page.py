@@ -1,24 +1,26 @@
-"""The report: what it says, and that a real browser shows it without a network."""
+"""The report: its answer, its charts, and that a real browser shows it without a network."""
 
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tuning_kit import ROOMY, bad, record, world
 
-from resilient_imagen import Reason, Settings
+from resilient_imagen import Settings
 from resilient_imagen.tuning import Recording, Sweep, sweep, waves
+from resilient_imagen.tuning.chart_axes import numbers, times
+from resilient_imagen.tuning.charts import binned, blocked_periods, trade_off
+from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.recording import Attempted, Row
-
-pytest.importorskip("vl_convert", reason="needs the tuning extra")
-
-from resilient_imagen.tuning.charts import pareto, timeline
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_html import page
 
@@ -27,50 +29,150 @@ QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+LARGEST = 500_000
+
+Tuned = tuple[Sweep, Recording, Settings]
 
 
 @pytest.fixture(scope="module")
-def tuned() -> tuple[Sweep, Recording, Settings]:
-    """A small sweep over a recording with an outage."""
+def tuned() -> Tuned:
+    """A small sweep over a recording with outages, which recommends another setting."""
     settings = Settings(**ROOMY, breaker_reset_timeout=400)
     often = world(*waves(bad(0.2, 4), every=1200, times=8), hours=3, per_minute=4)
     recording = record(often, settings)
     return sweep(recording, settings, count=8, workers=1), recording, settings
 
 
-def test_the_page_needs_no_network(tuned: tuple[Sweep, Recording, Settings]) -> None:
-    """No address is loaded by it: no script, style, image, font or frame from elsewhere."""
-    text = page(*tuned)
-    document = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r"(src|href)=(?!\"data:)", document)
-    assert "@import" not in document
-    assert document.count("<html") == 1
+@pytest.fixture(scope="module")
+def short() -> Tuned:
+    """A sweep over twenty minutes with one outage."""
+    settings = Settings(**ROOMY)
+    recording = record(world(bad(0.1, 4), hours=0.34, per_minute=10), settings)
+    return sweep(recording, settings, count=2, workers=1), recording, settings
 
 
-def test_the_page_says_what_the_sweep_found(tuned: tuple[Sweep, Recording, Settings]) -> None:
-    """Every recommended line is there to be pasted, and how much rests on the unseen."""
+@pytest.fixture(scope="module")
+def refused() -> Tuned:
+    """A sweep with other settings than those of the recording."""
+    settings = Settings(**ROOMY)
+    recording = record(world(bad(0.1, 4), hours=0.34), settings)
+    other = Settings(ipm=3, max_concurrent=2)
+    recording = replace(recording, settings=[])
+    return sweep(recording, other, count=2, workers=1), recording, other
+
+
+@pytest.fixture(scope="module")
+def long() -> Tuned:
+    """A sweep over two weeks with an outage every second day."""
+    settings = Settings(**ROOMY)
+    scenario = world(
+        *waves(bad(6, 60), every=48 * 3600, times=7), hours=336, per_minute=0.1, swing=0.6
+    )
+    recording = record(scenario, settings)
+    return sweep(recording, settings, count=2, workers=1), recording, settings
+
+
+@pytest.fixture(params=["tuned", "short", "refused", "long"])
+def each(request: pytest.FixtureRequest) -> Tuned:
+    """Each kind of recording and verdict."""
+    found: Tuned = request.getfixturevalue(request.param)
+    return found
+
+
+def visible(text: str) -> str:
+    """Return the page's words, without its style and tags."""
+    text = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+
+def first_sentence(found: Tuned) -> str:
+    """Return the heading of the page."""
+    (heading,) = re.findall(r"<h1>(.*?)</h1>", page(*found))
+    return html.unescape(heading)
+
+
+# -- the answer -----------------------------------------------------------------------------------
+
+
+def test_the_first_sentence_says_what_changes_and_its_price(tuned: Tuned) -> None:
+    """It has the number of lines, the time gained and the additional wasted requests."""
     found = tuned[0]
-    text = html.unescape(page(*tuned))
-    assert any(advice.recommended for advice in found.advice.values())
-    for advice in found.advice.values():
-        if advice.recommended:
-            assert "\n".join(advice.trial.knobs.env_lines(found.today.knobs)) in text
-    assert text.count("rest on what was not seen") == 3
+    (knobs,) = {advice.trial.knobs for advice in found.recommended.values()}
+    assert len(knobs.env_lines(found.today.knobs)) == 2
+    assert re.match(
+        r"Two lines bring you back to Google \w+ minutes sooner .*, for .*more wasted requests\.",
+        first_sentence(tuned),
+    )
+    assert 'class="verdict change"' in page(*tuned)
 
 
-def test_the_page_shows_what_is_compared_and_what_is_left_out() -> None:
-    """Each provider's share, the defaults beside today's settings, and a breaker that is off."""
+def test_the_lines_to_paste_come_right_after_the_verdict(tuned: Tuned) -> None:
+    """Each line is there with its present value and its part in the improvement."""
+    found, text = tuned[0], page(*tuned)
+    advice = next(iter(found.recommended.values()))
+    lines = advice.trial.knobs.env_lines(found.today.knobs)
+    assert re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)[0] == "\n".join(lines)
+    assert text.index("<h1>") < text.index(lines[0]) < text.index("Recorded and replayed")
+    words = visible(text)
+    for part in advice.contributions:
+        now = found.today.knobs.variables()[part.variable]
+        assert f"{part.variable}={part.value} {now}" in words
+
+
+def test_without_a_better_setting_the_page_says_to_keep_them(short: Tuned) -> None:
+    """There are no lines to paste, and the recorded time is drawn alone."""
+    text = page(*short)
+    assert first_sentence(short).startswith("Keep your settings")
+    assert 'class="verdict keep"' in text
+    assert "<pre>" not in text
+    assert re.findall("<figcaption>(.*?)</figcaption>", text)[0] == "What was recorded"
+    assert "With the recommended settings" not in text
+
+
+def test_a_replay_that_does_not_match_comes_first(refused: Tuned) -> None:
+    """The page refuses, gives options that would explain it, and draws both runs."""
+    text = page(*refused)
+    assert first_sentence(refused).startswith("No advice yet: a replay of your settings")
+    assert text.index("What to do") < text.index("What differs") < text.index("Over time")
+    for hint in refused[0].fidelity.hints:
+        assert f"--set {hint.variable}={hint.value}" in html.unescape(text)
+    assert refused[0].fidelity.hints
+    assert "--env-file FILE" in text
+    assert "The replayed settings" in text
+    assert "What is traded" not in text
+
+
+def test_too_little_evidence_is_the_verdict() -> None:
+    """A recording without an outage leads to no recommendation, and the page says why."""
+    settings = Settings(**ROOMY)
+    recording = record(world(hours=0.4), settings)
+    found = sweep(recording, settings, count=2, workers=1), recording, settings
+    assert "never failed for long" in first_sentence(found)
+    assert 'class="verdict stop"' in page(*found)
+
+
+def test_every_column_of_the_table_is_explained(each: Tuned) -> None:
+    """Columns start with recorded and replayed, and each has a sentence."""
+    text = page(*each)
+    table = text[text.index("Recorded and replayed") :]
+    columns = re.findall("<th>([a-z ]+)</th>", table)
+    assert columns[:2] == ["recorded", "replayed"]
+    for name in columns:
+        assert re.search(f"<dt>{name}</dt><dd>.+?</dd>", table)
+    assert re.search(r"<small>[\d.]+ to [\d.]+</small>", table)
+
+
+def test_the_page_shows_what_is_left_out() -> None:
+    """The page lists a breaker that is off, and a provider that is forced open."""
     today = Settings(**ROOMY, breaker_mode="off", breaker_fail_max=2, force_open="openai")
     recording = record(world(bad(0.1, 5), hours=0.4), Settings(**ROOMY))
     text = html.unescape(page(sweep(recording, today, count=4, workers=1), recording, today))
-    assert "<th>recorded</th><th>replayed</th>" in text
-    assert "<td>by the first route</td>" in text
     assert "IMAGE_GEN_BREAKER_MODE is off: the recording is replayed so" in text
     assert "IMAGE_GEN_FORCE_OPEN (openai) is left out" in text
 
 
 def test_nothing_in_a_recording_can_end_the_page() -> None:
-    """A route's name with markup in it is shown, not obeyed."""
+    """A route's name with markup in it is shown as text."""
     evil = "google:</script><script>alert(1)</script>"
     rows: list[Row] = [Attempted(1e9 + at, str(at), evil, 5.0) for at in range(0, 600, 10)]
     from resilient_imagen.settings import RouteName
@@ -79,48 +181,163 @@ def test_nothing_in_a_recording_can_end_the_page() -> None:
     settings = Settings().model_copy(update={"routes": (RouteName(evil),)})
     recording = gather(rows)
     text = page(sweep(recording, settings, count=2, workers=1), recording, settings)
-    assert "<script>alert" not in text
+    assert "<script" not in text
 
 
-def test_the_timeline_adds_up(tuned: tuple[Sweep, Recording, Settings]) -> None:
-    """Bars hold every image and every doomed request; the breaker's states have no gap."""
+# -- charts ---------------------------------------------------------------------------------------
+
+
+def test_the_bars_add_up(tuned: Tuned) -> None:
+    """Bars have every image and every wasted request; blocked periods do not overlap."""
     _, recording, settings = tuned
-    played, truth = replay(recording, settings)
-    states, bars = timeline(played, truth.incidents(), recording.origin)["vconcat"][:2]
-    counted = sum(each["count"] for each in bars["data"]["values"])
-    assert counted == sum(each.reason is not Reason.CANCELLED for each in played.sent)
-    assert all(each["high"] - each["low"] == each["count"] for each in bars["data"]["values"])
-    parts = states["layer"][0]["data"]["values"]
-    assert all(a["until"] == b["t"] for a, b in pairwise(parts))
-    assert {"open", "closed"} <= {each["breaker"] for each in parts}
+    played, _ = replay(recording, settings)
+    bins = binned(played, 60.0)
+    assert sum(sum(one.images) for one in bins.values()) == sum(s >= 0 for s in played.served)
+    assert sum(one.images[0] for one in bins.values()) == played.served.count(0)
+    assert sum(one.wasted for one in bins.values()) == sum(fails(s.reason) for s in played.sent)
+    assert all(one.median_s <= one.slow_s for one in bins.values())
+    periods = blocked_periods(played, recording.duration)
+    assert len(periods) >= 8
+    assert all(a[1] <= b[0] for a, b in pairwise(periods))
 
 
-def test_the_plot_of_trades_names_the_settings(tuned: tuple[Sweep, Recording, Settings]) -> None:
-    """Every trial is a point; today's and the recommended ones carry their names."""
+def test_rejections_near_each_other_are_one_blocked_period(tuned: Tuned) -> None:
+    """A recorded run has no changes of its breaker; calls that it rejected show them."""
+    empty = replace(replay(tuned[1], tuned[2])[0], changes=[])
+    assert blocked_periods(empty, 900.0, [10.0, 50.0, 100.0, 400.0]) == [(10, 100), (400, 400)]
+
+
+def test_trade_offs_are_scaled_to_those_between_which_to_decide(tuned: Tuned) -> None:
+    """A setting that is far worse does not stretch the chart; it is counted."""
     found = tuned[0]
-    points = pareto(found)["data"]["values"]
-    assert len(points) == len(found.trials)
-    names = " ".join(each["name"] for each in points)
-    assert all(word in names for word in ("today", "fast", "cheap", "stay"))
+    named = {"your settings": found.today}
+    far = replace(found.today, whole=replace(found.today.whole, doomed=10**6, mean_s=900.0))
+    before = trade_off(found, named)
+    after = trade_off(replace(found, trials=(*found.trials, far)), named)
+
+    def axes(text: str) -> list[str]:
+        return re.findall(r'<i class="[xy]"[^>]*>[^<]*</i>', text)
+
+    assert axes(after) == axes(before)
+    assert f" of {len(found.trials) + 1}" in after
+    assert after.count("<title>") == before.count("<title>") > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "labels"),
+    [
+        (1200.0, ["22:00", "22:05", "22:10", "22:15", "22:20"]),
+        (9 * 3600.0, ["22:00", "9 Nov", "02:00", "04:00", "06:00"]),
+        (14 * 86400.0, ["11 Nov", "14 Nov", "17 Nov", "20 Nov"]),
+    ],
+)
+def test_ticks_of_time_are_round(seconds: float, labels: list[str]) -> None:
+    """Twenty minutes, some hours and two weeks have a few ticks at round times."""
+    evening = 1_762_639_200.0  # 8 November 2025, 22:00 UTC
+    assert [label for _, label in times(evening, seconds).ticks] == labels
+
+
+def test_ticks_of_numbers_are_round_and_differ() -> None:
+    """Small ranges have enough decimals."""
+    assert [label for _, label in numbers(0, 30, 5).ticks] == ["0", "10", "20", "30"]
+    assert [label for _, label in numbers(0.1351, 0.1389, 5).ticks] == ["0.136", "0.137", "0.138"]
+    assert len(numbers(3.0, 3.0, 5).ticks) > 0
+
+
+# -- the browser ----------------------------------------------------------------------------------
+
+
+def test_the_page_needs_no_network_and_is_small(each: Tuned) -> None:
+    """No address is loaded by it: no script, style, image, font or frame from elsewhere."""
+    text = page(*each)
+    assert not re.search(r"(src|href)=(?!\"data:)|url\(|@import|<script|<iframe", text)
+    assert text.count("<html") == 1
+    assert len(text.encode()) < LARGEST
+
+
+INSPECT = """
+const page = document.createElement("iframe");
+page.style = "border:0;height:2000px;width:WIDTHpx";
+page.onload = () => {
+  const inside = page.contentDocument, root = inside.documentElement;
+  const box = (each) => each.getBoundingClientRect();
+  const words = [...inside.querySelectorAll("body *")].filter((each) =>
+    [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) &&
+    !each.closest("svg") && box(each).width > 0);
+  const overlapping = [];
+  const blocks = words.filter((each) => !words.some((other) => other !== each &&
+    other.contains(each)));
+  blocks.forEach((one, index) => blocks.slice(index + 1).forEach((other) => {
+    const a = box(one), b = box(other);
+    if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 &&
+        b.top < a.bottom - 1)
+      overlapping.push(one.textContent + " | " + other.textContent);
+  }));
+  const drawn = [...inside.querySelectorAll("svg path")];
+  document.body.replaceChildren(Object.assign(document.createElement("pre"), {
+    textContent: JSON.stringify({
+      scrolls: root.scrollWidth > root.clientWidth,
+      outside: words.filter((each) => box(each).left < 0 || box(each).right > WIDTH)
+        .map((each) => each.textContent),
+      overlapping,
+      small: words.filter((each) => parseFloat(page.contentWindow.getComputedStyle(each).fontSize)
+        < 12).map((each) => each.textContent),
+      plots: [...inside.querySelectorAll(".plot")].map((each) => box(each).width),
+      empty: drawn.filter((each) => each.classList.contains("first") && !each.closest("ul") &&
+        box(each).height === 0).length,
+      paths: drawn.length,
+      background: page.contentWindow.getComputedStyle(inside.body).backgroundColor,
+    })}));
+};
+page.srcdoc = PAGE;
+document.body.append(page);
+"""
+
+
+def shown(text: str, width: int, folder: Path, *options: str) -> dict[str, Any]:
+    """Return the layout of a page in Chromium without a network, which must log no error."""
+    code = INSPECT.replace("WIDTH", str(width)).replace(
+        "PAGE", json.dumps(text).replace("<", "\\u003c")
+    )
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(f"<!doctype html><meta charset=utf-8><body><script>{code}</script>", "utf-8")
+    done = subprocess.run(
+        [
+            str(CHROMIUM), *QUIET, f"--user-data-dir={folder / 'profile'}",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
+            "--window-size=1400,2100", "--virtual-time-budget=20000", *options, "--dump-dom",
+            wrapper.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr
+    (found,) = re.findall("<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    layout: dict[str, Any] = json.loads(html.unescape(found))
+    return layout
 
 
 @pytest.mark.ci
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
-def test_a_real_browser_shows_it(tuned: tuple[Sweep, Recording, Settings], tmp_path: Path) -> None:
-    """Chromium, cut off from any network, draws every chart and logs no error."""
-    report = tmp_path / "report.html"
-    report.write_text(page(*tuned), encoding="utf-8")
-    done = subprocess.run(
-        [
-            str(CHROMIUM), *QUIET, f"--user-data-dir={tmp_path / 'profile'}",
-            "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
-            "--virtual-time-budget=20000", "--dump-dom", report.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=100, check=True,
-    )  # fmt: skip
-    charts = re.findall(r'<div class="chart[^"]*" id="chart\d+">?', page(*tuned))
-    drawn = re.findall(r"<canvas|<svg", done.stdout)
-    assert len(charts) >= 3
-    assert len(drawn) >= len(charts)
-    assert "CONSOLE" not in done.stderr
-    assert "rest on what was not seen" in done.stdout
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_real_browser_shows_it(each: Tuned, width: int, tmp_path: Path) -> None:
+    """On a desktop and a phone nothing scrolls sideways, overlaps, or is too small to read."""
+    found = shown(page(*each), width, tmp_path)
+    assert not found["scrolls"]
+    assert found["outside"] == []
+    assert found["overlapping"] == []
+    assert found["small"] == []
+    assert len(found["plots"]) >= 3
+    assert min(found["plots"]) > 0.35 * width
+    assert found["paths"] >= 8
+    assert found["empty"] == 0
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
+def test_the_page_is_dark_where_the_system_is(short: Tuned, tmp_path: Path) -> None:
+    """The colours follow the system's preference."""
+    text = page(*short)
+    light = shown(text, 1280, tmp_path)["background"]
+    dark = shown(text, 1280, tmp_path, "--blink-settings=preferredColorScheme=0")["background"]
+    assert light == "rgb(255, 255, 255)"
+    assert dark == "rgb(20, 23, 28)"
