@@ -20,7 +20,7 @@ __all__ = ["KnownSecret", "redact", "remove_quoted_secret", "remove_secret", "un
 REDACTED: Final = "[…]"
 """Replaces removed text; it has no letters, so it cannot be part of a secret."""
 _MAX_READ: Final = 8000
-"""Characters that are redacted; the rest of a text is dropped."""
+"""Characters that are redacted; the rest of a string is dropped."""
 _PIECE: Final = 16
 """Shortest part of a secret, in characters, that is removed."""
 _SHORTEST_KNOWN: Final = 6

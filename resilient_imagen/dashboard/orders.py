@@ -67,7 +67,7 @@ class OrderEndpoint:
         return JSONResponse({"order": str(order), "answer": answer})
 
     def _warn(self, why: str) -> None:
-        """Report refused requests, but let nobody fill the log with them."""
+        """Report refused requests, at most once a minute, so that they cannot fill the log."""
         now = asyncio.get_running_loop().time()
         if now - self._warned_at >= _QUIET:
             self._warned_at = now

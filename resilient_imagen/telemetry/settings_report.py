@@ -1,4 +1,4 @@
-"""The report of the settings in effect, for whoever reads telemetry later.
+"""The report of the settings in effect, for later readers of logs and traces.
 
 It is emitted with a call, not when the client is made: by then the application has configured its
 logging. Once an hour it is repeated, so that a rotated log file has it, too.

@@ -8,7 +8,7 @@ some of them.
 This treats requests as the evidence that they are. A probe is one observation. A gap that begins
 with three failures does not raise the failure rate inside the gap beyond what those three
 observations say: a breaker opens because of outcomes that are in the recording, and the likelihood
-of the outcomes does not depend on why nobody asked afterwards. How often regimes change, and to
+of the outcomes does not depend on why no requests followed. How often regimes change, and to
 which failure rate, is learnt from all incidents of the recording (Gibbs sampling: draw the path,
 then the rates of change given the path). So what is known of other incidents applies where there is
 little evidence, and a path in an interval without any returns to the usual state of the route.
@@ -245,7 +245,7 @@ def _likelihoods(rates: Sequence[float], failures: int, others: int) -> Sequence
 
 
 def _steps(times: Sequence[float], duration: float) -> tuple[list[float], list[float]]:
-    """Return the start and length of each step: short ones, and long ones where nobody asked."""
+    """Return the start and length of each step: short ones, and long ones without requests."""
     edges = [0.0, *times, duration]
     gaps = [(low, high) for low, high in pairwise(edges) if high - low > _IDLE]
     busy = max(duration, times[-1] if times else 0.0) - sum(high - low for low, high in gaps)

@@ -105,7 +105,7 @@ def test_status_shows_orders_and_who_lags(
 
 
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:
-    """The order is stored, and the line says that nobody obeys it yet."""
+    """The order is stored, and the line says that no worker obeys it yet."""
     done = command("breaker open google")
     assert (done.code, done.complaint) == (1, "breaker open google: no worker is connected")
 

@@ -74,12 +74,12 @@ def test_steps_with_several_accounts_are_named(server: RedisServer, tmp_path: Pa
 
 def test_fleets_and_accounts_are_told_apart(server: RedisServer, tmp_path: Path) -> None:
     """Each namespace is shown alone, and routes of two accounts have two rows."""
-    url = f"{server.url}?namespace=book-reels"
+    url = f"{server.url}?namespace=storyboards"
     accounts = {"one", "another"}
     for account in accounts:
         share_an_outage(url, account)
     printed = json.loads(run("status", "--json", "--redis-url", url, cwd=tmp_path).stdout)
-    assert printed["namespace"] == "resilient_imagen:book-reels"
+    assert printed["namespace"] == "resilient_imagen:storyboards"
     google = {each["route"] for each in printed["routes"] if each["route"].startswith("google")}
     assert google == {f"google:pro@{account}" for account in accounts}
     assert {pace["provider"] for pace in printed["paces"]} == {

@@ -46,7 +46,7 @@ def test_a_refusal_at_the_start_is_an_error_for_each_caller_until_it_is_lifted()
 
 @pytest.mark.parametrize("before", ["away", "joined"])
 def test_a_refusal_later_on_stops_nobody(before: str) -> None:
-    """It is told, once, and tried again until it is lifted; on another loop it is the same."""
+    """A refusal is reported once, and commands are tried again until it is lifted."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         sea.up = before == "joined"
@@ -129,7 +129,7 @@ def test_who_asks_while_another_answer_is_awaited_waits_no_longer_for_that() -> 
 
 
 def test_a_process_that_was_forked_is_another_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a name of its own, in everything that it says, and joins by itself."""
+    """A forked process joins under its own name, which its commands carry."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         worker = Worker(sea)
@@ -178,8 +178,8 @@ def test_what_is_shared_goes_by_the_account_where_it_is_known() -> None:
 
 def test_an_address_keeps_its_namespace_to_itself() -> None:
     """It is what keys begin with, and no part of the URL that redis-py sees."""
-    address = Address.parse("redis://:pw@host/3?db=4&namespace=book-reels.2_x")
-    assert address.namespace == "resilient_imagen:book-reels.2_x"
+    address = Address.parse("redis://:pw@host/3?db=4&namespace=storyboards.2_x")
+    assert address.namespace == "resilient_imagen:storyboards.2_x"
     assert address.url == "redis://:pw@host/3?db=4"
     assert "pw" not in repr(address)
 

@@ -145,11 +145,11 @@ def test_a_server_whose_clock_is_an_hour_behind_takes_over() -> None:
 
 @pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(12))
-def test_random_seas(seed: int) -> None:  # noqa: C901 - one world, told in one place
-    """Losses, cut connections and outages at random, and then nothing more goes wrong.
+def test_random_faults(seed: int) -> None:  # noqa: C901 - one scenario in one place
+    """Lost messages, cut connections and outages occur at random, and then end.
 
-    Meanwhile somebody is always let through within the longest opening and two probes' deadlines.
-    Afterwards everybody is back.
+    Meanwhile a caller is admitted within the longest open period and two probes' deadlines.
+    Afterwards all workers share again.
     """
     chance = random.Random(seed)
 

@@ -35,7 +35,7 @@ def test_one_probe_for_the_whole_fleet_and_everybody_is_back_at_once() -> None:
 
 
 def test_a_probe_that_failed_by_its_own_network_has_a_second_opinion() -> None:
-    """A sick worker that gets the lease delays nobody: the next worker's probe decides."""
+    """A probe that fails by its worker's network delays no other worker: the next probe decides."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 4) as workers:
@@ -127,7 +127,7 @@ def test_a_hung_probe_counts_as_failed_at_its_deadline() -> None:
 
 
 def test_as_many_probes_as_configured_and_as_many_successes() -> None:
-    """Two at a time over the fleet; it closes with the second success, whoever's they are."""
+    """The fleet sends two probes at a time, and closes with the second success of any workers."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 4, half_open_calls=2) as workers:

@@ -173,7 +173,7 @@ def test_a_refused_probe_frees_its_place_for_everybody() -> None:
 
 
 def test_a_probe_of_a_closed_loop_gives_its_lease_back() -> None:
-    """Its place is not kept for a minute by a call that nobody will finish."""
+    """A probe whose loop was closed frees its place at once, not after a minute."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 2) as workers:

@@ -475,7 +475,7 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(hours=st.sampled_from([1, 24]), first=st.sampled_from(["release", "leave"]))
     def another_server_takes_over_whose_clock_is_behind(self, hours: int, first: str) -> None:
-        """What was left of each duration at the last step is left still, whoever speaks first."""
+        """Each duration keeps what was left of it at the last step, for any first command."""
         self.now -= 3600.0 * hours
         oracle = self.oracle
         seconds = self.last_step - self.now

@@ -39,7 +39,7 @@ def test_a_closed_client_leaves_nothing(server: RedisServer) -> None:
 
 
 def test_a_loop_that_ends_without_closing_leaves_no_warning(server: RedisServer) -> None:
-    """`asyncio.run` once per image, with one client: each run connects anew, and all are served."""
+    """One client is used by three runs of `asyncio.run`; each run connects, and all are served."""
     world = LoopScenario(server.url)
     for _ in range(3):
         asyncio.run(world.ask())
@@ -116,7 +116,7 @@ def test_each_child_of_a_fork_is_a_worker_of_its_own(server: RedisServer) -> Non
 
 
 def test_loops_in_threads_have_their_own_connections(server: RedisServer) -> None:
-    """Four threads, each with its client and loop, share one circuit and disturb nobody."""
+    """Four threads, each with its client and loop, share one circuit, undisturbed."""
     worlds = [LoopScenario(server.url) for _ in range(4)]
     joined = threading.Barrier(4)
     done = threading.Barrier(4)

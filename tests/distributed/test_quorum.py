@@ -40,7 +40,7 @@ def test_a_failure_that_any_worker_sees_helps_to_open(reason: Reason) -> None:
 
 
 def test_a_success_of_any_worker_ends_the_row() -> None:
-    """Two failures, a success elsewhere, two failures: nobody opens."""
+    """Two failures, another worker's success and two failures open no circuit."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 4, min_calls=1000) as workers:
@@ -110,7 +110,7 @@ def test_two_refused_keys_open_for_all_but_one_does_not() -> None:
 @pytest.mark.parametrize("others", ["fresh", "on their first image", "idle for long"])
 @pytest.mark.parametrize("reason", [Reason.CONNECTION, Reason.UNAUTHENTICATED])
 def test_workers_that_have_seen_nothing_count_all_the_same(others: str, reason: Reason) -> None:
-    """Eight are there and one is sick; it opens for itself, whatever the others have to do."""
+    """One failing worker of eight opens its own circuit only, also if the others are idle."""
 
     async def scene(sea: FakeRedisCluster) -> None:
         async with started_workers(sea, 8) as workers:

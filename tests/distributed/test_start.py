@@ -118,7 +118,7 @@ def test_something_else_that_answers_there_is_an_error_at_start() -> None:
 
 @pytest.mark.parametrize("wrong", ["wants a password", "is a web server"])
 def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
-    """It was away at the start: what is wrong with it afterwards is told, once, and no error."""
+    """If Redis was away at the start, a later fault of it is reported once and fails no call."""
     told = {"wants a password": "password", "is a web server": "not Redis"}[wrong]
 
     async def scene(server: RedisServer) -> None:

@@ -96,7 +96,7 @@ def test_what_is_wrong_with_certificates_is_an_error_at_start(
 
 
 def test_tls_asked_of_one_that_answers_without_is_an_error_at_start() -> None:
-    """`rediss://` where `redis://` is meant, as far as it can be told: what answers is no TLS."""
+    """`rediss://` fails at the start if the server's response is not TLS."""
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)

@@ -165,7 +165,7 @@ def test_references_are_shown() -> None:
 
 
 def test_pictures_may_be_given() -> None:
-    """Bytes are delivered untouched, also 20 MB of them, and their type is told by their start."""
+    """Bytes are delivered unchanged, also 20 MB of them; their first bytes determine the type."""
     given = picture() + b"\0" * 20_000_000
 
     async def scenario(both: Wired) -> None:

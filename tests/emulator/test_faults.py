@@ -488,7 +488,7 @@ def test_a_fault_can_be_for_one_model() -> None:
 
 
 def test_a_late_error_takes_its_time() -> None:
-    """An error comes at once unless it is told to come after some seconds."""
+    """An error is sent at once, or after the seconds given to `after`."""
 
     async def scenario(both: Wired) -> None:
         loop = asyncio.get_running_loop()

@@ -43,7 +43,7 @@ def test_a_full_script_is_understood() -> None:
 
 
 def test_a_script_makes_its_emulator() -> None:
-    """The emulator of a script is seeded and told what the script says; half of the wave hits."""
+    """The emulator of a script has its seed and faults; a wave of 0.5 hits half of the requests."""
     app = parse_script(json.dumps(FULL)).emulator(picture="tiny")
     told = [
         app.google.arrived(ParsedRequest("generate", "gemini-3-pro-image"))[1] for _ in range(12)

@@ -198,7 +198,7 @@ def prometheus(folder: Path, scraped: int) -> Iterator[Any]:
 def test_the_command_writes_the_files_and_keeps_edited_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A second run leaves equal files alone, and replaces edited ones only when it is told to."""
+    """A second run leaves equal files alone, and replaces edited ones only with --overwrite."""
     target = tmp_path / "new" / "monitoring"
     assert cli(capsys, "monitoring", "--write", target).code == 0
     assert {path.name for path in target.iterdir()} == set(FILES)

@@ -288,7 +288,7 @@ def test_a_token_that_expires_soon_serves_while_it_is_renewed(tmp_path: Path) ->
     ],
 )  # fmt: skip
 def test_a_failed_refresh_is_unauthenticated(tmp_path: Path, reply: bytes, reason: str) -> None:
-    """It concerns the account, tells the cause, and shows neither key nor account."""
+    """The error is account-wide, names the cause, and shows neither key nor account."""
     error = failing(tmp_path, reply)
     assert (error.reason, error.account_wide) == (reason, True)
     assert error.vendor_error == "RefreshError"

@@ -105,7 +105,7 @@ class Page:
         await self.command("Input.dispatchKeyEvent", type="keyUp", **event)
 
     async def write(self, text: str) -> None:
-        """Type a text into the element that has the focus."""
+        """Type a string into the element that has the focus."""
         await self.command("Input.insertText", text=text)
 
     async def picture(self, path: Path, *, whole: bool = True) -> None:

@@ -197,10 +197,10 @@ def test_a_breaker_that_was_off_is_replayed_so(
     assert "IMAGE_GEN_FORCE_OPEN (google) is left out." in done.out
 
 
-def test_a_log_without_images_is_told_to_be_one(
+def test_a_log_without_images_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At WARNING only what failed is written: whoever tunes by that must know."""
+    """Commands report a recording without images, as logging at WARNING writes it."""
     path = tmp_path / "warnings.jsonl"
     failed = [
         Attempted(1e9 + at, str(at), "google:gemini-3-pro-image", 1.0, Reason.OVERLOADED)

@@ -207,7 +207,7 @@ def test_lines_of_others_are_never_broken(line: str) -> None:
 
 
 def test_lines_that_seem_to_be_ours_are_counted_apart() -> None:
-    """Wrapped in a way that is not known: whoever wonders where the calls are is told."""
+    """A line of the library in an unknown wrapping is counted as unclear."""
     wrapped = json.dumps({"log": json.dumps({"event": "imagegen.attempt.completed"})})
     assert read(wrapped) == ([], {UNCLEAR: 1})
 

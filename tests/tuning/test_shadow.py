@@ -15,7 +15,7 @@ from resilient_imagen.testing import FakeProvider, RecordingSink, run_virtual
 
 
 def outage(calls: int = 12, **settings: Any) -> tuple[RecordingSink, dict[str, Any], list[str]]:
-    """Google fails every request; callers come every ten seconds. What was told, seen, served."""
+    """Let Google fail every request; return the sink, the snapshot and what Google got."""
     sink = RecordingSink()
 
     async def main() -> tuple[Any, list[str]]:

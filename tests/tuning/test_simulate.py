@@ -56,7 +56,7 @@ def test_it_is_repeatable_and_hangs_on_its_seed() -> None:
 
 
 def test_sinks_hear_of_every_call() -> None:
-    """What an ImageClient's sinks are told, these are told, and the measures stay the same."""
+    """Sinks receive the events that a client's sinks would, and the measures stay the same."""
     from resilient_imagen.testing import RecordingSink
 
     sink, scenario = RecordingSink(), Scenario(troubles=(OUTAGE,))
@@ -90,7 +90,7 @@ def test_a_hint_is_kept_to() -> None:
 
 
 def test_a_refused_key_closes_the_accounts_other_models_too() -> None:
-    """As in production, nobody asks the sibling with the same key: one request in vain, not two."""
+    """As in production, the route with the same key is skipped: one request is wasted, not two."""
     refused = Outage(start=600, duration=300, reason=Reason.UNAUTHENTICATED)
     chain = "google:gemini-3-pro-image,google:gemini-nano-banana-2.1,openai:gpt-image-2.5-flare"
     scenario = Scenario(

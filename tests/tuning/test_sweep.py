@@ -119,7 +119,7 @@ def test_samples_and_neighbours_are_allowed_settings() -> None:
 
 
 def test_each_leaning_chooses_what_it_wants() -> None:
-    """Faster, cheaper and more loyal settings are told apart."""
+    """Each objective chooses its best: faster, cheaper, or fewer calls that leave Google."""
     today = trial()
     fast = trial(replace(USUAL, fail_max=1), mean_s=15.0, cost_usd=15.0)
     cheap = trial(replace(USUAL, fail_max=2), cost_usd=13.0, mean_s=21.0)
@@ -396,7 +396,7 @@ def test_routes_have_short_names() -> None:
 
 @pytest.mark.no_cover
 def test_processes_find_what_one_finds(flapping: Recording) -> None:
-    """The same trials, the same advice, whoever does the work."""
+    """Two processes make the same trials and give the same advice as one."""
     today = Settings(**ROOMY, google_api_key="never-sent")
     alone = sweep(flapping, today, count=6, workers=1)
     together = sweep(flapping, today, count=6, workers=2)

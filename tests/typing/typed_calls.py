@@ -1,4 +1,4 @@
-"""Calls that type checkers judge and nobody runs: right ones pass, wrong ones are rejected.
+"""Calls for type checkers, which are not run: right ones pass, wrong ones are rejected.
 
 Each wrong line carries the errors that mypy and pyright must report for it. Both report an ignore
 comment that suppresses nothing, so a line that a checker begins to accept is found.
