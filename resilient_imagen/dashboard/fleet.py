@@ -124,7 +124,8 @@ class FleetSource:
         primary = {
             each["route"] for each in routes if _without_account(each["route"]) in self._primary
         }
-        return assess(rows, primary or {routes[0]["route"]})["status"]
+        names = {each["route"] for each in routes}
+        return assess(rows, primary or {routes[0]["route"]}, names)["status"]
 
 
 def _without_account(route: str) -> str:
