@@ -175,6 +175,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("resilient-imagen")
+    if name == "dashboard":  # a module, which needs an extra
+        from importlib import import_module
+
+        return import_module("resilient_imagen.dashboard")
     if name in _LAZY:
         from importlib import import_module
 

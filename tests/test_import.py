@@ -14,7 +14,8 @@ import resilient_imagen
 
 HEAVY = (
     "PIL", "aiohttp", "google.genai", "h11", "httpx2", "openai", "opentelemetry", "pybreaker",
-    "pydantic", "pydantic_settings", "redis", "rich", "structlog", "typer", "vl_convert",
+    "pydantic", "pydantic_settings", "redis", "rich", "starlette", "structlog", "typer", "uvicorn",
+    "vl_convert",
 )  # fmt: skip
 
 USES = {
@@ -46,6 +47,22 @@ def test_every_public_name_is_available() -> None:
         "print(hasattr(r, 'no_such_name'))"
     )
     assert printed(code) == "False"
+
+
+def test_the_live_page_is_loaded_when_it_is_used() -> None:
+    """Without its extra, the error names the command that installs it."""
+    code = "import resilient_imagen as r; print(r.dashboard.app.__name__)"
+    assert printed(code) == "app"
+    missing = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'starlette': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "try: from resilient_imagen import dashboard\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    assert printed(missing).endswith("pip install 'resilient-imagen[dashboard]'")
 
 
 def test_no_file_imports_the_package_that_it_lies_in() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,6 +13,7 @@ from resilient_imagen.cli.command_errors import CommandError, system_words
 from resilient_imagen.cli.terminal import echo
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.types import ASGIApp
 
 __all__ = ["dashboard"]
@@ -46,7 +47,7 @@ def dashboard(
     read it. Ctrl-C ends it.
     """
     token = _token() if controls else None
-    app = _application(redis_url, host, token, jaeger_url)
+    server = _server(_application(redis_url, host, token, jaeger_url))
     try:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -59,7 +60,10 @@ def dashboard(
         if controls and not os.environ.get(_VARIABLE):
             echo(f"token for orders: {token}", err=True)
         echo("serving; Ctrl-C ends it", err=True)
-        _serve(app, listener)
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            echo("stopped", err=True)  # Ctrl-C is how this command is meant to end
 
 
 def _token() -> str:
@@ -92,13 +96,11 @@ def _application(
     )
 
 
-def _serve(app: ASGIApp, listener: socket.socket) -> None:
+def _server(app: ASGIApp) -> uvicorn.Server:
     import uvicorn
 
-    configuration: Any = uvicorn.Config(
-        app, lifespan="off", log_level="error", server_header=False, timeout_graceful_shutdown=1
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, lifespan="off", log_level="error", server_header=False, timeout_graceful_shutdown=1
+        )
     )
-    try:
-        uvicorn.Server(configuration).run(sockets=[listener])
-    except KeyboardInterrupt:
-        echo("stopped", err=True)  # Ctrl-C is how this command is meant to end

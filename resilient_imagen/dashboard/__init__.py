@@ -3,6 +3,13 @@
 Needs the extra ``dashboard``.
 """
 
-from resilient_imagen.dashboard.application import app
+try:
+    from resilient_imagen.dashboard.application import app
+except ModuleNotFoundError as error:
+    if error.name != "starlette":
+        raise
+    raise ModuleNotFoundError(
+        "the live page needs starlette: pip install 'resilient-imagen[dashboard]'", name=error.name
+    ) from None
 
 __all__ = ["app"]

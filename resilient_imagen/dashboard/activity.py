@@ -151,12 +151,11 @@ def _remember(
     traced: bool = False,
 ) -> None:
     entry = entries.get(key)
-    if entry is None:
+    if entry is None or event.at - entry.event.at > MINUTES * _MINUTE:
         entry = entries[key] = _Entry(event, event.at)
-        if len(entries) > _MAX_ENTRIES:
-            entries.popitem(last=False)
-    else:
-        entries.move_to_end(key)
+    entries.move_to_end(key)
+    if len(entries) > _MAX_ENTRIES:
+        entries.popitem(last=False)
     entry.event = event
     entry.count += 1
     if traced:

@@ -112,7 +112,7 @@ def test_an_order_by_keyboard_alone(tmp_path: Path) -> None:
             assert "google" in await page.text("#order-title")
             assert "this process only" in await page.text("#order-effect")
             await tab_to(page, "by")
-            await page.write("ana")
+            await page.write("<b>ana</b>")
             await tab_to(page, "token")
             await page.write("not-the-right-token")
             await page.press("Enter")
@@ -126,9 +126,9 @@ def test_an_order_by_keyboard_alone(tmp_path: Path) -> None:
             assert "obeyed by this process" in await page.text("#answer")
             assert await page.evaluate(FOCUS) == "Open…", "the focus returns"
             (order,) = site.client.snapshot()["control"]["orders"]
-            assert (order["action"], order["by"]) == ("open", "ana")
+            assert (order["action"], order["by"]) == ("open", "<b>ana</b>")
             await page.until("document.querySelector('#orders button')")
-            assert "ana" in await page.text("#orders")
+            assert "<b>ana</b>" in await page.text("#orders"), "shown as it is, never as markup"
             assert "held open" in await page.text("#routes li")
 
     run(main())

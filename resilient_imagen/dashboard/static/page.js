@@ -129,7 +129,8 @@ function showHappened(id, entries, ifEmpty) {
   const keyOf = (entry) => [entry.sentence, ...entry.traces].join(" ");
   reconcile(byId(id), shown, keyOf, createEntry, (row, entry) => {
     setText(row.querySelector(".age"), entry.count ? `${time(entry.age_s)} ago` : "");
-    setText(row.querySelector(".count"), entry.count > 1 ? `${number(entry.count)} times` : "");
+    setText(row.querySelector(".count"), entry.count > 1 ?
+      `${number(entry.count)} times in ${time(entry.first_age_s - entry.age_s)}` : "");
   });
 }
 
