@@ -146,7 +146,7 @@ def test_an_order_outlives_redis_and_ends_by_itself(
     """The worker obeys without Redis, and stops at the order's end, not before."""
     sink = RecordingSink()
     with worker(server, sinks=[sink]) as client:
-        assert command("breaker open google --for 2s").code == 0
+        assert command("breaker open google --for 5s").code == 0
         server.kill()
         try:
             until(lambda: sink.of(OrderEnded))
