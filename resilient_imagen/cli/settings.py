@@ -107,7 +107,7 @@ class _Row(NamedTuple):
     variable: str
     value: str
     source: str
-    """default, environment, or an order with its author and its end."""
+    """default, environment, an option of the command, or an order with its author and its end."""
 
 
 def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) -> None:
@@ -124,7 +124,8 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
         found, orders, shown = Settings(), [], "no orders: neither Redis nor a control file is set"
     else:
         orders, shown = place.read(), f"orders of {place.shown}"
-    rows = _rows(found, {order.target: (order, left) for order, left in orders})
+    options = {"redis_url": "--redis-url"} if redis_url else {}
+    rows = _rows(found, {order.target: (order, left) for order, left in orders}, options)
     if as_json:
         echo_json([row._asdict() for row in rows], indent=2)
         return
@@ -140,7 +141,9 @@ def _show(redis_url: str | None, control_file: Path | None, *, as_json: bool) ->
             console.print(f"{order}, ordered by {order.by}, {span(left)} left", soft_wrap=True)
 
 
-def _rows(found: Settings, orders: dict[str, tuple[Order, float]]) -> list[_Row]:
+def _rows(
+    found: Settings, orders: dict[str, tuple[Order, float]], options: dict[str, str]
+) -> list[_Row]:
     from pydantic import SecretStr
 
     from resilient_imagen._settings_source import field_variables
@@ -153,7 +156,7 @@ def _rows(found: Settings, orders: dict[str, tuple[Order, float]]) -> list[_Row]
         value = getattr(found, name)
         shown = "set, not shown" if isinstance(value, SecretStr) else value_text(value)
         source = "environment" if name in found.model_fields_set else "default"
-        rows.append(_Row(variable, shown, source))
+        rows.append(_Row(variable, shown, options.get(name, source)))
     rows += _rows_of_providers(found)
     by_variable = {row.variable: row for row in rows}
     for variable, (order, left) in orders.items():

@@ -102,6 +102,8 @@ def test_status_shows_orders_and_who_lags(
         (row,) = [row for row in rows if row["variable"] == "IMAGE_GEN_IPM"]
         assert row["value"] == "7"
         assert row["source"].startswith("ordered by ")
+        (row,) = [row for row in rows if row["variable"] == "IMAGE_GEN_REDIS_URL"]
+        assert (row["value"], row["source"]) == ("set, not shown", "--redis-url")
 
 
 def test_without_a_worker_the_command_fails(command: Callable[[str], Ended]) -> None:
