@@ -32,6 +32,8 @@ _ONE_PERIOD: Final = 90.0
 """Maximum seconds between two rejected calls of one period."""
 _NARROWEST: Final = 0.25
 """Minimum width of a band, in percent of the plot."""
+_MOST_STRETCHED: Final = 3.0
+"""Maximum factor on the recorded times to the image up to which another run stretches the axis."""
 _MAX_DOTS: Final = 300
 _MARGIN: Final = 0.15
 """Space around the points between which to decide, as a share of their range."""
@@ -113,7 +115,7 @@ def timelines(
     """Return runs one above the other, with the same axes, as HTML.
 
     Args:
-        lines: The runs.
+        lines: The runs, the recorded one first. Times to the image that are far beyond it are cut.
         incidents: The incidents of the first route.
         origin: The start of the runs, in seconds since the epoch.
         seconds: Their length.
@@ -125,7 +127,8 @@ def timelines(
     down = max((one.wasted for one in each_bin), default=0)
     counts = numbers(-down, max(up, 1), 5)
     counts = counts._replace(ticks=[(at, label.lstrip("-")) for at, label in counts.ticks])
-    slow = numbers(0.0, max((one.slow_s for one in each_bin), default=1.0), 3)
+    highest = [max((one.slow_s for one in found.values()), default=1.0) for found in bins]
+    slow = numbers(0.0, min(max(highest), max(highest[0], 1.0) * _MOST_STRETCHED), 3)
     time = times(origin, seconds)
     down_bands = _bands(((each.start, each.end) for each in incidents), time)
     return "".join(
@@ -188,18 +191,20 @@ def _bands(periods: Iterable[tuple[float, float]], time: Axis) -> str:
 class _Scale(NamedTuple):
     title: str
     value: Callable[[Measures], float]
+    least: float
+    """Minimum range, so that differences that do not matter look small."""
     factor: float = 1.0
     """Factor on values in labels."""
 
 
-_SECONDS: Final = _Scale("seconds a call, on average", mean_with_missed)
-_DOLLARS: Final = _Scale("dollars an image", lambda each: each.usd_per_image)
-_SHARE: Final = _Scale("% of images by the first route", lambda each: each.first_share, 100)
-_WASTED: Final = _Scale("wasted requests", lambda each: each.doomed)
+_SECONDS: Final = _Scale("seconds a call, on average", mean_with_missed, 1.0)
+_DOLLARS: Final = _Scale("dollars an image", lambda each: each.usd_per_image, 0.004)
+_SHARE: Final = _Scale("% of images by {first}", lambda each: each.first_share, 0.02, 100)
+_WASTED: Final = _Scale("wasted requests", lambda each: each.doomed, 6.0)
 _PAIRS: Final = ((_SHARE, _WASTED), (_SECONDS, _DOLLARS))
 
 
-def trade_off(sweep: Sweep, named: Mapping[str, Evaluation]) -> str:
+def trade_off(sweep: Sweep, named: Mapping[str, Evaluation], first: str) -> str:
     """Return two charts of all settings as HTML, scaled to those between which to decide.
 
     These are the named ones, and those of the Pareto front that lose no more calls than the present
@@ -208,11 +213,14 @@ def trade_off(sweep: Sweep, named: Mapping[str, Evaluation]) -> str:
     Args:
         sweep: The sweep.
         named: Evaluations to mark, by name; the present settings are the first one.
+        first: A short name of the first route.
     """
-    return "".join(_traded(sweep, named, across, along) for across, along in _PAIRS)
+    return "".join(_traded(sweep, named, first, across, along) for across, along in _PAIRS)
 
 
-def _traded(sweep: Sweep, named: Mapping[str, Evaluation], across: _Scale, along: _Scale) -> str:
+def _traded(
+    sweep: Sweep, named: Mapping[str, Evaluation], first: str, across: _Scale, along: _Scale
+) -> str:
     most = sweep.today.whole.failed
     deciding = [*named.values(), *(each for each in sweep.front if each.whole.failed <= most)]
     x, y = (_around([one.value(each.whole) for each in deciding], one) for one in (across, along))
@@ -238,16 +246,18 @@ def _traded(sweep: Sweep, named: Mapping[str, Evaluation], across: _Scale, along
         for number, name in enumerate(named)
     )
     outside = f"<li>Outside of this range: {hidden} of {len(sweep.trials)}</li>" if hidden else ""
+    below = escape(across.title.format(first=first))
     plot = _plot(x, y, 240, "".join(reversed(dots)), marks=marks, labels=True)
     return (
         f'<figure class="trade"><figcaption>{escape(along.title)}</figcaption>{plot}'
-        f'<p class="axis">{escape(across.title)}</p><ul class="keys">{keys}{outside}</ul></figure>'
+        f'<p class="axis">{below}</p><ul class="keys">{keys}{outside}</ul></figure>'
     )
 
 
 def _around(values: Sequence[float], scale: _Scale) -> Axis:
     low, high = min(values), max(values)
-    margin = (high - low) * _MARGIN or abs(high) * 0.05 or 1.0
+    margin = (high - low) * _MARGIN
+    margin = max(margin, (scale.least - (high - low)) / 2)
     return numbers(low - margin, high + margin, 5, scale=scale.factor)
 
 

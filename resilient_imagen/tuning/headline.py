@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from resilient_imagen.tuning.report_text import labels
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from resilient_imagen.tuning.recommendation import Recommendation
     from resilient_imagen.tuning.sweep import Sweep
 
-__all__ = ["headline", "provider_name", "trade"]
+__all__ = ["first_route", "headline", "trade"]
 
 _WORDS: Final = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
@@ -66,15 +68,15 @@ def trade(sweep: Sweep, advice: Recommendation) -> str:
     return f"{lines} {does}{price}."
 
 
-def provider_name(sweep: Sweep) -> str:
-    """Return the name of the first route's provider, as people write it."""
-    name = next(iter(sweep.today.whole.share)).partition(":")[0]
+def first_route(sweep: Sweep) -> str:
+    """Return a short name of the first route, as people write it."""
+    name = labels(sweep.today.whole.share)[0]
     return _NAMES.get(name, name)
 
 
 def _effects(sweep: Sweep, advice: Recommendation) -> Iterator[_Effect]:
     """Yield the differences that matter, the most important one first."""
-    before, after, name = sweep.present, advice.metrics, provider_name(sweep)
+    before, after, name = sweep.present, advice.metrics, first_route(sweep)
     old, new = sweep.today.whole.recover_s, advice.trial.whole.recover_s
     if old is not None and new is not None and abs(old - new) >= _LEAST_SOONER_S:
         by = _duration(abs(old - new))

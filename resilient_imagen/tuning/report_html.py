@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.tuning.charts import Timeline, blocked_periods, timelines, trade_off
-from resilient_imagen.tuning.headline import headline, provider_name, trade
+from resilient_imagen.tuning.headline import first_route, headline, trade
 from resilient_imagen.tuning.recommendation import Objective
 from resilient_imagen.tuning.recorded_outcomes import RecordedOutcomes
 from resilient_imagen.tuning.recorded_run import recorded_run
@@ -16,6 +17,7 @@ from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_text import (
     advice_line,
     compared,
+    limit_lines,
     rest_line,
     seen_line,
     set_aside,
@@ -46,7 +48,7 @@ _ROWS: Final[Mapping[str, _Row]] = {
     "mean_s": _Row("Mean time", "seconds from the call to the image", ".1f", -1),
     "p50_s": _Row("Median time", "half of the images take longer", ".1f", -1),
     "p95_s": _Row("Slowest 5 %", "seconds; one of 20 images takes longer", ".1f", -1),
-    "primary_share": _Row("By the first route", "share of the images", ".1%", 1),
+    "primary_share": _Row("By {first}", "share of the images", ".1%", 1),
     "fallback_share": _Row("By other routes", "share of the images", ".1%", 0),
     "wasted_requests": _Row("Wasted requests", "they failed because of the service", ".0f", -1),
     "cost_usd_per_image": _Row("Dollars an image", "with wasted requests", ".4f", -1),
@@ -66,10 +68,15 @@ _AIMS: Final = {
     Objective.CHEAP: "Cheap: the lowest cost",
     Objective.STAY: "Stay: most images by the first route",
 }
+_GAINS: Final = {
+    Objective.FAST: "in seconds a call",
+    Objective.CHEAP: "in dollars an image",
+    Objective.STAY: "in images by other routes",
+}
 _LEGEND: Final = (
-    ("first", "images by the first route"), ("other", "images by other routes"),
-    ("wasted", "wasted requests (below the line)"), ("blocked", "first route's breaker blocks"),
-    ("down", "first route fails"), ("median", "median time, s"), ("slow", "up to the slowest 5 %"),
+    ("first", "images by {first}"), ("other", "images by other routes"),
+    ("wasted", "wasted requests (below the line)"), ("blocked", "the breaker blocks {first}"),
+    ("down", "{first} fails"), ("median", "median time, s"), ("slow", "up to the slowest 5 %"),
 )  # fmt: skip
 _DOTS: Final = (
     ("front", "a setting that no other one beats in everything"), ("beaten", "other settings"),
@@ -101,6 +108,8 @@ def _body(sweep: Sweep, recording: Recording, settings: Settings) -> Iterator[st
     if not sweep.fidelity.matches:
         yield from _what_to_do(sweep, recording)
     yield from _lines(sweep, chosen)
+    for line in limit_lines(sweep):
+        yield f"<p>{escape(line)}</p>"
     yield from _table(sweep)
     yield from _over_time(sweep, recording, settings, chosen)
     if sweep.fidelity.matches and sweep.evidence.is_enough:
@@ -112,12 +121,14 @@ def _body(sweep: Sweep, recording: Recording, settings: Settings) -> Iterator[st
         yield _legend(_DOTS)
         marked: dict[str, Evaluation] = {"your settings": sweep.today}
         marked |= {name: advice.trial for name, advice in chosen.items()}
-        yield f'<div class="trades">{trade_off(sweep, marked)}</div>'
+        yield f'<div class="trades">{trade_off(sweep, marked, first_route(sweep))}</div>'
         yield "<h2>Each objective</h2>"
         for leaning in Objective:
             advice = sweep.advice[leaning]
             yield f"<p><b>{_AIMS[leaning]}.</b> {escape(_sentence(advice_line(advice)))}"
-            yield f' <span class="note">{escape(rest_line(sweep, leaning))}</span></p>'
+            if advice.recommended:
+                yield f' <span class="note">{escape(rest_line(sweep, leaning))}</span>'
+            yield "</p>"
     yield "<h2>What was recorded</h2>"
     for line in (*seen_line(recording), *set_aside(settings)):
         yield f'<p class="note">{escape(line)}</p>'
@@ -155,14 +166,19 @@ def _verdict(
         look, kind = "keep", "Nothing to do"
     start = datetime.fromtimestamp(recording.origin, UTC)
     outages = sweep.evidence.incidents
-    found = f"{outages} {'outage' if outages == 1 else 'outages'} of {provider_name(sweep)}"
+    found = f"{outages} {'outage' if outages == 1 else 'outages'} of {first_route(sweep)}"
     yield f'<div class="verdict {look}"><p class="kind">{kind}</p>'
     yield f"<h1>{escape(headline(sweep))}</h1>"
     yield (
         f"<p>{len(recording.asked):,} calls in {_length(recording.duration)} from {start.day}"
-        f" {start:%B %Y %H:%M} UTC, with {escape(found)}, replayed under {len(sweep.trials)}"
-        " settings.</p></div>"
+        f" {start:%B %Y %H:%M} UTC, with {escape(found)}, {_tried(sweep)}.</p></div>"
     )
+
+
+def _tried(sweep: Sweep) -> str:
+    if not sweep.fidelity.matches:
+        return "replayed under your settings"
+    return f"replayed under {len(sweep.trials)} settings"
 
 
 def _length(seconds: float) -> str:
@@ -174,12 +190,17 @@ def _length(seconds: float) -> str:
 
 def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
     yield "<h2>What to do</h2>"
+    values: dict[str, str] = {}
+    for hint in sweep.fidelity.hints:  # of several providers, the least strict one
+        if hint.value and _number(hint.value) >= _number(values.get(hint.variable, "")):
+            values[hint.variable] = hint.value
+    options = [f"--set {name}={value}" for name, value in values.items()] or ["--env-file FILE"]
+    command = " \\\n  ".join(["resilient-imagen tune RECORDING --html REPORT", *options])
     yield (
         "<p>The replayed settings are probably not those of the application, so advice would be"
-        " about another system. Run <code>resilient-imagen tune</code> again with its settings:</p>"
+        " about another system. Repeat the command with the settings of the application:</p>"
     )
-    options = [f"--set {hint.variable}={hint.value}" for hint in sweep.fidelity.hints]
-    yield f"<pre>{escape(chr(10).join(options or ['--env-file FILE']))}</pre><ul>"
+    yield f"<pre>{escape(command)}</pre><ul>"
     for hint in sweep.fidelity.hints:
         yield f"<li><b>{escape(hint.variable)}</b>: {escape(hint.why)}.</li>"
     if recording.settings:
@@ -192,16 +213,15 @@ def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
             "<li>The recording does not have its settings, so those of the shell were replayed."
             " <code>--env-file FILE</code> reads the application's.</li>"
         )
-    yield '</ul><h2>What differs</h2><table class="stack"><thead><tr><th></th>'
-    yield "<th>recorded</th><th>replayed</th><th>allowed difference</th></tr></thead><tbody>"
-    for each in sweep.fidelity.deviations:
-        row = _ROWS[each.metric]
-        values = {"recorded": each.recorded, "replayed": each.replayed, "allowed": each.allowed}
-        cells = "".join(
-            f'<td data-column="{name}">{value:{row.style}}</td>' for name, value in values.items()
-        )
-        yield f"<tr><th>{row.title}<small>{row.meaning}</small></th>{cells}</tr>"
-    yield "</tbody></table>"
+    yield "</ul>"
+
+
+def _number(text: str) -> float:
+    """Return a value to compare; words come before all numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        return -math.inf
 
 
 def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
@@ -215,7 +235,10 @@ def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
         lines = advice.trial.knobs.env_lines(sweep.today.knobs)
         yield f"<pre>{escape(chr(10).join(lines))}</pre>"
         yield '<table class="stack"><thead><tr><th>Line</th><th>Now</th>'
-        yield "<th>Lost without this line</th></tr></thead><tbody>"
+        yield (
+            f"<th>Improvement lost without it<small>{_GAINS[advice.leaning]}</small></th>"
+            "</tr></thead><tbody>"
+        )
         most = max((each.gain for each in advice.contributions), default=0.0)
         for part in advice.contributions:
             width = round(90 * max(0.0, part.gain) / most) if most > 0 else 0
@@ -224,7 +247,7 @@ def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
             yield (
                 f"<tr><th>{escape(part.variable)}={escape(part.value)}</th>"
                 f'<td data-column="now">{escape(now)}</td>'
-                f'<td data-column="lost without it">{bar}{part.gain:.1%}</td></tr>'
+                f'<td data-column="improvement lost without it">{bar}{part.gain:.1%}</td></tr>'
             )
         yield "</tbody></table>"
         shadow = advice.trial.knobs.shadow_line(sweep.today.knobs)
@@ -239,26 +262,31 @@ def _lines(sweep: Sweep, chosen: Mapping[str, Recommendation]) -> Iterator[str]:
 def _table(sweep: Sweep) -> Iterator[str]:
     columns = compared(sweep)
     present = dict(sweep.present.items())
+    allowed = {each.metric: each.allowed for each in sweep.fidelity.deviations}
     yield "<h2>Recorded and replayed</h2><dl>"
     for name in columns:
         yield f"<dt>{escape(name)}</dt><dd>{escape(_COLUMNS.get(name, ''))}</dd>"
     yield "</dl>"
+    judged = " Better and worse are compared with your settings, beyond chance."
     yield (
         '<p class="note">The small numbers are the range that should contain the true value in nine'
-        " of ten cases. Green is better and red is worse than your settings, beyond chance.</p>"
+        f" of ten cases.{judged if sweep.recommended else ''}</p>"
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in ("", *columns))
     yield f'<table class="stack"><thead><tr>{head}</tr></thead><tbody>'
     measures = {name: dict(each.items()) for name, each in columns.items()}
     for key, row in _ROWS.items():
         cells = "".join(
-            _cell(name, each[key], row, present[key]) for name, each in measures.items()
+            _cell(name, each[key], row, present[key], allowed.get(key))
+            for name, each in measures.items()
         )
-        yield f"<tr><th>{row.title}<small>{row.meaning}</small></th>{cells}</tr>"
+        title = escape(row.title.format(first=first_route(sweep)))
+        yield f"<tr><th>{title}<small>{row.meaning}</small></th>{cells}</tr>"
     yield "</tbody></table>"
 
 
-def _cell(column: str, found: Estimate, row: _Row, present: Estimate) -> str:
+def _cell(column: str, found: Estimate, row: _Row, present: Estimate, allowed: float | None) -> str:
+    """Return a cell. ``allowed`` is the difference that is exceeded between the first columns."""
     value, low, high = (format(each, row.style) for each in found)
     between = f"<small>{low} to {high}</small>" if low != high else ""
     look = ""
@@ -266,6 +294,8 @@ def _cell(column: str, found: Estimate, row: _Row, present: Estimate) -> str:
         more = (found.low > present.high) - (found.high < present.low)
         look = {1: "better", -1: "worse"}.get(more * row.wanted, "")
     word = f"<small>{look}</small>" if look else ""
+    if column == "replayed" and allowed is not None:
+        look, word = "worse", f"<small>more than {allowed:{row.style}} away</small>"
     return f'<td data-column="{escape(column)}" class="{look}">{value} {word}{between}</td>'
 
 
@@ -289,10 +319,7 @@ def _over_time(
     if not sweep.fidelity.matches:
         shown = {"The replayed settings": sweep.today.knobs}
     runs = {name: replay(recording, knobs.applied(settings))[0] for name, knobs in shown.items()}
-    end = max(
-        (each.at + each.seconds for run in (happened, *runs.values()) for each in run.sent),
-        default=recording.duration,
-    )
+    end = max([recording.duration, *(each.at + each.seconds for each in happened.sent)])
     rejected: Sequence[float] = () if log is None else sorted(log.rejected)
     lines = [Timeline("What was recorded", happened, blocked_periods(happened, end, rejected))]
     lines += [Timeline(name, run, blocked_periods(run, end)) for name, run in runs.items()]
@@ -301,7 +328,7 @@ def _over_time(
         '<p class="note">Upper part: number of images and of requests. Lower part: seconds to the'
         f" image. {_span(recording.origin, end)}</p>"
     )
-    yield _legend(_LEGEND)
+    yield _legend([(kind, text.format(first=first_route(sweep))) for kind, text in _LEGEND])
     yield timelines(lines, RecordedOutcomes(recording, settings).incidents(), recording.origin, end)
 
 
@@ -311,5 +338,5 @@ def _span(origin: float, seconds: float) -> str:
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f'<li><b class="{name}"></b>{text}</li>' for name, text in entries)
+    items = "".join(f'<li><b class="{name}"></b>{escape(text)}</li>' for name, text in entries)
     return f'<ul class="legend">{items}</ul>'
