@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
+from shlex import quote
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from resilient_imagen.tuning.charts import Timeline, blocked_periods, timelines, trade_off
@@ -191,10 +192,12 @@ def _length(seconds: float) -> str:
 def _what_to_do(sweep: Sweep, recording: Recording) -> Iterator[str]:
     yield "<h2>What to do</h2>"
     values: dict[str, str] = {}
-    for hint in sweep.fidelity.hints:  # of several providers, the least strict one
+    for hint in sweep.fidelity.hints:  # of several providers, the highest limit
         if hint.value and _number(hint.value) >= _number(values.get(hint.variable, "")):
             values[hint.variable] = hint.value
-    options = [f"--set {name}={value}" for name, value in values.items()] or ["--env-file FILE"]
+    options = [f"--set {quote(f'{name}={value}')}" for name, value in values.items()] or [
+        "--env-file FILE"
+    ]
     command = " \\\n  ".join(["resilient-imagen tune RECORDING --html REPORT", *options])
     yield (
         "<p>The replayed settings are probably not those of the application, so advice would be"

@@ -19,6 +19,7 @@ from resilient_imagen import Settings
 from resilient_imagen.tuning import Recording, Sweep, sweep, waves
 from resilient_imagen.tuning.chart_axes import numbers, times
 from resilient_imagen.tuning.charts import binned, blocked_periods, trade_off
+from resilient_imagen.tuning.fidelity import Deviation, Fidelity, Hint
 from resilient_imagen.tuning.outcome_model import fails
 from resilient_imagen.tuning.recommendation import Contribution, Objective
 from resilient_imagen.tuning.recording import Attempted, Row
@@ -67,7 +68,7 @@ def long() -> Tuned:
     """A sweep over two weeks with an outage every second day."""
     settings = Settings(**ROOMY)
     scenario = world(
-        *waves(bad(6, 60), every=48 * 3600, times=7), hours=336, per_minute=0.1, swing=0.6
+        *waves(bad(6, 60), every=48 * 3600, times=7), hours=336, per_minute=0.05, swing=0.6
     )
     recording = record(scenario, settings)
     return sweep(recording, settings, count=2, workers=1), recording, settings
@@ -85,8 +86,10 @@ def differing(tuned: Tuned) -> Tuned:
             leaning=leaning,
             trial=trial,
             contributions=tuple(
-                Contribution(*line.split("=", 1), gain=0.1)
-                for line in trial.knobs.env_lines(found.today.knobs)
+                Contribution(variable, trial.knobs.variables()[variable], gain=0.1)
+                for variable in (
+                    line.split("=")[0] for line in trial.knobs.env_lines(found.today.knobs)
+                )
             ),
         )
         for leaning, trial in zip(Objective, others, strict=False)
@@ -214,7 +217,7 @@ def test_the_page_shows_what_is_left_out() -> None:
 
 
 def test_nothing_in_a_recording_can_end_the_page() -> None:
-    """A route's name with markup in it is shown as text."""
+    """A route's name with markup is shown as text, and the command to paste quotes it."""
     evil = "google:</script><script>alert(1)</script>"
     rows: list[Row] = [Attempted(1e9 + at, str(at), evil, 5.0) for at in range(0, 600, 10)]
     from resilient_imagen.settings import RouteName
@@ -222,8 +225,13 @@ def test_nothing_in_a_recording_can_end_the_page() -> None:
 
     settings = Settings().model_copy(update={"routes": (RouteName(evil),)})
     recording = gather(rows)
-    text = page(sweep(recording, settings, count=2, workers=1), recording, settings)
+    found = sweep(recording, settings, count=2, workers=1)
+    assert "<script" not in page(found, recording, settings)
+    hint = Hint("IMAGE_GEN_ROUTES", f"{evil};$(reboot)", "they were recorded")
+    fidelity = Fidelity((Deviation("mean_s", 5.0, 9.0, 2.0),), (hint,))
+    text = page(replace(found, fidelity=fidelity), recording, settings)
     assert "<script" not in text
+    assert f"--set 'IMAGE_GEN_ROUTES={evil};$(reboot)'" in html.unescape(text)
 
 
 # -- charts ---------------------------------------------------------------------------------------
