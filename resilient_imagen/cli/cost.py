@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cost"]
 
-_ROWS = ("requests", "images", "doomed", "seconds on them", "dollars", "$/image", "up to $")
+_ROWS = ("requests", "images", "wasted", "seconds on them", "dollars", "$/image", "up to $")
 
 
 def cost(
@@ -60,8 +60,8 @@ def _cells(log: RouteLog) -> tuple[str, ...]:
 
     images = [cost for cost, reason in zip(log.cost, log.reason, strict=True) if reason == IMAGE]
     priced = [cost for cost in images if not math.isnan(cost)]
-    doomed = [log.latency[index] for index in range(len(log)) if log.failed(index)]
-    counts = str(len(log)), str(len(images)), str(len(doomed)), f"{sum(doomed):.0f}"
+    wasted = [log.latency[index] for index in range(len(log)) if log.failed(index)]
+    counts = str(len(log)), str(len(images)), str(len(wasted)), f"{sum(wasted):.0f}"
     if not priced:
         return *counts, "-", "-", "-"
     spent, each = sum(priced), sum(priced) / len(priced)

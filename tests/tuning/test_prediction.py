@@ -10,7 +10,7 @@ mean seconds      2 %         8 %
 p95 seconds       3 %         16 %
 by first route    2 points    6 points
 dollars an image  0.5 %       2 %
-doomed requests   6           24
+wasted requests   6           24
 ================  ==========  ================
 
 With the limits out of the way it is about half of that; queues near their limit magnify anything.

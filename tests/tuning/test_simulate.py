@@ -32,7 +32,7 @@ OUTAGE = Outage(start=600, duration=600, reason=Reason.OVERLOADED)
 
 
 def test_an_outage_of_ten_minutes_is_cheap() -> None:
-    """The documented use: a team's own limit on doomed requests, in one assertion."""
+    """The documented use: a team's own limit on wasted requests, in one assertion."""
     measures = simulate(Scenario(troubles=(OUTAGE,)), Settings())
     assert measures.doomed < 20
     assert measures.failed == 0
@@ -42,7 +42,7 @@ def test_an_outage_of_ten_minutes_is_cheap() -> None:
 
 
 def test_without_a_breaker_the_same_outage_is_not() -> None:
-    """The assertion above can fail: with the breaker off every call of the outage is doomed."""
+    """The assertion above can fail: with the breaker off every request of the outage is wasted."""
     measures = simulate(Scenario(troubles=(OUTAGE,)), Settings(breaker_mode="off"))
     assert measures.doomed > 60
     assert measures.detected == 0
