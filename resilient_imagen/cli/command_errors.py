@@ -48,7 +48,6 @@ _EXTRAS: Final = {
     "redis": "redis",
     "starlette": "dashboard",
     "uvicorn": "dashboard",
-    "vl_convert": "tuning",
 }
 
 _VARIABLES: Final = {

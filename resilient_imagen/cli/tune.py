@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -125,8 +124,6 @@ def _check_outputs(html: Path | None, json_file: Path | None) -> None:
     for option, path in (("--html", html), ("--json", json_file)):
         if path is not None:
             check_target(option, path)
-    if html is not None:
-        import_module("vl_convert")  # report a missing one before the sweep
 
 
 # -- settings -------------------------------------------------------------------------------------

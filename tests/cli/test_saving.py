@@ -285,7 +285,6 @@ def untuned(monkeypatch: pytest.MonkeyPatch) -> None:
     report: Any = types.ModuleType("report_html")
     report.page = lambda *_: "<p>report</p>"
     monkeypatch.setitem(sys.modules, "resilient_imagen.tuning.report_html", report)
-    monkeypatch.setitem(sys.modules, "vl_convert", types.ModuleType("vl_convert"))
 
 
 @pytest.mark.usefixtures("untuned")

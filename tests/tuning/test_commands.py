@@ -43,7 +43,6 @@ def tuned(capsys: pytest.CaptureFixture[str], *arguments: object, settings: int 
 
 def test_tune_prints_lines_to_paste_and_writes_the_report(log: Path, tmp_path: Path) -> None:
     """A table, the recommendations, the report and the recording in our own format."""
-    pytest.importorskip("vl_convert", reason="needs the tuning extra")
     report, saved = tmp_path / "report.html", tmp_path / "saved.jsonl"
     few = ("--settings", "6", "--workers", "2")
     done = run("tune", str(log), *few, "--html", "report.html", "--save", str(saved), cwd=tmp_path)
@@ -251,17 +250,6 @@ def test_a_wrong_command_is_one_clear_line(
     assert done.code == 2
     assert says in done.complaint
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_report_is_not_begun_without_its_extra(
-    log: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """What is missing is said before the sweep, not after it."""
-    monkeypatch.setitem(sys.modules, "vl_convert", None)
-    monkeypatch.setattr(SWEEPING, "sweep", pytest.fail)
-    done = tuned(capsys, log, "--html", tmp_path / "report.html")
-    assert done.code == 2
-    assert "resilient-imagen[tuning]" in done.complaint
 
 
 @pytest.mark.parametrize("command", ["tune", "cost"])
