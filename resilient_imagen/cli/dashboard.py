@@ -101,6 +101,11 @@ def _server(app: ASGIApp) -> uvicorn.Server:
 
     return uvicorn.Server(
         uvicorn.Config(
-            app, lifespan="off", log_level="error", server_header=False, timeout_graceful_shutdown=1
+            app,
+            lifespan="off",
+            ws="none",
+            log_level="error",
+            server_header=False,
+            timeout_graceful_shutdown=1,
         )
     )

@@ -42,15 +42,17 @@ class Answer(NamedTuple):
 async def serving(app: Any) -> AsyncIterator[int]:
     """Serve an ASGI application on a free port of this machine."""
     config = uvicorn.Config(
-        app, port=0, log_level="critical", lifespan="off", timeout_graceful_shutdown=1
+        app, port=0, ws="none", log_level="critical", lifespan="off", timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     # Signals are the test's.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     task = asyncio.create_task(server.serve())
     try:
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event
-            await asyncio.sleep(0.01)
+        while not server.started:  # uvicorn has no event
+            await asyncio.wait({task}, timeout=0.01)
+            if task.done():
+                task.result()
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
