@@ -22,6 +22,8 @@ from resilient_imagen.tuning import Recorder
 from resilient_imagen.tuning.recording import Attempted, Row, to_json
 from resilient_imagen.tuning.simulation import play
 
+pytestmark = pytest.mark.ci  # sweeps in processes of their own
+
 SWEEPING = import_module("resilient_imagen.tuning.sweep")  # whose name the package gives away
 TRIALS = import_module("resilient_imagen.tuning.trials")
 

@@ -26,6 +26,8 @@ from resilient_imagen.tuning.recording import Attempted, Row
 from resilient_imagen.tuning.replay import replay
 from resilient_imagen.tuning.report_html import page
 
+pytestmark = pytest.mark.ci  # sweeps, and a browser
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -366,7 +368,6 @@ def shown(text: str, width: int, folder: Path, *options: str) -> dict[str, Any]:
     return layout
 
 
-@pytest.mark.ci
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_real_browser_shows_it(each: Tuned, width: int, tmp_path: Path) -> None:
@@ -382,7 +383,6 @@ def test_a_real_browser_shows_it(each: Tuned, width: int, tmp_path: Path) -> Non
     assert found["empty"] == 0
 
 
-@pytest.mark.ci
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
 def test_the_page_is_dark_where_the_system_is(short: Tuned, tmp_path: Path) -> None:
     """The colours follow the system's preference."""
