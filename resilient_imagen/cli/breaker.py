@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import FOR, WHY, author, lifetime, open_place, send
+from resilient_imagen.cli.orders import (
+    FOR,
+    WHY,
+    FilePath,
+    FleetUrl,
+    author,
+    lifetime,
+    open_place,
+    send,
+)
 
 __all__ = ["breaker"]
 
@@ -36,18 +44,8 @@ def breaker(
         bool,
         typer.Option("--even-account", help="Also after a used-up quota or a refused key."),
     ] = False,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            help="The fleet's Redis; IMAGE_GEN_REDIS_URL if not given.", show_default=False
-        ),
-    ] = None,
-    control_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="A control file instead; IMAGE_GEN_CONTROL_FILE if not given.", show_default=False
-        ),
-    ] = None,
+    redis_url: FleetUrl = None,
+    control_file: FilePath = None,
 ) -> None:
     """Open or close a circuit in running processes, for a limited time.
 

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FOR",
     "WHY",
+    "FilePath",
+    "FleetUrl",
     "OrderPlace",
     "author",
     "lifetime",
@@ -36,6 +38,22 @@ __all__ = [
 
 FOR = "How long it holds, such as 20s, 30m or 2h; at most 24h."
 WHY = "The reason, for the log and for other operators."
+FleetUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        help="The fleet's Redis; IMAGE_GEN_REDIS_URL if not given.",
+        show_default=False,
+    ),
+]
+FilePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--control-file",
+        help="A control file instead; IMAGE_GEN_CONTROL_FILE if not given.",
+        show_default=False,
+    ),
+]
 
 
 class OrderPlace(Protocol):

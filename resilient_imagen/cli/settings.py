@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from resilient_imagen.cli.command_errors import CommandError
-from resilient_imagen.cli.orders import FOR, WHY, author, lifetime, open_place, send, span
+from resilient_imagen.cli.orders import (
+    FOR,
+    WHY,
+    FilePath,
+    FleetUrl,
+    author,
+    lifetime,
+    open_place,
+    send,
+    span,
+)
 
 if TYPE_CHECKING:
     from resilient_imagen import Settings
@@ -39,18 +49,8 @@ def settings(
     ] = None,
     lasts: Annotated[str, typer.Option("--for", help=FOR)] = "30m",
     why: Annotated[str, typer.Option(help=WHY)] = "",
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            help="The fleet's Redis; IMAGE_GEN_REDIS_URL if not given.", show_default=False
-        ),
-    ] = None,
-    control_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="A control file instead; IMAGE_GEN_CONTROL_FILE if not given.", show_default=False
-        ),
-    ] = None,
+    redis_url: FleetUrl = None,
+    control_file: FilePath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show settings and where they come from, or change one in running processes for a while.

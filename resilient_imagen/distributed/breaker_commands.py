@@ -92,7 +92,7 @@ class SharedBreakerCommands:
         Args:
             record: The shared record.
             circuit: The local breaker, which is open.
-            basis: `seen`: local outcomes in the record's state opened it; `told`: a server's hint
+            basis: `seen`: local outcomes in the record's state opened it; `hinted`: a server's hint
                 or a fatal failure did; `late`: the same, for a request of an earlier state, so it
                 may only extend an open period; `memory`: a restored record.
             token: The lease of the probe whose failure opened it.

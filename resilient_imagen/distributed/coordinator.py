@@ -247,7 +247,7 @@ class RedisCoordinator:
     async def _run(self, first_try: asyncio.Future[None]) -> None:
         loop = asyncio.get_running_loop()
         tries = 0
-        told: set[str] = set()
+        warned: set[str] = set()
         while not self._leaving:
             final = False
             self._joined_at = math.inf
@@ -267,9 +267,9 @@ class RedisCoordinator:
                     _done(first_try)
             self._started = True
             if loop.time() - self._joined_at >= _STEADY:  # a short connection is not reported
-                tries, told = 0, set()
-            elif not told or (final and why not in told):
-                told.add(why)
+                tries, warned = 0, set()
+            elif not warned or (final and why not in warned):
+                warned.add(why)
                 self._warn("redis_away", self._disconnect_message(why))
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
             tries += 1

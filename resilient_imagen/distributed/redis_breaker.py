@@ -335,7 +335,7 @@ class RedisCircuitBreaker(CircuitBreaker):
         """Report the outcome of a probe."""
         record, circuit, commands = self._record, self._machine, self._commands
         if circuit.state is _OPEN:
-            basis = "told" if at_once else "seen"
+            basis = "hinted" if at_once else "seen"
             self._claim(commands.opened(record, circuit, basis, token=token))
         elif circuit.state is _CLOSED:
             needed = circuit.config.half_open_calls
@@ -350,7 +350,7 @@ class RedisCircuitBreaker(CircuitBreaker):
         if counted == "success":
             self._coordinator.post(self._commands.succeeded(record, circuit), self._on_answer)
         elif at_once and (verdict is BreakerOutcome.THROTTLED or answered(why)):
-            self._claim(self._commands.opened(record, circuit, "told"))
+            self._claim(self._commands.opened(record, circuit, "hinted"))
         else:
             if circuit.state is _OPEN and circuit.open_period is not None:
                 seconds = circuit.open_period.until - circuit.now

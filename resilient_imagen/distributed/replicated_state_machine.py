@@ -199,9 +199,9 @@ class ReplicatedStateMachine(BreakerStateMachine):
     def count(self, call: InFlightCall, verdict: BreakerOutcome, why: TripCause) -> Counted:
         """Count the outcome of a call, and report it."""
         self._barred.discard(call)
-        told = call.counted is not None
+        was_counted = call.counted is not None
         counted = super().count(call, verdict, why)
-        self._observer.counted(call, "stale" if told else counted, verdict, why)
+        self._observer.counted(call, "stale" if was_counted else counted, verdict, why)
         return counted
 
     @property

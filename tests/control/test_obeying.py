@@ -479,16 +479,16 @@ def test_orders_are_in_snapshot_log_and_spans(caplog: pytest.LogCaptureFixture) 
     ]
     assert first["imagegen.control.orders"] == ("breaker open google; IMAGE_GEN_BREAKER_FAIL_MAX=4")
     assert "imagegen.control.orders" not in second
-    told = [vars(record) for record in caplog.records if "control" in vars(record)["event"]]
-    summaries = [record["summary"] for record in told]
+    logged = [vars(record) for record in caplog.records if "control" in vars(record)["event"]]
+    summaries = [record["summary"] for record in logged]
     assert summaries == [
         "ana ordered breaker open google for 20 s: incident 7",
         "ops ordered IMAGE_GEN_BREAKER_FAIL_MAX=4 for 20 s",
         "breaker open google, ordered by ana, has ended",
         "IMAGE_GEN_BREAKER_FAIL_MAX=4, ordered by ops, has ended",
     ]
-    assert told[0]["control.by"] == "ana"
-    assert told[0]["control.why"] == "incident 7"
+    assert logged[0]["control.by"] == "ana"
+    assert logged[0]["control.why"] == "incident 7"
 
 
 def test_reported_settings_include_what_was_ordered() -> None:

@@ -280,13 +280,13 @@ class LeaseProtocol(RuleBasedStateMachine):
             **asdict(known),
         }
         step = ScriptCall(script, KEYS, {**common, **arguments})
-        told: dict[str, Any] = json.loads(self.store.take(step))
+        reply: dict[str, Any] = json.loads(self.store.take(step))
         self.last_step = self.now
-        return told
+        return reply
 
-    def receive(self, worker: str, told: dict[str, Any]) -> Known:
+    def receive(self, worker: str, reply: dict[str, Any]) -> Known:
         """Return the record of an answer; the worker adopts it if it is newer."""
-        record = Known(told["epoch"], told["version"], told["generation"])
+        record = Known(reply["epoch"], reply["version"], reply["generation"])
         if record.is_newer(self.heard[worker]):
             self.heard[worker] = record
         return record
@@ -378,14 +378,14 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     def deliver_now(self, message: Message, *, answer_is_lost: bool = False) -> Any:
         before = dict(self.oracle.live())
-        granted, told = self.act(message)
+        granted, reply = self.act(message)
         assert {
-            "state": told["state"],
-            "generation": told["generation"],
-            "openings": told["openings"],
-            "granted": told["granted"],
-            "left": told["left"],
-            "closes": told["closes"],
+            "state": reply["state"],
+            "generation": reply["generation"],
+            "openings": reply["openings"],
+            "granted": reply["granted"],
+            "left": reply["left"],
+            "closes": reply["closes"],
         } == {
             "state": self.oracle.state,
             "generation": self.oracle.generation,
@@ -396,13 +396,13 @@ class LeaseProtocol(RuleBasedStateMachine):
             else 0,
             "closes": self.oracle.state == "open" and self.oracle.hint_only,
         }
-        assert told["lease"] == 0 or told["lease"] >= micros(0.05)
+        assert reply["lease"] == 0 or reply["lease"] >= micros(0.05)
         if message.kind == "ask" and not granted:
             assert self.oracle.live() == before or self.oracle.state != "half_open"
         if answer_is_lost:
             return multiple()
-        record = self.receive(message.worker, told)
-        if message.kind == "ask" and granted and told["state"] == "half_open":
+        record = self.receive(message.worker, reply)
+        if message.kind == "ask" and granted and reply["state"] == "half_open":
             return Permission(message.worker, message.token, record)
         return multiple()
 
@@ -423,11 +423,11 @@ class LeaseProtocol(RuleBasedStateMachine):
             case "ask":
                 granted = oracle.ask(worker, token)
                 more = {"token": token, "deadline": micros(DEADLINE), "places": places}
-                told = self.take(LEASE, worker, known, **more)
+                reply = self.take(LEASE, worker, known, **more)
             case "succeed":
                 oracle.succeed(worker, token, current=current)
                 more = {"token": token, "successes": 1, "needed": places}
-                told = self.take(SETTLE, worker, known, **more)
+                reply = self.take(SETTLE, worker, known, **more)
             case "fail":
                 oracle.fail(
                     worker,
@@ -438,27 +438,27 @@ class LeaseProtocol(RuleBasedStateMachine):
                 )
                 failed = {"pause": micros(PAUSE), "cause": "timeout", "summary": "timed out"}
                 seen = {"basis": "seen", "openings": 99, "token": token, "closes": False}
-                told = self.take(OPEN, worker, known, **failed, **seen, answered=message.answered)
+                reply = self.take(OPEN, worker, known, **failed, **seen, answered=message.answered)
             case "hint":
                 oracle.hint(worker, current=current, same_epoch=same_epoch)
-                told = self.take(OPEN, worker, known, **{**late, **hint, "basis": "told"})
+                reply = self.take(OPEN, worker, known, **{**late, **hint, "basis": "hinted"})
             case "late hint":
                 oracle.hear_late(worker, HINT, hint=True, same_epoch=same_epoch)
-                told = self.take(OPEN, worker, known, **late, **hint)
+                reply = self.take(OPEN, worker, known, **late, **hint)
             case "late fatal":
                 oracle.hear_late(worker, FATAL, hint=False, same_epoch=same_epoch)
                 fatal = {**hint, "pause": micros(FATAL), "closes": False}
-                told = self.take(OPEN, worker, known, **late, **fatal)
+                reply = self.take(OPEN, worker, known, **late, **fatal)
             case "doubt":
                 oracle.doubt(worker, 2 * PAUSE, current=current)
-                told = self.take(SHORTEN, worker, known, longest=micros(2 * PAUSE))
+                reply = self.take(SHORTEN, worker, known, longest=micros(2 * PAUSE))
             case "leave":
                 oracle.leave(worker)
-                told = self.take(LEAVE, worker, known)
+                reply = self.take(LEAVE, worker, known)
             case _:
                 oracle.release(token)
-                told = self.take(RELEASE, worker, known, token=token)
-        return granted, told
+                reply = self.take(RELEASE, worker, known, token=token)
+        return granted, reply
 
     @precondition(lambda self: self.oracle.state == "closed")
     @rule(worker=st.sampled_from(WORKERS))
@@ -518,9 +518,9 @@ class LeaseProtocol(RuleBasedStateMachine):
         assert waited <= max(PAUSE, DEADLINE, FATAL) + 1
         self.time_passes(waited)
         self.tokens += 1
-        granted, told = self.act(Message(worker, "ask", f"{worker}:{self.tokens}", Known()))
+        granted, reply = self.act(Message(worker, "ask", f"{worker}:{self.tokens}", Known()))
         assert granted
-        assert told["granted"]
+        assert reply["granted"]
 
     @rule(worker=st.sampled_from(WORKERS))
     def the_next_outage_is_shared(self, worker: str) -> None:

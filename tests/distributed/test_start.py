@@ -119,7 +119,7 @@ def test_something_else_that_answers_there_is_an_error_at_start() -> None:
 @pytest.mark.parametrize("wrong", ["wants a password", "is a web server"])
 def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
     """If Redis was away at the start, a later fault of it is reported once and fails no call."""
-    told = {"wants a password": "password", "is a web server": "not Redis"}[wrong]
+    expected = {"wants a password": "password", "is a web server": "not Redis"}[wrong]
 
     async def scene(server: RedisServer) -> None:
         server.kill()
@@ -144,7 +144,7 @@ def test_a_redis_that_comes_back_wrong_costs_no_call(wrong: str) -> None:
             await until(lambda: world.joined)
         refused, misfit = await world.warnings()
         assert "(refused)" in refused
-        assert told in misfit
+        assert expected in misfit
 
     with redis_server() as server:
         run_loop_scenario(scene(server))
@@ -173,8 +173,8 @@ def test_a_redis_that_is_not_there_is_named_in_words(
         world = LoopScenario(url.format(port=free_port()))
         async with world.client:
             await world.ask()
-        (told,) = await world.warnings()
-        assert f"is away ({word})" in told
+        (expected,) = await world.warnings()
+        assert f"is away ({word})" in expected
 
     run_loop_scenario(scene())
 

@@ -51,7 +51,7 @@ actions = st.one_of(
         st.sampled_from([1, 3]), st.booleans(), st.booleans(), st.integers(0, 9), st.integers(0, 9),
     ),
     st.tuples(st.just(OPEN), workers, fences, st.sampled_from([0, HOUR]), st.booleans(),
-              st.sampled_from(["seen", "told", "late", "memory"]), st.integers(0, 3), tokens,
+              st.sampled_from(["seen", "hinted", "late", "memory"]), st.integers(0, 3), tokens,
               st.booleans()),
     st.tuples(st.just(SHORTEN), workers, fences, st.sampled_from([0, HOUR, 2 * HOUR])),
     st.tuples(st.just(LEASE), workers, fences, tokens, st.sampled_from([1, 2])),
@@ -126,15 +126,19 @@ class Speaker:
 
     def hear(self, script: LuaScript, answer: Any) -> Any:
         """Return the parts of the answer that do not depend on the clock."""
-        told = json.loads(answer)
+        decoded = json.loads(answer)
         if script is TAKE:
-            places = told.pop("places") or []
+            places = decoded.pop("places") or []
             self.places += [name for _, name in places]
-            waits = [wait for wait, _ in places] + [told.pop("next"), told.pop("again")]
-            return {**told, "waits": [round(wait / HOUR) for wait in waits]}
-        self.known = {name: told[name] for name in self.known}
-        del told["epoch"]
-        return {**told, "left": round(told["left"] / HOUR), "lease": round(told["lease"] / HOUR)}
+            waits = [wait for wait, _ in places] + [decoded.pop("next"), decoded.pop("again")]
+            return {**decoded, "waits": [round(wait / HOUR) for wait in waits]}
+        self.known = {name: decoded[name] for name in self.known}
+        del decoded["epoch"]
+        return {
+            **decoded,
+            "left": round(decoded["left"] / HOUR),
+            "lease": round(decoded["lease"] / HOUR),
+        }
 
 
 @pytest.mark.redis

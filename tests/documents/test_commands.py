@@ -178,8 +178,8 @@ def test_commands_that_ask_a_jaeger(shell: Shell) -> None:
             assert tags["imagegen.fallback.cause"] == "circuit_open"
         assert json.loads(shell(documented.replace(QUERY, backend.url)))["result"]["resourceSpans"]
         # The guide's service is an application's; the demo's is our own.
-        told = shell(tune.replace(QUERY, backend.url).replace("storyboards", "resilient-imagen"))
-        assert "# fast" in told
+        printed = shell(tune.replace(QUERY, backend.url).replace("storyboards", "resilient-imagen"))
+        assert "# fast" in printed
 
 
 def test_files_for_prometheus_and_grafana(shell: Shell, tmp_path: Path) -> None:
@@ -203,9 +203,9 @@ def test_the_view_that_processes_share(shell: Shell, tmp_path: Path) -> None:
         env = {name: url.replace("host:6379", f"127.0.0.1:{server.port}")}
         assert env[name] != url
         shell("python app.py", **env)
-        told = shell(line, **env)
-    assert "google:gemini-3-pro-image" in told
-    assert "closed" in told
+        printed = shell(line, **env)
+    assert "google:gemini-3-pro-image" in printed
+    assert "closed" in printed
 
 
 def test_commands_that_write_a_control_file(shell: Shell) -> None:
@@ -253,9 +253,9 @@ def a_log(tmp_path: Path) -> Iterator[None]:
 def test_commands_that_read_a_log(shell: Shell, tmp_path: Path) -> None:
     """The commands print recommendations, write a report, and add up the costs."""
     tune, compare, cost = [line for line in to_run(TUNING) if "--jaeger" not in line]
-    told = shell(tune)
+    printed = shell(tune)
     for leaning in ("fast", "cheap"):
-        assert f"# {leaning}" in told
+        assert f"# {leaning}" in printed
     assert "</html>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["matches"]
     assert re.search(r"recorded .* replayed", shell(compare))

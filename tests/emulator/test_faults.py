@@ -172,9 +172,9 @@ def test_openai_hints() -> None:
         assert minute.value.code == "rate_limit_exceeded"
         assert "retry-after" not in minute.value.response.headers
         both.app.openai.fail(faults.status(429, retry_after=7))
-        with pytest.raises(openai.RateLimitError) as told:
+        with pytest.raises(openai.RateLimitError) as limited:
             await both.gpt()
-        assert told.value.response.headers["retry-after"] == "7"
+        assert limited.value.response.headers["retry-after"] == "7"
         both.app.openai.fail(faults.quota_exhausted())
         with pytest.raises(openai.RateLimitError) as billing:
             await both.gpt()

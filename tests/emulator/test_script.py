@@ -45,11 +45,11 @@ def test_a_full_script_is_understood() -> None:
 def test_a_script_makes_its_emulator() -> None:
     """The emulator of a script has its seed and faults; a wave of 0.5 hits half of the requests."""
     app = parse_script(json.dumps(FULL)).emulator(picture="tiny")
-    told = [
+    served = [
         app.google.arrived(ParsedRequest("generate", "gemini-3-pro-image"))[1] for _ in range(12)
     ]
-    assert told[:2] == [faults.reset()] * 2
-    wave = [fault for fault in told[2:] if fault]
+    assert served[:2] == [faults.reset()] * 2
+    wave = [fault for fault in served[2:] if fault]
     assert set(wave) == {faults.overload(0.5)}
     assert 1 < len(wave) < 10
     assert app.openai.arrived(ParsedRequest("generate", "gpt-image-2"))[1:] == (None, 12)

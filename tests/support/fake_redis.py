@@ -38,7 +38,7 @@ class LuaStore:
         self.hashes: dict[str, dict[str, str]] = {}
         self.zsets: dict[str, dict[str, float]] = {}
         self.expires: dict[str, float] = {}
-        self.told: list[tuple[str, str]] = []
+        self.published: list[tuple[str, str]] = []
         """Published messages: channel and message."""
         self.steps = 0
         self.commands = 0
@@ -161,7 +161,7 @@ class LuaStore:
         return len(keys)
 
     def _publish(self, channel: str, message: str) -> int:
-        self.told.append((channel, message))
+        self.published.append((channel, message))
         return 1
 
     def _sorted(self, key: str) -> list[tuple[float, str]]:
@@ -235,8 +235,8 @@ class FakeRedisCluster:
 
     def spread(self) -> None:
         """Deliver the published messages."""
-        told, self.store.told = self.store.told, []
-        for _, message in told:
+        published, self.store.published = self.store.published, []
+        for _, message in published:
             for link in self.links:
                 self.deliveries += 1
                 self.loop.call_later(self.latency, link.tell, message.encode())

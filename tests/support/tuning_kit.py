@@ -97,7 +97,7 @@ def record(scenario: Scenario, settings: Settings, seed: int = 3) -> Recording:
 TOLD = world(bad(0.1, 4), bad(0.3, 3, reason=Reason.RATE_LIMITED, retry_after=20.0), hours=0.5)
 
 
-def told(*sinks: Any) -> Recording:
+def recorded_by(*sinks: Any) -> Recording:
     """Run a scenario with these sinks and a recorder, and return its recording."""
     rows: list[Row] = []
     recorder = Recorder(rows.append, epoch=0.0)

@@ -21,7 +21,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-from tuning_kit import read, same, told
+from tuning_kit import read, recorded_by, same
 
 from resilient_imagen import Reason
 from resilient_imagen.telemetry.logs import LogSink
@@ -73,7 +73,7 @@ def structlog_lines() -> Iterator[io.StringIO]:
 
 def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> None:
     """The library's own log lines hold all that our recorder heard."""
-    recording = told(LogSink())
+    recording = recorded_by(LogSink())
     rows, notes = read(structlog_lines.getvalue())
     same(gather(rows), recording)
     assert notes == Counter()
@@ -95,7 +95,7 @@ def test_structlogs_json_lines_are_a_recording(structlog_lines: io.StringIO) -> 
 def test_other_renderers_lines_are_a_recording(processors: list[Any]) -> None:
     """However the application's structlog writes them, the lines are understood."""
     with structlog_writes(*processors) as lines:
-        recording = told(LogSink())
+        recording = recorded_by(LogSink())
     rows, notes = read(lines.getvalue())
     same(gather(rows), recording)
     assert notes == Counter()
@@ -127,7 +127,7 @@ def test_plain_log_lines_are_a_recording(formatter: logging.Formatter) -> None:
     before = logger.level
     logger.setLevel(logging.INFO)  # an assignment would leave a logger's cached "no" in place
     try:
-        recording = told(LogSink())
+        recording = recorded_by(LogSink())
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
@@ -214,7 +214,7 @@ def test_lines_that_seem_to_be_ours_are_counted_apart() -> None:
 
 def test_lines_among_those_of_others_are_found(structlog_lines: io.StringIO) -> None:
     """Other programs' lines, JSON or not, are counted and passed over; prefixes do no harm."""
-    told(LogSink())
+    recorded_by(LogSink())
     others = '{"event": "user.login", "time": 3}\nGET / 200\n\n[1, 2]\n{"level": "info"}\n'
     mixed = others + "".join(
         f"2026-11-23T10:00:00Z app-1 {line}\n" for line in structlog_lines.getvalue().splitlines()

@@ -36,8 +36,8 @@ def outage(calls: int = 12, **settings: Any) -> tuple[RecordingSink, dict[str, A
 def test_a_stricter_candidate_says_what_it_would_have_refused() -> None:
     """A candidate that opens at the first failure reports the two that the live one let through."""
     sink, snapshot, sent = outage(calls=3, breaker_fail_max=3, shadow={"fail_max": 1})
-    told = sink.of(CandidateDisagreed)
-    assert [(each.would, each.reason) for each in told] == [("reject", Reason.OVERLOADED)] * 2
+    found = sink.of(CandidateDisagreed)
+    assert [(each.would, each.reason) for each in found] == [("reject", Reason.OVERLOADED)] * 2
     assert len(sent) == 3
     assert snapshot["shadow"]["would_reject"] == 2
     assert snapshot["shadow"]["settings"] == {"fail_max": 1}
@@ -47,8 +47,8 @@ def test_a_stricter_candidate_says_what_it_would_have_refused() -> None:
 def test_a_laxer_candidate_says_what_it_would_have_let_through() -> None:
     """A candidate that is still closed reports each caller that the live breaker turned away."""
     sink, snapshot, _ = outage(calls=5, breaker_fail_max=2, shadow={"fail_max": 9, "min_calls": 99})
-    told = sink.of(CandidateDisagreed)
-    assert [(each.would, each.reason, each.latency_s) for each in told] == [
+    found = sink.of(CandidateDisagreed)
+    assert [(each.would, each.reason, each.latency_s) for each in found] == [
         ("allow", None, None)
     ] * 3
     assert snapshot["shadow"]["would_allow"] == 3
@@ -122,16 +122,16 @@ def test_what_concerns_the_account_opens_the_candidates_siblings() -> None:
     assert shadow["routes"][0]["retry_after"] > 7000  # its own request's hint is not lost
 
 
-def test_the_candidates_changes_are_told_as_shadow() -> None:
+def test_changes_of_the_candidate_are_marked_as_shadow() -> None:
     """Its openings are events that say they only would have happened; the live ones say not."""
     sink, _, _ = outage(calls=4, breaker_fail_max=3, shadow={"fail_max": 1, "reset_timeout": 15})
-    told = [
+    changes = [
         (change.transition.shadow, change.transition.to_state.value)
         for change in sink.of(BreakerChanged)
     ]
-    assert told[0] == (True, "open")
-    assert (False, "open") in told
-    assert (True, "half_open") in told
+    assert changes[0] == (True, "open")
+    assert (False, "open") in changes
+    assert (True, "half_open") in changes
 
 
 def test_candidates_have_no_effect() -> None:

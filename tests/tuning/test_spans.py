@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from telemetry_kit import Telemetry
-from tuning_kit import read, same, told
+from tuning_kit import read, recorded_by, same
 
 from resilient_imagen import ImageClient, Reason, Settings
 from resilient_imagen.telemetry import spans
@@ -101,7 +101,7 @@ def traced() -> tuple[Recording, list[ReadableSpan]]:
     telemetry = Telemetry()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spans, "time", SimpleNamespace(time_ns=virtual_ns))
-        recording = told(SpanSink(telemetry.tracers))
+        recording = recorded_by(SpanSink(telemetry.tracers))
     return recording, telemetry.spans()
 
 

@@ -6,7 +6,7 @@
 --
 -- The basis is one of
 --   seen: outcomes in the state that the worker names.
---   told: the same, for a hint or a fatal failure. In another state it may extend an open period.
+--   hinted: the same, for a hint or a fatal failure. In another state it may extend an open period.
 --   late: a hint or a fatal failure of a request of an earlier state. It may only extend an open
 --     period.
 --   memory: the worker remembers an open period, and Redis may have lost its data. A new record
@@ -16,7 +16,7 @@
 --       the worker remembers them), token (of the probe), closes (bool: closed after the period)
 local basis = args.basis
 touch()
-if (basis == 'seen' or basis == 'told') and is_current() then
+if (basis == 'seen' or basis == 'hinted') and is_current() then
   local sole, alone = false, false
   if record.state == 'half_open' and not args.answered then
     sole, alone = add_witness()
@@ -27,7 +27,7 @@ if (basis == 'seen' or basis == 'told') and is_current() then
   else
     open(args.pause, args.cause, args.summary, args.closes)
   end
-elseif (basis == 'late' or basis == 'told') and args.epoch == record.epoch
+elseif (basis == 'late' or basis == 'hinted') and args.epoch == record.epoch
   and record.state == 'open' then
   open(args.pause, args.cause, args.summary, args.closes)
 elseif args.epoch ~= record.epoch and record.generation == 1 and record.state == 'closed' then

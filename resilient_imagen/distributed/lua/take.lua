@@ -19,7 +19,7 @@ local EARLY = 300 * 1000       -- how long before its time a place is handed out
 local SILENCE = 3 * 1000000    -- after which a worker loses its turn; three heartbeats
 local HEARTBEATS = 500         -- a second, of all workers together
 local LOST = 2 * 1000000       -- without a command for so long, places may be unknown here
-local SOON = 50 * 1000         -- the shortest time after which a worker is told to ask again
+local SOON = 50 * 1000         -- the shortest time after which a worker asks again
 local KEEP = 60 * 1000000
 
 local stored = redis.call('HMGET', PACE, 'next', 'at', 'turn', 'protocol')
