@@ -131,8 +131,10 @@ def test_the_process_ends_although_nothing_was_closed(
                 return await super().generate(request, model)
 
         threaded = Threaded("google", latency=0)
-        ImageClient(Settings(routes="google:pro"), providers=[threaded]).generate("x")
-        ImageClient().generate("x")
+        first = ImageClient(Settings(routes="google:pro"), providers=[threaded])
+        second = ImageClient()
+        first.generate("x")
+        second.generate("x")  # it stays referenced: a client collected before exit would warn
         print(generate_image("x")["provider"])
         """,
         tmp_path,

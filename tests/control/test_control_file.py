@@ -58,11 +58,12 @@ def opened(path: Path, **settings: Any) -> tuple[ImageClient, RecordingSink]:
 
 
 def rewrite(path: Path, content: bytes | list[Order]) -> None:
-    """Replace the file, which may exist."""
-    path.unlink(missing_ok=True)
+    """Replace the file, which may exist, in one step: a watcher never reads half of it."""
     if isinstance(content, list):
         content = json.dumps({"orders": [each.to_dict() for each in content]}).encode()
-    path.write_bytes(content)
+    beside = path.with_suffix(".new")
+    beside.write_bytes(content)
+    beside.replace(path)
 
 
 async def until(condition: Callable[[], object]) -> None:
