@@ -319,6 +319,10 @@ class CircuitBreaker:
     # CallTracker
 
     def _begin(self, call: InFlightCall, origin: object | None) -> None:
+        if not call.probe and self._machine.config.slow_call is None:  # nothing depends on it now
+            call.origin, call.since = origin, self._clock.now()
+            call.sent_at = call.since
+            return
         with self._lock:
             self._catch_up()
             if call.settlement is None:

@@ -82,10 +82,10 @@ class AttemptExecutor:
         cancellations = _cancellation_count()
         call.on_start.fire()
         call.report("sending", route)
-        state.step.sent[route] += 1
-        call.retries += state.step.sent[route] > 1
+        call.retries += state.step.note_sent(route) > 1
         slot.consume()
         sent = AttemptStarted(
+            at=loop.time(),
             call_id=call.id,
             provider=route.provider.name,
             model=route.model,
@@ -106,8 +106,8 @@ class AttemptExecutor:
         self._dispatcher.emit(sent)
         started = state.sent_at = loop.time()
         limit = state.deadline.limit_attempt(started, route.timeout, call.deadline)
-        ends_at = self._overlap.ends_at(limit, started, call, route.timeout)
-        timer = asyncio.timeout_at(ends_at)
+        # When a request is kept, its end is set once it has passed its limit.
+        timer = asyncio.timeout_at(None if self._overlap.keeps else limit.timer_at)
         previews: PreviewWatch | None = None
         if request.partial_images is not None:
             previews = PreviewWatch(call, state)
@@ -170,6 +170,7 @@ class AttemptExecutor:
         )
         call.record(attempt)
         event = AttemptEnded(
+            at=loop.time(),
             call_id=call.id,
             sent=sent,
             attempt=attempt,

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilient_imagen.circuitbreaker import Permit
-    from resilient_imagen.pipeline.deadline import AttemptLimit
     from resilient_imagen.pipeline.route import Route
     from resilient_imagen.pipeline.state import CallState, RouteState
     from resilient_imagen.ratelimit.limiter import Slot
@@ -102,15 +101,6 @@ class OverlapPolicy:
         self._probe_after = settings.hedge_probe_after
         self._slow_after = settings.hedge_after
 
-    def ends_at(
-        self, limit: AttemptLimit, started: float, call: CallState, timeout: float
-    ) -> float | None:
-        """Return the loop time at which a request is ended; None if the call's timer does it."""
-        if not self.keeps:
-            return limit.timer_at
-        end = started + KEPT_FOR * timeout
-        return None if end >= call.deadline.at else end
-
     def watch(
         self,
         call: CallState,
@@ -156,7 +146,7 @@ class OverlapPolicy:
             (when, partial(state.ask_for_overlap, kind)) for when, kind in found
         ]
         if self.keeps and own_limit < call.deadline.at:
-            due.append((own_limit, partial(_pass_limit, state, slot)))
+            due.append((own_limit, partial(_pass_limit, call, state, slot)))
             due.append((self._votes_at(state, permit, started), partial(_vote, permit)))
         due.sort(key=itemgetter(0), reverse=True)
         return due
@@ -177,13 +167,16 @@ class OverlapPolicy:
         return started + (limit if usual is None else max(limit, FACTOR_OF_USUAL * usual))
 
 
-def _pass_limit(state: RouteState, slot: Slot) -> None:
-    """Return the slot of a request at its time limit.
+def _pass_limit(call: CallState, state: RouteState, slot: Slot) -> None:
+    """Return the slot of a request at its time limit, and set the time at which it is ended.
 
     No more than IMAGE_GEN_MAX_CONCURRENT requests of a provider are kept: all of them held a slot
     when the oldest of them reached its limit, because it is kept no longer than for another limit.
     """
     state.past_limit = True
+    end = state.sent_at + KEPT_FOR * state.route.timeout
+    if state.timer is not None and end < call.deadline.at and not state.detached:
+        state.timer.reschedule(end)
     state.route.limiter.release(slot)
 
 

@@ -418,7 +418,7 @@ class Pipeline:
             raise AccountChangedError
         # A route gets a share of what is left when the call first queues for it. Another task of
         # the call may have asked the same account before.
-        if state.deadline is call.deadline or not state.step.sent[state.route]:
+        if state.deadline is call.deadline or state.route not in state.step.sent:
             state.deadline = self._share(call, state)
         latency = state.measured_latency
         wait = limiter.shortest_wait(latency)

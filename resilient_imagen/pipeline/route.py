@@ -70,6 +70,12 @@ class Route:
     """When (loop time) and why a call last left this route for the next."""
     step: str | None = None
     """The step that it shares with other accounts, as in IMAGE_GEN_ROUTES; None if it is alone."""
+    endpoint: Endpoint = field(init=False)
+    """Account and address that requests are sent to."""
+
+    def __post_init__(self) -> None:
+        """Take the provider's endpoint, which does not change."""
+        self.endpoint = endpoint_of(self.provider)
 
     @property
     def name(self) -> str:
@@ -79,17 +85,12 @@ class Route:
     @property
     def vendor(self) -> str:
         """The vendor whose rows of the model table hold for this route."""
-        return endpoint_of(self.provider).vendor
+        return self.endpoint.vendor
 
     @property
     def serves_any_vendor(self) -> bool:
         """Whether the provider's address may serve models of other vendors, too."""
-        return endpoint_of(self.provider).any_vendor
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Account and address that requests are sent to."""
-        return endpoint_of(self.provider)
+        return self.endpoint.any_vendor
 
     def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""

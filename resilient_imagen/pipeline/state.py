@@ -57,10 +57,10 @@ class _Spending:
 
     __slots__ = ("_loop", "_spent", "_started", "_what")
 
-    def __init__(self, spent: dict[str, float], what: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, spent: dict[str, float], what: str) -> None:
+        self._loop = loop
         self._spent = spent
         self._what = what
-        self._loop = asyncio.get_running_loop()
 
     def __enter__(self) -> None:
         self._started = self._loop.time()
@@ -252,7 +252,7 @@ class CallState:
 
     def spending(self, what: str) -> _Spending:
         """Count the seconds of a block."""
-        return _Spending(self.spent, what)
+        return _Spending(self.loop, self.spent, what)
 
     async def set_up(self, route: Route) -> None:
         """Let the route's provider build what it needs, and count the time."""

@@ -8,7 +8,6 @@ that retries and the reserve of the deadline count per step.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -60,7 +59,9 @@ class StepState:
     deadline: Deadline | None = None
     """When this step must be done: the call's deadline, less the reserve for the next step.
     None until the call first queues."""
-    sent: Counter[Route] = field(default_factory=Counter)
+    attempt_number: int = 0
+    """Requests that the call has sent to the step so far."""
+    sent: dict[Route, int] = field(default_factory=dict)
     """Requests that the call has sent, by route."""
     left: dict[Route, Reason] = field(default_factory=dict)
     """Why accounts were left since the last back-off: a failed request or a rejection."""
@@ -74,10 +75,11 @@ class StepState:
         """Return whether there is a choice between several accounts."""
         return len(self.routes) > 1
 
-    @property
-    def attempt_number(self) -> int:
-        """Return how many requests the call has sent to the step so far."""
-        return self.sent.total()
+    def note_sent(self, route: Route) -> int:
+        """Count a request to a route; return how many the call has sent to it."""
+        self.attempt_number += 1
+        sent = self.sent[route] = self.sent.get(route, 0) + 1
+        return sent
 
     def available_to(self, state: OnRoute) -> list[Route]:
         """Return the accounts on which no other request of the call runs."""
@@ -98,7 +100,7 @@ class StepState:
         return [
             route
             for route in self.routes
-            if not (route in self.left or route in running or self.sent[route])
+            if not (route in self.left or route in running or route in self.sent)
             and route.breaker.allows_calls()
         ]
 
@@ -111,7 +113,9 @@ class StepState:
         usable = [route for route in routes if route.breaker.allows_calls()]
         if not usable:
             return min(routes, key=_is_open, default=None)
-        return min(usable, key=lambda route: (route.estimated_wait(resolution), self.sent[route]))
+        return min(
+            usable, key=lambda route: (route.estimated_wait(resolution), self._sent_to(route))
+        )
 
     def first_ready(
         self, state: OnRoute, now: float, resolution: str
@@ -123,11 +127,14 @@ class StepState:
 
         def ready(route: Route) -> tuple[float, float, int]:
             until = max(route.breaker.blocked_until() or now, self.hinted_until.get(route, now))
-            return until, route.estimated_wait(resolution), self.sent[route]
+            return until, route.estimated_wait(resolution), self._sent_to(route)
 
         route = min(self.available_to(state), key=ready)
         hint = self.hinted_until.get(route, now) - now
         return route, hint if hint > 0 else None
+
+    def _sent_to(self, route: Route) -> int:
+        return self.sent.get(route, 0)
 
 
 def _is_open(route: Route) -> bool:

@@ -233,6 +233,8 @@ class RateLimiter:
 
     def _serve(self) -> None:
         """Grant slots as far as possible, and set the timer for the next place."""
+        if not self._queue:
+            return
         loop = asyncio.get_running_loop()
         now = self._now(loop)
         while self._queue and self.in_flight < self._max_concurrent:

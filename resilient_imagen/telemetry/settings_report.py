@@ -45,16 +45,17 @@ class SettingsReporter:
         self._breakers = breakers
         self._dispatcher = dispatcher
         self._client_id = token_hex(8)
-        self._reported: tuple[object, ...] = (None,)
+        self._reported: list[object] = []
         """What the last report was about."""
         self._at = 0.0
 
     def report_if_due(self) -> None:
         """Report the settings if they have changed since the last report, or if that is old."""
         settings, at = self._settings(), now()
-        present = (settings, *((each.config, _is_kept_open(each)) for each in self._breakers))
-        same = self._reported[0] is settings and self._reported[1:] == present[1:]
-        if same and 0.0 <= at - self._at < _EVERY:
+        present: list[object] = [settings]
+        for breaker in self._breakers:
+            present += breaker.config, _is_kept_open(breaker)
+        if present == self._reported and 0.0 <= at - self._at < _EVERY:
             return
         self._reported, self._at = present, at
         variables = self._variables(settings)
