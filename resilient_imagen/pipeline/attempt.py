@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from resilient_imagen.circuitbreaker.open_period import valid_hint
@@ -136,7 +137,9 @@ class AttemptExecutor:
                 limit=limit._replace(cut_short=cut_short),
                 timed_out=timer.expired(),
                 call_deadline=Deadline(math.inf) if state.detached else call.deadline,
-                cut_short_counts_after=route.cut_short_counts_after(call.request.resolution),
+                cut_short_counts_after=partial(
+                    route.cut_short_counts_after, call.request.resolution
+                ),
                 cancel_cause=state.cancel_cause,
                 past_limit=state.past_limit,
             )

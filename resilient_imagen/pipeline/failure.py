@@ -18,7 +18,7 @@ from resilient_imagen.pipeline.overlap import CancelCause
 from resilient_imagen.reasons import POLICIES, BreakerOutcome, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from resilient_imagen.pipeline.deadline import AttemptLimit
     from resilient_imagen.result import Usage
@@ -129,7 +129,7 @@ def classify_failure(
     limit: AttemptLimit,
     timed_out: bool,
     call_deadline: Deadline,
-    cut_short_counts_after: float,
+    cut_short_counts_after: Callable[[], float],
     cancel_cause: CancelCause | None = None,
     past_limit: bool = False,
 ) -> FailureClass:
@@ -142,18 +142,22 @@ def classify_failure(
         limit: When it was to be ended.
         timed_out: Whether its own timer has fired.
         call_deadline: The deadline of the whole call.
-        cut_short_counts_after: Seconds after which a healthy request would have been answered.
+        cut_short_counts_after: Returns the seconds after which a healthy request would have been
+            answered.
         cancel_cause: Why the library cancelled the request; None if it did not.
         past_limit: Whether the request had exceeded its time limit, and was kept.
     """
-    # A request that was cut short may have been about to succeed, so that it never counts in the
-    # failure rate. It counts as a failure in a row if it ran longer than a healthy one.
-    ran_long = Deadline.after(cut_short_counts_after, started).has_passed(now)
-    cut_short_vote = BreakerOutcome.THROTTLED if ran_long else BreakerOutcome.NEUTRAL
+
+    def cut_short_vote() -> BreakerOutcome:
+        # A request that was cut short may have been about to succeed, so that it never counts in
+        # the failure rate. It counts as a failure in a row if it ran longer than a healthy one.
+        ran_long = Deadline.after(cut_short_counts_after(), started).has_passed(now)
+        return BreakerOutcome.THROTTLED if ran_long else BreakerOutcome.NEUTRAL
+
     if timed_out and isinstance(error, Exception):
         timeout = provider_failure(Reason.TIMEOUT)
         timeout.__suppress_context__ = True
-        vote = cut_short_vote if limit.cut_short else BreakerOutcome.FAILURE
+        vote = cut_short_vote() if limit.cut_short else BreakerOutcome.FAILURE
         return FailureClass(Reason.TIMEOUT, vote, timeout, cut_short=limit.cut_short)
     if isinstance(error, asyncio.CancelledError):
         out_of_time = call_deadline.has_passed(now)
@@ -163,7 +167,7 @@ def classify_failure(
             return FailureClass(Reason.TIMEOUT, vote, error)
         if out_of_time or cancel_cause in _CUT_SHORT:
             reason = Reason.DEADLINE if out_of_time else Reason.CANCELLED
-            return FailureClass(reason, cut_short_vote, error, cut_short=True)
+            return FailureClass(reason, cut_short_vote(), error, cut_short=True)
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return FailureClass(Reason.CANCELLED, BreakerOutcome.NEUTRAL, error)
     if isinstance(error, ImageGenerationError):

@@ -332,9 +332,10 @@ class Pipeline:
             error = outcome.error
             state.note_failure(error)
             delay = self._decide_retry(call, state, error)
-            self._dispatcher.emit(replace(outcome.event, retry_in=delay))
             if delay is None:
+                self._dispatcher.emit(outcome.event)
                 raise error
+            self._dispatcher.emit(replace(outcome.event, retry_in=delay))
             self._dispatcher.emit(
                 RetryScheduled(
                     call_id=call.id,

@@ -33,7 +33,7 @@ def classify(error: BaseException, **facts: Any) -> FailureClass:
         "limit": OWN_LIMIT,
         "timed_out": False,
         "call_deadline": Deadline(math.inf),
-        "cut_short_counts_after": 30.0,
+        "cut_short_counts_after": lambda: 30.0,
     }
     return classify_failure(error, **usual | facts)
 
