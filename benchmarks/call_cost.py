@@ -33,7 +33,7 @@ from resilient_imagen import ImageClient, Settings, sync
 from resilient_imagen.cost import TokenUsage
 from resilient_imagen.errors import ImageGenerationError, provider_failure
 from resilient_imagen.pipeline.fitter import FittedImage, ImageFitter
-from resilient_imagen.providers.base import ProviderImage, ProviderResult
+from resilient_imagen.providers.base import Endpoint, ProviderImage, ProviderResult
 from resilient_imagen.reasons import Reason
 from resilient_imagen.request import ImageRequest
 from resilient_imagen.testing import TINY_PNG
@@ -46,6 +46,7 @@ class Instant:
 
     def __init__(self, name: str = "google") -> None:
         self.name = name
+        self.endpoint = Endpoint(name)
         images = (ProviderImage(TINY_PNG, "image/png"),)
         self.result = ProviderResult(images, "gemini-3-pro-image", TokenUsage(10, 100, 110))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from resilient_imagen.errors import InvalidRequestError
@@ -196,18 +197,23 @@ class ImageRequest:
         _check_prompt("feedback" if self.operation == "edit" else "prompt", self.prompt)
         _check_choice("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
         _check_choice("resolution", self.resolution, RESOLUTIONS)
+        if _chosen(self) != _NONE_CHOSEN:
+            self._check_options()
+        if self.references != () or self.mask is not None:
+            _check_references(self.references, self.mask)
+        if self.mask is not None and self.operation != "edit":
+            raise InvalidRequestError("mask is allowed for an edit only")
+        self._check_format()
+        if self.vendor_options is not None:
+            _check_vendor_options(self.vendor_options)
+
+    def _check_options(self) -> None:
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) is not None:
                 _check_choice(name, value, allowed)
         for name, bounds in _RANGES.items():
             if (value := getattr(self, name)) is not None:
                 _check_range(name, value, *bounds)
-        _check_references(self.references, self.mask)
-        if self.mask is not None and self.operation != "edit":
-            raise InvalidRequestError("mask is allowed for an edit only")
-        self._check_format()
-        if self.vendor_options is not None:
-            _check_vendor_options(self.vendor_options)
 
     def _check_format(self) -> None:
         """Check that the format supports the options that depend on it."""
@@ -245,6 +251,9 @@ _RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "seed": (0, MAX_SEED),
     "partial_images": (0, _MAX_PARTIAL_IMAGES),
 }
+_chosen: Final = attrgetter(*_CHOICES, *_RANGES)
+"""Returns the values of these options; most requests have none."""
+_NONE_CHOSEN: Final = (None,) * (len(_CHOICES) + len(_RANGES))
 
 
 def _check_prompt(name: str, prompt: object) -> None:

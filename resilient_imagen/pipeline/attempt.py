@@ -84,17 +84,18 @@ class AttemptExecutor:
         call.on_start.fire()
         call.report("sending", route)
         call.retries += state.step.note_sent(route) > 1
+        number, endpoint = state.step.attempt_number, route.endpoint
         slot.consume()
         sent = AttemptStarted(
             at=loop.time(),
             call_id=call.id,
             provider=route.provider.name,
             model=route.model,
-            number=state.attempt_number,
-            limit=max(state.step.max_attempts, state.attempt_number),
+            number=number,
+            limit=max(state.step.max_attempts, number),
             operation=call.request.operation,
-            base_url=route.endpoint.base_url,
-            telemetry_name=route.endpoint.telemetry_name,
+            base_url=endpoint.base_url,
+            telemetry_name=endpoint.telemetry_name,
             admitted=permit.state.value,
             probe=permit.probe,
             queue_s=state.queue_s,

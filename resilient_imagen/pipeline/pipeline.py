@@ -370,7 +370,7 @@ class Pipeline:
             FailedRequest(
                 retry=POLICIES[error.reason].retry,
                 hint=hint,
-                attempt_number=state.attempt_number,
+                attempt_number=state.step.attempt_number,
                 max_attempts=state.step.max_attempts,
                 sent_at=state.sent_at,
                 failed_at=now,
@@ -475,7 +475,7 @@ class Pipeline:
 
     def _route_deadline(self, deadline: Deadline, later_routes: Sequence[Route]) -> Deadline:
         """Return when a route must be done, so that a later one still has a chance."""
-        if not self._settings.falls_back_on(Reason.TIMEOUT):
+        if not later_routes or not self._settings.falls_back_on(Reason.TIMEOUT):
             return deadline
         return deadline.share(asyncio.get_running_loop().time(), later_routes)
 

@@ -70,12 +70,6 @@ class Route:
     """When (loop time) and why a call last left this route for the next."""
     step: str | None = None
     """The step that it shares with other accounts, as in IMAGE_GEN_ROUTES; None if it is alone."""
-    endpoint: Endpoint = field(init=False)
-    """Account and address that requests are sent to."""
-
-    def __post_init__(self) -> None:
-        """Take the provider's endpoint, which does not change."""
-        self.endpoint = endpoint_of(self.provider)
 
     @property
     def name(self) -> str:
@@ -85,12 +79,17 @@ class Route:
     @property
     def vendor(self) -> str:
         """The vendor whose rows of the model table hold for this route."""
-        return self.endpoint.vendor
+        return endpoint_of(self.provider).vendor
 
     @property
     def serves_any_vendor(self) -> bool:
         """Whether the provider's address may serve models of other vendors, too."""
-        return self.endpoint.any_vendor
+        return endpoint_of(self.provider).any_vendor
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Account and address that requests are sent to."""
+        return endpoint_of(self.provider)
 
     def on_transition(self, transition: Transition) -> None:
         """The breaker changed: an account that serves again is closed to us no more."""

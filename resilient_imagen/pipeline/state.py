@@ -390,11 +390,6 @@ class RouteState:
         return self.route.measured_latency(self.adapted.request.resolution)
 
     @property
-    def attempt_number(self) -> int:
-        """Return how many requests the call has sent to the step so far."""
-        return self.step.attempt_number
-
-    @property
     def later_routes(self) -> Sequence[Route]:
         """Return the routes of later steps, which the call may fall back to, in order."""
         return self.step.later_routes
