@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import closing, contextmanager, suppress
-from functools import partial
+from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from resilient_imagen import ImageGenerationError, Reason
-from resilient_imagen.cli.batch_journal import Journal
+from resilient_imagen.cli.batch_journal import open_journal
 from resilient_imagen.cli.batch_prompts import read_prompts
-from resilient_imagen.cli.batch_summary import print_summary, summarize
 from resilient_imagen.cli.client_session import open_client
 from resilient_imagen.cli.command_errors import FAILED, advised, system_words, warn
-from resilient_imagen.cli.terminal import Console, echo_json, one_line
-from resilient_imagen.telemetry.recording_sink import RecordingSink
+from resilient_imagen.cli.terminal import echo, echo_json, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from resilient_imagen import ImageClient
-    from resilient_imagen.cli.batch_journal import Entry
+    from resilient_imagen.cli.batch_journal import Entry, Journal
     from resilient_imagen.cli.batch_prompts import PromptRow
     from resilient_imagen.cli.image_spec import ImageSpec
     from resilient_imagen.emulator import Emulator
@@ -45,7 +35,6 @@ _HOPELESS: Final = frozenset(
     {Reason.UNAUTHENTICATED, Reason.FORBIDDEN, Reason.MODEL_NOT_FOUND, Reason.QUOTA_EXHAUSTED}
 )
 """Reasons for which every further row would fail."""
-_SIGNALS: Final = {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}
 
 
 async def run_batch(
@@ -67,23 +56,33 @@ async def run_batch(
         SystemExit: 1 if rows have no image; 128 and the signal's number if one stopped the run.
     """
     rows = await asyncio.to_thread(read_prompts, prompts, defaults)  # it reads references, too
-    events = RecordingSink()
-    session = open_client(given, _USUAL, emulator=emulator, sinks=[events], model=defaults.model)
-    async with session as client:
-        with closing(Journal(folder)) as journal:
+    async with open_client(given, _USUAL, emulator=emulator, model=defaults.model) as client:
+        with open_journal(folder) as journal:
             before = {row.id: entry for row in rows if (entry := journal.settled(row))}
-            with _progress(len(rows), len(before)) as report:
-                batch = Batch(journal, report)
-                await batch.run(client, [row for row in rows if row.id not in before])
+            batch = Batch(client, journal)
+            await batch.run([row for row in rows if row.id not in before])
         bill = client.snapshot()
-    summary = summarize(rows, [*before.values(), *batch.entries], events.attempts, bill)
+    made = [entry for entry in batch.entries if entry["status"] == "done"]
+    ended = [*before.values(), *batch.entries]
+    failed = sum(entry["status"] == "failed" for entry in ended)
+    summary = {
+        "rows": len(rows),
+        "made": len(made),
+        "kept": len(ended) - len(made) - failed,
+        "failed": failed,
+        "left": len(rows) - len(ended),
+        "stopped": batch.stopped,
+        "images": Counter(entry["provider"] for entry in made for _ in entry["files"]),
+        "cost_usd": bill["cost_usd"],
+        "maybe_billed": bill["maybe_billed"],
+    }
     if as_json:
-        echo_json({**summary, "stopped": batch.stopped})
+        echo_json(summary)
     else:
-        print_summary(summary, folder, batch.stopped, charged=emulator is None)
+        _print_summary(summary, folder, charged=emulator is None)
     if batch.signal is not None:
-        raise SystemExit(128 + signal.Signals[batch.signal])
-    if summary["failed"] or summary["left"]:
+        raise SystemExit(128 + batch.signal)
+    if failed or summary["left"]:
         raise SystemExit(FAILED)
 
 
@@ -91,116 +90,108 @@ class Batch:
     """One run: its rows, and what stopped it.
 
     A stop starts no further requests. Those that were sent are paid for, so the run waits for them.
-    ``report`` is called with the outcome of each row.
     """
 
-    def __init__(self, journal: Journal, report: Callable[[Entry], None]) -> None:
+    def __init__(self, client: ImageClient, journal: Journal) -> None:
+        self._client = client
         self._journal = journal
-        self._report = report
-        self._tasks: list[asyncio.Task[None]] = []
-        self._unsent: set[asyncio.Task[None] | None] = set()
-        self._bug: Exception | None = None
+        providers = {route.partition(":")[0] for route in client.breakers}
+        # Enough to keep every provider busy; more would only hold references in memory.
+        self._slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unsent: dict[str, asyncio.Task[None]] = {}
         self.entries: list[Entry] = []
         """Outcomes in the order in which the rows ended."""
         self.stopped: str | None = None
         """Why rows are left for another run."""
-        self.signal: str | None = None
+        self.signal: signal.Signals | None = None
         """The signal that stopped the run."""
 
-    async def run(self, client: ImageClient, rows: Sequence[PromptRow]) -> None:
+    async def run(self, rows: Sequence[PromptRow]) -> None:
         """Request the images of all rows, until all ended or something stops the run."""
-        providers = {route.partition(":")[0] for route in client.breakers}
-        # Enough to keep every provider busy; more would only hold references in memory.
-        slots = asyncio.Semaphore(client.settings.max_concurrent * len(providers))
+        self._tasks = {row.id: asyncio.create_task(self._make(row)) for row in rows}
+        self._unsent = self._tasks.copy()
         with self._handled_signals():
-            async with asyncio.TaskGroup() as group:
-                self._tasks = [group.create_task(self._row(client, row, slots)) for row in rows]
-                self._unsent.update(self._tasks)
-        if self._bug is not None:
-            raise self._bug
+            outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for bug in outcomes:
+            if isinstance(bug, Exception):
+                raise bug
 
-    def stop(self, why: str, *, drop: bool = False) -> None:
-        """Start nothing more; with ``drop`` also cancel requests that were sent."""
-        self.stopped = self.stopped or why
-        for task in self._tasks if drop else tuple(self._unsent):
-            if task is not None:
-                task.cancel()
-
-    async def _row(self, client: ImageClient, row: PromptRow, slots: asyncio.Semaphore) -> None:
-        async with slots:
+    async def _make(self, row: PromptRow) -> None:
+        async with self._slots:
             try:
-                entry = await self._outcome(client, row)
+                entry = await self._outcome(row)
+            except OSError as error:  # an image or the journal cannot be written
+                self._stop(system_words(error))
+            except Exception:
+                self._stop("an internal error")
+                raise
+            else:
                 self.entries.append(entry)
-                self._report(entry)
-            except Exception as error:  # noqa: BLE001 - raised when requests in flight have ended
-                self._bug = self._bug or error
-                self.stop("an internal error")
+                warn(f"{len(self.entries)}/{len(self._tasks)} {_described(row, entry)}")
 
-    async def _outcome(self, client: ImageClient, row: PromptRow) -> Entry:
-        task = asyncio.current_task()
+    async def _outcome(self, row: PromptRow) -> Entry:
+        def note_sent() -> None:
+            del self._unsent[row.id]
+
         try:
-            result = await row.spec.place(client, lambda: self._unsent.discard(task))
-            save = partial(self._journal.done, row, result)
+            result = await row.spec.place(self._client, note_sent)
         except ImageGenerationError as error:
             if error.reason in _HOPELESS:
-                self.stop(advised(str(error), error))
-            save = partial(self._journal.failed, row, error)
-        finally:
-            self._unsent.discard(task)
-        try:
-            return save()  # on the event loop's thread, so that nothing can cancel it
-        except OSError as error:
-            why = system_words(error)
-            self.stop(why)
-            failure = {"status": "failed", "reason": "not_saved", "error": why}
-            return {"id": row.id, "line": row.line, **failure}
+                self._stop(advised(str(error), error))
+            return self._journal.failed(row, error)
+        return self._journal.done(row, result)  # not in a thread: nothing can cancel it here
+
+    def _stop(self, why: str) -> None:
+        self.stopped = self.stopped or why
+        for task in self._unsent.values():
+            task.cancel()
 
     @contextmanager
     def _handled_signals(self) -> Iterator[None]:
         """Let signals stop the run, except those that the process ignores, as with ``nohup``."""
-        loop, handled = asyncio.get_running_loop(), []
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                with suppress(NotImplementedError):  # Windows
-                    loop.add_signal_handler(number, self._on_signal, name)
-                    handled.append(number)
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handled = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+        for each in handled:
+            loop.add_signal_handler(each, self._on_signal, each)
         try:
             yield
         finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
+            for each in handled:
+                loop.remove_signal_handler(each)
 
-    def _on_signal(self, name: str) -> None:
-        again = self.signal is not None
-        if not again:
-            self.signal = name
-            drop = "" if name == "SIGHUP" else f"; {_SIGNALS[name]} again drops it"
-            warn(f"finishing what was sent, as it is paid for{drop}")
-        # A terminal that closes sends SIGHUP more than once.
-        self.stop(_SIGNALS[name], drop=again and name != "SIGHUP")
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.signal is None:
+            self.signal = number
+            warn("finishing what was sent, as it is paid for; Ctrl-C or SIGTERM now drops it")
+            self._stop(number.name)
+        elif number != signal.SIGHUP:  # a terminal that closes sends it more than once
+            for task in self._tasks.values():
+                task.cancel()
 
 
-@contextmanager
-def _progress(total: int, before: int) -> Iterator[Callable[[Entry], None]]:
-    """Show a bar on a terminal, else a line for each row, on standard error."""
+def _described(row: PromptRow, entry: Entry) -> str:
+    if entry["status"] == "failed":
+        return f"{row.id}: {entry['error']}"
+    images, requested = len(entry["files"]), len(row.names)
+    missing = f", {images} of {requested} images" if images < requested else ""
+    return f"{row.id}: {entry['provider']}, {entry['latency_s']:.1f} s{missing}"
 
-    def line(entry: Entry) -> str:
-        failure = entry.get("error")
-        return f"{entry['id']}: {failure or '{provider}, {latency_s:.1f} s'.format(**entry)}"
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda entry: warn(line(entry))
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress("images", *columns, console=console) as bar:
-        task = bar.add_task("", total=total, completed=before)
-
-        def show(entry: Entry) -> None:
-            with suppress(OSError):  # images are saved even if the terminal is gone
-                if "error" in entry:
-                    console.print(one_line(line(entry)), style="red")
-                bar.advance(task)
-
-        yield show
+def _print_summary(summary: Mapping[str, Any], folder: Path, *, charged: bool) -> None:
+    """Print a summary; ``charged`` is False if an emulator served the requests."""
+    cost = f"${summary['cost_usd']:.4f}"
+    if (maybe := summary["maybe_billed"])["requests"]:
+        cost += f", and perhaps ${maybe['cost_usd']:.4f} for requests without an image"
+    made_by = (f"{count} by {name}" for name, count in summary["images"].items())
+    echo(f"images    {', '.join(made_by) or 'none'}")
+    echo(f"cost      {cost if charged else f'nothing: emulated (else {cost})'}")
+    echo(
+        one_line(
+            f"{folder}: {summary['made']} made, {summary['kept']} made before, "
+            f"{summary['failed']} failed, {summary['left']} left; see results.jsonl"
+        )
+    )
+    if stopped := summary["stopped"]:
+        echo(one_line(f"stopped: {stopped}; run it again to continue"))

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,11 +22,9 @@ __all__ = ["PromptRow", "read_prompts"]
 
 _OPTIONS: Final = ("n", "output_format", "output_compression", "background", "quality", "seed")
 _KEYS: Final = ("prompt", "id", "aspect_ratio", "resolution", "references", *_OPTIONS)
-_NOT_IN_NAMES: Final = frozenset('/\\:*?"<>|')
+_ID: Final = re.compile(r'(?![.-])[^/\\:*?"<>|]+')
 _MAX_ID_BYTES: Final = 150
 """File systems allow 255 bytes; a number and an extension are added."""
-_MAX_PROBLEMS: Final = 5
-"""Wrong lines that are listed; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +49,20 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
     """Read all rows of a file, whose directory is that of its references.
 
     Raises:
-        CommandError: Lines are wrong; the message lists the first of them.
+        CommandError: Lines are wrong; the message lists them.
         OSError: The file cannot be read.
     """
     rows: list[PromptRow] = []
     problems: list[str] = []
     taken: dict[str, int] = {}
-    copies = Counter[str]()
     digest = cache(_digest)  # many rows share a few references
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            given, spec = _parsed(line, path.parent, defaults)
+            given_id, spec = _parsed(line, path.parent, defaults)
             asked = _fingerprint(spec, digest)
-            if not given:
-                copies[asked] += 1
-            row = PromptRow(given or _derived_id(spec, asked, copies[asked]), number, spec, asked)
+            row = PromptRow(given_id or _derived_id(spec, asked), number, spec, asked)
             problems += [
                 f"line {number}: the image {name} is also of line {other}"
                 for name in row.names
@@ -77,15 +71,13 @@ def read_prompts(path: Path, defaults: ImageSpec) -> list[PromptRow]:
             rows.append(row)
         except (ValueError, OSError) as error:
             problems.append(f"line {number}: {error}")
-    if len(problems) > _MAX_PROBLEMS:
-        problems[_MAX_PROBLEMS:] = [f"and {len(problems) - _MAX_PROBLEMS} more"]
     if problems or not rows:
         raise CommandError(f"{path}: {'; '.join(problems) or 'contains no prompts'}")
     return rows
 
 
-def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str, ImageSpec]:
-    """Return a line's id, which is empty if it has none, and its request.
+def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str | None, ImageSpec]:
+    """Return a line's id, if it has one, and its request.
 
     Raises:
         ValueError: The line is wrong; the message says how.
@@ -115,7 +107,24 @@ def _parsed(line: bytes, folder: Path, defaults: ImageSpec) -> tuple[str, ImageS
         options={**defaults.options, **options},
     )
     ImageRequest(spec.prompt, spec.aspect_ratio, spec.resolution, **spec.options)  # checks them
-    return _id(given.get("id", "")), spec
+    return _id(given["id"]) if "id" in given else None, spec
+
+
+def _id(given: object) -> str:
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise ValueError("id must be a string or a whole number")  # noqa: TRY004 - of a bad line
+    name = unicodedata.normalize("NFC", str(given))
+    if not name.isprintable() or not _ID.fullmatch(name):
+        raise ValueError('id must be a file name: no dot or dash first, none of / \\ : * ? " < > |')
+    if len(name.encode()) > _MAX_ID_BYTES:
+        raise ValueError(f"id is longer than {_MAX_ID_BYTES} bytes")
+    return name
+
+
+def _derived_id(spec: ImageSpec, asked: str) -> str:
+    """Return an id made from the request, so that rows may be moved within the file."""
+    words = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:40].strip("-")
+    return f"{words}-{asked[:8]}".lstrip("-")
 
 
 def _fingerprint(spec: ImageSpec, digest: Callable[[Path], str]) -> str:
@@ -130,21 +139,3 @@ def _fingerprint(spec: ImageSpec, digest: Callable[[Path], str]) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _id(given: object) -> str:
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise ValueError("id must be a string or a whole number")  # noqa: TRY004 - of a bad line
-    name = unicodedata.normalize("NFC", str(given))
-    if not name.isprintable() or name.startswith((".", "-")) or _NOT_IN_NAMES & set(name):
-        raise ValueError('id must be a file name: no dot or dash first, none of / \\ : * ? " < > |')
-    if len(name.encode()) > _MAX_ID_BYTES:
-        raise ValueError(f"id is longer than {_MAX_ID_BYTES} bytes")
-    return name
-
-
-def _derived_id(spec: ImageSpec, asked: str, copy: int) -> str:
-    """Return an id made from the request, so that rows may be moved within the file."""
-    words = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:40].strip("-")
-    name = f"{words}-{asked[:8]}".lstrip("-")
-    return name if copy == 1 else f"{name}_{copy}"

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import ANY
 
 import pytest
 from batch_kit import COMMAND, QUICK, asked, batch, journal, prepare, scene, scenes, write
-from cli_kit import cli, run, started
+from cli_kit import cli, python, run, started
 from images_samples import encoded
 from PIL import Image
 
-from resilient_imagen import ImageClient, ImageResult, NoImageError, Settings
-from resilient_imagen.cli.batch_summary import summarize
+from resilient_imagen import ImageClient, ImageResult
 from resilient_imagen.emulator import BackgroundEmulator, faults
 from resilient_imagen.images.inspect import sniff_mime
-from resilient_imagen.result import Usage
-from resilient_imagen.testing import TINY_PNG, FakeProvider, RecordingSink, run_virtual
+from resilient_imagen.testing import TINY_PNG
 
 pytest_plugins = ["resilient_imagen.emulator.pytest_plugin"]
 
@@ -61,7 +58,7 @@ def test_every_row_becomes_an_image(capsys: Capsys, imagen_emulator: BackgroundE
         assert sniff_mime((Path("out") / name).read_bytes()) == "image/jpeg"
     summary = json.loads(ended.out)
     assert (summary["rows"], summary["made"], summary["kept"], summary["left"]) == (3, 3, 0, 0)
-    assert summary["providers"]["google"]["images"] == 3
+    assert summary["images"] == {"google": 3}
     assert summary["cost_usd"] == pytest.approx(0.134 * 2 + 0.24)
 
 
@@ -87,8 +84,8 @@ def test_several_images_of_a_row_are_kept_together(
     assert json.loads(batch(capsys, *flags, "--seed", "3").out)["made"] == 2
 
 
-def test_the_summary_counts_missing_images(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row with fewer images than requested is done; the summary counts the missing ones."""
+def test_missing_images_are_reported(capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row with fewer images than requested is done; its line has the number of images."""
     usual = ImageClient.generate
 
     async def one_fewer(*arguments: Any, **options: Any) -> ImageResult:
@@ -97,12 +94,10 @@ def test_the_summary_counts_missing_images(capsys: Capsys, monkeypatch: pytest.M
 
     monkeypatch.setattr(ImageClient, "generate", one_fewer)
     write(scenes(2))
-    summary = json.loads(batch(capsys, "--n", "3").out)
-    assert (summary["made"], summary["missing_images"]) == (2, 2)
-    assert summary["providers"]["google"]["images"] == 4
-
-    ended = cli(capsys, *COMMAND, "--n", "3", "--seed", "1")
-    assert "missing images: 2 (see results.jsonl)" in ended.out
+    ended = batch(capsys, "--n", "3")
+    assert ended.err.count("s, 2 of 3 images\n") == 2
+    summary = json.loads(ended.out)
+    assert (summary["made"], summary["images"]) == (2, {"google": 4})
 
 
 @pytest.mark.parametrize("ids", [("a", "a-3"), ("a-3", "a")])
@@ -121,13 +116,24 @@ def test_no_image_takes_the_name_of_another_rows(
 
 def test_a_second_run_requests_nothing(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
     """Finished rows are kept, also when they are moved within the file."""
-    rows = [{"prompt": "scene 1"}, {"prompt": "scene 1"}, {"prompt": "scene 2"}]
+    rows = [{"prompt": "scene 1"}, {"prompt": "scene 2"}]
     write(rows)
     assert batch(capsys).code == 0
-    assert asked(imagen_emulator) == {"scene 1": 2, "scene 2": 1}
     write([{"prompt": "scene 3"}, *reversed(rows)])
-    assert json.loads(batch(capsys).out)["kept"] == 3
-    assert asked(imagen_emulator) == {"scene 1": 2, "scene 2": 1, "scene 3": 1}
+    assert json.loads(batch(capsys).out)["kept"] == 2
+    assert asked(imagen_emulator) == {"scene 1": 1, "scene 2": 1, "scene 3": 1}
+
+
+def test_equal_rows_need_ids(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """A repeated row without an id is refused before anything is sent."""
+    write([{"prompt": "scene 1"}, {"prompt": "scene 1"}])
+    ended = batch(capsys)
+    assert ended.code == 2
+    assert ended.complaint.startswith("prompts.jsonl: line 2: the image scene-1-")
+    assert ended.complaint.endswith(" is also of line 1")
+    write([{"prompt": "scene 1"}, {"prompt": "scene 1", "id": "again"}])
+    assert batch(capsys).code == 0
+    assert asked(imagen_emulator) == {"scene 1": 2}
 
 
 def test_what_changed_is_made_again(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
@@ -168,8 +174,8 @@ def test_a_reference_may_be_a_data_url(capsys: Capsys, imagen_emulator: Backgrou
     ended = batch(capsys)
     (seen,) = imagen_emulator.google.requests
     assert [each.size for each in seen.references] == [len(TINY_PNG)]
-    (failed,) = json.loads(ended.out)["failed"]
-    assert failed["error"] == "a data: URL is not an image of a known type"
+    assert json.loads(ended.out)["failed"] == 1
+    assert ": a data: URL is not an image of a known type\n" in ended.err
     assert bad[:16] not in ended.out + ended.err + Path("out/results.jsonl").read_text()
 
 
@@ -180,19 +186,14 @@ def test_failures_are_tried_again_but_refusals_are_not(
     write(scenes(2))
     imagen_emulator.google.fail(faults.blocked(), times=1)
     imagen_emulator.google.set(faults.status(400))
+    assert batch(capsys).code == 1
+    reasons = {entry["id"]: entry["reason"] for entry in journal()}
+    assert sorted(reasons.values()) == ["content_blocked", "invalid_request"]
+    imagen_emulator.heal()
     ended = batch(capsys)
     assert ended.code == 1
     summary = json.loads(ended.out)
-    reasons = {each["id"]: each["reason"] for each in summary["failed"]}
-    assert sorted(reasons.values()) == ["content_blocked", "invalid_request"]
-    assert {each["line"] for each in summary["failed"]} == {1, 2}
-    imagen_emulator.heal()
-    write(["", "", *scenes(2)])
-    summary = json.loads(batch(capsys).out)
-    assert (summary["made"], summary["left"]) == (1, 0)
-    (refused,) = summary["failed"]
-    assert refused["reason"] == "content_blocked"
-    assert refused["line"] == 3 + int(refused["id"].removeprefix("s"))
+    assert (summary["made"], summary["failed"], summary["left"]) == (1, 1, 0)
     blocked = next(row["prompt"] for row in scenes(2) if reasons[row["id"]] == "content_blocked")
     assert asked(imagen_emulator)[blocked] == 1
 
@@ -219,27 +220,29 @@ def test_a_hopeless_case_stops_the_rest(
 def test_an_outage_is_served_by_the_fallback(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """All rows are served, and the summary has the provider and the reason."""
+    """All rows are served; a line for each row and the summary have the provider."""
     imagen_emulator.google.set(faults.overload())
     write(scenes(8))
     ended = cli(capsys, *COMMAND)
     assert ended.code == 0
-    lines = ended.out.splitlines()
-    assert lines[0].split() == ["provider", "images", "median", "s", "longest", "s", "cost"]
-    assert [line.split()[:3] for line in lines[1:3]] == [["google", "0", "-"], ["openai", "8", ANY]]
-    assert any("by fallback: overloaded" in line for line in lines)
-    assert lines[-1] == "out: 8 made, 0 made before, 0 failed, 0 left"
-    assert len(ended.err.splitlines()) == 8
+    images, cost, closing = ended.out.splitlines()
+    assert images == "images    8 by openai"
+    assert float(cost.removeprefix("cost      $")) > 0
+    assert closing == "out: 8 made, 0 made before, 0 failed, 0 left; see results.jsonl"
+    numbers, lines = zip(*(line.split()[1:3] for line in ended.err.splitlines()), strict=True)
+    assert list(numbers) == [f"{number}/8" for number in range(1, 9)]
+    assert set(lines) == {f"{row['id']}:" for row in scenes(8)}
+    assert ended.err.count(": openai, ") == 8
 
 
 def test_images_of_earlier_runs_are_counted_apart(capsys: Capsys) -> None:
-    """Images, seconds and costs are those of this run; images of earlier runs are counted."""
+    """Images and costs are those of this run; images of earlier runs are counted."""
     write(scenes(2))
     batch(capsys)
     write(scenes(3))
-    table, closing = cli(capsys, *COMMAND).out.splitlines()[1:]
-    assert table.split()[:2] == ["google", "1"]
-    assert closing == "out: 1 made, 2 made before, 0 failed, 0 left"
+    images, _, closing = cli(capsys, *COMMAND).out.splitlines()
+    assert images == "images    1 by google"
+    assert closing == "out: 1 made, 2 made before, 0 failed, 0 left; see results.jsonl"
 
 
 def test_a_row_may_have_its_own_options(
@@ -256,97 +259,102 @@ def test_a_row_may_have_its_own_options(
     assert json.loads(batch(capsys, "--format", "png").out)["made"] == 1
 
 
-def test_requests_without_an_image_are_counted(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
-) -> None:
-    """The cost of a provider includes requests that brought no image."""
-    monkeypatch.setenv("IMAGE_GEN_ROUTES", "openai:gpt-image-2.5-flare,google:gemini-3-pro-image")
-    imagen_emulator.openai.set(faults.bad_base64())
-    write(scenes(1))
-    ended = cli(capsys, *COMMAND)
-    assert ended.code == 0
-    google, openai = [line.split() for line in ended.out.splitlines()[1:3]]
-    assert google[:2] == ["google", "1"]
-    assert openai[:4] == ["openai", "0", "-", "-"]
-    assert float(openai[4].removeprefix("$")) > 0
-
-
-def test_requests_that_may_be_billed_are_listed(
+def test_requests_that_may_be_billed_are_in_the_cost(
     capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
     """A request whose connection broke may have made an image, so the summary has its price."""
     imagen_emulator.google.fail(faults.reset(), times=1)
     write(scenes(1))
-    lines = cli(capsys, *COMMAND).out.splitlines()
-    assert lines[-2] == "1 requests without an image may be billed as well: $0.1340"
+    cost = cli(capsys, *COMMAND).out.splitlines()[1]
+    assert cost == "cost      $0.1340, and perhaps $0.1340 for requests without an image"
 
 
-def test_only_deliveries_have_times() -> None:
-    """A response without an image counts in the cost, not in the seconds per image."""
-    usage = Usage(
-        provider="google",
-        model="m",
-        input_tokens=1,
-        output_tokens=1,
-        total_tokens=2,
-        cost_usd=0.5,
-    )
-    google = FakeProvider("google", latency=7.0)
-    google.crash(NoImageError(provider="google", usage=usage), times=1)
-
-    async def run() -> dict[str, Any]:
-        events = RecordingSink()
-        settings = Settings(google_api_key="made-up", openai_api_key=None, ipm=6000)
-        async with ImageClient(settings, providers=[google], sinks=[events]) as client:
-            await client.generate("a fox")
-            return summarize([], [], events.attempts, client.snapshot())
-
-    summary = run_virtual(run())
-    google_totals = summary["providers"]["google"]
-    assert (google_totals["median_s"], google_totals["max_s"]) == (7.0, 7.0)
-    assert google_totals["cost_usd"] == pytest.approx(summary["cost_usd"])
-    assert summary["cost_usd"] > 0.5
-
-
-def test_failures_are_listed_for_people(
-    capsys: Capsys, imagen_emulator: BackgroundEmulator
-) -> None:
-    """Failures are listed with line and cause, but at most 20 of them."""
+def test_failures_have_lines(capsys: Capsys, imagen_emulator: BackgroundEmulator) -> None:
+    """The line of a failed row has the cause."""
     imagen_emulator.google.set(faults.blocked())
-    write(scenes(25))
+    write(scenes(3))
     ended = cli(capsys, *COMMAND)
     assert ended.code == 1
-    listed = [line for line in ended.out.splitlines() if line.startswith("no image for s")]
-    assert len(listed) == 20
-    assert listed[0].endswith("google gemini-3-pro-image: blocked by safety filters")
-    assert "and 5 more: see results.jsonl" in ended.out
+    assert ended.err.count(": google gemini-3-pro-image: blocked by safety filters\n") == 3
+    assert "out: 0 made, 0 made before, 3 failed, 0 left" in ended.out
 
 
-def test_a_killed_run_is_continued(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
-    """After a SIGKILL, only requests that were in flight are sent again."""
+# -- processes ------------------------------------------------------------------------------------
+
+
+def test_killed_runs_pay_for_no_finished_row_again(
+    tmp_path: Path, imagen_emulator: BackgroundEmulator
+) -> None:
+    """After each SIGKILL, the next run requests only rows without a line."""
     write(scenes(12))
-    imagen_emulator.google.set_latency(0.3)
-    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
-        imagen_emulator.wait_until(lambda: len(imagen_emulator.google.requests) >= 7, timeout=60)
-        process.kill()
-        process.communicate(timeout=60)
-    finished = {entry["id"] for entry in journal()}
-    assert len(finished) >= 3
+    imagen_emulator.google.set_latency(faults.log_normal(0.2, 0.6))
+    finished: dict[str, int] = {}
+    for lines in (3, 7):
+        with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+            imagen_emulator.wait_until(partial(has_lines, lines), timeout=60)
+            process.kill()
+            process.communicate(timeout=60)
+        sent = asked(imagen_emulator)
+        finished = {**{each: sent[each] for each in finished_scenes()}, **finished}
     again = run(*COMMAND, cwd=tmp_path, env=QUICK)
     assert again.returncode == 0, again.stderr
     assert {path.stem for path in Path("out").glob("*.jpg")} == {row["id"] for row in scenes(12)}
-    often = {name for name, times in asked(imagen_emulator).items() if times > 1}
-    assert len(often) <= 4
-    assert not often & {f"scene {name[1:]}" for name in finished}
+    sent = asked(imagen_emulator)
+    assert len(finished) >= 7
+    assert finished.items() <= sent.items()
+    assert sent.total() <= 12 + 2 * 4  # four were in flight at each kill
 
 
-def test_a_terminal_gets_a_bar(
-    capsys: Capsys, monkeypatch: pytest.MonkeyPatch, imagen_emulator: BackgroundEmulator
+def test_two_runs_at_once_pay_once(
+    tmp_path: Path, capsys: Capsys, imagen_emulator: BackgroundEmulator
 ) -> None:
-    """The bar counts every row, and each failure is printed once above it."""
-    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich assume a terminal
-    imagen_emulator.google.fail(faults.blocked())
-    write(scenes(3))
-    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", batch(capsys).err)
-    assert "3/3" in printed
-    assert len(re.findall(r"s\d: google gemini-3-pro-image: blocked", printed)) == 1
+    """A second process is refused while the first one runs, and sends nothing."""
+    write(scenes(6))
+    imagen_emulator.google.set_latency(0.5)
+    with started(*COMMAND, cwd=tmp_path, env=QUICK) as process:
+        imagen_emulator.wait_until(lambda: imagen_emulator.google.in_flight > 0, timeout=60)
+        second = batch(capsys)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (second.code, second.complaint) == (2, "out/results.jsonl: another run is at work here")
+    assert asked(imagen_emulator) == {row["prompt"]: 1 for row in scenes(6)}
+
+
+def test_a_full_disk_stops_the_run(tmp_path: Path, imagen_emulator: BackgroundEmulator) -> None:
+    """Rows whose lines were written are kept, and half a line affects only itself.
+
+    A limit of the file's size has the effect of a full disk.
+    """
+    write(scenes(20))
+    limit = 2_000_000
+    Path("out").mkdir()
+    padding = json.dumps({"id": "other", "padding": "x" * (limit - 1100)})
+    Path("out/results.jsonl").write_text(f"{padding}\n")
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from resilient_imagen.cli import main; main()"
+    )
+    ended = python("-c", limited, *COMMAND, cwd=tmp_path, env=QUICK)
+    assert ended.returncode == 1
+    assert "stopped: out/results.jsonl: File too large; run it again" in ended.stdout
+    sent = asked(imagen_emulator)
+    assert sent.total() < 20
+    finished = {each: sent[each] for each in finished_scenes()}
+    assert finished
+    again = run(*COMMAND, cwd=tmp_path, env=QUICK)
+    assert again.returncode == 0
+    assert "ignoring damaged lines: 1, first line" in again.stderr
+    assert finished.items() <= asked(imagen_emulator).items()
+    assert len(finished_scenes()) == 20
+
+
+def has_lines(count: int) -> bool:
+    path = Path("out/results.jsonl")
+    return path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def finished_scenes() -> set[str]:
+    """Return the scenes of rows with a line, which may be followed by half a line."""
+    lines = Path("out/results.jsonl").read_text().splitlines()
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    return {f"scene {each['id'][1:]}" for each in whole if each.get("status") == "done"}

@@ -1,24 +1,20 @@
-"""Journal of ``generate --from``: crashes, damaged lines, full disks and concurrent runs."""
+"""Journal of ``generate --from``: crashes, damaged lines and files that cannot be written."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from batch_kit import asked, batch, journal, prepare, scenes, write
 from images_samples import delivered
 
-from resilient_imagen import ImageClient, Settings
+from resilient_imagen import ImageClient, ImageResult, Settings
 from resilient_imagen.cli import batch_journal, files
 from resilient_imagen.cli.batch import Batch
-from resilient_imagen.cli.batch_journal import Entry, Journal
+from resilient_imagen.cli.batch_journal import Entry, Journal, open_journal
 from resilient_imagen.cli.batch_prompts import PromptRow, read_prompts
-from resilient_imagen.cli.command_errors import CommandError
 from resilient_imagen.cli.image_spec import ImageSpec
 from resilient_imagen.emulator import BackgroundEmulator
 from resilient_imagen.testing import TINY_PNG, FakeProvider, run_virtual
@@ -47,10 +43,6 @@ def rows(count: int = 1) -> list[PromptRow]:
     return read_prompts(write(scenes(count)), ImageSpec("", "9:16", "2K"))
 
 
-def opened() -> closing[Journal]:
-    return closing(Journal(Path("out")))
-
-
 # -- after a crash ----------------------------------------------------------------------------
 
 
@@ -58,30 +50,30 @@ class Crash(BaseException):
     """The end of the process."""
 
 
-@pytest.mark.parametrize("function", ["fsync", "write", "replace"])
-@pytest.mark.parametrize("call", range(3))
+@pytest.mark.parametrize("step", ["image", "name", "line", "line on the disk"])
 def test_a_row_is_finished_in_full_or_not_at_all(
-    function: str, call: int, monkeypatch: pytest.MonkeyPatch
+    step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that dies at any step leaves a row that is done or that the next run makes."""
     (row,) = rows()
-    calls = iter(range(9))
 
-    def dying(*arguments: Any, **options: Any) -> Any:
-        if next(calls) == call:
-            raise Crash
-        return usual(*arguments, **options)
+    def die(*_: object, **__: object) -> None:
+        raise Crash
 
-    with opened() as kept:
-        usual = getattr(os, function)
-        with monkeypatch.context() as patch:
-            patch.setattr(os, function, dying)
-            with suppress(Crash):
-                kept.done(row, delivered(TINY_PNG))
-    with opened() as kept:
+    with open_journal(Path("out")) as kept, monkeypatch.context() as patch:
+        if step == "line":
+            patch.setattr(json, "dumps", die)
+        elif step == "name":
+            patch.setattr(Path, "replace", die)
+        else:
+            usual, calls = os.fsync, iter([step == "image", True])
+            patch.setattr(os, "fsync", lambda file: die() if next(calls) else usual(file))
+        with pytest.raises(Crash):
+            kept.done(row, delivered(TINY_PNG))
+    with open_journal(Path("out")) as kept:
         if kept.settled(row) is None:
             kept.done(row, delivered(TINY_PNG))
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         assert kept.settled(row) is not None
     assert Path("out/s0.png").read_bytes() == TINY_PNG
 
@@ -96,7 +88,7 @@ def test_temporary_files_of_killed_runs_are_removed() -> None:
         path.write_bytes(b"half an image")
     for path in (old, other):
         os.utime(path, (0, 0))
-    with opened():
+    with open_journal(Path("out")):
         assert not old.exists()
         assert new.exists()
         assert other.exists()
@@ -109,15 +101,15 @@ DAMAGE = ['{"id": "s0", "sta', "[]", '{"id": []}', '{"i": "s0"}', "\x00", "[" * 
 def test_a_damaged_line_affects_only_itself(damage: str, capsys: Capsys) -> None:
     """A line that a crash cut off is reported, and the next line starts a new one."""
     first, second = rows(2)
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         kept.done(first, delivered(TINY_PNG))
     with Path("out/results.jsonl").open("a") as file:
         file.write(damage)
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         assert kept.settled(first) is not None
         kept.done(second, delivered(TINY_PNG))
     assert "ignoring damaged lines: 1, first line 2" in capsys.readouterr().err
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         assert kept.settled(first) is not None
         assert kept.settled(second) is not None
 
@@ -125,12 +117,12 @@ def test_a_damaged_line_affects_only_itself(damage: str, capsys: Capsys) -> None
 def test_the_last_line_of_a_row_counts() -> None:
     """An earlier failure, and lines of other requests and rows, change nothing."""
     first, second = rows(2)
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         kept.done(first, delivered(TINY_PNG))
     done = journal()[0]
     lines = [{**done, "status": "failed", "reason": "timeout"}, done, {**done, "id": "s9"}]
     Path("out/results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         assert kept.settled(first) is not None
         assert kept.settled(second) is None
 
@@ -138,21 +130,13 @@ def test_the_last_line_of_a_row_counts() -> None:
 def test_journals_of_earlier_versions_are_read() -> None:
     """A row is kept whose line names a single file, as earlier versions wrote it."""
     (row,) = rows()
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         kept.done(row, delivered(TINY_PNG))
     (line,) = journal()
     (line["file"],) = line.pop("files")
     Path("out/results.jsonl").write_text(json.dumps(line) + "\n")
-    with opened() as kept:
+    with open_journal(Path("out")) as kept:
         assert kept.settled(row) is not None
-
-
-def test_one_run_at_a_time() -> None:
-    """A second run in the same directory is refused: both would pay for every image."""
-    with opened(), pytest.raises(CommandError, match="another run is at work here"), opened():
-        pass
-    with opened():
-        pass
 
 
 # -- files that cannot be written -------------------------------------------------------------
@@ -178,7 +162,7 @@ def test_a_file_in_place_of_the_directory_is_refused(
     Path("out").write_text("a file")
     ended = batch(capsys)
     assert (ended.code, ended.complaint) == (
-        2, "out is not a directory; --from needs one for images"
+        2, "-o out: File exists"
     )  # fmt: skip
     assert emulator.google.requests == ()
 
@@ -206,9 +190,7 @@ def test_an_image_that_cannot_be_saved_stops_the_run(
     ended = batch(capsys)
     assert ended.code == 1
     summary = json.loads(ended.out)
-    (failed,) = summary["failed"]
-    assert (failed["id"], failed["line"], failed["reason"]) == ("s0", 1, "not_saved")
-    assert failed["error"] == summary["stopped"] == "out/s0.jpg: Is a directory"
+    assert (summary["left"], summary["stopped"]) == (1, "out/s0.jpg: Is a directory")
     Path("out/s0.jpg").rmdir()
     assert json.loads(batch(capsys).out)["made"] == 1
     assert asked(emulator) == {"scene 0": 2}
@@ -227,57 +209,40 @@ def test_a_disk_that_fills_up_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(batch_journal, "write_whole", filling)
     google = FakeProvider("google")
-    run = make(rows(20), google, lambda _: None)
+    run = make(rows(20), google)
     assert len(google.sent) == 6
     assert run.stopped == "out/s2.png: No space left on device"
     assert {entry["id"] for entry in journal()} == {"s0", "s1"}
-    unsaved = {entry["id"]: entry["reason"] for entry in run.entries[2:]}
-    assert unsaved == dict.fromkeys(("s2", "s3", "s4", "s5"), "not_saved")
+    assert len(run.entries) == 2
 
 
-def test_half_a_line_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that the disk has no room for is not left in part."""
-    first, second = rows(2)
-    usual, calls = os.write, iter(range(9))
-
-    def filling(file: int, data: bytes) -> int:
-        if next(calls):
-            raise FULL
-        return usual(file, data[:10])
-
-    with opened() as kept:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "write", filling)
-            with pytest.raises(OSError, match="No space left on device"):
-                kept.done(first, delivered(TINY_PNG))
-        assert Path("out/results.jsonl").read_bytes() == b""
-        kept.done(second, delivered(TINY_PNG))
-    assert [entry["id"] for entry in journal()] == ["s1"]
-
-
-def test_a_bug_drops_nothing_that_is_in_flight() -> None:
+def test_a_bug_drops_nothing_that_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     """An internal error ends the run when requests in flight have ended."""
+    usual = Journal.done
 
-    def failing(entry: Entry) -> None:
-        if entry["id"] == "s0":
+    def failing(kept: Journal, row: PromptRow, result: ImageResult) -> Entry:
+        entry = usual(kept, row, result)
+        if row.id == "s0":
             raise ZeroDivisionError
+        return entry
 
+    monkeypatch.setattr(Journal, "done", failing)
     google = FakeProvider("google")
     with pytest.raises(ZeroDivisionError):
-        make(rows(9), google, failing)
+        make(rows(9), google)
     assert len(google.sent) == 4
     assert {entry["id"] for entry in journal()} == {"s0", "s1", "s2", "s3"}
 
 
-def make(every: list[PromptRow], google: FakeProvider, report: Callable[[Entry], None]) -> Batch:
+def make(every: list[PromptRow], google: FakeProvider) -> Batch:
     """Run a batch on virtual time; requests are sent one after the other."""
 
     async def run() -> Batch:
         settings = Settings(routes="google:gemini-3-pro-image", google_api_key="made-up", ipm=6000)
         async with ImageClient(settings, providers=[google]) as client:
-            with opened() as kept:
-                work = Batch(kept, report)
-                await work.run(client, every)
+            with open_journal(Path("out")) as kept:
+                work = Batch(client, kept)
+                await work.run(every)
         return work
 
     return run_virtual(run())

@@ -43,6 +43,7 @@ WRONG = {
     '{"prompt": "a", "n": 11}': "n 11 is not allowed; use a number from 1 to 10",
     '{"prompt": "a", "n": "2"}': "n must be an int or None",
     '{"prompt": "a", "id": "../a"}': NO_FILE_NAME,
+    '{"prompt": "a", "id": ""}': NO_FILE_NAME,
     '{"prompt": "a", "id": ".hidden"}': NO_FILE_NAME,
     '{"prompt": "a", "id": "-o"}': NO_FILE_NAME,
     '{"prompt": "a", "id": true}': "id must be a string or a whole number",
@@ -135,14 +136,6 @@ def test_an_id_does_not_depend_on_a_row_that_has_its_own() -> None:
     assert ids[0] == ids[1]
 
 
-def test_many_wrong_lines_are_not_all_listed() -> None:
-    """The message lists five wrong lines and the number of the others."""
-    with pytest.raises(CommandError) as caught:
-        read("nothing\n" * 8)
-    assert str(caught.value).count("is not valid JSON") == 5
-    assert str(caught.value).endswith("; and 3 more")
-
-
 def test_an_empty_file_is_a_mistake() -> None:
     """A file without prompts is refused."""
     with pytest.raises(CommandError, match="contains no prompts"):
@@ -191,7 +184,7 @@ _ROWS: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(_ROWS, min_size=1, max_size=8), st.randoms())
+@given(st.lists(_ROWS, min_size=1, max_size=8, unique_by=json.dumps), st.randoms())
 def test_rows_keep_their_ids_when_moved(rows: list[dict[str, object]], chance: object) -> None:
     """Derived ids are unique file names and do not depend on the order of the rows."""
     lines = [json.dumps(row) for row in rows]

@@ -171,7 +171,7 @@ def test_a_vendors_message_cannot_reach_the_terminal(
     capsys: Capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     imagen_emulator: BackgroundEmulator,
 ) -> None:  # fmt: skip
-    """It is escaped in the error of one image and in progress and summary of a prompt file."""
+    """It is escaped in the error of one image, and in a row's line and the summary of a file."""
     prepare(tmp_path, monkeypatch, imagen_emulator)
     refusal = {"error": {"code": 403, "message": f"denied {NASTY}", "status": "PERMISSION_DENIED"}}
     for vendor in imagen_emulator.app.vendors:
@@ -184,6 +184,7 @@ def test_a_vendors_message_cannot_reach_the_terminal(
     many = cli(capsys, *COMMAND)
     assert many.code == 1
     assert harmless(many.out + many.err)
+    assert "denied" in many.err
     assert "denied" in many.out
 
 
