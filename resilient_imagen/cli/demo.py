@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from urllib.request import getproxies, proxy_bypass
 
 import typer
 
 from resilient_imagen.cli.command_errors import FAILED, CommandError
 
 if TYPE_CHECKING:
-    from urllib.parse import SplitResult
-
     from rich.console import Console
 
     from resilient_imagen.cli.demo_scenario import DemoRun
 
 __all__ = ["demo"]
 
-_PORTS: Final = {"http": 80, "https": 443}
-_CONNECT_SECONDS: Final = 3.0
-"""Seconds until a collector must accept a connection."""
+_ANSWER_SECONDS: Final = 3.0
+"""Seconds in which a collector must answer."""
 
 
 def demo(
@@ -60,7 +55,7 @@ def demo(
     """
     from resilient_imagen.cli.client_session import run_traced
     from resilient_imagen.cli.demo_scenario import DemoRun, demo_emulator
-    from resilient_imagen.cli.demo_view import draw_contact_sheet, show_breaker, show_times
+    from resilient_imagen.cli.demo_view import draw_contact_sheet, show_breaker
     from resilient_imagen.cli.files import check_target, write_whole
     from resilient_imagen.cli.terminal import Console
 
@@ -69,15 +64,11 @@ def demo(
     elif output.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise CommandError(f"{output}: the contact sheet is a .png or a .jpg")
     check_target("-o", output)
-    collector = (jaeger_otlp_url or _otlp_address(jaeger_url)) if jaeger else None
-    if jaeger:
-        _check_listening(collector)
+    collector = _collector(jaeger_otlp_url, jaeger_url) if jaeger else None
     console = Console()
     run = DemoRun(demo_emulator())
     main = partial(_run, console, run, vertex=vertex)
     arrived = run_traced(main, collector=collector, asked=jaeger)
-    console.print()
-    show_times(console, run)
     console.print()
     show_breaker(console, run)
     write_whole(output, draw_contact_sheet(run, output.suffix))
@@ -93,52 +84,29 @@ def demo(
         raise SystemExit(FAILED)
 
 
-def _otlp_address(jaeger_url: str) -> str | None:
-    """Return the usual address beside Jaeger's pages, or None if the environment has one."""
-    if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "TRACES_")):
-        return None
-    return f"http://{_parsed(jaeger_url).hostname or 'localhost'}:4318"
-
-
-def _parsed(url: str) -> SplitResult:
-    from resilient_imagen._validation import HTTP, split_url
-
-    try:
-        return split_url(url, HTTP)
-    except ValueError:
-        shown = re.sub(r"//[^/]*@", "//", url)
-        raise CommandError(
-            f"{shown} is not an address such as http://localhost:4318: see --jaeger-url and "
-            "--jaeger-otlp-url"
-        ) from None
-
-
-def _check_listening(collector: str | None) -> None:
-    """Check that something accepts traces, which the exporter would only report at the end.
-
-    Args:
-        collector: Base address of the collector; None for the environment's.
+def _collector(otlp_url: str | None, jaeger_url: str) -> str | None:
+    """Return the address for traces, which answers; None if OpenTelemetry's variables have it.
 
     Raises:
-        CommandError: The address is malformed, or no connection to it can be opened.
+        CommandError: Nothing answers there. The exporter would report that only at the end.
     """
-    from resilient_imagen.telemetry.setup import otlp_address, without_credentials
+    import httpx2
 
-    address = otlp_address(collector)
-    if address is None:
-        return
-    parts = _parsed(address)
-    host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    if parts.scheme in getproxies() and not proxy_bypass(host):
-        return  # the exporter does not connect to the collector itself
+    kinds = ("", "TRACES_")
+    if otlp_url is None and any(os.environ.get(f"OTEL_EXPORTER_OTLP_{k}ENDPOINT") for k in kinds):
+        return None
+    address = otlp_url or jaeger_url
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
+        if otlp_url is None:
+            address = f"{httpx2.URL(jaeger_url).copy_with(scheme='http', port=4318, path='/')}"
+        httpx2.get(address, timeout=_ANSWER_SECONDS)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        shown = re.sub(r"//[^/]*@", "//", address)
         raise CommandError(
-            f"nothing takes traces at {without_credentials(address)} "
-            f"({error.strerror or 'no answer'}): start a Jaeger, or give its address by "
+            f"nothing takes traces at {shown} ({error}): start a Jaeger, or give its address by "
             "--jaeger-url or --jaeger-otlp-url"
         ) from None
+    return address
 
 
 async def _run(console: Console, run: DemoRun, *, vertex: bool) -> None:

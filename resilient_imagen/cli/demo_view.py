@@ -1,10 +1,9 @@
-"""The demo's output: the live table, the closing words, and the contact sheet."""
+"""The demo's output: the live table, what the breaker did, and the contact sheet."""
 
 from __future__ import annotations
 
 import io
 from contextlib import contextmanager
-from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_imagen.snapshots import BreakerSnapshot
     from resilient_imagen.telemetry.events import BreakerChanged
 
-__all__ = ["draw_contact_sheet", "show_breaker", "show_times", "watching"]
+__all__ = ["draw_contact_sheet", "show_breaker", "watching"]
 
 _STYLES: Final = {"google": "blue", "vertex": "cyan", "openai": "green"}
 _WIDEST: Final = 52
@@ -103,25 +102,6 @@ def _line(image: DemoImage) -> str:
     reason = image.failure or (image.result and image.result.fallback_reason)
     why = f"  ({reason})" if reason else ""
     return f"Google {image.phase:<10}  scene {image.scene + 1}  {_served(image)}{why}"
-
-
-def show_times(console: Console, run: DemoRun) -> None:
-    """Print seconds per image, by provider and phase."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for image in run.images:
-        if image.result is not None:
-            key = image.phase, image.result.provider
-            seconds.setdefault(key, []).append(image.result.latency_s)
-    served = {provider for _, provider in seconds}
-    providers = [each for each in _STYLES if each in {"google", "openai", *served}]
-    table = Table("", title="seconds per image (median / longest)", title_justify="left")
-    for provider in providers:
-        table.add_column(provider, justify="right")
-    for phase in PHASES:
-        found = [seconds.get((phase, provider)) for provider in providers]
-        cells = [f"{len(s)} images: {median(s):.1f} / {max(s):.1f}" if s else "-" for s in found]
-        table.add_row(f"Google {phase}", *cells)
-    console.print(table)
 
 
 def show_breaker(console: Console, run: DemoRun) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
 
-__all__ = ["otlp_address", "setup_tracing", "without_credentials"]
+__all__ = ["setup_tracing"]
 
 _TIMEOUT: Final = 3.0
 """Seconds for an export, retries included, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise."""
@@ -88,23 +88,6 @@ def setup_tracing(
     return finish
 
 
-def otlp_address(endpoint: str | None = None) -> str | None:
-    """Return the address to which ``setup_tracing`` sends spans over OTLP; None if to none.
-
-    Args:
-        endpoint: The same as for ``setup_tracing``.
-    """
-    if _refusal() or "otlp" not in _exporters_asked_for(endpoint) or _is_set_up():
-        return None
-    return endpoint or _otlp_variable("ENDPOINT") or _LOCAL
-
-
-def without_credentials(address: str) -> str:
-    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
 def _is_set_up() -> bool:
     """Return whether there is a provider already, as under `opentelemetry-instrument`."""
     return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -159,7 +142,13 @@ def _new_exporter(kind: str, endpoint: str | None, warn: Callable[[str], None]) 
         timeout=None if _otlp_variable("TIMEOUT") else _TIMEOUT,
     )
     address = endpoint or _otlp_variable("ENDPOINT") or _LOCAL
-    return BackoffExporter(exporter, without_credentials(address), warn)
+    return BackoffExporter(exporter, _without_credentials(address), warn)
+
+
+def _without_credentials(address: str) -> str:
+    """Return an address as it may be shown: without a user, a password, a query or a fragment."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _resource(service_name: str) -> Resource:
